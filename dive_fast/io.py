@@ -1,0 +1,126 @@
+"""Files written whole or not at all, hashes, and JSON that hashes the same everywhere. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dive_fast.types import DiveError, InputError
+
+
+@contextmanager
+def clear_disk_errors(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write into one sentence with a remedy."""
+    remedies = {
+        errno.ENOSPC: "the disk is full; free space or choose another --out, then rerun: finished work is kept",
+        errno.EDQUOT: "the disk quota is used up; free space or choose another --out, then rerun: finished work is kept",
+        errno.EROFS: "the file system is read-only; choose another --out",
+        errno.EACCES: "permission denied; choose an --out that you may write to",
+        errno.EPERM: "permission denied; choose an --out that you may write to",
+        errno.ENOTDIR: "a part of this path is a file, not a folder; choose another --out",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno in remedies:
+            raise DiveError(f"cannot write {path}: {remedies[error.errno]}") from error
+        raise
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it replaces `path`, on failure it is removed.
+
+    Done means that the file exists: a reader never sees half of one.
+    """
+    path = Path(path)
+    with clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o644)
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path | str, data: bytes | str) -> None:
+    """Writes `data` to `path` whole or not at all (text as UTF-8)."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file, read in chunks."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+
+
+def _sha256(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces, so that equal values have equal hashes on every machine."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Atomically writes readable JSON with sorted keys."""
+    atomic_write(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str, what: str) -> Any:
+    """Parsed JSON of an untrusted file; a missing or broken one raises `InputError` that names `what`."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{what}: {path} does not exist") from error
+    except NotADirectoryError as error:
+        raise InputError(f"{what}: {path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{what}: {path} is not valid JSON ({error}); make it again") from error
+
+
+def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:
+    """Atomically writes one canonical JSON value a line."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(canonical_json(row) + "\n")
+
+
+def read_jsonl(path: Path | str, what: str) -> Iterator[Any]:
+    """Streams the values of a JSON-lines file; a broken line raises `InputError` with its number."""
+    with open(path, encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{what}: {path} line {number} is not valid JSON; delete the file and rerun") from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint ", nearest 'x'" for an unknown name, or "" when nothing is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", nearest {matches[0]!r}" if matches else ""

@@ -1,0 +1,140 @@
+"""Records that every room shares. Standard library only, frozen, JSON-able."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Modality = Literal["rgb", "ir"]
+Source = Literal["real", "synthetic"]
+PairMode = Literal["real-rgb", "synthetic", "photo-guided"]
+
+MODALITIES: tuple[Modality, ...] = ("rgb", "ir")
+PAIR_MODES: tuple[PairMode, ...] = ("real-rgb", "synthetic", "photo-guided")
+
+
+class DiveError(Exception):
+    """The work failed (exit code 1). The message is one sentence: what, where and the remedy."""
+
+    exit_code = 1
+
+
+class InputError(DiveError):
+    """The input is bad (exit code 2). The message is one sentence: what, where and the remedy."""
+
+    exit_code = 2
+
+
+R = TypeVar("R")
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A record as plain JSON types; nested records become dicts, tuples become lists."""
+    return asdict(record)
+
+
+def from_dict(cls: type[R], data: object, where: str) -> R:
+    """Builds a flat record from untrusted JSON; unknown or missing fields raise `InputError` naming `where`."""
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a JSON object for {cls.__name__}, got {type(data).__name__}")
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise InputError(f"{where}: unknown field(s) {', '.join(unknown)} in {cls.__name__}; it has {sorted(known)}")
+    try:
+        return cls(**data)
+    except TypeError as error:
+        raise InputError(f"{where}: {cls.__name__} is incomplete: {error}") from error
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera and the code word that stands for it in prompts.
+
+    `code` is fixed once, stored with the adapter and never drawn again: a new code would be one the LoRA never saw.
+    """
+
+    name: str
+    modality: Modality
+    code: str
+
+    def __post_init__(self) -> None:
+        if self.modality not in MODALITIES:
+            raise InputError(f"camera {self.name!r}: modality must be one of {MODALITIES}, got {self.modality!r}")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A person and the vocabulary token that was learned for them."""
+
+    pid: str
+    placeholder: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image file of one person by one camera."""
+
+    path: Path
+    pid: str
+    camera: str
+    source: Source = "real"
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """What one pair is to be, before it is made.
+
+    `seed` depends on (run seed, pid, index) only, so it is independent of sharding, batch and machine, and both
+    generated sides of a pair start from the same noise. `rgb` and `ir` are camera names; `photo` is the real RGB
+    photo, relative to the plan's `photo_root` (None when both sides are generated).
+    """
+
+    pair_id: str
+    pid: str
+    index: int
+    rgb: str
+    ir: str
+    seed: int
+    photo: str | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The row counts (UNet batch rows, guidance included) and the image size in pixels that an engine accepts."""
+
+    rows_min: int
+    rows_opt: int
+    rows_max: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """`engine.json`: what an engine folder holds and what it was made from.
+
+    `files` maps a part (text_encoder, unet, vae_decoder, vae_encoder) to a path relative to the folder.
+    `model_fingerprint` is that of the fused model; `gpu` is None for an engine that any CPU can run.
+    """
+
+    backend: str
+    precision: str
+    profile: Profile
+    model_fingerprint: str
+    files: dict[str, str]
+    versions: dict[str, str]
+    gpu: str | None = None
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """One finished pair: its spec, its files (relative to the dataset), their hashes, and what made them."""
+
+    spec: PairSpec
+    files: dict[str, str]
+    sha256: dict[str, str]
+    engine_fingerprint: str
+    scores: dict[str, float]
+    status: Literal["done", "rejected"] = "done"
