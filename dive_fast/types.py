@@ -80,6 +80,7 @@ class Sample:
     pid: str
     camera: str
     source: Source = "real"
+    modality: Modality = "rgb"
 
 
 @dataclass(frozen=True)
