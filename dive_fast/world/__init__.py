@@ -1,0 +1,1 @@
+"""The pocket world: seeded synthetic pedestrians, seen by RGB and near-infrared cameras."""

@@ -1,0 +1,87 @@
+"""Training images and captions of the pocket base model, rendered from identities that no ReID split holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dive_fast.io import atomic_path
+from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH, random_grey_camera, random_rgb_camera
+from dive_fast.world.persons import caption, sample_person, sample_shot
+from dive_fast.world.render import render
+
+# Keeps base identities apart from every world's: a world seeds its persons with a hash, never with this word.
+_NAMESPACE = 0xBA5E
+_CODE_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+@dataclass(frozen=True)
+class BaseImages:
+    """`images` uint8 [N, 128, 64, 3] and one caption each."""
+
+    images: np.ndarray
+    captions: list[str]
+
+
+def _random_code(rng: np.random.Generator) -> str:
+    """A meaningless camera word, so that the text encoder has met such words before the LoRA gives them a meaning."""
+    return "".join(_CODE_LETTERS[i] for i in rng.integers(0, len(_CODE_LETTERS), 4))
+
+
+def _one(seed: int, index: int, grey_share: float, noise_share: float) -> tuple[np.ndarray, str]:
+    rng = np.random.default_rng([_NAMESPACE, seed, index])
+    person, shot = sample_person(rng), sample_shot(rng)
+    grey = rng.random() < grey_share
+    camera = random_grey_camera(rng) if grey else random_rgb_camera(rng)
+    image = render(person, camera, shot, noise=bool(rng.random() < noise_share))
+    # Half the captions are complete; the rest leave phrases out, as captions of real photos do.
+    drop = 0.0 if rng.random() < 0.5 else 0.3
+    text = caption(person, camera.words, shot, drop=drop, rng=rng)
+    if rng.random() < 0.25:
+        text = text.replace("a photo", f"a {_random_code(rng)} photo", 1)
+    return image, text
+
+
+def _chunk(task: tuple[int, int, int, float, float]) -> tuple[int, np.ndarray, list[str]]:
+    seed, start, stop, grey_share, noise_share = task
+    pairs = [_one(seed, i, grey_share, noise_share) for i in range(start, stop)]
+    return start, np.stack([image for image, _ in pairs]), [text for _, text in pairs]
+
+
+def render_base_images(
+    seed: int,
+    count: int,
+    *,
+    grey_share: float,
+    noise_share: float,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+    chunk: int = 250,
+) -> BaseImages:
+    """Renders `count` images; image i depends on (seed, i) and the two shares only, never on `workers`."""
+    images = np.empty((count, IMAGE_HEIGHT, IMAGE_WIDTH, 3), dtype=np.uint8)
+    captions: list[str] = [""] * count
+    tasks = [(seed, i, min(i + chunk, count), grey_share, noise_share) for i in range(0, count, chunk)]
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        for start, block, texts in pool.map(_chunk, tasks):
+            images[start : start + len(block)] = block
+            captions[start : start + len(block)] = texts
+            if progress is not None:
+                progress(len(block))
+    return BaseImages(images, captions)
+
+
+def save_images(path: Path, data: BaseImages) -> None:
+    """Caches rendered images beside a training run, so that a resumed run starts at once."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, images=data.images, captions=np.array(data.captions))
+
+
+def load_images(path: Path) -> BaseImages:
+    with np.load(path, allow_pickle=False) as data:
+        return BaseImages(data["images"], [str(text) for text in data["captions"]])

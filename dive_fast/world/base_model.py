@@ -1,0 +1,145 @@
+"""The pocket base model: Stable Diffusion 1.5's classes and scheduler, small enough to train on two cores.
+
+Latents are 16 x 8 with 16 channels: as many numbers a photo as a factor-4 autoencoder with 4 channels would keep,
+at a quarter of the positions, so one UNet row costs 0.6 GFLOP.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH
+from dive_fast.world.persons import caption_words
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+# Words of the personalise templates; with these in the vocabulary a prompt is a dozen tokens, not fifty.
+TEMPLATE_WORDS = (
+    "an the one this image picture snapshot frame shot view photograph still capture cropped full body surveillance "
+    "camera cam street pedestrian walking standing seen by from in on at with of to taken recorded"
+)
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """Sizes of the three networks. The defaults are the shipped model's."""
+
+    latent_channels: int = 16
+    vae_channels: tuple[int, ...] = (16, 32, 64, 96)
+    unet_channels: tuple[int, ...] = (96, 128, 144)
+    text_width: int = 128
+    text_layers: int = 2
+    heads: int = 4
+    tokens: int = 77  # of a prompt, as CLIP
+
+    @property
+    def factor(self) -> int:
+        return 2 ** (len(self.vae_channels) - 1)
+
+
+def build_tokenizer(folder: Path, shape: BaseShape) -> CLIPTokenizer:
+    """Trains a CLIP-style byte-level BPE on the closed vocabulary of captions and saves it to `folder`.
+
+    Every caption word becomes one token; anything else (camera codes) falls apart into characters.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    words = sorted({*caption_words(), *TEMPLATE_WORDS.split()})
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe.train_from_iterator(words * 10, trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in trained["merges"]]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(m.replace(" ", "") for m in merges), BOS, EOS]
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    tokenizer = CLIPTokenizer(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"),
+        bos_token=BOS, eos_token=EOS, unk_token=EOS, pad_token=EOS, model_max_length=shape.tokens,
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def new_vae(shape: BaseShape) -> AutoencoderKL:
+    """Autoencoder from [B, 3, H, W] in -1..1 to latents [B, latent_channels, H / factor, W / factor]."""
+    from diffusers import AutoencoderKL
+
+    levels = len(shape.vae_channels)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=shape.vae_channels,
+        layers_per_block=1,
+        latent_channels=shape.latent_channels,
+        norm_num_groups=8,
+        sample_size=IMAGE_HEIGHT,
+        mid_block_add_attention=False,
+    )
+
+
+def new_text_encoder(shape: BaseShape, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """CLIP's text transformer: token ids [P, tokens] to embeddings [P, tokens, text_width]."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.text_width,
+        intermediate_size=4 * shape.text_width,
+        num_hidden_layers=shape.text_layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.tokens,
+        projection_dim=shape.text_width,
+        hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def new_unet(shape: BaseShape) -> UNet2DConditionModel:
+    """The denoiser; as in Stable Diffusion 1.5 its coarsest level has no attention."""
+    from diffusers import UNet2DConditionModel
+
+    levels = len(shape.unet_channels)
+    return UNet2DConditionModel(
+        sample_size=(IMAGE_HEIGHT // shape.factor, IMAGE_WIDTH // shape.factor),
+        in_channels=shape.latent_channels,
+        out_channels=shape.latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+        block_out_channels=shape.unet_channels,
+        layers_per_block=1,
+        cross_attention_dim=shape.text_width,
+        attention_head_dim=shape.heads,  # diffusers' name for the number of heads, kept for SD 1.5's sake
+        norm_num_groups=16,
+    )
+
+
+SCHEDULER_CONFIG: dict[str, object] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}

@@ -1,0 +1,76 @@
+"""The world's promises to its users: infrared is no function of grey, captions stay in their vocabulary."""
+
+import numpy as np
+import pytest
+
+from dive_fast.world.cameras import MARKET_CAMERAS, SYSU_CAMERAS, random_grey_camera, random_rgb_camera
+from dive_fast.world.optics import DYES, MATERIALS, garment_nir, luma, weave_maps
+from dive_fast.world.persons import base_person, caption, caption_words, sample_person, sample_shot, world_person
+
+
+def random_garments(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Luma and NIR, each [count], of the tops of random persons."""
+    rng = np.random.default_rng(0)
+    tops = [(p.top_material, p.top_dye) for p in (sample_person(rng) for _ in range(count))]
+    return np.array([luma(DYES[d].rgb) for _, d in tops]), np.array([garment_nir(m, d) for m, d in tops])
+
+
+def test_luma_predicts_infrared_badly():
+    grey, infrared = random_garments(2000)
+    assert abs(np.corrcoef(grey, infrared)[0, 1]) < 0.15
+    # nor does any smooth curve: a cubic explains little of the variance
+    residual = infrared - np.polyval(np.polyfit(grey, infrared, 3), grey)
+    assert 1 - residual.var() / infrared.var() < 0.25
+
+
+def test_infrared_uses_its_whole_range():
+    values = [garment_nir(m, d) for m in MATERIALS for d in DYES]
+    assert min(values) < 0.10 and max(values) > 0.90
+    assert garment_nir("cotton", "black") > 2 * garment_nir("nylon", "white")
+
+
+def test_infrared_keeps_both_dyes_of_most_patterns_apart():
+    dyes = tuple(DYES)
+    gaps = [abs(garment_nir("cotton", a) - garment_nir("cotton", b)) for a in dyes for b in dyes if a != b]
+    assert np.mean(np.array(gaps) > 0.05) > 0.7
+
+
+def test_weaves_differ_between_materials():
+    relative, additive = weave_maps(256, 128)
+    flat = (relative + additive).reshape(len(relative), -1)[2:]  # without bare skin and cotton, which are smooth
+    assert np.all(flat.std(axis=1) > 0.05)
+    assert np.abs(np.corrcoef(flat) - np.eye(len(flat))).max() < 0.2
+
+
+def test_captions_stay_in_the_closed_vocabulary_and_short():
+    rng = np.random.default_rng(1)
+    known = set(caption_words())
+    used: set[str] = set()
+    for _ in range(1500):
+        words = caption(sample_person(rng), random_rgb_camera(rng).words, sample_shot(rng)).split()
+        assert len(words) <= 40
+        used.update(words)
+    for camera in (*SYSU_CAMERAS.values(), *MARKET_CAMERAS.values(), random_grey_camera(rng)):
+        used.update(camera.words.split())
+    assert used == known
+    assert caption_words() == sorted(known)
+
+
+def test_dropping_phrases_shortens_captions():
+    rng = np.random.default_rng(2)
+    person, shot = sample_person(rng), sample_shot(rng)
+    full = caption(person, "bright warm indoor", shot)
+    assert caption(person, "bright warm indoor", shot, drop=1.0, rng=rng) == "a photo of a person"
+    partial = [caption(person, "bright warm indoor", shot, drop=0.4, rng=rng) for _ in range(20)]
+    assert len(set(partial)) > 10
+    assert all(set(p.split()) <= set(full.split()) and len(p) <= len(full) for p in partial)
+    with pytest.raises(ValueError, match="rng"):
+        caption(person, "bright warm indoor", shot, drop=0.4)
+
+
+def test_base_and_world_identities_never_meet():
+    base = {base_person(0, i) for i in range(300)}
+    world = {world_person(0, i) for i in range(300)}
+    assert len(base) == len(world) == 300
+    assert not base & world
+    assert world_person(0, 7) == world_person(0, 7) != world_person(1, 7)
