@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -117,7 +117,8 @@ class EngineSpec:
     """`engine.json`: what an engine folder holds and what it was made from.
 
     `files` maps a part (text_encoder, unet, vae_decoder, vae_encoder) to a path relative to the folder.
-    `model_fingerprint` is that of the fused model; `gpu` is None for an engine that any CPU can run.
+    `model_fingerprint` is that of the fused model; `gpu` is None for an engine that any CPU can run. `sha256` maps
+    every file of the folder that changes what the engine makes (relative path) to its hash.
     """
 
     backend: str
@@ -127,6 +128,7 @@ class EngineSpec:
     files: dict[str, str]
     versions: dict[str, str]
     gpu: str | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+# Needs Python >= 3.10 and make; everything else goes into .venv. `make PYTHON=python3.12 ...` chooses the Python.
+PYTHON ?= python3
+EXTRAS ?= torch,train,export,cpu,report,dev
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+
+# GPU targets: your own Python with a CUDA build of torch, or else the .venv.
+ifdef GPU_PYTHON
+GPU_READY :=
+else
+GPU_PYTHON := $(PY)
+GPU_READY := $(STAMP)
+endif
+GPU_RUN := env PYTHONPATH=.:kernels:export $(GPU_PYTHON)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check kernels gpu-test clean
+
+help:
+	@echo "make demo      the main job on the pocket world, from photos to a report: opens demo/index.html"
+	@echo "make test      every test that needs no GPU"
+	@echo "make check     lint, format, types, and who may import whom"
+	@echo "make kernels   compile the Triton kernels ahead of time into build/kernels/cubins (no GPU needed)"
+	@echo "make gpu-test  the kernels on this machine's GPU (GPU_PYTHON=python3 uses your own CUDA torch)"
+	@echo "make clean     remove .venv, build and caches; demo/ and runs/ stay"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "dive-fast needs Python >= 3.10, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "'$(PYTHON)' cannot make a virtual environment; on Debian or Ubuntu install the package python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV) (1.4 GB, a minute or two)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP)
+	$(VENV)/bin/dive-fast demo --out demo
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+check: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q tests/test_imports.py
+
+kernels: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[kernels]'
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B build/kernels -DDIVE_KERNELS_AOT=ON -DPython_EXECUTABLE=$(CURDIR)/$(PY)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/kernels
+
+gpu-test: $(GPU_READY)
+	@$(GPU_RUN) -m dive_fast.cli doctor --need triton-kernels
+	$(GPU_RUN) -m pytest -m gpu
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,77 @@
+"""What commands share: options that mean the same everywhere, and the last line."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from dive_fast.types import InputError
+
+if TYPE_CHECKING:
+    from dive_fast.types import Sample
+
+Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON that sums up what was done.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if it can.")]
+Layout = Literal["market", "market-gt-bbox", "folder"]
+LAYOUT_HELP = (
+    "How the RGB photos lie: Market-1501's training split, its gt_bbox (as DiVE used it; contains test identities), "
+    "or one folder per identity."
+)
+
+
+def say(line: str) -> None:
+    """A line about progress; standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def finish(text: str, summary: Mapping[str, Any], as_json: bool) -> None:
+    """The result for a reader and, if wanted, for a program: JSON on the last line."""
+    print(text)
+    if as_json:
+        print(json.dumps(summary, sort_keys=True, default=str))
+
+
+def names(text: str | None) -> list[str]:
+    """The parts of a comma-separated option; none of them may be empty."""
+    if text is None:
+        return []
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise InputError(f"a comma-separated list has an empty part: {text!r}")
+    return parts
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of "512x256"; None stays None."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise InputError(f"an image size is HEIGHTxWIDTH, as 512x256, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def read_photos(root: Path, layout: Layout, camera: str) -> list[Sample]:
+    """The RGB photos of people outside the paired set, all as from one camera."""
+    from dive_fast.data import read_folder, read_market
+
+    if layout == "folder":
+        return read_folder(root, camera)
+    return read_market(root, "gt_bbox" if layout == "market-gt-bbox" else "train", camera)
+
+
+def torch_device(device: str) -> str:
+    """The device that torch computes on; asking for a GPU that is not there raises."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device cuda: torch {torch.__version__} sees no GPU; dive-fast doctor says what is missing")
+    return device

@@ -1,0 +1,128 @@
+"""`dive-fast personalize`, `fuse` and `export`: from photos to an adapter, a fused model and an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dive_fast.commands.common import LAYOUT_HELP, Json, Layout, finish, image_size, read_photos
+from dive_fast.types import InputError
+
+if TYPE_CHECKING:
+    from dive_fast.types import Sample
+
+Base = Annotated[str, typer.Option(help="Base model folder in diffusers' layout; pocket is the shipped one.")]
+
+
+def personalize(
+    out: Annotated[Path, typer.Option(help="Adapter folder to write.")],
+    model: Base = "pocket",
+    paired: Annotated[
+        Path | None, typer.Option(help="SYSU-MM01 tree: people in RGB and infrared, its train and val lists.")
+    ] = None,
+    external: Annotated[Path | None, typer.Option(help="Photos of people in RGB only.")] = None,
+    external_layout: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = "market",
+    external_camera: Annotated[str, typer.Option(help="The one camera name that external photos get.")] = "cam7",
+    external_prefix: Annotated[
+        str, typer.Option(help="Put before external identities' names, so that they differ from the paired ones'.")
+    ] = "",
+    onto: Annotated[
+        str | None, typer.Option(help="Trained adapter to add new identities to; its LoRA stays as it is.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 3000,
+    batch: Annotated[int, typer.Option(min=1, help="Photos a step.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA; DiVE used 128 on Stable Diffusion 1.5.")] = 16,
+    lora_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the LoRA.")] = 1e-3,
+    token_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the identity vectors.")] = 5e-3,
+    ir_share: Annotated[float, typer.Option(min=0, max=1, help="Share of infrared photos in a batch.")] = 0.35,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between states that a rerun resumes from.")] = 100,
+    json: Json = False,
+) -> None:
+    """Learn identities (one vector each) and cameras (LoRA) from photos; rerun to resume."""
+    samples = _training_samples(paired, external, external_layout, external_camera, external_prefix)
+    from dive_fast.models import load_adapter, load_bundle
+    from dive_fast.train.personalize import PersonalizeConfig
+    from dive_fast.train.personalize import personalize as learn
+
+    config = PersonalizeConfig(
+        steps=steps,
+        batch=batch,
+        rank=rank,
+        lora_lr=lora_lr,
+        token_lr=token_lr,
+        ir_share=ir_share,
+        seed=seed,
+        save_every=save_every,
+    )
+    base = load_adapter(onto) if onto is not None else None
+    adapter = learn(load_bundle(model), samples, out, config, onto=base)
+    cameras = ", ".join(camera.name for camera in adapter.cameras)
+    finish(
+        f"adapter {out}: {len(adapter.identities):,} identities, cameras {cameras}",
+        {"adapter": out, "identities": len(adapter.identities), "cameras": [c.name for c in adapter.cameras],
+         "photos": len(samples), "fingerprint": adapter.fingerprint},
+        json,
+    )  # fmt: skip
+
+
+def _training_samples(
+    paired: Path | None, external: Path | None, layout: Layout, camera: str, prefix: str
+) -> list[Sample]:
+    """Both sets of people; names that are in both raise, as they are different people."""
+    from dive_fast.data import merge_samples, read_sysu
+
+    if paired is None and external is None:
+        raise InputError("no photos to learn from; give --paired, --external or both")
+    known = read_sysu(paired, "trainval") if paired is not None else []
+    others = read_photos(external, layout, camera) if external is not None else []
+    shared = {sample.pid for sample in known} & {prefix + sample.pid for sample in others}
+    if shared:
+        raise InputError(
+            f"{len(shared):,} identity names are in --paired and in --external, first {min(shared)!r}; "
+            "tell the people apart with --external-prefix"
+        )
+    return merge_samples(known, others, prefixes=["", prefix])
+
+
+def fuse(
+    adapter: Annotated[str, typer.Option(help="Adapter folder; pocket is the shipped one.")],
+    out: Annotated[Path, typer.Option(help="Fused model folder to write; plain diffusers opens it.")],
+    model: Base = "pocket",
+    scale: Annotated[float, typer.Option(min=0, help="Strength of the LoRA.")] = 1.0,
+    json: Json = False,
+) -> None:
+    """Put an adapter's LoRA and identities into the weights of its base model."""
+    from dive_fast import models
+
+    fused = models.fuse(models.load_bundle(model), models.load_adapter(adapter), scale)
+    models.save_bundle(fused, out)
+    people = len(fused.prompts.identities) if fused.prompts else 0
+    finish(
+        f"fused model {out}: {people:,} identities, fingerprint {fused.fingerprint[:12]}",
+        {"model": out, "identities": people, "fingerprint": fused.fingerprint},
+        json,
+    )
+
+
+def export(
+    model: Annotated[Path, typer.Option(help="Fused model folder, from dive-fast fuse.")],
+    out: Annotated[Path, typer.Option(help="Engine folder to write.")],
+    rows_max: Annotated[int, typer.Option(min=1, help="Most UNet rows a call; guidance takes two an image.")] = 64,
+    size: Annotated[str | None, typer.Option(help="Image size HEIGHTxWIDTH; by default the model's own.")] = None,
+    check: Annotated[bool, typer.Option(help="Measure each part against torch and refuse what is over budget.")] = True,
+    json: Json = False,
+) -> None:
+    """Export a fused model to an engine folder: ONNX opset 23 for onnxruntime."""
+    from dive_export.artifact import export_engine
+    from dive_fast.types import to_dict
+
+    spec = export_engine(model, out, rows_max, check, size=image_size(size))
+    profile = spec.profile
+    finish(
+        f"engine {out}: {spec.backend} {spec.precision}, {profile.height}x{profile.width}, up to {profile.rows_max} rows",
+        {"engine": out, **to_dict(spec)},
+        json,
+    )

@@ -1,0 +1,88 @@
+"""`dive-fast world`: the pocket world, its sheets, and the training of the pocket base model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dive_fast.commands.common import Json, finish, names
+from dive_fast.types import InputError
+
+app = typer.Typer(help="The pocket world: seeded people, cameras and photos, for trying everything out.")
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the world: other people, other photos.")]
+
+
+@app.command()
+def make(
+    out: Annotated[Path, typer.Option(help="Folder to write: sysu/, market/ and oracle/.")],
+    seed: Seed = 0,
+    paired_ids: Annotated[int, typer.Option(min=1, help="People with real RGB and infrared, to train on.")] = 24,
+    test_ids: Annotated[int, typer.Option(min=1, help="Held-out people with both.")] = 40,
+    external_ids: Annotated[int, typer.Option(min=1, help="People with RGB only.")] = 160,
+    images_per_camera: Annotated[int, typer.Option(min=1, help="Photos per paired or test person and camera.")] = 10,
+    market_images: Annotated[int, typer.Option(min=1, help="Photos per external person.")] = 10,
+    json: Json = False,
+) -> None:
+    """Render a SYSU-MM01 tree, a Market-1501 tree and the true infrared that a real city lacks; rerun to resume."""
+    from tqdm import tqdm
+
+    from dive_fast.world.trees import WorldSpec, build_world
+
+    spec = WorldSpec(seed, paired_ids, test_ids, external_ids, images_per_camera, market_images)
+    with tqdm(desc="render", unit="image") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        images = build_world(out, spec, progress)
+    finish(f"world {out}: {images:,} images", {"world": out, "images": images}, json)
+
+
+@app.command()
+def sheet(
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    pids: Annotated[str, typer.Option(help="People, comma-separated numbers.")] = "1,2,3,4",
+    seed: Seed = 0,
+    zoom: Annotated[int, typer.Option(min=1, max=8, help="Enlargement.")] = 2,
+    json: Json = False,
+) -> None:
+    """Draw some people through all six cameras, to look at."""
+    from dive_fast.io import atomic_path
+    from dive_fast.world.sheets import identity_sheet
+
+    wanted = names(pids)
+    if not all(pid.isdecimal() for pid in wanted):
+        raise InputError(f"--pids takes numbers, as 1,2,3, got {pids!r}")
+    picture = identity_sheet(seed, [int(pid) for pid in wanted], zoom=zoom)
+    with atomic_path(out) as temporary:
+        picture.save(temporary, "PNG")
+    finish(f"sheet {out}: {len(wanted)} people", {"sheet": out, "people": len(wanted)}, json)
+
+
+@app.command("train-base")
+def train_base(
+    out: Annotated[Path, typer.Option(help="Model folder to write, in Stable Diffusion 1.5's layout.")],
+    work: Annotated[Path, typer.Option(help="Folder for images, latents and states; a rerun resumes from it.")],
+    vae_steps: Annotated[int, typer.Option(min=1, help="Training steps of the autoencoder.")] = 2600,
+    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of text encoder and UNet.")] = 6000,
+    vae_images: Annotated[int, typer.Option(min=1, help="Rendered images for the autoencoder.")] = 6000,
+    unet_images: Annotated[int, typer.Option(min=1, help="Rendered images for the UNet.")] = 12000,
+    json: Json = False,
+) -> None:
+    """Train the pocket base model from nothing: hours on two CPU cores, resumable."""
+    from dive_fast.world import base_train
+
+    default = base_train.BaseTrainConfig()
+    config = replace(
+        default,
+        vae=replace(default.vae, steps=vae_steps),
+        unet=replace(default.unet, steps=unet_steps),
+        vae_images=vae_images,
+        unet_images=unet_images,
+    )
+    report = base_train.train_base(config, out, work)
+    finish(f"base model {out}", {"model": out, "autoencoder": report}, json)

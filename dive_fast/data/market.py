@@ -1,0 +1,52 @@
+"""Market-1501: flat folders whose file names carry identity and camera."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Literal
+
+from dive_fast.data.names import canonical_pid, image_files, require_folder, some
+from dive_fast.types import InputError, Sample
+
+MarketSplit = Literal["train", "query", "gallery", "gt_bbox"]
+
+_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test", "gt_bbox": "gt_bbox"}
+_NAME = re.compile(r"(-?\d+)_c(\d)s(\d)_(\d+)_(\d+)\.(?:jpg|png)")
+_JUNK, _BACKGROUND = -1, 0
+_EXPECTED = "Market-1501's layout: bounding_box_train/0002_c1s1_000451_03.jpg, query/, bounding_box_test/"
+
+
+def read_market(root: Path | str, split: MarketSplit = "train", camera: str = "cam7") -> list[Sample]:
+    """The images of one split, sorted by name; all get the one camera name `camera`, as DiVE does.
+
+    Junk boxes (-1) are never returned; background boxes (0) only in the gallery, as the distractors that they are.
+    Raises `InputError` when the folder is missing or empty or holds an image with another kind of name.
+    """
+    if split not in _FOLDERS:
+        raise InputError(f"Market split must be one of {tuple(_FOLDERS)}, got {split!r}")
+    folder = Path(root) / _FOLDERS[split]
+    require_folder(folder, _EXPECTED)
+    if split == "gt_bbox":
+        warnings.warn(
+            f"{folder} contains Market's TEST identities: after training on it, Market-1501 is no clean test set",
+            stacklevel=2,
+        )
+    files = image_files(folder)
+    names = {file: _NAME.fullmatch(file.name) for file in files}
+    foreign = [file.name for file in files if names[file] is None]
+    if foreign:
+        raise InputError(
+            f"{folder}: {len(foreign):,} images are not named like 0002_c1s1_000451_03.jpg "
+            f"({some(foreign)}); read such folders with read_folder"
+        )
+    left_out = {_JUNK} if split == "gallery" else {_JUNK, _BACKGROUND}
+    samples = [
+        Sample(file, canonical_pid(name.group(1), str(file)), camera)
+        for file, name in names.items()
+        if name and int(name.group(1)) not in left_out
+    ]
+    if not samples:
+        raise InputError(f"{folder} has no image of a person; expected names like 0002_c1s1_000451_03.jpg")
+    return samples

@@ -1,0 +1,76 @@
+"""SYSU-MM01's tree: camN/PID/NUMBER.jpg and comma-separated identity lists in exp/."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Literal, get_args
+
+from dive_fast.data.names import canonical_pid, image_files, natural_key, require_folder, some, subfolders
+from dive_fast.types import InputError, Modality, Sample
+
+SysuSplit = Literal["train", "val", "test", "trainval", "all"]
+
+INFRARED_CAMERAS = ("cam3", "cam6")
+CAMERA_NAME = re.compile(r"cam[0-9]+")
+
+_EXPECTED = "SYSU-MM01's layout: cam1/0001/0001.jpg ... cam6/... and exp/train_id.txt, val_id.txt, test_id.txt"
+
+
+def camera_modality(camera: str) -> Modality:
+    """SYSU's convention: cameras 3 and 6 are infrared, every other one is RGB."""
+    return "ir" if camera in INFRARED_CAMERAS else "rgb"
+
+
+def read_sysu(root: Path | str, split: SysuSplit = "train") -> list[Sample]:
+    """Every image of the split's identities, sorted by camera, identity and file number.
+
+    "trainval" joins two lists; "all" takes every identity folder and needs no exp/. An identity that is listed but has
+    no image is reported by a warning. Raises `InputError` when the folder is not such a tree or has no image to give.
+    """
+    root = Path(root)
+    if split not in get_args(SysuSplit):
+        raise InputError(f"SYSU split must be one of {get_args(SysuSplit)}, got {split!r}")
+    require_folder(root, _EXPECTED)
+    cameras = [folder for folder in subfolders(root) if CAMERA_NAME.fullmatch(folder.name)]
+    if not cameras:
+        raise InputError(f"{root} has no camera folder; expected {_EXPECTED}")
+    listed = None if split == "all" else _listed(root, split)
+    samples = [sample for camera in cameras for sample in _camera_samples(camera, listed)]
+    if not samples:
+        raise InputError(f"{root} has no image of split {split!r}; expected {_EXPECTED}")
+    missing = sorted((listed or set()) - {sample.pid for sample in samples}, key=natural_key)
+    if missing:
+        warnings.warn(
+            f"{root}: {len(missing):,} identities of split {split!r} have no image: {some(missing)}", stacklevel=2
+        )
+    return samples
+
+
+def read_ids(path: Path | str) -> list[str]:
+    """The identities of one exp/*_id.txt, in file order ("1,2" -> "0001", "0002"); names that are no number stay."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; expected {_EXPECTED}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text; expected comma-separated identities") from error
+    tokens = (token.strip() for token in re.split(r"[,\n]", text))
+    return [canonical_pid(token, str(path)) for token in tokens if token]
+
+
+def _listed(root: Path, split: str) -> set[str]:
+    parts = ("train", "val") if split == "trainval" else (split,)
+    return {pid for part in parts for pid in read_ids(root / "exp" / f"{part}_id.txt")}
+
+
+def _camera_samples(camera: Path, listed: set[str] | None) -> list[Sample]:
+    samples = []
+    for folder in subfolders(camera):
+        pid = canonical_pid(folder.name, str(camera))
+        if listed is None or pid in listed:
+            modality = camera_modality(camera.name)
+            samples += [Sample(file, pid, camera.name, modality=modality) for file in image_files(folder)]
+    return samples

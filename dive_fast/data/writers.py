@@ -1,0 +1,76 @@
+"""Writing the layouts that trainers read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from dive_fast.data.names import IMAGE_SUFFIXES, canonical_pid, is_number, natural_key, some
+from dive_fast.data.sysu import CAMERA_NAME, read_ids
+from dive_fast.io import atomic_write
+from dive_fast.types import InputError
+
+
+def sysu_name(camera: str, pid: str, number: int, suffix: str = ".jpg") -> str:
+    """Where a SYSU tree keeps an image, relative to its root: camN/PID/%04d.jpg.
+
+    Raises `InputError` for what a SYSU reader would not read back: a camera that is not camN, an all-digit identity
+    without its four digits, a number below 1, a suffix that is no image's.
+    """
+    if not CAMERA_NAME.fullmatch(camera):
+        raise InputError(f"camera {camera!r} cannot be written to a SYSU tree; name cameras cam1, cam2, ...")
+    spelling = canonical_pid(pid, "SYSU tree")
+    if spelling != pid:
+        raise InputError(f"identity {pid!r} cannot be written to a SYSU tree; spell it {spelling!r}")
+    if number < 1 or suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(f"no image of a SYSU tree can be number {number} with suffix {suffix!r}")
+    return f"{camera}/{pid}/{number:04d}{suffix}"
+
+
+class SysuTreeWriter:
+    """Names the files of a SYSU-MM01 tree under `root` and writes its identity lists; never replaces anything."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def image_path(self, camera: str, pid: str, number: int, suffix: str = ".jpg") -> Path:
+        """`root/camN/PID/%04d.jpg` for an image that is still to be written; raises as `sysu_name` and `new_path`."""
+        return self.new_path(sysu_name(camera, pid, number, suffix))
+
+    def new_path(self, name: str) -> Path:
+        """`root/name` for a file still to be written; one that exists or lies outside `root` raises `InputError`."""
+        path = self.root / name
+        if path.exists() or path.is_symlink():
+            raise InputError(f"{path} exists already and is not overwritten; remove it or choose another folder")
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise InputError(f"{path} leads out of {self.root}, by a link or by '..'; choose another folder")
+        return path
+
+    def write_ids(
+        self,
+        train: Iterable[str] | None = None,
+        val: Iterable[str] | None = None,
+        test: Iterable[str] | None = None,
+    ) -> None:
+        """Writes exp/{train,val,test}_id.txt, sorted; None leaves a list alone. Writing the same again changes nothing.
+
+        Raises `InputError` when a list of other identities is there already. Warns about names that are no number:
+        this project reads them, SYSU readers of the AGW family parse integers.
+        """
+        for split, given in (("train", train), ("val", val), ("test", test)):
+            if given is not None:
+                self._write_list(self.root / "exp" / f"{split}_id.txt", given)
+
+    def _write_list(self, path: Path, given: Iterable[str]) -> None:
+        pids = sorted({canonical_pid(pid, str(path)) for pid in given}, key=natural_key)
+        if path.exists():
+            if read_ids(path) != pids:
+                raise InputError(f"{path} lists other identities and is not overwritten; choose another folder")
+            return
+        words = [pid for pid in pids if not is_number(pid)]
+        if words:
+            warnings.warn(
+                f"{path}: {some(words)} are no numbers; AGW-family readers will not read this list", stacklevel=3
+            )
+        atomic_write(path, ",".join(str(int(pid)) if is_number(pid) else pid for pid in pids) + "\n")

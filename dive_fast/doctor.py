@@ -1,0 +1,124 @@
+"""What this machine can run, what it lacks and the remedy, as a table: a pure function of the facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from dive_fast.facts import PACKAGES, Facts
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `no` is a thing that is absent, `broken` one that is there and does not work."""
+
+    area: Literal["machine", "packages", "engines", "assets"]
+    name: str
+    state: Literal["ok", "no", "broken"]
+    value: str
+    remedy: str = ""
+
+
+def rows(facts: Facts) -> list[Row]:
+    """The whole table, worst news included."""
+    return [*_machine_rows(facts), *_package_rows(facts), *_engine_rows(facts), *_asset_rows(facts)]
+
+
+def table(listed: Iterable[Row]) -> str:
+    """Rows as text, one heading an area."""
+    lines: list[str] = []
+    area = ""
+    for row in listed:
+        if row.area != area:
+            area = row.area
+            lines.append(area)
+        remedy = f"; {row.remedy}" if row.remedy else ""
+        lines.append(f"  {row.state:<7} {row.name:<18} {row.value}{remedy}")
+    return "\n".join(lines)
+
+
+def _machine_rows(facts: Facts) -> list[Row]:
+    memory = "unknown"
+    if facts.memory:
+        memory = f"{facts.memory[0] / GIB:.1f} GiB, {facts.memory[1] / GIB:.1f} GiB available"
+    listed = [
+        Row("machine", "python", "ok", facts.python),
+        Row("machine", "system", "ok", facts.system),
+        Row("machine", "cores", "ok", str(facts.cores)),
+        Row("machine", "memory", "ok", memory),
+        Row("machine", "disk", "ok", f"{facts.disk[1] / GIB:.1f} GiB free in {facts.disk[0]}"),
+    ]
+    if facts.gpus:
+        driver = f" (driver for CUDA {facts.driver})" if facts.driver else ""
+        return [*listed, Row("machine", "gpu", "ok", ", ".join(facts.gpus) + driver)]
+    return [*listed, Row("machine", "gpu", "no", facts.gpu_problem or "none found")]
+
+
+def _package_rows(facts: Facts) -> list[Row]:
+    listed = []
+    for name, wanted in PACKAGES.items():
+        package = facts.packages.get(name)
+        install = f"pip install 'dive-fast[{wanted.extra}]'" if wanted.extra else "pip install dive-fast"
+        if package is None:
+            later = "" if wanted.used else " (nothing in this version uses it)"
+            listed.append(Row("packages", name, "no", "not installed", install + later))
+        elif package.error:
+            again = f"reinstall it: pip install --force-reinstall {name}"
+            listed.append(Row("packages", name, "broken", f"{package.version}, import fails: {package.error}", again))
+        else:
+            listed.append(Row("packages", name, "ok", package.version))
+    if {"onnxruntime", "onnxruntime-gpu"} <= set(facts.packages):
+        listed.append(
+            Row(
+                "packages",
+                "onnxruntime twice",
+                "broken",
+                "onnxruntime and onnxruntime-gpu share one folder, the last one installed has overwritten the other",
+                "pip uninstall -y onnxruntime onnxruntime-gpu, then install 'dive-fast[cpu]' or 'dive-fast[gpu]'",
+            )
+        )
+    return listed
+
+
+def _engine_rows(facts: Facts) -> list[Row]:
+    """Each way to run the networks, with every reason why it cannot."""
+    torch = [f"{name}: {why}" for name in ("torch", "diffusers", "transformers") if (why := _why_not(facts, name))]
+    no_gpu = [] if facts.gpus else ["no GPU (see machine)"]
+    device = [*no_gpu, facts.torch_problem] if facts.torch_problem else no_gpu
+    runtime = _why_not(facts, "onnxruntime"), _why_not(facts, "onnxruntime-gpu")
+    onnx = [f"onnxruntime: {runtime[0]}"] if all(runtime) else []
+    provider = []
+    if "CUDAExecutionProvider" not in facts.providers:
+        provider.append("this onnxruntime has no CUDA provider, pip uninstall it and pip install 'dive-fast[gpu]'")
+    triton = [f"triton: {why}"] if (why := _why_not(facts, "triton")) else []
+    reasons = {
+        "torch-cpu": torch,
+        "torch-cuda": [*torch, *device],
+        "onnxruntime-cpu": onnx,
+        "onnxruntime-cuda": [*onnx, *no_gpu, *provider],
+        "triton-kernels": [*triton, *device],
+    }
+    return [
+        Row("engines", name, "no" if why_not else "ok", "; ".join(why_not) or "can run")
+        for name, why_not in reasons.items()
+    ]
+
+
+def _asset_rows(facts: Facts) -> list[Row]:
+    return [
+        Row("assets", name, "ok", f"{size / 1e6:.1f} MB")
+        if size is not None
+        else Row("assets", name, "no", "not in this installation", "reinstall dive-fast from a complete checkout")
+        for name, size in facts.assets.items()
+    ]
+
+
+def _why_not(facts: Facts, name: str) -> str | None:
+    """Why a package cannot be used, with the remedy; None if it can."""
+    package = facts.packages.get(name)
+    if package is None:
+        return f"not installed, pip install 'dive-fast[{PACKAGES[name].extra}]'"
+    return f"import fails ({package.error})" if package.error else None

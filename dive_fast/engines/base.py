@@ -1,0 +1,207 @@
+"""What an engine is, and what every engine shares: limits, prompt lookup, scaling and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dive_fast.types import DiveError, EngineSpec, InputError, Profile
+
+if TYPE_CHECKING:
+    from dive_fast.models.prompts import PromptBank
+
+TEXT_ROWS = 64  # prompts encoded per call; a bank may hold thousands
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is going to ask of an engine: UNet rows a call (guidance included) and the image size in pixels."""
+
+    rows: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A bank of prompts in the form that an engine reads, on its device. Opaque: pass it back to the same engine."""
+
+    embeddings: Tensor  # [P, L, D]
+
+
+class Engine(Protocol):
+    """The networks of one fused model on one device. Noise, guidance and the solver stay in `dive_fast.sampling`.
+
+    Tensors may come from any device; `eps` and `encode` answer on the device of their input, so keeping latents on
+    `device` saves a copy a step.
+    """
+
+    spec: EngineSpec
+    prompts: PromptBank
+    scheduler_config: dict[str, Any]
+    device: torch.device
+    fingerprint: str
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one row."""
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Token ids int64 [P, L] -> embeddings float32 [P, L, D], on the CPU."""
+
+    def condition(self, embeddings: Tensor) -> Conditioning:
+        """Embeddings float32 [P, L, D], made ready once for all steps."""
+
+    def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
+        """Predicted noise, float32 [R, C, h, w]; row r is conditioned on prompt `prompt_index[r]` (int64 [R])."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] as the solver leaves them -> images uint8 [B, H, W, 3] on the CPU."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images uint8 [B, H, W, 3] -> latents float32 [B, C, h, w], scaled: the posterior's mean."""
+
+    def unsupported(self, request: Request) -> list[str]:
+        """Every reason why this engine cannot serve `request`, each with value and limit; empty when it can."""
+
+    def describe(self) -> str:
+        """One line: what runs where, and why it was chosen."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How pixels, latents and the UNet's levels relate in one model."""
+
+    channels: int
+    vae_scale: int
+    unet_halvings: int
+    scaling_factor: float
+
+    @classmethod
+    def from_configs(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], where: str) -> Geometry:
+        """From the two config.json of a diffusers model; anything odd in them raises `InputError` naming `where`."""
+        try:
+            if vae.get("shift_factor") is not None:
+                raise ValueError("a VAE with a shift_factor is not supported")
+            return cls(
+                channels=int(unet["in_channels"]),
+                vae_scale=2 ** (len(vae["block_out_channels"]) - 1),
+                unet_halvings=len(unet["block_out_channels"]) - 1,
+                scaling_factor=float(vae["scaling_factor"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{where}: the UNet's or VAE's config is unusable ({error!r}); make it again") from error
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return self.channels, height // self.vae_scale, width // self.vae_scale
+
+    def misfits(self, height: int, width: int) -> list[str]:
+        """Why an image size does not pass through the UNet's levels and back; empty when it does."""
+        multiple = self.vae_scale * 2**self.unet_halvings
+        reason = f"is not a multiple of {multiple} = {self.vae_scale} x 2^{self.unet_halvings}"
+        return [f"{name} {size} {reason}" for name, size in (("height", height), ("width", width)) if size % multiple]
+
+
+@dataclass(eq=False)
+class EngineBase:
+    """Everything but the networks. A backend adds `_text`, `_unet`, `_decoder`, `_encoder`, float32 in and out."""
+
+    spec: EngineSpec
+    prompts: PromptBank
+    scheduler_config: dict[str, Any]
+    device: torch.device
+    fingerprint: str
+    geometry: Geometry
+    runs_on: str
+    chosen: str
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.geometry.latent_shape(self.spec.profile.height, self.spec.profile.width)
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        if token_ids.ndim != 2 or not len(token_ids):
+            raise InputError(f"text encoder: token ids must be [P, L] with P >= 1, got {list(token_ids.shape)}")
+        return torch.cat([self._text(rows).cpu() for rows in torch.split(token_ids, TEXT_ROWS)])
+
+    def condition(self, embeddings: Tensor) -> Conditioning:
+        return Conditioning(embeddings.to(self.device, torch.float32))
+
+    def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
+        self._check_latents(latents, "UNet")
+        bank = conditioning.embeddings
+        if prompt_index.shape != latents.shape[:1]:
+            raise InputError(
+                f"UNet: prompt_index must be [{len(latents)}] as the latents, got {list(prompt_index.shape)}"
+            )
+        if int(prompt_index.min()) < 0 or int(prompt_index.max()) >= len(bank):
+            raise InputError(f"UNet: prompt_index reaches outside the bank of {len(bank)} prompts")
+        hidden = bank.index_select(0, prompt_index.to(bank.device))
+        return self._unet(latents.to(self.device), timestep, hidden).to(latents.device)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self._check_latents(latents, "VAE decoder")
+        images = self._decoder(latents.to(self.device) / self.geometry.scaling_factor)
+        if not bool(images.isfinite().all()):
+            raise DiveError("VAE decoder: the images are not finite; use precision fp32 or bf16")
+        pixels = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B, H, W, 3], rounded as diffusers does
+        return (pixels * 255).round().to(torch.uint8).cpu()
+
+    def encode(self, images: Tensor) -> Tensor:
+        profile = self.spec.profile
+        if images.dtype != torch.uint8 or images.shape[1:] != (profile.height, profile.width, 3):
+            raise InputError(
+                f"VAE encoder: images must be uint8 [B, {profile.height}, {profile.width}, 3], "
+                f"got {images.dtype} {list(images.shape)}; resize them first"
+            )
+        self._check_rows(len(images), "VAE encoder")
+        pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+        return (self._encoder(pixels) * self.geometry.scaling_factor).to(images.device)
+
+    def unsupported(self, request: Request) -> list[str]:
+        reasons = _row_limits(request.rows, self.spec.profile) + self.geometry.misfits(request.height, request.width)
+        profile = self.spec.profile
+        for name, size, own in (("height", request.height, profile.height), ("width", request.width, profile.width)):
+            if size != own:
+                reasons.append(f"{name} {size} is not this engine's {own}")
+        return reasons
+
+    def describe(self) -> str:
+        profile = self.spec.profile
+        return (
+            f"{self.spec.backend} {self.spec.precision} on {self.runs_on}, images {profile.height}x{profile.width}, "
+            f"up to {profile.rows_max} rows ({self.chosen})"
+        )
+
+    def _check_latents(self, latents: Tensor, network: str) -> None:
+        if latents.shape[1:] != self.latent_shape:
+            wanted = ", ".join(map(str, self.latent_shape))
+            raise InputError(f"{network}: latents must be [rows, {wanted}], got {list(latents.shape)}")
+        self._check_rows(len(latents), network)
+
+    def _check_rows(self, rows: int, network: str) -> None:
+        reasons = _row_limits(rows, self.spec.profile)
+        if reasons:
+            raise InputError(f"{network}: {'; '.join(reasons)}; call with fewer rows at a time")
+
+    def _text(self, token_ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _unet(self, latents: Tensor, timestep: int, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _decoder(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _encoder(self, pixels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def _row_limits(rows: int, profile: Profile) -> list[str]:
+    if rows < profile.rows_min:
+        return [f"rows {rows} < rows_min {profile.rows_min}"]
+    return [f"rows {rows} > rows_max {profile.rows_max}"] if rows > profile.rows_max else []

@@ -1,0 +1,176 @@
+"""What personalising learns: one row per person and a LoRA for the cameras, with the base model they belong to.
+
+A folder of `adapter.json`, `identities.safetensors` (`embeddings` [N, D]) and `lora.safetensors` (PEFT keys behind
+`unet.`, so plain diffusers' `load_lora_weights` reads that file too).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dive_fast.io import read_json, write_json
+from dive_fast.models.files import fingerprint_of, read_tensors, replaced_folder, resolve, write_tensors
+from dive_fast.models.lora import check_rank, lora_pairs
+from dive_fast.models.prompts import DEFAULT_TEMPLATE, check_vocabulary, find, parse_records
+from dive_fast.types import Camera, Identity, InputError, to_dict
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "dive-fast adapter 1"
+_FIELDS = ("base_fingerprint", "identities", "cameras", "template", "rank", "alpha", "facts")
+_UNET = "unet."
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """People and cameras learned on one base model. Checked when made: what does not fit raises `InputError`.
+
+    `embeddings` is float32 [N, D], row i is that of `identities[i]`; `lora` maps PEFT keys to float32 A [rank, in] and
+    B [out, rank]; `facts` are JSON notes on the training. Tensors are on the CPU and are not to be changed.
+    """
+
+    base_fingerprint: str
+    identities: tuple[Identity, ...]
+    cameras: tuple[Camera, ...]
+    embeddings: torch.Tensor
+    lora: dict[str, torch.Tensor]
+    rank: int
+    alpha: float
+    template: str = DEFAULT_TEMPLATE
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_vocabulary(self.identities, self.cameras, [self.template], "adapter")
+        check_rank(self.rank, self.alpha, "adapter")
+        check_rows(self.identities, self.embeddings, "adapter")
+        _check_lora(self.lora, self.rank)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of everything in the adapter but its facts."""
+        described = {key: value for key, value in _description(self).items() if key != "facts"}
+        return fingerprint_of(described, {"identities/embeddings": self.embeddings, **self.lora})
+
+    def identity(self, pid: str) -> Identity:
+        """The identity called `pid`; unknown -> `InputError` with the count and the nearest."""
+        return find(pid, {identity.pid: identity for identity in self.identities}, "identities", "adapter")
+
+
+def check_rows(identities: Sequence[Identity], rows: torch.Tensor, where: str) -> None:
+    """Raises `InputError` unless `rows` is a finite [N, D] with one row per identity, and N > 0."""
+    if rows.ndim != 2 or rows.shape[0] != len(identities) or not len(identities):
+        raise InputError(
+            f"{where}: {len(identities)} identities need embeddings [{len(identities)}, width] (and at least one),"
+            f" got {list(rows.shape)}"
+        )
+    if not bool(rows.isfinite().all()):
+        raise InputError(f"{where}: the embeddings hold NaN or infinity; train again with a lower learning rate")
+
+
+def _check_lora(lora: dict[str, torch.Tensor], rank: int) -> None:
+    pairs = lora_pairs(lora)
+    if not pairs:
+        raise InputError("adapter: the LoRA is empty; make the adapter again")
+    for name, (a, b) in pairs.items():
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+            shapes = f"A {list(a.shape)} and B {list(b.shape)}"
+            raise InputError(f"adapter: LoRA of {name} has {shapes}, needs A [{rank}, in] and B [out, {rank}]")
+        if not bool(a.isfinite().all() and b.isfinite().all()):
+            raise InputError(f"adapter: LoRA of {name} holds NaN or infinity; train again with a lower learning rate")
+
+
+def merge_identities(adapter: Adapter, identities: Sequence[Identity], rows: torch.Tensor) -> Adapter:
+    """A new adapter with further people, `rows` float [M, D]; LoRA and the other rows stay bit for bit.
+
+    A pid or placeholder that the adapter already holds, or another width, raises `InputError`.
+    """
+    import torch
+
+    check_rows(identities, rows, "new identities")
+    if rows.shape[1] != adapter.embeddings.shape[1]:
+        widths = f"rows are {rows.shape[1]} wide, those of the adapter {adapter.embeddings.shape[1]}"
+        raise InputError(f"new identities: {widths}; learn them on the adapter's base model")
+    merged = torch.cat([adapter.embeddings, rows.detach().to("cpu", adapter.embeddings.dtype)])
+    return replace(adapter, identities=(*adapter.identities, *identities), embeddings=merged)
+
+
+def subset(adapter: Adapter, pids: Sequence[str]) -> Adapter:
+    """A new adapter with only `pids`, in that order; an unknown one raises `InputError`."""
+    kept = [adapter.identity(pid) for pid in pids]
+    rows = [adapter.identities.index(identity) for identity in kept]
+    return replace(adapter, identities=tuple(kept), embeddings=adapter.embeddings[rows])
+
+
+def _description(adapter: Adapter) -> dict[str, Any]:
+    values = {name: getattr(adapter, name) for name in _FIELDS}
+    values["identities"] = [to_dict(identity) for identity in adapter.identities]
+    values["cameras"] = [to_dict(camera) for camera in adapter.cameras]
+    return {"format": FORMAT, **values, "alpha": float(adapter.alpha)}
+
+
+def save_adapter(adapter: Adapter, path: Path | str, dtype: torch.dtype | None = None) -> None:
+    """Writes the adapter folder whole or not at all; `dtype` such as torch.float16 shrinks the LoRA for shipping.
+
+    Replaces an older adapter; any other folder that is not empty raises `InputError`.
+    """
+    with replaced_folder(Path(path), lambda folder: (folder / "adapter.json").is_file()) as folder:
+        write_tensors(folder / "identities.safetensors", {"embeddings": adapter.embeddings})
+        lora = {_UNET + key: tensor for key, tensor in adapter.lora.items()}
+        write_tensors(folder / "lora.safetensors", lora, dtype, _diffusers_metadata(adapter))
+        write_json(folder / "adapter.json", _description(adapter))
+
+
+def _diffusers_metadata(adapter: Adapter) -> dict[str, str]:
+    """The header from which diffusers learns rank and alpha; without it, it assumes alpha = rank."""
+    targets = sorted({key.split(".lora_")[0] for key in adapter.lora})
+    config = {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": targets}
+    return {"lora_adapter_metadata": json.dumps({_UNET + key: value for key, value in config.items()})}
+
+
+def load_adapter(path: Path | str) -> Adapter:
+    """The adapter in a folder, float32; "pocket" is the one shipped with the package.
+
+    A missing, broken or inconsistent file raises `InputError` that says which and what was expected.
+    """
+    folder = resolve(path, "pocket-adapter")
+    if not (folder / "adapter.json").is_file():
+        raise InputError(f"adapter {folder} has no adapter.json; give a folder that `dive-fast personalize` wrote")
+    data = read_json(folder / "adapter.json", "adapter")
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise InputError(f"adapter {folder}: format is {found!r}, this version reads {FORMAT!r}; make it again")
+    try:
+        return _build(folder, data)
+    except InputError as error:
+        raise InputError(f"adapter {folder} cannot be used: {error}") from error
+
+
+def _build(folder: Path, data: dict[str, Any]) -> Adapter:
+    kinds = {"base_fingerprint": str, "template": str, "facts": dict}
+    for name, kind in kinds.items():
+        if not isinstance(data.get(name), kind):
+            raise InputError(f"adapter.json: {name} must be {kind.__name__}, got {data.get(name)!r}")
+    tensors = read_tensors(folder / "identities.safetensors")
+    if set(tensors) != {"embeddings"}:
+        raise InputError(f"identities.safetensors must hold one tensor 'embeddings', found {sorted(tensors)}")
+    lora = read_tensors(folder / "lora.safetensors")
+    odd = sorted(key for key in lora if not key.startswith(_UNET))
+    if odd:
+        raise InputError(f"lora.safetensors: {len(odd)} of {len(lora)} keys lack the prefix 'unet.', first {odd[0]!r}")
+    return Adapter(
+        base_fingerprint=data["base_fingerprint"],
+        identities=parse_records(Identity, data.get("identities"), "adapter.json identities"),
+        cameras=parse_records(Camera, data.get("cameras"), "adapter.json cameras"),
+        template=data["template"],
+        rank=data.get("rank"),  # type: ignore[arg-type]  # checked by Adapter
+        alpha=data.get("alpha"),  # type: ignore[arg-type]
+        facts=data["facts"],
+        embeddings=tensors["embeddings"],
+        lora={key.removeprefix(_UNET): tensor for key, tensor in lora.items()},
+    )

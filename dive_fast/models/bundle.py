@@ -1,0 +1,230 @@
+"""A Stable Diffusion 1.5 model as its parts: loaded from, and saved to, diffusers' folder layout. Never the network."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dive_fast.io import read_json, write_json
+from dive_fast.models.files import (
+    WEIGHTS,
+    fingerprint_of,
+    load_network,
+    load_tokenizer,
+    replaced_folder,
+    resolve,
+    write_tensors,
+)
+from dive_fast.models.lora import has_lora
+from dive_fast.models.prompts import PromptTable
+from dive_fast.types import DiveError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+PIPELINE = "StableDiffusionPipeline"
+PART_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": (),  # any: only its noise schedule is read
+}
+# Older transformers name the text encoder's tensors with this prefix, newer ones read both forms: files carry it.
+TEXT_PREFIX = "text_model."
+TEXT_CONFIG = (  # what changes the text encoder's numbers and does not show in the shapes of its tensors
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+)
+EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim")
+
+
+@dataclass
+class ModelBundle:
+    """The parts of one model, float32, in eval mode, without gradients, on the CPU as loaded.
+
+    `prompts` is set for a fused model. `scheduler_config` is `scheduler_config.json` as it stands.
+    """
+
+    tokenizer: Any
+    text_encoder: Any
+    unet: Any
+    vae: Any
+    scheduler_config: dict[str, Any]
+    prompts: PromptTable | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of weights, configurations, vocabulary and prompts, the same on every machine.
+
+        It names the model as it was loaded: computed at the first use (about 10 s for SD 1.5) and then kept, so
+        identity tokens added for training do not change it. Raises `DiveError` if LoRA layers are already in place.
+        """
+        if has_lora(self.unet):
+            raise DiveError("the UNet already carries LoRA layers; read bundle.fingerprint before add_lora")
+        tensors = {
+            f"{part}/{_canonical_name(name)}": tensor
+            for part in WEIGHTS
+            for name, tensor in getattr(self, part).state_dict().items()
+        }
+        return fingerprint_of(self._facts(), tensors)
+
+    def _facts(self) -> dict[str, Any]:
+        text_config = self.text_encoder.config
+        return {
+            "unet": _settings(self.unet.config, type(self.unet).__name__),
+            "vae": _settings(self.vae.config, type(self.vae).__name__),
+            "text_encoder": {name: getattr(text_config, name) for name in TEXT_CONFIG},
+            "scheduler": _settings(self.scheduler_config, str(self.scheduler_config.get("_class_name"))),
+            "vocabulary": self.tokenizer.get_vocab(),
+            "max_tokens": self.tokenizer.model_max_length,
+            "prompts": None if self.prompts is None else self.prompts.to_json(),
+        }
+
+
+def _canonical_name(name: str) -> str:
+    return name.removeprefix(TEXT_PREFIX)
+
+
+def _settings(config: Any, class_name: str) -> dict[str, Any]:
+    """The entries of a diffusers config that differ from its class's defaults, so a newer library adds nothing."""
+    import diffusers
+
+    plain = json.loads(json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}))
+    cls = getattr(diffusers, class_name, None)
+    parameters = inspect.signature(cls.__init__).parameters if cls is not None else {}
+    defaults = {k: p.default for k, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    defaults = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
+    return {"class": class_name, **{k: v for k, v in plain.items() if k not in defaults or defaults[k] != v}}
+
+
+def load_bundle(path: Path | str) -> ModelBundle:
+    """The model in a diffusers folder; "pocket" is the one shipped with the package.
+
+    Everything comes as float32 (files may be fp16), in eval mode, with gradients off. Reads safetensors only and
+    never the network. A missing, broken or unsupported part raises `InputError` that says what was found.
+    """
+    folder = resolve(path, "pocket-base")
+    _check_model_index(folder)
+    bundle = ModelBundle(
+        tokenizer=load_tokenizer(folder / "tokenizer"),
+        text_encoder=load_network(folder, "text_encoder"),
+        unet=load_network(folder, "unet"),
+        vae=load_network(folder, "vae"),
+        scheduler_config=_scheduler_config(folder),
+        prompts=PromptTable.read(folder / "prompts.json") if (folder / "prompts.json").is_file() else None,
+    )
+    problems = _mismatches(bundle)
+    if problems:
+        raise InputError(f"model {folder}: {'; '.join(problems)}; only models of Stable Diffusion 1.5's kind are read")
+    return bundle
+
+
+def _check_model_index(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"model {folder} is not a folder; give a diffusers folder (with model_index.json) or 'pocket'")
+    if not (folder / "model_index.json").is_file():
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise InputError(f"model {folder} has no model_index.json (found {found}); give a diffusers model folder")
+    index = read_json(folder / "model_index.json", "model")
+    pipeline = index.get("_class_name") if isinstance(index, dict) else index
+    if pipeline != PIPELINE:
+        raise InputError(f"model {folder} is a {pipeline}; only {PIPELINE} (Stable Diffusion 1.5's kind) is supported")
+    for part, allowed in PART_CLASSES.items():
+        entry = index.get(part)
+        cls = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+        if cls is None or not (folder / part).is_dir():
+            raise InputError(f"model {folder} has no {part}; copy the whole model folder again")
+        if allowed and cls not in allowed:
+            raise InputError(f"model {folder}: {part} is a {cls}; supported: {', '.join(allowed)}")
+
+
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path, "scheduler")
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
+        raise InputError(f"scheduler: {path} names no _class_name; copy the model folder again")
+    return config
+
+
+def _mismatches(bundle: ModelBundle) -> list[str]:
+    """Why these parts cannot work together; empty if they can."""
+    unet, vae, text = bundle.unet.config, bundle.vae.config, bundle.text_encoder.config
+    prediction = bundle.scheduler_config.get("prediction_type", "epsilon")
+    longest, tokens = text.max_position_embeddings, bundle.tokenizer.model_max_length
+    vocabulary, rows = len(bundle.tokenizer), bundle.text_encoder.get_input_embeddings().weight.shape[0]
+    extra = [name for name in EXTRA_INPUTS if unet.get(name) is not None]
+    checks = [
+        (prediction == "epsilon", f"the UNet predicts {prediction!r}, needs 'epsilon'"),
+        (
+            unet.in_channels == unet.out_channels == vae.latent_channels,
+            f"UNet {unet.in_channels} -> {unet.out_channels} channels, VAE latents {vae.latent_channels}, need equal",
+        ),
+        (
+            unet.cross_attention_dim == text.hidden_size,
+            f"UNet reads embeddings {unet.cross_attention_dim} wide, the text encoder gives {text.hidden_size}",
+        ),
+        (not extra, f"the UNet wants further inputs ({', '.join(extra)})"),
+        (tokens <= longest, f"the tokenizer pads to {tokens} tokens, the text encoder reads {longest}"),
+        (vocabulary <= rows, f"the tokenizer knows {vocabulary} tokens, the text encoder has {rows} rows"),
+    ]
+    return [problem for ok, problem in checks if not ok]
+
+
+def save_bundle(bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None = None) -> None:
+    """Writes the model as a diffusers folder (safetensors), with `prompts.json` if it is fused; whole or not at all.
+
+    `dtype` casts the weights in the files, such as torch.float16 for shipping: read again, that is another model with
+    another fingerprint. Replaces a folder that this function wrote; any other that is not empty raises `InputError`.
+    """
+    if has_lora(bundle.unet):
+        raise DiveError(f"cannot save {path}: the UNet carries LoRA layers; remove_lora or fuse first")
+    with replaced_folder(Path(path), _written_here) as folder:
+        for part in ("unet", "vae"):
+            module = getattr(bundle, part)
+            module.save_config(folder / part)
+            write_tensors(folder / part / WEIGHTS[part], module.state_dict(), dtype)
+        _save_text_encoder(bundle.text_encoder, folder / "text_encoder", dtype)
+        bundle.tokenizer.save_pretrained(folder / "tokenizer")
+        write_json(folder / "scheduler" / "scheduler_config.json", bundle.scheduler_config)
+        if bundle.prompts is not None:
+            bundle.prompts.write(folder / "prompts.json")
+        write_json(folder / "model_index.json", _model_index(bundle))
+
+
+def _save_text_encoder(text_encoder: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    config = copy.deepcopy(text_encoder.config)
+    config.architectures = [type(text_encoder).__name__]
+    config.save_pretrained(folder)
+    tensors = {TEXT_PREFIX + _canonical_name(name): t for name, t in text_encoder.state_dict().items()}
+    write_tensors(folder / WEIGHTS["text_encoder"], tensors, dtype)
+
+
+def _model_index(bundle: ModelBundle) -> dict[str, Any]:
+    import diffusers
+
+    return {
+        "_class_name": PIPELINE,
+        "_diffusers_version": diffusers.__version__,
+        "_dive_fast": "save_bundle",  # marks the folder as one that may be replaced; diffusers ignores it
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", bundle.scheduler_config["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _written_here(folder: Path) -> bool:
+    index = folder / "model_index.json"
+    return index.is_file() and "_dive_fast" in read_json(index, "model")

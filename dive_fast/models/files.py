@@ -1,0 +1,191 @@
+"""Networks, tensors and folders on disk: read with clear errors, written whole or not at all, hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dive_fast.io import canonical_json, clear_disk_errors
+from dive_fast.types import DiveError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
+def resolve(path: Path | str, shipped: str) -> Path:
+    """The folder that `path` names; "pocket" is the one shipped with the package."""
+    return ASSETS / shipped if str(path) == "pocket" else Path(path)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The CLIP tokenizer in `folder`, added tokens included; missing or broken files -> `InputError`."""
+    from transformers import CLIPTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise InputError(f"tokenizer {folder} holds neither tokenizer.json nor vocab.json; copy the folder again")
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for a broken file
+        raise InputError(f"tokenizer {folder} cannot be read ({error}); copy the folder again") from error
+    if tokenizer.model_max_length > 1_000_000:
+        raise InputError(f"tokenizer {folder} gives no model_max_length; add it to tokenizer_config.json (SD 1.5: 77)")
+    return tokenizer
+
+
+def load_network(folder: Path, part: str) -> Any:
+    """One network of the folder; tensors that are missing or have other shapes raise, never start random."""
+    variant = _weights_variant(folder / part, part)
+    with _quiet_transformers():
+        try:
+            module, info = _from_pretrained(folder / part, part, variant)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            detail = " ".join(str(error).split())[:300]
+            raise InputError(f"model {folder}: {part} cannot be loaded ({detail}); copy the folder again") from error
+    wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
+    if wrong:
+        raise InputError(
+            f"model {folder}: {part} lacks {len(wrong)} tensors or holds them in other shapes, first {wrong[0]};"
+            " its config.json and its weights do not belong together"
+        )
+    return module.float().eval().requires_grad_(False)
+
+
+def _weights_variant(folder: Path, part: str) -> str | None:
+    """None for the plain file name, "fp16" where only that one was downloaded; every weights file opened to check."""
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        check_safetensors(file)
+    plain, stem = WEIGHTS[part], WEIGHTS[part].removesuffix(".safetensors")
+    if (folder / plain).is_file() or (folder / f"{plain}.index.json").is_file():
+        return None
+    if (folder / f"{stem}.fp16.safetensors").is_file():
+        return "fp16"
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
+    raise InputError(f"model part {folder} has no {plain} (found {found}); convert its weights to safetensors first")
+
+
+def _from_pretrained(folder: Path, part: str, variant: str | None) -> tuple[Any, dict[str, Any]]:
+    options: dict[str, Any] = {"variant": variant, "use_safetensors": True, "local_files_only": True}
+    if part == "text_encoder":
+        from transformers import CLIPTextModel
+
+        cls: Any = CLIPTextModel
+    else:
+        cls, options["low_cpu_mem_usage"] = _diffusers_class(part)
+    module, info = cls.from_pretrained(str(folder), output_loading_info=True, **options)
+    return module, info
+
+
+def _diffusers_class(part: str) -> tuple[Any, bool]:
+    """The class, and whether accelerate is there to load it in place: without, diffusers would warn each time."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.utils import is_accelerate_available
+
+    return UNet2DConditionModel if part == "unet" else AutoencoderKL, bool(is_accelerate_available())
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers draws a bar for every load; the commands here draw their own."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def check_safetensors(path: Path) -> None:
+    """Raises `InputError` if `path` is missing, truncated or no safetensors file; reads the header only."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; copy the folder again") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file on the CPU as float32; a missing or broken file -> `InputError`."""
+    from safetensors.torch import load_file
+
+    check_safetensors(path)
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{path}: tensor {name!r} is {tensor.dtype}, expected floating point; make the file again")
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes `tensors` as safetensors, floating-point ones cast to `dtype` if given (fp16 halves what is shipped)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def ready(tensor: torch.Tensor) -> torch.Tensor:
+        cast = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to("cpu", cast).contiguous()
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({name: ready(t) for name, t in tensors.items()}, path, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:  # its writer wraps the operating system's errors, a full disk included
+        raise DiveError(f"cannot write {path}: {error}; free space or choose another folder, then rerun") from error
+    path.chmod(0o644)  # safetensors leaves its files readable by their owner only
+
+
+def fingerprint_of(facts: Any, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 over JSON facts and tensors as float32: the same on every machine and for every storage order."""
+    hashes = {name: [list(tensor.shape), _tensor_hash(tensor)] for name, tensor in tensors.items()}
+    return hashlib.sha256(canonical_json([facts, hashes]).encode()).hexdigest()
+
+
+def _tensor_hash(tensor: torch.Tensor) -> str:
+    array = tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False)
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+@contextmanager
+def replaced_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yields a temporary folder beside `path` that takes its place when the block succeeds.
+
+    An existing `path` is replaced only if it is empty or `is_ours` says that this package wrote it; else `InputError`.
+    """
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_ours(path))):
+        raise InputError(f"{path} exists and was not written by dive-fast; choose a new folder or move it away")
+    with clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        try:
+            fresh = temporary / "new"
+            fresh.mkdir()
+            yield fresh
+            if path.exists():
+                os.replace(path, temporary / "old")
+            os.replace(fresh, path)
+        finally:
+            shutil.rmtree(temporary)

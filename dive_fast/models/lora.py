@@ -1,0 +1,124 @@
+"""LoRA on the attention of a UNet: put in by PEFT, read out and written back with every key counted.
+
+A key is a linear's name plus `.lora_A.weight` [rank, in] or `.lora_B.weight` [out, rank], as PEFT names them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dive_fast.types import DiveError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+_TARGETS = re.compile(r".*\.attn[12]\.to_(q|k|v|out\.0)")
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
+def lora_targets(unet: Any) -> list[str]:
+    """Names of the linears that carry LoRA: to_q, to_k, to_v, to_out.0 of every attn1 and attn2."""
+    return [name for name, _ in unet.named_modules() if _TARGETS.fullmatch(name)]
+
+
+def lora_shapes(unet: Any, rank: int) -> dict[str, tuple[int, int]]:
+    """The keys that LoRA of this rank has on `unet`, and their shapes."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for name in lora_targets(unet):
+        linear = unet.get_submodule(name)
+        shapes[name + _A] = (rank, linear.in_features)
+        shapes[name + _B] = (linear.out_features, rank)
+    return shapes
+
+
+def lora_pairs(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A and B by linear; a key that is neither, or without its partner, raises `InputError`."""
+    names = {key.removesuffix(_A).removesuffix(_B) for key in state}
+    odd = sorted(key for key in state if not key.endswith((_A, _B)))
+    odd += sorted(name for name in names if name + _A not in state or name + _B not in state)
+    if odd:
+        raise InputError(f"LoRA: {len(odd)} of {len(state)} keys are not whole {_A} / {_B} pairs, first {odd[0]!r}")
+    return {name: (state[name + _A], state[name + _B]) for name in sorted(names)}
+
+
+def check_rank(rank: object, alpha: object, where: str) -> None:
+    """Raises `InputError` unless `rank` is a positive int and `alpha` a positive finite number."""
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise InputError(f"{where}: rank must be a whole number >= 1, got {rank!r}")
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha) or alpha <= 0:
+        raise InputError(f"{where}: alpha must be a finite number > 0, got {alpha!r}")
+
+
+def check_lora_state(unet: Any, state: Mapping[str, torch.Tensor], rank: int) -> None:
+    """Raises `InputError` unless `state` holds exactly the keys and shapes of this rank on `unet`.
+
+    diffusers only warns about keys that fit nowhere, so a LoRA can load as nothing; here each key must land.
+    """
+    expected = lora_shapes(unet, rank)
+    landed = expected.keys() & state.keys()
+    problems = [("fit no attention of this UNet", sorted(state.keys() - expected.keys()))]
+    problems += [("are missing", sorted(expected.keys() - state.keys()))]
+    problems += [("have another shape", sorted(k for k in landed if tuple(state[k].shape) != expected[k]))]
+    words = [f"{len(keys)} {what} (first {keys[0]!r})" for what, keys in problems if keys]
+    if words:
+        raise InputError(
+            f"LoRA of rank {rank}: {len(landed)} of {len(expected)} keys land, {'; '.join(words)};"
+            " use the adapter with the base model it was trained on"
+        )
+    if not landed:
+        raise InputError("LoRA: the UNet has no attention (to_q, to_k, to_v, to_out.0) that could carry it")
+
+
+def has_lora(unet: Any) -> bool:
+    return any(".lora_" in name for name, _ in unet.named_modules())
+
+
+def add_lora(unet: Any, rank: int, alpha: float) -> list[torch.nn.Parameter]:
+    """Puts LoRA layers into `unet` in place (PEFT, A gaussian, B zero) and returns their parameters, all trainable.
+
+    The UNet computes what it did before until B is trained. A bad rank or alpha, or a UNet without attention ->
+    `InputError`; LoRA already present -> `DiveError`.
+    """
+    from peft import LoraConfig
+
+    check_rank(rank, alpha, "LoRA")
+    targets = lora_targets(unet)
+    if has_lora(unet):
+        raise DiveError("the UNet already carries LoRA layers; remove_lora first")
+    if not targets:
+        raise InputError("LoRA: the UNet has no attention (to_q, to_k, to_v, to_out.0) that could carry it")
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian"))
+    return [parameter for name, parameter in unet.named_parameters() if ".lora_" in name]
+
+
+def lora_state(unet: Any) -> dict[str, torch.Tensor]:
+    """A copy of the LoRA in `unet`: PEFT keys, float32, on the CPU. No LoRA -> `DiveError`."""
+    from peft.utils import get_peft_model_state_dict
+
+    if not has_lora(unet):
+        raise DiveError("the UNet carries no LoRA layers; add_lora first")
+    return {key: tensor.detach().float().cpu().clone() for key, tensor in get_peft_model_state_dict(unet).items()}
+
+
+def set_lora_state(unet: Any, state: Mapping[str, torch.Tensor]) -> None:
+    """Writes `state` into the LoRA layers of `unet`; a key that does not land or is left over raises `InputError`."""
+    import torch
+
+    layers = {n.replace(".default.", "."): p for n, p in unet.named_parameters() if ".lora_" in n}
+    if not layers:
+        raise DiveError("the UNet carries no LoRA layers; add_lora first")
+    rank = next(parameter.shape[0] for key, parameter in layers.items() if key.endswith(_A))
+    check_lora_state(unet, state, rank)
+    with torch.no_grad():
+        for key, parameter in layers.items():
+            parameter.copy_(state[key])
+
+
+def remove_lora(unet: Any) -> None:
+    """Takes the LoRA layers out of `unet` in place; its own weights are as before. No LoRA -> `DiveError`."""
+    if not has_lora(unet):
+        raise DiveError("the UNet carries no LoRA layers to remove")
+    unet.unload_lora()

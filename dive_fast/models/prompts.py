@@ -1,0 +1,227 @@
+"""Prompts: which text stands for which person by which camera, and those texts encoded once each.
+
+Nothing unknown passes as text: a person or camera that the model never learned raises instead of becoming letters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dive_fast.io import nearest, read_json, write_json
+from dive_fast.types import Camera, Identity, InputError, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PromptKey = tuple[str, str] | None
+"""(pid, camera), or None for the empty prompt that guidance compares with."""
+
+DEFAULT_TEMPLATE = "a {cam} photo of a {token} person"
+
+# Captions for training: many sentences, so that the token and the code carry the meaning and not the words around them.
+TEMPLATES: tuple[str, ...] = (
+    DEFAULT_TEMPLATE,
+    "{cam} photo, a {token} person",
+    "a {token} person seen by {cam}",
+    "a {cam} picture of one {token} person",
+    "a {cam} image of a {token} person standing",
+    "a {cam} image of a {token} person walking",
+    "the {token} person in a {cam} frame",
+    "a {cam} frame with a {token} person",
+    "a {cam} recording of the {token} person",
+    "a {cam} view of a {token} person, whole body",
+    "a {cam} crop of a {token} person, head to feet",
+    "a {token} person passing a {cam} camera",
+    "a {token} person, taken with a {cam} camera",
+    "surveillance {cam} footage of a {token} person",
+    "a {cam} snapshot of a {token} person",
+    "one {token} person on a {cam} still",
+    "a still of a {token} person from {cam}",
+    "a {cam} capture of that {token} person",
+    "the same {token} person, {cam} photo",
+    "a {cam} shot of a {token} person",
+)
+
+_PLACEHOLDER = re.compile(r"<[a-z0-9_.\-]+>")
+_CODE = re.compile(r"[^\s<>{}]+")
+_Named = TypeVar("_Named")
+
+
+def render(template: str, code: str, token: str) -> str:
+    """The prompt of one camera code and one identity token."""
+    return template.format(cam=code, token=token)
+
+
+def check_vocabulary(
+    identities: Sequence[Identity], cameras: Sequence[Camera], templates: Sequence[str], where: str
+) -> None:
+    """Raises `InputError` if names, placeholders or codes repeat or would not survive the tokenizer."""
+    columns = {
+        "identity pid": [i.pid for i in identities],
+        "placeholder": [i.placeholder for i in identities],
+        "camera name": [c.name for c in cameras],
+        "camera code": [c.code.lower() for c in cameras],  # CLIP lower-cases text, so W5Eq and w5eq are one code
+    }
+    for what, values in columns.items():
+        if len(set(values)) != len(values):
+            twice = next(v for v in values if values.count(v) > 1)
+            raise InputError(f"{where}: {what} {twice!r} occurs more than once; each must be unique")
+    for identity in identities:
+        if not _PLACEHOLDER.fullmatch(identity.placeholder):
+            raise InputError(
+                f"{where}: placeholder {identity.placeholder!r} of identity {identity.pid!r} must look like <class_12>"
+                " (lower-case letters, digits, _ . - between angle brackets)"
+            )
+    for camera in cameras:
+        if not _CODE.fullmatch(camera.code):
+            raise InputError(f"{where}: code {camera.code!r} of camera {camera.name!r} must be one word without <>{{}}")
+    for template in templates:
+        if sorted(re.findall(r"\{[^{}]*\}|[{}]", template)) != ["{cam}", "{token}"]:
+            raise InputError(f"{where}: template {template!r} must contain {{cam}} once and {{token}} once")
+
+
+def parse_records(cls: type[_Named], items: object, where: str) -> tuple[_Named, ...]:
+    """Flat records of text fields (Identity, Camera) from untrusted JSON."""
+    if not isinstance(items, list):
+        raise InputError(f"{where}: expected a list of {cls.__name__}, got {type(items).__name__}")
+    for item in items:
+        if not isinstance(item, dict) or not all(isinstance(value, str) for value in item.values()):
+            raise InputError(f"{where}: a {cls.__name__} must be an object of text fields, got {item!r}")
+    return tuple(from_dict(cls, item, where) for item in items)
+
+
+def find(name: str, known: dict[str, _Named], kind: str, holder: str) -> _Named:
+    """The record called `name`, or `InputError` with the count and the nearest name."""
+    if name not in known:
+        raise InputError(f"{holder} holds {len(known)} {kind}, {name!r} is not one of them{nearest(name, known)}")
+    return known[name]
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """`prompts.json`: everything that turns (pid, camera) into text, and which base and adapter it belongs to."""
+
+    identities: tuple[Identity, ...]
+    cameras: tuple[Camera, ...]
+    template: str
+    base_fingerprint: str
+    adapter_fingerprint: str
+
+    def __post_init__(self) -> None:
+        check_vocabulary(self.identities, self.cameras, [self.template], "prompts")
+
+    @cached_property
+    def _by_pid(self) -> dict[str, Identity]:
+        return {identity.pid: identity for identity in self.identities}
+
+    @cached_property
+    def _by_camera(self) -> dict[str, Camera]:
+        return {camera.name: camera for camera in self.cameras}
+
+    def identity(self, pid: str) -> Identity:
+        """The identity called `pid`; unknown -> `InputError` with the count and the nearest."""
+        return find(pid, self._by_pid, "identities", "the model")
+
+    def camera(self, name: str) -> Camera:
+        """The camera called `name`; unknown -> `InputError` with the count and the nearest."""
+        return find(name, self._by_camera, "cameras", "the model")
+
+    def prompt(self, pid: str, camera: str) -> str:
+        return render(self.template, self.camera(camera).code, self.identity(pid).placeholder)
+
+    def to_json(self) -> dict[str, Any]:
+        return to_dict(self)
+
+    @classmethod
+    def from_json(cls, data: object, where: str) -> PromptTable:
+        """The table in untrusted JSON; anything missing, unknown or of the wrong type -> `InputError`."""
+        if not isinstance(data, dict):
+            raise InputError(f"{where}: expected a JSON object for PromptTable, got {type(data).__name__}")
+        data = dict(data)
+        for name, kind in (("identities", Identity), ("cameras", Camera)):
+            data[name] = parse_records(kind, data.get(name), f"{where} {name}")
+        for name in ("template", "base_fingerprint", "adapter_fingerprint"):
+            if not isinstance(data.get(name), str):
+                raise InputError(f"{where}: {name} must be text, got {data.get(name)!r}")
+        return from_dict(cls, data, where)
+
+    @classmethod
+    def read(cls, path: Path | str) -> PromptTable:
+        return cls.from_json(read_json(path, "prompts"), str(path))
+
+    def write(self, path: Path | str) -> None:
+        write_json(path, self.to_json())
+
+
+class PromptBank:
+    """The prompts of a model, as text, as token ids and as embeddings; each distinct prompt is encoded once.
+
+    `tokenizer` is a CLIP tokenizer that knows the table's placeholders, or the folder of one, read at the first use.
+    """
+
+    def __init__(self, tokenizer: Any, table: PromptTable) -> None:
+        self.table = table
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        if not isinstance(self._tokenizer, (str, Path)):
+            return self._tokenizer
+        from dive_fast.models.files import load_tokenizer
+
+        return load_tokenizer(Path(self._tokenizer))
+
+    @cached_property
+    def _added_tokens(self) -> dict[str, int]:
+        added: dict[str, int] = self.tokenizer.get_added_vocab()
+        return added
+
+    def prompt(self, pid: str, camera: str) -> str:
+        """The text of `pid` by `camera`; an unknown one -> `InputError` with the count and the nearest."""
+        return self.table.prompt(pid, camera)
+
+    def token_ids(self, keys: Sequence[PromptKey]) -> Tensor:
+        """Token ids of `keys`, padded to the model's length: int64 [P, L].
+
+        Raises `InputError` for an unknown key, a placeholder that the tokenizer lacks, or a prompt that is too long.
+        """
+        import torch
+
+        ids = [self._ids(key) for key in keys]
+        return torch.tensor(ids, dtype=torch.int64).reshape(len(ids), self.tokenizer.model_max_length)
+
+    def encode(self, encode_text: Callable[[Tensor], Tensor], keys: Sequence[PromptKey]) -> tuple[Tensor, Tensor]:
+        """Embeddings of the U distinct keys, in the order they first occur, and the row of each of the P keys.
+
+        `encode_text` takes token ids int64 [U, L] and gives embeddings [U, L, D]; the rows come back as int64 [P].
+        """
+        import torch
+
+        distinct = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+        index = torch.tensor([distinct[key] for key in keys], dtype=torch.int64)
+        return encode_text(self.token_ids(list(distinct))), index
+
+    def _ids(self, key: PromptKey) -> list[int]:
+        text = "" if key is None else self.prompt(*key)
+        length = self.tokenizer.model_max_length
+        ids: list[int] = self.tokenizer(text, padding="max_length", max_length=length, truncation=False)["input_ids"]
+        if len(ids) > length:
+            raise InputError(
+                f"prompt {text!r} has {len(ids)} tokens and the model reads {length}; shorten the template or the code"
+            )
+        if key is not None:
+            self._check_placeholder(self.table.identity(key[0]).placeholder, ids)
+        return ids
+
+    def _check_placeholder(self, placeholder: str, ids: list[int]) -> None:
+        """A placeholder that is not one token would be spelled out, and the image would be of nobody."""
+        known = self._added_tokens.get(placeholder)
+        if known is None or ids.count(known) != 1:
+            raise InputError(
+                f"the tokenizer does not read {placeholder!r} as one token; fuse the adapter into its base again"
+            )

@@ -1,0 +1,1 @@
+"""Visible-infrared person re-identification: training, evaluation, comparison of training sets."""

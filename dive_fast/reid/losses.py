@@ -1,0 +1,58 @@
+"""Losses of identity embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dive_fast.types import InputError
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy of `logits` [B, C] and `labels` int64 [B], targets smoothed (Inception, arXiv:1512.00567).
+
+    Raises `InputError` for a label outside 0..C-1, which on a GPU would otherwise kill the process without a name.
+    """
+    classes = logits.shape[1]
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise InputError(f"labels must be within 0..{classes - 1} for {classes} identities, got {low}..{high}; "
+                         "were data sets merged without relabelling?")  # fmt: skip
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tensor:
+    """Triplet loss on each anchor's farthest positive and nearest negative (arXiv:1703.07737), float [].
+
+    `features` [B, D], `labels` int64 [B]. Raises `InputError` for a batch of one identity.
+    """
+    distances, same = _pairs(features, labels)
+    farthest = distances.masked_fill(~same, 0.0).amax(1)
+    nearest = distances.masked_fill(same, float("inf")).amin(1)
+    return F.relu(margin + farthest - nearest).mean()
+
+
+def weighted_triplet(features: Tensor, labels: Tensor) -> Tensor:
+    """Weighted regularised triplet loss (AGW, arXiv:2001.04193), float []: no margin, every pair weighted by how hard it is.
+
+    `features` [B, D], `labels` int64 [B]. As in AGW's code an anchor is one of its own positives, at distance 0.
+    Raises `InputError` for a batch of one identity.
+    """
+    distances, same = _pairs(features, labels)
+    hard_far = torch.softmax(distances.masked_fill(~same, float("-inf")), 1)
+    hard_near = torch.softmax((-distances).masked_fill(same, float("-inf")), 1)
+    return F.softplus((hard_far * distances).sum(1) - (hard_near * distances).sum(1)).mean()
+
+
+def _pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Euclidean distances [B, B] and whether a pair shares its identity, bool [B, B]."""
+    if labels.shape != features.shape[:1]:
+        raise InputError(f"labels must have shape [{len(features)}], got {list(labels.shape)}")
+    same = labels[:, None] == labels
+    if bool(same.all()):
+        raise InputError("a triplet loss needs at least 2 identities in a batch, got 1")
+    squares = (features**2).sum(1)
+    squared = squares[:, None] + squares - 2 * features @ features.T
+    # The root's slope is infinite at 0, so the smallest distances are held at 1e-6 and get no gradient.
+    return squared.clamp(min=1e-12).sqrt(), same

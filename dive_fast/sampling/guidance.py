@@ -1,0 +1,36 @@
+"""Classifier-free guidance as a wrapper: one engine call for both halves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dive_fast.sampling.solver import Eps
+from dive_fast.types import InputError
+
+EpsRows = Callable[[Tensor, int, Tensor], Tensor]
+
+
+def guided(eps_rows: EpsRows, prompt_index: Tensor, null_index: int | None, scale: float) -> Eps:
+    """The `eps(latents, timestep)` for B latents whose prompts are `prompt_index`, int64 [B].
+
+    `eps_rows(latents [R, C, h, w], timestep, index [R])` is called once a step with R = 2B rows, the empty prompt's
+    (`null_index`) first. At scale 1.0 guidance changes nothing, so R = B and no empty prompt is needed.
+    Raises `InputError` for a scale that is not finite, or other than 1.0 without a `null_index`.
+    """
+    if not math.isfinite(scale):
+        raise InputError(f"guidance: the scale must be a finite number, got {scale}")
+    if scale == 1.0:
+        return lambda latents, timestep: eps_rows(latents, timestep, prompt_index)
+    if null_index is None:
+        raise InputError(f"guidance: scale {scale} needs the empty prompt; encode it too, or use scale 1.0")
+    index = torch.cat([torch.full_like(prompt_index, null_index), prompt_index])
+
+    def eps(latents: Tensor, timestep: int) -> Tensor:
+        without, with_prompt = eps_rows(torch.cat([latents, latents]), timestep, index).chunk(2)
+        return without + scale * (with_prompt - without)
+
+    return eps

@@ -1,0 +1,76 @@
+"""DPM-Solver++ (2M, midpoint, first order at both ends) over any `eps(latents, timestep)`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dive_fast.sampling.schedule import Schedule
+from dive_fast.types import DiveError
+
+Eps = Callable[[Tensor, int], Tensor]
+OnStep = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """next latents = latents * `latents` + clean * `clean` + previous clean * `previous`."""
+
+    latents: float
+    clean: float
+    previous: float
+
+
+def dpmpp_2m(eps: Eps, latents: Tensor, schedule: Schedule, start: int = 0, on_step: OnStep | None = None) -> Tensor:
+    """Solves from step `start` to the end; returns clean latents, float32 [B, C, h, w], on the latents' device.
+
+    `eps(latents, timestep)` predicts the noise, float32 of the latents' shape. `latents` must be at the noise level of
+    `start`: pure noise for 0, `add_noise` otherwise. `on_step(index, latents)` runs after each step.
+    Equals diffusers' scheduler loop to float32 rounding. Raises `DiveError` naming the first step, and the rows,
+    that left the finite numbers, and `InputError` when `start` is no step.
+    """
+    schedule.check_start(start)
+    latents = latents.float()
+    previous: Tensor | None = None
+    finite: list[Tensor] = []
+    for index in range(start, schedule.steps):
+        alpha, sigma = schedule.signal(index)
+        clean = (latents - sigma * eps(latents, schedule.timesteps[index])) / alpha
+        step = _step(schedule, index, first_order=previous is None)
+        latents = step.latents * latents + step.clean * clean
+        if previous is not None:
+            latents = latents + step.previous * previous
+        previous = clean
+        finite.append(latents.isfinite().flatten(1).all(dim=1))
+        if on_step is not None:
+            on_step(index, latents)
+    _check_finite(torch.stack(finite), schedule, start)
+    return latents
+
+
+def _step(schedule: Schedule, index: int, first_order: bool) -> _Step:
+    """The step's coefficients in float64. exp(-h) is the ratio of the sigmas, which stays finite at the final zero."""
+    current, following = schedule.sigmas[index], schedule.sigmas[index + 1]
+    (_, noise), (alpha_next, noise_next) = schedule.signal(index), schedule.signal(index + 1)
+    clean = alpha_next * (1.0 - following / current)
+    if first_order or following == 0.0:
+        return _Step(noise_next / noise, clean, 0.0)
+    ratio = math.log(current / following) / math.log(schedule.sigmas[index - 1] / current)  # h / h of the step before
+    return _Step(noise_next / noise, clean * (1.0 + 0.5 * ratio), -0.5 * clean * ratio)
+
+
+def _check_finite(finite: Tensor, schedule: Schedule, start: int) -> None:
+    """`finite` is bool [steps, B]; looked at once, after the loop, so that no step waits for an accelerator."""
+    if bool(finite.all()):
+        return
+    first = int((~finite).any(dim=1).nonzero()[0])
+    rows = (~finite[first]).nonzero().flatten().tolist()
+    index = start + first
+    raise DiveError(
+        f"sampling: latents of row(s) {', '.join(map(str, rows[:8]))} are not finite after step {index} "
+        f"(timestep {schedule.timesteps[index]}, of {schedule.steps} steps); use float32, or a lower guidance scale"
+    )

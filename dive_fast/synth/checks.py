@@ -1,0 +1,77 @@
+"""Everything that can be known to be wrong with a run before the first image is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dive_fast.data.names import some
+from dive_fast.io import nearest
+from dive_fast.synth.planfile import SynthesisPlan, check_plan, generated_sides, plan_hash
+from dive_fast.types import InputError
+
+if TYPE_CHECKING:
+    from dive_fast.engines import Engine
+
+
+def check_run(plan: SynthesisPlan, engine: Engine, out: Path, rows: int) -> None:
+    """Raises one `InputError` with every reason why `engine` cannot carry out `plan` into `out`."""
+    from dive_fast.engines import Request
+
+    check_plan(plan, "plan")
+    if plan.plan_id != plan_hash(plan):
+        raise InputError("plan: its plan_id does not match its content; change a plan by making it anew")
+    reasons = engine.unsupported(Request(rows=rows, height=plan.height, width=plan.width))
+    if rows < 1 or (rows < 2 and plan.guidance != 1.0):
+        reasons.append(f"guidance {plan.guidance} runs two rows an image, so rows must be at least 2, got {rows}")
+    if engine.spec.model_fingerprint != plan.model_fingerprint:
+        made_of, wanted = engine.spec.model_fingerprint[:12], plan.model_fingerprint[:12]
+        reasons.append(f"the engine is of model {made_of}, the plan is for {wanted}: use that engine or plan again")
+    reasons += [*_unknown_prompts(plan, engine), *_photo_trouble(plan, out)]
+    if reasons:
+        raise InputError(f"plan {plan.plan_id[:12]}: {'; '.join(reasons)}")
+
+
+def _unknown_prompts(plan: SynthesisPlan, engine: Engine) -> list[str]:
+    """Identities and cameras that the model never learned would become letters in a prompt, so none may pass."""
+    table = engine.prompts.table
+    pids = {identity.pid for identity in table.identities}
+    modalities = {camera.name: camera.modality for camera in table.cameras}
+    used = {(pair.ir if side == "ir" else pair.rgb, side) for pair in plan.pairs for side in generated_sides(pair)}
+    wrong = [
+        f"camera {camera} is {modalities[camera]} in the engine and {side} in the plan"
+        for camera, side in sorted(used)
+        if camera in modalities and modalities[camera] != side
+    ]
+    return [
+        *_unknown("identities", dict.fromkeys(pair.pid for pair in plan.pairs), pids),
+        *_unknown("cameras", sorted({camera for camera, _ in used}), set(modalities)),
+        *wrong,
+    ]
+
+
+def _unknown(kind: str, wanted: Iterable[str], known: set[str]) -> list[str]:
+    names = list(wanted)
+    unknown = [name for name in names if name not in known]
+    if not unknown:
+        return []
+    return [
+        f"{len(unknown):,} of the plan's {len(names):,} {kind} are unknown to the engine, which holds {len(known):,}: "
+        f"{some(unknown)}{nearest(unknown[0], known)}; leave them out of the plan or learn them first"
+    ]
+
+
+def _photo_trouble(plan: SynthesisPlan, out: Path) -> list[str]:
+    if plan.photo_root is None:
+        return []
+    root, target = Path(plan.photo_root).resolve(), out.resolve()
+    if target.is_relative_to(root) or root.is_relative_to(target):
+        return [f"{out} lies in the photo folder {root}, or that in it; choose another --out"]
+    photos = dict.fromkeys(pair.photo for pair in plan.pairs if pair.photo is not None)
+    missing = [photo for photo in photos if not (root / photo).is_file()]
+    if not missing:
+        return []
+    return [
+        f"{len(missing):,} of {len(photos):,} photos are missing in {root}: {some(missing)}; bring them or plan again"
+    ]

@@ -1,0 +1,278 @@
+"""Textual inversion of identities + modality LoRA on a frozen base: DiVE's recipe (arXiv 2503.12472), repeatable.
+
+One vocabulary row per person, LoRA on every attention projection of the UNet, a fixed code word per camera. Only the
+rows and the LoRA learn; the rows have no weight decay, which would pull every identity towards nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dive_fast.io import sha256_bytes
+from dive_fast.models.adapter import Adapter, merge_identities, save_adapter
+from dive_fast.models.fuse import add_identity_tokens
+from dive_fast.models.lora import add_lora, lora_state, remove_lora, set_lora_state
+from dive_fast.models.prompts import TEMPLATES, render
+from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
+from dive_fast.train.embedding import PartlyLearned
+from dive_fast.train.loop import LossLog, MovingAverage, check_finite, cosine_lr, load_state, save_state, set_lr
+from dive_fast.train.photos import BalancedDraw, LatentPhotos, encode_photos
+from dive_fast.types import Camera, Identity, InputError, Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from dive_fast.models.bundle import ModelBundle
+
+# The codes of the published checkpoints, so that ours and theirs name cameras alike.
+PUBLISHED_CODES = {
+    "cam1": "W5Eq", "cam2": "2Agp", "cam3": "8miP", "cam4": "HXY6", "cam5": "ITaw", "cam6": "dx1V", "cam7": "hFOc",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PersonalizeConfig:
+    """How long and how fast identities and LoRA learn."""
+
+    steps: int = 3000
+    batch: int = 16
+    rank: int = 16
+    lora_lr: float = 1e-3
+    token_lr: float = 5e-3
+    warmup: int = 50
+    ir_share: float = 0.35  # of each batch, when there are infrared photos
+    bare_code: float = 0.1  # share of captions that are the camera's code alone (DiVE: 0.5)
+    empty_captions: float = 0.05  # keeps the unconditional half of guidance true to the new cameras
+    snr_gamma: float = 5.0
+    weight_decay: float = 0.01  # of the LoRA; identity rows never decay
+    average: float = 0.995
+    seed: int = 0
+    save_every: int = 100
+
+
+def camera_code(name: str) -> str:
+    """The fixed code word of a camera: the published one, else four characters derived from its name."""
+    if name in PUBLISHED_CODES:
+        return PUBLISHED_CODES[name]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    digest = hashlib.sha256(f"dive_fast camera {name}".encode()).digest()
+    return "".join(letters[b % len(letters)] for b in digest[:4])
+
+
+def cameras_of(samples: Sequence[Sample]) -> tuple[Camera, ...]:
+    """The cameras of a training set with their codes, sorted by name."""
+    modality = {s.camera: s.modality for s in samples}
+    return tuple(Camera(name, modality[name], camera_code(name)) for name in sorted(modality))
+
+
+def placeholder(pid: str) -> str:
+    """The vocabulary word of an identity: its name, not its position, so that learning more people renames nobody."""
+    return f"<person_{pid.lower()}>"
+
+
+def personalize(
+    bundle: ModelBundle,
+    samples: Sequence[Sample],
+    out: Path,
+    config: PersonalizeConfig,
+    onto: Adapter | None = None,
+    progress: bool = True,
+) -> Adapter:
+    """Learns the people (and, without `onto`, the cameras) of `samples`; `bundle` is changed in place and used up.
+
+    With `onto`, a trained adapter of this base, its LoRA and its identities stay bit for bit and only the rows of new
+    people learn. The adapter folder `out` appears whole at the end; beside it `out`.training holds the loss log and the
+    state from which an unfinished run resumes. Bad data raises `InputError` before any training.
+    """
+    from dive_fast.models.adapter import load_adapter
+
+    identities = tuple(Identity(pid, placeholder(pid)) for pid in sorted({s.pid for s in samples}))
+    run = _run_id(bundle, samples, config, onto)
+    finished = out / "adapter.json"
+    if finished.exists():
+        adapter = load_adapter(out)
+        if adapter.facts.get("run") != run:
+            raise InputError(f"{out} holds an adapter of other data or settings; choose another --out or delete it")
+        return adapter
+    cameras = _check(bundle, samples, identities, onto)
+    work = out.with_name(f"{out.name}.training")
+    state_path = work / "personalize.state"
+    state = load_state(state_path) if state_path.exists() else None
+    if state is not None and state["run"] != run:
+        raise InputError(f"{state_path} belongs to other data or settings; choose another --out or delete it")
+    photos = encode_photos(bundle, samples, progress=progress)
+    learner = _Learner(bundle, identities, config, onto)
+    first = learner.restore(state) if state is not None else 0
+    learner.train(photos, _Captions(bundle, cameras, identities), first, work, run, progress)
+    adapter = learner.adapter(cameras, {**asdict(config), "photos": len(samples), "run": run})
+    save_adapter(adapter, out)
+    state_path.unlink(missing_ok=True)
+    return adapter
+
+
+def _run_id(bundle: ModelBundle, samples: Sequence[Sample], config: PersonalizeConfig, onto: Adapter | None) -> str:
+    """Names what a run learns from, so that a state is never resumed with other data or settings."""
+    names = [f"{s.pid}/{s.camera}/{s.path.name}" for s in samples]
+    parts = [bundle.fingerprint, onto.fingerprint if onto else "", repr(replace(config, save_every=0)), *names]
+    return sha256_bytes("\n".join(parts).encode())
+
+
+def _check(
+    bundle: ModelBundle, samples: Sequence[Sample], identities: tuple[Identity, ...], onto: Adapter | None
+) -> tuple[Camera, ...]:
+    cameras = cameras_of(samples)
+    if onto is None:
+        return cameras
+    if onto.base_fingerprint != bundle.fingerprint:
+        raise InputError(
+            f"the adapter to learn onto was trained on base {onto.base_fingerprint[:12]}…, this base is"
+            f" {bundle.fingerprint[:12]}…; give the base model it was trained on"
+        )
+    known = {camera.name: camera for camera in onto.cameras}
+    unknown = [camera.name for camera in cameras if camera.name not in known]
+    if unknown:
+        raise InputError(f"the adapter knows cameras {sorted(known)}, not {unknown}; its LoRA cannot learn new ones")
+    taken = sorted({i.pid for i in onto.identities} & {i.pid for i in identities})
+    if taken:
+        raise InputError(f"the adapter already knows {len(taken)} of these people, first {taken[0]!r}; leave them out")
+    return onto.cameras
+
+
+class _Captions:
+    """Token ids of training captions, each distinct one tokenized once."""
+
+    def __init__(self, bundle: ModelBundle, cameras: Sequence[Camera], identities: Sequence[Identity]) -> None:
+        self._tokenizer = bundle.tokenizer
+        self._code = {camera.name: camera.code for camera in cameras}
+        self._word = {identity.pid: identity.placeholder for identity in identities}
+        self._ids: dict[str, list[int]] = {}
+
+    def ids(self, sample: Sample, config: PersonalizeConfig, rng: np.random.Generator) -> list[int]:
+        """One caption of a photo: a template, the bare camera code, or nothing."""
+        kind, which = rng.random(), int(rng.integers(len(TEMPLATES)))
+        if kind < config.empty_captions:
+            text = ""
+        elif kind < config.empty_captions + config.bare_code:
+            text = self._code[sample.camera]
+        else:
+            text = render(TEMPLATES[which], self._code[sample.camera], self._word[sample.pid])
+        if text not in self._ids:
+            self._ids[text] = self._tokenizer(text, padding="max_length", truncation=True)["input_ids"]
+        return self._ids[text]
+
+
+class _Learner:
+    """The trainable parts put into a frozen model: identity rows and, unless given, LoRA."""
+
+    def __init__(
+        self, bundle: ModelBundle, identities: tuple[Identity, ...], config: PersonalizeConfig, onto: Adapter | None
+    ) -> None:
+        import torch
+
+        self.bundle, self.identities, self.config, self.onto = bundle, identities, config, onto
+        self.base_fingerprint = bundle.fingerprint
+        torch.manual_seed(config.seed)
+        table = bundle.text_encoder.get_input_embeddings().weight.detach()
+        add_identity_tokens(bundle, identities, self._start_rows(table))
+        grown = bundle.text_encoder.get_input_embeddings().weight.detach()
+        self.words = PartlyLearned(grown[: len(table)], grown[len(table) :])
+        bundle.text_encoder.set_input_embeddings(self.words)
+        if onto is None:
+            self.lora = add_lora(bundle.unet, config.rank, float(config.rank))
+        else:
+            self.lora = []
+            add_lora(bundle.unet, onto.rank, onto.alpha)
+            set_lora_state(bundle.unet, onto.lora)
+            bundle.unet.requires_grad_(False)
+        groups: list[dict[str, Any]] = [{"params": [self.words.rows], "weight_decay": 0.0, "lr_scale": 1.0}]
+        if self.lora:
+            scale = config.lora_lr / config.token_lr
+            groups.append({"params": self.lora, "weight_decay": config.weight_decay, "lr_scale": scale})
+        self.optimizer = torch.optim.AdamW(groups, lr=config.token_lr, betas=(0.9, 0.99))
+        self.average = MovingAverage([self.words.rows, *self.lora], config.average)
+
+    def _start_rows(self, table: torch.Tensor) -> torch.Tensor:
+        """Every identity starts from the word "person", as DiVE's do."""
+        ids = self.bundle.tokenizer("person", add_special_tokens=False)["input_ids"]
+        return table[ids].mean(dim=0).repeat(len(self.identities), 1)
+
+    def restore(self, state: dict[str, Any]) -> int:
+        import torch
+
+        with torch.no_grad():
+            for parameter, value in zip([self.words.rows, *self.lora], state["parameters"], strict=True):
+                parameter.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.shadow = state["average"]
+        return int(state["step"])
+
+    def _save(self, path: Path, step: int, run: str) -> None:
+        parameters = [p.detach() for p in (self.words.rows, *self.lora)]
+        save_state(
+            path,
+            {"step": step, "run": run, "parameters": parameters, "optimizer": self.optimizer.state_dict(),
+             "average": self.average.shadow},
+        )  # fmt: skip
+
+    def train(
+        self, photos: LatentPhotos, captions: _Captions, first: int, work: Path, run: str, progress: bool
+    ) -> None:
+        from tqdm import tqdm
+
+        config = self.config
+        draw = BalancedDraw(photos.samples, config.batch, config.ir_share, config.seed)
+        log = LossLog(work / "loss.jsonl", first)
+        alphas = alphas_cumprod(self.bundle.scheduler_config)
+        steps = tqdm(
+            range(first, config.steps), initial=first, total=config.steps, desc="personalize", unit="step",
+            disable=not progress,
+        )  # fmt: skip
+        for step in steps:
+            set_lr(self.optimizer, cosine_lr(step, config.steps, config.token_lr, config.warmup))
+            loss = self._step(step, photos, captions, draw, alphas)
+            check_finite(loss, step, "personalize")
+            if step % 10 == 0:
+                log.add(step, loss=loss)
+                steps.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            if (step + 1) % config.save_every == 0:
+                self._save(work / "personalize.state", step + 1, run)
+        self.average.copy_to_parameters()
+
+    def _step(
+        self, step: int, photos: LatentPhotos, captions: _Captions, draw: BalancedDraw, alphas: torch.Tensor
+    ) -> float:
+        import torch
+
+        rows, rng = draw(step)
+        ids = torch.tensor([captions.ids(photos.samples[i], self.config, rng) for i in rows])
+        mirrored = torch.from_numpy(rng.integers(0, 2, len(rows)))
+        latents = photos.latents[torch.from_numpy(rows), mirrored]
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        noisy, noise, timesteps = noisy_batch(latents, alphas, generator)
+        text = self.bundle.text_encoder(ids).last_hidden_state
+        error = (self.bundle.unet(noisy, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
+        loss = (error * snr_weight(alphas, timesteps, self.config.snr_gamma)).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.lora, 1.0)
+        self.optimizer.step()
+        self.average.update(step)
+        return float(loss.detach())
+
+    def adapter(self, cameras: tuple[Camera, ...], facts: dict[str, Any]) -> Adapter:
+        rows = self.words.rows.detach().clone()
+        if self.onto is not None:
+            merged = merge_identities(self.onto, self.identities, rows)
+            return replace(merged, facts={**self.onto.facts, "onto": facts, "run": facts["run"]})
+        state = lora_state(self.bundle.unet)
+        remove_lora(self.bundle.unet)
+        return Adapter(
+            base_fingerprint=self.base_fingerprint, identities=self.identities, cameras=cameras, embeddings=rows,
+            lora=state, rank=self.config.rank, alpha=float(self.config.rank), facts=facts,
+        )  # fmt: skip

@@ -1,0 +1,91 @@
+"""Training photos as latents, and which of them a step sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dive_fast.data.images import open_image
+from dive_fast.types import InputError, Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from dive_fast.models.bundle import ModelBundle
+
+
+@dataclass(frozen=True)
+class LatentPhotos:
+    """Scaled latents float32 [N, 2, C, h, w] (each photo and its mirror image) with the samples they came from."""
+
+    latents: torch.Tensor
+    samples: tuple[Sample, ...]
+
+
+def image_size(bundle: ModelBundle) -> tuple[int, int]:
+    """Height and width in pixels that a model was trained at; for Stable Diffusion 1.5 it is DiVE's 512 x 256."""
+    factor = 2 ** (len(bundle.vae.config.block_out_channels) - 1)
+    size = bundle.unet.config.sample_size
+    height, width = (size, size // 2) if isinstance(size, int) else size
+    return height * factor, width * factor
+
+
+def encode_photos(bundle: ModelBundle, samples: Sequence[Sample], batch: int = 32, progress: bool = True) -> LatentPhotos:
+    """Decodes, resizes to the model's size and encodes every photo and its mirror image, once.
+
+    A missing or truncated photo raises `InputError` that names it.
+    """
+    import torch
+    from PIL import Image
+    from tqdm import tqdm
+
+    if not samples:
+        raise InputError("there are no training photos; check the data folder and the filters")
+    height, width = image_size(bundle)
+    scale = float(bundle.vae.config.scaling_factor)
+    parts = []
+    with torch.inference_mode():
+        for i in tqdm(range(0, len(samples), batch), desc="encode photos", unit="batch", disable=not progress):
+            block = [
+                np.asarray(open_image(s.path).resize((width, height), Image.Resampling.LANCZOS))
+                for s in samples[i : i + batch]
+            ]
+            x = torch.from_numpy(np.stack(block)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+            both = torch.stack([x, x.flip(-1)], dim=1).flatten(0, 1)
+            mean = bundle.vae.encode(both).latent_dist.mean * scale
+            parts.append(mean.unflatten(0, (-1, 2)))
+    return LatentPhotos(torch.cat(parts).clone(), tuple(samples))
+
+
+class BalancedDraw:
+    """Which photos a step sees: identities evenly within each modality, infrared at a fixed share.
+
+    Drawn by (seed, step), so a resumed run sees what an undisturbed one would have seen.
+    """
+
+    def __init__(self, samples: Sequence[Sample], batch: int, ir_share: float, seed: int) -> None:
+        self.batch, self.seed = batch, seed
+        self._groups: dict[str, dict[str, list[int]]] = {"rgb": {}, "ir": {}}
+        for i, sample in enumerate(samples):
+            self._groups[sample.modality].setdefault(sample.pid, []).append(i)
+        self._ir = round(batch * ir_share) if self._groups["ir"] else 0
+        if not self._groups["rgb"]:
+            self._ir = batch
+
+    def __call__(self, step: int) -> tuple[np.ndarray, np.random.Generator]:
+        """Photo indices int64 [batch], and the generator for whatever else the step draws."""
+        rng = np.random.default_rng([self.seed, step])
+        counts = {"ir": self._ir, "rgb": self.batch - self._ir}
+        picked = [i for kind, count in counts.items() for i in self._pick(rng, self._groups[kind], count)]
+        return np.array(picked, dtype=np.int64), rng
+
+    @staticmethod
+    def _pick(rng: np.random.Generator, groups: dict[str, list[int]], count: int) -> list[int]:
+        if not count:
+            return []
+        pids = list(groups)
+        chosen = [pids[i] for i in rng.choice(len(pids), count, replace=count > len(pids))]
+        return [groups[pid][int(rng.integers(len(groups[pid])))] for pid in chosen]

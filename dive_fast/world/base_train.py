@@ -1,0 +1,147 @@
+"""`dive-fast world train-base`: the pocket base model from nothing, on two cores, in resumable stages.
+
+images -> autoencoder -> centred latents -> text encoder + UNet -> a Stable Diffusion 1.5 folder in fp16, with its loss
+curves, its autoencoder's report and a sheet of samples beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dive_fast.io import sha256_bytes, write_json
+from dive_fast.types import InputError
+from dive_fast.world.base_data import BaseImages, load_images, render_base_images, save_images
+from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, build_tokenizer
+from dive_fast.world.unet_train import UnetConfig, encode_latents, train_unet
+from dive_fast.world.vae_train import VaeConfig, judge, train_vae
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+
+_VAE_SEED, _UNET_SEED = 1, 2  # of the rendered identities; the judge's are its own
+
+
+@dataclass(frozen=True)
+class BaseTrainConfig:
+    """Everything the pocket base depends on."""
+
+    shape: BaseShape = field(default_factory=BaseShape)
+    vae: VaeConfig = field(default_factory=VaeConfig)
+    unet: UnetConfig = field(default_factory=UnetConfig)
+    vae_images: int = 6000
+    unet_images: int = 12000
+
+
+def train_base(config: BaseTrainConfig, out: Path, work: Path) -> dict[str, Any]:
+    """Trains the base in `work` and writes the model to `out`; returns what was measured on the way.
+
+    A rerun continues from the last state in `work`; a `work` of another config raises `InputError`.
+    """
+    from dive_fast.models.bundle import ModelBundle, save_bundle
+
+    _claim(work, config)
+    tokenizer = build_tokenizer(work / "tokenizer", config.shape)
+    pictures = _images(work / "vae-images.npz", _VAE_SEED, config.vae_images, grey_share=0.35, noise_share=0.3)
+    vae = train_vae(pictures.images, config.shape, config.vae, work)
+    report = judge(vae, work / "autoencoder.png")
+    photos = _images(work / "unet-images.npz", _UNET_SEED, config.unet_images, grey_share=0.0, noise_share=0.5)
+    latents = _scaled_latents(work / "latents.safetensors", vae, photos.images)
+    text_encoder, unet = train_unet(latents, photos.captions, tokenizer, config.shape, config.unet, work)
+    scheduler = {"_class_name": "PNDMScheduler", **SCHEDULER_CONFIG}
+    bundle = ModelBundle(tokenizer, text_encoder, unet, vae, scheduler)
+    save_bundle(bundle, out, dtype=_half())
+    write_json(out / "training.json", {"config": asdict(config), "autoencoder": report})
+    return report
+
+
+def _half() -> torch.dtype:
+    import torch
+
+    return torch.float16
+
+
+def _claim(work: Path, config: BaseTrainConfig) -> None:
+    """Ties a work folder to one config (its step counts aside: a longer run may continue a shorter one)."""
+    description = asdict(config)
+    for stage in ("vae", "unet"):
+        for name in ("steps", "save_every"):
+            description[stage].pop(name)
+    identity = sha256_bytes(repr(description).encode())
+    path = work / "config.sha256"
+    if path.exists() and path.read_text().strip() != identity:
+        raise InputError(f"{work} holds a run of another config; choose another --work or delete it")
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(identity + "\n")
+
+
+def _images(path: Path, seed: int, count: int, *, grey_share: float, noise_share: float) -> BaseImages:
+    from tqdm import tqdm
+
+    if not path.exists():
+        with tqdm(total=count, desc="render", unit="image") as bar:
+            rendered = render_base_images(
+                seed, count, grey_share=grey_share, noise_share=noise_share, progress=bar.update
+            )
+        save_images(path, rendered)
+    return load_images(path)
+
+
+def _scaled_latents(path: Path, vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
+    """Centres the autoencoder, sets its scaling factor, and returns scaled latents float32 [N, C, h, w]."""
+    from safetensors.torch import load_file, save_file
+
+    if path.exists():
+        stored = load_file(path)
+        latents, centre, std = stored["latents"], stored["centre"], float(stored["std"])
+    else:
+        latents = encode_latents(vae, images)
+        centre = latents.mean(dim=(0, 2, 3))
+        latents = latents - centre.view(1, -1, 1, 1)
+        std = float(latents.std())
+        save_file({"latents": latents, "centre": centre, "std": latents.std()}, path)
+    centre_latents(vae, centre)
+    vae.register_to_config(scaling_factor=1 / std)
+    return latents / std
+
+
+def centre_latents(vae: AutoencoderKL, centre: torch.Tensor) -> None:
+    """Moves the mean of the latents to zero, channel by channel, by the biases around them: the images stay the same.
+
+    Diffusion ends in zero-mean noise; off-centre latents would spend its first steps on a constant.
+    """
+    import torch
+
+    with torch.no_grad():
+        vae.quant_conv.bias[: len(centre)] -= centre
+        vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ centre
+
+
+def sample_captions(
+    bundle: Any, captions: Sequence[str], seeds: Sequence[int], steps: int = 25, guidance: float = 3.0
+) -> np.ndarray:
+    """Images uint8 [B, H, W, 3] of free captions from an unfused base: what the sample sheet shows."""
+    import torch
+
+    from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
+    from dive_fast.world.unet_train import token_ids
+
+    config = bundle.unet.config
+    with torch.inference_mode():
+        text = bundle.text_encoder(token_ids(bundle.tokenizer, ["", *captions])).last_hidden_state
+        noise = initial_noise(seeds, (config.in_channels, *config.sample_size))
+
+        def eps_rows(latents: torch.Tensor, timestep: int, index: torch.Tensor) -> torch.Tensor:
+            return bundle.unet(latents, timestep, text[index]).sample
+
+        index = torch.arange(1, len(captions) + 1)
+        latents = dpmpp_2m(
+            guided(eps_rows, index, 0, guidance), noise, Schedule.from_config(bundle.scheduler_config, steps)
+        )
+        images = bundle.vae.decode(latents / bundle.vae.config.scaling_factor).sample
+    return ((images / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,171 @@
+"""The engine folder: built beside its place, moved there when whole, left alone when it is there already."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dive_export.graphs import Graph, graphs
+from dive_export.onnx import OPSET, export_graph, measure_parity
+from dive_fast.io import clear_disk_errors, read_json, sha256_file, write_json
+from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
+
+if TYPE_CHECKING:
+    from dive_fast.models import ModelBundle
+
+Progress = Callable[[str], None]
+REPORTS = ("engine.json", "parity.json")  # files of the folder that do not change what the engine makes
+
+
+def say(line: str) -> None:
+    """The default progress: a line to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def export_engine(
+    fused: Path | str,
+    out: Path | str,
+    rows_max: int = 64,
+    check: bool = True,
+    *,
+    size: tuple[int, int] | None = None,
+    progress: Progress = say,
+) -> EngineSpec:
+    """Exports a fused model folder to an engine folder: ONNX opset 23, float32, for onnxruntime.
+
+    `size` is (height, width) in pixels, by default the model's own; rows are free from 1 to `rows_max`. With `check`
+    each part is measured against torch and the result kept in `parity.json`. `engine.json` is written last: until then
+    nothing stands at `out`. An `out` that holds this very engine is left as it is; any other content raises
+    `InputError`, as does a model that is not fused. Raises `DiveError` for a missing package or a part over its budget.
+    """
+    from dive_fast.models import load_bundle
+
+    fused, out = Path(fused), Path(out)
+    if rows_max < 1:
+        raise InputError(f"export: rows_max must be at least 1, got {rows_max}")
+    _check_packages(check)
+    bundle = load_bundle(fused)
+    if bundle.prompts is None:
+        raise InputError(f"export: {fused} has no prompts.json; fuse an adapter into the base first (dive-fast fuse)")
+    parts, (height, width) = graphs(bundle, size, rows_max)
+    spec = _planned_spec(bundle, parts, Profile(1, min(32, rows_max), rows_max, height, width))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        return _finished(out, spec, parts if check else [], progress)
+    with clear_disk_errors(out), _staging(out) as folder:
+        for number, graph in enumerate(parts, start=1):
+            _export_part(graph, folder / spec.files[graph.part], rows_max, f"{number} of {len(parts)}", progress)
+        if check:
+            _write_parity(parts, folder, spec, progress)
+        _copy_facts(bundle, fused, folder)
+        spec = replace(spec, sha256={name: sha256_file(folder / name) for name in _engine_files(folder)})
+        write_json(folder / "engine.json", to_dict(spec))
+    progress(f"engine {out} is finished: {height}x{width}, up to {rows_max} rows")
+    return spec
+
+
+def _check_packages(check: bool) -> None:
+    needed = ["onnx", "onnxscript", *(["onnxruntime"] if check else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DiveError(f"export needs {', '.join(missing)}: pip install 'dive-fast[export,cpu]'")
+
+
+def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile) -> EngineSpec:
+    """The spec but for the files' hashes, which exist only after the export."""
+    import diffusers
+    import onnx
+    import torch
+
+    return EngineSpec(
+        backend="onnxruntime",
+        precision="fp32",
+        profile=profile,
+        model_fingerprint=bundle.fingerprint,
+        files={graph.part: f"{graph.part}/model.onnx" for graph in parts},
+        versions={
+            "diffusers": diffusers.__version__,
+            "onnx": onnx.__version__,
+            "opset": str(OPSET),
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _finished(out: Path, spec: EngineSpec, to_check: list[Graph], progress: Progress) -> EngineSpec:
+    """The engine at `out` if it is the one asked for and whole; everything else there raises `InputError`."""
+    if not (out / "engine.json").is_file():
+        raise InputError(f"export: {out} exists and is no engine folder; choose another --out or move it away")
+    found = read_json(out / "engine.json", "engine")
+    wanted = to_dict(spec)
+    keys = ("backend", "precision", "profile", "model_fingerprint", "files")
+    other = [key for key in keys if not isinstance(found, dict) or found.get(key) != wanted[key]]
+    if other:
+        raise InputError(f"export: {out} holds another engine ({', '.join(other)} differ); choose another --out")
+    hashes = {name: sha256_file(out / name) for name in _engine_files(out)}
+    if found.get("sha256") != hashes or not isinstance(found.get("versions"), dict):
+        raise InputError(f"export: files of {out} changed since its export; delete the folder and export again")
+    if to_check and not (out / "parity.json").is_file():
+        _write_parity(to_check, out, spec, progress)
+    progress(f"engine {out} is there already: same model, same settings")
+    return replace(spec, sha256=hashes, versions=found["versions"])
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block succeeds.
+
+    Its name is fixed, so a rerun clears what a killed export left, which has no engine.json and no final name. The
+    files inside keep their names: a graph refers to its weights by name.
+    """
+    folder = out.parent / f".{out.name}.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        os.replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _export_part(graph: Graph, path: Path, rows_max: int, number: str, progress: Progress) -> None:
+    started = time.monotonic()
+    progress(f"export {number}: {graph.part} ...")
+    export_graph(graph, path, rows_max)
+    size = sum(file.stat().st_size for file in path.parent.iterdir()) / 1e6
+    progress(f"export {number}: {graph.part}, {size:.1f} MB in {time.monotonic() - started:.0f} s")
+
+
+def _write_parity(parts: list[Graph], folder: Path, spec: EngineSpec, progress: Progress) -> None:
+    report = {}
+    for graph in parts:
+        parity = measure_parity(graph, folder / spec.files[graph.part])
+        progress(f"check {graph.part}: {parity.worst:.1e} from torch, {parity.budget:.1e} allowed")
+        report[graph.part] = asdict(parity)
+    write_json(folder / "parity.json", report)
+
+
+def _copy_facts(bundle: ModelBundle, fused: Path, folder: Path) -> None:
+    """What the engine needs beside the graphs: vocabulary, noise schedule, prompts and the networks' configs."""
+    for name in ("tokenizer", "scheduler"):
+        shutil.copytree(fused / name, folder / name)
+    shutil.copyfile(fused / "prompts.json", folder / "prompts.json")
+    for part, source in (
+        ("text_encoder", "text_encoder"),
+        ("unet", "unet"),
+        ("vae_decoder", "vae"),
+        ("vae_encoder", "vae"),
+    ):
+        shutil.copyfile(fused / source / "config.json", folder / part / "config.json")
+
+
+def _engine_files(folder: Path) -> list[str]:
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path.as_posix() for path in files if not path.name.startswith(".") and str(path) not in REPORTS]

@@ -1,0 +1,128 @@
+"""A network to an ONNX file, and the measurement of how far onnxruntime's numbers are from torch's."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dive_export.graphs import Graph
+from dive_fast.types import DiveError
+
+OPSET = 23
+# onnxruntime may be twice as far from the exact result as torch is, and torch's own error adds to their distance (3);
+# the worst of many rows is held against the error of one (times 2; 2.3 in all was seen). A wrong graph is off by 1000s.
+BUDGET = 6.0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far onnxruntime is from torch, both float32, on random inputs.
+
+    `errors` maps a number of rows to the root mean square difference of the worst row, `largest` to the largest
+    absolute one. `budget` bounds the former: `BUDGET` times torch's own error against float64.
+    """
+
+    budget: float
+    errors: dict[str, float]
+    largest: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        return max(self.errors.values())
+
+
+def export_graph(graph: Graph, path: Path, rows_max: int) -> None:
+    """Writes `path` (and its weights beside it as `<name>.data`): opset 23, float32, rows free up to `rows_max`.
+
+    The weights' file is referenced by name, so the file must not be renamed later. Raises `DiveError` with what the
+    exporter printed when it fails.
+    """
+    import onnx
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = torch.export.Dim("rows", min=1, max=rows_max) if rows_max > 1 else None
+    shapes = {name: {0: rows} if rows is not None and graph.has_rows(name) else None for name in graph.inputs}
+    with _quiet(f"export {graph.part}"), torch.no_grad():
+        torch.onnx.export(
+            graph.module,
+            graph.examples(min(2, rows_max)),
+            str(path),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(graph.inputs),
+            output_names=[graph.output],
+            dynamic_shapes=shapes,
+            external_data=True,
+            verbose=False,
+        )
+    # By path: the checker then finds the weights' file too, and models over 2 GB pass.
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+@contextlib.contextmanager
+def _quiet(what: str) -> Iterator[None]:
+    """Keeps the exporter's chatter to itself unless it fails; then the chatter is part of the error."""
+    printed = io.StringIO()
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        tail = " ".join(printed.getvalue().split())[-500:]
+        raise DiveError(f"{what}: the ONNX exporter failed: {error}; it printed: {tail or 'nothing'}") from error
+    finally:
+        log.setLevel(level)
+
+
+def measure_parity(graph: Graph, path: Path) -> Parity:
+    """Runs the file beside torch at 1, 3 and `graph.check_rows` rows. Raises `DiveError`, naming the part, over budget."""
+    import onnxruntime
+
+    budget = BUDGET * _torch_error(graph)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    errors, largest = {}, {}
+    for rows in sorted({1, min(3, graph.check_rows), graph.check_rows}):
+        inputs = graph.examples(rows, seed=rows)
+        with torch.no_grad():
+            expected = graph.module(*inputs).numpy()
+        arrays = {name: tensor.numpy() for name, tensor in zip(graph.inputs, inputs, strict=True)}
+        difference = np.abs(session.run([graph.output], arrays)[0] - expected)
+        errors[str(rows)] = _worst_row(difference)
+        largest[str(rows)] = float(difference.max())
+    parity = Parity(budget, errors, largest)
+    if not parity.worst <= budget:  # so that NaN fails too
+        raise DiveError(
+            f"export {graph.part}: onnxruntime is {parity.worst:.2e} from torch (root mean square), "
+            f"{budget:.2e} is allowed; the engine is not finished, report this with your versions"
+        )
+    return parity
+
+
+def _torch_error(graph: Graph) -> float:
+    """Float32 torch against float64 torch, one row. In place, because there may be no memory for a second model."""
+    inputs = graph.examples(1, seed=1)
+    with torch.no_grad():
+        single = graph.module(*inputs)
+        try:
+            double = graph.module.double()(*(x.double() if x.is_floating_point() else x for x in inputs))
+        finally:
+            graph.module.float()  # exact: every float32 is a float64
+    return _worst_row((single.double() - double).numpy())
+
+
+def _worst_row(difference: np.ndarray) -> float:
+    rows = np.square(difference.astype(np.float64)).reshape(len(difference), -1)
+    return float(np.sqrt(rows.mean(axis=1).max()))

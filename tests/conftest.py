@@ -1,0 +1,44 @@
+"""Models that several rooms' tests share, each made once a session."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# `kernels/` and `export/` hold their packages one level down; from a checkout they are found here.
+for _folder in ("export", "kernels"):
+    sys.path.append(str(Path(__file__).resolve().parents[1] / _folder))
+
+ENGINE_ROWS = 16
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random base model folder. Read only: copy it to change it."""
+    from tests.tiny import tiny_bundle_folder
+
+    return tiny_bundle_folder(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_fused(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base with a random adapter fused in: pids 0001, 0002, 0003, cameras cam1, cam3, cam7. Read only."""
+    from dive_fast.models import fuse, load_bundle, save_bundle
+    from tests.tiny import tiny_adapter
+
+    bundle = load_bundle(tiny_base)
+    folder = tmp_path_factory.mktemp("tiny") / "fused"
+    save_bundle(fuse(bundle, tiny_adapter(bundle)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fused model as an engine folder of `ENGINE_ROWS` rows (about 30 s to make). Read only."""
+    from dive_export import export_engine
+
+    folder = tmp_path_factory.mktemp("tiny") / "engine"
+    export_engine(tiny_fused, folder, rows_max=ENGINE_ROWS)
+    return folder

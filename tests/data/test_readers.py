@@ -1,0 +1,205 @@
+"""Readers on small trees of the real sets' shape; expected values are written down by hand."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from dive_fast.data import merge_samples, read_folder, read_ids, read_market, read_sysu
+from dive_fast.types import InputError, Sample
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Readers look at names only, so empty files will do."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def sysu(root: Path, **lists: str) -> Path:
+    (root / "exp").mkdir(parents=True, exist_ok=True)
+    for split, text in lists.items():
+        (root / "exp" / f"{split}_id.txt").write_text(text)
+    return root
+
+
+def named(samples: list[Sample], root: Path) -> list[str]:
+    return [sample.path.relative_to(root).as_posix() for sample in samples]
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    touch(tmp_path, "cam1/0001/0010.jpg", "cam1/0001/0002.jpg", "cam3/0001/0001.JPG", "cam6/0002/0001.png")
+    touch(tmp_path, "cam10/0001/0001.jpg", "cam2/0003/0001.jpg", "cam1/0001/Thumbs.db", "cam1/0001/._0002.jpg")
+    return sysu(tmp_path, train="2,1\n", val="3", test="4,5,6,7,8\n")
+
+
+def test_sysu_train(tree):
+    samples = read_sysu(tree)
+    assert named(samples, tree) == [
+        "cam1/0001/0002.jpg",
+        "cam1/0001/0010.jpg",
+        "cam3/0001/0001.JPG",
+        "cam6/0002/0001.png",
+        "cam10/0001/0001.jpg",
+    ]
+    assert [(s.pid, s.camera, s.modality, s.source) for s in samples[1:]] == [
+        ("0001", "cam1", "rgb", "real"),
+        ("0001", "cam3", "ir", "real"),
+        ("0002", "cam6", "ir", "real"),
+        ("0001", "cam10", "rgb", "real"),
+    ]
+
+
+def test_sysu_numbers_are_read_as_numbers(tmp_path):
+    touch(sysu(tmp_path, train="1"), "cam1/0001/2.jpg", "cam1/0001/10.jpg", "cam1/0001/1.jpg")
+    assert [s.path.name for s in read_sysu(tmp_path)] == ["1.jpg", "2.jpg", "10.jpg"]
+
+
+def test_sysu_splits(tree):
+    assert named(read_sysu(tree, "val"), tree) == ["cam2/0003/0001.jpg"]
+    assert {s.pid for s in read_sysu(tree, "trainval")} == {"0001", "0002", "0003"}
+    touch(tree, "cam4/0099/0001.jpg")
+    assert {s.pid for s in read_sysu(str(tree), "all")} == {"0001", "0002", "0003", "0099"}
+    with pytest.raises(InputError, match=r"must be one of .*'trainval'.* got 'tset'"):
+        read_sysu(tree, "tset")
+
+
+def test_sysu_all_needs_no_lists(tmp_path):
+    assert len(read_sysu(touch(tmp_path, "cam1/0001/0001.jpg"), "all")) == 1
+
+
+def test_sysu_reports_identities_without_images(tree):
+    touch(tree, "cam1/0005/0001.jpg")
+    with pytest.warns(UserWarning, match="4 identities of split 'test' have no image: 0004, 0006, 0007 and 1 more"):
+        assert named(read_sysu(tree, "test"), tree) == ["cam1/0005/0001.jpg"]
+
+
+def test_sysu_whole_lists_warn_of_nothing(tree):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_sysu(tree, "trainval")
+
+
+@pytest.mark.parametrize("text", ["1,2,3", "1, 2 ,3,\n", "1\n2\n3\n", "1,2,\n3\n\n", "0001,0002,0003"])
+def test_ids(tmp_path, text):
+    (tmp_path / "ids.txt").write_text(text)
+    assert read_ids(tmp_path / "ids.txt") == ["0001", "0002", "0003"]
+
+
+def test_ids_that_are_no_numbers_stay(tmp_path):
+    (tmp_path / "ids.txt").write_text("12345, anna b,market-0002")
+    assert read_ids(tmp_path / "ids.txt") == ["12345", "anna b", "market-0002"]
+    (tmp_path / "ids.txt").write_text("1,../2")
+    with pytest.raises(InputError, match=r"ids\.txt: '\.\./2' cannot be an identity name"):
+        read_ids(tmp_path / "ids.txt")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda root: None, "has no camera folder; expected SYSU-MM01's layout: cam1/"),
+        (lambda root: (root / "cam1").mkdir(), r"exp/train_id\.txt does not exist; expected SYSU"),
+        (lambda root: touch(root, "cam1/0001/0001.jpg", "exp/train_id.txt"), "has no image of split 'train'"),
+        (lambda root: (root / "exp").mkdir() or touch(root, "camera1/0001/0001.jpg"), "has no camera folder"),
+        (lambda root: touch(sysu(root, train="7"), "cam1/0001/0001.jpg"), "has no image of split 'train'"),
+    ],
+)
+def test_sysu_says_what_it_expected(tmp_path, prepare, message):
+    prepare(tmp_path)
+    with pytest.raises(InputError, match=message):
+        read_sysu(tmp_path)
+
+
+def test_sysu_root_itself(tmp_path):
+    with pytest.raises(InputError, match="does not exist; expected SYSU"):
+        read_sysu(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is not a folder; expected SYSU"):
+        read_sysu(touch(tmp_path, "a.zip") / "a.zip")
+
+
+def test_market(tmp_path):
+    touch(tmp_path / "bounding_box_train", "0007_c2s3_000451_03.jpg", "0002_c1s1_000776_01.png", "Thumbs.db")
+    touch(tmp_path / "bounding_box_train", "-1_c1s1_000401_03.jpg", "0000_c1s1_000151_01.jpg")
+    samples = read_market(tmp_path)
+    assert [(s.path.name, s.pid, s.camera, s.modality) for s in samples] == [
+        ("0002_c1s1_000776_01.png", "0002", "cam7", "rgb"),
+        ("0007_c2s3_000451_03.jpg", "0007", "cam7", "rgb"),
+    ]
+
+
+def test_market_gallery_keeps_distractors_but_no_junk(tmp_path):
+    names = ["-1_c1s1_000401_03.jpg", "0000_c1s1_000151_01.jpg", "1501_c6s4_001877_02.jpg"]
+    touch(tmp_path / "bounding_box_test", *names)
+    assert [s.pid for s in read_market(tmp_path, "gallery", camera="cam9")] == ["0000", "1501"]
+
+
+def test_market_gt_bbox_warns(tmp_path):
+    touch(tmp_path / "gt_bbox", "0001_c1s1_001051_00.jpg")
+    with pytest.warns(UserWarning, match="TEST identities"):
+        assert len(read_market(tmp_path, "gt_bbox")) == 1
+
+
+def test_market_errors(tmp_path):
+    with pytest.raises(InputError, match=r"query does not exist; expected Market-1501's layout"):
+        read_market(tmp_path, "query")
+    with pytest.raises(InputError, match="must be one of .*'gt_bbox'.* got 'test'"):
+        read_market(tmp_path, "test")
+    (tmp_path / "query").mkdir()
+    with pytest.raises(InputError, match="has no image of a person"):
+        read_market(tmp_path, "query")
+    touch(tmp_path / "query", "0001_c1s1_001051_00.jpg", "holiday.jpg")
+    with pytest.raises(InputError, match=r"1 images are not named like .* \(holiday\.jpg\); read such folders with"):
+        read_market(tmp_path, "query")
+
+
+def test_folder(tmp_path):
+    touch(tmp_path, "12/b10.jpg", "12/b9.png", "anna/x.jpeg", "readme.jpg", ".cache/x.jpg", "12/notes.txt")
+    samples = read_folder(tmp_path, "cam8", modality="ir")
+    assert [(s.path.name, s.pid, s.camera, s.modality) for s in samples] == [
+        ("b9.png", "0012", "cam8", "ir"),
+        ("b10.jpg", "0012", "cam8", "ir"),
+        ("x.jpeg", "anna", "cam8", "ir"),
+    ]
+
+
+def test_folder_errors(tmp_path):
+    with pytest.raises(InputError, match="has no image; expected one folder per identity"):
+        read_folder(tmp_path, "cam1")
+    touch(tmp_path, "12/a.jpg")
+    (tmp_path / "empty").mkdir()
+    with pytest.warns(UserWarning, match="1 identity folders have no image: empty"):
+        read_folder(tmp_path, "cam1")
+    touch(tmp_path, "0012/a.jpg")
+    with pytest.raises(InputError, match="both mean 0012; rename one"):
+        read_folder(tmp_path, "cam1")
+    touch(tmp_path / "other", "a,b/a.jpg")
+    with pytest.raises(InputError, match="'a,b' cannot be an identity name"):
+        read_folder(tmp_path / "other", "cam1")
+
+
+def people(*pids: str) -> list[Sample]:
+    return [Sample(Path(f"{pid}.jpg"), pid, "cam1") for pid in pids]
+
+
+def test_merge():
+    merged = merge_samples(people("0001", "0001", "0002"), people("0003"))
+    assert [s.pid for s in merged] == ["0001", "0001", "0002", "0003"]
+
+
+def test_merge_never_mixes_people():
+    with pytest.raises(InputError, match=r"2 identity names are in two sets \(0001, 0002\); give prefixes"):
+        merge_samples(people("0001", "0002"), people("0003"), people("0002", "0001", "0004"))
+
+
+def test_merge_with_prefixes_leaves_its_input_alone():
+    given = people("0001")
+    merged = merge_samples(people("0001"), given, prefixes=["", "market-"])
+    assert [s.pid for s in merged] == ["0001", "market-0001"]
+    assert given == people("0001")
+    assert merged[1].path == given[0].path
+    with pytest.raises(InputError, match="in two sets"):
+        merge_samples(people("0001"), people("0001"), prefixes=["a-", "a-"])
+    with pytest.raises(InputError, match="1 prefixes for 2 sets"):
+        merge_samples(people("0001"), people("0001"), prefixes=["a-"])

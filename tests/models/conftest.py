@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dive_fast.models import Adapter, ModelBundle, load_bundle
+from tests.tiny import tiny_adapter, tiny_bundle_folder
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model that no test may change."""
+    return tiny_bundle_folder(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture
+def folder(base_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the base model to break."""
+    return Path(shutil.copytree(base_folder, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def _loaded(base_folder: Path) -> ModelBundle:
+    loaded = load_bundle(base_folder)
+    assert loaded.fingerprint  # computed here once; copies keep it
+    return loaded
+
+
+@pytest.fixture
+def bundle(_loaded: ModelBundle) -> ModelBundle:
+    """The base model, for this test alone."""
+    return copy.deepcopy(_loaded)
+
+
+@pytest.fixture
+def adapter(bundle: ModelBundle) -> Adapter:
+    return tiny_adapter(bundle)

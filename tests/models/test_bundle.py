@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dive_fast.models import add_identity_tokens, add_lora, load_bundle, save_bundle
+from dive_fast.models.files import ASSETS, WEIGHTS, resolve
+from dive_fast.types import DiveError, Identity, InputError
+from tests.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, tiny_bundle_folder
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    save_file(change(tensors), path, metadata={"format": "pt"})
+
+
+def test_parts_are_float32_frozen_and_in_eval_mode(bundle):
+    for part in (bundle.unet, bundle.vae, bundle.text_encoder):
+        assert not part.training
+        assert all(p.dtype == torch.float32 and not p.requires_grad for p in part.parameters())
+    assert bundle.prompts is None
+    assert bundle.scheduler_config["beta_schedule"] == "scaled_linear"
+
+
+def test_parts_equal_those_that_diffusers_loads(base_folder, bundle):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(base_folder, safety_checker=None, local_files_only=True)
+    for part in WEIGHTS:
+        theirs, ours = getattr(pipe, part).state_dict(), getattr(bundle, part).state_dict()
+        assert theirs.keys() == ours.keys()
+        assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    assert pipe.tokenizer.get_vocab() == bundle.tokenizer.get_vocab()
+
+
+def test_loading_never_opens_a_socket(base_folder, monkeypatch):
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    load_bundle(base_folder)
+
+
+def test_loading_leaves_the_random_state_alone(base_folder):
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    load_bundle(base_folder)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_pocket_names_the_shipped_folder():
+    assert resolve("pocket", "pocket-base") == ASSETS / "pocket-base"
+    assert resolve("other", "pocket-base") == Path("other")
+    assert ASSETS.parent.name == "dive_fast"
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"], ids=["plain-name", "fp16-name"])
+def test_fp16_files_are_upcast(folder, variant):
+    exact = {}
+    for part, name in WEIGHTS.items():
+        path = folder / part / name
+        edit_tensors(path, lambda tensors: {key: tensor.half() for key, tensor in tensors.items()})
+        exact[part] = load_file(path)
+        path.rename(path.with_name(name.replace(".safetensors", variant + ".safetensors")))
+    loaded = load_bundle(folder)
+    for part, tensors in exact.items():
+        state = getattr(loaded, part).state_dict()
+        assert all(
+            state[key].dtype == torch.float32 and torch.equal(state[key], t.float()) for key, t in tensors.items()
+        )
+
+
+def test_published_names_load_and_hash_alike(folder, bundle):
+    """The published SD 1.5 files: text encoder behind a prefix, VAE attention under its first names."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        renamed = {}
+        for key, tensor in tensors.items():
+            for new, first in old.items():
+                key = key.replace(f".{new}.", f".{first}.") if ".attentions." in key else key
+            renamed[key] = tensor
+        assert any("proj_attn" in key for key in renamed)
+        return renamed
+
+    edit_tensors(folder / "vae" / WEIGHTS["vae"], rename)
+    edit_tensors(
+        folder / "text_encoder" / WEIGHTS["text_encoder"],
+        lambda tensors: {"text_model." + key.removeprefix("text_model."): t for key, t in tensors.items()},
+    )
+    assert load_bundle(folder).fingerprint == bundle.fingerprint
+
+
+def test_fingerprint_is_that_of_the_contents(folder, bundle, tmp_path):
+    same = bundle.fingerprint
+    assert len(same) == 64
+    assert load_bundle(folder).fingerprint == same
+    assert load_bundle(tiny_bundle_folder(tmp_path / "again", seed=0)).fingerprint == same
+    assert load_bundle(tiny_bundle_folder(tmp_path / "other", seed=1)).fingerprint != same
+
+
+def test_fingerprint_survives_saving_by_diffusers(base_folder, bundle, tmp_path):
+    """diffusers writes every default into the configurations; that is no other model."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(base_folder, safety_checker=None, local_files_only=True)
+    pipe.save_pretrained(tmp_path / "resaved")
+    assert load_bundle(tmp_path / "resaved").fingerprint == bundle.fingerprint
+
+
+def nudge(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    key = sorted(tensors)[0]
+    tensors[key].view(-1)[0] += 1e-3
+    return tensors
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "a unet weight": lambda f: edit_tensors(f / "unet" / WEIGHTS["unet"], nudge),
+    "a vae weight": lambda f: edit_tensors(f / "vae" / WEIGHTS["vae"], nudge),
+    "a text weight": lambda f: edit_tensors(f / "text_encoder" / WEIGHTS["text_encoder"], nudge),
+    "the vae scale": lambda f: edit_json(f / "vae/config.json", scaling_factor=0.5),
+    "the unet heads": lambda f: edit_json(f / "unet/config.json", attention_head_dim=8),
+    "the text activation": lambda f: edit_json(f / "text_encoder/config.json", hidden_act="gelu"),
+    "the noise schedule": lambda f: edit_json(f / "scheduler/scheduler_config.json", beta_end=0.013),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_fingerprint_sees(change, folder, bundle):
+    change(folder)
+    assert load_bundle(folder).fingerprint != bundle.fingerprint
+
+
+def test_fingerprint_names_the_model_as_loaded(bundle, base_folder):
+    loaded = load_bundle(base_folder)
+    add_identity_tokens(loaded, [Identity("0001", "<class_0>")], torch.zeros(1, TEXT_WIDTH))
+    add_lora(loaded.unet, rank=2, alpha=2)
+    assert loaded.fingerprint == bundle.fingerprint  # taken by add_identity_tokens before its change
+    add_lora(bundle.unet, rank=2, alpha=2)
+    del bundle.fingerprint
+    with pytest.raises(DiveError, match=r"read bundle\.fingerprint before add_lora"):
+        _ = bundle.fingerprint
+
+
+def test_save_and_load_are_exact(bundle, tmp_path):
+    save_bundle(bundle, tmp_path / "saved")
+    again = load_bundle(tmp_path / "saved")
+    assert again.fingerprint == bundle.fingerprint
+    assert again.scheduler_config == bundle.scheduler_config
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["saved"]  # no temporary folder is left
+
+
+def test_saved_in_fp16_takes_half_the_room_and_loads_as_float32(bundle, tmp_path):
+    save_bundle(bundle, tmp_path / "full")
+    save_bundle(bundle, tmp_path / "half", dtype=torch.float16)
+    sizes = [(tmp_path / name / "unet" / WEIGHTS["unet"]).stat().st_size for name in ("full", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    half = load_bundle(tmp_path / "half")
+    for name, weight in half.unet.state_dict().items():
+        assert torch.equal(weight, bundle.unet.state_dict()[name].half().float())
+    assert half.fingerprint != bundle.fingerprint
+
+
+def test_plain_diffusers_draws_from_a_saved_folder(bundle, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    save_bundle(bundle, tmp_path / "saved")
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a photo", num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 8 * LATENT_SHAPE[1], 8 * LATENT_SHAPE[2], 3)
+    assert pipe.tokenizer.model_max_length == MAX_TOKENS
+
+
+def test_save_replaces_its_own_folder_and_no_other(bundle, folder, tmp_path):
+    save_bundle(bundle, tmp_path / "saved")
+    (tmp_path / "saved" / "stray.txt").write_text("old")
+    save_bundle(bundle, tmp_path / "saved")
+    assert not (tmp_path / "saved" / "stray.txt").exists()
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(InputError, match="was not written by dive-fast"):
+        save_bundle(bundle, folder)  # someone's base model, whole as it is
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="was not written by dive-fast"):
+        save_bundle(bundle, tmp_path / "file")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_failed_save_leaves_the_old_folder(bundle, tmp_path):
+    save_bundle(bundle, tmp_path / "saved")
+    bundle.scheduler_config = {"_class_name": "PNDMScheduler", "beta_end": float("nan")}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_bundle(bundle, tmp_path / "saved")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
+    load_bundle(tmp_path / "saved")
+
+
+def test_save_refuses_lora_layers(bundle, tmp_path):
+    add_lora(bundle.unet, rank=2, alpha=2)
+    with pytest.raises(DiveError, match="remove_lora or fuse first"):
+        save_bundle(bundle, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def to_bin(path: Path) -> None:
+    path.rename(path.with_name("pytorch_model.bin"))
+
+
+def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    tensors.pop(sorted(tensors)[3])
+    return tensors
+
+
+def with_other_shape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    tensors["conv_in.weight"] = tensors["conv_in.weight"][:, :3].contiguous()
+    return tensors
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, "is not a folder"),
+    "no model_index": (lambda f: (f / "model_index.json").unlink(), r"no model_index\.json \(found .*unet"),
+    "index not JSON": (lambda f: (f / "model_index.json").write_text("{"), "is not valid JSON"),
+    "SDXL": (
+        lambda f: edit_json(f / "model_index.json", _class_name="StableDiffusionXLPipeline"),
+        "is a StableDiffusionXLPipeline; only StableDiffusionPipeline",
+    ),
+    "other unet class": (
+        lambda f: edit_json(f / "model_index.json", unet=["diffusers", "UNet3DConditionModel"]),
+        "unet is a UNet3DConditionModel; supported: UNet2DConditionModel",
+    ),
+    "no unet folder": (lambda f: shutil.rmtree(f / "unet"), "has no unet"),
+    "no unet config": (lambda f: (f / "unet/config.json").unlink(), "unet cannot be loaded"),
+    "null vae": (lambda f: edit_json(f / "model_index.json", vae=[None, None]), "has no vae"),
+    "pickled unet": (lambda f: to_bin(f / "unet" / WEIGHTS["unet"]), r"no .*safetensors \(found config\.json, pytorch"),
+    "truncated unet": (lambda f: truncate(f / "unet" / WEIGHTS["unet"]), "is not a whole safetensors file"),
+    "truncated text": (lambda f: truncate(f / "text_encoder/model.safetensors"), "is not a whole safetensors file"),
+    "unet lacks a tensor": (lambda f: edit_tensors(f / "unet" / WEIGHTS["unet"], without_one), "unet lacks 1 tensor"),
+    "vae lacks a tensor": (lambda f: edit_tensors(f / "vae" / WEIGHTS["vae"], without_one), "vae lacks 1 tensor"),
+    "text lacks a tensor": (
+        lambda f: edit_tensors(f / "text_encoder/model.safetensors", without_one),
+        "text_encoder lacks 1 tensor",
+    ),
+    "unet of another shape": (
+        lambda f: edit_tensors(f / "unet" / WEIGHTS["unet"], with_other_shape),
+        r"unet cannot be loaded \(.*conv_in\.weight",
+    ),
+    "text of another width": (
+        lambda f: edit_json(f / "text_encoder/config.json", intermediate_size=48),
+        "text_encoder (cannot be loaded|lacks)",
+    ),
+    "no vocabulary": (lambda f: (f / "tokenizer/vocab.json").unlink(), "neither tokenizer.json nor vocab.json"),
+    "broken vocabulary": (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "tokenizer .* cannot be read"),
+    "no token limit": (
+        lambda f: (f / "tokenizer/tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}'),
+        "gives no model_max_length",
+    ),
+    "too many tokens": (
+        lambda f: edit_json(f / "tokenizer/tokenizer_config.json", model_max_length=77),
+        "pads to 77 tokens, the text encoder reads 32",
+    ),
+    "no scheduler config": (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "does not exist"),
+    "scheduler without class": (
+        lambda f: (f / "scheduler/scheduler_config.json").write_text("{}"),
+        "names no _class_name",
+    ),
+    "v-prediction": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", prediction_type="v_prediction"),
+        "predicts 'v_prediction', needs 'epsilon'",
+    ),
+    "broken prompts": (lambda f: (f / "prompts.json").write_text("[]"), "expected a JSON object for PromptTable"),
+}
+
+
+@pytest.mark.parametrize(("break_it", "words"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_folder_is_named(break_it, words, folder):
+    break_it(folder)
+    with pytest.raises(InputError, match=words) as caught:
+        load_bundle(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_parts_of_different_models_are_named(folder, bundle, tmp_path):
+    from diffusers import AutoencoderKL
+
+    config = dict(bundle.vae.config, latent_channels=6)
+    AutoencoderKL.from_config(config).save_pretrained(folder / "vae")
+    with pytest.raises(InputError, match="UNet 8 -> 8 channels, VAE latents 6"):
+        load_bundle(folder)

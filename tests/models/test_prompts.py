@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import string
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dive_fast.models import DEFAULT_TEMPLATE, TEMPLATES, PromptBank, PromptTable, fuse, render, save_bundle
+from dive_fast.types import Camera, Identity, InputError
+from tests.tiny import MAX_TOKENS, TEXT_WIDTH, tiny_adapter
+
+PEOPLE = (Identity("0001", "<class_1>"), Identity("0535", "<class_12>"))
+CAMERAS = (Camera("cam1", "rgb", "W5Eq"), Camera("cam3", "ir", "8miP"))
+
+
+def table(**changes: object) -> PromptTable:
+    fields = {"identities": PEOPLE, "cameras": CAMERAS, "template": DEFAULT_TEMPLATE}
+    fields |= {"base_fingerprint": "b" * 64, "adapter_fingerprint": "a" * 64, **changes}
+    return PromptTable(**fields)
+
+
+def encode_with(bundle):
+    return lambda token_ids: bundle.text_encoder(token_ids)[0]
+
+
+@pytest.fixture
+def fused(bundle, adapter):
+    return fuse(bundle, adapter)
+
+
+def test_templates_are_many_distinct_and_hold_each_field_once():
+    assert DEFAULT_TEMPLATE == "a {cam} photo of a {token} person"
+    assert len(TEMPLATES) == len(set(TEMPLATES)) >= 20
+    for template in TEMPLATES:
+        fields = sorted(name for _, name, _, _ in string.Formatter().parse(template) if name is not None)
+        assert fields == ["cam", "token"]
+        table(template=template)
+
+
+def test_prompt_by_hand():
+    assert table().prompt("0535", "cam3") == "a 8miP photo of a <class_12> person"
+    assert render("{token} by {cam}", "W5Eq", "<class_1>") == "<class_1> by W5Eq"
+
+
+def test_unknown_names_get_the_count_and_the_nearest():
+    with pytest.raises(InputError) as caught:
+        table().prompt("0534", "cam3")
+    assert str(caught.value) == "the model holds 2 identities, '0534' is not one of them, nearest '0535'"
+    with pytest.raises(InputError, match="holds 2 cameras, 'cam2' is not one of them, nearest 'cam"):
+        table().prompt("0535", "cam2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"identities": (*PEOPLE, Identity("0001", "<class_3>"))}, "identity pid '0001' occurs more than once"),
+        ({"identities": (*PEOPLE, Identity("0003", "<class_1>"))}, "placeholder '<class_1>' occurs more than once"),
+        ({"identities": (Identity("0003", "class_1"),)}, "must look like <class_12>"),
+        ({"identities": (Identity("0003", "<Class_1>"),)}, "must look like <class_12>"),
+        ({"cameras": (*CAMERAS, Camera("cam3", "rgb", "zzzz"))}, "camera name 'cam3' occurs more than once"),
+        ({"cameras": (*CAMERAS, Camera("cam4", "rgb", "w5eQ"))}, "camera code 'w5eq' occurs more than once"),
+        ({"cameras": (Camera("cam4", "rgb", "two words"),)}, "must be one word"),
+        ({"cameras": (Camera("cam4", "rgb", ""),)}, "must be one word"),
+        ({"template": "a {cam} person"}, "must contain {cam} once and {token} once"),
+        ({"template": "{cam} {cam} {token}"}, "must contain {cam} once"),
+        ({"template": "{cam} {token} {0}"}, "must contain {cam} once"),
+        ({"template": "{cam} {token} {"}, "must contain {cam} once"),
+        ({"template": "{cam!r} {token}"}, "must contain {cam} once"),
+    ],
+)
+def test_a_table_that_cannot_work_is_refused(changes, words):
+    with pytest.raises(InputError, match=words.replace("{", r"\{")):
+        table(**changes)
+
+
+def test_table_goes_through_json_unchanged(tmp_path):
+    table().write(tmp_path / "prompts.json")
+    assert PromptTable.read(tmp_path / "prompts.json") == table()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"identities": None}, "expected a list of Identity"),
+        ({"identities": [["0001", "<class_1>"]]}, "must be an object of text fields"),
+        ({"identities": [{"pid": 1, "placeholder": "<class_1>"}]}, "must be an object of text fields"),
+        ({"identities": [{"pid": "0001"}]}, "Identity is incomplete"),
+        ({"cameras": [{"name": "c", "modality": "uv", "code": "x"}]}, "modality must be one of"),
+        ({"template": 3}, "template must be text"),
+        ({"extra": 1}, "unknown field"),
+    ],
+)
+def test_broken_json_is_named(changes, words, tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps({**table().to_json(), **changes}))
+    with pytest.raises(InputError, match=words) as caught:
+        PromptTable.read(path)
+    assert "prompts.json" in str(caught.value) or "modality" in words
+
+
+def test_bank_equals_diffusers_encode_prompt(fused):
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    bank = PromptBank(fused.tokenizer, fused.prompts)
+    pipe = StableDiffusionPipeline(
+        fused.vae,
+        fused.text_encoder,
+        fused.tokenizer,
+        fused.unet,
+        PNDMScheduler.from_config(fused.scheduler_config),
+        None,
+        None,
+        requires_safety_checker=False,
+    )
+    keys = [("0001", "cam1"), ("0003", "cam3")]
+    ours, index = bank.encode(encode_with(fused), [*keys, None])
+    prompts = [bank.prompt(*key) for key in keys]
+    theirs, negative = pipe.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
+    torch.testing.assert_close(ours[:2], theirs, rtol=0, atol=0)
+    torch.testing.assert_close(ours[2:], negative[:1], rtol=0, atol=0)
+    assert index.tolist() == [0, 1, 2]
+
+
+def test_token_ids_hold_the_placeholder_as_one_token(fused):
+    bank = PromptBank(fused.tokenizer, fused.prompts)
+    ids = bank.token_ids([("0002", "cam3"), None])
+    assert ids.shape == (2, MAX_TOKENS)
+    assert ids.dtype == torch.int64
+    tokens = fused.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    words = ["<|startoftext|>", "a</w>", "w</w>", "2</w>", "v", "x</w>", "photo</w>", "of</w>", "a</w>", "<class_1>"]
+    assert tokens[:12] == [*words, "person</w>", "<|endoftext|>"]
+    empty = fused.tokenizer.convert_ids_to_tokens(ids[1].tolist())
+    assert empty == ["<|startoftext|>"] + ["<|endoftext|>"] * (MAX_TOKENS - 1)
+    assert bank.token_ids([]).shape == (0, MAX_TOKENS)
+
+
+def test_each_distinct_prompt_is_encoded_once(fused):
+    bank, seen = PromptBank(fused.tokenizer, fused.prompts), []
+
+    def encode_text(token_ids: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(token_ids.shape))
+        return fused.text_encoder(token_ids)[0]
+
+    keys = [("0002", "cam3"), None, ("0001", "cam1"), ("0002", "cam3"), None]
+    embeddings, index = bank.encode(encode_text, keys)
+    assert seen == [(3, MAX_TOKENS)]
+    assert embeddings.shape == (3, MAX_TOKENS, TEXT_WIDTH)
+    assert index.dtype == torch.int64
+    assert index.tolist() == [0, 1, 2, 0, 1]
+    alone, _ = bank.encode(encode_with(fused), [("0001", "cam1")])
+    torch.testing.assert_close(embeddings[2], alone[0])
+
+
+def test_people_and_cameras_change_the_embedding(fused):
+    keys = [("0001", "cam1"), ("0002", "cam1"), ("0001", "cam3")]
+    embeddings, _ = PromptBank(fused.tokenizer, fused.prompts).encode(encode_with(fused), keys)
+    assert not torch.equal(embeddings[0], embeddings[1])
+    assert not torch.equal(embeddings[0], embeddings[2])
+
+
+def test_a_placeholder_that_would_be_spelled_out_is_refused(bundle, fused):
+    with pytest.raises(InputError, match="does not read '<class_0>' as one token"):
+        PromptBank(bundle.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
+
+
+def test_a_prompt_that_would_be_cut_is_refused(bundle):
+    adapter = replace(tiny_adapter(bundle), template="{token}" + " surveillance" * 3 + " {cam}")
+    fused = fuse(bundle, adapter)
+    with pytest.raises(InputError, match=r"has 4\d tokens and the model reads 32; shorten"):
+        PromptBank(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
+
+
+def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, tmp_path):
+    save_bundle(fused, tmp_path / "fused")
+    bank = PromptBank(tmp_path / "fused" / "tokenizer", PromptTable.read(tmp_path / "fused" / "prompts.json"))
+    assert bank.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
+    expected = PromptBank(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
+    assert torch.equal(bank.token_ids([("0001", "cam1")]), expected)
+    missing = PromptBank(tmp_path / "nowhere", fused.prompts)
+    with pytest.raises(InputError, match="neither tokenizer.json nor vocab.json"):
+        missing.token_ids([None])
+
+
+def test_importing_models_loads_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'diffusers', 'peft', 'safetensors', 'tokenizers'}"
+    code = f"import sys; import dive_fast.models; print(sorted({heavy} & set(sys.modules)))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,79 @@
+"""Noise that no batch changes, and guidance in one call."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dive_fast.sampling import guided, initial_noise
+from dive_fast.types import InputError
+
+SHAPE = (4, 9, 5)
+
+
+def test_a_row_depends_on_its_seed_alone() -> None:
+    seeds = [7, 2**64 - 1, 0, 7]
+    batch = initial_noise(seeds, SHAPE)
+    assert batch.dtype == torch.float32 and batch.shape == (4, *SHAPE)
+    for row, seed in zip(batch, seeds, strict=True):
+        assert torch.equal(row, initial_noise([seed], SHAPE)[0])
+    assert torch.equal(batch[0], batch[3]) and not torch.equal(batch[0], batch[2])
+
+
+def test_noise_leaves_the_global_generator_alone_and_is_that_of_diffusers() -> None:
+    from diffusers.utils.torch_utils import randn_tensor
+
+    state = torch.get_rng_state()
+    ours = initial_noise([11, 12], SHAPE)
+    assert torch.equal(torch.get_rng_state(), state)
+    theirs = randn_tensor((2, *SHAPE), generator=[torch.Generator().manual_seed(s) for s in (11, 12)])
+    assert torch.equal(ours, theirs)
+
+
+def test_no_seeds_give_no_rows() -> None:
+    assert initial_noise([], SHAPE).shape == (0, *SHAPE)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_refuses_a_seed_that_no_generator_takes(seed: int) -> None:
+    with pytest.raises(InputError, match=f"first {seed}"):
+        initial_noise([1, seed], SHAPE)
+
+
+class Recorder:
+    """eps_rows that answers with the prompt's number and remembers its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, list[int]]] = []
+
+    def __call__(self, latents: Tensor, timestep: int, index: Tensor) -> Tensor:
+        self.calls.append((len(latents), timestep, index.tolist()))
+        return index.float().reshape(-1, 1, 1, 1) * torch.ones_like(latents)
+
+
+def test_guidance_is_one_call_of_both_halves_the_empty_prompt_first() -> None:
+    rows = Recorder()
+    out = guided(rows, torch.tensor([3, 5]), null_index=1, scale=7.5)(torch.zeros(2, *SHAPE), 42)
+    assert rows.calls == [(4, 42, [1, 1, 3, 5])]
+    assert out[:, 0, 0, 0].tolist() == [1 + 7.5 * 2, 1 + 7.5 * 4]
+
+
+def test_scale_one_needs_no_empty_prompt() -> None:
+    rows = Recorder()
+    out = guided(rows, torch.tensor([3, 5]), null_index=None, scale=1.0)(torch.zeros(2, *SHAPE), 42)
+    assert rows.calls == [(2, 42, [3, 5])]
+    assert out[:, 0, 0, 0].tolist() == [3, 5]
+
+
+def test_other_scales_need_it() -> None:
+    with pytest.raises(InputError, match="empty prompt"):
+        guided(Recorder(), torch.tensor([3]), null_index=None, scale=2.0)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_refuses_a_scale_that_is_not_finite(scale: float) -> None:
+    with pytest.raises(InputError, match="finite"):
+        guided(Recorder(), torch.tensor([3]), null_index=0, scale=scale)

@@ -1,0 +1,104 @@
+"""Schedules against diffusers' DPMSolverMultistepScheduler."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from dive_fast.sampling import Schedule
+from dive_fast.types import InputError
+from tests.tiny import SCHEDULER_CONFIG
+
+
+def diffusers_scheduler(config: dict[str, Any], steps: int) -> Any:
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler.from_config(config)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def assert_equal(config: dict[str, Any], steps: int) -> None:
+    ours, theirs = Schedule.from_config(config, steps), diffusers_scheduler(config, steps)
+    assert list(ours.timesteps) == theirs.timesteps.tolist()
+    assert list(ours.sigmas) == theirs.sigmas.tolist()
+    alphas, noise = theirs._sigma_to_alpha_sigma_t(theirs.sigmas.double())
+    assert list(ours.alphas) == pytest.approx(alphas.tolist(), rel=1e-15)
+    assert [ours.signal(i)[1] for i in range(steps + 1)] == pytest.approx(noise.tolist(), rel=1e-15)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 20, 50, 333])
+def test_equals_diffusers_for_the_pndm_config_of_sd15(steps: int) -> None:
+    assert_equal(SCHEDULER_CONFIG, steps)
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 20, 48, 50, 96])
+def test_equals_diffusers_for_every_spacing_and_beta_schedule(spacing: str, betas: str, steps: int) -> None:
+    assert_equal({**SCHEDULER_CONFIG, "timestep_spacing": spacing, "beta_schedule": betas}, steps)
+
+
+def test_missing_entries_take_the_defaults_of_diffusers() -> None:
+    assert_equal({}, 12)
+
+
+def test_names_that_diffusers_reads_as_this_solver() -> None:
+    assert_equal({**SCHEDULER_CONFIG, "solver_type": "bh2", "_class_name": "UniPCMultistepScheduler"}, 10)
+
+
+def test_defaults_that_another_class_filled_in_are_not_taken_for_choices() -> None:
+    from diffusers import PNDMScheduler
+
+    live = dict(PNDMScheduler.from_config(SCHEDULER_CONFIG).config)
+    assert live["timestep_spacing"] == "leading"  # PNDM's own default, which the file does not hold
+    assert_equal(live, 10)
+    assert Schedule.from_config(live, 10).timesteps[0] == 999
+
+
+def test_every_reason_is_named_at_once() -> None:
+    config = {**SCHEDULER_CONFIG, "use_karras_sigmas": True, "prediction_type": "v_prediction", "solver_order": 3}
+    with pytest.raises(InputError) as caught:
+        Schedule.from_config(config, 0)
+    for part in ("use_karras_sigmas True", "prediction_type 'v_prediction'", "solver_order 3", "got 0"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"timestep_spacing": "leadin"},
+        {"trained_betas": [0.1, 0.2]},
+        {"thresholding": True},
+        {"rescale_betas_zero_snr": True},
+        {"final_sigmas_type": "sigma_min"},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"variance_type": "learned_range"},
+        {"lambda_min_clipped": -5.1},
+        {"num_train_timesteps": "1000"},
+        {"num_train_timesteps": 1000.0},
+        {"beta_start": None},
+        {"beta_start": 0.5, "beta_end": 0.1},
+        {"beta_end": math.nan},
+        {"steps_offset": True},
+    ],
+    ids=str,
+)
+def test_refuses_what_it_does_not_reproduce(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(change)).split("_")[0]):
+        Schedule.from_config({**SCHEDULER_CONFIG, **change}, 10)
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("linspace", 1000), ("leading", 999), ("trailing", 1001)])
+def test_refuses_more_steps_than_there_are_timesteps(spacing: str, steps: int) -> None:
+    with pytest.raises(InputError, match=f"{steps} steps do not fit"):
+        Schedule.from_config({**SCHEDULER_CONFIG, "timestep_spacing": spacing}, steps)
+
+
+@pytest.mark.parametrize("steps", [True, 2.0, "20", None])
+def test_refuses_a_number_of_steps_that_is_none(steps: Any) -> None:
+    with pytest.raises(InputError, match="number of steps"):
+        Schedule.from_config(SCHEDULER_CONFIG, steps)

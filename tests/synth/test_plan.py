@@ -1,0 +1,219 @@
+"""Plans: which pairs, with which seeds and photos, told beforehand by hand; and files that nobody should trust."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dive_fast.synth import load_plan, save_plan
+from dive_fast.synth.layout import pair_files
+from dive_fast.synth.plan import pair_seed
+from dive_fast.types import InputError, Sample, to_dict
+from tests.synth.fake import plan_of, write_photos
+
+
+def test_synthetic_pairs_by_hand():
+    plan = plan_of(pids=["0002", "0001"], pairs_per_identity=2)
+    assert [(p.pair_id, p.pid, p.index, p.rgb, p.ir, p.photo) for p in plan.pairs] == [
+        ("0001-00000-cam3", "0001", 0, "cam1", "cam3", None),
+        ("0001-00001-cam6", "0001", 1, "cam1", "cam6", None),
+        ("0001-00002-cam3", "0001", 2, "cam2", "cam3", None),
+        ("0001-00003-cam6", "0001", 3, "cam2", "cam6", None),
+        ("0002-00000-cam3", "0002", 0, "cam1", "cam3", None),
+        ("0002-00001-cam6", "0002", 1, "cam1", "cam6", None),
+        ("0002-00002-cam3", "0002", 2, "cam2", "cam3", None),
+        ("0002-00003-cam6", "0002", 3, "cam2", "cam6", None),
+    ]
+
+
+def test_seed_by_hand():
+    digest = hashlib.sha256(b'[11,"0001",3]').hexdigest()
+    assert pair_seed(11, "0001", 3) == int(digest[:16], 16) // 2
+    assert plan_of().pairs[3].seed == pair_seed(11, "0001", 3)
+
+
+def test_seeds_are_many_and_depend_on_nothing_else():
+    seeds = {pair_seed(seed, pid, index) for seed in (0, 1) for pid in ("0001", "0002") for index in range(500)}
+    assert len(seeds) == 2000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    small, other = plan_of(), plan_of(pids=["0003"], shard_size=1, steps=9, rgb=["cam2"])
+    assert {p.pair_id: p.seed for p in other.pairs}.items() <= {p.pair_id: p.seed for p in small.pairs}.items()
+
+
+def test_files_by_hand():
+    plan = plan_of(pids=["0001"], pairs_per_identity=2, rgb=["cam1"])
+    assert pair_files(plan) == [
+        {"rgb": "cam1/0001/0001.png", "ir": "cam3/0001/0001.png"},
+        {"rgb": "cam1/0001/0002.png", "ir": "cam6/0001/0001.png"},
+        {"rgb": "cam1/0001/0003.png", "ir": "cam3/0001/0002.png"},
+        {"rgb": "cam1/0001/0004.png", "ir": "cam6/0001/0002.png"},
+    ]
+
+
+def test_no_two_images_share_a_file():
+    names = [name for pair in pair_files(plan_of(pairs_per_identity=40)) for name in pair.values()]
+    assert len(set(names)) == len(names) == 3 * 2 * 40 * 2
+
+
+@pytest.mark.parametrize("mode", ["real-rgb", "photo-guided"])
+def test_photos(tmp_path, mode):
+    photos = write_photos(tmp_path, {"0001": 5, "0002": 2, "0004": 1})
+    plan = plan_of(mode, pids=["0001", "0002"], photos=photos, photo_root=tmp_path)
+    assert plan.photo_root == str(tmp_path)
+    by_camera = {ir: [p.photo for p in plan.pairs if p.pid == "0001" and p.ir == ir] for ir in ("cam3", "cam6")}
+    assert by_camera["cam3"] == by_camera["cam6"]
+    assert len(set(by_camera["cam3"])) == 3
+    assert set(by_camera["cam3"]) <= {f"0001/{n}.jpg" for n in range(5)}
+    again = [p.photo for p in plan.pairs if p.pid == "0002" and p.ir == "cam3"]
+    assert again[0] == again[2] != again[1]
+    assert all(p.rgb == "cam7" for p in plan.pairs)
+    files = pair_files(plan)
+    assert {f["rgb"] for f in files} == {f"cam7/{pid}/{n:04d}.jpg" for pid, n in
+                                        [("0001", 1), ("0001", 2), ("0001", 3), ("0002", 1), ("0002", 2)]}
+    assert Counter(f["ir"].split("/")[0] for f in files) == {"cam3": 6, "cam6": 6}
+
+
+def test_photo_choice_is_seeded_and_independent_of_order_and_others(tmp_path):
+    photos = write_photos(tmp_path, {"0001": 30, "0002": 3})
+
+    def chosen(seed=11, given=photos):
+        plan = plan_of("real-rgb", pids=["0001"], photos=given, photo_root=tmp_path, seed=seed)
+        return [p.photo for p in plan.pairs]
+
+    assert chosen() == chosen(given=photos[::-1]) == chosen(given=photos[:30])
+    assert chosen() != chosen(seed=12)
+
+
+def test_only_real_rgb_photos_of_the_named_cameras(tmp_path):
+    photos = write_photos(tmp_path / "a", {"0001": 2}) + write_photos(tmp_path / "b", {"0001": 2}, camera="cam8")
+    wrong = [replace(photos[0], modality="ir"), replace(photos[0], source="synthetic")]
+    plan = plan_of("real-rgb", pids=["0001"], photos=[*wrong, *photos[2:]], photo_root=tmp_path)
+    assert {p.photo for p in plan.pairs} == {"b/0001/0.jpg", "b/0001/1.jpg"}
+    plan = plan_of("real-rgb", pids=["0001"], photos=photos, photo_root=tmp_path, rgb=["cam7"])
+    assert {(p.photo, p.rgb) for p in plan.pairs} == {("a/0001/0.jpg", "cam7"), ("a/0001/1.jpg", "cam7")}
+    with pytest.raises(InputError, match=r"2 of 3 identities have no real RGB photo of cam7 \(0002, 0003\)"):
+        plan_of("real-rgb", photos=photos, photo_root=tmp_path, rgb=["cam7"])
+
+
+def test_photo_outside_the_root(tmp_path):
+    photos = write_photos(tmp_path / "a", {"0001": 1})
+    with pytest.raises(InputError, match="is not in photo_root"):
+        plan_of("real-rgb", pids=["0001"], photos=photos, photo_root=tmp_path / "b")
+    with pytest.raises(InputError, match="needs photos and the folder"):
+        plan_of("real-rgb", pids=["0001"], photos=photos)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "fast"}, "mode must be one of"),
+        ({"ir": ["cam9"]}, r"the model knows 4 cameras, 'cam9' is not one, nearest 'cam[1236]'"),
+        ({"ir": ["cam1"]}, "camera 'cam1' is an rgb camera and cannot give the ir side"),
+        ({"rgb": ["cam3"]}, "camera 'cam3' is an ir camera and cannot give the rgb side"),
+        ({"ir": []}, "name at least one ir camera, each once, got"),
+        ({"rgb": []}, "name at least one rgb camera"),
+        ({"ir": ["cam3", "cam3"]}, "each once"),
+        ({"pids": []}, "there is no pair to make"),
+        ({"pids": ["12"]}, "spell it '0012'"),
+        ({"pids": ["../x"]}, "cannot be an identity name"),
+        ({"pairs_per_identity": 0}, "there is no pair to make"),
+        ({"steps": 0, "width": 12, "guidance": -1}, r"steps must be .* got 0; width .* got 12; guidance .* -1"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"guidance": float("nan")}, "guidance must be >= 0, got nan"),
+        ({"shard_size": 0}, "shard_size must be a whole number"),
+    ],
+)
+def test_bad_requests(changes, message):
+    with pytest.raises(InputError, match=message):
+        plan_of(**changes)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.01, 0.1, -1.0])
+def test_bad_strength(tmp_path, strength):
+    photos = write_photos(tmp_path, {"0001": 1})
+    with pytest.raises(InputError, match=f"strength must be in 0..1 and run at least one of 4 steps, got {strength}"):
+        plan_of("photo-guided", pids=["0001"], photos=photos, photo_root=tmp_path, strength=strength)
+
+
+@pytest.mark.parametrize(("steps", "strength", "start"), [(50, 0.6, 20), (10, 0.9, 1), (50, 1.0, 0), (20, 0.05, 19)])
+def test_start(tmp_path, steps, strength, start):
+    photos = write_photos(tmp_path, {"0001": 1})
+    options = {"pids": ["0001"], "photos": photos, "photo_root": tmp_path, "strength": strength, "steps": steps}
+    assert plan_of("photo-guided", **options).start == start
+    assert plan_of("real-rgb", **options).start == 0
+    assert plan_of("real-rgb", **options).strength is None
+
+
+def test_plan_id_is_the_hash_of_the_rest():
+    plan = plan_of()
+    rest = {key: value for key, value in to_dict(plan).items() if key != "plan_id"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    assert plan.plan_id == hashlib.sha256(text.encode()).hexdigest()
+    assert plan.plan_id == plan_of(pids=["0003", "0002", "0001"]).plan_id
+    assert len({plan.plan_id, plan_of(seed=12).plan_id, plan_of(steps=5).plan_id, plan_of(shard_size=5).plan_id}) == 4
+
+
+def test_file_round_trip(tmp_path):
+    photos = write_photos(tmp_path, {"0001": 1})
+    plans = [plan_of(), plan_of("photo-guided", pids=["0001"], photos=photos, photo_root=tmp_path)]
+    for plan in plans:
+        save_plan(plan, tmp_path / "plan.json")
+        assert load_plan(tmp_path / "plan.json") == plan
+
+
+def edited(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(seed=12), "plan_id does not match its content"),
+        (lambda d: d["pairs"][0].update(seed=1), "plan_id does not match its content"),
+        (lambda d: d.update(extra=1), r"unknown field\(s\) extra"),
+        (lambda d: d.pop("steps"), "incomplete"),
+        (lambda d: d.update(steps="4"), "steps is '4', which is no"),
+        (lambda d: d.update(steps=True), "steps is True, which is no"),
+        (lambda d: d.update(mode="fast"), "mode is 'fast', which is no"),
+        (lambda d: d.update(pairs=[]), "there is no pair to make"),
+        (lambda d: d.update(pairs={}), "expected a JSON object with a list of pairs"),
+        (lambda d: d["pairs"][1].update(pid=7), r"pair 1: pid is 7, which is no"),
+        (lambda d: d["pairs"].append("x"), "pair 18: expected a JSON object for PairSpec, got str"),
+        (lambda d: d["pairs"].append(d["pairs"][0]), "a pair_id occurs twice"),
+        (lambda d: d["pairs"][0].update(seed=-1), "1 seeds are outside"),
+        (lambda d: d["pairs"][0].update(photo="../x.jpg"), "1 pairs do not fit mode 'synthetic'.*outside photo_root"),
+        (lambda d: d.update(photo_root="/"), "does not go with photo_root '/'"),
+        (lambda d: d.update(strength=0.5), "mode 'synthetic' does not go with strength 0.5"),
+    ],
+)
+def test_untrusted_files(tmp_path, change, message):
+    path = tmp_path / "plan.json"
+    save_plan(plan_of(), path)
+    edited(path, change)
+    with pytest.raises(InputError, match=message) as caught:
+        load_plan(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '"plan"', "\x00"])
+def test_files_that_are_no_plan(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(InputError, match=r"plan\.json"):
+        load_plan(tmp_path / "plan.json")
+    with pytest.raises(InputError, match="does not exist"):
+        load_plan(tmp_path / "gone.json")
+
+
+def test_counts_of_a_dive_like_run():
+    """18 pairs for each of two cameras are 36 a person, as in DiVE, which made 1,011 x 36."""
+    pids = [f"{number:04d}" for number in range(534, 635)]
+    photos = [Sample(Path(f"/market/{pid}/{n}.jpg"), pid, "cam7") for pid in pids for n in range(21)]
+    plan = plan_of("real-rgb", pids=pids, pairs_per_identity=18, photos=photos, photo_root="/market", shard_size=64)
+    assert (len(plan.pairs), plan.shards, len(plan.shard(56))) == (101 * 36, 57, 101 * 36 - 56 * 64)
+    assert len({pair.seed for pair in plan.pairs}) == 101 * 36
+    assert plan.shard(57) == ()

@@ -1,0 +1,156 @@
+"""Runs that must not start: wrong engine, unknown people, somebody else's folder. Nothing may be touched."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dive_fast.synth import save_plan, synthesize
+from dive_fast.synth.dataset import claimed
+from dive_fast.synth.planfile import plan_hash
+from dive_fast.types import InputError, PairSpec
+from tests.synth.fake import FakeEngine, contents, plan_of, write_photos
+
+
+def with_pairs(plan, change):
+    """The plan with every pair changed, as another model's plan would be."""
+    changed = replace(plan, pairs=tuple(change(pair) for pair in plan.pairs))
+    return replace(changed, plan_id=plan_hash(changed))
+
+
+def refused(plan, out: Path, message: str, engine: FakeEngine | None = None, rows: int = 8) -> None:
+    before = contents(out) if out.is_dir() else None
+    engine = engine or FakeEngine()
+    with pytest.raises(InputError, match=message) as caught:
+        synthesize(plan, engine, out, rows=rows, progress=False)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    assert not engine.eps_rows
+    assert before == (contents(out) if out.is_dir() else None)
+
+
+def test_unknown_identities_are_all_counted(tmp_path):
+    plan = with_pairs(plan_of(), lambda p: replace(p, pid=p.pid.replace("000", "100")))
+    refused(
+        plan,
+        tmp_path / "out",
+        r"3 of the plan's 3 identities are unknown to the engine, which holds 5: 1001, 1002, 1003, nearest '0001'",
+    )
+
+
+def test_everything_wrong_is_said_at_once(tmp_path):
+    plan = with_pairs(plan_of(), lambda p: replace(p, pid="9999", ir="cam8"))
+    refused(plan, tmp_path / "out", "rows 65 > rows_max.*model model-2.*model-1.*9999.*cam8", FakeEngine("model-2"), 65)
+
+
+def test_camera_of_the_other_modality(tmp_path):
+    plan = with_pairs(plan_of(), lambda p: replace(p, rgb="cam3"))
+    refused(plan, tmp_path / "out", "camera cam3 is ir in the engine and rgb in the plan")
+
+
+@pytest.mark.parametrize("rows", [0, 1, -4])
+def test_too_few_rows(tmp_path, rows):
+    refused(plan_of(), tmp_path / "out", f"rows must be at least 2, got {rows}", rows=rows)
+    synthesize(plan_of(guidance=1.0, pids=["0001"]), FakeEngine(), tmp_path / "one", rows=1, progress=False)
+
+
+def test_plan_changed_in_memory(tmp_path):
+    refused(replace(plan_of(), steps=5), tmp_path / "out", "plan_id does not match")
+    refused(replace(plan_of(), shard_size=0), tmp_path / "out", "shard_size must be")
+
+
+@pytest.mark.parametrize("change", [{"pid": "../../x"}, {"ir": "../cam3"}, {"rgb": "/tmp"}])
+def test_names_that_leave_the_folder(tmp_path, change):
+    """Even if the engine knew such names, no file outside may be written."""
+    plan = with_pairs(plan_of(), lambda p: PairSpec(**{**p.__dict__, **change}))
+    engine = FakeEngine()
+    table = engine.prompts.table
+    identities = tuple(replace(i, pid=change.get("pid", i.pid) if i.pid == "0001" else i.pid) for i in table.identities)
+    cameras = tuple(replace(c, name=change.get(c.modality, c.name) if c.name in ("cam1", "cam3") else c.name)
+                    for c in table.cameras)  # fmt: skip
+    engine.prompts.table = replace(table, identities=identities, cameras=cameras)
+    refused(plan, tmp_path / "deep/er/out", "cannot be", engine)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_plans_folder(tmp_path):
+    out, first, second = tmp_path / "out", plan_of(pids=["0001"]), plan_of(pids=["0001"], seed=12)
+    synthesize(first, FakeEngine(), out, progress=False)
+    refused(second, out, f"holds plan {first.plan_id[:12]}, this is plan {second.plan_id[:12]}; choose another --out")
+
+
+def test_folder_with_other_things(tmp_path):
+    """Real data: the very files that a run would name so."""
+    for name in ("cam1/0001/0001.jpg", "cam3/0001/0001.png", "exp/train_id.txt"):
+        (tmp_path / "sysu" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sysu" / name).write_bytes(b"real")
+    refused(plan_of(), tmp_path / "sysu", "holds other files and no plan; images are not mixed into it")
+    (tmp_path / "file").write_text("x")
+    refused(plan_of(), tmp_path / "file", "is a file; choose another --out")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/plan.json").write_text("{")
+    refused(plan_of(), tmp_path / "broken", "is not valid JSON")
+
+
+def test_empty_folder_and_a_killed_start_are_fine(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.plan.json.abcd1234.tmp").write_text("{")
+    assert synthesize(plan_of(pids=["0001"]), FakeEngine(), tmp_path / "out", progress=False).images == 12
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["cam3/0001/0001.png", "cam1/0001/0002.png", "cam6/0003/0003.png"])
+def test_foreign_image_in_our_own_folder_is_not_replaced(tmp_path, name):
+    out, plan = tmp_path / "out", plan_of()
+    out.mkdir()
+    save_plan(plan, out / "plan.json")
+    (out / name).parent.mkdir(parents=True)
+    write_photos(tmp_path, {"0001": 1})[0].path.rename(out / name)
+    refused(plan, out, rf"{name} was not made by this plan and is not overwritten; move it away")
+
+
+def test_foreign_identity_lists_are_not_replaced(tmp_path):
+    out, plan = tmp_path / "out", plan_of(pids=["0001", "0002"])
+    out.mkdir()
+    save_plan(plan, out / "plan.json")
+    (out / "exp").mkdir()
+    (out / "exp/train_id.txt").write_text("1,2,3")
+    with pytest.raises(InputError, match=r"train_id\.txt lists other identities and is not overwritten"):
+        synthesize(plan, FakeEngine(), out, progress=False)
+    assert (out / "exp/train_id.txt").read_text() == "1,2,3"
+
+
+def test_link_out_of_the_folder(tmp_path):
+    out, plan = tmp_path / "out", plan_of()
+    out.mkdir()
+    (tmp_path / "real").mkdir()
+    save_plan(plan, out / "plan.json")
+    (out / "cam3").symlink_to(tmp_path / "real")
+    with pytest.raises(InputError, match=rf"leads out of {out}"):
+        synthesize(plan, FakeEngine(), out, progress=False)
+    assert list((tmp_path / "real").rglob("*")) == []
+
+
+def test_photo_folder_is_not_written_to(tmp_path):
+    photos = write_photos(tmp_path / "photos", {"0001": 1})
+    plan = plan_of("real-rgb", pids=["0001"], photos=photos, photo_root=tmp_path / "photos")
+    for out in (tmp_path / "photos", tmp_path / "photos/new", tmp_path):
+        refused(plan, out, "lies in the photo folder .*, or that in it; choose another --out")
+    before = contents(tmp_path / "photos")
+    synthesize(plan, FakeEngine(), tmp_path / "out", progress=False)
+    assert contents(tmp_path / "photos") == before
+
+
+def test_missing_photos_are_all_counted(tmp_path):
+    photos = write_photos(tmp_path / "photos", {"0001": 3, "0002": 3, "0003": 3})
+    plan = plan_of("photo-guided", photos=photos, photo_root=tmp_path / "photos")
+    for photo in photos[:5]:
+        photo.path.unlink()
+    refused(plan, tmp_path / "out", r"5 of 9 photos are missing in .*photos: 000.* and 2 more; bring them or plan again")
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    plan = plan_of(pids=["0001"])
+    with claimed(tmp_path / "out", plan):
+        refused(plan, tmp_path / "out", "another run is writing to .*out")
+    assert synthesize(plan, FakeEngine(), tmp_path / "out", progress=False).images == 12

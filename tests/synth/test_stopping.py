@@ -1,0 +1,235 @@
+"""Runs that are stopped: killed, interrupted, on a full or read-only disk, by bad numbers or a bad photo."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dive_fast import io
+from dive_fast.synth import save_plan, synthesize
+from dive_fast.synth.manifest import samples, verify
+from dive_fast.types import DiveError, InputError
+from tests.synth.fake import FakeEngine, contents, plan_of, write_photos
+
+ROOT = Path(__file__).parents[2]
+
+
+def start_run(plan, out: Path, delay: float) -> subprocess.Popen:
+    plan_file = out.parent / "plan.json"
+    save_plan(plan, plan_file)
+    command = [sys.executable, "-m", "tests.synth.fake", str(plan_file), str(out), str(delay)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_shards(out: Path, process: subprocess.Popen, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list((out / "shards").glob("*.jsonl"))) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    synthesize(plan_of(shard_size=3), FakeEngine(), out, rows=4, progress=False)
+    return contents(out)
+
+
+def test_killed_then_rerun_equals_an_undisturbed_run(tmp_path, undisturbed):
+    plan, out = plan_of(shard_size=3), tmp_path / "out"
+    process = start_run(plan, out, delay=0.02)
+    wait_for_shards(out, process, 2)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = sorted((out / "shards").glob("*.jsonl"))
+    assert 2 <= len(done) < plan.shards
+    stamps = {path: path.stat().st_mtime_ns for path in done}
+    for folder in ("cam1/0001", "shards"):  # what a kill inside a write leaves
+        (out / folder / ".0001.png.abcdefgh.tmp").write_bytes(b"half an ima")
+    with pytest.warns(UserWarning, match=f"holds {3 * len(done)} of its plan's 18 pairs; run synth again"):
+        samples(out)
+    assert any("planned pairs are not made yet" in problem for problem in verify(out))
+
+    engine = FakeEngine()
+    summary = synthesize(plan, engine, out, rows=4, progress=False)
+    assert contents(out) == undisturbed
+    assert verify(out) == []
+    assert summary.resumed_shards == len(done)
+    assert summary.images == 6 * (plan.shards - len(done))
+    assert len(engine.text_rows) == plan.shards - len(done)
+    assert {path: path.stat().st_mtime_ns for path in done} == stamps
+
+    again = FakeEngine()
+    summary = synthesize(plan, again, out, progress=False)
+    assert (summary.images, summary.images_per_second, again.eps_rows) == (0, 0.0, [])
+    assert contents(out) == undisturbed
+
+
+def test_ctrl_c(tmp_path, undisturbed):
+    plan, out = plan_of(shard_size=3), tmp_path / "out"
+    process = start_run(plan, out, delay=0.02)
+    wait_for_shards(out, process, 2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    done = len(list((out / "shards").glob("*.jsonl")))
+    last = errors.strip().splitlines()[-1]
+    assert f"DiveError: interrupted: {done} of 6 shards are done in {out}; run the same command again" in last
+    assert not list(out.rglob("*.tmp"))
+    synthesize(plan, FakeEngine(), out, progress=False)
+    assert contents(out) == undisturbed
+
+
+def test_a_shard_that_lost_a_file_is_made_again(tmp_path, undisturbed):
+    plan, out = plan_of(shard_size=3), tmp_path / "out"
+    synthesize(plan, FakeEngine(), out, progress=False)
+    (out / "cam3/0002/0002.png").unlink()
+    (out / "shards/00000.jsonl").unlink()
+    summary = synthesize(plan, FakeEngine(), out, progress=False)
+    assert (summary.resumed_shards, summary.images) == (4, 12)
+    assert contents(out) == undisturbed
+
+
+@pytest.mark.parametrize("mode", ["real-rgb", "photo-guided"])
+def test_resume_with_photos(tmp_path, mode):
+    photos = write_photos(tmp_path / "photos", {"0001": 2, "0002": 1, "0003": 9})
+    plan = plan_of(mode, photos=photos, photo_root=tmp_path / "photos", shard_size=5)
+    synthesize(plan, FakeEngine(), tmp_path / "whole", progress=False)
+    whole = contents(tmp_path / "whole")
+    for lost in ("shards/00001.jsonl", "cam7/0002/0001.jpg", "cam6/0003/0001.png"):
+        (tmp_path / "whole" / lost).unlink()
+    summary = synthesize(plan, FakeEngine(), tmp_path / "whole", progress=False)
+    assert contents(tmp_path / "whole") == whole
+    assert 0 < summary.images < 18
+    (tmp_path / "photos" / plan.pairs[0].photo).write_bytes((tmp_path / "photos/0003/8.jpg").read_bytes())
+    (tmp_path / "whole/shards/00000.jsonl").unlink()
+    with pytest.raises(InputError, match=r"cam7/0001/0001\.jpg is not the photo .* that belongs there"):
+        synthesize(plan, FakeEngine(), tmp_path / "whole", progress=False)
+
+
+class FailingReplace:
+    """`os.replace` of a disk that refuses after some files."""
+
+    def __init__(self, good: int, code: int) -> None:
+        self.good, self.code, self.lock, self.real = good, code, threading.Lock(), os.replace
+
+    def __call__(self, source, target):
+        with self.lock:
+            self.good -= 1
+            if self.good < 0:
+                raise OSError(self.code, os.strerror(self.code))
+        self.real(source, target)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, "the disk is full; free space .* finished work is kept"),
+        (errno.EROFS, "the file system is read-only; choose another --out"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EACCES, "permission denied"),
+    ],
+)
+@pytest.mark.parametrize("good", [0, 1, 17])
+def test_disk_that_refuses(tmp_path, monkeypatch, undisturbed, code, message, good):
+    plan, out, engine = plan_of(shard_size=3), tmp_path / "out", FakeEngine()
+    with monkeypatch.context() as patch:
+        patch.setattr(io.os, "replace", FailingReplace(good, code))
+        with pytest.raises(DiveError, match=rf"cannot write {out}/.*: {message}") as caught:
+            synthesize(plan, engine, out, rows=4, progress=False)
+    assert caught.value.exit_code == 1
+    assert "\n" not in str(caught.value)
+    assert not list(out.rglob("*.tmp"))
+    finished = len(list((out / "shards").glob("*.jsonl")))
+    assert finished == {0: 0, 1: 0, 17: 2}[good]  # plan.json, then seven files a shard
+    assert synthesize(plan, FakeEngine(), out, progress=False).resumed_shards == finished
+    assert contents(out) == undisturbed
+
+
+def test_full_disk_for_real(tmp_path, undisturbed):
+    out = tmp_path / "small"
+    out.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(out)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
+    try:
+        with pytest.raises(DiveError, match="the disk is full"):
+            synthesize(plan_of(shard_size=3), FakeEngine(), out, progress=False)
+        assert not list(out.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=4m", str(out)], check=True)
+        assert synthesize(plan_of(shard_size=3), FakeEngine(), out, progress=False).resumed_shards > 0
+        assert contents(out) == undisturbed
+        subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
+        (shard := out / "shards/00000.jsonl").exists()
+        with pytest.raises(DiveError, match=f"cannot write {out}: the file system is read-only"):
+            synthesize(plan_of(shard_size=3), FakeEngine(), out, progress=False)
+        assert shard.exists()
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
+
+
+class BadEngine(FakeEngine):
+    """Spoils one seed's image, in the latents (not finite) or in the pixels (blank)."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.calls = what, 0
+
+    def eps(self, latents, timestep, conditioning, prompt_index):
+        self.calls += 1
+        eps = super().eps(latents, timestep, conditioning, prompt_index)
+        if self.what == "nan" and self.calls == 15:  # shard 1 (4 images, 2 a batch, 4 steps), first batch
+            eps = eps.clone()
+            eps[[1, 3]] = float("nan")  # both halves of the second image
+        return eps
+
+    def decode(self, latents):
+        images = super().decode(latents)
+        if self.what == "black" and self.calls == 16:
+            images[1] = 0
+        return images
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("nan", "are not finite after step"), ("black", "image of one single value, so nothing of this shard is recorded")],
+)
+def test_bad_numbers_stop_the_run_and_name_the_pair(tmp_path, what, message):
+    plan, out = plan_of(shard_size=2), tmp_path / "out"
+    with pytest.raises(DiveError, match=rf"^pair {plan.pairs[3].pair_id}: .*{message}") as caught:
+        synthesize(plan, BadEngine(what), out, rows=4, progress=False)
+    assert caught.value.exit_code == 1
+    assert [path.name for path in sorted((out / "shards").iterdir())] == ["00000.jsonl"]
+
+
+def test_engine_errors_pass_through(tmp_path):
+    class Refusing(FakeEngine):
+        def eps(self, latents, timestep, conditioning, prompt_index) -> torch.Tensor:
+            raise DiveError("UNet: block 3 is not finite; use precision fp32")
+
+    with pytest.raises(DiveError, match="^UNet: block 3 is not finite"):
+        synthesize(plan_of(), Refusing(), tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("mode", ["real-rgb", "photo-guided"])
+def test_truncated_photo(tmp_path, mode):
+    photos = write_photos(tmp_path / "photos", {"0001": 3, "0002": 3, "0003": 3})
+    plan = plan_of(mode, photos=photos, photo_root=tmp_path / "photos", shard_size=6)
+    bad = tmp_path / "photos" / plan.pairs[8].photo
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=rf"image {bad} is damaged .*; remove it or fetch it again"):
+        synthesize(plan, FakeEngine(), out, progress=False)
+    assert [path.name for path in (out / "shards").iterdir()] == ["00000.jsonl"]
+    bad.write_bytes(whole)
+    assert synthesize(plan, FakeEngine(), out, progress=False).resumed_shards == 1
+    assert verify(out) == []

@@ -1,0 +1,200 @@
+"""What a run makes: images equal to a plain diffusers loop, whatever the batch; files, records, marks, summary."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dive_fast.data import read_sysu
+from dive_fast.synth import load_plan, synthesize
+from dive_fast.synth.manifest import read_manifest, samples, verify
+from dive_fast.types import Sample
+from tests.synth.fake import CAMERAS, HEIGHT, SCHEDULER_CONFIG, WIDTH, FakeEngine, contents, plan_of, write_photos
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> tuple[list[Sample], object]:
+    root = tmp_path_factory.mktemp("photos")
+    return write_photos(root, {"0001": 4, "0002": 2, "0003": 3}), root
+
+
+def plan_with(photos, mode, **changes):
+    listed, root = photos
+    return plan_of(mode, **({} if mode == "synthetic" else {"photos": listed, "photo_root": root}), **changes)
+
+
+@pytest.fixture(scope="module")
+def made(photos, tmp_path_factory):
+    """One finished dataset per mode: (plan, folder, summary, engine)."""
+    result = {}
+    for mode in ("synthetic", "real-rgb", "photo-guided"):
+        plan, out, engine = plan_with(photos, mode), tmp_path_factory.mktemp(mode) / "out", FakeEngine()
+        result[mode] = (plan, out, synthesize(plan, engine, out, rows=6, progress=False), engine)
+    return result
+
+
+def plain_image(engine, plan, pair, camera, photo=None) -> np.ndarray:
+    """One image by diffusers' scheduler, one row at a time: no bank, no batch, no code of dive_fast.sampling."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler.from_config(SCHEDULER_CONFIG)
+    scheduler.set_timesteps(plan.steps)
+    latents = torch.randn((1, *engine.latent_shape), generator=torch.Generator().manual_seed(pair.seed))
+    timesteps = scheduler.timesteps
+    if photo is not None:
+        timesteps = timesteps[plan.steps - round(plan.steps * plan.strength) :]
+        scheduler.set_begin_index(plan.steps - len(timesteps))
+        picture = Image.open(photo).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+        clean = engine.encode(torch.from_numpy(np.array(picture))[None])
+        latents = scheduler.add_noise(clean, latents, timesteps[:1])
+    code = {c.name: c.code for c in CAMERAS}[camera]
+    texts = [f"a {code} photo of a <class_{pair.pid}> person", ""]
+    bank = [engine.encode_text(torch.tensor([[ord(c) for c in text.ljust(48)]])) for text in texts]
+    for timestep in timesteps:
+        given, null = (
+            engine.eps(latents, int(timestep), engine.condition(row), torch.tensor([0])) for row in bank
+        )
+        latents = scheduler.step(null + plan.guidance * (given - null), timestep, latents).prev_sample
+    return engine.decode(latents)[0].numpy()
+
+
+@pytest.mark.parametrize("mode", ["synthetic", "real-rgb", "photo-guided"])
+def test_images_equal_a_plain_loop(made, mode):
+    plan, out, _, _ = made[mode]
+    records = {record.spec.pair_id: record for record in read_manifest(out)}
+    for pair in plan.pairs[::5]:
+        files = records[pair.pair_id].files
+        photo = f"{plan.photo_root}/{pair.photo}" if mode == "photo-guided" else None
+        expected = plain_image(FakeEngine(), plan, pair, pair.ir, photo)
+        got = Image.open(out / files["ir"])
+        assert got.mode == "L"
+        expected_grey = np.asarray(Image.fromarray(expected).convert("L")).astype(int)
+        assert np.abs(np.asarray(got).astype(int) - expected_grey).max() <= 1
+        if mode == "synthetic":
+            expected = plain_image(FakeEngine(), plan, pair, pair.rgb).astype(int)
+            assert np.abs(np.asarray(Image.open(out / files["rgb"])).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["synthetic", "real-rgb", "photo-guided"])
+def test_rows_change_nothing(made, photos, tmp_path, mode):
+    plan, out, _, _ = made[mode]
+    for rows in (2, 32):
+        synthesize(plan, FakeEngine(), tmp_path / str(rows), rows=rows, progress=False)
+        assert contents(tmp_path / str(rows)) == contents(out)
+
+
+def test_shards_change_no_image(made, photos, tmp_path):
+    _, out, _, _ = made["synthetic"]
+    synthesize(plan_with(photos, "synthetic", shard_size=7), FakeEngine(), tmp_path / "out", progress=False)
+    for name in contents(out):
+        if name.endswith(".png"):
+            assert Image.open(out / name).tobytes() == Image.open(tmp_path / "out" / name).tobytes()
+
+
+def test_both_sides_start_from_one_noise(made):
+    """The fake engine is linear, so two sides of one noise differ by a constant: their prompts' part."""
+    plan, out, _, _ = made["synthetic"]
+    record = next(read_manifest(out))
+    grey = [np.asarray(Image.open(out / record.files[side]).convert("L")).astype(int) for side in ("rgb", "ir")]
+    other = np.asarray(Image.open(out / "cam6/0001/0001.png")).astype(int)
+    assert np.ptp(grey[0] - grey[1]) <= 3
+    assert np.ptp(grey[0] - other) > 20
+
+
+def test_bank_is_encoded_once_a_shard_and_rows_are_filled(made):
+    plan, _, _, engine = made["synthetic"]
+    distinct = [1 + len({(p.pid, c) for p in plan.shard(n) for c in (p.rgb, p.ir)}) for n in range(plan.shards)]
+    assert engine.text_rows == distinct
+    assert engine.eps_rows == ([6] * 4 + [6] * 4 + [4] * 4) * 4 + [6] * 4 + [2] * 4
+
+
+def test_without_guidance_a_row_is_an_image(photos, tmp_path):
+    engine = FakeEngine()
+    synthesize(plan_with(photos, "synthetic", guidance=1.0), engine, tmp_path / "out", rows=8, progress=False)
+    assert engine.eps_rows == [8] * 4 * 4 + [4] * 4
+
+
+def test_marks_in_every_generated_image(made):
+    for plan, out, _, engine in made.values():
+        for record in read_manifest(out):
+            for side in ("rgb", "ir"):
+                if side == "rgb" and record.spec.photo:
+                    continue
+                image = Image.open(out / record.files[side])
+                assert (image.format, image.size) == ("PNG", (WIDTH, HEIGHT))
+                assert image.info == {
+                    "dive_fast:synthetic": "1",
+                    "dive_fast:plan_id": plan.plan_id,
+                    "dive_fast:pair_id": record.spec.pair_id,
+                    "dive_fast:fingerprint": engine.fingerprint,
+                }
+
+
+def test_real_photos_are_copied_byte_for_byte(made, photos):
+    for mode in ("real-rgb", "photo-guided"):
+        plan, out, _, _ = made[mode]
+        for record in read_manifest(out):
+            copy = (out / record.files["rgb"]).read_bytes()
+            assert copy == (photos[1] / record.spec.photo).read_bytes()
+
+
+def test_folder_is_complete_and_nothing_else(made):
+    for plan, out, _, _ in made.values():
+        assert load_plan(out / "plan.json") == plan
+        records = list(read_manifest(out))
+        assert [record.spec for record in records] == list(plan.pairs)
+        expected = {name for record in records for name in record.files.values()}
+        expected |= {"plan.json", "exp/train_id.txt", "exp/val_id.txt"}
+        expected |= {f"shards/{number:05d}.jsonl" for number in range(5)}
+        assert set(contents(out)) == expected
+        assert verify(out) == []
+
+
+def test_samples_tell_real_from_synthetic(made):
+    _, out, _, _ = made["real-rgb"]
+    found = samples(out)
+    assert {(s.camera, s.modality, s.source) for s in found} == {
+        ("cam7", "rgb", "real"),
+        ("cam3", "ir", "synthetic"),
+        ("cam6", "ir", "synthetic"),
+    }
+    real = [s for s in found if s.source == "real"]
+    assert len(real) == len({s.path for s in real}) == 3 + 2 + 3  # distinct photos, of which 0002 has two
+    assert len(found) == len(real) + 18
+    _, out, _, _ = made["synthetic"]
+    assert {s.source for s in samples(out)} == {"synthetic"}
+    assert len(samples(out)) == 36
+
+
+def test_the_sysu_reader_and_the_manifest_agree(made):
+    for _, out, _, _ in made.values():
+        read = {(s.path, s.pid, s.camera, s.modality) for s in read_sysu(out, "trainval")}
+        assert read == {(s.path, s.pid, s.camera, s.modality) for s in samples(out)}
+        assert {s.pid for s in read_sysu(out, "val")} == {"0003"}
+
+
+def test_summary(made):
+    plan, _, summary, engine = made["synthetic"]
+    assert (summary.pairs, summary.images, summary.shards, summary.resumed_shards) == (18, 36, 5, 0)
+    assert summary.plan_id == plan.plan_id
+    assert set(summary.times) == {"encode", "denoise", "decode", "write"}
+    assert summary.images_per_second == pytest.approx(36 / summary.seconds, rel=0.02)
+    assert made["real-rgb"][2].images == 18
+
+
+def test_records_do_not_depend_on_the_day(made):
+    _, out, _, engine = made["photo-guided"]
+    row = json.loads((out / "shards/00000.jsonl").read_text().splitlines()[0])
+    assert set(row) == {"spec", "files", "sha256", "engine_fingerprint", "scores", "status"}
+    assert (row["engine_fingerprint"], row["scores"], row["status"]) == (engine.fingerprint, {}, "done")
+
+
+def test_progress_is_shown_and_can_be_off(tmp_path, capsys):
+    synthesize(plan_of(pids=["0001"]), FakeEngine(), tmp_path / "a", progress=False)
+    assert capsys.readouterr() == ("", "")
+    synthesize(plan_of(pids=["0001"]), FakeEngine(), tmp_path / "b")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "12/12" in shown.err
