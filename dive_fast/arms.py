@@ -1,7 +1,7 @@
 """The arms of a usefulness comparison: what each ReID training may see of people who have no infrared photos.
 
-baseline: nothing; grey: the luma of their photos as infrared; ours: synthetic infrared; oracle: their true infrared,
-which a rendered world can give and a real city cannot.
+paired-only: they are left out; baseline: their RGB photos; grey: the luma of those photos as infrared too; ours:
+synthetic infrared; oracle: their true infrared, which a rendered world can give and a real city cannot.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from dive_fast.data.images import open_image
 from dive_fast.data.market import read_market
 from dive_fast.data.sysu import read_sysu
@@ -19,6 +17,7 @@ from dive_fast.io import atomic_write, read_jsonl
 from dive_fast.types import InputError, Sample
 
 INFRARED_CAMERAS = ("cam3", "cam6")
+BASELINES = ("baseline", "paired-only")  # the better of the two is the baseline of record
 
 
 def external_photos(world: Path, limit: int | None = None) -> list[Sample]:
@@ -92,7 +91,7 @@ def build_arms(world: Path, work: Path, ours: Sequence[Sample], per_camera: int)
     if missing:
         raise InputError(f"{len(missing)} external identities have no synthetic infrared, first {missing[0]!r}")
     return {
-        "paired only": paired,
+        "paired-only": paired,
         "baseline": paired + external,
         "grey": paired + external + grey_infrared(world, work / "grey", per_camera),
         "ours": paired + external + list(ours),

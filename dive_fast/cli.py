@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from dive_fast import __version__
-from dive_fast.commands import machine, model, reid, synth, world
+from dive_fast.commands import demo, machine, model, reid, report, synth, world
 from dive_fast.facts import PACKAGES
 from dive_fast.types import DiveError
 
@@ -89,6 +89,7 @@ def _root(
     pass
 
 
+app.command()(demo.demo)
 app.command()(machine.doctor)
 app.add_typer(world.app, name="world")
 app.command()(model.personalize)
@@ -97,6 +98,7 @@ app.command()(model.export)
 app.command()(synth.plan)
 app.command()(synth.synth)
 app.command()(synth.verify)
+app.command()(report.report)
 app.add_typer(reid.app, name="reid")
 
 

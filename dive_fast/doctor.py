@@ -9,6 +9,7 @@ from typing import Literal
 from dive_fast.facts import PACKAGES, Facts
 
 GIB = 1 << 30
+Engine = Literal["torch-cpu", "torch-cuda", "onnxruntime-cpu", "onnxruntime-cuda", "triton-kernels"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _engine_rows(facts: Facts) -> list[Row]:
     if "CUDAExecutionProvider" not in facts.providers:
         provider.append("this onnxruntime has no CUDA provider, pip uninstall it and pip install 'dive-fast[gpu]'")
     triton = [f"triton: {why}"] if (why := _why_not(facts, "triton")) else []
-    reasons = {
+    reasons: dict[Engine, list[str]] = {
         "torch-cpu": torch,
         "torch-cuda": [*torch, *device],
         "onnxruntime-cpu": onnx,

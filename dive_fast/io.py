@@ -117,7 +117,9 @@ def read_jsonl(path: Path | str, what: str) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise InputError(f"{what}: {path} line {number} is not valid JSON; delete the file and rerun") from error
+                raise InputError(
+                    f"{what}: {path} line {number} is not valid JSON; delete the file and rerun"
+                ) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -97,5 +97,3 @@ def make_pairs(
     )
     summary = synthesize(plan, engine, out, rows=config.rows)
     return [s for s in manifest_samples(out) if s.source == "synthetic"], summary
-
-

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dive_fast.arms import build_arms, external_photos, paired_photos, test_sides
+from dive_fast.arms import BASELINES, build_arms, external_photos, paired_photos, test_sides
 from dive_fast.io import write_json
 from dive_fast.models import load_bundle
 from dive_fast.pipeline import PairConfig, Timings, build_engine, learn_missing, make_pairs
@@ -25,7 +25,7 @@ class StudyConfig:
     adapter: str | None = "pocket"
     learn: PersonalizeConfig = field(default_factory=PersonalizeConfig)
     pairs: PairConfig = field(default_factory=PairConfig)
-    reid: ReidConfig = field(default_factory=ReidConfig)
+    reid: ReidConfig = field(default_factory=lambda: ReidConfig(missing="visible"))
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -48,11 +48,16 @@ def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
     with timings.stage("fuse and export"):
         engine = build_engine(config.model, adapter, out, config.pairs.rows)
     with timings.stage("pairs"):
-        ours, summary = make_pairs(engine, photos, world / "market", out / "pairs", config.pairs)
+        made, summary = make_pairs(engine, photos, world / "market", out / "pairs", config.pairs)
     query, gallery = test_sides(world)
-    arms = build_arms(world, out, [s for s in ours if s.modality == "ir"], config.pairs.per_camera)
+    arms = build_arms(world, out, [s for s in made if s.modality == "ir"], config.pairs.per_camera)
     with timings.stage("reid"):
-        comparison = compare(arms, query, gallery, config.reid, config.seeds, out / "compare")
-    result = {"config": asdict(config), "seconds": timings.seconds, "synth": asdict(summary), **comparison.to_json()}
+        comparison = compare(arms, query, gallery, config.reid, config.seeds, out / "compare", baseline=BASELINES)
+    result = {
+        "config": asdict(config),
+        "seconds": timings.seconds,
+        "synth": asdict(summary),
+        "comparison": asdict(comparison),
+    }
     write_json(out / "study.json", result)
     return result

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"dive_fast": ROOT, "dive_kernels": ROOT / "kernels", "dive_export": ROOT / "export"}
 BASICS = ("dive_fast.types", "dive_fast.io")
-FRONT = ("dive_fast.cli", "dive_fast.commands", "dive_fast.doctor", "dive_fast.facts")
+FRONT = ("dive_fast.__version__", "dive_fast.cli", "dive_fast.commands", "dive_fast.doctor", "dive_fast.facts")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ RULES: dict[str, Rule] = {
     "dive_fast.commands": Rule((*BASICS, *FRONT), ("typer",), lazy=True),
     "dive_fast.doctor": Rule(("dive_fast.facts",), ()),
     "dive_fast.facts": Rule((), ()),
+    "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest")),
+    # The walk from end to end, for the demo and the study: they call every room, and only commands call them.
+    "dive_fast.arms": Rule((*BASICS, "dive_fast.data")),
+    "dive_fast.pipeline": Rule(("dive_fast", "dive_export")),
+    "dive_fast.study": Rule(("dive_fast",)),
+    "dive_fast.demo": Rule(("dive_fast",)),
     "dive_kernels": Rule((), ("torch", "triton")),
     "dive_export": Rule((*BASICS, "dive_fast.models", "dive_kernels")),
 }

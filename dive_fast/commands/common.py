@@ -47,6 +47,14 @@ def names(text: str | None) -> list[str]:
     return parts
 
 
+def numbers(text: str) -> list[int]:
+    """The whole numbers of a comma-separated option."""
+    parts = names(text)
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"expected whole numbers, as 1,2,3, got {text!r}")
+    return [int(part) for part in parts]
+
+
 def image_size(text: str | None) -> tuple[int, int] | None:
     """(height, width) of "512x256"; None stays None."""
     if text is None:

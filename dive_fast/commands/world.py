@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dive_fast.commands.common import Json, finish, names
-from dive_fast.types import InputError
+from dive_fast.commands.common import Json, finish, numbers
 
 app = typer.Typer(help="The pocket world: seeded people, cameras and photos, for trying everything out.")
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the world: other people, other photos.")]
@@ -54,10 +53,8 @@ def sheet(
     from dive_fast.io import atomic_path
     from dive_fast.world.sheets import identity_sheet
 
-    wanted = names(pids)
-    if not all(pid.isdecimal() for pid in wanted):
-        raise InputError(f"--pids takes numbers, as 1,2,3, got {pids!r}")
-    picture = identity_sheet(seed, [int(pid) for pid in wanted], zoom=zoom)
+    wanted = numbers(pids)
+    picture = identity_sheet(seed, wanted, zoom=zoom)
     with atomic_path(out) as temporary:
         picture.save(temporary, "PNG")
     finish(f"sheet {out}: {len(wanted)} people", {"sheet": out, "people": len(wanted)}, json)
@@ -86,3 +83,38 @@ def train_base(
     )
     report = base_train.train_base(config, out, work)
     finish(f"base model {out}", {"model": out, "autoencoder": report}, json)
+
+
+@app.command()
+def study(
+    out: Annotated[Path, typer.Option(help="Folder for the world, the pairs, every ReID training and the table.")],
+    model: Annotated[str, typer.Option(help="Base model folder; pocket is the shipped one.")] = "pocket",
+    adapter: Annotated[
+        str, typer.Option(help="Trained adapter to start from, or none to train one on the world's own photos.")
+    ] = "pocket",
+    world_seed: Seed = 0,
+    per_camera: Annotated[int, typer.Option(min=1, help="Infrared images per external person and camera.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="DPM-Solver++ steps.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")] = 2.0,
+    learn_steps: Annotated[int, typer.Option(min=1, help="Training steps for people whom the adapter lacks.")] = 3000,
+    reid_steps: Annotated[int, typer.Option(min=1, help="Training steps of each ReID model.")] = 500,
+    seeds: Annotated[str, typer.Option(help="ReID seeds, comma-separated; every arm runs with each.")] = "0,1,2",
+    json: Json = False,
+) -> None:
+    """Measure what the synthetic infrared is worth: ReID with none, with grey, with ours, with the truth."""
+    from dive_fast import study as room
+    from dive_fast.commands.reid import show_comparison
+
+    default = room.StudyConfig()
+    config = replace(
+        default,
+        world=replace(default.world, seed=world_seed),
+        model=model,
+        adapter=None if adapter == "none" else adapter,
+        learn=replace(default.learn, steps=learn_steps),
+        pairs=replace(default.pairs, per_camera=per_camera, steps=steps, guidance=guidance),
+        reid=replace(default.reid, steps=reid_steps),
+        seeds=tuple(numbers(seeds)),
+    )
+    room.run_study(config, out)
+    show_comparison(out / "compare", json)

@@ -24,7 +24,9 @@ def open_image(path: Path | str) -> Image.Image:
     try:
         with Image.open(path) as image:
             if image.mode[0] in "IF":
-                raise InputError(f"image {path} has {image.mode} pixels, which would clip to white; convert it to 8 bits")
+                raise InputError(
+                    f"image {path} has {image.mode} pixels, which would clip to white; convert it to 8 bits"
+                )
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise InputError(f"image {path} does not exist; check the path or make the list of images again") from error

@@ -201,6 +201,8 @@ def save_bundle(bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None
 def _save_text_encoder(text_encoder: Any, folder: Path, dtype: torch.dtype | None) -> None:
     config = copy.deepcopy(text_encoder.config)
     config.architectures = [type(text_encoder).__name__]
+    # transformers opens a model in the dtype its config names, diffusers opens the UNet in float32: they must agree
+    config.dtype = "float32"
     config.save_pretrained(folder)
     tensors = {TEXT_PREFIX + _canonical_name(name): t for name, t in text_encoder.state_dict().items()}
     write_tensors(folder / WEIGHTS["text_encoder"], tensors, dtype)

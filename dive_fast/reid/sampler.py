@@ -36,7 +36,7 @@ class PairSampler:
         names: Sequence[str] | None = None,
     ):
         """
-        `labels` int [N], `infrared` bool [N]; `identities` is P, `per_modality` K. `names` maps a label to a pid for messages.
+        `labels` int [N], `infrared` bool [N]; `identities` is P, `per_modality` K; `names` maps labels to pids in messages.
         `missing` says what becomes of an identity that lacks a modality: "refuse" raises, "drop" leaves it out, "visible"
         gives one without infrared 2K visible images (one without visible images still raises).
         `synthetic_share` draws that share of P (rounded) from identities that have a synthetic image (`synthetic`

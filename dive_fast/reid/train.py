@@ -13,8 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dive_fast.io import atomic_path, canonical_json, read_json, read_jsonl, sha256_bytes, sha256_file
-from dive_fast.io import write_json, write_jsonl
+from dive_fast.io import (
+    atomic_path,
+    canonical_json,
+    read_json,
+    read_jsonl,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+    write_jsonl,
+)
 from dive_fast.reid.dataset import AugmentConfig, ImageSet, augment, load_images
 from dive_fast.reid.losses import batch_hard_triplet, cross_entropy, weighted_triplet
 from dive_fast.reid.model import ModelConfig, ReidModel
@@ -159,7 +167,9 @@ def fit(
         scale = learning_rate(step, total, config)
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * scale
-        rows.append({"step": step + 1, "lr": config.lr * scale, **_step(model, optimizer, images, sampler, step, config)})
+        rows.append(
+            {"step": step + 1, "lr": config.lr * scale, **_step(model, optimizer, images, sampler, step, config)}
+        )
         bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", accuracy=f"{rows[-1]['accuracy']:.2f}")
         if (step + 1) % save_every == 0 and step + 1 < total:
             _save(out, model, optimizer, step + 1, rows, run)
@@ -246,7 +256,7 @@ def _resume(
         return 0, []
     try:
         state = torch.load(out / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+    except Exception as error:
         raise InputError(f"{out / STATE} is damaged ({type(error).__name__}); delete it to train afresh") from error
     if state["run"] != canonical_json(run):
         raise InputError(f"{out} holds a run with another config or other images; choose another out or delete it")

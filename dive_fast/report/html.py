@@ -25,7 +25,8 @@ td { text-align: right; font-variant-numeric: tabular-nums } th, td:first-child 
 tr.mark td { font-weight: 600; background: var(--soft) }
 .person { display: flex; flex-wrap: wrap; gap: 6px; align-items: flex-end; padding: 10px 0;
   border-bottom: 1px solid var(--line) }
-.person .name { width: 7.5rem; font-weight: 600; align-self: center } .person .name small { font-weight: 400; display: block }
+.person .name { width: 7.5rem; font-weight: 600; align-self: center }
+.person .name small { font-weight: 400; display: block }
 figure { margin: 0; text-align: center } figure img { height: 176px; border-radius: 4px; display: block }
 figcaption { font-size: 11.5px; max-width: 110px; opacity: .8 } figure.made img { outline: 2px solid #2a8f5c }
 figure.gap { width: 14px } img.plot { max-width: 100%; background: #fff; border-radius: 6px }

@@ -83,7 +83,9 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"training state {path} cannot be read ({error}); delete it to start this stage anew") from error
+        raise InputError(
+            f"training state {path} cannot be read ({error}); delete it to start this stage anew"
+        ) from error
 
 
 class LossLog:
@@ -114,4 +116,6 @@ def _step_of(line: str) -> float:
 def check_finite(loss: float, step: int, what: str) -> None:
     """Raises `DiveError` when a loss is NaN or infinite: training on would only hide it."""
     if not math.isfinite(loss):
-        raise DiveError(f"{what}: the loss is {loss} at step {step}; lower the learning rate and resume from the last state")
+        raise DiveError(
+            f"{what}: the loss is {loss} at step {step}; lower the learning rate and resume from the last state"
+        )

@@ -33,7 +33,9 @@ def image_size(bundle: ModelBundle) -> tuple[int, int]:
     return height * factor, width * factor
 
 
-def encode_photos(bundle: ModelBundle, samples: Sequence[Sample], batch: int = 32, progress: bool = True) -> LatentPhotos:
+def encode_photos(
+    bundle: ModelBundle, samples: Sequence[Sample], batch: int = 32, progress: bool = True
+) -> LatentPhotos:
     """Decodes, resizes to the model's size and encodes every photo and its mirror image, once.
 
     A missing or truncated photo raises `InputError` that names it.

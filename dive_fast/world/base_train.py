@@ -1,6 +1,6 @@
 """`dive-fast world train-base`: the pocket base model from nothing, on two cores, in resumable stages.
 
-images -> autoencoder -> centred latents -> text encoder + UNet -> a Stable Diffusion 1.5 folder in fp16, with its loss
+images -> encoder, decoder -> latents -> text encoder + UNet -> a Stable Diffusion 1.5 folder in fp16, with its loss
 curves, its autoencoder's report and a sheet of samples beside it.
 """
 
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dive_fast.io import sha256_bytes, write_json
+from dive_fast.io import atomic_path, sha256_bytes, write_json
 from dive_fast.types import InputError
 from dive_fast.world.base_data import BaseImages, load_images, render_base_images, save_images
 from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, build_tokenizer
-from dive_fast.world.unet_train import UnetConfig, encode_latents, train_unet
-from dive_fast.world.vae_train import VaeConfig, judge, train_vae
+from dive_fast.world.unet_train import UnetConfig, train_unet
+from dive_fast.world.vae_train import VaeConfig, encode_latents, judge, start_vae, train_decoder
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,8 @@ def train_base(config: BaseTrainConfig, out: Path, work: Path) -> dict[str, Any]
     _claim(work, config)
     tokenizer = build_tokenizer(work / "tokenizer", config.shape)
     pictures = _images(work / "vae-images.npz", _VAE_SEED, config.vae_images, grey_share=0.35, noise_share=0.3)
-    vae = train_vae(pictures.images, config.shape, config.vae, work)
+    vae = start_vae(pictures.images, config.shape, config.vae.seed, work / "vae-start.safetensors")
+    train_decoder(vae, pictures.images, config.shape, config.vae, work)
     report = judge(vae, work / "autoencoder.png")
     photos = _images(work / "unet-images.npz", _UNET_SEED, config.unet_images, grey_share=0.0, noise_share=0.5)
     latents = _scaled_latents(work / "latents.safetensors", vae, photos.images)
@@ -93,33 +94,14 @@ def _images(path: Path, seed: int, count: int, *, grey_share: float, noise_share
 
 
 def _scaled_latents(path: Path, vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
-    """Centres the autoencoder, sets its scaling factor, and returns scaled latents float32 [N, C, h, w]."""
+    """Scaled latents float32 [N, C, h, w], kept in `path`."""
     from safetensors.torch import load_file, save_file
 
-    if path.exists():
-        stored = load_file(path)
-        latents, centre, std = stored["latents"], stored["centre"], float(stored["std"])
-    else:
-        latents = encode_latents(vae, images)
-        centre = latents.mean(dim=(0, 2, 3))
-        latents = latents - centre.view(1, -1, 1, 1)
-        std = float(latents.std())
-        save_file({"latents": latents, "centre": centre, "std": latents.std()}, path)
-    centre_latents(vae, centre)
-    vae.register_to_config(scaling_factor=1 / std)
-    return latents / std
-
-
-def centre_latents(vae: AutoencoderKL, centre: torch.Tensor) -> None:
-    """Moves the mean of the latents to zero, channel by channel, by the biases around them: the images stay the same.
-
-    Diffusion ends in zero-mean noise; off-centre latents would spend its first steps on a constant.
-    """
-    import torch
-
-    with torch.no_grad():
-        vae.quant_conv.bias[: len(centre)] -= centre
-        vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ centre
+    if not path.exists():
+        latents = encode_latents(vae, images) * vae.config.scaling_factor
+        with atomic_path(path) as temporary:
+            save_file({"latents": latents}, temporary)
+    return load_file(path)["latents"]
 
 
 def sample_captions(

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
 from dive_fast.train.loop import (
     LossLog,
@@ -32,8 +30,8 @@ class UnetConfig:
     """Training of text encoder and UNet: epsilon prediction with min-SNR weights (arXiv 2303.09556)."""
 
     steps: int = 6000
-    batch: int = 32
-    lr: float = 8e-4
+    batch: int = 16
+    lr: float = 7e-4
     warmup: int = 200
     snr_gamma: float = 5.0
     empty_captions: float = 0.1  # for classifier-free guidance (arXiv 2207.12598)
@@ -107,16 +105,3 @@ def train_unet(
         save(config.steps)
     average.copy_to_parameters()
     return text_encoder.eval().requires_grad_(False), unet.eval().requires_grad_(False)
-
-
-def encode_latents(vae: object, images: np.ndarray, batch: int = 32) -> torch.Tensor:
-    """Unscaled posterior means, float32 [N, C, h, w], of uint8 images."""
-    import torch
-
-    from dive_fast.world.vae_train import to_signal
-
-    parts = []
-    with torch.inference_mode():
-        for i in range(0, len(images), batch):
-            parts.append(vae.encode(to_signal(images[i : i + batch]).contiguous()).latent_dist.mean)  # type: ignore[attr-defined]
-    return torch.cat(parts).clone()

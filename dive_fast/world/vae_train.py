@@ -1,13 +1,14 @@
-"""First stage of the pocket base: its autoencoder, on RGB and on infrared-like grey images."""
+"""First stage of the pocket base: its decoder, on RGB and on infrared-like grey images (see vae_start for the encoder)."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dive_fast.io import atomic_path
 from dive_fast.train.loop import (
     LossLog,
     MovingAverage,
@@ -19,10 +20,13 @@ from dive_fast.train.loop import (
     set_lr,
 )
 from dive_fast.world.base_model import BaseShape, new_vae
+from dive_fast.world.vae_start import start_from_components
 
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
+
+_START_IMAGES = 1500
 
 
 @dataclass(frozen=True)
@@ -34,49 +38,79 @@ class VaeConfig:
     lr: float = 1.5e-3
     warmup: int = 100
     chroma: float = 1.0
-    kl: float = 5e-4
     seed: int = 0
     save_every: int = 200
 
 
 def to_signal(images: np.ndarray) -> torch.Tensor:
-    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in -1..1."""
+    """uint8 [B, H, W, 3] to contiguous float32 [B, 3, H, W] in -1..1."""
     import torch
 
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+
+
+def start_vae(images: np.ndarray, shape: BaseShape, seed: int, path: Path) -> AutoencoderKL:
+    """The untrained autoencoder whose encoder is final, kept in `path` so that every later stage has the same one."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(seed)
+    vae = new_vae(shape)
+    if path.exists():
+        vae.load_state_dict(load_file(path))
+    else:
+        start_from_components(vae, images[:_START_IMAGES])
+        with atomic_path(path) as temporary:
+            save_file(vae.state_dict(), temporary)
+    latents = encode_latents(vae, images[:_START_IMAGES])
+    vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
+    return vae
+
+
+def encode_latents(vae: AutoencoderKL, images: np.ndarray, batch: int = 32) -> torch.Tensor:
+    """Unscaled posterior means, float32 [N, C, h, w], of uint8 images."""
+    import torch
+
+    with torch.inference_mode():
+        parts = [vae.encode(to_signal(images[i : i + batch])).latent_dist.mean for i in range(0, len(images), batch)]
+    return torch.cat(parts).clone()
 
 
 def _loss(vae: AutoencoderKL, x: torch.Tensor, noise: torch.Tensor, config: VaeConfig) -> tuple[torch.Tensor, float]:
-    """Reconstruction (absolute + squared, with extra weight on colour) + KL; also the PSNR in dB."""
+    """Reconstruction loss (absolute + squared, with extra weight on colour) and the PSNR in dB."""
     import torch
 
-    posterior = vae.encode(x).latent_dist
-    out = vae.decode(posterior.mean + posterior.std * noise).sample
-    error = out - x
+    with torch.no_grad():
+        posterior = vae.encode(x).latent_dist
+        z = posterior.mean + posterior.std * noise
+    error = vae.decode(z).sample - x
     mse = error.square().mean()
     colour = error - error.mean(dim=1, keepdim=True)
-    reconstruction = error.abs().mean() + 4 * mse + config.chroma * (colour.abs().mean() + 4 * colour.square().mean())
-    # `posterior.kl()` sums over dimensions; the mean keeps the weight independent of the latent's size.
-    kl = posterior.kl().mean() / posterior.mean[0].numel()
-    return reconstruction + config.kl * kl, float(10 * torch.log10(4 / mse.detach()))
+    loss = error.abs().mean() + 4 * mse + config.chroma * (colour.abs().mean() + 4 * colour.square().mean())
+    return loss, float(10 * torch.log10(4 / mse.detach()))
 
 
-def train_vae(images: np.ndarray, shape: BaseShape, config: VaeConfig, out: Path) -> AutoencoderKL:
-    """Trains on `images` uint8 [N, H, W, 3]; resumes from `out/vae.state`, logs to `out/vae-loss.jsonl`.
+def train_decoder(vae: AutoencoderKL, images: np.ndarray, shape: BaseShape, config: VaeConfig, out: Path) -> None:
+    """Trains decoder and post-quantisation of `vae` in place on `images` uint8 [N, H, W, 3].
 
-    Returns the moving average of the weights, which is what is shipped, with `scaling_factor` unset.
+    Resumes from `out/vae.state`, logs to `out/vae-loss.jsonl`; what stays is the moving average of the weights.
     """
     import torch
     from tqdm import tqdm
 
-    torch.manual_seed(config.seed)
-    vae = new_vae(shape)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    average = MovingAverage(vae.parameters(), 0.998)
+    vae.requires_grad_(False)
+    parameters = [
+        *vae.decoder.requires_grad_(True).parameters(),
+        *vae.post_quant_conv.requires_grad_(True).parameters(),
+    ]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    average = MovingAverage(parameters, 0.998)
     state_path, first = out / "vae.state", 0
     if state_path.exists():
         state = load_state(state_path)
-        vae.load_state_dict(state["vae"])
+        with torch.no_grad():
+            for parameter, value in zip(parameters, state["parameters"], strict=True):
+                parameter.copy_(value)
         optimizer.load_state_dict(state["optimizer"])
         average.shadow, first = state["average"], state["step"]
     log = LossLog(out / "vae-loss.jsonl", first)
@@ -84,20 +118,20 @@ def train_vae(images: np.ndarray, shape: BaseShape, config: VaeConfig, out: Path
     def save(step: int) -> None:
         save_state(
             state_path,
-            {"step": step, "vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "average": average.shadow,
-             "config": asdict(config)},
+            {"step": step, "parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(),
+             "average": average.shadow},
         )  # fmt: skip
 
     latent = (config.batch, shape.latent_channels, images.shape[1] // shape.factor, images.shape[2] // shape.factor)
-    for step in tqdm(range(first, config.steps), initial=first, total=config.steps, desc="autoencoder", unit="step"):
-        x = to_signal(images[batch_indices(len(images), config.batch, step, config.seed)]).contiguous()
+    for step in tqdm(range(first, config.steps), initial=first, total=config.steps, desc="decoder", unit="step"):
+        x = to_signal(images[batch_indices(len(images), config.batch, step, config.seed)])
         noise = torch.randn(latent, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
         set_lr(optimizer, cosine_lr(step, config.steps, config.lr, config.warmup))
         loss, psnr = _loss(vae, x, noise, config)
-        check_finite(loss.item(), step, "autoencoder")
+        check_finite(loss.item(), step, "decoder")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         average.update(step)
         if step % 10 == 0:
@@ -107,7 +141,7 @@ def train_vae(images: np.ndarray, shape: BaseShape, config: VaeConfig, out: Path
     if first < config.steps:
         save(config.steps)
     average.copy_to_parameters()
-    return vae.eval().requires_grad_(False)
+    vae.eval().requires_grad_(False)
 
 
 def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch: int = 16) -> np.ndarray:

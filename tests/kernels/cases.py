@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from dive_kernels.solver_step import StepCoefficients
 from dive_kernels.solver_step.reference import solver_step_reference
-from torch import Tensor
 
 STEP = StepCoefficients(guidance=7.5, alpha=0.61, sigma=0.79, keep=0.83, add=0.27, history=-0.11)
 # Latents of the pocket and of Stable Diffusion's size, odd sizes, and lengths around the kernel's tile of 1024.

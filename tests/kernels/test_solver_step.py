@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from dive_kernels.solver_step import StepCoefficients, solver_step, why_not_fused
 
+from dive_kernels.solver_step import StepCoefficients, solver_step, why_not_fused
 from tests.kernels.cases import STEP, inputs
 
 HERE = Path(__file__).parent

@@ -6,8 +6,8 @@ import os
 
 import pytest
 import torch
-from dive_kernels.solver_step import solver_step
 
+from dive_kernels.solver_step import solver_step
 from tests.kernels.cases import SHAPES, STEP, exact, inputs, shape_id, worst
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -36,5 +36,5 @@ def bundle(_loaded: ModelBundle) -> ModelBundle:
 
 
 @pytest.fixture
-def adapter(bundle: ModelBundle) -> Adapter:
-    return tiny_adapter(bundle)
+def adapter(_loaded: ModelBundle) -> Adapter:
+    return tiny_adapter(_loaded)

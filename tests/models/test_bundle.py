@@ -173,10 +173,12 @@ def test_saved_in_fp16_takes_half_the_room_and_loads_as_float32(bundle, tmp_path
     assert half.fingerprint != bundle.fingerprint
 
 
-def test_plain_diffusers_draws_from_a_saved_folder(bundle, tmp_path):
+@pytest.mark.parametrize("dtype", [None, torch.float16], ids=["fp32-files", "fp16-files"])
+def test_plain_diffusers_draws_from_a_saved_folder(dtype, bundle, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    save_bundle(bundle, tmp_path / "saved")
+    bundle.text_encoder.config.dtype = torch.float16  # as loaded from a folder that says so
+    save_bundle(bundle, tmp_path / "saved", dtype=dtype)
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     image = pipe("a photo", num_inference_steps=2, output_type="np").images

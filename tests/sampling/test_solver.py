@@ -33,7 +33,9 @@ def diffusers_loop(latents: Tensor, steps: int, start: int = 0, config: dict[str
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
     # 16 roundings of the largest value, over up to 50 steps; seen: 6.
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=16 * torch.finfo(torch.float32).eps * float(theirs.abs().max()))
+    torch.testing.assert_close(
+        ours, theirs, rtol=0, atol=16 * torch.finfo(torch.float32).eps * float(theirs.abs().max())
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20, 50])
@@ -83,10 +85,9 @@ def test_is_of_second_order_on_an_ode_with_a_known_solution() -> None:
             errors.append(float((latents - noise * deviations[index + 1] / deviations[0]).abs().max()))
 
         dpmpp_2m(eps, noise, schedule, on_step=compare)
-        return max(errors[:-1])  # the last step, to sigma 0, is of first order by design
+        return errors[steps // 2 - 1]  # in the middle: towards sigma 0 the steps in log sigma do not shrink
 
-    print(error(25),error(50),error(100))
-    assert error(100) < 3e-3
+    assert error(100) < 1e-4
     assert error(50) / error(100) > 3  # a first-order solver halves its error, a second-order one quarters it
 
 

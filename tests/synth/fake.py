@@ -68,7 +68,7 @@ class FakeEngine:
         return latents * 0.5 + bias * (0.2 + timestep / 2000)
 
     def decode(self, latents: Tensor) -> Tensor:
-        pixels = (latents[:, :3] * 40 + 128).clamp(0, 255).round().to(torch.uint8)
+        pixels = (latents[:, :3] * 15 + 128).clamp(0, 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).repeat_interleave(8, 1).repeat_interleave(8, 2)
 
     def encode(self, images: Tensor) -> Tensor:

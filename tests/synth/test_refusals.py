@@ -146,7 +146,9 @@ def test_missing_photos_are_all_counted(tmp_path):
     plan = plan_of("photo-guided", photos=photos, photo_root=tmp_path / "photos")
     for photo in photos[:5]:
         photo.path.unlink()
-    refused(plan, tmp_path / "out", r"5 of 9 photos are missing in .*photos: 000.* and 2 more; bring them or plan again")
+    refused(
+        plan, tmp_path / "out", r"5 of 9 photos are missing in .*photos: 000.* and 2 more; bring them or plan again"
+    )
 
 
 def test_two_runs_in_one_folder(tmp_path):

@@ -53,9 +53,7 @@ def plain_image(engine, plan, pair, camera, photo=None) -> np.ndarray:
     texts = [f"a {code} photo of a <class_{pair.pid}> person", ""]
     bank = [engine.encode_text(torch.tensor([[ord(c) for c in text.ljust(48)]])) for text in texts]
     for timestep in timesteps:
-        given, null = (
-            engine.eps(latents, int(timestep), engine.condition(row), torch.tensor([0])) for row in bank
-        )
+        given, null = (engine.eps(latents, int(timestep), engine.condition(row), torch.tensor([0])) for row in bank)
         latents = scheduler.step(null + plan.guidance * (given - null), timestep, latents).prev_sample
     return engine.decode(latents)[0].numpy()
 

@@ -1,0 +1,245 @@
+"""Which training set is worth more: every arm trained with every seed, one table, one plot, gap closed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dive_fast.io import canonical_json, read_json, write_json
+from dive_fast.reid.dataset import ImageSet, check_samples, load_images
+from dive_fast.reid.evaluate import ReidResult, check_sides, score
+from dive_fast.reid.plots import plot_comparison, require_matplotlib
+from dive_fast.reid.protocols import Permutations, Protocol, trial_galleries
+from dive_fast.reid.table import write_tables
+from dive_fast.reid.train import ReidConfig, fingerprint, fit, load_model
+from dive_fast.types import InputError, Sample, from_dict, to_dict
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training set's outcome. Lists have one value per seed, in the order of the seeds; scores in percent.
+
+    `difference` is mAP minus that of the baseline of record with the same seed; `gap_closed` is that difference over the
+    oracle's (None for a seed in which the oracle is not above the baseline). Both are None as a whole for an arm
+    that has nothing to be compared with. Deviations are the sample's, None for a single seed.
+    """
+
+    name: str
+    identities: int
+    visible: int
+    infrared: int
+    synthetic: int
+    without_infrared: int  # identities
+    map: list[float]
+    rank1: list[float]
+    minp: list[float]
+    map_mean: float
+    map_deviation: float | None
+    rank1_mean: float
+    difference: list[float] | None = None
+    difference_mean: float | None = None
+    difference_deviation: float | None = None
+    gap_closed: list[float | None] | None = None
+    gap_closed_mean: float | None = None
+    gap_closed_deviation: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; also written as `compare.json`. `baseline` is the baseline of record, if there is one."""
+
+    arms: list[Arm]
+    seeds: list[int]
+    baseline: str | None
+    oracle: str | None
+    dataset: str
+    protocol: dict[str, str | int]
+    direction: str
+    queries: int
+    gallery: int
+    config: dict[str, Any]
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name; an unknown one raises `InputError`."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise InputError(f"there is no arm {name!r}; the comparison has {', '.join(a.name for a in self.arms)}")
+
+
+def compare(
+    arms: Mapping[str, Sequence[Sample]],
+    query: Sequence[Sample],
+    gallery: Sequence[Sample],
+    config: ReidConfig,
+    seeds: Sequence[int],
+    out: Path | str,
+    *,
+    baseline: str | Sequence[str] = "baseline",
+    oracle: str = "oracle",
+    protocol: Protocol = Protocol(),  # noqa: B008 - frozen
+    permutations: Permutations | None = None,
+    dataset: str = "pocket",
+    device: str = "cpu",
+    progress: bool = True,
+) -> Comparison:
+    """Trains each arm with each seed under one `config` and scores it on the same held-out query and gallery.
+
+    Of several names in `baseline` the one with the highest mean mAP is the baseline of record. Without a baseline or an
+    oracle among the arms, gap closed is None. A finished run is kept in `out/<arm>/seed-<n>/` and not repeated;
+    `out` gets `compare.json`, `table.txt`, `table.md` and `compare.png`.
+    Raises `InputError` for bad samples, people that are in training and test, and an `out` made from something else.
+    """
+    out = Path(out)
+    require_matplotlib()
+    _check(arms, query, gallery, seeds)
+    trials = trial_galleries(gallery, protocol, permutations)
+    test = {"query": fingerprint(query), "gallery": fingerprint(gallery), "protocol": protocol.facts()}
+    size = (config.model.height, config.model.width)
+    sides: list[ImageSet] = []
+    results: dict[str, list[ReidResult]] = {}
+    for name, samples in arms.items():
+        data, images = fingerprint(samples), None
+        results[name] = []
+        for seed in seeds:
+            folder = out / name / f"seed-{seed}"
+            seeded = replace(config, seed=seed)
+            run = {"config": to_dict(seeded), "data": data}
+            known = _known_result(folder, {**run, **test})
+            if known is None:
+                _say(progress, f"{name}, seed {seed}")
+                images = images or load_images(samples, *size)
+                sides = sides or [load_images(query, *size), load_images(gallery, *size)]
+                fit(images, seeded, folder, run=run, device=device, progress=progress)
+                model, _, record = load_model(folder, device)
+                known = score(model, sides[0], sides[1], trials, protocol, checkpoint=record["sha256"], dataset=dataset)
+                write_json(folder / "result.json", {"run": {**run, **test}, "result": to_dict(known)})
+                _say(progress, f"{name}, seed {seed}: mAP {known.map:.2f}, rank-1 {known.rank1:.2f}")
+            results[name].append(known)
+    comparison = _comparison(arms, results, seeds, baseline, oracle, config)
+    _write(comparison, out)
+    return comparison
+
+
+def _check(
+    arms: Mapping[str, Sequence[Sample]], query: Sequence[Sample], gallery: Sequence[Sample], seeds: Sequence[int]
+) -> None:
+    if not arms:
+        raise InputError("compare: there are no arms; give at least one training set")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"compare: seeds must be a list of different numbers, got {list(seeds)}")
+    check_sides(query, gallery)
+    tested = {s.pid for s in query} | {s.pid for s in gallery}
+    for name, samples in arms.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise InputError(f"arm {name!r}: name arms by letters, digits, '.', '_' and '-' (each becomes a folder)")
+        check_samples(samples, f"arm {name!r}")
+        leaked = sorted(tested & {s.pid for s in samples})
+        if leaked:
+            raise InputError(
+                f"arm {name!r} trains on {len(leaked)} people of the test set ({', '.join(leaked[:5])}); leave them out, "
+                "or prefix the names if they are other people (data.merge_samples)"
+            )
+
+
+def _known_result(folder: Path, run: dict[str, Any]) -> ReidResult | None:
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    stored = read_json(path, "reid result")
+    if not isinstance(stored, dict) or canonical_json(stored.get("run")) != canonical_json(run):
+        raise InputError(f"{path} is of another config, other images or another protocol; choose another out")
+    return from_dict(ReidResult, stored.get("result"), str(path))
+
+
+def _comparison(
+    arms: Mapping[str, Sequence[Sample]],
+    results: dict[str, list[ReidResult]],
+    seeds: Sequence[int],
+    baseline: str | Sequence[str],
+    oracle: str,
+    config: ReidConfig,
+) -> Comparison:
+    names = [baseline] if isinstance(baseline, str) else list(baseline)
+    maps = {name: [r.map for r in runs] for name, runs in results.items()}
+    of_record = max((n for n in names if n in maps), key=lambda n: float(np.mean(maps[n])), default=None)
+    top = oracle if oracle in maps else None
+    base_maps = None if of_record is None else maps[of_record]
+    top_maps = None if top is None else maps[top]
+    first = next(iter(results.values()))[0]
+    rows = []
+    for name, samples in arms.items():
+        compared = None if name == of_record else base_maps
+        gap = top_maps if name != top and name not in names else None
+        rows.append(_arm(name, samples, results[name], compared, gap))
+    return Comparison(
+        arms=rows,
+        seeds=list(seeds),
+        baseline=of_record,
+        oracle=top,
+        dataset=first.dataset,
+        protocol=first.protocol,
+        direction=first.direction,
+        queries=first.queries,
+        gallery=first.gallery,
+        config=to_dict(config),
+    )
+
+
+def _arm(
+    name: str,
+    samples: Sequence[Sample],
+    runs: Sequence[ReidResult],
+    baseline: Sequence[float] | None,
+    oracle: Sequence[float] | None,
+) -> Arm:
+    maps = [r.map for r in runs]
+    seen = {s.pid for s in samples}
+    infrared = {s.pid for s in samples if s.modality == "ir"}
+    facts: dict[str, Any] = _spread("map", maps)
+    if baseline is not None:
+        difference = [ours - base for ours, base in zip(maps, baseline, strict=True)]
+        facts.update(_spread("difference", difference), difference=difference)
+        if oracle is not None:
+            facts.update(_gap(difference, [top - base for top, base in zip(oracle, baseline, strict=True)]))
+    return Arm(
+        name=name,
+        identities=len(seen),
+        visible=sum(s.modality == "rgb" for s in samples),
+        infrared=sum(s.modality == "ir" for s in samples),
+        synthetic=sum(s.source == "synthetic" for s in samples),
+        without_infrared=len(seen - infrared),
+        map=maps,
+        rank1=[r.rank1 for r in runs],
+        minp=[r.minp for r in runs],
+        rank1_mean=float(np.mean([r.rank1 for r in runs])),
+        **facts,
+    )
+
+
+def _gap(ours: Sequence[float], oracle: Sequence[float]) -> dict[str, Any]:
+    """(ours - baseline) / (oracle - baseline) per seed. A seed without a gap has no share of it, and then no mean has."""
+    shares = [part / whole if whole > 0 else None for part, whole in zip(ours, oracle, strict=True)]
+    known = [share for share in shares if share is not None]
+    return {"gap_closed": shares, **(_spread("gap_closed", known) if len(known) == len(shares) else {})}
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {f"{name}_mean": float(np.mean(values)), f"{name}_deviation": deviation}
+
+
+def _write(comparison: Comparison, out: Path) -> None:
+    write_tables(comparison, out)
+    plot_comparison(comparison, out / "compare.png")
+    write_json(out / "compare.json", to_dict(comparison))
+
+
+def _say(progress: bool, line: str) -> None:
+    if progress:
+        print(line, flush=True)

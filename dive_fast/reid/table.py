@@ -1,0 +1,96 @@
+"""A comparison as plain text and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dive_fast.io import atomic_write
+
+if TYPE_CHECKING:
+    from dive_fast.reid.compare import Arm, Comparison
+
+HEADER = ("arm", "people", "no IR", "visible", "infrared", "mAP %", "rank-1 %", "mAP vs baseline", "gap closed")
+
+
+def rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """One row of cells per arm, in the order of `HEADER`; "-" where there is nothing to say."""
+    return [_row(arm, comparison) for arm in comparison.arms]
+
+
+def _row(arm: Arm, comparison: Comparison) -> tuple[str, ...]:
+    made = f" ({arm.synthetic:,} synthetic images)" if arm.synthetic else ""
+    roles = {comparison.baseline: " [baseline]", comparison.oracle: " [oracle]"}
+    return (
+        arm.name + roles.get(arm.name, ""),
+        f"{arm.identities:,}",
+        f"{arm.without_infrared:,}",
+        f"{arm.visible:,}",
+        f"{arm.infrared:,}{made}",
+        spread(arm.map_mean, arm.map_deviation),
+        f"{arm.rank1_mean:.1f}",
+        spread(arm.difference_mean, arm.difference_deviation, sign="+"),
+        spread(_percent(arm.gap_closed_mean), _percent(arm.gap_closed_deviation), digits=0, unit=" %"),
+    )
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def spread(mean: float | None, deviation: float | None, sign: str = "", digits: int = 1, unit: str = "") -> str:
+    """ "16.2 ± 0.4", without the deviation when there is none, "-" without a mean."""
+    if mean is None:
+        return "-"
+    text = f"{mean:{sign}.{digits}f}"
+    return (text if deviation is None else f"{text} ± {deviation:.{digits}f}") + unit
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the numbers are of, and what they cannot say."""
+    facts = comparison.protocol
+    lines = [
+        f"{comparison.dataset}, {comparison.direction}, protocol {facts['protocol']} ({facts['search']} search, "
+        f"{facts['shots']}, trials {facts['trials']}, draw {facts['draw']}): {comparison.queries:,} queries, "
+        f"{comparison.gallery:,} gallery images.",
+        f"Mean ± sample deviation over seeds {', '.join(map(str, comparison.seeds))}; differences are paired by seed.",
+    ]
+    if comparison.baseline is None or comparison.oracle is None:
+        lines.append("Gap closed needs a baseline and an oracle arm.")
+    else:
+        lines.append(
+            f"Gap closed = (arm - {comparison.baseline}) / ({comparison.oracle} - {comparison.baseline}) in mAP."
+        )
+    worse = [a.name for a in comparison.arms if a.difference_mean is not None and a.difference_mean < 0]
+    if worse:
+        lines.append(f"Worse than the baseline: {', '.join(worse)}.")
+    if any(a.gap_closed is not None and None in a.gap_closed for a in comparison.arms):
+        lines.append("In at least one seed the oracle is not above the baseline, so there is no gap to close.")
+    return lines
+
+
+def as_text(comparison: Comparison) -> str:
+    """The table with aligned columns, then the notes."""
+    table = [HEADER, *rows(comparison)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = zip(cells, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)])
+
+    ruler = "-" * len(line(HEADER))
+    return "\n".join([line(HEADER), ruler, *map(line, table[1:]), ruler, *notes(comparison)]) + "\n"
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The table in Markdown, then the notes."""
+    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows(comparison)]
+    table = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([*table, "", *(f"{note}  " for note in notes(comparison))]) + "\n"
+
+
+def write_tables(comparison: Comparison, out: Path) -> None:
+    """`table.txt` and `table.md` in `out`."""
+    atomic_write(out / "table.txt", as_text(comparison))
+    atomic_write(out / "table.md", as_markdown(comparison))

@@ -1,0 +1,90 @@
+"""What engines refuse in a call, and what they say of themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dive_fast.engines import load_engine
+from dive_fast.engines.base import EngineBase, Geometry
+from dive_fast.types import DiveError, InputError
+from tests.engines.test_images import BACKENDS, opened
+from tests.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def engine(request: pytest.FixtureRequest) -> EngineBase:
+    return opened(request.getfixturevalue("tiny_fused" if request.param == "torch" else "tiny_engine"), request.param)
+
+
+def test_rows_over_the_limit_are_refused_not_split(engine: EngineBase) -> None:
+    rows = engine.spec.profile.rows_max + 1
+    bank = engine.condition(torch.zeros(1, 32, TEXT_WIDTH))
+    with pytest.raises(InputError, match=f"rows {rows} > rows_max {rows - 1}"):
+        engine.eps(torch.zeros(rows, *LATENT_SHAPE), 1, bank, torch.zeros(rows, dtype=torch.int64))
+    with pytest.raises(InputError, match=f"VAE decoder: rows {rows} >"):
+        engine.decode(torch.zeros(rows, *LATENT_SHAPE))
+    with pytest.raises(InputError, match=f"VAE encoder: rows {rows} >"):
+        engine.encode(torch.zeros(rows, HEIGHT, WIDTH, 3, dtype=torch.uint8))
+
+
+def test_wrong_shapes_are_refused_with_both_shapes(engine: EngineBase) -> None:
+    bank = engine.condition(torch.zeros(2, 32, TEXT_WIDTH))
+    good = torch.zeros(2, *LATENT_SHAPE)
+    with pytest.raises(InputError, match=r"latents must be \[rows, 8, 8, 4\], got \[2, 8, 9, 4\]"):
+        engine.eps(torch.zeros(2, 8, 9, 4), 1, bank, torch.tensor([0, 1]))
+    with pytest.raises(InputError, match=r"prompt_index must be \[2\]"):
+        engine.eps(good, 1, bank, torch.tensor([0]))
+    for index in ([0, 2], [-1, 0]):
+        with pytest.raises(InputError, match="outside the bank of 2 prompts"):
+            engine.eps(good, 1, bank, torch.tensor(index))
+    with pytest.raises(InputError, match=r"uint8 \[B, 64, 32, 3\], got torch.float32"):
+        engine.encode(torch.zeros(1, HEIGHT, WIDTH, 3))
+    with pytest.raises(InputError, match=r"got torch.uint8 \[1, 32, 64, 3\]"):
+        engine.encode(torch.zeros(1, WIDTH, HEIGHT, 3, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"\[P, L\]"):
+        engine.encode_text(torch.zeros(32, dtype=torch.int64))
+
+
+def test_images_that_are_not_finite_are_refused(engine: EngineBase) -> None:
+    with pytest.raises(DiveError, match="not finite"):
+        engine.decode(torch.full((1, *LATENT_SHAPE), torch.nan))
+
+
+def test_says_what_was_chosen_and_why(tiny_fused: Path, tiny_engine: Path) -> None:
+    by_torch = load_engine(tiny_fused, size=(32, 48)).describe()
+    assert by_torch.startswith("torch fp32 on cpu, images 32x48") and "diffusers model, device: no CUDA GPU" in by_torch
+    by_onnx = load_engine(tiny_engine, "onnxruntime", "cpu", threads=1).describe()
+    assert by_onnx.startswith("onnxruntime fp32 on CPUExecutionProvider, images 64x32, up to 16 rows")
+    assert "backend: asked for, device: asked for" in by_onnx
+
+
+def test_torch_takes_another_size(tiny_fused: Path) -> None:
+    engine = load_engine(tiny_fused, size=(32, 48))
+    assert engine.latent_shape == (8, 4, 6)
+    assert engine.decode(torch.zeros(2, 8, 4, 6)).shape == (2, 32, 48, 3)
+    with pytest.raises(InputError, match="width 40 is not a multiple of 16 = 8 x 2"):
+        load_engine(tiny_fused, size=(64, 40))
+
+
+def test_a_base_model_knows_the_empty_prompt_only(tiny_base: Path) -> None:
+    engine = load_engine(tiny_base)
+    assert engine.encode_text(engine.prompts.token_ids([None])).shape == (1, 32, TEXT_WIDTH)
+    with pytest.raises(InputError, match="0001"):
+        engine.prompts.prompt("0001", "cam1")
+
+
+@pytest.mark.parametrize("vae", [{}, {"block_out_channels": 3}, {"block_out_channels": [8], "shift_factor": 0.1}])
+def test_odd_configs_are_refused(vae: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="somewhere: the UNet's or VAE's config"):
+        Geometry.from_configs({"in_channels": 4, "block_out_channels": [8]}, vae, "somewhere")
+
+
+def test_importing_engines_loads_no_heavy_library() -> None:
+    code = "import sys, dive_fast.engines; print([m for m in ('onnxruntime', 'diffusers', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

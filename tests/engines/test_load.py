@@ -1,0 +1,143 @@
+"""Engine folders that are not whole, and choices that cannot be met."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dive_fast.engines import load_engine
+from dive_fast.io import sha256_file
+from dive_fast.types import DiveError, InputError
+
+
+@pytest.fixture
+def folder(tiny_engine: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "engine.json"
+    spec = json.loads(path.read_text())
+    change(spec)
+    path.write_text(json.dumps(spec))
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/model.onnx", "unet/model.onnx.data", "prompts.json", "tokenizer/tokenizer.json", "unet/config.json"]
+)
+def test_a_missing_or_changed_file_is_named(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=f"{name} differs from its hash"):
+        load_engine(folder)
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing; copy the folder again"):
+        load_engine(folder)
+
+
+def test_a_corrupt_graph_with_a_matching_hash_is_named(folder: Path) -> None:
+    path = folder / "vae_decoder/model.onnx"
+    path.write_bytes(path.read_bytes()[:1000])
+    edit(folder, lambda spec: spec["sha256"].update({"vae_decoder/model.onnx": sha256_file(path)}))
+    with pytest.raises(InputError, match=r"vae_decoder/model.onnx is not a graph that onnxruntime can open"):
+        load_engine(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("files"), "EngineSpec is incomplete"),
+        (lambda s: s.update(magic=1), "unknown field.* magic"),
+        (lambda s: s.update(profile=None), "expected a JSON object for Profile"),
+        (lambda s: s["profile"].update(rows_max="64"), "profile must hold whole numbers"),
+        (lambda s: s["profile"].update(height=128), r"unet takes rows of \(8, 8, 4\), engine.json says \(8, 16, 4\)"),
+        (lambda s: s.update(files=[1]), "files must map"),
+        (lambda s: s.update(gpu=3, backend=None), "backend must be text, gpu must be text or null"),
+        (lambda s: s["files"].pop("unet"), "no file with a hash for unet"),
+        (lambda s: s["sha256"].pop("unet/model.onnx.data"), "no hash of unet/model.onnx.data"),
+        (lambda s: s["sha256"].update({"../../secret": "0"}), "outside the folder"),
+        (lambda s: s["sha256"].update({"/etc/hostname": "0"}), "outside the folder"),
+    ],
+)
+def test_an_edited_engine_json_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit(folder, change)
+    with pytest.raises(InputError, match=message):
+        load_engine(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\xff"])
+def test_an_engine_json_that_is_none_is_refused(folder: Path, text: str) -> None:
+    (folder / "engine.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match="engine.json"):
+        load_engine(folder)
+
+
+def test_a_folder_that_holds_no_engine_lists_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"neither engine.json nor model_index.json \(found: notes.txt\)"):
+        load_engine(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        load_engine(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("option", ["backend", "device", "precision"])
+def test_unknown_options_are_refused_with_the_known_ones(tiny_fused: Path, option: str) -> None:
+    with pytest.raises(InputError, match=f"{option} 'magic' is unknown; choose one of auto"):
+        load_engine(tiny_fused, **{option: "magic"})  # type: ignore[arg-type]
+
+
+def test_an_explicit_backend_does_not_become_another(tiny_fused: Path, tiny_engine: Path) -> None:
+    with pytest.raises(InputError, match="'torch' cannot open .* give the fused model folder"):
+        load_engine(tiny_engine, "torch")
+    with pytest.raises(InputError, match="'onnxruntime' cannot open .* export it first"):
+        load_engine(tiny_fused, "onnxruntime")
+
+
+def test_all_reasons_are_told_at_once(tiny_fused: Path, folder: Path) -> None:
+    with pytest.raises(DiveError, match="sees no CUDA GPU"):
+        load_engine(tiny_fused, device="cuda", precision="bf16")
+    with pytest.raises(DiveError, match="precision fp16: on a CPU"):
+        load_engine(tiny_fused, device="cpu", precision="fp16")
+    edit(folder, lambda spec: spec.update(backend="tensorrt", gpu="H200"))
+    with pytest.raises(DiveError) as caught:
+        load_engine(folder, device="cuda", precision="fp16", size=(128, 64))
+    for reason in ("backend 'tensorrt'", "GPU 'H200'", "precision fp16", "size 128x64", "device cuda"):
+        assert reason in str(caught.value)
+
+
+def test_threads_must_be_some(tiny_engine: Path) -> None:
+    with pytest.raises(InputError, match="threads must be at least 1, got 0"):
+        load_engine(tiny_engine, threads=0)
+
+
+def test_a_missing_onnxruntime_names_the_extra(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    with pytest.raises(DiveError, match=r"pip install 'dive-fast\[cpu\]'"):
+        load_engine(tiny_engine)
+
+
+def test_a_provider_that_is_listed_but_does_not_come_up(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu without its CUDA libraries opens a session on the CPU; only auto may take that, and says so."""
+    import onnxruntime
+
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: session(path, options, ["CPUExecutionProvider"]),
+    )
+    with pytest.raises(DiveError, match="did not bring up CUDAExecutionProvider and offers CPUExecutionProvider"):
+        load_engine(tiny_engine, device="cuda")
+    assert "did not bring up CUDAExecutionProvider" in load_engine(tiny_engine).describe()

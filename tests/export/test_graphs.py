@@ -1,0 +1,103 @@
+"""One graph to one file: names, free rows, opset, parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dive_export.graphs import Graph, graphs
+from dive_export.onnx import export_graph, measure_parity
+from dive_fast.models import load_bundle
+from dive_fast.types import DiveError, InputError
+from tests.conftest import ENGINE_ROWS
+from tests.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        out: Tensor = self.linear(sample) * timestep.to(sample.dtype)
+        return out
+
+
+class NotExportable(Toy):
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        print("about to branch on data")
+        return sample if float(sample.sum()) > 0 else -sample
+
+
+def toy(module: nn.Module | None = None, rows: int = 4) -> Graph:
+    return Graph("toy", (module or Toy()).eval(), {"sample": (7, 5), "timestep": (1,)}, "out_sample", 0, rows)
+
+
+def dimensions(value: onnx.ValueInfoProto) -> list[str | int]:
+    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize("rows_max", [1, 2, 8])
+def test_rows_are_free_up_to_the_limit(tmp_path: Path, rows_max: int) -> None:
+    graph = toy(rows=rows_max)
+    export_graph(graph, tmp_path / "model.onnx", rows_max)
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    assert dimensions(model.graph.input[0]) == ["rows" if rows_max > 1 else 1, 7, 5]
+    parity = measure_parity(graph, tmp_path / "model.onnx")
+    assert sorted(parity.errors, key=int) == [str(n) for n in sorted({1, min(3, rows_max), rows_max})]
+    assert parity.worst <= parity.budget < 1e-2
+
+
+def test_a_failing_export_names_the_part_and_keeps_what_was_printed(tmp_path: Path) -> None:
+    with pytest.raises(DiveError, match="export toy: the ONNX exporter failed.*about to branch on data"):
+        export_graph(toy(NotExportable()), tmp_path / "model.onnx", 4)
+
+
+def test_the_exporter_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export_graph(toy(), tmp_path / "model.onnx", 4)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_examples_are_random_but_repeatable() -> None:
+    sample, timestep = toy().examples(3)
+    assert sample.shape == (3, 7, 5) and sample.std() > 0.5
+    assert timestep.dtype == torch.int64 and timestep.shape == (1,)
+    assert torch.equal(sample, toy().examples(3)[0]) and not torch.equal(sample, toy().examples(3, seed=1)[0])
+
+
+def test_graphs_have_the_names_and_shapes_that_optimum_gives_them(tiny_engine: Path) -> None:
+    expected = {
+        "text_encoder": ({"input_ids": ["rows", MAX_TOKENS]}, {"last_hidden_state": ["rows", MAX_TOKENS, TEXT_WIDTH]}),
+        "unet": (
+            {
+                "sample": ["rows", *LATENT_SHAPE],
+                "timestep": [1],
+                "encoder_hidden_states": ["rows", MAX_TOKENS, TEXT_WIDTH],
+            },
+            {"out_sample": ["rows", *LATENT_SHAPE]},
+        ),
+        "vae_decoder": ({"latent_sample": ["rows", *LATENT_SHAPE]}, {"sample": ["rows", 3, HEIGHT, WIDTH]}),
+        "vae_encoder": (
+            {"sample": ["rows", 3, HEIGHT, WIDTH]},
+            {"latent_parameters": ["rows", 2 * LATENT_SHAPE[0], *LATENT_SHAPE[1:]]},
+        ),
+    }
+    for part, (inputs, outputs) in expected.items():
+        model = onnx.load(tiny_engine / part / "model.onnx", load_external_data=False)
+        assert {value.name: dimensions(value) for value in model.graph.input} == inputs
+        assert {value.name: dimensions(value) for value in model.graph.output} == outputs
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 23)]
+
+
+def test_only_sizes_that_pass_the_halvings_get_graphs(tiny_fused: Path) -> None:
+    bundle = load_bundle(tiny_fused)
+    assert graphs(bundle, None, ENGINE_ROWS)[1] == (HEIGHT, WIDTH)
+    parts, size = graphs(bundle, (48, 96), ENGINE_ROWS)
+    assert size == (48, 96) and parts[1].inputs["sample"] == (8, 6, 12)
+    for size in ((40, 32), (64, 0), (-16, 16)):
+        with pytest.raises(InputError, match="multiples of 16 = 8 x 2"):
+            graphs(bundle, size, ENGINE_ROWS)

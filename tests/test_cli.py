@@ -1,0 +1,229 @@
+"""The command line: help, exit codes, errors in one sentence, the JSON line, and the walk through all commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+
+from dive_fast import cli
+from dive_fast.commands import common, machine
+from dive_fast.types import DiveError, InputError
+
+Run = Callable[..., tuple[int, str, str]]
+COMMANDS = typer.main.get_command(cli.app)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line in this process: exit code, standard output, standard error."""
+
+    def runner(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    return runner
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every command that is no group, by the words that call it."""
+    if not hasattr(command, "commands"):
+        return {path: command}
+    return {k: v for name, child in command.commands.items() for k, v in leaves(child, (*path, name)).items()}
+
+
+ALL = leaves(COMMANDS)
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_help_explains_every_option(words: tuple[str, ...], run: Run) -> None:
+    code, out, _ = run(*words, "--help")
+    assert code == 0
+    assert "--json" in out
+    unexplained = [option.name for option in ALL[words].params if not (option.help or "").strip()]
+    assert not unexplained
+
+
+def test_version_and_no_arguments(run: Run) -> None:
+    assert run("--version")[:2] == (0, "dive-fast 0.1.0\n")
+    code, out, error = run()
+    assert code in (0, 2)  # typer's choice, by version
+    assert "Commands:" in out + error
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "sentence"),
+    [
+        (DiveError("work: it broke; fix it"), 1, "dive-fast: work: it broke; fix it\n"),
+        (InputError("input: it is bad; mend it"), 2, "dive-fast: input: it is bad; mend it\n"),
+        (KeyboardInterrupt(), 1, "dive-fast: interrupted; finished work is kept, run the same command again to continue\n"),
+        (ModuleNotFoundError("", name="peft"), 1, "dive-fast: peft is not installed; pip install 'dive-fast[train]'\n"),
+    ],
+    ids=["failed", "bad-input", "interrupt", "missing-package"],
+)  # fmt: skip
+def test_an_error_is_one_sentence(
+    raised: BaseException, code: int, sentence: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dive_fast.commands.machine.collect", lambda _: (_ for _ in ()).throw(raised))
+    assert run("doctor") == (code, "", sentence)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dive_fast.commands.machine.collect", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor"])
+    monkeypatch.setattr("dive_fast.commands.machine.collect", lambda _: __import__("no_such_module"))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["doctor"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["world", "make"], "Missing option '--out'"),
+        (["plan", "--model", "m", "--out", "p", "--mode", "best"], "'best' is not one of"),
+        (["doctor", "--need", "torch-cdua"], "'torch-cdua' is not one of"),
+        (["personalize", "--out", "a"], "no photos to learn from; give --paired, --external or both"),
+        (["reid", "train", "--out", "c"], "nothing to train on"),
+        (["world", "sheet", "--out", "s.png", "--pids", "1,,2"], "has an empty part"),
+        (["export", "--model", "m", "--out", "e", "--size", "512"], "HEIGHTxWIDTH"),
+        (["verify", "nowhere"], "nowhere is no synthesized dataset"),
+        (["fuse", "--model", "nowhere", "--adapter", "a", "--out", "f"], "nowhere is not a folder"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_exits_with_2(
+    arguments: list[str], part: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, error = run(*arguments)
+    assert (code, out) == (2, "")
+    assert part in error
+    assert "Traceback" not in error
+
+
+def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._show_warning("12 folders are empty", UserWarning, machine.__file__, 3)
+    cli._show_warning("old", DeprecationWarning, "/somewhere/else.py", 3)
+    assert capsys.readouterr().err == "dive-fast: 12 folders are empty\n/somewhere/else.py:3: DeprecationWarning: old\n"
+
+
+def test_defaults_are_those_of_the_rooms() -> None:
+    """Commands state their defaults, for `--help` without heavy imports; they must not drift from the configs."""
+    from dive_fast.pipeline import PairConfig
+    from dive_fast.reid.protocols import Protocol
+    from dive_fast.reid.train import ReidConfig
+    from dive_fast.study import StudyConfig
+    from dive_fast.train.personalize import PersonalizeConfig
+    from dive_fast.world.base_train import BaseTrainConfig
+    from dive_fast.world.trees import WorldSpec
+
+    base = BaseTrainConfig()
+    train_base = {"vae_steps": base.vae.steps, "unet_steps": base.unet.steps}
+    rooms: dict[tuple[str, ...], dict[str, Any]] = {
+        ("personalize",): vars(PersonalizeConfig()),
+        ("plan",): vars(PairConfig()),
+        ("world", "make"): vars(WorldSpec()),
+        ("world", "study"): {**vars(PairConfig()), "model": StudyConfig().model, "adapter": StudyConfig().adapter},
+        ("world", "train-base"): {**train_base, "vae_images": base.vae_images, "unet_images": base.unet_images},
+        ("reid", "train"): vars(ReidConfig()),
+        ("reid", "compare"): {**vars(ReidConfig()), **vars(Protocol())},
+        ("reid", "eval"): vars(Protocol()),
+    }
+    for words, defaults in rooms.items():
+        options = {option.name: option.default for option in ALL[words].params}
+        shared = options.keys() & defaults.keys()
+        assert len(shared) >= 3
+        assert {name: options[name] for name in shared} == {name: defaults[name] for name in shared}, words
+    study, config = {option.name: option.default for option in ALL["world", "study"].params}, StudyConfig()
+    assert study["learn_steps"] == config.learn.steps
+    assert study["reid_steps"] == config.reid.steps
+    assert tuple(common.numbers(study["seeds"])) == config.seeds
+
+
+def test_world_make_and_sheet(run: Run, tmp_path: Path) -> None:
+    small = ["--paired-ids", 2, "--test-ids", 1, "--external-ids", 1, "--images-per-camera", 1, "--market-images", 1]
+    code, out, _ = run("world", "make", "--out", tmp_path / "w", *small, "--json")
+    assert code == 0
+    summary = json.loads(out.splitlines()[-1])
+    files = sum(1 for file in (tmp_path / "w").rglob("*.jpg"))
+    assert summary == {"images": files, "world": str(tmp_path / "w")}
+    code, out, _ = run("world", "sheet", "--out", tmp_path / "s.png", "--pids", "1,2", "--zoom", 1)
+    assert (code, out) == (0, f"sheet {tmp_path / 's.png'}: 2 people\n")
+    assert Image.open(tmp_path / "s.png").width > 6 * 64
+
+
+def test_lists_and_sizes() -> None:
+    assert common.names(None) == []
+    assert common.names("cam3, cam6") == ["cam3", "cam6"]
+    assert common.image_size("512x256") == (512, 256)
+    assert common.image_size(None) is None
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world of four people with infrared and two without."""
+    from dive_fast.world.trees import WorldSpec, build_world
+
+    world = tmp_path_factory.mktemp("people")
+    build_world(world, WorldSpec(0, paired_ids=6, test_ids=2, external_ids=2, images_per_camera=2, market_images=2))
+    return world
+
+
+@pytest.mark.slow
+def test_the_walk_from_photos_to_a_page(run: Run, people: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """personalize, fuse, plan, synth, verify, report and reid, each reading the file that the one before left."""
+
+    def step(*arguments: object) -> dict[str, Any]:
+        code, out, error = run(*arguments, "--json")
+        assert code == 0, error
+        result: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return result
+
+    sysu, market = people / "sysu", people / "market"
+    adapter, fused, plan, pairs = (tmp_path / name for name in ("adapter", "fused", "plan.json", "pairs"))
+    learned = step("personalize", "--model", tiny_base, "--paired", sysu, "--external", market, "--out", adapter,
+                   "--steps", 2, "--rank", 2, "--batch", 2)  # fmt: skip
+    assert learned["identities"] == 8
+    assert step("fuse", "--model", tiny_base, "--adapter", adapter, "--out", fused)["identities"] == 8
+    planned = step("plan", "--model", fused, "--photos", market, "--out", plan, "--pairs", 1, "--steps", 2)
+    assert (planned["pairs"], planned["identities"]) == (4, 2)
+    made = step("synth", "--plan", plan, "--engine", fused, "--out", pairs, "--device", "cpu")
+    assert (made["pairs"], made["images"]) == (4, 4)
+    assert step("verify", pairs)["problems"] == []
+    assert Path(step("report", pairs, "--out", tmp_path / "page.html")["report"]).stat().st_size > 10_000
+    trained = step("reid", "train", "--real", sysu, "--synthetic", pairs, "--out", tmp_path / "reid", "--steps", 2,
+                   "--identities", 2, "--per-modality", 2, "--device", "cpu")  # fmt: skip
+    assert trained["identities"] == 8
+    scores = step("reid", "eval", "--checkpoint", tmp_path / "reid", "--data", sysu, "--device", "cpu")
+    assert 0 < scores["map"] <= 100
+
+    arms = [f"baseline={market}", f"oracle={market},{people / 'oracle'}"]
+    compared = step("reid", "compare", "--data", sysu, "--arm", arms[0], "--arm", arms[1], "--out", tmp_path / "compare",
+                    "--steps", 2, "--identities", 2, "--missing", "visible", "--seeds", "0", "--device", "cpu")  # fmt: skip
+    assert set(compared["arms"]) == {"baseline", "oracle"}
+
+    next((pairs / "cam3").rglob("*.*g")).unlink()
+    code, out, error = run("verify", pairs, "--json")
+    assert code == 1
+    assert "is missing; run synth again" in out
+    assert "1 problem(s)" in error
+    assert run("synth", "--plan", plan, "--engine", fused, "--out", pairs, "--device", "cpu")[0] == 0
+    assert step("verify", pairs)["problems"] == []
+
+
+def test_names_in_both_sets_are_refused(run: Run, people: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos" / "0001"
+    photos.mkdir(parents=True)
+    Image.new("RGB", (64, 128)).save(photos / "a.jpg")
+    code, _, error = run("personalize", "--paired", people / "sysu", "--external", tmp_path / "photos",
+                         "--external-layout", "folder", "--out", tmp_path / "a")  # fmt: skip
+    assert code == 2
+    assert "first '0001'; tell the people apart with --external-prefix" in error

@@ -1,0 +1,155 @@
+"""The table as a function of facts: what can run, and every reason and remedy otherwise; and that facts are found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dive_fast import facts as probing
+from dive_fast.doctor import Row, rows, table
+from dive_fast.facts import ASSETS, PACKAGES, Facts, Package
+
+CPU_PACKAGES = ("numpy", "pillow", "torch", "diffusers", "transformers", "safetensors", "peft", "onnx", "onnxruntime")
+CPU = Facts(
+    python="3.11.7 (/usr/bin/python)",
+    system="Linux",
+    cores=2,
+    memory=(8 << 30, 4 << 30),
+    disk=("/work", 50 << 30),
+    packages={name: Package("1.0") for name in CPU_PACKAGES},
+    gpu_problem="no NVIDIA driver is loaded",
+    torch_problem="torch 2.13.0+cpu is built without CUDA, install a build for this machine's driver",
+    providers=("CPUExecutionProvider",),
+    assets=dict.fromkeys(ASSETS, 12_000_000),
+)
+GPU = replace(
+    CPU,
+    packages={name: Package("1.0") for name in PACKAGES if name != "onnxruntime"},
+    gpus=("NVIDIA H200",),
+    driver="13.0",
+    gpu_problem=None,
+    torch_problem=None,
+    providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+)
+
+
+def by_name(facts: Facts) -> dict[str, Row]:
+    return {row.name: row for row in rows(facts)}
+
+
+def engines(facts: Facts) -> dict[str, str]:
+    return {row.name: row.state for row in rows(facts) if row.area == "engines"}
+
+
+def test_a_cpu_machine() -> None:
+    assert engines(CPU) == {
+        "torch-cpu": "ok",
+        "torch-cuda": "no",
+        "onnxruntime-cpu": "ok",
+        "onnxruntime-cuda": "no",
+        "triton-kernels": "no",
+    }
+    assert by_name(CPU)["torch-cuda"].value == f"no GPU (see machine); {CPU.torch_problem}"
+    assert by_name(CPU)["gpu"] == Row("machine", "gpu", "no", "no NVIDIA driver is loaded")
+    kernels = by_name(CPU)["triton-kernels"].value
+    assert "pip install 'dive-fast[gpu]'" in kernels
+    assert "no GPU" in kernels
+
+
+def test_a_gpu_machine_runs_everything() -> None:
+    assert set(engines(GPU).values()) == {"ok"}
+    assert by_name(GPU)["gpu"].value == "NVIDIA H200 (driver for CUDA 13.0)"
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    bare = replace(CPU, packages={}, torch_problem=None, providers=())
+    assert set(engines(bare).values()) == {"no"}
+    found = by_name(bare)
+    assert found["torch"].remedy == "pip install 'dive-fast[torch]'"
+    assert found["numpy"].remedy == "pip install dive-fast"
+    assert "nothing in this version uses it" in found["ray"].remedy
+    assert found["onnxruntime-cpu"].value == "onnxruntime: not installed, pip install 'dive-fast[cpu]'"
+
+
+def test_a_broken_install_is_shown_and_takes_its_engines_along() -> None:
+    packages = {**CPU.packages, "diffusers": Package("1.0", "RuntimeError: operator torchvision::nms does not exist")}
+    found = by_name(replace(CPU, packages=packages))
+    assert found["diffusers"].state == "broken"
+    assert "operator torchvision::nms does not exist" in found["diffusers"].value
+    assert found["torch-cpu"].state == "no"
+    assert "diffusers: import fails (RuntimeError" in found["torch-cpu"].value
+
+
+def test_both_onnxruntimes_are_a_conflict() -> None:
+    packages = {**GPU.packages, "onnxruntime": Package("1.0")}
+    conflict = by_name(replace(GPU, packages=packages))["onnxruntime twice"]
+    assert conflict.state == "broken"
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in conflict.remedy
+
+
+def test_a_gpu_runtime_without_its_provider() -> None:
+    found = by_name(replace(GPU, providers=("CPUExecutionProvider",)))
+    assert found["onnxruntime-cpu"].state == "ok"
+    assert "has no CUDA provider" in found["onnxruntime-cuda"].value
+
+
+def test_absent_assets() -> None:
+    found = by_name(replace(CPU, assets=dict.fromkeys(ASSETS)))
+    assert {found[name].state for name in ASSETS} == {"no"}
+    assert by_name(CPU)["pocket adapter"].value == "12.0 MB"
+
+
+def test_the_table_has_every_row_under_its_heading() -> None:
+    text = table(rows(CPU))
+    assert [line for line in text.splitlines() if not line.startswith(" ")] == [
+        "machine",
+        "packages",
+        "engines",
+        "assets",
+    ]
+    assert len(text.splitlines()) == len(rows(CPU)) + 4
+    assert "  no      ray                not installed; pip install 'dive-fast[ray]'" in text
+
+
+def test_an_import_error_becomes_a_fact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_thing.py").write_text("raise OSError('libnvinfer.so.10: cannot open\\nmore lines')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = probing._package("pytest", "broken_thing")
+    assert package.error == "OSError: libnvinfer.so.10: cannot open"
+
+
+class FakeDriver(SimpleNamespace):
+    """cuda.bindings.driver with two devices, or with a failing first call."""
+
+    CUresult = SimpleNamespace(CUDA_SUCCESS=0)
+
+    def __init__(self, failure: object = 0) -> None:
+        super().__init__(
+            cuInit=lambda _: (failure,),
+            cuDriverGetVersion=lambda: (0, 13010),
+            cuDeviceGetCount=lambda: (0, 2),
+            cuDeviceGet=lambda i: (0, i),
+            cuDeviceGetName=lambda size, device: (0, f"GPU {device}".encode().ljust(size, b"\0")),
+        )
+
+
+def test_gpus_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"cuda-python": Package("13")}
+    monkeypatch.setattr(probing.importlib, "import_module", lambda _: FakeDriver())
+    assert probing._gpus(installed) == (("GPU 0", "GPU 1"), "13.1", None)
+    failure = SimpleNamespace(name="CUDA_ERROR_NO_DEVICE")
+    monkeypatch.setattr(probing.importlib, "import_module", lambda _: FakeDriver(failure))
+    assert probing._gpus(installed) == ((), None, "cuInit answers CUDA_ERROR_NO_DEVICE")
+
+
+def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts of the machine that runs the tests, without importing the heavy packages again."""
+    monkeypatch.setattr(probing, "PACKAGES", {name: PACKAGES[name] for name in ("numpy", "pillow", "ray")})
+    found = probing.collect(tmp_path)
+    assert found.cores >= 1
+    assert found.disk[1] > 0
+    assert found.packages["numpy"].error is None
+    assert set(found.assets) == set(ASSETS)

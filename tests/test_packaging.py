@@ -1,0 +1,141 @@
+"""What a fresh checkout relies on: pins, extras, the Makefile's first words, and a CMake that needs no compiler."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+tomllib = pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+BUILD_FILES = ("pyproject.toml", "constraints.txt", "Makefile", "CMakeLists.txt", ".ci/run")
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[\[<>=;! ]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def pins() -> dict[str, list[str]]:
+    lines = [line.strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            found.setdefault(name_of(line), []).append(line)
+    return found
+
+
+def default_extras() -> list[str]:
+    found = re.search(r"^EXTRAS \?= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert found
+    return found[1].split(",")
+
+
+def test_everything_that_make_installs_is_pinned() -> None:
+    wanted = {name_of(r) for r in PROJECT["dependencies"]}
+    wanted |= {name_of(r) for extra in default_extras() for r in EXTRAS[extra]}
+    assert wanted - pins().keys() - {"dive-fast", "types-tqdm"} == set()
+    assert all("==" in pin for listed in pins().values() for pin in listed)
+
+
+def test_torch_is_exact_so_that_no_cuda_packages_come_along() -> None:
+    assert [re.sub(r" *;.*", "", pin) for pin in pins()["torch"]] == ["torch==2.13.0"]
+
+
+def test_extras_that_exclude_each_other_stay_apart() -> None:
+    assert not {"cpu", "gpu"} <= set(default_extras())
+    holders = {extra for extra, listed in EXTRAS.items() for r in listed if name_of(r) == "tensorrt"}
+    assert holders == {"trt"}  # its wheels need the vendor's own index; asking for it elsewhere fails the whole resolve
+    both = {
+        extra for extra, listed in EXTRAS.items() if {"onnxruntime", "onnxruntime-gpu"} <= set(map(name_of, listed))
+    }
+    assert not both
+
+
+def test_no_registry_is_named() -> None:
+    for file in BUILD_FILES:
+        assert not re.search(r"https?://|index-url|find-links", (ROOT / file).read_text()), file
+
+
+def test_the_license_is_there() -> None:
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def test_assets_are_small_enough_to_ship() -> None:
+    files = [file for file in (ROOT / "dive_fast" / "assets").rglob("*") if file.is_file()]
+    sizes = {file.name: file.stat().st_size for file in files}
+    assert all(size <= 16 << 20 for size in sizes.values()), sizes
+    assert sum(file.stat().st_size for file in files) <= 40 << 20
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The files that make reads, without a .venv."""
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, tmp_path)
+    return tmp_path
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    return subprocess.run(["make", *arguments], cwd=folder, env=clean, capture_output=True, text=True, check=False)
+
+
+def fake_python(folder: Path, body: str) -> str:
+    file = folder / "python-fake"
+    file.write_text(f"#!/bin/sh\n{body}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+def test_make_alone_lists_its_targets(checkout: Path) -> None:
+    result = make(checkout)
+    assert result.returncode == 0
+    assert all(f"make {target}" in result.stdout for target in ("demo", "test", "check", "kernels", "gpu-test"))
+
+
+def test_an_old_python_is_refused_in_one_sentence(checkout: Path) -> None:
+    old = fake_python(checkout, 'case "$1" in -c) exit 1;; --version) echo Python 3.8.10;; esac')
+    result = make(checkout, "test", f"PYTHON={old}")
+    assert result.returncode != 0
+    assert f"dive-fast needs Python >= 3.10, '{old}' is Python 3.8.10" in result.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_python_without_venv_is_refused_in_one_sentence(checkout: Path) -> None:
+    bare = fake_python(checkout, 'case "$1" in -c) exit 0;; *) exit 1;; esac')
+    result = make(checkout, "test", f"PYTHON={bare}")
+    assert result.returncode != 0
+    assert "cannot make a virtual environment" in result.stderr
+    assert "python3-venv" in result.stderr
+
+
+def configure(folder: Path, *options: str, **environment: str) -> str:
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    command = ["cmake", "-S", str(ROOT), "-B", str(folder), *options]
+    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    installed = subprocess.run(["cmake", "--install", str(folder), "--prefix", str(folder / "installed")], check=False)
+    assert installed.returncode == 0
+    return result.stdout
+
+
+def test_cmake_needs_no_compiler(tmp_path: Path) -> None:
+    assert "not compiled ahead of time (DIVE_KERNELS_AOT is off)" in configure(tmp_path, CC="/nowhere", CXX="/nowhere")
+
+
+def test_cmake_skips_what_it_cannot_compile(tmp_path: Path) -> None:
+    """The interpreter's switch stands for a machine without Triton."""
+    said = configure(tmp_path, "-DDIVE_KERNELS_AOT=ON", TRITON_INTERPRET="1")
+    assert re.search(r"Triton kernels skipped: .*(TRITON_INTERPRET|triton is not installed)", said)
+    assert "CUDA C++ kernels" in said
