@@ -190,10 +190,11 @@ def test_the_walk_from_photos_to_a_page(run: Run, people: Path, tiny_base: Path,
     sysu, market = people / "sysu", people / "market"
     adapter, fused, plan, pairs = (tmp_path / name for name in ("adapter", "fused", "plan.json", "pairs"))
     learned = step("personalize", "--model", tiny_base, "--paired", sysu, "--external", market, "--out", adapter,
-                   "--steps", 2, "--rank", 2, "--batch", 2)  # fmt: skip
+                   "--external-prefix", 2, "--steps", 2, "--rank", 2, "--batch", 2)  # fmt: skip
     assert learned["identities"] == 8
     assert step("fuse", "--model", tiny_base, "--adapter", adapter, "--out", fused)["identities"] == 8
-    planned = step("plan", "--model", fused, "--photos", market, "--out", plan, "--pairs", 1, "--steps", 2)
+    planned = step("plan", "--model", fused, "--photos", market, "--photos-prefix", 2, "--out", plan,
+                   "--pairs", 1, "--steps", 2)  # fmt: skip
     assert (planned["pairs"], planned["identities"]) == (4, 2)
     made = step("synth", "--plan", plan, "--engine", fused, "--out", pairs, "--device", "cpu")
     assert (made["pairs"], made["images"]) == (4, 4)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON that sums up what was done.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if it can.")]
 Layout = Literal["market", "market-gt-bbox", "folder"]
+PREFIX_HELP = (
+    "Put before these identities' names, so that they differ from the paired set's; a digit keeps them numbers, "
+    "which SYSU-MM01's readers need."
+)
 LAYOUT_HELP = (
     "How the RGB photos lie: Market-1501's training split, its gt_bbox (as DiVE used it; contains test identities), "
     "or one folder per identity."
@@ -65,13 +69,15 @@ def image_size(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def read_photos(root: Path, layout: Layout, camera: str) -> list[Sample]:
-    """The RGB photos of people outside the paired set, all as from one camera."""
-    from dive_fast.data import read_folder, read_market
+def read_photos(root: Path, layout: Layout, camera: str, prefix: str) -> list[Sample]:
+    """The RGB photos of people outside the paired set, all as from one camera, `prefix` put before their names."""
+    from dive_fast.data import merge_samples, read_folder, read_market
 
     if layout == "folder":
-        return read_folder(root, camera)
-    return read_market(root, "gt_bbox" if layout == "market-gt-bbox" else "train", camera)
+        samples = read_folder(root, camera)
+    else:
+        samples = read_market(root, "gt_bbox" if layout == "market-gt-bbox" else "train", camera)
+    return merge_samples(samples, prefixes=[prefix])
 
 
 def torch_device(device: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dive_fast.commands.common import LAYOUT_HELP, Json, Layout, finish, image_size, read_photos
+from dive_fast.commands.common import LAYOUT_HELP, PREFIX_HELP, Json, Layout, finish, image_size, read_photos
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ def personalize(
     external: Annotated[Path | None, typer.Option(help="Photos of people in RGB only.")] = None,
     external_layout: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = "market",
     external_camera: Annotated[str, typer.Option(help="The one camera name that external photos get.")] = "cam7",
-    external_prefix: Annotated[
-        str, typer.Option(help="Put before external identities' names, so that they differ from the paired ones'.")
-    ] = "",
+    external_prefix: Annotated[str, typer.Option(help=PREFIX_HELP)] = "",
     onto: Annotated[
         str | None, typer.Option(help="Trained adapter to add new identities to; its LoRA stays as it is.")
     ] = None,
@@ -72,19 +70,19 @@ def _training_samples(
     paired: Path | None, external: Path | None, layout: Layout, camera: str, prefix: str
 ) -> list[Sample]:
     """Both sets of people; names that are in both raise, as they are different people."""
-    from dive_fast.data import merge_samples, read_sysu
+    from dive_fast.data import read_sysu
 
     if paired is None and external is None:
         raise InputError("no photos to learn from; give --paired, --external or both")
     known = read_sysu(paired, "trainval") if paired is not None else []
-    others = read_photos(external, layout, camera) if external is not None else []
-    shared = {sample.pid for sample in known} & {prefix + sample.pid for sample in others}
+    others = read_photos(external, layout, camera, prefix) if external is not None else []
+    shared = {sample.pid for sample in known} & {sample.pid for sample in others}
     if shared:
         raise InputError(
             f"{len(shared):,} identity names are in --paired and in --external, first {min(shared)!r}; "
             "tell the people apart with --external-prefix"
         )
-    return merge_samples(known, others, prefixes=["", prefix])
+    return [*known, *others]
 
 
 def fuse(

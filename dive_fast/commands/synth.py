@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from dive_fast.commands.common import LAYOUT_HELP, Device, Json, Layout, finish, image_size, names, read_photos, say
+from dive_fast.commands.common import (
+    LAYOUT_HELP,
+    PREFIX_HELP,
+    Device,
+    Json,
+    Layout,
+    finish,
+    image_size,
+    names,
+    read_photos,
+    say,
+)
 from dive_fast.types import DiveError, InputError, PairMode
 
 if TYPE_CHECKING:
@@ -36,6 +47,7 @@ def plan(
     photos: Annotated[Path | None, typer.Option(help="RGB photos; needed unless the mode is synthetic.")] = None,
     photos_layout: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = "market",
     photos_camera: Annotated[str, typer.Option(help="The one camera name that the photos get.")] = "cam7",
+    photos_prefix: Annotated[str, typer.Option(help=PREFIX_HELP + " The same as for personalize.")] = "",
     pids: Annotated[
         str | None,
         typer.Option(help="Identities, comma-separated; by default all that the model knows (and that have photos)."),
@@ -62,7 +74,7 @@ def plan(
 
     facts = _model(model)
     height, width = image_size(size) or facts.size
-    listed = _photos(mode, photos, photos_layout, photos_camera)
+    listed = _photos(mode, photos, photos_layout, photos_camera, photos_prefix)
     made = make_plan(
         mode=mode,
         pids=_pids(names(pids), facts.table, listed),
@@ -108,11 +120,11 @@ def _model(folder: Path) -> _Model:
     return _Model(bundle.prompts, bundle.fingerprint, photos.image_size(bundle))
 
 
-def _photos(mode: PairMode, root: Path | None, layout: Layout, camera: str) -> list[Sample] | None:
+def _photos(mode: PairMode, root: Path | None, layout: Layout, camera: str, prefix: str) -> list[Sample] | None:
     if (root is None) != (mode == "synthetic"):
         need = "takes no" if mode == "synthetic" else "needs"
         raise InputError(f"--mode {mode} {need} --photos")
-    return None if root is None else read_photos(root, layout, camera)
+    return None if root is None else read_photos(root, layout, camera, prefix)
 
 
 def _pids(wanted: list[str], table: PromptTable, photos: list[Sample] | None) -> list[str]:

@@ -35,7 +35,7 @@ def claimed(out: Path, plan: SynthesisPlan) -> Iterator[None]:
     with stream:
         _lock(stream, out)
         with clear_disk_errors(out):
-            for temporary in out.rglob(".*.tmp"):
+            for temporary in out.rglob(".*.????????.tmp"):  # as io.atomic_path names them
                 temporary.unlink()
         yield
 
@@ -100,7 +100,7 @@ def _made_by(plan: SynthesisPlan, pair: PairSpec, path: Path) -> bool:
     try:
         with Image.open(path) as image:
             made = image.info.get(PNG_PLAN) == plan.plan_id and image.info.get(PNG_PAIR) == pair.pair_id
-    except OSError:
+    except (OSError, Image.DecompressionBombError):
         made = False
     if not made:
         raise InputError(f"{path} was not made by this plan and is not overwritten; move it away, then rerun")

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -22,7 +23,7 @@ R = TypeVar("R")
 
 def checked(cls: type[R], data: object, where: str) -> R:
     """A record, nested ones too, from untrusted JSON; unknown, missing and wrongly typed fields raise `InputError`."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     if isinstance(data, dict):
         data = {
             name: checked(hints[name], value, f"{where} {name}") if is_dataclass(hints.get(name)) else value
@@ -35,7 +36,14 @@ def checked(cls: type[R], data: object, where: str) -> R:
     return record
 
 
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)  # slow, and asked for every line of a manifest
+
+
 def _fits(value: object, hint: Any) -> bool:
+    if isinstance(hint, type) and hint is not float:
+        return type(value) is hint  # bool is no int
     kind, arguments = get_origin(hint), get_args(hint)
     if kind is Literal:
         return value in arguments
@@ -45,9 +53,7 @@ def _fits(value: object, hint: Any) -> bool:
         return kind is dict and all(_fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in value.items())
     if isinstance(value, tuple):
         return kind is tuple and all(_fits(item, arguments[0]) for item in value)
-    if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    return type(value) is hint
+    return hint is float and type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def is_inside(name: str) -> bool:
@@ -69,7 +75,7 @@ def write_shard(out: Path, number: int, records: Sequence[PairRecord]) -> None:
 def read_manifest(out: Path | str) -> Iterator[PairRecord]:
     """Every finished pair of a dataset, in plan order; no plan, or a broken shard, raises `InputError`."""
     out = Path(out)
-    _planned_pairs(out)
+    _plan_file(out)
     for path in _shards(out):
         yield from _read_shard(path)
 
@@ -123,11 +129,16 @@ def verify(out: Path | str) -> list[str]:
     return problems + [f"{name} is in no record" for name in _other_files(out) if name not in hashes]
 
 
-def _planned_pairs(out: Path) -> dict[str, None]:
-    """The plan's pair ids in order; only those are read, so that readers need no synthesis code."""
+def _plan_file(out: Path) -> Path:
     path = out / "plan.json"
     if not path.is_file():
         raise InputError(f"{out} is no synthesized dataset (it has no plan.json); make one with `dive-fast synth`")
+    return path
+
+
+def _planned_pairs(out: Path) -> dict[str, None]:
+    """The plan's pair ids in order; only those are read, so that readers need no synthesis code."""
+    path = _plan_file(out)
     plan = read_json(path, "plan")
     try:
         return {str(pair["pair_id"]): None for pair in plan["pairs"]}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dive_fast.data.names import natural_key, some
+from dive_fast.data.sysu import camera_modality
 from dive_fast.io import canonical_json, nearest, sha256_bytes
 from dive_fast.synth.layout import pair_files
 from dive_fast.synth.planfile import SynthesisPlan, check_plan, load_plan, plan_hash, save_plan
@@ -77,6 +79,7 @@ def make_plan(
         pairs=tuple(pair for pid in people for pair in _pairs(pid, sides[pid], ir, pairs_per_identity, seed)),
     )
     check_plan(plan, "plan")
+    _warn_of_modalities(plan)
     pair_files(plan)  # raises for names that the dataset's tree cannot hold
     return replace(plan, plan_id=plan_hash(plan))
 
@@ -103,6 +106,18 @@ def _pairs(
             ir=ir[camera],
             seed=pair_seed(seed, pid, index),
             photo=side.photo,
+        )
+
+
+def _warn_of_modalities(plan: SynthesisPlan) -> None:
+    """The manifest knows every image's modality; a SYSU tree has only the camera's name to tell it."""
+    used = {(pair.rgb, "rgb") for pair in plan.pairs} | {(pair.ir, "ir") for pair in plan.pairs}
+    misread = sorted(camera for camera, modality in used if camera_modality(camera) != modality)
+    if misread:
+        warnings.warn(
+            f"plan: SYSU readers take cam3 and cam6, and no others, as infrared and so misread {', '.join(misread)}; "
+            "read this dataset by its manifest",
+            stacklevel=3,
         )
 
 

@@ -37,7 +37,7 @@ def start_from_components(vae: AutoencoderKL, images: np.ndarray) -> None:
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         width = _copy_in(encoder.conv_in, x.shape[1])
         for level, block in enumerate(encoder.down_blocks):
-            if level > 0:
+            if level > 0 and block.resnets[0].conv_shortcut is not None:  # without one the input passes as it is
                 _keep(block.resnets[0].conv_shortcut, width)
             if block.downsamplers is None:
                 break

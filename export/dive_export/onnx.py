@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class Parity:
 def export_graph(graph: Graph, path: Path, rows_max: int) -> None:
     """Writes `path` (and its weights beside it as `<name>.data`): opset 23, float32, rows free up to `rows_max`.
 
-    The weights' file is referenced by name, so the file must not be renamed later. Raises `DiveError` with what the
-    exporter printed when it fails.
+    The weights' file is referenced by name, so the file must not be renamed later. Raises `DiveError` naming the part
+    and the cause when the exporter fails.
     """
     import onnx
 
@@ -69,18 +70,22 @@ def export_graph(graph: Graph, path: Path, rows_max: int) -> None:
 
 @contextlib.contextmanager
 def _quiet(what: str) -> Iterator[None]:
-    """Keeps the exporter's chatter to itself unless it fails; then the chatter is part of the error."""
-    printed = io.StringIO()
+    """Holds the exporter's chatter back; when it fails, the chatter goes to standard error and the cause is named."""
+    chatter = io.StringIO()
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
+        with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        tail = " ".join(printed.getvalue().split())[-500:]
-        raise DiveError(f"{what}: the ONNX exporter failed: {error}; it printed: {tail or 'nothing'}") from error
+        print(chatter.getvalue(), file=sys.stderr)
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter wraps the reason in pages of advice
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:300]
+        raise DiveError(f"{what}: the ONNX exporter failed ({type(cause).__name__}: {reason})") from error
     finally:
         log.setLevel(level)
 

@@ -102,7 +102,7 @@ def test_an_image_alone_is_the_image_in_a_mixed_batch(engine: EngineBase) -> Non
 
 
 def test_from_a_photo_is_img2img_of_diffusers(engine: EngineBase, pipeline: Any) -> None:
-    """Encode, noise of step 8 of 20, solve: StableDiffusionImg2ImgPipeline at strength 0.6, whose noise is made ours."""
+    """Encode, noise of step 8 of 20, solve: what StableDiffusionImg2ImgPipeline does at strength 0.6."""
     scheduler, generator = pipeline.scheduler, torch.Generator().manual_seed(3)
     photos = torch.randint(0, 256, (3, HEIGHT, WIDTH, 3), dtype=torch.uint8, generator=generator)
     scheduler.set_timesteps(20)

@@ -11,8 +11,8 @@ import pytest
 from dive_fast.synth import load_plan, save_plan
 from dive_fast.synth.layout import pair_files
 from dive_fast.synth.plan import pair_seed
-from dive_fast.types import InputError, Sample, to_dict
-from tests.synth.fake import plan_of, write_photos
+from dive_fast.types import Camera, InputError, Sample, to_dict
+from tests.synth.fake import CAMERAS, plan_of, write_photos
 
 
 def test_synthetic_pairs_by_hand():
@@ -97,6 +97,12 @@ def test_only_real_rgb_photos_of_the_named_cameras(tmp_path):
     assert {(p.photo, p.rgb) for p in plan.pairs} == {("a/0001/0.jpg", "cam7"), ("a/0001/1.jpg", "cam7")}
     with pytest.raises(InputError, match=r"2 of 3 identities have no real RGB photo of cam7 \(0002, 0003\)"):
         plan_of("real-rgb", photos=photos, photo_root=tmp_path, rgb=["cam7"])
+
+
+def test_cameras_that_sysu_readers_misread():
+    cameras = [*CAMERAS, Camera("cam9", "ir", "eeee")]
+    with pytest.warns(UserWarning, match="misread cam9; read this dataset by its manifest"):
+        plan_of(cameras=cameras, ir=["cam3", "cam9"])
 
 
 def test_photo_outside_the_root(tmp_path):

@@ -115,6 +115,17 @@ def test_resume_with_photos(tmp_path, mode):
         synthesize(plan, FakeEngine(), tmp_path / "whole", progress=False)
 
 
+def test_photo_that_many_shards_bring_at_once(tmp_path):
+    """One photo, a shard a pair, copies from several threads: one file, and no complaint that it exists."""
+    photos = write_photos(tmp_path / "photos", {"0001": 1})
+    plan = plan_of(
+        "real-rgb", pids=["0001"], pairs_per_identity=20, photos=photos, photo_root=tmp_path / "photos", shard_size=1
+    )
+    synthesize(plan, FakeEngine(), tmp_path / "out", progress=False)
+    assert [path.name for path in (tmp_path / "out/cam7/0001").iterdir()] == ["0001.jpg"]
+    assert verify(tmp_path / "out") == []
+
+
 class FailingReplace:
     """`os.replace` of a disk that refuses after some files."""
 

@@ -1,0 +1,216 @@
+"""Personalising on a tiny model: what learns, what must not, resuming, and learning onto a trained adapter."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from dive_fast.models import load_bundle
+from dive_fast.models.adapter import load_adapter
+from dive_fast.models.lora import lora_targets
+from dive_fast.train import personalize as room
+from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
+from dive_fast.train.embedding import PartlyLearned
+from dive_fast.train.loop import load_state
+from dive_fast.train.personalize import PersonalizeConfig, camera_code, cameras_of, personalize
+from dive_fast.train.photos import BalancedDraw, encode_photos
+from dive_fast.types import InputError, Sample
+from tests.tiny import tiny_bundle_folder
+
+CONFIG = PersonalizeConfig(steps=6, batch=4, rank=2, warmup=1, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_bundle_folder(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three people in one RGB and one infrared camera, two photos each; a fourth in RGB only."""
+    root = tmp_path_factory.mktemp("photos")
+    made = []
+    for pid in range(1, 5):
+        for camera, modality in (("cam1", "rgb"), ("cam3", "ir")):
+            if pid == 4 and modality == "ir":
+                continue
+            for shot in range(2):
+                path = root / f"{pid}-{camera}-{shot}.png"
+                pixels = torch.Generator().manual_seed(pid * 10 + shot)
+                noise = torch.randint(0, 255, (40, 20, 3), generator=pixels, dtype=torch.uint8)
+                Image.fromarray(noise.numpy()).save(path)
+                made.append(Sample(path, f"{pid:04d}", camera, "real", modality))
+    return made
+
+
+@pytest.fixture(scope="module")
+def adapter(base, photos, tmp_path_factory):
+    return personalize(
+        load_bundle(base), photos[:8], tmp_path_factory.mktemp("run") / "adapter", CONFIG, progress=False
+    )
+
+
+def test_only_rows_and_lora_learn(base, photos, tmp_path):
+    bundle = load_bundle(base)
+    before = {n: p.clone() for part in ("text_encoder", "unet", "vae") for n, p in _weights(bundle, part)}
+    result = personalize(bundle, photos[:8], tmp_path / "adapter", CONFIG, progress=False)
+    fresh = {n: p for part in ("text_encoder", "unet", "vae") for n, p in _weights(bundle, part)}
+    frozen = {n for n in before if "token_embedding" not in n}
+    assert len(frozen) > 100
+    assert all(torch.equal(before[n], fresh[n]) for n in frozen)
+    table = bundle.text_encoder.get_input_embeddings().frozen
+    assert torch.equal(table, before["text_encoder.embeddings.token_embedding.weight"])
+    start = table[bundle.tokenizer("person", add_special_tokens=False)["input_ids"]].mean(0)
+    assert all((row - start).abs().max() > 1e-4 for row in result.embeddings)
+    assert len(result.lora) == 2 * len(lora_targets(load_bundle(base).unet))
+    assert any(tensor.abs().max() > 0 for key, tensor in result.lora.items() if "lora_B" in key)
+
+
+def _weights(bundle, part):
+    names = getattr(bundle, part).named_parameters()
+    return [(f"{part}.{n.replace('.base_layer', '').replace('text_model.', '')}", p) for n, p in names if "lora_" not in n]
+
+
+def test_identity_rows_are_not_decayed(base, photos):
+    """With no learning signal left for a row, AdamW's decay would still shrink it; ours must stay where it is."""
+    bundle = load_bundle(base)
+    learner = room._Learner(bundle, (room.Identity("9", "<person_9>"),), replace(CONFIG, weight_decay=0.5), None)
+    row = learner.words.rows.detach().clone()
+    for parameter in (learner.words.rows, *learner.lora):
+        parameter.grad = torch.zeros_like(parameter)
+    lora = [p.detach().clone() for p in learner.lora]
+    learner.optimizer.step()
+    assert torch.equal(learner.words.rows, row)
+    moved = [p for p, q in zip(learner.lora, lora, strict=True) if q.abs().max() > 0 and not torch.equal(p, q)]
+    assert moved, "the LoRA's own decay should act, or this test shows nothing"
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(base, photos, adapter, tmp_path, monkeypatch):
+    out = tmp_path / "adapter"
+    real = room._Learner._step
+
+    def stop_at_five(self, step, *args):
+        if step == 5:
+            raise KeyboardInterrupt
+        return real(self, step, *args)
+
+    monkeypatch.setattr(room._Learner, "_step", stop_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
+    assert not out.exists()
+    assert load_state(tmp_path / "adapter.training" / "personalize.state")["step"] == 4
+    monkeypatch.setattr(room._Learner, "_step", real)
+    resumed = personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
+    assert torch.equal(resumed.embeddings, adapter.embeddings)
+    assert all(torch.equal(resumed.lora[key], adapter.lora[key]) for key in adapter.lora)
+    steps = [json.loads(x)["step"] for x in (tmp_path / "adapter.training" / "loss.jsonl").read_text().splitlines()]
+    assert steps == [0]
+
+
+def test_a_finished_run_is_returned_and_another_one_refused(base, photos, tmp_path):
+    out = tmp_path / "adapter"
+    first = personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
+    again = personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
+    assert again.fingerprint == first.fingerprint == load_adapter(out).fingerprint
+    with pytest.raises(InputError, match="other data or settings"):
+        personalize(load_bundle(base), photos[:4], out, CONFIG, progress=False)
+
+
+def test_new_people_leave_a_trained_adapter_bit_for_bit(base, photos, adapter, tmp_path):
+    new = [s for s in photos if s.pid == "0004"]
+    more = personalize(load_bundle(base), new, tmp_path / "more", CONFIG, onto=adapter, progress=False)
+    known = len(adapter.identities)
+    assert [i.pid for i in more.identities] == [*(i.pid for i in adapter.identities), "0004"]
+    assert torch.equal(more.embeddings[:known], adapter.embeddings)
+    assert all(torch.equal(more.lora[key], adapter.lora[key]) for key in adapter.lora)
+    assert more.cameras == adapter.cameras
+
+
+def test_learning_onto_refuses_known_people_new_cameras_and_another_base(base, photos, adapter, tmp_path):
+    with pytest.raises(InputError, match="already knows 1 of these people, first '0001'"):
+        personalize(load_bundle(base), photos[:2], tmp_path / "a", CONFIG, onto=adapter, progress=False)
+    stranger = [replace(s, pid="0009", camera="cam8") for s in photos[:2]]
+    with pytest.raises(InputError, match=r"not \['cam8'\]"):
+        personalize(load_bundle(base), stranger, tmp_path / "b", CONFIG, onto=adapter, progress=False)
+    other = load_bundle(tiny_bundle_folder(tmp_path / "other", seed=1))
+    with pytest.raises(InputError, match="was trained on base"):
+        personalize(other, photos[-2:], tmp_path / "c", CONFIG, onto=adapter, progress=False)
+
+
+def test_a_truncated_photo_is_named(base, photos, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    Image.new("RGB", (20, 40)).save(broken)
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        personalize(load_bundle(base), [Sample(broken, "1", "cam1")], tmp_path / "a", CONFIG, progress=False)
+
+
+def test_no_photos_is_an_error(base, tmp_path):
+    with pytest.raises(InputError, match="no training photos"):
+        encode_photos(load_bundle(base), [], progress=False)
+
+
+def test_mirrored_latents_are_those_of_the_mirrored_photo(base, photos, tmp_path):
+    bundle = load_bundle(base)
+    mirrored = tmp_path / "mirrored.png"
+    Image.open(photos[0].path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored)
+    both = encode_photos(bundle, [photos[0], Sample(mirrored, "1", "cam1")], progress=False).latents
+    # resizing and encoding are symmetric up to rounding of the resampled pixels (one level of 255 at most)
+    assert (both[0, 1] - both[1, 0]).abs().max() <= 0.05 * both.abs().max()
+
+
+def test_balanced_draw_keeps_the_infrared_share_and_evens_out_people(photos):
+    draw = BalancedDraw(photos, batch=8, ir_share=0.25, seed=0)
+    counts: dict[str, int] = {}
+    for step in range(200):
+        rows, _ = draw(step)
+        kinds = [photos[i].modality for i in rows]
+        assert kinds.count("ir") == 2
+        for i in rows:
+            if photos[i].modality == "rgb":
+                counts[photos[i].pid] = counts.get(photos[i].pid, 0) + 1
+    assert max(counts.values()) - min(counts.values()) < 0.2 * 6 * 200 / 4
+    assert list(draw(7)[0]) == list(draw(7)[0])
+
+
+def test_camera_codes_are_fixed():
+    assert camera_code("cam3") == "8miP"
+    assert camera_code("gate-north") == camera_code("gate-north")
+    assert len(camera_code("gate-north")) == 4
+    assert len({camera_code(f"c{i}") for i in range(200)}) == 200
+    cameras = cameras_of([Sample("a", "1", "cam6", modality="ir"), Sample("b", "1", "cam1")])
+    assert [(c.name, c.modality) for c in cameras] == [("cam1", "rgb"), ("cam6", "ir")]
+
+
+def test_partly_learned_embedding_reads_both_tables_and_learns_one():
+    frozen, rows = torch.randn(5, 3), torch.randn(2, 3)
+    words = PartlyLearned(frozen, rows)
+    ids = torch.tensor([[0, 5], [6, 4]])
+    whole = torch.cat([frozen, rows])
+    assert torch.equal(words(ids), whole[ids])
+    words(ids).sum().backward()
+    assert torch.equal(words.rows.grad, torch.ones(2, 3))
+    assert [name for name, _ in words.named_parameters()] == ["rows"]
+
+
+def test_noising_matches_diffusers():
+    from diffusers import DDPMScheduler
+
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+    alphas = alphas_cumprod(config)
+    latents = torch.randn(16, 4, 4, 2)
+    noisy, noise, timesteps = noisy_batch(latents, alphas, torch.Generator().manual_seed(0))
+    expected = DDPMScheduler.from_config(config).add_noise(latents, noise, timesteps)
+    assert torch.allclose(noisy, expected, atol=1e-6)
+    assert sorted(int(t) * 16 // 1000 for t in timesteps) == list(range(16))  # one in each stratum
+    snr = alphas[timesteps] / (1 - alphas[timesteps])
+    assert torch.allclose(snr_weight(alphas, timesteps, 5.0), snr.clamp(max=5.0) / snr)
+
+
+def test_only_epsilon_models_are_trained():
+    with pytest.raises(InputError, match="v_prediction"):
+        alphas_cumprod({"prediction_type": "v_prediction"})
+
+
