@@ -15,14 +15,16 @@ endif
 GPU_RUN := env PYTHONPATH=.:kernels:export $(GPU_PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check kernels gpu-test clean
+.PHONY: help demo test check kernels bench gpu-test gpu-bench clean
 
 help:
-	@echo "make demo      the main job on the pocket world, from photos to a report: opens demo/index.html"
+	@echo "make demo      the main job on the pocket world, from photos to a page: demo/index.html"
 	@echo "make test      every test that needs no GPU"
 	@echo "make check     lint, format, types, and who may import whom"
 	@echo "make kernels   compile the Triton kernels ahead of time into build/kernels/cubins (no GPU needed)"
-	@echo "make gpu-test  the kernels on this machine's GPU (GPU_PYTHON=python3 uses your own CUDA torch)"
+	@echo "make gpu-test  test the kernels on this machine's GPU (GPU_PYTHON=python3 uses your own CUDA torch)"
+	@echo "make bench     time the kernels' references on this CPU"
+	@echo "make gpu-bench time the kernels on this machine's GPU"
 	@echo "make clean     remove .venv, build and caches; demo/ and runs/ stay"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -54,6 +56,13 @@ kernels: $(STAMP)
 gpu-test: $(GPU_READY)
 	@$(GPU_RUN) -m dive_fast.cli doctor --need triton-kernels
 	$(GPU_RUN) -m pytest -m gpu
+
+bench: $(STAMP)
+	PYTHONPATH=kernels $(PY) -m benchmarks.solver_step
+
+gpu-bench: $(GPU_READY)
+	@$(GPU_RUN) -m dive_fast.cli doctor --need triton-kernels
+	$(GPU_RUN) -m benchmarks.solver_step --device cuda
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

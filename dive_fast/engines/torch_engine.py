@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +58,9 @@ class TorchEngine(EngineBase):
             chosen=chosen,
         )
         self.dtype = DTYPES[precision]
-        # Convolutions on tensor cores read channels-last; on a CPU it gains nothing that is sure.
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        # nn.Module's own `to`: diffusers' warns of modules to be kept in float32 even where its list of them is empty.
-        self._text_encoder = nn.Module.to(bundle.text_encoder, device, self.dtype)
-        self._unet_module = nn.Module.to(bundle.unet, device, self.dtype, memory_format=layout)
-        self._vae = nn.Module.to(bundle.vae, device, self.dtype, memory_format=layout)
+        self._text_encoder, self._unet_module, self._vae = (
+            _placed(module, device, self.dtype) for module in (bundle.text_encoder, bundle.unet, bundle.vae)
+        )
 
     def condition(self, embeddings: Tensor) -> Conditioning:
         return Conditioning(embeddings.to(self.device, self.dtype))
@@ -91,6 +88,15 @@ class TorchEngine(EngineBase):
     def _encoder(self, pixels: Tensor) -> Tensor:
         mean: Tensor = self._vae.encode(pixels.to(self.dtype)).latent_dist.mean
         return mean.float()
+
+
+def _placed(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """`module` on `device` in `dtype`; channels-last on a GPU, where tensor cores read convolutions that way.
+
+    nn.Module's own `to`, as diffusers' warns of modules to be kept in float32 even where its list of them is empty.
+    """
+    nn.Module.to(module, device, dtype)
+    return module.to(memory_format=torch.channels_last) if device.type == "cuda" else module
 
 
 def _own_size(bundle: ModelBundle, geometry: Geometry) -> tuple[int, int]:

@@ -57,10 +57,6 @@ class Adapter:
         described = {key: value for key, value in _description(self).items() if key != "facts"}
         return fingerprint_of(described, {"identities/embeddings": self.embeddings, **self.lora})
 
-    def identity(self, pid: str) -> Identity:
-        """The identity called `pid`; unknown -> `InputError` with the count and the nearest."""
-        return find(pid, {identity.pid: identity for identity in self.identities}, "identities", "adapter")
-
 
 def check_rows(identities: Sequence[Identity], rows: torch.Tensor, where: str) -> None:
     """Raises `InputError` unless `rows` is a finite [N, D] with one row per identity, and N > 0."""
@@ -102,9 +98,10 @@ def merge_identities(adapter: Adapter, identities: Sequence[Identity], rows: tor
 
 def subset(adapter: Adapter, pids: Sequence[str]) -> Adapter:
     """A new adapter with only `pids`, in that order; an unknown one raises `InputError`."""
-    kept = [adapter.identity(pid) for pid in pids]
-    rows = [adapter.identities.index(identity) for identity in kept]
-    return replace(adapter, identities=tuple(kept), embeddings=adapter.embeddings[rows])
+    positions = {identity.pid: row for row, identity in enumerate(adapter.identities)}
+    rows = [find(pid, positions, "identities", "adapter") for pid in pids]
+    kept = tuple(adapter.identities[row] for row in rows)
+    return replace(adapter, identities=kept, embeddings=adapter.embeddings[rows])
 
 
 def _description(adapter: Adapter) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from dive_fast.io import canonical_json, read_json, write_json
-from dive_fast.reid.dataset import ImageSet, check_samples, load_images
+from dive_fast.reid.checkpoint import finished, load_model
+from dive_fast.reid.config import ReidConfig
+from dive_fast.reid.dataset import ImageSet, check_samples, fingerprint, load_images
 from dive_fast.reid.evaluate import ReidResult, check_sides, score
 from dive_fast.reid.plots import plot_comparison, require_matplotlib
 from dive_fast.reid.protocols import Permutations, Protocol, trial_galleries
 from dive_fast.reid.table import write_tables
-from dive_fast.reid.train import ReidConfig, fingerprint, fit, load_model
+from dive_fast.reid.train import fit
 from dive_fast.types import InputError, Sample, from_dict, to_dict
 
 
@@ -71,6 +73,11 @@ class Comparison:
                 return arm
         raise InputError(f"there is no arm {name!r}; the comparison has {', '.join(a.name for a in self.arms)}")
 
+    def role(self, name: str) -> str:
+        """The word "baseline" or "oracle" for an arm that is one without being called so, else ""."""
+        roles = {self.baseline: "baseline", self.oracle: "oracle"}
+        return "" if roles.get(name) == name else roles.get(name, "")
+
 
 def compare(
     arms: Mapping[str, Sequence[Sample]],
@@ -113,9 +120,10 @@ def compare(
             known = _known_result(folder, {**run, **test})
             if known is None:
                 _say(progress, f"{name}, seed {seed}")
-                images = images or load_images(samples, *size)
+                if not finished(folder, run):
+                    images = images or load_images(samples, *size)
+                    fit(images, seeded, folder, run=run, device=device, progress=progress)
                 sides = sides or [load_images(query, *size), load_images(gallery, *size)]
-                fit(images, seeded, folder, run=run, device=device, progress=progress)
                 model, _, record = load_model(folder, device)
                 known = score(model, sides[0], sides[1], trials, protocol, checkpoint=record["sha256"], dataset=dataset)
                 write_json(folder / "result.json", {"run": {**run, **test}, "result": to_dict(known)})

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dive_fast.data.images import open_image
+from dive_fast.io import canonical_json, sha256_bytes, sha256_file
 from dive_fast.types import MODALITIES, InputError, Sample
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)  # ImageNet's, which pretrained backbones expect
@@ -80,6 +81,15 @@ def check_samples(samples: Sequence[Sample], what: str) -> None:
     twice = [path for path, count in Counter(s.path for s in samples).items() if count > 1]
     if twice:
         raise InputError(f"{what}: {len(twice)} file(s) are listed more than once, first {min(twice)}")
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """A hash of what the images hold and how they are labelled, wherever the files lie."""
+    try:
+        rows = [[s.pid, s.camera, s.modality, s.source, sha256_file(s.path)] for s in samples]
+    except OSError as error:
+        raise InputError(f"image {error.filename} cannot be read ({error.strerror}); check the data folder") from error
+    return sha256_bytes(canonical_json(rows).encode())
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dive_fast.reid.checkpoint import load_model
 from dive_fast.reid.dataset import ImageSet, load_images, normalise
 from dive_fast.reid.metrics import RankMetrics, evaluate
 from dive_fast.reid.model import ReidModel
 from dive_fast.reid.protocols import Permutations, Protocol, camera_number, trial_galleries
-from dive_fast.reid.train import load_model
 from dive_fast.types import InputError, Sample
 
 

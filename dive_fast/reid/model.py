@@ -73,6 +73,7 @@ class ReidModel(nn.Module):
         return F.normalize(self.neck(self._pooled(images, infrared)))
 
     def _pooled(self, images: Tensor, infrared: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)  # convolutions of a CPU are faster so
         rows = torch.cat([(~infrared).nonzero()[:, 0], infrared.nonzero()[:, 0]])
         split = int((~infrared).sum())
         parts = []
@@ -136,8 +137,9 @@ def _resnet50(config: ModelConfig) -> Parts:
         raise InputError(f"weights: {config.weights} is not a folder of a transformers ResNet (no config.json)")
     else:
         net = ResNetModel.from_pretrained(config.weights, local_files_only=True)
-    if net.config.layer_type != "bottleneck" or list(net.config.depths) != [3, 4, 6, 3]:
-        raise InputError(f"weights: {config.weights} is not a ResNet-50 (depths {net.config.depths})")
+    shape = (net.config.embedding_size, *net.config.hidden_sizes, *net.config.depths)
+    if net.config.layer_type != "bottleneck" or shape != (64, 256, 512, 1024, 2048, 3, 4, 6, 3):
+        raise InputError(f"weights: {config.weights} is not a ResNet-50 (its widths and depths are {shape})")
     last = net.encoder.stages[-1].layers[0]
     for module in last.modules():  # finer maps at the end help retrieval (Luo et al., CVPRW 2019)
         if isinstance(module, nn.Conv2d):

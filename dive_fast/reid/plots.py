@@ -46,6 +46,7 @@ def plot_comparison(comparison: Comparison, path: Path | str) -> None:
         axes.annotate(
             label, (max([arm.map_mean, *arm.map]), row), xytext=(9, 0), textcoords="offset points",
             va="center", fontsize=9, color=_INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     for name, colour in colours.items():
         if name is not None:
@@ -56,9 +57,9 @@ def plot_comparison(comparison: Comparison, path: Path | str) -> None:
 
 
 def _dress(axes: Axes, comparison: Comparison) -> None:
-    roles = {comparison.baseline: "\n(baseline)", comparison.oracle: "\n(oracle)"}
-    names = [arm.name + (roles[arm.name] if roles.get(arm.name, "").strip("\n()") not in ("", arm.name) else "")
-             for arm in comparison.arms]  # fmt: skip
+    names = [
+        arm.name if not (role := comparison.role(arm.name)) else f"{arm.name}\n({role})" for arm in comparison.arms
+    ]
     axes.set_yticks(range(len(names)), names, color=_INK, fontsize=10)
     axes.invert_yaxis()
     best = max(max(arm.map) for arm in comparison.arms)

@@ -21,9 +21,9 @@ def rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def _row(arm: Arm, comparison: Comparison) -> tuple[str, ...]:
     made = f" ({arm.synthetic:,} synthetic images)" if arm.synthetic else ""
-    roles = {comparison.baseline: " [baseline]", comparison.oracle: " [oracle]"}
+    role = comparison.role(arm.name)
     return (
-        arm.name + roles.get(arm.name, ""),
+        f"{arm.name} [{role}]" if role else arm.name,
         f"{arm.identities:,}",
         f"{arm.without_infrared:,}",
         f"{arm.visible:,}",
@@ -52,7 +52,7 @@ def notes(comparison: Comparison) -> list[str]:
     facts = comparison.protocol
     lines = [
         f"{comparison.dataset}, {comparison.direction}, protocol {facts['protocol']} ({facts['search']} search, "
-        f"{facts['shots']}, trials {facts['trials']}, draw {facts['draw']}): {comparison.queries:,} queries, "
+        f"shots: {facts['shots']}, trials: {facts['trials']}, draw: {facts['draw']}): {comparison.queries:,} queries, "
         f"{comparison.gallery:,} gallery images.",
         f"Mean ± sample deviation over seeds {', '.join(map(str, comparison.seeds))}; differences are paired by seed.",
     ]

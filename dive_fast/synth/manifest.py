@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 def checked(cls: type[R], data: object, where: str) -> R:
     """A record, nested ones too, from untrusted JSON; unknown, missing and wrongly typed fields raise `InputError`."""
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # mypy does not see that classes are hashable
     if isinstance(data, dict):
         data = {
             name: checked(hints[name], value, f"{where} {name}") if is_dataclass(hints.get(name)) else value

@@ -91,7 +91,7 @@ def _quiet(what: str) -> Iterator[None]:
 
 
 def measure_parity(graph: Graph, path: Path) -> Parity:
-    """Runs the file beside torch at 1, 3 and `graph.check_rows` rows. Raises `DiveError`, naming the part, over budget."""
+    """Runs the file beside torch at 1, 3 and `graph.check_rows` rows; over budget raises `DiveError` naming the part."""
     import onnxruntime
 
     budget = BUDGET * _torch_error(graph)

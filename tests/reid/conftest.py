@@ -36,7 +36,9 @@ def photo(pid: int, camera: int, number: int, size: tuple[int, int] = (32, 64)) 
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
 
-def make_samples(root: Path, pids: range, cameras: tuple[int, ...], each: int = 3, source: str = "real") -> list[Sample]:
+def make_samples(
+    root: Path, pids: range, cameras: tuple[int, ...], each: int = 3, source: str = "real"
+) -> list[Sample]:
     """Writes a small SYSU-like tree and lists it."""
     samples = []
     for pid in pids:
