@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "dive-fast needs Python >= 3.10, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "'$(PYTHON)' cannot make a virtual environment; on Debian or Ubuntu install the package python3-venv" >&2; exit 1; }
-	@echo "Installing into $(VENV) (1.4 GB, a minute or two)"
+	@echo "Installing into $(VENV) (1.6 GB, a minute or two)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 

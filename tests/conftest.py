@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-# `kernels/` and `export/` hold their packages one level down; from a checkout they are found here.
-for _folder in ("export", "kernels"):
-    sys.path.append(str(Path(__file__).resolve().parents[1] / _folder))
 
 ENGINE_ROWS = 16
 

@@ -146,7 +146,7 @@ def read_permutations(path: Path | str) -> Permutations:
         raise InputError("draw 'official' reads a .mat file with scipy; pip install scipy, or draw 'seeded'") from error
     try:
         cells = loadmat(str(path))["rand_perm_cam"]
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # scipy raises many kinds for a damaged file
         raise InputError(f"{path}: no readable 'rand_perm_cam' ({error}); copy SYSU-MM01's exp folder again") from error
     tables: Permutations = {}
     for camera in range(len(cells)):
