@@ -1,6 +1,6 @@
 # Needs Python >= 3.10 and make; everything else goes into .venv. `make PYTHON=python3.12 ...` chooses the Python.
 PYTHON ?= python3
-EXTRAS ?= torch,train,export,cpu,report,dev
+EXTRAS ?= torch,train,export,cpu,reid,report,dev
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dive_fast.engines import Engine, load_engine
-from dive_fast.io import read_json
 from dive_fast.models import fuse, load_adapter, load_bundle
 from dive_fast.models.adapter import Adapter
 from dive_fast.models.bundle import save_bundle
@@ -61,16 +60,15 @@ def learn_missing(
 
 
 def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int, threads: int | None = None) -> Engine:
-    """Fuses and exports (both cached in `work`) and opens the exported engine."""
+    """Fuses and exports into folders of `work` named by the adapter (so each is made once), and opens the engine."""
     from dive_export import export_engine
 
-    fused = work / "fused"
-    if not (fused / "prompts.json").is_file() or (
-        read_json(fused / "prompts.json", "prompts").get("adapter_fingerprint") != adapter.fingerprint
-    ):
+    name = adapter.fingerprint[:12]
+    fused, engine = work / f"fused-{name}", work / f"engine-{name}"
+    if not fused.is_dir():  # save_bundle leaves a whole folder or none
         save_bundle(fuse(load_bundle(model), adapter), fused)
-    export_engine(fused, work / "engine", rows_max=rows)
-    return load_engine(work / "engine", threads=threads)
+    export_engine(fused, engine, rows_max=rows)
+    return load_engine(engine, threads=threads)
 
 
 def make_pairs(

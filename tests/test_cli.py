@@ -228,3 +228,31 @@ def test_names_in_both_sets_are_refused(run: Run, people: Path, tmp_path: Path) 
                          "--external-layout", "folder", "--out", tmp_path / "a")  # fmt: skip
     assert code == 2
     assert "first '0001'; tell the people apart with --external-prefix" in error
+
+
+def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both run for minutes; their rooms' own tests do that. Here only what arrives there matters."""
+    from dive_fast import demo, study
+
+    seen: dict[str, Any] = {}
+
+    def run_demo(out: Path, config: demo.DemoConfig) -> Path:
+        seen["demo"] = (out, config)
+        return out / "index.html"
+
+    def run_study(config: study.StudyConfig, out: Path) -> None:
+        seen["study"] = config
+        record = {"arms": [{"name": "ours", "map_mean": 41.5, "gap_closed_mean": 0.4}]}
+        (out / "compare").mkdir(parents=True)
+        (out / "compare" / "compare.json").write_text(json.dumps(record))
+        (out / "compare" / "table.txt").write_text("arm  mAP\nours 41.5\n")
+
+    monkeypatch.setattr(demo, "run_demo", run_demo)
+    monkeypatch.setattr(study, "run_study", run_study)
+    assert run("demo", "--out", tmp_path, "--model", "m")[:2] == (0, f"done: open {tmp_path / 'index.html'}\n")
+    assert seen["demo"] == (tmp_path, demo.DemoConfig(model="m"))
+    code, out, _ = run("world", "study", "--out", tmp_path / "s", "--adapter", "none", "--seeds", "4,5", "--json")
+    assert code == 0
+    assert out.startswith("arm  mAP\nours 41.5\n")
+    assert json.loads(out.splitlines()[-1])["arms"] == {"ours": {"gap_closed": 0.4, "map": 41.5}}
+    assert (seen["study"].adapter, seen["study"].seeds, seen["study"].pairs) == (None, (4, 5), study.PairConfig())

@@ -1,6 +1,6 @@
 """`dive-fast world train-base`: the pocket base model from nothing, on two cores, in resumable stages.
 
-images -> encoder, decoder -> latents -> text encoder + UNet -> a Stable Diffusion 1.5 folder in fp16, with its loss
+images -> encoder, decoder -> latents -> text encoder -> UNet -> a Stable Diffusion 1.5 folder in fp16, with its loss
 curves, its autoencoder's report and a sheet of samples beside it.
 """
 
@@ -17,6 +17,7 @@ from dive_fast.io import atomic_path, sha256_bytes, write_json
 from dive_fast.types import InputError
 from dive_fast.world.base_data import BaseImages, load_images, render_base_images, save_images
 from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, build_tokenizer
+from dive_fast.world.text_train import TextConfig, token_ids, train_text_encoder
 from dive_fast.world.unet_train import UnetConfig, train_unet
 from dive_fast.world.vae_train import VaeConfig, encode_latents, judge, start_vae, train_decoder
 
@@ -33,9 +34,10 @@ class BaseTrainConfig:
 
     shape: BaseShape = field(default_factory=BaseShape)
     vae: VaeConfig = field(default_factory=VaeConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     unet: UnetConfig = field(default_factory=UnetConfig)
     vae_images: int = 6000
-    unet_images: int = 12000
+    unet_images: int = 14000
 
 
 def train_base(config: BaseTrainConfig, out: Path, work: Path) -> dict[str, Any]:
@@ -53,7 +55,9 @@ def train_base(config: BaseTrainConfig, out: Path, work: Path) -> dict[str, Any]
     report = judge(vae, work / "autoencoder.png")
     photos = _images(work / "unet-images.npz", _UNET_SEED, config.unet_images, grey_share=0.0, noise_share=0.5)
     latents = _scaled_latents(work / "latents.safetensors", vae, photos.images)
-    text_encoder, unet = train_unet(latents, photos.captions, tokenizer, config.shape, config.unet, work)
+    text_encoder = train_text_encoder(photos.captions, tokenizer, config.shape, config.text, work)
+    ids, empty = token_ids(tokenizer, photos.captions), token_ids(tokenizer, [""])
+    unet = train_unet(latents, ids, empty, text_encoder, config.shape, config.unet, work)
     scheduler = {"_class_name": "PNDMScheduler", **SCHEDULER_CONFIG}
     bundle = ModelBundle(tokenizer, text_encoder, unet, vae, scheduler)
     save_bundle(bundle, out, dtype=_half())
@@ -70,7 +74,7 @@ def _half() -> torch.dtype:
 def _claim(work: Path, config: BaseTrainConfig) -> None:
     """Ties a work folder to one config (its step counts aside: a longer run may continue a shorter one)."""
     description = asdict(config)
-    for stage in ("vae", "unet"):
+    for stage in ("vae", "text", "unet"):
         for name in ("steps", "save_every"):
             description[stage].pop(name)
     identity = sha256_bytes(repr(description).encode())
@@ -111,7 +115,6 @@ def sample_captions(
     import torch
 
     from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
-    from dive_fast.world.unet_train import token_ids
 
     config = bundle.unet.config
     with torch.inference_mode():

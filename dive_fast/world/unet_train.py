@@ -1,8 +1,8 @@
-"""Second stage of the pocket base: text encoder and UNet together, on RGB photos and attribute captions only."""
+"""Third stage of the pocket base: the UNet, on RGB photos and their attribute captions only."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +17,17 @@ from dive_fast.train.loop import (
     save_state,
     set_lr,
 )
-from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, new_text_encoder, new_unet
+from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, new_unet
 
 if TYPE_CHECKING:
     import torch
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
 
 @dataclass(frozen=True)
 class UnetConfig:
-    """Training of text encoder and UNet: epsilon prediction with min-SNR weights (arXiv 2303.09556)."""
+    """Training of the UNet: epsilon prediction with min-SNR weights (arXiv 2303.09556)."""
 
     steps: int = 6000
     batch: int = 16
@@ -39,55 +39,53 @@ class UnetConfig:
     save_every: int = 200
 
 
-def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """int64 [N, tokens], padded as Stable Diffusion pads."""
-    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-
-
 def train_unet(
     latents: torch.Tensor,
-    captions: list[str],
-    tokenizer: CLIPTokenizer,
+    ids: torch.Tensor,
+    empty: torch.Tensor,
+    text_encoder: CLIPTextModel,
     shape: BaseShape,
     config: UnetConfig,
     out: Path,
-) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """Trains on scaled latents float32 [N, C, h, w] and their captions.
+) -> UNet2DConditionModel:
+    """Trains on scaled latents float32 [N, C, h, w] and caption ids int64 [N, L]; `empty` [1, L] is the empty caption.
 
-    Resumes from `out/unet.state`, logs to `out/unet-loss.jsonl`, and returns the moving average of the weights.
+    Starts from `out/unet-start.safetensors` if that is there, resumes from `out/unet.state`, logs to
+    `out/unet-loss.jsonl`, and returns the moving average of the weights.
     """
     import torch
+    from safetensors.torch import load_file
     from tqdm import tqdm
 
     torch.manual_seed(config.seed)
-    text_encoder, unet = new_text_encoder(shape, tokenizer).train(), new_unet(shape).train()
-    parameters = [*text_encoder.parameters(), *unet.parameters()]
+    unet = new_unet(shape).train()
+    start_path, state_path, first = out / "unet-start.safetensors", out / "unet.state", 0
+    if start_path.exists():
+        unet.load_state_dict(load_file(start_path))
+    parameters = list(unet.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
     average = MovingAverage(parameters, 0.999)
-    state_path, first = out / "unet.state", 0
     if state_path.exists():
         state = load_state(state_path)
-        text_encoder.load_state_dict(state["text_encoder"])
         unet.load_state_dict(state["unet"])
         optimizer.load_state_dict(state["optimizer"])
         average.shadow, first = state["average"], state["step"]
     log = LossLog(out / "unet-loss.jsonl", first)
-    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
     alphas = alphas_cumprod(SCHEDULER_CONFIG)
 
     def save(step: int) -> None:
         save_state(
             state_path,
-            {"step": step, "text_encoder": text_encoder.state_dict(), "unet": unet.state_dict(),
-             "optimizer": optimizer.state_dict(), "average": average.shadow, "config": asdict(config)},
-        )  # fmt: skip
+            {"step": step, "unet": unet.state_dict(), "optimizer": optimizer.state_dict(), "average": average.shadow},
+        )
 
     for step in tqdm(range(first, config.steps), initial=first, total=config.steps, desc="base UNet", unit="step"):
         rows = torch.from_numpy(batch_indices(len(latents), config.batch, step, config.seed))
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         noisy, noise, timesteps = noisy_batch(latents[rows], alphas, generator)
         dropped = torch.rand(config.batch, 1, generator=generator) < config.empty_captions
-        text = text_encoder(torch.where(dropped, empty, ids[rows])).last_hidden_state
+        with torch.no_grad():
+            text = text_encoder(torch.where(dropped, empty, ids[rows])).last_hidden_state
         set_lr(optimizer, cosine_lr(step, config.steps, config.lr, config.warmup))
         error = (unet(noisy, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
         loss = (error * snr_weight(alphas, timesteps, config.snr_gamma)).mean()
@@ -104,4 +102,4 @@ def train_unet(
     if first < config.steps:
         save(config.steps)
     average.copy_to_parameters()
-    return text_encoder.eval().requires_grad_(False), unet.eval().requires_grad_(False)
+    return unet.eval().requires_grad_(False)

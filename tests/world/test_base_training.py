@@ -13,6 +13,7 @@ from dive_fast.world.base_data import render_base_images
 from dive_fast.world.base_model import BaseShape, build_tokenizer, new_vae
 from dive_fast.world.base_train import BaseTrainConfig, sample_captions, train_base
 from dive_fast.world.persons import caption_words
+from dive_fast.world.text_train import TextConfig, binding_labels, bindings
 from dive_fast.world.unet_train import UnetConfig
 from dive_fast.world.vae_start import start_from_components
 from dive_fast.world.vae_train import VaeConfig, psnr, to_signal
@@ -21,6 +22,7 @@ SHAPE = BaseShape(latent_channels=8, vae_channels=(8, 16, 16, 32), unet_channels
 CONFIG = BaseTrainConfig(
     shape=SHAPE,
     vae=VaeConfig(steps=4, batch=2, save_every=2),
+    text=TextConfig(steps=4, batch=2, save_every=2),
     unet=UnetConfig(steps=4, batch=2, save_every=2),
     vae_images=40,
     unet_images=8,
@@ -117,5 +119,18 @@ def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatc
     assert made.shape == (2, 128, 64, 3)
     assert np.abs(made[1].astype(int) - alone[0].astype(int)).max() <= 1
     with pytest.raises(InputError, match="another config"):
-        other = BaseTrainConfig(shape=SHAPE, vae=CONFIG.vae, unet=UnetConfig(steps=4, batch=3), vae_images=40)
+        other = BaseTrainConfig(shape=SHAPE, vae=CONFIG.vae, text=CONFIG.text, unet=UnetConfig(batch=3), vae_images=40)
         train_base(other, tmp_path / "model2", tmp_path / "work")
+
+
+def test_bindings_tie_words_to_the_noun_of_their_phrase():
+    said = bindings("a photo of a tall pale person , red over blue cotton shirt , black shoes , dim warm indoor")
+    assert {"0 red shirt", "1 blue shirt", "2 cotton shirt", "over shirt", "0 black shoes", "0 tall person"} <= said
+    assert "0 red shoes" not in said
+    assert said != bindings("a photo of a tall pale person , blue over red cotton shirt , black shoes , dim warm indoor")
+
+
+def test_rare_bindings_are_no_labels():
+    names, labels = binding_labels(["red shirt"] * 3 + ["blue shirt"] * 2, least=3)
+    assert names == ["0 red shirt", "1 shirt shirt"]
+    assert labels.tolist() == [[True, True]] * 3 + [[False, True]] * 2

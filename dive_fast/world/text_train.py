@@ -1,0 +1,117 @@
+"""Second stage of the pocket base: a text encoder that binds adjectives to nouns before any image is seen.
+
+Stable Diffusion's text encoder comes from CLIP, trained on captions beforehand; a UNet that had to teach words to a
+random one through its own noise would spend most of its steps on that (docs/log.md). Ours learns to tell, from the
+positions after the caption's end, which word belongs to which noun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dive_fast.train.loop import LossLog, batch_indices, check_finite, cosine_lr, load_state, save_state, set_lr
+from dive_fast.world.base_model import BaseShape, new_text_encoder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Training of the text encoder on captions alone."""
+
+    steps: int = 1500
+    batch: int = 64
+    lr: float = 1.5e-3
+    warmup: int = 100
+    tail: int = 8  # positions after the end that must know the caption
+    seed: int = 0
+    save_every: int = 250
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
+    """int64 [N, tokens], padded as Stable Diffusion pads."""
+    return tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def bindings(caption: str) -> set[str]:
+    """What a caption says, as words bound to the noun that ends their phrase: "red shirt" gives "0 red shirt".
+
+    The number counts earlier words of the same phrase that are not glue, so "red over blue" differs from "blue over red".
+    """
+    found = set()
+    for phrase in caption.split(" , "):
+        words = [word for word in phrase.split() if word not in ("a", "photo", "of", "and", "with", "over")]
+        found |= {f"{i} {word} {words[-1]}" for i, word in enumerate(words)}
+        found |= {f"{mark} {words[-1]}" for mark in ("over", "with") if mark in phrase.split()}
+    return found
+
+
+def binding_labels(captions: Sequence[str], least: int = 20) -> tuple[list[str], torch.Tensor]:
+    """The bindings that occur at least `least` times, sorted, and which caption says which: bool [N, bindings]."""
+    import torch
+
+    each = [bindings(caption) for caption in captions]
+    counts: dict[str, int] = {}
+    for said in each:
+        for name in said:
+            counts[name] = counts.get(name, 0) + 1
+    names = sorted(name for name, count in counts.items() if count >= least)
+    column = {name: i for i, name in enumerate(names)}
+    labels = torch.zeros(len(captions), len(names), dtype=torch.bool)
+    for row, said in enumerate(each):
+        labels[row, [column[name] for name in said if name in column]] = True
+    return names, labels
+
+
+def train_text_encoder(
+    captions: Sequence[str], tokenizer: CLIPTokenizer, shape: BaseShape, config: TextConfig, out: Path
+) -> CLIPTextModel:
+    """Trains on captions; resumes from `out/text.state`, logs loss and recall to `out/text-loss.jsonl`."""
+    import torch
+    from tqdm import tqdm
+
+    torch.manual_seed(config.seed)
+    names, labels = binding_labels(captions)
+    model = new_text_encoder(shape, tokenizer).train()
+    readout = torch.nn.Linear(shape.text_width, len(names))
+    parameters = [*model.parameters(), *readout.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    state_path, first = out / "text.state", 0
+    if state_path.exists():
+        state = load_state(state_path)
+        model.load_state_dict(state["model"])
+        readout.load_state_dict(state["readout"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    log = LossLog(out / "text-loss.jsonl", first)
+    ids = token_ids(tokenizer, captions)
+    for step in tqdm(range(first, config.steps), initial=first, total=config.steps, desc="text encoder", unit="step"):
+        rows = torch.from_numpy(batch_indices(len(ids), config.batch, step, config.seed))
+        hidden = model(ids[rows]).last_hidden_state  # [B, L, D]
+        end = (ids[rows] == tokenizer.eos_token_id).int().argmax(dim=1)
+        offset = torch.randint(0, config.tail, (config.batch,), generator=torch.Generator().manual_seed(step))
+        at = (end + offset).clamp(max=shape.tokens - 1)
+        logits = readout(hidden[torch.arange(len(rows)), at])
+        truth = labels[rows]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth.float()) * 20
+        set_lr(optimizer, cosine_lr(step, config.steps, config.lr, config.warmup))
+        check_finite(loss.item(), step, "text encoder")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if step % 10 == 0:
+            recall = (logits[truth] > 0).float().mean().item()
+            log.add(step, loss=loss.item(), recall=recall)
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            save_state(
+                state_path,
+                {"step": step + 1, "model": model.state_dict(), "readout": readout.state_dict(),
+                 "optimizer": optimizer.state_dict()},
+            )  # fmt: skip
+    return model.eval().requires_grad_(False)
