@@ -18,15 +18,18 @@ from dive_fast.train.personalize import PersonalizeConfig
 from dive_fast.types import PairMode, Sample
 from dive_fast.world.trees import WorldSpec, build_world
 
-_HOW_TO = """# the same with Stable Diffusion 1.5 and SYSU-MM01 + Market-1501 (a GPU is needed for this size)
-dive-fast personalize --model path/to/stable-diffusion-v1-5 --paired path/to/SYSU-MM01 \\
-    --external path/to/Market-1501 --out adapter --rank 128
-dive-fast fuse --model path/to/stable-diffusion-v1-5 --adapter adapter --out fused
-dive-fast export --model fused --out engine
-dive-fast plan --engine engine --mode real-rgb --photos path/to/Market-1501 --pairs 18 --out plan.json
-dive-fast synth --plan plan.json --engine engine --out pairs
-dive-fast verify pairs
-dive-fast report pairs"""
+_HOW_TO = """# the same with Stable Diffusion 1.5 (SD15), SYSU-MM01 and Market-1501; that size wants a GPU
+dive-fast personalize --model SD15 --paired SYSU-MM01 --external Market-1501 --external-prefix 1 \\
+    --rank 128 --steps 400000 --out runs/adapter
+dive-fast fuse --model SD15 --adapter runs/adapter --out runs/fused
+dive-fast export --model runs/fused --out runs/engine
+dive-fast plan --model runs/engine --photos Market-1501 --photos-prefix 1 --steps 50 --guidance 7.5 \\
+    --out runs/plan.json
+dive-fast synth --plan runs/plan.json --engine runs/engine --out runs/pairs
+dive-fast verify runs/pairs
+dive-fast report runs/pairs --out runs/pairs.html
+dive-fast reid train --real SYSU-MM01 --synthetic runs/pairs --out runs/reid
+dive-fast reid eval --checkpoint runs/reid --data SYSU-MM01 --protocol sysu"""
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
     from dive_fast.world.trees import WorldSpec
 
     base = BaseTrainConfig()
-    train_base = {"vae_steps": base.vae.steps, "unet_steps": base.unet.steps}
+    train_base = {"vae_steps": base.vae.steps, "text_steps": base.text.steps, "unet_steps": base.unet.steps}
     rooms: dict[tuple[str, ...], dict[str, Any]] = {
         ("personalize",): vars(PersonalizeConfig()),
         ("plan",): vars(PairConfig()),

@@ -65,9 +65,10 @@ def train_base(
     out: Annotated[Path, typer.Option(help="Model folder to write, in Stable Diffusion 1.5's layout.")],
     work: Annotated[Path, typer.Option(help="Folder for images, latents and states; a rerun resumes from it.")],
     vae_steps: Annotated[int, typer.Option(min=1, help="Training steps of the autoencoder.")] = 2600,
-    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of text encoder and UNet.")] = 6000,
+    text_steps: Annotated[int, typer.Option(min=1, help="Training steps of the text encoder.")] = 1500,
+    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of the UNet.")] = 6000,
     vae_images: Annotated[int, typer.Option(min=1, help="Rendered images for the autoencoder.")] = 6000,
-    unet_images: Annotated[int, typer.Option(min=1, help="Rendered images for the UNet.")] = 12000,
+    unet_images: Annotated[int, typer.Option(min=1, help="Rendered images for the UNet.")] = 14000,
     json: Json = False,
 ) -> None:
     """Train the pocket base model from nothing: hours on two CPU cores, resumable."""
@@ -77,6 +78,7 @@ def train_base(
     config = replace(
         default,
         vae=replace(default.vae, steps=vae_steps),
+        text=replace(default.text, steps=text_steps),
         unet=replace(default.unet, steps=unet_steps),
         vae_images=vae_images,
         unet_images=unet_images,
