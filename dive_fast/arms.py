@@ -30,7 +30,7 @@ def paired_photos(world: Path) -> list[Sample]:
     return read_sysu(world / "sysu", "trainval")
 
 
-def test_sides(world: Path) -> tuple[list[Sample], list[Sample]]:
+def heldout_sides(world: Path) -> tuple[list[Sample], list[Sample]]:
     """Infrared queries and RGB gallery of the held-out identities."""
     photos = read_sysu(world / "sysu", "test")
     return [s for s in photos if s.modality == "ir"], [s for s in photos if s.modality == "rgb"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dive_fast.arms import BASELINES, build_arms, external_photos, oracle_infrared, test_sides
+from dive_fast.arms import BASELINES, build_arms, external_photos, oracle_infrared, heldout_sides
 from dive_fast.models import load_adapter
 from dive_fast.pipeline import PairConfig, Timings, build_engine, learn_missing, make_pairs
 from dive_fast.reid.compare import Comparison, compare
@@ -83,7 +83,7 @@ def run_demo(out: Path, config: DemoConfig) -> Path:
         for mode in modes:
             pairs = replace(config.pairs, mode=mode, per_camera=1)
             others[mode], _ = make_pairs(engine, few, world / "market", out / f"pairs-{mode}", pairs)
-    query, gallery = test_sides(world)
+    query, gallery = heldout_sides(world)
     with timings.stage("train and evaluate ReID, every arm"):
         arms = build_arms(world, out, ours, config.pairs.per_camera)
         comparison = compare(arms, query, gallery, config.reid, (0,), out / "compare", baseline=BASELINES)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dive_fast.arms import BASELINES, build_arms, external_photos, paired_photos, test_sides
+from dive_fast.arms import BASELINES, build_arms, external_photos, paired_photos, heldout_sides
 from dive_fast.io import write_json
 from dive_fast.models import load_bundle
 from dive_fast.pipeline import PairConfig, Timings, build_engine, learn_missing, make_pairs
@@ -49,7 +49,7 @@ def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
         engine = build_engine(config.model, adapter, out, config.pairs.rows)
     with timings.stage("pairs"):
         made, summary = make_pairs(engine, photos, world / "market", out / "pairs", config.pairs)
-    query, gallery = test_sides(world)
+    query, gallery = heldout_sides(world)
     arms = build_arms(world, out, [s for s in made if s.modality == "ir"], config.pairs.per_camera)
     with timings.stage("reid"):
         comparison = compare(arms, query, gallery, config.reid, config.seeds, out / "compare", baseline=BASELINES)
