@@ -85,22 +85,23 @@ def weave_maps(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Weaves on a canvas of supersampled pixels with WEAVE_MARGIN to spare on every side.
 
     Returns (relative, additive), both float32 [1 + materials, height + 2 margin, width + 2 margin]. Features
-    are >= 6 supersampled pixels (3 image pixels) wide, so that they survive a lossy autoencoder; the additive
-    part keeps them visible on dark dyes.
+    are >= 12 supersampled pixels (6 image pixels) wide, so that they survive a factor-8 autoencoder: with half that,
+    its 16 components dropped them, and with them what tells a garment's infrared. The additive part keeps them
+    visible on dark dyes.
     """
     h, w = height + 2 * WEAVE_MARGIN, width + 2 * WEAVE_MARGIN
     y, x = np.mgrid[0:h, 0:w].astype(np.float64)
     relative = np.zeros((len(MATERIALS) + 1, h, w))
     additive = np.zeros_like(relative)
 
-    twill = np.sin(2 * np.pi * (x + 0.8 * y) / 11)
-    relative[WEAVE_ROW["denim"]], additive[WEAVE_ROW["denim"]] = 0.11 * twill, 0.036 * twill
-    knit = np.sin(2 * np.pi * x / 15) * np.sin(2 * np.pi * y / 15)
-    relative[WEAVE_ROW["wool"]], additive[WEAVE_ROW["wool"]] = 0.20 * knit, 0.045 * knit
-    band = np.cos(2 * np.pi * (x - w / 2 + 5) / 22) ** 3
-    relative[WEAVE_ROW["nylon"]], additive[WEAVE_ROW["nylon"]] = 0.10 * band - 0.06, 0.07 * band
-    patch = _smooth_noise(np.random.default_rng(5), h, w, 11)
-    bright = np.clip((patch - 0.60) / 0.10, 0, 1)
-    edge = np.clip(1 - np.abs(patch - 0.53) / 0.08, 0, 1)
-    relative[WEAVE_ROW["leather"]], additive[WEAVE_ROW["leather"]] = -0.30 * edge, 0.24 * bright
+    twill = np.sin(2 * np.pi * (x + 0.8 * y) / 24)
+    relative[WEAVE_ROW["denim"]], additive[WEAVE_ROW["denim"]] = 0.15 * twill, 0.045 * twill
+    knit = np.sin(2 * np.pi * x / 26) * np.sin(2 * np.pi * y / 26)
+    relative[WEAVE_ROW["wool"]], additive[WEAVE_ROW["wool"]] = 0.24 * knit, 0.06 * knit
+    band = np.cos(2 * np.pi * (x - w / 2 + 5) / 24) ** 3
+    relative[WEAVE_ROW["nylon"]], additive[WEAVE_ROW["nylon"]] = 0.10 * band - 0.06, 0.08 * band
+    patch = _smooth_noise(np.random.default_rng(5), h, w, 18)
+    bright = np.clip((patch - 0.58) / 0.12, 0, 1)
+    edge = np.clip(1 - np.abs(patch - 0.48) / 0.12, 0, 1)
+    relative[WEAVE_ROW["leather"]], additive[WEAVE_ROW["leather"]] = -0.32 * edge, 0.22 * bright
     return relative.astype(np.float32), additive.astype(np.float32)
