@@ -49,7 +49,7 @@ class PersonalizeConfig:
     ir_share: float = 0.35  # of each batch, when there are infrared photos
     bare_code: float = 0.1  # share of captions that are the camera's code alone (DiVE: 0.5)
     empty_captions: float = 0.05  # keeps the unconditional half of guidance true to the new cameras
-    snr_gamma: float = 5.0
+    weight_cap: float = 8.0  # of the loss weight 1 / sqrt(SNR)
     weight_decay: float = 0.01  # of the LoRA; identity rows never decay
     average: float = 0.995
     seed: int = 0
@@ -257,7 +257,7 @@ class _Learner:
         noisy, noise, timesteps = noisy_batch(latents, alphas, generator)
         text = self.bundle.text_encoder(ids).last_hidden_state
         error = (self.bundle.unet(noisy, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
-        loss = (error * snr_weight(alphas, timesteps, self.config.snr_gamma)).mean()
+        loss = (error * snr_weight(alphas, timesteps, self.config.weight_cap)).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.lora, 1.0)

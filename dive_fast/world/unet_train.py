@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnetConfig:
-    """Training of the UNet: epsilon prediction with min-SNR weights (arXiv 2303.09556)."""
+    """Training of the UNet: epsilon prediction with debiased weights (arXiv 2310.08442)."""
 
     steps: int = 6000
     batch: int = 16
     lr: float = 7e-4
     warmup: int = 200
-    snr_gamma: float = 5.0
+    weight_cap: float = 8.0  # of the loss weight 1 / sqrt(SNR)
     empty_captions: float = 0.1  # for classifier-free guidance (arXiv 2207.12598)
     seed: int = 0
     save_every: int = 200
@@ -88,7 +88,7 @@ def train_unet(
             text = text_encoder(torch.where(dropped, empty, ids[rows])).last_hidden_state
         set_lr(optimizer, cosine_lr(step, config.steps, config.lr, config.warmup))
         error = (unet(noisy, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
-        loss = (error * snr_weight(alphas, timesteps, config.snr_gamma)).mean()
+        loss = (error * snr_weight(alphas, timesteps, config.weight_cap)).mean()
         check_finite(loss.item(), step, "base UNet")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

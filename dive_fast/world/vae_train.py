@@ -56,14 +56,14 @@ def start_vae(images: np.ndarray, shape: BaseShape, seed: int, path: Path) -> Au
 
     torch.manual_seed(seed)
     vae = new_vae(shape)
-    if path.exists():
-        vae.load_state_dict(load_file(path))
-    else:
+    if not path.exists():
         start_from_components(vae, images[:_START_IMAGES])
+        scale = 1 / encode_latents(vae, images[:_START_IMAGES]).std()
         with atomic_path(path) as temporary:
-            save_file(vae.state_dict(), temporary)
-    latents = encode_latents(vae, images[:_START_IMAGES])
-    vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
+            save_file({**vae.state_dict(), "scaling_factor": scale}, temporary)
+    tensors = load_file(path)
+    vae.register_to_config(scaling_factor=round(float(tensors.pop("scaling_factor")), 4))
+    vae.load_state_dict(tensors)
     return vae
 
 
