@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dive_fast.arms import BASELINES, build_arms, external_photos, oracle_infrared, heldout_sides
+from dive_fast.arms import BASELINES, build_arms, external_photos, heldout_sides, oracle_infrared
 from dive_fast.models import load_adapter
 from dive_fast.pipeline import PairConfig, Timings, build_engine, learn_missing, make_pairs
 from dive_fast.reid.compare import Comparison, compare

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dive_fast.arms import BASELINES, build_arms, external_photos, paired_photos, heldout_sides
+from dive_fast.arms import BASELINES, build_arms, external_photos, heldout_sides, paired_photos
 from dive_fast.io import write_json
 from dive_fast.models import load_bundle
 from dive_fast.pipeline import PairConfig, Timings, build_engine, learn_missing, make_pairs

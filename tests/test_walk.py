@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dive_fast import pipeline
-from dive_fast.arms import build_arms, external_photos, grey_infrared, oracle_infrared, paired_photos, heldout_sides
+from dive_fast.arms import build_arms, external_photos, grey_infrared, heldout_sides, oracle_infrared, paired_photos
 from dive_fast.demo import DemoConfig, run_demo
 from dive_fast.engines import load_engine
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle

@@ -42,7 +42,7 @@ def _one(seed: int, index: int, grey_share: float, noise_share: float) -> tuple[
     # Half the captions are complete; the rest leave phrases out, as captions of real photos do.
     drop = 0.0 if rng.random() < 0.5 else 0.3
     text = caption(person, camera.words, shot, drop=drop, rng=rng)
-    if rng.random() < 0.25:
+    if rng.random() < 0.4:
         text = text.replace("a photo", f"a {_random_code(rng)} photo", 1)
     return image, text
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_fast.train.loop import LossLog, batch_indices, check_finite, cosine_lr, load_state, save_state, set_lr
+from dive_fast.types import InputError
 from dive_fast.world.base_model import BaseShape, new_text_encoder
 
 if TYPE_CHECKING:
@@ -51,11 +52,22 @@ def bindings(caption: str) -> set[str]:
     return found
 
 
+def letters(caption: str) -> set[str]:
+    """The letters of a caption's camera code by position; a code is a word of four after the leading "a".
+
+    Codes mean nothing here; but an encoder that passes their letters on, as CLIP does with any odd word, lets a LoRA
+    give them a meaning later.
+    """
+    words = caption.split()
+    code = words[1] if len(words) > 2 and words[0] == "a" and words[2] == "photo" else ""
+    return {f"letter {i} {letter}" for i, letter in enumerate(code)}
+
+
 def binding_labels(captions: Sequence[str], least: int = 20) -> tuple[list[str], torch.Tensor]:
-    """The bindings that occur at least `least` times, sorted, and which caption says which: bool [N, bindings]."""
+    """Bindings and code letters that occur at least `least` times, sorted, and which caption says which: bool [N, B]."""
     import torch
 
-    each = [bindings(caption) for caption in captions]
+    each = [bindings(caption) | letters(caption) for caption in captions]
     counts: dict[str, int] = {}
     for said in each:
         for name in said:
@@ -77,6 +89,8 @@ def train_text_encoder(
 
     torch.manual_seed(config.seed)
     names, labels = binding_labels(captions)
+    if not names:
+        raise InputError(f"{len(captions)} captions are too few to train a text encoder on; render more images")
     model = new_text_encoder(shape, tokenizer).train()
     readout = torch.nn.Linear(shape.text_width, len(names))
     parameters = [*model.parameters(), *readout.parameters()]

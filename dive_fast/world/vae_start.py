@@ -51,7 +51,7 @@ def start_from_components(vae: AutoencoderKL, images: np.ndarray) -> None:
         _read_out(encoder, vae.quant_conv, deviation)
         # Diffusion ends in zero-mean noise; off-centre latents would spend its first steps on a constant.
         mean = vae.encode(torch.from_numpy(images[:256]).permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean
-        vae.quant_conv.bias[: len(deviation)] -= mean.mean(dim=(0, 2, 3))
+        _bias(vae.quant_conv)[: len(deviation)] -= mean.mean(dim=(0, 2, 3))
 
 
 def _space_to_depth(x: torch.Tensor) -> torch.Tensor:
@@ -71,10 +71,16 @@ def _components(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor
     return vectors[:, order].T.float(), values[order].clamp(min=1e-12).sqrt().float()
 
 
+def _bias(conv: torch.nn.Conv2d) -> torch.Tensor:
+    if conv.bias is None:
+        raise ValueError("an autoencoder's convolutions have biases; this one does not")
+    return conv.bias
+
+
 def _copy_in(conv: torch.nn.Conv2d, channels: int) -> int:
     conv.weight.mul_(0.1)
     conv.weight[:channels] = 0
-    conv.bias.zero_()
+    _bias(conv).zero_()
     for i in range(channels):
         conv.weight[i, i, 1, 1] = 1
     return channels
@@ -84,7 +90,7 @@ def _keep(conv: torch.nn.Conv2d, channels: int) -> None:
     """Lets the first `channels` through unchanged; further outputs start small."""
     conv.weight.mul_(0.1)
     conv.weight[:channels] = 0
-    conv.bias.zero_()
+    _bias(conv).zero_()
     for i in range(channels):
         conv.weight[i, i] = 1
 
@@ -92,7 +98,7 @@ def _keep(conv: torch.nn.Conv2d, channels: int) -> None:
 def _project(conv: torch.nn.Conv2d, basis: torch.Tensor, channels: int) -> None:
     """A stride-2 convolution (padded right and below) that applies `basis` [K, 4 channels] to 2 x 2 blocks."""
     conv.weight.mul_(0.1)
-    conv.bias.zero_()
+    _bias(conv).zero_()
     conv.weight[: len(basis)] = 0
     taps = basis.view(len(basis), 4, channels)
     for tap, (i, j) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
@@ -107,7 +113,7 @@ def _last_projection(encoder: Any, basis: torch.Tensor, channels: int) -> None:
     """
     conv, norm = encoder.down_blocks[-1].resnets[0].conv_shortcut, encoder.conv_norm_out
     conv.weight.zero_()
-    conv.bias.zero_()
+    _bias(conv).zero_()
     for _, component, at in _layout(encoder, len(basis)):
         conv.weight[at, :channels, 0, 0] = basis[component]
         conv.weight[at + 1, :channels, 0, 0] = -basis[component]
@@ -137,7 +143,7 @@ def _read_out(encoder: Any, quant_conv: torch.nn.Conv2d, deviation: torch.Tensor
     scales = (deviation / deviation.mean()).sqrt()
     size = norm.num_channels // norm.num_groups
     conv.weight.zero_()
-    conv.bias.zero_()
+    _bias(conv).zero_()
     layout = _layout(encoder, count)
     for group, component, at in layout:
         used = 2 * len([1 for g, _, _ in layout if g == group])
@@ -147,4 +153,4 @@ def _read_out(encoder: Any, quant_conv: torch.nn.Conv2d, deviation: torch.Tensor
         conv.weight[component, at + 1, 1, 1] = -scales[component] * spread
     conv.bias[count:] = 2 * float(np.log(_POSTERIOR_STD))
     quant_conv.weight.copy_(torch.eye(2 * count).view(2 * count, 2 * count, 1, 1))
-    quant_conv.bias.zero_()
+    _bias(quant_conv).zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -170,21 +171,19 @@ def judge(vae: AutoencoderKL, sheet: Path, count: int = 96) -> dict[str, float]:
     """
     from PIL import Image
 
-    from dive_fast.world.cameras import SYSU_CAMERAS, random_grey_camera, random_rgb_camera
+    from dive_fast.world.cameras import SYSU_CAMERAS, WorldCamera, random_grey_camera, random_rgb_camera
     from dive_fast.world.persons import sample_person, sample_shot
     from dive_fast.world.render import render
 
+    cameras: dict[str, Callable[[np.random.Generator, int], WorldCamera]] = {
+        "rgb": lambda rng, _: random_rgb_camera(rng),
+        "grey": lambda rng, _: random_grey_camera(rng),
+        "ir": lambda _, i: SYSU_CAMERAS["cam3" if i % 2 else "cam6"],
+    }
     report, rows = {}, []
-    for kind in ("rgb", "grey", "ir"):
+    for kind, camera in cameras.items():
         rng = np.random.default_rng([0x7E57, len(kind)])
-        photos = []
-        for i in range(count):
-            camera = {
-                "rgb": lambda: random_rgb_camera(rng),  # noqa: B023  # called at once
-                "grey": lambda: random_grey_camera(rng),  # noqa: B023
-                "ir": lambda i=i: SYSU_CAMERAS["cam3" if i % 2 else "cam6"],
-            }[kind]()
-            photos.append(render(sample_person(rng), camera, sample_shot(rng), noise=False))
+        photos = [render(sample_person(rng), camera(rng, i), sample_shot(rng), noise=False) for i in range(count)]
         images = np.stack(photos)
         again = reconstruct(vae, images)
         report[f"psnr_{kind}"] = round(psnr(images, again), 2)

@@ -70,7 +70,9 @@ def test_only_rows_and_lora_learn(base, photos, tmp_path):
 
 def _weights(bundle, part):
     names = getattr(bundle, part).named_parameters()
-    return [(f"{part}.{n.replace('.base_layer', '').replace('text_model.', '')}", p) for n, p in names if "lora_" not in n]
+    return [
+        (f"{part}.{n.replace('.base_layer', '').replace('text_model.', '')}", p) for n, p in names if "lora_" not in n
+    ]
 
 
 def test_identity_rows_are_not_decayed(base, photos):
@@ -212,5 +214,3 @@ def test_noising_matches_diffusers():
 def test_only_epsilon_models_are_trained():
     with pytest.raises(InputError, match="v_prediction"):
         alphas_cumprod({"prediction_type": "v_prediction"})
-
-

@@ -13,7 +13,7 @@ from dive_fast.world.base_data import render_base_images
 from dive_fast.world.base_model import BaseShape, build_tokenizer, new_vae
 from dive_fast.world.base_train import BaseTrainConfig, sample_captions, train_base
 from dive_fast.world.persons import caption_words
-from dive_fast.world.text_train import TextConfig, binding_labels, bindings
+from dive_fast.world.text_train import TextConfig, binding_labels, bindings, letters, train_text_encoder
 from dive_fast.world.unet_train import UnetConfig
 from dive_fast.world.vae_start import start_from_components
 from dive_fast.world.vae_train import VaeConfig, psnr, to_signal
@@ -25,7 +25,7 @@ CONFIG = BaseTrainConfig(
     text=TextConfig(steps=4, batch=2, save_every=2),
     unet=UnetConfig(steps=4, batch=2, save_every=2),
     vae_images=40,
-    unet_images=8,
+    unet_images=60,
 )
 
 
@@ -127,10 +127,23 @@ def test_bindings_tie_words_to_the_noun_of_their_phrase():
     said = bindings("a photo of a tall pale person , red over blue cotton shirt , black shoes , dim warm indoor")
     assert {"0 red shirt", "1 blue shirt", "2 cotton shirt", "over shirt", "0 black shoes", "0 tall person"} <= said
     assert "0 red shoes" not in said
-    assert said != bindings("a photo of a tall pale person , blue over red cotton shirt , black shoes , dim warm indoor")
+    assert said != bindings(
+        "a photo of a tall pale person , blue over red cotton shirt , black shoes , dim warm indoor"
+    )
 
 
 def test_rare_bindings_are_no_labels():
     names, labels = binding_labels(["red shirt"] * 3 + ["blue shirt"] * 2, least=3)
     assert names == ["0 red shirt", "1 shirt shirt"]
     assert labels.tolist() == [[True, True]] * 3 + [[False, True]] * 2
+
+
+def test_a_camera_code_is_read_letter_by_letter():
+    assert letters("a w5eq photo of a tall person") == {"letter 0 w", "letter 1 5", "letter 2 e", "letter 3 q"}
+    assert letters("a photo of a tall person") == set()
+
+
+def test_too_few_captions_are_refused(tmp_path):
+    tokenizer = build_tokenizer(tmp_path / "tokenizer", SHAPE)
+    with pytest.raises(InputError, match="2 captions are too few"):
+        train_text_encoder(["red shirt", "blue shirt"], tokenizer, SHAPE, CONFIG.text, tmp_path)
