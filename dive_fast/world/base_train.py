@@ -6,6 +6,7 @@ curves, its autoencoder's report and a sheet of samples beside it.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from dive_fast.io import atomic_path, sha256_bytes, write_json
 from dive_fast.types import InputError
 from dive_fast.world.base_data import BaseImages, load_images, render_base_images, save_images
 from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, build_tokenizer
+from dive_fast.world.base_report import plot_losses, sample_sheet
 from dive_fast.world.text_train import TextConfig, token_ids, train_text_encoder
 from dive_fast.world.unet_train import UnetConfig, train_unet
 from dive_fast.world.vae_train import VaeConfig, encode_latents, judge, start_vae, train_decoder
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
-_VAE_SEED, _UNET_SEED = 1, 2  # of the rendered identities; the judge's are its own
+    from dive_fast.models.bundle import ModelBundle
+
+_VAE_SEED, _UNET_SEED, _JUDGE_SEED = 1, 2, 3  # of the rendered identities
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,19 @@ def train_base(config: BaseTrainConfig, out: Path, work: Path) -> dict[str, Any]
     scheduler = {"_class_name": "PNDMScheduler", **SCHEDULER_CONFIG}
     bundle = ModelBundle(tokenizer, text_encoder, unet, vae, scheduler)
     save_bundle(bundle, out, dtype=_half())
+    _report(bundle, work, out)
     write_json(out / "training.json", {"config": asdict(config), "autoencoder": report})
     return report
+
+
+def _report(bundle: ModelBundle, work: Path, out: Path) -> None:
+    """Loss curves, the autoencoder's sheet, and samples of captions of people who are in no training image."""
+    plot_losses(work, out / "losses.png")
+    unseen = render_base_images(_JUDGE_SEED, 12, grey_share=0.0, noise_share=0.0, workers=1)
+    made = sample_captions(bundle, unseen.captions, range(len(unseen.captions)))
+    sample_sheet(unseen.images, made, out / "samples.png")
+    write_json(out / "sample-captions.json", unseen.captions)
+    shutil.copyfile(work / "autoencoder.png", out / "autoencoder.png")
 
 
 def _half() -> torch.dtype:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dive_fast.models import load_bundle
 from dive_fast.types import InputError
@@ -113,6 +114,9 @@ def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatc
     report = train_base(CONFIG, tmp_path / "model", tmp_path / "work")
     assert set(report) == {"psnr_rgb", "psnr_grey", "psnr_ir"}
     assert json.loads((tmp_path / "model" / "training.json").read_text())["config"]["unet"]["steps"] == 4
+    for picture in ("losses.png", "samples.png", "autoencoder.png"):
+        with Image.open(tmp_path / "model" / picture) as image:
+            assert image.width > 200
     bundle = load_bundle(tmp_path / "model")
     made = sample_captions(bundle, ["a photo of a tall person", "red shirt"], [1, 2], steps=2)
     alone = sample_captions(bundle, ["red shirt"], [2], steps=2)
