@@ -18,8 +18,9 @@ from dive_export.graphs import Graph
 from dive_fast.types import DiveError
 
 OPSET = 23
-# onnxruntime may be twice as far from the exact result as torch is, and torch's own error adds to their distance (3);
-# the worst of many rows is held against the error of one (times 2; 2.3 in all was seen). A wrong graph is off by 1000s.
+# onnxruntime may be a few times as far from the exact result as torch is (its GroupNormalization loses digits where the
+# mean is far from zero: 6 times torch's error at mean 3, deviation 1), and torch's own error adds to their distance.
+# Both are the worst row's of the same inputs, as rows of a trained network differ tenfold. A wrong graph is off by 1000s.
 BUDGET = 6.0
 
 
@@ -28,7 +29,7 @@ class Parity:
     """How far onnxruntime is from torch, both float32, on random inputs.
 
     `errors` maps a number of rows to the root mean square difference of the worst row, `largest` to the largest
-    absolute one. `budget` bounds the former: `BUDGET` times torch's own error against float64.
+    absolute one. `budget` bounds the former: `BUDGET` times torch's own worst row against float64.
     """
 
     budget: float
@@ -94,11 +95,10 @@ def measure_parity(graph: Graph, path: Path) -> Parity:
     """Runs the file beside torch at 1, 3 and `graph.check_rows` rows; over budget raises `DiveError` naming the part."""
     import onnxruntime
 
-    budget = BUDGET * _torch_error(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    errors, largest = {}, {}
+    errors, largest, own = {}, {}, []
     for rows in sorted({1, min(3, graph.check_rows), graph.check_rows}):
         inputs = graph.examples(rows, seed=rows)
         with torch.no_grad():
@@ -107,25 +107,24 @@ def measure_parity(graph: Graph, path: Path) -> Parity:
         difference = np.abs(session.run([graph.output], arrays)[0] - expected)
         errors[str(rows)] = _worst_row(difference)
         largest[str(rows)] = float(difference.max())
-    parity = Parity(budget, errors, largest)
+        own.append(_worst_row((torch.from_numpy(expected).double() - _exact(graph, inputs)).numpy()))
+    parity = Parity(BUDGET * max(own), errors, largest)
     if not parity.worst <= budget:  # so that NaN fails too
         raise DiveError(
             f"export {graph.part}: onnxruntime is {parity.worst:.2e} from torch (root mean square), "
-            f"{budget:.2e} is allowed; the engine is not finished, report this with your versions"
+            f"{parity.budget:.2e} is allowed; the engine is not finished, report this with your versions"
         )
     return parity
 
 
-def _torch_error(graph: Graph) -> float:
-    """Float32 torch against float64 torch, one row. In place, because there may be no memory for a second model."""
-    inputs = graph.examples(1, seed=1)
-    with torch.no_grad():
-        single = graph.module(*inputs)
-        try:
-            double = graph.module.double()(*(x.double() if x.is_floating_point() else x for x in inputs))
-        finally:
-            graph.module.float()  # exact: every float32 is a float64
-    return _worst_row((single.double() - double).numpy())
+def _exact(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The network in float64. In place, because there may be no memory for a second model."""
+    try:
+        with torch.no_grad():
+            exact: torch.Tensor = graph.module.double()(*(x.double() if x.is_floating_point() else x for x in inputs))
+    finally:
+        graph.module.float()  # loses nothing: every float32 is a float64
+    return exact
 
 
 def _worst_row(difference: np.ndarray) -> float:
