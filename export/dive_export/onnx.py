@@ -109,7 +109,7 @@ def measure_parity(graph: Graph, path: Path) -> Parity:
         largest[str(rows)] = float(difference.max())
         own.append(_worst_row((torch.from_numpy(expected).double() - _exact(graph, inputs)).numpy()))
     parity = Parity(BUDGET * max(own), errors, largest)
-    if not parity.worst <= budget:  # so that NaN fails too
+    if not parity.worst <= parity.budget:  # so that NaN fails too
         raise DiveError(
             f"export {graph.part}: onnxruntime is {parity.worst:.2e} from torch (root mean square), "
             f"{parity.budget:.2e} is allowed; the engine is not finished, report this with your versions"
