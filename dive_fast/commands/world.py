@@ -64,11 +64,11 @@ def sheet(
 def train_base(
     out: Annotated[Path, typer.Option(help="Model folder to write, in Stable Diffusion 1.5's layout.")],
     work: Annotated[Path, typer.Option(help="Folder for images, latents and states; a rerun resumes from it.")],
-    vae_steps: Annotated[int, typer.Option(min=1, help="Training steps of the autoencoder.")] = 2600,
-    text_steps: Annotated[int, typer.Option(min=1, help="Training steps of the text encoder.")] = 1500,
-    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of the UNet.")] = 6000,
+    vae_steps: Annotated[int, typer.Option(min=1, help="Training steps of the autoencoder's decoder.")] = 4000,
+    text_steps: Annotated[int, typer.Option(min=1, help="Training steps of the text encoder.")] = 2000,
+    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of the UNet.")] = 16000,
     vae_images: Annotated[int, typer.Option(min=1, help="Rendered images for the autoencoder.")] = 6000,
-    unet_images: Annotated[int, typer.Option(min=1, help="Rendered images for the UNet.")] = 14000,
+    unet_images: Annotated[int, typer.Option(min=1, help="Rendered images for the UNet.")] = 20000,
     json: Json = False,
 ) -> None:
     """Train the pocket base model from nothing: hours on two CPU cores, resumable."""

@@ -16,7 +16,7 @@ from dive_fast.io import atomic_write
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line) }
 p.lead { font-size: 1.1rem } code, pre { font: 13px/1.5 ui-monospace, monospace; background: var(--soft) }
 pre { padding: .8rem; overflow-x: auto; border-radius: 6px }
@@ -25,11 +25,12 @@ td { text-align: right; font-variant-numeric: tabular-nums } th, td:first-child 
 tr.mark td { font-weight: 600; background: var(--soft) }
 .person { display: flex; flex-wrap: wrap; gap: 6px; align-items: flex-end; padding: 10px 0;
   border-bottom: 1px solid var(--line) }
-.person .name { width: 7.5rem; font-weight: 600; align-self: center }
+.person .name { width: 6.5rem; font-weight: 600; align-self: center }
 .person .name small { font-weight: 400; display: block }
-figure { margin: 0; text-align: center } figure img { height: 176px; border-radius: 4px; display: block }
-figcaption { font-size: 11.5px; max-width: 110px; opacity: .8 } figure.made img { outline: 2px solid #2a8f5c }
-figure.gap { width: 14px } img.plot { max-width: 100%; background: #fff; border-radius: 6px }
+figure { margin: 0; text-align: center } figure img { height: 148px; border-radius: 4px; display: block }
+figcaption { font-size: 11px; line-height: 1.25; height: 2.5em; max-width: 84px; opacity: .8 }
+figure.made img { outline: 2px solid #2a8f5c }
+figure.gap { width: 8px } img.plot { max-width: 100%; background: #fff; border-radius: 6px }
 """
 
 

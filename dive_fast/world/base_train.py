@@ -41,7 +41,7 @@ class BaseTrainConfig:
     text: TextConfig = field(default_factory=TextConfig)
     unet: UnetConfig = field(default_factory=UnetConfig)
     vae_images: int = 6000
-    unet_images: int = 14000
+    unet_images: int = 20000
 
 
 def train_base(config: BaseTrainConfig, out: Path, work: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class TextConfig:
     """Training of the text encoder on captions alone."""
 
-    steps: int = 1500
+    steps: int = 2000
     batch: int = 64
     lr: float = 1.5e-3
     warmup: int = 100

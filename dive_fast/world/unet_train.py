@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class UnetConfig:
     """Training of the UNet: epsilon prediction with debiased weights (arXiv 2310.08442)."""
 
-    steps: int = 6000
+    steps: int = 16000
     batch: int = 16
     lr: float = 7e-4
     warmup: int = 200

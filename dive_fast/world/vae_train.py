@@ -34,7 +34,7 @@ _START_IMAGES = 1500
 class VaeConfig:
     """Training of the autoencoder; `chroma` weighs colour differences, which a plain loss learns last."""
 
-    steps: int = 2600
+    steps: int = 4000
     batch: int = 8
     lr: float = 1.5e-3
     warmup: int = 100
