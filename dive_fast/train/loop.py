@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,6 @@ def cosine_lr(step: int, steps: int, peak: float, warmup: int, floor: float = 0.
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 class MovingAverage:
@@ -119,3 +115,94 @@ def check_finite(loss: float, step: int, what: str) -> None:
         raise DiveError(
             f"{what}: the loss is {loss} at step {step}; lower the learning rate and resume from the last state"
         )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a training loop runs: AdamW with warm-up and cosine, gradients clipped to norm 1, an average of the weights.
+
+    State and log are `work/<name>.state` and `work/<name>-loss.jsonl`. A state of another `identity` is not resumed.
+    """
+
+    name: str
+    work: Path
+    steps: int
+    lr: float
+    warmup: int
+    save_every: int
+    betas: tuple[float, float] = (0.9, 0.99)
+    average: float = 0.999
+    identity: str = ""
+    progress: bool = True
+
+    @property
+    def state_path(self) -> Path:
+        return self.work / f"{self.name}.state"
+
+    def saved(self) -> dict[str, Any] | None:
+        """The last state, None if there is none; one of another identity raises `InputError`."""
+        if not self.state_path.exists():
+            return None
+        state = load_state(self.state_path)
+        if state.get("identity") != self.identity:
+            raise InputError(f"{self.state_path} belongs to other data or settings; choose another folder or delete it")
+        return state
+
+
+LossAt = Callable[[int], "tuple[torch.Tensor, dict[str, float]]"]
+
+
+def adamw(groups: Sequence[dict[str, Any]], stage: Stage) -> torch.optim.Optimizer:
+    """AdamW over parameter groups; a group's `lr_scale` (1 by default) is its share of the stage's rate."""
+    import torch
+
+    return torch.optim.AdamW([{"lr_scale": 1.0, **group} for group in groups], lr=stage.lr, betas=stage.betas)
+
+
+def run_stage(
+    stage: Stage, groups: Sequence[dict[str, Any]], loss_at: LossAt, clip: Sequence[torch.nn.Parameter] | None = None
+) -> None:
+    """Trains the parameters of `groups` in place and leaves the moving average of their values in them.
+
+    `loss_at(step)` gives the loss and further numbers to log, as a function of the step alone, so that a resumed run
+    equals an undisturbed one. `clip` are the parameters whose gradients are clipped together, by default all.
+    """
+    import torch
+    from tqdm import tqdm
+
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = adamw(groups, stage)
+    average = MovingAverage(parameters, stage.average)
+    state, first = stage.saved(), 0
+    if state is not None:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, state["parameters"], strict=True):
+                parameter.copy_(value)
+        optimizer.load_state_dict(state["optimizer"])
+        average.shadow, first = state["average"], state["step"]
+    log = LossLog(stage.work / f"{stage.name}-loss.jsonl", first)
+    bar = tqdm(
+        range(first, stage.steps), initial=first, total=stage.steps, desc=stage.name, unit="step",
+        disable=not stage.progress,
+    )  # fmt: skip
+    for step in bar:
+        rate = cosine_lr(step, stage.steps, stage.lr, stage.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        loss, numbers = loss_at(step)
+        check_finite(loss.item(), step, stage.name)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters if clip is None else clip, 1.0)
+        optimizer.step()
+        average.update(step)
+        if step % 10 == 0:
+            log.add(step, loss=loss.item(), **numbers)
+            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
+            save_state(
+                stage.state_path,
+                {"step": step + 1, "identity": stage.identity, "parameters": [p.detach() for p in parameters],
+                 "optimizer": optimizer.state_dict(), "average": average.shadow},
+            )  # fmt: skip
+    average.copy_to_parameters()

@@ -21,7 +21,7 @@ from dive_fast.models.lora import add_lora, lora_state, remove_lora, set_lora_st
 from dive_fast.models.prompts import TEMPLATES, render
 from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
 from dive_fast.train.embedding import PartlyLearned
-from dive_fast.train.loop import LossLog, MovingAverage, check_finite, cosine_lr, load_state, save_state, set_lr
+from dive_fast.train.loop import Stage, run_stage
 from dive_fast.train.photos import BalancedDraw, LatentPhotos, encode_photos
 from dive_fast.types import Camera, Identity, InputError, Sample
 
@@ -101,18 +101,22 @@ def personalize(
             raise InputError(f"{out} holds an adapter of other data or settings; choose another --out or delete it")
         return adapter
     cameras = _check(bundle, samples, identities, onto)
-    work = out.with_name(f"{out.name}.training")
-    state_path = work / "personalize.state"
-    state = load_state(state_path) if state_path.exists() else None
-    if state is not None and state["run"] != run:
-        raise InputError(f"{state_path} belongs to other data or settings; choose another --out or delete it")
+    stage = Stage(
+        "personalize", out.with_name(f"{out.name}.training"), config.steps, config.token_lr, config.warmup,
+        config.save_every, average=config.average, identity=run, progress=progress,
+    )  # fmt: skip
+    stage.saved()  # of other settings: said before the photos are encoded
     photos = encode_photos(bundle, samples, progress=progress)
     learner = _Learner(bundle, identities, config, onto)
-    first = learner.restore(state) if state is not None else 0
-    learner.train(photos, _Captions(bundle, cameras, identities), first, work, run, progress)
+    captions = _Captions(bundle, cameras, identities)
+    draw = BalancedDraw(photos.samples, config.batch, config.ir_share, config.seed)
+    alphas = alphas_cumprod(bundle.scheduler_config)
+    run_stage(
+        stage, learner.groups, lambda step: (learner.loss(step, photos, captions, draw, alphas), {}), learner.lora
+    )
     adapter = learner.adapter(cameras, {**asdict(config), "photos": len(samples), "run": run})
     save_adapter(adapter, out)
-    state_path.unlink(missing_ok=True)
+    stage.state_path.unlink(missing_ok=True)
     return adapter
 
 
@@ -190,63 +194,19 @@ class _Learner:
             add_lora(bundle.unet, onto.rank, onto.alpha)
             set_lora_state(bundle.unet, onto.lora)
             bundle.unet.requires_grad_(False)
-        groups: list[dict[str, Any]] = [{"params": [self.words.rows], "weight_decay": 0.0, "lr_scale": 1.0}]
+        self.groups: list[dict[str, Any]] = [{"params": [self.words.rows], "weight_decay": 0.0}]
         if self.lora:
             scale = config.lora_lr / config.token_lr
-            groups.append({"params": self.lora, "weight_decay": config.weight_decay, "lr_scale": scale})
-        self.optimizer = torch.optim.AdamW(groups, lr=config.token_lr, betas=(0.9, 0.99))
-        self.average = MovingAverage([self.words.rows, *self.lora], config.average)
+            self.groups.append({"params": self.lora, "weight_decay": config.weight_decay, "lr_scale": scale})
 
     def _start_rows(self, table: torch.Tensor) -> torch.Tensor:
         """Every identity starts from the word "person", as DiVE's do."""
         ids = self.bundle.tokenizer("person", add_special_tokens=False)["input_ids"]
         return table[ids].mean(dim=0).repeat(len(self.identities), 1)
 
-    def restore(self, state: dict[str, Any]) -> int:
-        import torch
-
-        with torch.no_grad():
-            for parameter, value in zip([self.words.rows, *self.lora], state["parameters"], strict=True):
-                parameter.copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.shadow = state["average"]
-        return int(state["step"])
-
-    def _save(self, path: Path, step: int, run: str) -> None:
-        parameters = [p.detach() for p in (self.words.rows, *self.lora)]
-        save_state(
-            path,
-            {"step": step, "run": run, "parameters": parameters, "optimizer": self.optimizer.state_dict(),
-             "average": self.average.shadow},
-        )  # fmt: skip
-
-    def train(
-        self, photos: LatentPhotos, captions: _Captions, first: int, work: Path, run: str, progress: bool
-    ) -> None:
-        from tqdm import tqdm
-
-        config = self.config
-        draw = BalancedDraw(photos.samples, config.batch, config.ir_share, config.seed)
-        log = LossLog(work / "loss.jsonl", first)
-        alphas = alphas_cumprod(self.bundle.scheduler_config)
-        steps = tqdm(
-            range(first, config.steps), initial=first, total=config.steps, desc="personalize", unit="step",
-            disable=not progress,
-        )  # fmt: skip
-        for step in steps:
-            set_lr(self.optimizer, cosine_lr(step, config.steps, config.token_lr, config.warmup))
-            loss = self._step(step, photos, captions, draw, alphas)
-            check_finite(loss, step, "personalize")
-            if step % 10 == 0:
-                log.add(step, loss=loss)
-                steps.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            if (step + 1) % config.save_every == 0:
-                self._save(work / "personalize.state", step + 1, run)
-        self.average.copy_to_parameters()
-
-    def _step(
+    def loss(
         self, step: int, photos: LatentPhotos, captions: _Captions, draw: BalancedDraw, alphas: torch.Tensor
-    ) -> float:
+    ) -> torch.Tensor:
         import torch
 
         rows, rng = draw(step)
@@ -257,13 +217,7 @@ class _Learner:
         noisy, noise, timesteps = noisy_batch(latents, alphas, generator)
         text = self.bundle.text_encoder(ids).last_hidden_state
         error = (self.bundle.unet(noisy, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
-        loss = (error * snr_weight(alphas, timesteps, self.config.weight_cap)).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.lora, 1.0)
-        self.optimizer.step()
-        self.average.update(step)
-        return float(loss.detach())
+        return (error * snr_weight(alphas, timesteps, self.config.weight_cap)).mean()
 
     def adapter(self, cameras: tuple[Camera, ...], facts: dict[str, Any]) -> Adapter:
         rows = self.words.rows.detach().clone()

@@ -20,7 +20,7 @@ def plot_losses(work: Path, out: Path, smooth: int = 15) -> None:
     import matplotlib.pyplot as plt
 
     panels = (
-        ("vae", "psnr", "decoder: PSNR, dB"),
+        ("decoder", "psnr", "decoder: PSNR, dB"),
         ("text", "recall", "text encoder: recall"),
         ("unet", "mse", "UNet: epsilon MSE"),
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dive_fast.train.loop import LossLog, batch_indices, check_finite, cosine_lr, load_state, save_state, set_lr
+from dive_fast.train.loop import Stage, batch_indices, run_stage
 from dive_fast.types import InputError
 from dive_fast.world.base_model import BaseShape, new_text_encoder
 
@@ -81,11 +81,10 @@ def binding_labels(captions: Sequence[str], least: int = 20) -> tuple[list[str],
 
 
 def train_text_encoder(
-    captions: Sequence[str], tokenizer: CLIPTokenizer, shape: BaseShape, config: TextConfig, out: Path
+    captions: Sequence[str], tokenizer: CLIPTokenizer, shape: BaseShape, config: TextConfig, work: Path
 ) -> CLIPTextModel:
-    """Trains on captions; resumes from `out/text.state`, logs loss and recall to `out/text-loss.jsonl`."""
+    """Trains on captions and resumes from `work`; logs the recall of what the captions say."""
     import torch
-    from tqdm import tqdm
 
     torch.manual_seed(config.seed)
     names, labels = binding_labels(captions)
@@ -93,39 +92,20 @@ def train_text_encoder(
         raise InputError(f"{len(captions)} captions are too few to train a text encoder on; render more images")
     model = new_text_encoder(shape, tokenizer).train()
     readout = torch.nn.Linear(shape.text_width, len(names))
-    parameters = [*model.parameters(), *readout.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    state_path, first = out / "text.state", 0
-    if state_path.exists():
-        state = load_state(state_path)
-        model.load_state_dict(state["model"])
-        readout.load_state_dict(state["readout"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    log = LossLog(out / "text-loss.jsonl", first)
     ids = token_ids(tokenizer, captions)
-    for step in tqdm(range(first, config.steps), initial=first, total=config.steps, desc="text encoder", unit="step"):
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rows = torch.from_numpy(batch_indices(len(ids), config.batch, step, config.seed))
         hidden = model(ids[rows]).last_hidden_state  # [B, L, D]
         end = (ids[rows] == tokenizer.eos_token_id).int().argmax(dim=1)
         offset = torch.randint(0, config.tail, (config.batch,), generator=torch.Generator().manual_seed(step))
-        at = (end + offset).clamp(max=shape.tokens - 1)
-        logits = readout(hidden[torch.arange(len(rows)), at])
+        logits = readout(hidden[torch.arange(len(rows)), (end + offset).clamp(max=shape.tokens - 1)])
         truth = labels[rows]
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth.float()) * 20
-        set_lr(optimizer, cosine_lr(step, config.steps, config.lr, config.warmup))
-        check_finite(loss.item(), step, "text encoder")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        if step % 10 == 0:
-            recall = (logits[truth] > 0).float().mean().item()
-            log.add(step, loss=loss.item(), recall=recall)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            save_state(
-                state_path,
-                {"step": step + 1, "model": model.state_dict(), "readout": readout.state_dict(),
-                 "optimizer": optimizer.state_dict()},
-            )  # fmt: skip
+        return loss, {"recall": (logits[truth] > 0).float().mean().item()}
+
+    stage = Stage(
+        "text", work, config.steps, config.lr, config.warmup, config.save_every, betas=(0.9, 0.98), average=0.99
+    )
+    run_stage(stage, [{"params": [*model.parameters(), *readout.parameters()], "weight_decay": 0.01}], loss_at)
     return model.eval().requires_grad_(False)

@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dive_fast.io import atomic_path
-from dive_fast.train.loop import (
-    LossLog,
-    MovingAverage,
-    batch_indices,
-    check_finite,
-    cosine_lr,
-    load_state,
-    save_state,
-    set_lr,
-)
+from dive_fast.train.loop import Stage, batch_indices, run_stage
 from dive_fast.world.base_model import BaseShape, new_vae
 from dive_fast.world.vae_start import start_from_components
 
@@ -91,57 +82,27 @@ def _loss(vae: AutoencoderKL, x: torch.Tensor, noise: torch.Tensor, config: VaeC
     return loss, float(10 * torch.log10(4 / mse.detach()))
 
 
-def train_decoder(vae: AutoencoderKL, images: np.ndarray, shape: BaseShape, config: VaeConfig, out: Path) -> None:
-    """Trains decoder and post-quantisation of `vae` in place on `images` uint8 [N, H, W, 3].
-
-    Resumes from `out/vae.state`, logs to `out/vae-loss.jsonl`; what stays is the moving average of the weights.
-    """
+def train_decoder(vae: AutoencoderKL, images: np.ndarray, shape: BaseShape, config: VaeConfig, work: Path) -> None:
+    """Trains decoder and post-quantisation of `vae` in place on `images` uint8 [N, H, W, 3]; resumes from `work`."""
     import torch
-    from tqdm import tqdm
 
     vae.requires_grad_(False)
     parameters = [
         *vae.decoder.requires_grad_(True).parameters(),
         *vae.post_quant_conv.requires_grad_(True).parameters(),
     ]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    average = MovingAverage(parameters, 0.998)
-    state_path, first = out / "vae.state", 0
-    if state_path.exists():
-        state = load_state(state_path)
-        with torch.no_grad():
-            for parameter, value in zip(parameters, state["parameters"], strict=True):
-                parameter.copy_(value)
-        optimizer.load_state_dict(state["optimizer"])
-        average.shadow, first = state["average"], state["step"]
-    log = LossLog(out / "vae-loss.jsonl", first)
-
-    def save(step: int) -> None:
-        save_state(
-            state_path,
-            {"step": step, "parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(),
-             "average": average.shadow},
-        )  # fmt: skip
-
     latent = (config.batch, shape.latent_channels, images.shape[1] // shape.factor, images.shape[2] // shape.factor)
-    for step in tqdm(range(first, config.steps), initial=first, total=config.steps, desc="decoder", unit="step"):
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         x = to_signal(images[batch_indices(len(images), config.batch, step, config.seed)])
         noise = torch.randn(latent, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
-        set_lr(optimizer, cosine_lr(step, config.steps, config.lr, config.warmup))
-        loss, psnr = _loss(vae, x, noise, config)
-        check_finite(loss.item(), step, "decoder")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        average.update(step)
-        if step % 10 == 0:
-            log.add(step, loss=loss.item(), psnr=psnr)
-        if (step + 1) % config.save_every == 0:
-            save(step + 1)
-    if first < config.steps:
-        save(config.steps)
-    average.copy_to_parameters()
+        loss, decibels = _loss(vae, x, noise, config)
+        return loss, {"psnr": decibels}
+
+    stage = Stage(
+        "decoder", work, config.steps, config.lr, config.warmup, config.save_every, betas=(0.9, 0.98), average=0.998
+    )
+    run_stage(stage, [{"params": parameters, "weight_decay": 0.0}], loss_at)
     vae.eval().requires_grad_(False)
 
 

@@ -10,10 +10,12 @@ import torch
 from dive_fast.train.loop import (
     LossLog,
     MovingAverage,
+    Stage,
     batch_indices,
     check_finite,
     cosine_lr,
     load_state,
+    run_stage,
     save_state,
 )
 from dive_fast.types import DiveError, InputError
@@ -82,3 +84,51 @@ def test_a_resumed_log_drops_what_will_be_logged_again_and_torn_lines(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(bad):
     with pytest.raises(DiveError, match="step 12"):
         check_finite(bad, 12, "personalize")
+
+
+def _quadratic_stage(work, steps, identity="a"):
+    """A stage that pulls two parameters to 1; the second at a tenth of the rate."""
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    groups = [
+        {"params": parameters[:1], "weight_decay": 0.0},
+        {"params": parameters[1:], "weight_decay": 0.0, "lr_scale": 0.1},
+    ]
+    stage = Stage("toy", work, steps, 0.1, warmup=1, save_every=3, average=0.0, identity=identity, progress=False)
+
+    def loss_at(step):
+        return sum((p - 1).square().sum() for p in parameters), {"step_again": float(step)}
+
+    return stage, groups, loss_at, parameters
+
+
+def test_a_stage_resumes_to_the_very_numbers_of_an_undisturbed_one(tmp_path):
+    stage, groups, loss_at, whole = _quadratic_stage(tmp_path / "whole", 8)
+    run_stage(stage, groups, loss_at)
+    stage, groups, loss_at, _ = _quadratic_stage(tmp_path / "cut", 8)
+
+    def stop(step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return loss_at(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage, groups, stop)
+    stage, groups, loss_at, resumed = _quadratic_stage(tmp_path / "cut", 8)
+    run_stage(stage, groups, loss_at)
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+    assert whole[0][0] > 3 * whole[1][0] > 0  # the group's share of the rate
+
+
+def test_a_state_of_other_data_is_refused(tmp_path):
+    stage, groups, loss_at, _ = _quadratic_stage(tmp_path, 3)
+    run_stage(stage, groups, loss_at)
+    stage, groups, loss_at, _ = _quadratic_stage(tmp_path, 3, identity="b")
+    with pytest.raises(InputError, match="other data or settings"):
+        run_stage(stage, groups, loss_at)
+
+
+def test_clipping_touches_only_what_it_is_told_to(tmp_path):
+    stage, groups, loss_at, parameters = _quadratic_stage(tmp_path, 1)
+    run_stage(stage, groups, lambda step: (1e6 * loss_at(step)[0], {}), clip=parameters[1:])
+    assert parameters[0].grad.norm() > 1e6
+    assert parameters[1].grad.norm() <= 1.0 + 1e-5

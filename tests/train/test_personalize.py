@@ -13,7 +13,7 @@ from dive_fast.models.lora import lora_targets
 from dive_fast.train import personalize as room
 from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
 from dive_fast.train.embedding import PartlyLearned
-from dive_fast.train.loop import load_state
+from dive_fast.train.loop import Stage, adamw, load_state
 from dive_fast.train.personalize import PersonalizeConfig, camera_code, cameras_of, personalize
 from dive_fast.train.photos import BalancedDraw, encode_photos
 from dive_fast.types import InputError, Sample
@@ -75,15 +75,16 @@ def _weights(bundle, part):
     ]
 
 
-def test_identity_rows_are_not_decayed(base, photos):
+def test_identity_rows_are_not_decayed(base, tmp_path):
     """With no learning signal left for a row, AdamW's decay would still shrink it; ours must stay where it is."""
     bundle = load_bundle(base)
     learner = room._Learner(bundle, (room.Identity("9", "<person_9>"),), replace(CONFIG, weight_decay=0.5), None)
     row = learner.words.rows.detach().clone()
+    optimizer = adamw(learner.groups, Stage("test", tmp_path, steps=1, lr=0.01, warmup=1, save_every=1))
     for parameter in (learner.words.rows, *learner.lora):
         parameter.grad = torch.zeros_like(parameter)
     lora = [p.detach().clone() for p in learner.lora]
-    learner.optimizer.step()
+    optimizer.step()
     assert torch.equal(learner.words.rows, row)
     moved = [p for p, q in zip(learner.lora, lora, strict=True) if q.abs().max() > 0 and not torch.equal(p, q)]
     assert moved, "the LoRA's own decay should act, or this test shows nothing"
@@ -91,23 +92,26 @@ def test_identity_rows_are_not_decayed(base, photos):
 
 def test_a_resumed_run_equals_an_undisturbed_one(base, photos, adapter, tmp_path, monkeypatch):
     out = tmp_path / "adapter"
-    real = room._Learner._step
+    real = room._Learner.loss
 
     def stop_at_five(self, step, *args):
         if step == 5:
             raise KeyboardInterrupt
         return real(self, step, *args)
 
-    monkeypatch.setattr(room._Learner, "_step", stop_at_five)
+    monkeypatch.setattr(room._Learner, "loss", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
         personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
     assert not out.exists()
     assert load_state(tmp_path / "adapter.training" / "personalize.state")["step"] == 4
-    monkeypatch.setattr(room._Learner, "_step", real)
+    monkeypatch.setattr(room._Learner, "loss", real)
     resumed = personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
     assert torch.equal(resumed.embeddings, adapter.embeddings)
     assert all(torch.equal(resumed.lora[key], adapter.lora[key]) for key in adapter.lora)
-    steps = [json.loads(x)["step"] for x in (tmp_path / "adapter.training" / "loss.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(x)["step"]
+        for x in (tmp_path / "adapter.training" / "personalize-loss.jsonl").read_text().splitlines()
+    ]
     assert steps == [0]
 
 
