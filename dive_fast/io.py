@@ -95,12 +95,15 @@ def read_json(path: Path | str, what: str) -> Any:
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{what}: {path} does not exist") from error
-    except NotADirectoryError as error:
-        raise InputError(f"{what}: {path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise _unreadable(path, what, error) from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of a million digits, nested too deep
         raise InputError(f"{what}: {path} is not valid JSON ({error}); make it again") from error
+
+
+def _unreadable(path: Path, what: str, error: OSError) -> InputError:
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return InputError(f"{what}: {path} " + ("does not exist" if missing else f"cannot be read ({error.strerror})"))
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:
@@ -112,11 +115,16 @@ def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:
 
 def read_jsonl(path: Path | str, what: str) -> Iterator[Any]:
     """Streams the values of a JSON-lines file; a broken line raises `InputError` with its number."""
-    with open(path, encoding="utf-8") as stream:
+    path = Path(path)
+    try:
+        stream = open(path, "rb")
+    except OSError as error:
+        raise _unreadable(path, what, error) from error
+    with stream:
         for number, line in enumerate(stream, start=1):
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"{what}: {path} line {number} is not valid JSON; delete the file and rerun"
                 ) from error

@@ -190,8 +190,10 @@ def test_the_walk_from_photos_to_a_page(run: Run, people: Path, tiny_base: Path,
     sysu, market = people / "sysu", people / "market"
     adapter, fused, plan, pairs = (tmp_path / name for name in ("adapter", "fused", "plan.json", "pairs"))
     learned = step("personalize", "--model", tiny_base, "--paired", sysu, "--external", market, "--out", adapter,
-                   "--external-prefix", 2, "--steps", 2, "--rank", 2, "--batch", 2)  # fmt: skip
+                   "--external-prefix", 2, "--steps", 2, "--rank", 2, "--batch", 2,
+                   "--plot", tmp_path / "loss.png")  # fmt: skip
     assert learned["identities"] == 8
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert step("fuse", "--model", tiny_base, "--adapter", adapter, "--out", fused)["identities"] == 8
     planned = step("plan", "--model", fused, "--photos", market, "--photos-prefix", 2, "--out", plan,
                    "--pairs", 1, "--steps", 2)  # fmt: skip

@@ -37,14 +37,18 @@ def personalize(
     ir_share: Annotated[float, typer.Option(min=0, max=1, help="Share of infrared photos in a batch.")] = 0.35,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between states that a rerun resumes from.")] = 100,
+    plot: Annotated[Path | None, typer.Option(help="PNG file to draw the loss curve into.")] = None,
     json: Json = False,
 ) -> None:
     """Learn identities (one vector each) and cameras (LoRA) from photos; rerun to resume."""
     samples = _training_samples(paired, external, external_layout, external_camera, external_prefix)
     from dive_fast.models import load_adapter, load_bundle
-    from dive_fast.train.personalize import PersonalizeConfig
+    from dive_fast.train.curves import plot_curves, require_matplotlib
+    from dive_fast.train.personalize import PersonalizeConfig, loss_curve
     from dive_fast.train.personalize import personalize as learn
 
+    if plot is not None:
+        require_matplotlib()
     config = PersonalizeConfig(
         steps=steps,
         batch=batch,
@@ -57,6 +61,8 @@ def personalize(
     )
     base = load_adapter(onto) if onto is not None else None
     adapter = learn(load_bundle(model), samples, out, config, onto=base)
+    if plot is not None:
+        plot_curves([loss_curve(out)], plot)
     cameras = ", ".join(camera.name for camera in adapter.cameras)
     finish(
         f"adapter {out}: {len(adapter.identities):,} identities, cameras {cameras}",

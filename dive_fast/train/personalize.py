@@ -19,6 +19,7 @@ from dive_fast.models.adapter import Adapter, merge_identities, save_adapter
 from dive_fast.models.fuse import add_identity_tokens
 from dive_fast.models.lora import add_lora, lora_state, remove_lora, set_lora_state
 from dive_fast.models.prompts import TEMPLATES, render
+from dive_fast.train.curves import Curve
 from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
 from dive_fast.train.embedding import PartlyLearned
 from dive_fast.train.loop import Stage, run_stage
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 PUBLISHED_CODES = {
     "cam1": "W5Eq", "cam2": "2Agp", "cam3": "8miP", "cam4": "HXY6", "cam5": "ITaw", "cam6": "dx1V", "cam7": "hFOc",
 }  # fmt: skip
+
+
+_STAGE = "personalize"
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def personalize(
         return adapter
     cameras = _check(bundle, samples, identities, onto)
     stage = Stage(
-        "personalize", out.with_name(f"{out.name}.training"), config.steps, config.token_lr, config.warmup,
+        _STAGE, _training(out), config.steps, config.token_lr, config.warmup,
         config.save_every, average=config.average, identity=run, progress=progress,
     )  # fmt: skip
     stage.saved()  # of other settings: said before the photos are encoded
@@ -118,6 +122,15 @@ def personalize(
     save_adapter(adapter, out)
     stage.state_path.unlink(missing_ok=True)
     return adapter
+
+
+def _training(out: Path) -> Path:
+    return out.with_name(f"{out.name}.training")
+
+
+def loss_curve(out: Path) -> Curve:
+    """The training loss of the adapter folder `out`."""
+    return Curve(_training(out) / f"{_STAGE}-loss.jsonl", "loss", "personalise: weighted epsilon MSE")
 
 
 def _run_id(bundle: ModelBundle, samples: Sequence[Sample], config: PersonalizeConfig, onto: Adapter | None) -> str:

@@ -1,0 +1,53 @@
+"""Loss curves as pictures, from the logs that training loops leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dive_fast.io import atomic_path, read_jsonl
+from dive_fast.types import DiveError, InputError
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One panel: a value of a `LossLog` over its steps."""
+
+    log: Path
+    value: str
+    title: str
+
+
+def require_matplotlib() -> None:
+    """Raises `DiveError` with the extra to install; call it before work that ends in a picture."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise DiveError("loss curves need matplotlib; pip install 'dive-fast[report]'") from error
+    matplotlib.use("Agg")
+
+
+def plot_curves(curves: Sequence[Curve], out: Path, smooth: int = 15) -> None:
+    """Draws each curve, raw and as a mean over `smooth` records, side by side into the PNG file `out`."""
+    require_matplotlib()
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.2), squeeze=False)
+    for axis, curve in zip(axes[0], curves, strict=True):
+        rows = list(read_jsonl(curve.log, "loss log"))
+        if not rows:
+            raise InputError(f"loss log: {curve.log} is empty; train first")
+        steps = np.array([row["step"] for row in rows])
+        values = np.array([row[curve.value] for row in rows])
+        axis.plot(steps, values, color="0.8", linewidth=0.7)
+        width = min(smooth, len(values))
+        axis.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"))
+        axis.set_title(curve.title)
+        axis.set_xlabel("step")
+    figure.tight_layout()
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
+    plt.close(figure)

@@ -1,0 +1,42 @@
+"""Files that others wrote: missing, unreadable or hostile ones end in one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from dive_fast.io import read_json, read_jsonl
+from dive_fast.types import InputError
+
+HOSTILE = {
+    "torn": b'{"a": ',
+    "not UTF-8": b'{"a": "\xff"}',
+    "a number of too many digits": b"9" * 10_000,
+    "nested too deep": b"[" * 200_000,
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_json_is_refused_by_name(tmp_path: Path, content: bytes):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"settings: .*x\.json is not valid JSON"):
+        read_json(path, "settings")
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_line_is_refused_by_number_after_the_good_ones(tmp_path: Path, content: bytes):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + content + b"\n")
+    rows = read_jsonl(path, "log")
+    assert next(rows) == {"a": 1}
+    with pytest.raises(InputError, match=r"log: .*x\.jsonl line 2 is not valid JSON"):
+        next(rows)
+
+
+def test_what_is_not_there_or_not_a_file_is_said(tmp_path: Path):
+    with pytest.raises(InputError, match="settings: .*none.json does not exist"):
+        read_json(tmp_path / "none.json", "settings")
+    with pytest.raises(InputError, match="log: .*none.jsonl does not exist"):
+        list(read_jsonl(tmp_path / "none.jsonl", "log"))
+    with pytest.raises(InputError, match=r"settings: .* cannot be read \(Is a directory\)"):
+        read_json(tmp_path, "settings")

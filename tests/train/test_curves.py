@@ -1,0 +1,51 @@
+"""Loss curves: a picture that shows the log's values, and clear words when there is nothing to show."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dive_fast.train.curves import Curve, plot_curves
+from dive_fast.train.loop import LossLog
+from dive_fast.types import InputError
+
+
+def _log(path: Path, values: list[float]) -> Curve:
+    log = LossLog(path, 0)
+    for step, value in enumerate(values):
+        log.add(step * 10, loss=value)
+    return Curve(path, "loss", "a loss")
+
+
+def test_the_picture_follows_the_values(tmp_path: Path):
+    falling = _log(tmp_path / "falling.jsonl", [1 / (1 + i) for i in range(60)])
+    rising = _log(tmp_path / "rising.jsonl", [i / 60 for i in range(60)])
+    for name, curve in {"falling": falling, "rising": rising}.items():
+        plot_curves([curve], tmp_path / f"{name}.png")
+    blue = {}
+    for name in ("falling", "rising"):
+        pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
+        ys, xs = np.nonzero((pixels[..., 2] - pixels[..., 0]) > 80)  # the smoothed line is blue
+        left, right = ys[xs < np.median(xs)].mean(), ys[xs > np.median(xs)].mean()
+        blue[name] = right - left  # rows count downwards
+    assert blue["falling"] > 10
+    assert blue["rising"] < -10
+
+
+def test_two_logs_stand_side_by_side(tmp_path: Path):
+    curve = _log(tmp_path / "a.jsonl", [3.0, 2.0, 1.0])
+    plot_curves([curve], tmp_path / "one.png")
+    plot_curves([curve, curve], tmp_path / "two.png")
+    one, two = Image.open(tmp_path / "one.png"), Image.open(tmp_path / "two.png")
+    assert two.width == 2 * one.width
+    assert two.height == one.height
+
+
+def test_an_empty_or_missing_log_is_said(tmp_path: Path):
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(InputError, match=r"empty\.jsonl is empty"):
+        plot_curves([Curve(tmp_path / "empty.jsonl", "loss", "x")], tmp_path / "x.png")
+    with pytest.raises(InputError, match=r"none\.jsonl does not exist"):
+        plot_curves([Curve(tmp_path / "none.jsonl", "loss", "x")], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
