@@ -117,17 +117,17 @@ def read_jsonl(path: Path | str, what: str) -> Iterator[Any]:
     """Streams the values of a JSON-lines file; a broken line raises `InputError` with its number."""
     path = Path(path)
     try:
-        stream = open(path, "rb")
+        with open(path, "rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise InputError(
+                        f"{what}: {path} line {number} is not valid JSON; delete the file and rerun"
+                    ) from error
+                yield value
     except OSError as error:
         raise _unreadable(path, what, error) from error
-    with stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(
-                    f"{what}: {path} line {number} is not valid JSON; delete the file and rerun"
-                ) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
