@@ -35,6 +35,9 @@ def personalize(
     lora_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the LoRA; DiVE on SD 1.5: 5e-5.")] = 4e-3,
     token_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the identity vectors.")] = 5e-3,
     ir_share: Annotated[float, typer.Option(min=0, max=1, help="Share of infrared photos in a batch.")] = 0.35,
+    identities_from_ir: Annotated[
+        bool, typer.Option(help="Let infrared photos teach identities that RGB photos teach, as DiVE does.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between states that a rerun resumes from.")] = 100,
     plot: Annotated[Path | None, typer.Option(help="PNG file to draw the loss curve into.")] = None,
@@ -56,6 +59,7 @@ def personalize(
         lora_lr=lora_lr,
         token_lr=token_lr,
         ir_share=ir_share,
+        identities_from_ir=identities_from_ir,
         seed=seed,
         save_every=save_every,
     )

@@ -23,7 +23,7 @@ from dive_fast.train.curves import Curve
 from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
 from dive_fast.train.embedding import PartlyLearned
 from dive_fast.train.loop import Stage, run_stage
-from dive_fast.train.photos import BalancedDraw, LatentPhotos, encode_photos
+from dive_fast.train.photos import BalancedDraw, LatentPhotos, encode_photos, teaching
 from dive_fast.types import Camera, Identity, InputError, Sample
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class PersonalizeConfig:
     token_lr: float = 5e-3
     warmup: int = 50
     ir_share: float = 0.35  # of each batch, when there are infrared photos
+    identities_from_ir: bool = False  # DiVE: True. See `_Learner.embed`
     bare_code: float = 0.1  # share of captions that are the camera's code alone (DiVE: 0.5)
     empty_captions: float = 0.05  # keeps the unconditional half of guidance true to the new cameras
     weight_cap: float = 8.0  # of the loss weight 1 / sqrt(SNR)
@@ -110,6 +111,8 @@ def personalize(
         config.save_every, average=config.average, identity=run, progress=progress,
     )  # fmt: skip
     stage.saved()  # of other settings: said before the photos are encoded
+    if onto is not None and not config.identities_from_ir:  # the LoRA is fixed: the rest would teach nothing
+        samples = [sample for sample, kept in zip(samples, teaching(samples), strict=True) if kept]
     photos = encode_photos(bundle, samples, progress=progress)
     learner = _Learner(bundle, identities, config, onto)
     captions = _Captions(bundle, cameras, identities)
@@ -228,9 +231,29 @@ class _Learner:
         latents = photos.latents[torch.from_numpy(rows), mirrored]
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         noisy, noise, timesteps = noisy_batch(latents, alphas, generator)
-        text = self.bundle.text_encoder(ids).last_hidden_state
+        teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
+        text = self.embed(ids, teaches)
         error = (self.bundle.unet(noisy, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
         return (error * snr_weight(alphas, timesteps, self.config.weight_cap)).mean()
+
+    def embed(self, ids: torch.Tensor, teaches: torch.Tensor) -> torch.Tensor:
+        """Text embeddings [B, L, D] of token ids [B, L]; where `teaches` bool [B] is false, identity rows get no gradient.
+
+        Infrared photos teach the LoRA but no identity that RGB photos can teach. Otherwise the rows of paired people keep
+        what only their infrared shows, the LoRA reads it there, and finds nothing in people known from RGB alone.
+        """
+        import torch
+
+        encode = self.bundle.text_encoder
+        if bool(teaches.all()):
+            return encode(ids).last_hidden_state
+        with torch.no_grad():
+            fixed = encode(ids[~teaches]).last_hidden_state
+        text = fixed.new_empty((len(ids), *fixed.shape[1:]))
+        text[~teaches] = fixed
+        if bool(teaches.any()):
+            text[teaches] = encode(ids[teaches]).last_hidden_state
+        return text
 
     def adapter(self, cameras: tuple[Camera, ...], facts: dict[str, Any]) -> Adapter:
         rows = self.words.rows.detach().clone()

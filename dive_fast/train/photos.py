@@ -19,10 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LatentPhotos:
-    """Scaled latents float32 [N, 2, C, h, w] (each photo and its mirror image) with the samples they came from."""
+    """Scaled latents float32 [N, 2, C, h, w] (each photo and its mirror image) with the samples they came from.
+
+    `teaching` as the function of that name says.
+    """
 
     latents: torch.Tensor
     samples: tuple[Sample, ...]
+    teaching: np.ndarray
+
+
+def teaching(samples: Sequence[Sample]) -> np.ndarray:
+    """Bool [N]: RGB photos, and every photo of a person who has none."""
+    visible = {s.pid for s in samples if s.modality == "rgb"}
+    return np.array([s.modality == "rgb" or s.pid not in visible for s in samples], dtype=bool)
 
 
 def image_size(bundle: ModelBundle) -> tuple[int, int]:
@@ -59,7 +69,7 @@ def encode_photos(
             both = torch.stack([x, x.flip(-1)], dim=1).flatten(0, 1)
             mean = bundle.vae.encode(both).latent_dist.mean * scale
             parts.append(mean.unflatten(0, (-1, 2)))
-    return LatentPhotos(torch.cat(parts).clone(), tuple(samples))
+    return LatentPhotos(torch.cat(parts).clone(), tuple(samples), teaching(samples))
 
 
 class BalancedDraw:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -88,6 +89,54 @@ def test_identity_rows_are_not_decayed(base, tmp_path):
     assert torch.equal(learner.words.rows, row)
     moved = [p for p, q in zip(learner.lora, lora, strict=True) if q.abs().max() > 0 and not torch.equal(p, q)]
     assert moved, "the LoRA's own decay should act, or this test shows nothing"
+
+
+@pytest.mark.parametrize("from_ir", [False, True])
+def test_infrared_teaches_no_identity_that_rgb_teaches(base, photos, from_ir):
+    """Person 1 has both modalities, person 2 infrared alone: gradients of a batch of only infrared, and of all."""
+    both, alone = (room.Identity(pid, room.placeholder(pid)) for pid in ("0001", "0002"))
+    bundle = load_bundle(base)
+    config = replace(CONFIG, identities_from_ir=from_ir, bare_code=0.0, empty_captions=0.0)
+    samples = [s for s in photos if s.pid == "0001" or (s.pid == "0002" and s.modality == "ir")]
+    latents = encode_photos(bundle, samples, progress=False)
+    learner = room._Learner(bundle, (both, alone), config, None)
+    captions = room._Captions(bundle, cameras_of(samples), (both, alone))
+    alphas = alphas_cumprod(bundle.scheduler_config)
+
+    def gradients(kept):
+        def draw(step):
+            return np.array([i for i, s in enumerate(samples) if kept(s)]), np.random.default_rng(step)
+
+        learner.words.rows.grad = None
+        for parameter in learner.lora:
+            parameter.grad = None
+        learner.loss(0, latents, captions, draw, alphas).backward()
+        rows = learner.words.rows.grad
+        moved = [False, False] if rows is None else rows.abs().amax(dim=1).gt(0).tolist()
+        return moved, any(p.grad is not None and p.grad.abs().max() > 0 for p in learner.lora)
+
+    assert gradients(lambda s: s.modality == "ir" and s.pid == "0001") == ([from_ir, False], True)
+    assert gradients(lambda s: s.modality == "ir") == ([from_ir, True], True)
+    assert gradients(lambda s: s.modality == "rgb") == ([True, False], True)
+
+
+def test_learning_onto_takes_a_paired_person_too(base, photos, adapter, tmp_path):
+    """With the LoRA fixed a batch of only infrared would have nothing to learn; it must not come up."""
+    more = [s for s in photos if s.pid == "0003"]
+    result = personalize(
+        load_bundle(base), more, tmp_path / "more", replace(CONFIG, ir_share=1.0), onto=adapter, progress=False
+    )
+    assert "0003" in {i.pid for i in result.identities}
+
+
+def test_a_batch_embedded_in_two_parts_is_the_batch_embedded_at_once(base, photos):
+    bundle = load_bundle(base)
+    learner = room._Learner(bundle, (room.Identity("0001", room.placeholder("0001")),), CONFIG, None)
+    words = ("person", room.placeholder("0001"), "camera", "")
+    ids = torch.tensor([bundle.tokenizer(w, padding="max_length", truncation=True)["input_ids"] for w in words])
+    whole = learner.embed(ids, torch.ones(4, dtype=torch.bool))
+    for teaches in ([True, False, False, True], [False] * 4):
+        torch.testing.assert_close(learner.embed(ids, torch.tensor(teaches)), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_a_resumed_run_equals_an_undisturbed_one(base, photos, adapter, tmp_path, monkeypatch):
