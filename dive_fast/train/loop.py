@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dive_fast.io import atomic_path
+from dive_fast.train.parallel import average_gradients, rank_and_size
 from dive_fast.types import DiveError, InputError
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ def run_stage(
     """Trains the parameters of `groups` in place and leaves the moving average of their values in them.
 
     `loss_at(step)` gives the loss and further numbers to log, as a function of the step alone, so that a resumed run
-    equals an undisturbed one. `clip` are the parameters whose gradients are clipped together, by default all.
+    equals an undisturbed one. `clip` are the parameters whose gradients are clipped together, by default all. In a
+    process group `loss_at` gives the loss of `my_rows` of the step's batch, and the first rank writes state and log.
     """
     import torch
     from tqdm import tqdm
@@ -180,26 +182,28 @@ def run_stage(
                 parameter.copy_(value)
         optimizer.load_state_dict(state["optimizer"])
         average.shadow, first = state["average"], state["step"]
-    log = LossLog(stage.work / f"{stage.name}-loss.jsonl", first)
+    leads = rank_and_size()[0] == 0
+    log = LossLog(stage.work / f"{stage.name}-loss.jsonl", first) if leads else None
     bar = tqdm(
         range(first, stage.steps), initial=first, total=stage.steps, desc=stage.name, unit="step",
-        disable=not stage.progress,
+        disable=not (stage.progress and leads),
     )  # fmt: skip
     for step in bar:
         rate = cosine_lr(step, stage.steps, stage.lr, stage.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         loss, numbers = loss_at(step)
-        check_finite(loss.item(), step, stage.name)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss = average_gradients(parameters, loss)
+        check_finite(loss.item(), step, stage.name)
         torch.nn.utils.clip_grad_norm_(parameters if clip is None else clip, 1.0)
         optimizer.step()
         average.update(step)
-        if step % 10 == 0:
+        if log is not None and step % 10 == 0:
             log.add(step, loss=loss.item(), **numbers)
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
+        if leads and ((step + 1) % stage.save_every == 0 or step + 1 == stage.steps):
             save_state(
                 stage.state_path,
                 {"step": step + 1, "identity": stage.identity, "parameters": [p.detach() for p in parameters],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
 from dive_fast.train.loop import Stage, batch_indices, run_stage
+from dive_fast.train.parallel import my_rows
 from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, new_unet
 
 if TYPE_CHECKING:
@@ -54,8 +55,10 @@ def train_unet(
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         noisy, noise, timesteps = noisy_batch(latents[rows], alphas, generator)
         dropped = torch.rand(config.batch, 1, generator=generator) < config.empty_captions
+        mine = my_rows(config.batch)
+        noisy, noise, timesteps = noisy[mine], noise[mine], timesteps[mine]
         with torch.no_grad():
-            text = text_encoder(torch.where(dropped, empty, ids[rows])).last_hidden_state
+            text = text_encoder(torch.where(dropped, empty, ids[rows])[mine]).last_hidden_state
         error = (unet(noisy, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
         weighted = (error * snr_weight(alphas, timesteps, config.weight_cap)).mean()
         return weighted, {"mse": error.mean().item()}
