@@ -43,10 +43,11 @@ def personalize(
     plot: Annotated[Path | None, typer.Option(help="PNG file to draw the loss curve into.")] = None,
     json: Json = False,
 ) -> None:
-    """Learn identities (one vector each) and cameras (LoRA) from photos; rerun to resume."""
+    """Learn identities (one vector each) and cameras (LoRA) from photos; rerun to resume; shares batches under torchrun."""
     samples = _training_samples(paired, external, external_layout, external_camera, external_prefix)
     from dive_fast.models import load_adapter, load_bundle
     from dive_fast.train.curves import plot_curves, require_matplotlib
+    from dive_fast.train.parallel import leading, process_group
     from dive_fast.train.personalize import PersonalizeConfig, loss_curve
     from dive_fast.train.personalize import personalize as learn
 
@@ -64,7 +65,10 @@ def personalize(
         save_every=save_every,
     )
     base = load_adapter(onto) if onto is not None else None
-    adapter = learn(load_bundle(model), samples, out, config, onto=base)
+    with process_group():
+        adapter = learn(load_bundle(model), samples, out, config, onto=base)
+        if not leading():
+            return
     if plot is not None:
         plot_curves([loss_curve(out)], plot)
     cameras = ", ".join(camera.name for camera in adapter.cameras)

@@ -66,12 +66,13 @@ def train_base(
     work: Annotated[Path, typer.Option(help="Folder for images, latents and states; a rerun resumes from it.")],
     vae_steps: Annotated[int, typer.Option(min=1, help="Training steps of the autoencoder's decoder.")] = 4000,
     text_steps: Annotated[int, typer.Option(min=1, help="Training steps of the text encoder.")] = 2000,
-    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of the UNet.")] = 16000,
+    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of the UNet.")] = 8000,
     vae_images: Annotated[int, typer.Option(min=1, help="Rendered images for the autoencoder.")] = 6000,
     unet_images: Annotated[int, typer.Option(min=1, help="Rendered images for the UNet.")] = 20000,
     json: Json = False,
 ) -> None:
-    """Train the pocket base model from nothing: hours on two CPU cores, resumable."""
+    """Train the pocket base model from nothing: hours on two CPU cores, resumable; shares batches under torchrun."""
+    from dive_fast.train.parallel import leading, process_group
     from dive_fast.world import base_train
 
     default = base_train.BaseTrainConfig()
@@ -83,8 +84,10 @@ def train_base(
         vae_images=vae_images,
         unet_images=unet_images,
     )
-    report = base_train.train_base(config, out, work)
-    finish(f"base model {out}", {"model": out, "autoencoder": report}, json)
+    with process_group():
+        report = base_train.train_base(config, out, work)
+        if leading():
+            finish(f"base model {out}", {"model": out, "autoencoder": report}, json)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dive_fast.io import atomic_path
-from dive_fast.train.parallel import average_gradients, rank_and_size
+from dive_fast.train.parallel import average_gradients, leading
 from dive_fast.types import DiveError, InputError
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def run_stage(
                 parameter.copy_(value)
         optimizer.load_state_dict(state["optimizer"])
         average.shadow, first = state["average"], state["step"]
-    leads = rank_and_size()[0] == 0
+    leads = leading()
     log = LossLog(stage.work / f"{stage.name}-loss.jsonl", first) if leads else None
     bar = tqdm(
         range(first, stage.steps), initial=first, total=stage.steps, desc=stage.name, unit="step",

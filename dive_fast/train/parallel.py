@@ -41,6 +41,11 @@ def rank_and_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
+def leading() -> bool:
+    """Whether this process does what only one may do: write, print."""
+    return rank_and_size()[0] == 0
+
+
 def my_rows(batch: int) -> slice:
     """Which rows of a batch this rank computes; a batch that the ranks cannot share evenly raises `InputError`."""
     rank, size = rank_and_size()
@@ -72,9 +77,14 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter], loss: torch.Tens
     return flat[0]
 
 
-def wait_for_all() -> None:
-    """Returns once every rank has come here."""
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """The first rank runs the block before the others: it makes a file, they find it made."""
     import torch.distributed as dist
 
-    if rank_and_size()[1] > 1:
+    rank, size = rank_and_size()
+    if rank > 0:
+        dist.barrier()
+    yield
+    if rank == 0 and size > 1:
         dist.barrier()

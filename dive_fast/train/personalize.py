@@ -23,6 +23,7 @@ from dive_fast.train.curves import Curve
 from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
 from dive_fast.train.embedding import PartlyLearned
 from dive_fast.train.loop import Stage, run_stage
+from dive_fast.train.parallel import first_rank_first, my_rows
 from dive_fast.train.photos import BalancedDraw, LatentPhotos, encode_photos, teaching
 from dive_fast.types import Camera, Identity, InputError, Sample
 
@@ -93,7 +94,8 @@ def personalize(
 
     With `onto`, a trained adapter of this base, its LoRA and its identities stay bit for bit and only the rows of new
     people learn. The adapter folder `out` appears whole at the end; beside it `out`.training holds the loss log and the
-    state from which an unfinished run resumes. Bad data raises `InputError` before any training.
+    state from which an unfinished run resumes. In a process group the ranks share each batch. Bad data raises
+    `InputError` before any training.
     """
     from dive_fast.models.adapter import load_adapter
 
@@ -122,8 +124,10 @@ def personalize(
         stage, learner.groups, lambda step: (learner.loss(step, photos, captions, draw, alphas), {}), learner.lora
     )
     adapter = learner.adapter(cameras, {**asdict(config), "photos": len(samples), "run": run})
-    save_adapter(adapter, out)
-    stage.state_path.unlink(missing_ok=True)
+    with first_rank_first():
+        if not finished.exists():
+            save_adapter(adapter, out)
+            stage.state_path.unlink(missing_ok=True)
     return adapter
 
 
@@ -232,7 +236,9 @@ class _Learner:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         noisy, noise, timesteps = noisy_batch(latents, alphas, generator)
         teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
-        text = self.embed(ids, teaches)
+        mine = my_rows(len(rows))
+        noisy, noise, timesteps = noisy[mine], noise[mine], timesteps[mine]
+        text = self.embed(ids[mine], teaches[mine])
         error = (self.bundle.unet(noisy, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
         return (error * snr_weight(alphas, timesteps, self.config.weight_cap)).mean()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dive_fast.io import atomic_path, sha256_bytes, write_json
+from dive_fast.train.parallel import first_rank_first, leading
 from dive_fast.types import InputError
 from dive_fast.world.base_data import BaseImages, load_images, render_base_images, save_images
 from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, build_tokenizer
@@ -47,22 +48,27 @@ class BaseTrainConfig:
 def train_base(config: BaseTrainConfig, out: Path, work: Path) -> dict[str, Any]:
     """Trains the base in `work` and writes the model to `out`; returns what was measured on the way.
 
-    A rerun continues from the last state in `work`; a `work` of another config raises `InputError`.
+    A rerun continues from the last state in `work`; a `work` of another config raises `InputError`. In a process group
+    the ranks share every batch, and the first one does the rest.
     """
     from dive_fast.models.bundle import ModelBundle, save_bundle
 
-    _claim(work, config)
-    tokenizer = build_tokenizer(work / "tokenizer", config.shape)
-    pictures = _images(work / "vae-images.npz", _VAE_SEED, config.vae_images, grey_share=0.35, noise_share=0.3)
-    vae = start_vae(pictures.images, config.shape, config.vae.seed, work / "vae-start.safetensors")
+    with first_rank_first():
+        _claim(work, config)
+        tokenizer = build_tokenizer(work / "tokenizer", config.shape)
+        pictures = _images(work / "vae-images.npz", _VAE_SEED, config.vae_images, grey_share=0.35, noise_share=0.3)
+        vae = start_vae(pictures.images, config.shape, config.vae.seed, work / "vae-start.safetensors")
     train_decoder(vae, pictures.images, config.shape, config.vae, work)
-    report = judge(vae, work / "autoencoder.png")
-    photos = _images(work / "unet-images.npz", _UNET_SEED, config.unet_images, grey_share=0.0, noise_share=0.5)
-    latents = _scaled_latents(work / "latents.safetensors", vae, photos.images)
+    with first_rank_first():
+        photos = _images(work / "unet-images.npz", _UNET_SEED, config.unet_images, grey_share=0.0, noise_share=0.5)
+        latents = _scaled_latents(work / "latents.safetensors", vae, photos.images)
     text_encoder = train_text_encoder(photos.captions, tokenizer, config.shape, config.text, work)
     ids, empty = token_ids(tokenizer, photos.captions), token_ids(tokenizer, [""])
     unet = train_unet(latents, ids, empty, text_encoder, config.shape, config.unet, work)
     scheduler = {"_class_name": "PNDMScheduler", **SCHEDULER_CONFIG}
+    if not leading():
+        return {}
+    report = judge(vae, work / "autoencoder.png")
     bundle = ModelBundle(tokenizer, text_encoder, unet, vae, scheduler)
     save_bundle(bundle, out, dtype=_half())
     _report(bundle, work, out)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_fast.train.loop import Stage, batch_indices, run_stage
+from dive_fast.train.parallel import my_rows
 from dive_fast.types import InputError
 from dive_fast.world.base_model import BaseShape, new_text_encoder
 
@@ -95,10 +96,11 @@ def train_text_encoder(
     ids = token_ids(tokenizer, captions)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rows = torch.from_numpy(batch_indices(len(ids), config.batch, step, config.seed))
+        mine = my_rows(config.batch)
+        rows = torch.from_numpy(batch_indices(len(ids), config.batch, step, config.seed))[mine]
         hidden = model(ids[rows]).last_hidden_state  # [B, L, D]
         end = (ids[rows] == tokenizer.eos_token_id).int().argmax(dim=1)
-        offset = torch.randint(0, config.tail, (config.batch,), generator=torch.Generator().manual_seed(step))
+        offset = torch.randint(0, config.tail, (config.batch,), generator=torch.Generator().manual_seed(step))[mine]
         logits = readout(hidden[torch.arange(len(rows)), (end + offset).clamp(max=shape.tokens - 1)])
         truth = labels[rows]
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth.float()) * 20

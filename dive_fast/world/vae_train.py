@@ -11,6 +11,7 @@ import numpy as np
 
 from dive_fast.io import atomic_path
 from dive_fast.train.loop import Stage, batch_indices, run_stage
+from dive_fast.train.parallel import my_rows
 from dive_fast.world.base_model import BaseShape, new_vae
 from dive_fast.world.vae_start import start_from_components
 
@@ -94,9 +95,10 @@ def train_decoder(vae: AutoencoderKL, images: np.ndarray, shape: BaseShape, conf
     latent = (config.batch, shape.latent_channels, images.shape[1] // shape.factor, images.shape[2] // shape.factor)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        x = to_signal(images[batch_indices(len(images), config.batch, step, config.seed)])
+        mine = my_rows(config.batch)
+        x = to_signal(images[batch_indices(len(images), config.batch, step, config.seed)[mine]])
         noise = torch.randn(latent, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
-        loss, decibels = _loss(vae, x, noise, config)
+        loss, decibels = _loss(vae, x, noise[mine], config)
         return loss, {"psnr": decibels}
 
     stage = Stage(

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from dive_fast.models import load_adapter
 from dive_fast.train import parallel
 from dive_fast.train.loop import load_state
 from dive_fast.types import InputError
+from tests.tiny import tiny_bundle_folder
 
 STAGE = """
 import sys
@@ -65,3 +68,29 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
     assert parallel.my_rows(8) == slice(2, 4)
     with pytest.raises(InputError, match="a batch of 6 cannot be shared evenly by 4 processes"):
         parallel.my_rows(6)
+
+
+def test_personalize_in_two_processes_leaves_one_adapter(tmp_path):
+    """The command under torchrun: the same adapter as alone, to rounding, and one summary."""
+    base = tiny_bundle_folder(tmp_path / "base")
+    for pid in range(1, 4):
+        for shot in range(3):
+            pixels = torch.randint(0, 255, (40, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(pid))
+            path = tmp_path / "photos" / f"{pid:04d}" / f"{shot}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.numpy()).save(path)
+    adapters = {}
+    for processes in (1, 2):
+        out = tmp_path / f"adapter-{processes}"
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+             "-m", "dive_fast.cli", "personalize", "--model", base, "--external", tmp_path / "photos",
+             "--external-layout", "folder", "--out", out, "--steps", "4", "--rank", "2", "--batch", "4"],
+            capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("3 identities") == 1
+        adapters[processes] = load_adapter(out)
+    torch.testing.assert_close(adapters[1].embeddings, adapters[2].embeddings, rtol=1e-3, atol=1e-4)
+    for key, tensor in adapters[1].lora.items():
+        torch.testing.assert_close(tensor, adapters[2].lora[key], rtol=1e-2, atol=1e-3)
