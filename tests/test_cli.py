@@ -232,6 +232,21 @@ def test_names_in_both_sets_are_refused(run: Run, people: Path, tmp_path: Path) 
     assert "first '0001'; tell the people apart with --external-prefix" in error
 
 
+def test_excluded_people_are_left_out_and_unknown_ones_refused(
+    run: Run, people: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    arguments = ("personalize", "--model", tiny_base, "--paired", people / "sysu", "--steps", 1, "--rank", 2,
+                 "--batch", 2, "--out", tmp_path / "adapter")  # fmt: skip
+    everyone = sorted(p.name for p in (people / "sysu" / "cam1").iterdir())
+    code, _, error = run(*arguments, "--exclude", everyone[0][:-1])
+    assert code == 2
+    assert "--exclude names 1 identities without photos" in error
+    assert run(*arguments, "--exclude", everyone[0])[0] == 0
+    learned = {i["pid"] for i in json.loads((tmp_path / "adapter" / "adapter.json").read_text())["identities"]}
+    assert learned
+    assert everyone[0] not in learned
+
+
 def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both run for minutes; their rooms' own tests do that. Here only what arrives there matters."""
     from dive_fast import demo, study

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dive_fast.commands.common import LAYOUT_HELP, PREFIX_HELP, Json, Layout, finish, image_size, read_photos
+from dive_fast.commands.common import LAYOUT_HELP, PREFIX_HELP, Json, Layout, finish, image_size, names, read_photos
+from dive_fast.io import nearest
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def personalize(
     external_layout: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = "market",
     external_camera: Annotated[str, typer.Option(help="The one camera name that external photos get.")] = "cam7",
     external_prefix: Annotated[str, typer.Option(help=PREFIX_HELP)] = "",
+    exclude: Annotated[str | None, typer.Option(help="Identities to leave out, comma-separated.")] = None,
     onto: Annotated[
         str | None, typer.Option(help="Trained adapter to add new identities to; its LoRA stays as it is.")
     ] = None,
@@ -44,7 +46,9 @@ def personalize(
     json: Json = False,
 ) -> None:
     """Learn identities (one vector each) and cameras (LoRA) from photos; rerun to resume; shares batches under torchrun."""
-    samples = _training_samples(paired, external, external_layout, external_camera, external_prefix)
+    samples = _without(
+        _training_samples(paired, external, external_layout, external_camera, external_prefix), names(exclude)
+    )
     from dive_fast.models import load_adapter, load_bundle
     from dive_fast.train.curves import plot_curves, require_matplotlib
     from dive_fast.train.parallel import leading, process_group
@@ -97,6 +101,16 @@ def _training_samples(
             "tell the people apart with --external-prefix"
         )
     return [*known, *others]
+
+
+def _without(samples: list[Sample], excluded: list[str]) -> list[Sample]:
+    """The photos of everybody else; a name that nobody has raises."""
+    people = {sample.pid for sample in samples}
+    unknown = [pid for pid in excluded if pid not in people]
+    if unknown:
+        raise InputError(f"--exclude names {len(unknown)} identities without photos, first {unknown[0]!r}"
+                         f"{nearest(unknown[0], people)}")  # fmt: skip
+    return [sample for sample in samples if sample.pid not in excluded]
 
 
 def fuse(
