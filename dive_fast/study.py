@@ -25,7 +25,7 @@ class StudyConfig:
     adapter: str | None = "pocket"
     learn: PersonalizeConfig = field(default_factory=PersonalizeConfig)
     pairs: PairConfig = field(default_factory=PairConfig)
-    reid: ReidConfig = field(default_factory=lambda: ReidConfig(missing="visible"))
+    reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=1000, missing="visible"))
     seeds: tuple[int, ...] = (0, 1, 2)
 
 

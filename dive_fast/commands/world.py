@@ -66,7 +66,7 @@ def train_base(
     work: Annotated[Path, typer.Option(help="Folder for images, latents and states; a rerun resumes from it.")],
     vae_steps: Annotated[int, typer.Option(min=1, help="Training steps of the autoencoder's decoder.")] = 4000,
     text_steps: Annotated[int, typer.Option(min=1, help="Training steps of the text encoder.")] = 2000,
-    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of the UNet.")] = 8000,
+    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of the UNet.")] = 6000,
     vae_images: Annotated[int, typer.Option(min=1, help="Rendered images for the autoencoder.")] = 6000,
     unet_images: Annotated[int, typer.Option(min=1, help="Rendered images for the UNet.")] = 20000,
     json: Json = False,
@@ -102,7 +102,7 @@ def study(
     steps: Annotated[int, typer.Option(min=1, help="DPM-Solver++ steps.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")] = 2.0,
     learn_steps: Annotated[int, typer.Option(min=1, help="Training steps for people whom the adapter lacks.")] = 3000,
-    reid_steps: Annotated[int, typer.Option(min=1, help="Training steps of each ReID model.")] = 500,
+    reid_steps: Annotated[int, typer.Option(min=1, help="Training steps of each ReID model.")] = 1000,
     seeds: Annotated[str, typer.Option(help="ReID seeds, comma-separated; every arm runs with each.")] = "0,1,2",
     json: Json = False,
 ) -> None:

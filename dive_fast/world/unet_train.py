@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class UnetConfig:
     """Training of the UNet: epsilon prediction with debiased weights (arXiv 2310.08442)."""
 
-    steps: int = 8000
+    steps: int = 6000
     batch: int = 16
     lr: float = 7e-4
     warmup: int = 200
