@@ -45,6 +45,7 @@ class DemoConfig:
     pairs: PairConfig = field(default_factory=lambda: PairConfig(per_camera=3, steps=16))
     shown: int = 8  # identities that are also made in the other two ways
     reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=250, missing="visible"))
+    workers: int = 2  # ReID runs at once
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def run_demo(out: Path, config: DemoConfig) -> Path:
     query, gallery = heldout_sides(world)
     with timings.stage("train and evaluate ReID, every arm"):
         arms = build_arms(world, out, ours, config.pairs.per_camera)
-        comparison = compare(arms, query, gallery, config.reid, (0,), out / "compare", baseline=BASELINES)
+        comparison = compare(
+            arms, query, gallery, config.reid, (0,), out / "compare", baseline=BASELINES, workers=config.workers
+        )
     made = _Made(world, photos, new, shown, ours, others)
     return _page(out, made, timings, comparison, engine.describe(), summary)
 

@@ -27,6 +27,7 @@ class StudyConfig:
     pairs: PairConfig = field(default_factory=PairConfig)
     reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=1000, missing="visible"))
     seeds: tuple[int, ...] = (0, 1, 2)
+    workers: int = 2  # ReID runs at once
 
 
 def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
@@ -52,7 +53,9 @@ def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
     query, gallery = heldout_sides(world)
     arms = build_arms(world, out, [s for s in made if s.modality == "ir"], config.pairs.per_camera)
     with timings.stage("reid"):
-        comparison = compare(arms, query, gallery, config.reid, config.seeds, out / "compare", baseline=BASELINES)
+        comparison = compare(
+            arms, query, gallery, config.reid, config.seeds, out / "compare", baseline=BASELINES, workers=config.workers
+        )
     result = {
         "config": asdict(config),
         "seconds": timings.seconds,

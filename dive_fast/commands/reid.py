@@ -143,6 +143,9 @@ def compare(
     trials: Trials = 10,
     permutations: Permutations = None,
     device: Device = "auto",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Trainings at once, sharing the cores; on CPUs try 2 or more.")
+    ] = 1,
     json: Json = False,
 ) -> None:
     """Train several training sets alike, with several seeds, and print one table; rerun to resume."""
@@ -171,6 +174,7 @@ def compare(
         permutations=read_permutations(permutations) if permutations else None,
         dataset=str(data),
         device=torch_device(device),
+        workers=workers,
     )
     show_comparison(out, json)
 

@@ -104,6 +104,7 @@ def study(
     learn_steps: Annotated[int, typer.Option(min=1, help="Training steps for people whom the adapter lacks.")] = 3000,
     reid_steps: Annotated[int, typer.Option(min=1, help="Training steps of each ReID model.")] = 1000,
     seeds: Annotated[str, typer.Option(help="ReID seeds, comma-separated; every arm runs with each.")] = "0,1,2",
+    workers: Annotated[int, typer.Option(min=1, help="ReID trainings at once, sharing the cores.")] = 2,
     json: Json = False,
 ) -> None:
     """Measure what the synthetic infrared is worth: ReID with none, with grey, with ours, with the truth."""
@@ -120,6 +121,7 @@ def study(
         pairs=replace(default.pairs, per_camera=per_camera, steps=steps, guidance=guidance),
         reid=replace(default.reid, steps=reid_steps),
         seeds=tuple(numbers(seeds)),
+        workers=workers,
     )
     room.run_study(config, out)
     show_comparison(out / "compare", json)

@@ -17,6 +17,7 @@ from dive_fast.reid.dataset import ImageSet, check_samples, fingerprint, load_im
 from dive_fast.reid.evaluate import ReidResult, check_sides, score
 from dive_fast.reid.plots import plot_comparison, require_matplotlib
 from dive_fast.reid.protocols import Permutations, Protocol, trial_galleries
+from dive_fast.reid.side_by_side import count_step, run_all
 from dive_fast.reid.table import write_tables
 from dive_fast.reid.train import fit
 from dive_fast.types import InputError, Sample, from_dict, to_dict
@@ -93,45 +94,107 @@ def compare(
     permutations: Permutations | None = None,
     dataset: str = "pocket",
     device: str = "cpu",
+    workers: int = 1,
     progress: bool = True,
 ) -> Comparison:
     """Trains each arm with each seed under one `config` and scores it on the same held-out query and gallery.
 
     Of several names in `baseline` the one with the highest mean mAP is the baseline of record. Without a baseline or an
     oracle among the arms, gap closed is None. A finished run is kept in `out/<arm>/seed-<n>/` and not repeated;
-    `out` gets `compare.json`, `table.txt`, `table.md` and `compare.png`.
+    `out` gets `compare.json`, `table.txt`, `table.md` and `compare.png`. With `workers` > 1 that many runs go on at once.
     Raises `InputError` for bad samples, people that are in training and test, and an `out` made from something else.
     """
     out = Path(out)
     require_matplotlib()
     _check(arms, query, gallery, seeds)
-    trials = trial_galleries(gallery, protocol, permutations)
+    trial_galleries(gallery, protocol, permutations)  # a protocol that does not fit is said before any training
     test = {"query": fingerprint(query), "gallery": fingerprint(gallery), "protocol": protocol.facts()}
-    size = (config.model.height, config.model.width)
-    sides: list[ImageSet] = []
-    results: dict[str, list[ReidResult]] = {}
-    for name, samples in arms.items():
-        data, images = fingerprint(samples), None
-        results[name] = []
-        for seed in seeds:
-            folder = out / name / f"seed-{seed}"
-            seeded = replace(config, seed=seed)
-            run = {"config": to_dict(seeded), "data": data}
-            known = _known_result(folder, {**run, **test})
-            if known is None:
-                _say(progress, f"{name}, seed {seed}")
-                if not finished(folder, run):
-                    images = images or load_images(samples, *size)
-                    fit(images, seeded, folder, run=run, device=device, progress=progress)
-                sides = sides or [load_images(query, *size), load_images(gallery, *size)]
-                model, _, record = load_model(folder, device)
-                known = score(model, sides[0], sides[1], trials, protocol, checkpoint=record["sha256"], dataset=dataset)
-                write_json(folder / "result.json", {"run": {**run, **test}, "result": to_dict(known)})
-                _say(progress, f"{name}, seed {seed}: mAP {known.map:.2f}, rank-1 {known.rank1:.2f}")
-            results[name].append(known)
+    sides = _Sides(tuple(query), tuple(gallery), protocol, permutations, dataset, test)
+    runs = [
+        _Run(name, tuple(samples), data, replace(config, seed=seed), out / name / f"seed-{seed}", sides, device)
+        for name, samples in arms.items()
+        for data in [fingerprint(samples)]
+        for seed in seeds
+    ]
+    missing = [run for run in runs if run.known() is None]
+    if workers > 1 and len(missing) > 1:
+        total = None if config.steps is None else config.steps * len(missing)
+        run_all(missing, _carry_out, min(workers, len(missing)), total, progress)
+    else:
+        for run in missing:
+            _say(progress, f"{run.arm}, seed {run.config.seed}")
+            _carry_out(run, progress)
+        _decoded_sets.clear()
+    results: dict[str, list[ReidResult]] = {name: [] for name in arms}
+    for run in runs:
+        result = run.known()
+        assert result is not None, run.folder
+        if run in missing:
+            _say(progress, f"{run.arm}, seed {run.config.seed}: mAP {result.map:.2f}, rank-1 {result.rank1:.2f}")
+        results[run.arm].append(result)
     comparison = _comparison(arms, results, seeds, baseline, oracle, config)
     _write(comparison, out)
     return comparison
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """What every run is scored on; `facts` identify it."""
+
+    query: tuple[Sample, ...]
+    gallery: tuple[Sample, ...]
+    protocol: Protocol
+    permutations: Permutations | None
+    dataset: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One arm with one seed: all that a process needs to train and score it."""
+
+    arm: str
+    samples: tuple[Sample, ...]
+    data: str
+    config: ReidConfig
+    folder: Path
+    sides: _Sides
+    device: str
+
+    def facts(self) -> dict[str, Any]:
+        return {"config": to_dict(self.config), "data": self.data}
+
+    def known(self) -> ReidResult | None:
+        return _known_result(self.folder, {**self.facts(), **self.sides.facts})
+
+
+def _carry_out(run: _Run, progress: bool = False) -> None:
+    """Trains what is not trained yet, scores it and writes `result.json`."""
+    size = (run.config.model.height, run.config.model.width)
+    if not finished(run.folder, run.facts()):
+        images = _decoded(run.data, run.samples, size)
+        fit(images, run.config, run.folder, run=run.facts(), device=run.device, progress=progress, on_step=count_step)
+    sides = run.sides
+    query, gallery = (_decoded(sides.facts[kind], getattr(sides, kind), size) for kind in ("query", "gallery"))
+    trials = trial_galleries(sides.gallery, sides.protocol, sides.permutations)
+    model, _, record = load_model(run.folder, run.device)
+    result = score(model, query, gallery, trials, sides.protocol, checkpoint=record["sha256"], dataset=sides.dataset)
+    write_json(run.folder / "result.json", {"run": {**run.facts(), **sides.facts}, "result": to_dict(result)})
+
+
+_decoded_sets: dict[tuple[str, tuple[int, int]], ImageSet] = {}
+
+
+def _decoded(data: str, samples: Sequence[Sample], size: tuple[int, int]) -> ImageSet:
+    """Images by their fingerprint `data`; the last three sets are kept: both sides, and the arm whose seeds follow."""
+    key = (data, size)
+    if key not in _decoded_sets:
+        while len(_decoded_sets) > 2:
+            _decoded_sets.pop(next(iter(_decoded_sets)))
+        _decoded_sets[key] = load_images(samples, *size)
+    else:
+        _decoded_sets[key] = _decoded_sets.pop(key)  # the freshest stand last
+    return _decoded_sets[key]
 
 
 def _check(

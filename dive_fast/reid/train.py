@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def fit(
     device: str = "cpu",
     progress: bool = True,
     save_every: int = 200,
+    on_step: Callable[[], None] | None = None,
 ) -> Path:
     """`train_reid` on images that are in memory already; `run` is what a resumed run must share."""
     sampler = PairSampler(
@@ -86,6 +87,8 @@ def fit(
         rows.append(
             {"step": step + 1, "lr": config.lr * scale, **_step(model, optimizer, images, sampler, step, config)}
         )
+        if on_step is not None:
+            on_step()
         bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", accuracy=f"{rows[-1]['accuracy']:.2f}")
         if (step + 1) % save_every == 0 and step + 1 < total:
             checkpoint.save(out, model, optimizer, step + 1, rows, run)

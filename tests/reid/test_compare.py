@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dive_fast.io import read_json
@@ -46,6 +48,25 @@ def test_everything_is_written_and_a_rerun_only_reads(arms, city, config, tmp_pa
     monkeypatch.setattr(comparing, "fit", None)
     monkeypatch.setattr(comparing, "load_images", None)
     assert run(arms, city, config, tmp_path) == first
+
+
+def test_runs_side_by_side_give_what_runs_in_a_row_give(arms, city, config, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # as each of two workers; sums depend on it
+    try:
+        row = run(arms, city, config, tmp_path / "row", seeds=(0,))
+    finally:
+        torch.set_num_threads(threads)
+    assert run(arms, city, config, tmp_path / "side", seeds=(0,), workers=2) == row
+
+
+def test_an_error_of_a_worker_is_the_error_of_the_comparison(arms, city, config, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(city["train"][0].path.read_bytes()[:60])
+    worse = {**arms, "ours": [*arms["ours"], replace(arms["ours"][0], path=broken)]}
+    with pytest.raises(InputError, match=r"broken\.png"):
+        run(worse, city, config, tmp_path / "out", seeds=(0,), workers=2)
+    assert not (tmp_path / "out" / "compare.json").exists()
 
 
 def test_a_result_of_other_data_is_not_taken_over(arms, city, config, tmp_path):

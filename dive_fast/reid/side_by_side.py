@@ -1,0 +1,54 @@
+"""Independent runs of a comparison side by side: two cores train two small models sooner than one model with two threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Job = TypeVar("Job")
+_POLL_SECONDS = 0.5
+_steps_done: Any = None  # in a worker: the counter that it shares with the parent
+
+
+def run_all(jobs: Sequence[Job], work: Callable[[Job], None], workers: int, total: int | None, progress: bool) -> None:
+    """Calls `work` (a module's function) on every job in `workers` processes; the first error is raised here.
+
+    Each process gets its share of the cores as threads. `total` is the number of steps that all jobs report through
+    `count_step`, for the progress bar (None: not known). On an error or Ctrl-C the processes end; what they saved stays.
+    """
+    context = multiprocessing.get_context("spawn")
+    done = context.Value("l", 0)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with (
+        context.Pool(workers, _start_worker, (done, threads)) as pool,
+        tqdm(total=total, desc="reid", unit="step", disable=not progress) as bar,
+    ):
+        # One job a task: they are few and long.
+        pending = [pool.apply_async(work, (job,)) for job in jobs]
+        while pending:
+            pending[0].wait(_POLL_SECONDS)
+            bar.update(done.value - bar.n)
+            for result in [r for r in pending if r.ready()]:
+                result.get()
+                pending.remove(result)
+
+
+def count_step() -> None:
+    """Adds one to the parent's progress; does nothing outside a worker."""
+    if _steps_done is not None:
+        with _steps_done.get_lock():
+            _steps_done.value += 1
+
+
+def _start_worker(done: Any, threads: int) -> None:
+    import torch
+
+    global _steps_done
+    _steps_done = done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    torch.set_num_threads(threads)
