@@ -161,7 +161,10 @@ def _mismatches(bundle: ModelBundle) -> list[str]:
     vocabulary, rows = len(bundle.tokenizer), bundle.text_encoder.get_input_embeddings().weight.shape[0]
     extra = [name for name in EXTRA_INPUTS if unet.get(name) is not None]
     checks = [
-        (prediction == "epsilon", f"the UNet predicts {prediction!r}, needs 'epsilon'"),
+        (
+            prediction in ("epsilon", "v_prediction"),
+            f"the UNet predicts {prediction!r}, needs 'epsilon' or 'v_prediction'",
+        ),
         (
             unet.in_channels == unet.out_channels == vae.latent_channels,
             f"UNet {unet.in_channels} -> {unet.out_channels} channels, VAE latents {vae.latent_channels}, need equal",

@@ -31,7 +31,7 @@ OFF = (None, False)
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("scaled_linear", "linear"),
     "timestep_spacing": ("linspace", "leading", "trailing"),
-    "prediction_type": ("epsilon",),
+    "prediction_type": ("epsilon", "v_prediction"),
     "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads DEIS and UniPC names as these
     "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
     "solver_order": (2,),
@@ -56,10 +56,12 @@ class Schedule:
 
     `sigmas` are noise-to-signal ratios as in diffusers (sigma / alpha of the variance-preserving process); the last
     one is 0. They hold float32 values, because the model was trained with these; all else is derived in float64.
+    `prediction` is what the model predicts: "epsilon" or "v_prediction" (arXiv 2202.00512).
     """
 
     timesteps: tuple[int, ...]
     sigmas: tuple[float, ...]
+    prediction: str = "epsilon"
 
     @classmethod
     def from_config(cls, scheduler_config: Mapping[str, Any], steps: int) -> Schedule:
@@ -77,7 +79,7 @@ class Schedule:
             spacing = f"{config['timestep_spacing']} spacing"
             raise InputError(f"schedule: {steps} steps do not fit into {total} with {spacing}; use fewer steps")
         levels = _training_sigmas(config)
-        return cls(tuple(timesteps), (*(levels[t] for t in timesteps), 0.0))
+        return cls(tuple(timesteps), (*(levels[t] for t in timesteps), 0.0), config["prediction_type"])
 
     @property
     def steps(self) -> int:

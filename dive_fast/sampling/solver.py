@@ -28,7 +28,8 @@ class _Step:
 def dpmpp_2m(eps: Eps, latents: Tensor, schedule: Schedule, start: int = 0, on_step: OnStep | None = None) -> Tensor:
     """Solves from step `start` to the end; returns clean latents, float32 [B, C, h, w], on the latents' device.
 
-    `eps(latents, timestep)` predicts the noise, float32 of the latents' shape. `latents` must be at the noise level of
+    `eps(latents, timestep)` is the model's prediction (the noise, or v if the schedule says so), float32 of the latents'
+    shape. `latents` must be at the noise level of
     `start`: pure noise for 0, `add_noise` otherwise. `on_step(index, latents)` runs after each step.
     Equals diffusers' scheduler loop to float32 rounding. Raises `DiveError` naming the first step, and the rows,
     that left the finite numbers, and `InputError` when `start` is no step.
@@ -39,7 +40,11 @@ def dpmpp_2m(eps: Eps, latents: Tensor, schedule: Schedule, start: int = 0, on_s
     finite: list[Tensor] = []
     for index in range(start, schedule.steps):
         alpha, sigma = schedule.signal(index)
-        clean = (latents - sigma * eps(latents, schedule.timesteps[index])) / alpha
+        predicted = eps(latents, schedule.timesteps[index])
+        if schedule.prediction == "v_prediction":
+            clean = alpha * latents - sigma * predicted
+        else:
+            clean = (latents - sigma * predicted) / alpha
         step = _step(schedule, index, first_order=previous is None)
         latents = step.latents * latents + step.clean * clean
         if previous is not None:

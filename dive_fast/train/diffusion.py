@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dive_fast.types import InputError
@@ -10,14 +11,50 @@ if TYPE_CHECKING:
     import torch
 
 
-def alphas_cumprod(scheduler_config: dict[str, object]) -> torch.Tensor:
-    """float32 [T] of a scheduler config in diffusers' terms; only epsilon prediction is trained here."""
-    from diffusers import DDPMScheduler
+PREDICTIONS = ("epsilon", "v_prediction")
 
-    prediction = scheduler_config.get("prediction_type", "epsilon")
-    if prediction != "epsilon":
-        raise InputError(f"base model: training needs epsilon prediction, its scheduler says {prediction!r}")
-    return DDPMScheduler.from_config(scheduler_config).alphas_cumprod
+
+@dataclass(frozen=True)
+class Objective:
+    """What a UNet of a scheduler config learns to predict, and how much each timestep counts.
+
+    `alphas` float32 [T] is the cumulative product of 1 - beta. Epsilon prediction is weighted by `snr_weight` up to
+    `weight_cap`; v-prediction (arXiv 2202.00512) needs no weights: v is of unit size at every timestep.
+    """
+
+    alphas: torch.Tensor
+    prediction: str
+    weight_cap: float
+
+    @classmethod
+    def from_config(cls, scheduler_config: dict[str, object], weight_cap: float) -> Objective:
+        """The objective of a scheduler config in diffusers' terms; another `prediction_type` raises `InputError`."""
+        from diffusers import DDPMScheduler
+
+        prediction = str(scheduler_config.get("prediction_type", "epsilon"))
+        if prediction not in PREDICTIONS:
+            raise InputError(f"base model: its scheduler says prediction {prediction!r}; training knows {PREDICTIONS}")
+        return cls(DDPMScheduler.from_config(scheduler_config).alphas_cumprod, prediction, weight_cap)
+
+    def errors(
+        self, output: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean squared error of each row, unweighted: float32 [B] from four-dimensional tensors of one shape."""
+        return (output - self._target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
+
+    def weights(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Loss weights [B] of int64 timesteps [B]."""
+        import torch
+
+        if self.prediction == "v_prediction":
+            return torch.ones(len(timesteps))
+        return snr_weight(self.alphas, timesteps, self.weight_cap)
+
+    def _target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if self.prediction == "epsilon":
+            return noise
+        alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
 
 
 def noisy_batch(

@@ -20,7 +20,7 @@ from dive_fast.models.fuse import add_identity_tokens
 from dive_fast.models.lora import add_lora, lora_state, remove_lora, set_lora_state
 from dive_fast.models.prompts import TEMPLATES, render
 from dive_fast.train.curves import Curve
-from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
+from dive_fast.train.diffusion import Objective, noisy_batch
 from dive_fast.train.embedding import PartlyLearned
 from dive_fast.train.loop import Stage, run_stage
 from dive_fast.train.parallel import first_rank_first, my_rows
@@ -55,7 +55,7 @@ class PersonalizeConfig:
     identities_from_ir: bool = False  # DiVE: True. See `_Learner.embed`
     bare_code: float = 0.1  # share of captions that are the camera's code alone (DiVE: 0.5)
     empty_captions: float = 0.05  # keeps the unconditional half of guidance true to the new cameras
-    weight_cap: float = 8.0  # of the loss weight 1 / sqrt(SNR)
+    weight_cap: float = 8.0  # of the loss weight 1 / sqrt(SNR), where the base predicts epsilon
     weight_decay: float = 0.01  # of the LoRA; identity rows never decay
     average: float = 0.995
     seed: int = 0
@@ -119,9 +119,9 @@ def personalize(
     learner = _Learner(bundle, identities, config, onto)
     captions = _Captions(bundle, cameras, identities)
     draw = BalancedDraw(photos.samples, config.batch, config.ir_share, config.seed)
-    alphas = alphas_cumprod(bundle.scheduler_config)
+    objective = Objective.from_config(bundle.scheduler_config, config.weight_cap)
     run_stage(
-        stage, learner.groups, lambda step: (learner.loss(step, photos, captions, draw, alphas), {}), learner.lora
+        stage, learner.groups, lambda step: (learner.loss(step, photos, captions, draw, objective), {}), learner.lora
     )
     adapter = learner.adapter(cameras, {**asdict(config), "photos": len(samples), "run": run})
     with first_rank_first():
@@ -225,7 +225,7 @@ class _Learner:
         return table[ids].mean(dim=0).repeat(len(self.identities), 1)
 
     def loss(
-        self, step: int, photos: LatentPhotos, captions: _Captions, draw: BalancedDraw, alphas: torch.Tensor
+        self, step: int, photos: LatentPhotos, captions: _Captions, draw: BalancedDraw, objective: Objective
     ) -> torch.Tensor:
         import torch
 
@@ -234,13 +234,13 @@ class _Learner:
         mirrored = torch.from_numpy(rng.integers(0, 2, len(rows)))
         latents = photos.latents[torch.from_numpy(rows), mirrored]
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        noisy, noise, timesteps = noisy_batch(latents, alphas, generator)
+        noisy, noise, timesteps = noisy_batch(latents, objective.alphas, generator)
         teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
         mine = my_rows(len(rows))
-        noisy, noise, timesteps = noisy[mine], noise[mine], timesteps[mine]
         text = self.embed(ids[mine], teaches[mine])
-        error = (self.bundle.unet(noisy, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
-        return (error * snr_weight(alphas, timesteps, self.config.weight_cap)).mean()
+        output = self.bundle.unet(noisy[mine], timesteps[mine], text).sample
+        error = objective.errors(output, latents[mine], noise[mine], timesteps[mine])
+        return (error * objective.weights(timesteps[mine])).mean()
 
     def embed(self, ids: torch.Tensor, teaches: torch.Tensor) -> torch.Tensor:
         """Text embeddings [B, L, D] of token ids [B, L]; where `teaches` bool [B] is false, identity rows get no gradient.

@@ -15,7 +15,7 @@ def plot_losses(work: Path, out: Path) -> None:
     panels = (
         ("decoder", "psnr", "decoder: PSNR, dB"),
         ("text", "recall", "text encoder: recall"),
-        ("unet", "mse", "UNet: epsilon MSE"),
+        ("unet", "loss", "UNet: v MSE"),
     )
     plot_curves([Curve(work / f"{stage}-loss.jsonl", value, title) for stage, value, title in panels], out)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
+from dive_fast.train.diffusion import Objective, noisy_batch
 from dive_fast.train.loop import Stage, batch_indices, run_stage
 from dive_fast.train.parallel import my_rows
 from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, new_unet
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnetConfig:
-    """Training of the UNet: epsilon prediction with debiased weights (arXiv 2310.08442)."""
+    """Training of the UNet (v-prediction, see `SCHEDULER_CONFIG`)."""
 
     steps: int = 6000
     batch: int = 16
     lr: float = 7e-4
     warmup: int = 200
-    weight_cap: float = 8.0  # of the loss weight 1 / sqrt(SNR)
     empty_captions: float = 0.1  # for classifier-free guidance (arXiv 2207.12598)
     seed: int = 0
     save_every: int = 200
@@ -48,20 +47,19 @@ def train_unet(
 
     torch.manual_seed(config.seed)
     unet = new_unet(shape).train()
-    alphas = alphas_cumprod(SCHEDULER_CONFIG)
+    objective = Objective.from_config(SCHEDULER_CONFIG, weight_cap=1.0)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rows = torch.from_numpy(batch_indices(len(latents), config.batch, step, config.seed))
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        noisy, noise, timesteps = noisy_batch(latents[rows], alphas, generator)
+        clean = latents[rows]
+        noisy, noise, timesteps = noisy_batch(clean, objective.alphas, generator)
         dropped = torch.rand(config.batch, 1, generator=generator) < config.empty_captions
         mine = my_rows(config.batch)
-        noisy, noise, timesteps = noisy[mine], noise[mine], timesteps[mine]
         with torch.no_grad():
             text = text_encoder(torch.where(dropped, empty, ids[rows])[mine]).last_hidden_state
-        error = (unet(noisy, timesteps, text).sample - noise).square().mean(dim=(1, 2, 3))
-        weighted = (error * snr_weight(alphas, timesteps, config.weight_cap)).mean()
-        return weighted, {"mse": error.mean().item()}
+        output = unet(noisy[mine], timesteps[mine], text).sample
+        return objective.errors(output, clean[mine], noise[mine], timesteps[mine]).mean(), {}
 
     stage = Stage("unet", work, config.steps, config.lr, config.warmup, config.save_every)
     run_stage(stage, [{"params": list(unet.parameters()), "weight_decay": 0.01}], loss_at)

@@ -281,9 +281,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "scheduler/scheduler_config.json").write_text("{}"),
         "names no _class_name",
     ),
-    "v-prediction": (
-        lambda f: edit_json(f / "scheduler/scheduler_config.json", prediction_type="v_prediction"),
-        "predicts 'v_prediction', needs 'epsilon'",
+    "sample prediction": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", prediction_type="sample"),
+        "predicts 'sample', needs 'epsilon' or 'v_prediction'",
     ),
     "broken prompts": (lambda f: (f / "prompts.json").write_text("[]"), "expected a JSON object for PromptTable"),
 }

@@ -59,10 +59,10 @@ def test_defaults_that_another_class_filled_in_are_not_taken_for_choices() -> No
 
 
 def test_every_reason_is_named_at_once() -> None:
-    config = {**SCHEDULER_CONFIG, "use_karras_sigmas": True, "prediction_type": "v_prediction", "solver_order": 3}
+    config = {**SCHEDULER_CONFIG, "use_karras_sigmas": True, "prediction_type": "sample", "solver_order": 3}
     with pytest.raises(InputError) as caught:
         Schedule.from_config(config, 0)
-    for part in ("use_karras_sigmas True", "prediction_type 'v_prediction'", "solver_order 3", "got 0"):
+    for part in ("use_karras_sigmas True", "prediction_type 'sample'", "solver_order 3", "got 0"):
         assert part in str(caught.value)
 
 

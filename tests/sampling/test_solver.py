@@ -53,6 +53,16 @@ def test_equals_the_loop_of_diffusers_with_another_spacing(spacing: str) -> None
     assert_same(ours, diffusers_loop(noise, 12, config=config))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 25])
+def test_equals_the_loop_of_diffusers_for_a_model_that_predicts_v(steps: int) -> None:
+    config = {**SCHEDULER_CONFIG, "prediction_type": "v_prediction"}
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(steps))
+    schedule = Schedule.from_config(config, steps)
+    ours = dpmpp_2m(smooth_eps, noise, schedule)
+    assert_same(ours, diffusers_loop(noise, steps, config=config))
+    assert (ours - dpmpp_2m(smooth_eps, noise, Schedule.from_config(SCHEDULER_CONFIG, steps))).abs().max() > 0.1
+
+
 @pytest.mark.parametrize(("steps", "start"), [(20, 8), (20, 19), (10, 1), (3, 2), (2, 0)])
 def test_equals_diffusers_from_a_later_step(steps: int, start: int) -> None:
     generator = torch.Generator().manual_seed(start)

@@ -12,7 +12,7 @@ from dive_fast.models import load_bundle
 from dive_fast.models.adapter import load_adapter
 from dive_fast.models.lora import lora_targets
 from dive_fast.train import personalize as room
-from dive_fast.train.diffusion import alphas_cumprod, noisy_batch, snr_weight
+from dive_fast.train.diffusion import Objective, noisy_batch, snr_weight
 from dive_fast.train.embedding import PartlyLearned
 from dive_fast.train.loop import Stage, adamw, load_state
 from dive_fast.train.personalize import PersonalizeConfig, camera_code, cameras_of, personalize
@@ -101,7 +101,7 @@ def test_infrared_teaches_no_identity_that_rgb_teaches(base, photos, from_ir):
     latents = encode_photos(bundle, samples, progress=False)
     learner = room._Learner(bundle, (both, alone), config, None)
     captions = room._Captions(bundle, cameras_of(samples), (both, alone))
-    alphas = alphas_cumprod(bundle.scheduler_config)
+    objective = Objective.from_config(bundle.scheduler_config, 8.0)
 
     def gradients(kept):
         def draw(step):
@@ -110,7 +110,7 @@ def test_infrared_teaches_no_identity_that_rgb_teaches(base, photos, from_ir):
         learner.words.rows.grad = None
         for parameter in learner.lora:
             parameter.grad = None
-        learner.loss(0, latents, captions, draw, alphas).backward()
+        learner.loss(0, latents, captions, draw, objective).backward()
         rows = learner.words.rows.grad
         moved = [False, False] if rows is None else rows.abs().amax(dim=1).gt(0).tolist()
         return moved, any(p.grad is not None and p.grad.abs().max() > 0 for p in learner.lora)
@@ -250,20 +250,37 @@ def test_partly_learned_embedding_reads_both_tables_and_learns_one():
     assert [name for name, _ in words.named_parameters()] == ["rows"]
 
 
-def test_noising_matches_diffusers():
+NOISE_SCHEDULE = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
+}  # fmt: skip
+
+
+def test_noising_and_targets_match_diffusers():
     from diffusers import DDPMScheduler
 
-    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-    alphas = alphas_cumprod(config)
-    latents = torch.randn(16, 4, 4, 2)
-    noisy, noise, timesteps = noisy_batch(latents, alphas, torch.Generator().manual_seed(0))
-    expected = DDPMScheduler.from_config(config).add_noise(latents, noise, timesteps)
-    assert torch.allclose(noisy, expected, atol=1e-6)
+    reference = DDPMScheduler.from_config(NOISE_SCHEDULE)
+    objective = Objective.from_config({**NOISE_SCHEDULE, "prediction_type": "v_prediction"}, 1.0)
+    latents, output = torch.randn(2, 16, 4, 4, 2)
+    noisy, noise, timesteps = noisy_batch(latents, objective.alphas, torch.Generator().manual_seed(0))
+    assert torch.allclose(noisy, reference.add_noise(latents, noise, timesteps), atol=1e-6)
     assert sorted(int(t) * 16 // 1000 for t in timesteps) == list(range(16))  # one in each stratum
-    snr = alphas[timesteps] / (1 - alphas[timesteps])
-    assert torch.allclose(snr_weight(alphas, timesteps, 3.0), (1 / snr.sqrt()).clamp(max=3.0))
+    velocity = reference.get_velocity(latents, noise, timesteps)
+    expected = (output - velocity).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(objective.errors(output, latents, noise, timesteps), expected)
+    assert torch.equal(objective.weights(timesteps), torch.ones(16))
 
 
-def test_only_epsilon_models_are_trained():
-    with pytest.raises(InputError, match="v_prediction"):
-        alphas_cumprod({"prediction_type": "v_prediction"})
+def test_epsilon_models_are_weighted_towards_noise():
+    objective = Objective.from_config(NOISE_SCHEDULE, 3.0)
+    latents, noise, output = torch.randn(3, 4, 4, 4, 2)
+    timesteps = torch.tensor([0, 300, 600, 999])
+    expected = (output - noise).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(objective.errors(output, latents, noise, timesteps), expected)
+    snr = objective.alphas[timesteps] / (1 - objective.alphas[timesteps])
+    assert torch.allclose(objective.weights(timesteps), (1 / snr.sqrt()).clamp(max=3.0))
+    assert torch.equal(objective.weights(timesteps), snr_weight(objective.alphas, timesteps, 3.0))
+
+
+def test_a_model_of_another_prediction_is_not_trained():
+    with pytest.raises(InputError, match="'sample'"):
+        Objective.from_config({"prediction_type": "sample"}, 8.0)
