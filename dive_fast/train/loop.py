@@ -157,7 +157,8 @@ def adamw(groups: Sequence[dict[str, Any]], stage: Stage) -> torch.optim.Optimiz
     """AdamW over parameter groups; a group's `lr_scale` (1 by default) is its share of the stage's rate."""
     import torch
 
-    return torch.optim.AdamW([{"lr_scale": 1.0, **group} for group in groups], lr=stage.lr, betas=stage.betas)
+    weighted = [{"lr_scale": 1.0, **group} for group in groups]
+    return torch.optim.AdamW(weighted, lr=stage.lr, betas=stage.betas, fused=True)
 
 
 def run_stage(
