@@ -66,7 +66,7 @@ def train_base(
     work: Annotated[Path, typer.Option(help="Folder for images, latents and states; a rerun resumes from it.")],
     vae_steps: Annotated[int, typer.Option(min=1, help="Training steps of the autoencoder's decoder.")] = 4000,
     text_steps: Annotated[int, typer.Option(min=1, help="Training steps of the text encoder.")] = 2000,
-    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of the UNet.")] = 6000,
+    unet_steps: Annotated[int, typer.Option(min=1, help="Training steps of the UNet.")] = 8500,
     vae_images: Annotated[int, typer.Option(min=1, help="Rendered images for the autoencoder.")] = 6000,
     unet_images: Annotated[int, typer.Option(min=1, help="Rendered images for the UNet.")] = 20000,
     json: Json = False,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class UnetConfig:
     """Training of the UNet (v-prediction, see `SCHEDULER_CONFIG`)."""
 
-    steps: int = 6000
+    steps: int = 8500
     batch: int = 16
     lr: float = 7e-4
     warmup: int = 200
