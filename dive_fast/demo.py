@@ -100,7 +100,7 @@ def _of(samples: Sequence[Sample], pid: str, camera: str | None = None) -> list[
 
 def _person(made: _Made, oracle: Sequence[Sample], pid: str) -> html.Person:
     """What the model saw of a person, what it made, and what it never saw."""
-    cells: list[html.Cell | None] = [html.Cell(s.path, "photo it learned from") for s in _of(made.photos, pid)[:3]]
+    cells: list[html.Cell | None] = [html.Cell(s.path, "photo it learned from") for s in _of(made.photos, pid)[:2]]
     cells.append(None)
     for camera in ("cam3", "cam6"):
         cells += [html.Cell(s.path, f"made, {camera}", made=True) for s in _of(made.infrared, pid, camera)[:2]]

@@ -1,5 +1,6 @@
 """Two processes that share each batch must learn what one process learns."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from dive_fast.train.loop import load_state
 from dive_fast.types import InputError
 from tests.tiny import tiny_bundle_folder
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # as this process finds modules
 STAGE = """
 import sys
 from pathlib import Path
@@ -40,7 +42,8 @@ def _run(work: Path, processes: int) -> dict:
     script = work.with_suffix(".py")
     script.write_text(STAGE)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run([sys.executable, *launcher, script, work], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, *launcher, script, work]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-2000:]
     return load_state(work / "net.state")
 
@@ -86,7 +89,7 @@ def test_personalize_in_two_processes_leaves_one_adapter(tmp_path):
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
              "-m", "dive_fast.cli", "personalize", "--model", base, "--external", tmp_path / "photos",
              "--external-layout", "folder", "--out", out, "--steps", "4", "--rank", "2", "--batch", "4"],
-            capture_output=True, text=True, timeout=600,
+            capture_output=True, text=True, timeout=600, env=ENVIRONMENT,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("3 identities") == 1
