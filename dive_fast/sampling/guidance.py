@@ -1,4 +1,7 @@
-"""Classifier-free guidance as a wrapper: one engine call for both halves."""
+"""Classifier-free guidance as a wrapper: one engine call for both halves.
+
+"eps" is whatever the model predicts, the noise or v: guidance of either is the same, as v is linear in the noise.
+"""
 
 from __future__ import annotations
 

@@ -24,18 +24,18 @@ class Curve:
 def require_matplotlib() -> None:
     """Raises `DiveError` with the extra to install; call it before work that ends in a picture."""
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise DiveError("loss curves need matplotlib; pip install 'dive-fast[report]'") from error
-    matplotlib.use("Agg")
 
 
 def plot_curves(curves: Sequence[Curve], out: Path, smooth: int = 15) -> None:
     """Draws each curve, raw and as a mean over `smooth` records, side by side into the PNG file `out`."""
     require_matplotlib()
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.2), squeeze=False)
+    figure = Figure(figsize=(4 * len(curves), 3.2))
+    axes = figure.subplots(1, len(curves), squeeze=False)
     for axis, curve in zip(axes[0], curves, strict=True):
         rows = list(read_jsonl(curve.log, "loss log"))
         if not rows:
@@ -50,4 +50,3 @@ def plot_curves(curves: Sequence[Curve], out: Path, smooth: int = 15) -> None:
     figure.tight_layout()
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", dpi=80)
-    plt.close(figure)

@@ -137,7 +137,7 @@ def _training(out: Path) -> Path:
 
 def loss_curve(out: Path) -> Curve:
     """The training loss of the adapter folder `out`."""
-    return Curve(_training(out) / f"{_STAGE}-loss.jsonl", "loss", "personalise: weighted epsilon MSE")
+    return Curve(_training(out) / f"{_STAGE}-loss.jsonl", "loss", "personalise: loss")
 
 
 def _run_id(bundle: ModelBundle, samples: Sequence[Sample], config: PersonalizeConfig, onto: Adapter | None) -> str:
