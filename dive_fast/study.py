@@ -13,17 +13,26 @@ from dive_fast.pipeline import PairConfig, Timings, build_engine, learn_missing,
 from dive_fast.reid.compare import compare
 from dive_fast.reid.train import ReidConfig
 from dive_fast.train.personalize import PersonalizeConfig, personalize
+from dive_fast.types import InputError
+from dive_fast.world.persons import CAPTION_TEMPLATE, caption_phrase
 from dive_fast.world.trees import WorldSpec, build_world
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Everything a study depends on. `adapter` None trains one from nothing on the world's own photos."""
+    """Everything a study depends on. `adapter` None trains one from nothing on the world's own photos.
+
+    `learn` is for that, or for the people whom `adapter` lacks.
+    """
 
     world: WorldSpec = field(default_factory=WorldSpec)
     model: str = "pocket"
     adapter: str | None = "pocket"
-    learn: PersonalizeConfig = field(default_factory=PersonalizeConfig)
+    learn: PersonalizeConfig = field(
+        default_factory=lambda: PersonalizeConfig(
+            steps=200, save_every=50, phrase=caption_phrase(), template=CAPTION_TEMPLATE, phrase_drop=0.25
+        )
+    )
     pairs: PairConfig = field(default_factory=PairConfig)
     reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=1000, missing="visible"))
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -35,6 +44,11 @@ def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
 
     Writes `out/study.json`, and what `compare` writes (table, JSON, plot) in `out/compare`.
     """
+    if config.adapter == "pocket" and config.world.seed != 0:
+        raise InputError(
+            f"the shipped adapter knows the people of world seed 0, not those of {config.world.seed}; with --world-seed"
+            " give --adapter none"
+        )
     timings = Timings()
     world = out / "world"
     with timings.stage("world"):

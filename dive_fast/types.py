@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -66,10 +67,15 @@ class Camera:
 
 @dataclass(frozen=True)
 class Identity:
-    """A person and the vocabulary token that was learned for them."""
+    """A person and what stands for them in prompts: a learned word like `<class_12>`, or a phrase with several of them."""
 
     pid: str
     placeholder: str
+
+    @property
+    def words(self) -> list[str]:
+        """The learned words of the placeholder, in order; each is one token with one row of its own."""
+        return re.findall(r"<[^<>]*>", self.placeholder)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         (["plan", "--model", "m", "--out", "p", "--mode", "best"], "'best' is not one of"),
         (["doctor", "--need", "torch-cdua"], "'torch-cdua' is not one of"),
         (["personalize", "--out", "a"], "no photos to learn from; give --paired, --external or both"),
+        (
+            ["personalize", "--out", "a", "--onto", "b", "--phrase", "pocket"],
+            "--phrase and --template are those of the",
+        ),
         (["reid", "train", "--out", "c"], "nothing to train on"),
         (["world", "sheet", "--out", "s.png", "--pids", "1,,2"], "has an empty part"),
         (["export", "--model", "m", "--out", "e", "--size", "512"], "HEIGHTxWIDTH"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -116,6 +117,13 @@ def test_the_study_learns_who_is_missing_and_reports_every_arm(tiny_base, adapte
     assert arms["grey"]["infrared"] == arms["ours"]["infrared"] == arms["oracle"]["infrared"]
     learned = load_adapter(tmp_path / "study" / "adapter")
     assert [i.pid for i in learned.identities][-1] == "1001"
+
+
+def test_the_shipped_adapter_is_not_used_for_people_of_another_world(tmp_path):
+    config = StudyConfig(world=replace(SPEC, seed=1))
+    with pytest.raises(InputError, match="people of world seed 0, not those of 1"):
+        run_study(config, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 def test_nobody_new_to_learn_keeps_the_adapter(world, tiny_base, adapter, tmp_path):

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dive_fast.commands.common import LAYOUT_HELP, PREFIX_HELP, Json, Layout, finish, image_size, names, read_photos
+from dive_fast.commands.common import (
+    LAYOUT_HELP,
+    PREFIX_HELP,
+    Device,
+    Json,
+    Layout,
+    finish,
+    image_size,
+    names,
+    read_photos,
+    torch_device,
+)
 from dive_fast.io import nearest
 from dive_fast.types import InputError
 
@@ -34,18 +45,39 @@ def personalize(
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 3000,
     batch: Annotated[int, typer.Option(min=1, help="Photos a step.")] = 16,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA; DiVE used 128 on Stable Diffusion 1.5.")] = 32,
+    phrase: Annotated[
+        str,
+        typer.Option(
+            help="How a person is put into words: text in which {person} is a vector learned for each person, starting from "
+            "that word (alone: as DiVE), and {red|green|blue} a mix of these by learned weights. pocket: the shipped one's."
+        ),
+    ] = "{person}",
+    template: Annotated[
+        str | None,
+        typer.Option(help="The caption of every photo, with {cam} and {token}; without it twenty sentences, as DiVE."),
+    ] = None,
+    phrase_drop: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a phrase's parts (between commas) that captions leave out.")
+    ] = 0.0,
     lora_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the LoRA; DiVE on SD 1.5: 5e-5.")] = 4e-3,
-    token_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the identity vectors.")] = 5e-3,
+    token_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of vectors that are free.")] = 5e-3,
+    mix_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the weights of words that mix.")] = 0.1,
     ir_share: Annotated[float, typer.Option(min=0, max=1, help="Share of infrared photos in a batch.")] = 0.35,
+    noisy_share: Annotated[
+        float, typer.Option(min=0.05, max=0.95, help="Share of timesteps from the noisier half; DiVE 0.5.")
+    ] = 0.75,
     identities_from_ir: Annotated[
         bool, typer.Option(help="Let infrared photos teach identities that RGB photos teach, as DiVE does.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between states that a rerun resumes from.")] = 100,
     plot: Annotated[Path | None, typer.Option(help="PNG file to draw the loss curve into.")] = None,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Learn identities (one vector each) and cameras (LoRA) from photos; rerun to resume; shares batches under torchrun."""
+    """Learn identities (vectors) and cameras (LoRA) from photos; rerun to resume; shares batches under torchrun."""
+    if onto is not None and (phrase != "{person}" or template is not None):
+        raise InputError("--phrase and --template are those of the adapter that --onto names; leave them out")
     samples = _without(
         _training_samples(paired, external, external_layout, external_camera, external_prefix), names(exclude)
     )
@@ -57,20 +89,27 @@ def personalize(
 
     if plot is not None:
         require_matplotlib()
+    phrase, template = _in_words(phrase, template)
     config = PersonalizeConfig(
         steps=steps,
         batch=batch,
         rank=rank,
+        phrase=phrase,
+        template=template,
+        phrase_drop=phrase_drop,
         lora_lr=lora_lr,
+        mix_lr=mix_lr,
         token_lr=token_lr,
         ir_share=ir_share,
+        noisy_share=noisy_share,
         identities_from_ir=identities_from_ir,
         seed=seed,
         save_every=save_every,
     )
     base = load_adapter(onto) if onto is not None else None
-    with process_group():
-        adapter = learn(load_bundle(model), samples, out, config, onto=base)
+    computes_on = torch_device(device)
+    with process_group(computes_on):
+        adapter = learn(load_bundle(model), samples, out, config, onto=base, device=computes_on)
         if not leading():
             return
     if plot is not None:
@@ -82,6 +121,15 @@ def personalize(
          "photos": len(samples), "fingerprint": adapter.fingerprint},
         json,
     )  # fmt: skip
+
+
+def _in_words(phrase: str, template: str | None) -> tuple[str, str | None]:
+    """The phrase and template that the words of the command line stand for."""
+    from dive_fast.world.persons import CAPTION_TEMPLATE, caption_phrase
+
+    if phrase == "pocket":
+        return caption_phrase(), CAPTION_TEMPLATE if template is None else template
+    return phrase, template
 
 
 def _training_samples(

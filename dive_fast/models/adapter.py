@@ -1,6 +1,6 @@
-"""What personalising learns: one row per person and a LoRA for the cameras, with the base model they belong to.
+"""What personalising learns: rows for each person and a LoRA for the cameras, with the base model they belong to.
 
-A folder of `adapter.json`, `identities.safetensors` (`embeddings` [N, D]) and `lora.safetensors` (PEFT keys behind
+A folder of `adapter.json`, `identities.safetensors` (`embeddings` [T, D]) and `lora.safetensors` (PEFT keys behind
 `unet.`, so plain diffusers' `load_lora_weights` reads that file too).
 """
 
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from dive_fast.io import read_json, write_json
 from dive_fast.models.files import fingerprint_of, read_tensors, replaced_folder, resolve, write_tensors
 from dive_fast.models.lora import check_rank, lora_pairs
+from dive_fast.models.phrase import ONE_WORD, Phrase
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, check_vocabulary, find, parse_records
 from dive_fast.types import Camera, Identity, InputError, to_dict
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "dive-fast adapter 1"
-_FIELDS = ("base_fingerprint", "identities", "cameras", "template", "rank", "alpha", "facts")
+FORMAT = "dive-fast adapter 2"
+_FIELDS = ("base_fingerprint", "identities", "cameras", "template", "phrase", "rank", "alpha", "facts")
 _UNET = "unet."
 
 
@@ -31,8 +32,10 @@ _UNET = "unet."
 class Adapter:
     """People and cameras learned on one base model. Checked when made: what does not fit raises `InputError`.
 
-    `embeddings` is float32 [N, D], row i is that of `identities[i]`; `lora` maps PEFT keys to float32 A [rank, in] and
-    B [out, rank]; `facts` are JSON notes on the training. Tensors are on the CPU and are not to be changed.
+    `embeddings` is float32 [T, D], rows by the words of `identities[0]`, then `identities[1]`, ...; `lora` maps PEFT
+    keys to float32 A [rank, in] and B [out, rank]; `phrase` is how further people are put into words (`Phrase`), those
+    learned have it in their placeholders; `facts` are JSON notes on the training. Tensors are on the CPU and are not to
+    be changed.
     """
 
     base_fingerprint: str
@@ -43,10 +46,12 @@ class Adapter:
     rank: int
     alpha: float
     template: str = DEFAULT_TEMPLATE
+    phrase: str = ONE_WORD
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_vocabulary(self.identities, self.cameras, [self.template], "adapter")
+        Phrase(self.phrase)
         check_rank(self.rank, self.alpha, "adapter")
         check_rows(self.identities, self.embeddings, "adapter")
         _check_lora(self.lora, self.rank)
@@ -59,11 +64,12 @@ class Adapter:
 
 
 def check_rows(identities: Sequence[Identity], rows: torch.Tensor, where: str) -> None:
-    """Raises `InputError` unless `rows` is a finite [N, D] with one row per identity, and N > 0."""
-    if rows.ndim != 2 or rows.shape[0] != len(identities) or not len(identities):
+    """Raises `InputError` unless `rows` is a finite [T, D] with one row per word of an identity, and T > 0."""
+    words = sum(len(identity.words) for identity in identities)
+    if rows.ndim != 2 or rows.shape[0] != words or not words:
         raise InputError(
-            f"{where}: {len(identities)} identities need embeddings [{len(identities)}, width] (and at least one),"
-            f" got {list(rows.shape)}"
+            f"{where}: {len(identities)} identities with {words} words need embeddings [{words}, width] (and at least"
+            f" one), got {list(rows.shape)}"
         )
     if not bool(rows.isfinite().all()):
         raise InputError(f"{where}: the embeddings hold NaN or infinity; train again with a lower learning rate")
@@ -82,7 +88,7 @@ def _check_lora(lora: dict[str, torch.Tensor], rank: int) -> None:
 
 
 def merge_identities(adapter: Adapter, identities: Sequence[Identity], rows: torch.Tensor) -> Adapter:
-    """A new adapter with further people, `rows` float [M, D]; LoRA and the other rows stay bit for bit.
+    """A new adapter with further people, `rows` float [T, D] by their words; LoRA and the other rows stay bit for bit.
 
     A pid or placeholder that the adapter already holds, or another width, raises `InputError`.
     """
@@ -98,9 +104,10 @@ def merge_identities(adapter: Adapter, identities: Sequence[Identity], rows: tor
 
 def subset(adapter: Adapter, pids: Sequence[str]) -> Adapter:
     """A new adapter with only `pids`, in that order; an unknown one raises `InputError`."""
-    positions = {identity.pid: row for row, identity in enumerate(adapter.identities)}
-    rows = [find(pid, positions, "identities", "adapter") for pid in pids]
-    kept = tuple(adapter.identities[row] for row in rows)
+    known = {identity.pid: identity for identity in adapter.identities}
+    kept = tuple(find(pid, known, "identities", "adapter") for pid in pids)
+    row_of = {word: row for row, word in enumerate(w for identity in adapter.identities for w in identity.words)}
+    rows = [row_of[word] for identity in kept for word in identity.words]
     return replace(adapter, identities=kept, embeddings=adapter.embeddings[rows])
 
 
@@ -149,7 +156,7 @@ def load_adapter(path: Path | str) -> Adapter:
 
 
 def _build(folder: Path, data: dict[str, Any]) -> Adapter:
-    kinds = {"base_fingerprint": str, "template": str, "facts": dict}
+    kinds = {"base_fingerprint": str, "template": str, "phrase": str, "facts": dict}
     for name, kind in kinds.items():
         if not isinstance(data.get(name), kind):
             raise InputError(f"adapter.json: {name} must be {kind.__name__}, got {data.get(name)!r}")
@@ -165,6 +172,7 @@ def _build(folder: Path, data: dict[str, Any]) -> Adapter:
         identities=parse_records(Identity, data.get("identities"), "adapter.json identities"),
         cameras=parse_records(Camera, data.get("cameras"), "adapter.json cameras"),
         template=data["template"],
+        phrase=data["phrase"],
         rank=data.get("rank"),  # type: ignore[arg-type]  # checked by Adapter
         alpha=data.get("alpha"),  # type: ignore[arg-type]
         facts=data["facts"],

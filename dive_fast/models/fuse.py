@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def add_identity_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: torch.Tensor) -> list[int]:
-    """Gives each identity its own vocabulary row, in place, and returns the token ids.
+    """Gives each word of the identities its own vocabulary row, in place, and returns the token ids.
 
-    `rows` is float [N, D], D the text encoder's width; the old rows stay bit for bit, gradients stay off. A placeholder
+    `rows` is float [T, D] by word, D the text encoder's width; the old rows stay bit for bit, gradients stay off. A word
     that the tokenizer already knows, or rows of another shape, raises `InputError` before anything is changed.
     """
     table = bundle.text_encoder.get_input_embeddings().weight
@@ -35,14 +35,14 @@ def _insert_tokens(tokenizer: Any, text_encoder: Any, identities: Sequence[Ident
     from tokenizers import AddedToken
 
     # not normalized: matched in the raw text as one whole token, before lower-casing and splitting
-    tokens = [AddedToken(identity.placeholder, normalized=False) for identity in identities]
-    tokenizer.add_tokens(tokens)
+    words = [word for identity in identities for word in identity.words]
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
     table = text_encoder.get_input_embeddings().weight
     grown = torch.cat([table.detach(), rows.detach().to(table.device, table.dtype)])
     embedding = torch.nn.Embedding.from_pretrained(grown, freeze=True)
     text_encoder.set_input_embeddings(embedding)
     text_encoder.config.vocab_size = grown.shape[0]
-    return [tokenizer.convert_tokens_to_ids(identity.placeholder) for identity in identities]
+    return [tokenizer.convert_tokens_to_ids(word) for word in words]
 
 
 def _check_new_tokens(tokenizer: Any, table: torch.Tensor, identities: Sequence[Identity], rows: torch.Tensor) -> None:
@@ -54,10 +54,11 @@ def _check_new_tokens(tokenizer: Any, table: torch.Tensor, identities: Sequence[
             " use the base model they were trained on"
         )
     vocabulary = tokenizer.get_vocab()
-    known = [identity.placeholder for identity in identities if identity.placeholder in vocabulary]
+    words = [word for identity in identities for word in identity.words]
+    known = [word for word in words if word in vocabulary]
     if known:
         raise InputError(
-            f"the tokenizer already knows {len(known)} of {len(identities)} placeholders, first {known[0]!r};"
+            f"the tokenizer already knows {len(known)} of {len(words)} placeholders, first {known[0]!r};"
             " start from a base model without them or choose other placeholders"
         )
     if len(tokenizer) != table.shape[0]:

@@ -47,7 +47,7 @@ TEMPLATES: tuple[str, ...] = (
     "a {cam} shot of a {token} person",
 )
 
-_PLACEHOLDER = re.compile(r"<[a-z0-9_.\-]+>")
+_PLACEHOLDER = re.compile(r"[^<>{}]*(<[a-z0-9_.\-]+>[^<>{}]*)+")
 _CODE = re.compile(r"[^\s<>{}]+")
 _Named = TypeVar("_Named")
 
@@ -63,7 +63,7 @@ def check_vocabulary(
     """Raises `InputError` if names, placeholders or codes repeat or would not survive the tokenizer."""
     columns = {
         "identity pid": [i.pid for i in identities],
-        "placeholder": [i.placeholder for i in identities],
+        "placeholder": [word for i in identities for word in i.words],
         "camera name": [c.name for c in cameras],
         "camera code": [c.code.lower() for c in cameras],  # CLIP lower-cases text, so W5Eq and w5eq are one code
     }
@@ -75,7 +75,7 @@ def check_vocabulary(
         if not _PLACEHOLDER.fullmatch(identity.placeholder):
             raise InputError(
                 f"{where}: placeholder {identity.placeholder!r} of identity {identity.pid!r} must look like <class_12>"
-                " (lower-case letters, digits, _ . - between angle brackets)"
+                " (lower-case letters, digits, _ . - between angle brackets), or be a phrase with such words"
             )
     for camera in cameras:
         if not _CODE.fullmatch(camera.code):
@@ -215,13 +215,12 @@ class PromptBank:
                 f"prompt {text!r} has {len(ids)} tokens and the model reads {length}; shorten the template or the code"
             )
         if key is not None:
-            self._check_placeholder(self.table.identity(key[0]).placeholder, ids)
+            for word in self.table.identity(key[0]).words:
+                self._check_word(word, ids)
         return ids
 
-    def _check_placeholder(self, placeholder: str, ids: list[int]) -> None:
-        """A placeholder that is not one token would be spelled out, and the image would be of nobody."""
-        known = self._added_tokens.get(placeholder)
+    def _check_word(self, word: str, ids: list[int]) -> None:
+        """A word of a placeholder that is not one token would be spelled out, and the image would be of nobody."""
+        known = self._added_tokens.get(word)
         if known is None or ids.count(known) != 1:
-            raise InputError(
-                f"the tokenizer does not read {placeholder!r} as one token; fuse the adapter into its base again"
-            )
+            raise InputError(f"the tokenizer does not read {word!r} as one token; fuse the adapter into its base again")

@@ -36,12 +36,6 @@ class Objective:
             raise InputError(f"base model: its scheduler says prediction {prediction!r}; training knows {PREDICTIONS}")
         return cls(DDPMScheduler.from_config(scheduler_config).alphas_cumprod, prediction, weight_cap)
 
-    def errors(
-        self, output: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        """Mean squared error of each row, unweighted: float32 [B] from four-dimensional tensors of one shape."""
-        return (output - self._target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
-
     def weights(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Loss weights [B] of int64 timesteps [B]."""
         import torch
@@ -50,7 +44,8 @@ class Objective:
             return torch.ones(len(timesteps))
         return snr_weight(self.alphas, timesteps, self.weight_cap)
 
-    def _target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What the UNet should say: float32 [B, C, h, w] like latents and noise; all on the device of `alphas`."""
         if self.prediction == "epsilon":
             return noise
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
@@ -58,17 +53,21 @@ class Objective:
 
 
 def noisy_batch(
-    latents: torch.Tensor, alphas: torch.Tensor, generator: torch.Generator
+    latents: torch.Tensor, alphas: torch.Tensor, generator: torch.Generator, noisy_share: float = 0.5
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Noised latents, their noise (both [B, C, h, w]) and timesteps int64 [B], stratified over the schedule.
 
     One timestep falls into each B-th of the schedule: the same expectation as independent draws, less variance.
+    `noisy_share` (between 0 and 1, exclusive) of them are drawn from the noisier half of the schedule.
     """
     import torch
 
     count = len(latents)
-    strata = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-    timesteps = (strata * (len(alphas) / count)).long().clamp_(max=len(alphas) - 1)
+    strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    clean_share = 1 - noisy_share
+    noisier = 0.5 + 0.5 * (strata - clean_share) / noisy_share
+    where = torch.where(strata < clean_share, 0.5 * strata / clean_share, noisier)
+    timesteps = (where * len(alphas)).long().clamp_(max=len(alphas) - 1)
     noise = torch.randn(latents.shape, generator=generator)
     alpha = alphas[timesteps].view(-1, 1, 1, 1)
     return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, noise, timesteps

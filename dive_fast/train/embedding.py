@@ -2,30 +2,72 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dive_fast.models.phrase import Phrase
+
+
+class LearnedRows(torch.nn.Module):
+    """The rows of people who are put into words alike; calling it gives them, float [people * words, D].
+
+    `choices` holds float [words, D] for each learned word of the phrase: one row is where a free vector starts, several
+    are mixed by weights that start equal. Free vectors are `free` [people, F, D], weights `logits` [people, M, W].
+    """
+
+    def __init__(self, choices: Sequence[Tensor], people: int) -> None:
+        super().__init__()
+        free = [k for k, rows in enumerate(choices) if len(rows) == 1]
+        mixed = [k for k, rows in enumerate(choices) if len(rows) > 1]
+        width, most = choices[0].shape[1], max(len(rows) for rows in choices)
+        words, absent = torch.zeros(len(mixed), most, width), torch.zeros(len(mixed), most)
+        for row, k in enumerate(mixed):
+            words[row, : len(choices[k])] = choices[k]
+            absent[row, len(choices[k]) :] = -torch.inf
+        start = torch.stack([choices[k][0] for k in free]) if free else torch.zeros(0, width)
+        self.free = torch.nn.Parameter(start.repeat(people, 1, 1))
+        self.logits = torch.nn.Parameter(torch.zeros(people, len(mixed), most))
+        self.register_buffer("words", words)
+        self.register_buffer("absent", absent)
+        self.register_buffer("order", torch.tensor([*free, *mixed]).argsort())
+
+    def forward(self) -> Tensor:
+        weights = torch.softmax(self.logits + self.absent, dim=-1)
+        mixed = torch.einsum("pmw,mwd->pmd", weights, self.words)
+        rows: Tensor = torch.cat([self.free, mixed], dim=1)[:, self.order]
+        return rows.flatten(0, 1)
+
+
+def choices_of(phrase: Phrase, tokenizer: Any, table: Tensor) -> list[Tensor]:
+    """The rows in the vocabulary `table` [V, D] of the words that each learned word of a phrase starts from."""
+
+    def row(word: str) -> Tensor:
+        return table[tokenizer(word, add_special_tokens=False)["input_ids"]].mean(dim=0)
+
+    return [torch.stack([row(word) for word in words]) for words in phrase.choices]
+
 
 class PartlyLearned(torch.nn.Module):
-    """Token embedding whose first rows are frozen and whose last rows, one per identity, are a parameter.
+    """Token embedding whose first rows are frozen and whose last rows are learned.
 
-    Only `rows` [N, D] gets gradients, so neither weight decay nor the optimizer's moments can move the vocabulary
+    Only what `rows` is made of gets gradients, so neither weight decay nor the optimizer's moments can move the vocabulary
     (Gal et al., arXiv 2208.01618, learn one such row).
     """
 
-    def __init__(self, frozen: Tensor, rows: Tensor) -> None:
+    def __init__(self, frozen: Tensor, rows: LearnedRows) -> None:
         super().__init__()
         self.register_buffer("frozen", frozen.detach().clone())
-        self.rows = torch.nn.Parameter(rows.detach().clone())
+        self.rows = rows
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """Token ids int64 [...] to embeddings [..., D]; ids past the frozen table name identity rows."""
+        """Token ids int64 [...] to embeddings [..., D]; ids past the frozen table name learned rows."""
         vocabulary: Tensor = self.frozen  # type: ignore[assignment]
         learned = token_ids >= len(vocabulary)
         old = torch.nn.functional.embedding(token_ids.clamp(max=len(vocabulary) - 1), vocabulary)
-        new = torch.nn.functional.embedding((token_ids - len(vocabulary)).clamp(min=0), self.rows)
+        new = torch.nn.functional.embedding((token_ids - len(vocabulary)).clamp(min=0), self.rows())
         return torch.where(learned.unsqueeze(-1), new, old)

@@ -150,7 +150,7 @@ class Stage:
         return state
 
 
-LossAt = Callable[[int], "tuple[torch.Tensor, dict[str, float]]"]
+LossAt = Callable[[int], "tuple[torch.Tensor, dict[str, torch.Tensor]]"]
 
 
 def adamw(groups: Sequence[dict[str, Any]], stage: Stage) -> torch.optim.Optimizer:
@@ -174,6 +174,8 @@ def run_stage(
     from tqdm import tqdm
 
     parameters = [parameter for group in groups for parameter in group["params"]]
+    if parameters[0].is_cuda:  # rounding to TF32 is far below a batch's noise
+        torch.set_float32_matmul_precision("high")
     optimizer = adamw(groups, stage)
     average = MovingAverage(parameters, stage.average)
     state, first = stage.saved(), 0
@@ -182,7 +184,8 @@ def run_stage(
             for parameter, value in zip(parameters, state["parameters"], strict=True):
                 parameter.copy_(value)
         optimizer.load_state_dict(state["optimizer"])
-        average.shadow, first = state["average"], state["step"]
+        torch._foreach_copy_(average.shadow, state["average"])
+        first = state["step"]
     leads = leading()
     log = LossLog(stage.work / f"{stage.name}-loss.jsonl", first) if leads else None
     bar = tqdm(
@@ -197,14 +200,16 @@ def run_stage(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         loss = average_gradients(parameters, loss)
-        check_finite(loss.item(), step, stage.name)
+        saves = (step + 1) % stage.save_every == 0 or step + 1 == stage.steps
+        if step % 10 == 0 or saves:  # not at every step: reading a loss waits for the GPU
+            check_finite(loss.item(), step, stage.name)
         torch.nn.utils.clip_grad_norm_(parameters if clip is None else clip, 1.0)
         optimizer.step()
         average.update(step)
         if log is not None and step % 10 == 0:
-            log.add(step, loss=loss.item(), **numbers)
+            log.add(step, loss=loss.item(), **{name: float(value) for name, value in numbers.items()})
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        if leads and ((step + 1) % stage.save_every == 0 or step + 1 == stage.steps):
+        if leads and saves:
             save_state(
                 stage.state_path,
                 {"step": step + 1, "identity": stage.identity, "parameters": [p.detach() for p in parameters],

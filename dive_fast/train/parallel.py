@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """Joins the ranks that `torchrun` started (its WORLD_SIZE says so), for the time of the block; else does nothing."""
+def process_group(device: str) -> Iterator[None]:
+    """Joins the ranks that `torchrun` started (its WORLD_SIZE says so), for the time of the block; else does nothing.
+
+    `device` is "cpu", or "cuda" for one GPU a rank.
+    """
     import torch.distributed as dist
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
@@ -27,7 +30,9 @@ def process_group() -> Iterator[None]:
         return
     import torch
 
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield
     finally:

@@ -1,7 +1,8 @@
 """Textual inversion of identities + modality LoRA on a frozen base: DiVE's recipe (arXiv 2503.12472), repeatable.
 
-One vocabulary row per person, LoRA on every attention projection of the UNet, a fixed code word per camera. Only the
-rows and the LoRA learn; the rows have no weight decay, which would pull every identity towards nobody.
+Vocabulary rows for each person, LoRA on every attention projection of the UNet, a fixed code word per camera. Only the
+rows and the LoRA learn; the rows have no weight decay, which would pull every identity towards nobody. DiVE learns one
+row a person; here a person may be a phrase of several (`Phrase`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from dive_fast.io import sha256_bytes
 from dive_fast.models.adapter import Adapter, merge_identities, save_adapter
 from dive_fast.models.fuse import add_identity_tokens
 from dive_fast.models.lora import add_lora, lora_state, remove_lora, set_lora_state
-from dive_fast.models.prompts import TEMPLATES, render
+from dive_fast.models.phrase import ONE_WORD, Phrase, some_parts
+from dive_fast.models.prompts import TEMPLATES, check_vocabulary, render
 from dive_fast.train.curves import Curve
 from dive_fast.train.diffusion import Objective, noisy_batch
-from dive_fast.train.embedding import PartlyLearned
+from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
 from dive_fast.train.loop import Stage, run_stage
 from dive_fast.train.parallel import first_rank_first, my_rows
 from dive_fast.train.photos import BalancedDraw, LatentPhotos, encode_photos, teaching
@@ -43,15 +45,23 @@ _STAGE = "personalize"
 
 @dataclass(frozen=True)
 class PersonalizeConfig:
-    """How long and how fast identities and LoRA learn; the defaults suit the pocket model (DiVE on SD 1.5: both 5e-5)."""
+    """How long and how fast identities and LoRA learn; the defaults suit the pocket model (DiVE on SD 1.5: both 5e-5).
+
+    Learning onto an adapter, its phrase and template take the place of `phrase` and `template`.
+    """
 
     steps: int = 3000
     batch: int = 16
     rank: int = 32
+    phrase: str = ONE_WORD  # how a person is put into words, see `Phrase`; DiVE: one word
+    template: str | None = None  # the one caption of all photos; None: twenty sentences, as DiVE
+    phrase_drop: float = 0.0  # share of a phrase's parts that a caption leaves out, so that each part learns its own
     lora_lr: float = 4e-3
-    token_lr: float = 5e-3
+    token_lr: float = 5e-3  # of free vectors
+    mix_lr: float = 0.1  # of the weights of words that mix
     warmup: int = 50
     ir_share: float = 0.35  # of each batch, when there are infrared photos
+    noisy_share: float = 0.75  # of timesteps, from the noisier half, where garments are decided (DiVE: 0.5)
     identities_from_ir: bool = False  # DiVE: True. See `_Learner.embed`
     bare_code: float = 0.1  # share of captions that are the camera's code alone (DiVE: 0.5)
     empty_captions: float = 0.05  # keeps the unconditional half of guidance true to the new cameras
@@ -77,9 +87,9 @@ def cameras_of(samples: Sequence[Sample]) -> tuple[Camera, ...]:
     return tuple(Camera(name, modality[name], camera_code(name)) for name in sorted(modality))
 
 
-def placeholder(pid: str) -> str:
+def person_word(pid: str) -> str:
     """The vocabulary word of an identity: its name, not its position, so that learning more people renames nobody."""
-    return f"<person_{pid.lower()}>"
+    return f"person_{pid.lower()}"
 
 
 def personalize(
@@ -89,6 +99,7 @@ def personalize(
     config: PersonalizeConfig,
     onto: Adapter | None = None,
     progress: bool = True,
+    device: str = "cpu",
 ) -> Adapter:
     """Learns the people (and, without `onto`, the cameras) of `samples`; `bundle` is changed in place and used up.
 
@@ -99,7 +110,8 @@ def personalize(
     """
     from dive_fast.models.adapter import load_adapter
 
-    identities = tuple(Identity(pid, placeholder(pid)) for pid in sorted({s.pid for s in samples}))
+    people = _People.of(sorted({s.pid for s in samples}), config, onto)
+    identities = people.identities
     run = _run_id(bundle, samples, config, onto)
     finished = out / "adapter.json"
     if finished.exists():
@@ -109,15 +121,17 @@ def personalize(
         return adapter
     cameras = _check(bundle, samples, identities, onto)
     stage = Stage(
-        _STAGE, _training(out), config.steps, config.token_lr, config.warmup,
+        _STAGE, _training(out), config.steps, 1.0, config.warmup,
         config.save_every, average=config.average, identity=run, progress=progress,
     )  # fmt: skip
     stage.saved()  # of other settings: said before the photos are encoded
     if onto is not None and not config.identities_from_ir:  # the LoRA is fixed: the rest would teach nothing
         samples = [sample for sample, kept in zip(samples, teaching(samples), strict=True) if kept]
+    for part in (bundle.text_encoder, bundle.unet, bundle.vae):
+        part.to(device)
+    learner = _Learner(bundle, people, config, onto)
+    captions = _Captions(bundle, cameras, people, config)  # the tokenizer knows the people now
     photos = encode_photos(bundle, samples, progress=progress)
-    learner = _Learner(bundle, identities, config, onto)
-    captions = _Captions(bundle, cameras, identities)
     draw = BalancedDraw(photos.samples, config.batch, config.ir_share, config.seed)
     objective = Objective.from_config(bundle.scheduler_config, config.weight_cap)
     run_stage(
@@ -168,45 +182,76 @@ def _check(
     return onto.cameras
 
 
+@dataclass(frozen=True)
+class _People:
+    """Who is to be learned and how they stand in captions: by `config`, with an adapter to learn onto like its people."""
+
+    identities: tuple[Identity, ...]
+    phrase: Phrase
+    templates: tuple[str, ...]  # the first is the adapter's
+
+    @classmethod
+    def of(cls, pids: Sequence[str], config: PersonalizeConfig, onto: Adapter | None) -> _People:
+        phrase, template = (config.phrase, config.template) if onto is None else (onto.phrase, onto.template)
+        read = Phrase(phrase)
+        identities = tuple(read.identity(pid, person_word(pid)) for pid in pids)
+        templates = TEMPLATES if template is None else (template,)
+        check_vocabulary(identities, (), templates, "personalize")
+        return cls(identities, read, templates)
+
+
 class _Captions:
-    """Token ids of training captions, each distinct one tokenized once."""
+    """Token ids of training captions."""
 
-    def __init__(self, bundle: ModelBundle, cameras: Sequence[Camera], identities: Sequence[Identity]) -> None:
-        self._tokenizer = bundle.tokenizer
+    def __init__(
+        self, bundle: ModelBundle, cameras: Sequence[Camera], people: _People, config: PersonalizeConfig
+    ) -> None:
+        self._tokenizer, self._config = bundle.tokenizer, config
+        self._length = bundle.tokenizer.model_max_length
         self._code = {camera.name: camera.code for camera in cameras}
-        self._word = {identity.pid: identity.placeholder for identity in identities}
-        self._ids: dict[str, list[int]] = {}
+        self._placeholder = {identity.pid: identity.placeholder for identity in people.identities}
+        longest = max((camera.code for camera in cameras), key=lambda code: len(self._ids(code)))
+        self._templates = [  # a sentence cut short might lack the person
+            template for template in people.templates
+            if len(self._ids(render(template, longest, people.identities[0].placeholder))) <= self._length
+        ]  # fmt: skip
+        if people.templates[0] not in self._templates:
+            text = render(people.templates[0], longest, people.identities[0].placeholder)
+            raise InputError(f"caption {text!r} is longer than the {self._length} tokens that the model reads")
 
-    def ids(self, sample: Sample, config: PersonalizeConfig, rng: np.random.Generator) -> list[int]:
+    def ids(self, sample: Sample, rng: np.random.Generator) -> list[int]:
         """One caption of a photo: a template, the bare camera code, or nothing."""
-        kind, which = rng.random(), int(rng.integers(len(TEMPLATES)))
+        config = self._config
+        kind, which = rng.random(), int(rng.integers(len(self._templates)))
         if kind < config.empty_captions:
             text = ""
         elif kind < config.empty_captions + config.bare_code:
             text = self._code[sample.camera]
         else:
-            text = render(TEMPLATES[which], self._code[sample.camera], self._word[sample.pid])
-        if text not in self._ids:
-            self._ids[text] = self._tokenizer(text, padding="max_length", truncation=True)["input_ids"]
-        return self._ids[text]
+            person = some_parts(self._placeholder[sample.pid], config.phrase_drop, rng)
+            text = render(self._templates[which], self._code[sample.camera], person)
+        return self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, padding="max_length", truncation=False)["input_ids"]
+        return ids
 
 
 class _Learner:
     """The trainable parts put into a frozen model: identity rows and, unless given, LoRA."""
 
-    def __init__(
-        self, bundle: ModelBundle, identities: tuple[Identity, ...], config: PersonalizeConfig, onto: Adapter | None
-    ) -> None:
+    def __init__(self, bundle: ModelBundle, people: _People, config: PersonalizeConfig, onto: Adapter | None) -> None:
         import torch
 
-        self.bundle, self.identities, self.config, self.onto = bundle, identities, config, onto
+        self.bundle, self.people, self.config, self.onto = bundle, people, config, onto
         self.base_fingerprint = bundle.fingerprint
         torch.manual_seed(config.seed)
         table = bundle.text_encoder.get_input_embeddings().weight.detach()
-        add_identity_tokens(bundle, identities, self._start_rows(table))
-        grown = bundle.text_encoder.get_input_embeddings().weight.detach()
-        self.words = PartlyLearned(grown[: len(table)], grown[len(table) :])
-        bundle.text_encoder.set_input_embeddings(self.words)
+        self.device = table.device
+        self.rows = LearnedRows(choices_of(people.phrase, bundle.tokenizer, table), len(people.identities))
+        self.rows.to(self.device)
+        add_identity_tokens(bundle, people.identities, self.rows().detach())
+        bundle.text_encoder.set_input_embeddings(PartlyLearned(table, self.rows))
         if onto is None:
             self.lora = add_lora(bundle.unet, config.rank, float(config.rank))
         else:
@@ -214,15 +259,16 @@ class _Learner:
             add_lora(bundle.unet, onto.rank, onto.alpha)
             set_lora_state(bundle.unet, onto.lora)
             bundle.unet.requires_grad_(False)
-        self.groups: list[dict[str, Any]] = [{"params": [self.words.rows], "weight_decay": 0.0}]
-        if self.lora:
-            scale = config.lora_lr / config.token_lr
-            self.groups.append({"params": self.lora, "weight_decay": config.weight_decay, "lr_scale": scale})
-
-    def _start_rows(self, table: torch.Tensor) -> torch.Tensor:
-        """Every identity starts from the word "person", as DiVE's do."""
-        ids = self.bundle.tokenizer("person", add_special_tokens=False)["input_ids"]
-        return table[ids].mean(dim=0).repeat(len(self.identities), 1)
+        rates = [
+            ([self.rows.free], 0.0, config.token_lr),
+            ([self.rows.logits], 0.0, config.mix_lr),
+            (self.lora, config.weight_decay, config.lora_lr),
+        ]
+        self.groups: list[dict[str, Any]] = [
+            {"params": params, "weight_decay": decay, "lr_scale": rate}
+            for params, decay, rate in rates
+            if any(parameter.numel() for parameter in params)
+        ]
 
     def loss(
         self, step: int, photos: LatentPhotos, captions: _Captions, draw: BalancedDraw, objective: Objective
@@ -230,45 +276,46 @@ class _Learner:
         import torch
 
         rows, rng = draw(step)
-        ids = torch.tensor([captions.ids(photos.samples[i], self.config, rng) for i in rows])
+        ids = torch.tensor([captions.ids(photos.samples[i], rng) for i in rows])
         mirrored = torch.from_numpy(rng.integers(0, 2, len(rows)))
         latents = photos.latents[torch.from_numpy(rows), mirrored]
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        noisy, noise, timesteps = noisy_batch(latents, objective.alphas, generator)
+        noisy, noise, timesteps = noisy_batch(latents, objective.alphas, generator, self.config.noisy_share)
         teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
         mine = my_rows(len(rows))
         text = self.embed(ids[mine], teaches[mine])
-        output = self.bundle.unet(noisy[mine], timesteps[mine], text).sample
-        error = objective.errors(output, latents[mine], noise[mine], timesteps[mine])
-        return (error * objective.weights(timesteps[mine])).mean()
+        output = self.bundle.unet(noisy[mine].to(self.device), timesteps[mine].to(self.device), text).sample
+        target = objective.target(latents, noise, timesteps)[mine].to(self.device)
+        weights = objective.weights(timesteps)[mine].to(self.device)
+        return ((output - target).square().mean(dim=(1, 2, 3)) * weights).mean()
 
     def embed(self, ids: torch.Tensor, teaches: torch.Tensor) -> torch.Tensor:
         """Text embeddings [B, L, D] of token ids [B, L]; where `teaches` bool [B] is false, identity rows get no gradient.
+        Both come on the CPU, where choosing rows waits for no GPU.
 
         Infrared photos teach the LoRA but no identity that RGB photos can teach. Otherwise the rows of paired people keep
         what only their infrared shows, the LoRA reads it there, and finds nothing in people known from RGB alone.
         """
         import torch
 
-        encode = self.bundle.text_encoder
-        if bool(teaches.all()):
-            return encode(ids).last_hidden_state
-        with torch.no_grad():
-            fixed = encode(ids[~teaches]).last_hidden_state
-        text = fixed.new_empty((len(ids), *fixed.shape[1:]))
-        text[~teaches] = fixed
-        if bool(teaches.any()):
-            text[teaches] = encode(ids[teaches]).last_hidden_state
-        return text
+        parts, rows = [], []
+        for teaching, which in ((False, ~teaches), (True, teaches)):
+            if bool(which.any()):
+                with torch.set_grad_enabled(teaching and torch.is_grad_enabled()):
+                    parts.append(self.bundle.text_encoder(ids[which].to(self.device)).last_hidden_state)
+                rows.append(which.nonzero()[:, 0])
+        return torch.cat(parts)[torch.cat(rows).argsort().to(self.device)]
 
     def adapter(self, cameras: tuple[Camera, ...], facts: dict[str, Any]) -> Adapter:
-        rows = self.words.rows.detach().clone()
+        rows = self.rows().detach().cpu()
         if self.onto is not None:
-            merged = merge_identities(self.onto, self.identities, rows)
+            merged = merge_identities(self.onto, self.people.identities, rows)
             return replace(merged, facts={**self.onto.facts, "onto": facts, "run": facts["run"]})
         state = lora_state(self.bundle.unet)
         remove_lora(self.bundle.unet)
         return Adapter(
-            base_fingerprint=self.base_fingerprint, identities=self.identities, cameras=cameras, embeddings=rows,
-            lora=state, rank=self.config.rank, alpha=float(self.config.rank), facts=facts,
+            base_fingerprint=self.base_fingerprint, identities=self.people.identities, cameras=cameras, embeddings=rows,
+            lora=state, rank=self.config.rank, alpha=float(self.config.rank), template=self.people.templates[0],
+            phrase=self.people.phrase.text,
+            facts=facts,
         )  # fmt: skip

@@ -67,8 +67,8 @@ def encode_photos(
             ]
             x = torch.from_numpy(np.stack(block)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
             both = torch.stack([x, x.flip(-1)], dim=1).flatten(0, 1)
-            mean = bundle.vae.encode(both).latent_dist.mean * scale
-            parts.append(mean.unflatten(0, (-1, 2)))
+            mean = bundle.vae.encode(both.to(bundle.vae.device)).latent_dist.mean * scale
+            parts.append(mean.cpu().unflatten(0, (-1, 2)))
     return LatentPhotos(torch.cat(parts).clone(), tuple(samples), teaching(samples))
 
 

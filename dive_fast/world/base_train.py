@@ -41,11 +41,11 @@ class BaseTrainConfig:
     vae: VaeConfig = field(default_factory=VaeConfig)
     text: TextConfig = field(default_factory=TextConfig)
     unet: UnetConfig = field(default_factory=UnetConfig)
-    vae_images: int = 6000
-    unet_images: int = 20000
+    vae_images: int = 20000
+    unet_images: int = 100000
 
 
-def train_base(config: BaseTrainConfig, out: Path, work: Path) -> dict[str, Any]:
+def train_base(config: BaseTrainConfig, out: Path, work: Path, device: str = "cpu") -> dict[str, Any]:
     """Trains the base in `work` and writes the model to `out`; returns what was measured on the way.
 
     A rerun continues from the last state in `work`; a `work` of another config raises `InputError`. In a process group
@@ -58,13 +58,13 @@ def train_base(config: BaseTrainConfig, out: Path, work: Path) -> dict[str, Any]
         tokenizer = build_tokenizer(work / "tokenizer", config.shape)
         pictures = _images(work / "vae-images.npz", _VAE_SEED, config.vae_images, grey_share=0.35, noise_share=0.3)
         vae = start_vae(pictures.images, config.shape, config.vae.seed, work / "vae-start.safetensors")
-    train_decoder(vae, pictures.images, config.shape, config.vae, work)
+    train_decoder(vae, pictures.images, config.shape, config.vae, work, device)
     with first_rank_first():
         photos = _images(work / "unet-images.npz", _UNET_SEED, config.unet_images, grey_share=0.0, noise_share=0.5)
         latents = _scaled_latents(work / "latents.safetensors", vae, photos.images)
-    text_encoder = train_text_encoder(photos.captions, tokenizer, config.shape, config.text, work)
+    text_encoder = train_text_encoder(photos.captions, tokenizer, config.shape, config.text, work, device)
     ids, empty = token_ids(tokenizer, photos.captions), token_ids(tokenizer, [""])
-    unet = train_unet(latents, ids, empty, text_encoder, config.shape, config.unet, work)
+    unet = train_unet(latents, ids, empty, text_encoder, config.shape, config.unet, work, device)
     scheduler = {"_class_name": "PNDMScheduler", **SCHEDULER_CONFIG}
     if not leading():
         return {}

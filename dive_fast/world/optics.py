@@ -50,7 +50,7 @@ HAIRS: dict[str, Paint] = {
     "ginger": Paint((0.70, 0.31, 0.10), 0.55),
     "silver": Paint((0.70, 0.70, 0.71), 0.42),
 }
-NIR_MATERIAL_SHARE = 0.6
+NIR_MATERIAL_SHARE = 0.3
 LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ BOTTOMS = ("trousers", "shorts", "skirt")
 BAGS = ("none", "backpack", "satchel", "handbag")
 VIEWS = ("front", "back", "side-left", "side-right")
 SCENE_WORDS = ("indoor", "outdoor", "bright", "dim", "warm", "cool")
+CAPTION_TEMPLATE = "a {cam} photo of a {token}"
 # What hats, shoes and bags are made of never varies, so their infrared depends on the dye alone.
 ACCESSORY_MATERIAL = {
     "cap": "cotton",
@@ -184,6 +186,26 @@ def caption(
 
     head = " ".join(["a photo of a", *kept(_body_words(person)), "person"])
     return " , ".join([head, *kept([*_attribute_phrases(person, shot), camera_words])])
+
+
+def caption_phrase() -> str:
+    """The body of `caption` with a word to learn wherever persons differ, as `models.phrase.Phrase` reads it."""
+
+    def one_of(words: Iterable[str]) -> str:
+        return "{" + "|".join(words) + "}"
+
+    dye, material = one_of(DYES), one_of(MATERIALS)
+    parts = [
+        f"{one_of(('tall', 'medium', 'small'))} {one_of(('broad', 'regular', 'slim'))} {one_of(SKINS)} person",
+        f"{one_of(HAIR_STYLES)} {one_of(HAIRS)} hair",
+        f"{dye} {one_of(HATS[1:])}",
+        f"{dye} {one_of(('and', 'over', 'with'))} {dye} {one_of(('striped', 'pinstriped', 'logo'))}"
+        f" {material} {one_of(TOPS)}",
+        f"{dye} {material} {one_of(BOTTOMS)}",
+        f"{dye} shoes",
+        f"{dye} {one_of(BAGS[1:])}",
+    ]
+    return " , ".join(parts)
 
 
 def caption_words() -> list[str]:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 class TextConfig:
     """Training of the text encoder on captions alone."""
 
-    steps: int = 2000
-    batch: int = 64
+    steps: int = 4000
+    batch: int = 256
     lr: float = 1.5e-3
-    warmup: int = 100
+    warmup: int = 200
     tail: int = 8  # positions after the end that must know the caption
     seed: int = 0
     save_every: int = 250
@@ -82,7 +82,12 @@ def binding_labels(captions: Sequence[str], least: int = 20) -> tuple[list[str],
 
 
 def train_text_encoder(
-    captions: Sequence[str], tokenizer: CLIPTokenizer, shape: BaseShape, config: TextConfig, work: Path
+    captions: Sequence[str],
+    tokenizer: CLIPTokenizer,
+    shape: BaseShape,
+    config: TextConfig,
+    work: Path,
+    device: str = "cpu",
 ) -> CLIPTextModel:
     """Trains on captions and resumes from `work`; logs the recall of what the captions say."""
     import torch
@@ -91,23 +96,24 @@ def train_text_encoder(
     names, labels = binding_labels(captions)
     if not names:
         raise InputError(f"{len(captions)} captions are too few to train a text encoder on; render more images")
-    model = new_text_encoder(shape, tokenizer).train()
-    readout = torch.nn.Linear(shape.text_width, len(names))
+    model = new_text_encoder(shape, tokenizer).train().to(device)
+    readout = torch.nn.Linear(shape.text_width, len(names)).to(device)
     ids = token_ids(tokenizer, captions)
 
-    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         mine = my_rows(config.batch)
         rows = torch.from_numpy(batch_indices(len(ids), config.batch, step, config.seed))[mine]
-        hidden = model(ids[rows]).last_hidden_state  # [B, L, D]
+        hidden = model(ids[rows].to(device)).last_hidden_state  # [B, L, D]
         end = (ids[rows] == tokenizer.eos_token_id).int().argmax(dim=1)
         offset = torch.randint(0, config.tail, (config.batch,), generator=torch.Generator().manual_seed(step))[mine]
-        logits = readout(hidden[torch.arange(len(rows)), (end + offset).clamp(max=shape.tokens - 1)])
-        truth = labels[rows]
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth.float()) * 20
-        return loss, {"recall": (logits[truth] > 0).float().mean().item()}
+        at = (end + offset).clamp(max=shape.tokens - 1)
+        logits = readout(hidden[torch.arange(len(rows), device=device), at.to(device)])
+        truth = labels[rows].float().to(device)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth) * 20
+        return loss, {"recall": ((logits > 0) * truth).sum() / truth.sum()}
 
     stage = Stage(
         "text", work, config.steps, config.lr, config.warmup, config.save_every, betas=(0.9, 0.98), average=0.99
     )
     run_stage(stage, [{"params": [*model.parameters(), *readout.parameters()], "weight_decay": 0.01}], loss_at)
-    return model.eval().requires_grad_(False)
+    return model.cpu().eval().requires_grad_(False)

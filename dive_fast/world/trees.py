@@ -15,7 +15,7 @@ from dive_fast.world.cameras import MARKET_CAMERAS, SYSU_CAMERAS, WorldCamera
 from dive_fast.world.persons import world_person, world_shot
 from dive_fast.world.render import render
 
-WORLD_VERSION = 2
+WORLD_VERSION = 3
 TEST_FIRST_PID = 301  # fixed, so that the test identities do not change with the number of paired ones
 EXTERNAL_FIRST_PID = 1001  # SYSU identities end below 534
 MAX_PAIRED, MAX_TEST, MAX_EXTERNAL = 300, 200, 8999

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class UnetConfig:
     """Training of the UNet (v-prediction, see `SCHEDULER_CONFIG`)."""
 
-    steps: int = 8500
-    batch: int = 16
-    lr: float = 7e-4
-    warmup: int = 200
+    steps: int = 12000
+    batch: int = 256
+    lr: float = 1e-3
+    warmup: int = 500
     empty_captions: float = 0.1  # for classifier-free guidance (arXiv 2207.12598)
     seed: int = 0
     save_every: int = 200
@@ -38,18 +38,20 @@ def train_unet(
     shape: BaseShape,
     config: UnetConfig,
     work: Path,
+    device: str = "cpu",
 ) -> UNet2DConditionModel:
     """Trains on scaled latents float32 [N, C, h, w] and caption ids int64 [N, L]; resumes from `work`.
 
-    `empty` [1, L] is the empty caption. `text_encoder` is frozen.
+    `empty` [1, L] is the empty caption. `text_encoder` is frozen. Everything comes and goes on the CPU.
     """
     import torch
 
     torch.manual_seed(config.seed)
-    unet = new_unet(shape).train()
+    unet = new_unet(shape).train().to(device)
+    text_encoder.to(device)
     objective = Objective.from_config(SCHEDULER_CONFIG, weight_cap=1.0)
 
-    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         rows = torch.from_numpy(batch_indices(len(latents), config.batch, step, config.seed))
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         clean = latents[rows]
@@ -57,10 +59,12 @@ def train_unet(
         dropped = torch.rand(config.batch, 1, generator=generator) < config.empty_captions
         mine = my_rows(config.batch)
         with torch.no_grad():
-            text = text_encoder(torch.where(dropped, empty, ids[rows])[mine]).last_hidden_state
-        output = unet(noisy[mine], timesteps[mine], text).sample
-        return objective.errors(output, clean[mine], noise[mine], timesteps[mine]).mean(), {}
+            text = text_encoder(torch.where(dropped, empty, ids[rows])[mine].to(device)).last_hidden_state
+        output = unet(noisy[mine].to(device), timesteps[mine].to(device), text).sample
+        target = objective.target(clean[mine], noise[mine], timesteps[mine]).to(device)
+        return (output - target).square().mean(), {}
 
     stage = Stage("unet", work, config.steps, config.lr, config.warmup, config.save_every)
     run_stage(stage, [{"params": list(unet.parameters()), "weight_decay": 0.01}], loss_at)
-    return unet.eval().requires_grad_(False)
+    text_encoder.cpu()
+    return unet.cpu().eval().requires_grad_(False)

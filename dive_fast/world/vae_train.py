@@ -26,8 +26,8 @@ _START_IMAGES = 1500
 class VaeConfig:
     """Training of the autoencoder; `chroma` weighs colour differences, which a plain loss learns last."""
 
-    steps: int = 4000
-    batch: int = 8
+    steps: int = 6000
+    batch: int = 32
     lr: float = 1.5e-3
     warmup: int = 100
     chroma: float = 1.0
@@ -69,7 +69,9 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray, batch: int = 32) -> t
     return torch.cat(parts).clone()
 
 
-def _loss(vae: AutoencoderKL, x: torch.Tensor, noise: torch.Tensor, config: VaeConfig) -> tuple[torch.Tensor, float]:
+def _loss(
+    vae: AutoencoderKL, x: torch.Tensor, noise: torch.Tensor, config: VaeConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Reconstruction loss (absolute + squared, with extra weight on colour) and the PSNR in dB."""
     import torch
 
@@ -80,32 +82,37 @@ def _loss(vae: AutoencoderKL, x: torch.Tensor, noise: torch.Tensor, config: VaeC
     mse = error.square().mean()
     colour = error - error.mean(dim=1, keepdim=True)
     loss = error.abs().mean() + 4 * mse + config.chroma * (colour.abs().mean() + 4 * colour.square().mean())
-    return loss, float(10 * torch.log10(4 / mse.detach()))
+    return loss, 10 * torch.log10(4 / mse.detach())
 
 
-def train_decoder(vae: AutoencoderKL, images: np.ndarray, shape: BaseShape, config: VaeConfig, work: Path) -> None:
-    """Trains decoder and post-quantisation of `vae` in place on `images` uint8 [N, H, W, 3]; resumes from `work`."""
+def train_decoder(
+    vae: AutoencoderKL, images: np.ndarray, shape: BaseShape, config: VaeConfig, work: Path, device: str = "cpu"
+) -> None:
+    """Trains decoder and post-quantisation of `vae` in place on `images` uint8 [N, H, W, 3]; resumes from `work`.
+
+    `vae` comes and goes on the CPU.
+    """
     import torch
 
-    vae.requires_grad_(False)
+    vae.requires_grad_(False).to(device)
     parameters = [
         *vae.decoder.requires_grad_(True).parameters(),
         *vae.post_quant_conv.requires_grad_(True).parameters(),
     ]
     latent = (config.batch, shape.latent_channels, images.shape[1] // shape.factor, images.shape[2] // shape.factor)
 
-    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         mine = my_rows(config.batch)
         x = to_signal(images[batch_indices(len(images), config.batch, step, config.seed)[mine]])
         noise = torch.randn(latent, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
-        loss, decibels = _loss(vae, x, noise[mine], config)
+        loss, decibels = _loss(vae, x.to(device), noise[mine].to(device), config)
         return loss, {"psnr": decibels}
 
     stage = Stage(
         "decoder", work, config.steps, config.lr, config.warmup, config.save_every, betas=(0.9, 0.98), average=0.998
     )
     run_stage(stage, [{"params": parameters, "weight_decay": 0.0}], loss_at)
-    vae.eval().requires_grad_(False)
+    vae.eval().requires_grad_(False).cpu()
 
 
 def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch: int = 16) -> np.ndarray:

@@ -16,7 +16,7 @@ from tests.tiny import TEXT_WIDTH, tiny_adapter
 
 
 def assert_same(one, other) -> None:
-    plain = ("base_fingerprint", "identities", "cameras", "template", "rank", "alpha", "facts")
+    plain = ("base_fingerprint", "identities", "cameras", "template", "phrase", "rank", "alpha", "facts")
     assert all(getattr(one, name) == getattr(other, name) for name in plain)
     assert torch.equal(one.embeddings, other.embeddings)
     assert one.lora.keys() == other.lora.keys()
@@ -99,13 +99,28 @@ def test_new_people_join_and_the_rest_stays_bit_for_bit(adapter):
     assert torch.equal(subset(merged, ["0901", "0002"]).embeddings, torch.stack([rows[1], adapter.embeddings[1]]))
 
 
+def test_people_of_several_words_keep_their_rows_together(adapter, tmp_path):
+    rows = torch.arange(5.0 * TEXT_WIDTH).reshape(5, TEXT_WIDTH)
+    people = (Identity("0900", "<a.0><a.1><a.2>"), Identity("0901", "<b.0><b.1>"))
+    merged = merge_identities(adapter, people, rows)
+    assert torch.equal(merged.embeddings[3:], rows)
+    chosen = subset(merged, ["0901", "0002", "0900"]).embeddings
+    assert torch.equal(chosen, torch.cat([rows[3:], adapter.embeddings[1:2], rows[:3]]))
+    save_adapter(merged, tmp_path / "several")
+    assert_same(load_adapter(tmp_path / "several"), merged)
+    with pytest.raises(InputError, match="placeholder '<b.0>' occurs more than once"):
+        merge_identities(adapter, [Identity("0902", "<b.0><b.0>")], rows[:2])
+    with pytest.raises(InputError, match="1 identities with 2 words need embeddings"):
+        merge_identities(adapter, people[1:], rows)
+
+
 @pytest.mark.parametrize(
     ("people", "rows", "words"),
     [
         ([Identity("0001", "<class_9>")], torch.zeros(1, TEXT_WIDTH), "pid '0001' occurs more than once"),
         ([Identity("0009", "<class_0>")], torch.zeros(1, TEXT_WIDTH), "placeholder '<class_0>' occurs more than once"),
         ([Identity("0009", "<class_9>")], torch.zeros(1, 7), "rows are 7 wide, those of the adapter 32"),
-        ([Identity("0009", "<class_9>")], torch.zeros(2, TEXT_WIDTH), r"1 identities need embeddings \[1, width\]"),
+        ([Identity("0009", "<class_9>")], torch.zeros(2, TEXT_WIDTH), r"1 words need embeddings \[1, width\]"),
         ([Identity("0009", "<class_9>")], torch.full((1, TEXT_WIDTH), torch.nan), "NaN or infinity"),
         ([], torch.zeros(0, TEXT_WIDTH), "at least one"),
     ],
@@ -128,13 +143,14 @@ def test_an_unknown_person_gets_the_count_and_the_nearest(bundle):
         ({"rank": 8}, r"has A \[4, 32\] and B \[32, 4\], needs A \[8, in\]"),
         ({"rank": 0}, "rank must be a whole number"),
         ({"alpha": -1.0}, "alpha must be a finite number"),
-        ({"embeddings": torch.zeros(2, TEXT_WIDTH)}, "3 identities need embeddings"),
+        ({"embeddings": torch.zeros(2, TEXT_WIDTH)}, "3 identities with 3 words need embeddings"),
         ({"embeddings": torch.full((3, TEXT_WIDTH), torch.inf)}, "NaN or infinity"),
         ({"lora": {}}, "LoRA is empty"),
         ({"lora": {"a.lora_A.weight": torch.zeros(4, 2)}}, "1 of 1 keys are not whole"),
         ({"lora": {"a.bias": torch.zeros(4)}}, "not whole"),
         ({"cameras": (Camera("cam1", "rgb", "x"), Camera("cam1", "ir", "y"))}, "camera name 'cam1' occurs"),
         ({"template": "a photo"}, "must contain"),
+        ({"phrase": "a person"}, "needs at least one learned word"),
     ],
 )
 def test_an_adapter_that_cannot_work_is_not_made(changes, words, adapter):
@@ -191,6 +207,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "text alpha": (lambda f: edit_json(f, alpha="4"), "alpha must be a finite number"),
     "facts no object": (lambda f: edit_json(f, facts=[1]), "facts must be dict"),
     "template no text": (lambda f: edit_json(f, template=None), "template must be str"),
+    "phrase no text": (lambda f: edit_json(f, phrase=["{person}"]), "phrase must be str"),
     "identities no list": (lambda f: edit_json(f, identities={"0001": "<class_0>"}), "expected a list of Identity"),
     "camera without code": (
         lambda f: edit_json(f, cameras=[{"name": "cam1", "modality": "rgb"}]),

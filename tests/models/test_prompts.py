@@ -62,6 +62,8 @@ def test_unknown_names_get_the_count_and_the_nearest():
         ({"identities": (*PEOPLE, Identity("0003", "<class_1>"))}, "placeholder '<class_1>' occurs more than once"),
         ({"identities": (Identity("0003", "class_1"),)}, "must look like <class_12>"),
         ({"identities": (Identity("0003", "<Class_1>"),)}, "must look like <class_12>"),
+        ({"identities": (Identity("0003", "<a> <b>"),)}, "must look like <class_12>"),
+        ({"identities": (Identity("0003", ""),)}, "must look like <class_12>"),
         ({"cameras": (*CAMERAS, Camera("cam3", "rgb", "zzzz"))}, "camera name 'cam3' occurs more than once"),
         ({"cameras": (*CAMERAS, Camera("cam4", "rgb", "w5eQ"))}, "camera code 'w5eq' occurs more than once"),
         ({"cameras": (Camera("cam4", "rgb", "two words"),)}, "must be one word"),
@@ -161,6 +163,20 @@ def test_people_and_cameras_change_the_embedding(fused):
     embeddings, _ = PromptBank(fused.tokenizer, fused.prompts).encode(encode_with(fused), keys)
     assert not torch.equal(embeddings[0], embeddings[1])
     assert not torch.equal(embeddings[0], embeddings[2])
+
+
+def test_a_person_of_several_words_gets_a_token_for_each(bundle):
+    adapter = tiny_adapter(bundle)
+    several = (replace(adapter.identities[0], placeholder="<a.0><a.1>"), *adapter.identities[1:])
+    rows = torch.cat([adapter.embeddings[:1] + 1, adapter.embeddings])
+    fused = fuse(bundle, replace(adapter, identities=several, embeddings=rows))
+    bank = PromptBank(fused.tokenizer, fused.prompts)
+    first = len(bundle.tokenizer)
+    ids, other = bank.token_ids([("0001", "cam1"), ("0002", "cam1")]).tolist()
+    assert [i for i in ids if i >= first] == [first, first + 1]
+    assert [i for i in other if i >= first] == [first + 2]
+    table = fused.text_encoder.get_input_embeddings().weight
+    assert torch.equal(table[first : first + 4], rows)
 
 
 def test_a_placeholder_that_would_be_spelled_out_is_refused(bundle, fused):

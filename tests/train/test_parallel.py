@@ -24,7 +24,7 @@ from dive_fast.train.loop import Stage, run_stage
 from dive_fast.train.parallel import my_rows, process_group
 
 torch.set_num_threads(1)
-with process_group():
+with process_group("cpu"):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
     unused = torch.nn.Parameter(torch.ones(3))

@@ -11,9 +11,10 @@ from PIL import Image
 from dive_fast.models import load_bundle
 from dive_fast.models.adapter import load_adapter
 from dive_fast.models.lora import lora_targets
+from dive_fast.models.phrase import Phrase
 from dive_fast.train import personalize as room
 from dive_fast.train.diffusion import Objective, noisy_batch, snr_weight
-from dive_fast.train.embedding import PartlyLearned
+from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
 from dive_fast.train.loop import Stage, adamw, load_state
 from dive_fast.train.personalize import PersonalizeConfig, camera_code, cameras_of, personalize
 from dive_fast.train.photos import BalancedDraw, encode_photos
@@ -76,17 +77,21 @@ def _weights(bundle, part):
     ]
 
 
+def _learner(bundle, pids, config=CONFIG):
+    return room._Learner(bundle, room._People.of(pids, config, None), config, None)
+
+
 def test_identity_rows_are_not_decayed(base, tmp_path):
     """With no learning signal left for a row, AdamW's decay would still shrink it; ours must stay where it is."""
     bundle = load_bundle(base)
-    learner = room._Learner(bundle, (room.Identity("9", "<person_9>"),), replace(CONFIG, weight_decay=0.5), None)
-    row = learner.words.rows.detach().clone()
+    learner = _learner(bundle, ["9"], replace(CONFIG, weight_decay=0.5))
+    row = learner.rows.free.detach().clone()
     optimizer = adamw(learner.groups, Stage("test", tmp_path, steps=1, lr=0.01, warmup=1, save_every=1))
-    for parameter in (learner.words.rows, *learner.lora):
+    for parameter in (learner.rows.free, *learner.lora):
         parameter.grad = torch.zeros_like(parameter)
     lora = [p.detach().clone() for p in learner.lora]
     optimizer.step()
-    assert torch.equal(learner.words.rows, row)
+    assert torch.equal(learner.rows.free, row)
     moved = [p for p, q in zip(learner.lora, lora, strict=True) if q.abs().max() > 0 and not torch.equal(p, q)]
     assert moved, "the LoRA's own decay should act, or this test shows nothing"
 
@@ -94,25 +99,24 @@ def test_identity_rows_are_not_decayed(base, tmp_path):
 @pytest.mark.parametrize("from_ir", [False, True])
 def test_infrared_teaches_no_identity_that_rgb_teaches(base, photos, from_ir):
     """Person 1 has both modalities, person 2 infrared alone: gradients of a batch of only infrared, and of all."""
-    both, alone = (room.Identity(pid, room.placeholder(pid)) for pid in ("0001", "0002"))
     bundle = load_bundle(base)
     config = replace(CONFIG, identities_from_ir=from_ir, bare_code=0.0, empty_captions=0.0)
     samples = [s for s in photos if s.pid == "0001" or (s.pid == "0002" and s.modality == "ir")]
     latents = encode_photos(bundle, samples, progress=False)
-    learner = room._Learner(bundle, (both, alone), config, None)
-    captions = room._Captions(bundle, cameras_of(samples), (both, alone))
+    learner = _learner(bundle, ["0001", "0002"], config)
+    captions = room._Captions(bundle, cameras_of(samples), learner.people, config)
     objective = Objective.from_config(bundle.scheduler_config, 8.0)
 
     def gradients(kept):
         def draw(step):
             return np.array([i for i, s in enumerate(samples) if kept(s)]), np.random.default_rng(step)
 
-        learner.words.rows.grad = None
+        learner.rows.free.grad = None
         for parameter in learner.lora:
             parameter.grad = None
         learner.loss(0, latents, captions, draw, objective).backward()
-        rows = learner.words.rows.grad
-        moved = [False, False] if rows is None else rows.abs().amax(dim=1).gt(0).tolist()
+        rows = learner.rows.free.grad
+        moved = [False, False] if rows is None else rows.abs().amax(dim=(1, 2)).gt(0).tolist()
         return moved, any(p.grad is not None and p.grad.abs().max() > 0 for p in learner.lora)
 
     assert gradients(lambda s: s.modality == "ir" and s.pid == "0001") == ([from_ir, False], True)
@@ -131,8 +135,8 @@ def test_learning_onto_takes_a_paired_person_too(base, photos, adapter, tmp_path
 
 def test_a_batch_embedded_in_two_parts_is_the_batch_embedded_at_once(base, photos):
     bundle = load_bundle(base)
-    learner = room._Learner(bundle, (room.Identity("0001", room.placeholder("0001")),), CONFIG, None)
-    words = ("person", room.placeholder("0001"), "camera", "")
+    learner = _learner(bundle, ["0001"])
+    words = ("person", "<person_0001>", "camera", "")
     ids = torch.tensor([bundle.tokenizer(w, padding="max_length", truncation=True)["input_ids"] for w in words])
     whole = learner.embed(ids, torch.ones(4, dtype=torch.bool))
     for teaches in ([True, False, False, True], [False] * 4):
@@ -181,6 +185,81 @@ def test_new_people_leave_a_trained_adapter_bit_for_bit(base, photos, adapter, t
     assert torch.equal(more.embeddings[:known], adapter.embeddings)
     assert all(torch.equal(more.lora[key], adapter.lora[key]) for key in adapter.lora)
     assert more.cameras == adapter.cameras
+
+
+PHRASE = "{tall|small} person , {red|green|blue} {hat} , bag"
+
+
+def test_learned_rows_are_free_vectors_and_mixes_in_the_order_of_the_phrase():
+    words = torch.randn(6, 4)
+    rows = LearnedRows([words[:1], words[1:3], words[3:]], people=2)
+    equal = torch.stack([words[0], words[1:3].mean(dim=0), words[3:].mean(dim=0)])
+    torch.testing.assert_close(rows(), equal.repeat(2, 1))
+    with torch.no_grad():
+        rows.free[1, 0] += 1
+        rows.logits[1, 0] = torch.tensor([0.0, 1.0, 50.0])  # the third word does not exist and gets no weight
+        rows.logits[0, 1] = torch.tensor([0.0, 0.0, 50.0])
+    share = 1 / (1 + torch.e)
+    expected = torch.stack([
+        words[0], equal[1], words[5],
+        words[0] + 1, share * words[1] + (1 - share) * words[2], equal[2],
+    ])  # fmt: skip
+    torch.testing.assert_close(rows(), expected)
+
+
+def test_a_phrase_gives_each_learned_word_its_row(base, photos, tmp_path):
+    bundle = load_bundle(base)
+    table = bundle.text_encoder.get_input_embeddings().weight.detach().clone()
+    config = replace(CONFIG, phrase=PHRASE, template="{cam} {token}")
+
+    def row(word):
+        return table[bundle.tokenizer(word, add_special_tokens=False)["input_ids"]].mean(dim=0)
+
+    colours = torch.stack([row(word) for word in ("red", "green", "blue")])
+    start = LearnedRows(choices_of(Phrase(PHRASE), bundle.tokenizer, table), people=1)()
+    expected = torch.stack([(row("tall") + row("small")) / 2, colours.mean(dim=0), row("hat")])
+    torch.testing.assert_close(start, expected)
+    adapter = personalize(bundle, photos[:8], tmp_path / "adapter", config, progress=False)
+    assert (adapter.template, adapter.phrase) == ("{cam} {token}", PHRASE)
+    name = "person_0002"
+    assert adapter.identities[1].placeholder == f"<{name}.0> person , <{name}.1> <{name}.2> , bag"
+    people = adapter.embeddings.view(2, 3, -1)
+    assert ((people - expected).abs().amax(dim=2) > 1e-5).all(), "every row should have learned"
+    for mixed in people[:, 1]:  # still a mix of the three words: weights solve for it exactly and are all positive
+        weights = torch.linalg.lstsq(colours.T, mixed[:, None]).solution
+        torch.testing.assert_close(colours.T @ weights, mixed[:, None])
+        assert weights.min() > 0 and abs(weights.sum() - 1) < 1e-4
+
+    more = room._People.of(["0004"], CONFIG, adapter)  # not by CONFIG's phrase: like the people it joins
+    assert more.identities[0].placeholder == "<person_0004.0> person , <person_0004.1> <person_0004.2> , bag"
+    assert more.templates == ("{cam} {token}",)
+
+
+def test_a_part_left_out_teaches_no_word_of_it(base, photos):
+    bundle = load_bundle(base)
+    config = replace(
+        CONFIG, phrase=PHRASE, template="{cam} {token}", phrase_drop=1.0, bare_code=0.0, empty_captions=0.0
+    )
+    learner = _learner(bundle, ["0001"], config)
+    captions = room._Captions(bundle, cameras_of(photos[:1]), learner.people, config)
+    rng = np.random.default_rng(0)
+    texts = [bundle.tokenizer.decode(captions.ids(photos[0], rng), skip_special_tokens=False) for _ in range(200)]
+    whole = sum("<person_0001.1>" in text for text in texts)
+    assert all("<person_0001.0>" in text for text in texts)
+    assert 50 < whole < 110  # two of five: 80, five standard deviations of 7
+    assert all(("bag" in text) == ("<person_0001.1>" in text) for text in texts)
+
+
+@pytest.mark.parametrize("text", ["a person", "{}", "{red|}", "{red} {", "<a> {red}", "{a} }", "{ }"])
+def test_a_phrase_that_cannot_work_is_refused(text):
+    with pytest.raises(InputError, match="phrase"):
+        Phrase(text)
+
+
+def test_a_phrase_too_long_for_the_model_is_refused(base, photos, tmp_path):
+    config = replace(CONFIG, phrase="{person} " * 40)
+    with pytest.raises(InputError, match="longer than the 32 tokens"):
+        personalize(load_bundle(base), photos[:8], tmp_path / "a", config, progress=False)
 
 
 def test_learning_onto_refuses_known_people_new_cameras_and_another_base(base, photos, adapter, tmp_path):
@@ -241,13 +320,16 @@ def test_camera_codes_are_fixed():
 
 def test_partly_learned_embedding_reads_both_tables_and_learns_one():
     frozen, rows = torch.randn(5, 3), torch.randn(2, 3)
-    words = PartlyLearned(frozen, rows)
+    learned = LearnedRows([rows[:1]], people=2)
+    with torch.no_grad():
+        learned.free.copy_(rows[:, None])
+    words = PartlyLearned(frozen, learned)
     ids = torch.tensor([[0, 5], [6, 4]])
     whole = torch.cat([frozen, rows])
     assert torch.equal(words(ids), whole[ids])
     words(ids).sum().backward()
-    assert torch.equal(words.rows.grad, torch.ones(2, 3))
-    assert [name for name, _ in words.named_parameters()] == ["rows"]
+    assert torch.equal(learned.free.grad, torch.ones(2, 1, 3))
+    assert [name for name, _ in words.named_parameters()] == ["rows.free", "rows.logits"]
 
 
 NOISE_SCHEDULE = {
@@ -266,8 +348,20 @@ def test_noising_and_targets_match_diffusers():
     assert sorted(int(t) * 16 // 1000 for t in timesteps) == list(range(16))  # one in each stratum
     velocity = reference.get_velocity(latents, noise, timesteps)
     expected = (output - velocity).square().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(objective.errors(output, latents, noise, timesteps), expected)
+    error = output - objective.target(latents, noise, timesteps)
+    torch.testing.assert_close(error.square().mean(dim=(1, 2, 3)), expected)
     assert torch.equal(objective.weights(timesteps), torch.ones(16))
+
+
+def test_more_timesteps_come_from_the_noisier_half():
+    alphas = Objective.from_config(NOISE_SCHEDULE, 3.0).alphas
+    for share in (0.25, 0.5, 0.75):
+        _, _, timesteps = noisy_batch(torch.zeros(64, 1, 1, 1), alphas, torch.Generator().manual_seed(0), share)
+        noisier = timesteps >= 500
+        assert noisier.sum() == 64 * share
+        # evenly within each half: one in each stratum of its own
+        for half, start in ((timesteps[~noisier], 0), (timesteps[noisier], 500)):
+            assert sorted(int(t - start) * len(half) // 500 for t in half) == list(range(len(half)))
 
 
 def test_epsilon_models_are_weighted_towards_noise():
@@ -275,7 +369,8 @@ def test_epsilon_models_are_weighted_towards_noise():
     latents, noise, output = torch.randn(3, 4, 4, 4, 2)
     timesteps = torch.tensor([0, 300, 600, 999])
     expected = (output - noise).square().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(objective.errors(output, latents, noise, timesteps), expected)
+    error = output - objective.target(latents, noise, timesteps)
+    torch.testing.assert_close(error.square().mean(dim=(1, 2, 3)), expected)
     snr = objective.alphas[timesteps] / (1 - objective.alphas[timesteps])
     assert torch.allclose(objective.weights(timesteps), (1 / snr.sqrt()).clamp(max=3.0))
     assert torch.equal(objective.weights(timesteps), snr_weight(objective.alphas, timesteps, 3.0))

@@ -1,0 +1,65 @@
+"""How a person is put into words: a phrase in which some words are learned for each person."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from dive_fast.types import Identity, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ONE_WORD = "{person}"
+_SLOT = re.compile(r"\{([^{}]*)\}")
+_PARTS = " , "
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Text in which braces mark the learned words: `{person}` a free vector that starts from that word, and
+    `{red|green|blue}` a mix of these words. `ONE_WORD` is DiVE's one free vector a person.
+
+    In a phrase the frozen text encoder binds each learned word to its noun, as in any caption, and a mix of words cannot
+    leave the words' span. So a red coat is much the same vector for every person, and what the LoRA learns of it from a
+    few paired people holds for the others (docs/log.md). Yuan et al., arXiv 2306.00926, learn identities in such a span.
+
+    Text without a learned word, an empty mark, or one with `<` or `>` raises `InputError`.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        plain = _SLOT.sub("", self.text)
+        if not self.choices or any(mark in self.text for mark in "<>") or any(mark in plain for mark in "{}"):
+            raise InputError(
+                f"phrase {self.text!r}: needs at least one learned word such as {{person}} or {{red|green|blue}},"
+                " and no other brackets"
+            )
+        if not all(word.strip() for words in self.choices for word in words):
+            raise InputError(f"phrase {self.text!r}: a learned word names nothing to start from")
+
+    @cached_property
+    def choices(self) -> list[list[str]]:
+        """For each learned word, the one word that it starts from or the several that it mixes."""
+        return [slot.split("|") for slot in _SLOT.findall(self.text)]
+
+    def identity(self, pid: str, name: str) -> Identity:
+        """The identity whose learned words are `<name>`, or `<name.0>`, `<name.1>`, ... where there are several."""
+        if len(self.choices) == 1:
+            return Identity(pid, _SLOT.sub(f"<{name}>", self.text))
+        numbers = iter(range(len(self.choices)))
+        return Identity(pid, _SLOT.sub(lambda _: f"<{name}.{next(numbers)}>", self.text))
+
+
+def some_parts(placeholder: str, drop: float, rng: np.random.Generator) -> str:
+    """The phrase whole in two of five captions, else without each part (between " , ") with probability `drop`.
+
+    The first part always stays: it says that there is a person.
+    """
+    parts = placeholder.split(_PARTS)
+    if drop <= 0 or len(parts) == 1 or rng.random() < 0.4:
+        return placeholder
+    return _PARTS.join([parts[0], *(part for part in parts[1:] if rng.random() >= drop)])
