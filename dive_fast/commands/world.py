@@ -70,7 +70,9 @@ def train_base(
     vae_batch: Annotated[int, typer.Option(min=1, help="Images a step of the decoder.")] = 32,
     text_batch: Annotated[int, typer.Option(min=1, help="Captions a step of the text encoder.")] = 256,
     unet_batch: Annotated[int, typer.Option(min=1, help="Images a step of the UNet.")] = 256,
-    unet_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the UNet; 7e-4 at batches of 16.")] = 1e-3,
+    unet_lr: Annotated[
+        float, typer.Option(min=0, help="Peak learning rate of the UNet; 7e-4 at batches of 16.")
+    ] = 1e-3,
     vae_images: Annotated[int, typer.Option(min=1, help="Rendered images for the autoencoder.")] = 20000,
     unet_images: Annotated[int, typer.Option(min=1, help="Rendered images for the UNet.")] = 100000,
     device: Device = "auto",

@@ -20,6 +20,10 @@ class LearnedRows(torch.nn.Module):
     are mixed by weights that start equal. Free vectors are `free` [people, F, D], weights `logits` [people, M, W].
     """
 
+    words: Tensor
+    absent: Tensor
+    order: Tensor
+
     def __init__(self, choices: Sequence[Tensor], people: int) -> None:
         super().__init__()
         free = [k for k, rows in enumerate(choices) if len(rows) == 1]

@@ -299,9 +299,9 @@ class _Learner:
         import torch
 
         parts, rows = [], []
-        for teaching, which in ((False, ~teaches), (True, teaches)):
+        for learns, which in ((False, ~teaches), (True, teaches)):
             if bool(which.any()):
-                with torch.set_grad_enabled(teaching and torch.is_grad_enabled()):
+                with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
                     parts.append(self.bundle.text_encoder(ids[which].to(self.device)).last_hidden_state)
                 rows.append(which.nonzero()[:, 0])
         return torch.cat(parts)[torch.cat(rows).argsort().to(self.device)]

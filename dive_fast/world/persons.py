@@ -191,19 +191,21 @@ def caption(
 def caption_phrase() -> str:
     """The body of `caption` with a word to learn wherever persons differ, as `models.phrase.Phrase` reads it."""
 
-    def one_of(words: Iterable[str]) -> str:
-        return "{" + "|".join(words) + "}"
+    def one_of(*groups: Iterable[str]) -> str:
+        return "{" + "|".join(dict.fromkeys(word for group in groups for word in group)) + "}"
 
     dye, material = one_of(DYES), one_of(MATERIALS)
+    # Nobody's caption has all of these parts. Whoever lacks one says another thing twice: no hat is "brown hair" again, no
+    # bag "blue shoes", a plain top "red and red striped".
     parts = [
         f"{one_of(('tall', 'medium', 'small'))} {one_of(('broad', 'regular', 'slim'))} {one_of(SKINS)} person",
-        f"{one_of(HAIR_STYLES)} {one_of(HAIRS)} hair",
-        f"{dye} {one_of(HATS[1:])}",
-        f"{dye} {one_of(('and', 'over', 'with'))} {dye} {one_of(('striped', 'pinstriped', 'logo'))}"
-        f" {material} {one_of(TOPS)}",
+        f"{one_of(HAIR_STYLES)} {one_of(HAIRS)} {one_of(('hair', 'head'))}",
+        f"{one_of(DYES, HAIRS)} {one_of(HATS[1:], ('hair',))}",
+        f"{dye} {one_of(('and', 'over'))} {dye} {one_of(('striped', 'pinstriped'), MATERIALS)} {material} {one_of(TOPS)}"
+        f" with {dye} logo",
         f"{dye} {material} {one_of(BOTTOMS)}",
         f"{dye} shoes",
-        f"{dye} {one_of(BAGS[1:])}",
+        f"{dye} {one_of(BAGS[1:], ('shoes',))}",
     ]
     return " , ".join(parts)
 

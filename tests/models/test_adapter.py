@@ -175,7 +175,7 @@ def cut(path: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no json": (lambda f: (f / "adapter.json").unlink(), "has no adapter.json"),
     "cut json": (lambda f: cut(f / "adapter.json"), "is not valid JSON"),
-    "other format": (lambda f: edit_json(f, format="dive-fast adapter 9"), "this version reads 'dive-fast adapter 1'"),
+    "other format": (lambda f: edit_json(f, format="dive-fast adapter 9"), "this version reads 'dive-fast adapter 2'"),
     "list": (lambda f: (f / "adapter.json").write_text("[]"), "format is 'list'"),
     "no rows": (lambda f: (f / "identities.safetensors").unlink(), "identities.safetensors does not exist"),
     "cut rows": (lambda f: cut(f / "identities.safetensors"), "identities.safetensors is not a whole safetensors"),
@@ -196,7 +196,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "one row short": (
         lambda f: edit_tensors(f / "identities.safetensors", lambda s: {"embeddings": s["embeddings"][:2]}),
-        "3 identities need embeddings",
+        "3 identities with 3 words need embeddings",
     ),
     "flat rows": (
         lambda f: edit_tensors(f / "identities.safetensors", lambda s: {"embeddings": s["embeddings"][:, 0].clone()}),

@@ -164,7 +164,7 @@ def test_tokens_that_clash_change_nothing(bundle):
         add_identity_tokens(bundle, people, torch.ones(2, TEXT_WIDTH))
     with pytest.raises(InputError, match="occurs more than once"):
         add_identity_tokens(bundle, [people[0], people[0]], torch.ones(2, TEXT_WIDTH))
-    with pytest.raises(InputError, match=r"1 identities need embeddings \[1, width\]"):
+    with pytest.raises(InputError, match=r"1 identities with 1 words need embeddings \[1, width\]"):
         add_identity_tokens(bundle, people[:1], torch.ones(2, TEXT_WIDTH))
     assert len(bundle.tokenizer) == size
     assert bundle.text_encoder.get_input_embeddings().weight is table
