@@ -24,6 +24,7 @@ from dive_fast.models.prompts import TEMPLATES, check_vocabulary, render
 from dive_fast.train.curves import Curve
 from dive_fast.train.diffusion import Objective, noisy_batch
 from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
+from dive_fast.train.graphs import UnetCall
 from dive_fast.train.loop import Stage, run_stage
 from dive_fast.train.parallel import first_rank_first, my_rows
 from dive_fast.train.photos import BalancedDraw, LatentPhotos, encode_photos, teaching
@@ -259,6 +260,7 @@ class _Learner:
             add_lora(bundle.unet, onto.rank, onto.alpha)
             set_lora_state(bundle.unet, onto.lora)
             bundle.unet.requires_grad_(False)
+        self.unet = UnetCall(bundle.unet)
         rates = [
             ([self.rows.free], 0.0, config.token_lr),
             ([self.rows.logits], 0.0, config.mix_lr),
@@ -284,7 +286,7 @@ class _Learner:
         teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
         mine = my_rows(len(rows))
         text = self.embed(ids[mine], teaches[mine])
-        output = self.bundle.unet(noisy[mine].to(self.device), timesteps[mine].to(self.device), text).sample
+        output = self.unet(noisy[mine].to(self.device), timesteps[mine].to(self.device), text)
         target = objective.target(latents, noise, timesteps)[mine].to(self.device)
         weights = objective.weights(timesteps)[mine].to(self.device)
         return ((output - target).square().mean(dim=(1, 2, 3)) * weights).mean()

@@ -46,9 +46,12 @@ def train_unet(
     """
     import torch
 
+    from dive_fast.train.graphs import UnetCall
+
     torch.manual_seed(config.seed)
     unet = new_unet(shape).train().to(device)
     text_encoder.to(device)
+    call = UnetCall(unet)
     objective = Objective.from_config(SCHEDULER_CONFIG, weight_cap=1.0)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -60,7 +63,7 @@ def train_unet(
         mine = my_rows(config.batch)
         with torch.no_grad():
             text = text_encoder(torch.where(dropped, empty, ids[rows])[mine].to(device)).last_hidden_state
-        output = unet(noisy[mine].to(device), timesteps[mine].to(device), text).sample
+        output = call(noisy[mine].to(device), timesteps[mine].to(device), text)
         target = objective.target(clean[mine], noise[mine], timesteps[mine]).to(device)
         return (output - target).square().mean(), {}
 
