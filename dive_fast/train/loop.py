@@ -174,8 +174,9 @@ def run_stage(
     from tqdm import tqdm
 
     parameters = [parameter for group in groups for parameter in group["params"]]
-    if parameters[0].is_cuda:  # rounding to TF32 is far below a batch's noise
+    if parameters[0].is_cuda:  # rounding to TF32 is far below a batch's noise, and every step has the same shapes
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
     optimizer = adamw(groups, stage)
     average = MovingAverage(parameters, stage.average)
     state, first = stage.saved(), 0

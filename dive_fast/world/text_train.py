@@ -1,14 +1,18 @@
 """Second stage of the pocket base: a text encoder that binds adjectives to nouns before any image is seen.
 
 Stable Diffusion's text encoder comes from CLIP, trained on captions beforehand; a UNet that had to teach words to a
-random one through its own noise would spend most of its steps on that (docs/log.md). Ours learns to tell, from the
-positions after the caption's end, which word belongs to which noun.
+random one through its own noise would spend most of its steps on that. Ours learns to tell, from the noun that ends a phrase,
+what the phrase says of it. There, and not in one summary of the whole caption: a UNet that reads a coat's dye at the coat
+can be taught by few people what that dye is in infrared; from a summary it learns the few people (docs/log.md).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +34,6 @@ class TextConfig:
     batch: int = 256
     lr: float = 1.5e-3
     warmup: int = 200
-    tail: int = 8  # positions after the end that must know the caption
     seed: int = 0
     save_every: int = 250
 
@@ -40,45 +43,63 @@ def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor
     return tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def bindings(caption: str) -> set[str]:
-    """What a caption says, as words bound to the noun that ends their phrase: "red shirt" gives "0 red shirt".
+def bindings(caption: str) -> list[tuple[int, set[str]]]:
+    """For each phrase of a caption, the position of its noun among the words, and what is said of it.
 
-    The number counts earlier words of the same phrase that are not glue, so "red over blue" differs from "blue over red".
-    """
-    found = set()
-    for phrase in caption.split(" , "):
-        words = [word for word in phrase.split() if word not in ("a", "photo", "of", "and", "with", "over")]
-        found |= {f"{i} {word} {words[-1]}" for i, word in enumerate(words)}
-        found |= {f"{mark} {words[-1]}" for mark in ("over", "with") if mark in phrase.split()}
-    return found
-
-
-def letters(caption: str) -> set[str]:
-    """The letters of a caption's camera code by position; a code is a word of four after the leading "a".
-
-    Codes mean nothing here; but an encoder that passes their letters on, as CLIP does with any odd word, lets a LoRA
-    give them a meaning later.
+    "red over blue coat" says red, over, blue and coat, and that red is first; in "coat with blue logo" coat and logo each have
+    their own. A fact is the same whatever the noun. The head's noun also knows the letters of the camera's code, a word
+    of four after the leading "a". Codes mean nothing here; but an encoder that passes their letters on, as CLIP does with
+    any odd word, lets a LoRA give them a meaning later.
     """
     words = caption.split()
     code = words[1] if len(words) > 2 and words[0] == "a" and words[2] == "photo" else ""
-    return {f"letter {i} {letter}" for i, letter in enumerate(code)}
+    found: list[tuple[int, set[str]]] = []
+    start = 0
+    for i, word in enumerate([*words, ","]):
+        if word not in (",", "with"):
+            continue
+        said = [w for w in words[start:i] if w not in ("a", "photo", "of", "and", code)]
+        if said:
+            facts = {*said, f"first {said[0]}"}
+            if start == 0:
+                facts |= {f"letter {k} {letter}" for k, letter in enumerate(code)}
+            found.append((i - 1, facts))
+        start = i + 1
+    return found
 
 
-def binding_labels(captions: Sequence[str], least: int = 20) -> tuple[list[str], torch.Tensor]:
-    """Bindings and code letters that occur at least `least` times, sorted, and which caption says which: bool [N, B]."""
+def noun_positions(tokenizer: CLIPTokenizer, captions: Sequence[str], at: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Where the words numbered `at` of each caption end among its tokens, the start token counted."""
+
+    @lru_cache(maxsize=None)
+    def length(word: str) -> int:
+        return len(tokenizer(word, add_special_tokens=False)["input_ids"])
+
+    ends = (list(accumulate(length(word) for word in caption.split())) for caption in captions)
+    return [[end[i] for i in numbers] for end, numbers in zip(ends, at, strict=True)]
+
+
+def binding_labels(
+    captions: Sequence[str], tokenizer: CLIPTokenizer, least: int = 20
+) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """Facts that are said at least `least` times, sorted; token positions int64 [N, P] of each caption's nouns, 0 where it
+    has fewer; and which noun has which fact: bool [N, P, F].
+    """
     import torch
 
-    each = [bindings(caption) | letters(caption) for caption in captions]
-    counts: dict[str, int] = {}
-    for said in each:
-        for name in said:
-            counts[name] = counts.get(name, 0) + 1
+    each = [bindings(caption) for caption in captions]
+    counts = Counter(fact for nouns in each for _, facts in nouns for fact in facts)
     names = sorted(name for name, count in counts.items() if count >= least)
     column = {name: i for i, name in enumerate(names)}
-    labels = torch.zeros(len(captions), len(names), dtype=torch.bool)
-    for row, said in enumerate(each):
-        labels[row, [column[name] for name in said if name in column]] = True
-    return names, labels
+    most = max(len(nouns) for nouns in each)
+    positions = torch.zeros(len(captions), most, dtype=torch.int64)
+    labels = torch.zeros(len(captions), most, len(names), dtype=torch.bool)
+    ends = noun_positions(tokenizer, captions, [[i for i, _ in nouns] for nouns in each])
+    for row, nouns in enumerate(each):
+        positions[row, : len(nouns)] = torch.tensor(ends[row])
+        for k, (_, facts) in enumerate(nouns):
+            labels[row, k, [column[fact] for fact in facts if fact in column]] = True
+    return names, positions, labels
 
 
 def train_text_encoder(
@@ -93,7 +114,7 @@ def train_text_encoder(
     import torch
 
     torch.manual_seed(config.seed)
-    names, labels = binding_labels(captions)
+    names, positions, labels = binding_labels(captions, tokenizer)
     if not names:
         raise InputError(f"{len(captions)} captions are too few to train a text encoder on; render more images")
     model = new_text_encoder(shape, tokenizer).train().to(device)
@@ -103,12 +124,12 @@ def train_text_encoder(
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         mine = my_rows(config.batch)
         rows = torch.from_numpy(batch_indices(len(ids), config.batch, step, config.seed))[mine]
-        hidden = model(ids[rows].to(device)).last_hidden_state  # [B, L, D]
-        end = (ids[rows] == tokenizer.eos_token_id).int().argmax(dim=1)
-        offset = torch.randint(0, config.tail, (config.batch,), generator=torch.Generator().manual_seed(step))[mine]
-        at = (end + offset).clamp(max=shape.tokens - 1)
-        logits = readout(hidden[torch.arange(len(rows), device=device), at.to(device)])
-        truth = labels[rows].float().to(device)
+        caption, noun = positions[rows].nonzero(as_tuple=True)
+        at = positions[rows][caption, noun]
+        # [B, L, D]; attention is causal, so what follows the last noun changes nothing
+        hidden = model(ids[rows, : int(at.max()) + 1].to(device)).last_hidden_state
+        logits = readout(hidden[caption.to(device), at.to(device)])
+        truth = labels[rows][caption, noun].float().to(device)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth) * 20
         return loss, {"recall": ((logits > 0) * truth).sum() / truth.sum()}
 

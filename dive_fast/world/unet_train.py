@@ -70,4 +70,4 @@ def train_unet(
     stage = Stage("unet", work, config.steps, config.lr, config.warmup, config.save_every)
     run_stage(stage, [{"params": list(unet.parameters()), "weight_decay": 0.01}], loss_at)
     text_encoder.cpu()
-    return unet.cpu().eval().requires_grad_(False)
+    return unet.to("cpu", memory_format=torch.contiguous_format).eval().requires_grad_(False)

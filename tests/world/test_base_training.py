@@ -14,7 +14,7 @@ from dive_fast.world.base_data import render_base_images
 from dive_fast.world.base_model import BaseShape, build_tokenizer, new_vae
 from dive_fast.world.base_train import BaseTrainConfig, sample_captions, train_base
 from dive_fast.world.persons import caption_words
-from dive_fast.world.text_train import TextConfig, binding_labels, bindings, letters, train_text_encoder
+from dive_fast.world.text_train import TextConfig, binding_labels, bindings, train_text_encoder
 from dive_fast.world.unet_train import UnetConfig
 from dive_fast.world.vae_start import start_from_components
 from dive_fast.world.vae_train import VaeConfig, psnr, to_signal
@@ -128,23 +128,35 @@ def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatc
 
 
 def test_bindings_tie_words_to_the_noun_of_their_phrase():
-    said = bindings("a photo of a tall pale person , red over blue cotton shirt , black shoes , dim warm indoor")
-    assert {"0 red shirt", "1 blue shirt", "2 cotton shirt", "over shirt", "0 black shoes", "0 tall person"} <= said
-    assert "0 red shoes" not in said
-    assert said != bindings(
-        "a photo of a tall pale person , blue over red cotton shirt , black shoes , dim warm indoor"
-    )
+    said = dict(bindings("a photo of a tall pale person , red over blue cotton coat with white logo , dim warm indoor"))
+    assert said == {
+        6: {"tall", "pale", "person", "first tall"},
+        12: {"red", "over", "blue", "cotton", "coat", "first red"},
+        15: {"white", "logo", "first white"},
+        19: {"dim", "warm", "indoor", "first dim"},
+    }
 
 
-def test_rare_bindings_are_no_labels():
-    names, labels = binding_labels(["red shirt"] * 3 + ["blue shirt"] * 2, least=3)
-    assert names == ["0 red shirt", "1 shirt shirt"]
-    assert labels.tolist() == [[True, True]] * 3 + [[False, True]] * 2
+def test_the_order_of_colours_is_a_binding():
+    assert bindings("red over blue coat") != bindings("blue over red coat")
 
 
-def test_a_camera_code_is_read_letter_by_letter():
-    assert letters("a w5eq photo of a tall person") == {"letter 0 w", "letter 1 5", "letter 2 e", "letter 3 q"}
-    assert letters("a photo of a tall person") == set()
+def test_a_camera_code_is_read_letter_by_letter_at_the_head():
+    code = {"letter 0 w", "letter 1 5", "letter 2 e", "letter 3 q"}
+    assert bindings("a w5eq photo of a person") == [(5, {"person", "first person"} | code)]
+    assert bindings("a photo of a person") == [(4, {"person", "first person"})]
+
+
+def test_labels_are_for_the_last_token_of_a_noun_and_rare_ones_are_left_out(tmp_path):
+    tokenizer = build_tokenizer(tmp_path / "tokenizer", SHAPE)
+    captions = ["a w5eq photo of a person , red shirt", "red shirt"] * 2 + ["blue shirt"]
+    names, positions, labels = binding_labels(captions, tokenizer, least=3)
+    assert names == ["first red", "red", "shirt"]
+    tokens = tokenizer(captions)["input_ids"]
+    words = [[tokenizer.convert_ids_to_tokens(row[p]) for p in at if p] for row, at in zip(tokens, positions, strict=True)]
+    assert words == [["person</w>", "shirt</w>"], ["shirt</w>"]] * 2 + [["shirt</w>"]]
+    nobody, red, blue = [False] * 3, [True] * 3, [False, False, True]
+    assert labels.tolist() == [[nobody, red], [red, nobody]] * 2 + [[blue, nobody]]
 
 
 def test_too_few_captions_are_refused(tmp_path):
