@@ -42,7 +42,14 @@ def personalize(
     onto: Annotated[
         str | None, typer.Option(help="Trained adapter to add new identities to; its LoRA stays as it is.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 3000,
+    identity_steps: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Steps in which identities alone learn, before the LoRA; they then stay. 0: all at once, as DiVE.",
+        ),
+    ] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps; with --identity-steps, of the LoRA.")] = 3000,
     batch: Annotated[int, typer.Option(min=1, help="Photos a step.")] = 16,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA; DiVE used 128 on Stable Diffusion 1.5.")] = 32,
     phrase: Annotated[
@@ -84,13 +91,14 @@ def personalize(
     from dive_fast.models import load_adapter, load_bundle
     from dive_fast.train.curves import plot_curves, require_matplotlib
     from dive_fast.train.parallel import leading, process_group
-    from dive_fast.train.personalize import PersonalizeConfig, loss_curve
+    from dive_fast.train.personalize import PersonalizeConfig, loss_curves
     from dive_fast.train.personalize import personalize as learn
 
     if plot is not None:
         require_matplotlib()
     phrase, template = _in_words(phrase, template)
     config = PersonalizeConfig(
+        identity_steps=identity_steps,
         steps=steps,
         batch=batch,
         rank=rank,
@@ -113,7 +121,7 @@ def personalize(
         if not leading():
             return
     if plot is not None:
-        plot_curves([loss_curve(out)], plot)
+        plot_curves(loss_curves(out), plot)
     cameras = ", ".join(camera.name for camera in adapter.cameras)
     finish(
         f"adapter {out}: {len(adapter.identities):,} identities, cameras {cameras}",

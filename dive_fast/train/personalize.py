@@ -24,7 +24,6 @@ from dive_fast.models.prompts import TEMPLATES, check_vocabulary, render
 from dive_fast.train.curves import Curve
 from dive_fast.train.diffusion import Objective, noisy_batch
 from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
-from dive_fast.train.graphs import UnetCall
 from dive_fast.train.loop import Stage, run_stage
 from dive_fast.train.parallel import first_rank_first, my_rows
 from dive_fast.train.photos import BalancedDraw, LatentPhotos, encode_photos, teaching
@@ -41,7 +40,7 @@ PUBLISHED_CODES = {
 }  # fmt: skip
 
 
-_STAGE = "personalize"
+_STAGES = ("identities", "personalize")
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class PersonalizeConfig:
     Learning onto an adapter, its phrase and template take the place of `phrase` and `template`.
     """
 
+    identity_steps: int = 0  # first, of identities alone on the base as it is; they then stay. 0: all at once, as DiVE
     steps: int = 3000
     batch: int = 16
     rank: int = 32
@@ -121,9 +121,12 @@ def personalize(
             raise InputError(f"{out} holds an adapter of other data or settings; choose another --out or delete it")
         return adapter
     cameras = _check(bundle, samples, identities, onto)
-    stage = Stage(
-        _STAGE, _training(out), config.steps, 1.0, config.warmup,
-        config.save_every, average=config.average, identity=run, progress=progress,
+    alone, stage = (
+        Stage(
+            name, _training(out), steps, 1.0, config.warmup,
+            config.save_every, average=config.average, identity=run, progress=progress,
+        )
+        for name, steps in zip(_STAGES, (config.identity_steps, config.steps), strict=True)
     )  # fmt: skip
     stage.saved()  # of other settings: said before the photos are encoded
     if onto is not None and not config.identities_from_ir:  # the LoRA is fixed: the rest would teach nothing
@@ -135,6 +138,14 @@ def personalize(
     photos = encode_photos(bundle, samples, progress=progress)
     draw = BalancedDraw(photos.samples, config.batch, config.ir_share, config.seed)
     objective = Objective.from_config(bundle.scheduler_config, config.weight_cap)
+    if onto is None and config.identity_steps:
+        visible = photos.only(photos.teaching)
+        draw_visible = BalancedDraw(visible.samples, config.batch, config.ir_share, config.seed)
+        learner.learns(rows=True, lora=False)
+        run_stage(
+            alone, learner.groups, lambda step: (learner.loss(step, visible, captions, draw_visible, objective), {}), []
+        )
+        learner.learns(rows=False, lora=True)
     run_stage(
         stage, learner.groups, lambda step: (learner.loss(step, photos, captions, draw, objective), {}), learner.lora
     )
@@ -142,7 +153,8 @@ def personalize(
     with first_rank_first():
         if not finished.exists():
             save_adapter(adapter, out)
-            stage.state_path.unlink(missing_ok=True)
+            for finished_stage in (alone, stage):
+                finished_stage.state_path.unlink(missing_ok=True)
     return adapter
 
 
@@ -150,9 +162,10 @@ def _training(out: Path) -> Path:
     return out.with_name(f"{out.name}.training")
 
 
-def loss_curve(out: Path) -> Curve:
-    """The training loss of the adapter folder `out`."""
-    return Curve(_training(out) / f"{_STAGE}-loss.jsonl", "loss", "personalise: loss")
+def loss_curves(out: Path) -> list[Curve]:
+    """The training losses of the adapter folder `out`."""
+    logs = {name: _training(out) / f"{name}-loss.jsonl" for name in _STAGES}
+    return [Curve(path, "loss", f"{name}: loss") for name, path in logs.items() if path.exists()]
 
 
 def _run_id(bundle: ModelBundle, samples: Sequence[Sample], config: PersonalizeConfig, onto: Adapter | None) -> str:
@@ -260,17 +273,27 @@ class _Learner:
             add_lora(bundle.unet, onto.rank, onto.alpha)
             set_lora_state(bundle.unet, onto.lora)
             bundle.unet.requires_grad_(False)
-        self.unet = UnetCall(bundle.unet)
         rates = [
             ([self.rows.free], 0.0, config.token_lr),
             ([self.rows.logits], 0.0, config.mix_lr),
             (self.lora, config.weight_decay, config.lora_lr),
         ]
-        self.groups: list[dict[str, Any]] = [
+        self._groups: list[dict[str, Any]] = [
             {"params": params, "weight_decay": decay, "lr_scale": rate}
             for params, decay, rate in rates
             if any(parameter.numel() for parameter in params)
         ]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """What learns now, as optimizer groups."""
+        return [group for group in self._groups if group["params"][0].requires_grad]
+
+    def learns(self, rows: bool, lora: bool) -> None:
+        """Chooses what learns."""
+        self.rows.requires_grad_(rows)
+        for parameter in self.lora:
+            parameter.requires_grad_(lora)
 
     def loss(
         self, step: int, photos: LatentPhotos, captions: _Captions, draw: BalancedDraw, objective: Objective
@@ -286,7 +309,7 @@ class _Learner:
         teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
         mine = my_rows(len(rows))
         text = self.embed(ids[mine], teaches[mine])
-        output = self.unet(noisy[mine].to(self.device), timesteps[mine].to(self.device), text)
+        output = self.bundle.unet(noisy[mine].to(self.device), timesteps[mine].to(self.device), text).sample
         target = objective.target(latents, noise, timesteps)[mine].to(self.device)
         weights = objective.weights(timesteps)[mine].to(self.device)
         return ((output - target).square().mean(dim=(1, 2, 3)) * weights).mean()

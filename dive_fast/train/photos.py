@@ -28,6 +28,13 @@ class LatentPhotos:
     samples: tuple[Sample, ...]
     teaching: np.ndarray
 
+    def only(self, kept: np.ndarray) -> LatentPhotos:
+        """The photos for which `kept`, bool [N], says so."""
+        import torch
+
+        samples = tuple(sample for sample, keep in zip(self.samples, kept, strict=True) if keep)
+        return LatentPhotos(self.latents[torch.from_numpy(kept)], samples, self.teaching[kept])
+
 
 def teaching(samples: Sequence[Sample]) -> np.ndarray:
     """Bool [N]: RGB photos, and every photo of a person who has none."""

@@ -46,12 +46,9 @@ def train_unet(
     """
     import torch
 
-    from dive_fast.train.graphs import UnetCall
-
     torch.manual_seed(config.seed)
     unet = new_unet(shape).train().to(device)
     text_encoder.to(device)
-    call = UnetCall(unet)
     objective = Objective.from_config(SCHEDULER_CONFIG, weight_cap=1.0)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -63,11 +60,11 @@ def train_unet(
         mine = my_rows(config.batch)
         with torch.no_grad():
             text = text_encoder(torch.where(dropped, empty, ids[rows])[mine].to(device)).last_hidden_state
-        output = call(noisy[mine].to(device), timesteps[mine].to(device), text)
+        output = unet(noisy[mine].to(device), timesteps[mine].to(device), text).sample
         target = objective.target(clean[mine], noise[mine], timesteps[mine]).to(device)
         return (output - target).square().mean(), {}
 
     stage = Stage("unet", work, config.steps, config.lr, config.warmup, config.save_every)
     run_stage(stage, [{"params": list(unet.parameters()), "weight_decay": 0.01}], loss_at)
     text_encoder.cpu()
-    return unet.to("cpu", memory_format=torch.contiguous_format).eval().requires_grad_(False)
+    return unet.cpu().eval().requires_grad_(False)

@@ -153,7 +153,9 @@ def test_labels_are_for_the_last_token_of_a_noun_and_rare_ones_are_left_out(tmp_
     names, positions, labels = binding_labels(captions, tokenizer, least=3)
     assert names == ["first red", "red", "shirt"]
     tokens = tokenizer(captions)["input_ids"]
-    words = [[tokenizer.convert_ids_to_tokens(row[p]) for p in at if p] for row, at in zip(tokens, positions, strict=True)]
+    words = [
+        [tokenizer.convert_ids_to_tokens(row[p]) for p in at if p] for row, at in zip(tokens, positions, strict=True)
+    ]
     assert words == [["person</w>", "shirt</w>"], ["shirt</w>"]] * 2 + [["shirt</w>"]]
     nobody, red, blue = [False] * 3, [True] * 3, [False, False, True]
     assert labels.tolist() == [[nobody, red], [red, nobody]] * 2 + [[blue, nobody]]
