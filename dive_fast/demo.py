@@ -20,7 +20,7 @@ from dive_fast.world.trees import WorldSpec, build_world
 
 _HOW_TO = """# the same with Stable Diffusion 1.5 (SD15), SYSU-MM01 and Market-1501; that size wants a GPU
 dive-fast personalize --model SD15 --paired SYSU-MM01 --external Market-1501 --external-prefix 1 \\
-    --rank 128 --steps 400000 --lora-lr 5e-5 --token-lr 5e-5 --out runs/adapter
+    --identity-steps 0 --rank 128 --steps 400000 --lora-lr 5e-5 --token-lr 5e-5 --out runs/adapter
 dive-fast fuse --model SD15 --adapter runs/adapter --out runs/fused
 dive-fast export --model runs/fused --out runs/engine
 dive-fast plan --model runs/engine --photos Market-1501 --photos-prefix 1 --steps 50 --guidance 7.5 \\
@@ -41,7 +41,7 @@ class DemoConfig:
     )
     model: str = "pocket"
     adapter: str = "pocket"
-    learn: PersonalizeConfig = field(default_factory=lambda: PersonalizeConfig(steps=200, save_every=50))
+    learn: PersonalizeConfig = field(default_factory=lambda: PersonalizeConfig(steps=200, batch=16, save_every=50))
     pairs: PairConfig = field(default_factory=lambda: PairConfig(per_camera=3, steps=16))
     shown: int = 8  # identities that are also made in the other two ways
     reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350, missing="visible"))

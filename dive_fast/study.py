@@ -30,7 +30,7 @@ class StudyConfig:
     adapter: str | None = "pocket"
     learn: PersonalizeConfig = field(
         default_factory=lambda: PersonalizeConfig(
-            steps=200, save_every=50, phrase=caption_phrase(), template=CAPTION_TEMPLATE, phrase_drop=0.25
+            steps=200, batch=16, save_every=50, phrase=caption_phrase(), template=CAPTION_TEMPLATE, phrase_drop=0.25
         )
     )
     pairs: PairConfig = field(default_factory=PairConfig)

@@ -194,7 +194,7 @@ def test_the_walk_from_photos_to_a_page(run: Run, people: Path, tiny_base: Path,
     sysu, market = people / "sysu", people / "market"
     adapter, fused, plan, pairs = (tmp_path / name for name in ("adapter", "fused", "plan.json", "pairs"))
     learned = step("personalize", "--model", tiny_base, "--paired", sysu, "--external", market, "--out", adapter,
-                   "--external-prefix", 2, "--steps", 2, "--rank", 2, "--batch", 2,
+                   "--external-prefix", 2, "--identity-steps", 2, "--steps", 2, "--rank", 2, "--batch", 2,
                    "--plot", tmp_path / "loss.png")  # fmt: skip
     assert learned["identities"] == 8
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -240,7 +240,7 @@ def test_excluded_people_are_left_out_and_unknown_ones_refused(
     run: Run, people: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     arguments = ("personalize", "--model", tiny_base, "--paired", people / "sysu", "--steps", 1, "--rank", 2,
-                 "--batch", 2, "--out", tmp_path / "adapter")  # fmt: skip
+                 "--identity-steps", 0, "--batch", 2, "--out", tmp_path / "adapter")  # fmt: skip
     everyone = sorted(p.name for p in (people / "sysu" / "cam1").iterdir())
     code, _, error = run(*arguments, "--exclude", everyone[0][:-1])
     assert code == 2

@@ -20,7 +20,7 @@ from dive_fast.types import InputError
 from dive_fast.world.trees import WorldSpec, build_world
 
 SPEC = WorldSpec(paired_ids=8, test_ids=3, external_ids=3, images_per_camera=2, market_images=2)
-LEARN = PersonalizeConfig(steps=2, batch=4, rank=2)
+LEARN = PersonalizeConfig(identity_steps=2, steps=2, batch=4, rank=2)
 PAIRS = PairConfig(per_camera=1, steps=2, rows=8)
 REID = ReidConfig(steps=2, missing="visible")
 

@@ -49,9 +49,9 @@ def personalize(
             help="Steps in which identities alone learn, before the LoRA; they then stay. 0: all at once, as DiVE.",
         ),
     ] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps; with --identity-steps, of the LoRA.")] = 3000,
-    batch: Annotated[int, typer.Option(min=1, help="Photos a step.")] = 16,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA; DiVE used 128 on Stable Diffusion 1.5.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps; with --identity-steps, of the LoRA.")] = 1200,
+    batch: Annotated[int, typer.Option(min=1, help="Photos a step.")] = 32,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA; DiVE used 128 on Stable Diffusion 1.5.")] = 8,
     phrase: Annotated[
         str,
         typer.Option(
@@ -66,10 +66,10 @@ def personalize(
     phrase_drop: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a phrase's parts (between commas) that captions leave out.")
     ] = 0.0,
-    lora_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the LoRA; DiVE on SD 1.5: 5e-5.")] = 4e-3,
-    token_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of vectors that are free.")] = 5e-3,
-    mix_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the weights of words that mix.")] = 0.1,
-    ir_share: Annotated[float, typer.Option(min=0, max=1, help="Share of infrared photos in a batch.")] = 0.35,
+    lora_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the LoRA; DiVE on SD 1.5: 5e-5.")] = 2e-3,
+    token_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of vectors that are free.")] = 3e-3,
+    mix_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the weights of words that mix.")] = 0.05,
+    ir_share: Annotated[float, typer.Option(min=0, max=1, help="Share of infrared photos in a batch.")] = 0.5,
     noisy_share: Annotated[
         float, typer.Option(min=0.05, max=0.95, help="Share of timesteps from the noisier half; DiVE 0.5.")
     ] = 0.75,

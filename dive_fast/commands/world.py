@@ -18,7 +18,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the world: other people,
 def make(
     out: Annotated[Path, typer.Option(help="Folder to write: sysu/, market/ and oracle/.")],
     seed: Seed = 0,
-    paired_ids: Annotated[int, typer.Option(min=1, help="People with real RGB and infrared, to train on.")] = 24,
+    paired_ids: Annotated[int, typer.Option(min=1, help="People with real RGB and infrared, to train on.")] = 48,
     test_ids: Annotated[int, typer.Option(min=1, help="Held-out people with both.")] = 40,
     external_ids: Annotated[int, typer.Option(min=1, help="People with RGB only.")] = 160,
     images_per_camera: Annotated[int, typer.Option(min=1, help="Photos per paired or test person and camera.")] = 10,
@@ -110,7 +110,10 @@ def study(
     steps: Annotated[int, typer.Option(min=1, help="DPM-Solver++ steps.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Scale of classifier-free guidance.")] = 2.0,
     learn_steps: Annotated[
-        int, typer.Option(min=1, help="Training steps for people whom the adapter lacks; from none, some 2500.")
+        int,
+        typer.Option(
+            min=1, help="Training steps for people whom the adapter lacks; from none, of its LoRA, some 1200."
+        ),
     ] = 200,
     reid_steps: Annotated[int, typer.Option(min=1, help="Training steps of each ReID model.")] = 1000,
     seeds: Annotated[str, typer.Option(help="ReID seeds, comma-separated; every arm runs with each.")] = "0,1,2",

@@ -50,18 +50,20 @@ class PersonalizeConfig:
     Learning onto an adapter, its phrase and template take the place of `phrase` and `template`.
     """
 
-    identity_steps: int = 0  # first, of identities alone on the base as it is; they then stay. 0: all at once, as DiVE
-    steps: int = 3000
-    batch: int = 16
-    rank: int = 32
+    identity_steps: int = (
+        1200  # first, of identities alone on the base as it is; they then stay. 0: all at once, as DiVE
+    )
+    steps: int = 1200
+    batch: int = 32
+    rank: int = 8
     phrase: str = ONE_WORD  # how a person is put into words, see `Phrase`; DiVE: one word
     template: str | None = None  # the one caption of all photos; None: twenty sentences, as DiVE
     phrase_drop: float = 0.0  # share of a phrase's parts that a caption leaves out, so that each part learns its own
-    lora_lr: float = 4e-3
-    token_lr: float = 5e-3  # of free vectors
-    mix_lr: float = 0.1  # of the weights of words that mix
+    lora_lr: float = 2e-3
+    token_lr: float = 3e-3  # of free vectors
+    mix_lr: float = 0.05  # of the weights of words that mix
     warmup: int = 50
-    ir_share: float = 0.35  # of each batch, when there are infrared photos
+    ir_share: float = 0.5  # of each batch, when there are infrared photos
     noisy_share: float = 0.75  # of timesteps, from the noisier half, where garments are decided (DiVE: 0.5)
     identities_from_ir: bool = False  # DiVE: True. See `_Learner.embed`
     bare_code: float = 0.1  # share of captions that are the camera's code alone (DiVE: 0.5)
@@ -103,6 +105,9 @@ def personalize(
     device: str = "cpu",
 ) -> Adapter:
     """Learns the people (and, without `onto`, the cameras) of `samples`; `bundle` is changed in place and used up.
+
+    People first, from RGB photos and the base as it is, which knows what its words look like; then the LoRA, with the people
+    fixed. Learned together, as DiVE does and `identity_steps` 0 asks for, each takes up what the other lacks.
 
     With `onto`, a trained adapter of this base, its LoRA and its identities stay bit for bit and only the rows of new
     people learn. The adapter folder `out` appears whole at the end; beside it `out`.training holds the loss log and the

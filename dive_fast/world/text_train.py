@@ -1,7 +1,7 @@
 """Second stage of the pocket base: a text encoder that binds adjectives to nouns before any image is seen.
 
 Stable Diffusion's text encoder comes from CLIP, trained on captions beforehand; a UNet that had to teach words to a
-random one through its own noise would spend most of its steps on that. Ours learns to tell, from the noun that ends a phrase,
+random one through its own noise would spend most of its steps on that. Ours learns to tell, at the noun that ends a phrase,
 what the phrase says of it. There, and not in one summary of the whole caption: a UNet that reads a coat's dye at the coat
 can be taught by few people what that dye is in infrared; from a summary it learns the few people (docs/log.md).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,8 +46,8 @@ def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor
 def bindings(caption: str) -> list[tuple[int, set[str]]]:
     """For each phrase of a caption, the position of its noun among the words, and what is said of it.
 
-    "red over blue coat" says red, over, blue and coat, and that red is first; in "coat with blue logo" coat and logo each have
-    their own. A fact is the same whatever the noun. The head's noun also knows the letters of the camera's code, a word
+    "red over blue coat" says red, over, blue and coat, and that red is first; in "coat with blue logo" coat and logo have
+    each their own. A fact is the same whatever the noun. The head's noun also knows the letters of the camera's code, a word
     of four after the leading "a". Codes mean nothing here; but an encoder that passes their letters on, as CLIP does with
     any odd word, lets a LoRA give them a meaning later.
     """
@@ -71,7 +71,7 @@ def bindings(caption: str) -> list[tuple[int, set[str]]]:
 def noun_positions(tokenizer: CLIPTokenizer, captions: Sequence[str], at: Sequence[Sequence[int]]) -> list[list[int]]:
     """Where the words numbered `at` of each caption end among its tokens, the start token counted."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def length(word: str) -> int:
         return len(tokenizer(word, add_special_tokens=False)["input_ids"])
 

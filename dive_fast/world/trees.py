@@ -28,7 +28,7 @@ class WorldSpec:
     """How large a world is. An image depends on the seed and its own place alone, never on the size."""
 
     seed: int = 0
-    paired_ids: int = 24  # identities with real RGB and infrared, for training
+    paired_ids: int = 48  # identities with real RGB and infrared, for training
     test_ids: int = 40  # held-out identities, in all six cameras
     external_ids: int = 160  # identities with RGB only
     images_per_camera: int = 10  # of every paired or test identity

@@ -88,7 +88,8 @@ def test_personalize_in_two_processes_leaves_one_adapter(tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
              "-m", "dive_fast.cli", "personalize", "--model", base, "--external", tmp_path / "photos",
-             "--external-layout", "folder", "--out", out, "--steps", "4", "--rank", "2", "--batch", "4"],
+             "--external-layout", "folder", "--out", out, "--identity-steps", "2", "--steps", "4",
+             "--rank", "2", "--batch", "4"],
             capture_output=True, text=True, timeout=600, env=ENVIRONMENT,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]

@@ -21,7 +21,7 @@ from dive_fast.train.photos import BalancedDraw, encode_photos
 from dive_fast.types import InputError, Sample
 from tests.tiny import tiny_bundle_folder
 
-CONFIG = PersonalizeConfig(steps=6, batch=4, rank=2, warmup=1, save_every=2)
+CONFIG = PersonalizeConfig(identity_steps=0, steps=6, batch=4, rank=2, warmup=1, save_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +166,42 @@ def test_a_resumed_run_equals_an_undisturbed_one(base, photos, adapter, tmp_path
         for x in (tmp_path / "adapter.training" / "personalize-loss.jsonl").read_text().splitlines()
     ]
     assert steps == [0]
+
+
+def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, photos, tmp_path, monkeypatch):
+    config = replace(CONFIG, identity_steps=3)
+    seen = []
+    real = room._Learner.loss
+
+    def watched(self, step, photos, *args):
+        lora_b = [p for name, p in self.bundle.unet.named_parameters() if "lora_B" in name]
+        seen.append(
+            (self.rows().detach().clone(), any(p.abs().max() > 0 for p in lora_b), {s.modality for s in photos.samples})
+        )
+        return real(self, step, photos, *args)
+
+    monkeypatch.setattr(room._Learner, "loss", watched)
+    result = personalize(load_bundle(base), photos[:8], tmp_path / "adapter", config, progress=False)
+    rows, lora, kinds = zip(*seen, strict=True)
+    assert len(seen) == 9
+    assert lora == (False,) * 4 + (True,) * 5
+    assert kinds == ({"rgb"},) * 3 + ({"rgb", "ir"},) * 6
+    assert not torch.equal(rows[0], rows[2])
+    assert all(torch.equal(result.embeddings, row) for row in rows[3:])
+
+    def stop(self, step, photos, *args):
+        if {s.modality for s in photos.samples} == {"rgb", "ir"} and step == 3:
+            raise KeyboardInterrupt
+        return real(self, step, photos, *args)
+
+    monkeypatch.setattr(room._Learner, "loss", stop)
+    with pytest.raises(KeyboardInterrupt):
+        personalize(load_bundle(base), photos[:8], tmp_path / "again", config, progress=False)
+    monkeypatch.setattr(room._Learner, "loss", real)
+    again = personalize(load_bundle(base), photos[:8], tmp_path / "again", config, progress=False)
+    assert torch.equal(again.embeddings, result.embeddings)
+    assert all(torch.equal(again.lora[key], result.lora[key]) for key in result.lora)
+    assert not list((tmp_path / "again.training").glob("*.state"))
 
 
 def test_a_finished_run_is_returned_and_another_one_refused(base, photos, tmp_path):
