@@ -1,4 +1,4 @@
-"""The pocket base model: Stable Diffusion 1.5's classes and scheduler, small enough to train on two cores.
+"""The pocket base model: Stable Diffusion 1.5's classes and scheduler, small enough for a laptop to sample.
 
 Latents are 16 x 8 with 16 channels: as many numbers a photo as a factor-4 autoencoder with 4 channels would keep,
 at a quarter of the positions, so one UNet row costs 0.6 GFLOP.

@@ -1,4 +1,4 @@
-"""`dive-fast world train-base`: the pocket base model from nothing, on two cores, in resumable stages.
+"""`dive-fast world train-base`: the pocket base model from nothing, on a GPU or patiently on a CPU, in resumable stages.
 
 images -> encoder, decoder -> latents -> text encoder -> UNet -> a Stable Diffusion 1.5 folder in fp16, with its loss
 curves, its autoencoder's report and a sheet of samples beside it.
