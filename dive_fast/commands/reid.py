@@ -24,7 +24,12 @@ Missing = Annotated[
     Literal["refuse", "drop", "visible"],
     typer.Option(help="What becomes of an identity without infrared: an error, left out, or visible only."),
 ]
-Share = Annotated[float | None, typer.Option(min=0, max=1, help="Share of a batch's identities that are synthetic.")]
+Share = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Share of a batch's identities that are synthetic (in compare: that not every arm has)."
+    ),
+]
 Rate = Annotated[float, typer.Option(min=0, help="Peak learning rate.")]
 ProtocolName = Annotated[
     Literal["pocket", "sysu"], typer.Option(help="pocket searches the whole gallery; sysu draws it, as published.")

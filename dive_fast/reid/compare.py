@@ -102,6 +102,8 @@ def compare(
     Of several names in `baseline` the one with the highest mean mAP is the baseline of record. Without a baseline or an
     oracle among the arms, gap closed is None. A finished run is kept in `out/<arm>/seed-<n>/` and not repeated;
     `out` gets `compare.json`, `table.txt`, `table.md` and `compare.png`. With `workers` > 1 that many runs go on at once.
+    A `synthetic_share` of the config is here for identities that not every arm has, whatever images an arm has of them: so
+    every arm spends as many steps on the people common to all.
     Raises `InputError` for bad samples, people that are in training and test, and an `out` made from something else.
     """
     out = Path(out)
@@ -110,10 +112,12 @@ def compare(
     trial_galleries(gallery, protocol, permutations)  # a protocol that does not fit is said before any training
     test = {"query": fingerprint(query), "gallery": fingerprint(gallery), "protocol": protocol.facts()}
     sides = _Sides(tuple(query), tuple(gallery), protocol, permutations, dataset, test)
+    common = set.intersection(*({s.pid for s in samples} for samples in arms.values()))
     runs = [
-        _Run(name, tuple(samples), data, replace(config, seed=seed), out / name / f"seed-{seed}", sides, device)
+        _Run(name, tuple(samples), data, replace(fair, seed=seed), out / name / f"seed-{seed}", sides, device, added)
         for name, samples in arms.items()
-        for data in [fingerprint(samples)]
+        for data, added in [(fingerprint(samples), tuple(sorted({s.pid for s in samples} - common)))]
+        for fair in [config if added else replace(config, synthetic_share=None)]
         for seed in seeds
     ]
     missing = [run for run in runs if run.known() is None]
@@ -160,9 +164,11 @@ class _Run:
     folder: Path
     sides: _Sides
     device: str
+    added: tuple[str, ...]  # identities that not every arm has
 
     def facts(self) -> dict[str, Any]:
-        return {"config": to_dict(self.config), "data": self.data}
+        facts = {"config": to_dict(self.config), "data": self.data}
+        return facts if self.config.synthetic_share is None else {**facts, "added": list(self.added)}
 
     def known(self) -> ReidResult | None:
         return _known_result(self.folder, {**self.facts(), **self.sides.facts})
@@ -173,7 +179,10 @@ def _carry_out(run: _Run, progress: bool = False) -> None:
     size = (run.config.model.height, run.config.model.width)
     if not finished(run.folder, run.facts()):
         images = _decoded(run.data, run.samples, size)
-        fit(images, run.config, run.folder, run=run.facts(), device=run.device, progress=progress, on_step=count_step)
+        fit(
+            images, run.config, run.folder, run=run.facts(), device=run.device, progress=progress, on_step=count_step,
+            added=run.added,
+        )  # fmt: skip
     sides = run.sides
     query, gallery = (_decoded(sides.facts[kind], getattr(sides, kind), size) for kind in ("query", "gallery"))
     trials = trial_galleries(sides.gallery, sides.protocol, sides.permutations)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -56,8 +57,15 @@ def fit(
     progress: bool = True,
     save_every: int = 200,
     on_step: Callable[[], None] | None = None,
+    added: Sequence[str] | None = None,
 ) -> Path:
-    """`train_reid` on images that are in memory already; `run` is what a resumed run must share."""
+    """`train_reid` on images that are in memory already; `run` is what a resumed run must share.
+
+    `added` names the identities whom `config.synthetic_share` is for; by default those that have a synthetic image.
+    """
+    counted = images.synthetic.numpy()
+    if added is not None:
+        counted = np.isin(np.array(images.pids)[images.labels.numpy()], list(added))
     sampler = PairSampler(
         images.labels.numpy(),
         images.infrared.numpy(),
@@ -65,7 +73,7 @@ def fit(
         per_modality=config.per_modality,
         seed=config.seed,
         missing=config.missing,
-        synthetic=images.synthetic.numpy(),
+        synthetic=counted,
         synthetic_share=config.synthetic_share,
         names=images.pids,
     )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dive_fast.io import read_json
 from dive_fast.reid import compare as comparing
+from dive_fast.reid import train as training
 from dive_fast.reid.compare import compare
 from dive_fast.reid.table import as_text
 from dive_fast.types import InputError
@@ -151,3 +152,33 @@ def test_refusals(arms, city, config, tmp_path):
     with pytest.raises(InputError, match="people of the test set"):
         run({"ours": arms["ours"] + city["gallery"]}, city, config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_arm_spends_as_many_places_on_the_people_common_to_all(arms, city, config, tmp_path, monkeypatch):
+    arms = {"paired-only": city["train"], **arms}
+    shares, batches = {}, {}
+    real = comparing.fit
+
+    def watched(images, config, out, **options):
+        shares[out.parent.name] = (config.synthetic_share, options["added"])
+        return real(images, config, out, **options)
+
+    class Watched(training.PairSampler):
+        def batch(self, step):
+            rows = super().batch(step)
+            batches.setdefault(len(self._visible), []).append({self._name(int(i)) for i in self._labels_of(rows)})
+            return rows
+
+        def _labels_of(self, rows):
+            return [label for label, own in self._visible.items() if np.isin(rows, own).any()]
+
+    monkeypatch.setattr(comparing, "fit", watched)
+    monkeypatch.setattr(training, "PairSampler", Watched)
+    config = replace(config, identities=4, synthetic_share=0.5)
+    first = run(arms, city, config, tmp_path, seeds=(0,))
+    common = {s.pid for s in city["train"]}
+    others = tuple(sorted({s.pid for s in city["external"]}))
+    assert shares == {"paired-only": (None, ()), **dict.fromkeys(("baseline", "ours", "oracle"), (0.5, others))}
+    assert all(len(people & common) == 2 for people in batches[len(common) + len(others)])
+    monkeypatch.setattr(comparing, "fit", None)
+    assert run(arms, city, config, tmp_path, seeds=(0,)) == first
