@@ -131,6 +131,8 @@ def test_defaults_are_those_of_the_rooms() -> None:
 
     base = BaseTrainConfig()
     train_base = {"vae_steps": base.vae.steps, "text_steps": base.text.steps, "unet_steps": base.unet.steps}
+    train_base |= {"vae_batch": base.vae.batch, "text_batch": base.text.batch, "unet_batch": base.unet.batch}
+    train_base |= {"unet_lr": base.unet.lr}
     rooms: dict[tuple[str, ...], dict[str, Any]] = {
         ("personalize",): vars(PersonalizeConfig()),
         ("plan",): vars(PairConfig()),

@@ -48,7 +48,7 @@ def personalize(
             min=0,
             help="Steps in which identities alone learn, before the LoRA; they then stay. 0: all at once, as DiVE.",
         ),
-    ] = 0,
+    ] = 1200,
     steps: Annotated[int, typer.Option(min=1, help="Training steps; with --identity-steps, of the LoRA.")] = 1200,
     batch: Annotated[int, typer.Option(min=1, help="Photos a step.")] = 32,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA; DiVE used 128 on Stable Diffusion 1.5.")] = 8,

@@ -50,9 +50,7 @@ class PersonalizeConfig:
     Learning onto an adapter, its phrase and template take the place of `phrase` and `template`.
     """
 
-    identity_steps: int = (
-        1200  # first, of identities alone on the base as it is; they then stay. 0: all at once, as DiVE
-    )
+    identity_steps: int = 1200  # first, of identities alone on the base; they then stay. 0: all at once, as DiVE
     steps: int = 1200
     batch: int = 32
     rank: int = 8
