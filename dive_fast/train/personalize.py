@@ -131,7 +131,8 @@ def personalize(
         )
         for name, steps in zip(_STAGES, (config.identity_steps, config.steps), strict=True)
     )  # fmt: skip
-    stage.saved()  # of other settings: said before the photos are encoded
+    for begun in (alone, stage):
+        begun.saved()  # of other settings: said before the photos are encoded
     if onto is not None and not config.identities_from_ir:  # the LoRA is fixed: the rest would teach nothing
         samples = [sample for sample, kept in zip(samples, teaching(samples), strict=True) if kept]
     for part in (bundle.text_encoder, bundle.unet, bundle.vae):
