@@ -48,8 +48,8 @@ def personalize(
             min=0,
             help="Steps in which identities alone learn, before the LoRA; they then stay. 0: all at once, as DiVE.",
         ),
-    ] = 1200,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps; with --identity-steps, of the LoRA.")] = 1200,
+    ] = 4000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps; with --identity-steps, of the LoRA.")] = 1500,
     batch: Annotated[int, typer.Option(min=1, help="Photos a step.")] = 32,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA; DiVE used 128 on Stable Diffusion 1.5.")] = 8,
     phrase: Annotated[
@@ -68,11 +68,14 @@ def personalize(
     ] = 0.0,
     lora_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the LoRA; DiVE on SD 1.5: 5e-5.")] = 2e-3,
     token_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of vectors that are free.")] = 3e-3,
-    mix_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the weights of words that mix.")] = 0.05,
+    mix_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the weights of words that mix.")] = 0.07,
     ir_share: Annotated[float, typer.Option(min=0, max=1, help="Share of infrared photos in a batch.")] = 0.5,
     noisy_share: Annotated[
         float, typer.Option(min=0.05, max=0.95, help="Share of timesteps from the noisier half; DiVE 0.5.")
     ] = 0.75,
+    identity_noisy_share: Annotated[
+        float, typer.Option(min=0.05, max=0.95, help="The same, in steps where identities learn alone.")
+    ] = 0.4,
     identities_from_ir: Annotated[
         bool, typer.Option(help="Let infrared photos teach identities that RGB photos teach, as DiVE does.")
     ] = False,
@@ -110,6 +113,7 @@ def personalize(
         token_lr=token_lr,
         ir_share=ir_share,
         noisy_share=noisy_share,
+        identity_noisy_share=identity_noisy_share,
         identities_from_ir=identities_from_ir,
         seed=seed,
         save_every=save_every,

@@ -16,33 +16,42 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 @dataclass(frozen=True)
 class Objective:
-    """What a UNet of a scheduler config learns to predict, and how much each timestep counts.
+    """What a UNet of a scheduler config learns to predict, from which timesteps, and how much each counts.
 
     `alphas` float32 [T] is the cumulative product of 1 - beta. Epsilon prediction is weighted by `snr_weight` up to
-    `weight_cap`; v-prediction (arXiv 2202.00512) needs no weights: v is of unit size at every timestep.
+    `weight_cap`; v-prediction (arXiv 2202.00512) needs no weights: v is of unit size at every timestep. With `of_epsilon`
+    the error of v counts as the error of epsilon that it makes, so that both kinds weigh timesteps alike. `noisy_share`
+    as in `noisy_batch`.
     """
 
     alphas: torch.Tensor
     prediction: str
     weight_cap: float
+    noisy_share: float = 0.5
+    of_epsilon: bool = False
 
     @classmethod
-    def from_config(cls, scheduler_config: dict[str, object], weight_cap: float) -> Objective:
+    def from_config(
+        cls, scheduler_config: dict[str, object], weight_cap: float, noisy_share: float = 0.5, of_epsilon: bool = False
+    ) -> Objective:
         """The objective of a scheduler config in diffusers' terms; another `prediction_type` raises `InputError`."""
         from diffusers import DDPMScheduler
 
         prediction = str(scheduler_config.get("prediction_type", "epsilon"))
         if prediction not in PREDICTIONS:
             raise InputError(f"base model: its scheduler says prediction {prediction!r}; training knows {PREDICTIONS}")
-        return cls(DDPMScheduler.from_config(scheduler_config).alphas_cumprod, prediction, weight_cap)
+        alphas = DDPMScheduler.from_config(scheduler_config).alphas_cumprod
+        return cls(alphas, prediction, weight_cap, noisy_share, of_epsilon)
 
     def weights(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Loss weights [B] of int64 timesteps [B]."""
         import torch
 
-        if self.prediction == "v_prediction":
-            return torch.ones(len(timesteps))
-        return snr_weight(self.alphas, timesteps, self.weight_cap)
+        if self.prediction == "epsilon":
+            return snr_weight(self.alphas, timesteps, self.weight_cap)
+        if self.of_epsilon:  # at a given noisy latent, epsilon's error is sqrt(alpha) times that of v
+            return self.alphas[timesteps] * snr_weight(self.alphas, timesteps, self.weight_cap)
+        return torch.ones(len(timesteps))
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What the UNet should say: float32 [B, C, h, w] like latents and noise; all on the device of `alphas`."""

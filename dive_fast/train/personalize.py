@@ -50,8 +50,8 @@ class PersonalizeConfig:
     Learning onto an adapter, its phrase and template take the place of `phrase` and `template`.
     """
 
-    identity_steps: int = 1200  # first, of identities alone on the base; they then stay. 0: all at once, as DiVE
-    steps: int = 1200
+    identity_steps: int = 4000  # first, of identities alone on the base; they then stay. 0: all at once, as DiVE
+    steps: int = 1500
     batch: int = 32
     rank: int = 8
     phrase: str = ONE_WORD  # how a person is put into words, see `Phrase`; DiVE: one word
@@ -59,14 +59,15 @@ class PersonalizeConfig:
     phrase_drop: float = 0.0  # share of a phrase's parts that a caption leaves out, so that each part learns its own
     lora_lr: float = 2e-3
     token_lr: float = 3e-3  # of free vectors
-    mix_lr: float = 0.05  # of the weights of words that mix
+    mix_lr: float = 0.07  # of the weights of words that mix
     warmup: int = 50
     ir_share: float = 0.5  # of each batch, when there are infrared photos
     noisy_share: float = 0.75  # of timesteps, from the noisier half, where garments are decided (DiVE: 0.5)
+    identity_noisy_share: float = 0.4  # where identities learn alone; there the clean half tells words apart better
     identities_from_ir: bool = False  # DiVE: True. See `_Learner.embed`
     bare_code: float = 0.1  # share of captions that are the camera's code alone (DiVE: 0.5)
     empty_captions: float = 0.05  # keeps the unconditional half of guidance true to the new cameras
-    weight_cap: float = 8.0  # of the loss weight 1 / sqrt(SNR), where the base predicts epsilon
+    weight_cap: float = 8.0  # of the loss weight 1 / sqrt(SNR), of epsilon's error
     weight_decay: float = 0.01  # of the LoRA; identity rows never decay
     average: float = 0.995
     seed: int = 0
@@ -141,15 +142,19 @@ def personalize(
     captions = _Captions(bundle, cameras, people, config)  # the tokenizer knows the people now
     photos = encode_photos(bundle, samples, progress=progress)
     draw = BalancedDraw(photos.samples, config.batch, config.ir_share, config.seed)
-    objective = Objective.from_config(bundle.scheduler_config, config.weight_cap)
+    both, of_rows = (
+        Objective.from_config(bundle.scheduler_config, config.weight_cap, share, of_epsilon)
+        for share, of_epsilon in ((config.noisy_share, False), (config.identity_noisy_share, True))
+    )
     if onto is None and config.identity_steps:
         visible = photos.only(photos.teaching)
         draw_visible = BalancedDraw(visible.samples, config.batch, config.ir_share, config.seed)
         learner.learns(rows=True, lora=False)
         run_stage(
-            alone, learner.groups, lambda step: (learner.loss(step, visible, captions, draw_visible, objective), {}), []
+            alone, learner.groups, lambda step: (learner.loss(step, visible, captions, draw_visible, of_rows), {}), []
         )
         learner.learns(rows=False, lora=True)
+    objective = both if onto is None else of_rows
     run_stage(
         stage, learner.groups, lambda step: (learner.loss(step, photos, captions, draw, objective), {}), learner.lora
     )
@@ -309,7 +314,7 @@ class _Learner:
         mirrored = torch.from_numpy(rng.integers(0, 2, len(rows)))
         latents = photos.latents[torch.from_numpy(rows), mirrored]
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        noisy, noise, timesteps = noisy_batch(latents, objective.alphas, generator, self.config.noisy_share)
+        noisy, noise, timesteps = noisy_batch(latents, objective.alphas, generator, objective.noisy_share)
         teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
         mine = my_rows(len(rows))
         text = self.embed(ids[mine], teaches[mine])

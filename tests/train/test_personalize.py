@@ -169,11 +169,12 @@ def test_a_resumed_run_equals_an_undisturbed_one(base, photos, adapter, tmp_path
 
 
 def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, photos, tmp_path, monkeypatch):
-    config = replace(CONFIG, identity_steps=3)
-    seen = []
+    config = replace(CONFIG, identity_steps=3, identity_noisy_share=0.3, noisy_share=0.6)
+    seen, objectives = [], []
     real = room._Learner.loss
 
     def watched(self, step, photos, *args):
+        objectives.append((args[-1].of_epsilon, args[-1].noisy_share))
         lora_b = [p for name, p in self.bundle.unet.named_parameters() if "lora_B" in name]
         seen.append(
             (self.rows().detach().clone(), any(p.abs().max() > 0 for p in lora_b), {s.modality for s in photos.samples})
@@ -184,6 +185,7 @@ def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, ph
     result = personalize(load_bundle(base), photos[:8], tmp_path / "adapter", config, progress=False)
     rows, lora, kinds = zip(*seen, strict=True)
     assert len(seen) == 9
+    assert objectives == [(True, 0.3)] * 3 + [(False, 0.6)] * 6
     assert lora == (False,) * 4 + (True,) * 5
     assert kinds == ({"rgb"},) * 3 + ({"rgb", "ir"},) * 6
     assert not torch.equal(rows[0], rows[2])
@@ -407,6 +409,32 @@ def test_epsilon_models_are_weighted_towards_noise():
     snr = objective.alphas[timesteps] / (1 - objective.alphas[timesteps])
     assert torch.allclose(objective.weights(timesteps), (1 / snr.sqrt()).clamp(max=3.0))
     assert torch.equal(objective.weights(timesteps), snr_weight(objective.alphas, timesteps, 3.0))
+
+
+def test_an_error_of_v_can_count_as_the_error_of_epsilon_that_it_makes():
+    """Diffusers turns both answers into epsilon; a model of epsilon would have been weighted by these errors."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    config = {**NOISE_SCHEDULE, "prediction_type": "v_prediction"}
+    solver = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
+    solver.set_timesteps(1000)
+    objective = Objective.from_config(config, 3.0, of_epsilon=True)
+    latents, noise, wrong = torch.randn(3, 4, 4, 4, 2, dtype=torch.float64)
+    timesteps = torch.tensor([20, 300, 600, 990])
+    alpha = objective.alphas.double()[timesteps].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    target = objective.target(latents, noise, timesteps)
+    expected = []
+    for i, timestep in enumerate(timesteps):
+        solver._step_index = (solver.timesteps == timestep).nonzero().item()
+        said, true = (solver.convert_model_output(v[i], sample=noisy[i]) for v in (target + wrong, target))
+        expected.append((said - true).square().mean())
+    epsilon = Objective.from_config(NOISE_SCHEDULE, 3.0)
+    weighted = wrong.square().mean(dim=(1, 2, 3)) * objective.weights(timesteps)
+    torch.testing.assert_close(
+        weighted, torch.stack(expected) * epsilon.weights(timesteps), rtol=1e-4, atol=1e-8
+    )  # diffusers' sigmas are float32
+    assert torch.equal(epsilon.weights(timesteps), replace(epsilon, of_epsilon=True).weights(timesteps))
 
 
 def test_a_model_of_another_prediction_is_not_trained():
