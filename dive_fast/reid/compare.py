@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; also written as `compare.json`. `baseline` is the baseline of record, if there is one."""
+    """What `compare` found; also written as `compare.json`. `baseline` is the baseline of record, if there is one.
+
+    `other_gaps` holds, for each other baseline, the gap that each arm closes from there, per seed as `Arm.gap_closed`.
+    """
 
     arms: list[Arm]
     seeds: list[int]
@@ -66,6 +69,7 @@ class Comparison:
     queries: int
     gallery: int
     config: dict[str, Any]
+    other_gaps: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
 
     def arm(self, name: str) -> Arm:
         """The arm of that name; an unknown one raises `InputError`."""
@@ -257,6 +261,12 @@ def _comparison(
         compared = None if name == of_record else base_maps
         gap = top_maps if name != top and name not in names else None
         rows.append(_arm(name, samples, results[name], compared, gap))
+    candidates = [name for name in maps if top is not None and name != top and name not in names]
+    other_gaps = {
+        base: {name: _shares(maps[name], maps[base], maps[oracle]) for name in candidates}
+        for base in names
+        if base in maps and base != of_record and candidates
+    }
     return Comparison(
         arms=rows,
         seeds=list(seeds),
@@ -268,6 +278,7 @@ def _comparison(
         queries=first.queries,
         gallery=first.gallery,
         config=to_dict(config),
+        other_gaps=other_gaps,
     )
 
 
@@ -286,7 +297,10 @@ def _arm(
         difference = [ours - base for ours, base in zip(maps, baseline, strict=True)]
         facts.update(_spread("difference", difference), difference=difference)
         if oracle is not None:
-            facts.update(_gap(difference, [top - base for top, base in zip(oracle, baseline, strict=True)]))
+            shares = _shares(maps, baseline, oracle)
+            facts.update(gap_closed=shares)
+            if None not in shares:  # a seed without a gap has no share of it, and then no mean has
+                facts.update(_spread("gap_closed", [share for share in shares if share is not None]))
     return Arm(
         name=name,
         identities=len(seen),
@@ -302,11 +316,10 @@ def _arm(
     )
 
 
-def _gap(ours: Sequence[float], oracle: Sequence[float]) -> dict[str, Any]:
-    """(ours - baseline) / (oracle - baseline) per seed. A seed without a gap has no share of it, and then no mean has."""
-    shares = [part / whole if whole > 0 else None for part, whole in zip(ours, oracle, strict=True)]
-    known = [share for share in shares if share is not None]
-    return {"gap_closed": shares, **(_spread("gap_closed", known) if len(known) == len(shares) else {})}
+def _shares(maps: Sequence[float], baseline: Sequence[float], oracle: Sequence[float]) -> list[float | None]:
+    """(mAP - baseline) / (oracle - baseline) per seed, None where the oracle is not above the baseline."""
+    triples = zip(maps, baseline, oracle, strict=True)
+    return [(own - base) / (top - base) if top > base else None for own, base, top in triples]
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float | None]:

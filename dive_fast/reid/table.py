@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,12 +63,25 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(
             f"Gap closed = (arm - {comparison.baseline}) / ({comparison.oracle} - {comparison.baseline}) in mAP."
         )
+        lines += [_other_gap(name, gaps) for name, gaps in comparison.other_gaps.items()]
     worse = [a.name for a in comparison.arms if a.difference_mean is not None and a.difference_mean < 0]
     if worse:
         lines.append(f"Worse than the baseline: {', '.join(worse)}.")
     if any(a.gap_closed is not None and None in a.gap_closed for a in comparison.arms):
         lines.append("In at least one seed the oracle is not above the baseline, so there is no gap to close.")
     return lines
+
+
+def _other_gap(baseline: str, gaps: dict[str, list[float | None]]) -> str:
+    """ "Of the gap from baseline, closed: grey -20 ± 8 %, ours 52 ± 9 %." """
+    cells = []
+    for arm, shares in gaps.items():
+        known = [100 * share for share in shares if share is not None]
+        whole = known if len(known) == len(shares) else []
+        mean = statistics.mean(whole) if whole else None
+        deviation = statistics.stdev(whole) if len(whole) > 1 else None
+        cells.append(f"{arm} {spread(mean, deviation, digits=0, unit=' %')}")
+    return f"Of the gap from {baseline}, closed: {', '.join(cells)}."
 
 
 def as_text(comparison: Comparison) -> str:

@@ -119,6 +119,19 @@ def test_the_stronger_baseline_is_the_one_of_record():
     assert "Worse than the baseline: rgb-only, grey." in as_text(found)
 
 
+def test_the_gap_is_also_told_from_the_other_baseline():
+    maps = {"paired": [15.0, 16.0], "rgb-only": [10.0, 8.0], "ours": [20.0, 13.5], "oracle": [30.0, 30.0]}
+    found = fake(maps)(baseline=("rgb-only", "paired"))
+    assert found.baseline == "paired"
+    assert found.other_gaps == {"rgb-only": {"ours": [10 / 20, 5.5 / 22]}}
+    assert "Of the gap from rgb-only, closed: ours 38 ± 18 %." in as_text(found)
+    assert (
+        fake({**maps, "oracle": [9.0, 30.0]})(baseline=("rgb-only", "paired")).other_gaps["rgb-only"]["ours"][0] is None
+    )
+    del maps["oracle"]
+    assert fake(maps)(baseline=("rgb-only", "paired")).other_gaps == {}
+
+
 @pytest.mark.parametrize("lacking", ["baseline", "oracle"])
 def test_no_baseline_or_no_oracle_means_no_gap_closed(lacking):
     maps = {"baseline": [10.0, 12.0], "ours": [16.0, 18.0], "oracle": [30.0, 24.0]}
