@@ -44,7 +44,7 @@ class DemoConfig:
     learn: PersonalizeConfig = field(default_factory=lambda: PersonalizeConfig(steps=200, batch=16, save_every=50))
     pairs: PairConfig = field(default_factory=lambda: PairConfig(per_camera=3, steps=16))
     shown: int = 8  # identities that are also made in the other two ways
-    reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350, missing="visible", synthetic_share=0.5))
+    reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350, missing="visible", synthetic_share=0.25))
     workers: int = 2  # ReID runs at once
 
 

@@ -34,7 +34,7 @@ class StudyConfig:
         )
     )
     pairs: PairConfig = field(default_factory=PairConfig)
-    reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=1000, missing="visible", synthetic_share=0.5))
+    reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=1000, missing="visible", synthetic_share=0.25))
     seeds: tuple[int, ...] = (0, 1, 2)
     workers: int = 2  # ReID runs at once
 
