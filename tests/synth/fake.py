@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -120,5 +121,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":  # a run that another process can stop: plan.json, out, delay per step
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job passes on that it ignores Ctrl-C
     plan_file, out, delay = sys.argv[1:]
     synthesize(load_plan(plan_file), FakeEngine(delay=float(delay)), out, rows=4, progress=False)  # type: ignore[arg-type]
