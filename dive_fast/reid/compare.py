@@ -18,7 +18,7 @@ from dive_fast.reid.evaluate import ReidResult, check_sides, score
 from dive_fast.reid.plots import plot_comparison, require_matplotlib
 from dive_fast.reid.protocols import Permutations, Protocol, trial_galleries
 from dive_fast.reid.side_by_side import count_step, run_all
-from dive_fast.reid.table import write_tables
+from dive_fast.reid.table import mean_deviation, write_tables
 from dive_fast.reid.train import fit
 from dive_fast.types import InputError, Sample, from_dict, to_dict
 
@@ -298,9 +298,7 @@ def _arm(
         facts.update(_spread("difference", difference), difference=difference)
         if oracle is not None:
             shares = _shares(maps, baseline, oracle)
-            facts.update(gap_closed=shares)
-            if None not in shares:  # a seed without a gap has no share of it, and then no mean has
-                facts.update(_spread("gap_closed", [share for share in shares if share is not None]))
+            facts.update(_spread("gap_closed", shares), gap_closed=shares)
     return Arm(
         name=name,
         identities=len(seen),
@@ -322,9 +320,9 @@ def _shares(maps: Sequence[float], baseline: Sequence[float], oracle: Sequence[f
     return [(own - base) / (top - base) if top > base else None for own, base, top in triples]
 
 
-def _spread(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {f"{name}_mean": float(np.mean(values)), f"{name}_deviation": deviation}
+def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
+    mean, deviation = mean_deviation(values)
+    return {f"{name}_mean": mean, f"{name}_deviation": deviation}
 
 
 def _write(comparison: Comparison, out: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from dive_fast.io import atomic_write
 
@@ -38,6 +39,14 @@ def _row(arm: Arm, comparison: Comparison) -> tuple[str, ...]:
 
 def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
+
+
+def mean_deviation(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample deviation: neither where a value is None, no deviation of a single value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None, None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
 
 
 def spread(mean: float | None, deviation: float | None, sign: str = "", digits: int = 1, unit: str = "") -> str:
@@ -76,11 +85,8 @@ def _other_gap(baseline: str, gaps: dict[str, list[float | None]]) -> str:
     """ "Of the gap from baseline, closed: grey -20 ± 8 %, ours 52 ± 9 %." """
     cells = []
     for arm, shares in gaps.items():
-        known = [100 * share for share in shares if share is not None]
-        whole = known if len(known) == len(shares) else []
-        mean = statistics.mean(whole) if whole else None
-        deviation = statistics.stdev(whole) if len(whole) > 1 else None
-        cells.append(f"{arm} {spread(mean, deviation, digits=0, unit=' %')}")
+        mean, deviation = mean_deviation(shares)
+        cells.append(f"{arm} {spread(_percent(mean), _percent(deviation), digits=0, unit=' %')}")
     return f"Of the gap from {baseline}, closed: {', '.join(cells)}."
 
 

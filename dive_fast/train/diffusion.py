@@ -31,17 +31,14 @@ class Objective:
     of_epsilon: bool = False
 
     @classmethod
-    def from_config(
-        cls, scheduler_config: dict[str, object], weight_cap: float, noisy_share: float = 0.5, of_epsilon: bool = False
-    ) -> Objective:
+    def from_config(cls, scheduler_config: dict[str, object], weight_cap: float, noisy_share: float = 0.5) -> Objective:
         """The objective of a scheduler config in diffusers' terms; another `prediction_type` raises `InputError`."""
         from diffusers import DDPMScheduler
 
         prediction = str(scheduler_config.get("prediction_type", "epsilon"))
         if prediction not in PREDICTIONS:
             raise InputError(f"base model: its scheduler says prediction {prediction!r}; training knows {PREDICTIONS}")
-        alphas = DDPMScheduler.from_config(scheduler_config).alphas_cumprod
-        return cls(alphas, prediction, weight_cap, noisy_share, of_epsilon)
+        return cls(DDPMScheduler.from_config(scheduler_config).alphas_cumprod, prediction, weight_cap, noisy_share)
 
     def weights(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Loss weights [B] of int64 timesteps [B]."""

@@ -142,10 +142,8 @@ def personalize(
     captions = _Captions(bundle, cameras, people, config)  # the tokenizer knows the people now
     photos = encode_photos(bundle, samples, progress=progress)
     draw = BalancedDraw(photos.samples, config.batch, config.ir_share, config.seed)
-    both, of_rows = (
-        Objective.from_config(bundle.scheduler_config, config.weight_cap, share, of_epsilon)
-        for share, of_epsilon in ((config.noisy_share, False), (config.identity_noisy_share, True))
-    )
+    of_all = Objective.from_config(bundle.scheduler_config, config.weight_cap, config.noisy_share)
+    of_rows = replace(of_all, noisy_share=config.identity_noisy_share, of_epsilon=True)
     if onto is None and config.identity_steps:
         visible = photos.only(photos.teaching)
         draw_visible = BalancedDraw(visible.samples, config.batch, config.ir_share, config.seed)
@@ -154,7 +152,7 @@ def personalize(
             alone, learner.groups, lambda step: (learner.loss(step, visible, captions, draw_visible, of_rows), {}), []
         )
         learner.learns(rows=False, lora=True)
-    objective = both if onto is None else of_rows
+    objective = of_all if onto is None else of_rows
     run_stage(
         stage, learner.groups, lambda step: (learner.loss(step, photos, captions, draw, objective), {}), learner.lora
     )

@@ -418,7 +418,7 @@ def test_an_error_of_v_can_count_as_the_error_of_epsilon_that_it_makes():
     config = {**NOISE_SCHEDULE, "prediction_type": "v_prediction"}
     solver = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
     solver.set_timesteps(1000)
-    objective = Objective.from_config(config, 3.0, of_epsilon=True)
+    objective = replace(Objective.from_config(config, 3.0), of_epsilon=True)
     latents, noise, wrong = torch.randn(3, 4, 4, 4, 2, dtype=torch.float64)
     timesteps = torch.tensor([20, 300, 600, 990])
     alpha = objective.alphas.double()[timesteps].view(-1, 1, 1, 1)
