@@ -18,14 +18,27 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON that sums up what was done.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if it can.")]
-Layout = Literal["market", "market-gt-bbox", "folder"]
+# As dive_fast.data.sets has them; written again, because its imports are too heavy for --help.
+Layout = Literal["market", "market-gt-bbox", "msmt17", "folder"]
+PairedLayout = Literal["sysu", "regdb", "llcm"]
 PREFIX_HELP = (
     "Put before these identities' names, so that they differ from the paired set's; a digit keeps them numbers, "
     "which SYSU-MM01's readers need."
 )
 LAYOUT_HELP = (
     "How the RGB photos lie: Market-1501's training split, its gt_bbox (as DiVE used it; contains test identities), "
-    "or one folder per identity."
+    "MSMT17's train and val lists (V1 or V2), or one folder per identity."
+)
+PAIRED_LAYOUT_HELP = (
+    "How the photos in RGB and infrared lie: SYSU-MM01's tree, RegDB's or LLCM's folders with their idx lists."
+)
+PAIRED_HELP = (
+    "A set of people in RGB and infrared, LAYOUT:PATH with a layout of sysu, regdb, llcm; give it once a set. After the "
+    "path may follow ,prefix=P (put before names of people) ,split=S (default: what is trained on) and, for regdb, ,trial=N."
+)
+EXTERNAL_HELP = (
+    "A set of people in RGB only, LAYOUT:PATH with a layout of market, market-gt-bbox, msmt17, folder; give it once a set. "
+    "After the path may follow ,prefix=P (put before names of people) ,camera=C (their one camera, default cam7) ,split=S."
 )
 
 
@@ -71,13 +84,21 @@ def image_size(text: str | None) -> tuple[int, int] | None:
 
 def read_photos(root: Path, layout: Layout, camera: str, prefix: str) -> list[Sample]:
     """The RGB photos of people outside the paired set, all as from one camera, `prefix` put before their names."""
-    from dive_fast.data import merge_samples, read_folder, read_market
+    from dive_fast.data.sets import SetSpec, read_set
 
-    if layout == "folder":
-        samples = read_folder(root, camera)
-    else:
-        samples = read_market(root, "gt_bbox" if layout == "market-gt-bbox" else "train", camera)
-    return merge_samples(samples, prefixes=[prefix])
+    return read_set(SetSpec(layout, root, prefix, camera))
+
+
+def read_paired(
+    root: Path, layout: PairedLayout = "sysu", split: str | None = None, *, trial: int = 1, prefix: str = ""
+) -> list[Sample]:
+    """The photos of people in RGB and infrared; `split` None is the one to learn from, "test" every layout has.
+
+    `trial` is RegDB's, 1 to 10.
+    """
+    from dive_fast.data.sets import SetSpec, read_set
+
+    return read_set(SetSpec(layout, root, prefix, split=split, trial=trial))
 
 
 def torch_device(device: str) -> str:

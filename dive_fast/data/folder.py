@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dive_fast.data.names import canonical_pid, image_files, require_folder, some, subfolders
+from dive_fast.data.names import canonical_pid, identity_folders, image_files, require_folder, some, warn_of_twins
 from dive_fast.types import InputError, Modality, Sample
 
 _EXPECTED = "one folder per identity: ROOT/<identity>/*.jpg"
@@ -21,19 +21,14 @@ def read_folder(root: Path | str, camera: str, modality: Modality = "rgb") -> li
     """
     root = Path(root)
     require_folder(root, _EXPECTED)
-    folders: dict[str, Path] = {}
-    for folder in subfolders(root):
-        pid = canonical_pid(folder.name, str(root))
-        if pid in folders:
-            raise InputError(f"{root}: folders {folders[pid].name} and {folder.name} both mean {pid}; rename one")
-        folders[pid] = folder
-    files = {pid: image_files(folder) for pid, folder in folders.items()}
+    files = {pid: image_files(folder) for pid, folder in identity_folders(root).items()}
     samples = [Sample(file, pid, camera, modality=modality) for pid in files for file in files[pid]]
     if not samples:
         raise InputError(f"{root} has no image; expected {_EXPECTED}")
     empty = [pid for pid in files if not files[pid]]
     if empty:
         warnings.warn(f"{root}: {len(empty):,} identity folders have no image: {some(empty)}", stacklevel=2)
+    warn_of_twins(root, (sample.path for sample in samples))
     return samples
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -20,21 +22,41 @@ def open_image(path: Path | str) -> Image.Image:
     A missing, truncated or absurdly large file, one of 16 bits or floats, or no image at all raises `InputError` naming
     the file.
     """
-    path = Path(path)
+    return _decoded(Path(path), str(path))
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """As `open_image`, of an image file's bytes; errors call it `name`."""
+    return _decoded(io.BytesIO(data), name)
+
+
+def header_size(path: Path | str) -> tuple[int, int] | None:
+    """Height and width as the file's header says, without decoding; None when there is no readable header.
+
+    What is wrong with such a file is for `open_image` to say.
+    """
     try:
         with Image.open(path) as image:
+            return image.height, image.width
+    except (Image.DecompressionBombError, *_BROKEN):
+        return None
+
+
+def _decoded(source: Path | BinaryIO, name: str) -> Image.Image:
+    try:
+        with Image.open(source) as image:
             if image.mode[0] in "IF":
                 raise InputError(
-                    f"image {path} has {image.mode} pixels, which would clip to white; convert it to 8 bits"
+                    f"image {name} has {image.mode} pixels, which would clip to white; convert it to 8 bits"
                 )
             return image.convert("RGB")
     except FileNotFoundError as error:
-        raise InputError(f"image {path} does not exist; check the path or make the list of images again") from error
+        raise InputError(f"image {name} does not exist; check the path or make the list of images again") from error
     except (PermissionError, IsADirectoryError) as error:
-        raise InputError(f"image {path} cannot be read: {error.strerror}; fix its permissions or remove it") from error
+        raise InputError(f"image {name} cannot be read: {error.strerror}; fix its permissions or remove it") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image; remove it or fetch it again") from error
+        raise InputError(f"{name} is not an image; remove it or fetch it again") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"image {path} is too large to be a photo of a person: {error}; remove it") from error
+        raise InputError(f"image {name} is too large to be a photo of a person: {error}; remove it") from error
     except _BROKEN as error:
-        raise InputError(f"image {path} is damaged ({error}); remove it or fetch it again") from error
+        raise InputError(f"image {name} is damaged ({error}); remove it or fetch it again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,6 +46,33 @@ def image_files(folder: Path) -> list[Path]:
     """The image files directly in `folder`, hidden ones left out, in natural order."""
     files = (f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
     return sorted((f for f in files if f.is_file()), key=lambda file: natural_key(file.name))
+
+
+def identity_folders(root: Path) -> dict[str, Path]:
+    """The folders in `root` by the identity that each stands for; two for one ("12" and "0012") raise `InputError`."""
+    folders: dict[str, Path] = {}
+    for folder in subfolders(root):
+        pid = canonical_pid(folder.name, str(root))
+        if pid in folders:
+            raise InputError(f"{root}: folders {folders[pid].name} and {folder.name} both mean {pid}; rename one")
+        folders[pid] = folder
+    return folders
+
+
+def warn_of_twins(root: Path, files: Iterable[Path]) -> None:
+    """Warns of files that differ by suffix or case only, as 0001.jpg and 0001.png: mostly one photo saved twice."""
+    seen: dict[tuple[Path, str], Path] = {}
+    twins = []
+    for file in files:
+        first = seen.setdefault((file.parent, file.stem.lower()), file)
+        if first is not file:
+            twins.append(f"{first.relative_to(root).as_posix()} and {file.name}")
+    if twins:
+        warnings.warn(
+            f"{root}: {len(twins):,} images have the name of another but for suffix or case ({some(twins)}); "
+            "both are read: remove one if they are the same photo",
+            stacklevel=3,
+        )
 
 
 def require_folder(root: Path, expected: str) -> None:

@@ -7,7 +7,16 @@ import warnings
 from pathlib import Path
 from typing import Literal, get_args
 
-from dive_fast.data.names import canonical_pid, image_files, natural_key, require_folder, some, subfolders
+from dive_fast.data.names import (
+    canonical_pid,
+    identity_folders,
+    image_files,
+    natural_key,
+    require_folder,
+    some,
+    subfolders,
+    warn_of_twins,
+)
 from dive_fast.types import InputError, Modality, Sample
 
 SysuSplit = Literal["train", "val", "test", "trainval", "all"]
@@ -45,16 +54,20 @@ def read_sysu(root: Path | str, split: SysuSplit = "train") -> list[Sample]:
         warnings.warn(
             f"{root}: {len(missing):,} identities of split {split!r} have no image: {some(missing)}", stacklevel=2
         )
+    warn_of_twins(root, (sample.path for sample in samples))
     return samples
 
 
-def read_ids(path: Path | str) -> list[str]:
-    """The identities of one exp/*_id.txt, in file order ("1,2" -> "0001", "0002"); names that are no number stay."""
+def read_ids(path: Path | str, expected: str = _EXPECTED) -> list[str]:
+    """The identities of one exp/*_id.txt, in file order ("1,2" -> "0001", "0002"); names that are no number stay.
+
+    `expected` is the layout that a missing list's error speaks of.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; expected {_EXPECTED}") from error
+        raise InputError(f"{path} does not exist; expected {expected}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text; expected comma-separated identities") from error
     tokens = (token.strip() for token in re.split(r"[,\n]", text))
@@ -68,8 +81,7 @@ def _listed(root: Path, split: str) -> set[str]:
 
 def _camera_samples(camera: Path, listed: set[str] | None) -> list[Sample]:
     samples = []
-    for folder in subfolders(camera):
-        pid = canonical_pid(folder.name, str(camera))
+    for pid, folder in identity_folders(camera).items():
         if listed is None or pid in listed:
             modality = camera_modality(camera.name)
             samples += [Sample(file, pid, camera.name, modality=modality) for file in image_files(folder)]

@@ -1,0 +1,130 @@
+"""How fast training photos come, one core: `python -m benchmarks.loader --out FILE` (part of make bench).
+
+The same photos as raw files, as the images of a prepared set's tars, and as its cached latents, read by one thread in turn,
+files in the page cache. What is read is checked to be the same before anything is timed. A figure is a median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.engines import _commit, _interleaved, _processor
+from dive_fast.data import SetSpec, open_image, open_prepared, prepared_images, read_mixture
+from dive_fast.data.filters import Filters
+from dive_fast.data.prepare import PreparePlan, claimed, finish, pack
+from dive_fast.models import ModelBundle, load_bundle
+from dive_fast.train.photos import BalancedDraw, encode_photos
+from dive_fast.train.prepared import encode_shards, load_prepared
+from dive_fast.types import Sample
+
+# Height and width: Market-1501's, and about the largest of SYSU-MM01's.
+SIZES = ((128, 64), (384, 160))
+BATCH = 16  # DiVE's
+
+
+def _photos(folder: Path, size: tuple[int, int], count: int) -> Path:
+    """A folder of `count` JPEG photos of the pocket world's people, brought to `size`."""
+    from dive_fast.world.trees import WorldSpec, build_world
+
+    people = -(-count // 10)
+    build_world(folder / "world", WorldSpec(0, 1, 1, people, 1, 10))
+    files = sorted((folder / "world" / "market" / "bounding_box_train").iterdir())[:count]
+    for file in files:
+        target = folder / "photos" / file.name[:4] / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        open_image(file).resize(size[::-1], Image.Resampling.BICUBIC).save(target, quality=90)
+    return folder / "photos"
+
+
+def _prepared(raw: Path, out: Path, bundle: ModelBundle) -> list[Sample]:
+    """Prepares the folder `raw` in `out`, and gives its samples."""
+    plan = PreparePlan(tuple(read_mixture([SetSpec("folder", raw)])), (), Filters(), ())
+    with claimed(out, plan):
+        pack(plan, out, set(), True, lambda _: None)
+        encode_shards(plan, out, set(range(plan.shards)), bundle, lambda _: None)
+        finish(plan, out)
+    return [image.sample for image in plan.images]
+
+
+def _same(samples: list[Sample], out: Path, bundle: ModelBundle) -> float:
+    """Largest difference between loaded latents and those of the raw files; other pixels raise."""
+    for sample, (_, image) in zip(samples, prepared_images(open_prepared(out)), strict=True):
+        if not np.array_equal(np.asarray(open_image(sample.path)), np.asarray(image)):
+            raise SystemExit(f"{sample.path} reads differently from the tar")
+    raw = encode_photos(bundle, samples, progress=False).latents
+    return float((load_prepared(out, bundle).latents - raw).abs().max())
+
+
+def measure(size: tuple[int, int], count: int, repeats: int, bundle: ModelBundle) -> dict[str, Any]:
+    """Images a second of each way to the same photos, for photos of one size."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "prepared"
+        samples = _prepared(_photos(Path(folder), size, count), out, bundle)
+        difference = _same(samples, out, bundle)
+        photos = load_prepared(out, bundle)
+        draw = BalancedDraw(photos.samples, BATCH, 0.5, seed=0)
+
+        def batches() -> None:
+            for step in range(-(-count // BATCH)):
+                rows, rng = draw(step)
+                photos.latents[torch.from_numpy(rows), torch.from_numpy(rng.integers(0, 2, BATCH))]
+
+        runs: dict[str, Callable[[], object]] = {
+            "decode raw files": lambda: [open_image(sample.path) for sample in samples],
+            "decode from tars": lambda: [None for _ in prepared_images(open_prepared(out))],
+            "decode and encode raw files": lambda: encode_photos(bundle, samples, progress=False),
+            "load cached latents": lambda: load_prepared(out, bundle),
+            f"draw cached latents, batches of {BATCH}": batches,
+        }
+        times = _interleaved(runs, repeats)
+    rows = [_row(what, count, milliseconds) for what, milliseconds in times.items()]
+    return {"photo": f"{size[0]}x{size[1]}", "images": count, "largest latent difference": difference, "rows": rows}
+
+
+def _row(what: str, count: int, milliseconds: list[float]) -> dict[str, Any]:
+    rates = [1e3 * count / ms for ms in milliseconds]
+    row = {
+        "what": what,
+        "images/s": round(statistics.median(rates), 1),
+        "range": [round(min(rates), 1), round(max(rates), 1)],
+    }
+    print(f"{what:<36}{row['images/s']:>12,.0f} images/s", flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    facts = {
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "pillow", "safetensors", "diffusers")},
+        "commit": _commit(),
+        "repeats": options.repeats,
+        "model": "pocket",
+    }
+    bundle = load_bundle("pocket")
+    result = {**facts, "sizes": [measure(size, options.images, options.repeats, bundle) for size in SIZES]}
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""MSMT17, both versions: train/ and test/ (V1) or mask_train_v2/ and mask_test_v2/ (V2, faces blurred), and four lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from dive_fast.data.lists import read_lists
+from dive_fast.data.names import canonical_pid, natural_key, require_folder
+from dive_fast.types import InputError, Sample
+
+Msmt17Split = Literal["train", "val", "trainval", "query", "gallery"]
+
+_VERSIONS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
+_EXPECTED = (
+    "MSMT17's layout: train/ and test/ (V1) or mask_train_v2/ and mask_test_v2/ (V2), and list_train.txt, list_val.txt, "
+    "list_query.txt, list_gallery.txt"
+)
+
+
+def read_msmt17(root: Path | str, split: Msmt17Split = "trainval", camera: str = "cam7") -> list[Sample]:
+    """The images of one split, sorted by identity and file name; all get the one camera name `camera`, as DiVE does.
+
+    train and val show the same people and together are what is trained on. People of query and gallery count from 0000
+    again and are others, so there is no split of both halves. Raises `InputError` when the folder holds neither version
+    or both, and when lists and files do not agree (see `read_lists`).
+    """
+    root = Path(root)
+    if split not in get_args(Msmt17Split):
+        raise InputError(f"MSMT17 split must be one of {get_args(Msmt17Split)}, got {split!r}")
+    require_folder(root, _EXPECTED)
+    train, test = _version(root)
+    parts = ["train", "val"] if split == "trainval" else [split]
+    folder = root / (test if split in ("query", "gallery") else train)
+    lists = [root / f"list_{part}.txt" for part in parts]
+    samples = [
+        Sample(image.path, canonical_pid(image.folder, str(path)), camera)
+        for path, images in zip(lists, read_lists(lists, folder, _EXPECTED), strict=True)
+        for image in images
+    ]
+    return sorted(samples, key=lambda sample: (natural_key(sample.pid), natural_key(sample.path.name)))
+
+
+def _version(root: Path) -> tuple[str, str]:
+    found = [version for version in _VERSIONS if all((root / name).is_dir() for name in version)]
+    if not found:
+        raise InputError(f"{root} has no images of MSMT17; expected {_EXPECTED}")
+    if len(found) > 1:
+        raise InputError(f"{root} holds both versions of MSMT17, train/ and mask_train_v2/; keep them apart")
+    return found[0]

@@ -1,0 +1,240 @@
+"""Writing a prepared set: images verified and packed shard by shard, safe to kill, a report at the end."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dive_fast.data.counts import Count, count_sets
+from dive_fast.data.filters import Dropped, Filters
+from dive_fast.data.prepared import (
+    FORMAT,
+    LatentFile,
+    ShardFacts,
+    latents_path,
+    latents_record_path,
+    read_latents_record,
+)
+from dive_fast.data.sets import NamedSet, settings_of
+from dive_fast.data.shards import (
+    DamagedImage,
+    Shard,
+    SourceImage,
+    index_path,
+    pack_shard,
+    read_shard,
+    shard_bytes,
+    tar_path,
+)
+from dive_fast.io import canonical_json, clear_disk_errors, read_json, sha256_bytes, sha256_file, write_json
+from dive_fast.types import DiveError, InputError
+
+
+@dataclass(frozen=True)
+class PreparePlan:
+    """Everything that decides what a prepared set holds; `sets` are those left by `filters`, `read` the counts before."""
+
+    sets: tuple[NamedSet, ...]
+    read: tuple[Count, ...]
+    filters: Filters
+    dropped: tuple[Dropped, ...]
+    shard_size: int = 1_000
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise InputError(f"a shard holds at least 1 image, got {self.shard_size}")
+        if not any(named.samples for named in self.sets):
+            raise InputError("no image is left to prepare; loosen the filters")
+
+    @cached_property
+    def images(self) -> list[SourceImage]:
+        """Every image in order, numbered from 0."""
+        pairs = ((named, sample) for named in self.sets for sample in named.samples)
+        return [SourceImage(s, named.name, named.file_name(s), i) for i, (named, s) in enumerate(pairs)]
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self.images) // self.shard_size)
+
+    def shard(self, number: int) -> list[SourceImage]:
+        return self.images[number * self.shard_size : (number + 1) * self.shard_size]
+
+    @cached_property
+    def settings(self) -> list[dict[str, Any]]:
+        """The sets without the places where they lie, which may differ from machine to machine."""
+        return [{"name": named.name, **settings_of(named.spec)} for named in self.sets]
+
+    @cached_property
+    def id(self) -> str:
+        """Names what is prepared: sets, filters, every image's name and person; not the bytes, which a repair may change."""
+        rows = [[i.name, i.sample.pid, i.sample.camera, i.sample.modality] for i in self.images]
+        return sha256_bytes(canonical_json([self.settings, asdict(self.filters), self.shard_size, rows]).encode())
+
+
+@contextmanager
+def claimed(out: Path, plan: PreparePlan) -> Iterator[None]:
+    """Makes `out` the folder of `plan`, or finds that it is, and keeps other runs away while the block runs.
+
+    What a killed run left half written is cleared away. Raises `InputError` when `out` lies in one of the sets, holds
+    another prepared set or anything else, or is being written to by another run.
+    """
+    for named in plan.sets:
+        if out.resolve().is_relative_to(named.spec.root.resolve()):
+            raise InputError(f"{out} lies in set {named.name}, which is not written to; choose another --out")
+    _check_owner(out, plan)
+    with clear_disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / "plan.json").exists():
+            write_json(out / "plan.json", {"format": FORMAT, "id": plan.id})
+        stream = (out / "plan.json").open("r+b")
+    with stream:
+        _lock(stream, out)
+        with clear_disk_errors(out):
+            for temporary in out.rglob(".*.????????.tmp"):  # as io.atomic_path names them
+                temporary.unlink()
+        yield
+
+
+def finished_shards(out: Path, plan: PreparePlan, strict: bool = False) -> set[int]:
+    """The shards that need no packing: index and tar are there, and no source's size has changed since.
+
+    With `strict`, one that left images out is packed again, to fail on them or to find them repaired.
+    """
+    return {number for number in range(plan.shards) if _is_finished(out, plan, number, strict)}
+
+
+def space_needed(plan: PreparePlan, finished: set[int]) -> int:
+    """Bytes that the images of the other shards will take at most."""
+    todo = [number for number in range(plan.shards) if number not in finished]
+    return sum(shard_bytes([_size(image) for image in plan.shard(number)]) for number in todo)
+
+
+def megabytes(size: int) -> str:
+    """A size for people, rounded up."""
+    return f"{-(-size // 1_000_000):,} MB"
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Raises `DiveError` when the disk of `out` has fewer free bytes than `needed`."""
+    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise DiveError(
+            f"{out} needs {megabytes(needed)}, the disk has {megabytes(free)} free; free space or choose another --out"
+        )
+
+
+def pack(plan: PreparePlan, out: Path, finished: set[int], strict: bool, progress: Callable[[int], object]) -> None:
+    """Packs every shard that is not `finished`; `progress` is told of each image. Only inside `claimed`."""
+    if len(finished) < plan.shards:
+        (out / "prepared.json").unlink(missing_ok=True)  # it would speak of other shards than these
+    for number in range(plan.shards):
+        if number not in finished:
+            pack_shard(out, number, plan.shard(number), strict, progress)
+
+
+def finish(plan: PreparePlan, out: Path) -> None:
+    """Writes `prepared.json`, which says that the set is complete. Only inside `claimed`."""
+    shards = [read_shard(out, number) for number in range(plan.shards)]
+    damaged = [image for shard in shards for image in shard.damaged]
+    sets = _without(plan.sets, damaged)
+    report = {
+        "format": FORMAT,
+        "id": plan.id,
+        "sets": plan.settings,
+        "filters": asdict(plan.filters),
+        "images": sum(len(shard.images) for shard in shards),
+        "identities": len({image.pid for shard in shards for image in shard.images}),
+        "read": [asdict(row) for row in plan.read],
+        "dropped": [asdict(record) for record in plan.dropped],
+        "damaged": [asdict(image) for image in damaged],
+        "duplicates": _duplicates(shards),
+        "prepared": [asdict(row) for row in count_sets(sets)],
+        "shards": [asdict(_facts(out, number, shard)) for number, shard in enumerate(shards)],
+        "latents": [asdict(record) for record in _latents(out, shards)],
+    }
+    write_json(out / "prepared.json", report)
+
+
+def _check_owner(out: Path, plan: PreparePlan) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is a file; choose another --out")
+    if (out / "plan.json").exists():
+        held = read_json(out / "plan.json", "prepared set")
+        if not isinstance(held, dict) or held.get("id") != plan.id:
+            raise InputError(f"{out} is for other sets, filters or images; choose another --out or delete it")
+    elif any(not entry.name.startswith(".plan.json.") for entry in out.iterdir()):
+        raise InputError(f"{out} holds other files and no prepared set; choose another --out")
+
+
+def _lock(stream: BinaryIO, out: Path) -> None:
+    """Two runs in one folder would clear each other's files away; the lock ends with the process, however it ends."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            raise InputError(f"another run is writing to {out}; wait for it, or choose another --out") from error
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
+            raise
+
+
+def _is_finished(out: Path, plan: PreparePlan, number: int, strict: bool) -> bool:
+    if not (index_path(out, number).is_file() and tar_path(out, number).is_file()):
+        return False
+    shard = read_shard(out, number)
+    sizes = {(image.set, image.path): image.bytes for image in shard.images}
+    sizes |= {(image.set, image.path): image.bytes for image in shard.damaged}
+    return (
+        tar_path(out, number).stat().st_size == shard.bytes
+        and not (strict and shard.damaged)
+        and all(sizes.get((image.set, image.path)) == _size(image) for image in plan.shard(number))
+    )
+
+
+def _size(image: SourceImage) -> int:
+    """Bytes of an image's file; -1 for one that vanished, which packing reports."""
+    try:
+        return image.sample.path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _without(sets: Sequence[NamedSet], damaged: Sequence[DamagedImage]) -> list[NamedSet]:
+    gone = {(image.set, image.path) for image in damaged}
+    return [
+        named.with_samples([s for s in named.samples if (named.name, named.file_name(s)) not in gone]) for named in sets
+    ]
+
+
+def _duplicates(shards: Sequence[Shard]) -> list[list[str]]:
+    """Images that are the same byte for byte, as lists of their names."""
+    names: dict[str, list[str]] = {}
+    for image in chain.from_iterable(shard.images for shard in shards):
+        names.setdefault(image.sha256, []).append(f"{image.set}/{image.path}")
+    return [same for same in names.values() if len(same) > 1]
+
+
+def _facts(out: Path, number: int, shard: Shard) -> ShardFacts:
+    return ShardFacts(len(shard.images), shard.bytes, shard.sha256, sha256_file(index_path(out, number)))
+
+
+def _latents(out: Path, shards: Sequence[Shard]) -> list[LatentFile]:
+    """The records of all latents, or nothing unless every shard has its own, of these very images and by one encoder."""
+    records = []
+    for number, shard in enumerate(shards):
+        if not (latents_record_path(out, number).is_file() and latents_path(out, number).is_file()):
+            return []
+        records.append(read_latents_record(out, number))
+        if records[-1].tar != shard.sha256:
+            return []
+    return records if len({record.encoder for record in records}) == 1 else []

@@ -1,0 +1,123 @@
+"""A prepared set on disk: opened, checked, and read without the raw trees that it was made of.
+
+- `plan.json`, written first: which set this folder is for
+- `shards/00000.tar` ..., images, each with its index `00000.json`, which is written after it
+- `latents/00000.safetensors` ..., if wanted: the shard's images as latents, each with its record `00000.json`
+- `prepared.json`, the report, written when everything else is there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dive_fast.data.images import decode_image
+from dive_fast.data.shards import PackedImage, image_bytes, index_path, read_shard, tar_path
+from dive_fast.io import read_json, sha256_file
+from dive_fast.types import InputError, Sample, from_dict
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What `prepared.json` says of one shard: its images, and the hashes of its tar and its index."""
+
+    images: int
+    bytes: int
+    tar: str
+    index: str
+
+
+@dataclass(frozen=True)
+class LatentFile:
+    """`latents/NNNNN.json`: a file of latents float32 [N, *shape], by which encoder, and of the images of which tar."""
+
+    bytes: int
+    sha256: str
+    encoder: str
+    shape: list[int]
+    tar: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An opened prepared set; `report` is all of `prepared.json`."""
+
+    folder: Path
+    shards: tuple[ShardFacts, ...]
+    latents: tuple[LatentFile, ...]  # one a shard, or none at all
+    report: dict[str, Any]
+
+
+def latents_path(out: Path, number: int) -> Path:
+    return out / "latents" / f"{number:05d}.safetensors"
+
+
+def latents_record_path(out: Path, number: int) -> Path:
+    return latents_path(out, number).with_suffix(".json")
+
+
+def read_latents_record(out: Path, number: int) -> LatentFile:
+    """What is known of a finished file of latents; a missing or foreign record raises `InputError`."""
+    path = latents_record_path(out, number)
+    return from_dict(LatentFile, read_json(path, "latents"), str(path))
+
+
+def open_prepared(folder: Path | str) -> Prepared:
+    """The prepared set in `folder`; one that is not finished, or not ours, raises `InputError`."""
+    folder = Path(folder)
+    path = folder / "prepared.json"
+    if not path.is_file():
+        state = (
+            "is not finished" if (folder / "plan.json").is_file() else "is no prepared set (it has no prepared.json)"
+        )
+        raise InputError(f"{folder} {state}; run dive-fast prepare --out {folder}")
+    report = read_json(path, "prepared set")
+    if not isinstance(report, dict) or report.get("format") != FORMAT:
+        raise InputError(f"prepared set: {path} is of another version than {FORMAT}; prepare the set again")
+    rows, latents = report.get("shards"), report.get("latents")
+    if not isinstance(rows, list) or not isinstance(latents, list):
+        raise InputError(f"prepared set: {path} lists no shards; delete it and run dive-fast prepare again")
+    return Prepared(
+        folder,
+        tuple(from_dict(ShardFacts, row, str(path)) for row in rows),
+        tuple(from_dict(LatentFile, row, str(path)) for row in latents),
+        report,
+    )
+
+
+def packed_images(prepared: Prepared, number: int) -> tuple[PackedImage, ...]:
+    """The index of one shard, as it was when the set was finished; a changed or missing one raises `InputError`."""
+    path = index_path(prepared.folder, number)
+    if not path.is_file():
+        raise InputError(f"{path} is missing; run dive-fast prepare again")
+    if sha256_file(path) != prepared.shards[number].index:
+        raise InputError(f"{path} is damaged; delete it and run dive-fast prepare again")
+    return read_shard(prepared.folder, number).images
+
+
+def prepared_samples(prepared: Prepared) -> list[Sample]:
+    """Every image as a sample, in the set's order; see `PackedImage.sample` for their paths."""
+    numbers = range(len(prepared.shards))
+    return [image.sample() for number in numbers for image in packed_images(prepared, number)]
+
+
+def prepared_images(prepared: Prepared) -> Iterator[tuple[Sample, Image.Image]]:
+    """Every image, decoded to RGB, with its sample: one in memory at a time, read from the tars alone.
+
+    A missing or damaged tar raises `InputError` when its turn comes.
+    """
+    for number in range(len(prepared.shards)):
+        path = tar_path(prepared.folder, number)
+        if not path.is_file():
+            raise InputError(f"{path} is missing; run dive-fast prepare again")
+        images = packed_images(prepared, number)
+        with path.open("rb") as stream:
+            for image in images:
+                data = image_bytes(stream, image, path)
+                yield image.sample(), decode_image(data, f"{image.set}/{image.path}")

@@ -1,0 +1,190 @@
+"""One shard of a prepared set: images in a WebDataset tar, and an index that is written last.
+
+The tar holds two members an image, KEY.jpg (or the file's own suffix) with the original bytes and KEY.json. The index beside
+it says where each image lies, so that one can be read without walking through the tar. Equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from dive_fast.data.images import decode_image
+from dive_fast.io import (
+    atomic_path,
+    atomic_write,
+    canonical_json,
+    clear_disk_errors,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+)
+from dive_fast.types import MODALITIES, InputError, Sample, from_dict, to_dict
+
+_BLOCK = 512
+_INFO = ("pid", "camera", "modality", "set", "path", "sha256")
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """An image to be packed: its sample, its set's name, its file relative to the set, and its place in the whole."""
+
+    sample: Sample
+    set: str
+    path: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports: SET/FILE."""
+        return f"{self.set}/{self.path}"
+
+
+@dataclass(frozen=True)
+class PackedImage:
+    """An image in a tar: `file` is the member's name, its `bytes` begin at `offset`; `path` is its file in its set."""
+
+    file: str
+    pid: str
+    camera: str
+    modality: str
+    set: str
+    path: str
+    sha256: str
+    bytes: int
+    offset: int
+
+    def sample(self) -> Sample:
+        """As the raw tree's sample, but for the path: SET/FILE, which is no file on this disk but the same everywhere."""
+        modality = next(known for known in MODALITIES if known == self.modality)
+        return Sample(Path(self.set) / self.path, self.pid, self.camera, modality=modality)
+
+
+@dataclass(frozen=True)
+class DamagedImage:
+    """An image that was left out: what is wrong with it, and how many bytes of it could be read."""
+
+    set: str
+    path: str
+    bytes: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard's index."""
+
+    bytes: int
+    sha256: str
+    images: tuple[PackedImage, ...]
+    damaged: tuple[DamagedImage, ...]
+
+
+def tar_path(out: Path, number: int) -> Path:
+    return out / "shards" / f"{number:05d}.tar"
+
+
+def index_path(out: Path, number: int) -> Path:
+    return tar_path(out, number).with_suffix(".json")
+
+
+def pack_shard(
+    out: Path, number: int, sources: Sequence[SourceImage], strict: bool, progress: Callable[[int], object]
+) -> Shard:
+    """Writes shard `number` of `out`, one image in memory at a time, each verified by decoding it whole.
+
+    An image that is damaged or cannot be read is left out and recorded; with `strict` it raises `InputError`. `progress`
+    is told of each image.
+    """
+    images: list[PackedImage] = []
+    damaged: list[DamagedImage] = []
+    with clear_disk_errors(out):
+        index_path(out, number).unlink(missing_ok=True)  # an older tar's
+    with atomic_path(tar_path(out, number)) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            offset = 0
+            for source in sources:
+                data = b""
+                try:
+                    data = _read(source)
+                    decode_image(data, source.name)
+                except InputError as error:
+                    if strict:
+                        raise
+                    damaged.append(DamagedImage(source.set, source.path, len(data), str(error)))
+                else:
+                    images.append(_packed(source, data, offset + _BLOCK))
+                    offset += _add(tar, images[-1].file, data)
+                    offset += _add(tar, _info_name(images[-1]), _info(images[-1]))
+                progress(1)
+        shard = Shard(temporary.stat().st_size, sha256_file(temporary), tuple(images), tuple(damaged))
+    atomic_write(index_path(out, number), canonical_json(to_dict(shard)) + "\n")
+    return shard
+
+
+def read_shard(out: Path, number: int) -> Shard:
+    """The index of a finished shard; one that is missing or not as written raises `InputError`."""
+    path = index_path(out, number)
+    data = read_json(path, "prepared shard")
+    if not isinstance(data, dict) or not all(isinstance(data.get(name), list) for name in ("images", "damaged")):
+        raise InputError(f"prepared shard: {path} is no shard's index; delete it and run dive-fast prepare again")
+    images = tuple(from_dict(PackedImage, row, str(path)) for row in data["images"])
+    if not all(image.modality in MODALITIES for image in images):
+        raise InputError(
+            f"prepared shard: {path} names another modality than {MODALITIES}; delete it and prepare again"
+        )
+    damaged = tuple(from_dict(DamagedImage, row, str(path)) for row in data["damaged"])
+    return from_dict(Shard, {**data, "images": images, "damaged": damaged}, str(path))
+
+
+def image_bytes(stream: BinaryIO, image: PackedImage, where: Path) -> bytes:
+    """The original bytes of one image from its open tar `where`; other bytes than were packed raise `InputError`."""
+    stream.seek(image.offset)
+    data = stream.read(image.bytes)
+    if sha256_bytes(data) != image.sha256:
+        raise InputError(f"{where}: {image.file} is damaged; delete the tar and run dive-fast prepare again")
+    return data
+
+
+def shard_bytes(sizes: Sequence[int]) -> int:
+    """At most so many bytes take a tar of images of these sizes and its index, as long as no file's name is very long."""
+    return tarfile.RECORDSIZE + sum(5 * _BLOCK + _padded(size) + 1_024 for size in sizes)
+
+
+def _read(source: SourceImage) -> bytes:
+    try:
+        return source.sample.path.read_bytes()
+    except OSError as error:
+        raise InputError(f"image {source.name} cannot be read: {error.strerror}; fix or remove it") from error
+
+
+def _packed(source: SourceImage, data: bytes, offset: int) -> PackedImage:
+    sample = source.sample
+    file = f"{source.number:08d}{sample.path.suffix.lower()}"
+    return PackedImage(
+        file, sample.pid, sample.camera, sample.modality, source.set, source.path, sha256_bytes(data), len(data), offset
+    )
+
+
+def _info_name(image: PackedImage) -> str:
+    return f"{image.file.partition('.')[0]}.json"
+
+
+def _info(image: PackedImage) -> bytes:
+    return canonical_json({name: getattr(image, name) for name in _INFO}).encode()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Adds a member that tells nothing of when, where and by whom; gives the bytes that it takes."""
+    member = tarfile.TarInfo(name)  # its owner is 0, its time 1970, its mode 0644
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+    return _BLOCK + _padded(len(data))
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK

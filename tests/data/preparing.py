@@ -1,0 +1,45 @@
+"""A prepared set of `mixed_trees`, made for the tests of preparing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dive_fast.data.counts import count_sets
+from dive_fast.data.filters import Filters, apply_filters
+from dive_fast.data.prepare import PreparePlan, claimed, finish, finished_shards, pack
+from dive_fast.data.prepared import open_prepared
+from dive_fast.data.sets import SetSpec, read_mixture
+from dive_fast.io import sha256_file
+
+
+def plan_of(root: Path, filters: Filters | None = None, shard_size: int = 5) -> PreparePlan:
+    """The 14 images of `mixed_trees`, in 3 shards."""
+    filters = filters or Filters()
+    sets = read_mixture([SetSpec("sysu", root / "sysu"), SetSpec("market", root / "market", "1")])
+    left, dropped = apply_filters(sets, filters)
+    return PreparePlan(tuple(left), tuple(count_sets(sets)), filters, tuple(dropped), shard_size)
+
+
+def prepare(
+    plan: PreparePlan, out: Path, strict: bool = False, progress: Callable[[int], object] = lambda _: None
+) -> dict[str, Any]:
+    with claimed(out, plan):
+        pack(plan, out, finished_shards(out, plan, strict), strict, progress)
+        finish(plan, out)
+    return open_prepared(out).report
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def contents_of(plan: PreparePlan, out: Path) -> dict[str, str]:
+    prepare(plan, out)
+    return contents(out)
+
+
+def break_file(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-200])
+    return path

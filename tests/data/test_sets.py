@@ -1,0 +1,176 @@
+"""Sets by layout name, mixtures of them, filters and counts; expected values are counted by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from dive_fast.commands import common
+from dive_fast.data.counts import Count, count_sets, table
+from dive_fast.data.filters import Dropped, Filters, apply_filters
+from dive_fast.data.sets import EXTERNAL, PAIRED, SetSpec, mix, mixed_samples, parse_set, read_mixture, read_set
+from dive_fast.types import InputError, Sample
+from tests.data.trees import mixed_trees, photo, touch, write
+
+
+def people(*pids: str, camera: str = "cam7", modality: str = "rgb", root: str = "r") -> list[Sample]:
+    return [Sample(Path(root) / f"{i}-{pid}.jpg", pid, camera, modality=modality) for i, pid in enumerate(pids)]  # type: ignore[arg-type]
+
+
+def spec(layout: str, root: str = "r") -> SetSpec:
+    return SetSpec(layout, Path(root))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sysu:/data/SYSU-MM01", SetSpec("sysu", Path("/data/SYSU-MM01"))),
+        ("regdb:RegDB,trial=3,prefix=2", SetSpec("regdb", Path("RegDB"), "2", trial=3)),
+        ("msmt17:C:/sets,of,mine/MSMT17,camera=cam8", SetSpec("msmt17", Path("C:/sets,of,mine/MSMT17"), camera="cam8")),
+        ("market-gt-bbox:Market,prefix=", SetSpec("market-gt-bbox", Path("Market"))),
+        ("llcm:LLCM,split=test", SetSpec("llcm", Path("LLCM"), split="test")),
+    ],
+)
+def test_sets_on_the_command_line(text: str, expected: SetSpec) -> None:
+    assert parse_set(text, PAIRED + EXTERNAL) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("/data/SYSU-MM01", "is not LAYOUT:PATH.* with a layout of sysu, regdb, llcm"),
+        ("market:M", "with a layout of sysu, regdb, llcm"),
+        ("sysu:", "is not LAYOUT:PATH"),
+        ("sysu:S,camera=cam7", "sysu takes no camera, only prefix, split"),
+        ("sysu:S,trial=2", "sysu takes no trial"),
+        ("regdb:R,trial=two", "trial is a whole number, got 'two'"),
+        ("regdb:R,trial=1,trial=2", "give trial one value"),
+        ("sysu:S,split=", "give split one value"),
+    ],
+)
+def test_wrong_sets_on_the_command_line(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_set(text, PAIRED)
+
+
+def test_layouts_of_commands_are_those_that_are_read() -> None:
+    assert get_args(common.Layout) == EXTERNAL
+    assert get_args(common.PairedLayout) == PAIRED
+    with pytest.raises(InputError, match=r"layout must be one of \('sysu', .*'folder'\), got 'cuhk03'"):
+        read_set(spec("cuhk03"))
+
+
+def test_commands_read_by_layout(tmp_path: Path) -> None:
+    sysu, market = mixed_trees(tmp_path)
+    assert {s.pid for s in common.read_photos(market, "market", "cam9", "1")} == {"10002", "10007", "10011"}
+    assert len(common.read_paired(sysu)) == 8
+    write(sysu / "exp/test_id.txt", "2")
+    assert {s.pid for s in common.read_paired(sysu, "sysu", "test", prefix="5")} == {"50002"}
+
+
+def test_people_of_one_modality_are_told(tmp_path: Path) -> None:
+    sysu, _ = mixed_trees(tmp_path)
+    photo(sysu / "cam3/0003/0001.jpg")
+    write(sysu / "exp/train_id.txt", "1,3")
+    with pytest.warns(UserWarning, match="1 identities are seen in one modality only: 0003"):
+        assert len(read_set(SetSpec("sysu", sysu))) == 9
+
+
+def test_a_mixture_keeps_names_and_sources(tmp_path: Path) -> None:
+    sysu, market = mixed_trees(tmp_path)
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    specs = [SetSpec("sysu", sysu), SetSpec("market", market, "1"), SetSpec("market", market, "2", split="train")]
+    with pytest.raises(InputError, match="is in set market and in set market-2; name each photo once"):
+        read_mixture(specs)
+    sets = read_mixture(specs[:2])
+    assert [(named.name, len(named.samples)) for named in sets] == [("sysu", 8), ("market", 6)]
+    assert {s.pid for s in mixed_samples(sets)} == {"0001", "0002", "10002", "10007", "10011"}
+    assert sets[1].file_name(sets[1].samples[0]) == "bounding_box_train/0002_c1s1_000001_01.jpg"
+    assert read_mixture(specs[:2]) == sets
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+def test_a_mixture_never_mixes_people_or_cameras() -> None:
+    with pytest.raises(
+        InputError, match=r"1 identity names are in set sysu and in set folder \(0002\).*as folder:f,prefix=1"
+    ):
+        mix([(spec("sysu"), people("0001", "0002")), (spec("folder", "f"), people("0002", "0003", root="f"))])
+    with pytest.raises(
+        InputError, match="camera 'cam3' is ir in set sysu and rgb in set market; give .* another camera"
+    ):
+        mix(
+            [
+                (spec("sysu"), people("1", camera="cam3", modality="ir")),
+                (spec("market", "m"), people("2", camera="cam3")),
+            ]
+        )
+    with pytest.raises(InputError, match="there is no set to read"):
+        read_mixture([])
+
+
+def test_filters_count_people_before_shapes(tmp_path: Path) -> None:
+    """As DiVE did: 0002 goes for having two photos; 0003 has three, of which only one is tall; nothing of 0004 is."""
+    shapes = {"0002": [(20, 10), (20, 10)], "0003": [(20, 10), (19, 10), (10, 20)], "0004": [(10, 10)] * 3}
+    for pid, sizes in shapes.items():
+        for i, (height, width) in enumerate(sizes):
+            photo(tmp_path / "f" / pid / f"{i}.png", height=height, width=width)
+    (tmp_path / "f/0003/broken.png").write_bytes(b"no image")
+    photo(tmp_path / "s/cam1/0001/0001.png", height=10)
+    sets = mix(
+        [(s, read_set(s)) for s in (SetSpec("folder", tmp_path / "f"), SetSpec("folder", tmp_path / "s/cam1", "9"))]
+    )
+    counted: list[int] = []
+    left, dropped = apply_filters(sets[:1], Filters(min_images=3, tall=True), counted.append)
+    assert [left[0].file_name(s) for s in left[0].samples] == ["0003/0.png", "0003/broken.png"]
+    assert dropped == [
+        Dropped("folder", "of people with fewer than 3 images", ("0002/0.png", "0002/1.png"), ("0002",)),
+        Dropped("folder", "not twice as high as wide",
+                ("0003/1.png", "0003/2.png", "0004/0.png", "0004/1.png", "0004/2.png"), ("0004",)),
+    ]  # fmt: skip
+    assert sum(counted) == 7
+    assert len(sets[0].samples) == 9
+    assert dropped[0].sentence() == (
+        "folder: 2 images left out, of people with fewer than 3 images, nothing is left of 1 people (0002)"
+    )
+    assert apply_filters(sets, Filters()) == (sets, [])
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        Filters(min_images=0)
+
+
+def test_few_images_do_not_drop_paired_people(tmp_path: Path) -> None:
+    sysu, market = mixed_trees(tmp_path)
+    sets = read_mixture([SetSpec("sysu", sysu), SetSpec("market", market, "1")])
+    left, _ = apply_filters(sets, Filters(min_images=3))
+    assert {s.pid for s in mixed_samples(left)} == {"0001", "0002", "10011"}
+
+
+def test_counts_beside_the_published_ones(tmp_path: Path) -> None:
+    sysu, market = mixed_trees(tmp_path)
+    touch(sysu, "cam2/0002/0001.jpg")
+    rows = count_sets(read_mixture([SetSpec("sysu", sysu), SetSpec("market", market, "1")]))
+    assert rows == [
+        Count("sysu", "trainval", "cam1", "rgb", 2, 4),
+        Count("sysu", "trainval", "cam2", "rgb", 1, 1),
+        Count("sysu", "trainval", "all", "rgb", 2, 5, 395, 22_258),
+        Count("sysu", "trainval", "all", "ir", 2, 4, 395, 11_909),
+        Count("market", "train", "all", "rgb", 3, 6, 751, 12_936),
+    ]
+    assert table(rows[2:4]).splitlines() == [
+        "set   split     camera  modality  people  images  published people  images",
+        "sysu  trainval  all     rgb            2       5               395  22,258",
+        "sysu  trainval  all     ir             2       4               395  11,909",
+    ]
+
+
+def test_published_counts_of_a_test_split_by_camera(tmp_path: Path) -> None:
+    touch(tmp_path, "cam3/0001/0001.jpg", "cam6/0001/0001.jpg", "cam1/0001/0001.jpg")
+    write(tmp_path / "exp/test_id.txt", "1")
+    rows = count_sets(read_mixture([SetSpec("sysu", tmp_path, split="test")]))
+    assert [(row.camera, row.published_identities, row.published_images) for row in rows] == [
+        ("all", 96, 6_775),
+        ("cam3", None, 1_883),
+        ("cam6", None, 1_920),
+        ("all", 96, 3_803),
+    ]
