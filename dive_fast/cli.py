@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from dive_fast import __version__
-from dive_fast.commands import demo, machine, model, reid, report, synth, world
+from dive_fast.commands import demo, foreign, machine, model, prepare, reid, report, synth, world
 from dive_fast.facts import PACKAGES
 from dive_fast.types import DiveError
 
@@ -92,9 +92,12 @@ def _root(
 app.command()(demo.demo)
 app.command()(machine.doctor)
 app.add_typer(world.app, name="world")
+app.command()(prepare.prepare)
 app.command()(model.personalize)
+app.command("import")(foreign.import_adapter)
 app.command()(model.fuse)
 app.command()(model.export)
+app.command("export-adapter")(foreign.export_adapter)
 app.command()(synth.plan)
 app.command()(synth.synth)
 app.command()(synth.verify)

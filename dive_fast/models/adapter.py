@@ -125,15 +125,20 @@ def save_adapter(adapter: Adapter, path: Path | str, dtype: torch.dtype | None =
     """
     with replaced_folder(Path(path), lambda folder: (folder / "adapter.json").is_file()) as folder:
         write_tensors(folder / "identities.safetensors", {"embeddings": adapter.embeddings})
-        lora = {_UNET + key: tensor for key, tensor in adapter.lora.items()}
-        write_tensors(folder / "lora.safetensors", lora, dtype, _diffusers_metadata(adapter))
+        write_tensors(folder / "lora.safetensors", diffusers_lora(adapter), dtype, diffusers_metadata(adapter))
         write_json(folder / "adapter.json", _description(adapter))
 
 
-def _diffusers_metadata(adapter: Adapter) -> dict[str, str]:
+def diffusers_lora(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The LoRA under the names that diffusers reads."""
+    return {_UNET + key: tensor for key, tensor in adapter.lora.items()}
+
+
+def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
     """The header from which diffusers learns rank and alpha; without it, it assumes alpha = rank."""
     targets = sorted({key.split(".lora_")[0] for key in adapter.lora})
     config = {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": targets}
+    config |= {"rank_pattern": {}, "alpha_pattern": {}}  # diffusers 0.37 does not open a header without them
     return {"lora_adapter_metadata": json.dumps({_UNET + key: value for key, value in config.items()})}
 
 

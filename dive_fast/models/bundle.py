@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.5 model as its parts: loaded from, and saved to, diffusers' folder layout. Never the network."""
+"""A Stable Diffusion 1.5 model as its parts: loaded from, and saved to, diffusers' layouts. Never the network."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dive_fast.models.files import (
 )
 from dive_fast.models.lora import has_lora
 from dive_fast.models.prompts import PromptTable
+from dive_fast.models.single_file import load_parts
 from dive_fast.types import DiveError, InputError
 
 if TYPE_CHECKING:
@@ -104,15 +105,29 @@ def _settings(config: Any, class_name: str) -> dict[str, Any]:
     return {"class": class_name, **{k: v for k, v in plain.items() if k not in defaults or defaults[k] != v}}
 
 
-def load_bundle(path: Path | str) -> ModelBundle:
-    """The model in a diffusers folder; "pocket" is the one shipped with the package.
+def load_bundle(path: Path | str, tokenizer: Path | str | None = None) -> ModelBundle:
+    """The model in a diffusers folder, or Stable Diffusion 1 in one `.safetensors` file; "pocket" is the shipped one.
 
     Everything comes as float32 (files may be fp16), in eval mode, with gradients off. Reads safetensors only and
-    never the network. A missing, broken or unsupported part raises `InputError` that says what was found.
+    never the network. A single file has no vocabulary: that is looked for beside it, or in the folder `tokenizer`
+    (`single_file`). A missing, broken or unsupported part raises `InputError` that says what was found.
     """
     folder = resolve(path, "pocket-base")
+    if folder.is_file():
+        bundle = ModelBundle(**load_parts(folder, None if tokenizer is None else Path(tokenizer)))
+    elif tokenizer is not None:
+        raise InputError(f"model {folder} is no single file, and a folder has its own tokenizer; leave --tokenizer out")
+    else:
+        bundle = _from_folder(folder)
+    problems = _mismatches(bundle)
+    if problems:
+        raise InputError(f"model {folder}: {'; '.join(problems)}; only models of Stable Diffusion 1.5's kind are read")
+    return bundle
+
+
+def _from_folder(folder: Path) -> ModelBundle:
     _check_model_index(folder)
-    bundle = ModelBundle(
+    return ModelBundle(
         tokenizer=load_tokenizer(folder / "tokenizer"),
         text_encoder=load_network(folder, "text_encoder"),
         unet=load_network(folder, "unet"),
@@ -120,10 +135,6 @@ def load_bundle(path: Path | str) -> ModelBundle:
         scheduler_config=_scheduler_config(folder),
         prompts=PromptTable.read(folder / "prompts.json") if (folder / "prompts.json").is_file() else None,
     )
-    problems = _mismatches(bundle)
-    if problems:
-        raise InputError(f"model {folder}: {'; '.join(problems)}; only models of Stable Diffusion 1.5's kind are read")
-    return bundle
 
 
 def _check_model_index(folder: Path) -> None:

@@ -30,11 +30,16 @@ def resolve(path: Path | str, shipped: str) -> Path:
     return ASSETS / shipped if str(path) == "pocket" else Path(path)
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Whether `folder` is one of a tokenizer."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The CLIP tokenizer in `folder`, added tokens included; missing or broken files -> `InputError`."""
     from transformers import CLIPTokenizer
 
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+    if not has_vocabulary(folder):
         raise InputError(f"tokenizer {folder} holds neither tokenizer.json nor vocab.json; copy the folder again")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)

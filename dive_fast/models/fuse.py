@@ -24,8 +24,7 @@ def add_identity_tokens(bundle: ModelBundle, identities: Sequence[Identity], row
     `rows` is float [T, D] by word, D the text encoder's width; the old rows stay bit for bit, gradients stay off. A word
     that the tokenizer already knows, or rows of another shape, raises `InputError` before anything is changed.
     """
-    table = bundle.text_encoder.get_input_embeddings().weight
-    _check_new_tokens(bundle.tokenizer, table, identities, rows)
+    check_new_tokens(bundle, identities, rows)
     bundle.fingerprint  # noqa: B018  # taken before the change: it names the model as loaded
     return _insert_tokens(bundle.tokenizer, bundle.text_encoder, identities, rows)
 
@@ -45,7 +44,9 @@ def _insert_tokens(tokenizer: Any, text_encoder: Any, identities: Sequence[Ident
     return [tokenizer.convert_tokens_to_ids(word) for word in words]
 
 
-def _check_new_tokens(tokenizer: Any, table: torch.Tensor, identities: Sequence[Identity], rows: torch.Tensor) -> None:
+def check_new_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: torch.Tensor) -> None:
+    """Raises `InputError` unless the words of `identities`, with `rows` [T, D], can join the bundle's vocabulary."""
+    tokenizer, table = bundle.tokenizer, bundle.text_encoder.get_input_embeddings().weight
     check_vocabulary(identities, [], [], "identity tokens")
     check_rows(identities, rows, "identity tokens")
     if rows.shape[1] != table.shape[1]:
@@ -85,8 +86,7 @@ def fuse(bundle: ModelBundle, adapter: Adapter, scale: float = 1.0) -> ModelBund
             f" {bundle.fingerprint[:12]}…; give the base model it was trained on"
         )
     check_lora_state(bundle.unet, adapter.lora, adapter.rank)
-    table = bundle.text_encoder.get_input_embeddings().weight
-    _check_new_tokens(bundle.tokenizer, table, adapter.identities, adapter.embeddings)
+    check_new_tokens(bundle, adapter.identities, adapter.embeddings)
     prompts = PromptTable(
         adapter.identities, adapter.cameras, adapter.template, adapter.base_fingerprint, adapter.fingerprint
     )

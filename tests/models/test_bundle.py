@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dive_fast.models import add_identity_tokens, add_lora, load_bundle, save_bundle
+from dive_fast.models import add_identity_tokens, add_lora, fuse, load_bundle, save_bundle
 from dive_fast.models.files import ASSETS, WEIGHTS, resolve
 from dive_fast.types import DiveError, Identity, InputError
-from tests.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, tiny_bundle_folder
+from tests.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -118,6 +119,45 @@ def test_fingerprint_survives_saving_by_diffusers(base_folder, bundle, tmp_path)
     pipe = StableDiffusionPipeline.from_pretrained(base_folder, safety_checker=None, local_files_only=True)
     pipe.save_pretrained(tmp_path / "resaved")
     assert load_bundle(tmp_path / "resaved").fingerprint == bundle.fingerprint
+
+
+def test_fingerprint_is_pinned(folder, tmp_path):
+    """The same number on every machine and with every version of the libraries: a plan or adapter names models by it."""
+
+    def counted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights without chance: multiples of 1/512 by name and place, exact in every float format from float16 up."""
+        filled = {}
+        for name, tensor in tensors.items():
+            start = zlib.crc32(name.removeprefix("text_model.").encode()) % 251
+            places = torch.arange(tensor.numel(), dtype=torch.int64).reshape(tensor.shape)
+            filled[name] = ((places * 37 + start) % 251 - 125).float() / 512
+        return filled
+
+    for part, name in WEIGHTS.items():
+        edit_tensors(folder / part / name, counted)
+    pinned = "53ef9b31484e429356a4cfe348254b4d521697531a8dad62cc81987b7f8264cf"
+    loaded = load_bundle(folder)
+    assert loaded.fingerprint == pinned
+    save_bundle(loaded, tmp_path / "half", dtype=torch.float16)
+    assert load_bundle(tmp_path / "half").fingerprint == pinned  # the numbers count, not how they lie in the file
+
+
+def test_stable_diffusion_2s_kind_is_read_from_a_folder(folder, tmp_path):
+    """Linear projections, heads by block, GELU and v-prediction; and an adapter fuses into it."""
+    from diffusers import UNet2DConditionModel
+
+    config = {
+        **json.loads((folder / "unet/config.json").read_text()),
+        "use_linear_projection": True,
+        "attention_head_dim": [2, 4],
+    }
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    edit_json(folder / "text_encoder/config.json", hidden_act="gelu")
+    edit_json(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    loaded = load_bundle(folder)
+    fused = fuse(loaded, tiny_adapter(loaded))
+    save_bundle(fused, tmp_path / "fused")
+    assert load_bundle(tmp_path / "fused").fingerprint == fused.fingerprint
 
 
 def nudge(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
