@@ -41,7 +41,9 @@ class DemoConfig:
     )
     model: str = "pocket"
     adapter: str = "pocket"
-    learn: PersonalizeConfig = field(default_factory=lambda: PersonalizeConfig(steps=200, batch=16, save_every=50))
+    learn: PersonalizeConfig = field(
+        default_factory=lambda: PersonalizeConfig(steps=60, batch=16, save_every=50, mix_lr=0.01, words_from="pocket")
+    )
     pairs: PairConfig = field(default_factory=lambda: PairConfig(per_camera=3, steps=16))
     shown: int = 8  # identities that are also made in the other two ways
     reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350, missing="visible", synthetic_share=0.25))

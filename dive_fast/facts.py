@@ -11,7 +11,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ASSETS = {"pocket base model": "pocket-base/model_index.json", "pocket adapter": "pocket-adapter/adapter.json"}
+ASSETS = {
+    "pocket base model": "pocket-base/model_index.json",
+    "pocket adapter": "pocket-adapter/adapter.json",
+    "pocket tagger": "pocket-tagger/tagger.json",
+}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,16 @@ class StudyConfig:
     adapter: str | None = "pocket"
     learn: PersonalizeConfig = field(
         default_factory=lambda: PersonalizeConfig(
-            steps=200, batch=16, save_every=50, phrase=caption_phrase(), template=CAPTION_TEMPLATE, phrase_drop=0.25
+            identity_steps=300,
+            steps=60,
+            batch=16,
+            save_every=50,
+            mix_lr=0.01,
+            words_from="pocket",
+            text_noise=0.25,
+            phrase=caption_phrase(),
+            template=CAPTION_TEMPLATE,
+            phrase_drop=0.25,
         )
     )
     pairs: PairConfig = field(default_factory=PairConfig)

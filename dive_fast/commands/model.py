@@ -59,12 +59,27 @@ def personalize(
             "that word (alone: as DiVE), and {red|green|blue} a mix of these by learned weights. pocket: the shipped one's."
         ),
     ] = "{person}",
+    words_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Tagger folder (dive-fast world train-tagger) that reads off the photos where words that mix start; pocket is"
+            " the shipped one. Without it all words of a mix start alike."
+        ),
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(help="The caption of every photo, with {cam} and {token}; without it twenty sentences, as DiVE."),
     ] = None,
     phrase_drop: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a phrase's parts (between commas) that captions leave out.")
+    ] = 0.0,
+    text_noise: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Noise on text embeddings while the LoRA learns, in units of their deviation, so that what it learns of few "
+            "people holds for others.",
+        ),
     ] = 0.0,
     lora_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of the LoRA; DiVE on SD 1.5: 5e-5.")] = 2e-3,
     token_lr: Annotated[float, typer.Option(min=0, help="Peak learning rate of vectors that are free.")] = 3e-3,
@@ -108,6 +123,8 @@ def personalize(
         phrase=phrase,
         template=template,
         phrase_drop=phrase_drop,
+        words_from=words_from,
+        text_noise=text_noise,
         lora_lr=lora_lr,
         mix_lr=mix_lr,
         token_lr=token_lr,

@@ -98,6 +98,23 @@ def train_base(
             finish(f"base model {out}", {"model": out, "autoencoder": report}, json)
 
 
+@app.command("train-tagger")
+def train_tagger(
+    out: Annotated[Path, typer.Option(help="Tagger folder to write.")],
+    work: Annotated[Path, typer.Option(help="Folder for images and states; a rerun resumes from it.")],
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 2600,
+    batch: Annotated[int, typer.Option(min=1, help="Photos a step.")] = 64,
+    images: Annotated[int, typer.Option(min=1, help="Rendered photos.")] = 48000,
+    json: Json = False,
+) -> None:
+    """Train the classifier that reads a person's words off photos (personalize --words-from); 20 minutes on a CPU."""
+    from dive_fast.world.tagger_train import TaggerConfig
+    from dive_fast.world.tagger_train import train_tagger as train
+
+    report = train(TaggerConfig(steps=steps, batch=batch, images=images), out, work)
+    finish(f"tagger {out}: {report['right']:.0%} of words right", {"tagger": out, **report}, json)
+
+
 @app.command()
 def study(
     out: Annotated[Path, typer.Option(help="Folder for the world, the pairs, every ReID training and the table.")],
@@ -112,9 +129,9 @@ def study(
     learn_steps: Annotated[
         int,
         typer.Option(
-            min=1, help="Training steps for people whom the adapter lacks; from none, of its LoRA, some 1200."
+            min=1, help="Training steps for people whom the adapter lacks; from none, of its LoRA, some 2000."
         ),
-    ] = 200,
+    ] = 60,
     reid_steps: Annotated[int, typer.Option(min=1, help="Training steps of each ReID model.")] = 1000,
     seeds: Annotated[str, typer.Option(help="ReID seeds, comma-separated; every arm runs with each.")] = "0,1,2",
     workers: Annotated[int, typer.Option(min=1, help="ReID trainings at once, sharing the cores.")] = 2,

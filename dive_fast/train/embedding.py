@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from dive_fast.models.phrase import Phrase
 
+_LEAST = 7.0  # a word that a tagger rules out starts at a thousandth of the likeliest one's weight
+
 
 class LearnedRows(torch.nn.Module):
     """The rows of people who are put into words alike; calling it gives them, float [people * words, D].
@@ -39,6 +41,13 @@ class LearnedRows(torch.nn.Module):
         self.register_buffer("words", words)
         self.register_buffer("absent", absent)
         self.register_buffer("order", torch.tensor([*free, *mixed]).argsort())
+
+    def start_at(self, logits: Tensor) -> None:
+        """Starts the mixed words at `logits` [people, M, W] instead of equal weights; how far a word may lag is bounded, so
+        that learning can still find it."""
+        with torch.no_grad():
+            top = (logits + self.absent).amax(dim=-1, keepdim=True)
+            self.logits.copy_((logits - top).clamp(min=-_LEAST))
 
     def forward(self) -> Tensor:
         weights = torch.softmax(self.logits + self.absent, dim=-1)

@@ -27,6 +27,7 @@ from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
 from dive_fast.train.loop import Stage, run_stage
 from dive_fast.train.parallel import first_rank_first, my_rows
 from dive_fast.train.photos import BalancedDraw, LatentPhotos, encode_photos, teaching
+from dive_fast.train.tagger import load_tagger, read_people
 from dive_fast.types import Camera, Identity, InputError, Sample
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ class PersonalizeConfig:
     batch: int = 32
     rank: int = 8
     phrase: str = ONE_WORD  # how a person is put into words, see `Phrase`; DiVE: one word
+    words_from: str | None = None  # tagger folder that reads where mixed words start; None: all words of a mix alike
     template: str | None = None  # the one caption of all photos; None: twenty sentences, as DiVE
     phrase_drop: float = 0.0  # share of a phrase's parts that a caption leaves out, so that each part learns its own
+    text_noise: float = 0.0  # on text embeddings while the LoRA learns, in units of their deviation. See `_Learner.loss`
     lora_lr: float = 2e-3
     token_lr: float = 3e-3  # of free vectors
     mix_lr: float = 0.07  # of the weights of words that mix
@@ -139,6 +142,8 @@ def personalize(
     for part in (bundle.text_encoder, bundle.unet, bundle.vae):
         part.to(device)
     learner = _Learner(bundle, people, config, onto)
+    if config.words_from is not None:
+        learner.rows.start_at(read_people(load_tagger(config.words_from), samples, people.phrase, progress))
     captions = _Captions(bundle, cameras, people, config)  # the tokenizer knows the people now
     photos = encode_photos(bundle, samples, progress=progress)
     draw = BalancedDraw(photos.samples, config.batch, config.ir_share, config.seed)
@@ -316,6 +321,10 @@ class _Learner:
         teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
         mine = my_rows(len(rows))
         text = self.embed(ids[mine], teaches[mine])
+        if self.config.text_noise and self.lora and self.lora[0].requires_grad:
+            shape = (len(rows), *text.shape[1:])  # of the whole batch, so that ranks draw what one process would
+            jitter = torch.randn(shape, generator=generator)[mine].to(self.device)
+            text = text + self.config.text_noise * text.detach().std(dim=-1, keepdim=True) * jitter
         output = self.bundle.unet(noisy[mine].to(self.device), timesteps[mine].to(self.device), text).sample
         target = objective.target(latents, noise, timesteps)[mine].to(self.device)
         weights = objective.weights(timesteps)[mine].to(self.device)

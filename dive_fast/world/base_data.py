@@ -12,7 +12,7 @@ import numpy as np
 
 from dive_fast.io import atomic_path
 from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH, random_grey_camera, random_rgb_camera
-from dive_fast.world.persons import caption, sample_person, sample_shot
+from dive_fast.world.persons import Person, caption, sample_person, sample_shot
 from dive_fast.world.render import render
 
 # Keeps base identities apart from every world's: a world seeds its persons with a hash, never with this word.
@@ -33,9 +33,20 @@ def _random_code(rng: np.random.Generator) -> str:
     return "".join(_CODE_LETTERS[i] for i in rng.integers(0, len(_CODE_LETTERS), 4))
 
 
-def _one(seed: int, index: int, grey_share: float, noise_share: float) -> tuple[np.ndarray, str]:
+def _person(seed: int, index: int) -> tuple[np.random.Generator, Person]:
+    """Who is in image `index`, and the generator of the rest of it."""
     rng = np.random.default_rng([_NAMESPACE, seed, index])
-    person, shot = sample_person(rng), sample_shot(rng)
+    return rng, sample_person(rng)
+
+
+def base_people(seed: int, count: int) -> list[Person]:
+    """Who is in the images of `render_base_images`, in order."""
+    return [_person(seed, index)[1] for index in range(count)]
+
+
+def _one(seed: int, index: int, grey_share: float, noise_share: float) -> tuple[np.ndarray, str]:
+    rng, person = _person(seed, index)
+    shot = sample_shot(rng)
     grey = rng.random() < grey_share
     camera = random_grey_camera(rng) if grey else random_rgb_camera(rng)
     image = render(person, camera, shot, noise=bool(rng.random() < noise_share))
@@ -74,6 +85,19 @@ def render_base_images(
             if progress is not None:
                 progress(len(block))
     return BaseImages(images, captions)
+
+
+def cached_images(path: Path, seed: int, count: int, *, grey_share: float, noise_share: float) -> BaseImages:
+    """`render_base_images` with a progress bar, kept in `path`, so that a rerun reads them."""
+    from tqdm import tqdm
+
+    if not path.exists():
+        with tqdm(total=count, desc="render", unit="image") as bar:
+            rendered = render_base_images(
+                seed, count, grey_share=grey_share, noise_share=noise_share, progress=bar.update
+            )
+        save_images(path, rendered)
+    return load_images(path)
 
 
 def save_images(path: Path, data: BaseImages) -> None:

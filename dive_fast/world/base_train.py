@@ -17,7 +17,7 @@ import numpy as np
 from dive_fast.io import atomic_path, sha256_bytes, write_json
 from dive_fast.train.parallel import first_rank_first, leading
 from dive_fast.types import InputError
-from dive_fast.world.base_data import BaseImages, load_images, render_base_images, save_images
+from dive_fast.world.base_data import cached_images, render_base_images
 from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, build_tokenizer
 from dive_fast.world.base_report import plot_losses, sample_sheet
 from dive_fast.world.text_train import TextConfig, token_ids, train_text_encoder
@@ -56,11 +56,15 @@ def train_base(config: BaseTrainConfig, out: Path, work: Path, device: str = "cp
     with first_rank_first():
         _claim(work, config)
         tokenizer = build_tokenizer(work / "tokenizer", config.shape)
-        pictures = _images(work / "vae-images.npz", _VAE_SEED, config.vae_images, grey_share=0.35, noise_share=0.3)
+        pictures = cached_images(
+            work / "vae-images.npz", _VAE_SEED, config.vae_images, grey_share=0.35, noise_share=0.3
+        )
         vae = start_vae(pictures.images, config.shape, config.vae.seed, work / "vae-start.safetensors")
     train_decoder(vae, pictures.images, config.shape, config.vae, work, device)
     with first_rank_first():
-        photos = _images(work / "unet-images.npz", _UNET_SEED, config.unet_images, grey_share=0.0, noise_share=0.5)
+        photos = cached_images(
+            work / "unet-images.npz", _UNET_SEED, config.unet_images, grey_share=0.0, noise_share=0.5
+        )
         latents = _scaled_latents(work / "latents.safetensors", vae, photos.images)
     text_encoder = train_text_encoder(photos.captions, tokenizer, config.shape, config.text, work, device)
     ids, empty = token_ids(tokenizer, photos.captions), token_ids(tokenizer, [""])
@@ -104,18 +108,6 @@ def _claim(work: Path, config: BaseTrainConfig) -> None:
         raise InputError(f"{work} holds a run of another config; choose another --work or delete it")
     work.mkdir(parents=True, exist_ok=True)
     path.write_text(identity + "\n")
-
-
-def _images(path: Path, seed: int, count: int, *, grey_share: float, noise_share: float) -> BaseImages:
-    from tqdm import tqdm
-
-    if not path.exists():
-        with tqdm(total=count, desc="render", unit="image") as bar:
-            rendered = render_base_images(
-                seed, count, grey_share=grey_share, noise_share=noise_share, progress=bar.update
-            )
-        save_images(path, rendered)
-    return load_images(path)
 
 
 def _scaled_latents(path: Path, vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:

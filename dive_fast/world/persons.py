@@ -210,6 +210,23 @@ def caption_phrase() -> str:
     return " , ".join(parts)
 
 
+def phrase_words(person: Person) -> list[str]:
+    """The true word of each learned word of `caption_phrase`, in order; who lacks a thing says another twice."""
+    striped = {"horizontal": "striped", "vertical": "pinstriped"}
+    two_dyes = person.pattern in (*striped, "half")
+    return [
+        *_body_words(person),
+        *(person.hair_style, person.hair, "head" if person.hair_style == "bald" else "hair"),
+        *((person.hat_dye, person.hat) if person.hat != "none" else (person.hair, "hair")),
+        *(person.top_dye, "over" if person.pattern == "half" else "and"),
+        person.second_dye if two_dyes else person.top_dye,
+        *(striped.get(person.pattern, person.top_material), person.top_material, person.top),
+        person.second_dye if person.pattern == "logo" else person.top_dye,
+        *(person.bottom_dye, person.bottom_material, person.bottom, person.shoe_dye),
+        *((person.bag_dye, person.bag) if person.bag != "none" else (person.shoe_dye, "shoes")),
+    ]
+
+
 def caption_words() -> list[str]:
     """The closed vocabulary of `caption`, sorted."""
     glue = "a photo of person , view hair head and over with striped pinstriped logo shoes"

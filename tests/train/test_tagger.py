@@ -1,0 +1,177 @@
+"""The tagger: what it makes of several photos of a person, its folder, and personalising that starts at its words."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dive_fast.io import read_json, write_json
+from dive_fast.models import load_bundle
+from dive_fast.models.phrase import Phrase
+from dive_fast.train.embedding import LearnedRows
+from dive_fast.train.personalize import PersonalizeConfig, personalize
+from dive_fast.train.tagger import Tagger, TaggerNet, load_tagger, mixed_words, read_people, save_tagger
+from dive_fast.types import InputError, Sample
+from tests.tiny import tiny_bundle_folder
+
+PHRASE = Phrase("{a|of} {photo} {a|of|person}")
+SHARES = ((0.5, 0.5), (0.2, 0.3, 0.5))
+
+
+class Says(torch.nn.Module):
+    """A net that says of a photo what its first pixel's red value names."""
+
+    choices = (2, 3)
+    prior = torch.tensor([p for word in SHARES for p in word]).log()
+    answers = (([0.9, 0.1], [0.6, 0.2, 0.2]), ([0.6, 0.4], [0.1, 0.1, 0.8]))
+
+    def forward(self, images):
+        said = [self.answers[int(image[0, 0, 0])] for image in images]
+        return [torch.tensor([answer[k] for answer in said]).log() for k in range(2)]
+
+
+def photo(value):
+    return np.full((8, 8, 3), value, np.uint8)
+
+
+def test_one_photo_is_taken_at_its_word():
+    said = Tagger(PHRASE, Says(), (8, 8)).person([photo(1)])
+    assert torch.allclose(said[0].softmax(0), torch.tensor([0.6, 0.4]))
+    assert torch.allclose(said[1].softmax(0), torch.tensor([0.1, 0.1, 0.8]))
+
+
+def test_more_photos_add_evidence_but_not_without_end():
+    """Two photos multiply (by the prior once); of six, each kind thrice, the mean counts three times."""
+    tagger = Tagger(PHRASE, Says(), (8, 8))
+    two = tagger.person([photo(0), photo(1)])[1].softmax(0)
+    product = torch.tensor([0.6 * 0.1 / 0.2, 0.2 * 0.1 / 0.3, 0.2 * 0.8 / 0.5])
+    assert torch.allclose(two, product / product.sum(), atol=1e-6)
+    six = tagger.person([photo(0), photo(1)] * 3)[1].softmax(0)
+    prior = torch.tensor(SHARES[1])
+    cubed = (torch.tensor([0.6 * 0.1, 0.2 * 0.1, 0.2 * 0.8]).sqrt() / prior) ** 3 * prior
+    assert torch.allclose(six, cubed / cubed.sum(), atol=1e-6)
+
+
+def test_rows_start_at_the_words_and_no_word_is_out_of_reach():
+    choices = [torch.eye(4)[:1], torch.eye(4)[1:3], torch.eye(4)[1:4]]
+    rows = LearnedRows(choices, people=2)
+    rows.start_at(torch.tensor([[[0.0, 0.0, 99.0], [5.0, 0.0, -40.0]], [[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]))
+    first = rows().reshape(2, 3, 4).detach()
+    assert torch.allclose(first[0, 1], torch.tensor([0, 0.5, 0.5, 0]))  # the third place is past this word's choices
+    assert torch.allclose(first[1, 1, 1:3], torch.tensor([2.0, 0.0]).softmax(0))
+    bounded = torch.tensor([0.0, -5.0, -7.0]).softmax(0)
+    assert torch.allclose(first[0, 2, 1:], bounded)
+    rows().sum(dim=0)[3].backward()
+    assert rows.logits.grad[0, 1, 2] != 0
+
+
+def net(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = TaggerNet([len(words) for words in mixed_words(PHRASE)])
+    made.prior.copy_(Says.prior)
+    return made.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tagger") / "tagger"
+    save_tagger(Tagger(PHRASE, net(), (64, 32)), path)
+    return path
+
+
+def test_a_folder_reads_back_as_it_was_rounded_to_half(folder):
+    tagger = load_tagger(folder)
+    assert (tagger.phrase, tagger.size) == (PHRASE, (64, 32))
+    for name, tensor in net().state_dict().items():
+        assert torch.equal(tagger.net.state_dict()[name], tensor.half().float()), name
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": "else"}, "not of 'dive-fast tagger 1'"),
+        ({"phrase": 3}, "lacks a phrase"),
+        ({"height": "64"}, "lacks a phrase or a height"),
+        ({"phrase": "{a|of} photo"}, "do not belong to its phrase"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path, change, said):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "tagger.safetensors").write_bytes((folder / "tagger.safetensors").read_bytes())
+    write_json(broken / "tagger.json", {**read_json(folder / "tagger.json", "tagger"), **change})
+    with pytest.raises(InputError, match=said):
+        load_tagger(broken)
+
+
+def test_a_missing_folder_and_missing_weights_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match=r"tagger\.json"):
+        load_tagger(tmp_path / "none")
+    write_json(tmp_path / "tagger.json", read_json(folder / "tagger.json", "tagger"))
+    with pytest.raises(InputError, match=r"tagger\.safetensors"):
+        load_tagger(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """Person 2 has an RGB and an infrared photo, person 1 two RGB ones."""
+    root = tmp_path_factory.mktemp("photos")
+    made = []
+    for i, (pid, modality) in enumerate((("0002", "rgb"), ("0002", "ir"), ("0001", "rgb"), ("0001", "rgb"))):
+        noise = np.random.default_rng(i).integers(0, 255, (40, 20, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(root / f"{i}.png")
+        made.append(Sample(root / f"{i}.png", pid, "cam3" if modality == "ir" else "cam1", "real", modality))
+    return made
+
+
+def test_people_are_read_from_rgb_alone_in_the_order_of_their_names(folder, samples):
+    tagger = load_tagger(folder)
+    read = read_people(tagger, samples, PHRASE, progress=False)
+    assert read.shape == (2, 2, 3)
+    photos = [np.asarray(Image.open(s.path).resize((32, 64), Image.Resampling.LANCZOS)) for s in samples]
+    for row, mine in enumerate((photos[2:], photos[:1])):
+        for k, logits in enumerate(tagger.person(mine)):
+            assert torch.equal(read[row, k, : len(logits)], logits)
+    assert read[0, 0, 2] == 0
+
+
+def test_a_tagger_of_another_phrase_is_refused(folder, samples):
+    with pytest.raises(InputError, match="another phrase"):
+        read_people(load_tagger(folder), samples, Phrase("{a|of} photo"), progress=False)
+
+
+def test_personalising_starts_at_the_words_that_the_tagger_reads(folder, samples, tmp_path):
+    """With no rate for them, the adapter's rows are the mixes that the tagger's logits make of the vocabulary."""
+    bundle = load_bundle(tiny_bundle_folder(tmp_path / "base"))
+    table = bundle.text_encoder.get_input_embeddings().weight.detach().clone()
+
+    def row(word):
+        return table[bundle.tokenizer(word, add_special_tokens=False)["input_ids"]].mean(0)
+
+    config = PersonalizeConfig(
+        identity_steps=1, steps=1, batch=2, rank=2, warmup=1, phrase=PHRASE.text, words_from=str(folder), mix_lr=0.0
+    )
+    adapter = personalize(bundle, samples, tmp_path / "adapter", config, progress=False)
+    read = read_people(load_tagger(folder), samples, PHRASE, progress=False)
+    rows = adapter.embeddings.reshape(2, 3, -1)
+    for person in range(2):
+        for k, (place, words) in enumerate(((0, ("a", "of")), (2, ("a", "of", "person")))):
+            weights = (read[person, k, : len(words)]).softmax(0)
+            mixed = sum(weight * row(word) for weight, word in zip(weights, words, strict=True))
+            assert torch.allclose(rows[person, place], mixed, atol=1e-6)
+
+
+def test_text_noise_changes_what_the_lora_learns_and_nothing_else(samples, tmp_path):
+    base = tiny_bundle_folder(tmp_path / "base")
+    config = PersonalizeConfig(identity_steps=2, steps=2, batch=2, rank=2, warmup=1)
+    made = [
+        personalize(
+            load_bundle(base), samples, tmp_path / f"{noise}", replace(config, text_noise=noise), progress=False
+        )
+        for noise in (0.0, 0.5)
+    ]
+    assert torch.equal(made[0].embeddings, made[1].embeddings)
+    assert any(not torch.equal(made[0].lora[key], made[1].lora[key]) for key in made[0].lora)
