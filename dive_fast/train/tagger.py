@@ -35,6 +35,8 @@ _INDEPENDENT = 3.0  # photos of one person err alike, so however many there are,
 class TaggerNet(torch.nn.Module):
     """Convolutions, then one linear read-out over coarse places; `choices` is the number of words of each mixed word."""
 
+    prior: Tensor
+
     def __init__(self, choices: Sequence[int], widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
         self.choices = list(choices)
@@ -72,7 +74,7 @@ class Tagger:
 
         The photos' evidence beyond the prior is averaged and counts as that of `_INDEPENDENT` photos, fewer if there are.
         """
-        prior = self.net.prior.split(self.net.choices)  # type: ignore[operator]
+        prior = self.net.prior.split(self.net.choices)
         with torch.inference_mode():
             said = self.net(torch.from_numpy(np.stack(photos)))
         weight = min(_INDEPENDENT, float(len(photos)))

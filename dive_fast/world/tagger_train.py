@@ -47,7 +47,8 @@ def train_tagger(config: TaggerConfig, out: Path, work: Path) -> dict[str, float
     choices = mixed_words(phrase)
     photos = cached_images(work / "tagger-images.npz", _SEED, config.images, grey_share=0.0, noise_share=1.0)
     labels = torch.from_numpy(_labels(choices, _SEED, config.images))
-    net = TaggerNet([len(words) for words in choices]).to(memory_format=torch.channels_last).train()
+    net = TaggerNet([len(words) for words in choices]).train()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     counts = [torch.bincount(labels[:, k], minlength=len(words)) for k, words in enumerate(choices)]
     net.prior.copy_(torch.cat([((count + 1) / (count + 1).sum()).log() for count in counts]))
 
