@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dive_fast.types import DiveError, InputError
 
@@ -33,6 +33,22 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
         if error.errno in remedies:
             raise DiveError(f"cannot write {path}: {remedies[error.errno]}") from error
         raise
+
+
+def lock_folder(stream: IO[Any], folder: Path) -> None:
+    """Takes the lock on an open file of `folder`, or raises `InputError` as another run has it.
+
+    Two runs in one folder would clear each other's files away; the lock ends with the process, however it ends.
+    """
+    import fcntl  # Windows lacks it, and reads and plans without
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            raise InputError(f"another run is writing to {folder}; wait for it, or choose another --out") from error
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
+            raise
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dive_fast.data.counts import Count, count_sets
 from dive_fast.data.filters import Dropped, Filters
@@ -34,7 +32,15 @@ from dive_fast.data.shards import (
     shard_bytes,
     tar_path,
 )
-from dive_fast.io import canonical_json, clear_disk_errors, read_json, sha256_bytes, sha256_file, write_json
+from dive_fast.io import (
+    canonical_json,
+    clear_disk_errors,
+    lock_folder,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+)
 from dive_fast.types import DiveError, InputError
 
 
@@ -96,7 +102,7 @@ def claimed(out: Path, plan: PreparePlan) -> Iterator[None]:
             write_json(out / "plan.json", {"format": FORMAT, "id": plan.id})
         stream = (out / "plan.json").open("r+b")
     with stream:
-        _lock(stream, out)
+        lock_folder(stream, out)
         with clear_disk_errors(out):
             for temporary in out.rglob(".*.????????.tmp"):  # as io.atomic_path names them
                 temporary.unlink()
@@ -175,17 +181,6 @@ def _check_owner(out: Path, plan: PreparePlan) -> None:
             raise InputError(f"{out} is for other sets, filters or images; choose another --out or delete it")
     elif any(not entry.name.startswith(".plan.json.") for entry in out.iterdir()):
         raise InputError(f"{out} holds other files and no prepared set; choose another --out")
-
-
-def _lock(stream: BinaryIO, out: Path) -> None:
-    """Two runs in one folder would clear each other's files away; the lock ends with the process, however it ends."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno == errno.EWOULDBLOCK:
-            raise InputError(f"another run is writing to {out}; wait for it, or choose another --out") from error
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
-            raise
 
 
 def _is_finished(out: Path, plan: PreparePlan, number: int, strict: bool) -> bool:

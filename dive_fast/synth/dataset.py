@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
-from dive_fast.io import clear_disk_errors
+from dive_fast.io import clear_disk_errors, lock_folder
 from dive_fast.synth.layout import PairFiles
 from dive_fast.synth.manifest import shard_path
 from dive_fast.synth.planfile import SynthesisPlan, generated_sides, load_plan, save_plan
@@ -33,7 +30,7 @@ def claimed(out: Path, plan: SynthesisPlan) -> Iterator[None]:
             save_plan(plan, out / "plan.json")
         stream = (out / "plan.json").open("r+b")
     with stream:
-        _lock(stream, out)
+        lock_folder(stream, out)
         with clear_disk_errors(out):
             for temporary in out.rglob(".*.????????.tmp"):  # as io.atomic_path names them
                 temporary.unlink()
@@ -83,17 +80,6 @@ def _check_owner(out: Path, plan: SynthesisPlan) -> None:
             raise InputError(f"{out} holds plan {held[:12]}, this is plan {plan.plan_id[:12]}; choose another --out")
     elif any(not entry.name.startswith(".plan.json.") for entry in out.iterdir()):
         raise InputError(f"{out} holds other files and no plan; images are not mixed into it: choose another --out")
-
-
-def _lock(stream: BinaryIO, out: Path) -> None:
-    """Two runs in one folder would clear each other's images away; the lock ends with the process, however it ends."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno == errno.EWOULDBLOCK:
-            raise InputError(f"another run is writing to {out}; wait for it, or choose another --out") from error
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
-            raise
 
 
 def _made_by(plan: SynthesisPlan, pair: PairSpec, path: Path) -> bool:
