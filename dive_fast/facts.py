@@ -38,6 +38,8 @@ PACKAGES = {
     "transformers": Wanted("transformers.models.clip.modeling_clip", "torch"),
     "safetensors": Wanted("safetensors", "torch"),
     "peft": Wanted("peft", "train"),
+    "accelerate": Wanted("accelerate", "train"),
+    "tensorboard": Wanted("tensorboard", "tensorboard"),
     "onnx": Wanted("onnx", "export"),
     "onnxscript": Wanted("onnxscript", "export"),
     "onnxruntime": Wanted("onnxruntime", "cpu"),

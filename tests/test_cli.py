@@ -126,6 +126,9 @@ def test_defaults_are_those_of_the_rooms() -> None:
     from dive_fast.reid.train import ReidConfig
     from dive_fast.study import StudyConfig
     from dive_fast.train.personalize import PersonalizeConfig
+    from dive_fast.train.precision import Compute
+    from dive_fast.train.prior import Prior
+    from dive_fast.train.samples import Samples
     from dive_fast.world.base_train import BaseTrainConfig
     from dive_fast.world.trees import WorldSpec
 
@@ -134,7 +137,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
     train_base |= {"vae_batch": base.vae.batch, "text_batch": base.text.batch, "unet_batch": base.unet.batch}
     train_base |= {"unet_lr": base.unet.lr}
     rooms: dict[tuple[str, ...], dict[str, Any]] = {
-        ("personalize",): vars(PersonalizeConfig()),
+        ("personalize",): {**vars(PersonalizeConfig()), **vars(Compute()), **vars(Prior()), **vars(Samples())},
         ("plan",): vars(PairConfig()),
         ("world", "make"): vars(WorldSpec()),
         ("world", "study"): {**vars(PairConfig()), "model": StudyConfig().model, "adapter": StudyConfig().adapter},

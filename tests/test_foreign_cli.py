@@ -52,7 +52,7 @@ def test_the_page_has_commands_that_exist() -> None:
     for name, *arguments in commands():
         COMMANDS.commands[name].make_context(name, list(arguments))  # options and their types, without running them
     codes = dict(re.findall(r"--camera (cam\d)=(?:rgb|ir):(\w+)", PAGE))
-    from dive_fast.train.personalize import PUBLISHED_CODES
+    from dive_fast.train.cameras import PUBLISHED_CODES
 
     assert codes == PUBLISHED_CODES == CODES
 

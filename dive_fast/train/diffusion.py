@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dive_fast.types import InputError
 
@@ -12,16 +12,18 @@ if TYPE_CHECKING:
 
 
 PREDICTIONS = ("epsilon", "v_prediction")
+Weighting = Literal["debiased", "min-snr", "plain"]
 
 
 @dataclass(frozen=True)
 class Objective:
     """What a UNet of a scheduler config learns to predict, from which timesteps, and how much each counts.
 
-    `alphas` float32 [T] is the cumulative product of 1 - beta. Epsilon prediction is weighted by `snr_weight` up to
-    `weight_cap`; v-prediction (arXiv 2202.00512) needs no weights: v is of unit size at every timestep. With `of_epsilon`
-    the error of v counts as the error of epsilon that it makes, so that both kinds weigh timesteps alike. `noisy_share`
-    as in `noisy_batch`.
+    `alphas` float32 [T] is the cumulative product of 1 - beta. Weighting "debiased" weighs epsilon prediction by
+    `snr_weight` up to `weight_cap`; v-prediction (arXiv 2202.00512) needs no weights: v is of unit size at every timestep.
+    With `of_epsilon` the error of v counts as the error of epsilon that it makes, so that both kinds weigh timesteps alike.
+    "min-snr" counts every error as that of the clean latents, weighed by SNR up to `snr_gamma` (`min_snr_weight`); "plain"
+    is the mean squared error of what the model predicts, as DiVE. `noisy_share` as in `noisy_batch`.
     """
 
     alphas: torch.Tensor
@@ -29,6 +31,8 @@ class Objective:
     weight_cap: float
     noisy_share: float = 0.5
     of_epsilon: bool = False
+    weighting: Weighting = "debiased"
+    snr_gamma: float = 5.0
 
     @classmethod
     def from_config(cls, scheduler_config: dict[str, object], weight_cap: float, noisy_share: float = 0.5) -> Objective:
@@ -44,6 +48,11 @@ class Objective:
         """Loss weights [B] of int64 timesteps [B]."""
         import torch
 
+        if self.weighting == "plain":
+            return torch.ones(len(timesteps))
+        if self.weighting == "min-snr":
+            weights = min_snr_weight(self.alphas, timesteps, self.snr_gamma)
+            return weights if self.prediction == "epsilon" else self.alphas[timesteps] * weights
         if self.prediction == "epsilon":
             return snr_weight(self.alphas, timesteps, self.weight_cap)
         if self.of_epsilon:  # at a given noisy latent, epsilon's error is sqrt(alpha) times that of v
@@ -87,3 +96,12 @@ def snr_weight(alphas: torch.Tensor, timesteps: torch.Tensor, cap: float) -> tor
     """
     alpha = alphas[timesteps]
     return ((1 - alpha) / alpha).sqrt().clamp(max=cap)
+
+
+def min_snr_weight(alphas: torch.Tensor, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Min-SNR-gamma weights [B] for epsilon prediction (arXiv 2303.09556): min(SNR, gamma) / SNR.
+
+    The paper's min(SNR, gamma) / (SNR + 1) for v-prediction is this times alpha, as epsilon's error is sqrt(alpha) of v's.
+    """
+    alpha = alphas[timesteps]
+    return (gamma * (1 - alpha) / alpha).clamp(max=1.0)

@@ -51,7 +51,8 @@ class LearnedRows(torch.nn.Module):
 
     def forward(self) -> Tensor:
         weights = torch.softmax(self.logits + self.absent, dim=-1)
-        mixed = torch.einsum("pmw,mwd->pmd", weights, self.words)
+        with torch.autocast(self.words.device.type, enabled=False):  # a mix of words keeps all its digits
+            mixed = torch.einsum("pmw,mwd->pmd", weights, self.words)
         rows: Tensor = torch.cat([self.free, mixed], dim=1)[:, self.order]
         return rows.flatten(0, 1)
 

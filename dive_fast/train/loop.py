@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dive_fast.io import atomic_path
-from dive_fast.train.parallel import average_gradients, leading
+from dive_fast.io import atomic_path, atomic_write
+from dive_fast.train.parallel import average_gradients, leading, part_of_batch
+from dive_fast.train.precision import Precision, autocast, loss_scaler
 from dive_fast.types import DiveError, InputError
 
 if TYPE_CHECKING:
@@ -62,6 +65,17 @@ class MovingAverage:
         for parameter, shadow in zip(self.parameters, self.shadow, strict=True):
             parameter.data.copy_(shadow)
 
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block, the parameters hold their averages."""
+        kept = [p.detach().clone() for p in self.parameters]
+        self.copy_to_parameters()
+        try:
+            yield
+        finally:
+            for parameter, value in zip(self.parameters, kept, strict=True):
+                parameter.data.copy_(value)
+
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Writes a training state (tensors, numbers, optimizer dicts) whole or not at all."""
@@ -94,12 +108,32 @@ class LossLog:
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) < resume_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        atomic_write(path, "".join(line + "\n" for line in kept))
 
     def add(self, step: int, **values: float) -> None:
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
+
+
+def require_tensorboard() -> None:
+    """Raises `DiveError` with the extra to install; call it before training that logs to TensorBoard."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise DiveError("a TensorBoard log needs tensorboard; pip install 'dive-fast[tensorboard]'")
+
+
+class TensorBoardLog:
+    """The records of a `LossLog` as scalars in the TensorBoard folder `path`; on resume, later ones are hidden there."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(path), purge_step=resume_step)
+
+    def add(self, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # so that no kill takes away what the state knows
 
 
 def _step_of(line: str) -> float:
@@ -123,6 +157,7 @@ class Stage:
     """How a training loop runs: AdamW with warm-up and cosine, gradients clipped to norm 1, an average of the weights.
 
     State and log are `work/<name>.state` and `work/<name>-loss.jsonl`. A state of another `identity` is not resumed.
+    `average` 0 keeps no average. A step's batch is worked through in `accumulate` parts, one in memory at a time.
     """
 
     name: str
@@ -135,10 +170,24 @@ class Stage:
     average: float = 0.999
     identity: str = ""
     progress: bool = True
+    accumulate: int = 1
+    precision: Precision = "no"
+    tensorboard: bool = False  # also log to `work/tensorboard/<name>`
 
     @property
     def state_path(self) -> Path:
         return self.work / f"{self.name}.state"
+
+    @property
+    def log_path(self) -> Path:
+        return self.work / f"{self.name}-loss.jsonl"
+
+    def logs(self, resume_step: int) -> list[LossLog | TensorBoardLog]:
+        """Opens the stage's logs, from `resume_step` on."""
+        logs: list[LossLog | TensorBoardLog] = [LossLog(self.log_path, resume_step)]
+        if self.tensorboard:
+            logs.append(TensorBoardLog(self.work / "tensorboard" / self.name, resume_step))
+        return logs
 
     def saved(self) -> dict[str, Any] | None:
         """The last state, None if there is none; one of another identity raises `InputError`."""
@@ -161,59 +210,139 @@ def adamw(groups: Sequence[dict[str, Any]], stage: Stage) -> torch.optim.Optimiz
     return torch.optim.AdamW(weighted, lr=stage.lr, betas=stage.betas, fused=True)
 
 
+class Trainer:
+    """A stage under way: what learns, with its optimizer, average and loss scale, moved a step at a time.
+
+    Arguments as of `run_stage`. Nothing is read or written.
+    """
+
+    def __init__(
+        self, stage: Stage, groups: Sequence[dict[str, Any]], loss_at: LossAt,
+        clip: Sequence[torch.nn.Parameter] | None = None,
+    ) -> None:  # fmt: skip
+        import torch
+
+        self.stage, self.loss_at = stage, loss_at
+        self.parameters: list[torch.nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
+        self.clip = self.parameters if clip is None else clip
+        self.device = self.parameters[0].device
+        if self.device.type == "cuda":
+            # rounding to TF32 is far below a batch's noise, and every step has the same shapes
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
+        self.optimizer = adamw(groups, stage)
+        self.average = MovingAverage(self.parameters, stage.average) if stage.average else None
+        self.scaler = loss_scaler(stage.precision, self.device)
+
+    def step(self, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Does step number `step`; gives its loss and further numbers, of all ranks' rows and this rank's."""
+        import torch
+
+        rate = cosine_lr(step, self.stage.steps, self.stage.lr, self.stage.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, numbers = self._backward(step)
+        loss = average_gradients(self.parameters, loss)
+        if self.scaler is None:
+            torch.nn.utils.clip_grad_norm_(self.clip, 1.0)
+            self.optimizer.step()
+        else:  # a gradient that is not finite is so on every rank: all leave the step out and lower the scale
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.clip, 1.0)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if self.average is not None:
+            self.average.update(step)
+        return loss, numbers
+
+    def _backward(self, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Sums up the gradients of the step's parts, scaled if there is a scale; the mean of loss and numbers."""
+        parts = self.stage.accumulate
+        losses: list[torch.Tensor] = []
+        sums: dict[str, torch.Tensor] = {}
+        for part in range(parts):
+            with part_of_batch(part, parts), autocast(self.stage.precision, self.device):
+                loss, numbers = self.loss_at(step)
+            share = loss / parts
+            (share if self.scaler is None else self.scaler.scale(share)).backward()
+            losses.append(share.detach())
+            sums = {name: value / parts + sums.get(name, 0) for name, value in numbers.items()}
+        if self.scaler is not None:
+            sums["scale"] = losses[0].new_tensor(self.scaler.get_scale())
+        return sum(losses[1:], losses[0]), sums
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from, tensors and numbers."""
+        return {
+            "parameters": [p.detach() for p in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "average": [] if self.average is None else self.average.shadow,
+            "scaler": {} if self.scaler is None else self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        import torch
+
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+                parameter.copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            torch._foreach_copy_(self.average.shadow, state["average"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the block, the parameters are as they would be left if the stage ended here."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Something to look at every so many steps: `look(steps done)`, while what learns holds its average."""
+
+    every: int
+    look: Callable[[int], None]
+
+
 def run_stage(
-    stage: Stage, groups: Sequence[dict[str, Any]], loss_at: LossAt, clip: Sequence[torch.nn.Parameter] | None = None
-) -> None:
+    stage: Stage, groups: Sequence[dict[str, Any]], loss_at: LossAt, clip: Sequence[torch.nn.Parameter] | None = None,
+    watch: Watch | None = None,
+) -> None:  # fmt: skip
     """Trains the parameters of `groups` in place and leaves the moving average of their values in them.
 
     `loss_at(step)` gives the loss and further numbers to log, as a function of the step alone, so that a resumed run
     equals an undisturbed one. `clip` are the parameters whose gradients are clipped together, by default all. In a
-    process group `loss_at` gives the loss of `my_rows` of the step's batch, and the first rank writes state and log.
+    process group, and in parts, `loss_at` gives the loss of `my_rows` of the step's batch; the first rank writes state
+    and log, and watches.
     """
-    import torch
     from tqdm import tqdm
 
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    if parameters[0].is_cuda:  # rounding to TF32 is far below a batch's noise, and every step has the same shapes
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
-    optimizer = adamw(groups, stage)
-    average = MovingAverage(parameters, stage.average)
+    trainer = Trainer(stage, groups, loss_at, clip)
     state, first = stage.saved(), 0
     if state is not None:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, state["parameters"], strict=True):
-                parameter.copy_(value)
-        optimizer.load_state_dict(state["optimizer"])
-        torch._foreach_copy_(average.shadow, state["average"])
+        trainer.restore(state)
         first = state["step"]
     leads = leading()
-    log = LossLog(stage.work / f"{stage.name}-loss.jsonl", first) if leads else None
+    logs = stage.logs(first) if leads else []
     bar = tqdm(
         range(first, stage.steps), initial=first, total=stage.steps, desc=stage.name, unit="step",
         disable=not (stage.progress and leads),
     )  # fmt: skip
     for step in bar:
-        rate = cosine_lr(step, stage.steps, stage.lr, stage.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
-        loss, numbers = loss_at(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        loss = average_gradients(parameters, loss)
+        loss, numbers = trainer.step(step)
         saves = (step + 1) % stage.save_every == 0 or step + 1 == stage.steps
         if step % 10 == 0 or saves:  # not at every step: reading a loss waits for the GPU
             check_finite(loss.item(), step, stage.name)
-        torch.nn.utils.clip_grad_norm_(parameters if clip is None else clip, 1.0)
-        optimizer.step()
-        average.update(step)
-        if log is not None and step % 10 == 0:
-            log.add(step, loss=loss.item(), **{name: float(value) for name, value in numbers.items()})
+        if step % 10 == 0:
+            for log in logs:
+                log.add(step, loss=loss.item(), **{name: float(value) for name, value in numbers.items()})
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
         if leads and saves:
-            save_state(
-                stage.state_path,
-                {"step": step + 1, "identity": stage.identity, "parameters": [p.detach() for p in parameters],
-                 "optimizer": optimizer.state_dict(), "average": average.shadow},
-            )  # fmt: skip
-    average.copy_to_parameters()
+            save_state(stage.state_path, {"step": step + 1, "identity": stage.identity, **trainer.state()})
+        if leads and watch is not None and (step + 1) % watch.every == 0:
+            with trainer.averaged():
+                watch.look(step + 1)
+    if trainer.average is not None:
+        trainer.average.copy_to_parameters()

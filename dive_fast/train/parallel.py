@@ -1,7 +1,15 @@
-"""Data-parallel training under `torchrun`: every rank takes its rows of each batch, and gradients are averaged.
+"""Data-parallel training under `torchrun` or `accelerate launch`: every rank takes its rows of each batch, and gradients
+are averaged.
 
-A batch is the same whatever the number of ranks, so a run on two cards (or with two processes on two cores, which
-small models use better than two threads) gives one process's numbers to rounding.
+A batch is the same whatever the number of ranks and of parts that a rank works through in turn, so a run on two cards
+(or with two processes on two cores, which small models use better than two threads) gives one process's numbers to
+rounding.
+
+`accelerate launch` starts ranks as `torchrun` does, and what it was told is held against the run's own settings. Of
+accelerate's `Accelerator` nothing is used. It shares out data by wrapping a loader, so that batches depend on the number
+of processes, where ours are a function of the step. It averages gradients by wrapping the forward of one module, where
+ours lie in two, one of them run twice a step. It saves a state as several files, which a kill can tear. And it is
+global: a process has one precision for good. What is left, autocast and loss scaling, is torch's (`precision`).
 """
 
 from __future__ import annotations
@@ -9,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from dive_fast.types import InputError
@@ -16,10 +25,19 @@ from dive_fast.types import InputError
 if TYPE_CHECKING:
     import torch
 
+_part: ContextVar[tuple[int, int]] = ContextVar("part", default=(0, 1))
+# What `accelerate launch` sets for ways to train that only its own library carries out.
+_FOREIGN = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "other parallelism",
+}
+
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Joins the ranks that `torchrun` started (its WORLD_SIZE says so), for the time of the block; else does nothing.
+    """Joins the ranks that a launcher started (WORLD_SIZE says so), for the time of the block; else does nothing.
 
     `device` is "cpu", or "cuda" for one GPU a rank.
     """
@@ -51,13 +69,43 @@ def leading() -> bool:
     return rank_and_size()[0] == 0
 
 
+def check_launcher(precision: str) -> None:
+    """Raises `InputError` where `accelerate launch` was told what a run of this mixed `precision` would not do."""
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if told not in ("no", precision):
+        raise InputError(
+            f"accelerate launch says mixed precision {told}, the run {precision}; give --mixed-precision {told} too"
+        )
+    foreign = [what for name, what in _FOREIGN.items() if os.environ.get(name, "false").lower() == "true"]
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO")
+    foreign += [] if compiler.upper() == "NO" else [f"the compiler {compiler}"]
+    if foreign:
+        raise InputError(
+            f"accelerate launch asks for {', '.join(foreign)}; this training shares batches between processes and no more:"
+            " start it with --multi_gpu alone"
+        )
+
+
+@contextmanager
+def part_of_batch(part: int, parts: int) -> Iterator[None]:
+    """Within the block, this rank's rows of a batch are those of part number `part` of its `parts`."""
+    token = _part.set((part, parts))
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
 def my_rows(batch: int) -> slice:
-    """Which rows of a batch this rank computes; a batch that the ranks cannot share evenly raises `InputError`."""
+    """Which rows of a batch this rank computes now; a batch that cannot be shared evenly raises `InputError`."""
     rank, size = rank_and_size()
-    if batch % size:
-        raise InputError(f"a batch of {batch} cannot be shared evenly by {size} processes; choose a multiple of {size}")
-    each = batch // size
-    return slice(rank * each, (rank + 1) * each)
+    part, parts = _part.get()
+    if batch % (size * parts):
+        by = f"{size} processes" if parts == 1 else f"{size} processes in {parts} parts each"
+        raise InputError(f"a batch of {batch} cannot be shared evenly by {by}; choose a multiple of {size * parts}")
+    each = batch // (size * parts)
+    first = (rank * parts + part) * each
+    return slice(first, first + each)
 
 
 def average_gradients(parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:

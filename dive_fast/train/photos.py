@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,18 +37,49 @@ class LatentPhotos:
         return LatentPhotos(self.latents[torch.from_numpy(kept)], samples, self.teaching[kept])
 
 
+Photos = Sequence[Sample] | LatentPhotos
+"""Training photos as files, or encoded."""
+
+
+def samples_of(photos: Photos) -> Sequence[Sample]:
+    return photos.samples if isinstance(photos, LatentPhotos) else photos
+
+
+def only(photos: Photos, kept: np.ndarray) -> Photos:
+    """The photos for which `kept`, bool [N], says so."""
+    if isinstance(photos, LatentPhotos):
+        return photos.only(kept)
+    return [sample for sample, keep in zip(photos, kept, strict=True) if keep]
+
+
 def teaching(samples: Sequence[Sample]) -> np.ndarray:
     """Bool [N]: RGB photos, and every photo of a person who has none."""
     visible = {s.pid for s in samples if s.modality == "rgb"}
     return np.array([s.modality == "rgb" or s.pid not in visible for s in samples], dtype=bool)
 
 
+def latent_size(bundle: ModelBundle) -> tuple[int, int]:
+    """Height and width of a photo's latents; for Stable Diffusion 1.5 64 x 32, as one number is a height for us."""
+    size = bundle.unet.config.sample_size
+    height, width = (size, size // 2) if isinstance(size, int) else size
+    return height, width
+
+
 def image_size(bundle: ModelBundle) -> tuple[int, int]:
     """Height and width in pixels that a model was trained at; for Stable Diffusion 1.5 it is DiVE's 512 x 256."""
     factor = 2 ** (len(bundle.vae.config.block_out_channels) - 1)
-    size = bundle.unet.config.sample_size
-    height, width = (size, size // 2) if isinstance(size, int) else size
+    height, width = latent_size(bundle)
     return height * factor, width * factor
+
+
+@contextmanager
+def visiting(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Within the block, `network` is on `device`; then on the CPU again, where it does not take a GPU's memory."""
+    network.to(device)
+    try:
+        yield
+    finally:
+        network.cpu()
 
 
 def encode_photos(
@@ -55,7 +87,7 @@ def encode_photos(
 ) -> LatentPhotos:
     """Decodes, resizes to the model's size and encodes every photo and its mirror image, once.
 
-    A missing or truncated photo raises `InputError` that names it.
+    The VAE computes where it is. A missing or truncated photo raises `InputError` that names it.
     """
     import torch
     from PIL import Image
@@ -82,7 +114,8 @@ def encode_photos(
 class BalancedDraw:
     """Which photos a step sees: identities evenly within each modality, infrared at a fixed share.
 
-    Drawn by (seed, step), so a resumed run sees what an undisturbed one would have seen.
+    Drawn by (seed, step), so a resumed run sees what an undisturbed one would have seen. `counts` are a step's photos of
+    each modality.
     """
 
     def __init__(self, samples: Sequence[Sample], batch: int, ir_share: float, seed: int) -> None:
@@ -90,16 +123,24 @@ class BalancedDraw:
         self._groups: dict[str, dict[str, list[int]]] = {"rgb": {}, "ir": {}}
         for i, sample in enumerate(samples):
             self._groups[sample.modality].setdefault(sample.pid, []).append(i)
-        self._ir = round(batch * ir_share) if self._groups["ir"] else 0
+        infrared = round(batch * ir_share) if self._groups["ir"] else 0
         if not self._groups["rgb"]:
-            self._ir = batch
+            infrared = batch
+        self.counts = {"ir": infrared, "rgb": batch - infrared}
 
     def __call__(self, step: int) -> tuple[np.ndarray, np.random.Generator]:
         """Photo indices int64 [batch], and the generator for whatever else the step draws."""
         rng = np.random.default_rng([self.seed, step])
-        counts = {"ir": self._ir, "rgb": self.batch - self._ir}
-        picked = [i for kind, count in counts.items() for i in self._pick(rng, self._groups[kind], count)]
+        picked = [i for kind, count in self.counts.items() for i in self._pick(rng, self._groups[kind], count)]
         return np.array(picked, dtype=np.int64), rng
+
+    def expected(self, steps: int) -> dict[str, float]:
+        """How many photos of each person `steps` steps draw, on average over seeds."""
+        seen = {pid: 0.0 for people in self._groups.values() for pid in people}
+        for kind, people in self._groups.items():
+            for pid in people:
+                seen[pid] += steps * self.counts[kind] / len(people)
+        return seen
 
     @staticmethod
     def _pick(rng: np.random.Generator, groups: dict[str, list[int]], count: int) -> list[int]:

@@ -50,6 +50,30 @@ def test_epsilon_models_are_weighted_towards_noise():
     assert torch.equal(objective.weights(timesteps), snr_weight(objective.alphas, timesteps, 3.0))
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weights_are_the_papers(prediction):
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import compute_snr
+
+    config = {**NOISE_SCHEDULE, "prediction_type": prediction}
+    objective = replace(Objective.from_config(config, 3.0), weighting="min-snr", snr_gamma=4.0)
+    timesteps = torch.tensor([0, 100, 400, 700, 999])
+    snr = compute_snr(DDPMScheduler.from_config(config), timesteps)
+    capped = torch.minimum(snr, torch.tensor(4.0))
+    expected = capped / snr if prediction == "epsilon" else capped / (snr + 1)
+    torch.testing.assert_close(objective.weights(timesteps), expected)
+    assert torch.equal(replace(objective, of_epsilon=True).weights(timesteps), objective.weights(timesteps))
+
+
+def test_plain_weights_count_every_timestep_alike():
+    for prediction in ("epsilon", "v_prediction"):
+        plain = replace(
+            Objective.from_config({**NOISE_SCHEDULE, "prediction_type": prediction}, 3.0), weighting="plain"
+        )
+        for objective in (plain, replace(plain, of_epsilon=True)):
+            assert torch.equal(objective.weights(torch.tensor([0, 500, 999])), torch.ones(3))
+
+
 def test_an_error_of_v_can_count_as_the_error_of_epsilon_that_it_makes():
     """Diffusers turns both answers into epsilon; a model of epsilon would have been weighted by these errors."""
     from diffusers import DPMSolverMultistepScheduler

@@ -1,7 +1,9 @@
 """Batches, rates, averages and states: what lets a stopped training go on as if it had not been stopped."""
 
+import importlib.util
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,13 +13,17 @@ from dive_fast.train.loop import (
     LossLog,
     MovingAverage,
     Stage,
+    Trainer,
+    Watch,
     batch_indices,
     check_finite,
     cosine_lr,
     load_state,
+    require_tensorboard,
     run_stage,
     save_state,
 )
+from dive_fast.train.parallel import my_rows
 from dive_fast.types import DiveError, InputError
 
 
@@ -132,3 +138,150 @@ def test_clipping_touches_only_what_it_is_told_to(tmp_path):
     run_stage(stage, groups, lambda step: (1e6 * loss_at(step)[0], {}), clip=parameters[1:])
     assert parameters[0].grad.norm() > 1e6
     assert parameters[1].grad.norm() <= 1.0 + 1e-5
+
+
+def _net_stage(work, **settings):
+    """A small net that learns a function of batches of 8 rows."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+    stage = Stage("net", work, **{"steps": 9, "lr": 0.01, "warmup": 2, "save_every": 4, "progress": False, **settings})
+
+    def loss_at(step):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))[my_rows(8)]
+        error = (net(x) - x.sum(dim=1, keepdim=True).sin()).square().mean()
+        return error, {"error": error.detach()}
+
+    return stage, [{"params": list(net.parameters()), "weight_decay": 0.0}], loss_at, list(net.parameters())
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_a_batch_in_parts_teaches_what_the_whole_batch_teaches(tmp_path, parts):
+    runs = {}
+    for name, accumulate in (("whole", 1), ("parts", parts)):
+        stage, groups, loss_at, parameters = _net_stage(tmp_path / name, accumulate=accumulate)
+        trainer = Trainer(stage, groups, loss_at)
+        loss, numbers = trainer.step(0)
+        runs[name] = (loss, numbers["error"], [p.grad.clone() for p in parameters])
+    (loss, error, whole), (loss_in_parts, error_in_parts, parts_) = runs["whole"], runs["parts"]
+    torch.testing.assert_close(loss_in_parts, loss)
+    torch.testing.assert_close(error_in_parts, error)
+    for a, b in zip(parts_, whole, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path):
+    stage, groups, loss_at, _ = _net_stage(tmp_path, accumulate=3)
+    with pytest.raises(InputError, match="a batch of 8 cannot be shared evenly by 1 processes in 3 parts each"):
+        run_stage(stage, groups, loss_at)
+
+
+def test_without_an_average_the_last_values_stay(tmp_path):
+    results = {}
+    for average in (0.0, 0.9):
+        stage, groups, loss_at, parameters = _net_stage(tmp_path / str(average), average=average)
+        run_stage(stage, groups, loss_at)
+        state = load_state(stage.state_path)
+        results[average] = state["parameters"]
+        assert len(state["average"]) == (len(parameters) if average else 0)
+        averaged = all(torch.equal(a, b) for a, b in zip(parameters, state["parameters"], strict=True))
+        assert averaged == (not average)
+    assert all(torch.equal(a, b) for a, b in zip(*results.values(), strict=True))
+
+
+def test_watching_shows_the_average_and_changes_nothing(tmp_path):
+    stage, groups, loss_at, alone = _net_stage(tmp_path / "alone", average=0.9)
+    run_stage(stage, groups, loss_at)
+    seen = {}
+    for name in ("watched", "shorter"):
+        stage, groups, loss_at, parameters = _net_stage(tmp_path / name, average=0.9)
+        look = lambda done, p=parameters: seen.update({done: p[0].detach().clone()})  # noqa: E731
+        if name == "watched":
+            run_stage(stage, groups, loss_at, watch=Watch(3, look))
+            assert all(torch.equal(a, b) for a, b in zip(parameters, alone, strict=True))
+        else:  # stopped at the first look, it would have left what was looked at; rates depend on the planned steps
+            trainer = Trainer(stage, groups, loss_at)
+            for step in range(3):
+                trainer.step(step)
+            trainer.average.copy_to_parameters()
+            assert torch.equal(parameters[0], seen[3])
+    assert sorted(seen) == [3, 6, 9]
+    assert not torch.equal(seen[3], seen[6])
+
+
+def test_loss_scaling_leaves_out_a_step_that_overflows_and_resumes_with_its_scale(tmp_path):
+    """fp16's loop on a CPU, with a net in float32."""
+
+    def run(name, precision, stop=math.inf):
+        stage, groups, loss_at, parameters = _net_stage(tmp_path / name, precision=precision, save_every=1)
+
+        def in_float32(step):
+            if step == stop:
+                raise KeyboardInterrupt
+            with torch.autocast("cpu", enabled=False):
+                loss, numbers = loss_at(step)
+            return loss * (1e38 if step == 2 else 1), numbers
+
+        with pytest.raises(KeyboardInterrupt) if stop < math.inf else nullcontext():
+            run_stage(stage, groups, in_float32)
+        return parameters, load_state(stage.state_path)
+
+    scaled, state = run("scaled", "fp16")
+    assert state["scaler"]["scale"] == 2.0**15
+    run("cut", "fp16", stop=5)
+    resumed, _ = run("cut", "fp16")
+    assert all(torch.equal(a, b) for a, b in zip(scaled, resumed, strict=True))
+
+
+def test_a_step_whose_gradients_overflow_is_left_out_and_halves_the_scale(tmp_path):
+    stage, groups, loss_at, parameters = _net_stage(tmp_path, precision="fp16", average=0.0)
+    trainer = Trainer(stage, groups, lambda step: (loss_at(step)[0].float() * (1e38 if step == 0 else 1), {}))
+    before = [p.detach().clone() for p in parameters]
+    loss, numbers = trainer.step(0)
+    assert torch.isfinite(loss)  # the loss is, what comes back from it is not
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+    assert trainer.scaler.get_scale() == 2.0**15
+    trainer.step(1)
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+
+
+def test_scaling_by_a_power_of_two_changes_no_gradient(tmp_path):
+    gradients = []
+    for precision in ("no", "fp16"):
+        stage, groups, loss_at, parameters = _net_stage(tmp_path, precision=precision)
+
+        def in_float32(step, loss_at=loss_at):
+            with torch.autocast("cpu", enabled=False):
+                return loss_at(step)
+
+        Trainer(stage, groups, in_float32, clip=[]).step(0)
+        gradients.append([p.grad for p in parameters])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_log_without_tensorboard_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DiveError, match=r"pip install 'dive-fast\[tensorboard\]'"):
+        require_tensorboard()
+
+
+def test_a_tensorboard_log_resumes_without_doubles(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stage, groups, loss_at, _ = _net_stage(tmp_path, steps=45, save_every=5, tensorboard=True)
+
+    def stop(step):
+        if step == 33:
+            raise KeyboardInterrupt
+        return loss_at(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage, groups, stop)
+    stage, groups, loss_at, _ = _net_stage(tmp_path, steps=45, save_every=5, tensorboard=True)
+    run_stage(stage, groups, loss_at)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "net"))
+    events.Reload()
+    logged = [json.loads(line) for line in stage.log_path.read_text().splitlines()]
+    assert [event.step for event in events.Scalars("loss")] == [0, 10, 20, 30, 40] == [row["step"] for row in logged]
+    for event, row in zip(events.Scalars("error"), logged, strict=True):
+        assert event.value == pytest.approx(row["error"], abs=1e-6)

@@ -1,19 +1,18 @@
-"""Two processes that share each batch must learn what one process learns."""
+"""Processes that share each batch must learn what one process learns, whoever starts them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from dive_fast.models import load_adapter
 from dive_fast.train import parallel
 from dive_fast.train.loop import load_state
 from dive_fast.types import InputError
-from tests.tiny import tiny_bundle_folder
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # as this process finds modules
 STAGE = """
@@ -38,13 +37,73 @@ with process_group("cpu"):
 """
 
 
+GRADIENTS = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from dive_fast.data import read_folder
+from dive_fast.models import load_bundle
+from dive_fast.train import loop
+from dive_fast.train.parallel import process_group, rank_and_size
+from dive_fast.train.course import Course, stages_of
+from dive_fast.train.personalize import PersonalizeConfig
+from dive_fast.train.precision import Compute
+from dive_fast.train.prior import ClassPhotos, Prior, prompt_ids
+
+base, visible, infrared, out, parts = *map(Path, sys.argv[1:5]), int(sys.argv[5])
+torch.set_num_threads(1)
+with process_group("cpu"):
+    config = PersonalizeConfig(
+        identity_steps=0, steps=1, batch=8, rank=2, warmup=1, prior=Prior(0.5), compute=Compute(accumulate=parts)
+    )
+    samples = [*read_folder(visible, "cam1"), *read_folder(infrared, "cam3", "ir")]
+    bundle = load_bundle(base)
+    course = Course(bundle, samples, config, None, "cpu", False)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in course.learner.lora:  # B starts at zero, and A would have no gradient
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    photos = course.encoded(samples, False)
+    prior = ClassPhotos(photos.latents[:, 0], prompt_ids(bundle, config.prior.prior_prompt))
+    (lesson,) = course.lessons(stages_of(config, out, "", False), photos, prior)
+    learned = {"rows": [course.learner.rows.free], "lora": course.learner.lora}
+    own = {}
+
+    def flat():  # where a rank's photos teach no identity, its rows have no gradient
+        grad = lambda p: torch.zeros_like(p) if p.grad is None else p.grad
+        return {name: torch.cat([grad(p).flatten() for p in ps]) for name, ps in learned.items()}
+
+    real = loop.average_gradients
+
+    def kept(parameters, loss):
+        own.update(flat())
+        return real(parameters, loss)
+
+    loop.average_gradients = kept
+    loss, _ = loop.Trainer(lesson.stage, course.learner.groups, lesson.loss_at, clip=[]).step(0)
+    rank, size = rank_and_size()
+    torch.save({"own": own, "averaged": flat(), "loss": loss}, out / f"{rank}-of-{size}.pt")
+"""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+# On a CPU, accelerate starts several processes only if it is told that they are for GPUs.
+ACCELERATE = [
+    "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
+    "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes",
+]  # fmt: skip
+
+
+def _start(launcher: list[str], processes: int, *command: object) -> str:
+    """Runs a script, or -m and a module, in some processes; its standard output."""
+    started = [sys.executable, *launcher, str(processes), *map(str, command)]
+    done = subprocess.run(started, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 def _run(work: Path, processes: int) -> dict:
     script = work.with_suffix(".py")
     script.write_text(STAGE)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *launcher, script, work]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr[-2000:]
+    _start(TORCHRUN, processes, script, work)
     return load_state(work / "net.state")
 
 
@@ -73,28 +132,68 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
         parallel.my_rows(6)
 
 
-def test_personalize_in_two_processes_leaves_one_adapter(tmp_path):
-    """The command under torchrun: the same adapter as alone, to rounding, and one summary."""
-    base = tiny_bundle_folder(tmp_path / "base")
-    for pid in range(1, 4):
-        for shot in range(3):
-            pixels = torch.randint(0, 255, (40, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(pid))
-            path = tmp_path / "photos" / f"{pid:04d}" / f"{shot}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.numpy()).save(path)
+@pytest.fixture(scope="module")
+def folders(photos, tmp_path_factory):
+    """The photos as one folder a person, RGB and infrared apart."""
+    root = tmp_path_factory.mktemp("folders")
+    for sample in photos:
+        path = root / sample.modality / sample.pid / sample.path.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample.path, path)
+    return root / "rgb", root / "ir"
+
+
+def test_gradients_of_rows_and_lora_are_averaged_between_processes(base, folders, tmp_path):
+    """Of photos and class photos; two processes of two parts each hold what one process does at once."""
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    _start(TORCHRUN, 1, script, base, *folders, tmp_path, 1)
+    _start(TORCHRUN, 2, script, base, *folders, tmp_path, 2)
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2"))
+    torch.testing.assert_close(first["loss"], alone["loss"])
+    for learned in ("rows", "lora"):
+        whole = alone["averaged"][learned]
+        own = torch.stack([first["own"][learned], second["own"][learned]])
+        apart = (own[0] - own[1]).norm() / whole.norm()
+        assert apart > 0.1, "processes that see the same would need no averaging, and this test shows nothing"
+        torch.testing.assert_close(first["averaged"][learned], own.mean(dim=0))
+        assert torch.equal(first["averaged"][learned], second["averaged"][learned])
+        error = (first["averaged"][learned] - whole).norm() / whole.norm()
+        assert error < 1e-5, learned  # eight terms summed in another order
+
+
+def test_personalize_under_torchrun_and_accelerate_leaves_one_adapter(base, folders, tmp_path):
+    """The command: the same adapter as alone, to rounding, and one summary."""
     adapters = {}
-    for processes in (1, 2):
-        out = tmp_path / f"adapter-{processes}"
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-             "-m", "dive_fast.cli", "personalize", "--model", base, "--external", tmp_path / "photos",
-             "--external-layout", "folder", "--out", out, "--identity-steps", "2", "--steps", "4",
-             "--rank", "2", "--batch", "4"],
-            capture_output=True, text=True, timeout=600, env=ENVIRONMENT,
+    for name, launcher, processes, parts in (
+        ("alone", TORCHRUN, 1, 1),
+        ("two", TORCHRUN, 2, 1),
+        ("four", ACCELERATE, 2, 2),
+    ):
+        out = tmp_path / name
+        said = _start(
+            launcher, processes, "-m", "dive_fast.cli", "personalize", "--model", base, "--external", folders[0],
+            "--external-layout", "folder", "--out", out, "--identity-steps", 2, "--steps", 4, "--rank", 2,
+            "--batch", 4, "--accumulate", parts,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("3 identities") == 1
-        adapters[processes] = load_adapter(out)
-    torch.testing.assert_close(adapters[1].embeddings, adapters[2].embeddings, rtol=1e-3, atol=1e-4)
-    for key, tensor in adapters[1].lora.items():
-        torch.testing.assert_close(tensor, adapters[2].lora[key], rtol=1e-2, atol=1e-3)
+        assert said.count("4 identities") == 1
+        adapters[name] = load_adapter(out)
+    for name in ("two", "four"):
+        torch.testing.assert_close(adapters["alone"].embeddings, adapters[name].embeddings, rtol=1e-3, atol=1e-4)
+        for key, tensor in adapters["alone"].lora.items():
+            torch.testing.assert_close(tensor, adapters[name].lora[key], rtol=1e-2, atol=1e-3)
+
+
+def test_what_accelerate_was_told_and_the_run_would_not_do_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    parallel.check_launcher("bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    parallel.check_launcher("bf16")
+    with pytest.raises(InputError, match="says mixed precision bf16, the run no; give --mixed-precision bf16 too"):
+        parallel.check_launcher("no")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(InputError, match="asks for FSDP, the compiler INDUCTOR"):
+        parallel.check_launcher("bf16")

@@ -12,39 +12,17 @@ from dive_fast.models import load_bundle
 from dive_fast.models.adapter import load_adapter
 from dive_fast.models.lora import lora_targets
 from dive_fast.models.phrase import Phrase
-from dive_fast.train import personalize as room
+from dive_fast.train.cameras import camera_code, cameras_of
 from dive_fast.train.diffusion import Objective
 from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
+from dive_fast.train.learner import Captions, Learner, People
 from dive_fast.train.loop import Stage, adamw, load_state
-from dive_fast.train.personalize import PersonalizeConfig, camera_code, cameras_of, personalize
+from dive_fast.train.personalize import PersonalizeConfig, personalize
 from dive_fast.train.photos import BalancedDraw, encode_photos
 from dive_fast.types import InputError, Sample
 from tests.tiny import tiny_bundle_folder
 
 CONFIG = PersonalizeConfig(identity_steps=0, steps=6, batch=4, rank=2, warmup=1, save_every=2)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_bundle_folder(tmp_path_factory.mktemp("base") / "model")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Three people in one RGB and one infrared camera, two photos each; a fourth in RGB only."""
-    root = tmp_path_factory.mktemp("photos")
-    made = []
-    for pid in range(1, 5):
-        for camera, modality in (("cam1", "rgb"), ("cam3", "ir")):
-            if pid == 4 and modality == "ir":
-                continue
-            for shot in range(2):
-                path = root / f"{pid}-{camera}-{shot}.png"
-                pixels = torch.Generator().manual_seed(pid * 10 + shot)
-                noise = torch.randint(0, 255, (40, 20, 3), generator=pixels, dtype=torch.uint8)
-                Image.fromarray(noise.numpy()).save(path)
-                made.append(Sample(path, f"{pid:04d}", camera, "real", modality))
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +56,7 @@ def _weights(bundle, part):
 
 
 def _learner(bundle, pids, config=CONFIG):
-    return room._Learner(bundle, room._People.of(pids, config, None), config, None)
+    return Learner(bundle, People.of(pids, config, None), config, None)
 
 
 def test_identity_rows_are_not_decayed(base, tmp_path):
@@ -104,7 +82,7 @@ def test_infrared_teaches_no_identity_that_rgb_teaches(base, photos, from_ir):
     samples = [s for s in photos if s.pid == "0001" or (s.pid == "0002" and s.modality == "ir")]
     latents = encode_photos(bundle, samples, progress=False)
     learner = _learner(bundle, ["0001", "0002"], config)
-    captions = room._Captions(bundle, cameras_of(samples), learner.people, config)
+    captions = Captions(bundle, cameras_of(samples), learner.people, config)
     objective = Objective.from_config(bundle.scheduler_config, 8.0)
 
     def gradients(kept):
@@ -145,19 +123,19 @@ def test_a_batch_embedded_in_two_parts_is_the_batch_embedded_at_once(base, photo
 
 def test_a_resumed_run_equals_an_undisturbed_one(base, photos, adapter, tmp_path, monkeypatch):
     out = tmp_path / "adapter"
-    real = room._Learner.loss
+    real = Learner.loss
 
     def stop_at_five(self, step, *args):
         if step == 5:
             raise KeyboardInterrupt
         return real(self, step, *args)
 
-    monkeypatch.setattr(room._Learner, "loss", stop_at_five)
+    monkeypatch.setattr(Learner, "loss", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
         personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
     assert not out.exists()
     assert load_state(tmp_path / "adapter.training" / "personalize.state")["step"] == 4
-    monkeypatch.setattr(room._Learner, "loss", real)
+    monkeypatch.setattr(Learner, "loss", real)
     resumed = personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
     assert torch.equal(resumed.embeddings, adapter.embeddings)
     assert all(torch.equal(resumed.lora[key], adapter.lora[key]) for key in adapter.lora)
@@ -171,7 +149,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(base, photos, adapter, tmp_path
 def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, photos, tmp_path, monkeypatch):
     config = replace(CONFIG, identity_steps=3, identity_noisy_share=0.3, noisy_share=0.6)
     seen, objectives = [], []
-    real = room._Learner.loss
+    real = Learner.loss
 
     def watched(self, step, photos, *args):
         objectives.append((args[-1].of_epsilon, args[-1].noisy_share))
@@ -181,7 +159,7 @@ def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, ph
         )
         return real(self, step, photos, *args)
 
-    monkeypatch.setattr(room._Learner, "loss", watched)
+    monkeypatch.setattr(Learner, "loss", watched)
     result = personalize(load_bundle(base), photos[:8], tmp_path / "adapter", config, progress=False)
     rows, lora, kinds = zip(*seen, strict=True)
     assert len(seen) == 9
@@ -196,10 +174,10 @@ def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, ph
             raise KeyboardInterrupt
         return real(self, step, photos, *args)
 
-    monkeypatch.setattr(room._Learner, "loss", stop)
+    monkeypatch.setattr(Learner, "loss", stop)
     with pytest.raises(KeyboardInterrupt):
         personalize(load_bundle(base), photos[:8], tmp_path / "again", config, progress=False)
-    monkeypatch.setattr(room._Learner, "loss", real)
+    monkeypatch.setattr(Learner, "loss", real)
     again = personalize(load_bundle(base), photos[:8], tmp_path / "again", config, progress=False)
     assert torch.equal(again.embeddings, result.embeddings)
     assert all(torch.equal(again.lora[key], result.lora[key]) for key in result.lora)
@@ -268,7 +246,7 @@ def test_a_phrase_gives_each_learned_word_its_row(base, photos, tmp_path):
         torch.testing.assert_close(colours.T @ weights, mixed[:, None])
         assert weights.min() > 0 and abs(weights.sum() - 1) < 1e-4
 
-    more = room._People.of(["0004"], CONFIG, adapter)  # not by CONFIG's phrase: like the people it joins
+    more = People.of(["0004"], CONFIG, adapter)  # not by CONFIG's phrase: like the people it joins
     assert more.identities[0].placeholder == "<person_0004.0> person , <person_0004.1> <person_0004.2> , bag"
     assert more.templates == ("{cam} {token}",)
 
@@ -279,7 +257,7 @@ def test_a_part_left_out_teaches_no_word_of_it(base, photos):
         CONFIG, phrase=PHRASE, template="{cam} {token}", phrase_drop=1.0, bare_code=0.0, empty_captions=0.0
     )
     learner = _learner(bundle, ["0001"], config)
-    captions = room._Captions(bundle, cameras_of(photos[:1]), learner.people, config)
+    captions = Captions(bundle, cameras_of(photos[:1]), learner.people, config)
     rng = np.random.default_rng(0)
     texts = [bundle.tokenizer.decode(captions.ids(photos[0], rng), skip_special_tokens=False) for _ in range(200)]
     whole = sum("<person_0001.1>" in text for text in texts)

@@ -1,0 +1,28 @@
+"""Code words of cameras, the same on every machine and in every run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from dive_fast.types import Camera, Sample
+
+# The codes of the published checkpoints, so that ours and theirs name cameras alike.
+PUBLISHED_CODES = {
+    "cam1": "W5Eq", "cam2": "2Agp", "cam3": "8miP", "cam4": "HXY6", "cam5": "ITaw", "cam6": "dx1V", "cam7": "hFOc",
+}  # fmt: skip
+
+
+def camera_code(name: str) -> str:
+    """The fixed code word of a camera: the published one, else four characters derived from its name."""
+    if name in PUBLISHED_CODES:
+        return PUBLISHED_CODES[name]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    digest = hashlib.sha256(f"dive_fast camera {name}".encode()).digest()
+    return "".join(letters[b % len(letters)] for b in digest[:4])
+
+
+def cameras_of(samples: Sequence[Sample]) -> tuple[Camera, ...]:
+    """The cameras of a training set with their codes, sorted by name."""
+    modality = {s.camera: s.modality for s in samples}
+    return tuple(Camera(name, modality[name], camera_code(name)) for name in sorted(modality))

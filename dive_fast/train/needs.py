@@ -1,0 +1,57 @@
+"""What training needs of memory and disk, before it is begun."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class PeakMemory(TorchDispatchMode):
+    """Within the block, follows the bytes of the tensors that operations make: `peak` is the most alive at once.
+
+    Tensors that were there before do not count, and what a kernel takes for itself is not seen: an estimate.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_storage(value) for value in tree_iter((args, kwargs)) if isinstance(value, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        made = [value.untyped_storage() for value in tree_iter(result) if isinstance(value, torch.Tensor)]
+        for storage in made:
+            if storage._cdata not in given | self._alive:  # else it is a view, or was written in place
+                self._begin(storage)
+        return result
+
+    def _begin(self, storage: torch.UntypedStorage) -> None:
+        size, key = storage.nbytes(), storage._cdata
+        self._alive.add(key)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._end, key, size)
+
+    def _end(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self._now -= size
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def tensor_bytes(networks: Iterable[torch.nn.Module]) -> int:
+    """Bytes of the networks' parameters and buffers."""
+    return sum(t.nbytes for network in networks for t in (*network.parameters(), *network.buffers()))
+
+
+def optimizer_bytes(parameters: Iterable[torch.nn.Parameter], average: bool) -> int:
+    """Bytes that AdamW keeps for float32 parameters, two moments each, and their average if there is one."""
+    return sum(parameter.numel() for parameter in parameters) * 4 * (3 if average else 2)

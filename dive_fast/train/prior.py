@@ -1,0 +1,101 @@
+"""Prior preservation (DreamBooth, arXiv 2208.12242): photos of people in general, so that the LoRA forgets none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dive_fast.io import atomic_path, sha256_bytes
+from dive_fast.models.files import read_tensors, write_tensors
+from dive_fast.train.parallel import first_rank_first
+from dive_fast.train.photos import encode_photos
+from dive_fast.types import InputError, Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from dive_fast.models.bundle import ModelBundle
+    from dive_fast.train.samples import Sampler
+
+_NAME = "latents"
+_BATCH = 16  # class photos that the base makes at a time
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How much photos of the class count beside the training photos, and what they are."""
+
+    prior_weight: float = 0.0  # 0: there are none; DreamBooth: 1
+    prior_prompt: str = "a photo of a person"
+    prior_count: int = 200  # how many the base makes, where none are given
+
+
+@dataclass(frozen=True)
+class ClassPhotos:
+    """Scaled latents float32 [M, C, h, w] of photos of the class, and their caption's token ids int64 [1, L]."""
+
+    latents: torch.Tensor
+    ids: torch.Tensor
+
+    def draw(self, step: int, batch: int, seed: int) -> tuple[torch.Tensor, torch.Generator]:
+        """The latents [batch, C, h, w] of a step, and a generator for its noise: neither has to do with the photos' own."""
+        import torch
+
+        rng = np.random.default_rng([seed, step, 1])
+        rows = torch.from_numpy(rng.integers(0, len(self.latents), batch))
+        return self.latents[rows], torch.Generator().manual_seed(int(rng.integers(2**63)))
+
+
+def prompt_ids(bundle: ModelBundle, text: str) -> torch.Tensor:
+    """Token ids int64 [1, L]; a text longer than the model reads raises `InputError`."""
+    import torch
+
+    length = bundle.tokenizer.model_max_length
+    ids = bundle.tokenizer(text, padding="max_length", truncation=False)["input_ids"]
+    if len(ids) > length:
+        raise InputError(f"class prompt {text!r} is longer than the {length} tokens that the model reads; shorten it")
+    return torch.tensor([ids])
+
+
+def read_class_photos(bundle: ModelBundle, files: Sequence[Path], prompt: str, progress: bool) -> ClassPhotos:
+    """The given photos, each and its mirror image; a damaged one raises `InputError` that names it."""
+    latents = encode_photos(bundle, [Sample(file, "class", "class") for file in files], progress=progress).latents
+    return ClassPhotos(latents.flatten(0, 1), prompt_ids(bundle, prompt))
+
+
+def made_class_photos(sampler: Sampler, prior: Prior, seed: int, work: Path, progress: bool) -> ClassPhotos:
+    """What the base answers to the class prompt, made before it has learned anything and kept in `work` for a resumed run.
+
+    Latents are sampled and learned from as they are: no image is decoded.
+    """
+    ids = prompt_ids(sampler.bundle, prior.prior_prompt)
+    name = made_id(sampler.bundle, prior, sampler.steps, sampler.guidance, seed)[:16]
+    path = work / f"class-{name}.safetensors"
+    with first_rank_first():
+        if not path.exists():
+            latents = _made(sampler, ids, prior.prior_count, seed, progress)
+            with atomic_path(path) as temporary:
+                write_tensors(temporary, {_NAME: latents})
+    return ClassPhotos(read_tensors(path)[_NAME], ids)
+
+
+def made_id(bundle: ModelBundle, prior: Prior, steps: int, guidance: float, seed: int) -> str:
+    """Names the class photos that a base makes."""
+    facts = (bundle.fingerprint, prior.prior_prompt, prior.prior_count, steps, guidance, seed)
+    return sha256_bytes(repr(facts).encode())
+
+
+def _made(sampler: Sampler, ids: torch.Tensor, count: int, seed: int, progress: bool) -> torch.Tensor:
+    import torch
+    from tqdm import tqdm
+
+    text = sampler.text(torch.cat([prompt_ids(sampler.bundle, ""), ids]))
+    parts = []
+    for first in tqdm(range(0, count, _BATCH), desc="class photos", unit="batch", disable=not progress):
+        seeds = [seed * 1_000_003 + number for number in range(first, min(first + _BATCH, count))]
+        parts.append(sampler.latents(text, torch.ones(len(seeds), dtype=torch.int64), seeds))
+    return torch.cat(parts)

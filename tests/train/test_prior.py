@@ -1,0 +1,110 @@
+"""Prior preservation: class photos given or made by the base, what they teach, and that they are made once."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dive_fast.models import load_bundle
+from dive_fast.train import prior as room
+from dive_fast.train.course import Course, stages_of
+from dive_fast.train.loop import Trainer
+from dive_fast.train.personalize import PersonalizeConfig, personalize
+from dive_fast.train.prior import ClassPhotos, Prior, prompt_ids
+from dive_fast.train.samples import Sampler, Samples
+from dive_fast.types import InputError
+
+PRIOR = Prior(prior_weight=0.5, prior_prompt="a photo of a person", prior_count=3)
+CONFIG = PersonalizeConfig(
+    identity_steps=0, steps=4, batch=4, rank=2, warmup=1, save_every=2, prior=PRIOR, samples=Samples(sample_steps=2)
+)
+
+
+def _gradients(base, photos, tmp_path, config, weigh):
+    """Gradients [rows, LoRA] of the first step's loss, `weigh(photo loss, class loss)`, where all learns."""
+    course = Course(load_bundle(base), photos, config, None, "cpu", False)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in course.learner.lora:  # B starts at zero, and A would have no gradient
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    class_photos = ClassPhotos(torch.randn(5, 8, 8, 4, generator=generator), prompt_ids(course._bundle, "a person"))
+    (lesson,) = course.lessons(stages_of(config, tmp_path, "", False), course.encoded(photos, False), class_photos)
+    real = course.learner.loss, course.learner.class_loss
+    course.learner.loss = lambda *a: real[0](*a) * weigh[0]
+    course.learner.class_loss = lambda *a: real[1](*a) * weigh[1]
+    trainer = Trainer(lesson.stage, course.learner.groups, lesson.loss_at, clip=[])
+    _, numbers = trainer.step(0)
+    rows = course.learner.rows.free.grad.flatten()
+    return rows, torch.cat([p.grad.flatten() for p in course.learner.lora]), numbers
+
+
+def test_class_photos_teach_the_lora_by_their_weight_and_no_identity(base, photos, tmp_path):
+    rows, lora, numbers = _gradients(base, photos, tmp_path, CONFIG, (1, 1))
+    rows_of_photos, lora_of_photos, _ = _gradients(base, photos, tmp_path, CONFIG, (1, 0))
+    rows_of_class, lora_of_class, alone = _gradients(base, photos, tmp_path, CONFIG, (0, 1))
+    torch.testing.assert_close(rows, rows_of_photos)
+    assert rows_of_class.abs().max() == 0
+    assert lora_of_class.abs().max() > 0
+    torch.testing.assert_close(lora, lora_of_photos + lora_of_class, rtol=1e-4, atol=1e-5)
+    heavier = replace(CONFIG, prior=replace(PRIOR, prior_weight=1.0))
+    _, twice, _ = _gradients(base, photos, tmp_path, heavier, (0, 1))
+    torch.testing.assert_close(twice, 2 * lora_of_class)
+    assert numbers["prior"] == alone["prior"] > 0
+
+
+def test_a_draw_is_a_function_of_the_step(base):
+    photos = ClassPhotos(torch.arange(20.0).view(20, 1, 1, 1), torch.zeros(1, 4, dtype=torch.int64))
+    first, noise = photos.draw(3, 8, seed=1)
+    again, same = photos.draw(3, 8, seed=1)
+    assert torch.equal(first, again)
+    assert torch.equal(torch.randn(5, generator=noise), torch.randn(5, generator=same))
+    assert not torch.equal(first, photos.draw(4, 8, seed=1)[0])
+    assert not torch.equal(first, photos.draw(3, 8, seed=2)[0])
+
+
+def test_the_base_makes_class_photos_once(base, photos, tmp_path, monkeypatch):
+    """A run stopped and resumed equals an undisturbed one, and makes no class photo again."""
+    calls = []
+    real = Sampler.latents
+
+    def counted(self, text, index, seeds):
+        calls.append(list(seeds))
+        return real(self, text, index, seeds)
+
+    monkeypatch.setattr(Sampler, "latents", counted)
+    whole = personalize(load_bundle(base), photos, tmp_path / "whole", CONFIG, progress=False)
+    assert calls == [[0, 1, 2]]
+    out, work = tmp_path / "cut", tmp_path / "cut.training"
+    stop = lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dive_fast.train.personalize.run_stage", stop)
+        personalize(load_bundle(base), photos, out, CONFIG, progress=False)
+    assert len(list(work.glob("class-*.safetensors"))) == 1
+    resumed = personalize(load_bundle(base), photos, out, CONFIG, progress=False)
+    assert calls == [[0, 1, 2]] * 2
+    assert resumed.fingerprint == whole.fingerprint
+    assert not list(work.glob("class-*"))
+    with pytest.raises(InputError, match="other data or settings"):
+        other = replace(CONFIG, samples=replace(CONFIG.samples, sample_guidance=3.0))  # they would be others
+        personalize(load_bundle(base), photos, out, other, progress=False)
+
+
+def test_given_class_photos_take_the_place_of_made_ones(base, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(Sampler, "latents", None)
+    files = [photos[0].path, photos[2].path]
+    bundle = load_bundle(base)
+    read = room.read_class_photos(bundle, files, "a person", progress=False)
+    assert read.latents.shape == (4, 8, 8, 4)  # each and its mirror image
+    given = personalize(bundle, photos, tmp_path / "a", CONFIG, progress=False, class_photos=files)
+    none = personalize(load_bundle(base), photos, tmp_path / "b", replace(CONFIG, prior=Prior()), progress=False)
+    assert given.fingerprint != none.fingerprint
+    with pytest.raises(InputError, match="other data or settings"):
+        personalize(load_bundle(base), photos, tmp_path / "a", CONFIG, progress=False, class_photos=files[:1])
+
+
+def test_a_class_prompt_that_is_too_long_or_useless_is_refused(base, photos, tmp_path):
+    config = replace(CONFIG, prior=replace(PRIOR, prior_prompt="person " * 40))
+    with pytest.raises(InputError, match="longer than the 32 tokens"):
+        personalize(load_bundle(base), photos, tmp_path / "a", config, progress=False)
+    adapter = personalize(load_bundle(base), photos[:4], tmp_path / "b", replace(CONFIG, prior=Prior()), progress=False)
+    with pytest.raises(InputError, match="class photos teach a LoRA"):
+        personalize(load_bundle(base), photos[-2:], tmp_path / "c", CONFIG, onto=adapter, progress=False)
