@@ -23,7 +23,7 @@ help:
 	@echo "make check     lint, format, types, and who may import whom"
 	@echo "make kernels   compile the Triton kernels ahead of time into build/kernels/cubins (no GPU needed)"
 	@echo "make gpu-test  test the kernels on this machine's GPU (GPU_PYTHON=python3 uses your own CUDA torch)"
-	@echo "make bench     time the engines and the kernels' references on this CPU"
+	@echo "make bench     time engines, loading, training and the kernels' references on this CPU"
 	@echo "make gpu-bench time the kernels on this machine's GPU"
 	@echo "make clean     remove .venv, build and caches; demo/ and runs/ stay"
 
@@ -60,6 +60,8 @@ gpu-test: $(GPU_READY)
 bench: $(STAMP)
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.solver_step
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.engines
+	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.loader
+	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.personalize
 
 gpu-bench: $(GPU_READY)
 	@$(GPU_RUN) -m dive_fast.cli doctor --need triton-kernels
