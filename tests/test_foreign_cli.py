@@ -136,6 +136,11 @@ def test_a_single_file_base_and_people_that_join(
     assert (
         made["fingerprint"] == step("import", published, "--model", tiny_base, "--out", tmp_path / "b")["fingerprint"]
     )
+    fused = step("fuse", *one, "--adapter", tmp_path / "a", "--out", tmp_path / "fused")
+    assert (
+        fused["fingerprint"]
+        == step("fuse", "--model", tiny_base, "--adapter", tmp_path / "a", "--out", tmp_path / "f")["fingerprint"]
+    )
     torch.save({"<ann>": torch.ones(2, 32)}, tmp_path / "ann.bin")
     joined = step("import", tmp_path / "ann.bin", *one, "--onto", tmp_path / "a", "--out", tmp_path / "c")
     assert (made["identities"], joined["identities"]) == (2, 3)

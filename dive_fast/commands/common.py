@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON that sums up what was done.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if it can.")]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the vocabulary of a base model in one file, if it is not beside it."),
+]
 # As dive_fast.data.sets has them; written again, because its imports are too heavy for --help.
 Layout = Literal["market", "market-gt-bbox", "msmt17", "folder"]
 PairedLayout = Literal["sysu", "regdb", "llcm"]

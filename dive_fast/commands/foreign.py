@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dive_fast.commands.common import Json, finish, names, say
+from dive_fast.commands.common import Json, Tokenizer, finish, names, say
 
 if TYPE_CHECKING:
     from dive_fast.models.foreign import Imported
@@ -27,10 +27,7 @@ def import_adapter(
     model: Annotated[
         str, typer.Option(help="Base model that they were trained on: diffusers folder or one .safetensors file.")
     ] = "pocket",
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the vocabulary of a base model in one file, if it is not beside it."),
-    ] = None,
+    tokenizer: Tokenizer = None,
     camera: Annotated[
         list[str] | None,
         typer.Option(help="A camera as NAME=rgb:CODE or NAME=ir:CODE, as cam3=ir:8miP; wins over dataset_info.json."),

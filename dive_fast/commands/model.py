@@ -15,6 +15,7 @@ from dive_fast.commands.common import (
     Json,
     Layout,
     PairedLayout,
+    Tokenizer,
     finish,
     image_size,
     names,
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
     from dive_fast.train.photos import Photos
     from dive_fast.types import Sample
 
-Base = Annotated[str, typer.Option(help="Base model folder in diffusers' layout; pocket is the shipped one.")]
+Base = Annotated[
+    str, typer.Option(help="Base model, a diffusers folder or one .safetensors file; pocket is the shipped one.")
+]
 
 
 def personalize(
     out: Annotated[Path, typer.Option(help="Adapter folder to write.")],
     model: Base = "pocket",
+    tokenizer: Tokenizer = None,
     prepared: Annotated[
         Path | None,
         typer.Option(help="Set that dive-fast prepare wrote, with latents, in place of --paired and --external."),
@@ -216,7 +220,7 @@ def personalize(
         samples=Samples(sheet_every, sheet_people, sample_steps, sample_guidance),
     )
     base = load_adapter(onto) if onto is not None else None
-    bundle = load_bundle(model)
+    bundle = load_bundle(model, tokenizer)
     if prepared is not None:
         photos = _without(load_prepared(prepared, bundle), excluded)
     computes_on = torch_device(device)
@@ -298,13 +302,14 @@ def fuse(
     adapter: Annotated[str, typer.Option(help="Adapter folder; pocket is the shipped one.")],
     out: Annotated[Path, typer.Option(help="Fused model folder to write; plain diffusers opens it.")],
     model: Base = "pocket",
+    tokenizer: Tokenizer = None,
     scale: Annotated[float, typer.Option(min=0, help="Strength of the LoRA.")] = 1.0,
     json: Json = False,
 ) -> None:
     """Put an adapter's LoRA and identities into the weights of its base model."""
     from dive_fast import models
 
-    fused = models.fuse(models.load_bundle(model), models.load_adapter(adapter), scale)
+    fused = models.fuse(models.load_bundle(model, tokenizer), models.load_adapter(adapter), scale)
     models.save_bundle(fused, out)
     people = len(fused.prompts.identities) if fused.prompts else 0
     finish(

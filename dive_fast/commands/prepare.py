@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dive_fast.commands.common import EXTERNAL_HELP, PAIRED_HELP, Device, Json, finish, say, torch_device
+from dive_fast.commands.common import EXTERNAL_HELP, PAIRED_HELP, Device, Json, Tokenizer, finish, say, torch_device
 
 if TYPE_CHECKING:
     from dive_fast.data.prepare import PreparePlan
@@ -27,6 +27,7 @@ def prepare(
     model: Annotated[
         str, typer.Option(help="Base model folder whose VAE makes the latents; pocket is the shipped one.")
     ] = "pocket",
+    tokenizer: Tokenizer = None,
     latents: Annotated[bool, typer.Option(help="Cache latents; a later run of the same sets can add them.")] = True,
     shard_size: Annotated[int, typer.Option(min=1, help="Images a tar.")] = 1_000,
     strict: Annotated[bool, typer.Option(help="Stop at a damaged image instead of leaving it out.")] = False,
@@ -50,7 +51,7 @@ def prepare(
     say(table(plan.read))
     for record in plan.dropped:
         say(record.sentence())
-    bundle = _bundle(model, device) if latents else None
+    bundle = _bundle(model, tokenizer, device) if latents else None
     if dry_run:
         needed = _needed(plan, out, set(), bundle)
         finish(
@@ -79,10 +80,10 @@ def _plan(paired: list[str], external: list[str], filters: Any, shard_size: int)
     return PreparePlan(tuple(left), tuple(count_sets(sets)), filters, tuple(dropped), shard_size)
 
 
-def _bundle(model: str, device: str) -> ModelBundle:
+def _bundle(model: str, tokenizer: Path | None, device: str) -> ModelBundle:
     from dive_fast.models import load_bundle
 
-    bundle = load_bundle(model)
+    bundle = load_bundle(model, tokenizer)
     bundle.vae.to(torch_device(device))
     return bundle
 
