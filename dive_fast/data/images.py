@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dive_fast.types import InputError
@@ -60,3 +61,8 @@ def _decoded(source: Path | BinaryIO, name: str) -> Image.Image:
         raise InputError(f"image {name} is too large to be a photo of a person: {error}; remove it") from error
     except _BROKEN as error:
         raise InputError(f"image {name} is damaged ({error}); remove it or fetch it again") from error
+
+
+def photo_pixels(path: Path | str, height: int, width: int) -> np.ndarray:
+    """The photo as a model takes it, uint8 [height, width, 3]; raises as `open_image`."""
+    return np.asarray(open_image(path).resize((width, height), Image.Resampling.LANCZOS))

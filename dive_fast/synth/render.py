@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from dive_fast.data.images import open_image
+from dive_fast.data.images import photo_pixels
 from dive_fast.data.names import some
 from dive_fast.sampling import Eps, Schedule, add_noise, dpmpp_2m, guided, initial_noise
 from dive_fast.synth.clock import StageClock
@@ -82,14 +81,9 @@ def _start(
     if plan.strength is None:
         return noise.to(engine.device)
     with clock("encode"):
-        photos = np.stack([_pixels(job.photo, plan) for job in batch if job.photo is not None])
+        photos = np.stack([photo_pixels(job.photo, plan.height, plan.width) for job in batch if job.photo is not None])
         latents = engine.encode(torch.from_numpy(photos))
     return add_noise(latents, noise, schedule, plan.start).to(engine.device)
-
-
-def _pixels(photo: Path, plan: SynthesisPlan) -> NDArray[np.uint8]:
-    """A photo at the plan's size, uint8 [H, W, 3]."""
-    return np.asarray(open_image(photo).resize((plan.width, plan.height), Image.Resampling.LANCZOS))
 
 
 def _solve(eps: Eps, latents: Tensor, schedule: Schedule, start: int, batch: Sequence[ImageJob]) -> Tensor:

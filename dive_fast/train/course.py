@@ -14,7 +14,7 @@ from dive_fast.train.diffusion import Objective
 from dive_fast.train.learner import Captions, Learner, People
 from dive_fast.train.loop import LossAt, Stage, Watch, require_tensorboard
 from dive_fast.train.needs import optimizer_bytes
-from dive_fast.train.parallel import check_launcher, my_rows, part_of_batch
+from dive_fast.train.parallel import check_launcher, leading, my_rows, part_of_batch
 from dive_fast.train.photos import (
     BalancedDraw,
     LatentPhotos,
@@ -90,7 +90,7 @@ class Course:
         self.learner = Learner(bundle, people, config, onto)
         if config.words_from is not None:
             tagger = load_tagger(config.words_from)
-            self.learner.rows.start_at(read_people(tagger, samples_of(photos), people.phrase, progress))
+            self.learner.rows.start_at(read_people(tagger, samples_of(photos), people.phrase, progress and leading()))
         self.captions = Captions(bundle, self.cameras, people, config)  # the tokenizer knows the people now
         self.learner.place(device)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dive_fast.data.images import open_image
+from dive_fast.data.images import photo_pixels
 from dive_fast.types import InputError, Sample
 
 if TYPE_CHECKING:
@@ -90,7 +90,6 @@ def encode_photos(
     The VAE computes where it is. A missing or truncated photo raises `InputError` that names it.
     """
     import torch
-    from PIL import Image
     from tqdm import tqdm
 
     if not samples:
@@ -100,10 +99,7 @@ def encode_photos(
     parts = []
     with torch.inference_mode():
         for i in tqdm(range(0, len(samples), batch), desc="encode photos", unit="batch", disable=not progress):
-            block = [
-                np.asarray(open_image(s.path).resize((width, height), Image.Resampling.LANCZOS))
-                for s in samples[i : i + batch]
-            ]
+            block = [photo_pixels(s.path, height, width) for s in samples[i : i + batch]]
             x = torch.from_numpy(np.stack(block)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
             both = torch.stack([x, x.flip(-1)], dim=1).flatten(0, 1)
             mean = bundle.vae.encode(both.to(bundle.vae.device)).latent_dist.mean * scale

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dive_fast.data.images import open_image
+from dive_fast.data.images import photo_pixels
 from dive_fast.io import read_json, write_json
 from dive_fast.models.files import read_tensors, replaced_folder, resolve, write_tensors
 from dive_fast.models.phrase import Phrase
@@ -120,7 +120,6 @@ def read_people(tagger: Tagger, samples: Sequence[Sample], phrase: Phrase, progr
     RGB photos count, infrared ones only of a person who has no other, as in learning. Places past a word's choices are 0. A
     tagger of another phrase raises `InputError`.
     """
-    from PIL import Image
     from tqdm import tqdm
 
     from dive_fast.train.photos import teaching
@@ -135,10 +134,7 @@ def read_people(tagger: Tagger, samples: Sequence[Sample], phrase: Phrase, progr
     out = torch.zeros(len(by_person), len(words), max(words, default=0))
     height, width = tagger.size
     for row, pid in enumerate(tqdm(sorted(by_person), desc="read words", unit="person", disable=not progress)):
-        photos = [
-            np.asarray(open_image(sample.path).resize((width, height), Image.Resampling.LANCZOS))
-            for sample in by_person[pid]
-        ]
+        photos = [photo_pixels(sample.path, height, width) for sample in by_person[pid]]
         for k, logits in enumerate(tagger.person(photos)):
             out[row, k, : len(logits)] = logits
     return out
