@@ -30,7 +30,7 @@ class Request:
 class Conditioning:
     """A bank of prompts in the form that an engine reads, on its device. Opaque: pass it back to the same engine."""
 
-    embeddings: Tensor  # [P, L, D]
+    bank: Tensor  # [P, ...]: the embeddings [P, L, D], or the keys and values that a bank engine made of them
 
 
 class Engine(Protocol):
@@ -57,7 +57,11 @@ class Engine(Protocol):
         """Embeddings float32 [P, L, D], made ready once for all steps."""
 
     def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
-        """Predicted noise, float32 [R, C, h, w]; row r is conditioned on prompt `prompt_index[r]` (int64 [R])."""
+        """What the model predicts, float32 [R, C, h, w], for latents [B, C, h, w] and `prompt_index` int64 [R], R = k x B.
+
+        Row r is of latent r % B and prompt `prompt_index[r]`: guidance asks for each latent twice, and an engine may
+        compute once what does not depend on the prompt.
+        """
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] as the solver leaves them -> images uint8 [B, H, W, 3] on the CPU."""
@@ -108,7 +112,11 @@ class Geometry:
 
 @dataclass(eq=False)
 class EngineBase:
-    """Everything but the networks. A backend adds `_text`, `_unet`, `_decoder`, `_encoder`, float32 in and out."""
+    """Everything but the networks. A backend adds `_text`, `_unet`, `_decoder`, `_encoder`, float32 in and out.
+
+    `_unet(latents [B, ...], timestep, bank, prompt_index [R])` answers for R = k x B rows, as `Engine.eps`; what it is
+    given has been checked, and stands on `device` but for `prompt_index`, which stays where the caller has it.
+    """
 
     spec: EngineSpec
     prompts: PromptBank
@@ -133,15 +141,16 @@ class EngineBase:
 
     def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
         self._check_latents(latents, "UNet")
-        bank = conditioning.embeddings
-        if prompt_index.shape != latents.shape[:1]:
+        bank = conditioning.bank
+        if prompt_index.ndim != 1 or not len(prompt_index) or len(prompt_index) % len(latents):
             raise InputError(
-                f"UNet: prompt_index must be [{len(latents)}] as the latents, got {list(prompt_index.shape)}"
+                f"UNet: prompt_index must be [{len(latents)}] as the latents, or a multiple of it, "
+                f"got {list(prompt_index.shape)}"
             )
+        self._check_rows(len(prompt_index), "UNet")
         if int(prompt_index.min()) < 0 or int(prompt_index.max()) >= len(bank):
             raise InputError(f"UNet: prompt_index reaches outside the bank of {len(bank)} prompts")
-        hidden = bank.index_select(0, prompt_index.to(bank.device))
-        return self._unet(latents.to(self.device), timestep, hidden).to(latents.device)
+        return self._unet(latents.to(self.device), timestep, bank, prompt_index).to(latents.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         self._check_latents(latents, "VAE decoder")
@@ -191,7 +200,7 @@ class EngineBase:
     def _text(self, token_ids: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _unet(self, latents: Tensor, timestep: int, hidden: Tensor) -> Tensor:
+    def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _decoder(self, latents: Tensor) -> Tensor:
@@ -199,6 +208,12 @@ class EngineBase:
 
     def _encoder(self, pixels: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+def by_row(latents: Tensor, bank: Tensor, prompt_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents [B, ...] and a bank [P, ...] as R rows each, for a UNet that wants both in full."""
+    rows = torch.arange(len(prompt_index), device=latents.device) % len(latents)
+    return latents.index_select(0, rows), bank.index_select(0, prompt_index.to(bank.device))
 
 
 def _row_limits(rows: int, profile: Profile) -> list[str]:

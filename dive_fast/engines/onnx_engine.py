@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dive_fast.engines.base import EngineBase, Geometry
+from dive_fast.engines.base import EngineBase, Geometry, by_row
 from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
 from dive_fast.models.prompts import PromptBank, PromptTable
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, from_dict, to_dict
@@ -102,9 +102,10 @@ class OnnxEngine(EngineBase):
     def _text(self, token_ids: Tensor) -> Tensor:
         return self._run("text_encoder", input_ids=token_ids)
 
-    def _unet(self, latents: Tensor, timestep: int, hidden: Tensor) -> Tensor:
+    def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
+        sample, hidden = by_row(latents.float(), bank, prompt_index)
         steps = torch.tensor([timestep], dtype=torch.int64)
-        return self._run("unet", sample=latents.float(), timestep=steps, encoder_hidden_states=hidden)
+        return self._run("unet", sample=sample, timestep=steps, encoder_hidden_states=hidden)
 
     def _decoder(self, latents: Tensor) -> Tensor:
         return self._run("vae_decoder", latent_sample=latents.float())

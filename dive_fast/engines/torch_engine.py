@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dive_fast.engines.base import Conditioning, EngineBase, Geometry
+from dive_fast.engines.base import Conditioning, EngineBase, Geometry, by_row
 from dive_fast.io import canonical_json, sha256_bytes
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptTable
 from dive_fast.types import EngineSpec, InputError, Profile
@@ -71,8 +71,8 @@ class TorchEngine(EngineBase):
         return hidden.float()
 
     @torch.inference_mode()
-    def _unet(self, latents: Tensor, timestep: int, hidden: Tensor) -> Tensor:
-        sample = latents.to(self.dtype)
+    def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
+        sample, hidden = by_row(latents.to(self.dtype), bank, prompt_index)
         if self.device.type == "cuda":
             sample = sample.contiguous(memory_format=torch.channels_last)
         steps = torch.full((1,), timestep, dtype=torch.int64, device=self.device)

@@ -17,11 +17,18 @@ from dive_fast.types import InputError
 EpsRows = Callable[[Tensor, int, Tensor], Tensor]
 
 
+def repeated(latents: Tensor, rows: int) -> Tensor:
+    """Latents [B, ...] once for each of `rows` = k x B rows, as `guided` counts them; [B, ...] itself for k = 1."""
+    times = rows // len(latents)
+    return latents if times == 1 else latents.repeat(times, *[1] * (latents.ndim - 1))
+
+
 def guided(eps_rows: EpsRows, prompt_index: Tensor, null_index: int | None, scale: float) -> Eps:
     """The `eps(latents, timestep)` for B latents whose prompts are `prompt_index`, int64 [B].
 
-    `eps_rows(latents [R, C, h, w], timestep, index [R])` is called once a step with R = 2B rows, the empty prompt's
-    (`null_index`) first. At scale 1.0 guidance changes nothing, so R = B and no empty prompt is needed.
+    `eps_rows(latents [B, C, h, w], timestep, index [R]) -> [R, C, h, w]` is called once a step with R = 2B rows, the
+    empty prompt's (`null_index`) first; row r belongs to latent r % B (`repeated`), so that an engine may compute once
+    what both halves share. At scale 1.0 guidance changes nothing, so R = B and no empty prompt is needed.
     Raises `InputError` for a scale that is not finite, or other than 1.0 without a `null_index`.
     """
     if not math.isfinite(scale):
@@ -33,7 +40,7 @@ def guided(eps_rows: EpsRows, prompt_index: Tensor, null_index: int | None, scal
     index = torch.cat([torch.full_like(prompt_index, null_index), prompt_index])
 
     def eps(latents: Tensor, timestep: int) -> Tensor:
-        without, with_prompt = eps_rows(torch.cat([latents, latents]), timestep, index).chunk(2)
+        without, with_prompt = eps_rows(latents, timestep, index).chunk(2)
         return without + scale * (with_prompt - without)
 
     return eps

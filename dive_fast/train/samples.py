@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from dive_fast.io import atomic_path
 from dive_fast.models.prompts import PromptBank
-from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
+from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.train.photos import latent_size, visiting
 from dive_fast.train.precision import Precision, autocast
 
@@ -65,7 +65,7 @@ class Sampler:
 
         def eps_rows(latents: torch.Tensor, timestep: int, rows: torch.Tensor) -> torch.Tensor:
             with autocast(self.precision, unet.device):
-                output: torch.Tensor = unet(latents, timestep, text[rows]).sample
+                output: torch.Tensor = unet(repeated(latents, len(rows)), timestep, text[rows]).sample
             return output.float()
 
         with torch.no_grad():

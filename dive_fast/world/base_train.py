@@ -127,7 +127,7 @@ def sample_captions(
     """Images uint8 [B, H, W, 3] of free captions from an unfused base: what the sample sheet shows."""
     import torch
 
-    from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
+    from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
 
     config = bundle.unet.config
     with torch.inference_mode():
@@ -135,7 +135,7 @@ def sample_captions(
         noise = initial_noise(seeds, (config.in_channels, *config.sample_size))
 
         def eps_rows(latents: torch.Tensor, timestep: int, index: torch.Tensor) -> torch.Tensor:
-            return bundle.unet(latents, timestep, text[index]).sample
+            return bundle.unet(repeated(latents, len(index)), timestep, text[index]).sample
 
         index = torch.arange(1, len(captions) + 1)
         latents = dpmpp_2m(

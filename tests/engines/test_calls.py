@@ -37,8 +37,12 @@ def test_wrong_shapes_are_refused_with_both_shapes(engine: EngineBase) -> None:
     good = torch.zeros(2, *LATENT_SHAPE)
     with pytest.raises(InputError, match=r"latents must be \[rows, 8, 8, 4\], got \[2, 8, 9, 4\]"):
         engine.eps(torch.zeros(2, 8, 9, 4), 1, bank, torch.tensor([0, 1]))
-    with pytest.raises(InputError, match=r"prompt_index must be \[2\]"):
-        engine.eps(good, 1, bank, torch.tensor([0]))
+    for odd in ([0], [0, 1, 0]):
+        with pytest.raises(InputError, match=r"prompt_index must be \[2\] as the latents, or a multiple"):
+            engine.eps(good, 1, bank, torch.tensor(odd))
+    rows = engine.spec.profile.rows_max + 2
+    with pytest.raises(InputError, match=f"UNet: rows {rows} >"):
+        engine.eps(good, 1, bank, torch.zeros(rows, dtype=torch.int64))
     for index in ([0, 2], [-1, 0]):
         with pytest.raises(InputError, match="outside the bank of 2 prompts"):
             engine.eps(good, 1, bank, torch.tensor(index))
@@ -89,3 +93,13 @@ def test_importing_engines_loads_no_heavy_library() -> None:
     code = f"import sys, dive_fast.engines; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_latent_asked_for_twice_is_computed_for_each_prompt(engine: EngineBase) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank = engine.condition(torch.randn(2, 32, TEXT_WIDTH, generator=generator))
+    latents, index = torch.randn(2, *LATENT_SHAPE, generator=generator), torch.tensor([0, 0, 1, 0])
+    once = engine.eps(latents, 500, bank, index)
+    assert once.shape == (4, *LATENT_SHAPE)
+    assert torch.equal(once, engine.eps(torch.cat([latents, latents]), 500, bank, index))
+    assert not torch.allclose(once[0], once[2], atol=1e-4)

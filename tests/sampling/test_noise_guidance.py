@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dive_fast.sampling import guided, initial_noise
+from dive_fast.sampling import guided, initial_noise, repeated
 from dive_fast.types import InputError
 
 SHAPE = (4, 9, 5)
@@ -51,14 +51,20 @@ class Recorder:
 
     def __call__(self, latents: Tensor, timestep: int, index: Tensor) -> Tensor:
         self.calls.append((len(latents), timestep, index.tolist()))
-        return index.float().reshape(-1, 1, 1, 1) * torch.ones_like(latents)
+        return index.float().reshape(-1, 1, 1, 1) * torch.ones(len(index), *latents.shape[1:])
 
 
 def test_guidance_is_one_call_of_both_halves_the_empty_prompt_first() -> None:
     rows = Recorder()
     out = guided(rows, torch.tensor([3, 5]), null_index=1, scale=7.5)(torch.zeros(2, *SHAPE), 42)
-    assert rows.calls == [(4, 42, [1, 1, 3, 5])]
+    assert rows.calls == [(2, 42, [1, 1, 3, 5])]
     assert out[:, 0, 0, 0].tolist() == [1 + 7.5 * 2, 1 + 7.5 * 4]
+
+
+def test_repeated_counts_rows_as_guidance_does() -> None:
+    latents = torch.arange(3.0).reshape(3, 1, 1, 1)
+    assert repeated(latents, 6).flatten().tolist() == [0, 1, 2, 0, 1, 2]
+    assert repeated(latents, 3) is latents
 
 
 def test_scale_one_needs_no_empty_prompt() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dive_fast.engines import Conditioning, Request
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptKey, PromptTable
+from dive_fast.sampling import repeated
 from dive_fast.synth import SynthesisPlan, load_plan, make_plan, synthesize
 from dive_fast.types import Camera, EngineSpec, Identity, Profile, Sample
 
@@ -63,10 +64,10 @@ class FakeEngine:
         return Conditioning(embeddings)
 
     def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
-        self.eps_rows.append(len(latents))
+        self.eps_rows.append(len(prompt_index))
         time.sleep(self.delay)
-        bias = conditioning.embeddings[prompt_index].reshape(-1, 1, 1, 1)
-        return latents * 0.5 + bias * (0.2 + timestep / 2000)
+        bias = conditioning.bank[prompt_index].reshape(-1, 1, 1, 1)
+        return repeated(latents, len(prompt_index)) * 0.5 + bias * (0.2 + timestep / 2000)
 
     def decode(self, latents: Tensor) -> Tensor:
         pixels = (latents[:, :3] * 15 + 128).clamp(0, 255).round().to(torch.uint8)
