@@ -26,7 +26,8 @@ def read_spec(folder: Path) -> EngineSpec:
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}; {AGAIN}")
     profile = from_dict(Profile, data.get("profile"), where)
-    spec = from_dict(EngineSpec, {**data, "profile": profile}, where)
+    lists = {name: _tuple(data[name]) for name in ("removed", "row_counts") if name in data}
+    spec = from_dict(EngineSpec, {**data, "profile": profile, **lists}, where)
     problems = [
         f"{name} must be text"
         for name in ("backend", "precision", "model_fingerprint")
@@ -40,9 +41,23 @@ def read_spec(folder: Path) -> EngineSpec:
         problems.append("profile must hold whole numbers > 0")
     if not isinstance(spec.gpu, (str, type(None))):
         problems.append("gpu must be text or null")
+    if spec.form not in ("plain", "bank"):
+        problems.append(f"form must be plain or bank, not {spec.form!r}")
+    if not isinstance(spec.removed, tuple) or not all(isinstance(name, str) for name in spec.removed):
+        problems.append("removed must be a list of names")
+    counts = spec.row_counts
+    if not isinstance(counts, tuple) or not all(type(count) is int and count > 0 for count in counts):
+        problems.append("row_counts must be a list of whole numbers > 0")
+    if not isinstance(spec.any_size, bool):
+        problems.append("any_size must be true or false")
     if problems:
         raise InputError(f"{where}: {', '.join(problems)}; {AGAIN}")
     return spec
+
+
+def _tuple(value: object) -> object:
+    """JSON has lists where records have tuples; anything else is left for the checks to name."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_files(folder: Path, spec: EngineSpec) -> None:
