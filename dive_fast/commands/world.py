@@ -75,10 +75,17 @@ def train_base(
     ] = 1e-3,
     vae_images: Annotated[int, typer.Option(min=1, help="Rendered images for the autoencoder.")] = 20000,
     unet_images: Annotated[int, typer.Option(min=1, help="Rendered images for the UNet.")] = 100000,
+    unet_grey: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of grey photos among them; never what infrared shows.")
+    ] = 0.35,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Base model whose UNet goes on learning, all else in it kept; pocket is the shipped one."),
+    ] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Train the pocket base model from nothing: minutes on a GPU, days on two CPU cores, resumable; or under torchrun."""
+    """Train the pocket base model, or train one on: minutes on a GPU, days on two CPU cores, resumable; or torchrun."""
     from dive_fast.train.parallel import leading, process_group
     from dive_fast.world import base_train
 
@@ -90,6 +97,8 @@ def train_base(
         unet=replace(default.unet, steps=unet_steps, batch=unet_batch, lr=unet_lr),
         vae_images=vae_images,
         unet_images=unet_images,
+        unet_grey=unet_grey,
+        start=start,
     )
     computes_on = torch_device(device)
     with process_group(computes_on):

@@ -203,6 +203,7 @@ def save_bundle(bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None
         for part in ("unet", "vae"):
             module = getattr(bundle, part)
             module.save_config(folder / part)
+            _forget_origin(folder / part / "config.json")
             write_tensors(folder / part / WEIGHTS[part], module.state_dict(), dtype)
         _save_text_encoder(bundle.text_encoder, folder / "text_encoder", dtype)
         bundle.tokenizer.save_pretrained(folder / "tokenizer")
@@ -210,6 +211,13 @@ def save_bundle(bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None
         if bundle.prompts is not None:
             bundle.prompts.write(folder / "prompts.json")
         write_json(folder / "model_index.json", _model_index(bundle))
+
+
+def _forget_origin(path: Path) -> None:
+    """diffusers notes the folder that a model was read from: of no use elsewhere, and nobody else's business."""
+    config = read_json(path, "model config")
+    config.pop("_name_or_path", None)
+    write_json(path, config)
 
 
 def _save_text_encoder(text_encoder: Any, folder: Path, dtype: torch.dtype | None) -> None:

@@ -11,13 +11,14 @@ from dive_fast.train.curves import Curve, plot_curves
 
 
 def plot_losses(work: Path, out: Path) -> None:
-    """One panel a stage (decoder, text encoder, UNet) from the logs in `work`, to the PNG file `out`."""
+    """One panel for each stage that ran (decoder, text encoder, UNet), from the logs in `work`, to the PNG file `out`."""
     panels = (
         ("decoder", "psnr", "decoder: PSNR, dB"),
         ("text", "recall", "text encoder: recall"),
         ("unet", "loss", "UNet: v MSE"),
     )
-    plot_curves([Curve(work / f"{stage}-loss.jsonl", value, title) for stage, value, title in panels], out)
+    curves = [Curve(work / f"{stage}-loss.jsonl", value, title) for stage, value, title in panels]
+    plot_curves([curve for curve in curves if curve.log.exists()], out)
 
 
 def sample_sheet(photos: np.ndarray, made: np.ndarray, out: Path) -> None:

@@ -1,14 +1,14 @@
 """`dive-fast world train-base`: the pocket base model from nothing, on a GPU or patiently on a CPU, in resumable stages.
 
 images -> encoder, decoder -> latents -> text encoder -> UNet -> a Stable Diffusion 1.5 folder in fp16, with its loss
-curves, its autoencoder's report and a sheet of samples beside it.
+curves, its autoencoder's report and a sheet of samples beside it. Or, from a base that is there, the UNet alone learns on.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,18 @@ if TYPE_CHECKING:
 
     from dive_fast.models.bundle import ModelBundle
 
-_VAE_SEED, _UNET_SEED, _JUDGE_SEED = 1, 2, 3  # of the rendered identities
+_VAE_SEED, _UNET_SEED, _JUDGE_SEED, _MORE_SEED = 1, 2, 3, 4  # of the rendered identities
 
 
 @dataclass(frozen=True)
 class BaseTrainConfig:
-    """Everything the pocket base depends on."""
+    """Everything the pocket base depends on.
+
+    `unet_grey` is the share of grey photos among the UNet's. Stable Diffusion has seen them by the million; a UNet that
+    has not must learn from a LoRA, of some tens of people, what a picture without colour looks like (docs/log.md).
+    Luma through a tone curve tells nothing of infrared (`random_grey_camera`). With `start`, a base model, its
+    autoencoder and text encoder stay as they are and its UNet goes on learning, from photos of other people.
+    """
 
     shape: BaseShape = field(default_factory=BaseShape)
     vae: VaeConfig = field(default_factory=VaeConfig)
@@ -43,6 +49,8 @@ class BaseTrainConfig:
     unet: UnetConfig = field(default_factory=UnetConfig)
     vae_images: int = 20000
     unet_images: int = 100000
+    unet_grey: float = 0.35
+    start: str | None = None
 
 
 def train_base(config: BaseTrainConfig, out: Path, work: Path, device: str = "cpu") -> dict[str, Any]:
@@ -51,33 +59,54 @@ def train_base(config: BaseTrainConfig, out: Path, work: Path, device: str = "cp
     A rerun continues from the last state in `work`; a `work` of another config raises `InputError`. In a process group
     the ranks share every batch, and the first one does the rest.
     """
-    from dive_fast.models.bundle import ModelBundle, save_bundle
+    from dive_fast.models.bundle import load_bundle, save_bundle
 
     with first_rank_first():
-        _claim(work, config)
+        start = None if config.start is None else load_bundle(config.start)
+        _claim(work, config, start)
+    bundle = _new_base(config, work, device) if start is None else _continued(start, config, work, device)
+    if not leading():
+        return {}
+    report = judge(bundle.vae, work / "autoencoder.png")
+    save_bundle(bundle, out, dtype=_half())
+    _report(bundle, work, out)
+    write_json(out / "training.json", {"config": asdict(config), "autoencoder": report})
+    return report
+
+
+def _new_base(config: BaseTrainConfig, work: Path, device: str) -> ModelBundle:
+    """All stages, from nothing."""
+    from dive_fast.models.bundle import ModelBundle
+
+    with first_rank_first():
         tokenizer = build_tokenizer(work / "tokenizer", config.shape)
         pictures = cached_images(
             work / "vae-images.npz", _VAE_SEED, config.vae_images, grey_share=0.35, noise_share=0.3
         )
         vae = start_vae(pictures.images, config.shape, config.vae.seed, work / "vae-start.safetensors")
     train_decoder(vae, pictures.images, config.shape, config.vae, work, device)
+    captions, latents = _photos(_UNET_SEED, config, vae, work)
+    text_encoder = train_text_encoder(captions, tokenizer, config.shape, config.text, work, device)
+    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
+    unet = train_unet(latents, ids, empty, text_encoder, config.shape, config.unet, work, device)
+    return ModelBundle(tokenizer, text_encoder, unet, vae, {"_class_name": "PNDMScheduler", **SCHEDULER_CONFIG})
+
+
+def _continued(start: ModelBundle, config: BaseTrainConfig, work: Path, device: str) -> ModelBundle:
+    """The UNet of `start` learning on, from photos that it was not trained on."""
+    captions, latents = _photos(_MORE_SEED, config, start.vae, work)
+    ids, empty = token_ids(start.tokenizer, captions), token_ids(start.tokenizer, [""])
+    unet = train_unet(latents, ids, empty, start.text_encoder, config.shape, config.unet, work, device, start.unet)
+    return replace(start, unet=unet)
+
+
+def _photos(seed: int, config: BaseTrainConfig, vae: AutoencoderKL, work: Path) -> tuple[list[str], torch.Tensor]:
+    """The UNet's captions and scaled latents float32 [N, C, h, w], kept in `work`."""
     with first_rank_first():
         photos = cached_images(
-            work / "unet-images.npz", _UNET_SEED, config.unet_images, grey_share=0.0, noise_share=0.5
+            work / "unet-images.npz", seed, config.unet_images, grey_share=config.unet_grey, noise_share=0.5
         )
-        latents = _scaled_latents(work / "latents.safetensors", vae, photos.images)
-    text_encoder = train_text_encoder(photos.captions, tokenizer, config.shape, config.text, work, device)
-    ids, empty = token_ids(tokenizer, photos.captions), token_ids(tokenizer, [""])
-    unet = train_unet(latents, ids, empty, text_encoder, config.shape, config.unet, work, device)
-    scheduler = {"_class_name": "PNDMScheduler", **SCHEDULER_CONFIG}
-    if not leading():
-        return {}
-    report = judge(vae, work / "autoencoder.png")
-    bundle = ModelBundle(tokenizer, text_encoder, unet, vae, scheduler)
-    save_bundle(bundle, out, dtype=_half())
-    _report(bundle, work, out)
-    write_json(out / "training.json", {"config": asdict(config), "autoencoder": report})
-    return report
+        return photos.captions, _scaled_latents(work / "latents.safetensors", vae, photos.images)
 
 
 def _report(bundle: ModelBundle, work: Path, out: Path) -> None:
@@ -96,9 +125,9 @@ def _half() -> torch.dtype:
     return torch.float16
 
 
-def _claim(work: Path, config: BaseTrainConfig) -> None:
+def _claim(work: Path, config: BaseTrainConfig, start: ModelBundle | None) -> None:
     """Ties a work folder to one config (its step counts aside: a longer run may continue a shorter one)."""
-    description = asdict(config)
+    description = asdict(config) | {"start": start.fingerprint if start is not None else None}
     for stage in ("vae", "text", "unet"):
         for name in ("steps", "save_every"):
             description[stage].pop(name)

@@ -1,4 +1,4 @@
-"""Third stage of the pocket base: the UNet, on RGB photos and their attribute captions only."""
+"""Third stage of the pocket base: the UNet, on RGB and grey photos and their attribute captions."""
 
 from __future__ import annotations
 
@@ -39,15 +39,17 @@ def train_unet(
     config: UnetConfig,
     work: Path,
     device: str = "cpu",
+    start: UNet2DConditionModel | None = None,
 ) -> UNet2DConditionModel:
     """Trains on scaled latents float32 [N, C, h, w] and caption ids int64 [N, L]; resumes from `work`.
 
-    `empty` [1, L] is the empty caption. `text_encoder` is frozen. Everything comes and goes on the CPU.
+    `empty` [1, L] is the empty caption. `text_encoder` is frozen. `start` goes on learning, in place, instead of a new
+    UNet. Everything comes and goes on the CPU.
     """
     import torch
 
     torch.manual_seed(config.seed)
-    unet = new_unet(shape).train().to(device)
+    unet = (start.requires_grad_(True) if start is not None else new_unet(shape)).train().to(device)
     text_encoder.to(device)
     objective = Objective.from_config(SCHEDULER_CONFIG, weight_cap=1.0)
 

@@ -202,6 +202,12 @@ def test_save_and_load_are_exact(bundle, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["saved"]  # no temporary folder is left
 
 
+def test_a_saved_folder_does_not_tell_where_the_model_was_read(bundle, base_folder, tmp_path):
+    save_bundle(bundle, tmp_path / "again")
+    texts = [path.read_text() for path in (tmp_path / "again").rglob("*.json")]
+    assert len(texts) > 5 and not any(str(base_folder.parent) in text for text in texts)
+
+
 def test_saved_in_fp16_takes_half_the_room_and_loads_as_float32(bundle, tmp_path):
     save_bundle(bundle, tmp_path / "full")
     save_bundle(bundle, tmp_path / "half", dtype=torch.float16)

@@ -1,6 +1,7 @@
 """Training of the pocket base: data, tokenizer, the encoder's start, and a whole run at toy size that resumes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,9 +42,12 @@ def test_images_depend_on_their_index_and_not_on_the_split_of_work(images):
     assert again.captions == images.captions[:20]
 
 
-def test_grey_images_are_there_for_the_autoencoder_only(images):
+def test_grey_images_say_so_in_their_captions_and_no_other_does(images):
     grey = [bool(np.ptp(image.astype(int), axis=-1).max() == 0) for image in images.images]
     assert 10 <= sum(grey) <= 32
+    said = [caption.split(" , ")[-1].split()[-2:] for caption in images.captions]
+    assert [words in (["grey", "indoor"], ["grey", "outdoor"]) for words in said] == grey
+    assert all(phrase.strip() for caption in images.captions for phrase in caption.split(" , "))
     colour = render_base_images(1, 20, grey_share=0.0, noise_share=0.5, workers=1).images
     assert all(np.ptp(image.astype(int), axis=-1).max() > 20 for image in colour)
 
@@ -125,6 +129,22 @@ def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatc
     with pytest.raises(InputError, match="another config"):
         other = BaseTrainConfig(shape=SHAPE, vae=CONFIG.vae, text=CONFIG.text, unet=UnetConfig(batch=3), vae_images=40)
         train_base(other, tmp_path / "model2", tmp_path / "work")
+
+
+def test_a_base_learns_on_with_all_but_the_unet_kept(tmp_path):
+    train_base(CONFIG, tmp_path / "first", tmp_path / "work")
+    onward = replace(CONFIG, start=str(tmp_path / "first"), unet=replace(CONFIG.unet, seed=1))
+    train_base(onward, tmp_path / "second", tmp_path / "more")
+    first, second = (load_bundle(tmp_path / name) for name in ("first", "second"))
+    for part, same in (("vae", True), ("text_encoder", True), ("unet", False)):
+        pairs = zip(
+            getattr(first, part).state_dict().values(), getattr(second, part).state_dict().values(), strict=True
+        )
+        assert all(torch.equal(a, b) for a, b in pairs) == same, part
+    caught = [np.load(tmp_path / work / "unet-images.npz")["captions"].tolist() for work in ("work", "more")]
+    assert not set(caught[0]) & set(caught[1])
+    with pytest.raises(InputError, match="another config"):
+        train_base(CONFIG, tmp_path / "third", tmp_path / "more")
 
 
 def test_bindings_tie_words_to_the_noun_of_their_phrase():
