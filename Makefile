@@ -15,13 +15,14 @@ endif
 GPU_RUN := env PYTHONPATH=.:kernels:export $(GPU_PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check kernels bench gpu-test gpu-bench clean
+.PHONY: help demo test check kernels interop bench gpu-test gpu-bench clean
 
 help:
 	@echo "make demo      the main job on the pocket world, from photos to a page: demo/index.html"
 	@echo "make test      every test that needs no GPU"
 	@echo "make check     lint, format, types, and who may import whom"
 	@echo "make kernels   compile the Triton kernels ahead of time into build/kernels/cubins (no GPU needed)"
+	@echo "make interop   our engines opened by Hugging Face's optimum and the other way round, in an environment of its own"
 	@echo "make gpu-test  test the kernels on this machine's GPU (GPU_PYTHON=python3 uses your own CUDA torch)"
 	@echo "make bench     time engines, loading, training and the kernels' references on this CPU"
 	@echo "make gpu-bench time the kernels on this machine's GPU"
@@ -39,7 +40,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(VENV)/bin/dive-fast demo --out demo
 
-test: $(STAMP)
+# Tests really build with TensorRT for RTX, which needs no GPU for it (250 MB); the demo does without.
+$(VENV)/rtx: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rtx]'
+	@touch $@
+
+test: $(VENV)/rtx
 	$(PY) -m pytest
 
 check: $(STAMP)
@@ -52,6 +58,22 @@ kernels: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[kernels]'
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B build/kernels -DDIVE_KERNELS_AOT=ON -DPython_EXECUTABLE=$(CURDIR)/$(PY)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/kernels
+
+# Optimum's pins clash with ours, hence a second environment.
+INTEROP := .venv-interop
+INTEROP_RUN := env HF_HUB_OFFLINE=1 $(INTEROP)/bin/python -W ignore
+
+$(INTEROP)/installed: tests/interop/requirements.txt
+	@$(PYTHON) -m venv $(INTEROP)
+	@echo '*' > $(INTEROP)/.gitignore
+	@echo "Installing into $(INTEROP) (1.3 GB, a minute or two)"
+	@$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+interop: $(STAMP) $(INTEROP)/installed
+	PYTHONPATH=.:kernels:export $(PY) tests/interop/check.py make build/interop
+	$(INTEROP_RUN) tests/interop/check.py optimum build/interop
+	PYTHONPATH=.:kernels:export $(PY) tests/interop/check.py open build/interop
 
 gpu-test: $(GPU_READY)
 	@$(GPU_RUN) -m dive_fast.cli doctor --need triton-kernels
@@ -68,4 +90,4 @@ gpu-bench: $(GPU_READY)
 	$(GPU_RUN) -m benchmarks.solver_step --device cuda
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(INTEROP) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,9 @@
-"""onnxruntime against eager torch on the pocket model: `python -m benchmarks.engines --out FILE` (part of make bench).
+"""onnxruntime, both UNet forms, against torch, eager and compiled, on the pocket model: `python -m benchmarks.engines --out
+FILE` (part of make bench, about 5 minutes).
 
-Both engines run the same fused model in the same process, calls interleaved, on random data; parity comes before speed.
-A figure is a median; the ratio is what counts on a CPU. The faster of the two is what the walk uses by default.
+All run the same fused model in the same process, calls interleaved, on random data; parity comes before speed. A figure is
+a median; the ratios are what counts on a CPU: eager torch's time by each other's, turn by turn. Compiled torch (inductor)
+is measured at the row count of the loop alone, as it compiles for each anew.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from dive_fast.engines import Engine, load_engine
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
 
-ROWS = (2, 8, 32, 64)
+ROWS = (2, 8, 32)
+EAGER, COMPILED, PLAIN, BANK = "torch", "torch.compile", "onnxruntime", "onnxruntime bank"
 IMAGES, STEPS, GUIDANCE = 16, 10, 2.0
 
 
@@ -51,46 +54,69 @@ def _interleaved(runs: dict[str, Any], repeats: int) -> dict[str, list[float]]:
 
 
 def _row(what: str, times: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians in milliseconds, and how many times as fast as eager torch each is: median, least and most of all turns."""
     middle = {name: statistics.median(values) for name, values in times.items()}
-    ratios = [t / o for t, o in zip(times["torch"], times["onnxruntime"], strict=True)]
-    row = {
+    ratios = {
+        name: [t / o for t, o in zip(times[EAGER], values, strict=True)]
+        for name, values in times.items()
+        if name != EAGER
+    }
+    print(
+        f"{what:<22}{EAGER} {middle[EAGER]:.1f} ms   "
+        + "   ".join(f"{name} {middle[name]:.1f} ms {statistics.median(r):.2f}x" for name, r in ratios.items()),
+        flush=True,
+    )
+    return {
         "what": what,
         **{f"{name} ms": round(value, 2) for name, value in middle.items()},
-        "torch / onnxruntime": round(statistics.median(ratios), 2),
-        "ratio range": [round(min(ratios), 2), round(max(ratios), 2)],
+        **{f"{EAGER} / {name}": round(statistics.median(r), 2) for name, r in ratios.items()},
+        "ratio ranges": {name: [round(min(r), 2), round(max(r), 2)] for name, r in ratios.items()},
     }
-    print(f"{what:<28}" + "".join(f"{name} {value:>9.1f} ms   " for name, value in middle.items())
-          + f"{row['torch / onnxruntime']:.2f}x", flush=True)  # fmt: skip
-    return row
 
 
-def measure(repeats: int) -> dict[str, Any]:
+def _engines(folder: Path, compiled: bool) -> dict[str, Engine]:
+    from dive_export import GraphOptions, export_engine
+    from dive_fast.engines.torch_engine import TorchEngine
+
+    fused = folder / "fused"
+    save_bundle(fuse(load_bundle("pocket"), load_adapter("pocket")), fused)
+    engines = {EAGER: load_engine(fused)}
+    for name, options in ((PLAIN, GraphOptions()), (BANK, GraphOptions(form="bank"))):
+        export_engine(fused, folder / name, rows_max=max(ROWS), check=False, options=options)
+        engines[name] = load_engine(folder / name)
+    if compiled:
+        engine = load_engine(fused)
+        assert isinstance(engine, TorchEngine)
+        engine._unet_module = torch.compile(engine._unet_module, dynamic=False)
+        engines[COMPILED] = engine
+    return engines
+
+
+def measure(repeats: int, compiled: bool) -> dict[str, Any]:
     """Parity, then UNet calls by rows, then the whole loop and the decoder, for the shipped model."""
-    from dive_export import export_engine
-
     with tempfile.TemporaryDirectory() as folder:
-        fused, exported = Path(folder) / "fused", Path(folder) / "engine"
-        save_bundle(fuse(load_bundle("pocket"), load_adapter("pocket")), fused)
-        export_engine(fused, exported, rows_max=max(ROWS))
-        engines = {"torch": load_engine(fused), "onnxruntime": load_engine(exported)}
-        people = [identity.pid for identity in engines["torch"].prompts.table.identities][:IMAGES]
+        engines = _engines(Path(folder), compiled)
+        people = [identity.pid for identity in engines[EAGER].prompts.table.identities][:IMAGES]
         keys = [(pid, "cam3") for pid in people]
         latents = {name: _latents(engine, keys) for name, engine in engines.items()}
         images = {name: engine.decode(latents[name]).int() for name, engine in engines.items()}
-        difference = int((images["torch"] - images["onnxruntime"]).abs().max())
+        difference = {name: int((images[EAGER] - other).abs().max()) for name, other in images.items() if name != EAGER}
         rows = []
         generator = torch.Generator().manual_seed(0)
         for count in ROWS:
-            x = torch.randn((count, *engines["torch"].latent_shape), generator=generator)
+            x = torch.randn((count // 2, *engines[EAGER].latent_shape), generator=generator)
             runs = {}
             for name, engine in engines.items():
-                embeddings, index = engine.prompts.encode(engine.encode_text, (keys * count)[:count])
+                if name == COMPILED and count != 2 * IMAGES:
+                    continue
+                embeddings, index = engine.prompts.encode(engine.encode_text, [None, *(keys * count)[: count // 2]])
                 conditioning = engine.condition(embeddings)
-                runs[name] = lambda e=engine, c=conditioning, i=index, x=x: e.eps(x, 500, c, i)
+                both = torch.cat([torch.zeros_like(index[1:]), index[1:]])  # as guidance asks: each image twice
+                runs[name] = lambda e=engine, c=conditioning, i=both, x=x: e.eps(x, 500, c, i)
             rows.append(_row(f"UNet call, {count} rows", _interleaved(runs, repeats)))
         loops = {name: (lambda e=engine: _latents(e, keys)) for name, engine in engines.items()}
         rows.append(_row(f"{IMAGES} images, {STEPS} steps", _interleaved(loops, max(3, repeats // 3))))
-        decoders = {name: (lambda e=engine, z=latents[name]: e.decode(z)) for name, engine in engines.items()}
+        decoders = {name: (lambda e=engines[name], z=latents[name]: e.decode(z)) for name in (EAGER, PLAIN)}
         rows.append(_row(f"decode {IMAGES} images", _interleaved(decoders, repeats)))
     return {"largest image difference, of 255": difference, "rows": rows}
 
@@ -110,6 +136,7 @@ def _commit() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     facts = {
@@ -119,7 +146,7 @@ def main() -> None:
         "commit": _commit(),
         "repeats": options.repeats,
     }
-    result = {**facts, **measure(options.repeats)}
+    result = {**facts, **measure(options.repeats, not options.no_compile)}
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=2) + "\n")

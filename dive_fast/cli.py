@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from dive_fast import __version__
-from dive_fast.commands import demo, foreign, machine, model, prepare, reid, report, synth, world
+from dive_fast.commands import demo, engine, foreign, machine, model, prepare, reid, report, synth, world
 from dive_fast.facts import PACKAGES
 from dive_fast.types import DiveError
 
@@ -96,7 +96,10 @@ app.command()(prepare.prepare)
 app.command()(model.personalize)
 app.command("import")(foreign.import_adapter)
 app.command()(model.fuse)
-app.command()(model.export)
+app.command()(engine.export)
+app.command()(engine.quantize)
+app.command()(engine.build)
+app.command()(engine.refit)
 app.command("export-adapter")(foreign.export_adapter)
 app.command()(synth.plan)
 app.command()(synth.synth)

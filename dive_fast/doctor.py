@@ -9,7 +9,10 @@ from typing import Literal
 from dive_fast.facts import PACKAGES, Facts
 
 GIB = 1 << 30
-Engine = Literal["torch-cpu", "torch-cuda", "onnxruntime-cpu", "onnxruntime-cuda", "triton-kernels"]
+Engine = Literal[
+    "torch-cpu", "torch-cuda", "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx",
+    "tensorrt-rtx-build", "triton-kernels",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def table(listed: Iterable[Row]) -> str:
             area = row.area
             lines.append(area)
         remedy = f"; {row.remedy}" if row.remedy else ""
-        lines.append(f"  {row.state:<7} {row.name:<18} {row.value}{remedy}")
+        lines.append(f"  {row.state:<7} {row.name:<21} {row.value}{remedy}")
     return "\n".join(lines)
 
 
@@ -91,15 +94,24 @@ def _engine_rows(facts: Facts) -> list[Row]:
     device = [*no_gpu, facts.torch_problem] if facts.torch_problem else no_gpu
     runtime = _why_not(facts, "onnxruntime"), _why_not(facts, "onnxruntime-gpu")
     onnx = [f"onnxruntime: {runtime[0]}"] if all(runtime) else []
-    provider = []
-    if "CUDAExecutionProvider" not in facts.providers:
-        provider.append("this onnxruntime has no CUDA provider, pip uninstall it and pip install 'dive-fast[gpu]'")
-    triton = [f"triton: {why}"] if (why := _why_not(facts, "triton")) else []
+    providers = {
+        name: []
+        if f"{name}ExecutionProvider" in facts.providers
+        else [f"this onnxruntime has no {name} provider, pip uninstall it and pip install 'dive-fast[gpu]'"]
+        for name in ("CUDA", "Tensorrt")
+    }
+    triton, tensorrt, rtx = (
+        [f"{name}: {why}"] if (why := _why_not(facts, name)) else [] for name in ("triton", "tensorrt", "tensorrt-rtx")
+    )
     reasons: dict[Engine, list[str]] = {
         "torch-cpu": torch,
         "torch-cuda": [*torch, *device],
         "onnxruntime-cpu": onnx,
-        "onnxruntime-cuda": [*onnx, *no_gpu, *provider],
+        "onnxruntime-cuda": [*onnx, *no_gpu, *providers["CUDA"]],
+        "onnxruntime-tensorrt": [*onnx, *no_gpu, *providers["Tensorrt"]],
+        "tensorrt": [*tensorrt, *torch, *device],
+        "tensorrt-rtx": [*rtx, *torch, *device],
+        "tensorrt-rtx-build": rtx,
         "triton-kernels": [*triton, *device],
     }
     return [

@@ -47,8 +47,8 @@ PACKAGES = {
     "triton": Wanted("triton", "gpu"),
     "cuda-python": Wanted("cuda.bindings.driver", "gpu"),
     "matplotlib": Wanted("matplotlib", "report"),
-    "tensorrt": Wanted("tensorrt", "trt", used=False),
-    "tensorrt-rtx": Wanted("tensorrt_rtx", "rtx", used=False),
+    "tensorrt": Wanted("tensorrt", "trt"),
+    "tensorrt-rtx": Wanted("tensorrt_rtx", "rtx"),
     "ray": Wanted("ray", "ray", used=False),
 }
 

@@ -32,7 +32,7 @@ GPU = replace(
     driver="13.0",
     gpu_problem=None,
     torch_problem=None,
-    providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+    providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 )
 
 
@@ -50,6 +50,10 @@ def test_a_cpu_machine() -> None:
         "torch-cuda": "no",
         "onnxruntime-cpu": "ok",
         "onnxruntime-cuda": "no",
+        "onnxruntime-tensorrt": "no",
+        "tensorrt": "no",
+        "tensorrt-rtx": "no",
+        "tensorrt-rtx-build": "no",
         "triton-kernels": "no",
     }
     assert by_name(CPU)["torch-cuda"].value == f"no GPU (see machine); {CPU.torch_problem}"
@@ -94,6 +98,14 @@ def test_a_gpu_runtime_without_its_provider() -> None:
     found = by_name(replace(GPU, providers=("CPUExecutionProvider",)))
     assert found["onnxruntime-cpu"].state == "ok"
     assert "has no CUDA provider" in found["onnxruntime-cuda"].value
+    assert "has no Tensorrt provider" in found["onnxruntime-tensorrt"].value
+
+
+def test_rtx_builds_without_a_gpu_and_runs_with_one_only() -> None:
+    found = by_name(replace(CPU, packages={**CPU.packages, "tensorrt-rtx": Package("1.7")}))
+    assert found["tensorrt-rtx-build"].state == "ok"
+    assert found["tensorrt-rtx"].state == "no" and "no GPU" in found["tensorrt-rtx"].value
+    assert "pip install 'dive-fast[trt]'" in found["tensorrt"].value
 
 
 def test_absent_assets() -> None:
@@ -111,7 +123,7 @@ def test_the_table_has_every_row_under_its_heading() -> None:
         "assets",
     ]
     assert len(text.splitlines()) == len(rows(CPU)) + 4
-    assert "  no      ray                not installed; pip install 'dive-fast[ray]'" in text
+    assert "  no      ray                   not installed; pip install 'dive-fast[ray]'" in text
 
 
 def test_an_import_error_becomes_a_fact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

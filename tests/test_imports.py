@@ -38,7 +38,8 @@ RULES: dict[str, Rule] = {
     "dive_fast.models": Rule((*BASICS, "dive_kernels")),
     "dive_fast.sampling": Rule(("dive_fast.types",), ("torch",)),
     "dive_fast.train": Rule((*BASICS, "dive_fast.data", "dive_fast.models", "dive_fast.sampling")),
-    "dive_fast.engines": Rule((*BASICS, "dive_fast.models.prompts")),
+    "dive_fast.trt": Rule(("dive_fast.types",), ()),
+    "dive_fast.engines": Rule((*BASICS, "dive_fast.models.prompts", "dive_fast.trt")),
     "dive_fast.engines.torch_engine": Rule((*BASICS, "dive_fast.engines", "dive_fast.models", "dive_kernels")),
     "dive_fast.engines.load": Rule((*BASICS, "dive_fast.engines", "dive_fast.models")),  # opens what torch_engine runs
     "dive_fast.synth": Rule(
@@ -58,7 +59,19 @@ RULES: dict[str, Rule] = {
     "dive_fast.study": Rule(("dive_fast",)),
     "dive_fast.demo": Rule(("dive_fast",)),
     "dive_kernels": Rule((), ("torch", "triton")),
-    "dive_export": Rule((*BASICS, "dive_fast.models", "dive_kernels")),
+    # Beside the model: the folder's checks and the stepwise run of a graph that engines have, and sampling for calibration.
+    "dive_export": Rule(
+        (
+            *BASICS,
+            "dive_fast.models",
+            "dive_fast.sampling",
+            "dive_fast.trt",
+            "dive_kernels",
+            "dive_fast.engines.onnx_engine",
+            "dive_fast.engines.onnx_session",
+            "dive_fast.engines.slices",
+        )
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""`dive-fast personalize`, `fuse` and `export`: from photos to an adapter, a fused model and an engine."""
+"""`dive-fast personalize` and `fuse`: from photos to an adapter and a fused model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from dive_fast.commands.common import (
     PairedLayout,
     Tokenizer,
     finish,
-    image_size,
     names,
     read_paired,
     read_photos,
@@ -315,26 +314,5 @@ def fuse(
     finish(
         f"fused model {out}: {people:,} identities, fingerprint {fused.fingerprint[:12]}",
         {"model": out, "identities": people, "fingerprint": fused.fingerprint},
-        json,
-    )
-
-
-def export(
-    model: Annotated[Path, typer.Option(help="Fused model folder, from dive-fast fuse.")],
-    out: Annotated[Path, typer.Option(help="Engine folder to write.")],
-    rows_max: Annotated[int, typer.Option(min=1, help="Most UNet rows a call; guidance takes two an image.")] = 64,
-    size: Annotated[str | None, typer.Option(help="Image size HEIGHTxWIDTH; by default the model's own.")] = None,
-    check: Annotated[bool, typer.Option(help="Measure each part against torch and refuse what is over budget.")] = True,
-    json: Json = False,
-) -> None:
-    """Export a fused model to an engine folder: ONNX opset 23 for onnxruntime."""
-    from dive_export.artifact import export_engine
-    from dive_fast.types import to_dict
-
-    spec = export_engine(model, out, rows_max, check, size=image_size(size))
-    profile = spec.profile
-    finish(
-        f"engine {out}: {spec.backend} {spec.precision}, {profile.height}x{profile.width}, up to {profile.rows_max} rows",
-        {"engine": out, **to_dict(spec)},
         json,
     )

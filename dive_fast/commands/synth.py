@@ -150,15 +150,26 @@ def _rgb_cameras(mode: PairMode, table: PromptTable) -> list[str]:
 
 def synth(
     plan: Annotated[Path, typer.Option(help="Plan file, from dive-fast plan.")],
-    engine: Annotated[Path, typer.Option(help="Engine folder (onnxruntime) or fused model folder (torch).")],
+    engine: Annotated[Path, typer.Option(help="Engine folder (onnxruntime, TensorRT) or fused model folder (torch).")],
     out: Annotated[Path, typer.Option(help="Dataset folder to write: a SYSU-MM01 tree with a manifest.")],
-    backend: Annotated[Literal["auto", "onnxruntime", "torch"], typer.Option(help="What runs the networks.")] = "auto",
+    backend: Annotated[
+        Literal["auto", "onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx", "torch"],
+        typer.Option(help="What runs the networks; auto: what the folder was made for."),
+    ] = "auto",
     device: Device = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "fp16", "bf16"], typer.Option(help="Of torch; an engine folder has its own.")
     ] = "auto",
     rows: Annotated[int, typer.Option(min=1, help="UNet rows a call; guidance takes two an image.")] = 32,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default the backend's choice.")] = None,
+    guard: Annotated[
+        bool,
+        typer.Option("--guard", help="Look at what every network answers; name the first layer that is not finite."),
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="onnxruntime-tensorrt: folder for what TensorRT builds; by default in the user's cache."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make every pair of a plan; rerun to resume."""
@@ -168,7 +179,7 @@ def synth(
 
     wanted = load_plan(plan)
     size = wanted.height, wanted.width
-    opened = load_engine(engine, backend, device, threads, precision=precision, size=size)
+    opened = load_engine(engine, backend, device, threads, precision=precision, size=size, guard=guard, cache=cache)
     say(opened.describe())
     summary = synthesize(wanted, opened, out, rows)
     finish(

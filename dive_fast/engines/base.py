@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dive_fast.models.prompts import PromptBank
 
 TEXT_ROWS = 64  # prompts encoded per call; a bank may hold thousands
+ROWS_MAX = 1024  # of an engine whose networks name no limit: memory is the real one, and it is not known here
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,9 @@ class EngineBase:
 
     `_unet(latents [B, ...], timestep, bank, prompt_index [R])` answers for R = k x B rows, as `Engine.eps`; what it is
     given has been checked, and stands on `device` but for `prompt_index`, which stays where the caller has it.
+
+    With `guard` every network's answer is looked at, which makes a GPU wait for it: a number that is not finite raises
+    `DiveError` with network, timestep and rows, and with the layer, where a backend's `_first_bad_layer` finds it.
     """
 
     spec: EngineSpec
@@ -126,6 +130,7 @@ class EngineBase:
     geometry: Geometry
     runs_on: str
     chosen: str
+    guard: bool = False
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -134,7 +139,7 @@ class EngineBase:
     def encode_text(self, token_ids: Tensor) -> Tensor:
         if token_ids.ndim != 2 or not len(token_ids):
             raise InputError(f"text encoder: token ids must be [P, L] with P >= 1, got {list(token_ids.shape)}")
-        return torch.cat([self._text(rows).cpu() for rows in torch.split(token_ids, TEXT_ROWS)])
+        return torch.cat([self._guarded("text_encoder", self._text(part)).cpu() for part in self.by_prompts(token_ids)])
 
     def condition(self, embeddings: Tensor) -> Conditioning:
         return Conditioning(embeddings.to(self.device, torch.float32))
@@ -150,13 +155,18 @@ class EngineBase:
         self._check_rows(len(prompt_index), "UNet")
         if int(prompt_index.min()) < 0 or int(prompt_index.max()) >= len(bank):
             raise InputError(f"UNet: prompt_index reaches outside the bank of {len(bank)} prompts")
-        return self._unet(latents.to(self.device), timestep, bank, prompt_index).to(latents.device)
+        out = self._unet(latents.to(self.device), timestep, bank, prompt_index)
+        return self._guarded("unet", out, latents, f" at timestep {timestep}").to(latents.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         self._check_latents(latents, "VAE decoder")
         images = self._decoder(latents.to(self.device) / self.geometry.scaling_factor)
+        images = self._guarded("vae_decoder", images, latents)
         if not bool(images.isfinite().all()):
-            raise DiveError("VAE decoder: the images are not finite; use precision fp32 or bf16")
+            raise DiveError(
+                "VAE decoder: the images are not finite; open the engine with the guard, load_engine(..., guard=True), "
+                "which names the network, step and layer where that begins, or use precision fp32 or bf16"
+            )
         pixels = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B, H, W, 3], rounded as diffusers does
         return (pixels * 255).round().to(torch.uint8).cpu()
 
@@ -169,7 +179,8 @@ class EngineBase:
             )
         self._check_rows(len(images), "VAE encoder")
         pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 255 * 2 - 1
-        return (self._encoder(pixels) * self.geometry.scaling_factor).to(images.device)
+        mean = self._guarded("vae_encoder", self._encoder(pixels))
+        return (mean * self.geometry.scaling_factor).to(images.device)
 
     def unsupported(self, request: Request) -> list[str]:
         reasons = _row_limits(request.rows, self.spec.profile) + self.geometry.misfits(request.height, request.width)
@@ -197,6 +208,25 @@ class EngineBase:
         if reasons:
             raise InputError(f"{network}: {'; '.join(reasons)}; call with fewer rows at a time")
 
+    def by_prompts(self, prompts: Tensor) -> Sequence[Tensor]:
+        """[P, ...] in as many rows as one call takes."""
+        return torch.split(prompts, min(TEXT_ROWS, self.spec.profile.rows_max))
+
+    def _guarded(self, network: str, answer: Tensor, given: Tensor | None = None, when: str = "") -> Tensor:
+        """`answer` [rows, ...] as it is; with `guard`, `DiveError` when it, or what the caller `given`, is not finite."""
+        bad = _rows_not_finite(answer) if self.guard else []
+        if not bad:
+            return answer
+        if given is not None and _rows_not_finite(given):
+            raise DiveError(f"{network}{when}: it was given latents that are not finite; look at what made them")
+        numbers = f"{', '.join(map(str, bad[:4]))}{', ...' if len(bad) > 4 else ''}"
+        remedy = self._first_bad_layer(network) or f"{self.spec.precision} may be too narrow, use fp32 or bf16"
+        raise DiveError(f"{network}{when}: not finite in {len(bad)} of {len(answer)} rows ({numbers}); {remedy}")
+
+    def _first_bad_layer(self, network: str) -> str | None:
+        """Which layer of `network` was the first to go bad in its last call, in words with a remedy; None: not known."""
+        return None
+
     def _text(self, token_ids: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -213,7 +243,17 @@ class EngineBase:
 def by_row(latents: Tensor, bank: Tensor, prompt_index: Tensor) -> tuple[Tensor, Tensor]:
     """Latents [B, ...] and a bank [P, ...] as R rows each, for a UNet that wants both in full."""
     rows = torch.arange(len(prompt_index), device=latents.device) % len(latents)
-    return latents.index_select(0, rows), bank.index_select(0, prompt_index.to(bank.device))
+    return latents.index_select(0, rows), bank.index_select(0, on_device(prompt_index, bank.device))
+
+
+def on_device(index: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host's on `device`, without waiting: CUDA has read pageable memory when the call returns."""
+    return index.to(device, non_blocking=device.type == "cuda")
+
+
+def _rows_not_finite(tensor: Tensor) -> list[int]:
+    finite = tensor.isfinite().flatten(1).all(1)
+    return torch.nonzero(~finite).flatten().tolist()
 
 
 def _row_limits(rows: int, profile: Profile) -> list[str]:

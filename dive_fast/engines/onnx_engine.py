@@ -1,22 +1,25 @@
-"""An exported engine folder run by onnxruntime. The folder is untrusted: it is checked before a session opens."""
+"""An engine folder run by onnxruntime. The folder is untrusted: it is checked before a session opens."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dive_fast.engines.base import EngineBase, Geometry, by_row
+from dive_fast.engines.base import Conditioning, EngineBase, Geometry, by_row, on_device
+from dive_fast.engines.onnx_session import PROVIDERS, Network, Place
 from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
 from dive_fast.models.prompts import PromptBank, PromptTable
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, from_dict, to_dict
 
 PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-FOLDERS = (*PARTS, "tokenizer", "scheduler")
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-AGAIN = "export the engine again"
+FOLDERS = (*PARTS, "prompt_bank", "tokenizer", "scheduler")
+AGAIN = "make the engine again"
 
 
 def read_spec(folder: Path) -> EngineSpec:
@@ -60,9 +63,14 @@ def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def parts(spec: EngineSpec) -> tuple[str, ...]:
+    """The networks of an engine of this form."""
+    return (*PARTS, "prompt_bank") if spec.form == "bank" else PARTS
+
+
 def check_files(folder: Path, spec: EngineSpec) -> None:
     """Raises `InputError` unless the recorded files are inside the folder, present, unchanged, and all that is read."""
-    missing = [part for part in PARTS if spec.files.get(part) not in spec.sha256]
+    missing = [part for part in parts(spec) if spec.files.get(part) not in spec.sha256]
     if missing:
         raise InputError(f"engine {folder}: engine.json names no file with a hash for {', '.join(missing)}; {AGAIN}")
     read = [path for name in FOLDERS for path in sorted((folder / name).rglob("[!.]*")) if path.is_file()]
@@ -80,80 +88,169 @@ def check_files(folder: Path, spec: EngineSpec) -> None:
             raise InputError(f"engine {folder}: {name} differs from its hash in engine.json; copy it again, or {AGAIN}")
 
 
+@dataclass(frozen=True)
+class EngineFiles:
+    """All of an engine but its networks, read and checked. `remedy` ends a sentence about what is wrong with it."""
+
+    folder: Path
+    spec: EngineSpec
+    prompts: PromptBank
+    scheduler_config: dict[str, Any]
+    geometry: Geometry
+    text_width: int
+    fingerprint: str
+    remedy: str = AGAIN
+
+    def resized(self, size: tuple[int, int] | None) -> EngineFiles:
+        """For images of `size` (height, width); `InputError` when it does not pass through the UNet's levels."""
+        if size is None:
+            return self
+        misfits = self.geometry.misfits(*size)
+        if misfits or min(size) < 1:
+            raise InputError(f"engine {self.folder}: {'; '.join(misfits) or 'a size is > 0'}; choose another size")
+        profile = replace(self.spec.profile, height=size[0], width=size[1])
+        return replace(self, spec=replace(self.spec, profile=profile))
+
+
+def read_engine(folder: Path, spec: EngineSpec) -> EngineFiles:
+    """The folder that `dive-fast export` wrote, whose `engine.json` is `spec`; not whole -> `InputError`."""
+    check_files(folder, spec)
+    return read_facts(folder, spec, PromptTable.read(folder / "prompts.json"), AGAIN)
+
+
+def read_facts(folder: Path, spec: EngineSpec, table: PromptTable, remedy: str) -> EngineFiles:
+    """What stands beside the graphs: configs, vocabulary and noise schedule."""
+    unet, vae = (read_json(folder / part / "config.json", "engine") for part in ("unet", "vae_decoder"))
+    geometry = Geometry.from_configs(unet, vae, f"engine {folder}")
+    width = unet.get("cross_attention_dim")
+    if type(width) is not int:
+        raise InputError(f"engine {folder}: the UNet's cross_attention_dim is {width!r}, not one number; {remedy}")
+    return EngineFiles(
+        folder=folder,
+        spec=spec,
+        prompts=PromptBank(folder / "tokenizer", table),
+        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json", "engine"),
+        geometry=geometry,
+        text_width=width,
+        fingerprint=sha256_bytes(canonical_json(to_dict(spec)).encode()),
+        remedy=remedy,
+    )
+
+
+def signatures(spec: EngineSpec) -> dict[str, tuple[tuple[str, ...], str]]:
+    """The inputs that each graph reads, and the output that is asked of it, by part."""
+    hidden = "encoder_hidden_states"
+    by_image = ("image_index",) if "shared_prefix" in spec.removed else ()
+    prompts = (hidden,) if spec.form == "plain" else ("kv_bank", "prompt_index", *by_image)
+    bank = {} if spec.form == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
+    return {
+        "text_encoder": (("input_ids",), "last_hidden_state"),
+        "unet": (("sample", "timestep", *prompts), "out_sample"),
+        "vae_decoder": (("latent_sample",), "sample"),
+        "vae_encoder": (("sample",), "latent_parameters"),
+        **bank,
+    }
+
+
+def open_networks(files: EngineFiles, where: Place, threads: int | None) -> dict[str, Network]:
+    """The graphs on `where`; `threads` limits one operator's CPU threads, by default to torch's own number."""
+    count = threads or torch.get_num_threads()
+    return {part: Network.open(files.folder / files.spec.files[part], where, count) for part in parts(files.spec)}
+
+
 class OnnxEngine(EngineBase):
-    """Float32 graphs with static image size and free rows. Tensors cross to numpy without a copy on a CPU."""
+    """Graphs with free rows, of either UNet form and any precision, on one provider; tensors stay on its device."""
 
-    def __init__(self, folder: Path, spec: EngineSpec, provider: str, threads: int | None, chosen: str) -> None:
-        """`provider` is "cpu" or "cuda"; `threads` limits one operator's threads, by default to torch's own number.
-
-        Raises `InputError` for a folder that is not whole, `DiveError` when the provider does not come up.
-        """
-        check_files(folder, spec)
-        unet, vae = (read_json(folder / part / "config.json", "engine") for part in ("unet", "vae_decoder"))
+    def __init__(self, files: EngineFiles, networks: Mapping[str, Network], chosen: str, guard: bool = False) -> None:
+        """Raises `InputError` when the graphs are not those that `files` tells of."""
+        where = networks["unet"].place
         super().__init__(
-            spec=spec,
-            prompts=PromptBank(folder / "tokenizer", PromptTable.read(folder / "prompts.json")),
-            scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json", "engine"),
-            device=torch.device("cpu"),  # where tensors are handed over, whichever provider computes
-            fingerprint=sha256_bytes(canonical_json(to_dict(spec)).encode()),
-            geometry=Geometry.from_configs(unet, vae, f"engine {folder}"),
-            runs_on=PROVIDERS[provider],
+            spec=files.spec,
+            prompts=files.prompts,
+            scheduler_config=files.scheduler_config,
+            device=where.device,
+            fingerprint=files.fingerprint,
+            geometry=files.geometry,
+            runs_on=PROVIDERS[where.kind],
             chosen=chosen,
+            guard=guard,
         )
-        self._sessions = {
-            part: open_session(folder / spec.files[part], PROVIDERS[provider], threads or torch.get_num_threads())
-            for part in PARTS
-        }
-        self._check_shapes(folder)
+        self._networks = networks
+        self._text_width = files.text_width
+        self._last: dict[str, dict[str, Tensor]] = {}  # what each network was given last, kept for the guard alone
+        self._check_graphs(files)
 
-    def _check_shapes(self, folder: Path) -> None:
-        """The graphs' sizes are fixed; engine.json and the configs must tell the same ones."""
-        image = (3, self.spec.profile.height, self.spec.profile.width)
-        for part, sizes in (("unet", self.latent_shape), ("vae_decoder", self.latent_shape), ("vae_encoder", image)):
-            found = tuple(self._sessions[part].get_inputs()[0].shape[1:])
-            if found != sizes:
-                raise InputError(f"engine {folder}: {part} takes rows of {found}, engine.json says {sizes}; {AGAIN}")
+    def _check_graphs(self, files: EngineFiles) -> None:
+        """Names as form and savings want them; sizes, where a graph fixes them, as the profile has them."""
+        image, latent = (3, self.spec.profile.height, self.spec.profile.width), self.latent_shape
+        sizes = {"unet": ("sample", latent), "vae_decoder": ("latent_sample", latent), "vae_encoder": ("sample", image)}
+        for part, (inputs, output) in signatures(self.spec).items():
+            network = self._networks[part]
+            network.require(inputs, output, files.remedy)
+            name, wanted = sizes.get(part, (inputs[0], ()))
+            rows, *found = network.inputs[name].dimensions
+            if isinstance(rows, int) and rows != self.spec.profile.rows_max:
+                raise InputError(f"{network.path} takes {rows} rows and no other number; {files.remedy}")
+            if any(isinstance(f, int) and f != w for f, w in zip_longest(found, wanted or found, fillvalue=0)):
+                raise InputError(
+                    f"engine {files.folder}: {part} takes rows of {tuple(found)}, where {wanted} is needed; {files.remedy}"
+                )
+
+    def condition(self, embeddings: Tensor) -> Conditioning:
+        if self.spec.form == "plain":
+            return Conditioning(
+                embeddings.to(self.device, self._networks["unet"].inputs["encoder_hidden_states"].dtype)
+            )
+        columns = self._networks["prompt_bank"].outputs["kv_bank"].dimensions[-1]
+        if not isinstance(columns, int):
+            raise InputError(f"{self._networks['prompt_bank'].path} leaves the last dimension of kv_bank open; {AGAIN}")
+        banks = []
+        for part in self.by_prompts(embeddings):
+            shape = (len(part), 2, part.shape[1], columns)
+            bank = self._run("prompt_bank", "kv_bank", shape, encoder_hidden_states=part)
+            banks.append(self._guarded("prompt_bank", bank, part))
+        return Conditioning(torch.cat(banks))
 
     def _text(self, token_ids: Tensor) -> Tensor:
-        return self._run("text_encoder", input_ids=token_ids)
+        shape = (*token_ids.shape, self._text_width)
+        return self._run("text_encoder", "last_hidden_state", shape, input_ids=token_ids).float()
 
     def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
-        sample, hidden = by_row(latents.float(), bank, prompt_index)
-        steps = torch.tensor([timestep], dtype=torch.int64)
-        return self._run("unet", sample=sample, timestep=steps, encoder_hidden_states=hidden)
+        network, rows = self._networks["unet"], len(prompt_index)
+        steps = torch.full([1] * len(network.inputs["timestep"].dimensions), timestep, device=self.device)
+        if self.spec.form == "plain":
+            sample, hidden = by_row(latents, bank, prompt_index)
+            given = {"sample": sample, "encoder_hidden_states": hidden}
+        else:
+            image = torch.arange(rows, device=self.device) % len(latents)
+            shared = "shared_prefix" in self.spec.removed
+            given = {"sample": latents if shared else latents.index_select(0, image), "kv_bank": bank}
+            given |= {"prompt_index": on_device(prompt_index, self.device)} | ({"image_index": image} if shared else {})
+        return self._run("unet", "out_sample", (rows, *self.latent_shape), timestep=steps, **given).float()
 
     def _decoder(self, latents: Tensor) -> Tensor:
-        return self._run("vae_decoder", latent_sample=latents.float())
+        shape = (len(latents), 3, self.spec.profile.height, self.spec.profile.width)
+        return self._run("vae_decoder", "sample", shape, latent_sample=latents).float()
 
     def _encoder(self, pixels: Tensor) -> Tensor:
-        return self._run("vae_encoder", sample=pixels)[:, : self.geometry.channels]  # the rest is the log variance
-
-    def _run(self, part: str, **inputs: Tensor) -> Tensor:
-        arrays = {name: tensor.detach().contiguous().numpy() for name, tensor in inputs.items()}
-        try:
-            return torch.from_numpy(self._sessions[part].run(None, arrays)[0])
-        except Exception as error:  # onnxruntime's own exceptions share no base class but this
-            raise DiveError(f"engine part {part} failed in onnxruntime: {_brief(error)}") from error
-
-
-def open_session(path: Path, provider: str, threads: int) -> Any:
-    """An onnxruntime session that really runs on `provider`; `DiveError` when it does not, `InputError` when broken."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    except Exception as error:  # as above; the graph passed its hash, so it was written broken
-        raise InputError(f"{path} is not a graph that onnxruntime can open ({_brief(error)}); {AGAIN}") from error
-    # onnxruntime takes a provider that fails to load (a missing CUDA library, say) for the CPU's with a mere warning.
-    if session.get_providers()[0] != provider:
-        raise DiveError(
-            f"onnxruntime did not bring up {provider} and offers {session.get_providers()[0]}; "
-            "install the libraries it asks for, or choose device 'cpu'"
+        channels, height, width = self.latent_shape
+        parameters = self._run(
+            "vae_encoder", "latent_parameters", (len(pixels), 2 * channels, height, width), sample=pixels
         )
-    return session
+        return parameters[:, :channels].float()  # the rest is the log variance
 
+    def _run(self, part: str, output: str, shape: Sequence[int], **inputs: Tensor) -> Tensor:
+        if self.guard:
+            self._last[part] = inputs
+        return self._networks[part].run(output, shape, **inputs)
 
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    def _first_bad_layer(self, network: str) -> str | None:
+        from dive_fast.engines.blame import first_bad_layer
+
+        inputs = self._last[network].items()
+        arrays = {name: (x.float() if x.is_floating_point() else x).cpu().numpy() for name, x in inputs}
+        try:
+            layer = first_bad_layer(self._networks[network].path, arrays)
+        except DiveError as error:  # that it cannot be told is no reason to hide that the answer is bad
+            return str(error)
+        return None if layer is None else layer.sentence()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dive_fast.engines.base import Conditioning, EngineBase, Geometry, by_row
+from dive_fast.engines.base import ROWS_MAX, Conditioning, EngineBase, Geometry, by_row
 from dive_fast.io import canonical_json, sha256_bytes
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptTable
 from dive_fast.types import EngineSpec, InputError, Profile
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-ROWS_MAX = 1024  # memory is the real limit, and it is not known here
 
 
 class TorchEngine(EngineBase):
@@ -29,6 +29,7 @@ class TorchEngine(EngineBase):
         precision: str = "fp32",
         size: tuple[int, int] | None = None,
         chosen: str = "asked for",
+        guard: bool = False,
     ) -> None:
         """`size` is (height, width) in pixels, by default the UNet's own. Raises `InputError` when it does not fit."""
         geometry = Geometry.from_configs(bundle.unet.config, bundle.vae.config, "model")
@@ -56,8 +57,10 @@ class TorchEngine(EngineBase):
             geometry=geometry,
             runs_on=str(device) if spec.gpu is None else f"{device} ({spec.gpu})",
             chosen=chosen,
+            guard=guard,
         )
         self.dtype = DTYPES[precision]
+        self._last: dict[str, Callable[[], Tensor]] = {}  # the last call of each network, kept for the guard alone
         self._text_encoder, self._unet_module, self._vae = (
             _placed(module, device, self.dtype) for module in (bundle.text_encoder, bundle.unet, bundle.vae)
         )
@@ -65,29 +68,54 @@ class TorchEngine(EngineBase):
     def condition(self, embeddings: Tensor) -> Conditioning:
         return Conditioning(embeddings.to(self.device, self.dtype))
 
-    @torch.inference_mode()
     def _text(self, token_ids: Tensor) -> Tensor:
-        hidden: Tensor = self._text_encoder(token_ids.to(self.device), return_dict=True).last_hidden_state
-        return hidden.float()
+        ids = token_ids.to(self.device)
+        return self._run("text_encoder", lambda: self._text_encoder(ids, return_dict=True).last_hidden_state)
 
-    @torch.inference_mode()
     def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
         sample, hidden = by_row(latents.to(self.dtype), bank, prompt_index)
         if self.device.type == "cuda":
             sample = sample.contiguous(memory_format=torch.channels_last)
         steps = torch.full((1,), timestep, dtype=torch.int64, device=self.device)
-        noise: Tensor = self._unet_module(sample, steps, hidden, return_dict=False)[0]
-        return noise.float()
+        return self._run("unet", lambda: self._unet_module(sample, steps, hidden, return_dict=False)[0])
 
-    @torch.inference_mode()
     def _decoder(self, latents: Tensor) -> Tensor:
-        images: Tensor = self._vae.decode(latents.to(self.dtype), return_dict=False)[0]
-        return images.float()
+        given = latents.to(self.dtype)
+        return self._run("vae_decoder", lambda: self._vae.decode(given, return_dict=False)[0])
+
+    def _encoder(self, pixels: Tensor) -> Tensor:
+        given = pixels.to(self.dtype)
+        return self._run("vae_encoder", lambda: self._vae.encode(given).latent_dist.mean)
 
     @torch.inference_mode()
-    def _encoder(self, pixels: Tensor) -> Tensor:
-        mean: Tensor = self._vae.encode(pixels.to(self.dtype)).latent_dist.mean
-        return mean.float()
+    def _run(self, network: str, call: Callable[[], Tensor]) -> Tensor:
+        if self.guard:
+            self._last[network] = call
+        return call().float()
+
+    @torch.inference_mode()
+    def _first_bad_layer(self, network: str) -> str | None:
+        """By running the last call again with an eye on every layer."""
+        module = {"text_encoder": self._text_encoder, "unet": self._unet_module}.get(network, self._vae)
+        found: list[str] = []
+
+        def look(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+            def hook(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
+                if not found and isinstance(answer, Tensor) and not bool(answer.isfinite().all()):
+                    before = all(bool(x.isfinite().all()) for x in given if isinstance(x, Tensor))
+                    where = "is" if before else "is, with what it was given,"
+                    found.append(f"{name} ({type(layer).__name__}) {where} the first that is not finite")
+
+            return hook
+
+        leaves = [(name, layer) for name, layer in module.named_modules() if not any(layer.children())]
+        hooks = [layer.register_forward_hook(look(name)) for name, layer in leaves]
+        try:
+            self._last[network]()
+        finally:
+            for handle in hooks:
+                handle.remove()
+        return f"{found[0]}; use precision fp32 or bf16, or look at its weights" if found else None
 
 
 def _placed(module: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -1,5 +1,6 @@
 """Fused model -> engine folder, file to file. Nothing in `dive_fast` imports this but the command line."""
 
 from dive_export.artifact import export_engine
+from dive_export.options import SAVINGS, GraphOptions
 
-__all__ = ["export_engine"]
+__all__ = ["SAVINGS", "GraphOptions", "export_engine"]

@@ -6,15 +6,17 @@ import importlib.util
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dive_export.forms import cross_attentions
 from dive_export.graphs import Graph, graphs
 from dive_export.onnx import OPSET, export_graph, measure_parity
+from dive_export.options import GraphOptions
+from dive_export.resources import Resources
 from dive_fast.io import clear_disk_errors, read_json, sha256_file, write_json
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
 
 Progress = Callable[[str], None]
-REPORTS = ("engine.json", "parity.json")  # files of the folder that do not change what the engine makes
+# Files of the folder that do not change what the engine makes.
+REPORTS = ("engine.json", "export.json", "parity.json", "blocks.json", "fp8.json")
 
 
 def say(line: str) -> None:
@@ -37,17 +40,21 @@ def export_engine(
     check: bool = True,
     *,
     size: tuple[int, int] | None = None,
+    options: GraphOptions | None = None,
     progress: Progress = say,
 ) -> EngineSpec:
-    """Exports a fused model folder to an engine folder: ONNX opset 23, float32, for onnxruntime.
+    """Exports a fused model folder to an engine folder: ONNX opset 23, for onnxruntime.
 
-    `size` is (height, width) in pixels, by default the model's own; rows are free from 1 to `rows_max`. With `check`
-    each part is measured against torch and the result kept in `parity.json`. `engine.json` is written last: until then
-    nothing stands at `out`. An `out` that holds this very engine is left as it is; any other content raises
-    `InputError`, as does a model that is not fused. Raises `DiveError` for a missing package or a part over its budget.
+    `size` is (height, width) in pixels, by default the model's own; rows are free from 1 to `rows_max`. `options` choose
+    the UNet's form, the precision and the savings (by default plain, fp32 and all that fit). With `check` each part is
+    measured against torch and the result kept in `parity.json`; time and memory of each part are in `export.json`.
+    `engine.json` is written last: until then nothing stands at `out`. An `out` that holds this very engine is left as it
+    is; any other content raises `InputError`, as does a model that is not fused or not of the build that a saving needs.
+    Raises `DiveError` for a missing package, a part over its budget or a disk that cannot be written.
     """
     from dive_fast.models import load_bundle
 
+    options = options or GraphOptions()
     fused, out = Path(fused), Path(out)
     if rows_max < 1:
         raise InputError(f"export: rows_max must be at least 1, got {rows_max}")
@@ -55,16 +62,18 @@ def export_engine(
     bundle = load_bundle(fused)
     if bundle.prompts is None:
         raise InputError(f"export: {fused} has no prompts.json; fuse an adapter into the base first (dive-fast fuse)")
-    parts, (height, width) = graphs(bundle, size, rows_max)
-    spec = _planned_spec(bundle, parts, Profile(1, min(32, rows_max), rows_max, height, width))
+    parts, (height, width) = graphs(bundle, size, rows_max, options)
+    spec = _planned_spec(bundle, parts, Profile(1, min(32, rows_max), rows_max, height, width), options)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _finished(out, spec, parts if check else [], progress)
-    with clear_disk_errors(out), _staging(out) as folder:
+    with clear_disk_errors(out), staging(out) as folder:
+        report = {}
         for number, graph in enumerate(parts, start=1):
-            _export_part(graph, folder / spec.files[graph.part], rows_max, f"{number} of {len(parts)}", progress)
+            report[graph.part] = _export_part(graph, folder, spec, f"{number} of {len(parts)}", progress)
+        write_json(folder / "export.json", report)
         if check:
             _write_parity(parts, folder, spec, progress)
-        _copy_facts(bundle, fused, folder)
+        _copy_facts(bundle, fused, folder, spec.files)
         spec = replace(spec, sha256={name: sha256_file(folder / name) for name in _engine_files(folder)})
         write_json(folder / "engine.json", to_dict(spec))
     progress(f"engine {out} is finished: {height}x{width}, up to {rows_max} rows")
@@ -78,7 +87,7 @@ def _check_packages(check: bool) -> None:
         raise DiveError(f"export needs {', '.join(missing)}: pip install 'dive-fast[export,cpu]'")
 
 
-def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile) -> EngineSpec:
+def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile, options: GraphOptions) -> EngineSpec:
     """The spec but for the files' hashes, which exist only after the export."""
     import diffusers
     import onnx
@@ -86,7 +95,7 @@ def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile) -> 
 
     return EngineSpec(
         backend="onnxruntime",
-        precision="fp32",
+        precision=options.precision,
         profile=profile,
         model_fingerprint=bundle.fingerprint,
         files={graph.part: f"{graph.part}/model.onnx" for graph in parts},
@@ -96,6 +105,9 @@ def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile) -> 
             "opset": str(OPSET),
             "torch": torch.__version__,
         },
+        form=options.form,
+        removed=options.savings,
+        any_size=options.any_size,
     )
 
 
@@ -104,8 +116,8 @@ def _finished(out: Path, spec: EngineSpec, to_check: list[Graph], progress: Prog
     if not (out / "engine.json").is_file():
         raise InputError(f"export: {out} exists and is no engine folder; choose another --out or move it away")
     found = read_json(out / "engine.json", "engine")
-    wanted = to_dict(spec)
-    keys = ("backend", "precision", "profile", "model_fingerprint", "files")
+    wanted = {**to_dict(spec), "removed": list(spec.removed)}  # as JSON has it
+    keys = ("backend", "precision", "profile", "model_fingerprint", "files", "form", "removed", "any_size")
     other = [key for key in keys if not isinstance(found, dict) or found.get(key) != wanted[key]]
     if other:
         raise InputError(f"export: {out} holds another engine ({', '.join(other)} differ); choose another --out")
@@ -119,7 +131,7 @@ def _finished(out: Path, spec: EngineSpec, to_check: list[Graph], progress: Prog
 
 
 @contextmanager
-def _staging(out: Path) -> Iterator[Path]:
+def staging(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block succeeds.
 
     Its name is fixed, so a rerun clears what a killed export left, which has no engine.json and no final name. The
@@ -135,35 +147,44 @@ def _staging(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _export_part(graph: Graph, path: Path, rows_max: int, number: str, progress: Progress) -> None:
-    started = time.monotonic()
+def _export_part(
+    graph: Graph, folder: Path, spec: EngineSpec, number: str, progress: Progress
+) -> dict[str, float | None]:
+    """Writes one part; what it took, for export.json: seconds, MB held at most by the process, MB of files."""
     progress(f"export {number}: {graph.part} ...")
-    export_graph(graph, path, rows_max)
+    path = folder / spec.files[graph.part]
+    with Resources() as used:
+        export_graph(graph, path, spec.precision)
     size = sum(file.stat().st_size for file in path.parent.iterdir()) / 1e6
-    progress(f"export {number}: {graph.part}, {size:.1f} MB in {time.monotonic() - started:.0f} s")
+    progress(f"export {number}: {graph.part}, {size:.1f} MB in {used.seconds:.0f} s")
+    return {"seconds": used.seconds, "peak_mb": used.peak_mb, "file_mb": size}
 
 
 def _write_parity(parts: list[Graph], folder: Path, spec: EngineSpec, progress: Progress) -> None:
     report = {}
     for graph in parts:
-        parity = measure_parity(graph, folder / spec.files[graph.part])
+        parity = measure_parity(graph, folder / spec.files[graph.part], spec.precision)
         progress(f"check {graph.part}: {parity.worst:.1e} from torch, {parity.budget:.1e} allowed")
         report[graph.part] = asdict(parity)
     write_json(folder / "parity.json", report)
 
 
-def _copy_facts(bundle: ModelBundle, fused: Path, folder: Path) -> None:
+def _copy_facts(bundle: ModelBundle, fused: Path, folder: Path, parts: Collection[str]) -> None:
     """What the engine needs beside the graphs: vocabulary, noise schedule, prompts and the networks' configs."""
     for name in ("tokenizer", "scheduler"):
         shutil.copytree(fused / name, folder / name)
     shutil.copyfile(fused / "prompts.json", folder / "prompts.json")
-    for part, source in (
-        ("text_encoder", "text_encoder"),
-        ("unet", "unet"),
-        ("vae_decoder", "vae"),
-        ("vae_encoder", "vae"),
-    ):
-        shutil.copyfile(fused / source / "config.json", folder / part / "config.json")
+    if "prompt_bank" not in parts:  # optimum opens the plain form alone
+        # transformers 4's CLIPTokenizer reads vocab.json only; the fast class reads our tokenizer.json.
+        index = read_json(fused / "model_index.json", "model")
+        write_json(folder / "model_index.json", {**index, "tokenizer": ["transformers", "CLIPTokenizerFast"]})
+    for part in parts:
+        if part == "prompt_bank":  # no network of the model: its config says which layer owns which columns
+            layers = [{"name": name, "width": layer.to_k.out_features} for name, layer in cross_attentions(bundle.unet)]
+            write_json(folder / part / "config.json", {"layers": layers})
+        else:
+            source = "vae" if part.startswith("vae") else part
+            shutil.copyfile(fused / source / "config.json", folder / part / "config.json")
 
 
 def _engine_files(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The four networks as plain modules with named tensors in and out, as optimum names them."""
+"""The networks of a model as plain modules with named tensors in and out, as optimum names them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dive_export.forms import (
+    BankUnetGraph,
+    IndexedUnetGraph,
+    PromptBankGraph,
+    ReducedUnetGraph,
+    UnetGraph,
+    cross_attentions,
+)
+from dive_export.options import GraphOptions
+from dive_export.removal import WithoutUnitScale
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
+
+TIMESTEPS = 1000  # what every scheduler of diffusers trains with unless its configuration says otherwise
 
 
 class TextEncoderGraph(nn.Module):
@@ -24,18 +36,6 @@ class TextEncoderGraph(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         hidden: Tensor = self.text_encoder(input_ids, return_dict=True).last_hidden_state
         return hidden
-
-
-class UnetGraph(nn.Module):
-    """sample [R, C, h, w], timestep int64 [1], encoder_hidden_states [R, L, D] -> out_sample [R, C, h, w]."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        out: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-        return out
 
 
 class VaeDecoderGraph(nn.Module):
@@ -63,43 +63,87 @@ class VaeEncoderGraph(nn.Module):
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A dimension that stays free in the graph: `name` there, `size` in examples, always a multiple of `multiple`."""
+
+    name: str
+    size: int
+    multiple: int = 1
+
+
+Shape = tuple[int | Axis, ...]
+
+
+def _rows(*sizes: int | Axis) -> Shape:
+    return Axis("rows", 0), *sizes
+
+
+@dataclass(frozen=True)
 class Graph:
     """One network to export.
 
-    `inputs` maps a name to its shape without rows; every input has rows first but `timestep`, which is [1] for all.
+    `inputs` maps a name to its shape; axes named rows, images and prompts have the sizes that `examples` is asked for.
     `vocabulary` bounds token ids. `check_rows` limits the row counts at which parity is measured.
+
+    `reference` is the network in float32 as its library runs it, which `module` must equal: of the same inputs, but
+    for a `bank` graph, where it reads `encoder_hidden_states` [P, L, D] in place of the `kv_bank` that `bank` makes of them.
     """
 
     part: str
     module: nn.Module
-    inputs: dict[str, tuple[int, ...]]
+    inputs: dict[str, Shape]
     output: str
     vocabulary: int
     check_rows: int
+    reference: nn.Module
+    bank: PromptBankGraph | None = None
+    embeddings: tuple[int, ...] = ()
 
-    def has_rows(self, name: str) -> bool:
-        return name != "timestep"
+    def examples(self, rows: int, seed: int = 0) -> dict[str, Tensor]:
+        """Random inputs of `reference` in order: float32 normal noise, or int64 token ids, timesteps and indices.
 
-    def examples(self, rows: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Random inputs in order: float32 normal noise, or int64 token ids and timesteps."""
+        Two rows share an image where there is an image index, and prompts are fewer than rows.
+        """
         generator = torch.Generator("cpu").manual_seed(seed)
-        return tuple(self._example(name, rows, generator) for name in self.inputs)
+        sizes = {"rows": rows, "images": max(1, rows // 2), "prompts": max(1, rows - 1)}
+        shapes = dict(self.inputs)
+        if self.bank is not None:
+            prompts, *_ = shapes["kv_bank"]
+            names = ["encoder_hidden_states" if name == "kv_bank" else name for name in shapes]
+            shapes = dict(zip(names, shapes.values(), strict=True))
+            shapes["encoder_hidden_states"] = (prompts, *self.embeddings)
+        plain = {
+            name: [sizes.get(n.name, n.size) if isinstance(n, Axis) else n for n in shape]
+            for name, shape in shapes.items()
+        }
+        return {name: self._example(name, shape, sizes, generator) for name, shape in plain.items()}
 
-    def _example(self, name: str, rows: int, generator: torch.Generator) -> Tensor:
-        shape = (rows, *self.inputs[name]) if self.has_rows(name) else self.inputs[name]
-        if name == "input_ids":
-            return torch.randint(0, self.vocabulary, shape, generator=generator)
-        if name == "timestep":
-            return torch.randint(1, 1000, shape, generator=generator)
+    def feeds(self, examples: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs of `module` that mean the same as the `examples` given to `reference`."""
+        if self.bank is None:
+            return examples
+        with torch.no_grad():
+            kv_bank = self.bank(examples["encoder_hidden_states"])
+        return {name: kv_bank if name == "kv_bank" else examples[name] for name in self.inputs}
+
+    def _example(self, name: str, shape: list[int], sizes: dict[str, int], generator: torch.Generator) -> Tensor:
+        if name == "image_index":
+            return torch.arange(shape[0]) % sizes["images"]
+        limits = {"input_ids": (0, self.vocabulary), "timestep": (1, 1000), "prompt_index": (0, sizes["prompts"])}
+        if name in limits:
+            return torch.randint(*limits[name], shape, generator=generator)
         return torch.randn(shape, generator=generator)
 
 
-def graphs(bundle: ModelBundle, size: tuple[int, int] | None, rows_max: int) -> tuple[list[Graph], tuple[int, int]]:
+def graphs(
+    bundle: ModelBundle, size: tuple[int, int] | None, rows_max: int, options: GraphOptions | None = None
+) -> tuple[list[Graph], tuple[int, int]]:
     """The networks of `bundle` and the image size (height, width) in pixels, by default the UNet's own.
 
-    The size is fixed in the graphs, so a size that does not survive the UNet's halvings must not get that far:
-    it would fail inside a skip connection. Raises `InputError` for it.
+    A size that does not survive the UNet's halvings must not get that far: it would fail inside a skip connection.
+    Raises `InputError` for it, and for a UNet that has not the build that `options` ask for.
     """
+    options = options or GraphOptions()
     unet, vae, text = bundle.unet, bundle.vae, bundle.text_encoder
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     own = unet.config.sample_size
@@ -111,16 +155,60 @@ def graphs(bundle: ModelBundle, size: tuple[int, int] | None, rows_max: int) -> 
             f"export: size {height}x{width} is not made of multiples of {multiple} = {scale} x 2^{halvings}; "
             "choose another height and width"
         )
-    latents = (unet.config.in_channels, height // scale, width // scale)
+    sides: Shape = (height // scale, width // scale)
+    pixels: Shape = (height, width)
+    if options.any_size:
+        # Two multiples at least: the tracer takes a dimension that is 1 on the lowest level for a constant.
+        tall, wide = (max(side, 2 * multiple) for side in (height, width))
+        sides = (Axis("height", tall // scale, 2**halvings), Axis("width", wide // scale, 2**halvings))
+        pixels = (Axis("height", tall, scale), Axis("width", wide, scale))
+    latents: Shape = (unet.config.in_channels, *sides)
     tokens, vocabulary = bundle.tokenizer.model_max_length, len(bundle.tokenizer)
-    embeddings = (tokens, unet.config.cross_attention_dim)
-    unet_inputs = {"sample": latents, "timestep": (1,), "encoder_hidden_states": embeddings}
     # A decoder's memory grows with pixels times rows, so 64 images at once would not fit where the export runs.
     few = min(rows_max, 8)
+    decoder, encoder = VaeDecoderGraph(vae), VaeEncoderGraph(vae)
+    text_encoder = TextEncoderGraph(text)
     parts = [
-        ("text_encoder", TextEncoderGraph(text), {"input_ids": (tokens,)}, "last_hidden_state", rows_max),
-        ("unet", UnetGraph(unet), unet_inputs, "out_sample", rows_max),
-        ("vae_decoder", VaeDecoderGraph(vae), {"latent_sample": latents}, "sample", few),
-        ("vae_encoder", VaeEncoderGraph(vae), {"sample": (3, height, width)}, "latent_parameters", few),
+        Graph(
+            "text_encoder", text_encoder, {"input_ids": _rows(tokens)}, "last_hidden_state", vocabulary, rows_max,
+            text_encoder,
+        ),
+        *_unet_graphs(bundle, latents, (tokens, unet.config.cross_attention_dim), rows_max, options),
+        Graph("vae_decoder", _scaled(decoder, options), {"latent_sample": _rows(*latents)}, "sample", 0, few, decoder),
+        Graph("vae_encoder", _scaled(encoder, options), {"sample": _rows(3, *pixels)}, "latent_parameters", 0, few, encoder),
+    ]  # fmt: skip
+    return parts, (height, width)
+
+
+def _unet_graphs(
+    bundle: ModelBundle, latents: Shape, embeddings: tuple[int, int], rows_max: int, options: GraphOptions
+) -> list[Graph]:
+    """The UNet in the form asked for; of form "bank" the graph that makes the bank comes first."""
+    unet, removed = bundle.unet, options.savings
+    timesteps = int(bundle.scheduler_config.get("num_train_timesteps", TIMESTEPS))
+    if options.form == "plain":
+        reference = UnetGraph(unet)
+        inner = {"time_table", "fused_qkv"} & set(removed)
+        module: nn.Module = ReducedUnetGraph(unet, removed, timesteps) if inner else reference
+        inputs = {"sample": _rows(*latents), "timestep": (1,), "encoder_hidden_states": _rows(*embeddings)}
+        return [Graph("unet", _scaled(module, options), inputs, "out_sample", 0, rows_max, reference)]
+    bank = PromptBankGraph(unet)
+    width = sum(layer.to_k.out_features for _, layer in cross_attentions(unet))
+    prompts = Axis("prompts", 0)
+    inputs = {
+        "sample": (Axis("images" if "shared_prefix" in removed else "rows", 0), *latents),
+        "timestep": (1,),
+        "kv_bank": (prompts, 2, embeddings[0], width),
+        "prompt_index": _rows(),
+    }
+    if "shared_prefix" in removed:
+        inputs["image_index"] = _rows()
+    module = _scaled(BankUnetGraph(unet, removed, timesteps), options)
+    return [
+        Graph("prompt_bank", bank, {"encoder_hidden_states": (prompts, *embeddings)}, "kv_bank", 0, rows_max, bank),
+        Graph("unet", module, inputs, "out_sample", 0, rows_max, IndexedUnetGraph(unet), bank, embeddings),
     ]
-    return [Graph(p, m.eval(), inputs, out, vocabulary, rows) for p, m, inputs, out, rows in parts], (height, width)
+
+
+def _scaled(network: nn.Module, options: GraphOptions) -> nn.Module:
+    return WithoutUnitScale(network) if "unit_scale" in options.savings else network

@@ -3,70 +3,126 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dive_export.graphs import Graph
+from dive_export.graphs import Axis, Graph
+from dive_export.precision import as_precision, converted, rounded_run, upcast_bfloat16
+from dive_export.removal import WithoutUnitScale
+from dive_fast.io import atomic_path
 from dive_fast.types import DiveError
 
 OPSET = 23
-# onnxruntime may be a few times as far from the exact result as torch is (its GroupNormalization loses digits where the
-# mean is far from zero: 6 times torch's error at mean 3, deviation 1), and torch's own error adds to their distance.
-# Both are the worst row's of the same inputs, as rows of a trained network differ tenfold. A wrong graph is off by 1000s.
-BUDGET = 6.0
+# The traced example's rows; with them images and prompts are more than 1 too, which the tracer would take for constant.
+TRACED_ROWS = 4
+# float32: onnxruntime may be a few times as far from the exact result as torch is (its GroupNormalization loses digits
+# where the mean is far from zero: 6 times torch's error at mean 3, deviation 1), and torch's own error adds to their
+# distance. A wrong graph is off by 1000s.
+# Half: what counts is where values are rounded to half, and that is the same places in the graph and in the run that the
+# budget comes from (`rounded_run`); sums are float32 in both. 2 leaves room for the places where they differ.
+# Either is of the worst row of the same inputs, as rows of a trained network differ tenfold.
+BUDGET = {"fp32": 6.0, "fp16": 2.0, "bf16": 2.0}
+FULL = (errno.ENOSPC, errno.EDQUOT)
+AS_EXPORTED = "the graph as exported"
+UPCAST = (
+    "the graph's bfloat16 values in float32, as onnxruntime has no bfloat16 on a CPU: its rounding at run time is not"
+)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far onnxruntime is from torch, both float32, on random inputs.
+    """How far onnxruntime is from torch in float32, on random inputs.
 
     `errors` maps a number of rows to the root mean square difference of the worst row, `largest` to the largest
-    absolute one. `budget` bounds the former: `BUDGET` times torch's own worst row against float64.
+    absolute one. `budget` bounds the former: `BUDGET` times the worst row's own error against float64 of torch, with
+    operands rounded to the graph's precision. `measured` says what ran.
     """
 
     budget: float
     errors: dict[str, float]
     largest: dict[str, float]
+    measured: str = AS_EXPORTED
 
     @property
     def worst(self) -> float:
         return max(self.errors.values())
 
 
-def export_graph(graph: Graph, path: Path, rows_max: int) -> None:
-    """Writes `path` (and its weights beside it as `<name>.data`): opset 23, float32, rows free up to `rows_max`.
+def export_graph(graph: Graph, path: Path, precision: str = "fp32") -> None:
+    """Writes `path` (and its weights beside it as `<name>.data`): opset 23, weights and floats of `precision`.
 
-    The weights' file is referenced by name, so the file must not be renamed later. Raises `DiveError` naming the part
-    and the cause when the exporter fails.
+    The weights' file is referenced by name, so the file must not be renamed later. Raises `DiveError` naming the part and
+    the cause when the exporter fails, and `OSError` when the disk is full.
     """
     import onnx
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = torch.export.Dim("rows", min=1, max=rows_max) if rows_max > 1 else None
-    shapes = {name: {0: rows} if rows is not None and graph.has_rows(name) else None for name in graph.inputs}
+    shapes = _free_axes(graph)
+    inputs = graph.feeds(graph.examples(TRACED_ROWS))
     with _quiet(f"export {graph.part}"), torch.no_grad():
         torch.onnx.export(
-            graph.module,
-            graph.examples(min(2, rows_max)),
+            converted(graph.module, precision),
+            tuple(as_precision(x, precision) for x in inputs.values()),
             str(path),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(graph.inputs),
             output_names=[graph.output],
-            dynamic_shapes=shapes,
+            # inputs that a forward takes as `*inputs` are one argument to the exporter
+            dynamic_shapes=(shapes,) if isinstance(graph.module, WithoutUnitScale) else shapes,
             external_data=True,
             verbose=False,
         )
+    _forget_origin(path)
     # By path: the checker then finds the weights' file too, and models over 2 GB pass.
     onnx.checker.check_model(str(path), full_check=True)
+    _check_weights(graph.part, path)
+
+
+def _forget_origin(path: Path) -> None:
+    """Drops the exporter's notes of source files and lines; which torch module a node is from stays (probes read it)."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    for node in [*model.graph.node, *(node for function in model.functions for node in function.node)]:
+        scopes = [note for note in node.metadata_props if note.key == "pkg.torch.onnx.name_scopes"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(scopes)
+    with atomic_path(path) as temporary:
+        onnx.save(model, str(temporary))
+
+
+def _check_weights(part: str, path: Path) -> None:
+    """Raises `DiveError` where the weights' file ends before the graph's last tensor: not every failed write is reported."""
+    import onnx
+
+    for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place and (path.parent / place["location"]).stat().st_size < int(place["offset"]) + int(place["length"]):
+            raise DiveError(f"export {part}: {place['location']} was written short of {tensor.name}; is the disk full?")
+
+
+def _free_axes(graph: Graph) -> tuple[dict[int, torch.export.Dim] | None, ...]:
+    """For each input which of its dimensions stay free."""
+    axes = {axis.name: axis for shape in graph.inputs.values() for axis in shape if isinstance(axis, Axis)}
+    dims = {
+        name: torch.export.Dim(name, min=1) if axis.multiple == 1
+        else axis.multiple * torch.export.Dim(f"{name}_over_{axis.multiple}", min=1)
+        for name, axis in axes.items()
+    }  # fmt: skip
+    free = ({i: dims[n.name] for i, n in enumerate(shape) if isinstance(n, Axis)} for shape in graph.inputs.values())
+    return tuple(places or None for places in free)
 
 
 @contextlib.contextmanager
@@ -81,34 +137,43 @@ def _quiet(what: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        print(chatter.getvalue(), file=sys.stderr)
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter wraps the reason in pages of advice
             cause = cause.__cause__
         reason = " ".join(str(cause).split())[:300]
+        if isinstance(cause, OSError) and cause.errno in (None, *FULL):  # numpy tells of a short write without a number
+            raise OSError(cause.errno or errno.ENOSPC, reason) from error
+        print(chatter.getvalue(), file=sys.stderr)
         raise DiveError(f"{what}: the ONNX exporter failed ({type(cause).__name__}: {reason})") from error
     finally:
         log.setLevel(level)
 
 
-def measure_parity(graph: Graph, path: Path) -> Parity:
-    """Runs the file beside torch at 1, 3 and `graph.check_rows` rows; over budget raises `DiveError` naming the part."""
-    import onnxruntime
+def measure_parity(graph: Graph, path: Path, precision: str = "fp32", rows: Sequence[int] | None = None) -> Parity:
+    """Runs the file beside torch's float32 at `rows`, by default 1, 3 and `graph.check_rows`.
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    errors, largest, own = {}, {}, []
-    for rows in sorted({1, min(3, graph.check_rows), graph.check_rows}):
-        inputs = graph.examples(rows, seed=rows)
+    A bfloat16 graph runs with its values in float32. Over budget raises `DiveError` naming the part.
+    """
+    counts = sorted(set(rows or (1, min(3, graph.check_rows), graph.check_rows)))
+    examples = {count: graph.examples(count, seed=count) for count in counts}
+    expected, own = {}, []
+    for count, inputs in examples.items():
         with torch.no_grad():
-            expected = graph.module(*inputs).numpy()
-        arrays = {name: tensor.numpy() for name, tensor in zip(graph.inputs, inputs, strict=True)}
-        difference = np.abs(session.run([graph.output], arrays)[0] - expected)
-        errors[str(rows)] = _worst_row(difference)
-        largest[str(rows)] = float(difference.max())
-        own.append(_worst_row((torch.from_numpy(expected).double() - _exact(graph, inputs)).numpy()))
-    parity = Parity(BUDGET * max(own), errors, largest)
+            expected[count] = graph.reference(*inputs.values())
+        at_precision = expected[count]
+        if precision != "fp32":
+            # of the reference too: a module that computes something else must not widen its own budget
+            at_precision = rounded_run(graph.reference, list(inputs.values()), precision)
+        own.append(_worst_row((at_precision.double() - _exact(graph, inputs)).numpy()))
+    errors, largest = {}, {}
+    with _session(path, precision) as (run, width):
+        for count, inputs in examples.items():
+            feeds = {name: as_precision(x, precision) for name, x in graph.feeds(inputs).items()}
+            arrays = {name: as_precision(x, width).numpy() for name, x in feeds.items()}
+            difference = np.abs(run([graph.output], arrays)[0].astype(np.float32) - expected[count].numpy())
+            errors[str(count)], largest[str(count)] = _worst_row(difference), float(difference.max())
+    measured = AS_EXPORTED if width == precision else UPCAST
+    parity = Parity(BUDGET[precision] * max(own), errors, largest, measured)
     if not parity.worst <= parity.budget:  # so that NaN fails too
         raise DiveError(
             f"export {graph.part}: onnxruntime is {parity.worst:.2e} from torch (root mean square), "
@@ -117,13 +182,30 @@ def measure_parity(graph: Graph, path: Path) -> Parity:
     return parity
 
 
-def _exact(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The network in float64. In place, because there may be no memory for a second model."""
+@contextlib.contextmanager
+def _session(path: Path, precision: str) -> Iterator[tuple[Callable[..., list[np.ndarray]], str]]:
+    """onnxruntime's `run` for the graph on this CPU, and the precision of the floats that it takes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        if precision == "bf16":
+            upcast_bfloat16(path, Path(scratch) / path.name)
+            path = Path(scratch) / path.name
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        yield session.run, "fp32" if precision == "bf16" else precision
+
+
+def _exact(graph: Graph, inputs: dict[str, Tensor]) -> Tensor:
+    """The reference in float64. In place, because there may be no memory for a second model."""
     try:
         with torch.no_grad():
-            exact: torch.Tensor = graph.module.double()(*(x.double() if x.is_floating_point() else x for x in inputs))
+            exact: Tensor = graph.reference.double()(
+                *(x.double() if x.is_floating_point() else x for x in inputs.values())
+            )
     finally:
-        graph.module.float()  # loses nothing: every float32 is a float64
+        graph.reference.float()  # loses nothing: every float32 is a float64
     return exact
 
 

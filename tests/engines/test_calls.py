@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,9 @@ import pytest
 import torch
 
 from dive_fast.engines import load_engine
-from dive_fast.engines.base import EngineBase, Geometry
+from dive_fast.engines.base import Conditioning, EngineBase, Geometry
+from dive_fast.engines.torch_engine import TorchEngine
+from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError
 from tests.engines.test_images import BACKENDS, opened
 from tests.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
@@ -55,8 +60,78 @@ def test_wrong_shapes_are_refused_with_both_shapes(engine: EngineBase) -> None:
 
 
 def test_images_that_are_not_finite_are_refused(engine: EngineBase) -> None:
-    with pytest.raises(DiveError, match="not finite"):
+    with pytest.raises(DiveError, match=r"images are not finite; open the engine with the guard.*guard=True"):
         engine.decode(torch.full((1, *LATENT_SHAPE), torch.nan))
+
+
+def _poisoned(folder: Path, name: str) -> None:
+    """The first value of a weight whose name ends so becomes infinite, in a copy of an engine folder."""
+    import onnx
+
+    path = folder / "unet" / "model.onnx"
+    model = onnx.load(path)
+    [weight] = [tensor for tensor in model.graph.initializer if tensor.name.endswith(name)]
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] = float("inf")
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    (path.parent / "model.onnx.data").unlink()
+    onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
+    spec = json.loads((folder / "engine.json").read_text())
+    spec["sha256"].update({n: sha256_file(folder / n) for n in ("unet/model.onnx", "unet/model.onnx.data")})
+    (folder / "engine.json").write_text(json.dumps(spec))
+
+
+def test_the_guard_names_network_timestep_rows_and_layer(tiny_engine: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
+    _poisoned(folder, "mid_block.resnets.1.conv2.weight")
+    blind, engine = load_engine(folder, device="cpu"), load_engine(folder, device="cpu", guard=True)
+    latents, index = torch.zeros(2, *LATENT_SHAPE), torch.tensor([0, 0])
+    bank = engine.condition(torch.zeros(1, 32, TEXT_WIDTH))
+    assert not blind.eps(latents, 500, blind.condition(torch.zeros(1, 32, TEXT_WIDTH)), index).isfinite().all()
+    message = (
+        r"^unet at timestep 500: not finite in 2 of 2 rows \(0, 1\); unet: .*mid_block.resnets.1.conv2.*weights are not"
+    )
+    with pytest.raises(DiveError, match=message):
+        engine.eps(latents, 500, bank, index)
+
+
+def test_the_guard_looks_at_every_network_and_lets_the_finite_pass(tiny_fused: Path) -> None:
+    """By torch, whose weights can be reached; which of several rows went bad is told too."""
+    engine, plain = load_engine(tiny_fused, device="cpu", guard=True), load_engine(tiny_fused, device="cpu")
+    assert isinstance(engine, TorchEngine)
+    ids, photos = engine.prompts.token_ids([None]), torch.zeros(1, HEIGHT, WIDTH, 3, dtype=torch.uint8)
+    latents = torch.zeros(3, *LATENT_SHAPE)
+    bank = engine.condition(engine.encode_text(ids))
+    assert torch.equal(engine.decode(latents), plain.decode(latents))
+    half_bad = latents.clone()
+    half_bad[1] = torch.inf
+    with pytest.raises(DiveError, match="unet at timestep 7: it was given latents that are not finite"):
+        engine.eps(half_bad, 7, bank, torch.tensor([0, 0, 0]))
+    nan_prompt = Conditioning(torch.cat([bank.bank, torch.full_like(bank.bank, torch.nan)]))
+    with pytest.raises(DiveError, match=r"unet at timestep 7: not finite in 1 of 3 rows \(2\)"):
+        engine.eps(latents, 7, nan_prompt, torch.tensor([0, 0, 1]))
+    layers = {
+        "text_encoder": (
+            engine._text_encoder.get_input_embeddings(),
+            lambda: engine.encode_text(ids),
+            "token_embedding",
+        ),
+        "unet at timestep 7": (
+            engine._unet_module.mid_block.attentions[0].proj_in,
+            lambda: engine.eps(latents, 7, bank, torch.tensor([0, 0, 0])),
+            "mid_block.attentions.0.proj_in (Conv2d)",
+        ),
+        "vae_decoder": (
+            engine._vae.decoder.mid_block.resnets[0].conv1,
+            lambda: engine.decode(latents),
+            "resnets.0.conv1",
+        ),
+        "vae_encoder": (engine._vae.encoder.conv_in, lambda: engine.encode(photos), "encoder.conv_in (Conv2d)"),
+    }
+    for network, (layer, call, name) in layers.items():
+        layer.weight.data.fill_(torch.nan)
+        with pytest.raises(DiveError, match=f"{network}: not finite in . of . rows .*{re.escape(name)}.* is the first"):
+            call()
 
 
 def test_says_what_was_chosen_and_why(tiny_fused: Path, tiny_engine: Path) -> None:

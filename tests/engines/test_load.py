@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dive_fast.engines import load_engine
 from dive_fast.io import sha256_file
@@ -57,7 +58,7 @@ def test_a_corrupt_graph_with_a_matching_hash_is_named(folder: Path) -> None:
         (lambda s: s.update(magic=1), "unknown field.* magic"),
         (lambda s: s.update(profile=None), "expected a JSON object for Profile"),
         (lambda s: s["profile"].update(rows_max="64"), "profile must hold whole numbers"),
-        (lambda s: s["profile"].update(height=128), r"unet takes rows of \(8, 8, 4\), engine.json says \(8, 16, 4\)"),
+        (lambda s: s["profile"].update(height=128), r"unet takes rows of \(8, 8, 4\), where \(8, 16, 4\) is needed"),
         (lambda s: s.update(files=[1]), "files must map"),
         (lambda s: s.update(gpu=3, backend=None), "backend must be text, gpu must be text or null"),
         (lambda s: s["files"].pop("unet"), "no file with a hash for unet"),
@@ -98,8 +99,20 @@ def test_unknown_options_are_refused_with_the_known_ones(tiny_fused: Path, optio
 def test_an_explicit_backend_does_not_become_another(tiny_fused: Path, tiny_engine: Path) -> None:
     with pytest.raises(InputError, match="'torch' cannot open .* give the fused model folder"):
         load_engine(tiny_engine, "torch")
-    with pytest.raises(InputError, match="'onnxruntime' cannot open .* export it first"):
+    with pytest.raises(InputError, match="'onnxruntime' cannot open .*, which is for torch; export it first"):
         load_engine(tiny_fused, "onnxruntime")
+    with pytest.raises(InputError, match="'tensorrt' cannot open .*onnxruntime-tensorrt; build it first"):
+        load_engine(tiny_engine, "tensorrt")
+
+
+def test_onnxruntimes_tensorrt_provider_is_for_gpus(tiny_engine: Path) -> None:
+    for device, reason in (
+        ("auto", "device cuda: torch"),
+        ("cuda", "device cuda: this onnxruntime"),
+        ("cpu", "a GPU alone"),
+    ):
+        with pytest.raises(DiveError, match=reason):
+            load_engine(tiny_engine, "onnxruntime-tensorrt", device)
 
 
 def test_all_reasons_are_told_at_once(tiny_fused: Path, folder: Path) -> None:
@@ -107,10 +120,10 @@ def test_all_reasons_are_told_at_once(tiny_fused: Path, folder: Path) -> None:
         load_engine(tiny_fused, device="cuda", precision="bf16")
     with pytest.raises(DiveError, match="precision fp16: on a CPU"):
         load_engine(tiny_fused, device="cpu", precision="fp16")
-    edit(folder, lambda spec: spec.update(backend="tensorrt", gpu="H200"))
+    edit(folder, lambda spec: spec.update(backend="openvino", gpu="H200"))
     with pytest.raises(DiveError) as caught:
         load_engine(folder, device="cuda", precision="fp16", size=(128, 64))
-    for reason in ("backend 'tensorrt'", "GPU 'H200'", "precision fp16", "size 128x64", "device cuda"):
+    for reason in ("backend 'openvino'", "GPU 'H200'", "precision fp16", "size 128x64", "device cuda"):
         assert reason in str(caught.value)
 
 
@@ -126,18 +139,43 @@ def test_a_missing_onnxruntime_names_the_extra(tiny_engine: Path, monkeypatch: p
         load_engine(tiny_engine)
 
 
-def test_a_provider_that_is_listed_but_does_not_come_up(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Stream:
+    """Stands in for torch.cuda.Stream where there is no GPU."""
+
+    cuda_stream = 1234
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+
+def test_a_provider_that_is_listed_but_does_not_come_up(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """onnxruntime-gpu without its CUDA libraries opens a session on the CPU; only auto may take that, and says so."""
     import onnxruntime
 
-    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    asked: list[Any] = []
     session = onnxruntime.InferenceSession
-    monkeypatch.setattr(
-        onnxruntime,
-        "InferenceSession",
-        lambda path, options, providers: session(path, options, ["CPUExecutionProvider"]),
-    )
-    with pytest.raises(DiveError, match="did not bring up CUDAExecutionProvider and offers CPUExecutionProvider"):
+
+    def opened(path: str, options: Any, providers: list[Any]) -> Any:
+        asked.append(providers)
+        return session(path, options, ["CPUExecutionProvider"])
+
+    listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    with pytest.raises(
+        DiveError, match=r"bring up CUDAExecutionProvider and offers CPUEx.* \(.*cannot open shared object"
+    ):
         load_engine(tiny_engine, device="cuda")
+    [(name, options)] = asked[-1]
+    assert (name, options["user_compute_stream"], options["use_tf32"]) == ("CUDAExecutionProvider", "1234", False)
+    with pytest.raises(DiveError, match="did not bring up TensorrtExecutionProvider"):
+        load_engine(tiny_engine, "onnxruntime-tensorrt", cache=tmp_path / "kept")
+    [(name, options), (second, _)] = asked[-1]
+    assert (name, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider") and (tmp_path / "kept").is_dir()
+    assert options["trt_engine_cache_enable"] and options["trt_engine_cache_path"] == str(tmp_path / "kept")
     assert "did not bring up CUDAExecutionProvider" in load_engine(tiny_engine).describe()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
-from dive_export import artifact, export_engine
+from dive_export import SAVINGS, GraphOptions, artifact, export_engine
 from dive_export.graphs import Graph
+from dive_export.onnx import AS_EXPORTED
+from dive_export.resources import INTERVAL, STATM, Resources
+from dive_fast.engines.onnx_engine import check_files, read_spec
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError, to_dict
 from tests.conftest import ENGINE_ROWS
+from tests.export.conftest import HALF_BANK
 
 
 @pytest.fixture
@@ -20,7 +26,7 @@ def copied_parts(tiny_engine: Path, monkeypatch: pytest.MonkeyPatch) -> list[str
     """Takes graphs from the finished engine in place of the slow exporter; the parts asked for are listed."""
     asked: list[str] = []
 
-    def copy(graph: Graph, path: Path, rows_max: int) -> None:
+    def copy(graph: Graph, path: Path, precision: str) -> None:
         asked.append(graph.part)
         path.parent.mkdir(parents=True)
         for file in (tiny_engine / graph.part).glob("model.onnx*"):
@@ -34,8 +40,10 @@ def test_the_folder_holds_what_its_spec_says(tiny_engine: Path, tiny_fused: Path
     spec = json.loads((tiny_engine / "engine.json").read_text())
     assert spec["backend"] == "onnxruntime" and spec["precision"] == "fp32" and spec["gpu"] is None
     assert spec["versions"]["opset"] == "23"
+    assert spec["form"] == "plain" and spec["removed"] == ["time_table", "unit_scale", "fused_qkv"]
+    assert spec["any_size"] is False
     on_disk = {p.relative_to(tiny_engine).as_posix() for p in tiny_engine.rglob("*") if p.is_file()}
-    assert on_disk == {*spec["sha256"], "engine.json", "parity.json"}
+    assert on_disk == {*spec["sha256"], "engine.json", "export.json", "parity.json"}
     assert all(sha256_file(tiny_engine / name) == value for name, value in spec["sha256"].items())
     assert (tiny_engine / "prompts.json").read_bytes() == (tiny_fused / "prompts.json").read_bytes()
     assert not list(tiny_engine.parent.glob(".*"))
@@ -49,6 +57,81 @@ def test_parity_is_recorded_for_every_part_and_row_count(tiny_engine: Path) -> N
         assert set(record["errors"]) == {"1", "3", last}
         assert 0 < max(record["errors"].values()) <= record["budget"] < 1e-5
         assert max(record["largest"].values()) < 1e-4
+
+
+def test_the_bank_form_is_whole_and_measured_too(half_bank: Path) -> None:
+    spec = read_spec(half_bank)
+    assert set(spec.files) == {"text_encoder", "prompt_bank", "unet", "vae_decoder", "vae_encoder"}
+    assert (spec.form, spec.precision, spec.removed, spec.any_size) == ("bank", "fp16", SAVINGS, True)
+    on_disk = {p.relative_to(half_bank).as_posix() for p in half_bank.rglob("*") if p.is_file()}
+    assert on_disk == {*spec.sha256, "engine.json", "export.json", "parity.json"}
+    for part, record in json.loads((half_bank / "parity.json").read_text()).items():
+        assert record["measured"] == AS_EXPORTED
+        # half precision shows (2^-11 of numbers of about 1), and no more than its roundings explain
+        assert 1e-5 < max(record["errors"].values()) <= record["budget"] < 0.02, part
+
+
+def test_the_report_tells_time_memory_and_size_of_each_part(half_bank: Path) -> None:
+    report = json.loads((half_bank / "export.json").read_text())
+    assert list(report) == list(read_spec(half_bank).files)
+    for part, record in report.items():
+        files = sum(file.stat().st_size for file in (half_bank / part).glob("model.onnx*"))
+        assert record["file_mb"] == pytest.approx(files / 1e6)
+        assert record["seconds"] > 0
+        assert 100 < record["peak_mb"] < 20_000 if STATM.exists() else record["peak_mb"] is None
+
+
+def test_the_peak_is_the_blocks_own() -> None:
+    if not STATM.exists():
+        pytest.skip("resident sets are read from /proc, which this system lacks")
+    with Resources() as before:
+        pass
+    with Resources() as large:
+        block = bytearray(300_000_000)
+        block[::4096] = bytes(len(block[::4096]))
+        time.sleep(3 * INTERVAL)
+        del block
+    with Resources() as after:
+        pass
+    assert before.peak_mb and large.peak_mb and after.peak_mb
+    assert large.peak_mb - before.peak_mb > 250 and large.peak_mb - after.peak_mb > 250
+
+
+@pytest.mark.parametrize(
+    ("options", "differ"),
+    [
+        (GraphOptions("bank", "fp16"), "any_size"),
+        (GraphOptions("bank", any_size=True), "precision"),
+        (GraphOptions("bank", "fp16", ("time_table",), True), "removed"),
+        (GraphOptions("plain", "fp16", any_size=True), "files, form, removed"),
+    ],
+)
+def test_an_engine_of_other_options_is_another_engine(
+    half_bank: Path, tiny_fused: Path, options: GraphOptions, differ: str
+) -> None:
+    with pytest.raises(InputError, match=rf"holds another engine \({differ} differ\)"):
+        export_engine(tiny_fused, half_bank, rows_max=ENGINE_ROWS, options=options)
+
+
+def test_a_rerun_in_the_bank_form_does_nothing(half_bank: Path, tiny_fused: Path, copied_parts: list[str]) -> None:
+    lines: list[str] = []
+    spec = export_engine(tiny_fused, half_bank, rows_max=ENGINE_ROWS, options=HALF_BANK, progress=lines.append)
+    assert copied_parts == [] and "is there already" in lines[-1] and spec == read_spec(half_bank)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_external_weights_that_are_not_whole_are_named_when_the_engine_opens(
+    half_bank: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = shutil.copytree(half_bank, tmp_path / "engine")
+    data = folder / "unet/model.onnx.data"
+    if damage == "missing":
+        data.unlink()
+    else:
+        os.truncate(data, data.stat().st_size - 1)
+    said = {"missing": "is missing", "truncated": "differs from its hash"}[damage]
+    with pytest.raises(InputError, match=f"unet/model.onnx.data {said}"):
+        check_files(folder, read_spec(folder))
 
 
 def test_a_rerun_does_nothing(tiny_engine: Path, tiny_fused: Path, copied_parts: list[str]) -> None:
@@ -89,7 +172,7 @@ def test_another_engine_is_not_overwritten(
 def test_an_interrupted_export_leaves_nothing(
     tiny_fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
 ) -> None:
-    def stop(graph: Graph, path: Path, rows_max: int) -> None:
+    def stop(graph: Graph, path: Path, precision: str) -> None:
         path.parent.mkdir(parents=True)
         path.write_bytes(b"half")
         if graph.part == "vae_decoder":
@@ -116,10 +199,10 @@ def test_a_part_that_computes_something_else_is_not_shipped(
     """The largest weight of the UNet off by 1 %."""
     copy = vars(artifact)["export_graph"]  # the fixture's
 
-    def damage(graph: Graph, path: Path, rows_max: int) -> None:
+    def damage(graph: Graph, path: Path, precision: str) -> None:
         import numpy as np
 
-        copy(graph, path, rows_max)
+        copy(graph, path, precision)
         if graph.part == "unet":
             weights = np.fromfile(path.parent / "model.onnx.data", dtype=np.float32)
             weights[np.abs(weights).argmax()] *= 1.01

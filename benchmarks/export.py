@@ -1,0 +1,158 @@
+"""What an export of Stable Diffusion 1.5's networks takes, with random weights: `python -m benchmarks.export --out FILE`.
+
+Each graph is built and exported in a process of its own, so a peak is that graph's alone, and its record is added to FILE
+as soon as it is there: a rerun goes on where the last one stopped. The UNets are measured against torch at one row, and
+the bank too; nothing is downloaded. Needs about 16 GB of memory and 4 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engines import _commit, _processor
+
+SIZE = (512, 256)  # pixels: latents 64 x 32
+ROWS_MAX = 144
+CHECKED = ("prompt_bank", "unet")
+VARIANTS = {"plain-fp32": ("plain", "fp32"), "bank-fp16": ("bank", "fp16")}
+GRAPHS = (  # what matters most comes first, should the run be cut short
+    ("plain-fp32", "unet"),
+    ("bank-fp16", "unet"),
+    ("bank-fp16", "prompt_bank"),
+    *((variant, part) for variant in VARIANTS for part in ("text_encoder", "vae_decoder", "vae_encoder")),
+)
+
+
+class Vocabulary:
+    """All that the graphs ask of a tokenizer: how many tokens it knows and how many a prompt has."""
+
+    model_max_length = 77
+
+    def __len__(self) -> int:
+        return 49408
+
+
+def sd15(part: str) -> Any:
+    """A bundle of Stable Diffusion 1.5's networks: random weights for the one `part` needs, none for the others."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from dive_fast.models import ModelBundle
+
+    text = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, projection_dim=768, num_hidden_layers=12,
+        num_attention_heads=12, max_position_embeddings=77, hidden_act="quick_gelu",
+    )  # fmt: skip
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    latents = (SIZE[0] // 8, SIZE[1] // 8)
+    networks = {
+        "text_encoder": lambda: CLIPTextModel(text),
+        # The class's defaults are Stable Diffusion 1's but for these.
+        "unet": lambda: UNet2DConditionModel(sample_size=latents, cross_attention_dim=768, attention_head_dim=8),
+        "vae": lambda: AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512, **blocks
+        ),
+    }
+    needed = {"prompt_bank": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}.get(part, part)
+    torch.manual_seed(0)
+    made = {}
+    for name, build in networks.items():
+        with torch.device("cpu" if name == needed else "meta"):
+            made[name] = build().eval().requires_grad_(False)
+    return ModelBundle(tokenizer=Vocabulary(), scheduler_config={}, **made)
+
+
+def measure(variant: str, part: str, folder: Path) -> dict[str, Any]:
+    """Builds and exports one graph to `folder`; its record."""
+    import onnx
+
+    from dive_export import GraphOptions
+    from dive_export.graphs import graphs
+    from dive_export.onnx import export_graph, measure_parity
+    from dive_export.resources import Resources
+
+    form, precision = VARIANTS[variant]
+    options = GraphOptions(form, precision)  # type: ignore[arg-type]
+    with Resources() as building:
+        parts, _ = graphs(sd15(part), SIZE, ROWS_MAX, options)
+        (graph,) = [graph for graph in parts if graph.part == part]
+        del parts
+    path = folder / "model.onnx"
+    with Resources() as exporting:
+        export_graph(graph, path, precision)
+    nodes = Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
+    record: dict[str, Any] = {
+        "variant": variant,
+        "part": part,
+        "removed": options.savings,
+        "build s": round(building.seconds, 1),
+        "export s": round(exporting.seconds, 1),
+        "export peak MB": round(exporting.peak_mb or 0),
+        "files MB": {file.name: round(file.stat().st_size / 1e6, 2) for file in sorted(folder.iterdir())},
+        "nodes": sum(nodes.values()),
+        "node kinds": dict(nodes.most_common()),
+    }
+    if part in CHECKED:
+        with Resources() as checking:
+            parity = measure_parity(graph, path, precision, rows=[1])
+        record["parity"] = asdict(parity)
+        record["parity s"] = round(checking.seconds, 1)
+        record["parity peak MB"] = round(checking.peak_mb or 0)
+    return record
+
+
+def _facts() -> dict[str, Any]:
+    names = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+    return {
+        "model": "Stable Diffusion 1.5's configuration, random weights",
+        "size": SIZE,
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in names},
+        "commit": _commit(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/export-sd15.json"), help="JSON file to write"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for the graphs while they are measured (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--only", nargs=2, metavar=("VARIANT", "PART"), help="print this graph's record and write nothing"
+    )
+    options = parser.parse_args()
+    if options.only:
+        with tempfile.TemporaryDirectory(dir=options.work) as folder:
+            print(json.dumps(measure(*options.only, Path(folder))))
+        return
+    result = json.loads(options.out.read_text()) if options.out.exists() else {"graphs": []}
+    done = {(record["variant"], record["part"]) for record in result["graphs"]}
+    for variant, part in GRAPHS:
+        if (variant, part) in done:
+            continue
+        command = [sys.executable, "-m", "benchmarks.export", "--only", variant, part]
+        command += ["--work", str(options.work)] if options.work else []
+        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        record = json.loads(ran.stdout.splitlines()[-1])
+        result = {**_facts(), "graphs": [*result["graphs"], record]}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"{variant} {part}: {record['export s']} s, {record['export peak MB']} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

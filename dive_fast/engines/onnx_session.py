@@ -1,0 +1,218 @@
+"""ONNX graphs on one execution provider of onnxruntime, called with torch tensors where these stand.
+
+Inputs and outputs are bound by pointer, on every device by the same code: on a GPU nothing passes through the host, on
+a CPU nothing is copied. An output is a new tensor: whoever holds the last one keeps it, and when nobody does, torch's
+allocator hands the same memory out again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dive_fast.types import DiveError, InputError
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+PROVIDERS: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+# onnxruntime's name of an element type -> torch's, and its number in ONNX (TensorProto.DataType).
+ELEMENTS = {
+    "tensor(float)": (torch.float32, 1),
+    "tensor(int32)": (torch.int32, 6),
+    "tensor(int64)": (torch.int64, 7),
+    "tensor(float16)": (torch.float16, 10),
+    "tensor(bfloat16)": (torch.bfloat16, 16),
+}
+PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+Dimensions = tuple["int | str | None", ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A provider, what it is told, and the device of the tensors that its graphs read and write.
+
+    `providers` is onnxruntime's list; its first must come up. On a GPU onnxruntime works on `stream`, which is handed
+    to it, so that a call can be put in order with torch's work on the device alone (`in_order`).
+    """
+
+    kind: Provider
+    device: torch.device
+    providers: list[tuple[str, dict[str, Any]]]
+    stream: torch.cuda.Stream | None = None
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """What the block starts on `stream` begins after torch's work so far, and torch's next work waits for it.
+
+        The host waits for nothing. To torch the block is as if it ran on its current stream, so memory that is freed
+        there may be handed out again at once, as always.
+        """
+        if self.stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        try:
+            yield
+        finally:
+            current.wait_stream(self.stream)
+
+
+def place(kind: Provider, precision: str, cache: Path) -> Place:
+    """Where graphs of `precision` run by `kind`; "cuda" and "tensorrt" need a torch that sees the GPU.
+
+    `cache` is the folder where the TensorRT provider keeps the engines that it builds, made if missing. What TensorRT
+    cannot run goes to the CUDA provider. Float32 means float32: TF32 is off in the CUDA provider (in TensorRT it is
+    governed by the environment variable NVIDIA_TF32_OVERRIDE).
+    """
+    if kind == "cpu":
+        return Place("cpu", torch.device("cpu"), [(PROVIDERS["cpu"], {})])
+    device = torch.device("cuda", torch.cuda.current_device())
+    stream = torch.cuda.Stream(device)  # not torch's default stream: its number is 0, which onnxruntime takes for none
+    shared = {"device_id": str(device.index), "user_compute_stream": str(stream.cuda_stream)}
+    providers: list[tuple[str, dict[str, Any]]] = [(PROVIDERS["cuda"], {**shared, "use_tf32": False})]
+    if kind == "tensorrt":
+        cache.mkdir(parents=True, exist_ok=True)
+        kept = {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True}
+        where = {"trt_engine_cache_path": str(cache), "trt_timing_cache_path": str(cache)}
+        types = {} if precision == "fp32" else {f"trt_{precision}_enable": True}
+        providers.insert(0, (PROVIDERS["tensorrt"], {**shared, **kept, **where, **types}))
+    return Place(kind, device, providers, stream)
+
+
+def default_cache(fingerprint: str) -> Path:
+    """Where the TensorRT provider's engines of one engine folder are kept: the user's cache folder (XDG)."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "dive-fast" / "onnxruntime-tensorrt" / fingerprint[:16]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A named input or output of a graph; a free dimension is its name, or None when it has none."""
+
+    dtype: torch.dtype
+    element: int
+    dimensions: Dimensions
+
+
+@dataclass(eq=False)
+class Network:
+    """One graph on a `Place`. Calls from several threads are safe: each binds its own tensors."""
+
+    path: Path
+    place: Place
+    session: Any
+    inputs: dict[str, Value]
+    outputs: dict[str, Value]
+    _options: Any = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path, where: Place, threads: int) -> Network:
+        """Raises `InputError` for a file that is no graph of known types, `DiveError` when the provider stays down."""
+        import onnxruntime
+
+        session = open_session(path, where, threads)
+        options = onnxruntime.RunOptions()
+        if where.stream is not None:  # else every call would end with the host waiting for the stream
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        inputs, outputs = (
+            {value.name: _value(value, path) for value in values}
+            for values in (session.get_inputs(), session.get_outputs())
+        )
+        return cls(path, where, session, inputs, outputs, options)
+
+    def require(self, inputs: Sequence[str], output: str, remedy: str) -> None:
+        """Raises `InputError` unless the graph reads exactly `inputs` and gives `output` (others are not asked for)."""
+        if set(self.inputs) != set(inputs) or output not in self.outputs:
+            raise InputError(
+                f"{self.path} reads {', '.join(self.inputs)} and gives {', '.join(self.outputs)}, where "
+                f"{', '.join(inputs)} -> {output} is needed; {remedy}"
+            )
+
+    def run(self, output: str, shape: Sequence[int], **inputs: Tensor) -> Tensor:
+        """`output`, which must come to `shape`, as a new tensor on the place's device, of the graph's own type.
+
+        Inputs are cast to the graph's types and copied only if they are elsewhere, or not contiguous. What onnxruntime
+        refuses, another output shape too, raises `DiveError`.
+        """
+        device, value = self.place.device, self.outputs[output]
+        # Read asynchronously from pageable memory, CUDA has its copy when the call returns; the other way it has not.
+        bound = {
+            name: tensor.detach().to(device, self.inputs[name].dtype, non_blocking=device.type == "cuda").contiguous()
+            for name, tensor in inputs.items()
+        }
+        result = torch.empty(*shape, dtype=value.dtype, device=device)
+        index = device.index or 0
+        binding = self.session.io_binding()
+        for name, tensor in bound.items():
+            element = self.inputs[name].element
+            binding.bind_input(name, device.type, index, element, list(tensor.shape), tensor.data_ptr())
+        binding.bind_output(output, device.type, index, value.element, list(result.shape), result.data_ptr())
+        try:
+            with self.place.in_order():
+                self.session.run_with_iobinding(binding, self._options)
+        except Exception as error:  # onnxruntime's own exceptions share no base class but this
+            raise DiveError(f"{self.path} failed in onnxruntime: {brief(error)}") from error
+        return result
+
+
+def open_session(path: Path, where: Place, threads: int) -> Any:
+    """An onnxruntime session that really runs on `where`; `DiveError` when it cannot, `InputError` when it is broken."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=where.providers)
+    except Exception as error:  # as above
+        if type(error).__name__ == "NotImplemented":  # bfloat16 on a CPU, mostly
+            raise DiveError(
+                f"{path}: {PROVIDERS[where.kind]} has no kernel for one of its operators ({brief(error)}); "
+                "choose another device, or export with precision fp32"
+            ) from error
+        raise InputError(  # the graph passed its hash, so it was written broken
+            f"{path} is not a graph that onnxruntime can open ({brief(error)}); export the engine again"
+        ) from error
+    # onnxruntime takes a provider that fails to load (a missing CUDA library, say) for the CPU's with a mere warning.
+    wanted, found = PROVIDERS[where.kind], session.get_providers()[0]
+    if found != wanted:
+        raise DiveError(
+            f"onnxruntime did not bring up {wanted} and offers {found} ({_why_down(where.kind)}); "
+            "install the libraries it asks for, or choose device 'cpu'"
+        )
+    return session
+
+
+def _why_down(kind: Provider) -> str:
+    """Which library a provider misses, as the dynamic linker says it; onnxruntime itself only logs it."""
+    import onnxruntime
+
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    try:
+        for name, mode in (("shared", ctypes.RTLD_GLOBAL), (kind, ctypes.RTLD_LOCAL)):
+            ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"), mode)
+    except OSError as error:
+        return brief(error)
+    return "its libraries load, so the GPU or its driver does not answer; see onnxruntime's log on standard error"
+
+
+def _value(value: Any, path: Path) -> Value:
+    if value.type not in ELEMENTS:
+        raise InputError(f"{path}: {value.name} is a {value.type}; known are {', '.join(ELEMENTS)}")
+    return Value(*ELEMENTS[value.type], tuple(value.shape))
+
+
+def brief(error: Exception) -> str:
+    """The message of a library's exception on one line, without its tail."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,199 @@
+"""A TensorRT engine folder run on a GPU: static profiles, buffers that stay, one stream, no wait for the GPU in a step.
+
+Not run yet: everything that needs a GPU, so all but the refusals. The sequence of calls is tested against a stand-in for
+the `tensorrt` module (tests/engines/test_tensorrt_engine.py); `make gpu-test` runs it for real.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dive_fast import trt
+from dive_fast.engines.base import Conditioning, Engine, EngineBase, by_row
+from dive_fast.engines.onnx_engine import EngineFiles, parts, read_engine
+from dive_fast.engines.tensorrt_net import AGAIN, CudaLane, Lane, Net
+from dive_fast.io import read_json
+from dive_fast.types import DiveError, EngineSpec, InputError
+
+
+def open_tensorrt(
+    folder: Path,
+    spec: EngineSpec,
+    device: str,
+    threads: int | None,
+    why: str,
+    *,
+    guard: bool = False,
+    use_graphs: bool = False,
+) -> Engine:
+    """The engine in `folder`, whose `engine.json` is `spec`, on this machine's first GPU.
+
+    `device` is auto or cuda. `threads` limits torch's CPU threads in the whole process. `use_graphs` replays a UNet call as
+    a CUDA graph: off until a GPU has shown that it gains anything at these row counts. Raises every reason why the engine
+    does not run here as one `DiveError`, an `InputError` when the folder itself is not whole.
+    """
+    found, files = refusals(folder, spec, device)
+    if files is None or found:
+        raise (DiveError if files else InputError)(f"engine {folder} cannot run as asked: {'; '.join(found)}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    module = trt.load(trt.flavour(spec.backend))
+    cuda = torch.device("cuda", 0)
+    return TensorRTEngine(
+        files, module, cuda, CudaLane(cuda), f"{why}, device: the GPU it was built for", guard, use_graphs
+    )
+
+
+def refusals(folder: Path, spec: EngineSpec, device: str = "auto") -> tuple[list[str], EngineFiles | None]:
+    """Every reason why this machine cannot run the engine, and the folder's facts (None when it is not whole)."""
+    kind = trt.flavour(spec.backend)
+    found, files = [], None
+    try:
+        files = read_engine(folder, spec)
+    except InputError as error:
+        found.append(str(error))
+    if device == "cpu":
+        found.append("device cpu: TensorRT runs on a GPU only, choose cuda or run the exported engine")
+    not_installed = trt.reasons(kind)
+    found += not_installed or _version_reasons(kind, spec)
+    gpu, no_gpu = trt.find_gpu()
+    if gpu is None:
+        found.append(f"it was built for {spec.gpu}, and {no_gpu}")
+    else:
+        found += trt.misfits(kind, spec.gpu, gpu)
+        if not torch.cuda.is_available():
+            found.append(f"torch {torch.__version__} has no CUDA, install a CUDA build of it")
+    return found, files
+
+
+def _version_reasons(kind: trt.Flavour, spec: EngineSpec) -> list[str]:
+    built, here = spec.versions.get(kind.name, "an unknown version"), trt.version(kind)
+    if built == here:
+        return []
+    return [f"its plans are {kind.name} {built}'s, here is {here}; {AGAIN}"]
+
+
+class TensorRTEngine(EngineBase):
+    """Plans on one GPU. Prompts, VAE images and bank entries beyond the largest profile go through in parts."""
+
+    def __init__(
+        self,
+        files: EngineFiles,
+        module: Any,
+        device: torch.device,
+        lane: Lane,
+        chosen: str,
+        guard: bool = False,
+        use_graphs: bool = False,
+    ) -> None:
+        """`module` is tensorrt or tensorrt_rtx. A plan that does not load, or is not as `engine.json` says, raises."""
+        super().__init__(
+            spec=files.spec,
+            prompts=files.prompts,
+            scheduler_config=files.scheduler_config,
+            device=device,
+            fingerprint=files.fingerprint,
+            geometry=files.geometry,
+            runs_on=f"{device} ({files.spec.gpu})",
+            chosen=chosen,
+            guard=guard,
+        )
+        without_weights = _refittable(files.folder)
+        self._nets = {
+            part: Net(
+                module,
+                _loaded(files, module, part, without_weights.get(part, [])),
+                device,
+                lane,
+                f"engine {files.folder}: {part}",
+                use_graphs and part == "unet",
+            )
+            for part in parts(files.spec)
+        }
+        self._check(files.folder)
+        # One scratch for all: calls follow each other on one stream.
+        size = max(net.scratch for net in self._nets.values())
+        self._scratch = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
+
+    def condition(self, embeddings: Tensor) -> Conditioning:
+        unet = self._nets["unet"]
+        if self.spec.form == "plain":
+            return Conditioning(embeddings.to(self.device, unet.dtypes["encoder_hidden_states"]))
+        if len(embeddings) > unet.most("kv_bank"):
+            raise InputError(
+                f"a bank of {len(embeddings)} prompts is more than the {unet.most('kv_bank')} that this engine takes; "
+                "condition fewer at a time, or build with a larger prompts_max"
+            )
+        dtype = unet.dtypes["kv_bank"]
+        bank = self._in_parts("prompt_bank", "encoder_hidden_states", embeddings, dtype)
+        return Conditioning(self._guarded("prompt_bank", bank, embeddings))
+
+    def _text(self, token_ids: Tensor) -> Tensor:
+        return self._in_parts("text_encoder", "input_ids", token_ids)
+
+    def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
+        steps = torch.full((1,), timestep, dtype=torch.int64, device=self.device)
+        if self.spec.form == "plain":
+            sample, hidden = by_row(latents, bank, prompt_index)
+            feeds = {"sample": sample, "timestep": steps, "encoder_hidden_states": hidden}
+        else:
+            image_index = torch.arange(len(prompt_index), device=self.device) % len(latents)
+            shared = "shared_prefix" in self.spec.removed
+            sample = latents if shared else latents.index_select(0, image_index)
+            feeds = {"sample": sample, "timestep": steps, "kv_bank": bank, "prompt_index": prompt_index}
+            feeds |= {"image_index": image_index} if shared else {}
+        return self._nets["unet"].run(feeds, len(prompt_index), self._scratch, torch.float32)
+
+    def _decoder(self, latents: Tensor) -> Tensor:
+        return self._in_parts("vae_decoder", "latent_sample", latents)
+
+    def _encoder(self, pixels: Tensor) -> Tensor:
+        return self._in_parts("vae_encoder", "sample", pixels)[:, : self.geometry.channels]  # the rest is log variance
+
+    def _in_parts(self, part: str, name: str, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        net = self._nets[part]
+        pieces = torch.split(rows, net.most(name))
+        return torch.cat([net.run({name: piece}, len(piece), self._scratch, dtype) for piece in pieces])
+
+    def _check(self, folder: Path) -> None:
+        """The plans' sizes are fixed; engine.json and the configs must tell the same ones."""
+        profile = self.spec.profile
+        image = (3, profile.height, profile.width)
+        rows = "prompt_index" if self.spec.form == "bank" else "sample"
+        latents = {"unet": "sample", "vae_decoder": "latent_sample"}
+        wrong = []
+        for part, name, sizes in (
+            *((p, n, self.latent_shape) for p, n in latents.items()),
+            ("vae_encoder", "sample", image),
+        ):
+            found = self._nets[part].profiles[0][name][1:]
+            if found != sizes:
+                wrong.append(f"{part} takes rows of {found}, engine.json says {sizes}")
+        most = self._nets["unet"].most(rows)
+        if most < profile.rows_max:
+            wrong.append(f"unet takes up to {most} rows, engine.json says {profile.rows_max}")
+        if wrong:
+            raise InputError(f"engine {folder}: {'; '.join(wrong)}; {AGAIN}")
+
+
+def _loaded(files: EngineFiles, module: Any, part: str, weights: list[str]) -> Any:
+    """The part's ICudaEngine; a plan without weights takes those of the folder's own graph."""
+    path = files.folder / files.spec.files[part]
+    log = trt.logger(module)
+    engine = trt.open_plan(module, log, path.read_bytes(), str(path))
+    if weights:
+        trt.refit(module, log, engine, files.folder / part / "model.onnx", weights)
+    return engine
+
+
+def _refittable(folder: Path) -> dict[str, list[str]]:
+    """Which weights each plan lacks, as `build.json` says."""
+    data = read_json(folder / "build.json", "engine")
+    table = data.get("refittable") if isinstance(data, dict) else None
+    if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
+        raise InputError(f"engine {folder}: build.json names no weights by part; {AGAIN}")
+    return table

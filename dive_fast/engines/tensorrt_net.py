@@ -1,0 +1,170 @@
+"""One TensorRT plan on a GPU: a context and buffers for each profile, a stream of its own, CUDA graphs if asked for.
+
+Not run yet on a GPU, as `tensorrt_engine` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dive_fast import trt
+from dive_fast.types import DiveError, InputError
+
+AGAIN = "build the engine again (dive-fast build)"
+
+
+class Lane(Protocol):
+    """Where an engine's work queues up."""
+
+    def turn(self) -> AbstractContextManager[int]:
+        """The CUDA stream to enqueue on: after all that torch has enqueued so far, and before what it enqueues next."""
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """`work`, enqueued within a turn before, as something that replays it."""
+
+
+class CudaLane:
+    """A stream of its own: on torch's default stream TensorRT would make the whole GPU wait at each call.
+
+    Events order the two streams, so the CPU never waits, and torch may reuse memory as if there were one stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    @contextmanager
+    def turn(self) -> Iterator[int]:
+        torchs = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(torchs)
+        with torch.cuda.stream(self.stream):
+            yield self.stream.cuda_stream
+        torchs.wait_stream(self.stream)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            work()
+        return graph.replay
+
+
+class Net:
+    """One plan: an execution context and buffers for each of its profiles, made at the first call that needs them.
+
+    An input of one size a profile has a buffer there, padded with zeros; one with a range (a prompt bank) is read where
+    the caller has it.
+    """
+
+    def __init__(self, module: Any, engine: Any, device: torch.device, lane: Lane, where: str, graphs: bool) -> None:
+        self._module, self._engine, self._device, self._lane = module, engine, device, lane
+        self._where, self._graphs = where, graphs
+        self._slots: dict[int, Slot] = {}
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        self.dtypes = {name: getattr(torch, trt.torch_dtype(engine.get_tensor_dtype(name))) for name in names}
+        self._inputs = [name for name in names if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT]
+        (self.output,) = (name for name in names if name not in self._inputs)
+        ranges = [
+            {name: self._range(name, i) for name in self._inputs} for i in range(engine.num_optimization_profiles)
+        ]
+        self.profiles = [{name: most for name, (_, _, most) in shapes.items()} for shapes in ranges]
+        self._ranged = {name for name, (low, _, most) in ranges[0].items() if low != most}
+        self.scratch = max(engine.get_device_memory_size_for_profile_v2(i) for i in range(len(ranges)))
+
+    def _range(self, name: str, index: int) -> list[tuple[int, ...]]:
+        """Smallest, best and largest shape of an input; those of a profile exist only where something is free."""
+        shape = tuple(self._engine.get_tensor_shape(name))
+        ranges = self._engine.get_tensor_profile_shape(name, index) if -1 in shape else [shape] * 3
+        return [tuple(shape) for shape in ranges]
+
+    def most(self, name: str) -> int:
+        """The largest leading size of an input."""
+        return max(shapes[name][0] for shapes in self.profiles)
+
+    def run(self, feeds: Mapping[str, Tensor], rows: int, scratch: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The first `rows` of the output as `dtype` (None: the plan's own), from inputs no longer than a profile's."""
+        with self._lane.turn() as stream, torch.inference_mode():
+            index = self._fitting(feeds)
+            slot = self._slots.get(index) or self._open(index, scratch, stream)
+            slot.take(feeds)
+            self._enqueue(slot, stream)
+            return slot.output[:rows].to(dtype or slot.output.dtype, copy=True)
+
+    def _fitting(self, feeds: Mapping[str, Tensor]) -> int:
+        """The profile with least padding."""
+        fits = [
+            (sum(shapes[name][0] for name in feeds if name not in self._ranged), i)
+            for i, shapes in enumerate(self.profiles)
+            if all(len(tensor) <= shapes[name][0] for name, tensor in feeds.items())
+        ]
+        if not fits:
+            sizes = ", ".join(f"{name} {len(tensor)} (at most {self.most(name)})" for name, tensor in feeds.items())
+            raise InputError(f"{self._where}: no profile takes {sizes}; call with fewer, or {AGAIN} with more rows")
+        return min(fits)[1]
+
+    def _open(self, index: int, scratch: Tensor, stream: int) -> Slot:
+        """Context and buffers of a profile; addresses and shapes are told once, as they never change again."""
+        strategy = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy)
+        if context is None or not context.set_optimization_profile_async(index, stream):
+            raise DiveError(f"{self._where}: TensorRT cannot open profile {index}; {AGAIN}")
+        context.set_device_memory(scratch.data_ptr(), scratch.numel())
+        shapes = self.profiles[index]
+        for name in self._ranged:  # as long as it may be, so that the output's shape can be told
+            context.set_input_shape(name, shapes[name])
+        slot = Slot(context, self._where)
+        for name in shapes.keys() - self._ranged:
+            slot.buffers[name] = torch.zeros(shapes[name], dtype=self.dtypes[name], device=self._device)
+            slot.tell(name, slot.buffers[name])
+        shape = tuple(context.get_tensor_shape(self.output))
+        slot.output = torch.empty(shape, dtype=self.dtypes[self.output], device=self._device)
+        slot.tell(self.output, slot.output, shape=False)
+        self._slots[index] = slot
+        return slot
+
+    def _enqueue(self, slot: Slot, stream: int) -> None:
+        if slot.replay is not None:
+            slot.replay()
+            return
+
+        def call() -> None:
+            if not slot.context.execute_async_v3(stream):
+                raise DiveError(f"{self._where}: TensorRT could not enqueue the call; open the engine again")
+
+        call()  # before a capture, too: the first call of a context may allocate
+        if self._graphs:
+            slot.replay = self._lane.capture(call)
+
+
+class Slot:
+    """One profile in use: its context, its buffers, and what replays its call (None: not captured)."""
+
+    output: Tensor
+
+    def __init__(self, context: Any, where: str) -> None:
+        self.context, self._where = context, where
+        self.buffers: dict[str, Tensor] = {}
+        self.replay: Callable[[], None] | None = None
+        self._outside: dict[str, Tensor] = {}
+
+    def tell(self, name: str, tensor: Tensor, shape: bool = True) -> None:
+        """Gives the context a tensor's address and, of an input, its shape."""
+        if shape and not self.context.set_input_shape(name, tuple(tensor.shape)):
+            raise DiveError(f"{self._where}: TensorRT refuses {name} {list(tensor.shape)}; {AGAIN}")
+        if not self.context.set_tensor_address(name, tensor.data_ptr()):
+            raise DiveError(f"{self._where}: TensorRT refuses the address of {name}; {AGAIN}")
+
+    def take(self, feeds: Mapping[str, Tensor]) -> None:
+        """Copies what has a buffer into it, from any device, and tells the addresses of what has none."""
+        for name, tensor in feeds.items():
+            if name in self.buffers:
+                buffer = self.buffers[name]
+                buffer[: len(tensor)].copy_(tensor, non_blocking=True)
+                buffer[len(tensor) :].zero_()  # an index left over could reach outside a shorter bank
+            elif self._outside.get(name) is not tensor:
+                self._outside[name] = tensor  # kept: TensorRT has its address only
+                self.tell(name, tensor)
+                self.replay = None

@@ -1,0 +1,240 @@
+"""Every difference between `tensorrt` and `tensorrt-rtx`, and what both need in one place. Standard library on import.
+
+|                          | `tensorrt` >= 11.1, < 12          | `tensorrt-rtx` >= 1.3, < 2                           |
+|--------------------------|-----------------------------------|------------------------------------------------------|
+| builds without a GPU     | no                                | yes, but for refittable or stripped plans            |
+| a plan is for            | the GPU that it was built on      | one named compute capability, or Ampere and later    |
+| compute capabilities     | 7.5 and later                     | 7.5, 8.0, 8.6, 8.9, 12.0, 12.1: no 9.0 (H100, H200)  |
+| timing cache             | yes                               | its calls are no-ops and warn                        |
+| plans for other GPUs     | HardwareCompatibilityLevel        | unsupported, it warns                                |
+
+Plans for other versions than their own (VERSION_COMPATIBLE) are not offered: tensorrt-rtx lacks the lean runtime for them,
+and tensorrt would run code that stands in the plan. Both have removed precision flags and calibrators: the types in the
+ONNX graph decide, networks are strongly typed. Layers come back as `ILayer`: an attention must be given its class before
+it has attributes (`allow_decomposition`).
+
+Run so far: the right column with tensorrt-rtx 1.7.1 on a CPU. Not run: anything with `tensorrt`, whose packages cannot be
+installed there (its column is NVIDIA's documentation), and with either what needs a GPU (`open_plan`, `refit`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dive_fast.types import DiveError, InputError
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One of the two packages. `name` is the backend in engine.json and the distribution; `versions` is [from, before)."""
+
+    name: str
+    module: str
+    extra: str
+    versions: tuple[str, str]
+    builds_without_gpu: bool
+    capabilities: tuple[str, ...]  # compute capabilities that it has code for; empty: 7.5 and every later one
+    timing_cache: bool
+    compatibility: bool  # whether it knows HardwareCompatibilityLevel
+
+
+TENSORRT = Flavour("tensorrt", "tensorrt", "trt", ("11.1", "12"), False, (), True, True)
+RTX = Flavour(
+    "tensorrt-rtx",
+    "tensorrt_rtx",
+    "rtx",
+    ("1.3", "2"),
+    True,
+    ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+    False,
+    False,
+)
+FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, RTX)}
+ANY_AMPERE = "compute capability 8.0 or later"  # what tensorrt-rtx builds for when no target is named
+
+# By the names of trt.DataType's members: the torch type of the same bits.
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "FP8": "float8_e4m3fn",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device; `capability` is its compute capability like "9.0"."""
+
+    name: str
+    capability: str
+
+    @property
+    def label(self) -> str:
+        """As EngineSpec.gpu names it."""
+        return f"{self.name} (compute capability {self.capability})"
+
+
+def flavour(name: str) -> Flavour:
+    """By its name; unknown -> `InputError`."""
+    if name not in FLAVOURS:
+        raise InputError(f"TensorRT flavour {name!r} is unknown; choose one of {', '.join(FLAVOURS)}")
+    return FLAVOURS[name]
+
+
+def version(kind: Flavour) -> str | None:
+    """Version of the installed package, None when there is none."""
+    try:
+        return importlib.metadata.version(kind.name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def reasons(kind: Flavour) -> list[str]:
+    """Every reason why the package cannot be imported here, each with its remedy; empty when it can."""
+    found = version(kind)
+    if found is None or importlib.util.find_spec(kind.module) is None:
+        return [f"{kind.name} is not installed: pip install 'dive-fast[{kind.extra}]'"]
+    first, before = kind.versions
+    if not _numbers(first) <= _numbers(found) < _numbers(before):
+        return [f"{kind.name} {found} is installed, this version of dive-fast knows >= {first}, < {before}"]
+    try:
+        importlib.import_module(kind.module)
+    except Exception as problem:  # noqa: BLE001 - a missing library raises whatever the binding makes of it
+        return [
+            f"{kind.name} {found} does not import ({type(problem).__name__}: {brief([str(problem)])}); install it again"
+        ]
+    return []
+
+
+def load(kind: Flavour) -> Any:
+    """The module; `DiveError` with the reason when it cannot be imported."""
+    why_not = reasons(kind)
+    if why_not:
+        raise DiveError("; ".join(why_not))
+    return importlib.import_module(kind.module)
+
+
+def find_gpu() -> tuple[Gpu | None, str]:
+    """The first CUDA device, asked of the driver itself, and why there is none ("" when there is one)."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None, "no NVIDIA driver (libcuda.so.1) is installed"
+    device, name, number = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int()
+    for call in (lambda: cuda.cuInit(0), lambda: cuda.cuDeviceGet(ctypes.byref(device), 0)):
+        if code := call():
+            return None, f"the NVIDIA driver offers no GPU (CUDA error {code})"
+    cuda.cuDeviceGetName(name, len(name), device)
+    capability = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+        cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+        capability.append(str(number.value))
+    return Gpu(name.value.decode(), ".".join(capability)), ""
+
+
+def misfits(kind: Flavour, label: str | None, gpu: Gpu) -> list[str]:
+    """Why a plan whose EngineSpec.gpu is `label` does not run on `gpu`; empty when it may."""
+    found = []
+    if kind.capabilities and gpu.capability not in kind.capabilities:
+        found.append(
+            f"{kind.name} has no code for compute capability {gpu.capability} of the {gpu.name}, "
+            f"only for {', '.join(kind.capabilities)}"
+        )
+    wanted = re.fullmatch(r"(?:(.+) \()?compute capability ([0-9.]+)( or later)?\)?", label or "")
+    if wanted is None:
+        return [*found, f"engine.json names the GPU {label!r}, which is none that dive-fast writes; build it again"]
+    name, capability, later = wanted.groups()
+    fits = _numbers(capability) <= _numbers(gpu.capability) if later else capability == gpu.capability
+    if not fits or (name is not None and name != gpu.name):
+        found.append(f"it was built for {label}, here is {gpu.label}; build it again on this machine")
+    return found
+
+
+def logger(trt: Any) -> Any:
+    """An ILogger that keeps the errors of this builder or runtime in `errors` and says nothing."""
+
+    class Messages(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return Messages()
+
+
+def brief(errors: Iterable[str]) -> str:
+    """The first error on one line, at most 300 characters: what follows the first is its echo."""
+    return " ".join(next(iter(errors), "no reason given").split())[:300]
+
+
+def torch_dtype(kind: Any) -> str:
+    """Name of the torch type of a trt.DataType; `DiveError` for one that torch has no word for."""
+    if kind.name not in DTYPES:
+        raise DiveError(f"TensorRT type {kind.name} has no torch type; export the engine in fp32, fp16 or bf16")
+    return DTYPES[kind.name]
+
+
+def allow_decomposition(trt: Any, network: Any) -> int:
+    """Lets TensorRT write attentions out that it has no fused kernel for (small heads, float32); returns their number."""
+    found = 0
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+            found += 1
+    return found
+
+
+def open_plan(trt: Any, log: Any, plan: bytes, where: str) -> Any:
+    """The ICudaEngine of a plan; `DiveError` naming `where` when TensorRT refuses it. Needs a GPU."""
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise DiveError(f"{where} cannot be loaded ({brief(log.errors)}); build it again on this machine")
+    return engine
+
+
+def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str]) -> int:
+    """Gives `engine` the weights of the ONNX file `graph`, all of them or none; returns how many. Needs a GPU.
+
+    `expected` names the weights that the graph is to bring (the parser's map, kept at build time). Nothing reaches the
+    GPU before every one is there; a weight left over, unknown or refused raises `DiveError` with the count and names.
+    """
+    refitter = trt.Refitter(engine, log)
+    every = set(refitter.get_all_weights())
+    parser = trt.OnnxParserRefitter(refitter, log)
+    if not parser.refit_from_file(str(graph)):  # sets weights; refit_cuda_engine below is what applies them
+        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise DiveError(f"refit from {graph}: TensorRT refuses its weights ({brief([*errors, *log.errors])})")
+    wanted = every & set(expected)
+    unset = {name for name in wanted if not refitter.get_named_weights(name).size}
+    left = sorted(unset | set(refitter.get_missing_weights()))
+    if left or not wanted:
+        raise DiveError(
+            f"refit from {graph}: {len(left)} of {len(every)} weights would keep old values "
+            f"({', '.join(left[:3]) or 'the plan knows none of the names'}); build this adapter's engine instead"
+        )
+    if not refitter.refit_cuda_engine():
+        raise DiveError(f"refit from {graph}: TensorRT failed at it ({brief(log.errors)}); open the engine again")
+    return len(wanted)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """ "11.4.0" as (11, 4, 0), so that versions and compute capabilities compare by number."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", text))

@@ -1,0 +1,163 @@
+"""What a UNet really reads while it samples, and how large the values inside it get then."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dive_export.graphs import Graph
+from dive_export.qdq import save
+from dive_fast.engines.slices import CPU, cast_inputs, plain_session
+from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
+from dive_fast.types import InputError
+
+if TYPE_CHECKING:
+    from dive_fast.models import ModelBundle
+    from dive_fast.models.prompts import PromptKey
+
+Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Inputs of a UNet graph, one mapping a call: `scales` set the scales, `held_out` measure the error.
+
+    Both should come from sampling with other seeds and people (`sampling_inputs`), or the error flatters.
+    """
+
+    scales: Sequence[Inputs]
+    held_out: Sequence[Inputs]
+
+    def __post_init__(self) -> None:
+        if not self.scales or not self.held_out:
+            raise InputError(
+                f"calibration: {len(self.scales)} calls to set scales and {len(self.held_out)} held out; "
+                "each needs at least one"
+            )
+
+
+def sampling_inputs(
+    bundle: ModelBundle,
+    graph: Graph,
+    keys: Sequence[PromptKey],
+    seeds: Sequence[int],
+    steps: int = 10,
+    guidance: float = 5.0,
+) -> list[dict[str, np.ndarray]]:
+    """The inputs of every UNet call, one a step, while torch samples the images of `keys` from `seeds` (one each).
+
+    `graph` is the UNet part that will read them, of any form; float32 arrays, in the order of its inputs. Raises
+    `InputError` for keys that the model does not know.
+    """
+    from dive_fast.models.prompts import PromptBank
+
+    if bundle.prompts is None:
+        raise InputError("calibration: the model has no prompts.json; fuse an adapter into the base first")
+    if len(keys) != len(seeds):
+        raise InputError(f"calibration: {len(keys)} prompts and {len(seeds)} seeds; give one seed a prompt")
+    recorded: list[dict[str, np.ndarray]] = []
+
+    def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
+        inputs = _reference_inputs(graph, latents, timestep, embeddings, prompt_index)
+        recorded.append({name: tensor.numpy().copy() for name, tensor in graph.feeds(inputs).items()})
+        out: Tensor = graph.reference(*inputs.values())
+        return out
+
+    with torch.no_grad():
+        embeddings, index = PromptBank(bundle.tokenizer, bundle.prompts).encode(
+            lambda ids: bundle.text_encoder(ids, return_dict=True).last_hidden_state, [None, *keys]
+        )
+        eps = guided(eps_rows, index[1:], int(index[0]), guidance)
+        _, *shape = _example_shape(graph)
+        noise = initial_noise(seeds, (shape[0], shape[1], shape[2]))
+        dpmpp_2m(eps, noise, Schedule.from_config(bundle.scheduler_config, steps))
+    return recorded
+
+
+def _reference_inputs(
+    graph: Graph, latents: Tensor, timestep: int, embeddings: Tensor, prompt_index: Tensor
+) -> dict[str, Tensor]:
+    """What `graph.reference` reads for a call of `Engine.eps`, in order."""
+    rows = len(prompt_index)
+    bank = "kv_bank" in graph.inputs
+    inputs = {
+        "sample": latents if "image_index" in graph.inputs else repeated(latents, rows),
+        "timestep": torch.tensor([timestep]),
+        "encoder_hidden_states": embeddings if bank else embeddings[prompt_index],
+    }
+    if bank:
+        inputs["prompt_index"] = prompt_index
+    if "image_index" in graph.inputs:
+        inputs["image_index"] = torch.arange(rows) % len(latents)
+    return inputs
+
+
+def _example_shape(graph: Graph) -> tuple[int, ...]:
+    return tuple(graph.examples(1)["sample"].shape)
+
+
+def peaks(
+    model: Any, path: Path, names: Sequence[str], calls: Sequence[Inputs], percentile: float, provider: str = CPU
+) -> dict[str, float]:
+    """How large the tensors called `names` get: the largest over `calls` of each call's percentile of |value|.
+
+    100 is the largest value; p means that a share of (100 - p) % is larger. `model` is that of `path` and may lie
+    outside its weights. Computed inside the graph, so that only numbers leave it.
+    """
+    from onnx import ModelProto, TensorProto, ValueInfoProto
+    from onnx.helper import make_node, make_tensor
+
+    probed = ModelProto()
+    probed.CopyFrom(model)
+    graph = probed.graph
+    graph.initializer.extend(
+        [
+            make_tensor("peak_share", TensorProto.DOUBLE, [], [(100 - percentile) / 100]),
+            make_tensor("peak_one", TensorProto.DOUBLE, [], [1.0]),
+            make_tensor("peak_flat", TensorProto.INT64, [1], [-1]),
+        ]
+    )
+    outputs = {name: f"peak_of_{name}" for name in dict.fromkeys(names)}
+    for name, output in outputs.items():
+        chain = [
+            ("Cast", [name], "float", {"to": TensorProto.FLOAT}),
+            ("Abs", [f"{output}_float"], "size", {}),
+            ("Reshape", [f"{output}_size", "peak_flat"], "flat", {}),
+            ("Size", [name], "count", {}),
+            ("Cast", [f"{output}_count"], "double", {"to": TensorProto.DOUBLE}),
+            ("Mul", [f"{output}_double", "peak_share"], "above", {}),
+            ("Floor", [f"{output}_above"], "whole", {}),
+            ("Add", [f"{output}_whole", "peak_one"], "rank", {}),
+            ("Cast", [f"{output}_rank"], "integer", {"to": TensorProto.INT64}),
+            ("Reshape", [f"{output}_integer", "peak_flat"], "k", {}),
+        ]
+        graph.node.extend(make_node(op, read, [f"{output}_{to}"], **more) for op, read, to, more in chain)
+        top = [f"{output}_top", f"{output}_where"]
+        graph.node.append(make_node("TopK", [f"{output}_flat", f"{output}_k"], top, sorted=0))
+        graph.node.append(make_node("ReduceMin", top[:1], [output], keepdims=0))
+    del graph.output[:]
+    graph.output.extend(ValueInfoProto(name=output) for output in outputs.values())
+    with opened(probed, path, provider) as session:
+        found = [session.run(list(outputs.values()), cast_inputs(model.graph, call, str(path))) for call in calls]
+    return {name: float(np.max([values[i] for values in found])) for i, name in enumerate(outputs)}
+
+
+@contextmanager
+def opened(model: Any, path: Path, provider: str = CPU, beside: Path | None = None) -> Iterator[Any]:
+    """An onnxruntime session of `model`, which is used up; its file lies in a temporary folder meanwhile.
+
+    A file, as more than 2 GB do not pass otherwise. `path` is where the weights outside of `model` are; `beside` is where
+    the folder is made, by default the system's place for such.
+    """
+    with tempfile.TemporaryDirectory(prefix=".dive-fp8-", dir=beside) as folder:
+        file = Path(folder) / "model.onnx"
+        save(model, path, file)
+        yield plain_session(str(file), provider, str(path))

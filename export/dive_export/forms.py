@@ -1,0 +1,245 @@
+"""The UNet in two forms, as plain modules with named tensors in and out, and the bank that the second one reads.
+
+A bank holds what a prompt contributes to every cross-attention, its keys and its values: `kv_bank` [P, 2, L, sumC], keys
+first, of all cross-attentions side by side, in the order of their module names as Python sorts them (`cross_attentions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dive_export.removal import copied, fuse_qkv, time_embedding, use_time_table
+from dive_fast.types import InputError
+
+BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D")
+
+
+class UnetGraph(nn.Module):
+    """sample [R, C, h, w], timestep int64 [1], encoder_hidden_states [R, L, D] -> out_sample [R, C, h, w].
+
+    diffusers' own forward: the measure for every other form.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        out: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return out
+
+
+class IndexedUnetGraph(UnetGraph):
+    """What a bank UNet must equal: the plain one, on a latent and a prompt looked up for each row.
+
+    sample [B, C, h, w], timestep [1], encoder_hidden_states [P, L, D], prompt_index int64 [R], image_index int64 [R]
+    (left out: row r is of latent r) -> [R, C, h, w].
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        prompt_index: Tensor,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        rows = sample if image_index is None else sample[image_index]
+        return super().forward(rows, timestep, encoder_hidden_states[prompt_index])
+
+
+class PromptBankGraph(nn.Module):
+    """encoder_hidden_states [P, L, D] -> kv_bank [P, 2, L, sumC] for the cross-attentions of `unet`."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        layers = [module for _, module in cross_attentions(unet)]
+        self.keys = nn.ModuleList(layer.to_k for layer in layers)
+        self.values = nn.ModuleList(layer.to_v for layer in layers)
+
+    def forward(self, encoder_hidden_states: Tensor) -> Tensor:
+        sides = [torch.cat([layer(encoder_hidden_states) for layer in side], -1) for side in (self.keys, self.values)]
+        return torch.stack(sides, dim=1)
+
+
+class ReducedUnetGraph(nn.Module):
+    """A UNet with less to do at each step, of form "plain": inputs and output as `UnetGraph`.
+
+    `removed` names the savings that are made inside (`removal`); the UNet given is not changed. `timesteps` is the number
+    of rows of the time table. Raises `InputError` for a UNet of another build than Stable Diffusion 1.5's.
+    """
+
+    time_table: Tensor | None  # [timesteps, T]
+
+    def __init__(self, unet: Any, removed: tuple[str, ...], timesteps: int) -> None:
+        super().__init__()
+        _check_build(unet)
+        self.unet = copied(unet)
+        if "fused_qkv" in removed:
+            fuse_qkv(self.unet)
+        table = use_time_table(self.unet, timesteps) if "time_table" in removed else None
+        self.register_buffer("time_table", table)
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        return _walk(self.unet, sample, self._time(sample, timestep), encoder_hidden_states)
+
+    def _time(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """[1, T]: one row for all, as they share the timestep."""
+        if self.time_table is None:
+            return time_embedding(self.unet, timestep, sample.dtype)
+        return self.time_table.index_select(0, timestep)
+
+
+class BankUnetGraph(ReducedUnetGraph):
+    """sample [R, C, h, w], timestep int64 [1], kv_bank [P, 2, L, sumC], prompt_index int64 [R] -> out_sample [R, C, h, w].
+
+    With the saving "shared_prefix": sample [B, C, h, w] and, last, image_index int64 [R], which image a row belongs to.
+    """
+
+    def __init__(self, unet: Any, removed: tuple[str, ...], timesteps: int) -> None:
+        super().__init__(unet, removed, timesteps)
+        start = 0
+        for _, layer in cross_attentions(self.unet):
+            stop = start + layer.to_k.out_features
+            layer.set_processor(BankProcessor(start, stop))
+            del layer.to_k, layer.to_v
+            start = stop
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        kv_bank: Tensor,
+        prompt_index: Tensor,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        # Gathered as [2P, L, sumC], so that the bank of all prompts is never copied to cut it in two.
+        sides = kv_bank.flatten(0, 1)
+        bank = tuple(sides.index_select(0, 2 * prompt_index + side) for side in (0, 1))  # keys and values [R, L, sumC]
+        return _walk(self.unet, sample, self._time(sample, timestep), bank, image_index)
+
+
+class BankProcessor:
+    """Cross-attention to keys and values [R, L, sumC] that stand ready in columns start to stop."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: tuple[Tensor, Tensor],
+        attention_mask: None = None,
+    ) -> Tensor:
+        keys, values = (side[..., self.start : self.stop] for side in encoder_hidden_states)
+        query, key, value = (
+            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(hidden_states), keys, values)
+        )
+        out = nn.functional.scaled_dot_product_attention(query, key, value)  # [R, heads, tokens, C / heads]
+        out = attn.to_out[0](out.transpose(1, 2).flatten(2))
+        return out / attn.rescale_output_factor
+
+
+def cross_attentions(unet: nn.Module) -> list[tuple[str, Any]]:
+    """Name and module of every cross-attention, sorted by name: the order of a bank's columns."""
+    return sorted((name, module) for name, module in unet.named_modules() if name.endswith(".attn2"))
+
+
+def _walk(unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Tensor | None = None) -> Tensor:
+    """UNet2DConditionModel.forward for Stable Diffusion's blocks, with a time embedding [1, T] given.
+
+    `prompts` goes to the cross-attentions as it is. With `image_index` int64 [R], `sample` [B, ...] holds images, and
+    rows begin to differ only at the first cross-attention.
+    """
+    skips: list[Tensor] = []
+    to_part = image_index  # until rows have parted
+
+    def layer(x: Tensor, resnet: Any, transformer: Any) -> Tensor:
+        nonlocal to_part
+        x = resnet(x, time)
+        if transformer is None:
+            return x
+        if to_part is None:
+            out: Tensor = transformer(x, prompts, return_dict=False)[0]
+            return out
+        index, to_part = to_part, None
+        skips[:] = [skip.index_select(0, index) for skip in skips]
+        return _spread(transformer, x, prompts, index)
+
+    sample = unet.conv_in(sample)
+    skips.append(sample)
+    for block in unet.down_blocks:
+        for resnet, transformer in _layers(block):
+            sample = layer(sample, resnet, transformer)
+            skips.append(sample)
+        for downsampler in block.downsamplers or ():
+            sample = downsampler(sample)
+            skips.append(sample)
+    for resnet, transformer in _layers(unet.mid_block):
+        sample = layer(sample, resnet, transformer)
+    for block in unet.up_blocks:
+        for resnet, transformer in _layers(block):
+            sample = layer(torch.cat([sample, skips.pop()], dim=1), resnet, transformer)
+        for upsampler in block.upsamplers or ():
+            sample = upsampler(sample)
+    out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+    return out
+
+
+def _layers(block: Any) -> Iterator[tuple[Any, Any]]:
+    """The resnets of a block, each with the transformer behind it or None: the middle block's last one has none."""
+    return zip_longest(block.resnets, getattr(block, "attentions", ()))
+
+
+def _spread(transformer: Any, images: Tensor, prompts: Any, image_index: Tensor) -> Tensor:
+    """Transformer2DModel.forward, images [B, C, h, w] -> rows [R, C, h, w]: rows part behind the first self-attention."""
+    first, *others = transformer.transformer_blocks
+    height, width = images.shape[2:]
+    x = transformer.norm(images)
+    x = _tokens(x, transformer.proj_in, transformer.use_linear_projection)
+    x = x + first.attn1(first.norm1(x))
+    x, residual = x.index_select(0, image_index), images.index_select(0, image_index)
+    x = x + first.attn2(first.norm2(x), encoder_hidden_states=prompts)
+    x = x + first.ff(first.norm3(x))
+    for block in others:
+        x = block(x, encoder_hidden_states=prompts)
+    if transformer.use_linear_projection:
+        x = transformer.proj_out(x)
+    x = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    return residual + (x if transformer.use_linear_projection else transformer.proj_out(x))
+
+
+def _tokens(x: Tensor, projection: nn.Module, linear: bool) -> Tensor:
+    """[B, C, h, w] -> [B, h w, C], projected as a linear layer or as a 1 x 1 convolution does it."""
+    out: Tensor = projection(x.flatten(2).transpose(1, 2)) if linear else projection(x).flatten(2).transpose(1, 2)
+    return out
+
+
+def _check_build(unet: Any) -> None:
+    """Raises `InputError` with every trait of `unet` that `_walk` and `BankProcessor` do not have."""
+    config = unet.config
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    odd = sorted({type(block).__name__ for block in blocks} - set(BLOCKS))
+    attentions = [module for name, module in unet.named_modules() if name.endswith((".attn1", ".attn2"))]
+    traits = {
+        f"blocks {', '.join(odd)}": bool(odd),
+        "no cross-attention": not cross_attentions(unet),
+        "center_input_sample": bool(config.center_input_sample),
+        "dual_cross_attention": bool(config.dual_cross_attention),
+        "only_cross_attention": config.only_cross_attention not in (None, False),
+        f"attention_type {config.attention_type}": config.attention_type != "default",
+        "resnet_skip_time_act": bool(config.resnet_skip_time_act),
+        "normalised attention": any(layer.norm_q is not None or layer.norm_cross for layer in attentions),
+    }
+    found = [trait for trait, there in traits.items() if there]
+    if found:
+        raise InputError(
+            f"export: this UNet has {'; '.join(found)}, unlike Stable Diffusion 1.5's; "
+            "export it with form 'plain' and without time_table and fused_qkv"
+        )

@@ -1,0 +1,108 @@
+"""An exported engine folder -> the same with FP8 layers in its UNet; and an exported folder's graphs beside its model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dive_export.artifact import Progress, say, staging
+from dive_export.calibration import Calibration, sampling_inputs
+from dive_export.fp8 import Fp8Config, Fp8Report, LayerTime, quantize
+from dive_export.graphs import Graph, graphs
+from dive_export.options import GraphOptions
+from dive_export.tensorrt_cache import file_hashes
+from dive_export.tensorrt_folder import exported_spec
+from dive_fast.io import clear_disk_errors, write_json
+from dive_fast.types import InputError, to_dict
+
+if TYPE_CHECKING:
+    from dive_fast.models import ModelBundle
+    from dive_fast.models.prompts import PromptKey
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What calibration samples: `images` of the model's people and cameras, every second one held out."""
+
+    images: int = 8
+    steps: int = 10
+    guidance: float = 2.0
+
+
+def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle, dict[str, Graph]]:
+    """The fused model and the graphs, by part, that `engine` was exported from; another model raises `InputError`."""
+    from dive_fast.models import load_bundle
+
+    spec = exported_spec(Path(engine))
+    bundle = load_bundle(model)
+    if bundle.fingerprint != spec.model_fingerprint:
+        raise InputError(
+            f"engine {engine} was exported from model {spec.model_fingerprint[:12]}, {model} is "
+            f"{bundle.fingerprint[:12]}; give the fused model that it was exported from"
+        )
+    if spec.precision not in ("fp32", "fp16", "bf16"):
+        raise InputError(
+            f"engine {engine} is {spec.precision}; give the one that was exported, before it was quantised"
+        )
+    options = GraphOptions(spec.form, spec.precision, spec.removed, spec.any_size)
+    size = (spec.profile.height, spec.profile.width)
+    parts, _ = graphs(bundle, size, spec.profile.rows_max, options)
+    return bundle, {graph.part: graph for graph in parts}
+
+
+def quantize_engine(
+    engine: Path | str,
+    model: Path | str,
+    out: Path | str,
+    config: Fp8Config | None = None,
+    sampling: Sampling | None = None,
+    *,
+    times: Mapping[str, LayerTime] | None = None,
+    progress: Progress = say,
+) -> Fp8Report:
+    """Writes to `out` the engine folder `engine` with FP8 layers in its UNet (`fp8.quantize`) and the report, `fp8.json`.
+
+    `model` is the fused model that the engine was exported from; it samples the inputs. The other parts are copied. `out`
+    must not exist: what a layer became depends on more than the folder can tell. Raises `InputError` for that, for a
+    bf16 engine, and for a model with too few people and cameras to hold half of them out.
+    """
+    engine, out = Path(engine), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"quantize: {out} exists; choose another --out or move it away")
+    sampling = sampling or Sampling()
+    bundle, parts = exported_graphs(model, engine)
+    spec = exported_spec(engine)
+    if spec.precision == "bf16":
+        raise InputError(f"quantize: {engine} is bf16; export it in fp16 or fp32")
+    keys = _keys(bundle, sampling.images)
+    calls = [
+        sampling_inputs(
+            bundle, parts["unet"], keys[half::2], range(half, len(keys), 2), sampling.steps, sampling.guidance
+        )
+        for half in (0, 1)
+    ]
+    unet = spec.files["unet"]
+    with clear_disk_errors(out), staging(out) as folder:
+        for name in spec.sha256:
+            if not name.startswith("unet/model.onnx"):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(engine / name, folder / name)
+        report = quantize(engine / unet, folder / unet, Calibration(*calls), config, times=times, progress=progress)
+        write_json(folder / "fp8.json", to_dict(report))
+        spec = replace(spec, precision="fp8", sha256=file_hashes(folder))
+        write_json(folder / "engine.json", to_dict(spec))
+    return report
+
+
+def _keys(bundle: ModelBundle, count: int) -> list[PromptKey]:
+    """`count` different (person, camera), spread over all of them."""
+    table = bundle.prompts
+    pairs = [] if table is None else [(p.pid, c.name) for c in table.cameras for p in table.identities]
+    if len(pairs) < count:
+        raise InputError(
+            f"quantize: the model has {len(pairs)} people x cameras, {count} are to be sampled; ask for fewer"
+        )
+    return [pairs[i * len(pairs) // count] for i in range(count)]

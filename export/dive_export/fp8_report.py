@@ -1,0 +1,118 @@
+"""What FP8 does to each layer of a UNet, as a report; and the timing gate, which needs nothing but reports and a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dive_fast.io import read_json
+from dive_fast.types import InputError
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer: `error` is the whole UNet's when this layer alone is FP8 (None: not measured, as it was kept
+    before, or not finite).
+
+    `largest` is the activation's calibrated |value|; `why` tells why a layer is not quantised.
+    """
+
+    name: str
+    node: str
+    op: str
+    error: float | None
+    largest: float | None
+    quantised: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Fp8Report:
+    """What became of every layer. `error` is that of the graph written, measured on `held_out` calls; `error_of_all` with
+    every layer quantised that passed the timing gate. None: layers changed since it was measured, or it is not finite.
+    """
+
+    budget: float
+    error: float | None
+    error_of_all: float | None
+    calls: int
+    held_out: int
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def quantised(self) -> tuple[LayerReport, ...]:
+        return tuple(layer for layer in self.layers if layer.quantised)
+
+    def table(self) -> str:
+        """The report as text, a line a layer, and one for the whole."""
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [f"{'layer':{width}}  {'error alone':>11}  fp8"]
+        for layer in self.layers:
+            alone = "-" if layer.error is None else f"{layer.error:.2e}"
+            lines.append(f"{layer.name:{width}}  {alone:>11}  {'yes' if layer.quantised else f'no: {layer.why}'}")
+        whole, everything = (
+            "not measured" if error is None else f"{error:.2e}" for error in (self.error, self.error_of_all)
+        )
+        return "\n".join(
+            [
+                *lines,
+                f"{len(self.quantised)} of {len(self.layers)} layers in fp8: error {whole}, budget {self.budget:.2e}; "
+                f"all of them: {everything}",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Milliseconds of one layer on one GPU, in the graph's own type and in FP8."""
+
+    plain_ms: float
+    fp8_ms: float
+
+
+def read_times(path: Path) -> dict[str, LayerTime]:
+    """A timing table, `{"layers": {NAME: {"plain_ms": 0.21, "fp8_ms": 0.13}, ...}}`; other keys are free (gpu, versions).
+
+    NAME is a `LayerReport.name`. Broken files and times that are no numbers > 0 raise `InputError`.
+    """
+    data = read_json(path, "timing table")
+    layers = data.get("layers") if isinstance(data, dict) else None
+    if not isinstance(layers, dict) or not layers:
+        raise InputError(f'timing table {path} has no "layers"; it maps each layer to its plain_ms and fp8_ms')
+    times = {}
+    for name, row in layers.items():
+        values = [row.get(key) if isinstance(row, dict) else None for key in ("plain_ms", "fp8_ms")]
+        found = [
+            float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf
+        ]
+        if len(found) < 2:
+            raise InputError(f"timing table {path}: layer {name!r} needs plain_ms and fp8_ms, both numbers > 0")
+        times[name] = LayerTime(*found)
+    return times
+
+
+def timing_gate(report: Fp8Report, times: Mapping[str, LayerTime]) -> Fp8Report:
+    """The report without those layers that FP8 does not make faster; its `error` has to be measured again.
+
+    Every quantised layer must be in the table, and every name of the table in the report: else `InputError`.
+    """
+    names = {layer.name for layer in report.layers}
+    missing = [layer.name for layer in report.quantised if layer.name not in times]
+    unknown = sorted(set(times) - names)
+    for problem, wrong in (("lacks", missing), ("names unknown", unknown)):
+        if wrong:
+            raise InputError(
+                f"timing table {problem} {len(wrong)} layer(s), first {wrong[0]!r}; profile the graph of this report"
+            )
+    layers = tuple(_if_faster(layer, times) for layer in report.layers)
+    return report if layers == report.layers else replace(report, layers=layers, error=None)
+
+
+def _if_faster(layer: LayerReport, times: Mapping[str, LayerTime]) -> LayerReport:
+    if not layer.quantised or times[layer.name].fp8_ms < times[layer.name].plain_ms:
+        return layer
+    time = times[layer.name]
+    why = f"timing gate: {time.fp8_ms:.3g} ms in fp8, {time.plain_ms:.3g} ms without"
+    return replace(layer, quantised=False, why=why)

@@ -1,0 +1,215 @@
+"""Graph surgery for FP8: QuantizeLinear and DequantizeLinear around the inputs of convolutions and matrix products.
+
+e4m3 ("FN": no infinities, largest value 448, 3 bits of fraction) as in Micikevicius et al., arXiv 2209.05433. A quantised
+layer reads DequantizeLinear(QuantizeLinear(x)) with one scale a tensor, and weights that are stored as e4m3 with one
+scale an output channel; a compiler that knows the pattern computes the product in FP8, any other computes the same
+numbers in the graph's own type.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dive_fast.engines.onnx_session import brief
+from dive_fast.engines.slices import array_of, load_tensors, scopes, short
+from dive_fast.types import InputError
+
+LARGEST = 448.0
+FLOATS = (1, 10)  # TensorProto.FLOAT, FLOAT16
+SWITCHES = "quantised"  # the extra input of a switched graph: bool [layers]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or matrix product with constant weights. `axis` is that of the output channels in `weight`."""
+
+    name: str
+    node: str
+    op: str
+    activation: str
+    weight: str
+    axis: int
+
+
+def find_layers(graph: Any) -> list[Layer]:
+    """Every Conv, MatMul and Gemm of an `onnx.GraphProto` whose second input is a constant of floats, in order.
+
+    Named by their torch module; one that shares its module's name with others, or has none, is named by its node too.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in FLOATS}
+    found = []
+    for node, scope in zip(graph.node, scopes(graph), strict=True):
+        if node.op_type not in ("Conv", "MatMul", "Gemm") or node.input[1] not in constants:
+            continue
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        axis = 0 if node.op_type == "Conv" or transposed else len(constants[node.input[1]].dims) - 1
+        found.append(Layer(short(scope), node.name, node.op_type, node.input[0], node.input[1], axis))
+    names = [layer.name for layer in found]
+    return [
+        layer if layer.name and names.count(layer.name) == 1 else _named(layer, f"{layer.name}#{layer.node}")
+        for layer in found
+    ]
+
+
+def _named(layer: Layer, name: str) -> Layer:
+    return Layer(name, layer.node, layer.op, layer.activation, layer.weight, layer.axis)
+
+
+def scale_for(largest: np.ndarray | float, dtype: np.dtype) -> np.ndarray:
+    """The scales that bring |value| <= `largest` into e4m3, in `dtype`, rounded up so that nothing is cut off.
+
+    Where `largest` is 0 any scale serves: 1.
+    """
+    exact = np.asarray(largest, np.float64) / LARGEST
+    scale = exact.astype(dtype)
+    scale = np.where(scale < exact, np.nextafter(scale, dtype.type(np.inf)), scale)
+    return np.where(exact == 0, dtype.type(1), scale).astype(dtype)
+
+
+def quantised_weight(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """(e4m3 values of the weight's shape, scales [channels] of its type), one scale an output channel."""
+    import ml_dtypes
+
+    rest = tuple(i for i in range(weight.ndim) if i != axis)
+    scales = scale_for(np.abs(weight).max(axis=rest), weight.dtype)
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    ratio = weight.astype(np.float32) / scales.astype(np.float32).reshape(shape)
+    return np.clip(ratio, -LARGEST, LARGEST).astype(ml_dtypes.float8_e4m3fn), scales
+
+
+def insert(
+    model: Any, path: Path, layers: Sequence[Layer], largest: Mapping[str, float], *, switched: bool = False
+) -> Any:
+    """A copy of `model` in which `layers` are quantised; `largest` maps an activation's name to what is to become 448.
+
+    `model` may lie outside its weights: those of `layers` are read from beside `path`. They become e4m3 in the file, and
+    the old ones are dropped unless something else reads them. With `switched`, each layer i is quantised only where the
+    extra input `quantised` bool [len(layers)] says so at i: one session then measures every choice.
+    """
+    from onnx import ModelProto, TensorProto
+    from onnx.helper import make_tensor_value_info
+
+    result = ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    types = {layer.weight: weights[layer.weight].data_type for layer in layers}
+    work = _Insertion(graph, path, weights, switched)
+    by_node = {layer.node: (i, layer) for i, layer in enumerate(layers)}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.name in by_node:
+            i, layer = by_node[node.name]
+            node.input[0] = work.activation(i, layer, largest[layer.activation], types[layer.weight])
+            node.input[1] = work.weight(i, layer)
+        graph.node.append(node)
+    if switched:
+        graph.input.append(make_tensor_value_info(SWITCHES, TensorProto.BOOL, [len(layers)]))
+    read = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return result
+
+
+class _Insertion:
+    """The nodes and constants that `insert` adds to `graph`, each made once."""
+
+    def __init__(self, graph: Any, path: Path, weights: Mapping[str, Any], switched: bool) -> None:
+        self.graph = graph
+        self.path = path
+        self.weights = weights
+        self.switched = switched
+        self.made: set[str] = set()
+
+    def activation(self, index: int, layer: Layer, largest: float, data_type: int) -> str:
+        from onnx import TensorProto
+        from onnx.helper import make_tensor, tensor_dtype_to_np_dtype
+
+        name = layer.activation
+        quantised, result = f"{name}_e4m3", f"{name}_dequantised"
+        if self._new(result):  # layers that read the same tensor share it: queries, keys and values, say
+            value = scale_for(largest, np.dtype(tensor_dtype_to_np_dtype(data_type)))
+            self.graph.initializer.extend(
+                [
+                    make_tensor(f"{name}_scale", data_type, [], value.tobytes(), raw=True),
+                    make_tensor(f"{name}_zero", TensorProto.FLOAT8E4M3FN, [], b"\0", raw=True),
+                ]
+            )
+            constants = [f"{name}_scale", f"{name}_zero"]
+            self._node("QuantizeLinear", [name, *constants], quantised)
+            self._node("DequantizeLinear", [quantised, *constants], result)
+        return self._choice(index, result, name)
+
+    def weight(self, index: int, layer: Layer) -> str:
+        from onnx import TensorProto
+        from onnx.helper import make_tensor
+
+        name = layer.weight
+        result = f"{name}_{layer.axis}_dequantised"
+        if self._new(result):
+            tensor = self.weights[name]
+            values, scales = quantised_weight(array_of(load_tensors(self.weights, {name}, self.path)[name]), layer.axis)
+            constants = [f"{result}_e4m3", f"{result}_scale"]
+            self.graph.initializer.extend(
+                [
+                    make_tensor(constants[0], TensorProto.FLOAT8E4M3FN, tensor.dims, values.tobytes(), raw=True),
+                    make_tensor(constants[1], tensor.data_type, scales.shape, scales.tobytes(), raw=True),
+                ]
+            )
+            self._node("DequantizeLinear", constants, result, axis=layer.axis)
+        return self._choice(index, result, name)
+
+    def _choice(self, index: int, quantised: str, plain: str) -> str:
+        """`quantised`; in a switched graph that or `plain`, as switch `index` says."""
+        from onnx import TensorProto
+        from onnx.helper import make_tensor
+
+        if not self.switched:
+            return quantised
+        switch = f"{SWITCHES}_{index}"
+        if self._new(switch):
+            position = make_tensor(f"{switch}_index", TensorProto.INT64, [], [index])
+            self.graph.initializer.append(position)
+            self._node("Gather", [SWITCHES, position.name], switch)
+        result = f"{quantised}_or_not_{index}"
+        if self._new(result):
+            self._node("Where", [switch, quantised, plain], result)
+        return result
+
+    def _new(self, name: str) -> bool:
+        """Whether `name` is asked for the first time."""
+        fresh = name not in self.made
+        self.made.add(name)
+        return fresh
+
+    def _node(self, op: str, inputs: Sequence[str], output: str, **attributes: int) -> None:
+        from onnx.helper import make_node
+
+        self.graph.node.append(make_node(op, inputs, [output], name=f"node_{output}", **attributes))
+
+
+def save(model: Any, source: Path, path: Path) -> None:
+    """Writes `model`, what still lies in the external data of `source` included, as `path` and `<name>.data` beside it.
+
+    `model` is used up. The weights' file is referenced by name and must not be renamed. `path` is written last.
+    Raises `InputError` when the weights of `source` are not there or cut off.
+    """
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_model
+
+    try:
+        load_external_data_for_model(model, str(source.parent))
+    except Exception as error:  # onnx's ValidationError, ValueError or OSError: the file is not as recorded
+        raise InputError(f"{source}: its weights cannot be read ({brief(error)}); export it again") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+    with contextlib.suppress(FileNotFoundError):  # weights so small that the graph holds them itself
+        path.with_name(f"{path.name}.data").chmod(0o644)  # onnx makes it as a temporary file, for its owner alone

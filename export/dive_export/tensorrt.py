@@ -1,0 +1,86 @@
+"""An exported engine folder -> a TensorRT engine folder, file to file: one plan a part, cached, whole or not there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dive_export.artifact import Progress, say, staging
+from dive_export.tensorrt_cache import PlanCache
+from dive_export.tensorrt_folder import already_there, write_engine
+from dive_export.tensorrt_job import Build, BuildConfig, free_space
+from dive_export.tensorrt_profiles import activations, weights_size
+from dive_export.tensorrt_refit import refit_engine
+from dive_fast import trt
+from dive_fast.io import clear_disk_errors
+from dive_fast.types import DiveError, EngineSpec
+
+__all__ = ["BuildConfig", "Forecast", "PartForecast", "build_engine", "dry_run", "refit_engine"]
+
+
+@dataclass(frozen=True)
+class PartForecast:
+    """What building one part takes. Bytes; `activations` is an estimate (`tensorrt_profiles.activations`)."""
+
+    part: str
+    profiles: tuple[str, ...]
+    weights: int
+    activations: int
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What `build_engine` would do here. `disk` (an estimate) and `disk_free` are bytes; `missing` says what prevents it."""
+
+    backend: str
+    gpu: str | None
+    parts: tuple[PartForecast, ...]
+    disk: int
+    disk_free: int
+    missing: tuple[str, ...]
+
+
+def build_engine(
+    onnx_folder: Path | str, out: Path | str, config: BuildConfig | None = None, progress: Progress = say
+) -> EngineSpec:
+    """Builds a TensorRT engine folder at `out` from what `export_engine` wrote.
+
+    Every part's plan comes from the cache when it holds one for the same graph, weights, profiles, GPU, version and
+    options. `engine.json` is written last: until then nothing stands at `out`, and Ctrl-C ends the build at TensorRT's
+    next step. An `out` that holds this very engine is left as it is. Raises `InputError` for a folder or rows that do
+    not fit and for other content at `out`; `DiveError` with all that is missing here, or naming part, node and reason.
+    """
+    config = config or BuildConfig()
+    build = Build.of(Path(onnx_folder), config)
+    out = Path(out)
+    if not build.obstacles():  # else its GPU and version are not known to compare with
+        found = already_there(out, build.spec, build.record(), progress)
+        if found is not None:
+            return found
+    missing = build.missing(out)
+    if missing:
+        raise DiveError(f"build: {'; '.join(missing)}")
+    module = trt.load(config.kind)
+    with clear_disk_errors(out), staging(out) as folder:
+        plans = build.plans(module, progress)
+        spec = write_engine(folder, build.source, build.spec, build.record(), plans)
+    progress(f"engine {out} is finished: {config.flavour} for {spec.gpu}, {spec.form}, rows {list(spec.row_counts)}")
+    return spec
+
+
+def dry_run(onnx_folder: Path | str, out: Path | str, config: BuildConfig | None = None) -> Forecast:
+    """What `build_engine` would do, need and lack; writes nothing. Raises `InputError` as it does."""
+    build = Build.of(Path(onnx_folder), config or BuildConfig())
+    cache = PlanCache(build.cache, say)
+    found = []
+    for part, todo in build.parts.items():
+        lines = [", ".join(f"{name} {_words(dims)}" for name, dims in shapes.items()) for shapes in todo.profiles]
+        need = activations(todo.graph, todo.profiles[-1])
+        found.append(PartForecast(part, tuple(lines), weights_size(todo.graph), need, cache.has(build.keys[part])))
+    missing = tuple(build.missing(Path(out)))
+    return Forecast(build.spec.backend, build.spec.gpu, tuple(found), build.disk(), free_space(Path(out)), missing)
+
+
+def _words(ranges: tuple[tuple[int, int, int], ...]) -> str:
+    return "x".join(str(low) if low == high else f"{low}..{high}" for low, _, high in ranges)

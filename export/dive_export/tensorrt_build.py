@@ -1,0 +1,162 @@
+"""One ONNX graph to one TensorRT plan: parsed, given its profiles, built in a thread that reports and can be stopped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dive_export.tensorrt_cache import Plan, fixed_hash, is_weight, read_model, timings
+from dive_fast import trt
+from dive_fast.types import DiveError
+
+SECONDS_A_LINE = 10.0  # a build reports no more often
+Range = tuple[int, int, int]  # smallest, best, largest
+Shapes = dict[str, tuple[Range, ...]]  # of an input, by name
+
+
+@dataclass(frozen=True)
+class PartBuild:
+    """What to build: `profiles` holds for each profile the range of every dimension of every input."""
+
+    part: str
+    graph: Path
+    profiles: list[Shapes]
+    refittable: bool
+    compatibility: str  # a member of HardwareCompatibilityLevel
+    target: str | None  # compute capability like "8.9"; None: the GPU here, or the flavour's own choice
+    level: int | None
+    workspace: int | None  # bytes
+    timings: Path
+
+
+def build_plan(kind: trt.Flavour, module: Any, todo: PartBuild, progress: Callable[[str], None]) -> Plan:
+    """Builds a plan. Raises `DiveError` naming part, node and reason when TensorRT does not take the graph.
+
+    A stripped plan is built with REFIT: STRIP_PLAN alone means REFIT_IDENTICAL, whose behaviour with other weights than
+    those of the build NVIDIA's documentation calls unpredictable.
+    """
+    log = trt.logger(module)
+    builder = module.Builder(log)
+    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = module.OnnxParser(network, log)
+    if not parser.parse_from_file(str(todo.graph)):
+        raise DiveError(f"build {todo.part}: {parse_error(parser, log)}; export the engine again")
+    trt.allow_decomposition(module, network)
+    names = refit_map(network, todo.graph) if todo.refittable else []
+    config = builder_config(module, builder, todo)
+    monitor = progress_monitor(module)
+    config.progress_monitor = monitor
+    log.errors.clear()
+    with timings(kind, config, todo.timings, progress):
+        data = _in_thread(lambda: builder.build_serialized_network(network, config), monitor, todo.part, progress)
+        if data is None:
+            raise DiveError(f"build {todo.part}: {kind.name} failed ({trt.brief(log.errors)}){_remedy(kind, todo)}")
+    return Plan(bytes(data), names, fixed_hash(todo.graph, names) if names else "")
+
+
+def _remedy(kind: trt.Flavour, todo: PartBuild) -> str:
+    gpu, why = trt.find_gpu()
+    if todo.refittable and gpu is None:
+        return f"; refittable plans need a GPU to build and {why}, build on a machine with one or leave refittable out"
+    return "; the line above says which layer, choose another precision or form for the export"
+
+
+def parse_error(parser: Any, log: Any) -> str:
+    """The parser's first error in one sentence: the node, its operator and the reason."""
+    if not parser.num_errors:
+        return f"the parser says {trt.brief(log.errors)}"
+    error = parser.get_error(0)
+    node = (
+        f"node {error.node_name() or error.node()} ({error.node_operator()})" if error.node_operator() else "the graph"
+    )
+    reason = trt.brief([error.desc()])
+    return f"{node} is refused, {error.code().name}: {reason if len(reason) > 8 else trt.brief(reversed(log.errors))}"
+
+
+def refit_map(network: Any, graph: Path) -> list[str]:
+    """Names of the ONNX weights that the parsed network holds under their own names: what a refit can replace.
+
+    Constants that the parser used up while parsing (scales of a resize, say) are not among them.
+    """
+    weights = [tensor.name for tensor in read_model(graph).graph.initializer if is_weight(tensor)]
+    found = [name for name in weights if network.mark_weights_refittable(name)]
+    for name in found:  # asking marks them, and marks mean something else: REFIT_INDIVIDUAL
+        network.unmark_weights_refittable(name)
+    return found
+
+
+def builder_config(module: Any, builder: Any, todo: PartBuild) -> Any:
+    """The IBuilderConfig of a build: flags, limits, target and profiles."""
+    config = builder.create_builder_config()
+    if todo.refittable:
+        config.set_flag(module.BuilderFlag.REFIT)
+        config.set_flag(module.BuilderFlag.STRIP_PLAN)
+    if todo.level is not None:
+        config.builder_optimization_level = todo.level
+    if todo.workspace is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, todo.workspace)
+    if todo.compatibility != "NONE":
+        config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, todo.compatibility)
+    if todo.target is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(module.ComputeCapability, f"SM{todo.target.replace('.', '')}"), 0)
+    for shapes in todo.profiles:
+        profile = builder.create_optimization_profile()
+        for name, dimensions in shapes.items():
+            profile.set_shape(name, *zip(*dimensions, strict=True))
+        if config.add_optimization_profile(profile) < 0:
+            raise DiveError(f"build {todo.part}: TensorRT refuses the profile {shapes}; choose other row counts")
+    return config
+
+
+def progress_monitor(module: Any) -> Any:
+    """An IProgressMonitor that counts, for `_in_thread` to report, and ends the build once `stop` is set.
+
+    It is called from threads of TensorRT's own and so neither prints nor raises.
+    """
+
+    class Monitor(module.IProgressMonitor):
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+            self.stop = threading.Event()
+            self.started = time.monotonic()
+            self.steps = 0
+            self.phases: dict[str, tuple[int, int]] = {}  # running ones, outermost first: steps done, of
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.phases[phase_name] = (0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self.steps += 1
+            self.phases[phase_name] = (step + 1, self.phases.get(phase_name, (0, step + 1))[1])
+            return not self.stop.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.phases.pop(phase_name, None)
+
+        def line(self) -> str:
+            seconds = time.monotonic() - self.started
+            running = [f"{name} {done} of {steps}" for name, (done, steps) in list(self.phases.items())[-2:]]
+            return f"{', '.join(running) or 'starting'} ({self.steps / seconds:.0f} steps/s, {seconds:.0f} s)"
+
+    return Monitor()
+
+
+def _in_thread(build: Callable[[], Any], monitor: Any, part: str, progress: Callable[[str], None]) -> Any:
+    """What `build` returns, with a line of progress now and then.
+
+    A build inside the main thread would hold Ctrl-C back until its end; here it stops at TensorRT's next step.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix=f"build-{part}") as pool:
+        future = pool.submit(build)
+        try:
+            while not wait([future], timeout=SECONDS_A_LINE).done:
+                progress(f"build {part}: {monitor.line()}")
+            return future.result()
+        finally:
+            monitor.stop.set()

@@ -1,0 +1,232 @@
+"""A TensorRT build worked out before anything is built: what is asked for, each part's profiles and key, what is missing."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dive_export.artifact import Progress
+from dive_export.tensorrt_build import PartBuild, Range, build_plan
+from dive_export.tensorrt_cache import Plan, PlanCache, default_cache, graph_hash
+from dive_export.tensorrt_folder import exported_spec
+from dive_export.tensorrt_profiles import axis_sizes, profiles, weights_size
+from dive_fast import trt
+from dive_fast.engines.onnx_engine import parts
+from dive_fast.io import canonical_json, sha256_bytes
+from dive_fast.types import EngineSpec, InputError, Profile, to_dict
+
+COMPATIBILITY = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere": "AMPERE_PLUS"}
+FORMAT = 1  # of what a plan's key is made from; another number forgets every cached plan
+# Bytes of a plan beside its weights, a profile; measured 1.6 to 6.0 MB (tests/tiny.py, tensorrt-rtx).
+CODE_SIZE = 8 << 20
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """How to build. Row counts are the only ones that run: calls are padded up to the next one.
+
+    `rows` are the UNet's (guidance included), `vae_rows` both VAE halves', `text_rows` the text encoder's and, in form
+    "bank", the prompts that become a bank at once; `prompts_max` is how long a bank may be. `refittable` builds plans
+    without weights, which another adapter's engine shares (`refit_engine`). `target` is the compute capability that
+    tensorrt-rtx builds for (None: Ampere and later); `compatibility` lets tensorrt's plans run on other GPUs (none,
+    same-capability or ampere, which costs speed). `level` is 0 to 5, `workspace` bytes, None TensorRT's own. `cache` is a
+    folder, None the user's cache. Raises `InputError` with everything that does not fit together.
+    """
+
+    flavour: str = "tensorrt"
+    rows: tuple[int, ...] = (36, 72, 144)
+    vae_rows: tuple[int, ...] = (1, 18)
+    text_rows: tuple[int, ...] = (1, 64)
+    prompts_max: int = 1024
+    refittable: bool = False
+    target: str | None = None
+    compatibility: str = "none"
+    level: int | None = None
+    workspace: int | None = None
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        kind = trt.flavour(self.flavour)
+        wrong = [
+            f"{name} must be whole numbers > 0, ascending, got {list(counts)}"
+            for name, counts in (("rows", self.rows), ("vae_rows", self.vae_rows), ("text_rows", self.text_rows))
+            if not counts or min(counts) < 1 or list(counts) != sorted(set(counts))
+        ]
+        if self.prompts_max < 1:
+            wrong.append(f"prompts_max must be at least 1, got {self.prompts_max}")
+        if self.target is not None and self.target not in kind.capabilities:
+            known = f"knows {', '.join(kind.capabilities)}" if kind.capabilities else "builds for the GPU it runs on"
+            wrong.append(f"target {self.target!r}: {kind.name} {known}")
+        if self.compatibility not in COMPATIBILITY:
+            wrong.append(f"compatibility {self.compatibility!r} is none of {', '.join(COMPATIBILITY)}")
+        if self.compatibility != "none" and not kind.compatibility:
+            wrong.append(f"compatibility {self.compatibility}: {kind.name} does not know it, use target")
+        if self.level is not None and not 0 <= self.level <= 5:
+            wrong.append(f"level must be 0 to 5, got {self.level}")
+        if wrong:
+            raise InputError(f"build: {'; '.join(wrong)}")
+
+    @property
+    def kind(self) -> trt.Flavour:
+        return trt.flavour(self.flavour)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build worked out: the spec to be but for hashes, what to do for each part, and each part's key."""
+
+    source: Path
+    config: BuildConfig
+    spec: EngineSpec
+    parts: dict[str, PartBuild]
+    keys: dict[str, str]
+
+    @classmethod
+    def of(cls, source: Path, config: BuildConfig) -> Build:
+        """Checks the exported folder and works the build out; what does not fit raises `InputError`."""
+        exported = exported_spec(source)
+        limit = exported.profile.rows_max
+        beyond = sorted({n for n in (*config.rows, *config.vae_rows, *config.text_rows) if n > limit})
+        if beyond:
+            raise InputError(
+                f"build: rows {', '.join(map(str, beyond))} > rows_max {limit} of {source}; "
+                f"choose row counts up to {limit}, or export again with rows_max {beyond[-1]}"
+            )
+        gpu = _plan_for(config)
+        cache = config.cache or default_cache()
+        spec = _planned_spec(exported, config, gpu)
+        jobs = {part: _part_build(part, source, exported, config, gpu, cache) for part in parts(exported)}
+        keys = {part: _key(todo, exported, config, gpu) for part, todo in jobs.items()}
+        return cls(source, config, spec, jobs, keys)
+
+    @property
+    def cache(self) -> Path:
+        return self.config.cache or default_cache()
+
+    def record(self) -> dict[str, Any]:
+        """`build.json`: from what the plans were made, by part; `write_engine` adds the weights that they lack."""
+        return {"keys": self.keys, "config": {**to_dict(self.config), "cache": None}}
+
+    def disk(self) -> int:
+        """Bytes, an estimate: every plan twice, for the cache keeps one, and the weights beside plans without."""
+        code = sum(CODE_SIZE * len(todo.profiles) for todo in self.parts.values())
+        weights = sum(weights_size(todo.graph) for todo in self.parts.values())
+        return 2 * code + (1 if self.config.refittable else 2) * weights
+
+    def obstacles(self) -> list[str]:
+        """What keeps TensorRT itself from building here."""
+        kind = self.config.kind
+        found = trt.reasons(kind)
+        gpu, why = trt.find_gpu()
+        if gpu is None and not kind.builds_without_gpu:
+            found.append(f"{kind.name} builds on the GPU that runs the engine, and {why}")
+        elif gpu is None and self.config.refittable:
+            found.append(f"{kind.name} builds refittable plans with a GPU only, and {why}")
+        return found
+
+    def missing(self, out: Path) -> list[str]:
+        """Everything that keeps this build from running here: obstacles, and the disk."""
+        free, need = free_space(out), self.disk()
+        short = f"about {need / 1e6:.0f} MB of disk are needed at {out}, {free / 1e6:.0f} MB are free"
+        return self.obstacles() + ([short] if free < need else [])
+
+    def plans(self, module: Any, progress: Progress) -> dict[str, Plan]:
+        """A plan for each part, from the cache or built, and in the cache from then on."""
+        cache = PlanCache(self.cache, progress)
+        made = {}
+        for number, (part, todo) in enumerate(self.parts.items(), start=1):
+            head = f"build {number} of {len(self.parts)}: {part}"
+            plan = cache.get(self.keys[part], todo.graph)
+            if plan is None:
+                progress(f"{head}, {len(todo.profiles)} profiles ...")
+                plan = build_plan(self.config.kind, module, todo, progress)
+                cache.put(self.keys[part], plan)
+                progress(f"{head}, {len(plan.data) / 1e6:.1f} MB")
+            else:
+                progress(f"{head}, {len(plan.data) / 1e6:.1f} MB from the cache")
+            if plan.refittable:
+                trt.refit(module, *_opened(module, plan, part), todo.graph, plan.refittable)
+            made[part] = plan
+        return made
+
+
+def _plan_for(config: BuildConfig) -> str | None:
+    """EngineSpec.gpu of the plans; None where only a GPU could say and there is none."""
+    if config.kind.builds_without_gpu:
+        return trt.ANY_AMPERE if config.target is None else f"compute capability {config.target}"
+    gpu, _ = trt.find_gpu()
+    if gpu is None:
+        return None
+    wide = {"same-capability": f"compute capability {gpu.capability}", "ampere": trt.ANY_AMPERE}
+    return wide.get(config.compatibility, gpu.label)
+
+
+def _planned_spec(exported: EngineSpec, config: BuildConfig, gpu: str | None) -> EngineSpec:
+    own = exported.profile
+    return replace(
+        exported,
+        backend=config.flavour,
+        profile=Profile(1, config.rows[len(config.rows) // 2], config.rows[-1], own.height, own.width),
+        files={part: f"{part}/model.plan" for part in parts(exported)},
+        versions={**exported.versions, config.flavour: trt.version(config.kind) or "not installed"},
+        gpu=gpu,
+        sha256={},
+        row_counts=config.rows,
+        any_size=False,
+    )
+
+
+def _sizes(part: str, spec: EngineSpec, config: BuildConfig) -> list[dict[str, Range]]:
+    return axis_sizes(part, spec, config.rows, config.vae_rows, config.text_rows, config.prompts_max)
+
+
+def _part_build(
+    part: str, source: Path, exported: EngineSpec, config: BuildConfig, gpu: str | None, cache: Path
+) -> PartBuild:
+    graph = source / exported.files[part]
+    place = sha256_bytes(f"{config.flavour} {trt.version(config.kind)} {gpu}".encode())[:16]
+    return PartBuild(
+        part=part,
+        graph=graph,
+        profiles=profiles(part, graph, exported, _sizes(part, exported, config)),
+        refittable=config.refittable,
+        compatibility=COMPATIBILITY[config.compatibility],
+        target=config.target,
+        level=config.level,
+        workspace=config.workspace,
+        timings=cache / "timings" / f"{place}.bin",
+    )
+
+
+def _key(todo: PartBuild, exported: EngineSpec, config: BuildConfig, gpu: str | None) -> str:
+    """The hash that a plan is cached under: all that it depends on, and nothing else."""
+    files = {name: digest for name, digest in exported.sha256.items() if name.startswith(f"{todo.part}/model.onnx.")}
+    facts = {
+        "format": FORMAT,
+        "graph": graph_hash(todo.graph, None if config.refittable else files),
+        "profiles": todo.profiles,
+        "gpu": gpu,
+        "flavour": config.flavour,
+        "version": trt.version(config.kind),
+        "options": [
+            todo.refittable,
+            todo.compatibility,
+            todo.target,
+            todo.level,
+            todo.workspace,
+        ],
+    }
+    return sha256_bytes(canonical_json(facts).encode())
+
+
+def _opened(module: Any, plan: Plan, part: str) -> tuple[Any, Any]:
+    log = trt.logger(module)
+    return log, trt.open_plan(module, log, plan.data, f"the new plan of {part}")
+
+
+def free_space(out: Path) -> int:
+    """Bytes free where `out` is to be, which need not exist yet."""
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    return shutil.disk_usage(place).free

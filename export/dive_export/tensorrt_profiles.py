@@ -1,0 +1,121 @@
+"""Which shapes an engine is built for: few profiles, each of one size but for the length of the prompt bank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dive_export.tensorrt_build import Range, Shapes
+from dive_export.tensorrt_cache import read_model
+from dive_fast.io import read_json
+from dive_fast.types import DiveError, EngineSpec, InputError
+
+PER_IMAGE = (2, 1)  # rows that share an image: with guidance, and without
+PROMPTS_BEST = 64  # a shard's prompts, about
+
+
+def axis_sizes(
+    part: str, spec: EngineSpec, rows: Sequence[int], vae: Sequence[int], text: Sequence[int], prompts_max: int
+) -> list[dict[str, Range]]:
+    """For each profile of a part the sizes of the axes that its graph may name.
+
+    The bank's length alone is a range: nothing reads it but a gather, and padding it would take 3.8 MB a prompt (SD 1.5,
+    fp16). A UNet with the shared prefix takes images beside rows, so each row count has a profile with half as many
+    images, for guidance, and one with as many, for steps without.
+    """
+    if part != "unet":
+        counts = vae if part.startswith("vae") else text
+        return [{"rows": (n, n, n), "prompts": (n, n, n)} for n in counts]
+    bank = (1, min(PROMPTS_BEST, prompts_max), prompts_max)
+    shared = PER_IMAGE if "shared_prefix" in spec.removed else (1,)
+    pairs = [(n, math.ceil(n / k)) for n in rows for k in shared]
+    return [{"rows": (n, n, n), "images": (b, b, b), "prompts": bank} for n, b in dict.fromkeys(pairs)]
+
+
+def profiles(part: str, graph: Path, spec: EngineSpec, sizes: list[dict[str, Range]]) -> list[Shapes]:
+    """The profiles of a graph: every input that has a free axis, with a range for each of its dimensions.
+
+    Free image sizes, which are an input's third and fourth dimension whatever the exporter calls them, become the
+    engine's own. An axis of another name than `sizes` knows raises `DiveError`.
+    """
+    inputs = {value.name: dimensions(value) for value in read_model(graph).graph.input}
+    scale = 1 if part == "vae_encoder" else _vae_scale(graph.parent.parent)
+    image = [(n // scale,) * 3 for n in (spec.profile.height, spec.profile.width)]
+    free = {name: shape for name, shape in inputs.items() if any(isinstance(n, str) for n in shape)}
+    return [
+        {
+            name: tuple(
+                (n, n, n) if isinstance(n, int) else image[i - 2] if i > 1 else _axis(n, axes, f"build {part}: {name}")
+                for i, n in enumerate(shape)
+            )
+            for name, shape in free.items()
+        }
+        for axes in sizes
+    ]
+
+
+def dimensions(value: Any) -> list[int | str]:
+    """Sizes of an input's or output's dimensions, names for the free ones."""
+    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+
+
+def activations(graph: Path, shapes: Shapes) -> int:
+    """An estimate: bytes of the values that must be kept at once when the nodes run one by one in the file's order.
+
+    `shapes` is a profile, taken at its largest. TensorRT fuses and reorders and needs scratch of its own, so its figure is
+    another. Values whose size the graph does not tell count as nothing: in graphs of any size these are many.
+    """
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    model = read_model(graph).graph
+    known: dict[str, int] = {}
+    for value in model.input:
+        for name, (_, _, most) in zip(dimensions(value), shapes.get(value.name, ()), strict=False):
+            if isinstance(name, str):  # as in 2*height_over_2
+                factor, _, symbol = name.rpartition("*")
+                known[symbol] = most // int(factor or 1)
+    weights = {tensor.name for tensor in model.initializer}  # the exporter tells their shapes, too
+    sizes = {}
+    for value in (*model.value_info, *model.input, *model.output):
+        if value.name in weights:
+            continue
+        shape = [_evaluated(n, known) for n in dimensions(value)]
+        sizes[value.name] = math.prod(shape) * tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).itemsize
+    last = {name: i for i, node in enumerate(model.node) for name in node.input}
+    held = peak = sum(sizes[value.name] for value in model.input)
+    for i, node in enumerate(model.node):
+        held += sum(sizes.get(name, 0) for name in node.output)
+        peak = max(peak, held)
+        held -= sum(sizes.get(name, 0) for name in set(node.input) if last[name] == i)
+    return peak
+
+
+def weights_size(graph: Path) -> int:
+    """Bytes of all initializers of a graph."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    tensors = read_model(graph).graph.initializer
+    return sum(math.prod(t.dims) * tensor_dtype_to_np_dtype(t.data_type).itemsize for t in tensors)
+
+
+def _axis(name: str, axes: Mapping[str, Range], where: str) -> Range:
+    if name not in axes:
+        raise DiveError(f"{where} has a free axis {name!r}, known are {', '.join(axes)}; export the engine again")
+    return axes[name]
+
+
+def _evaluated(size: int | str, known: Mapping[str, int]) -> int:
+    """A dimension that may be a product like 4*rows; 0 where a factor is not known."""
+    return math.prod(int(f) if f.isdecimal() else known.get(f, 0) for f in str(size).split("*"))
+
+
+def _vae_scale(folder: Path) -> int:
+    config = read_json(folder / "vae_decoder" / "config.json", "engine")
+    try:
+        return int(2 ** (len(config["block_out_channels"]) - 1))
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"engine {folder}: vae_decoder/config.json is unusable ({error!r}); export it again"
+        ) from error

@@ -1,0 +1,108 @@
+"""Another adapter for a refittable engine: the same plans, other weights beside them, in a folder of its own.
+
+Nothing is changed in place, so a refit is undone by opening the engine that was there before, or by refitting again from
+that adapter's export. The plans hold no weights; the runtime gives them the folder's own when it opens the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from dive_export.artifact import Progress, say, staging
+from dive_export.tensorrt_cache import Plan, bare, constant, read_model, structure
+from dive_export.tensorrt_folder import already_there, exported_spec, write_engine
+from dive_fast import trt
+from dive_fast.engines.onnx_engine import check_files, read_spec
+from dive_fast.io import clear_disk_errors, read_json
+from dive_fast.types import EngineSpec, InputError
+
+SAME = ("precision", "form", "removed")
+
+
+def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, progress: Progress = say) -> EngineSpec:
+    """Writes to `out` the refittable TensorRT engine `engine` with the weights and prompts of the export `onnx_folder`.
+
+    The export must be of the same graphs. Where the engine's GPU is at hand every plan is really refitted once before
+    `engine.json` is written. Raises `InputError` for an engine that is not refittable, and naming the first difference of
+    graphs or of constants that are part of the plans; `DiveError` when TensorRT would leave a weight as it was.
+    """
+    engine, source, out = Path(engine), Path(onnx_folder), Path(out)
+    spec, record = refittable_spec(engine)
+    other = exported_spec(source)
+    for name in SAME:
+        if getattr(spec, name) != getattr(other, name):
+            raise InputError(f"refit: {source} has {name} {getattr(other, name)}, {engine} {getattr(spec, name)}")
+    wanted = replace(spec, model_fingerprint=other.model_fingerprint)
+    facts = {"keys": record["keys"], "config": record["config"]}
+    found = already_there(out, wanted, facts, progress)
+    if found is not None:
+        return found
+    for part, names in record["refittable"].items():
+        difference = first_difference(engine / part / "model.onnx", source / other.files[part], set(names))
+        if difference:
+            raise InputError(f"refit: {source} does not fit {engine}, {part}: {difference}; build its engine instead")
+    plans = {
+        part: Plan((engine / spec.files[part]).read_bytes(), names, record["fixed"][part])
+        for part, names in record["refittable"].items()
+    }
+    with clear_disk_errors(out), staging(out) as folder:
+        made = write_engine(folder, source, wanted, facts, plans)
+        progress(try_refit(folder, made, plans))
+    progress(f"engine {out} is finished: the plans of {engine} with the weights of {source}")
+    return made
+
+
+def refittable_spec(engine: Path) -> tuple[EngineSpec, dict[str, Any]]:
+    """Spec and `build.json` of a whole engine whose plans all lack their weights; any other raises `InputError`."""
+    spec = read_spec(engine)
+    if spec.backend not in trt.FLAVOURS:
+        raise InputError(f"refit: {engine} is a {spec.backend} engine; give one that dive-fast build made")
+    check_files(engine, spec)
+    record = read_json(engine / "build.json", "build")
+    tables = (
+        [record.get(name) for name in ("keys", "config", "refittable", "fixed")] if isinstance(record, dict) else []
+    )
+    if not tables or not all(isinstance(table, dict) for table in tables):
+        raise InputError(f"refit: {engine}/build.json is not what dive-fast build wrote; build the engine again")
+    whole = [part for part in spec.files if not record["refittable"].get(part)]
+    if whole:
+        raise InputError(f"refit: {', '.join(whole)} of {engine} hold their weights; build it with refittable")
+    return spec, record
+
+
+def try_refit(folder: Path, spec: EngineSpec, plans: dict[str, Plan]) -> str:
+    """Refits every plan in memory as the runtime will; returns what was done, or why it could not be tried here."""
+    kind = trt.flavour(spec.backend)
+    gpu, why_not = trt.find_gpu()
+    unfit = trt.reasons(kind) + (trt.misfits(kind, spec.gpu, gpu) if gpu else [why_not])
+    if unfit:
+        return f"the refit was not tried here: {'; '.join(unfit)}"
+    module = trt.load(kind)
+    count = 0
+    for part, plan in plans.items():
+        log = trt.logger(module)
+        engine = trt.open_plan(module, log, plan.data, f"the plan of {part}")
+        count += trt.refit(module, log, engine, folder / part / "model.onnx", plan.refittable)
+    return f"refitted {count} weights of {len(plans)} plans"
+
+
+def first_difference(old: Path, new: Path, refittable: set[str]) -> str:
+    """Where two ONNX graphs begin to differ in anything but the values of `refittable` weights; "" when nowhere."""
+    one, two = read_model(old), read_model(new)
+    for (what, ours), theirs in zip(structure(one).items(), structure(two).values(), strict=True):
+        for i, (a, b) in enumerate(zip_longest(ours, theirs)):
+            if a is None or b is None:
+                return f"it has {len(theirs)} {what}s, not {len(ours)}"
+            if bare(a) != bare(b):
+                return f"{what} {i} ({getattr(b, 'name', '') or b}) differs"
+    for a, b in zip_longest(one.graph.initializer, two.graph.initializer):
+        if a is None or b is None:
+            return f"it has {len(two.graph.initializer)} weights, not {len(one.graph.initializer)}"
+        if (a.name, a.data_type, list(a.dims)) != (b.name, b.data_type, list(b.dims)):
+            return f"weight {b.name} {list(b.dims)} stands for {a.name} {list(a.dims)}"
+        if a.name not in refittable and constant(a, old.parent) != constant(b, new.parent):
+            return f"{a.name} has another value, and is part of the plan"
+    return ""

@@ -1,0 +1,245 @@
+"""The TensorRT runtime against a stand-in for its module; and what it refuses here, for real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dive_export.tensorrt import BuildConfig, build_engine, refit_engine
+from dive_fast import trt
+from dive_fast.engines import load_engine
+from dive_fast.engines.onnx_engine import read_engine, read_spec
+from dive_fast.engines.tensorrt_engine import TensorRTEngine, open_tensorrt
+from dive_fast.types import DiveError, InputError
+from tests.tensorrt_double import STREAM, Double, LaneDouble, install, retrained
+from tests.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
+
+
+def near(folder: Path, part: str) -> dict[str, float]:
+    """Both sides run the same float32 graph by onnxruntime, with other rows a call, which rounds otherwise.
+
+    parity.json has the largest difference of such a run from torch: twice that for two runs, twice again for other inputs.
+    """
+    parity = json.loads((folder / "parity.json").read_text())
+    return {"rtol": 0.0, "atol": 4 * max(parity[part]["largest"].values())}
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Double:
+    module = Double()
+    install(monkeypatch, module)
+    return module
+
+
+def built(source: Path, out: Path, **options: Any) -> Path:
+    config = {"rows": (2, 5, 8), "vae_rows": (1, 3), "text_rows": (2,), "cache": out.parent / "cache", **options}
+    build_engine(source, out, BuildConfig(**config), quiet)
+    return out
+
+
+def opened(folder: Path, module: Double, lane: LaneDouble | None = None, **options: Any) -> TensorRTEngine:
+    files = read_engine(folder, read_spec(folder))
+    return TensorRTEngine(files, module, torch.device("cpu"), lane or LaneDouble(), "a test", **options)
+
+
+@pytest.fixture
+def engine(tiny_engine: Path, tmp_path: Path, double: Double) -> TensorRTEngine:
+    found = opened(built(tiny_engine, tmp_path / "plans"), double)
+    double.calls.clear()
+    return found
+
+
+def inputs(rows: int, prompts: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    embeddings = torch.randn(prompts, MAX_TOKENS, TEXT_WIDTH, generator=generator)
+    index = torch.randint(0, prompts, (rows,), generator=generator)
+    return torch.randn(rows, *LATENT_SHAPE, generator=generator), embeddings, index
+
+
+def test_the_calls_come_in_the_order_that_tensorrt_asks_for(engine: TensorRTEngine, double: Double) -> None:
+    latents, embeddings, index = inputs(4)
+    bank = engine.condition(embeddings)
+    engine.eps(latents, 500, bank, index)
+    names = ("sample", "timestep", "encoder_hidden_states")
+    assert double.calls[:2] == [
+        ("create_execution_context", "USER_MANAGED"),
+        ("profile", 1, STREAM),
+    ]  # 4 rows: 5, not 8
+    assert double.count("shape") == 3 and ("shape", "sample", (5, *LATENT_SHAPE)) in double.calls
+    assert {call[1] for call in double.calls if call[0] == "address"} == {*names, "out_sample"}
+    assert double.calls[-1] == ("execute", 1, STREAM)
+    double.calls.clear()
+    engine.eps(latents[:3], 20, bank, index[:3])
+    assert double.calls == [("execute", 1, STREAM)]  # nothing is told twice
+    engine.eps(latents[:1], 20, bank, index[:2])
+    assert ("profile", 0, STREAM) in double.calls and ("execute", 0, STREAM) in double.calls
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+def test_padding_is_cut_off_and_the_numbers_are_the_graphs(
+    engine: TensorRTEngine, tiny_engine: Path, rows: int
+) -> None:
+    latents, embeddings, index = inputs(rows)
+    oracle = load_engine(tiny_engine, device="cpu")
+    expected = oracle.eps(latents, 321, oracle.condition(embeddings), index)
+    torch.testing.assert_close(
+        engine.eps(latents, 321, engine.condition(embeddings), index), expected, **near(tiny_engine, "unet")
+    )
+
+
+def test_guidance_asks_for_each_latent_twice(engine: TensorRTEngine, tiny_engine: Path) -> None:
+    latents, embeddings, index = inputs(8)
+    oracle = load_engine(tiny_engine, device="cpu")
+    expected = oracle.eps(latents[:4], 321, oracle.condition(embeddings), index)
+    torch.testing.assert_close(
+        engine.eps(latents[:4], 321, engine.condition(embeddings), index), expected, **near(tiny_engine, "unet")
+    )
+
+
+def test_text_and_images_beyond_the_largest_profile_go_in_parts(
+    engine: TensorRTEngine, double: Double, tiny_engine: Path
+) -> None:
+    oracle = load_engine(tiny_engine, device="cpu")
+    tokens = engine.prompts.token_ids([None, ("0001", "cam1"), ("0002", "cam3"), ("0003", "cam7"), ("0001", "cam3")])
+    torch.testing.assert_close(
+        engine.encode_text(tokens), oracle.encode_text(tokens), **near(tiny_engine, "text_encoder")
+    )
+    assert double.count("execute") == 3  # 5 prompts, 2 at a time
+    images = torch.randint(0, 256, (4, HEIGHT, WIDTH, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    latents = engine.encode(images)
+    torch.testing.assert_close(latents, oracle.encode(images), **near(tiny_engine, "vae_encoder"))
+    assert [call for call in double.calls if call[0] == "execute"][3:] == [
+        ("execute", 1, STREAM),
+        ("execute", 0, STREAM),
+    ]
+    assert (engine.decode(latents).int() - oracle.decode(latents).int()).abs().max() <= 1
+
+
+def test_rows_beyond_the_largest_profile_are_refused(engine: TensorRTEngine) -> None:
+    latents, embeddings, index = inputs(9)
+    with pytest.raises(InputError, match="rows 9 > rows_max 8"):
+        engine.eps(latents, 1, engine.condition(embeddings), index)
+
+
+def test_graphs_are_captured_once_a_profile_after_a_plain_call(
+    tiny_engine: Path, tmp_path: Path, double: Double
+) -> None:
+    lane = LaneDouble()
+    engine = opened(built(tiny_engine, tmp_path / "plans"), double, lane, use_graphs=True)
+    latents, embeddings, index = inputs(2)
+    bank = engine.condition(embeddings)
+    first = engine.eps(latents, 500, bank, index)
+    assert lane.captured == 1
+    assert torch.equal(engine.eps(latents, 500, bank, index), first) and lane.captured == 1
+    assert not torch.equal(engine.eps(latents, 20, bank, index), first)
+    engine.decode(latents)
+    assert lane.captured == 1  # the UNet's calls alone
+
+
+def test_a_stripped_plan_takes_the_folders_own_weights_and_back(
+    tiny_engine: Path, tmp_path: Path, double: Double
+) -> None:
+    """A, then B by refit, then A again by refit: as if nothing had been."""
+    first = built(tiny_engine, tmp_path / "a", refittable=True)
+    other = retrained(tiny_engine, tmp_path / "export-b")
+    refit_engine(first, other, tmp_path / "b", quiet)
+    refit_engine(tmp_path / "b", tiny_engine, tmp_path / "a-again", quiet)
+    latents, embeddings, index = inputs(4)
+    answers = {}
+    for name in ("a", "b", "a-again"):
+        engine = opened(tmp_path / name, double)
+        answers[name] = engine.eps(latents, 500, engine.condition(embeddings), index)
+    assert torch.equal(answers["a"], answers["a-again"])
+    oracle = load_engine(other, device="cpu")
+    expected = oracle.eps(latents, 500, oracle.condition(embeddings), index)
+    torch.testing.assert_close(answers["b"], expected, **near(tiny_engine, "unet"))
+    assert not torch.allclose(answers["a"], answers["b"], atol=1e-3)
+    assert (tmp_path / "a/unet/model.plan").read_bytes() == (tmp_path / "b/unet/model.plan").read_bytes()
+
+
+def test_a_partial_refit_is_refused_when_the_engine_opens(tiny_engine: Path, tmp_path: Path, double: Double) -> None:
+    folder = built(tiny_engine, tmp_path / "plans", refittable=True)
+    double.losing = {"network.unet.conv_in.weight"}
+    double.calls.clear()
+    with pytest.raises(DiveError, match=r"1 of \d+ weights would keep old values \(network.unet.conv_in.weight\)"):
+        opened(folder, double)
+    assert double.count("refit_cuda_engine") == 1  # the text encoder's: none of the UNet's weights reached the GPU
+
+
+def test_a_plan_that_does_not_load_or_lies_about_its_size_is_named(
+    tiny_engine: Path, tmp_path: Path, double: Double
+) -> None:
+    folder = built(tiny_engine, tmp_path / "plans")
+    spec = json.loads((folder / "engine.json").read_text())
+    spec["profile"].update(rows_max=64, height=128)
+    (folder / "engine.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=r"unet takes rows of \(8, 8, 4\).*\(8, 16, 4\).*up to 8 rows, .*says 64"):
+        opened(folder, double)
+    from dive_fast.io import sha256_file
+
+    plan = folder / "unet/model.plan"
+    plan.write_bytes(b"?")
+    spec["sha256"]["unet/model.plan"] = sha256_file(plan)
+    (folder / "engine.json").write_text(json.dumps(spec))
+    with pytest.raises(DiveError, match="unet/model.plan cannot be loaded .*not compatible.*; build it again"):
+        opened(folder, double)
+
+
+def test_every_reason_is_told_at_once(tiny_engine: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, Double())
+        folder = built(tiny_engine, tmp_path / "plans")
+    if torch.cuda.is_available() or trt.version(trt.TENSORRT):
+        pytest.skip("this machine has a GPU or tensorrt, so it has other reasons")
+    with pytest.raises(DiveError) as caught:
+        open_tensorrt(folder, read_spec(folder), "cpu", None, "a test")
+    for reason in ("device cpu: TensorRT runs on a GPU only", "tensorrt is not installed", "NVIDIA Double (compute"):
+        assert reason in str(caught.value)
+    assert not isinstance(caught.value, InputError)
+    plan = folder / "unet/model.plan"
+    plan.write_bytes(plan.read_bytes()[:-1])  # truncated
+    with pytest.raises(InputError, match=r"unet/model.plan differs from its hash.*tensorrt is not installed"):
+        open_tensorrt(folder, read_spec(folder), "auto", None, "a test")
+
+
+def test_an_engine_of_another_gpu_or_version_is_refused(
+    tiny_engine: Path, tmp_path: Path, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built(tiny_engine, tmp_path / "plans")
+    install(monkeypatch, double, "NVIDIA H200")
+    monkeypatch.setattr(trt, "version", lambda kind: "11.5.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DiveError) as caught:
+        open_tensorrt(folder, read_spec(folder), "cuda", None, "a test")
+    for reason in (
+        "tensorrt 11.4.0's, here is 11.5.0",
+        "built for NVIDIA Double",
+        "here is NVIDIA H200",
+        "has no CUDA",
+    ):
+        assert reason in str(caught.value)
+
+
+@pytest.mark.gpu
+def test_a_built_engine_gives_the_graphs_numbers(tiny_engine: Path, tmp_path: Path) -> None:
+    """On a GPU with tensorrt: build, open, compare. TF32 is TensorRT's default: 10 bits of mantissa, 1e-3 of about 1."""
+    missing = trt.reasons(trt.TENSORRT)
+    if missing or not torch.cuda.is_available():
+        pytest.skip("; ".join(missing) or "torch sees no GPU")
+    for name, options in (("plans", {}), ("stripped", {"refittable": True})):
+        folder = built(tiny_engine, tmp_path / name, **options)
+        engine = open_tensorrt(folder, read_spec(folder), "cuda", None, "a test", use_graphs=bool(options))
+        oracle = load_engine(tiny_engine, device="cpu")
+        for rows in (4, 8, 4):
+            latents, embeddings, index = inputs(rows)
+            expected = oracle.eps(latents, 321, oracle.condition(embeddings), index)
+            found = engine.eps(latents, 321, engine.condition(embeddings), index)
+            torch.testing.assert_close(found, expected, rtol=0.0, atol=2e-2)

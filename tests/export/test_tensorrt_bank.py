@@ -1,0 +1,94 @@
+"""The TensorRT runtime with a bank of prompts and the shared prefix, against a stand-in for the module."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dive_export.tensorrt import BuildConfig, build_engine
+from dive_fast.engines import load_engine
+from dive_fast.engines.base import EngineBase
+from dive_fast.engines.onnx_engine import read_engine, read_spec
+from dive_fast.engines.tensorrt_engine import TensorRTEngine
+from dive_fast.types import InputError
+from tests.tensorrt_double import STREAM, Double, LaneDouble, install
+from tests.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Double:
+    module = Double()
+    install(monkeypatch, module)
+    return module
+
+
+@pytest.fixture
+def engine(half_bank: Path, tmp_path: Path, double: Double) -> TensorRTEngine:
+    config = BuildConfig(rows=(4, 8), vae_rows=(2,), text_rows=(2,), prompts_max=6, cache=tmp_path / "cache")
+    folder = tmp_path / "plans"
+    build_engine(half_bank, folder, config, lambda line: None)
+    double.calls.clear()
+    return TensorRTEngine(
+        read_engine(folder, read_spec(folder)), double, torch.device("cpu"), LaneDouble(), "a test", use_graphs=True
+    )
+
+
+def near(folder: Path) -> dict[str, float]:
+    """Both run the same half-precision graph; parity.json has the largest difference of it from torch (twice, for two)."""
+    parity = json.loads((folder / "parity.json").read_text())
+    return {"rtol": 0.0, "atol": 2 * max(parity["unet"]["largest"].values())}
+
+
+def inputs(images: int, rows: int, prompts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    embeddings = torch.randn(prompts, MAX_TOKENS, TEXT_WIDTH, generator=generator)
+    index = torch.randint(0, prompts, (rows,), generator=generator)
+    return torch.randn(images, *LATENT_SHAPE, generator=generator), embeddings, index
+
+
+@pytest.mark.parametrize(
+    ("images", "rows", "profile"),
+    [(2, 4, 0), (4, 4, 1), (1, 2, 0), (3, 6, 2), (5, 5, 3), (2, 6, 2)],
+)  # profiles: (images, rows) = (2, 4), (4, 4), (4, 8), (8, 8)
+def test_the_profile_with_least_padding_runs_and_the_numbers_are_the_graphs(
+    engine: TensorRTEngine, half_bank: Path, double: Double, images: int, rows: int, profile: int
+) -> None:
+    latents, embeddings, index = inputs(images, rows, prompts=5)
+    oracle = load_engine(half_bank, device="cpu")
+    assert isinstance(oracle, EngineBase)
+    expected = oracle.eps(latents, 321, oracle.condition(embeddings), index)
+    found = engine.eps(latents, 321, engine.condition(embeddings), index)
+    assert double.calls[-1] == ("execute", profile, STREAM)
+    torch.testing.assert_close(found, expected, **near(half_bank))
+
+
+def test_the_bank_is_made_in_parts_once_and_read_in_place(engine: TensorRTEngine, double: Double) -> None:
+    latents, embeddings, index = inputs(2, 4, prompts=5)
+    bank = engine.condition(embeddings)
+    assert double.count("execute") == 3 and bank.bank.dtype == torch.float16  # 5 prompts, 2 at a time
+    engine.eps(latents, 321, bank, index)
+    double.calls.clear()
+    engine.eps(latents, 20, bank, index)
+    assert double.calls == [("execute", 0, STREAM)]
+    other = engine.condition(embeddings[:2])
+    double.calls.clear()
+    engine.eps(latents, 20, other, index % 2)
+    told: list[Any] = [call for call in double.calls if call[0] in ("shape", "address")]
+    assert told == [("shape", "kv_bank", tuple(other.bank.shape)), ("address", "kv_bank")]
+
+
+def test_padding_never_points_outside_a_shorter_bank(engine: TensorRTEngine) -> None:
+    latents, embeddings, _ = inputs(2, 4, prompts=6)
+    engine.eps(latents, 321, engine.condition(embeddings), torch.tensor([5, 5, 5, 5]))
+    one = engine.condition(embeddings[:1])
+    short = engine.eps(latents[:1], 321, one, torch.tensor([0]))  # a stale index 5 would make the gather fail
+    assert torch.isfinite(short).all()
+
+
+def test_a_bank_longer_than_the_profile_is_refused(engine: TensorRTEngine) -> None:
+    with pytest.raises(InputError, match="a bank of 7 prompts is more than the 6"):
+        engine.condition(torch.zeros(7, MAX_TOKENS, TEXT_WIDTH))
