@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -51,6 +52,31 @@ PACKAGES = {
     "tensorrt-rtx": Wanted("tensorrt_rtx", "rtx"),
     "ray": Wanted("ray", "ray", used=False),
 }
+
+
+# Where a loaded NVIDIA driver shows itself: Linux, and Linux within Windows.
+DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
+# What each backend of `dive-fast synth` needs: packages, and whether an NVIDIA driver.
+BACKENDS = {
+    "onnxruntime": (("onnxruntime",), False),
+    "torch": (("torch", "diffusers", "transformers"), False),
+    "onnxruntime-tensorrt": (("onnxruntime", "torch"), True),
+    "tensorrt": (("tensorrt", "torch"), True),
+    "tensorrt-rtx": (("tensorrt_rtx", "torch"), True),
+}
+
+
+def backends_here() -> list[str]:
+    """Backends whose packages are installed, with an NVIDIA driver where they need one: a glance, for `--help`.
+
+    Nothing is imported; whether they really work is `collect`'s to find out.
+    """
+    driver = any(file.exists() for file in DRIVER_FILES)
+    return [
+        name
+        for name, (modules, gpu) in BACKENDS.items()
+        if all(importlib.util.find_spec(module) for module in modules) and (driver or not gpu)
+    ]
 
 
 @dataclass(frozen=True)
@@ -143,7 +169,7 @@ def _gpus(packages: dict[str, Package]) -> tuple[tuple[str, ...], str | None, st
         cuda = importlib.import_module("torch").cuda
         if cuda.is_available():
             return tuple(cuda.get_device_name(i) for i in range(cuda.device_count())), None, None
-    if Path("/proc/driver/nvidia/version").exists():
+    if any(file.exists() for file in DRIVER_FILES):
         return (), None, "an NVIDIA driver is loaded; to look further, pip install 'dive-fast[gpu]'"
     return (), None, "no NVIDIA driver is loaded"
 

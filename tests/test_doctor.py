@@ -108,6 +108,15 @@ def test_rtx_builds_without_a_gpu_and_runs_with_one_only() -> None:
     assert "pip install 'dive-fast[trt]'" in found["tensorrt"].value
 
 
+def test_help_names_the_backends_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"onnxruntime", "torch", "tensorrt", "tensorrt_rtx"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr(probing, "DRIVER_FILES", (Path("/no/driver"),))
+    assert probing.backends_here() == ["onnxruntime"]  # torch alone does not open a diffusers folder
+    monkeypatch.setattr(probing, "DRIVER_FILES", (Path("/no/driver"), Path(__file__)))
+    assert probing.backends_here() == ["onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"]
+
+
 def test_absent_assets() -> None:
     found = by_name(replace(CPU, assets=dict.fromkeys(ASSETS)))
     assert {found[name].state for name in ASSETS} == {"no"}

@@ -19,6 +19,7 @@ from dive_fast.commands.common import (
     read_photos,
     say,
 )
+from dive_fast.facts import backends_here
 from dive_fast.types import DiveError, InputError, PairMode
 
 if TYPE_CHECKING:
@@ -154,7 +155,10 @@ def synth(
     out: Annotated[Path, typer.Option(help="Dataset folder to write: a SYSU-MM01 tree with a manifest.")],
     backend: Annotated[
         Literal["auto", "onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx", "torch"],
-        typer.Option(help="What runs the networks; auto: what the folder was made for."),
+        typer.Option(
+            help="What runs the networks; auto: what the folder was made for. Installed here: "
+            f"{', '.join(backends_here()) or 'none'}; dive-fast doctor says what works, and what the others lack."
+        ),
     ] = "auto",
     device: Device = "auto",
     precision: Annotated[

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CHOICES = {
     "backend": ("auto", "onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx", "torch"),
     "device": ("auto", "cpu", "cuda"),
-    "precision": ("auto", "fp32", "fp16", "bf16"),
+    "precision": ("auto", "fp32", "fp16", "bf16", "fp8"),
 }
 Kind = Literal["onnx", "plans", "rtx-plans", "optimum", "model"]
 RUN_BY: dict[Kind, tuple[str, ...]] = {
@@ -137,7 +137,9 @@ def _open_torch(folder: Path, choice: Choice) -> Engine:
     reasons = []
     if where == "cuda" and not cuda:
         reasons.append(f"device cuda: torch {torch.__version__} sees no CUDA GPU")
-    if where == "cpu" and exact != "fp32":
+    if exact == "fp8":
+        reasons.append("precision fp8: torch has none, quantise an exported engine (dive-fast quantize)")
+    elif where == "cpu" and exact != "fp32":
         reasons.append(f"precision {exact}: on a CPU torch needs minutes a step with it, use fp32")
     _raise_all(folder, reasons)
     because = "asked for" if device != "auto" else "a CUDA GPU is there" if cuda else "no CUDA GPU"
@@ -239,6 +241,8 @@ def _spec_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
         reasons.append(f"engine.json says backend {spec.backend!r}, which this version does not know")
     if spec.gpu is not None:
         reasons.append(f"it was built for the GPU {spec.gpu!r}, onnxruntime engines are for any machine")
+    if spec.precision == "fp8" and choice.backend == "onnxruntime-tensorrt":
+        reasons.append("onnxruntime's TensorRT provider has no word for fp8, build it (dive-fast build)")
     return reasons + _fit_reasons(spec, choice)
 
 
