@@ -26,7 +26,7 @@ help:
 	@echo "make gpu-test  test the kernels on this machine's GPU (GPU_PYTHON=python3 uses your own CUDA torch)"
 	@echo "make bench     time engines, loading, training and the kernels' references on this CPU"
 	@echo "make bench-export  export Stable Diffusion 1.5's configuration: time, memory, sizes, parity"
-	@echo "make gpu-bench time the kernels on this machine's GPU"
+	@echo "make gpu-bench time the kernels, and the UNet at Stable Diffusion 1.5's size, on this machine's GPU"
 	@echo "make clean     remove .venv, build and caches; demo/ and runs/ stay"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -93,6 +93,7 @@ bench-export: $(STAMP)
 gpu-bench: $(GPU_READY)
 	@$(GPU_RUN) -m dive_fast.cli doctor --need triton-kernels
 	$(GPU_RUN) -m benchmarks.solver_step --device cuda
+	$(GPU_RUN) -m benchmarks.unet_gpu --out benchmarks/results/unet-gpu.json
 
 clean:
 	rm -rf $(VENV) $(INTEROP) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,206 @@
+"""The UNet at Stable Diffusion 1.5's size on a GPU, random weights: `python -m benchmarks.unet_gpu --out FILE`.
+
+In one run, calls interleaved: torch eager and compiled (fp16, channels last), our bank form with all exact savings,
+eager and compiled, and onnxruntime's CUDA provider on the exported bank where onnxruntime-gpu is installed. For each row
+count (guidance included): milliseconds (median), TFLOP/s at 372.5 GFLOP a row (512x256, counted on the configuration),
+images/s of 25 steps by the UNet alone, and the error against float32 at two rows. `--model pocket` and `--device cpu`
+try the script itself, in float32: absolute times count on a GPU only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.engines import _commit, _processor
+from dive_export.forms import BankUnetGraph, PromptBankGraph, UnetGraph
+from dive_export.options import GraphOptions
+
+GFLOP = {"sd15": 372.5}  # a row
+STEPS = 25
+PACKAGES = ("torch", "diffusers", "onnxruntime", "onnxruntime-gpu")
+PROMPTS = 16
+PLAIN, COMPILED, BANK, BANK_COMPILED, ONNX = "eager", "compile", "bank", "bank compile", "onnxruntime bank"
+Call = Callable[[], Tensor]
+
+
+def bundle_of(name: str) -> Any:
+    """Stable Diffusion 1.5's configuration with random weights, or the shipped model."""
+    if name == "sd15":
+        from benchmarks.export import sd15
+
+        return sd15("unet")
+    from dive_fast.models import load_bundle
+
+    return load_bundle(name)
+
+
+class Inputs:
+    """One call's inputs: `rows` rows, guidance's two of each image, of `PROMPTS` prompts."""
+
+    def __init__(self, unet: Any, tokens: int, rows: int, device: torch.device, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(rows)
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(device, dtype)
+
+        size = unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        images = rows // 2
+        self.images = noise(images, unet.config.in_channels, height, width)
+        self.prompts = noise(PROMPTS + 1, tokens, unet.config.cross_attention_dim)
+        self.timestep = torch.tensor([500], device=device)
+        self.image_index = (torch.arange(rows) % images).to(device)
+        asked = torch.arange(images) % PROMPTS + 1
+        self.prompt_index = torch.cat([torch.zeros_like(asked), asked]).to(device)
+
+
+def candidates(bundle: Any, rows: int, device: torch.device, dtype: torch.dtype, folder: Path) -> dict[str, Call]:
+    """What is timed, by name; each call answers float [rows, C, h, w]."""
+    unet = bundle.unet
+    options = GraphOptions("bank", "fp16" if dtype == torch.float16 else "fp32")
+    plain, reduced = (
+        module.to(memory_format=torch.channels_last)
+        for module in (UnetGraph(unet), BankUnetGraph(unet, options.savings, timesteps=1000))
+    )
+    given = Inputs(unet, bundle.tokenizer.model_max_length, rows, device, dtype)
+    latents = given.images.contiguous(memory_format=torch.channels_last)
+    bank = PromptBankGraph(unet)(given.prompts)
+    hidden = given.prompts[given.prompt_index]
+    both = latents.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    rest = (given.timestep, bank, given.prompt_index, given.image_index)
+    quick, quick_bank = (torch.compile(module, mode="max-autotune-no-cudagraphs") for module in (plain, reduced))
+    found: dict[str, Call] = {
+        PLAIN: lambda: plain(both, given.timestep, hidden),
+        COMPILED: lambda: quick(both, given.timestep, hidden),
+        BANK: lambda: reduced(latents, *rest),
+        BANK_COMPILED: lambda: quick_bank(latents, *rest),
+    }
+    run = onnx_call(bundle, options, device, folder)
+    if run is not None:
+        feeds = dict(
+            zip(("sample", "timestep", "kv_bank", "prompt_index", "image_index"), (latents, *rest), strict=True)
+        )
+        found[ONNX] = lambda: run(feeds, both.shape)
+    return found
+
+
+def onnx_call(bundle: Any, options: GraphOptions, device: torch.device, folder: Path) -> Callable[..., Tensor] | None:
+    """The exported bank UNet by onnxruntime on `device`, exported once to `folder`; None where no such provider is."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    from dive_export.graphs import graphs
+    from dive_export.onnx import export_graph
+    from dive_fast.engines.onnx_session import PROVIDERS, Network, place
+
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    if PROVIDERS[kind] not in onnxruntime.get_available_providers():
+        return None
+    path = folder / "model.onnx"
+    if not path.exists():
+        cpu = copy.copy(bundle)
+        cpu.unet = nn.Module.to(copy.deepcopy(bundle.unet), "cpu", torch.float32)
+        (graph,) = [graph for graph in graphs(cpu, None, 256, options)[0] if graph.part == "unet"]
+        export_graph(graph, path, options.precision)
+    network = Network.open(path, place(kind, options.precision, folder), torch.get_num_threads())
+    return lambda feeds, shape: network.run("out_sample", shape, **feeds)
+
+
+def timed(calls: dict[str, Call], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median milliseconds of each call, in turns, after two that are not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for turn in range(repeats + 2):
+        for name, call in calls.items():
+            wait()
+            begun = time.perf_counter()
+            call()
+            wait()
+            if turn > 1:
+                times[name].append(1e3 * (time.perf_counter() - begun))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def errors(
+    calls: dict[str, Call], unet: Any, tokens: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
+    """Root mean square difference from the float32 UNet over its own, at two rows of the same inputs."""
+    given = Inputs(unet, tokens, 2, device, dtype)
+    exact = UnetGraph(nn.Module.to(copy.deepcopy(unet), device, torch.float32))
+    both, hidden = given.images.repeat(2, 1, 1, 1).float(), given.prompts[given.prompt_index].float()
+    expected = exact(both, given.timestep, hidden)
+    return {
+        name: float((call().float() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+        for name, call in calls.items()
+    }
+
+
+@torch.inference_mode()
+def measure(model: str, rows: list[int], repeats: int, device: torch.device) -> dict[str, Any]:
+    """Errors at two rows, then the times of each row count."""
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    bundle = bundle_of(model)
+    weights = copy.deepcopy(bundle.unet)  # float32, before the candidates take the UNet over
+    with TemporaryDirectory() as folder:
+        nn.Module.to(bundle.unet, device, dtype)  # as torch_engine: diffusers' own warns of nothing
+        two = candidates(bundle, 2, device, dtype, Path(folder))
+        apart = errors(two, weights, bundle.tokenizer.model_max_length, device, dtype)
+        found = []
+        for count in rows:
+            torch.compiler.reset()
+            middle = timed(candidates(bundle, count, device, dtype, Path(folder)), repeats, device)
+            row: dict[str, Any] = {"rows": count, "ms": {name: round(value, 3) for name, value in middle.items()}}
+            row["times eager"] = {name: round(middle[PLAIN] / value, 2) for name, value in middle.items()}
+            row["images/s, UNet alone"] = {n: round(count / 2 / STEPS / v * 1e3, 2) for n, v in middle.items()}
+            if model in GFLOP:
+                row["TFLOP/s"] = {name: round(count * GFLOP[model] / value, 1) for name, value in middle.items()}
+            print(json.dumps(row), flush=True)
+            found.append(row)
+    return {"error": apart, "rows": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="sd15", help="sd15 (random weights), pocket or a model folder")
+    parser.add_argument("--rows", default="36,72,144")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    facts = {
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "model": options.model,
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "commit": _commit(),
+        "repeats": options.repeats,
+    }
+    result = {**facts, **measure(options.model, [int(n) for n in options.rows.split(",")], options.repeats, device)}
+    print(json.dumps(result["error"]))
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()
