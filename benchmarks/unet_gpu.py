@@ -14,6 +14,7 @@ import copy
 import importlib.util
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -89,7 +90,9 @@ def candidates(bundle: Any, rows: int, device: torch.device, dtype: torch.dtype,
         BANK_COMPILED: lambda: quick_bank(latents, *rest),
     }
     run = onnx_call(bundle, options, device, folder)
-    if run is not None:
+    if run is None:
+        print(f"{ONNX} is left out: no onnxruntime with a provider for {device.type} is installed", file=sys.stderr)
+    else:
         feeds = dict(
             zip(("sample", "timestep", "kv_bank", "prompt_index", "image_index"), (latents, *rest), strict=True)
         )

@@ -16,6 +16,16 @@ from typing import IO, Any
 from dive_fast.types import DiveError, InputError
 
 
+def brief(message: object, most: int = 300) -> str:
+    """A library's message, or exception, on one line and without its tail: a part of a sentence."""
+    return " ".join(str(message).split())[:most]
+
+
+def user_cache(name: str) -> Path:
+    """The folder `name` of what may be made again, in the user's cache: $XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dive-fast" / name
+
+
 @contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
     """Turns the operating system's refusals to write into one sentence with a remedy."""

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dive_fast.io import brief
 from dive_fast.types import DiveError, InputError
 
 
@@ -113,9 +114,7 @@ def reasons(kind: Flavour) -> list[str]:
     try:
         importlib.import_module(kind.module)
     except Exception as problem:  # noqa: BLE001 - a missing library raises whatever the binding makes of it
-        return [
-            f"{kind.name} {found} does not import ({type(problem).__name__}: {brief([str(problem)])}); install it again"
-        ]
+        return [f"{kind.name} {found} does not import ({type(problem).__name__}: {brief(problem)}); install it again"]
     return []
 
 
@@ -178,9 +177,9 @@ def logger(trt: Any) -> Any:
     return Messages()
 
 
-def brief(errors: Iterable[str]) -> str:
-    """The first error on one line, at most 300 characters: what follows the first is its echo."""
-    return " ".join(next(iter(errors), "no reason given").split())[:300]
+def first(errors: Iterable[str]) -> str:
+    """The first error in brief: what follows the first is its echo."""
+    return brief(next(iter(errors), "no reason given"))
 
 
 def torch_dtype(kind: Any) -> str:
@@ -206,7 +205,7 @@ def open_plan(trt: Any, log: Any, plan: bytes, where: str) -> Any:
     """The ICudaEngine of a plan; `DiveError` naming `where` when TensorRT refuses it. Needs a GPU."""
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
-        raise DiveError(f"{where} cannot be loaded ({brief(log.errors)}); build it again on this machine")
+        raise DiveError(f"{where} cannot be loaded ({first(log.errors)}); build it again on this machine")
     return engine
 
 
@@ -221,7 +220,7 @@ def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str])
     parser = trt.OnnxParserRefitter(refitter, log)
     if not parser.refit_from_file(str(graph)):  # sets weights; refit_cuda_engine below is what applies them
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise DiveError(f"refit from {graph}: TensorRT refuses its weights ({brief([*errors, *log.errors])})")
+        raise DiveError(f"refit from {graph}: TensorRT refuses its weights ({first([*errors, *log.errors])})")
     wanted = every & set(expected)
     unset = {name for name in wanted if not refitter.get_named_weights(name).size}
     left = sorted(unset | set(refitter.get_missing_weights()))
@@ -231,7 +230,7 @@ def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str])
             f"({', '.join(left[:3]) or 'the plan knows none of the names'}); build this adapter's engine instead"
         )
     if not refitter.refit_cuda_engine():
-        raise DiveError(f"refit from {graph}: TensorRT failed at it ({brief(log.errors)}); open the engine again")
+        raise DiveError(f"refit from {graph}: TensorRT failed at it ({first(log.errors)}); open the engine again")
     return len(wanted)
 
 

@@ -14,17 +14,17 @@ failure does not stop the others. Exit code: 0 all are built, 1 some are not, 2 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+
+from dive_fast.io import lock_folder
+from dive_fast.types import InputError
 
 DIVE_FAST = [sys.executable, "-m", "dive_fast.cli"]
 
@@ -43,8 +43,10 @@ def main() -> int:
         print(f"build_farm: {options.adapters} holds no adapter folder (NAME/adapter.json)", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    with only_one(options.out / ".lock") as free:
-        if not free:
+    with open(options.out / ".lock", "w") as stream:
+        try:
+            lock_folder(stream, options.out)
+        except InputError:
             print(
                 f"build_farm: another farm builds into {options.out}; wait for it or choose another --out",
                 file=sys.stderr,
@@ -54,18 +56,6 @@ def main() -> int:
     done = len(adapters) - len(failed)
     print(f"{done} of {len(adapters)} adapters are built" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
-
-
-@contextmanager
-def only_one(path: Path) -> Iterator[bool]:
-    """Whether this is the only farm in the folder; the lock goes with the process, however that ends."""
-    with open(path, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def build(adapter: Path, options: argparse.Namespace) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx.helper import tensor_dtype_to_np_dtype
 
 STREAM = 7
@@ -334,3 +335,11 @@ def retrained(folder: Path, out: Path, scale: float = 1.5, only: str = "") -> Pa
     spec["model_fingerprint"] = "0" * 64
     (out / "engine.json").write_text(json.dumps(spec))
     return out
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Double:
+    """The stand-in, installed in TensorRT's place."""
+    module = Double()
+    install(monkeypatch, module)
+    return module

@@ -109,6 +109,9 @@ def test_rtx_builds_without_a_gpu_and_runs_with_one_only() -> None:
 
 
 def test_help_names_the_backends_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dive_fast.engines.load import CHOICES
+
+    assert {"auto", *probing.BACKENDS} == set(CHOICES["backend"])
     installed = {"onnxruntime", "torch", "tensorrt", "tensorrt_rtx"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
     monkeypatch.setattr(probing, "DRIVER_FILES", (Path("/no/driver"),))

@@ -38,7 +38,7 @@ RULES: dict[str, Rule] = {
     "dive_fast.models": Rule((*BASICS, "dive_kernels")),
     "dive_fast.sampling": Rule(("dive_fast.types",), ("torch",)),
     "dive_fast.train": Rule((*BASICS, "dive_fast.data", "dive_fast.models", "dive_fast.sampling")),
-    "dive_fast.trt": Rule(("dive_fast.types",), ()),
+    "dive_fast.trt": Rule(BASICS, ()),
     "dive_fast.engines": Rule((*BASICS, "dive_fast.models.prompts", "dive_fast.trt")),
     "dive_fast.engines.torch_engine": Rule((*BASICS, "dive_fast.engines", "dive_fast.models", "dive_kernels")),
     "dive_fast.engines.load": Rule((*BASICS, "dive_fast.engines", "dive_fast.models")),  # opens what torch_engine runs
@@ -68,7 +68,6 @@ RULES: dict[str, Rule] = {
             "dive_fast.trt",
             "dive_kernels",
             "dive_fast.engines.onnx_engine",
-            "dive_fast.engines.onnx_session",
             "dive_fast.engines.slices",
         )
     ),

@@ -64,7 +64,7 @@ def _block_report(model: Path, out: Path) -> str:
     from dive_export.fp8_engine import exported_graphs
     from dive_export.probe import graph_parity, table
 
-    _, graphs = exported_graphs(model, out)
+    _, _, graphs = exported_graphs(model, out)
     found = graph_parity(graphs["unet"], out / "unet" / "model.onnx")
     write_json(out / "blocks.json", [to_dict(row) for row in found])
     return table(found)

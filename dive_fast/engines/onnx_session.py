@@ -8,7 +8,6 @@ allocator hands the same memory out again.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dive_fast.io import brief, user_cache
 from dive_fast.types import DiveError, InputError
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -92,9 +92,8 @@ def place(kind: Provider, precision: str, cache: Path) -> Place:
 
 
 def default_cache(fingerprint: str) -> Path:
-    """Where the TensorRT provider's engines of one engine folder are kept: the user's cache folder (XDG)."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "dive-fast" / "onnxruntime-tensorrt" / fingerprint[:16]
+    """Where the TensorRT provider's engines of one engine folder are kept."""
+    return user_cache("onnxruntime-tensorrt") / fingerprint[:16]
 
 
 @dataclass(frozen=True)
@@ -211,8 +210,3 @@ def _value(value: Any, path: Path) -> Value:
     if value.type not in ELEMENTS:
         raise InputError(f"{path}: {value.name} is a {value.type}; known are {', '.join(ELEMENTS)}")
     return Value(*ELEMENTS[value.type], tuple(value.shape))
-
-
-def brief(error: Exception) -> str:
-    """The message of a library's exception on one line, without its tail."""
-    return " ".join(str(error).split())[:300]

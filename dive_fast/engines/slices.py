@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dive_fast.engines.onnx_session import brief
+from dive_fast.io import brief
 from dive_fast.types import DiveError, InputError
 
 CPU = "CPUExecutionProvider"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import canonical_json, clear_disk_errors
+from dive_fast.io import brief, canonical_json, clear_disk_errors
 from dive_fast.types import DiveError, InputError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def load_network(folder: Path, part: str) -> Any:
         try:
             module, info = _from_pretrained(folder / part, part, variant)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            detail = " ".join(str(error).split())[:300]
+            detail = brief(error)
             raise InputError(f"model {folder}: {part} cannot be loaded ({detail}); copy the folder again") from error
     wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
     if wrong:

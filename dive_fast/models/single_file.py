@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import read_json
+from dive_fast.io import brief, read_json
 from dive_fast.models.files import check_safetensors, has_vocabulary, load_tokenizer
 from dive_fast.types import InputError
 
@@ -190,7 +190,7 @@ def _empty(build: Any, config: dict[str, Any], path: Path, part: str) -> Any:
         with torch.device("meta"):
             return build(config)
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
-        detail = " ".join(str(error).split())[:200]
+        detail = brief(error, 200)
         raise InputError(
             f"model {path}: no {part} can be made of its configuration ({detail}); copy it again"
         ) from error

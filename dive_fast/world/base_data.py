@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dive_fast.io import atomic_path
-from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH, WorldCamera, random_grey_camera, random_rgb_camera
+from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH, random_grey_camera, random_rgb_camera
 from dive_fast.world.persons import Person, Shot, caption, sample_person, sample_shot
 from dive_fast.world.render import render
 
@@ -44,15 +44,11 @@ def base_people(seed: int, count: int) -> list[Person]:
     return [_person(seed, index)[1] for index in range(count)]
 
 
-def _colour_caption(person: Person, camera: WorldCamera, shot: Shot, drop: float, rng: np.random.Generator) -> str:
-    return caption(person, camera.words, shot, drop=drop, rng=rng)
-
-
-def _grey_caption(person: Person, camera: WorldCamera, shot: Shot, drop: float, rng: np.random.Generator) -> str:
+def _grey_caption(person: Person, camera_words: str, shot: Shot, drop: float, rng: np.random.Generator) -> str:
     """As `caption`, with a last phrase like "dim grey indoor" that is never left out: a model is not to guess it."""
     text = caption(person, "", shot, drop=drop, rng=rng)
     scene = "indoor" if rng.random() < 0.5 else "outdoor"
-    return " , ".join([*(phrase for phrase in text.split(" , ") if phrase), f"{camera.words} grey {scene}"])
+    return " , ".join([*(phrase for phrase in text.split(" , ") if phrase), f"{camera_words} grey {scene}"])
 
 
 def _one(seed: int, index: int, grey_share: float, noise_share: float) -> tuple[np.ndarray, str]:
@@ -63,7 +59,10 @@ def _one(seed: int, index: int, grey_share: float, noise_share: float) -> tuple[
     image = render(person, camera, shot, noise=bool(rng.random() < noise_share))
     # Half the captions are complete; the rest leave phrases out, as captions of real photos do.
     drop = 0.0 if rng.random() < 0.5 else 0.3
-    text = (_grey_caption if grey else _colour_caption)(person, camera, shot, drop, rng)
+    if grey:
+        text = _grey_caption(person, camera.words, shot, drop, rng)
+    else:
+        text = caption(person, camera.words, shot, drop=drop, rng=rng)
     if rng.random() < 0.4:
         text = text.replace("a photo", f"a {_random_code(rng)} photo", 1)
     return image, text

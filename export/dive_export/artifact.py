@@ -74,7 +74,7 @@ def export_engine(
         if check:
             _write_parity(parts, folder, spec, progress)
         _copy_facts(bundle, fused, folder, spec.files)
-        spec = replace(spec, sha256={name: sha256_file(folder / name) for name in _engine_files(folder)})
+        spec = replace(spec, sha256=file_hashes(folder))
         write_json(folder / "engine.json", to_dict(spec))
     progress(f"engine {out} is finished: {height}x{width}, up to {rows_max} rows")
     return spec
@@ -121,7 +121,7 @@ def _finished(out: Path, spec: EngineSpec, to_check: list[Graph], progress: Prog
     other = [key for key in keys if not isinstance(found, dict) or found.get(key) != wanted[key]]
     if other:
         raise InputError(f"export: {out} holds another engine ({', '.join(other)} differ); choose another --out")
-    hashes = {name: sha256_file(out / name) for name in _engine_files(out)}
+    hashes = file_hashes(out)
     if found.get("sha256") != hashes or not isinstance(found.get("versions"), dict):
         raise InputError(f"export: files of {out} changed since its export; delete the folder and export again")
     if to_check and not (out / "parity.json").is_file():
@@ -187,6 +187,9 @@ def _copy_facts(bundle: ModelBundle, fused: Path, folder: Path, parts: Collectio
             shutil.copyfile(fused / source / "config.json", folder / part / "config.json")
 
 
-def _engine_files(folder: Path) -> list[str]:
-    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [path.as_posix() for path in files if not path.name.startswith(".") and str(path) not in REPORTS]
+def file_hashes(folder: Path) -> dict[str, str]:
+    """EngineSpec.sha256 of an engine folder: the hash of each file, by its path from there, but of `REPORTS`."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name: sha256_file(path) for name, path in files.items() if not path.name.startswith(".") and name not in REPORTS
+    }

@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dive_export.artifact import Progress, say, staging
+from dive_export.artifact import Progress, file_hashes, say, staging
 from dive_export.calibration import Calibration, sampling_inputs
 from dive_export.fp8 import Fp8Config, Fp8Report, LayerTime, quantize
 from dive_export.graphs import Graph, graphs
 from dive_export.options import GraphOptions
-from dive_export.tensorrt_cache import file_hashes
 from dive_export.tensorrt_folder import exported_spec
 from dive_fast.io import clear_disk_errors, write_json
-from dive_fast.types import InputError, to_dict
+from dive_fast.types import EngineSpec, InputError, to_dict
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
@@ -32,8 +31,8 @@ class Sampling:
     guidance: float = 2.0
 
 
-def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle, dict[str, Graph]]:
-    """The fused model and the graphs, by part, that `engine` was exported from; another model raises `InputError`."""
+def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle, EngineSpec, dict[str, Graph]]:
+    """The fused model, the spec and the graphs, by part, of an exported engine; another model raises `InputError`."""
     from dive_fast.models import load_bundle
 
     spec = exported_spec(Path(engine))
@@ -50,7 +49,7 @@ def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle,
     options = GraphOptions(spec.form, spec.precision, spec.removed, spec.any_size)
     size = (spec.profile.height, spec.profile.width)
     parts, _ = graphs(bundle, size, spec.profile.rows_max, options)
-    return bundle, {graph.part: graph for graph in parts}
+    return bundle, spec, {graph.part: graph for graph in parts}
 
 
 def quantize_engine(
@@ -73,8 +72,7 @@ def quantize_engine(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"quantize: {out} exists; choose another --out or move it away")
     sampling = sampling or Sampling()
-    bundle, parts = exported_graphs(model, engine)
-    spec = exported_spec(engine)
+    bundle, spec, parts = exported_graphs(model, engine)
     if spec.precision == "bf16":
         raise InputError(f"quantize: {engine} is bf16; export it in fp16 or fp32")
     keys = _keys(bundle, sampling.images)

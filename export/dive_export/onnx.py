@@ -20,7 +20,7 @@ from torch import Tensor
 from dive_export.graphs import Axis, Graph
 from dive_export.precision import as_precision, converted, rounded_run, upcast_bfloat16
 from dive_export.removal import WithoutUnitScale
-from dive_fast.io import atomic_path
+from dive_fast.io import atomic_path, brief
 from dive_fast.types import DiveError
 
 OPSET = 23
@@ -140,7 +140,7 @@ def _quiet(what: str) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter wraps the reason in pages of advice
             cause = cause.__cause__
-        reason = " ".join(str(cause).split())[:300]
+        reason = brief(cause)
         if isinstance(cause, OSError) and cause.errno in (None, *FULL):  # numpy tells of a short write without a number
             raise OSError(cause.errno or errno.ENOSPC, reason) from error
         print(chatter.getvalue(), file=sys.stderr)

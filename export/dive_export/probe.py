@@ -122,7 +122,7 @@ def _recorded(module: nn.Module) -> Iterator[dict[str, np.ndarray]]:
 def _leaving(graph: Any, blocks: Sequence[str]) -> dict[str, list[str]]:
     """The tensors that each block makes and that others read, or that leave the graph.
 
-    None for a block whose nodes do not stand together: the network was rewritten there, and what the block's layers
+    None of them for a block whose nodes do not stand together: the network was rewritten there, and what the block's layers
     make is not what its module does (the shared prefix parts the first transformer, whose end is then elsewhere).
     """
     where = [short(scope) for scope in scopes(graph)]

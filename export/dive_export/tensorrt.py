@@ -72,7 +72,7 @@ def build_engine(
 def dry_run(onnx_folder: Path | str, out: Path | str, config: BuildConfig | None = None) -> Forecast:
     """What `build_engine` would do, need and lack; writes nothing. Raises `InputError` as it does."""
     build = Build.of(Path(onnx_folder), config or BuildConfig())
-    cache = PlanCache(build.cache, say)
+    cache = PlanCache(build.config.cache_folder, say)
     found = []
     for part, todo in build.parts.items():
         lines = [", ".join(f"{name} {_words(dims)}" for name, dims in shapes.items()) for shapes in todo.profiles]

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dive_export.tensorrt_cache import Plan, fixed_hash, is_weight, read_model, timings
+from dive_export.tensorrt_cache import Plan, fixed_hash, is_weight, timings
 from dive_fast import trt
+from dive_fast.engines.slices import read_graph
+from dive_fast.io import brief
 from dive_fast.types import DiveError
 
 SECONDS_A_LINE = 10.0  # a build reports no more often
@@ -55,7 +57,7 @@ def build_plan(kind: trt.Flavour, module: Any, todo: PartBuild, progress: Callab
     with timings(kind, config, todo.timings, progress):
         data = _in_thread(lambda: builder.build_serialized_network(network, config), monitor, todo.part, progress)
         if data is None:
-            raise DiveError(f"build {todo.part}: {kind.name} failed ({trt.brief(log.errors)}){_remedy(kind, todo)}")
+            raise DiveError(f"build {todo.part}: {kind.name} failed ({trt.first(log.errors)}){_remedy(kind, todo)}")
     return Plan(bytes(data), names, fixed_hash(todo.graph, names) if names else "")
 
 
@@ -69,13 +71,13 @@ def _remedy(kind: trt.Flavour, todo: PartBuild) -> str:
 def parse_error(parser: Any, log: Any) -> str:
     """The parser's first error in one sentence: the node, its operator and the reason."""
     if not parser.num_errors:
-        return f"the parser says {trt.brief(log.errors)}"
+        return f"the parser says {trt.first(log.errors)}"
     error = parser.get_error(0)
     node = (
         f"node {error.node_name() or error.node()} ({error.node_operator()})" if error.node_operator() else "the graph"
     )
-    reason = trt.brief([error.desc()])
-    return f"{node} is refused, {error.code().name}: {reason if len(reason) > 8 else trt.brief(reversed(log.errors))}"
+    reason = brief(error.desc())
+    return f"{node} is refused, {error.code().name}: {reason if len(reason) > 8 else trt.first(reversed(log.errors))}"
 
 
 def refit_map(network: Any, graph: Path) -> list[str]:
@@ -83,7 +85,7 @@ def refit_map(network: Any, graph: Path) -> list[str]:
 
     Constants that the parser used up while parsing (scales of a resize, say) are not among them.
     """
-    weights = [tensor.name for tensor in read_model(graph).graph.initializer if is_weight(tensor)]
+    weights = [tensor.name for tensor in read_graph(graph).graph.initializer if is_weight(tensor)]
     found = [name for name in weights if network.mark_weights_refittable(name)]
     for name in found:  # asking marks them, and marks mean something else: REFIT_INDIVIDUAL
         network.unmark_weights_refittable(name)

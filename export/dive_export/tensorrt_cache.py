@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,25 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dive_fast import trt
-from dive_fast.io import atomic_write, canonical_json, read_json, sha256_bytes, sha256_file, write_json
+from dive_fast.engines.slices import read_graph
+from dive_fast.io import atomic_write, canonical_json, read_json, sha256_bytes, write_json
 from dive_fast.types import InputError
 
 FLOATS = (1, 10, 11, 16)  # onnx.TensorProto FLOAT, FLOAT16, DOUBLE, BFLOAT16: the types that weights have
-
-
-def default_cache() -> Path:
-    """Where plans and timings are kept unless told otherwise: $XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dive-fast" / "tensorrt"
-
-
-def read_model(path: Path) -> Any:
-    """The `onnx.ModelProto` of a file without its external weights; one that is none raises `InputError`."""
-    import onnx
-
-    try:
-        return onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError, which onnx does not import by name
-        raise InputError(f"{path} is not an ONNX graph ({trt.brief([str(error)])}); export the engine again") from error
 
 
 def constant(tensor: Any, folder: Path) -> bytes:
@@ -49,7 +34,7 @@ def graph_hash(path: Path, weights: dict[str, str] | None) -> str:
     `weights` maps the graph's external files to their hashes; None leaves the values of all weights out. What the
     exporter notes about itself (source lines with paths) is left out, so that two machines agree.
     """
-    model = read_model(path)
+    model = read_graph(path)
     values: list[Any] = []
     for tensor in model.graph.initializer:
         values.append([tensor.name, tensor.data_type, list(tensor.dims)])
@@ -87,7 +72,7 @@ def fixed_hash(path: Path, refittable: list[str]) -> str:
     names = set(refittable)
     return sha256_bytes(
         b"".join(
-            constant(tensor, path.parent) for tensor in read_model(path).graph.initializer if tensor.name not in names
+            constant(tensor, path.parent) for tensor in read_graph(path).graph.initializer if tensor.name not in names
         )
     )
 
@@ -159,9 +144,3 @@ def timings(kind: trt.Flavour, config: Any, path: Path, progress: Callable[[str]
     data = bytes(cache.serialize())
     if data != known:
         atomic_write(path, data)
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """Hash of every file below `folder`, by its path from there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}

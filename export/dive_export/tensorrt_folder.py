@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dive_export.artifact import Progress
-from dive_export.tensorrt_cache import Plan, file_hashes
+from dive_export.artifact import Progress, file_hashes
+from dive_export.tensorrt_cache import Plan
 from dive_fast.engines.onnx_engine import check_files, read_spec
 from dive_fast.io import canonical_json, read_json, write_json
 from dive_fast.types import EngineSpec, InputError, to_dict

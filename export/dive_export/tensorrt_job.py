@@ -9,12 +9,12 @@ from typing import Any
 
 from dive_export.artifact import Progress
 from dive_export.tensorrt_build import PartBuild, Range, build_plan
-from dive_export.tensorrt_cache import Plan, PlanCache, default_cache, graph_hash
+from dive_export.tensorrt_cache import Plan, PlanCache, graph_hash
 from dive_export.tensorrt_folder import exported_spec
 from dive_export.tensorrt_profiles import axis_sizes, profiles, weights_size
 from dive_fast import trt
 from dive_fast.engines.onnx_engine import parts
-from dive_fast.io import canonical_json, sha256_bytes
+from dive_fast.io import canonical_json, sha256_bytes, user_cache
 from dive_fast.types import EngineSpec, InputError, Profile, to_dict
 
 COMPATIBILITY = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere": "AMPERE_PLUS"}
@@ -72,6 +72,10 @@ class BuildConfig:
     def kind(self) -> trt.Flavour:
         return trt.flavour(self.flavour)
 
+    @property
+    def cache_folder(self) -> Path:
+        return self.cache or user_cache("tensorrt")
+
 
 @dataclass(frozen=True)
 class Build:
@@ -95,15 +99,10 @@ class Build:
                 f"choose row counts up to {limit}, or export again with rows_max {beyond[-1]}"
             )
         gpu = _plan_for(config)
-        cache = config.cache or default_cache()
         spec = _planned_spec(exported, config, gpu)
-        jobs = {part: _part_build(part, source, exported, config, gpu, cache) for part in parts(exported)}
+        jobs = {part: _part_build(part, source, exported, config, gpu) for part in parts(exported)}
         keys = {part: _key(todo, exported, config, gpu) for part, todo in jobs.items()}
         return cls(source, config, spec, jobs, keys)
-
-    @property
-    def cache(self) -> Path:
-        return self.config.cache or default_cache()
 
     def record(self) -> dict[str, Any]:
         """`build.json`: from what the plans were made, by part; `write_engine` adds the weights that they lack."""
@@ -134,7 +133,7 @@ class Build:
 
     def plans(self, module: Any, progress: Progress) -> dict[str, Plan]:
         """A plan for each part, from the cache or built, and in the cache from then on."""
-        cache = PlanCache(self.cache, progress)
+        cache = PlanCache(self.config.cache_folder, progress)
         made = {}
         for number, (part, todo) in enumerate(self.parts.items(), start=1):
             head = f"build {number} of {len(self.parts)}: {part}"
@@ -182,9 +181,7 @@ def _sizes(part: str, spec: EngineSpec, config: BuildConfig) -> list[dict[str, R
     return axis_sizes(part, spec, config.rows, config.vae_rows, config.text_rows, config.prompts_max)
 
 
-def _part_build(
-    part: str, source: Path, exported: EngineSpec, config: BuildConfig, gpu: str | None, cache: Path
-) -> PartBuild:
+def _part_build(part: str, source: Path, exported: EngineSpec, config: BuildConfig, gpu: str | None) -> PartBuild:
     graph = source / exported.files[part]
     place = sha256_bytes(f"{config.flavour} {trt.version(config.kind)} {gpu}".encode())[:16]
     return PartBuild(
@@ -196,7 +193,7 @@ def _part_build(
         target=config.target,
         level=config.level,
         workspace=config.workspace,
-        timings=cache / "timings" / f"{place}.bin",
+        timings=config.cache_folder / "timings" / f"{place}.bin",
     )
 
 

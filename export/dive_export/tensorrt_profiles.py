@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dive_export.tensorrt_build import Range, Shapes
-from dive_export.tensorrt_cache import read_model
+from dive_fast.engines.slices import read_graph
 from dive_fast.io import read_json
 from dive_fast.types import DiveError, EngineSpec, InputError
 
@@ -40,7 +40,7 @@ def profiles(part: str, graph: Path, spec: EngineSpec, sizes: list[dict[str, Ran
     Free image sizes, which are an input's third and fourth dimension whatever the exporter calls them, become the
     engine's own. An axis of another name than `sizes` knows raises `DiveError`.
     """
-    inputs = {value.name: dimensions(value) for value in read_model(graph).graph.input}
+    inputs = {value.name: dimensions(value) for value in read_graph(graph).graph.input}
     scale = 1 if part == "vae_encoder" else _vae_scale(graph.parent.parent)
     image = [(n // scale,) * 3 for n in (spec.profile.height, spec.profile.width)]
     free = {name: shape for name, shape in inputs.items() if any(isinstance(n, str) for n in shape)}
@@ -69,7 +69,7 @@ def activations(graph: Path, shapes: Shapes) -> int:
     """
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    model = read_model(graph).graph
+    model = read_graph(graph).graph
     known: dict[str, int] = {}
     for value in model.input:
         for name, (_, _, most) in zip(dimensions(value), shapes.get(value.name, ()), strict=False):
@@ -96,7 +96,7 @@ def weights_size(graph: Path) -> int:
     """Bytes of all initializers of a graph."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    tensors = read_model(graph).graph.initializer
+    tensors = read_graph(graph).graph.initializer
     return sum(math.prod(t.dims) * tensor_dtype_to_np_dtype(t.data_type).itemsize for t in tensors)
 
 

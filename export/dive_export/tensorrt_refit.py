@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dive_export.artifact import Progress, say, staging
-from dive_export.tensorrt_cache import Plan, bare, constant, read_model, structure
+from dive_export.tensorrt_cache import Plan, bare, constant, structure
 from dive_export.tensorrt_folder import already_there, exported_spec, write_engine
 from dive_fast import trt
 from dive_fast.engines.onnx_engine import check_files, read_spec
+from dive_fast.engines.slices import read_graph
 from dive_fast.io import clear_disk_errors, read_json
 from dive_fast.types import EngineSpec, InputError
 
@@ -91,7 +92,7 @@ def try_refit(folder: Path, spec: EngineSpec, plans: dict[str, Plan]) -> str:
 
 def first_difference(old: Path, new: Path, refittable: set[str]) -> str:
     """Where two ONNX graphs begin to differ in anything but the values of `refittable` weights; "" when nowhere."""
-    one, two = read_model(old), read_model(new)
+    one, two = read_graph(old), read_graph(new)
     for (what, ours), theirs in zip(structure(one).items(), structure(two).values(), strict=True):
         for i, (a, b) in enumerate(zip_longest(ours, theirs)):
             if a is None or b is None:

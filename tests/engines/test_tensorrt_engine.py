@@ -15,8 +15,10 @@ from dive_fast.engines import load_engine
 from dive_fast.engines.onnx_engine import read_engine, read_spec
 from dive_fast.engines.tensorrt_engine import TensorRTEngine, open_tensorrt
 from dive_fast.types import DiveError, InputError
-from tests.tensorrt_double import STREAM, Double, LaneDouble, install, retrained
+from tests.tensorrt_double import STREAM, Double, LaneDouble, double, install, retrained
 from tests.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
+
+__all__ = ["double"]  # a fixture
 
 
 def near(folder: Path, part: str) -> dict[str, float]:
@@ -30,13 +32,6 @@ def near(folder: Path, part: str) -> dict[str, float]:
 
 def quiet(line: str) -> None:
     pass
-
-
-@pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> Double:
-    module = Double()
-    install(monkeypatch, module)
-    return module
 
 
 def built(source: Path, out: Path, **options: Any) -> Path:

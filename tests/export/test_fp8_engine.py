@@ -28,6 +28,7 @@ def test_an_engine_is_quantised_within_its_budget_and_runs(
     assert 0 < report["error"] <= float(BUDGET) and report == {
         name: value for name, value in json.loads(text.splitlines()[-1]).items() if name != "engine"
     }
+    assert "fp8.json" not in json.loads((out / "engine.json").read_text())["sha256"]  # a report, as parity.json
     graph = (out / "unet/model.onnx").read_bytes()
     assert graph.count(b"DequantizeLinear") > len([layer for layer in report["layers"] if layer["quantised"]]) > 0
     plain, quantised = load_engine(tiny_engine), load_engine(out)

@@ -16,17 +16,12 @@ from dive_fast import trt
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, EngineSpec, InputError
 from tests.conftest import ENGINE_ROWS
-from tests.tensorrt_double import Double, install, retrained
+from tests.tensorrt_double import Double, double, install, retrained
 from tests.tiny import HEIGHT, WIDTH
 
+__all__ = ["double"]  # a fixture
+
 PARTS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
-
-
-@pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> Double:
-    module = Double()
-    install(monkeypatch, module)
-    return module
 
 
 @pytest.fixture

@@ -15,15 +15,10 @@ from dive_fast.engines.base import EngineBase
 from dive_fast.engines.onnx_engine import read_engine, read_spec
 from dive_fast.engines.tensorrt_engine import TensorRTEngine
 from dive_fast.types import InputError
-from tests.tensorrt_double import STREAM, Double, LaneDouble, install
+from tests.tensorrt_double import STREAM, Double, LaneDouble, double
 from tests.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 
-
-@pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> Double:
-    module = Double()
-    install(monkeypatch, module)
-    return module
+__all__ = ["double"]  # a fixture
 
 
 @pytest.fixture
