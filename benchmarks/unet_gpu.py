@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.engines import _commit, _processor
-from dive_export.forms import BankUnetGraph, PromptBankGraph, UnetGraph
 from dive_export.options import GraphOptions
+from dive_fast.models.forms import BankUnetGraph, PromptBankGraph, UnetGraph
 
 GFLOP = {"sd15": 372.5}  # a row
 STEPS = 25

@@ -12,12 +12,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dive_export.forms import cross_attentions
 from dive_export.graphs import Graph, graphs
 from dive_export.onnx import OPSET, export_graph, measure_parity
 from dive_export.options import GraphOptions
 from dive_export.resources import Resources
 from dive_fast.io import clear_disk_errors, read_json, sha256_file, write_json
+from dive_fast.models.forms import cross_attentions
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dive_export.forms import (
+from dive_export.options import GraphOptions
+from dive_fast.models.forms import (
     BankUnetGraph,
     IndexedUnetGraph,
     PromptBankGraph,
@@ -16,8 +17,7 @@ from dive_export.forms import (
     UnetGraph,
     cross_attentions,
 )
-from dive_export.options import GraphOptions
-from dive_export.removal import WithoutUnitScale
+from dive_fast.models.removal import WithoutUnitScale
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:

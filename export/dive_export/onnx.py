@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dive_export.graphs import Axis, Graph
 from dive_export.precision import as_precision, converted, rounded_run, upcast_bfloat16
-from dive_export.removal import WithoutUnitScale
 from dive_fast.io import atomic_path, brief
+from dive_fast.models.removal import WithoutUnitScale
 from dive_fast.types import DiveError
 
 OPSET = 23

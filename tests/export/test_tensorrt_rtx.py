@@ -183,9 +183,9 @@ def test_the_unet_of_stable_diffusion_builds(tmp_path: Path, capsys: pytest.Capt
     """Full size, random weights, fp16, 512x256 at 36 and 72 rows: minutes, and about 8 GB."""
     from diffusers import UNet2DConditionModel
 
-    from dive_export.forms import UnetGraph
     from dive_export.graphs import Axis, Graph
     from dive_export.onnx import export_graph
+    from dive_fast.models.forms import UnetGraph
 
     unet = UNet2DConditionModel(sample_size=(64, 32), cross_attention_dim=768, attention_head_dim=8)
     module = UnetGraph(unet.eval())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dive_export.removal import copied, fuse_qkv, time_embedding, use_time_table
+from dive_fast.models.removal import copied, fuse_qkv, time_embedding, use_time_table
 from dive_fast.types import InputError
 
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D")
