@@ -58,7 +58,8 @@ def compile_variant(variant: Variant) -> tuple[bytes, dict[str, Any]]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from dive_kernels.solver_step.fused import BLOCK, solver_step_kernel
+    from dive_kernels.solver_step.fused import solver_step_kernel
+    from dive_kernels.solver_step.plan import BLOCK
 
     eps, latents = TYPES[variant.eps_type], "*fp32"
     constants = {"HAS_PREVIOUS": variant.second_order, "BLOCK": BLOCK}

@@ -1,0 +1,60 @@
+"""Which implementation `auto` takes: the fastest one in a committed table of measurements, read from `table.json`.
+
+An entry is one op at one size on one GPU: `{"op", "gpu", "capability", "dtype", "key", "work", "ms", ...}`. `key` holds what
+must be the same for a measurement to count (head dim, channels), `work` is how much there is to do (elements of the
+result), `ms` the median milliseconds of each implementation by name. `python -m benchmarks.kernels` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+OWN = "DIVE_KERNELS_TABLE"  # names another table, made by the benchmark on one's own GPU
+SHIPPED = Path(__file__).with_name("table.json")
+
+
+def measured(
+    op: str, capability: int, dtype: torch.dtype, key: Mapping[str, int], work: int
+) -> dict[str, float] | None:
+    """Milliseconds by implementation of the entry nearest in `work`; None where nobody measured this op, type and key."""
+    name = str(dtype).removeprefix("torch.")
+    fitting = [
+        entry
+        for entry in _entries(os.environ.get(OWN) or str(SHIPPED))
+        if (entry["op"], entry["capability"], entry["dtype"], entry["key"]) == (op, capability, name, dict(key))
+    ]
+    if not fitting:
+        return None
+    times: dict[str, float] = min(fitting, key=lambda entry: abs(math.log(entry["work"] / max(work, 1))))["ms"]
+    return times
+
+
+def fastest(times: Mapping[str, float] | None, offered: Sequence[str], unmeasured: str) -> str:
+    """The one of `offered` that took least time, `unmeasured` where none of them was timed."""
+    timed = {name: times[name] for name in offered if times and name in times}
+    return min(timed, key=lambda name: timed[name]) if timed else unmeasured
+
+
+@cache
+def _entries(path: str) -> list[dict[str, Any]]:
+    try:
+        data = json.loads(Path(path).read_text())
+        listed: list[dict[str, Any]] = data["entries"]
+        for entry in listed:
+            if not (float(entry["work"]) > 0 and all(float(ms) > 0 for ms in entry["ms"].values())):
+                raise ValueError(f"a time or size is not above 0 in {entry}")
+            _ = entry["op"], entry["capability"], entry["dtype"], entry["key"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: no table of kernel measurements ({type(error).__name__}: {error}); make it with "
+            f"python -m benchmarks.kernels, or unset {OWN}"
+        ) from error
+    return listed
