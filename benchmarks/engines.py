@@ -11,17 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.machine import commit, interleaved, processor, versions
 from dive_fast.engines import Engine, load_engine
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
@@ -39,18 +36,6 @@ def _latents(engine: Engine, keys: list[tuple[str, str]]) -> torch.Tensor:
     schedule = Schedule.from_config(engine.scheduler_config, STEPS)
     eps = guided(lambda x, t, i: engine.eps(x, t, conditioning, i), index[1:], 0, GUIDANCE)
     return dpmpp_2m(eps, noise, schedule)
-
-
-def _interleaved(runs: dict[str, Any], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of each call, the candidates in turn so that the machine's moods hit all alike."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            if turn:  # the first is a warm-up
-                times[name].append(1e3 * (time.perf_counter() - begun))
-    return times
 
 
 def _row(what: str, times: dict[str, list[float]]) -> dict[str, Any]:
@@ -113,24 +98,12 @@ def measure(repeats: int, compiled: bool) -> dict[str, Any]:
                 conditioning = engine.condition(embeddings)
                 both = torch.cat([torch.zeros_like(index[1:]), index[1:]])  # as guidance asks: each image twice
                 runs[name] = lambda e=engine, c=conditioning, i=both, x=x: e.eps(x, 500, c, i)
-            rows.append(_row(f"UNet call, {count} rows", _interleaved(runs, repeats)))
+            rows.append(_row(f"UNet call, {count} rows", interleaved(runs, repeats)))
         loops = {name: (lambda e=engine: _latents(e, keys)) for name, engine in engines.items()}
-        rows.append(_row(f"{IMAGES} images, {STEPS} steps", _interleaved(loops, max(3, repeats // 3))))
+        rows.append(_row(f"{IMAGES} images, {STEPS} steps", interleaved(loops, max(3, repeats // 3))))
         decoders = {name: (lambda e=engines[name], z=latents[name]: e.decode(z)) for name in (EAGER, PLAIN)}
-        rows.append(_row(f"decode {IMAGES} images", _interleaved(decoders, repeats)))
+        rows.append(_row(f"decode {IMAGES} images", interleaved(decoders, repeats)))
     return {"largest image difference, of 255": difference, "rows": rows}
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "not a git checkout"
 
 
 def main() -> None:
@@ -140,10 +113,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     facts = {
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "onnxruntime", "diffusers", "onnx")},
-        "commit": _commit(),
+        "versions": versions(("torch", "onnxruntime", "diffusers", "onnx")),
+        "commit": commit(),
         "repeats": options.repeats,
     }
     result = {**facts, **measure(options.repeats, not options.no_compile)}

@@ -15,11 +15,10 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines import _commit, _processor
+from benchmarks.machine import commit, processor, versions
 
 SIZE = (512, 256)  # pixels: latents 64 x 32
 ROWS_MAX = 144
@@ -117,9 +116,9 @@ def _facts() -> dict[str, Any]:
     return {
         "model": "Stable Diffusion 1.5's configuration, random weights",
         "size": SIZE,
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in names},
-        "commit": _commit(),
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "versions": versions(names),
+        "commit": commit(),
     }
 
 

@@ -12,7 +12,6 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.engines import _commit, _interleaved, _processor
+from benchmarks.machine import commit, interleaved, processor, versions
 from dive_fast.data import SetSpec, open_image, open_prepared, prepared_images, read_mixture
 from dive_fast.data.filters import Filters
 from dive_fast.data.prepare import PreparePlan, claimed, finish, pack
@@ -88,7 +87,7 @@ def measure(size: tuple[int, int], count: int, repeats: int, bundle: ModelBundle
             "load cached latents": lambda: load_prepared(out, bundle),
             f"draw cached latents, batches of {BATCH}": batches,
         }
-        times = _interleaved(runs, repeats)
+        times = interleaved(runs, repeats)
     rows = [_row(what, count, milliseconds) for what, milliseconds in times.items()]
     return {"photo": f"{size[0]}x{size[1]}", "images": count, "largest latent difference": difference, "rows": rows}
 
@@ -112,10 +111,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     facts = {
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "pillow", "safetensors", "diffusers")},
-        "commit": _commit(),
+        "versions": versions(("torch", "pillow", "safetensors", "diffusers")),
+        "commit": commit(),
         "repeats": options.repeats,
         "model": "pocket",
     }

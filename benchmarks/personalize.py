@@ -16,7 +16,6 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.engines import _commit, _interleaved, _processor
+from benchmarks.machine import commit, interleaved, processor, versions
 from dive_fast.models import load_bundle
 from dive_fast.models.lora import lora_targets
 from dive_fast.train.course import Course, stages_of
@@ -140,7 +139,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 step()
             return step().item()  # waits for a GPU
 
-        times = _interleaved({name: lambda s=step: block(s) for name, step in steps.items()}, options.repeats)
+        times = interleaved({name: lambda s=step: block(s) for name, step in steps.items()}, options.repeats)
     rows = [_row(name, times, options.steps) for name in times]
     return {"values that learn": values, "rows": rows}
 
@@ -166,11 +165,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     facts = {
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
-        "commit": _commit(),
+        "versions": versions(("torch", "diffusers", "transformers", "peft")),
+        "commit": commit(),
         **{name: getattr(options, name) for name in ("model", "batch", "rank", "precision", "checkpointing")},
         "steps a block": options.steps,
         "repeats": options.repeats,

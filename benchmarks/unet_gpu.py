@@ -15,9 +15,7 @@ import importlib.util
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.engines import _commit, _processor
+from benchmarks.machine import commit, interleaved, processor, versions
 from dive_export.options import GraphOptions
 from dive_fast.models.forms import BankUnetGraph, PromptBankGraph, UnetGraph
 
@@ -123,21 +121,6 @@ def onnx_call(bundle: Any, options: GraphOptions, device: torch.device, folder: 
     return lambda feeds, shape: network.run("out_sample", shape, **feeds)
 
 
-def timed(calls: dict[str, Call], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each call, in turns, after two that are not counted."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    for turn in range(repeats + 2):
-        for name, call in calls.items():
-            wait()
-            begun = time.perf_counter()
-            call()
-            wait()
-            if turn > 1:
-                times[name].append(1e3 * (time.perf_counter() - begun))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def errors(
     calls: dict[str, Call], unet: Any, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
@@ -165,7 +148,12 @@ def measure(model: str, rows: list[int], repeats: int, device: torch.device) -> 
         found = []
         for count in rows:
             torch.compiler.reset()
-            middle = timed(candidates(bundle, count, device, dtype, Path(folder)), repeats, device)
+            middle = {
+                name: statistics.median(values)
+                for name, values in interleaved(
+                    candidates(bundle, count, device, dtype, Path(folder)), repeats, device.type, warm_up=2
+                ).items()
+            }
             row: dict[str, Any] = {"rows": count, "ms": {name: round(value, 3) for name, value in middle.items()}}
             row["times eager"] = {name: round(middle[PLAIN] / value, 2) for name, value in middle.items()}
             row["images/s, UNet alone"] = {n: round(count / 2 / STEPS / v * 1e3, 2) for n, v in middle.items()}
@@ -186,23 +174,16 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     facts = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "model": options.model,
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
-        "commit": _commit(),
+        "versions": versions(PACKAGES),
+        "commit": commit(),
         "repeats": options.repeats,
     }
     result = {**facts, **measure(options.model, [int(n) for n in options.rows.split(",")], options.repeats, device)}
     print(json.dumps(result["error"]))
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,414 @@
+"""The kernels op by op, on Stable Diffusion 1.5's shapes: `python -m benchmarks.kernels --out FILE` (make bench, gpu-bench).
+
+Each op against what a library offers for it: torch's SDPA by every backend, eager torch, inductor (torch.compile,
+max-autotune). Every candidate is compared with float64 first, on the inputs that are timed; one that is further off than
+twice plain torch is left out of the times and named. Candidates take turns, the GPU's cache is flushed before each call,
+times are the GPU's own. The floor of a case is the longer of its unavoidable bytes and its operations, at the copy and
+matrix multiplication rates that this GPU showed in the same run.
+
+On a GPU `--table` takes the medians up into the table that `impl="auto"` reads. Without a GPU (`--device cpu`) the
+script tries itself: small shapes, float32, no table, no floor; the kernels are Triton's and so left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from dive_kernels.attention import attention
+from dive_kernels.cross_attention import cross_attention
+from dive_kernels.geglu import geglu
+from dive_kernels.groupnorm_silu import groupnorm_silu
+from dive_kernels.image_epilogue import image_epilogue
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.machine import commit, interleaved, processor, versions
+from dive_kernels import table
+from dive_kernels.solver_step import StepCoefficients, solver_step
+
+HEADS, KEYS, GROUPS = 8, 77, 32
+ROWS_A_PROMPT = 18  # images of one prompt in DiVE's batches
+STEP = StepCoefficients(guidance=7.5, alpha=0.61, sigma=0.79, keep=0.83, add=0.27, history=-0.11)
+# Tokens, channels of Stable Diffusion 1.5's levels at 512 x 256 pixels; the last two have the same channels.
+LEVELS = ((2048, 320), (512, 640), (128, 1280), (32, 1280))
+SMALL = ((128, 320), (32, 640))  # for a CPU
+# Channels of the UNet's norms, and of what a skip adds, by tokens of the level: resnets of the way up.
+SKIPS = {2048: ((640, 320), (320, 320)), 512: ((1280, 640), (640, 640), (640, 320)), 128: ((1280, 1280), (1280, 640))}
+NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+PACKAGES = ("torch", "triton", "cuda-python")
+SDPA = ("sdpa", "cudnn", "flash", "efficient")
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one size.
+
+    `calls` are the candidates by name, `exact` the float64 oracle, `plain` the candidate whose error is the measure.
+    `key` and `work` are the table's; `bytes` and `flops` cannot be avoided.
+    """
+
+    op: str
+    what: str
+    key: dict[str, int]
+    work: int
+    bytes: int
+    flops: int
+    calls: dict[str, Call]
+    exact: Call
+    plain: str
+    compiled: dict[str, Call] = field(default_factory=dict)  # what inductor is given
+
+
+class Maker:
+    """Random tensors of one type on one device, always the same ones."""
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self.generator = torch.Generator(device).manual_seed(0)
+
+    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device).to(dtype or self.dtype)
+
+    def images(self, *shape: int) -> Tensor:
+        return self(*shape).contiguous(memory_format=torch.channels_last)
+
+
+def cross_attentions(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
+    """Queries of every row to the keys of its prompt: the empty one for half of the rows, as guidance has it."""
+    images = max(1, rows // 2)
+    own = torch.arange(images) // ROWS_A_PROMPT + 1
+    index = torch.cat([torch.zeros_like(own), own])[:rows].to(make.device)
+    prompts = int(index.max()) + 1
+    for tokens, channels in levels:
+        query, bank = make(rows, tokens, channels), make(prompts, 2, KEYS, channels)
+        key, value = bank[:, 0], bank[:, 1]
+
+        def call(impl: str, q: Tensor = query, k: Tensor = key, v: Tensor = value) -> Tensor:
+            return cross_attention(q, k, v, index, HEADS, impl=impl, validate=False)
+
+        yield Case(
+            "cross_attention",
+            f"{rows} rows, {tokens} tokens, head dim {channels // HEADS}, {KEYS} keys, {prompts} prompts",
+            {"head_dim": channels // HEADS, "keys": KEYS},
+            rows * tokens * channels,
+            2 * query.nbytes + bank.nbytes,
+            4 * rows * tokens * KEYS * channels,
+            {name: lambda n=name, c=call: c(n) for name in ("fused", *SDPA)},
+            lambda q=query, k=key, v=value: _attend(q.double(), k.double()[index], v.double()[index]),
+            "sdpa",
+            {"inductor": lambda q=query, k=key, v=value: _attend(q, k[index], v[index])},
+        )
+
+
+def attentions(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
+    for tokens, channels in levels:
+        query, key, value = make(rows, tokens, 3 * channels).split(channels, -1)  # as a fused projection gives them
+
+        def call(impl: str, q: Tensor = query, k: Tensor = key, v: Tensor = value) -> Tensor:
+            return attention(q, k, v, HEADS, impl=impl)
+
+        yield Case(
+            "attention",
+            f"{rows} rows, {tokens} tokens, head dim {channels // HEADS}",
+            {"head_dim": channels // HEADS},
+            rows * HEADS * tokens * tokens,
+            4 * query.nbytes,
+            4 * rows * tokens * tokens * channels,
+            {name: lambda n=name, c=call: c(n) for name in ("fused", *SDPA)},
+            lambda q=query, k=key, v=value: _attend(q.double(), k.double(), v.double()),
+            "sdpa",
+            {"inductor": lambda q=query, k=key, v=value: _attend(q, k, v)},
+        )
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of [R, T, C] to [R, S, C], a few rows at a time in float64, whose scores would not fit at once."""
+    step = len(query) if query.dtype != torch.float64 else max(1, (1 << 27) // (query.shape[1] * key.shape[1] * HEADS))
+    parts = [
+        functional.scaled_dot_product_attention(*(x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in part))
+        .transpose(1, 2)
+        .flatten(2)
+        for part in zip(query.split(step), key.split(step), value.split(step), strict=True)
+    ]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def groupnorms(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
+    """Of a resnet: the first norm, with and without a skip, the second with the time embedding, a transformer's."""
+    for tokens, channels in levels:
+        size = (tokens // 2) ** 0.5
+        height, width = int(2 * size), int(size)
+        if height * width != tokens:
+            height, width = tokens // 4, 4
+        for first, second in ((channels, 0), *SKIPS.get(tokens, ())):
+            yield _groupnorm(make, rows, (height, width), first, second, False, True)
+        yield _groupnorm(make, rows, (height, width), channels, 0, True, True)
+        yield _groupnorm(make, rows, (height, width), channels, 0, False, False)
+
+
+def _groupnorm(
+    make: Maker, rows: int, size: tuple[int, int], first: int, second: int, shifted: bool, silu: bool
+) -> Case:
+    x = make.images(rows, first, *size)
+    skip = make.images(rows, second, *size) if second else None
+    shift = make(1, first) if shifted else None
+    weight, bias = make(first + second), make(first + second)
+    eps = 1e-5 if silu else 1e-6
+
+    def plain(*tensors: Tensor | None) -> Tensor:
+        x, skip, shift, weight, bias = tensors
+        x = x if shift is None else x + shift[:, :, None, None]
+        x = x if skip is None else torch.cat([x, skip], 1)
+        x = functional.group_norm(x, GROUPS, weight, bias, eps)
+        return functional.silu(x) if silu else x
+
+    given = (x, skip, shift, weight, bias)
+    moved = 2 * (x.nbytes + (0 if skip is None else skip.nbytes))
+    words = [
+        f"{first}{f'+{second}' if second else ''} channels",
+        *(["time"] if shifted else []),
+        *(["SiLU"] if silu else []),
+    ]
+    return Case(
+        "groupnorm_silu",
+        f"{rows} rows, {size[0]}x{size[1]}, {', '.join(words)}",
+        {"channels": first + second, "skip": second, "shift": int(shifted), "silu": int(silu)},
+        rows * (first + second) * size[0] * size[1],
+        moved,
+        0,
+        {
+            name: lambda n=name: groupnorm_silu(x, weight, bias, GROUPS, eps, skip=skip, shift=shift, silu=silu, impl=n)
+            for name in ("fused", "eager")
+        },
+        lambda: plain(*(None if t is None else t.double() for t in given)),
+        "eager",
+        {"inductor": lambda: plain(*given)},
+    )
+
+
+def geglus(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
+    for tokens, inner in levels:
+        outer = 4 * inner
+        x, bias = make(rows, tokens, inner), make(2 * outer)
+        weight = make(2 * outer, inner) * inner**-0.5
+
+        def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            hidden, gate = functional.linear(x, weight, bias).chunk(2, -1)
+            return hidden * functional.gelu(gate)
+
+        given = (x, weight, bias)
+        count = rows * tokens
+        yield Case(
+            "geglu",
+            f"{rows} rows, {tokens} tokens, {inner} to {outer}",
+            {"inner": inner, "outer": outer},
+            count * outer,
+            x.nbytes + weight.nbytes + count * outer * x.element_size(),
+            4 * count * inner * outer,
+            {name: lambda n=name, g=given: geglu(*g, impl=n) for name in ("fused", "eager")},
+            lambda g=given: plain(*(t.double() for t in g)),
+            "eager",
+            {"inductor": lambda g=given: plain(*g)},
+        )
+
+
+def solver_steps(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
+    """Predictions in the engine's type, latents in float32."""
+    shape = (max(1, rows // 2), 4, levels[0][0] // 32, 32)
+    eps = [make(*shape) for _ in range(2)]
+    latents = [make(*shape, dtype=torch.float32) for _ in range(2)]
+    given = (*eps, *latents)
+
+    def call(impl: str, *tensors: Tensor) -> Tensor:
+        return torch.cat(solver_step(*tensors, STEP, impl=impl))
+
+    yield Case(
+        "solver_step",
+        f"{shape[0]} latents of {'x'.join(map(str, shape[1:]))}",
+        {},
+        latents[0].numel(),
+        sum(t.nbytes for t in given) + 2 * latents[0].nbytes,
+        0,
+        {name: lambda n=name: solver_step(*given, STEP, impl=n) for name in ("fused", "reference")},
+        lambda: call("reference", *(t.double() for t in given)),
+        "reference",
+    )
+
+
+def epilogues(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
+    images = make.images(max(1, rows // 2), 3, levels[0][0] // 4, 256)
+    yield Case(
+        "image_epilogue",
+        f"{len(images)} images of {images.shape[2]}x{images.shape[3]}",
+        {},
+        images.numel(),
+        images.nbytes + images.numel(),
+        0,
+        {name: lambda n=name: image_epilogue(images, impl=n) for name in ("fused", "reference")},
+        lambda: (images.double() * 0.5 + 0.5).clamp(0, 1).mul(255).permute(0, 2, 3, 1),
+        "reference",
+    )
+
+
+OPS: dict[str, Callable[[Maker, int, Sequence[tuple[int, int]]], Iterator[Case]]] = {
+    "cross_attention": cross_attentions,
+    "attention": attentions,
+    "groupnorm_silu": groupnorms,
+    "geglu": geglus,
+    "solver_step": solver_steps,
+    "image_epilogue": epilogues,
+}
+
+
+def flat(result: Any) -> Tensor:
+    """An op's floating or pixel results as one float64 tensor."""
+    parts = result if isinstance(result, (tuple, list)) else (result,)
+    return torch.cat([part.double() for part in parts if part.ndim == parts[0].ndim])
+
+
+def error(call: Call, exact: Tensor) -> float:
+    """Root mean square difference from float64, relative to its own size; NaN where something is missing."""
+    return float((flat(call()) - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
+def runnable(case: Case, device: str) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
+    """The candidates that run here and are right, every error, and why each of the others is left out."""
+    exact = flat(case.exact())
+    allowed = 2 * error(case.calls[case.plain], exact) + 1e-7
+    calls, errors, left_out = {}, {}, {}
+    candidates = dict(case.calls)
+    if device == "cuda":
+        for name, call in case.compiled.items():
+            candidates[name] = torch.compile(call, dynamic=False, mode="max-autotune-no-cudagraphs")
+    for name, call in candidates.items():
+        try:
+            errors[name] = error(call, exact)
+        except (ValueError, RuntimeError) as problem:
+            left_out[name] = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+            continue
+        if errors[name] <= allowed:
+            calls[name] = call
+        else:
+            left_out[name] = f"off by {errors[name]:.1e}, {allowed:.1e} is allowed"
+    return calls, errors, left_out
+
+
+def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """What this GPU reaches: GB/s of a 1 GiB copy (read and write), TFLOP/s of an 8192 cube matrix product."""
+    source = torch.randn(1 << 28, device=device)
+    target = torch.empty_like(source)
+    a, b = (torch.randn(8192, 8192, device=device).to(dtype) for _ in range(2))
+    runs = {"copy": lambda: target.copy_(source), "matmul": lambda: a @ b}
+    middle = {name: statistics.median(times) for name, times in interleaved(runs, 30, device, warm_up=5).items()}
+    return {"GB/s": 2 * source.nbytes / middle["copy"] / 1e6, "TFLOP/s": 2 * 8192**3 / middle["matmul"] / 1e9}
+
+
+def measure(case: Case, repeats: int, device: str, reached: dict[str, float], flush: Tensor | None) -> dict[str, Any]:
+    """The record of one case, printed as one line a candidate."""
+    calls, errors, left_out = runnable(case, device)
+    before = (lambda: flush.zero_()) if flush is not None else (lambda: None)
+    times = interleaved(calls, repeats, device, warm_up=5 if device == "cuda" else 1, before=before)
+    record: dict[str, Any] = {
+        "op": case.op,
+        "what": case.what,
+        "key": case.key,
+        "work": case.work,
+        "MB": round(case.bytes / 1e6, 3),
+        "GFLOP": round(case.flops / 1e9, 3),
+        "error": {name: float(f"{value:.2e}") for name, value in errors.items()},
+        "left out": left_out,
+        "ms": {},
+    }
+    floor = 0.0
+    if reached:
+        floor = max(case.bytes / reached["GB/s"] / 1e6, case.flops / reached["TFLOP/s"] / 1e9)
+        record["floor ms"] = round(floor, 5)
+    print(f"{case.op}: {case.what}")
+    for name, values in times.items():
+        low, middle, high = (_quantile(values, q) for q in (0.1, 0.5, 0.9))
+        record["ms"][name] = round(middle, 5)
+        record.setdefault("p10, p90 ms", {})[name] = [round(low, 5), round(high, 5)]
+        share = f"{100 * floor / middle:5.0f} % of floor" if floor else ""
+        print(
+            f"  {name:<10} {middle:>9.4f} ms ({low:.4f} to {high:.4f})  {case.bytes / middle / 1e6:>7.0f} GB/s "
+            f"{case.flops / middle / 1e9:>7.1f} TFLOP/s  error {errors[name]:.1e} {share}",
+            flush=True,
+        )
+    for name, why in left_out.items():
+        print(f"  {name:<10} left out: {why[:110]}", flush=True)
+    return record
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.floor(q * len(ordered)))]
+
+
+def into_table(path: Path, records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Puts the medians into the table at `path`, in place of what it had of this GPU, type and op."""
+    entries = json.loads(path.read_text())["entries"] if path.exists() else []
+    shared = {name: facts[name] for name in ("gpu", "capability", "dtype", "versions", "commit")}
+    fresh = [{**{k: r[k] for k in ("op", "key", "work", "ms")}, **shared} for r in records if r["ms"]]
+    done = {(entry["op"], entry["gpu"], entry["dtype"]) for entry in fresh}
+    kept = [entry for entry in entries if (entry["op"], entry["gpu"], entry["dtype"]) not in done]
+    lines = ",\n".join(json.dumps(entry, sort_keys=True) for entry in [*kept, *fresh])
+    path.write_text(f'{{"entries": [\n{lines}\n]}}\n')
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--op", choices=tuple(OPS), action="append", help="only this one; may be given again")
+    parser.add_argument("--rows", default=None, help="UNet rows, guidance included (36,144; on a CPU 2)")
+    parser.add_argument("--dtype", choices=tuple(NAMES.values()), default=None, help="(float16; on a CPU float32)")
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--table", type=Path, nargs="?", const=table.SHIPPED, help="take the medians up into this table"
+    )
+    options = parser.parse_args()
+    gpu = options.device == "cuda"
+    if options.table is not None and not gpu:
+        parser.error("--table needs --device cuda: what is fastest on a CPU says nothing of a GPU")
+    dtype = next(t for t, name in NAMES.items() if name == (options.dtype or ("float16" if gpu else "float32")))
+    facts: dict[str, Any] = {
+        "gpu" if gpu else "machine": torch.cuda.get_device_name() if gpu else processor(),
+        "dtype": NAMES[dtype],
+        "versions": versions(PACKAGES),
+        "commit": commit(),
+        "repeats": options.repeats,
+    }
+    if gpu:
+        facts["capability"] = int("".join(map(str, torch.cuda.get_device_capability())))
+    reached = rates(options.device, dtype) if gpu else {}
+    facts["reached"] = {name: round(value, 1) for name, value in reached.items()}
+    flush = torch.empty(1 << 28, dtype=torch.uint8, device="cuda") if gpu else None
+    print(json.dumps(facts))
+    records = []
+    for rows in [int(n) for n in (options.rows or ("36,144" if gpu else "2")).split(",")]:
+        for op in options.op or OPS:
+            for case in OPS[op](Maker(options.device, dtype), rows, LEVELS if gpu else SMALL):
+                records.append({"rows": rows, **measure(case, options.repeats, options.device, reached, flush)})
+                torch.compiler.reset()
+    if options.out is not None:
+        options.out.write_text(json.dumps({**facts, "cases": records}, indent=1) + "\n")
+    if options.table is not None:
+        into_table(options.table, records, facts)
+    if not any(record["ms"] for record in records):
+        sys.exit("nothing could be measured: every candidate of every case was left out")
+
+
+if __name__ == "__main__":
+    main()
