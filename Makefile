@@ -15,13 +15,15 @@ endif
 GPU_RUN := env PYTHONPATH=.:kernels:export $(GPU_PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check kernels interop bench bench-export gpu-test gpu-bench clean
+.PHONY: help demo test check kernels kernels-ci kernels-oldest interop bench bench-export gpu-test gpu-bench clean
 
 help:
 	@echo "make demo      the main job on the pocket world, from photos to a page: demo/index.html"
 	@echo "make test      every test that needs no GPU"
 	@echo "make check     lint, format, types, and who may import whom"
-	@echo "make kernels   compile the Triton kernels ahead of time into build/kernels/cubins (no GPU needed)"
+	@echo "make kernels   compile the GPU kernels ahead of time into build/kernels/cubins (no GPU needed)"
+	@echo "make kernels-ci      the same for sm_80 and sm_90, and fail on a kernel that spills or outgrew its registers"
+	@echo "make kernels-oldest  the kernels with the oldest Triton that is supported: interpreter and compiler"
 	@echo "make interop   our engines opened by Hugging Face's optimum and the other way round, in an environment of its own"
 	@echo "make gpu-test  test the kernels on this machine's GPU (GPU_PYTHON=python3 uses your own CUDA torch)"
 	@echo "make bench     time engines, loading, training and the kernels' references on this CPU"
@@ -46,7 +48,12 @@ $(VENV)/rtx: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rtx]'
 	@touch $@
 
-test: $(VENV)/rtx
+# The kernels' tests run under Triton's interpreter, which needs no GPU either (1 GB).
+$(VENV)/kernels: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[kernels]'
+	@touch $@
+
+test: $(VENV)/rtx $(VENV)/kernels
 	$(PY) -m pytest
 
 check: $(STAMP)
@@ -55,10 +62,33 @@ check: $(STAMP)
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_imports.py
 
-kernels: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[kernels]'
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B build/kernels -DDIVE_KERNELS_AOT=ON -DPython_EXECUTABLE=$(CURDIR)/$(PY)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/kernels
+CMAKE := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake
+KERNELS_BY := -DDIVE_KERNELS_AOT=ON -DPython_EXECUTABLE=$(CURDIR)/$(PY)
+
+kernels: $(VENV)/kernels
+	$(CMAKE) -S . -B build/kernels $(KERNELS_BY)
+	$(CMAKE) --build build/kernels
+	@echo "To use them: export DIVE_KERNELS_CUBINS=$(CURDIR)/build/kernels/cubins"
+
+kernels-ci: $(VENV)/kernels
+	$(CMAKE) -S . -B build/kernels-ci $(KERNELS_BY) '-DDIVE_KERNELS_ARCHS=80;90'
+	$(CMAKE) --build build/kernels-ci
+	PYTHONPATH=kernels $(PY) -m dive_kernels.aot --check-budgets build/kernels-ci/cubins
+
+# The lower end of the range in pyproject.toml, first on the path: the environment keeps its own. Its interpreter needs an
+# older numpy than ours: with 2.4 it fails at loops whose bounds are known at run time only.
+OLDEST_TRITON := 3.6.0
+OLDEST := build/triton-$(OLDEST_TRITON)
+
+$(OLDEST)/installed: $(VENV)/kernels
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OLDEST) \
+	  triton==$(OLDEST_TRITON) numpy==2.3.5
+	@touch $@
+
+kernels-oldest: $(OLDEST)/installed
+	PYTHONPATH=$(OLDEST) $(PY) -m pytest tests/kernels/test_interpreter.py
+	PYTHONPATH=$(OLDEST):kernels $(PY) -m dive_kernels.aot build/kernels-oldest --arch 90 \
+	  --only 'solver_step-*' '*attention-headdim40-*' 'groupnorm_silu-*-channels640-*' 'geglu-inner320-*'
 
 # Optimum's pins clash with ours, hence a second environment.
 INTEROP := .venv-interop
@@ -81,10 +111,11 @@ gpu-test: $(GPU_READY)
 	$(GPU_RUN) -m pytest -m gpu
 
 bench: $(STAMP)
-	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.solver_step
+	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.kernels
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.engines
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.loader
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.personalize
+	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.bulk
 
 # The configuration of Stable Diffusion 1.5 with random weights: five minutes and 12 GB of memory.
 bench-export: $(STAMP)
@@ -92,7 +123,7 @@ bench-export: $(STAMP)
 
 gpu-bench: $(GPU_READY)
 	@$(GPU_RUN) -m dive_fast.cli doctor --need triton-kernels
-	$(GPU_RUN) -m benchmarks.solver_step --device cuda
+	$(GPU_RUN) -m benchmarks.kernels --device cuda --table --out benchmarks/results/kernels-gpu.json
 	$(GPU_RUN) -m benchmarks.unet_gpu --out benchmarks/results/unet-gpu.json
 
 clean:

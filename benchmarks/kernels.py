@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dive_kernels.attention import attention
-from dive_kernels.cross_attention import cross_attention
-from dive_kernels.geglu import geglu
-from dive_kernels.groupnorm_silu import groupnorm_silu
-from dive_kernels.image_epilogue import image_epilogue
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.machine import commit, interleaved, processor, versions
 from dive_kernels import table
+from dive_kernels.attention import attention
+from dive_kernels.cross_attention import cross_attention
+from dive_kernels.geglu import geglu
+from dive_kernels.groupnorm_silu import groupnorm_silu
+from dive_kernels.image_epilogue import image_epilogue
 from dive_kernels.solver_step import StepCoefficients, solver_step
 
 HEADS, KEYS, GROUPS = 8, 77, 32

@@ -15,7 +15,20 @@ import typer
 from typer.core import TyperGroup
 
 from dive_fast import __version__
-from dive_fast.commands import demo, engine, foreign, machine, model, prepare, reid, report, synth, world
+from dive_fast.commands import (
+    demo,
+    engine,
+    foreign,
+    machine,
+    merge,
+    model,
+    prepare,
+    quality,
+    reid,
+    report,
+    synth,
+    world,
+)
 from dive_fast.facts import PACKAGES
 from dive_fast.types import DiveError
 
@@ -104,6 +117,12 @@ app.command("export-adapter")(foreign.export_adapter)
 app.command()(synth.plan)
 app.command()(synth.synth)
 app.command()(synth.verify)
+app.command()(merge.merge)
+app.command()(merge.manifest)
+app.command()(quality.score)
+app.command("filter")(quality.filter_pairs)
+app.command("compare-sets")(quality.compare_sets)
+app.command()(quality.card)
 app.command()(report.report)
 app.add_typer(reid.app, name="reid")
 

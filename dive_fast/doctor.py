@@ -28,7 +28,8 @@ class Row:
 
 def rows(facts: Facts) -> list[Row]:
     """The whole table, worst news included."""
-    return [*_machine_rows(facts), *_package_rows(facts), *_engine_rows(facts), *_asset_rows(facts)]
+    assets = [*_asset_rows(facts), _kernel_row(facts)]
+    return [*_machine_rows(facts), *_package_rows(facts), *_engine_rows(facts), *assets]
 
 
 def table(listed: Iterable[Row]) -> str:
@@ -67,8 +68,7 @@ def _package_rows(facts: Facts) -> list[Row]:
         package = facts.packages.get(name)
         install = f"pip install 'dive-fast[{wanted.extra}]'" if wanted.extra else "pip install dive-fast"
         if package is None:
-            later = "" if wanted.used else " (nothing in this version uses it)"
-            listed.append(Row("packages", name, "no", "not installed", install + later))
+            listed.append(Row("packages", name, "no", "not installed", install))
         elif package.error:
             again = f"reinstall it: pip install --force-reinstall {name}"
             listed.append(Row("packages", name, "broken", f"{package.version}, import fails: {package.error}", again))
@@ -127,6 +127,23 @@ def _asset_rows(facts: Facts) -> list[Row]:
         else Row("assets", name, "no", "not in this installation", "reinstall dive-fast from a complete checkout")
         for name, size in facts.assets.items()
     ]
+
+
+def _kernel_row(facts: Facts) -> Row:
+    """The kernels compiled ahead of time: how many, for what, and what was skipped."""
+    found, name = facts.kernels, "kernels ahead of time"
+    if found is None:
+        return Row("assets", name, "no", "none, Triton and NVRTC compile at first use", "make kernels compiles them")
+    if found.error:
+        return Row("assets", name, "broken", found.error)
+    skipped = f"; skipped: {', '.join(found.skipped)}" if found.skipped else ""
+    chips = ", ".join(f"sm_{architecture}" for architecture in found.architectures)
+    value = f"{found.count} for {chips}{skipped}" if found.count else f"none{skipped}"
+    if found.stale:
+        return Row(
+            "assets", name, "broken", f"{found.stale} have another source than this version: {value}", "make kernels"
+        )
+    return Row("assets", name, "ok" if found.count else "no", value)
 
 
 def _why_not(facts: Facts, name: str) -> str | None:

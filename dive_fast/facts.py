@@ -28,7 +28,6 @@ class Wanted:
 
     module: str
     extra: str | None  # None: a core dependency
-    used: bool = True  # False: a later version's
 
 
 PACKAGES = {
@@ -50,7 +49,9 @@ PACKAGES = {
     "matplotlib": Wanted("matplotlib", "report"),
     "tensorrt": Wanted("tensorrt", "trt"),
     "tensorrt-rtx": Wanted("tensorrt_rtx", "rtx"),
-    "ray": Wanted("ray", "ray", used=False),
+    "ray": Wanted("ray", "ray"),
+    "fsspec": Wanted("fsspec", "remote"),
+    "pyarrow": Wanted("pyarrow", "parquet"),
 }
 
 
@@ -60,6 +61,7 @@ DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
 BACKENDS = {
     "onnxruntime": (("onnxruntime",), False),
     "torch": (("torch", "diffusers", "transformers"), False),
+    "torch-compiled": (("torch", "diffusers", "transformers"), False),
     "onnxruntime-tensorrt": (("onnxruntime", "torch"), True),
     "tensorrt": (("tensorrt", "torch"), True),
     "tensorrt-rtx": (("tensorrt_rtx", "torch"), True),
@@ -88,6 +90,18 @@ class Package:
 
 
 @dataclass(frozen=True)
+class CompiledKernels:
+    """The folder of kernels compiled ahead of time; `error` is what reading it raised."""
+
+    folder: str
+    count: int = 0
+    architectures: tuple[int, ...] = ()  # compute capabilities, 90 for 9.0
+    stale: int = 0  # compiled from another source than this version's
+    skipped: tuple[str, ...] = ()  # what was not built, and why
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything the rows are derived from."""
 
@@ -103,6 +117,7 @@ class Facts:
     torch_problem: str | None = None  # why torch, if it is there, uses no GPU
     providers: tuple[str, ...] = ()  # that onnxruntime lists
     assets: dict[str, int | None] = field(default_factory=dict)  # bytes, None = absent
+    kernels: CompiledKernels | None = None
 
 
 def collect(folder: Path) -> Facts:
@@ -122,6 +137,7 @@ def collect(folder: Path) -> Facts:
         torch_problem=_torch_problem() if works(packages, "torch") else None,
         providers=_providers(packages),
         assets={name: _size(Path(__file__).parent / "assets" / file) for name, file in ASSETS.items()},
+        kernels=_kernels(),
     )
 
 
@@ -193,6 +209,25 @@ def _gpus_by_driver() -> tuple[tuple[str, ...], str | None, str | None]:
     number = int(str(version))
     text = tuple(bytes(name).split(b"\0")[0].decode() for name in names if isinstance(name, bytes))
     return text, f"{number // 1000}.{number % 1000 // 10}", None if text else "the driver lists no device"
+
+
+def _kernels() -> CompiledKernels | None:
+    """What was compiled ahead of time. The reader of the index needs the standard library only."""
+    package = importlib.import_module("dive_kernels.package")
+    place = package.folder()
+    try:
+        found = package.installed()
+    except ValueError as error:
+        return CompiledKernels(str(place), error=str(error))
+    if found is None:
+        return None
+    return CompiledKernels(
+        folder=str(place),
+        count=len(found.kernels),
+        architectures=tuple(found.architectures),
+        stale=sum(package.stale(kernel) is not None for kernel in found.kernels),
+        skipped=tuple(f"{what} ({why})" for what, why in found.skipped),
+    )
 
 
 def _memory() -> tuple[int, int] | None:

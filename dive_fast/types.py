@@ -147,11 +147,12 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class PairRecord:
-    """One finished pair: its spec, its files (relative to the dataset), their hashes, and what made them."""
+    """One finished pair: its spec, its files (relative to the dataset), their hashes and bytes, and what made them."""
 
     spec: PairSpec
     files: dict[str, str]
     sha256: dict[str, str]
+    sizes: dict[str, int]
     engine_fingerprint: str
     scores: dict[str, float]
     status: Literal["done", "rejected"] = "done"

@@ -233,7 +233,7 @@ def test_the_walk_from_photos_to_a_page(run: Run, people: Path, tiny_base: Path,
     assert code == 1
     assert "is missing; run synth again" in out
     assert "1 problem(s)" in error
-    assert run("synth", "--plan", plan, "--engine", fused, "--out", pairs, "--device", "cpu")[0] == 0
+    assert run("synth", "--plan", plan, "--engine", fused, "--out", pairs, "--device", "cpu", "--check")[0] == 0
     assert step("verify", pairs)["problems"] == []
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dive_fast import facts as probing
 from dive_fast.doctor import Row, rows, table
-from dive_fast.facts import ASSETS, PACKAGES, Facts, Package
+from dive_fast.facts import ASSETS, PACKAGES, CompiledKernels, Facts, Package
 
 CPU_PACKAGES = ("numpy", "pillow", "torch", "diffusers", "transformers", "safetensors", "peft", "onnx", "onnxruntime")
 CPU = Facts(
@@ -74,7 +74,7 @@ def test_a_missing_package_names_its_extra() -> None:
     found = by_name(bare)
     assert found["torch"].remedy == "pip install 'dive-fast[torch]'"
     assert found["numpy"].remedy == "pip install dive-fast"
-    assert "nothing in this version uses it" in found["ray"].remedy
+    assert found["ray"].remedy == "pip install 'dive-fast[ray]'"
     assert found["onnxruntime-cpu"].value == "onnxruntime: not installed, pip install 'dive-fast[cpu]'"
 
 
@@ -124,6 +124,33 @@ def test_absent_assets() -> None:
     found = by_name(replace(CPU, assets=dict.fromkeys(ASSETS)))
     assert {found[name].state for name in ASSETS} == {"no"}
     assert by_name(CPU)["pocket adapter"].value == "12.0 MB"
+
+
+def test_kernels_ahead_of_time_are_one_row() -> None:
+    name, skipped = "kernels ahead of time", ("Triton kernels (DIVE_KERNELS_AOT was off)",)
+    assert by_name(CPU)[name].state == "no" and by_name(CPU)[name].remedy == "make kernels compiles them"
+    built = CompiledKernels("cubins", count=36, architectures=(80, 90), skipped=skipped)
+    assert by_name(replace(CPU, kernels=built))[name] == Row(
+        "assets", name, "ok", "36 for sm_80, sm_90; skipped: Triton kernels (DIVE_KERNELS_AOT was off)"
+    )
+    nothing = by_name(replace(CPU, kernels=CompiledKernels("cubins", skipped=skipped)))[name]
+    assert (nothing.state, nothing.value) == ("no", "none; skipped: Triton kernels (DIVE_KERNELS_AOT was off)")
+    stale = by_name(replace(CPU, kernels=replace(built, stale=2)))[name]
+    assert stale.state == "broken" and "2 have another source than this version" in stale.value
+    broken = by_name(replace(CPU, kernels=CompiledKernels("cubins", error="cubins: there is no kernels.json")))[name]
+    assert (broken.state, broken.value) == ("broken", "cubins: there is no kernels.json")
+
+
+def test_kernels_ahead_of_time_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIVE_KERNELS_CUBINS", "")
+    assert probing._kernels() is None
+    monkeypatch.setenv("DIVE_KERNELS_CUBINS", str(tmp_path))
+    missing = probing._kernels()
+    assert missing is not None and missing.error is not None and "there is no kernels.json" in missing.error
+    skipped = '[{"what": "CUDA C++ kernels", "why": "no nvcc found"}]'
+    (tmp_path / "kernels.json").write_text(f'{{"format": 1, "kernels": [], "skipped": {skipped}}}')
+    found = CompiledKernels(str(tmp_path), skipped=("CUDA C++ kernels (no nvcc found)",))
+    assert probing._kernels() == found
 
 
 def test_the_table_has_every_row_under_its_heading() -> None:

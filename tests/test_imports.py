@@ -41,24 +41,38 @@ RULES: dict[str, Rule] = {
     "dive_fast.trt": Rule(BASICS, ()),
     "dive_fast.engines": Rule((*BASICS, "dive_fast.models.prompts", "dive_fast.trt")),
     "dive_fast.engines.torch_engine": Rule((*BASICS, "dive_fast.engines", "dive_fast.models", "dive_kernels")),
+    "dive_fast.engines.compiled_engine": Rule((*BASICS, "dive_fast.engines", "dive_fast.models", "dive_kernels")),
     "dive_fast.engines.load": Rule((*BASICS, "dive_fast.engines", "dive_fast.models")),  # opens what torch_engine runs
     "dive_fast.synth": Rule(
         (*BASICS, "dive_fast.data", "dive_fast.engines", "dive_fast.models.prompts", "dive_fast.sampling")
     ),
-    "dive_fast.synth.manifest": Rule(BASICS),
+    "dive_fast.synth.manifest": Rule((*BASICS, "dive_fast.synth.planfile", "dive_fast.synth.records")),
+    "dive_fast.merge": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.marks")),
     "dive_fast.reid": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest")),
+    "dive_fast.quality": Rule(
+        (
+            *BASICS,
+            "dive_fast.__version__",
+            "dive_fast.data",
+            "dive_fast.reid",
+            "dive_fast.synth.manifest",
+            "dive_fast.synth.records",  # is_inside
+            "dive_fast.synth.marks",  # which image says that it is generated
+            "dive_fast.report.html",  # pictures on the filter's page
+        )
+    ),
     "dive_fast.world": Rule((*BASICS, "dive_fast.data", "dive_fast.models", "dive_fast.sampling", "dive_fast.train")),
     "dive_fast.cli": Rule((*BASICS, *FRONT), ("typer",), lazy=True),
     "dive_fast.commands": Rule((*BASICS, *FRONT), ("typer",), lazy=True),
     "dive_fast.doctor": Rule(("dive_fast.facts",), ()),
     "dive_fast.facts": Rule((), ()),
-    "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest")),
+    "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.planfile")),
     # The walk from end to end, for the demo and the study: they call every room, and only commands call them.
     "dive_fast.arms": Rule((*BASICS, "dive_fast.data")),
     "dive_fast.pipeline": Rule(("dive_fast", "dive_export")),
     "dive_fast.study": Rule(("dive_fast",)),
     "dive_fast.demo": Rule(("dive_fast",)),
-    "dive_kernels": Rule((), ("torch", "triton")),
+    "dive_kernels": Rule((), ("torch", "triton", "cuda")),
     # Beside the model: the folder's checks and the stepwise run of a graph that engines have, and sampling for calibration.
     "dive_export": Rule(
         (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,9 +40,14 @@ def default_extras() -> list[str]:
     return found[1].split(",")
 
 
+def added_extras() -> list[str]:
+    """What some targets of the Makefile install on top."""
+    return re.findall(r"-e '\.\[(\w+)\]'", (ROOT / "Makefile").read_text())
+
+
 def test_everything_that_make_installs_is_pinned() -> None:
     wanted = {name_of(r) for r in PROJECT["dependencies"]}
-    wanted |= {name_of(r) for extra in default_extras() for r in EXTRAS[extra]}
+    wanted |= {name_of(r) for extra in (*default_extras(), *added_extras()) for r in EXTRAS[extra]}
     assert wanted - pins().keys() - {"dive-fast", "types-tqdm"} == set()
     assert all("==" in pin for listed in pins().values() for pin in listed)
 
@@ -100,7 +108,9 @@ def fake_python(folder: Path, body: str) -> str:
 def test_make_alone_lists_its_targets(checkout: Path) -> None:
     result = make(checkout)
     assert result.returncode == 0
-    assert all(f"make {target}" in result.stdout for target in ("demo", "test", "check", "kernels", "gpu-test"))
+    assert all(
+        f"make {target}" in result.stdout for target in ("demo", "test", "check", "kernels", "kernels-ci", "gpu-test")
+    )
 
 
 def test_an_old_python_is_refused_in_one_sentence(checkout: Path) -> None:
@@ -119,23 +129,75 @@ def test_a_python_without_venv_is_refused_in_one_sentence(checkout: Path) -> Non
     assert "python3-venv" in result.stderr
 
 
-def configure(folder: Path, *options: str, **environment: str) -> str:
-    if shutil.which("cmake") is None:
-        pytest.skip("cmake is not installed")
-    command = ["cmake", "-S", str(ROOT), "-B", str(folder), *options]
-    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    installed = subprocess.run(["cmake", "--install", str(folder), "--prefix", str(folder / "installed")], check=False)
-    assert installed.returncode == 0
-    return result.stdout
+def test_the_oldest_triton_that_is_tried_is_the_oldest_allowed() -> None:
+    tried = re.search(r"^OLDEST_TRITON := (\d+\.\d+)\.0$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert tried
+    allowed = [r for listed in EXTRAS.values() for r in listed if name_of(r) == "triton"]
+    assert allowed and all(r.startswith(f"triton>={tried[1]};") for r in allowed)
 
 
-def test_cmake_needs_no_compiler(tmp_path: Path) -> None:
-    assert "not compiled ahead of time (DIVE_KERNELS_AOT is off)" in configure(tmp_path, CC="/nowhere", CXX="/nowhere")
+def test_cmake_runs_for_plain_installs_where_it_is_at_hand_and_never_for_editable_ones() -> None:
+    scikit = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]
+    assert scikit["wheel"]["cmake"] is False
+    wheel, asked = scikit["overrides"]
+    assert wheel == {"if": {"state": "wheel", "system-cmake": ">=3.20"}, "wheel": {"cmake": True}}
+    assert asked["if"] == {"env": {"DIVE_KERNELS_AOT": True}}
 
 
-def test_cmake_skips_what_it_cannot_compile(tmp_path: Path) -> None:
+def built(folder: Path, *options: str, **environment: str) -> tuple[str, dict[str, Any]]:
+    """Configures, builds and installs by CMake; what configuring said, and the index that was installed."""
+    if shutil.which("cmake") is None or shutil.which("make") is None:
+        pytest.skip("cmake or make is not installed")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | environment
+    commands = [
+        ["cmake", "-S", str(ROOT), "-B", str(folder), f"-DPython_EXECUTABLE={sys.executable}", *options],
+        ["cmake", "--build", str(folder)],
+        ["cmake", "--install", str(folder), "--prefix", str(folder / "installed")],
+    ]
+    said = ""
+    for command in commands:
+        result = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+        said = said or result.stdout
+    return said, json.loads((folder / "installed" / "dive_kernels" / "cubins" / "kernels.json").read_text())
+
+
+@pytest.fixture
+def no_compilers(tmp_path: Path) -> str:
+    """A PATH with cmake and make alone."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("cmake", "make", "sh", "uname"):
+        found = shutil.which(name)
+        if found:
+            (folder / name).symlink_to(found)
+    return str(folder)
+
+
+def test_cmake_needs_no_compiler(tmp_path: Path, no_compilers: str) -> None:
+    """What was skipped is said, and in the index."""
+    said, index = built(tmp_path / "build", PATH=no_compilers, CC="/nowhere", CXX="/nowhere")
+    assert "Triton kernels skipped: DIVE_KERNELS_AOT is off" in said
+    assert "CUDA C++ kernels skipped: no CUDA compiler found" in said
+    assert index["kernels"] == []
+    assert index["skipped"] == [
+        {"what": "Triton kernels", "why": "DIVE_KERNELS_AOT was off"},
+        {"what": "CUDA C++ kernels", "why": "no CUDA compiler was found"},
+    ]
+
+
+def test_cmake_skips_what_it_cannot_compile(tmp_path: Path, no_compilers: str) -> None:
     """The interpreter's switch stands for a machine without Triton."""
-    said = configure(tmp_path, "-DDIVE_KERNELS_AOT=ON", TRITON_INTERPRET="1")
-    assert re.search(r"Triton kernels skipped: .*(TRITON_INTERPRET|triton is not installed)", said)
-    assert "CUDA C++ kernels" in said
+    said, index = built(tmp_path / "build", "-DDIVE_KERNELS_AOT=ON", PATH=no_compilers, TRITON_INTERPRET="1")
+    reason = r"(TRITON_INTERPRET|torch is not installed|triton is not installed)"
+    assert re.search(rf"Triton kernels skipped: .*{reason}.*--no-build-isolation", said)
+    assert re.search(reason, index["skipped"][0]["why"])
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_cmake_compiles_cuda_kernels_where_nvcc_is(tmp_path: Path) -> None:
+    said, index = built(tmp_path, "-DDIVE_KERNELS_ARCHS=80;90")
+    assert "CUDA C++ kernels will be compiled for 80;90 by " in said
+    assert {kernel["architecture"] for kernel in index["kernels"]} == {80, 90}
+    folder = tmp_path / "installed" / "dive_kernels" / "cubins"
+    assert all((folder / kernel["cubin"]["name"]).read_bytes()[:4] == b"\x7fELF" for kernel in index["kernels"])

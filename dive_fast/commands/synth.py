@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -24,6 +24,7 @@ from dive_fast.types import DiveError, InputError, PairMode
 
 if TYPE_CHECKING:
     from dive_fast.models import PromptTable
+    from dive_fast.synth import Summary, SynthesisPlan
     from dive_fast.types import Sample
 
 
@@ -67,11 +68,23 @@ def plan(
         float, typer.Option(min=0, max=1, help="photo-guided: how far the infrared image may leave the photo.")
     ] = 0.7,
     size: Annotated[str | None, typer.Option(help="Image size HEIGHTxWIDTH; by default the model's own.")] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Pairs a shard; a stopped run redoes at most one.")] = 64,
+    shard_size: Annotated[
+        int, typer.Option(min=1, help="Pairs a shard, the unit of claims and records; take 1000 or more for millions.")
+    ] = 64,
+    image_format: Annotated[
+        Literal["png", "jpg"], typer.Option(help="Of generated images: png, lossless, or jpg (quality 95, smaller).")
+    ] = "png",
+    overrides: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON file of single identities: {"0001": {"pairs": 36, "ir": ["cam3"]}, ...}; pairs 0: none.'
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Fix which pairs are to be made: person, cameras, seed and photo of each."""
     from dive_fast.synth import make_plan, save_plan
+    from dive_fast.synth.plan import read_overrides
 
     facts = _model(model)
     height, width = image_size(size) or facts.size
@@ -93,9 +106,11 @@ def plan(
         photo_root=photos,
         strength=strength,
         shard_size=shard_size,
+        image_format=image_format,
+        overrides=None if overrides is None else read_overrides(overrides),
     )
     save_plan(made, out)
-    people = len({pair.pid for pair in made.pairs})
+    people = len(made.people)
     finish(
         f"plan {out}: {len(made.pairs):,} pairs of {people:,} identities in {made.shards:,} shards",
         {"plan": out, "plan_id": made.plan_id, "pairs": len(made.pairs), "identities": people, "shards": made.shards},
@@ -152,9 +167,11 @@ def _rgb_cameras(mode: PairMode, table: PromptTable) -> list[str]:
 def synth(
     plan: Annotated[Path, typer.Option(help="Plan file, from dive-fast plan.")],
     engine: Annotated[Path, typer.Option(help="Engine folder (onnxruntime, TensorRT) or fused model folder (torch).")],
-    out: Annotated[Path, typer.Option(help="Dataset folder to write: a SYSU-MM01 tree with a manifest.")],
+    out: Annotated[
+        str, typer.Option(help="Dataset to write, a folder or a URL (s3://, gs://): a SYSU-MM01 tree with a manifest.")
+    ],
     backend: Annotated[
-        Literal["auto", "onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx", "torch"],
+        Literal["auto", "onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx", "torch", "torch-compiled"],
         typer.Option(
             help="What runs the networks; auto: what the folder was made for. Installed here: "
             f"{', '.join(backends_here()) or 'none'}; dive-fast doctor says what works, and what the others lack."
@@ -166,6 +183,22 @@ def synth(
     ] = "auto",
     rows: Annotated[int, typer.Option(min=1, help="UNet rows a call; guidance takes two an image.")] = 32,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default the backend's choice.")] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(help="I/N: only every N-th shard from the I-th on, I from 0; for array jobs, one process a part."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster that runs it: auto, ray://HOST:10001, or local for this machine's GPUs or cores."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: engines; by default one a GPU, or without GPUs one a core.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="First verify what is finished, and make anew what is damaged.")
+    ] = False,
     guard: Annotated[
         bool,
         typer.Option("--guard", help="Look at what every network answers; name the first layer that is not finite."),
@@ -182,27 +215,96 @@ def synth(
     from dive_fast.types import to_dict
 
     wanted = load_plan(plan)
-    size = wanted.height, wanted.width
-    opened = load_engine(engine, backend, device, threads, precision=precision, size=size, guard=guard, cache=cache)
-    say(opened.describe())
-    summary = synthesize(wanted, opened, out, rows)
+    part = _part(wanted, shards)
+    settings: dict[str, Any] = {
+        "path": engine,
+        "backend": backend,
+        "device": device,
+        "threads": threads,
+        "precision": precision,
+        "size": (wanted.height, wanted.width),
+        "guard": guard,
+        "cache": cache,
+    }
+    if ray is not None:
+        summary = _on_cluster(wanted, settings, out, rows, ray, workers, part is not None or check)
+    else:
+        if workers is not None:
+            raise InputError("--workers is of --ray; one process runs one engine")
+        opened = load_engine(**settings)
+        say(opened.describe())
+        summary = synthesize(wanted, opened, out, rows, shards=part, check=check)
+    rest = "" if summary.finished else "; other parts of the plan are not finished yet"
     finish(
         f"dataset {out}: {summary.pairs:,} pairs; made {summary.images:,} images in {summary.seconds:.1f} s, "
-        f"{summary.images_per_second:.2f} images/s",
+        f"{summary.images_per_second:.2f} images/s{rest}",
         {"dataset": out, **to_dict(summary)},
         json,
     )
 
 
+def _on_cluster(
+    plan: SynthesisPlan, settings: dict[str, Any], out: str, rows: int, address: str, workers: int | None, other: bool
+) -> Summary:
+    from dive_fast.synth.cluster import Cluster, synthesize_on
+
+    if other:
+        raise InputError(
+            "--ray hands out all shards itself; leave --shards and --check away (dive-fast verify --repair)"
+        )
+    gpus = {"cpu": 0.0, "cuda": 1.0}.get(settings["device"])
+    cluster = Cluster(None if address == "local" else address, workers, gpus)
+    return synthesize_on(cluster, plan, settings, out, rows)
+
+
+def _part(plan: SynthesisPlan, shards: str | None) -> range | None:
+    from dive_fast.synth.local import part_of
+
+    if shards is None:
+        return None
+    number, slash, of = shards.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal()):
+        raise InputError(f"--shards {shards!r} is not I/N, like 0/8")
+    return part_of(plan, int(number), int(of))
+
+
 def verify(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder, from dive-fast synth.")],
+    dataset: Annotated[str, typer.Argument(help="Dataset folder or URL, from dive-fast synth.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged, so that synth makes just that anew.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Check a dataset against its plan and hashes; exits with 1 and says what is wrong if anything is."""
-    from dive_fast.synth.manifest import verify as problems_of
+    from tqdm import tqdm
 
-    problems = problems_of(dataset)
-    text = "\n".join(problems) or f"dataset {dataset} is whole: every planned pair is there and unchanged"
-    finish(text, {"dataset": dataset, "problems": problems}, json)
-    if problems:
-        raise DiveError(f"dataset {dataset}: {len(problems):,} problem(s), listed above")
+    from dive_fast.synth import verify as check
+    from dive_fast.synth.folder import open_store, store_plan
+
+    store = open_store(dataset)
+    plan = store_plan(store)
+    with tqdm(total=len(plan.pairs), unit="pair", desc="verify") as bar:
+        health = check.verify(store, plan, bar.update)
+    lines = [*health.problems, *([f"and {rest:,} more"] if (rest := health.found - len(health.problems)) > 0 else [])]
+    if health.incomplete:
+        pid, sides = next(iter(health.incomplete.items()))
+        counts = ", ".join(f"{side} {made:,} of {planned:,}" for side, (made, planned) in sides.items())
+        lines.append(f"{len(health.incomplete):,} identities are incomplete, first {pid}: {counts}")
+    removed = check.repair(store, health) if repair else 0
+    if removed:
+        lines.append(f"removed {removed:,} damaged files; run synth again, which makes just them anew")
+    text = "\n".join(lines) or f"dataset {dataset} is whole: every planned pair is there and unchanged"
+    finish(
+        text,
+        {
+            "dataset": dataset,
+            "problems": health.problems,
+            "found": health.found,
+            "recorded": health.recorded,
+            "incomplete": health.incomplete,
+            "removed": removed,
+        },
+        json,
+    )
+    if not health.whole:
+        raise DiveError(f"dataset {dataset}: {health.found:,} problem(s), listed above")

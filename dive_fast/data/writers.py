@@ -63,14 +63,23 @@ class SysuTreeWriter:
                 self._write_list(self.root / "exp" / f"{split}_id.txt", given)
 
     def _write_list(self, path: Path, given: Iterable[str]) -> None:
-        pids = sorted({canonical_pid(pid, str(path)) for pid in given}, key=natural_key)
-        if path.exists():
-            if read_ids(path) != pids:
-                raise InputError(f"{path} lists other identities and is not overwritten; choose another folder")
-            return
-        words = [pid for pid in pids if not is_number(pid)]
-        if words:
-            warnings.warn(
-                f"{path}: {some(words)} are no numbers; AGW-family readers will not read this list", stacklevel=3
-            )
-        atomic_write(path, ",".join(str(int(pid)) if is_number(pid) else pid for pid in pids) + "\n")
+        pids = _sorted_pids(given, str(path))
+        if not path.exists():
+            atomic_write(path, id_list(pids, str(path)))
+        elif read_ids(path) != pids:
+            raise InputError(f"{path} lists other identities and is not overwritten; choose another folder")
+
+
+def id_list(given: Iterable[str], where: str) -> str:
+    """What exp/*_id.txt holds of identities, sorted; warns about names that are no number."""
+    pids = _sorted_pids(given, where)
+    words = [pid for pid in pids if not is_number(pid)]
+    if words:
+        warnings.warn(
+            f"{where}: {some(words)} are no numbers; AGW-family readers will not read this list", stacklevel=3
+        )
+    return ",".join(str(int(pid)) if is_number(pid) else pid for pid in pids) + "\n"
+
+
+def _sorted_pids(given: Iterable[str], where: str) -> list[str]:
+    return sorted({canonical_pid(pid, where) for pid in given}, key=natural_key)

@@ -1,1 +1,1 @@
-"""Pictures and pages for people who would rather look than read: self-contained HTML, no scripts, no network."""
+"""Pages for people who would rather look than read: galleries in a folder, and pages in one file; no server, no network."""

@@ -1,46 +1,206 @@
-"""`dive-fast report`: the pairs of a synthesized dataset side by side, identity by identity."""
+"""A gallery of a whole dataset: a folder to open from the disk, with every pair, its scores and its record.
+
+`index.html` loads what it shows, when it shows it, from chunks of data (`chunks`) and packs of thumbnails (`thumbs`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from dive_fast.report.html import Cell, Person, paragraph, person_row, section, table, write_page
-from dive_fast.synth.manifest import read_manifest, verify
-from dive_fast.types import InputError, PairRecord
+from tqdm import tqdm
+
+from dive_fast.io import atomic_write, clear_disk_errors, lock_folder, read_json, write_json
+from dive_fast.report import thumbs
+from dive_fast.report.chunks import BLOCK, RECORDS, write_chunk
+from dive_fast.report.plots import can_plot, plot_scores, plot_throughput, when
+from dive_fast.report.rows import DatasetRows, Meaning, score_meanings
+from dive_fast.report.tally import STATUS
+from dive_fast.report.throughput import TIMES, Throughput, read_times, throughput
+from dive_fast.report.walk import Walk
+from dive_fast.types import InputError
+
+FORMAT = 1
+PAGE = ("icon.svg", "gallery.css", "gallery.js", "index.html")  # the last makes the gallery complete
+NO_PLOTS = "no plots: matplotlib is not installed; pip install 'dive-fast[report]', then rerun"
 
 
-def write_gallery(dataset: Path, out: Path, people: int = 24, pairs: int = 4) -> Path:
-    """Writes a page with the first `pairs` pairs of the first `people` identities, and what `verify` finds.
+@dataclass(frozen=True)
+class GallerySummary:
+    """What `write_gallery` did. `missing` and `damaged` count images; `packs_made` those that were not there yet."""
 
-    A dataset without finished pairs raises `InputError`.
+    page: Path
+    pairs: int
+    planned: int
+    missing: int
+    damaged: int
+    packs: int
+    packs_made: int
+    notes: list[str]
+
+
+def write_gallery(
+    dataset: Path,
+    out: Path,
+    *,
+    workers: int | None = None,
+    problems: Sequence[str] | None = None,
+    progress: bool = True,
+) -> GallerySummary:
+    """Writes the gallery of `dataset` into the folder `out`; run again, it makes only the thumbnails that changed.
+
+    `workers` processes make thumbnails (None: a few). `problems` are what verify found, None: it was not asked.
+    Raises `InputError` for a dataset without finished pairs, and for an `out` that holds anything else.
     """
-    by_pid: dict[str, list[PairRecord]] = {}
-    total = 0
-    for record in read_manifest(dataset):
-        total += 1
-        by_pid.setdefault(record.spec.pid, []).append(record)
-    if not total:
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be at least 1, got {workers}")
+    rows = DatasetRows(dataset)
+    meanings = score_meanings(dataset)
+    if next((True for shard in rows if shard.rows), None) is None:
         raise InputError(f"dataset {dataset} has no finished pair yet; run synth again")
-    rows = [person_row(_person(dataset, pid, records[:pairs])) for pid, records in list(by_pid.items())[:people]]
-    problems = verify(dataset)
-    health = "Every record has its file, and every file its record." if not problems else f"{len(problems)} problems:"
-    return write_page(
-        out,
-        f"Pairs in {dataset.name}",
-        f"{total:,} pairs of {len(by_pid):,} identities; green frames mark generated images.",
-        section("Pairs", *rows),
-        section("Health", paragraph(health), table(["problem"], [[p] for p in problems[:50]]) if problems else ""),
+    with _claimed(out, rows), clear_disk_errors(out):
+        walk = Walk(rows, out)
+        packs = thumbs.make_packs(walk.jobs(), workers or thumbs.default_workers())
+        with tqdm(total=len(rows.plan.pairs), desc="report", unit="pair", disable=not progress) as bar:
+            for pack in packs:
+                walk.add(pack)
+                bar.update(len(pack.flaws))
+        walk.finish()
+        missing = walk.images_with(tuple(thumbs.MISSING.values()))
+        damaged = walk.images_with(tuple(thumbs.DAMAGED.values()))
+        notes = _notes(rows, walk, missing, damaged)
+        rates = throughput(read_times(dataset) or walk.events)
+        index = {
+            **_facts(rows, walk, out),
+            "missing": missing,
+            "damaged": damaged,
+            "scores": _scores(walk, meanings),
+            "throughput": _throughput_facts(dataset, rates),
+            "plots": _plots(walk, out / "plots", rates) if can_plot() else [],
+            "problems": None if problems is None else list(problems),
+            "notes": notes if can_plot() else [*notes, NO_PLOTS],
+        }
+        data = {"identities": list(walk.tally.identities), "people": _people(walk), "index": index}
+        for name, value in data.items():
+            write_chunk(out / "data", name, value)
+        walk.remove_others(set(data))
+        for name in PAGE:
+            atomic_write(out / name, (Path(__file__).parent / "page" / name).read_bytes())
+    pairs, planned = walk.tally.pairs, len(rows.plan.pairs)
+    return GallerySummary(
+        out / "index.html", pairs, planned, missing, damaged, walk.packs, walk.packs_made, index["notes"]
     )
 
 
-def _person(dataset: Path, pid: str, records: Iterable[PairRecord]) -> Person:
-    cells: list[Cell | None] = []
-    for record in records:
-        photo = record.spec.photo is not None
-        cells += [
-            Cell(dataset / record.files["rgb"], f"{record.spec.rgb} {'photo' if photo else 'made'}", made=not photo),
-            Cell(dataset / record.files["ir"], f"{record.spec.ir} made", made=True),
-            None,
-        ]
-    return Person(pid, "", cells)
+@contextmanager
+def _claimed(out: Path, rows: DatasetRows) -> Iterator[None]:
+    """Makes `out` the report of this dataset, or finds that it is, and keeps other runs away while the block runs."""
+    if out.resolve().is_relative_to(rows.dataset.resolve()):
+        raise InputError(f"{out} lies in the dataset, whose files verify accounts for; choose another --out")
+    marker = out / "report.json"
+    mine = {"format": FORMAT, "plan_id": rows.plan.plan_id}
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose another --out, or one that ends in .html for a single page")
+    if marker.exists():
+        if read_json(marker, "report") != mine:
+            raise InputError(f"{out} holds the report of another dataset; choose another --out or delete it")
+    elif out.exists() and any(not entry.name.startswith(".report.json.") for entry in out.iterdir()):
+        raise InputError(f"{out} holds other files and no report; choose another --out")
+    else:
+        write_json(marker, mine)
+    with marker.open("r+b") as stream:
+        lock_folder(stream, out)
+        with clear_disk_errors(out):
+            for temporary in out.rglob(".*.????????.tmp"):  # as io.atomic_path names them
+                temporary.unlink()
+        yield
+
+
+def _facts(rows: DatasetRows, walk: Walk, out: Path) -> dict[str, Any]:
+    plan, tally = rows.plan, walk.tally
+    settings = ("plan_id", "mode", "model_fingerprint", "seed", "steps", "guidance", "strength", "height", "width")
+    return {
+        "title": rows.dataset.resolve().name,
+        "root": _address(rows.dataset, out),
+        "pairs": tally.pairs,
+        "planned": len(plan.pairs),
+        "made": list(plan.sides),
+        "plan": [[name, str(getattr(plan, name))] for name in settings if getattr(plan, name) is not None],
+        "engines": tally.engines.most_common(),
+        "identity_count": len(tally.identities),
+        "cameras": list(tally.cameras),
+        "camera_status": tally.status_by_camera,
+        "statuses": [[name, tally.status[name]] for name in STATUS],
+        "reasons": [[kind, tally.kind_counts[kind]] for kind in tally.kinds],
+        "block": BLOCK,
+        "chunk": RECORDS,
+        "pack": {"pairs": thumbs.PACK, "across": thumbs.ACROSS, "width": thumbs.CELL[0], "height": thumbs.CELL[1]},
+    }
+
+
+def _address(dataset: Path, out: Path) -> str:
+    """Where the dataset lies, seen from the page, as a URL without its last slash."""
+    try:
+        return quote(os.fsencode(os.path.relpath(dataset.resolve(), out.resolve()).replace(os.sep, "/")))
+    except ValueError:  # another drive of Windows
+        return dataset.resolve().as_uri()
+
+
+def _notes(rows: DatasetRows, walk: Walk, missing: int, damaged: int) -> list[str]:
+    planned, pairs = len(rows.plan.pairs), walk.tally.pairs
+    found = {
+        f"unfinished: {pairs:,} of {planned:,} planned pairs are made; run synth again to finish it": pairs < planned,
+        f"{missing:,} images are missing; dive-fast verify says which": missing,
+        f"{damaged:,} images cannot be read; dive-fast verify says which": damaged,
+        f"dropped.jsonl names {rows.strays:,} pairs that are not in the dataset; filter again": rows.strays,
+    }
+    return [note for note, true in found.items() if true]
+
+
+def _scores(walk: Walk, meanings: dict[str, Meaning]) -> list[dict[str, Any]]:
+    return [
+        {
+            **key._asdict(),
+            **asdict(meanings.get(key.name, Meaning())),
+            "column": score.column,
+            "blocks": walk.facts.blocks[score.column],
+            "count": score.count,
+            "mean": score.total / score.count,
+            "low": score.low,
+            "high": score.high,
+        }
+        for key, score in sorted(walk.tally.scores.items())
+    ]
+
+
+def _throughput_facts(dataset: Path, rates: Throughput | None) -> dict[str, Any] | None:
+    if rates is None:
+        return None
+    return {
+        "source": TIMES if (dataset / TIMES).exists() else "the times of the shard files",
+        "images": rates.images,
+        "mean": rates.mean,
+        "seconds": rates.seconds,
+        "start": when(float(rates.edges[0])),
+        "end": when(float(rates.edges[-1])),
+    }
+
+
+def _plots(walk: Walk, folder: Path, rates: Throughput | None) -> list[dict[str, str]]:
+    cameras = list(walk.tally.cameras)
+    plots = plot_scores(folder, walk.tally.scores, cameras, walk.facts)
+    return plots if rates is None else [*plots, plot_throughput(folder, rates)]
+
+
+def _people(walk: Walk) -> dict[str, Any]:
+    """Counts of identities, by their number: pairs by status, and pairs by camera."""
+    tally = walk.tally
+    cameras = [[0] * len(tally.cameras) for _ in tally.identities]
+    for (pid, camera), count in tally.cells.items():
+        cameras[pid][camera] = count
+    return {"status": tally.status_by_identity, "cameras": cameras}

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 
 from dive_fast.data.names import some
 from dive_fast.io import nearest
-from dive_fast.synth.planfile import SynthesisPlan, check_plan, generated_sides, plan_hash
+from dive_fast.synth.layout import check_names
+from dive_fast.synth.planfile import SynthesisPlan, check_plan, plan_hash
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
     from dive_fast.engines import Engine
 
 
-def check_run(plan: SynthesisPlan, engine: Engine, out: Path, rows: int) -> None:
+def check_run(plan: SynthesisPlan, engine: Engine, out: Path | str, rows: int) -> None:
     """Raises one `InputError` with every reason why `engine` cannot carry out `plan` into `out`."""
     from dive_fast.engines import Request
 
     check_plan(plan, "plan")
+    check_names(plan)
     if plan.plan_id != plan_hash(plan):
         raise InputError("plan: its plan_id does not match its content; change a plan by making it anew")
     reasons = engine.unsupported(Request(rows=rows, height=plan.height, width=plan.width))
@@ -38,14 +40,16 @@ def _unknown_prompts(plan: SynthesisPlan, engine: Engine) -> list[str]:
     table = engine.prompts.table
     pids = {identity.pid for identity in table.identities}
     modalities = {camera.name: camera.modality for camera in table.cameras}
-    used = {(pair.ir if side == "ir" else pair.rgb, side) for pair in plan.pairs for side in generated_sides(pair)}
+    used = {(camera, "ir") for person in plan.people for camera in person.ir}
+    if plan.mode == "synthetic":
+        used |= {(camera, "rgb") for person in plan.people for camera, _ in person.rgb}
     wrong = [
         f"camera {camera} is {modalities[camera]} in the engine and {side} in the plan"
         for camera, side in sorted(used)
         if camera in modalities and modalities[camera] != side
     ]
     return [
-        *_unknown("identities", dict.fromkeys(pair.pid for pair in plan.pairs), pids),
+        *_unknown("identities", [person.pid for person in plan.people], pids),
         *_unknown("cameras", sorted({camera for camera, _ in used}), set(modalities)),
         *wrong,
     ]
@@ -62,13 +66,13 @@ def _unknown(kind: str, wanted: Iterable[str], known: set[str]) -> list[str]:
     ]
 
 
-def _photo_trouble(plan: SynthesisPlan, out: Path) -> list[str]:
+def _photo_trouble(plan: SynthesisPlan, out: Path | str) -> list[str]:
     if plan.photo_root is None:
         return []
-    root, target = Path(plan.photo_root).resolve(), out.resolve()
-    if target.is_relative_to(root) or root.is_relative_to(target):
+    root, target = Path(plan.photo_root).resolve(), Path(out).resolve()
+    if "://" not in str(out) and (target.is_relative_to(root) or root.is_relative_to(target)):
         return [f"{out} lies in the photo folder {root}, or that in it; choose another --out"]
-    photos = dict.fromkeys(pair.photo for pair in plan.pairs if pair.photo is not None)
+    photos = dict.fromkeys(photo for person in plan.people for _, photo in person.rgb if photo is not None)
     missing = [photo for photo in photos if not (root / photo).is_file()]
     if not missing:
         return []

@@ -3,35 +3,72 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from dive_fast.data.writers import sysu_name
-from dive_fast.synth.planfile import SynthesisPlan
-from dive_fast.types import Modality
+from dive_fast.synth.planfile import PersonPlan, SynthesisPlan
+from dive_fast.types import Modality, PairSpec
 
 PairFiles = dict[Modality, str]
 """The two files of a pair, relative to the dataset: {"rgb": "cam1/0001/0001.png", "ir": "cam3/0001/0001.png"}."""
 
 
-def pair_files(plan: SynthesisPlan) -> list[PairFiles]:
-    """The files of every pair, in plan order. Numbers count within (camera, identity), so no two images share a file;
-    a photo that stands in several pairs is one file. Raises `InputError` for names that a SYSU tree cannot hold.
+class PersonFiles:
+    """The files of one identity's pairs. Numbers count within (camera, identity), so no two images share a file; a photo
+    that stands in several pairs is one file. Raises `InputError` for names that a SYSU tree cannot hold.
     """
-    numbers: Counter[tuple[str, str]] = Counter()
 
-    def next_name(camera: str, pid: str, suffix: str) -> str:
-        numbers[camera, pid] += 1
-        return sysu_name(camera, pid, numbers[camera, pid], suffix)
+    def __init__(self, person: PersonPlan, suffix: str) -> None:
+        self._person, self._suffix = person, suffix
+        counts: Counter[str] = Counter()
+        self._numbers = []  # of every RGB side within its camera, from 1
+        for camera, _ in person.rgb:
+            counts[camera] += 1
+            self._numbers.append(counts[camera])
+        self._sides = counts  # RGB sides by camera
 
-    photos: dict[tuple[str, str, str], str] = {}
-    files: list[PairFiles] = []
-    for pair in plan.pairs:
-        if pair.photo is None:
-            rgb = next_name(pair.rgb, pair.pid, ".png")
-        else:
-            key = (pair.rgb, pair.pid, pair.photo)
-            if key not in photos:
-                photos[key] = next_name(pair.rgb, pair.pid, PurePosixPath(pair.photo).suffix.lower())
-            rgb = photos[key]
-        files.append({"rgb": rgb, "ir": next_name(pair.ir, pair.pid, ".png")})
-    return files
+    def of(self, index: int) -> PairFiles:
+        """The files of the identity's pair `index`, counted from 0."""
+        person = self._person
+        k, camera = divmod(index, len(person.ir))
+        ir = sysu_name(person.ir[camera], person.pid, k + 1, self._suffix)
+        turn, side = divmod(k, len(person.rgb))
+        rgb, photo = person.rgb[side]
+        if photo is not None:
+            return {
+                "rgb": sysu_name(rgb, person.pid, self._numbers[side], PurePosixPath(photo).suffix.lower()),
+                "ir": ir,
+            }
+        # each side is generated anew for every infrared camera, and again at every turn through the sides
+        before = (turn * self._sides[rgb] + self._numbers[side] - 1) * len(person.ir)
+        return {"rgb": sysu_name(rgb, person.pid, before + camera + 1, self._suffix), "ir": ir}
+
+
+def pair_files(plan: SynthesisPlan) -> Iterator[PairFiles]:
+    """The files of every pair, in plan order."""
+    for person in plan.people:
+        files = PersonFiles(person, f".{plan.image_format}")
+        yield from (files.of(index) for index in range(person.total))
+
+
+def shard_pairs(plan: SynthesisPlan, number: int) -> list[tuple[PairSpec, PairFiles]]:
+    """The pairs of shard `number`, counted from 0, each with its files."""
+    first = number * plan.shard_size
+    files: dict[str, PersonFiles] = {}
+    found = []
+    for n in range(first, min(first + plan.shard_size, len(plan.pairs))):
+        person, index = plan.pairs.place(n)
+        if person.pid not in files:
+            files[person.pid] = PersonFiles(person, f".{plan.image_format}")
+        found.append((person.pair(index, plan.seed), files[person.pid].of(index)))
+    return found
+
+
+def check_names(plan: SynthesisPlan) -> None:
+    """Raises `InputError` for an identity, camera or photo whose file a SYSU tree cannot hold."""
+    for person in plan.people:
+        for camera in person.ir if person.pairs else ():
+            sysu_name(camera, person.pid, 1)
+        for camera, photo in person.rgb if person.pairs else ():
+            sysu_name(camera, person.pid, 1, ".png" if photo is None else PurePosixPath(photo).suffix.lower())

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dive_fast.data.names import natural_key, some
 from dive_fast.data.sysu import camera_modality
-from dive_fast.io import canonical_json, nearest, sha256_bytes
-from dive_fast.synth.layout import pair_files
-from dive_fast.synth.planfile import SynthesisPlan, check_plan, load_plan, plan_hash, save_plan
-from dive_fast.types import PAIR_MODES, Camera, InputError, Modality, PairMode, PairSpec, Sample
+from dive_fast.io import canonical_json, nearest, read_json, sha256_bytes
+from dive_fast.synth.layout import check_names
+from dive_fast.synth.planfile import (
+    ImageFormat,
+    PersonPlan,
+    RgbSide,
+    SynthesisPlan,
+    check_plan,
+    load_plan,
+    plan_hash,
+    save_plan,
+)
+from dive_fast.types import PAIR_MODES, Camera, InputError, Modality, PairMode, Sample
 
-__all__ = ["SynthesisPlan", "load_plan", "make_plan", "pair_seed", "save_plan"]
+__all__ = ["Override", "SynthesisPlan", "load_plan", "make_plan", "read_overrides", "save_plan"]
 
 
-def pair_seed(seed: int, pid: str, index: int) -> int:
-    """A pair's own 63-bit seed, from the run's seed, the identity and the pair's index only."""
-    digest = hashlib.sha256(canonical_json([seed, pid, index]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+@dataclass(frozen=True)
+class Override:
+    """What one identity gets in place of what all get; None leaves it as it is."""
+
+    pairs: int | None = None
+    ir: tuple[str, ...] | None = None
+    rgb: tuple[str, ...] | None = None
 
 
 def make_plan(
@@ -43,6 +54,8 @@ def make_plan(
     photo_root: Path | str | None = None,
     strength: float = 0.6,
     shard_size: int = 64,
+    image_format: ImageFormat = "png",
+    overrides: Mapping[str, Override] | None = None,
 ) -> SynthesisPlan:
     """Plans `pairs_per_identity` pairs per identity AND infrared camera: 18 with two cameras are 36 pairs a person.
 
@@ -50,20 +63,36 @@ def make_plan(
     "real-rgb" and "photo-guided": the RGB side is a photo of `photos` (its real RGB samples; only those of the cameras
     `rgb` if given): the k-th of the identity, in an order drawn from `seed`, cycling when there are too few. The k-th
     RGB side meets every infrared camera. `cameras` are the model's. A pair's index counts within its identity, so no
-    two pairs share noise.
+    two pairs share noise. `overrides` gives single identities other numbers of pairs (0: none) or other cameras.
     Raises `InputError` for unknown cameras, identities without photos, photos outside `photo_root`, and bad numbers.
     """
     if mode not in PAIR_MODES:
         raise InputError(f"plan: mode must be one of {PAIR_MODES}, got {mode!r}")
-    people = sorted(set(pids), key=natural_key)
-    _check_cameras(ir, "ir", cameras)
-    if mode == "synthetic":
-        _check_cameras(rgb, "rgb", cameras)
-        root = None
-        sides = {pid: [_RgbSide(camera, None) for camera in rgb] for pid in people}
-    else:
+    everyone = sorted(set(pids), key=natural_key)
+    own = overrides or {}
+    strangers = sorted(set(own) - set(everyone), key=natural_key)
+    if strangers:
+        raise InputError(f"plan: overrides name identities that are not in the plan: {some(strangers)}; leave them out")
+    if mode != "synthetic":
         root = _photo_root(photo_root, mode)
-        sides = _photo_sides(people, rgb, photos or (), root, seed)
+        pictures = _photos_of(everyone, photos or (), root, seed)
+    people = []
+    for pid in everyone:
+        change = own.get(pid, Override())
+        pairs = pairs_per_identity if change.pairs is None else change.pairs
+        if type(pairs) is int and pairs == 0:
+            continue
+        infrared = tuple(ir if change.ir is None else change.ir)
+        visible = tuple(rgb if change.rgb is None else change.rgb)
+        _check_cameras(infrared, "ir", cameras)
+        sides: tuple[RgbSide, ...]
+        if mode == "synthetic":
+            _check_cameras(visible, "rgb", cameras)
+            sides = tuple((camera, None) for camera in visible)
+        else:
+            sides = tuple(side for side in pictures[pid] if not visible or side[0] in visible)
+        people.append(PersonPlan(pid, pairs, infrared, sides))
+    _need_photos(people, rgb)
     plan = SynthesisPlan(
         plan_id="",
         mode=mode,
@@ -74,44 +103,44 @@ def make_plan(
         strength=float(strength) if mode == "photo-guided" else None,
         height=height,
         width=width,
-        photo_root=None if root is None else str(root),
+        photo_root=None if mode == "synthetic" else str(root),
+        image_format=image_format,
         shard_size=shard_size,
-        pairs=tuple(pair for pid in people for pair in _pairs(pid, sides[pid], ir, pairs_per_identity, seed)),
+        people=tuple(people),
     )
     check_plan(plan, "plan")
+    check_names(plan)
     _warn_of_modalities(plan)
-    pair_files(plan)  # raises for names that the dataset's tree cannot hold
     return replace(plan, plan_id=plan_hash(plan))
 
 
-@dataclass(frozen=True)
-class _RgbSide:
-    """An RGB camera and, unless the side is to be generated, its photo relative to the photo root."""
-
-    camera: str
-    photo: str | None
-
-
-def _pairs(
-    pid: str, sides: Sequence[_RgbSide], ir: Sequence[str], pairs_per_identity: int, seed: int
-) -> Iterator[PairSpec]:
-    for index in range(pairs_per_identity * len(ir)):
-        k, camera = divmod(index, len(ir))
-        side = sides[k % len(sides)]
-        yield PairSpec(
-            pair_id=f"{pid}-{index:05d}-{ir[camera]}",
-            pid=pid,
-            index=index,
-            rgb=side.camera,
-            ir=ir[camera],
-            seed=pair_seed(seed, pid, index),
-            photo=side.photo,
-        )
+def read_overrides(path: Path | str) -> dict[str, Override]:
+    """From a JSON file {"0001": {"pairs": 36, "ir": ["cam3"], "rgb": ["cam1"]}, ...}; anything else raises `InputError`."""
+    data = read_json(path, "overrides")
+    if not isinstance(data, dict):
+        raise InputError(f"overrides {path}: expected a JSON object of identities, got {type(data).__name__}")
+    found = {}
+    for pid, entry in data.items():
+        where = f"overrides {path}: identity {pid}"
+        if not isinstance(entry, dict) or set(entry) - {"pairs", "ir", "rgb"}:
+            raise InputError(f"{where}: expected an object with pairs, ir and rgb, all optional, got {entry!r}")
+        pairs = entry.get("pairs")
+        if pairs is not None and (type(pairs) is not int or pairs < 0):
+            raise InputError(f"{where}: pairs must be a whole number >= 0, got {pairs!r}")
+        cameras = {}
+        for name in ("ir", "rgb"):
+            listed = entry.get(name)
+            if listed is not None and not (isinstance(listed, list) and all(isinstance(n, str) for n in listed)):
+                raise InputError(f"{where}: {name} must be a list of camera names, got {listed!r}")
+            cameras[name] = None if listed is None else tuple(listed)
+        found[pid] = Override(pairs, **cameras)
+    return found
 
 
 def _warn_of_modalities(plan: SynthesisPlan) -> None:
     """The manifest knows every image's modality; a SYSU tree has only the camera's name to tell it."""
-    used = {(pair.rgb, "rgb") for pair in plan.pairs} | {(pair.ir, "ir") for pair in plan.pairs}
+    used = {(camera, "rgb") for person in plan.people for camera, _ in person.rgb}
+    used |= {(camera, "ir") for person in plan.people for camera in person.ir}
     misread = sorted(camera for camera, modality in used if camera_modality(camera) != modality)
     if misread:
         warnings.warn(
@@ -127,24 +156,24 @@ def _photo_root(photo_root: Path | str | None, mode: str) -> Path:
     return Path(os.path.abspath(photo_root))  # links inside the photo folder stay as they are
 
 
-def _photo_sides(
-    people: Sequence[str], rgb: Sequence[str], photos: Sequence[Sample], root: Path, seed: int
-) -> dict[str, list[_RgbSide]]:
+def _photos_of(people: Sequence[str], photos: Sequence[Sample], root: Path, seed: int) -> dict[str, list[RgbSide]]:
     """Every identity's photos in an order that depends on `seed` and each photo's own name only."""
-    sides: dict[str, list[_RgbSide]] = {pid: [] for pid in people}
+    sides: dict[str, list[RgbSide]] = {pid: [] for pid in people}
     for sample in photos:
-        wanted = sample.source == "real" and sample.modality == "rgb" and (not rgb or sample.camera in rgb)
-        if wanted and sample.pid in sides:
-            sides[sample.pid].append(_RgbSide(sample.camera, _relative(sample.path, root)))
-    without = [pid for pid in people if not sides[pid]]
+        if sample.source == "real" and sample.modality == "rgb" and sample.pid in sides:
+            sides[sample.pid].append((sample.camera, _relative(sample.path, root)))
+    for listed in sides.values():
+        listed.sort(key=lambda side: sha256_bytes(canonical_json([seed, side[1]]).encode()))
+    return sides
+
+
+def _need_photos(people: Sequence[PersonPlan], rgb: Sequence[str]) -> None:
+    without = [person.pid for person in people if not person.rgb]
     if without:
         raise InputError(
             f"plan: {len(without):,} of {len(people):,} identities have no real RGB photo"
             f"{' of ' + ', '.join(rgb) if rgb else ''} ({some(without)}); leave them out or add their photos"
         )
-    for listed in sides.values():
-        listed.sort(key=lambda side: sha256_bytes(canonical_json([seed, side.photo]).encode()))
-    return sides
 
 
 def _relative(path: Path, root: Path) -> str:

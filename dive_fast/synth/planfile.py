@@ -1,14 +1,69 @@
-"""`plan.json`: the record that a run follows, its identity, and whether it can be followed at all."""
+"""`plan.json`: the record that a run follows, its identity, and whether it can be followed at all.
+
+A plan lists people, not pairs: which pairs a person gets follows from a few numbers. So a plan of ten million pairs is
+as small as its people and photos, and any pair or shard of it is found without walking through the others.
+"""
 
 from __future__ import annotations
 
+import bisect
+import hashlib
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import Literal, overload
 
 from dive_fast.io import canonical_json, read_json, sha256_bytes, write_json
-from dive_fast.synth.manifest import checked, is_inside
+from dive_fast.synth.records import checked, is_inside
 from dive_fast.types import PAIR_MODES, InputError, Modality, PairMode, PairSpec, to_dict
+
+VERSION = 2  # 1 listed every pair
+ImageFormat = Literal["png", "jpg"]
+RgbSide = tuple[str, str | None]
+"""An RGB camera and, unless the side is to be generated, its photo relative to the photo root."""
+
+
+@dataclass(frozen=True)
+class PersonPlan:
+    """The pairs of one identity: `pairs` for each of its infrared cameras.
+
+    Its pair `index` is the k-th one, k = index // len(ir), of the infrared camera number index % len(ir), and has the
+    k-th RGB side, cycling: the same RGB side meets every infrared camera.
+    """
+
+    pid: str
+    pairs: int
+    ir: tuple[str, ...]
+    rgb: tuple[RgbSide, ...]
+
+    @property
+    def total(self) -> int:
+        """Pairs of all infrared cameras."""
+        return self.pairs * len(self.ir)
+
+    def pair(self, index: int, seed: int) -> PairSpec:
+        """Pair `index` of this identity, counted from 0, in a run with `seed`."""
+        k, camera = divmod(index, len(self.ir))
+        rgb, photo = self.rgb[k % len(self.rgb)]
+        ir = self.ir[camera]
+        return PairSpec(
+            pair_id=f"{self.pid}-{index:05d}-{ir}",
+            pid=self.pid,
+            index=index,
+            rgb=rgb,
+            ir=ir,
+            seed=pair_seed(seed, self.pid, index),
+            photo=photo,
+        )
+
+
+def pair_seed(seed: int, pid: str, index: int) -> int:
+    """A pair's own 63-bit seed, from the run's seed, the identity and the pair's index only."""
+    digest = hashlib.sha256(canonical_json([seed, pid, index]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -16,8 +71,9 @@ class SynthesisPlan:
     """`plan.json`. `plan_id` is the SHA-256 of everything else, so a folder can tell whose images it holds.
 
     `height`, `width` in pixels; `guidance` 1.0 is none; `strength` (photo-guided only, else None) is the part of the
-    steps that is run on a photo; `photo_root` is the folder that the pairs' `photo` paths start from; `shard_size` is
-    in pairs: a shard is what a rerun redoes at most.
+    steps that is run on a photo; `photo_root` is the folder that the `photo` paths start from; `image_format` is what
+    generated images are written as: PNG, lossless, or JPEG (a tenth of the size). `shard_size` is in pairs: a shard is what
+    a rerun redoes at most.
     """
 
     plan_id: str
@@ -30,14 +86,21 @@ class SynthesisPlan:
     height: int
     width: int
     photo_root: str | None
+    image_format: ImageFormat
     shard_size: int
-    pairs: tuple[PairSpec, ...]
+    people: tuple[PersonPlan, ...]
+    version: int = VERSION
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """Every pair in order, person after person, made when it is asked for."""
+        return Pairs(self)
 
     @property
     def shards(self) -> int:
         return math.ceil(len(self.pairs) / self.shard_size)
 
-    def shard(self, number: int) -> tuple[PairSpec, ...]:
+    def shard(self, number: int) -> Sequence[PairSpec]:
         """The pairs of shard `number`, counted from 0."""
         return self.pairs[number * self.shard_size : (number + 1) * self.shard_size]
 
@@ -46,10 +109,42 @@ class SynthesisPlan:
         """The first step that is run: 0 from noise, later from a photo."""
         return 0 if self.strength is None else self.steps - _steps_run(self.steps, self.strength)
 
+    @property
+    def sides(self) -> tuple[Modality, ...]:
+        """The sides of a pair that the engine makes; a photo is the RGB side as it is."""
+        return ("rgb", "ir") if self.mode == "synthetic" else ("ir",)
 
-def generated_sides(pair: PairSpec) -> tuple[Modality, ...]:
-    """The sides of a pair that the engine makes; a photo is the RGB side as it is."""
-    return ("rgb", "ir") if pair.photo is None else ("ir",)
+
+class Pairs(Sequence[PairSpec]):
+    """The pairs of a plan as a sequence that holds none of them."""
+
+    def __init__(self, plan: SynthesisPlan) -> None:
+        self._people, self._seed = plan.people, plan.seed
+        self._ends = list(accumulate(person.total for person in plan.people))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[PairSpec]:
+        return (person.pair(index, self._seed) for person in self._people for index in range(person.total))
+
+    @overload
+    def __getitem__(self, number: int) -> PairSpec: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[PairSpec]: ...
+    def __getitem__(self, number: int | slice) -> PairSpec | Sequence[PairSpec]:
+        if isinstance(number, slice):
+            return tuple(self[n] for n in range(*number.indices(len(self))))
+        person, index = self.place(number)
+        return person.pair(index, self._seed)
+
+    def place(self, number: int) -> tuple[PersonPlan, int]:
+        """Whose pair `number` of the plan is, and which of that identity's."""
+        number += len(self) if number < 0 else 0
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        person = bisect.bisect_right(self._ends, number)
+        return self._people[person], number - (self._ends[person] - self._people[person].total)
 
 
 def save_plan(plan: SynthesisPlan, path: Path | str) -> None:
@@ -59,16 +154,30 @@ def save_plan(plan: SynthesisPlan, path: Path | str) -> None:
 
 def load_plan(path: Path | str) -> SynthesisPlan:
     """The plan in an untrusted file; anything missing, wrong or changed by hand raises `InputError`."""
-    where = f"plan {path}"
-    data = read_json(path, "plan")
-    if not isinstance(data, dict) or not isinstance(data.get("pairs"), list):
-        raise InputError(f"{where}: expected a JSON object with a list of pairs; make it with `dive-fast plan`")
-    pairs = tuple(checked(PairSpec, pair, f"{where} pair {n}") for n, pair in enumerate(data["pairs"]))
-    plan = checked(SynthesisPlan, {**data, "pairs": pairs}, where)
+    return read_plan(read_json(path, "plan"), f"plan {path}")
+
+
+def read_plan(data: object, where: str) -> SynthesisPlan:
+    """The plan in untrusted JSON; `where` names it in what is raised."""
+    if isinstance(data, dict) and "pairs" in data:
+        raise InputError(f"{where}: an older version of dive-fast made it; plan again with `dive-fast plan`")
+    if not isinstance(data, dict) or not isinstance(data.get("people"), list):
+        raise InputError(f"{where}: expected a JSON object with a list of people; make it with `dive-fast plan`")
+    people = tuple(_person(entry, f"{where} person {n}") for n, entry in enumerate(data["people"]))
+    plan = checked(SynthesisPlan, {**data, "people": people}, where)
     check_plan(plan, where)
     if plan.plan_id != plan_hash(plan):
         raise InputError(f"{where}: its plan_id does not match its content; change a plan by making it anew")
     return plan
+
+
+def _person(entry: object, where: str) -> PersonPlan:
+    if isinstance(entry, dict):  # JSON has lists for tuples
+        tuples = {name: tuple(entry[name]) for name in ("ir", "rgb") if isinstance(entry.get(name), list)}
+        if "rgb" in tuples:
+            tuples["rgb"] = tuple(tuple(side) if isinstance(side, list) else side for side in tuples["rgb"])
+        entry = {**entry, **tuples}
+    return checked(PersonPlan, entry, where)
 
 
 def plan_hash(plan: SynthesisPlan) -> str:
@@ -80,7 +189,7 @@ def plan_hash(plan: SynthesisPlan) -> str:
 
 def check_plan(plan: SynthesisPlan, where: str) -> None:
     """Raises one `InputError` with every reason why the plan makes no sense by itself."""
-    reasons = [*_bad_numbers(plan), *_bad_photos(plan), *_bad_pairs(plan)]
+    reasons = [*_bad_numbers(plan), *_bad_photos(plan), *_bad_people(plan)]
     if reasons:
         raise InputError(f"{where}: {'; '.join(reasons)}")
 
@@ -91,9 +200,13 @@ def _steps_run(steps: int, strength: float) -> int:
 
 def _bad_numbers(plan: SynthesisPlan) -> list[str]:
     reasons = [
-        f"{name} must be a whole number >= 1, got {value!r}"
-        for name, value in (("steps", plan.steps), ("shard_size", plan.shard_size))
-        if type(value) is not int or value < 1
+        f"{name} must be a whole number >= {least}, got {value!r}"
+        for name, value, least in (
+            ("seed", plan.seed, 0),
+            ("steps", plan.steps, 1),
+            ("shard_size", plan.shard_size, 1),
+        )
+        if type(value) is not int or value < least
     ]
     for name, value in (("height", plan.height), ("width", plan.width)):
         if type(value) is not int or value < 8 or value % 8:
@@ -102,6 +215,10 @@ def _bad_numbers(plan: SynthesisPlan) -> list[str]:
         reasons.append(f"guidance must be >= 0, got {plan.guidance}")
     if plan.mode not in PAIR_MODES:
         reasons.append(f"mode must be one of {PAIR_MODES}, got {plan.mode!r}")
+    if plan.image_format not in ("png", "jpg"):
+        reasons.append(f"image_format must be png or jpg, got {plan.image_format!r}")
+    if plan.version != VERSION:
+        reasons.append(f"it is of version {plan.version!r}, this dive-fast reads version {VERSION}")
     return reasons
 
 
@@ -113,22 +230,27 @@ def _bad_photos(plan: SynthesisPlan) -> list[str]:
         reasons.append(f"strength must be in 0..1 and run at least one of {plan.steps} steps, got {plan.strength}")
     if (plan.photo_root is None) is not (plan.mode == "synthetic"):
         reasons.append(f"mode {plan.mode!r} does not go with photo_root {plan.photo_root!r}")
-    wrong = [pair for pair in plan.pairs if (pair.photo is None) is not (plan.mode == "synthetic")]
+    sides = [(person.pid, photo) for person in plan.people for _, photo in person.rgb]
+    wrong = [pid for pid, photo in sides if (photo is None) is not (plan.mode == "synthetic")]
     if wrong:
-        reasons.append(f"{len(wrong):,} pairs do not fit mode {plan.mode!r}, first {wrong[0].pair_id}")
-    outside = [pair for pair in plan.pairs if pair.photo is not None and not is_inside(pair.photo)]
+        reasons.append(f"{len(wrong):,} RGB sides do not fit mode {plan.mode!r}, first of identity {wrong[0]}")
+    outside = [pid for pid, photo in sides if photo is not None and not is_inside(photo)]
     if outside:
-        reasons.append(f"{len(outside):,} photos lie outside photo_root, first of pair {outside[0].pair_id}")
+        reasons.append(f"{len(outside):,} photos lie outside photo_root, first of identity {outside[0]}")
     return reasons
 
 
-def _bad_pairs(plan: SynthesisPlan) -> list[str]:
-    if not plan.pairs:
-        return ["there is no pair to make"]
+def _bad_people(plan: SynthesisPlan) -> list[str]:
     reasons = []
-    if len({pair.pair_id for pair in plan.pairs}) < len(plan.pairs):
-        reasons.append("a pair_id occurs twice")
-    bad = [pair for pair in plan.pairs if not 0 <= pair.seed < 2**63]
-    if bad:
-        reasons.append(f"{len(bad):,} seeds are outside 0..2**63-1, first of pair {bad[0].pair_id}")
+    if len({person.pid for person in plan.people}) < len(plan.people):
+        reasons.append("an identity stands in it twice")
+    for person in plan.people:
+        twice = len(set(person.ir)) < len(person.ir) or len(set(person.rgb)) < len(person.rgb)
+        if person.pairs < 0 or (person.pairs and not (person.ir and person.rgb)) or twice:
+            reasons.append(
+                f"identity {person.pid} needs pairs >= 0 ({person.pairs}) and cameras and RGB sides, each once"
+            )
+            break
+    if not reasons and not len(plan.pairs):
+        reasons.append("there is no pair to make")
     return reasons

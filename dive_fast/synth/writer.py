@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,21 +15,32 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from dive_fast.data.images import open_image
-from dive_fast.data.writers import SysuTreeWriter
-from dive_fast.io import atomic_write, sha256_bytes
+from dive_fast.data.names import some
+from dive_fast.io import sha256_bytes
 from dive_fast.synth.clock import StageClock
-from dive_fast.synth.dataset import PNG_PAIR, PNG_PLAN
 from dive_fast.synth.layout import PairFiles
-from dive_fast.synth.manifest import write_shard
-from dive_fast.types import InputError, Modality, PairRecord, PairSpec
+from dive_fast.synth.manifest import shard_lines, shard_name
+from dive_fast.synth.marks import jpeg_marks, png_marks
+from dive_fast.synth.planfile import SynthesisPlan
+from dive_fast.synth.store import Store
+from dive_fast.types import DiveError, InputError, Modality, PairRecord, PairSpec
 
 T = TypeVar("T")
 
-THREADS = 2  # PNG of 512x256 takes 34 ms in RGB and 12 ms in infrared, outside the interpreter lock
+# PNG of 512x256 takes 34 ms in RGB and 12 ms in infrared, outside the interpreter lock.
+THREADS = min(4, os.cpu_count() or 1)
 WAITING = 64  # tasks at most: what a slow disk may hold back in memory
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file as it was written."""
+
+    sha256: str
+    size: int
 
 
 class DatasetWriter:
@@ -37,9 +50,8 @@ class DatasetWriter:
     run and not only its writing.
     """
 
-    def __init__(self, out: Path, plan_id: str, fingerprint: str, clock: StageClock) -> None:
-        self._tree = SysuTreeWriter(out)
-        self._plan_id, self._fingerprint, self._clock = plan_id, fingerprint, clock
+    def __init__(self, store: Store, plan: SynthesisPlan, fingerprint: str, clock: StageClock) -> None:
+        self._store, self._plan, self._fingerprint, self._clock = store, plan, fingerprint, clock
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="dive-write")
         self._room = threading.BoundedSemaphore(WAITING)
         self._failure: BaseException | None = None
@@ -53,23 +65,29 @@ class DatasetWriter:
         if error is None:
             self._raise_failure()
 
-    def image(self, image: NDArray[np.uint8], pair: PairSpec, side: Modality, name: str) -> Future[str]:
-        """Queues one generated image, uint8 [H, W, 3], as lossless PNG, infrared in one channel; gives its SHA-256."""
-        return self._submit(self._write_image, image, pair, side, name)
+    def image(self, image: NDArray[np.uint8], pair: PairSpec, side: Modality, name: str, shard: int) -> Future[Written]:
+        """Queues one generated image, uint8 [H, W, 3]; infrared is written in one channel. An image of one single value
+        raises `DiveError`.
+        """
+        return self._submit(self._write_image, image, pair, side, name, shard)
 
-    def photo(self, source: Path, name: str) -> Future[str]:
-        """Queues the byte-for-byte copy of a real photo; gives its SHA-256. One that is damaged raises `InputError`."""
-        return self._submit(self._copy_photo, source, name)
+    def photo(self, source: Path, name: str, shard: int) -> Future[Written]:
+        """Queues the byte-for-byte copy of a real photo. One that is damaged raises `InputError`."""
+        return self._submit(self._copy_photo, source, name, shard)
 
     def record(
-        self, number: int, pairs: Sequence[tuple[PairSpec, PairFiles]], written: Mapping[str, Future[str]]
+        self,
+        number: int,
+        pairs: Sequence[tuple[PairSpec, PairFiles]],
+        written: Mapping[str, Future[Written]],
+        done: Callable[[], object],
     ) -> None:
-        """Queues shard `number`'s record; `written` has the hash to come of every file of its `pairs`.
+        """Queues shard `number`'s record; `written` has what is to come of every file of its `pairs`; then calls `done`.
 
         The queue is first in, first out: when a thread takes the record, its files are written or being written, so
         waiting for them cannot lock the pool up.
         """
-        self._submit(self._write_record, number, pairs, written)
+        self._submit(self._write_record, number, pairs, written, done)
 
     def _submit(self, task: Callable[..., T], *arguments: Any) -> Future[T]:
         self._raise_failure()
@@ -86,45 +104,59 @@ class DatasetWriter:
         if self._failure is not None:
             raise self._failure
 
-    def _write_image(self, image: NDArray[np.uint8], pair: PairSpec, side: Modality, name: str) -> str:
+    def _write_image(self, image: NDArray[np.uint8], pair: PairSpec, side: Modality, name: str, shard: int) -> Written:
         with self._clock("write"):
-            notes = PngInfo()
-            notes.add_text("dive_fast:synthetic", "1")
-            notes.add_text(PNG_PLAN, self._plan_id)
-            notes.add_text(PNG_PAIR, pair.pair_id)
-            notes.add_text("dive_fast:fingerprint", self._fingerprint)
+            if image.min() == image.max():
+                raise DiveError(
+                    f"pair {some([pair.pair_id])}: the engine gave an image of one single value, so nothing of this "
+                    "shard is recorded; use float32, or check the model"
+                )
+            notes = {"plan_id": self._plan.plan_id, "pair_id": pair.pair_id, "fingerprint": self._fingerprint}
             picture = Image.fromarray(image)
+            picture = picture.convert("L") if side == "ir" else picture
             stream = io.BytesIO()
-            (picture.convert("L") if side == "ir" else picture).save(stream, "PNG", pnginfo=notes)
-            return self._write(name, stream.getvalue())
+            if self._plan.image_format == "png":
+                picture.save(stream, "PNG", pnginfo=png_marks(notes))
+            else:
+                picture.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=jpeg_marks(notes))
+            return self._write(name, stream.getvalue(), shard)
 
-    def _copy_photo(self, source: Path, name: str) -> str:
+    def _copy_photo(self, source: Path, name: str, shard: int) -> Written:
         with self._clock("write"):
             open_image(source)
             data = source.read_bytes()
-            target = self._tree.root / name
             with self._photos:  # pairs of two shards may bring the same photo at once
-                if not target.exists():
-                    return self._write(name, data)
-            if target.read_bytes() != data:
-                raise InputError(f"{target} is not the photo {source} that belongs there; move it away, then rerun")
-            return sha256_bytes(data)
+                if self._store.size(name) is None:
+                    return self._write(name, data, shard)
+            if self._store.read(name) != data:
+                raise InputError(
+                    f"{name} in {self._store.where} is not the photo {source} that belongs there; move it away, then rerun"
+                )
+            return Written(sha256_bytes(data), len(data))
 
-    def _write(self, name: str, data: bytes) -> str:
-        atomic_write(self._tree.new_path(name), data)
-        return sha256_bytes(data)
+    def _write(self, name: str, data: bytes, shard: int) -> Written:
+        self._store.write(name, data, shard)
+        return Written(sha256_bytes(data), len(data))
 
     def _write_record(
-        self, number: int, pairs: Sequence[tuple[PairSpec, PairFiles]], written: Mapping[str, Future[str]]
+        self,
+        number: int,
+        pairs: Sequence[tuple[PairSpec, PairFiles]],
+        written: Mapping[str, Future[Written]],
+        done: Callable[[], object],
     ) -> None:
-        records = [
-            PairRecord(
-                spec=pair,
-                files=dict(files.items()),
-                sha256={side: written[name].result() for side, name in files.items()},
-                engine_fingerprint=self._fingerprint,
-                scores={},
+        records = []
+        for pair, files in pairs:
+            parts = {str(side): written[name].result() for side, name in files.items()}
+            records.append(
+                PairRecord(
+                    spec=pair,
+                    files={str(side): name for side, name in files.items()},
+                    sha256={side: part.sha256 for side, part in parts.items()},
+                    sizes={side: part.size for side, part in parts.items()},
+                    engine_fingerprint=self._fingerprint,
+                    scores={},
+                )
             )
-            for pair, files in pairs
-        ]
-        write_shard(self._tree.root, number, records)
+        self._store.write(shard_name(number), shard_lines(records), number)
+        done()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dive_fast.synth import synthesize
-from dive_fast.synth.manifest import read_manifest, samples, verify
+from dive_fast.synth import load_plan, synthesize
+from dive_fast.synth.manifest import read_manifest, samples
+from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import InputError
-from tests.synth.fake import FakeEngine, plan_of, write_photos
+from tests.synth.fake import FakeEngine, contents, plan_of, write_photos
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def edit_first_record(out: Path, change) -> None:
 
 
 def test_whole_dataset(out):
-    assert verify(out) == []
+    assert verify_dataset(out).problems == []
     assert [record.spec.index for record in read_manifest(str(out))] == [0, 1, 2, 3, 4, 5] * 2
 
 
@@ -39,29 +40,64 @@ def test_verify_finds_everything(out):
     changed.write_bytes(changed.read_bytes() + b"x")
     (out / "cam7/0001/0099.jpg").write_bytes(b"extra")
     (out / "notes.txt").write_text("extra")
-    assert verify(out) == [
-        "cam3/0001/0001.png is missing; run synth again",
-        "cam6/0002/0003.png was changed after it was made; delete it and run synth again",
-        "cam7/0001/0099.jpg is in no record",
+    health = verify_dataset(out)
+    assert health.problems == [
+        "cam3/0001/0001.png is missing; run synth again with --check",
+        "cam6/0002/0003.png was changed after it was made; run synth again with --check",
         "notes.txt is in no record",
+        "cam7/0001/0099.jpg is in no record",
+    ]
+    assert (health.damaged, health.files, health.whole) == ({0, 2}, ["cam6/0002/0003.png"], False)
+
+
+def test_repair_makes_anew_just_what_is_damaged(out):
+    before = contents(out)
+    (out / "cam3/0001/0001.png").unlink()
+    (out / "cam6/0002/0003.png").write_bytes(before["cam6/0002/0003.png"][:-9])
+    (out / "cam7/0002/0001.jpg").write_bytes(b"")
+    plan = load_plan(out / "plan.json")
+    summary = synthesize(plan, FakeEngine(), out, progress=False, check=True)
+    assert summary.images == 2
+    assert contents(out) == before
+    assert verify_dataset(out).whole
+
+
+def test_the_same_image_twice_is_found(out):
+    rows = [json.loads(line) for line in (out / "shards/00000.jsonl").read_text().splitlines()]
+    first, second = (out / row["files"]["ir"] for row in rows[:2])
+    second.write_bytes(first.read_bytes())
+    rows[1]["sha256"]["ir"], rows[1]["sizes"]["ir"] = rows[0]["sha256"]["ir"], rows[0]["sizes"]["ir"]
+    (out / "shards/00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert verify_dataset(out).problems == [
+        "1 generated images have the very bytes of another one; look at the engine and its seeds"
     ]
 
 
 def test_verify_counts_what_is_not_made(out):
     (out / "shards/00002.jsonl").unlink()
-    problems = verify(out)
-    assert problems[0] == "2 planned pairs are not made yet, first 0002-00004-cam3; run synth again"
-    assert set(problems[1:]) == {"cam3/0002/0003.png is in no record", "cam6/0002/0003.png is in no record"}
+    health = verify_dataset(out)
+    assert health.problems == ["2 planned pairs are not made yet; run synth again"]
+    assert health.recorded == 10
+    assert health.incomplete == {"0002": {"rgb": (4, 6), "ir": (4, 6)}}
 
 
 def test_verify_finds_pairs_that_are_not_planned(out):
-    lines = (out / "shards/00002.jsonl").read_text().splitlines()
-    other = lines[0].replace("0002-00004-cam3", "0002-00099-cam3")
-    (out / "shards/00003.jsonl").write_text("\n".join([lines[1], other]) + "\n")
-    assert verify(out) == [
-        "pair 0002-00099-cam3 is not in the plan",
-        "pair 0002-00005-cam6 is recorded 2 times",
+    shard = out / "shards/00002.jsonl"
+    shard.write_text(shard.read_text().replace("0002-00004-cam3", "0002-00099-cam3"))
+    (out / "shards/00003.jsonl").write_text(shard.read_text())
+    assert verify_dataset(out).problems == [
+        "shards/00002.jsonl does not hold the 2 pairs that are planned for it; run synth again with --check",
+        "shards/00003.jsonl is in no record",
     ]
+
+
+def test_dropped_pairs_are_no_samples(out):
+    before = {s.path.relative_to(out).as_posix() for s in samples(out)}
+    (out / "dropped.jsonl").write_text('{"pair_id":"0001-00000-cam3","reasons":["identity 0.1 < 0.5"]}\n')
+    assert before - {s.path.relative_to(out).as_posix() for s in samples(out)} == {"cam3/0001/0001.png"}
+    (out / "dropped.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"dropped\.jsonl line 1 names no pair_id"):
+        samples(out)
 
 
 def test_rejected_pairs_are_no_samples(out):
@@ -80,7 +116,7 @@ def test_rejected_pairs_are_no_samples(out):
         (lambda row: row["spec"].pop("pid"), " spec: PairSpec is incomplete"),
         (lambda row: row["spec"].update(pid=1), " spec: pid is 1, which is no"),
         (lambda row: row.update(spec="x"), "expected a JSON object for PairSpec, got str"),
-        (lambda row: row.update(files={"rgb": "a.png"}), "needs files and hashes of both sides"),
+        (lambda row: row.update(files={"rgb": "a.png"}), "needs file, hash and size of both sides"),
         (lambda row: row["files"].update(rgb="../../secret.png"), "a file lies outside the dataset"),
         (lambda row: row["files"].update(ir="/etc/passwd"), "a file lies outside the dataset"),
         (lambda row: row["files"].update(ir=5), "files is .* which is no"),
@@ -95,24 +131,27 @@ def test_untrusted_records(out, change, message):
         list(read_manifest(out))
     with pytest.raises(InputError, match=message):
         samples(out)
-    assert any("00000.jsonl line 1" in problem for problem in verify(out))
+    assert any("00000.jsonl line 1" in problem for problem in verify_dataset(out).problems)
 
 
 def test_broken_shard(out):
-    (out / "shards/00001.jsonl").write_text('{"spec": ')
-    with pytest.raises(InputError, match=r"00001\.jsonl line 1 is not valid JSON; delete the file and rerun"):
-        list(read_manifest(out))
-    assert any("is not valid JSON" in problem for problem in verify(out))
+    for text, message in (('{"spec": ', "ends in the middle of a line"), ('{"spec": \n', "line 1 is not valid JSON")):
+        (out / "shards/00001.jsonl").write_text(text)
+        with pytest.raises(InputError, match=rf"00001\.jsonl {message}"):
+            list(read_manifest(out))
+        assert any(message in problem for problem in verify_dataset(out).problems)
+    synthesize(load_plan(out / "plan.json"), FakeEngine(), out, progress=False, check=True)
+    assert verify_dataset(out).whole
 
 
 def test_no_dataset(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        for read in (samples, verify, lambda out: list(read_manifest(out))):
+        for read in (samples, verify_dataset, lambda out: list(read_manifest(out))):
             with pytest.raises(InputError, match=r"is no synthesized dataset \(it has no plan\.json\)"):
                 read(folder)
     (tmp_path / "plan.json").write_text("[]")
-    with pytest.raises(InputError, match="lists no pairs"):
-        verify(tmp_path)
+    with pytest.raises(InputError, match="expected a JSON object with a list of people"):
+        verify_dataset(tmp_path)
 
 
 def test_readers_need_no_torch():

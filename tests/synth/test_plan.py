@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dive_fast.synth import load_plan, save_plan
-from dive_fast.synth.layout import pair_files
-from dive_fast.synth.plan import pair_seed
+from dive_fast.synth.layout import pair_files, shard_pairs
+from dive_fast.synth.plan import Override, read_overrides
+from dive_fast.synth.planfile import pair_seed
 from dive_fast.types import Camera, InputError, Sample, to_dict
 from tests.synth.fake import CAMERAS, plan_of, write_photos
 
@@ -45,7 +46,7 @@ def test_seeds_are_many_and_depend_on_nothing_else():
 
 def test_files_by_hand():
     plan = plan_of(pids=["0001"], pairs_per_identity=2, rgb=["cam1"])
-    assert pair_files(plan) == [
+    assert list(pair_files(plan)) == [
         {"rgb": "cam1/0001/0001.png", "ir": "cam3/0001/0001.png"},
         {"rgb": "cam1/0001/0002.png", "ir": "cam6/0001/0001.png"},
         {"rgb": "cam1/0001/0003.png", "ir": "cam3/0001/0002.png"},
@@ -70,7 +71,7 @@ def test_photos(tmp_path, mode):
     again = [p.photo for p in plan.pairs if p.pid == "0002" and p.ir == "cam3"]
     assert again[0] == again[2] != again[1]
     assert all(p.rgb == "cam7" for p in plan.pairs)
-    files = pair_files(plan)
+    files = list(pair_files(plan))
     assert {f["rgb"] for f in files} == {
         f"cam7/{pid}/{n:04d}.jpg" for pid, n in [("0001", 1), ("0001", 2), ("0001", 3), ("0002", 1), ("0002", 2)]
     }
@@ -127,6 +128,7 @@ def test_photo_outside_the_root(tmp_path):
         ({"pids": ["12"]}, "spell it '0012'"),
         ({"pids": ["../x"]}, "cannot be an identity name"),
         ({"pairs_per_identity": 0}, "there is no pair to make"),
+        ({"pairs_per_identity": -1}, "needs pairs >= 0"),
         ({"steps": 0, "width": 12, "guidance": -1}, r"steps must be .* got 0; width .* got 12; guidance .* -1"),
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"guidance": float("nan")}, "guidance must be >= 0, got nan"),
@@ -181,19 +183,29 @@ def edited(path, change):
     ("change", "message"),
     [
         (lambda d: d.update(seed=12), "plan_id does not match its content"),
-        (lambda d: d["pairs"][0].update(seed=1), "plan_id does not match its content"),
+        (lambda d: d["people"][0].update(pairs=7), "plan_id does not match its content"),
         (lambda d: d.update(extra=1), r"unknown field\(s\) extra"),
         (lambda d: d.pop("steps"), "incomplete"),
         (lambda d: d.update(steps="4"), "steps is '4', which is no"),
         (lambda d: d.update(steps=True), "steps is True, which is no"),
         (lambda d: d.update(mode="fast"), "mode is 'fast', which is no"),
-        (lambda d: d.update(pairs=[]), "there is no pair to make"),
-        (lambda d: d.update(pairs={}), "expected a JSON object with a list of pairs"),
-        (lambda d: d["pairs"][1].update(pid=7), r"pair 1: pid is 7, which is no"),
-        (lambda d: d["pairs"].append("x"), "pair 18: expected a JSON object for PairSpec, got str"),
-        (lambda d: d["pairs"].append(d["pairs"][0]), "a pair_id occurs twice"),
-        (lambda d: d["pairs"][0].update(seed=-1), "1 seeds are outside"),
-        (lambda d: d["pairs"][0].update(photo="../x.jpg"), "1 pairs do not fit mode 'synthetic'.*outside photo_root"),
+        (lambda d: d.update(seed=-1), "seed must be a whole number >= 0, got -1"),
+        (lambda d: d.update(people=[]), "there is no pair to make"),
+        (lambda d: d.update(people={}), "expected a JSON object with a list of people"),
+        (lambda d: d.update(pairs=[]), "an older version of dive-fast made it"),
+        (lambda d: d.update(version=3), "it is of version 3, this dive-fast reads version 2"),
+        (lambda d: d.update(image_format="gif"), "image_format is 'gif', which is no"),
+        (lambda d: d["people"][1].update(pid=7), r"person 1: pid is 7, which is no"),
+        (lambda d: d["people"].append("x"), "person 3: expected a JSON object for PersonPlan, got str"),
+        (lambda d: d["people"].append(d["people"][0]), "an identity stands in it twice"),
+        (lambda d: d["people"][0].update(pairs=-1), r"identity 0001 needs pairs >= 0 \(-1\)"),
+        (lambda d: d["people"][0].update(ir=[]), "identity 0001 needs pairs .* cameras"),
+        (lambda d: d["people"][0].update(ir=["cam3", "cam3"]), "identity 0001 needs .* each once"),
+        (lambda d: d["people"][0].update(rgb=[["cam1"]]), "rgb is .* which is no"),
+        (
+            lambda d: d["people"][0].update(rgb=[["cam1", "../x.jpg"]]),
+            "do not fit mode 'synthetic'.*outside photo_root",
+        ),
         (lambda d: d.update(photo_root="/"), "does not go with photo_root '/'"),
         (lambda d: d.update(strength=0.5), "mode 'synthetic' does not go with strength 0.5"),
     ],
@@ -214,6 +226,63 @@ def test_files_that_are_no_plan(tmp_path, text):
         load_plan(tmp_path / "plan.json")
     with pytest.raises(InputError, match="does not exist"):
         load_plan(tmp_path / "gone.json")
+
+
+def test_overrides_of_single_identities(tmp_path):
+    path = tmp_path / "overrides.json"
+    path.write_text('{"0001": {"pairs": 0}, "0002": {"pairs": 1, "ir": ["cam6"]}, "0003": {"rgb": ["cam2"]}}')
+    plan = plan_of(pairs_per_identity=2, overrides=read_overrides(path))
+    assert [(p.pair_id, p.rgb) for p in plan.pairs] == [
+        ("0002-00000-cam6", "cam1"),
+        ("0003-00000-cam3", "cam2"),
+        ("0003-00001-cam6", "cam2"),
+        ("0003-00002-cam3", "cam2"),
+        ("0003-00003-cam6", "cam2"),
+    ]
+    assert plan.pairs[0].seed == pair_seed(11, "0002", 0)
+    with pytest.raises(InputError, match=r"overrides name identities that are not in the plan: 0009"):
+        plan_of(overrides={"0009": Override(pairs=1)})
+    with pytest.raises(InputError, match="'cam1' is an rgb camera"):
+        plan_of(overrides={"0001": Override(ir=("cam1",))})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected a JSON object of identities"),
+        ('{"0001": 3}', "identity 0001: expected an object"),
+        ('{"0001": {"steps": 3}}', "with pairs, ir and rgb"),
+        ('{"0001": {"pairs": "3"}}', "pairs must be a whole number >= 0, got '3'"),
+        ('{"0001": {"ir": "cam3"}}', "ir must be a list of camera names"),
+    ],
+)
+def test_bad_overrides(tmp_path, text, message):
+    (tmp_path / "overrides.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_overrides(tmp_path / "overrides.json")
+
+
+@pytest.mark.parametrize("mode", ["synthetic", "real-rgb"])
+def test_any_shard_is_found_without_the_others(tmp_path, mode):
+    """Random access equals a walk from the start: pairs, and the files that a counter along the walk would give."""
+    photos = write_photos(tmp_path, {"0001": 2, "0002": 3, "0003": 1})
+    given = {} if mode == "synthetic" else {"photos": photos, "photo_root": tmp_path}
+    plan = plan_of(
+        mode, pairs_per_identity=4, shard_size=5, overrides={"0002": Override(pairs=7, ir=("cam6",))}, **given
+    )
+    walk = list(plan.pairs)
+    assert len(walk) == len(plan.pairs) == 8 + 7 + 8
+    assert [plan.pairs[n] for n in range(-23, 23)] == walk * 2
+    assert [pair for n in range(plan.shards) for pair in plan.shard(n)] == walk
+    numbers: Counter[tuple[str, str]] = Counter()
+    for pair, files in (entry for n in range(plan.shards) for entry in shard_pairs(plan, n)):
+        for side in ("rgb", "ir") if mode == "synthetic" else ("ir",):
+            camera = pair.ir if side == "ir" else pair.rgb
+            numbers[camera, pair.pid] += 1
+            assert files[side] == f"{camera}/{pair.pid}/{numbers[camera, pair.pid]:04d}.png"
+    assert [files for n in range(plan.shards) for _, files in shard_pairs(plan, n)] == list(pair_files(plan))
+    with pytest.raises(IndexError):
+        plan.pairs[23]
 
 
 def test_counts_of_a_dive_like_run():

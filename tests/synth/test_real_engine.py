@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from dive_fast.synth import make_plan, synthesize
-from dive_fast.synth.manifest import samples, verify
+from dive_fast.synth.manifest import samples
+from dive_fast.synth.verify import verify_dataset
 from tests.synth.fake import write_photos
 from tests.tiny import HEIGHT, WIDTH
 
@@ -39,7 +40,7 @@ def test_batches_differ_by_rounding_at_most(engine, tmp_path, mode):
     )
     for rows in (2, 12):
         synthesize(plan, engine, tmp_path / str(rows), rows=rows, progress=False)
-        assert verify(tmp_path / str(rows)) == []
+        assert verify_dataset(tmp_path / str(rows)).problems == []
     for one, many in zip(samples(tmp_path / "2"), samples(tmp_path / "12"), strict=True):
         pixels = [np.asarray(Image.open(sample.path)).astype(int) for sample in (one, many)]
         assert np.abs(pixels[0] - pixels[1]).max() <= 1

@@ -1,20 +1,20 @@
 """Runs that must not start: wrong engine, unknown people, somebody else's folder. Nothing may be touched."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dive_fast.synth import save_plan, synthesize
-from dive_fast.synth.dataset import claimed
 from dive_fast.synth.planfile import plan_hash
-from dive_fast.types import InputError, PairSpec
+from dive_fast.types import InputError
 from tests.synth.fake import FakeEngine, contents, plan_of, write_photos
 
 
-def with_pairs(plan, change):
-    """The plan with every pair changed, as another model's plan would be."""
-    changed = replace(plan, pairs=tuple(change(pair) for pair in plan.pairs))
+def with_people(plan, change):
+    """The plan with every person changed, as another model's plan would be."""
+    changed = replace(plan, people=tuple(change(person) for person in plan.people))
     return replace(changed, plan_id=plan_hash(changed))
 
 
@@ -30,7 +30,7 @@ def refused(plan, out: Path, message: str, engine: FakeEngine | None = None, row
 
 
 def test_unknown_identities_are_all_counted(tmp_path):
-    plan = with_pairs(plan_of(), lambda p: replace(p, pid=p.pid.replace("000", "100")))
+    plan = with_people(plan_of(), lambda p: replace(p, pid=p.pid.replace("000", "100")))
     refused(
         plan,
         tmp_path / "out",
@@ -39,12 +39,12 @@ def test_unknown_identities_are_all_counted(tmp_path):
 
 
 def test_everything_wrong_is_said_at_once(tmp_path):
-    plan = with_pairs(plan_of(), lambda p: replace(p, pid="9999", ir="cam8"))
-    refused(plan, tmp_path / "out", "rows 65 > rows_max.*model model-2.*model-1.*9999.*cam8", FakeEngine("model-2"), 65)
+    plan = with_people(plan_of(), lambda p: replace(p, pid=f"9{p.pid[1:]}", ir=("cam8",)))
+    refused(plan, tmp_path / "out", "rows 65 > rows_max.*model model-2.*model-1.*9001.*cam8", FakeEngine("model-2"), 65)
 
 
 def test_camera_of_the_other_modality(tmp_path):
-    plan = with_pairs(plan_of(), lambda p: replace(p, rgb="cam3"))
+    plan = with_people(plan_of(), lambda p: replace(p, rgb=(("cam3", None),)))
     refused(plan, tmp_path / "out", "camera cam3 is ir in the engine and rgb in the plan")
 
 
@@ -62,7 +62,9 @@ def test_plan_changed_in_memory(tmp_path):
 @pytest.mark.parametrize("change", [{"pid": "../../x"}, {"ir": "../cam3"}, {"rgb": "/tmp"}])
 def test_names_that_leave_the_folder(tmp_path, change):
     """Even if the engine knew such names, no file outside may be written."""
-    plan = with_pairs(plan_of(), lambda p: PairSpec(**{**p.__dict__, **change}))
+    sides = {"pid": lambda v: v, "ir": lambda v: (v,), "rgb": lambda v: ((v, None),)}
+    changed = {name: sides[name](value) for name, value in change.items()}
+    plan = with_people(plan_of(pids=["0001"]), lambda p: replace(p, **changed))
     engine = FakeEngine()
     table = engine.prompts.table
     identities = tuple(replace(i, pid=change.get("pid", i.pid) if i.pid == "0001" else i.pid) for i in table.identities)
@@ -94,19 +96,30 @@ def test_folder_with_other_things(tmp_path):
 
 def test_empty_folder_and_a_killed_start_are_fine(tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/.plan.json.abcd1234.tmp").write_text("{")
+    (tmp_path / "out/.work").mkdir()
+    for leftover in ("all.lock", "all-abcd1234.tmp", "00000.lock", "00000-0123abcd.tmp"):
+        (tmp_path / "out/.work" / leftover).write_text("{")
     assert synthesize(plan_of(pids=["0001"]), FakeEngine(), tmp_path / "out", progress=False).images == 12
     assert not list((tmp_path / "out").glob(".*"))
 
 
 @pytest.mark.parametrize("name", ["cam3/0001/0001.png", "cam1/0001/0002.png", "cam6/0003/0003.png"])
 def test_foreign_image_in_our_own_folder_is_not_replaced(tmp_path, name):
+    """Be it another plan's image or a photo; it is found when its shard's turn comes."""
     out, plan = tmp_path / "out", plan_of()
-    out.mkdir()
-    save_plan(plan, out / "plan.json")
-    (out / name).parent.mkdir(parents=True)
-    write_photos(tmp_path, {"0001": 1})[0].path.rename(out / name)
-    refused(plan, out, rf"{name} was not made by this plan and is not overwritten; move it away")
+    synthesize(plan_of(seed=12), FakeEngine(), tmp_path / "other", progress=False)
+    for foreign in (tmp_path / "other" / name, write_photos(tmp_path, {"0001": 1})[0].path):
+        out.mkdir()
+        save_plan(plan, out / "plan.json")
+        (out / name).parent.mkdir(parents=True)
+        bytes_before = foreign.read_bytes()
+        (out / name).write_bytes(bytes_before)
+        with pytest.raises(
+            InputError, match=rf"{name} in .* was not made by this plan and is not overwritten; move it"
+        ):
+            synthesize(plan, FakeEngine(), out, progress=False)
+        assert (out / name).read_bytes() == bytes_before
+        shutil.rmtree(out)
 
 
 def test_foreign_identity_lists_are_not_replaced(tmp_path):
@@ -115,7 +128,7 @@ def test_foreign_identity_lists_are_not_replaced(tmp_path):
     save_plan(plan, out / "plan.json")
     (out / "exp").mkdir()
     (out / "exp/train_id.txt").write_text("1,2,3")
-    with pytest.raises(InputError, match=r"train_id\.txt lists other identities and is not overwritten"):
+    with pytest.raises(InputError, match=r"train_id\.txt in .* lists other identities and is not overwritten"):
         synthesize(plan, FakeEngine(), out, progress=False)
     assert (out / "exp/train_id.txt").read_text() == "1,2,3"
 
@@ -149,10 +162,3 @@ def test_missing_photos_are_all_counted(tmp_path):
     refused(
         plan, tmp_path / "out", r"5 of 9 photos are missing in .*photos: 000.* and 2 more; bring them or plan again"
     )
-
-
-def test_two_runs_in_one_folder(tmp_path):
-    plan = plan_of(pids=["0001"])
-    with claimed(tmp_path / "out", plan):
-        refused(plan, tmp_path / "out", "another run is writing to .*out")
-    assert synthesize(plan, FakeEngine(), tmp_path / "out", progress=False).images == 12

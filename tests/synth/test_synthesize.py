@@ -9,7 +9,8 @@ from PIL import Image
 
 from dive_fast.data import read_sysu
 from dive_fast.synth import load_plan, synthesize
-from dive_fast.synth.manifest import read_manifest, samples, verify
+from dive_fast.synth.manifest import read_manifest, samples
+from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import Sample
 from tests.synth.fake import CAMERAS, HEIGHT, SCHEDULER_CONFIG, WIDTH, FakeEngine, contents, plan_of, write_photos
 
@@ -101,17 +102,16 @@ def test_both_sides_start_from_one_noise(made):
     assert np.ptp(grey[0] - other) > 20
 
 
-def test_bank_is_encoded_once_a_shard_and_rows_are_filled(made):
+def test_every_prompt_is_encoded_once_and_rows_are_filled_across_shards(made):
     plan, _, _, engine = made["synthetic"]
-    distinct = [1 + len({(p.pid, c) for p in plan.shard(n) for c in (p.rgb, p.ir)}) for n in range(plan.shards)]
-    assert engine.text_rows == distinct
-    assert engine.eps_rows == ([6] * 4 + [6] * 4 + [4] * 4) * 4 + [6] * 4 + [2] * 4
+    assert sum(engine.text_rows) == 1 + len({(p.pid, c) for p in plan.pairs for c in (p.rgb, p.ir)})
+    assert engine.eps_rows == [6] * 4 * 12  # 36 images, 3 a batch of 6 rows; shards are of 8 images
 
 
 def test_without_guidance_a_row_is_an_image(photos, tmp_path):
     engine = FakeEngine()
     synthesize(plan_with(photos, "synthetic", guidance=1.0), engine, tmp_path / "out", rows=8, progress=False)
-    assert engine.eps_rows == [8] * 4 * 4 + [4] * 4
+    assert engine.eps_rows == [8] * 4 * 4 + [4] * 4  # 36 images, only the last batch is not full
 
 
 def test_marks_in_every_generated_image(made):
@@ -128,6 +128,31 @@ def test_marks_in_every_generated_image(made):
                     "dive_fast:pair_id": record.spec.pair_id,
                     "dive_fast:fingerprint": engine.fingerprint,
                 }
+
+
+def test_jpeg_and_its_marks(tmp_path):
+    plan = plan_of(pids=["0001"], image_format="jpg")
+    synthesize(plan, FakeEngine(), tmp_path / "jpg", progress=False)
+    synthesize(plan_of(pids=["0001"]), FakeEngine(), tmp_path / "png", progress=False)
+    for record in read_manifest(tmp_path / "jpg"):
+        for side, name in record.files.items():
+            image, lossless = (
+                Image.open(tmp_path / "jpg" / name),
+                Image.open((tmp_path / "png" / name).with_suffix(".png")),
+            )
+            assert (image.format, image.mode) == ("JPEG", lossless.mode)
+            difference = np.asarray(image).astype(int) - np.asarray(lossless)
+            assert np.abs(difference).mean() < 3
+            assert image.getexif()[0x0131] == "dive_fast"  # Software
+            assert json.loads(image.getexif()[0x010E]) == {  # ImageDescription
+                "synthetic": "1",
+                "plan_id": plan.plan_id,
+                "pair_id": record.spec.pair_id,
+                "fingerprint": FakeEngine().fingerprint,
+            }
+            assert record.sizes[side] == (tmp_path / "jpg" / name).stat().st_size
+    again = synthesize(plan, FakeEngine(), tmp_path / "jpg", progress=False, check=True)
+    assert (again.images, verify_dataset(tmp_path / "jpg").problems) == (0, [])
 
 
 def test_real_photos_are_copied_byte_for_byte(made, photos):
@@ -147,7 +172,7 @@ def test_folder_is_complete_and_nothing_else(made):
         expected |= {"plan.json", "exp/train_id.txt", "exp/val_id.txt"}
         expected |= {f"shards/{number:05d}.jsonl" for number in range(5)}
         assert set(contents(out)) == expected
-        assert verify(out) == []
+        assert verify_dataset(out).problems == []
 
 
 def test_samples_tell_real_from_synthetic(made):
@@ -177,7 +202,8 @@ def test_summary(made):
     plan, _, summary, engine = made["synthetic"]
     assert (summary.pairs, summary.images, summary.shards, summary.resumed_shards) == (18, 36, 5, 0)
     assert summary.plan_id == plan.plan_id
-    assert set(summary.times) == {"encode", "denoise", "decode", "write"}
+    assert set(summary.times) == {"encode", "denoise", "decode", "wait", "write"}
+    assert summary.finished
     assert summary.images_per_second == pytest.approx(36 / summary.seconds, rel=0.02)
     assert made["real-rgb"][2].images == 18
 
@@ -185,7 +211,7 @@ def test_summary(made):
 def test_records_do_not_depend_on_the_day(made):
     _, out, _, engine = made["photo-guided"]
     row = json.loads((out / "shards/00000.jsonl").read_text().splitlines()[0])
-    assert set(row) == {"spec", "files", "sha256", "engine_fingerprint", "scores", "status"}
+    assert set(row) == {"spec", "files", "sha256", "sizes", "engine_fingerprint", "scores", "status"}
     assert (row["engine_fingerprint"], row["scores"], row["status"]) == (engine.fingerprint, {}, "done")
 
 

@@ -1,0 +1,261 @@
+"""Bulk synthesis around the engine: `python -m benchmarks.bulk --out FILE` (about 12 minutes; parts of it by --only).
+
+plan    ten million pairs: planned, written, read, any shard found, the remaining work found; seconds and peak memory.
+resume  a finished dataset of 100,000 records: how long a rerun takes to find that there is nothing to do.
+job     the whole job against the bare engine on the pocket model, calls of the same batches without files: the share of
+        the engine's own rate that is left, on this disk and on one slowed down to what the engine writes three times over;
+        and the reference's way (prompts by prompt, a call at a time, files written before the next call), in turns.
+ray     two workers of one core each against one worker pinned to one core.
+
+All on random noise and real photos of the pocket world; a figure is a median of the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.machine import commit, processor, versions
+from benchmarks.plan import timed
+from dive_fast.engines import Engine, load_engine
+from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
+from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
+from dive_fast.synth import make_plan, synthesize
+from dive_fast.synth.clock import StageClock
+from dive_fast.synth.folder import claim_folder, open_store
+from dive_fast.synth.layout import shard_pairs
+from dive_fast.synth.local import _Run
+from dive_fast.synth.manifest import shard_lines, shard_name
+from dive_fast.synth.planfile import SynthesisPlan
+from dive_fast.synth.store import LocalStore
+from dive_fast.types import PairRecord
+
+ROWS, STEPS, GUIDANCE = 32, 10, 2.0
+PACKAGES = ("torch", "onnxruntime", "diffusers", "pillow", "numpy", "ray")
+
+
+def plan_of_millions() -> dict[str, Any]:
+    """In a process of its own, whose peak memory it is."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.plan"], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def resume_of_a_finished_job(engine: Engine) -> dict[str, Any]:
+    """100,000 records; the images' names lead to nothing, as a rerun does not look at images."""
+    plan = pocket_plan(engine, pairs=100_000, shard_size=64)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        store = open_store(out)
+        claim_folder(store, plan)
+        (out / "shards").mkdir()
+        for number in range(plan.shards):
+            records = [
+                PairRecord(
+                    pair, dict(files), dict.fromkeys(files, "0" * 64), dict.fromkeys(files, 1), engine.fingerprint, {}
+                )
+                for pair, files in shard_pairs(plan, number)
+            ]
+            (out / shard_name(number)).write_bytes(shard_lines(records))
+        seconds, summary = timed(lambda: synthesize(plan, engine, out, progress=False))
+        assert summary.finished and not summary.images
+    return {"records": len(plan.pairs), "shards": plan.shards, "s": round(seconds, 3)}
+
+
+def pocket(folder: Path) -> Path:
+    """The shipped model, its adapter fused in and exported; made once."""
+    from dive_export import GraphOptions, export_engine
+
+    if not (folder / "engine").exists():
+        save_bundle(fuse(load_bundle("pocket"), load_adapter("pocket")), folder / "fused")
+        export_engine(folder / "fused", folder / "engine", rows_max=64, check=False, options=GraphOptions(form="bank"))
+    return folder / "engine"
+
+
+def pocket_plan(engine: Engine, pairs: int, shard_size: int = 32) -> SynthesisPlan:
+    """Both sides generated, people by people."""
+    people = [identity.pid for identity in engine.prompts.table.identities]
+    each = -(-pairs // len(people))
+    profile = engine.spec.profile
+    return make_plan(
+        mode="synthetic", pids=people[: -(-pairs // each)], cameras=engine.prompts.table.cameras, ir=["cam3"], rgb=["cam1"],
+        pairs_per_identity=each, seed=3, steps=STEPS, guidance=GUIDANCE, height=profile.height, width=profile.width,
+        model_fingerprint=engine.spec.model_fingerprint, shard_size=shard_size,
+    )  # fmt: skip
+
+
+class SlowStore(LocalStore):
+    """A disk that takes its time for every file."""
+
+    def __init__(self, root: Path, seconds: float) -> None:
+        super().__init__(root)
+        self._seconds = seconds
+
+    def write(self, name: str, data: bytes, shard: int | None = None) -> None:
+        time.sleep(self._seconds)
+        super().write(name, data, shard)
+
+
+def bare(engine: Engine, plan: SynthesisPlan) -> float:
+    """Seconds of the engine alone for the plan's batches: prompts encoded once, noise ready, nothing written."""
+    keys = [(pair.pid, camera) for pair in plan.pairs for camera in (pair.rgb, pair.ir)]
+    seeds = [pair.seed for pair in plan.pairs for _ in range(2)]
+    size = ROWS // 2
+    noise = [initial_noise(seeds[at : at + size], engine.latent_shape) for at in range(0, len(seeds), size)]
+    schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
+
+    def run() -> None:
+        embeddings, index = engine.prompts.encode(engine.encode_text, [None, *keys])
+        conditioning = engine.condition(embeddings)
+        for number, start in enumerate(noise):
+            at = 1 + number * size
+            eps = guided(lambda x, t, i: engine.eps(x, t, conditioning, i), index[at : at + size], 0, plan.guidance)
+            engine.decode(dpmpp_2m(eps, start, schedule))
+
+    return timed(run)[0]
+
+
+def whole(engine: Engine, plan: SynthesisPlan, store: LocalStore) -> tuple[float, dict[str, float]]:
+    """Seconds of the whole job, files and all, and by stage."""
+    clock = StageClock("encode", "denoise", "decode", "wait", "write")
+    claim_folder(store, plan)
+    seconds, _ = timed(lambda: _Run(plan, engine, store, ROWS, clock, range(plan.shards)).make(False))
+    return seconds, clock.seconds()
+
+
+def reference_way(engine: Engine, plan: SynthesisPlan, out: Path) -> float:
+    """As DiVE's public code goes: one person and camera a call, its prompt encoded each time, files before the next call."""
+    size = ROWS // 2
+    schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
+    calls: dict[tuple[str, str], list[int]] = {}
+    for pair in plan.pairs:
+        for camera in (pair.rgb, pair.ir):
+            calls.setdefault((pair.pid, camera), []).append(pair.seed)
+
+    def run() -> None:
+        for (pid, camera), seeds in calls.items():
+            (out / camera / pid).mkdir(parents=True)
+            for at in range(0, len(seeds), size):
+                some = seeds[at : at + size]
+                embeddings, index = engine.prompts.encode(engine.encode_text, [None, *[(pid, camera)] * len(some)])
+                conditioning = engine.condition(embeddings)
+                eps = guided(lambda x, t, i, c=conditioning: engine.eps(x, t, c, i), index[1:], 0, plan.guidance)
+                images = engine.decode(dpmpp_2m(eps, initial_noise(some, engine.latent_shape), schedule))
+                for number, image in enumerate(images.numpy()):
+                    Image.fromarray(image).save(out / camera / pid / f"{at + number}.png")
+
+    return timed(run)[0]
+
+
+def job(engine: Engine, turns: int) -> dict[str, Any]:
+    """Shares of the bare engine's rate, turn by turn; the slow disk writes just three times as fast as the engine makes."""
+    plan = pocket_plan(engine, pairs=96)
+    images = 2 * len(plan.pairs)
+    kinds = ("bare", "fast disk", "slow disk", "reference's way")
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    waits: dict[str, list[float]] = {"fast disk": [], "slow disk": []}
+    delay = 0.0
+    for turn in range(turns + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            alone = bare(engine, plan)
+            delay = delay or 2 * alone / images / 3 * 2  # two writers share it
+            fast, fast_stages = whole(engine, plan, LocalStore(Path(folder) / "fast"))
+            slow, slow_stages = whole(engine, plan, SlowStore(Path(folder) / "slow", delay))
+            theirs = reference_way(engine, plan, Path(folder) / "theirs")
+        if turn:  # the first is a warm-up
+            for kind, value in zip(kinds, (alone, fast, slow, theirs), strict=True):
+                seconds[kind].append(value)
+            for kind, total, stages in (("fast disk", fast, fast_stages), ("slow disk", slow, slow_stages)):
+                waits[kind].append(stages["wait"] / total)
+    shares = {
+        kind: round(statistics.median(a / b for a, b in zip(seconds["bare"], seconds[kind], strict=True)), 3)
+        for kind in kinds[1:]
+    }
+    return {
+        "images": images,
+        "images/s": {kind: round(images / statistics.median(values), 2) for kind, values in seconds.items()},
+        "share of the bare engine": shares,
+        "engine waits": {kind: round(statistics.median(values), 4) for kind, values in waits.items()},
+        "slow disk, s a file": round(delay, 4),
+    }
+
+
+def ray_scaling(folder: Path, turns: int) -> dict[str, Any]:
+    """Images a second of one worker pinned to one core, and of two Ray workers on two cores, each in its own process."""
+    rates: dict[str, list[float]] = {"one worker, one core": [], "two Ray workers": []}
+    for turn in range(turns):
+        for kind, values in rates.items():
+            out = folder / f"{kind}-{turn}"
+            core = ["taskset", "-c", "0"] if kind.startswith("one") else []
+            command = [*core, sys.executable, "-m", "benchmarks.bulk", "--child", kind, str(folder), str(out)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            values.append(float(done.stdout.split()[-1]))
+    middle = {kind: round(statistics.median(values), 2) for kind, values in rates.items()}
+    ratio = statistics.median(b / a for a, b in zip(*rates.values(), strict=True))
+    return {"images/s": middle, "two / one": round(ratio, 2)}
+
+
+def child(kind: str, folder: Path, out: Path) -> None:
+    """Prints images/s of the work alone: engines are open and warm before the clock runs."""
+    from dive_fast.synth.cluster import Cluster, synthesize_on
+
+    torch.set_num_threads(1)
+    engine = load_engine(pocket(folder), threads=1)
+    plan = pocket_plan(engine, pairs=160, shard_size=8)
+    if kind.startswith("one"):
+        summary = synthesize(plan, engine, out, ROWS, progress=False)
+    else:
+        settings = {"path": str(pocket(folder)), "threads": 1}
+        summary = synthesize_on(Cluster(workers=2), plan, settings, out, ROWS, progress=False)
+    print(summary.images_per_second)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("plan", "resume", "job", "ray"), action="append")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child[0], Path(options.child[1]), Path(options.child[2]))
+        return
+    wanted = options.only or ("plan", "resume", "job", "ray")
+    result: dict[str, Any] = {
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "versions": versions(PACKAGES),
+        "commit": commit(),
+        "turns": options.turns,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        if "plan" in wanted:
+            result["plan"] = plan_of_millions()
+            print(json.dumps(result["plan"]), flush=True)
+        if set(wanted) - {"plan"}:
+            engine = load_engine(pocket(Path(folder)))
+        if "resume" in wanted:
+            result["resume"] = resume_of_a_finished_job(engine)
+            print(json.dumps(result["resume"]), flush=True)
+        if "job" in wanted:
+            result["job"] = job(engine, options.turns)
+            print(json.dumps(result["job"]), flush=True)
+        if "ray" in wanted:
+            result["ray"] = ray_scaling(Path(folder), options.turns)
+            print(json.dumps(result["ray"]), flush=True)
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What the layouts of trainers share in naming the images of a new tree that joins several sets.
+
+An image of a set that lies in the same layout keeps its own name. Any other gets the next number of its person and camera,
+so sets of photos are named first and generated images after them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from dive_fast.data.names import is_number
+from dive_fast.types import InputError, Modality
+
+Problems = tuple[list[str], list[str]]
+"""Why a tree cannot be written, and what some of its trainers would misread."""
+
+
+class Naming:
+    """Names the training images of one new tree; made anew for every pass over the same images in the same order.
+
+    `keep` and `add` raise `InputError` for what the layout's readers would not read back, and for a name given twice.
+    """
+
+    # Whether the layout's trainers stack images as they are into one array, which takes three channels in every image.
+    three_channels = True
+    # What the layout's trainers find; files with another suffix are converted to JPEG.
+    suffixes: tuple[str, ...] = (".jpg", ".png", ".bmp")
+
+    def __init__(self) -> None:
+        self._last: Counter[tuple[str, str]] = Counter()
+        self._taken: set[str] = set()  # of kept names only, so that memory does not grow with generated images
+
+    def keep(self, own: str, pid: str, camera: str) -> str:
+        """The name of an image that is called `own` in a set of this layout: the same, but for a renamed person."""
+        name = self._kept(own, pid, camera)
+        if name in self._taken:
+            raise InputError(f"two images would be {name} in the new tree; remove one, or give one's set a prefix=")
+        self._taken.add(name)
+        return name
+
+    def add(self, pid: str, camera: str, modality: Modality, suffix: str) -> str:
+        """The name of an image that brings none, its file's suffix `suffix` if that can stay."""
+        suffix = suffix.lower() if suffix.lower() in self.suffixes else ".jpg"
+        while (name := self._next(pid, camera, modality, suffix)) in self._taken:
+            continue
+        return name
+
+    def problems(self, people: Sequence[str], cameras: Sequence[tuple[str, Modality]]) -> Problems:
+        """What is wrong with these people's names, and with these cameras of images that bring no name."""
+        raise NotImplementedError
+
+    def _kept(self, own: str, pid: str, camera: str) -> str:
+        raise NotImplementedError
+
+    def _next(self, pid: str, camera: str, modality: Modality, suffix: str) -> str:
+        raise NotImplementedError
+
+    def _number(self, pid: str, camera: str) -> int:
+        """The next number of a person and camera."""
+        self._last[pid, camera] += 1
+        return self._last[pid, camera]
+
+    def _seen(self, pid: str, camera: str, number: str) -> None:
+        """Counts on from a kept image's number, if it is one."""
+        if is_number(number):
+            self._last[pid, camera] = max(self._last[pid, camera], int(number))
+
+
+def camera_number(camera: str) -> int | None:
+    """The number at the end of a camera's name, as 3 of "cam3" and of "llcm-nir3"."""
+    match = re.search(r"([0-9]{1,4})$", camera)
+    return int(match[1]) if match else None
+
+
+def same_number(cameras: Sequence[tuple[str, Modality]], apart: bool) -> list[str]:
+    """Cameras that a file name cannot tell apart, one caution a number; with `apart`, the modality tells them."""
+    names: dict[tuple[int | None, Modality | None], list[str]] = {}
+    for camera, modality in cameras:
+        names.setdefault((camera_number(camera), modality if apart else None), []).append(camera)
+    return [
+        f"cameras {' and '.join(same)} are one, number {number}, in the new files' names; --camera renames"
+        for (number, _), same in names.items()
+        if len(same) > 1 and number is not None
+    ]

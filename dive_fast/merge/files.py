@@ -1,0 +1,108 @@
+"""One image into the new tree: copied, linked, or converted where a layout's trainers could not use it as it is."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from dive_fast.data.images import decode_image
+from dive_fast.data.writers import SysuTreeWriter
+from dive_fast.io import atomic_write, clear_disk_errors, sha256_bytes
+from dive_fast.merge.inputs import Shot
+from dive_fast.merge.plan import How
+from dive_fast.synth.marks import jpeg_marks, png_marks, read_marks
+from dive_fast.types import DiveError, InputError
+
+JPEG_QUALITY = 95
+
+
+def place(root: Path, name: str, source: Path, how: How, sha256: str | None = None) -> None:
+    """Brings the bytes of `source` to `root/name`; one that is there already, from an earlier run, stays.
+
+    With `sha256`, a copy of other bytes raises `InputError`; links do not read the file. A failing link raises `DiveError`.
+    """
+    if is_there(root / name):
+        return
+    target = SysuTreeWriter(root).new_path(name)
+    if how == "copy":
+        atomic_write(target, read_bytes(source, sha256))
+        return
+    with clear_disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (os.symlink if how == "symlink" else os.link)(source.resolve(), target)
+        except OSError as error:
+            if how == "link" and error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                raise DiveError(
+                    f"{source} cannot be linked to {target} ({error.strerror}); hard links need one file system that has "
+                    "them: use --how symlink or --how copy"
+                ) from error
+            raise
+
+
+def place_image(root: Path, name: str, shot: Shot, how: How, three_channels: bool) -> bool:
+    """As `place`, for a training image; gives whether it was converted.
+
+    An image that brings its name stays as it is. Others are converted where the new name's suffix is another format, or,
+    with `three_channels`, the image is no RGB: PNG and BMP without loss, JPEG at quality 95 without chroma subsampling.
+    """
+    source = shot.sample.path
+    suffix = Path(name).suffix
+    same = _format(suffix) == _format(source.suffix)
+    if same and (shot.own or not three_channels or _mode(source) == "RGB"):
+        place(root, name, source, how, shot.sha256)
+        return False
+    if not is_there(root / name):
+        data = read_bytes(source, shot.sha256)
+        atomic_write(SysuTreeWriter(root).new_path(name), converted(data, suffix, str(source)))
+    return True
+
+
+def converted(data: bytes, suffix: str, where: str) -> bytes:
+    """The image as RGB in another format, infrared in three equal channels; it keeps the marks of a synthetic one."""
+    image, marks = decode_image(data, where), read_marks(data)
+    stream = io.BytesIO()
+    if suffix == ".png":
+        image.save(stream, "PNG", pnginfo=png_marks(marks) if "synthetic" in marks else None)
+    elif suffix == ".bmp":
+        image.save(stream, "BMP")
+    else:
+        exif = jpeg_marks(marks) if "synthetic" in marks else Image.Exif()
+        image.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=exif)
+    return stream.getvalue()
+
+
+def read_bytes(source: Path, sha256: str | None) -> bytes:
+    """A file's bytes; other bytes than were hashed raise `InputError`."""
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{source} cannot be read ({error.strerror}); bring it back and run the merge again"
+        ) from error
+    if sha256 is not None and sha256_bytes(data) != sha256:
+        raise InputError(f"{source} was changed since it was hashed; dive-fast verify checks a synthesized dataset")
+    return data
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file, or a link, has the name."""
+    return path.is_symlink() or path.exists()
+
+
+def _format(suffix: str) -> str:
+    return {".jpeg": ".jpg"}.get(suffix.lower(), suffix.lower())
+
+
+def _mode(source: Path) -> str:
+    """The header's mode, as L for grey; a file without a readable header raises as decoding it does."""
+    try:
+        with Image.open(source) as image:
+            return image.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        decode_image(read_bytes(source, None), str(source))
+        raise

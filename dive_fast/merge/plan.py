@@ -1,0 +1,317 @@
+"""Deciding a merge before anything is written: who is in it, what they are called, and everything that speaks against it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from dive_fast.data.layout_names import Naming
+from dive_fast.data.layouts import NATIVE, labels_of, naming
+from dive_fast.data.names import canonical_pid, is_number, natural_key
+from dive_fast.data.sysu import read_ids
+from dive_fast.io import canonical_json
+from dive_fast.merge.inputs import Inputs, Progress, Shot, name_some
+from dive_fast.types import MODALITIES, InputError, Modality
+
+How = Literal["copy", "symlink", "link"]
+Missing = Literal["keep", "drop", "refuse"]
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """`layout` and `how` files get there; `size` is the arrays' (height, width); `cameras` renames cameras of new names.
+
+    `missing`: what becomes of people seen in one modality only. `same_people`: a name in a dataset and elsewhere is one
+    person. `number_people`: names that are not four digits become free numbers of four digits.
+    """
+
+    layout: str
+    how: How = "copy"
+    size: tuple[int, int] = (288, 144)
+    missing: Missing = "keep"
+    same_people: bool = False
+    number_people: bool = False
+    cameras: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def arrays(self) -> bool:
+        return self.layout == "agw"
+
+
+@dataclass(frozen=True)
+class Person:
+    """One training person: name in the sets, name in the tree, label, and images by modality."""
+
+    pid: str
+    name: str
+    label: int
+    rgb: int
+    ir: int
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One training image and where it goes: its name in the tree (None: a row of an array), its person's name and label."""
+
+    shot: Shot
+    name: str | None
+    person: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found and decided: people, images by (modality, source), their bytes, RegDB's trial, a hash of all of it."""
+
+    inputs: Inputs
+    config: MergeConfig
+    people: tuple[Person, ...]
+    images: dict[tuple[Modality, str], int]
+    size: int
+    trial: int
+    digest: str
+
+    def count(self, modality: Modality) -> int:
+        return sum(count for (kind, _), count in self.images.items() if kind == modality)
+
+    @property
+    def total(self) -> int:
+        """Images to be written, the test half's too."""
+        halves = (self.inputs.held_out[name] for name in carried(self.inputs, self.config))
+        return sum(self.images.values()) + sum(len(half.images) for half in halves)
+
+    @cached_property
+    def by_pid(self) -> dict[str, Person]:
+        return {person.pid: person for person in self.people}
+
+    def naming(self) -> Naming | None:
+        return naming(self.config.layout, self.trial)
+
+    def placed(self, names: Naming | None) -> Iterator[Placed]:
+        """Every training image in order, named by the fresh `names`; the same at every call."""
+        for shot in self.inputs.shots():
+            person = self.by_pid.get(shot.sample.pid)
+            if person is not None:
+                shot = _renamed(shot, self.config)
+                yield Placed(shot, _name(names, shot, person.name), person.name, person.label)
+
+
+@dataclass
+class _Found:
+    """What one pass over all images counts: small numbers a person, one 64-bit hash a generated file."""
+
+    counts: dict[str, dict[tuple[Modality, str], int]] = field(default_factory=dict)
+    origins: dict[str, set[str]] = field(default_factory=dict)
+    cameras: set[tuple[str, Modality]] = field(default_factory=set)
+    files: array[int] = field(default_factory=lambda: array("Q"))
+    size: int = 0
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+
+def survey(inputs: Inputs, config: MergeConfig, progress: Progress = lambda _: None) -> Survey:
+    """Walks through every image once, and decides; `progress` is told of each image.
+
+    Raises `InputError` for: a layout's readers that could not read a person's or camera's name, files that are missing or
+    listed twice, test people among those to train on, names that stand in a dataset and elsewhere without `same_people`,
+    two sets' test halves for one tree. Warns of what some trainers would misread, and of people seen in one modality.
+    """
+    trial = _trial(inputs)
+    found = _walk(inputs, config, progress)
+    _check_twice(inputs, found.files)
+    _check_names(inputs, found, config.same_people)
+    _check_held_out(inputs, config, set(found.counts))
+    kept = _people_kept(found, config)
+    names = _numbered(kept, inputs, config)
+    _check_layout(config, trial, found, list(names.values()))
+    labels = labels_of(kept)
+    people = tuple(
+        Person(pid, names[pid], labels[pid], *(_total(found.counts[pid], side) for side in MODALITIES))
+        for pid in labels
+    )
+    images: dict[tuple[Modality, str], int] = {}
+    for pid in labels:
+        for key, count in found.counts[pid].items():
+            images[key] = images.get(key, 0) + count
+    decided = Survey(inputs, config, people, images, found.size, trial, found.digest.hexdigest())
+    _check_kept_names(decided)
+    return decided
+
+
+def carried(inputs: Inputs, config: MergeConfig) -> list[str]:
+    """The sets whose test half the tree holds: of its own layout and without a prefix; two raise `InputError`."""
+    named = [
+        s.name
+        for s in inputs.sets
+        if s.name in inputs.held_out and s.spec.layout in NATIVE[config.layout] and not s.spec.prefix
+    ]
+    if len(named) > 1:
+        raise InputError(f"sets {' and '.join(named)} both bring a test half for one tree; give one of them a prefix=")
+    return named
+
+
+def val_people(survey: Survey) -> set[str]:
+    """The tree's names of the people whom a SYSU set lists in val."""
+    held: set[str] = set()
+    for named in survey.inputs.sets:
+        path = named.spec.root / "exp/val_id.txt"
+        if named.spec.layout == "sysu" and path.is_file():
+            held |= {canonical_pid(named.spec.prefix + pid, str(path)) for pid in read_ids(path)}
+    return {person.name for person in survey.people if person.pid in held}
+
+
+def _walk(inputs: Inputs, config: MergeConfig, progress: Progress) -> _Found:
+    found = _Found()
+    for shot in inputs.shots():
+        sample = shot.sample
+        counts = found.counts.setdefault(sample.pid, {})
+        key = (sample.modality, sample.source)
+        counts[key] = counts.get(key, 0) + 1
+        found.origins.setdefault(sample.pid, set()).add(shot.origin)
+        if not shot.own:
+            found.cameras.add((config.cameras.get(sample.camera, sample.camera), sample.modality))
+        if shot.pair_id is not None:
+            if not sample.path.is_file():
+                raise InputError(
+                    f"pair {shot.pair_id}: {sample.path} is missing; run `dive-fast verify {inputs.roots[shot.origin]}`"
+                )
+            found.files.append(_hash64(shot))
+        found.size += shot.size
+        found.digest.update(canonical_json([shot.origin, shot.file, sample.pid, sample.camera, shot.sha256]).encode())
+        progress(1)
+    if not found.counts:
+        raise InputError("no image is left to merge: every pair is unfinished, rejected or dropped")
+    return found
+
+
+def _hash64(shot: Shot) -> int:
+    data = f"{shot.origin}/{shot.file}".encode()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _check_twice(inputs: Inputs, files: array[int]) -> None:
+    """Eight bytes a file find what might be listed twice; only those few are then looked at by name."""
+    hashes = np.sort(np.frombuffer(files, dtype=np.uint64)) if files else np.empty(0, dtype=np.uint64)
+    doubtful = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    seen: dict[tuple[str, str], str] = {}
+    for shot in inputs.shots() if doubtful else ():
+        if shot.pair_id is not None and _hash64(shot) in doubtful:
+            here = f"{shot.sample.modality} of pair {shot.pair_id}"
+            first = seen.setdefault((shot.origin, shot.file), here)
+            if first != here:
+                raise InputError(
+                    f"{shot.sample.path} is {first} and {here}; run `dive-fast verify {inputs.roots[shot.origin]}`"
+                )
+
+
+def _check_names(inputs: Inputs, found: _Found, same_people: bool) -> None:
+    shared = {pid for pid, origins in found.origins.items() if len(origins) > 1}
+    if shared and not same_people:
+        where = sorted({origin for pid in shared for origin in found.origins[pid]})
+        raise InputError(
+            f"{len(shared):,} people's names are in more than one of {', '.join(where)} ({name_some(shared)}); say "
+            "--same-people if they are the same people, or tell them apart by ,prefix=1 after a path"
+        )
+
+
+def _check_held_out(inputs: Inputs, config: MergeConfig, people: set[str]) -> None:
+    brought = carried(inputs, config)
+    for named in inputs.sets:
+        half = inputs.held_out.get(named.name)
+        # gt_bbox holds Market's test people: whoever names it was told so, and Market is then no test set of the tree
+        exempt = named.spec.layout == "market-gt-bbox" and named.name not in brought
+        clash = people & half.people if half and not exempt else set()
+        if clash:
+            raise InputError(
+                f"{len(clash):,} people of the test half of set {named.name} would be trained on ({name_some(clash)}), and "
+                f"results on {named.spec.root} would mean nothing; leave them out, or, if they are others, give a prefix="
+            )
+
+
+def _people_kept(found: _Found, config: MergeConfig) -> list[str]:
+    single = {
+        pid for pid, counts in found.counts.items() if not all(_total(counts, modality) for modality in MODALITIES)
+    }
+    if single:
+        said = f"{len(single):,} of {len(found.counts):,} people are seen in one modality only ({name_some(single)})"
+        if config.missing == "refuse":
+            raise InputError(f"{said}; leave them out with --missing drop")
+        if config.missing == "drop":
+            warnings.warn(f"{said} and left out", stacklevel=3)
+        else:
+            warnings.warn(f"{said}; cross-modality trainers need both: --missing drop leaves them out", stacklevel=3)
+    kept = [pid for pid in found.counts if config.missing == "keep" or pid not in single]
+    if not kept:
+        raise InputError("nobody is left to merge: every person is seen in one modality only")
+    return kept
+
+
+def _numbered(people: list[str], inputs: Inputs, config: MergeConfig) -> dict[str, str]:
+    """Every person's name in the tree."""
+    if not config.number_people:
+        return {pid: pid for pid in people}
+    held = {pid for half in inputs.held_out.values() for pid in half.people}
+    fixed = {pid for pid in (*people, *held) if is_number(pid) and len(pid) == 4}
+    number = max((int(pid) for pid in fixed), default=0)
+    names = {}
+    for pid in sorted(people, key=natural_key):
+        if pid not in fixed:
+            number += 1
+        names[pid] = pid if pid in fixed else f"{number:04d}"
+    if number > 9999:
+        raise InputError(f"four digits do not number {len(people):,} people behind {max(fixed, default='0000')}")
+    return names
+
+
+def _check_layout(config: MergeConfig, trial: int, found: _Found, people: list[str]) -> None:
+    names = naming(config.layout, trial)
+    if names is None:
+        return
+    wrong, cautions = names.problems(sorted(people, key=natural_key), sorted(found.cameras))
+    if wrong:
+        raise InputError(f"layout {config.layout}: {'; '.join(wrong)}")
+    for caution in cautions:
+        warnings.warn(caution, stacklevel=3)
+
+
+def _check_kept_names(survey: Survey) -> None:
+    """Names of photos that stay are checked now; those that are counted up cannot clash."""
+    names = survey.naming()
+    for shot in survey.inputs.photos:
+        if shot.own and shot.sample.pid in survey.by_pid:
+            _name(names, shot, survey.by_pid[shot.sample.pid].name)
+
+
+def _trial(inputs: Inputs) -> int:
+    trials = {named.spec.trial for named in inputs.sets if named.spec.layout == "regdb"}
+    if len(trials) > 1:
+        raise InputError(
+            f"RegDB's trials {sorted(trials)} in one tree would train on people that they test on; take one"
+        )
+    return trials.pop() if trials else 1
+
+
+def _total(counts: dict[tuple[Modality, str], int], modality: Modality) -> int:
+    return sum(count for (kind, _), count in counts.items() if kind == modality)
+
+
+def _renamed(shot: Shot, config: MergeConfig) -> Shot:
+    camera = shot.sample.camera
+    if shot.own or camera not in config.cameras:
+        return shot
+    return replace(shot, sample=replace(shot.sample, camera=config.cameras[camera]))
+
+
+def _name(names: Naming | None, shot: Shot, person: str) -> str | None:
+    if names is None:
+        return None
+    sample = shot.sample
+    if shot.own:
+        return names.keep(shot.file, person, sample.camera)
+    return names.add(person, sample.camera, sample.modality, sample.path.suffix)

@@ -1,0 +1,239 @@
+"""Writing a merge: beside its place in OUT.merging, safe to kill, and OUT appears when everything is in it.
+
+Images and arrays first, then lists, `people.json`, `provenance.jsonl` and last the report `merged.json`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dive_fast.data.images import decode_image
+from dive_fast.data.layout_arrays import ArrayWriter, image_array
+from dive_fast.data.layout_lists import ListNaming
+from dive_fast.data.layout_names import Naming
+from dive_fast.data.layout_trees import train_and_val
+from dive_fast.data.prepare import check_space
+from dive_fast.data.sets import SetSpec, settings_of
+from dive_fast.data.writers import SysuTreeWriter
+from dive_fast.io import (
+    atomic_path,
+    canonical_json,
+    clear_disk_errors,
+    lock_folder,
+    read_json,
+    sha256_bytes,
+    write_json,
+    write_jsonl,
+)
+from dive_fast.merge.files import place, place_image, read_bytes
+from dive_fast.merge.inputs import Dataset, Progress
+from dive_fast.merge.plan import MergeConfig, Placed, Survey, carried, val_people
+from dive_fast.merge.pool import in_order
+from dive_fast.types import MODALITIES, InputError, to_dict
+
+FORMAT = 1
+REPORT = "merged.json"
+
+
+def asked_for(specs: Sequence[SetSpec], datasets: Sequence[Dataset], config: MergeConfig) -> dict[str, Any]:
+    """What a merge is asked to join, and how, as `merged.json` holds it."""
+    return {
+        "sets": [{"root": str(spec.root.resolve()), **settings_of(spec)} for spec in specs],
+        "datasets": [{"root": str(dataset.root.resolve()), "prefix": dataset.prefix} for dataset in datasets],
+        "options": {**to_dict(config), "size": list(config.size)},
+    }
+
+
+def finished_report(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of a finished merge of the same in `out`, None when `out` is still to be written.
+
+    Raises `InputError` for anything else in `out`: nothing is added to a folder that exists.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if (out / REPORT).is_file():
+        report = read_json(out / REPORT, "merged tree")
+        if isinstance(report, dict) and report.get("asked") == asked:
+            return report
+        raise InputError(f"{out} is a merge of other sets or with other options; choose another --out")
+    raise InputError(f"{out} exists and is not overwritten or added to; choose another --out")
+
+
+def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dict[str, Any]:
+    """Writes what `survey` decided as the new folder `out` and gives its report; `progress` is told of each image.
+
+    A run that was killed is continued by the next: images that are there stay, arrays and lists are written anew.
+    Raises `InputError` when `out` exists or lies in a set, or OUT.merging is of another merge or being written to.
+    """
+    inputs, config = survey.inputs, survey.config
+    asked = asked_for([named.spec for named in inputs.sets], list(inputs.datasets.values()), config)
+    for root in inputs.roots.values():
+        if out.resolve().is_relative_to(root.resolve()):
+            raise InputError(f"{out} lies in {root}, which is not written to; choose another --out")
+    done = finished_report(out, asked)
+    if done is not None:
+        return done
+    work = out.with_name(out.name + ".merging")
+    with _claimed(work, out, sha256_bytes(canonical_json([asked, survey.digest]).encode())):
+        _check_space(survey, work)
+        counts: Counter[str] = Counter()
+        write_jsonl(work / "provenance.jsonl", _written(survey, work, counts, progress))
+        _write_sysu_lists(survey, work)
+        write_json(work / "people.json", [to_dict(person) for person in survey.people])
+        report = _report(survey, asked, counts)
+        write_json(work / REPORT, report)
+        (work / "merge.json").unlink()
+        with clear_disk_errors(out):
+            os.rename(work, out)
+    return report
+
+
+@contextmanager
+def _claimed(work: Path, out: Path, identity: str) -> Iterator[None]:
+    """Makes `work` the place of this merge, or finds that it is, and keeps other runs away while the block runs."""
+    claim = work / "merge.json"
+    with clear_disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    if not claim.exists() and any(not entry.name.startswith(".merge.json.") for entry in work.iterdir()):
+        raise InputError(f"{work}, where {out} is to be built, holds other files; move it away or choose another --out")
+    if not claim.exists():
+        write_json(claim, {"format": FORMAT, "id": identity})
+    with claim.open("r+b") as stream:
+        lock_folder(stream, work)
+        held = read_json(claim, "unfinished merge")
+        if not isinstance(held, dict) or held.get("id") != identity:
+            raise InputError(
+                f"{work} is an unfinished merge of other images or options; delete it, or choose another --out"
+            )
+        with clear_disk_errors(work):
+            for temporary in work.rglob(".*.????????.tmp"):  # as io.atomic_path names them
+                temporary.unlink()
+        yield
+
+
+def _check_space(survey: Survey, work: Path) -> None:
+    """Of arrays and of copies, as the originals' sizes are; what an earlier run wrote is not counted again."""
+    config = survey.config
+    needed = 0
+    if config.arrays:
+        height, width = config.size
+        needed = sum(survey.count(modality) for modality in MODALITIES) * height * width * 3
+    elif config.how == "copy":
+        needed = survey.size - sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    check_space(work, needed)
+
+
+def _written(survey: Survey, work: Path, counts: Counter[str], progress: Progress) -> Iterator[dict[str, Any]]:
+    """Writes every image, and gives the row of `provenance.jsonl` that tells where it came from."""
+    yield from _carry(survey, work, counts, progress)
+    yield from (_arrays if survey.config.arrays else _files)(survey, work, counts, progress)
+
+
+def _carry(survey: Survey, work: Path, counts: Counter[str], progress: Progress) -> Iterator[dict[str, Any]]:
+    """The test half, under its own names; its lists are copied even where images are links."""
+    config, inputs = survey.config, survey.inputs
+    for origin in carried(inputs, config):
+        half, root = inputs.held_out[origin], inputs.roots[origin]
+        for paper in half.papers:
+            place(work, paper.relative_to(root).as_posix(), paper, "copy")
+        names = ((path, path.relative_to(root).as_posix()) for path in half.images)
+        for (_, name), _ in in_order(lambda item: place(work, item[1], item[0], config.how), names):
+            counts["test"] += 1
+            progress(1)
+            yield {"file": name, "part": "test", "kind": "real", "set": origin, "source": name}
+
+
+def _files(survey: Survey, work: Path, counts: Counter[str], progress: Progress) -> Iterator[dict[str, Any]]:
+    config, names = survey.config, survey.naming()
+    assert names is not None  # only arrays have none
+
+    def write(placed: Placed) -> bool:
+        return place_image(work, str(placed.name), placed.shot, config.how, names.three_channels)
+
+    with _lists(work, names) as lists:
+        for placed, changed in in_order(write, survey.placed(names)):
+            if changed:
+                counts["converted"] += 1
+            if lists:
+                lists[placed.shot.sample.modality].write(f"{placed.name} {placed.label}\n")
+            progress(1)
+            yield {"file": placed.name, "converted": changed, **_origin(placed)}
+
+
+def _arrays(survey: Survey, work: Path, counts: Counter[str], progress: Progress) -> Iterator[dict[str, Any]]:
+    config = survey.config
+
+    def pixels(placed: Placed) -> NDArray[np.uint8]:
+        return agw_pixels(read_bytes(placed.shot.sample.path, placed.shot.sha256), placed, config.size)
+
+    totals = {modality: survey.count(modality) for modality in MODALITIES}
+    with ArrayWriter(work, totals, config.size) as arrays:
+        for placed, image in in_order(pixels, survey.placed(None)):
+            modality = placed.shot.sample.modality
+            row = arrays.add(modality, image, placed.label)
+            counts["converted"] += 1
+            progress(1)
+            yield {"file": image_array(modality), "row": row, "converted": True, **_origin(placed)}
+
+
+def agw_pixels(data: bytes, placed: Placed, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The image as pre_process_sysu.py of the AGW family has it, uint8 [height, width, 3]: RGB, resized by Lanczos."""
+    height, width = size
+    image = decode_image(data, str(placed.shot.sample.path))
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _origin(placed: Placed) -> dict[str, Any]:
+    shot, sample = placed.shot, placed.shot.sample
+    return {
+        "part": "train",
+        "kind": sample.source,
+        "set": shot.origin,
+        "source": shot.file,
+        "sha256": shot.sha256,
+        "pair_id": shot.pair_id,
+        "pid": sample.pid,
+        "label": placed.label,
+        "camera": sample.camera,
+        "modality": sample.modality,
+    }
+
+
+@contextmanager
+def _lists(work: Path, names: Naming) -> Iterator[dict[str, IO[str]]]:
+    """The lists of a layout that has them, by modality; they appear when the block ends well."""
+    with ExitStack() as stack:
+        files = names.lists if isinstance(names, ListNaming) else {}
+        temporaries = {side: stack.enter_context(atomic_path(work / name)) for side, name in files.items()}
+        yield {side: stack.enter_context(path.open("w", encoding="utf-8")) for side, path in temporaries.items()}
+
+
+def _write_sysu_lists(survey: Survey, work: Path) -> None:
+    """exp/train_id.txt and val_id.txt; test_id.txt, where there is one, was carried over."""
+    if survey.config.layout in ("sysu", "agw"):
+        train, val = train_and_val((person.name for person in survey.people), val_people(survey))
+        SysuTreeWriter(work).write_ids(train=train, val=val or None)
+
+
+def _report(survey: Survey, asked: dict[str, Any], counts: Counter[str]) -> dict[str, Any]:
+    images = [{"modality": m, "kind": kind, "images": n} for (m, kind), n in sorted(survey.images.items())]
+    return {
+        "format": FORMAT,
+        "asked": asked,
+        "roots": {name: str(root.resolve()) for name, root in survey.inputs.roots.items()},
+        "digest": survey.digest,
+        "people": len(survey.people),
+        "train": images,
+        "test": counts["test"],
+        "test_of": carried(survey.inputs, survey.config),
+        "converted": counts["converted"],
+    }

@@ -1,0 +1,87 @@
+"""What set-level distances look at: the ReID net's features, or those of any TorchScript net."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dive_fast.io import brief, sha256_file
+from dive_fast.quality.net import CHUNK, F32, Net
+from dive_fast.reid.dataset import load_images
+from dive_fast.types import DiveError, InputError, Sample
+
+
+class Extractor(Protocol):
+    """Samples to float32 [N, D]; `facts` say which."""
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+    def features(self, samples: Sequence[Sample], progress: str | None = None) -> F32: ...
+
+
+@dataclass(frozen=True)
+class NetFeatures:
+    """The ReID net's unit embeddings at length sqrt(D): entries of about 1, as the kernel of KID expects."""
+
+    net: Net
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "reid", "sha256": self.net.facts["sha256"], "dims": self.net.dims}
+
+    def features(self, samples: Sequence[Sample], progress: str | None = None) -> F32:
+        return self.net.features(samples, False, progress).identity * np.float32(np.sqrt(self.net.dims))
+
+
+@dataclass(frozen=True)
+class ScriptFeatures:
+    """A TorchScript file: RGB images float32 [B, 3, H, W] in 0..1 to [B, D]. What it normalises is its own business."""
+
+    module: torch.jit.ScriptModule
+    height: int
+    width: int
+    device: str
+    batch: int
+    facts: dict[str, Any]
+
+    def features(self, samples: Sequence[Sample], progress: str | None = None) -> F32:
+        parts = []
+        bar = tqdm(total=len(samples), desc=progress, unit="image", disable=progress is None, leave=False)
+        with bar:
+            for start in range(0, len(samples), CHUNK):
+                images = load_images(samples[start : start + CHUNK], self.height, self.width).images
+                for pixels in images.split(self.batch):
+                    parts.append(self._run(pixels.to(self.device).float() / 255))
+                bar.update(len(images))
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def _run(self, pixels: torch.Tensor) -> F32:
+        try:
+            found = self.module(pixels)
+        except RuntimeError as error:  # torch's own, whatever the script does
+            raise DiveError(f"extractor {self.facts['file']} fails on [B, 3, H, W] images: {brief(error)}") from error
+        if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(pixels):
+            raise DiveError(f"extractor {self.facts['file']} must give [B, D] for [B, 3, H, W] images")
+        if not found.isfinite().all():
+            raise DiveError(f"extractor {self.facts['file']} gives numbers that are not finite")
+        return found.float().cpu().numpy()
+
+
+def open_script(path: Path, height: int, width: int, device: str = "cpu", batch: int = 32) -> ScriptFeatures:
+    """Opens a TorchScript file (torch.jit.save). It holds code that will run: open only files that you trust."""
+    if not path.is_file():
+        raise InputError(f"extractor {path} does not exist")
+    try:
+        module = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"extractor {path} is no TorchScript file (torch.jit.save): {brief(error)}") from error
+    facts = {"kind": "torchscript", "file": path.name, "sha256": sha256_file(path), "size": f"{height}x{width}"}
+    return ScriptFeatures(module, height, width, device, batch, facts)

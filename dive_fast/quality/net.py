@@ -1,0 +1,100 @@
+"""The net that judges: a ReID checkpoint that has seen real images only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dive_fast.reid.checkpoint import load_model
+from dive_fast.reid.dataset import LUMA, ImageSet, load_images
+from dive_fast.reid.evaluate import embed
+from dive_fast.reid.model import ReidModel
+from dive_fast.types import InputError, Sample
+
+F32 = NDArray[np.float32]
+CHUNK = 512  # images decoded at once: 7 MB at 96x48 pixels, 64 MB at 288x144
+
+
+@dataclass(frozen=True)
+class Features:
+    """Unit rows, float32 [N, D]: `identity` by each image's own stem, `tone` of its luma by the visible stem.
+
+    `tone` knows no colour, and all images take the same way, so what tells the modalities apart there is how bright
+    things are in infrared and not that infrared is grey, nor which stem an image went through.
+    """
+
+    identity: F32
+    tone: F32
+
+    def __len__(self) -> int:
+        return len(self.identity)
+
+
+@dataclass(frozen=True)
+class Net:
+    """An opened checkpoint; `facts` is what the scores say of it."""
+
+    model: ReidModel
+    height: int
+    width: int
+    facts: dict[str, Any]
+    batch: int = 128
+
+    @property
+    def dims(self) -> int:
+        return int(self.model.neck.num_features)
+
+    def features(self, samples: Sequence[Sample], tone: bool = True, progress: str | None = None) -> Features:
+        """Features of every sample, in order, a chunk of images in memory at a time; without `tone` those are zero wide."""
+        parts = list(self._chunks(samples, tone, progress))
+        return Features(np.concatenate([p.identity for p in parts]), np.concatenate([p.tone for p in parts]))
+
+    def _chunks(self, samples: Sequence[Sample], tone: bool, progress: str | None) -> Iterator[Features]:
+        bar = tqdm(total=len(samples), desc=progress, unit="image", disable=progress is None, leave=False)
+        with bar, ThreadPoolExecutor(1) as decoder:
+            jobs = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
+            ahead = decoder.submit(load_images, jobs[0], self.height, self.width)
+            for number in range(len(jobs)):
+                images = ahead.result()
+                if number + 1 < len(jobs):
+                    ahead = decoder.submit(load_images, jobs[number + 1], self.height, self.width)
+                identity = embed(self.model, images, batch=self.batch)
+                yield Features(identity, self._tone(images) if tone else identity[:, :0])
+                bar.update(len(images))
+
+    def _tone(self, images: ImageSet) -> F32:
+        luma = torch.einsum("bchw,c->bhw", images.images.float(), LUMA)[:, None].expand(-1, 3, -1, -1)
+        as_visible = replace(images, images=luma, infrared=torch.zeros_like(images.infrared))
+        return embed(self.model, as_visible, batch=self.batch)
+
+
+def open_net(checkpoint: Path | str, device: str = "cpu", batch: int = 128) -> Net:
+    """The net in `checkpoint`; one that has seen generated images, or does not say, raises `InputError`.
+
+    A net that has learned from generated images finds in them what it learned from them: it cannot judge them.
+    """
+    model, config, record = load_model(checkpoint, device)
+    synthetic = record.get("synthetic")
+    if type(synthetic) is not int or synthetic < 0:
+        raise InputError(f"{checkpoint}: reid.json does not say whether it saw synthetic images; train it again")
+    if synthetic:
+        raise InputError(
+            f"{checkpoint} was trained on {synthetic:,} synthetic images, so it cannot judge any; give a net that was "
+            "trained on real images only (dive-fast reid train --real)"
+        )
+    facts = {
+        "sha256": record["sha256"],
+        "data": record.get("data"),
+        "images": record.get("images"),
+        "identities": len(record["pids"]),
+        "synthetic": 0,
+    }
+    return Net(model, config.model.height, config.model.width, facts, batch)

@@ -1,0 +1,94 @@
+"""The real images that generated ones are measured by: read, checked to be real, and their features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dive_fast.data.sets import NamedSet, SetSpec, mixed_samples, read_mixture, settings_of
+from dive_fast.quality.measures import centroids
+from dive_fast.quality.net import F32, Features, Net
+from dive_fast.synth.marks import read_marks
+from dive_fast.types import MODALITIES, InputError, Modality, Sample
+
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Centres:
+    """The people who have real images in one modality: their names, in order, and a unit row each, [P, D]."""
+
+    number: dict[str, int]
+    rows: F32
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Samples of real sets, in the order of their features; `names` are "set/file", as `sets` explain."""
+
+    sets: tuple[NamedSet, ...]
+    samples: tuple[Sample, ...]
+    features: Features
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [f"{named.name}/{named.file_name(sample)}" for named in self.sets for sample in named.samples]
+
+    @cached_property
+    def infrared(self) -> NDArray[np.bool_]:
+        return np.array([sample.modality == "ir" for sample in self.samples])
+
+    def rows(self, side: Modality) -> I64:
+        """The rows of one modality."""
+        return np.flatnonzero(self.infrared == (side == "ir"))
+
+    def labels(self, rows: I64, by_camera: bool = False) -> I64:
+        """A number for each person among `rows`, or for each person and camera."""
+        keys = [(self.samples[row].pid, self.samples[row].camera if by_camera else "") for row in rows]
+        number = {key: n for n, key in enumerate(sorted(set(keys)))}
+        return np.array([number[key] for key in keys], np.int64)
+
+    @cached_property
+    def centres(self) -> dict[Modality, Centres]:
+        """Everybody's centroid, by modality."""
+        found: dict[Modality, Centres] = {}
+        for side in MODALITIES:
+            rows = self.rows(side)
+            pids = sorted({self.samples[row].pid for row in rows})
+            made = centroids(self.features.identity[rows], self.labels(rows), len(pids))
+            found[side] = Centres({pid: n for n, pid in enumerate(pids)}, made)
+        return found
+
+
+def read_real(specs: Sequence[SetSpec]) -> list[NamedSet]:
+    """The real sets of `specs` as one mixture; a generated image among them, by its own marks, raises `InputError`."""
+    sets = read_mixture(specs)
+    for sample in mixed_samples(sets):
+        try:
+            with open(sample.path, "rb") as stream:
+                made = "synthetic" in read_marks(stream)
+        except OSError as error:
+            raise InputError(
+                f"image {sample.path} cannot be read ({error.strerror}); check the set's folder"
+            ) from error
+        if made:
+            raise InputError(
+                f"{sample.path} is a generated image, its own marks say; real sets must hold real images only"
+            )
+    return sets
+
+
+def real_images(sets: Sequence[NamedSet], net: Net, tone: bool, progress: str | None) -> RealImages:
+    """Decodes every image of the sets and keeps its features."""
+    samples = mixed_samples(sets)
+    return RealImages(tuple(sets), tuple(samples), net.features(samples, tone, progress))
+
+
+def set_facts(sets: Sequence[NamedSet]) -> list[dict[str, Any]]:
+    """What says where a set's images lie and how they were read; `root` is of the machine that scored."""
+    return [{"name": named.name, "root": str(named.spec.root.absolute()), **settings_of(named.spec)} for named in sets]

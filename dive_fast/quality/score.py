@@ -1,0 +1,365 @@
+"""Scoring a dataset: shard after shard, safe to stop, in memory that does not grow with the number of pairs.
+
+First every shard's images are looked at once, and what came of it is kept (`store`). Then diversity is computed identity
+by identity, and the score files are written, `scores.json` last.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dive_fast.data.sets import NamedSet, SetSpec, mixed_samples
+from dive_fast.io import (
+    canonical_json,
+    clear_disk_errors,
+    lock_folder,
+    read_json,
+    sha256_bytes,
+    write_json,
+    write_jsonl,
+)
+from dive_fast.quality.dataset import Shard, dataset_hash, read_shard, records_hash, shard_numbers
+from dive_fast.quality.judge import MEANINGS, PER_IMAGE, QUANTILES, Judge
+from dive_fast.quality.measures import F32, nearest_other
+from dive_fast.quality.net import Net, open_net
+from dive_fast.quality.real import read_real, real_images, set_facts
+from dive_fast.quality.sidecar import VERSION, facts_path, nearest_path, scores_path
+from dive_fast.quality.spread import Spread
+from dive_fast.quality.store import FeatureStore, Stored
+from dive_fast.reid.dataset import fingerprint
+from dive_fast.types import MODALITIES, DiveError, InputError, Modality
+
+Group = tuple[str, str]  # identity and camera
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """`scores` to give; `percentile` of the memorisation threshold; `batch` images a call of the net."""
+
+    scores: tuple[str, ...] = tuple(MEANINGS)
+    percentile: float = 99.9
+    batch: int = 128
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.scores if name not in MEANINGS]
+        if unknown or not self.scores:
+            raise InputError(f"scores must be some of {', '.join(MEANINGS)}, got {list(self.scores)}")
+        if not 50 <= self.percentile <= 100:
+            raise InputError(f"percentile must be within 50..100, got {self.percentile}")
+
+
+def score_dataset(
+    dataset: Path,
+    checkpoint: Path,
+    real: Sequence[SetSpec],
+    train: Sequence[SetSpec] = (),
+    config: ScoreConfig = ScoreConfig(),
+    *,
+    again: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Scores every generated image of `dataset` by the net in `checkpoint`, and returns what `scores.json` then holds.
+
+    `real` are the sets that identities and modalities are known from, `train` those that the generator learned from (by
+    default the same). A rerun looks only at shards that are new or changed; with another net, other sets or other
+    settings it raises `InputError`, unless `again`, which throws the old scores away.
+    Raises `InputError` before any work for a net that saw synthetic images and sets that lack people or modalities.
+    """
+    shard_numbers(dataset)
+    net = open_net(checkpoint, device, config.batch)
+    sets = read_real(real), read_real(train or real)
+    settings = _settings(net, sets, config)
+    with _claimed(dataset):
+        _check_settings(dataset, settings, again)
+        facts = _known_facts(dataset)
+        if facts is not None and not again and facts.get("records") == dataset_hash(dataset) and _complete(dataset):
+            return facts
+        run = _Run(dataset, net, _judge(dataset, net, sets, config, progress), settings, progress)
+        if again:
+            _clear(dataset)
+        write_json(_settings_path(dataset), settings)
+        try:
+            shards = run.look()
+            return run.write(shards, sets)
+        except KeyboardInterrupt as error:
+            raise DiveError(
+                f"interrupted: what was scored in {dataset} is kept; run the same command again to continue"
+            ) from error
+
+
+def _settings(net: Net, sets: tuple[list[NamedSet], list[NamedSet]], config: ScoreConfig) -> dict[str, Any]:
+    """What another run must share to go on with this one's files; not where the images lie."""
+    real, train = sets
+    known = fingerprint(mixed_samples(real))
+    return {
+        "net": net.facts["sha256"],
+        "real": known,
+        "train": known if train is real else fingerprint(mixed_samples(train)),
+        "scores": [name for name in MEANINGS if name in config.scores],
+        "percentile": config.percentile,
+        "version": VERSION,
+    }
+
+
+def _settings_path(dataset: Path) -> Path:
+    return FeatureStore(dataset).folder / "settings.json"
+
+
+@contextmanager
+def _claimed(dataset: Path) -> Iterator[None]:
+    """Keeps other runs away from scores/ while the block runs."""
+    folder = FeatureStore(dataset).folder
+    with clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("a")
+    with stream:
+        lock_folder(stream, folder)
+        yield
+
+
+def _check_settings(dataset: Path, settings: dict[str, Any], again: bool) -> None:
+    """Raises `InputError` when scores/ is of other settings, unless those scores are to be thrown away."""
+    path, facts = _settings_path(dataset), _known_facts(dataset)
+    held = facts["settings"] if facts is not None else settings
+    if path.exists():  # of a run that was stopped, too
+        held = read_json(path, "score settings")
+    if canonical_json(held) != canonical_json(settings) and not again:
+        raise InputError(
+            f"{dataset / 'scores'} holds scores by {_difference(held, settings)}; say --again to replace them"
+        )
+
+
+def _known_facts(dataset: Path) -> dict[str, Any] | None:
+    """What scores.json holds; None when there is none. Whatever else lies there raises `InputError`."""
+    path = facts_path(dataset)
+    if not path.is_file():
+        return None
+    facts = read_json(path, "scores")
+    if not isinstance(facts, dict) or not isinstance(facts.get("settings"), dict):
+        raise InputError(f"{path} is not what dive-fast score wrote; move it away and score again")
+    return facts
+
+
+def _complete(dataset: Path) -> bool:
+    return all(scores_path(dataset, number).is_file() for number in shard_numbers(dataset))
+
+
+def _difference(held: object, settings: dict[str, Any]) -> str:
+    names = {"net": "another net", "real": "other real images", "train": "other training images"}
+    changed = [key for key in settings if not isinstance(held, dict) or held.get(key) != settings[key]]
+    return ", ".join(names.get(key, f"another {key}") for key in changed)
+
+
+def _clear(dataset: Path) -> None:
+    """Removes score files, and nothing that has another name than they."""
+    facts_path(dataset).unlink(missing_ok=True)
+    for folder, suffix in ((dataset / "scores", ".jsonl"), (dataset / "scores" / "nearest", ".jsonl"),
+                           (FeatureStore(dataset).folder, ".npz")):  # fmt: skip
+        for entry in list(os.scandir(folder)) if folder.is_dir() else []:
+            stem, end = os.path.splitext(entry.name)
+            if stem.isdecimal() and end == suffix:
+                os.unlink(entry.path)
+
+
+def _judge(
+    dataset: Path, net: Net, sets: tuple[list[NamedSet], list[NamedSet]], config: ScoreConfig, progress: bool
+) -> Judge:
+    """The judge of this dataset; whatever the real sets lack is said before a generated image is opened."""
+    real, train = sets
+    known = real_images(real, net, "modality" in config.scores, "real images" if progress else None)
+    same = [named.spec for named in train] == [named.spec for named in real]
+    learned = known if same else real_images(train, net, False, "training images" if progress else None)
+    judge = Judge(known, learned, frozenset(config.scores), config.percentile)
+    pids: set[str] = set()
+    sides: set[Modality] = set()
+    for number in shard_numbers(dataset):
+        for pair, side in read_shard(dataset, number).made:
+            pids.add(pair.pid)
+            sides.add(side)
+    judge.check(pids, sides)
+    return judge
+
+
+@dataclass(frozen=True)
+class _Run:
+    dataset: Path
+    net: Net
+    judge: Judge
+    settings: dict[str, Any]
+    progress: bool
+
+    def key(self, shard: Shard) -> str:
+        """What decides a shard's features and scores by image; a shard that was made anew has another."""
+        return sha256_bytes(canonical_json([self.settings, shard.number, shard.sha256]).encode())
+
+    def look(self) -> list[tuple[int, str]]:
+        """Looks at every shard that was not looked at yet; gives (number, SHA-256) of all."""
+        store, found = FeatureStore(self.dataset), []
+        numbers = shard_numbers(self.dataset)
+        for number in tqdm(numbers, desc="score", unit="shard", disable=not self.progress):
+            shard = read_shard(self.dataset, number)
+            found.append((number, shard.sha256))
+            if not store.has(number, self.key(shard)):
+                store.write(number, self.key(shard), self._see(shard))
+        return found
+
+    def _see(self, shard: Shard) -> Stored:
+        made = shard.made
+        if not made:
+            empty = np.empty((0, len(PER_IMAGE)), np.float32)
+            return Stored(np.empty((0, self.net.dims), np.float32), empty, np.empty(0, np.int64))
+        features = self.net.features(shard.samples(self.dataset), "modality" in self.judge.wanted)
+        values, neighbour = self.judge.values(features, [pair.pid for pair, _ in made], [side for _, side in made])
+        return Stored(features.identity, values, neighbour)
+
+    def stored(self, shard: Shard) -> Stored:
+        """What is kept of the shard; a damaged file is made again."""
+        store = FeatureStore(self.dataset)
+        kept = store.read(shard.number, self.key(shard), len(shard.made))
+        if kept is None:
+            kept = self._see(shard)
+            store.write(shard.number, self.key(shard), kept)
+        return kept
+
+    def write(self, shards: Sequence[tuple[int, str]], sets: tuple[list[NamedSet], list[NamedSet]]) -> dict[str, Any]:
+        """Writes every score file and then `scores.json`, whose content is returned."""
+        numbers = [number for number, _ in shards]
+        diversity = iter(self._diversity(numbers)) if "diversity" in self.judge.wanted else None
+        spreads: dict[tuple[str, Modality], Spread] = {}
+        over: Counter[Modality] = Counter()
+        thresholds = self.judge.thresholds()
+        limits = {side: facts["value"] for side, facts in thresholds["memorisation"].items()}
+        pairs = 0
+        for number in tqdm(numbers, desc="write scores", unit="shard", disable=not self.progress, leave=False):
+            shard = read_shard(self.dataset, number)
+            pairs += len(shard.pairs)
+            columns = self._columns(shard, next(diversity) if diversity is not None else None)
+            sides = np.array([side for _, side in shard.made])
+            for name, column in columns.items():
+                for side in MODALITIES:
+                    of_side = column[sides == side] if len(sides) else column
+                    if len(of_side) and not np.isnan(of_side).all():
+                        spreads.setdefault((name, side), Spread()).add(of_side)
+                        if name == "memorisation" and side in limits:
+                            over[side] += int((of_side > limits[side]).sum())
+            write_jsonl(scores_path(self.dataset, number), _rows(shard, columns))
+        for side, facts in thresholds["memorisation"].items():
+            facts["over"] = over[side]
+        facts = self._facts(spreads, thresholds, sets) | {
+            "pairs": pairs,
+            "shards": len(numbers),
+            "records": records_hash(shards),
+        }
+        write_json(facts_path(self.dataset), facts)
+        return facts
+
+    def _columns(self, shard: Shard, diversity: F32 | None) -> dict[str, F32]:
+        """The scores of a shard by name, NaN where there is none; writes down the nearest training images beside."""
+        kept = self.stored(shard)
+        columns = {name: kept.values[:, n] for n, name in enumerate(PER_IMAGE) if name in self.judge.wanted}
+        if diversity is not None:
+            columns["diversity"] = diversity
+        if "memorisation" in self.judge.wanted:
+            names = [self.judge.train.names[at] for at in kept.nearest]
+            write_jsonl(nearest_path(self.dataset, shard.number), _by_pair(shard, names))
+        return columns
+
+    def _diversity(self, numbers: Sequence[int]) -> Iterator[F32]:
+        """Each shard's diversity in turn. Features are held until their group is complete: a plan has one person after
+        the other, so that is one person's at a time, and any other order still gives the same numbers.
+        """
+        left: Counter[Group] = Counter()
+        for number in numbers:
+            left.update(_groups(read_shard(self.dataset, number)))
+        held: dict[Group, list[tuple[F32, int, np.ndarray]]] = {}
+        values: dict[int, F32] = {}
+        waiting: dict[int, int] = {}  # rows of a shard that are not known yet
+        queue = deque(numbers)
+        for number in numbers:
+            shard = read_shard(self.dataset, number)
+            kept, groups = self.stored(shard), _groups(shard)
+            values[number], waiting[number] = np.full(len(groups), np.nan, np.float32), len(groups)
+            for group in dict.fromkeys(groups):
+                rows = np.array([n for n, other in enumerate(groups) if other == group])
+                held.setdefault(group, []).append((kept.features[rows], number, rows))
+                left[group] -= len(rows)
+                if not left[group]:
+                    _finish(held.pop(group), values, waiting)
+            while queue and waiting.get(queue[0]) == 0:
+                yield values.pop(queue.popleft())
+
+    def _facts(
+        self,
+        spreads: dict[tuple[str, Modality], Spread],
+        thresholds: dict[str, Any],
+        sets: tuple[list[NamedSet], list[NamedSet]],
+    ) -> dict[str, Any]:
+        made: dict[str, dict[str, Any]] = {}
+        for (name, side), spread in sorted(spreads.items()):
+            made.setdefault(name, {})[side] = spread.quantiles(QUANTILES)
+        report = self.judge.probe_report
+        probe = None if report is None else {"auc": round(report.auc, 4), "accuracy": round(report.accuracy, 4)}
+        return {
+            "version": VERSION,
+            "net": self.net.facts,
+            "settings": self.settings,
+            "sets": {"real": set_facts(sets[0]), "train": set_facts(sets[1])},
+            "scores": {
+                name: {"meaning": meaning, "high_is_good": good}
+                for name, (meaning, good) in MEANINGS.items()
+                if name in self.judge.wanted
+            },
+            "thresholds": thresholds,
+            "probe": probe,
+            "real": self.judge.on_real(),
+            "made": made,
+        }
+
+
+def _groups(shard: Shard) -> list[Group]:
+    return [(pair.pid, pair.cameras[side]) for pair, side in shard.made]
+
+
+def _finish(parts: list[tuple[F32, int, np.ndarray]], values: dict[int, F32], waiting: dict[int, int]) -> None:
+    """Fills in the diversity of a group whose last features have come; a lone image has none."""
+    features = np.concatenate([part for part, _, _ in parts])
+    found = np.full(len(features), np.nan, np.float32)
+    if len(features) > 1:
+        found = (1 - nearest_other(features)).clip(min=0)  # half precision may say a little less than 0
+    start = 0
+    for part, number, rows in parts:
+        values[number][rows] = found[start : start + len(part)]
+        waiting[number] -= len(rows)
+        start += len(part)
+
+
+def _rows(shard: Shard, columns: dict[str, F32]) -> Iterator[dict[str, Any]]:
+    by_row = [
+        {name: round(float(column[row]), 5) for name, column in columns.items() if not np.isnan(column[row])}
+        for row in range(len(shard.made))
+    ]
+    return _by_pair(shard, by_row, {})
+
+
+def _by_pair(shard: Shard, values: Sequence[Any], absent: Any = None) -> Iterator[dict[str, Any]]:
+    """A line for every pair, with the value of each generated side; a photo side has `absent`, or is absent if None."""
+    row = 0
+    for pair in shard.pairs:
+        line: dict[str, Any] = {"pair_id": pair.pair_id}
+        for side in MODALITIES:
+            if side in pair.made:
+                line[side] = values[row]
+                row += 1
+            elif absent is not None:
+                line[side] = absent
+        yield line

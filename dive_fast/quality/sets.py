@@ -1,0 +1,197 @@
+"""How far a dataset's generated images are from real ones as sets: KID and FID, camera by camera and over all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dive_fast.data.names import natural_key
+from dive_fast.data.sets import NamedSet, SetSpec, mixed_samples
+from dive_fast.io import write_json
+from dive_fast.quality.dataset import dataset_hash, read_shard, shard_numbers
+from dive_fast.quality.distances import frechet, kid, moments
+from dive_fast.quality.extractor import Extractor
+from dive_fast.quality.net import F32
+from dive_fast.quality.real import read_real, set_facts
+from dive_fast.synth.manifest import dropped
+from dive_fast.types import MODALITIES, InputError, Modality, Sample, to_dict
+
+ALL = "all"
+FEWEST = 4  # images of a set: two blocks of two
+
+
+@dataclass(frozen=True)
+class SetDistance:
+    """Generated against real images of one camera, or of all cameras of a modality. `dims` is D of the features.
+
+    `real_*` is what two halves of the real images, of different people, have between them (None for too few images). That
+    is the figure to compare with: images of one person are alike, so sets of few people are far apart, and the standard
+    error, which takes images as independent, does not know it.
+    """
+
+    camera: str
+    side: Modality
+    made: int
+    real: int
+    dims: int
+    kid: float
+    kid_error: float | None
+    fid: float
+    real_kid: float | None
+    real_kid_error: float | None
+    real_fid: float | None
+
+    @property
+    def rank_deficient(self) -> bool:
+        """Whether a covariance has fewer images than dimensions: FID is then mostly bias."""
+        return min(self.made, self.real) <= self.dims
+
+
+def compare_sets(
+    dataset: Path,
+    real: Sequence[SetSpec],
+    extractor: Extractor,
+    *,
+    most: int = 50_000,
+    seed: int = 0,
+    kept_only: bool = False,
+    out: Path | None = None,
+    progress: bool = True,
+) -> tuple[list[SetDistance], list[str]]:
+    """Distances of `dataset`'s generated images to `real` ones, and the cameras that have no real images.
+
+    Of each camera at most `most` images of each set are looked at, drawn by `seed`; `kept_only` leaves out what a filter
+    dropped. A row "all" of a modality holds those of its cameras that both sets have, one after the other.
+    `out`, by default scores/sets.json, gets the rows as JSON. Raises `InputError` when no camera is in both sets.
+    """
+    if most < FEWEST:
+        raise InputError(f"compare-sets needs at least {FEWEST} images of a camera, got --most {most}")
+    sets = read_real(real)
+    made = _sampled(dataset, most, seed, kept_only)
+    known = _real_by_camera(sets, made, most, seed)
+    lacking = [camera for camera in made if len(known.get(camera, [])) < FEWEST or len(made[camera]) < FEWEST]
+    cameras = [camera for camera in made if camera not in lacking]
+    if not cameras:
+        raise InputError(
+            f"no camera has {FEWEST} images in {dataset} and in the real sets; the dataset has {', '.join(made)}: give a "
+            "real set with those cameras"
+        )
+    rows = list(_rows({camera: (made[camera], known[camera]) for camera in cameras}, extractor, seed, progress))
+    write_json(
+        out or dataset / "scores" / "sets.json",
+        {
+            "version": 1,
+            "records": dataset_hash(dataset),
+            "extractor": extractor.facts,
+            "sets": set_facts(sets),
+            "most": most,
+            "seed": seed,
+            "kept_only": kept_only,
+            "rows": [to_dict(row) for row in rows],
+            "cameras_without_real": lacking,
+        },
+    )
+    return rows, lacking
+
+
+def _sampled(dataset: Path, most: int, seed: int, kept_only: bool) -> dict[str, list[Sample]]:
+    """By camera at most `most` generated images, by Algorithm R (Vitter 1985): one walk, whatever the dataset's size."""
+    gone = dropped(dataset) if kept_only else set()
+    random, seen = np.random.default_rng(seed), dict[str, int]()
+    held: dict[str, list[Sample]] = {}
+    for number in shard_numbers(dataset):
+        for pair, side in read_shard(dataset, number).made:
+            camera = pair.cameras[side]
+            if pair.pair_id in gone:
+                continue
+            seen[camera] = seen.get(camera, 0) + 1
+            kept = held.setdefault(camera, [])
+            if len(kept) < most:
+                kept.append(pair.sample(dataset, side))
+            elif (place := int(random.integers(seen[camera]))) < most:
+                kept[place] = pair.sample(dataset, side)
+    if not held:
+        raise InputError(f"dataset {dataset} has no generated image" + (" that the filter kept" if kept_only else ""))
+    return {camera: held[camera] for camera in sorted(held, key=natural_key)}
+
+
+def _real_by_camera(
+    sets: Sequence[NamedSet], made: dict[str, list[Sample]], most: int, seed: int
+) -> dict[str, list[Sample]]:
+    """Real images of the cameras in `made`, of the same modality; at most `most` of each."""
+    random, found = np.random.default_rng([seed, 1]), dict[str, list[Sample]]()
+    for sample in mixed_samples(sets):
+        if sample.camera in made and sample.modality == made[sample.camera][0].modality:
+            found.setdefault(sample.camera, []).append(sample)
+    return {
+        camera: listed if len(listed) <= most else [listed[n] for n in sorted(random.choice(len(listed), most, False))]
+        for camera, listed in found.items()
+    }
+
+
+def _rows(
+    cameras: dict[str, tuple[list[Sample], list[Sample]]], extractor: Extractor, seed: int, progress: bool
+) -> Iterator[SetDistance]:
+    features: dict[str, tuple[F32, F32]] = {}
+    for camera, (made, real) in cameras.items():
+        bars = (f"{camera}, generated", f"{camera}, real") if progress else (None, None)
+        features[camera] = extractor.features(made, bars[0]), extractor.features(real, bars[1])
+        yield _distance(camera, made[0].modality, *features[camera], [s.pid for s in real], seed)
+    for side in MODALITIES:
+        of_side = [camera for camera, (made, _) in cameras.items() if made[0].modality == side]
+        if len(of_side) > 1:
+            both = [np.concatenate([features[camera][n] for camera in of_side]) for n in (0, 1)]
+            pids = [s.pid for camera in of_side for s in cameras[camera][1]]
+            yield _distance(ALL, side, both[0], both[1], pids, seed)
+
+
+def _distance(camera: str, side: Modality, made: F32, real: F32, pids: Sequence[str], seed: int) -> SetDistance:
+    close = kid(made, real, seed)
+    halves = _halves(real, pids, seed)
+    floor = None if halves is None else kid(*halves, seed)
+    return SetDistance(
+        camera=camera,
+        side=side,
+        made=len(made),
+        real=len(real),
+        dims=made.shape[1],
+        kid=close.value,
+        kid_error=close.error,
+        fid=frechet(moments(made), moments(real)),
+        real_kid=None if floor is None else floor.value,
+        real_kid_error=None if floor is None else floor.error,
+        real_fid=None if halves is None else frechet(moments(halves[0]), moments(halves[1])),
+    )
+
+
+def _halves(real: F32, pids: Sequence[str], seed: int) -> tuple[F32, F32] | None:
+    """Two halves of the real images with no person in both."""
+    people = np.random.default_rng([seed, 2]).permutation(sorted(set(pids)))
+    first = np.isin(np.array(pids), people[: len(people) // 2])
+    return (real[first], real[~first]) if min(first.sum(), (~first).sum()) >= FEWEST else None
+
+
+def table(rows: Sequence[SetDistance]) -> str:
+    """The rows as aligned text; KID times 1,000, as papers give it."""
+    lines = [("camera", "side", "made", "real", "KID x1000", "+-", "FID", "real KID x1000", "real FID")]
+    lines += [
+        (row.camera, row.side, f"{row.made:,}", f"{row.real:,}", _figure(row.kid, 1000), _figure(row.kid_error, 1000),
+         _figure(row.fid) + ("*" if row.rank_deficient else ""), _figure(row.real_kid, 1000), _figure(row.real_fid))
+        for row in rows
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = "<<" + ">" * (len(widths) - 2)
+    text = ["  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip() for line in lines]
+    notes = ["FID is biased upward for few images, by about 1/N: compare it only at equal N, and prefer KID."]
+    if any(row.rank_deficient for row in rows):
+        notes.append(
+            f"* no more images than the {rows[0].dims} dimensions: the covariance has no full rank, FID is mostly bias."
+        )
+    return "\n".join([*text, *notes])
+
+
+def _figure(value: float | None, scale: float = 1) -> str:
+    return "-" if value is None else f"{value * scale:.2f}"

@@ -1,0 +1,68 @@
+"""What was computed of each shard's images, kept beside the scores, so that a rerun does not look at an image twice."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dive_fast.io import atomic_path
+from dive_fast.quality.measures import unit
+from dive_fast.quality.net import F32
+
+KEY_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Rows in the order of `Shard.made`: features [n, D], scores [n, k], and each one's nearest training image."""
+
+    features: F32
+    values: F32
+    nearest: NDArray[np.int64]
+
+
+class FeatureStore:
+    """scores/features/NNNNN.npz, features in half precision: 2 D bytes an image, 576 with the pocket net.
+
+    A shard's file names what it was made by and from (`key`); one of another key, or a damaged one, counts as missing.
+    """
+
+    def __init__(self, dataset: Path) -> None:
+        self.folder = dataset / "scores" / "features"
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.npz"
+
+    def write(self, number: int, key: str, stored: Stored) -> None:
+        with atomic_path(self.path(number)) as temporary, open(temporary, "wb") as stream:
+            np.savez(
+                stream,
+                key=np.frombuffer(key.encode(), np.uint8),
+                features=stored.features.astype(np.float16),
+                values=stored.values,
+                nearest=stored.nearest,
+            )
+
+    def has(self, number: int, key: str) -> bool:
+        """Whether the shard's file is whole so far as its directory tells, and was made by `key`."""
+        try:
+            with np.load(self.path(number), allow_pickle=False) as held:
+                return {"features", "values", "nearest"} <= set(held.files) and bytes(held["key"]) == key.encode()
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return False
+
+    def read(self, number: int, key: str, rows: int) -> Stored | None:
+        """The shard's rows; None when they are missing, damaged, of another number or made by something else."""
+        if not self.has(number, key):
+            return None
+        try:
+            with np.load(self.path(number), allow_pickle=False) as held:
+                stored = Stored(unit(held["features"]), held["values"], held["nearest"])
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return None
+        fits = stored.features.ndim == 2 and len(stored.features) == len(stored.values) == len(stored.nearest) == rows
+        return stored if fits else None

@@ -1,0 +1,65 @@
+"""A few pairs of a synthesized dataset side by side, identity by identity, on one page that holds its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dive_fast.report.html import Cell, Person, paragraph, person_row, section, table, write_page
+from dive_fast.synth.manifest import read_manifest
+from dive_fast.types import InputError, PairRecord
+
+_PROBLEMS = 50
+
+
+def write_sheet(
+    dataset: Path, out: Path, people: int = 24, pairs: int = 4, problems: Sequence[str] | None = None
+) -> Path:
+    """Writes a page with the first `pairs` pairs of the first `people` identities, and the `problems` that verify found.
+
+    None: it was not asked. A dataset without finished pairs raises `InputError`.
+    """
+    shown: dict[str, list[PairRecord]] = {}
+    pids: set[str] = set()
+    total = 0
+    for record in read_manifest(dataset):
+        total += 1
+        pids.add(record.spec.pid)
+        if record.spec.pid in shown or len(shown) < people:
+            kept = shown.setdefault(record.spec.pid, [])
+            if len(kept) < pairs:
+                kept.append(record)
+    if not total:
+        raise InputError(f"dataset {dataset} has no finished pair yet; run synth again")
+    rows = [person_row(_person(dataset, pid, records)) for pid, records in shown.items()]
+    lead = f"{total:,} pairs of {len(pids):,} identities; green frames mark generated images."
+    return write_page(out, f"Pairs in {dataset.name}", lead, section("Pairs", *rows), _health(problems))
+
+
+def _health(problems: Sequence[str] | None) -> str:
+    if problems is None:
+        return ""
+    if not problems:
+        return section("Health", paragraph("Every record has its file, and every file its record."))
+    listed = table(["problem"], [[problem] for problem in problems[:_PROBLEMS]])
+    return section("Health", paragraph(f"{len(problems):,} problems:"), listed)
+
+
+def _person(dataset: Path, pid: str, records: Iterable[PairRecord]) -> Person:
+    cells: list[Cell | None] = []
+    for record in records:
+        photo = record.spec.photo is not None
+        cells += [
+            _cell(dataset / record.files["rgb"], f"{record.spec.rgb} {'photo' if photo else 'made'}", not photo),
+            _cell(dataset / record.files["ir"], f"{record.spec.ir} made", True),
+            None,
+        ]
+    return Person(pid, "", cells)
+
+
+def _cell(path: Path, caption: str, made: bool) -> Cell:
+    if path.is_file():
+        return Cell(path, caption, made)
+    return Cell(Image.new("L", (1, 2), 128), f"{caption}, missing", made)

@@ -1,0 +1,74 @@
+"""How fast a dataset was made, from the times at which its shards were written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dive_fast.io import read_jsonl
+from dive_fast.types import InputError
+
+TIMES = "times.jsonl"
+_EVENTS_A_BIN, _BINS = 4, 120
+_FAR_FUTURE = 1e11  # the year 5138: later is no time in seconds
+
+
+class Event(NamedTuple):
+    """At a time (Unix seconds), `images` more were there."""
+
+    at: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Images a second between `edges` (Unix seconds) [N + 1], pauses included; the first event has no beginning."""
+
+    edges: NDArray[np.float64]
+    rate: NDArray[np.float64]
+    images: int
+
+    @property
+    def seconds(self) -> float:
+        return float(self.edges[-1] - self.edges[0])
+
+    @property
+    def mean(self) -> float:
+        return self.images / self.seconds
+
+
+def read_times(dataset: Path) -> list[Event] | None:
+    """The events of times.jsonl; None when there is no such file."""
+    path = dataset / TIMES
+    if not path.exists():
+        return None
+    events = []
+    for number, line in enumerate(read_jsonl(path, "times"), start=1):
+        event = _event(line)
+        if event is None:
+            raise InputError(f"{path} line {number} needs at (Unix seconds) and images (a count); delete the file")
+        events.append(event)
+    return events
+
+
+def _event(line: Any) -> Event | None:
+    at, images = (line.get("at"), line.get("images")) if isinstance(line, dict) else (None, None)
+    if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at < _FAR_FUTURE:
+        return None
+    return Event(float(at), images) if type(images) is int and images >= 0 else None
+
+
+def throughput(events: Sequence[Event]) -> Throughput | None:
+    """The rate over time in up to 120 equal spans; None when the events span no second."""
+    ordered = sorted(events)
+    if len(ordered) < 2 or ordered[-1].at - ordered[0].at < 1:
+        return None
+    at, images = np.array([event.at for event in ordered]), np.array([event.images for event in ordered])
+    bins = int(np.clip(len(ordered) // _EVENTS_A_BIN, 1, _BINS))
+    counts, edges = np.histogram(at[1:], bins=bins, range=(at[0], at[-1]), weights=images[1:])
+    return Throughput(edges, counts / np.diff(edges), int(images[1:].sum()))

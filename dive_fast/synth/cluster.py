@@ -1,0 +1,226 @@
+"""Carrying out a plan with Ray: workers that each own an engine, on the GPUs of one machine or of a cluster.
+
+The driver hands out shards, a bundle at a time; a worker makes its bundle as `synthesize` does. A worker or node that is
+lost gives its bundle back, which another one makes: nothing is kept but on the disk, so the driver may be lost too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dive_fast.io import brief
+from dive_fast.synth.checks import check_run
+from dive_fast.synth.folder import claim_folder, finished_shards, open_store, write_ids
+from dive_fast.synth.local import Summary, synthesize
+from dive_fast.synth.planfile import SynthesisPlan
+from dive_fast.synth.store import Store
+from dive_fast.types import DiveError, InputError
+
+BUNDLES = 4  # for each worker, of what is left: large enough to keep rows full, small enough to end together
+TRIES = 3  # of one bundle, on whatever workers
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the workers run.
+
+    `address` is a running cluster's ("auto", "ray://HOST:10001"); None starts Ray on this machine alone. `workers` None is
+    one for each GPU of the cluster, or without GPUs one for each core. `gpus` and `cpus` are what Ray sets aside for a
+    worker; None is one GPU where the cluster has any, and as many cores as the engine has threads.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    gpus: float | None = None
+    cpus: float | None = None
+
+    def resolved(self, resources: Mapping[str, float], threads: int | None) -> Cluster:
+        """With numbers for every None; a worker that does not fit raises `InputError`."""
+        gpus = self.gpus if self.gpus is not None else float(resources.get("GPU", 0) >= 1)
+        cpus = self.cpus if self.cpus is not None else float(threads or 1)
+        room = [int(resources.get(name, 0) / need) for name, need in (("GPU", gpus), ("CPU", cpus)) if need]
+        if not room or min(room) < 1:
+            raise InputError(
+                f"the Ray cluster has {resources.get('GPU', 0):g} GPUs and {resources.get('CPU', 0):g} CPUs, a worker "
+                f"needs {gpus:g} and {cpus:g}; add nodes, or ask for less"
+            )
+        return Cluster(self.address, self.workers or min(room), gpus, cpus)
+
+
+@dataclass
+class _Progress:
+    """What the driver knows of the work: bundles that wait, and those in workers' hands."""
+
+    waiting: deque[list[int]]
+    tries: dict[int, int] = field(default_factory=dict)
+    images: int = 0
+    times: dict[str, float] = field(default_factory=dict)
+
+
+def synthesize_on(
+    cluster: Cluster,
+    plan: SynthesisPlan,
+    engine: Mapping[str, Any],
+    out: Path | str,
+    rows: int = 32,
+    progress: bool = True,
+) -> Summary:
+    """Makes every pair of `plan` at `out`, which every worker must reach; `engine` are `load_engine`'s arguments.
+
+    Raises as `synthesize`, and `DiveError` when a bundle of shards failed `TRIES` times, with the last reason.
+    """
+    ray = _ray()
+    store = open_store(out)
+    began = time.perf_counter()
+    finished = finished_shards(store, plan)
+    todo = [number for number in range(plan.shards) if number not in finished]
+    state = _Progress(deque())
+    if todo:
+        ray.init(address=cluster.address, ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
+        cluster = cluster.resolved(ray.cluster_resources(), engine.get("threads"))
+        settings = {**engine, "threads": engine.get("threads") or (None if cluster.gpus else 1)}
+        count = min(cluster.workers or 1, len(todo))
+        state.waiting.extend(_bundles(todo, count))
+        crew = _Crew(ray, cluster, (ray.put(plan), settings, str(out), rows))
+        with tqdm(total=plan.shards, initial=len(finished), unit="shard", desc="synth", disable=not progress) as bar:
+            crew.first(store, plan)
+            crew.drive(count, state, bar.update)
+    else:
+        claim_folder(store, plan)
+    done = len(finished_shards(store, plan)) == plan.shards
+    if done:
+        write_ids(store, plan)
+    store.tidy()
+    seconds = time.perf_counter() - began
+    return Summary(
+        plan_id=plan.plan_id,
+        pairs=len(plan.pairs),
+        shards=plan.shards,
+        resumed_shards=len(finished),
+        images=state.images,
+        seconds=round(seconds, 3),
+        images_per_second=round(state.images / seconds, 3),
+        times={name: round(value, 3) for name, value in state.times.items()},
+        finished=done,
+    )
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise DiveError("ray is not installed; pip install 'dive-fast[ray]'") from error
+    return ray
+
+
+def _bundles(todo: Sequence[int], workers: int) -> list[list[int]]:
+    """The shards in bundles that shrink toward the end, so that workers finish together: guided self-scheduling
+    (Polychronopoulos and Kuck, 1987).
+    """
+    bundles = []
+    first = 0
+    while first < len(todo):
+        size = max(1, (len(todo) - first) // (BUNDLES * workers))
+        bundles.append(list(todo[first : first + size]))
+        first += size
+    return bundles
+
+
+class Worker:
+    """One engine in one process; an actor of Ray."""
+
+    def __init__(self, plan: SynthesisPlan, engine: dict[str, Any], out: str, rows: int) -> None:
+        from dive_fast.engines import load_engine
+
+        self._engine = load_engine(**engine)
+        self._plan, self._out, self._rows = plan, out, rows
+
+    def check(self) -> None:
+        """Raises `InputError` when plan, engine and place do not go together."""
+        check_run(self._plan, self._engine, self._out, self._rows)
+
+    def make(self, shards: list[int]) -> tuple[int, dict[str, float]]:
+        """Images made and seconds by stage."""
+        summary = synthesize(self._plan, self._engine, self._out, self._rows, progress=False, shards=shards)
+        return summary.images, summary.times
+
+
+class _Crew:
+    """The workers, each at one bundle at a time."""
+
+    def __init__(self, ray: Any, cluster: Cluster, arguments: tuple[Any, ...]) -> None:
+        self._ray, self._arguments = ray, arguments
+        self._kind = ray.remote(num_gpus=cluster.gpus, num_cpus=cluster.cpus, max_restarts=0)(Worker)
+        self._ready: list[Any] = []
+        self._at: dict[Any, tuple[Any, list[int]]] = {}  # task -> worker and bundle
+
+    def first(self, store: Store, plan: SynthesisPlan) -> None:
+        """Has one worker look at plan, engine and place before anything is written."""
+        worker = self._kind.remote(*self._arguments)
+        try:
+            self._ray.get(worker.check.remote())
+        except self._ray.exceptions.RayError as error:
+            self._ray.kill(worker)
+            raise _reason(error) from error
+        self._ready.append(worker)
+        claim_folder(store, plan)
+
+    def drive(self, count: int, state: _Progress, advance: Callable[[int], object]) -> None:
+        """Keeps `count` workers busy until no bundle is left; one that is lost is replaced."""
+        try:
+            for _ in range(count):
+                self._next(state)
+            while self._at:
+                (task,), _ = self._ray.wait(list(self._at), num_returns=1)
+                worker, bundle = self._at.pop(task)
+                try:
+                    images, times = self._ray.get(task)
+                except self._ray.exceptions.RayError as error:
+                    self._ray.kill(worker)
+                    _give_back(state, bundle, error)
+                else:
+                    self._ready.append(worker)
+                    state.images += images
+                    for name, seconds in times.items():
+                        state.times[name] = state.times.get(name, 0.0) + seconds
+                    advance(len(bundle))
+                self._next(state)
+        except KeyboardInterrupt as error:
+            raise DiveError("interrupted; run the same command again to continue") from error
+        finally:
+            for worker in [*self._ready, *(worker for worker, _ in self._at.values())]:
+                self._ray.kill(worker)
+
+    def _next(self, state: _Progress) -> None:
+        if state.waiting:
+            worker = self._ready.pop() if self._ready else self._kind.remote(*self._arguments)
+            bundle = state.waiting.popleft()
+            self._at[worker.make.remote(bundle)] = worker, bundle
+
+
+def _give_back(state: _Progress, bundle: list[int], error: Exception) -> None:
+    """Puts a failed bundle back in the queue; what cannot become better, or failed too often, raises."""
+    reason = _reason(error)
+    if isinstance(reason, InputError):
+        raise reason from error
+    first = bundle[0]
+    state.tries[first] = state.tries.get(first, 0) + 1
+    if state.tries[first] >= TRIES:
+        raise DiveError(
+            f"shards {first} to {bundle[-1]} failed {TRIES} times, last with: {reason}; what is finished is kept, mend that "
+            "and run the same command again"
+        ) from error
+    state.waiting.append(bundle)
+
+
+def _reason(error: Exception) -> DiveError:
+    """What a worker raised, as it raised it; of a worker that is gone, a sentence."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, DiveError) else DiveError(f"a worker failed: {brief(cause or error)}")

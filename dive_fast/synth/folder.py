@@ -1,0 +1,157 @@
+"""A dataset's place: whose it is, which shards are finished, and what of an unfinished one is good already."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from dive_fast.data.names import natural_key
+from dive_fast.data.writers import id_list
+from dive_fast.io import sha256_bytes
+from dive_fast.synth.manifest import SHARD
+from dive_fast.synth.marks import read_marks
+from dive_fast.synth.planfile import SynthesisPlan, read_plan
+from dive_fast.synth.store import LocalStore, Store
+from dive_fast.synth.writer import Written
+from dive_fast.types import InputError, PairSpec, to_dict
+
+PLAN = "plan.json"
+WAIT = 0.05  # seconds between looks at what another process does
+
+
+def open_store(out: Path | str) -> Store:
+    """The place that `out` names: a folder, or a URL that fsspec knows."""
+    if "://" in str(out):
+        from dive_fast.synth.remote import RemoteStore
+
+        return RemoteStore(str(out))
+    return LocalStore(Path(out))
+
+
+def store_plan(store: Store) -> SynthesisPlan:
+    """The plan of the dataset in a store; a place without one raises `InputError`."""
+    plan = _plan_in(store)
+    if plan is None:
+        raise InputError(
+            f"{store.where} is no synthesized dataset (it has no plan.json); make one with `dive-fast synth`"
+        )
+    return plan
+
+
+def claim_folder(store: Store, plan: SynthesisPlan) -> None:
+    """Makes the store the place of `plan`, or finds that it is.
+
+    Raises `InputError` when it holds another plan, or anything else.
+    """
+    if _holds(store, plan):
+        return
+    with common(store):
+        if _holds(store, plan):  # another run was quicker
+            return
+        if any(True for _ in store.walk()):
+            raise InputError(
+                f"{store.where} holds other files and no plan; images are not mixed into it: choose another --out"
+            )
+        store.write(PLAN, (json.dumps(to_dict(plan), indent=1, sort_keys=True) + "\n").encode())
+
+
+def _holds(store: Store, plan: SynthesisPlan) -> bool:
+    held = _plan_in(store)
+    if held is not None and held.plan_id != plan.plan_id:
+        raise InputError(
+            f"{store.where} holds plan {held.plan_id[:12]}, this is plan {plan.plan_id[:12]}; choose another --out"
+        )
+    return held is not None
+
+
+def _plan_in(store: Store) -> SynthesisPlan | None:
+    where = f"plan {PLAN} in {store.where}"
+    try:
+        data = json.loads(store.read(PLAN))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise InputError(f"{store.where} is a file; choose another --out") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not valid JSON ({error}); choose another --out") from error
+    return read_plan(data, where)
+
+
+@contextmanager
+def common(store: Store) -> Iterator[None]:
+    """What belongs to all shards is ours within the block; waits while another process has it."""
+    while (claim := store.claim(None)) is None:
+        time.sleep(WAIT)
+    with claim:
+        yield
+
+
+def finished_shards(store: Store, plan: SynthesisPlan) -> set[int]:
+    """The shards whose record is there; what is in records and images is `verify`'s business.
+
+    Asks for one folder's list, so that it takes seconds for millions of pairs.
+    """
+    found = set()
+    for name, size in store.folder("shards"):
+        match = SHARD.fullmatch(name)
+        if match and size and int(match[1]) < plan.shards:
+            found.add(int(match[1]))
+    return found
+
+
+def kept(store: Store, plan: SynthesisPlan, pair: PairSpec, name: str, fingerprint: str) -> Written | None:
+    """An image that an earlier run of this plan and engine finished; None where there is none, or a damaged one.
+
+    An image that this plan did not make raises `InputError`: it may be somebody's only copy.
+    """
+    try:
+        data = store.read(name)
+    except FileNotFoundError:
+        return None
+    marks = read_marks(data)
+    if (marks.get("plan_id"), marks.get("pair_id")) != (plan.plan_id, pair.pair_id):
+        if data and not _torn(data):
+            raise InputError(
+                f"{name} in {store.where} was not made by this plan and is not overwritten; move it away, then rerun"
+            )
+        return None
+    if marks.get("fingerprint") != fingerprint or not _whole(data):
+        return None
+    return Written(sha256_bytes(data), len(data))
+
+
+def _whole(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
+
+
+def _torn(data: bytes) -> bool:
+    """Whether this is what a crashed file system leaves of a file: nothing but zeros."""
+    return not data.strip(b"\0")
+
+
+def write_ids(store: Store, plan: SynthesisPlan) -> None:
+    """exp/*.txt. The AGW family trains on train and val together and cannot read an empty list, so val gets the last
+    identity.
+    """
+    people = sorted((person.pid for person in plan.people), key=natural_key)
+    val = people[-1:] if len(people) > 1 else []
+    with common(store):
+        for split, pids in (("train", people[: len(people) - len(val)]), ("val", val)):
+            name, data = f"exp/{split}_id.txt", id_list(pids, f"exp/{split}_id.txt").encode()
+            if store.size(name) is None:
+                store.write(name, data)
+            elif store.read(name) != data:
+                raise InputError(
+                    f"{name} in {store.where} lists other identities and is not overwritten; choose another folder"
+                )

@@ -1,0 +1,193 @@
+"""Whether a dataset is what its plan says: every record its files, every file its record; and what to make anew."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from dive_fast.synth.folder import open_store, store_plan
+from dive_fast.synth.layout import PersonFiles, shard_pairs
+from dive_fast.synth.manifest import SHARD, parse_shard, shard_name
+from dive_fast.synth.planfile import PersonPlan, SynthesisPlan
+from dive_fast.synth.store import Store
+from dive_fast.types import MODALITIES, InputError, Modality, PairRecord
+
+SHOWN = 1000  # problems told one by one; more are counted
+READERS = 4  # files read and hashed at once
+OWN = ("plan.json", "README.md", "dropped.jsonl", "filter.json")
+
+
+@dataclass
+class Health:
+    """What `verify` found.
+
+    `problems` are sentences, the first `SHOWN` of `found`. `damaged` are the shards with a record that is unreadable or
+    does not tell the truth, `files` the images and photos to be made or brought anew. `incomplete` names identities of which
+    a modality is missing or short, with the images that are there and those planned, RGB and infrared.
+    """
+
+    pairs: int
+    recorded: int = 0
+    found: int = 0
+    problems: list[str] = field(default_factory=list)
+    damaged: set[int] = field(default_factory=set)
+    files: list[str] = field(default_factory=list)
+    incomplete: dict[str, dict[Modality, tuple[int, int]]] = field(default_factory=dict)
+
+    def add(self, problem: str, shard: int | None = None, file: str | None = None) -> None:
+        self.found += 1
+        if len(self.problems) < SHOWN:
+            self.problems.append(problem)
+        if shard is not None:
+            self.damaged.add(shard)
+        if file is not None:
+            self.files.append(file)
+
+    @property
+    def whole(self) -> bool:
+        return not self.found
+
+
+def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] = lambda pairs: None) -> Health:
+    """Reads every record and every file. `advance` is told of pairs that were looked at.
+
+    Finds shards that are missing, unreadable or not as planned; files that are missing, of another size or content; two
+    generated images with the same bytes; files that no record knows; identities that lack images of a modality.
+    """
+    health = Health(len(plan.pairs))
+    prints = array("Q")  # 8 bytes of each generated image's hash: duplicates without holding ten million names
+    there: dict[str, Counter[Modality]] = {}
+    unmade = 0
+    with ThreadPoolExecutor(READERS, thread_name_prefix="dive-verify") as readers:
+        for number in range(plan.shards):
+            planned = shard_pairs(plan, number)
+            records = _records(store, plan, number, health)
+            if records is None:
+                unmade += len(planned)
+            for record in records or ():
+                health.recorded += 1
+                count = there.setdefault(record.spec.pid, Counter())
+                count.update(MODALITIES)
+                prints.extend(int(record.sha256[side][:16], 16) for side in plan.sides)
+            truth = _truth(records or [])
+            for name, size, digest in _read_all(store, readers, list(truth)):
+                if size is None:
+                    health.add(f"{name} is missing; run synth again with --check", number)
+                elif (size, digest) != truth[name]:
+                    health.add(f"{name} was changed after it was made; run synth again with --check", number, name)
+            advance(len(planned))
+    if unmade:
+        health.add(f"{unmade:,} planned pairs are not made yet; run synth again")
+    twice = _duplicates(prints)
+    if twice:
+        health.add(f"{twice:,} generated images have the very bytes of another one; look at the engine and its seeds")
+    _strangers(store, plan, health)
+    for person in plan.people:
+        made = there.get(person.pid, Counter())
+        if person.total and min(made[side] for side in MODALITIES) < person.total:
+            health.incomplete[person.pid] = {side: (made[side], person.total) for side in MODALITIES}
+    return health
+
+
+def verify_dataset(out: Path | str, advance: Callable[[int], object] = lambda pairs: None) -> Health:
+    """`verify` of the dataset in a folder or behind a URL; one without a plan raises `InputError`."""
+    store = open_store(out)
+    return verify(store, store_plan(store), advance)
+
+
+def repair(store: Store, health: Health) -> int:
+    """Removes what `verify` found damaged, so that the next run makes just that anew; gives the number of files.
+
+    A shard's record goes first: a shard without one is redone, and keeps each of its images that is whole.
+    """
+    names = [shard_name(number) for number in sorted(health.damaged)]
+    gone = 0
+    for name in [*names, *health.files]:
+        if store.size(name) is not None:
+            store.remove(name)
+            gone += 1
+    return gone
+
+
+def _records(store: Store, plan: SynthesisPlan, number: int, health: Health) -> list[PairRecord] | None:
+    """A shard's records where they are what was planned; None for a shard that is not made."""
+    name = shard_name(number)
+    try:
+        records = list(parse_shard(store.read(name), f"{store.where}/{name}"))
+    except FileNotFoundError:
+        return None
+    except InputError as error:
+        health.add(str(error), number)
+        return []
+    planned = [(pair, {str(side): file for side, file in files.items()}) for pair, files in shard_pairs(plan, number)]
+    if [(record.spec, record.files) for record in records] != planned:
+        health.add(
+            f"{name} does not hold the {len(planned)} pairs that are planned for it; run synth again with --check",
+            number,
+        )
+        return []
+    return records
+
+
+def _truth(records: list[PairRecord]) -> dict[str, tuple[int, str]]:
+    """Bytes and hash of every file of these records, by name."""
+    return {record.files[side]: (record.sizes[side], record.sha256[side]) for record in records for side in MODALITIES}
+
+
+def _read_all(store: Store, readers: ThreadPoolExecutor, files: list[str]) -> Iterator[tuple[str, int | None, str]]:
+    """Name, bytes (None: missing) and hash of every file."""
+
+    def read(name: str) -> tuple[str, int | None, str]:
+        try:
+            data = store.read(name)
+        except (FileNotFoundError, IsADirectoryError):
+            return name, None, ""
+        return name, len(data), hashlib.sha256(data).hexdigest()
+
+    names = iter(files)
+    while few := list(islice(names, 64)):  # bounded, whatever the size of a shard
+        yield from readers.map(read, few)
+
+
+def _duplicates(prints: array[int]) -> int:
+    values = np.sort(np.frombuffer(prints, dtype=np.uint64)) if prints else np.empty(0, np.uint64)
+    return int((values[1:] == values[:-1]).sum())
+
+
+def _strangers(store: Store, plan: SynthesisPlan, health: Health) -> None:
+    """Files that are neither planned images nor what stands beside them."""
+    people = {person.pid: person for person in plan.people}
+    for folder, names in groupby(store.walk(), key=lambda name: str(PurePosixPath(name).parent)):
+        camera, _, pid = folder.partition("/")
+        person = people.get(pid)
+        planned = _planned(plan, person, camera) if person else set()
+        for name in names:
+            if name not in planned and not _own(name, plan):
+                health.add(f"{name} is in no record")
+
+
+def _planned(plan: SynthesisPlan, person: PersonPlan, camera: str) -> set[str]:
+    """The files of one identity and camera."""
+    files = PersonFiles(person, f".{plan.image_format}")
+    every = (name for index in range(person.total) for name in files.of(index).values())
+    return {name for name in every if name.startswith(f"{camera}/")}
+
+
+def _own(name: str, plan: SynthesisPlan) -> bool:
+    """Whether this is one of a dataset's own files beside images."""
+    match = SHARD.fullmatch(name)
+    if match:
+        return int(match[1]) < plan.shards
+    return (
+        name in OWN
+        or name in {f"exp/{split}_id.txt" for split in ("train", "val", "test")}
+        or name.startswith("scores/")
+    )

@@ -1,0 +1,369 @@
+"""Merged trees read back by our readers, and by small readings as the trainers do; what is refused; runs that are killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dive_fast.data import read_folder, read_llcm, read_market, read_regdb, read_sysu
+from dive_fast.synth.manifest import read_manifest
+from dive_fast.types import DiveError, InputError
+from tests.data.trees import photo
+from tests.data.trees import write as write_lines
+from tests.merge.making import (
+    agw_arrays,
+    agw_lines,
+    change,
+    contents,
+    dataset,
+    drop,
+    joined,
+    provenance,
+    save_records,
+    sysu,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*seen in one modality")
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    return sysu(tmp_path / "SYSU")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Two pairs each of a person of the real set and of one beside it."""
+    return dataset(tmp_path / "pairs", ["0001", "0005"])
+
+
+def test_sysu_tree(tmp_path: Path, real: Path, pairs: Path) -> None:
+    before = contents(real), contents(pairs)
+    out = joined(tmp_path / "new", "sysu", [f"sysu:{real}"], [str(pairs)], same_people=True)
+    assert (contents(real), contents(pairs)) == before
+    got = [s.path.relative_to(out).as_posix() for s in read_sysu(out, "trainval")]
+    assert got == [
+        f"{camera}/{name}"
+        for camera in ("cam1", "cam3")
+        for name in ("0001/0001.jpg", "0001/0007.jpg", "0001/0008.png", "0001/0009.png",
+                     "0002/0001.jpg", "0002/0007.jpg", "0005/0001.png", "0005/0002.png")
+    ]  # fmt: skip
+    assert {name: (out / "exp" / f"{name}_id.txt").read_text() for name in ("train", "val", "test")} == {
+        "train": "1,5\n", "val": "2\n", "test": "3\n"}  # fmt: skip
+    assert len(read_sysu(out, "test")) == 4
+    for name, data in before[0].items():
+        if name.endswith(".jpg"):
+            assert (out / name).read_bytes() == data
+    rows = {row["file"]: row for row in provenance(out)}
+    assert len(rows) == 16 + 4
+    assert rows["cam3/0003/0007.jpg"] == {
+        "file": "cam3/0003/0007.jpg", "part": "test", "kind": "real", "set": "sysu", "source": "cam3/0003/0007.jpg"
+    }  # fmt: skip
+    made = rows["cam3/0001/0009.png"]
+    assert (made["kind"], made["set"], made["source"], made["pair_id"], made["converted"]) == (
+        "synthetic", "synthetic", "cam3/0001/0002.png", "0001-00001-cam3", True)  # fmt: skip
+    assert made["sha256"] == sha256(before[1]["cam3/0001/0002.png"]).hexdigest()
+    with Image.open(out / made["file"]) as image, Image.open(pairs / made["source"]) as source:
+        assert (image.mode, source.mode) == ("RGB", "L")
+        assert (np.asarray(image) == np.asarray(source)[..., None]).all()
+        assert image.info == source.info
+    assert (out / "cam1/0001/0008.png").read_bytes() == before[1]["cam1/0001/0001.png"]
+
+
+def test_dropped_and_rejected_pairs_are_left_out(tmp_path: Path, pairs: Path) -> None:
+    records = list(read_manifest(pairs))
+    save_records(pairs, [change(records[0], status="rejected"), *records[1:]])
+    drop(pairs, records[3].spec.pair_id)
+    out = joined(tmp_path / "new", "sysu", [], [str(pairs)])
+    assert [row["pair_id"] for row in provenance(out)] == [r.spec.pair_id for r in records[1:3] for _ in "12"]
+    # no set lists val people, and AGW scripts read no empty list
+    assert [(out / f"exp/{split}_id.txt").read_text() for split in ("train", "val")] == ["1\n", "5\n"]
+    assert not (out / "exp/test_id.txt").exists()
+
+
+@pytest.mark.parametrize("how", ["copy", "symlink", "link"])
+def test_ways_to_bring_a_file(tmp_path: Path, real: Path, pairs: Path, how: str) -> None:
+    out = joined(tmp_path / "new", "sysu", [f"sysu:{real}"], [str(pairs)], same_people=True, how=how)
+    origins = {"cam1/0001/0001.jpg": real, "cam3/0003/0001.jpg": real, "cam1/0005/0001.png": pairs}
+    for name, source in ((name, root / name) for name, root in origins.items()):
+        assert (out / name).is_symlink() == (how == "symlink")
+        assert os.path.samefile(out / name, source) == (how != "copy")
+        assert (out / name).read_bytes() == source.read_bytes()
+    for name in ("cam3/0005/0001.png", "exp/test_id.txt"):  # converted images and lists are always files of their own
+        assert (out / name).lstat().st_nlink == 1
+        assert not (out / name).is_symlink()
+    if how == "copy":
+        (out / "cam1/0001/0001.jpg").write_bytes(b"changed")
+        assert (real / "cam1/0001/0001.jpg").read_bytes() != b"changed"
+
+
+def test_links_between_file_systems(tmp_path: Path, real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    with pytest.raises(DiveError, match=r"Invalid cross-device link\); hard links need one file system"):
+        joined(tmp_path / "new", "sysu", [f"sysu:{real}"], how="link")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_is_too_small(tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=8 * 48 * 24 * 3 - 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(DiveError, match="free space or choose another --out"):
+        joined(tmp_path / "new", "agw", [], [str(pairs)], size=(48, 24))
+    assert contents(tmp_path / "new.merging").keys() == {"merge.json"}
+    joined(tmp_path / "small", "agw", [], [str(pairs)], size=(24, 24))
+
+
+def test_arrays_are_what_the_agw_family_makes_of_the_tree(tmp_path: Path, real: Path, pairs: Path) -> None:
+    """Oracle: the merged SYSU tree, walked and resized as pre_process_sysu.py does."""
+    sources = ([f"sysu:{real}"], [str(pairs)])
+    tree = joined(tmp_path / "tree", "sysu", *sources, same_people=True)
+    out = joined(tmp_path / "agw", "agw", *sources, same_people=True, size=(48, 24))
+    arrays = agw_arrays(out)
+    assert list(arrays) == [f"train_{side}_resized_{part}" for side in ("ir", "rgb") for part in ("img", "label")]
+    label = {"0001": 0, "0002": 1, "0005": 2}
+    for side, camera in (("rgb", "cam1"), ("ir", "cam3")):
+        images, labels = (arrays[f"train_{side}_resized_{part}"] for part in ("img", "label"))
+        assert (images.dtype, images.shape, labels.dtype, labels.shape) == (np.uint8, (8, 48, 24, 3), np.int64, (8,))
+        assert sorted(set(labels)) == list(range(3))
+        expected = [
+            (label[pid], np.array(Image.open(path).resize((24, 48), Image.Resampling.LANCZOS)).tobytes())
+            for pid in label
+            for path in sorted((tree / camera / pid).iterdir())
+        ]
+        assert sorted(zip(labels.tolist(), (image.tobytes() for image in images), strict=True)) == sorted(expected)
+    assert len(read_sysu(out, "test")) == 4  # for the family's own evaluation
+    row = next(row for row in provenance(out) if row["source"] == "cam3/0005/0002.png")
+    assert arrays["train_ir_resized_label"][row["row"]] == row["label"] == 2
+    assert (
+        arrays["train_ir_resized_img"].max(-1).tolist()[row["row"]]
+        == arrays["train_ir_resized_img"].min(-1).tolist()[row["row"]]
+    )
+
+
+def regdb(root: Path) -> Path:
+    """Trial 2 trains on 285 and 9 and tests on 7."""
+    for kind, letter in (("Visible", "v"), ("Thermal", "t")):
+        for split, people in (("train", (285, 9)), ("test", (7,))):
+            names = [f"{kind}/{pid}/male_back_{letter}_0001_{pid}.bmp" for pid in people]
+            for name in names:
+                photo(root / name, len(name))
+            write_lines(root / f"idx/{split}_{kind.lower()}_2.txt", *(f"{n} {i}" for i, n in enumerate(names)))
+    return root
+
+
+def test_regdb(tmp_path: Path) -> None:
+    real, made = regdb(tmp_path / "RegDB"), dataset(tmp_path / "pairs", ["0285", "0300"], pairs=1)
+    out = joined(tmp_path / "new", "regdb", [f"regdb:{real},trial=2"], [str(made)], same_people=True)
+    for kind, letter in (("visible", "v"), ("thermal", "t")):
+        files, labels = agw_lines(out / f"idx/train_{kind}_2.txt")
+        folder = kind.capitalize()
+        assert dict(zip(files, labels, strict=True)) == {
+            f"{folder}/9/male_back_{letter}_0001_9.bmp": 0,
+            f"{folder}/285/male_back_{letter}_0001_285.bmp": 1,
+            f"{folder}/285/new_{letter}_00001_0285.png": 1,
+            f"{folder}/0300/new_{letter}_00001_0300.png": 2,
+        }
+        stacked = np.array([np.array(Image.open(out / name).resize((144, 288))) for name in files])
+        assert stacked.shape == (4, 288, 144, 3)
+    assert [s.pid for s in read_regdb(out, "train", 2)] == ["0009", "0285", "0285", "0300"] * 2
+    assert [s.path.relative_to(out) for s in read_regdb(out, "test", 2)] == [
+        s.path.relative_to(real) for s in read_regdb(real, "test", 2)
+    ]
+
+
+def test_llcm(tmp_path: Path) -> None:
+    real = tmp_path / "LLCM"
+    names = [
+        f"{kind}/{pid}/{pid}_c0{c}_s1_f1_{kind}.jpg"
+        for kind in ("vis", "nir")
+        for pid in ("0001", "0003")
+        for c in (1, 2)
+    ]
+    for name in [*names, *(f"test_{kind}/cam1/0002/0002_c01_s1_f1_{kind}.jpg" for kind in ("vis", "nir"))]:
+        photo(real / name)
+    for kind in ("vis", "nir"):
+        listed = [name for name in names if name.startswith(kind)]
+        write_lines(real / f"idx/train_{kind}.txt", *(f"{n} {int('0003' in n)}" for n in listed))
+    write_lines(real / "idx/test_id.txt", "2")
+    made = dataset(tmp_path / "pairs", ["0001", "0004"], pairs=1)
+    out = joined(
+        tmp_path / "new", "llcm", [f"llcm:{real}"], [str(made)], same_people=True, cameras={"cam3": "llcm-nir9"}
+    )
+    files, labels = agw_lines(out / "idx/train_nir.txt")
+    assert files[-2:] == ["nir/0001/0001_c09_s000001_f0001_nir.png", "nir/0004/0004_c09_s000001_f0001_nir.png"]
+    assert labels == [0, 1, 0, 1, 0, 2]  # the reader's order: camera, then person
+    samples = read_llcm(out)
+    assert {s.camera for s in samples} == {"llcm-vis1", "llcm-vis2", "llcm-nir1", "llcm-nir2", "llcm-nir9"}
+    assert sorted(s.pid for s in samples) == sorted(2 * (2 * ["0001", "0003"] + ["0001", "0004"]))
+    assert len(read_llcm(out, "test")) == 2
+
+
+def market(root: Path) -> Path:
+    for name in ("bounding_box_train/0002_c1s1_000451_03.jpg", "bounding_box_train/0002_c1s2_000007_01.jpg",
+                 "bounding_box_train/0007_c3s1_000001_01.jpg", "query/0003_c1s1_000001_00.jpg",
+                 "bounding_box_test/0003_c2s1_000001_00.jpg", "bounding_box_test/-1_c2s1_000002_00.jpg"):  # fmt: skip
+        photo(root / name, len(name))
+    return root
+
+
+def test_market(tmp_path: Path) -> None:
+    real, made = market(tmp_path / "Market"), dataset(tmp_path / "pairs", ["0002", "0009"], pairs=1)
+    out = joined(tmp_path / "new", "market", [f"market:{real}"], [str(made)], same_people=True)
+    names = sorted(path.name for path in (out / "bounding_box_train").glob("*.jpg"))  # as torchreid and fast-reid look
+    assert names == [
+        "0002_c1s1_000451_03.jpg", "0002_c1s1_000452_00.jpg", "0002_c1s2_000007_01.jpg", "0002_c3s1_000001_00.jpg",
+        "0007_c3s1_000001_01.jpg", "0009_c1s1_000001_00.jpg", "0009_c3s1_000001_00.jpg"]  # fmt: skip
+    assert [s.path.name for s in read_market(out)] == names
+    for folder in ("query", "bounding_box_test"):
+        assert contents(out / folder) == contents(real / folder)
+    with Image.open(out / "bounding_box_train/0009_c1s1_000001_00.jpg") as image:
+        assert (image.format, image.size) == ("JPEG", (16, 32))
+        difference = np.asarray(image).astype(int) - np.asarray(Image.open(made / "cam1/0009/0001.png"))
+        assert 0 < np.abs(difference).mean() < 8
+        assert '"pair_id":"0009-00000-cam3"' in image.getexif()[0x010E]
+
+
+def test_photos_come_once(tmp_path: Path) -> None:
+    """The real RGB sides of pairs are the external set's photos; a photo in two pairs is one, too."""
+    for number in range(2):
+        photo(tmp_path / "photos/0001" / f"{number}.jpg", number)
+    photos = read_folder(tmp_path / "photos", "cam7")
+    made = dataset(tmp_path / "pairs", ["0001"], pairs=4, photos=photos)
+    alone = provenance(joined(tmp_path / "alone", "agw", [], [str(made)]))
+    assert [(row["kind"], row["modality"]) for row in alone] == [
+        ("real", "rgb"), ("synthetic", "ir"), ("real", "rgb"), *[("synthetic", "ir")] * 3]  # fmt: skip
+    both = provenance(
+        joined(tmp_path / "both", "agw", [f"folder:{tmp_path / 'photos'}"], [str(made)], same_people=True)
+    )
+    assert [(row["set"], row["modality"]) for row in both] == [("folder", "rgb")] * 2 + [("synthetic", "ir")] * 4
+
+
+def test_people_get_four_digits(tmp_path: Path, real: Path) -> None:
+    made = dataset(tmp_path / "pairs", ["0001", "anna"], pairs=1)
+    sources = ([f"sysu:{real}"], [f"{made},prefix=1"])
+    with (
+        pytest.warns(UserWarning, match="1anna are no numbers; AGW-family readers"),
+        pytest.warns(UserWarning, match=r"2 people's names are not four digits \(1anna, 10001\)"),
+    ):
+        joined(tmp_path / "plain", "sysu", *sources)
+    out = joined(tmp_path / "new", "sysu", *sources, number_people=True)
+    assert {s.pid for s in read_sysu(out, "trainval")} == {"0001", "0002", "0004", "0005"}  # 0003 is a test person
+    assert {row["pid"] for row in provenance(out) if row["file"].startswith("cam1/0005")} == {
+        "10001"
+    }  # naturally after 1anna
+
+
+def test_people_of_one_modality(tmp_path: Path, pairs: Path) -> None:
+    for folder in ("0006", "0007"):
+        photo(tmp_path / "external" / folder / "1.jpg", int(folder))
+    sources = ([f"folder:{tmp_path / 'external'},camera=cam2"], [str(pairs)])
+    with pytest.warns(
+        UserWarning, match=r"2 of 4 people are seen in one modality only \(0006, 0007\); .*--missing drop"
+    ):
+        kept = joined(tmp_path / "kept", "agw", *sources)
+    assert set(agw_arrays(kept)["train_rgb_resized_label"]) == {0, 1, 2, 3}
+    out = joined(tmp_path / "dropped", "agw", *sources, missing="drop")
+    assert {tuple(set(labels)) for name, labels in agw_arrays(out).items() if name.endswith("label")} == {(0, 1)}
+    with pytest.raises(InputError, match="seen in one modality only"):
+        joined(tmp_path / "refused", "agw", *sources, missing="refuse")
+
+
+def test_refused(tmp_path: Path, real: Path, pairs: Path) -> None:
+    tested = dataset(tmp_path / "tested", ["0003"])
+    out = tmp_path / "new"
+    with pytest.raises(InputError, match=r"1 people of the test half of set sysu would be trained on \(0003\)"):
+        joined(out, "sysu", [f"sysu:{real}"], [str(tested)], same_people=True)
+    with pytest.raises(InputError, match="3 people of the test half|1 people of the test half"):
+        joined(out, "agw", [f"sysu:{real},split=all"])
+    with pytest.raises(
+        InputError, match=r"1 people's names are in more than one of synthetic, sysu \(0001\); say --same"
+    ):
+        joined(out, "sysu", [f"sysu:{real}"], [str(pairs)])
+    with pytest.raises(InputError, match=r"they are different people: tell them apart"):
+        joined(out, "sysu", [f"sysu:{real}", f"folder:{real / 'cam1'},camera=cam2"])
+    with pytest.raises(InputError, match="camera 'cam9' cannot be ir in a SYSU tree"):
+        joined(out, "sysu", [], [str(pairs)], cameras={"cam3": "cam9"})
+    with pytest.raises(InputError, match="is given more than once"):
+        joined(out, "sysu", [], [str(pairs), str(pairs / "../pairs")])
+    with pytest.raises(InputError, match="nothing to merge"):
+        joined(out, "sysu")
+    with pytest.raises(InputError, match=r"lies in .*SYSU, which is not written to"):
+        joined(real / "new", "sysu", [f"sysu:{real}"])
+    (real / "cam1/0002/0007.jpg").write_bytes((real / "cam1/0002/0007.jpg").read_bytes()[:400])
+    with pytest.raises(InputError, match=r"1 of 8 photos cannot be read: image .*0002/0007\.jpg is damaged"):
+        joined(out, "sysu", [f"sysu:{real}"])
+    assert not out.exists()
+    assert not (tmp_path / "new.merging").exists()
+    out.mkdir()  # an empty folder may be there
+    assert len(read_sysu(joined(out, "sysu", [], [str(pairs)]), "trainval")) == 8
+    shutil.rmtree(out)
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists and is not overwritten or added to"):
+        joined(out, "sysu", [], [str(pairs)])
+    assert contents(out) == {"mine.txt": b"mine"}
+
+
+def test_what_the_manifest_promises_is_checked(tmp_path: Path, pairs: Path) -> None:
+    records = list(read_manifest(pairs))
+    twice = change(records[1], files={**records[1].files, "ir": records[0].files["ir"]})
+    save_records(pairs, [records[0], twice, *records[2:]])
+    with pytest.raises(InputError, match=r"0001\.png is ir of pair 0001-00000-cam3 and ir of pair 0001-00001-cam3"):
+        joined(tmp_path / "new", "sysu", [], [str(pairs)])
+    save_records(pairs, records)
+    Image.new("L", (16, 32)).save(pairs / "cam3/0005/0002.png")
+    with pytest.raises(InputError, match=r"cam3/0005/0002\.png was changed since it was hashed"):
+        joined(tmp_path / "new", "sysu", [], [str(pairs)])
+    (pairs / "cam3/0005/0002.png").unlink()
+    with pytest.raises(InputError, match=r"pair 0005-00001-cam3: .* is missing; run `dive-fast verify"):
+        joined(tmp_path / "other", "sysu", [], [str(pairs)])
+
+
+@pytest.mark.parametrize("layout", ["sysu", "agw"])
+def test_a_killed_merge_is_continued(tmp_path: Path, real: Path, pairs: Path, layout: str) -> None:
+    options = {"same_people": True, "size": (32, 16)}
+    sources = (layout, [f"sysu:{real}"], [str(pairs)])
+    whole = joined(tmp_path / "whole", *sources, **options)
+    out, work = tmp_path / "new", tmp_path / "new.merging"
+    code = f"""
+import os, signal
+from dive_fast.merge import write
+from tests.merge.making import joined
+origin, calls = write._origin, []
+def dies(placed):
+    calls.append(placed)
+    if len(calls) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return origin(placed)
+write._origin = dies
+joined(__import__("pathlib").Path({str(out)!r}), *{sources!r}, **{options!r})
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=Path(__file__).parents[2], check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not out.exists()
+    assert not {"provenance.jsonl", "merged.json", "exp/train_id.txt"} & contents(work).keys()
+    assert list(work.glob(".*.tmp"))
+    with pytest.raises(InputError, match="is an unfinished merge of other images or options; delete it"):
+        joined(out, *sources, **{**options, "how": "symlink"})
+    joined(out, *sources, **options)
+    assert contents(out) == contents(whole)
+    assert not work.exists()
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    joined(out, *sources, **options)  # the same again changes nothing
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == stamps
+    with pytest.raises(InputError, match="is a merge of other sets or with other options"):
+        joined(out, *sources, **{**options, "how": "symlink"})

@@ -1,0 +1,51 @@
+"""Pages in one file: every text escaped, every image inside."""
+
+import pytest
+from PIL import Image
+
+from dive_fast.report import html
+from dive_fast.report.sheet import write_sheet
+from dive_fast.types import InputError
+from tests.report.dataset import change_records, make_dataset, raw_records
+
+
+def test_text_is_escaped_and_images_are_inside(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("L", (4, 8), 100).save(picture)
+    row = html.person_row(html.Person("<b>1</b>", 'say "x"', [html.Cell(picture, "a & b", made=True), None]))
+    assert "<b>" not in row
+    assert "a &amp; b" in row
+    assert 'src="data:image/png;base64,' in row
+    assert 'class="made"' in row
+    page = html.write_page(tmp_path / "p.html", "T<", "lead", row, html.table(["x"], [["<1>"]], mark="<1>"))
+    text = page.read_text()
+    assert "<title>T&lt;</title>" in text
+    assert '<tr class="mark"><td>&lt;1&gt;</td></tr>' in text
+
+
+def test_other_image_kinds_become_png(tmp_path):
+    picture = tmp_path / "a.bmp"
+    Image.new("RGB", (4, 8)).save(picture)
+    assert html.image_data(picture).startswith("data:image/png;base64,")
+
+
+def test_a_sheet_holds_the_first_pairs_of_the_first_people(tmp_path):
+    dataset = make_dataset(tmp_path / "set")
+    (dataset / raw_records(dataset)[0]["files"]["ir"]).unlink()
+    change_records(
+        dataset, lambda r: r["spec"].update(pid="<img src=x onerror=1>") if r["spec"]["pid"] == "0001" else None
+    )
+    text = write_sheet(dataset, tmp_path / "page.html", people=2, pairs=3, problems=["<b>"]).read_text()
+    assert "24 pairs of 3 identities" in text
+    assert text.count("<img ") == 2 * 3 * 2
+    assert "&lt;img src=x onerror=1&gt;" in text
+    assert "cam3 made, missing" in text
+    assert "<b>" not in text
+    assert "Health" not in write_sheet(dataset, tmp_path / "page.html").read_text()
+
+
+def test_a_folder_without_a_plan_or_pairs_is_refused(tmp_path):
+    with pytest.raises(InputError, match="plan"):
+        write_sheet(tmp_path, tmp_path / "page.html")
+    with pytest.raises(InputError, match="no finished pair yet"):
+        write_sheet(make_dataset(tmp_path / "set", shards=0), tmp_path / "page.html")

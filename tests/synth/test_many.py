@@ -1,0 +1,194 @@
+"""Many processes at one plan: parts, double starts, Ray, a remote place; and kills at random moments, many times."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dive_fast.synth import save_plan, synthesize
+from dive_fast.synth.folder import open_store, store_plan
+from dive_fast.synth.local import part_of
+from dive_fast.synth.manifest import read_manifest
+from dive_fast.synth.verify import verify, verify_dataset
+from dive_fast.types import DiveError, InputError
+from tests.synth.fake import FakeEngine, contents, plan_of
+from tests.synth.test_stopping import ROOT, start_run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    synthesize(plan_of(shard_size=2), FakeEngine(), out, rows=4, progress=False)
+    return contents(out)
+
+
+def test_parts_add_up_and_the_last_one_finishes(tmp_path, undisturbed):
+    plan, out = plan_of(shard_size=2), tmp_path / "out"
+    first = synthesize(plan, FakeEngine(), out, progress=False, shards=part_of(plan, 0, 2))
+    assert (first.finished, first.images) == (False, 20)
+    assert not (out / "exp").exists()
+    second = synthesize(plan, FakeEngine(), out, progress=False, shards=part_of(plan, 1, 2))
+    assert (second.finished, second.images, second.resumed_shards) == (True, 16, 5)
+    assert contents(out) == undisturbed
+
+
+@pytest.mark.parametrize(("number", "of"), [(2, 2), (-1, 2), (0, 0)])
+def test_parts_that_are_none(number, of):
+    with pytest.raises(InputError, match=f"shards {number}/{of}: the part must be"):
+        part_of(plan_of(), number, of)
+
+
+def test_a_second_start_shares_the_work(tmp_path, undisturbed):
+    """Three processes at the same plan and folder: every shard is made once, and each waits for the others' shards."""
+    plan, out = plan_of(shard_size=2), tmp_path / "out"
+    processes = [start_run(plan, out, delay=0.02) for _ in range(3)]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert contents(out) == undisturbed
+
+
+def test_a_shard_in_the_hands_of_a_dead_process_is_taken_over(tmp_path, undisturbed):
+    plan, out = plan_of(shard_size=2), tmp_path / "out"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(out)], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    waiting = start_run(plan, out, delay=0.0)
+    deadline = time.monotonic() + 300
+    while len(list((out / "shards").glob("*.jsonl"))) < plan.shards - 1:
+        assert waiting.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    assert waiting.poll() is None  # it waits for the shard
+    holder.kill()
+    _, errors = waiting.communicate(timeout=300)
+    assert waiting.returncode == 0, errors
+    assert contents(out) == undisturbed
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from dive_fast.synth.store import LocalStore
+claim = LocalStore(Path(sys.argv[1])).claim(4)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_many_times(tmp_path, undisturbed):
+    """kill -9 after a random time, again and again, sometimes two processes at once; what a kill leaves of files torn."""
+    plan, out = plan_of(shard_size=2), tmp_path / "out"
+    moments = random.Random(7)
+    kills = 0
+    for _ in range(14):
+        running = [start_run(plan, out, delay=0.03) for _ in range(moments.choice([1, 1, 2]))]
+        deadline = time.monotonic() + 300
+        started = len(list(out.rglob("*.png")))
+        while all(p.poll() is None for p in running) and len(list(out.rglob("*.png"))) == started:
+            assert time.monotonic() < deadline  # importing takes its time: kills are to fall into the work
+            time.sleep(0.01)
+        time.sleep(moments.random() * 0.25)
+        for process in running:
+            kills += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        torn = sorted(out.rglob("*.png"))[-1:] if moments.random() < 0.3 else []
+        for path in torn:  # as a crashed file system may: the name is there, the bytes are zeros
+            if not recorded(out, path):
+                path.write_bytes(b"\0" * 100)
+        if verify_dataset(out).whole:
+            break
+    synthesize(plan, FakeEngine(), out, rows=4, progress=False)
+    assert kills >= 5
+    assert contents(out) == undisturbed
+    assert verify_dataset(out).whole
+
+
+def recorded(out: Path, path: Path) -> bool:
+    name = path.relative_to(out).as_posix()
+    return any(name in record.files.values() for record in read_manifest(out))
+
+
+def test_a_remote_place(tmp_path, undisturbed):
+    pytest.importorskip("fsspec", reason="fsspec is not installed (extra: remote)")
+    import fsspec
+
+    plan, url = plan_of(shard_size=2), "memory://bucket/pairs"
+    summary = synthesize(plan, FakeEngine(), url, rows=4, progress=False, shards=part_of(plan, 0, 2))
+    assert not summary.finished
+    assert synthesize(plan, FakeEngine(), url, rows=4, progress=False).images == 16
+    files = fsspec.filesystem("memory")
+    got = {name.removeprefix("/bucket/pairs/"): files.cat_file(name) for name in files.find("/bucket/pairs")}
+    assert got == undisturbed
+    files.rm_file("/bucket/pairs/cam3/0002/0002.png")
+    store = open_store(url)
+    assert verify(store, store_plan(store)).problems == ["cam3/0002/0002.png is missing; run synth again with --check"]
+    assert synthesize(plan, FakeEngine(), url, rows=4, progress=False, check=True).images == 1
+    with pytest.raises(InputError, match="memory://bucket/pairs holds plan"):
+        synthesize(plan_of(seed=12), FakeEngine(), url, progress=False)
+    with pytest.raises(InputError, match="memory://nothing is no synthesized dataset"):
+        store_plan(open_store("memory://nothing"))
+    with pytest.raises(DiveError, match="nosuch://x cannot be reached"):
+        open_store("nosuch://x")
+
+
+@pytest.mark.slow
+def test_ray_survives_the_loss_of_a_worker(tmp_path, tiny_fused):
+    """A real engine in two workers, one of which is killed at work; then a plan that does not fit the engine."""
+    ray = pytest.importorskip("ray", reason="ray is not installed (extra: ray)")
+    from dive_fast.engines import load_engine
+    from dive_fast.synth import make_plan
+    from dive_fast.synth.cluster import Cluster, synthesize_on
+    from tests.tiny import HEIGHT, WIDTH
+
+    engine = load_engine(tiny_fused, device="cpu", size=(HEIGHT, WIDTH))
+    plan = make_plan(
+        mode="synthetic", pids=["0001", "0003"], cameras=engine.prompts.table.cameras, ir=["cam3"], rgb=["cam1"],
+        pairs_per_identity=12, seed=5, steps=3, guidance=1.0, height=HEIGHT, width=WIDTH,
+        model_fingerprint=engine.spec.model_fingerprint, shard_size=1,
+    )  # fmt: skip
+    settings = {"path": str(tiny_fused), "device": "cpu", "size": (HEIGHT, WIDTH)}
+    save_plan(plan, tmp_path / "plan.json")
+    killer = subprocess.Popen([sys.executable, "-c", KILLER, str(tmp_path / "out")], text=True, stdout=subprocess.PIPE)
+    try:
+        summary = synthesize_on(Cluster(workers=2), plan, settings, tmp_path / "out", rows=4, progress=False)
+        assert killer.communicate(timeout=60)[0] == "killed\n"
+        assert summary.finished
+        assert verify_dataset(tmp_path / "out").whole
+        specs = [record.spec for record in read_manifest(tmp_path / "out")]
+        assert specs == list(plan.pairs)
+        again = synthesize_on(Cluster(workers=2), plan, settings, tmp_path / "out", rows=4, progress=False)
+        assert (again.images, again.resumed_shards) == (0, 24)
+        with pytest.raises(InputError, match="cameras are unknown to the engine"):
+            synthesize_on(Cluster(workers=1), plan_of(), settings, tmp_path / "other", progress=False)
+        assert not (tmp_path / "other").exists()
+    finally:
+        killer.kill()
+        ray.shutdown()
+
+
+# Kills one of Ray's workers once the first shard is recorded.
+KILLER = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+while not list(Path(sys.argv[1]).glob("shards/*.jsonl")):
+    time.sleep(0.005)
+for folder in Path("/proc").glob("[0-9]*"):
+    try:
+        command = (folder / "cmdline").read_bytes()
+    except OSError:
+        continue
+    if command.startswith(b"ray::Worker"):
+        os.kill(int(folder.name), signal.SIGKILL)
+        print("killed")
+        break
+"""
