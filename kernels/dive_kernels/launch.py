@@ -16,6 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dive_kernels import nvrtc
+from dive_kernels.package import identity, match
+from dive_kernels.sources import is_cuda
+
 ALIGNMENT = 16  # bytes of a pointer, elements of a stride; what kernels compiled ahead of time may rely on
 # By torch's name: as Triton writes a pointer to it.
 POINTERS = {
@@ -33,9 +37,9 @@ INTERPRETER = 0  # as a compute capability: Triton's interpreter, which knows no
 class Launch:
     """A grid of programs of one kernel.
 
-    `kernel` is "module:function"; `arguments` are the run-time ones in the function's order (tensors, ints, floats),
-    `constants` its `tl.constexpr`. An int named `*_stride` is a multiple of `ALIGNMENT` in what is compiled ahead of
-    time. `device` is where it runs.
+    `kernel` is "module:function", or "folder/file.cu:function" for CUDA C++. `arguments` are the run-time ones in the
+    function's order (tensors, ints, floats), `constants` its `tl.constexpr`. An int named `*_stride` is a multiple of
+    `ALIGNMENT` in what is compiled ahead of time. `device` is where it runs.
     """
 
     kernel: str
@@ -57,11 +61,12 @@ class Launch:
     @property
     def identity(self) -> tuple[Any, ...]:
         """What one compilation is for, next to the architecture."""
-        constants = tuple(sorted((name, repr(value)) for name, value in self.constants.items()))
-        return self.kernel, tuple(self.signature.items()), constants, self.warps, self.stages
+        return identity(self.kernel, tuple(self.signature.items()), self.constants, self.warps, self.stages)
 
     def misaligned(self) -> list[str]:
-        """Arguments that what is compiled ahead of time cannot take, with their values."""
+        """Arguments that what is compiled ahead of time cannot take, with their values. CUDA C++ takes any."""
+        if is_cuda(self.kernel):
+            return []
         found = []
         for name, value in self.arguments.items():
             if isinstance(value, Tensor) and value.data_ptr() % ALIGNMENT:
@@ -90,10 +95,30 @@ def capability(device: torch.device) -> int:
 
 
 def run(launch: Launch) -> None:
-    """Enqueues `launch` on torch's current stream of its device."""
+    """Enqueues `launch` on torch's current stream of its device, compiled ahead of time or else compiled here.
+
+    `ValueError` with every reason where neither can be.
+    """
     if 0 in launch.grid:
         return
-    with_triton(launch)
+    if launch.device.type != "cuda":
+        with_triton(launch)  # interpreted
+        return
+    chip = capability(launch.device)
+    code, reasons = match(launch, chip)
+    if code is None and is_cuda(launch.kernel):
+        code, more = nvrtc.compiled(launch.kernel, chip)
+        reasons += more
+    elif code is None and has_triton():
+        with_triton(launch)
+        return
+    elif code is None:
+        reasons.append("compiling it here needs triton (pip install 'dive-fast[gpu]')")
+    if code is None:
+        raise ValueError(f"{launch.kernel} cannot run: {'; '.join(reasons)}")
+    from dive_kernels.driver import start  # which knows Launch
+
+    start(launch, code)
 
 
 def with_triton(launch: Launch) -> None:
@@ -112,4 +137,6 @@ def with_triton(launch: Launch) -> None:
 def _type_of(value: Tensor | int | float) -> str:
     if isinstance(value, Tensor):
         return POINTERS[value.dtype]
-    return "fp32" if isinstance(value, float) else "i32"
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"

@@ -7,22 +7,51 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dive_kernels.launch import has_triton, interpreted
+from dive_kernels import nvrtc
+from dive_kernels.launch import INTERPRETER, capability, has_triton, interpreted
+from dive_kernels.package import MAKE, has_cuda_python, installed
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def why_not_here(tensors: Mapping[str, Tensor], types: Sequence[torch.dtype] = FLOATS) -> list[str]:
-    """Why no kernel of ours runs on these tensors here: what is installed, devices, types."""
-    reasons = [] if has_triton() else ["needs triton, which is not installed (pip install 'dive-fast[gpu]')"]
+def why_not_here(
+    tensors: Mapping[str, Tensor], types: Sequence[torch.dtype] = FLOATS, language: str = "triton"
+) -> list[str]:
+    """Why no kernel of ours runs on these tensors here: what is installed, devices, types.
+
+    `language` is what the op's kernel is written in, "triton" or "cuda": what can compile it, and whether on a CPU an
+    interpreter can run it.
+    """
+    reasons = []
+    cpu = language == "triton" and interpreted()
     for name, tensor in tensors.items():
-        if tensor.device.type != "cuda" and not interpreted():
+        if tensor.device.type != "cuda" and not cpu:
             reasons.append(f"needs CUDA tensors, {name} is on {tensor.device}")
         if tensor.dtype not in types:
             reasons.append(
                 f"needs {' or '.join(str(t).removeprefix('torch.') for t in types)}, {name} is {tensor.dtype}"
             )
-    return reasons
+    return why_no_code(next(iter(tensors.values())).device, language) + reasons
+
+
+def why_no_code(device: torch.device, language: str) -> list[str]:
+    """Why there is neither a compiler for our kernels nor kernels compiled ahead of time, as one reason; or nothing."""
+    if language == "triton" and has_triton():
+        return []
+    if language == "cuda" and nvrtc.missing() is None:
+        return []
+    lacking = "triton (pip install 'dive-fast[gpu]')" if language == "triton" else nvrtc.missing()
+    try:
+        package = installed()
+    except ValueError as error:
+        return [str(error)]
+    if package is not None and has_cuda_python():
+        chip = capability(device)
+        if chip == INTERPRETER or any(k.runs_on(chip) or k.assembles_for(chip) for k in package.kernels):
+            return []
+        built = ", ".join(f"sm_{architecture}" for architecture in package.architectures)
+        return [f"{device} is sm_{chip}, {package.folder} has kernels for {built or 'nothing'} ({MAKE} makes more)"]
+    return [f"needs {lacking}, or kernels compiled ahead of time ({MAKE}) with cuda-python; neither is here"]
 
 
 def refuse(op: str, reasons: Sequence[str]) -> None:

@@ -1,35 +1,387 @@
-"""Ahead-of-time compilation: real cubins where Triton is installed, one clear sentence where nothing can be compiled."""
+"""Ahead-of-time compilation: which kernels, real cubins and their figures, what is kept, and what fails a build."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from dive_kernels import aot
+from dive_kernels.aot import budgets, build, nvcc, triton_kernels
+from dive_kernels.aot.__main__ import main
+from dive_kernels.aot.build import earlier, finish, triton_jobs
+from dive_kernels.aot.chips import ARCHITECTURES, PTX_VERSIONS, SHARED_LIMITS
+from dive_kernels.aot.job import Job
+from dive_kernels.aot.resources import resources
+from dive_kernels.cuda_kernels import CUDA_KERNELS
+from dive_kernels.image_epilogue.plan import plan as image_plan
+from dive_kernels.launch import Launch
+from dive_kernels.package import INDEX, Kernel, Package, binary, read
+from dive_kernels.solver_step import StepCoefficients
+from dive_kernels.solver_step.plan import plan
+
+ROOT = Path(__file__).parents[2]
+NO_CUDA = ("--no-cuda", "not of interest here")
 
 
-def test_names_are_distinct_and_cover_every_architecture() -> None:
-    names = [variant.name for variant in aot.variants(tuple(aot.PTX_VERSIONS))]
-    assert len(set(names)) == len(names) == 6 * len(aot.PTX_VERSIONS)
-    assert "solver_step-fp16-order2-sm90" in names
+@pytest.fixture(scope="module")
+def jobs() -> list[Job]:
+    return triton_jobs([80, 90])
+
+
+@pytest.fixture
+def needs_triton() -> None:
+    pytest.importorskip("triton", reason="triton is not installed (extra: kernels)")
+
+
+def test_every_architecture_has_its_facts() -> None:
+    assert ARCHITECTURES == (80, 86, 89, 90, 100, 120)
+    assert set(PTX_VERSIONS) == set(SHARED_LIMITS)
+
+
+def test_jobs_are_distinct_and_cover_every_op(jobs: list[Job]) -> None:
+    assert len({job.name for job in jobs}) == len({(job.identity, job.architecture) for job in jobs}) == len(jobs)
+    fused = {path.parent.name for path in (ROOT / "kernels" / "dive_kernels").glob("*/fused.py")}
+    assert {job.op for job in jobs} == fused
+    names = {job.name for job in jobs}
+    for name in (
+        "solver_step-order2-fp32-sm80",
+        "cross_attention-headdim40-keys77-bf16-sm90",
+        "attention-headdim160-fp16-sm80",
+        "geglu-inner1280-fp16-sm90",
+    ):
+        assert name in names
+    assert {job.keep_ptx for job in jobs if job.op in ("attention", "cross_attention")} == {True}
+
+
+def test_group_norms_are_those_of_the_unet_and_the_decoder(jobs: list[Job]) -> None:
+    """Read off diffusers' own modules at Stable Diffusion 1.5's configuration, on the device meta."""
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(cross_attention_dim=768)
+        decoder = diffusers.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        ).decoder
+    wanted: set[tuple[int, int, int, int]] = set()  # channels, those of the skip, shift, silu
+    for model in (unet, decoder):
+        for name, norm in model.named_modules():
+            if isinstance(norm, torch.nn.GroupNorm):
+                skip = skip_channels(unet, name) if model is unet and "up_blocks" in name and "norm1" in name else 0
+                shift = int(model is unet and name.endswith("norm2"))
+                silu = int("attentions" not in name)
+                wanted.add((norm.num_channels, skip, shift, silu))
+    keys = [job.key for job in jobs if job.op == "groupnorm_silu" and "apply" in job.kernel]
+    assert {(k["channels"], k["skip"], k["shift"], k["silu"]) for k in keys} == wanted
+
+
+def skip_channels(unet: Any, norm: str) -> int:
+    """Channels that an up block's resnet takes from the way down: what its norm has beside the output before it."""
+    block, resnet = map(int, re.findall(r"\d+", norm)[:2])
+    blocks = unet.up_blocks
+    before = blocks[block].resnets[resnet - 1] if resnet else (blocks[block - 1].resnets[-1] if block else None)
+    into = before.conv2.out_channels if before is not None else unet.mid_block.resnets[-1].conv2.out_channels
+    return int(blocks[block].resnets[resnet].norm1.num_channels - into)
+
+
+def test_declared_cuda_kernels_are_what_the_plan_starts() -> None:
+    launches = [
+        image_plan(torch.empty(2, 3, 8, 8, dtype=dtype, device="meta").to(memory_format=layout))[0]
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        for layout in (torch.contiguous_format, torch.channels_last)
+    ]
+    started = {(launch.kernel, tuple(launch.signature.items()), launch.warps, launch.stages) for launch in launches}
+    assert started == {(k.kernel, k.arguments, k.warps, k.stages) for k in CUDA_KERNELS}
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda _: None)
-    assert aot.main(["--check"]) == 1
-    assert "triton is not installed; pip install 'dive-fast[kernels]'" in capsys.readouterr().err
+    find = triton_kernels.importlib.util.find_spec
+    monkeypatch.setattr(
+        triton_kernels.importlib.util, "find_spec", lambda name: None if name == "triton" else find(name)
+    )
+    assert main(["--check"]) == 1
+    assert "triton is not installed; pip install 'dive-fast[torch,kernels]'" in capsys.readouterr().err
 
 
-def test_a_cubin_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton", reason="triton is not installed (extra: kernels)")
-    monkeypatch.setattr(aot, "variants", lambda _: [aot.Variant("fp16", True, 90)])
-    assert aot.main([str(tmp_path), "--arch", "90"]) == 0
-    table = json.loads((tmp_path / "kernels.json").read_text())
-    assert list(table) == ["solver_step-fp16-order2-sm90"]
-    launch = table["solver_step-fp16-order2-sm90"]
-    assert launch["function"] == "solver_step_kernel"
-    assert launch["arguments"]["eps_cond_ptr"] == "*fp16"
-    assert launch["arguments"]["x_ptr"] == "*fp32"
-    assert (tmp_path / "solver_step-fp16-order2-sm90.cubin").read_bytes()[:4] == b"\x7fELF"
+def test_what_was_skipped_is_in_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(nvcc, "find", lambda: None)
+    assert main([str(tmp_path)]) == 0
+    skipped = dict(read(tmp_path).skipped)
+    assert skipped["CUDA C++ kernels"] == "no nvcc found"
+    assert "TRITON_INTERPRET=1 replaces the compiler" in skipped["Triton kernels"]
+    said = capsys.readouterr().out
+    assert "0 kernels for no architecture" in said and "skipped: CUDA C++ kernels: no nvcc found" in said
+
+
+def test_a_build_without_torch_makes_the_cuda_kernels_and_the_index(tmp_path: Path) -> None:
+    """What happens in pip's isolated build: no torch, no Triton, perhaps nvcc."""
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['triton'] = None; "
+        "from dive_kernels.aot.__main__ import main; "
+        f"sys.exit(main([{str(tmp_path)!r}, '--arch', '80', '90', '--no-triton', 'pip hides it']))"
+    )
+    environment = {"PYTHONPATH": str(ROOT / "kernels"), "PATH": os.environ["PATH"]}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    package = read(tmp_path)
+    assert ("Triton kernels", "pip hides it") in package.skipped
+    assert len(package.kernels) == (12 if shutil.which("nvcc") else 0)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_cubins_by_nvcc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--arch", "80", "120", "--no-triton", "not of interest here"]) == 0
+    package = read(tmp_path)
+    assert {kernel.kernel for kernel in package.kernels} == {kernel.kernel for kernel in CUDA_KERNELS}
+    most: dict[str, int] = {}
+    for kernel in package.kernels:
+        elf = package.read(kernel.cubin)
+        assert machine_of(elf) == kernel.architecture
+        assert f".text.{kernel.function}".encode() in elf
+        assert kernel.spill_bytes == 0
+        most[kernel.cubin.name] = max(kernel.registers, most.get(kernel.cubin.name, 0))
+    assert {name: registers_of((tmp_path / name).read_bytes()) for name in most} == most
+    launch, _ = image_plan(torch.empty(2, 3, 8, 8, device="meta"))
+    newest = package.find(launch.identity, 130)
+    assert newest is not None and newest.architecture == 120 and newest.ptx is not None
+    assert b".target sm_120" in package.read(newest.ptx) and kernel_names(package.read(newest.ptx)) == {
+        kernel.function for kernel in CUDA_KERNELS
+    }
+    found = package.find(launch.identity, 86)
+    assert found is not None and found.name == "image_epilogue-planar1-fp32-sm80"
+
+
+def test_an_architecture_that_nvcc_does_not_know_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvcc, "_version", lambda _: "11.8")
+    monkeypatch.setattr(nvcc, "_known", lambda _: {80})
+    monkeypatch.setattr(nvcc, "_compile", lambda *_: [])
+    assert nvcc.compile_all("nvcc", [80, 120], tmp_path) == (
+        [],
+        [("CUDA C++ kernels for sm_120", "nvcc 11.8 does not know it")],
+    )
+
+
+def kernel_names(ptx: bytes) -> set[str]:
+    return set(re.findall(r"\.entry (\w+)\(", ptx.decode()))
+
+
+def machine_of(elf: bytes) -> int:
+    """The architecture in a cubin's ELF flags: bits 0-7 until CUDA 12.x, 8-15 in the ABI of CUDA 13."""
+    assert elf[:4] == b"\x7fELF"
+    flags = int.from_bytes(elf[48:52], "little")
+    return next(a for a in (flags >> 8 & 0xFF, flags & 0xFF) if a in ARCHITECTURES)
+
+
+def registers_of(elf: bytes) -> int:
+    """Most registers of any function in a cubin: the records 0x04 0x2f (REGCOUNT) of its section .nv.info."""
+    number = {size: lambda at, size=size: int.from_bytes(elf[at : at + size], "little") for size in (2, 4, 8)}
+    start, size, count, names = number[8](40), number[2](58), number[2](60), number[2](62)
+    strings = number[8](start + names * size + 24)
+    for header in range(start, start + count * size, size):
+        name = strings + number[4](header)
+        if elf[name : elf.index(b"\0", name)] == b".nv.info":
+            at, end = number[8](header + 24), number[8](header + 24) + number[8](header + 32)
+            found = []
+            while at < end:  # a record: format, attribute, and where the format says so (4) as many bytes as told
+                if elf[at : at + 2] == b"\x04\x2f":
+                    found.append(number[4](at + 8))
+                at += 4 + (number[2](at + 2) if elf[at] == 4 else 0)
+            return max(found)
+    raise AssertionError("no section .nv.info")
+
+
+@pytest.mark.usefixtures("needs_triton")
+def test_cubins_by_triton_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Compiled once, then kept, then compiled again where the source or the file is no longer the same."""
+    arguments = [str(tmp_path), "--arch", "80", "90", "--only", "solver_step-order2-fp16-*", *NO_CUDA]
+    assert main(arguments) == 0
+    assert "2 kernels compiled, 0 kept" in capsys.readouterr().out
+    package = read(tmp_path)
+    x = torch.empty(2, 8, device="meta")
+    launch, _ = plan(x.half(), x.half(), x, x, StepCoefficients(1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+    for architecture, target in ((80, "sm_80"), (90, "sm_90a")):
+        kernel = package.find(launch.identity, architecture)
+        assert kernel is not None and (kernel.architecture, kernel.target) == (architecture, target)
+        elf = package.read(kernel.cubin)
+        assert machine_of(elf) == architecture and registers_of(elf) == kernel.registers
+        assert kernel.null_pointers == 2 and kernel.ptx_version == "8.0" and kernel.spill_bytes == 0
+        assert str(ROOT).encode() not in elf  # nothing of this machine
+    index = (tmp_path / INDEX).read_bytes()
+    assert main(arguments) == 0
+    assert "0 kernels compiled, 2 kept" in capsys.readouterr().out
+    assert (tmp_path / INDEX).read_bytes() == index
+    (tmp_path / "solver_step-order2-fp16-sm80.cubin").write_bytes(b"another")
+    assert main(arguments) == 0
+    assert "1 kernels compiled, 1 kept" in capsys.readouterr().out
+    assert read(tmp_path).read(package.kernels[0].cubin)[:4] == b"\x7fELF"
+
+
+@pytest.mark.usefixtures("needs_triton")
+def test_ptx_is_kept_for_the_plugins(tmp_path: Path) -> None:
+    assert main([str(tmp_path), "--arch", "90", "--only", "cross_attention-headdim40-*-fp16-*", *NO_CUDA]) == 0
+    (kernel,) = read(tmp_path).kernels
+    assert kernel.ptx is not None
+    ptx = read(tmp_path).read(kernel.ptx).decode()
+    assert f".entry {kernel.function}(" in ptx and ".version 8.0" in ptx and ".target sm_90a" in ptx
+    assert triton_kernels.parameters(ptx) == len(kernel.arguments) + kernel.null_pointers
+
+
+@pytest.fixture
+def job(jobs: list[Job]) -> Job:
+    return next(job for job in jobs if job.name == "solver_step-order1-fp32-sm80")
+
+
+CHANGES: dict[str, Callable[[Job], Job]] = {
+    "source": lambda job: replace(job, source_sha256="0" * 64),
+    "constant": lambda job: replace(job, constants={**job.constants, "BLOCK": 512}),
+    "argument": lambda job: replace(job, arguments=(*job.arguments[:-1], ("history", "i32"))),
+    "warps": lambda job: replace(job, warps=8),
+    "stages": lambda job: replace(job, stages=4),
+    "architecture": lambda job: replace(job, architecture=90),
+    "ptx": lambda job: replace(job, keep_ptx=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_changes_the_result_compiles_anew(change: Callable[[Job], Job], job: Job) -> None:
+    assert change(job).build("triton 3.9.0") != job.build("triton 3.9.0") != job.build("triton 3.6.0")
+    assert replace(job, name="other", key={}).build("triton 3.9.0") == job.build("triton 3.9.0")
+
+
+@pytest.mark.usefixtures("needs_triton")
+def test_a_plan_that_differs_from_its_kernel_fails(job: Job, tmp_path: Path) -> None:
+    swapped = replace(job, arguments=(job.arguments[1], job.arguments[0], *job.arguments[2:]))
+    with pytest.raises(ValueError, match="the plan's arguments .* are not the kernel's .*, in order"):
+        triton_kernels.compile_job(swapped, tmp_path)
+
+
+@pytest.mark.usefixtures("needs_triton")
+def test_too_much_shared_memory_fails(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = replace(job, arguments=(("eps_uncond_ptr", "*fp16"), ("eps_cond_ptr", "*fp16"), *job.arguments[2:]))
+    used = triton_kernels.compile_job(half, tmp_path).shared_bytes
+    assert used > 0
+    monkeypatch.setitem(triton_kernels.SHARED_LIMITS, 80, used - 1)
+    with pytest.raises(ValueError, match=rf"needs {used} bytes of shared memory, sm_80 has {used - 1}"):
+        triton_kernels.compile_job(half, tmp_path)
+
+
+def test_failures_are_all_said_and_fail_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dive_kernels.aot import __main__ as command
+
+    monkeypatch.setattr(command.triton_kernels, "missing", lambda: None)
+    monkeypatch.setattr(command, "compile_jobs", lambda *_: ([], [("a-sm80", "too big"), ("b-sm80", "no such op")]))
+    assert main([str(tmp_path), *NO_CUDA]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "dive_kernels.aot: a-sm80: too big\ndive_kernels.aot: b-sm80: no such op\n"
+    assert ("a-sm80", "too big") in read(tmp_path).skipped and "too big" not in captured.out
+
+
+def made(**changes: Any) -> Kernel:
+    launch: Launch = image_plan(torch.empty(2, 3, 8, 8, device="meta"))[0]
+    kernel = Kernel(
+        name="image_epilogue-planar1-fp32-sm80",
+        op="image_epilogue",
+        dtype="fp32",
+        key={},
+        architecture=80,
+        target="sm_80",
+        kernel=launch.kernel,
+        function="image_epilogue_planar_fp32",
+        arguments=tuple(launch.signature.items()),
+        constants={},
+        warps=8,
+        stages=0,
+        shared_bytes=0,
+        registers=30,
+        spill_bytes=0,
+        null_pointers=0,
+        source_sha256="",
+        compiler="",
+        ptx_version="",
+        build="",
+        cubin=binary("a.cubin", b"a"),
+    )
+    return replace(kernel, **changes)
+
+
+def test_budgets_name_kernel_figure_and_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = {"image_epilogue.image_epilogue_planar_fp32": {"80": 30}}
+    monkeypatch.setattr(budgets, "load", lambda: limits)
+    kernels = (made(), made(name="big-sm80", registers=31, warps=4), made(name="new-sm90", architecture=90))
+    assert budgets.excesses(kernels[:1], limits) == []
+    assert budgets.excesses((replace(kernels[0], spill_bytes=8),), limits) == [
+        "image_epilogue-planar1-fp32-sm80 spills 8 bytes a thread, the limit is 0"
+    ]
+    finish(tmp_path, kernels, [])
+    assert main(["--check-budgets", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "big-sm80 takes 31 registers, the limit is 30" in said
+    assert "new-sm90 takes 30 registers, budgets.json has no limit for it" in said
+    finish(tmp_path, kernels[:1], [])
+    assert main(["--check-budgets", str(tmp_path)]) == 0
+    assert main(["--budgets-of", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed[printed.index("{") :]) == {"image_epilogue.image_epilogue_planar_fp32": {"80": 32}}
+
+
+def test_committed_budgets_are_complete(jobs: list[Job]) -> None:
+    """A limit for every kernel on every architecture, which no register file exceeds."""
+    wanted = {f"{job.op}.{job.kernel.partition(':')[2]}" for job in jobs}
+    wanted |= {f"{kernel.op}.{kernel.function}" for kernel in CUDA_KERNELS}
+    limits = budgets.load()
+    assert set(limits) == wanted
+    assert all(set(chips) == {str(a) for a in ARCHITECTURES} for chips in limits.values())
+    assert all(0 < limit <= 255 for chips in limits.values() for limit in chips.values())
+
+
+def test_the_assemblers_report() -> None:
+    said = "64 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\nptxas info : Used 96 registers, used 1"
+    assert resources(said) == (96, 28)
+    with pytest.raises(ValueError, match="reported no registers"):
+        resources("ptxas info    : 0 bytes gmem")
+
+
+def test_what_an_index_no_longer_names_is_removed(tmp_path: Path) -> None:
+    for name in ("a.cubin", "b.cubin", "notes.txt"):
+        (tmp_path / name).write_bytes(b"a")
+    finish(tmp_path, [made(build="1"), made(architecture=90, cubin=binary("b.cubin", b"a"), build="2")], [])
+    assert set(earlier(tmp_path)) == {"1", "2"}
+    finish(tmp_path, [made(build="1")], [])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.cubin", INDEX, "notes.txt"]
+
+
+def test_two_kernels_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dive_kernels.aot import examples
+
+    def twice(capability: int) -> Any:
+        for example in examples.solver_step(capability):
+            yield replace(example, key={})
+
+    monkeypatch.setattr(examples, "EXAMPLES", (twice,))
+    with pytest.raises(ValueError, match="two kernels would be called solver_step-fp32-sm80; tell them apart"):
+        triton_jobs([80])
+
+
+def test_an_index_of_another_version_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text('{"format": 0}')
+    assert earlier(tmp_path) == {}
+    assert isinstance(finish(tmp_path, [], []), Package) and build.processors() >= 1

@@ -1,0 +1,46 @@
+"""How many registers each kernel may take on each architecture, and that none spills: what CI holds them to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from dive_kernels.package import Kernel
+
+STEP, MOST = 8, 255  # registers a thread: in steps of 8 a warp's worth, and no more than 255
+BUDGETS = Path(__file__).with_name("budgets.json")
+
+
+def load() -> dict[str, dict[str, int]]:
+    """Most registers a thread, by kernel ("op.function") and architecture ("90")."""
+    budgets: dict[str, dict[str, int]] = json.loads(BUDGETS.read_text(encoding="utf-8"))
+    return budgets
+
+
+def name_of(kernel: Kernel) -> str:
+    return f"{kernel.op}.{kernel.function}"
+
+
+def used(kernels: Iterable[Kernel]) -> dict[str, dict[str, int]]:
+    """Most registers that any variant takes, as the file of budgets has it: in the steps that the chips hand them out."""
+    most: dict[str, dict[str, int]] = {}
+    for kernel in sorted(kernels, key=lambda kernel: (name_of(kernel), kernel.architecture)):
+        chips = most.setdefault(name_of(kernel), {})
+        taken = min(-(-kernel.registers // STEP) * STEP, MOST)
+        chips[str(kernel.architecture)] = max(taken, chips.get(str(kernel.architecture), 0))
+    return most
+
+
+def excesses(kernels: Iterable[Kernel], budgets: dict[str, dict[str, int]]) -> list[str]:
+    """Every kernel that spills, takes more registers than its budget, or has none, with figure and limit."""
+    found = []
+    for kernel in kernels:
+        limit = budgets.get(name_of(kernel), {}).get(str(kernel.architecture))
+        if kernel.spill_bytes:
+            found.append(f"{kernel.name} spills {kernel.spill_bytes} bytes a thread, the limit is 0")
+        if limit is None:
+            found.append(f"{kernel.name} takes {kernel.registers} registers, {BUDGETS.name} has no limit for it")
+        elif kernel.registers > limit:
+            found.append(f"{kernel.name} takes {kernel.registers} registers, the limit is {limit}")
+    return found

@@ -1,0 +1,27 @@
+"""`groupnorm_silu` by torch's own kernels, one after the other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def groupnorm_silu_eager(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    skip: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """As the reference, but sums are rounded to the type of `x` in between, as a diffusers UNet has it."""
+    if shift is not None:
+        x = x + shift[:, :, None, None]
+    if skip is not None:
+        x = torch.cat([x, skip], 1)
+    x = torch.group_norm(x, groups, weight, bias, eps)  # functional.group_norm refuses groups of one value
+    x = functional.silu(x) if silu else x
+    return x.contiguous(memory_format=torch.channels_last)  # torch's GroupNorm may leave channels_last

@@ -1,0 +1,37 @@
+"""What `groupnorm_silu` computes, in readable torch. This file defines correctness, on any device and float type."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def groupnorm_silu_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    skip: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+) -> Tensor:
+    """Group Normalization (Wu and He, 2018), then SiLU, of `x` [R, C1, h, w], in the type of `x`, channels_last.
+
+    `skip` [R, C2, h, w] follows `x` along the channels; `shift` [R or 1, C1] is added to every pixel of `x` before.
+    The arithmetic is float32 for half types.
+    """
+    compute = torch.promote_types(x.dtype, torch.float32)
+    value = x.to(compute)
+    if shift is not None:
+        value = value + shift.to(compute)[:, :, None, None]
+    if skip is not None:
+        value = torch.cat([value, skip.to(compute)], 1)
+    grouped = value.unflatten(1, (groups, -1))  # [R, groups, C / groups, h, w]
+    centred = grouped - grouped.mean((2, 3, 4), keepdim=True)
+    variance = centred.square().mean((2, 3, 4), keepdim=True)
+    normal = (centred / (variance + eps).sqrt()).flatten(1, 2)
+    result = normal * weight.to(compute)[:, None, None] + bias.to(compute)[:, None, None]
+    if silu:
+        result = result * torch.sigmoid(result)
+    return result.to(x.dtype).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,347 @@
+"""Kernels compiled ahead of time: the folder that `python -m dive_kernels.aot` makes, read and matched with a launch.
+
+The folder holds `kernels.json`, the index, and the files that it names: a cubin for each kernel, and PTX where a plugin
+needs it. The index is not trusted: types, limits, file names, sizes and hashes are checked. Importing this file imports
+nothing but the standard library; `driver` loads and starts what is found here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dive_kernels.sources import PACKAGE, source_file, source_hash
+
+if TYPE_CHECKING:
+    from dive_kernels.launch import Launch
+
+FOLDER = "DIVE_KERNELS_CUBINS"  # names another folder; empty: none, so that Triton compiles everything
+SHIPPED = PACKAGE / "cubins"
+INDEX = "kernels.json"
+FORMAT = 1
+MAKE = "make kernels"
+INDEX_LIMIT = 32 << 20  # bytes
+FILE_LIMIT = 64 << 20
+SHARED_LIMIT = 227 << 10  # bytes a thread block may have on the largest chip (sm_90, sm_100)
+SCALARS = ("i32", "i64", "fp32")
+POINTERS = ("*fp32", "*fp16", "*bf16", "*i64", "*i32", "*u8")
+IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+FILE_NAME = re.compile(r"[\w.-]+")
+KERNEL = re.compile(r"(dive_kernels(\.\w+)+|\w+/\w+\.cu):\w+")
+Constant = int | float | bool | str | None
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One file of the folder."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compilation of a kernel: what it is for, how to start it, and what it takes of the chip."""
+
+    name: str
+    op: str
+    dtype: str
+    key: dict[str, int]  # what this variant is for: head_dim, channels, ...
+    architecture: int  # 90 for compute capability 9.0
+    target: str  # as the assembler calls it: sm_90a; with an "a" it runs on this architecture alone
+    kernel: str  # as `Launch.kernel`
+    function: str
+    arguments: tuple[tuple[str, str], ...]  # name and type of each, in order
+    constants: dict[str, Constant]
+    warps: int
+    stages: int
+    shared_bytes: int
+    registers: int  # a thread
+    spill_bytes: int  # a thread, stores and loads
+    null_pointers: int  # to append to the arguments: Triton's scratch memory, which these kernels do not use
+    source_sha256: str
+    compiler: str
+    ptx_version: str
+    build: str  # hash of all that the compilation depends on
+    cubin: Binary
+    ptx: Binary | None = None
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """As `Launch.identity`."""
+        return identity(self.kernel, self.arguments, self.constants, self.warps, self.stages)
+
+    def runs_on(self, capability: int) -> bool:
+        """CUDA's rule for cubins: the same major version, and no smaller minor one; with an "a" that chip alone."""
+        if self.architecture == capability:
+            return True
+        newer = self.architecture // 10 == capability // 10 and self.architecture < capability
+        return newer and not self.target.endswith("a")
+
+    def assembles_for(self, capability: int) -> bool:
+        """Whether the driver can make it of the PTX: for every newer chip, but not with an "a"."""
+        return self.ptx is not None and self.architecture < capability and not self.target.endswith("a")
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A cubin, or PTX that the driver assembles, in memory, and what a start of its function needs beside the launch."""
+
+    function: str
+    image: bytes
+    is_ptx: bool = False
+    shared_bytes: int = 0  # dynamic
+    null_pointers: int = 0
+
+
+@dataclass(frozen=True)
+class Package:
+    """A folder of kernels; `skipped` says what was not built and why."""
+
+    folder: Path
+    kernels: tuple[Kernel, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    def find(self, wanted: tuple[Any, ...], capability: int) -> Kernel | None:
+        """The kernel of this identity for a compute capability: compiled for it, or for the nearest that it can run.
+
+        If there is none, one whose PTX the driver can assemble.
+        """
+        fitting = [kernel for kernel in self.of(wanted) if kernel.runs_on(capability)]
+        fitting = fitting or [kernel for kernel in self.of(wanted) if kernel.assembles_for(capability)]
+        return max(fitting, key=lambda kernel: kernel.architecture) if fitting else None
+
+    def of(self, wanted: tuple[Any, ...]) -> Iterator[Kernel]:
+        """Every architecture's kernel of one identity."""
+        return (kernel for kernel in self.kernels if kernel.identity == wanted)
+
+    @property
+    def architectures(self) -> list[int]:
+        return sorted({kernel.architecture for kernel in self.kernels})
+
+    def read(self, binary: Binary) -> bytes:
+        """Contents of one of the folder's files; `ValueError` where it is not the one in the index."""
+        return read_binary(self.folder, binary)
+
+
+def identity(
+    kernel: str, arguments: Sequence[tuple[str, str]], constants: Mapping[str, Constant], warps: int, stages: int
+) -> tuple[Any, ...]:
+    """What one compilation is for, next to the architecture."""
+    written = tuple(sorted((name, repr(value)) for name, value in constants.items()))
+    return kernel, tuple((name, kind) for name, kind in arguments), written, warps, stages
+
+
+def folder() -> Path | None:
+    """Where kernels compiled ahead of time are looked for; None where the user wants none."""
+    named = os.environ.get(FOLDER)
+    if named == "":
+        return None
+    return Path(named) if named else SHIPPED
+
+
+def installed() -> Package | None:
+    """The package of this installation, or None if there is none; `ValueError` where one is named and missing, or broken."""
+    place = folder()
+    if place is None or (place == SHIPPED and not (place / INDEX).is_file()):
+        return None
+    return _read_once(place)
+
+
+def match(launch: Launch, capability: int) -> tuple[Code | None, list[str]]:
+    """The code compiled ahead of time for a launch, or None and every reason why there is none.
+
+    `ValueError` where the folder is broken or is named and missing: whoever put it there means it to be used.
+    """
+    package = installed()
+    if package is None:
+        return None, [f"no kernels compiled ahead of time in {folder() or f'{FOLDER}='} ({MAKE} makes them)"]
+    reasons = launch.misaligned()
+    if not has_cuda_python():
+        reasons.append("needs cuda-python, which is not installed (pip install 'dive-fast[gpu]')")
+    code = _code(package.folder, launch.identity, capability)
+    if isinstance(code, str):
+        reasons.append(code)
+    return (None, reasons) if isinstance(code, str) or reasons else (code, [])
+
+
+@cache
+def has_cuda_python() -> bool:
+    return importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.core") is not None
+
+
+def stale(kernel: Kernel) -> str | None:
+    """Why a kernel no longer is what its source says, with the remedy; None if it is."""
+    if not source_file(kernel.kernel).is_file():
+        return f"{kernel.name} was compiled from a source that this version has not; {MAKE} compiles anew"
+    if source_hash(kernel.kernel) != kernel.source_sha256:
+        return f"{kernel.name} was compiled from another {source_file(kernel.kernel).name}; {MAKE} compiles it anew"
+    return None
+
+
+def read(place: Path) -> Package:
+    """The package in a folder; `ValueError` saying what is wrong with its index."""
+    index = place / INDEX
+    if not index.is_file():
+        raise ValueError(f"{place}: there is no {INDEX}; {MAKE} writes it, or unset {FOLDER}")
+    try:
+        if index.stat().st_size > INDEX_LIMIT:
+            raise ValueError(f"it has {index.stat().st_size} bytes, the limit is {INDEX_LIMIT}")
+        data = json.loads(index.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError(f"its format is {data.get('format') if isinstance(data, dict) else None}, not {FORMAT}")
+        kernels = tuple(_kernel(entry) for entry in _list(data, "kernels"))
+        skipped = tuple((_text(entry, "what"), _text(entry, "why")) for entry in _list(data, "skipped"))
+        taken: set[tuple[Any, ...]] = set()
+        for kernel in kernels:
+            if (kernel.identity, kernel.architecture) in taken:
+                raise ValueError(f"{kernel.name} is there twice")
+            taken.add((kernel.identity, kernel.architecture))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{index}: no index of compiled kernels ({error}); {MAKE} writes it, or unset {FOLDER}"
+        ) from error
+    return Package(place, kernels, skipped)
+
+
+def write(package: Package) -> None:
+    """Writes the index, atomically; the files that it names must lie there."""
+    kernels = [asdict(kernel) for kernel in sorted(package.kernels, key=lambda kernel: kernel.name)]
+    skipped = [{"what": what, "why": why} for what, why in package.skipped]
+    lists = {"kernels": kernels, "skipped": skipped}
+    lines = [f"{json.dumps(name)}: [{_one_a_line(entries)}]" for name, entries in lists.items()]
+    write_atomically(package.folder / INDEX, f'{{"format": {FORMAT},\n{",".join(lines)}}}\n'.encode())
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, file)
+
+
+def binary(name: str, content: bytes) -> Binary:
+    """How the index describes a file."""
+    return Binary(name, len(content), hashlib.sha256(content).hexdigest())
+
+
+def read_binary(place: Path, wanted: Binary) -> bytes:
+    file = place / wanted.name
+    try:
+        content = file.read_bytes() if file.stat().st_size == wanted.size else b""
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror}); {MAKE} makes it anew") from error
+    if binary(wanted.name, content) != wanted:
+        raise ValueError(f"{file}: is not the file that {INDEX} describes (size or hash differ); {MAKE} makes it anew")
+    return content
+
+
+@cache
+def _read_once(place: Path) -> Package:
+    return read(place)
+
+
+@cache
+def _code(place: Path, wanted: tuple[Any, ...], capability: int) -> Code | str:
+    """The code for a launch, or why there is none. A stale kernel is said aloud: somebody meant it to be used."""
+    package = _read_once(place)
+    kernel = package.find(wanted, capability)
+    if kernel is None:
+        others = sorted({found.architecture for found in package.of(wanted)})
+        built = f"only for {', '.join(f'sm_{a}' for a in others)}" if others else "only with other types or constants"
+        return f"{place} has {wanted[0]} not for sm_{capability}, {built} ({MAKE} makes it)"
+    why = stale(kernel)
+    if why is not None:
+        warnings.warn(f"{place}: {why}", RuntimeWarning, stacklevel=2)
+        return f"{place}: {why}"
+    is_ptx = kernel.ptx is not None and not kernel.runs_on(capability)
+    image = package.read(kernel.ptx if kernel.ptx is not None and is_ptx else kernel.cubin)
+    return Code(kernel.function, image, is_ptx, kernel.shared_bytes, kernel.null_pointers)
+
+
+def _kernel(entry: object) -> Kernel:
+    """One entry of the index, every field checked."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"an entry is {type(entry).__name__}, not an object")
+    unknown = set(entry) - {field.name for field in fields(Kernel)}
+    if unknown:
+        raise ValueError(f"an entry has unknown fields: {', '.join(sorted(unknown))}")
+    key, constants = entry.get("key"), entry.get("constants")
+    if not isinstance(key, dict) or not all(type(value) is int for value in key.values()):
+        raise ValueError("key must hold integers")
+    if not isinstance(constants, dict) or not all(isinstance(v, Constant) for v in constants.values()):
+        raise ValueError("constants must hold numbers, strings or null")
+    arguments = tuple(_argument(pair) for pair in _list(entry, "arguments"))
+    return Kernel(
+        name=_text(entry, "name", FILE_NAME),
+        op=_text(entry, "op", IDENTIFIER),
+        dtype=_text(entry, "dtype", IDENTIFIER),
+        key=key,
+        architecture=_number(entry, "architecture", 50, 999),
+        target=_text(entry, "target", IDENTIFIER),
+        kernel=_text(entry, "kernel", KERNEL),
+        function=_text(entry, "function", IDENTIFIER),
+        arguments=arguments,
+        constants=constants,
+        warps=_number(entry, "warps", 1, 32),
+        stages=_number(entry, "stages", 0, 64),
+        shared_bytes=_number(entry, "shared_bytes", 0, SHARED_LIMIT),
+        registers=_number(entry, "registers", 0, 255),
+        spill_bytes=_number(entry, "spill_bytes", 0, 1 << 20),
+        null_pointers=_number(entry, "null_pointers", 0, 4),
+        source_sha256=_text(entry, "source_sha256"),
+        compiler=_text(entry, "compiler"),
+        ptx_version=_text(entry, "ptx_version"),
+        build=_text(entry, "build"),
+        cubin=_binary(entry.get("cubin")),
+        ptx=None if entry.get("ptx") is None else _binary(entry["ptx"]),
+    )
+
+
+def _binary(entry: object) -> Binary:
+    if not isinstance(entry, dict):
+        raise ValueError("cubin and ptx must be objects with name, size and sha256")
+    name = _text(entry, "name", FILE_NAME)
+    return Binary(name, _number(entry, "size", 1, FILE_LIMIT), _text(entry, "sha256", re.compile("[0-9a-f]{64}")))
+
+
+def _argument(pair: object) -> tuple[str, str]:
+    if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+        raise ValueError(f"an argument must be [name, type], got {pair!r}")
+    if pair[1] not in POINTERS + SCALARS:
+        raise ValueError(f"argument {pair[0]!r} has type {pair[1]!r}, known are {', '.join(POINTERS + SCALARS)}")
+    return pair[0], pair[1]
+
+
+def _one_a_line(entries: Sequence[object]) -> str:
+    return "\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n"
+
+
+def _list(entry: Mapping[str, Any], name: str) -> list[Any]:
+    value = entry.get(name)
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list, got {type(value).__name__}")
+    return value
+
+
+def _text(entry: Any, name: str, pattern: re.Pattern[str] | None = None) -> str:
+    value = entry.get(name) if isinstance(entry, dict) else None
+    if not isinstance(value, str) or (pattern is not None and not pattern.fullmatch(value)):
+        raise ValueError(f"{name} is {value!r}, which cannot be right")
+    return value
+
+
+def _number(entry: Mapping[str, Any], name: str, lowest: int, highest: int) -> int:
+    value = entry.get(name)
+    if type(value) is not int or not lowest <= value <= highest:
+        raise ValueError(f"{name} is {value!r}, it must be a whole number from {lowest} to {highest}")
+    return value

@@ -1,0 +1,465 @@
+"""The folder of compiled kernels: what is refused in its index, which kernel a launch gets, and what the driver is told.
+
+The driver is a small library of our own with the functions that cuda-python calls, so that its packing of arguments is
+tested too. No kernel runs here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dive_kernels import launch as launching
+from dive_kernels import nvrtc, package, sources
+from dive_kernels.launch import Launch
+from dive_kernels.package import INDEX, Kernel, Package, binary, read, write
+from dive_kernels.reasons import why_not_here
+from dive_kernels.solver_step.plan import plan
+from tests.kernels.solver_cases import STEP
+
+CUBIN = b"\x7fELF and no more"
+ROOT = Path(__file__).parents[2]
+
+
+def example() -> Launch:
+    x = torch.zeros(2, 1024)
+    return plan(x.half(), x.half(), x, x, STEP)[0]
+
+
+def kernel(architecture: int = 80, target: str = "sm_80", **changes: Any) -> Kernel:
+    launch = example()
+    made = Kernel(
+        name=f"solver_step-order2-fp16-sm{architecture}",
+        op="solver_step",
+        dtype="fp16",
+        key={"order": 2},
+        architecture=architecture,
+        target=target,
+        kernel=launch.kernel,
+        function="solver_step_kernel",
+        arguments=tuple(launch.signature.items()),
+        constants=launch.constants,
+        warps=launch.warps,
+        stages=launch.stages,
+        shared_bytes=4096,
+        registers=40,
+        spill_bytes=0,
+        null_pointers=2,
+        source_sha256=sources.source_hash(launch.kernel),
+        compiler="triton 3.9.0",
+        ptx_version="8.0",
+        build="0" * 64,
+        cubin=binary(f"solver_step-{architecture}.cubin", CUBIN),
+    )
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Package]:
+    """Writes a package and makes it the one in use."""
+
+    def make(*kernels: Kernel) -> Package:
+        for found in kernels:
+            (tmp_path / found.cubin.name).write_bytes(CUBIN)
+        made = Package(tmp_path, kernels, (("CUDA C++ kernels", "no nvcc found"),))
+        write(made)
+        monkeypatch.setenv(package.FOLDER, str(tmp_path))
+        for cached in (package._read_once, package._code):
+            cached.cache_clear()
+        return made
+
+    return make
+
+
+def test_the_index_holds_what_was_written(make: Callable[..., Package]) -> None:
+    made = make(kernel(), kernel(90, "sm_90a", ptx=binary("x.ptx", b"text")))
+    assert read(made.folder) == made
+    assert package.installed() == made
+    assert [file.name for file in made.folder.iterdir() if file.name.startswith(".")] == []
+
+
+CORRUPTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "format": (lambda data: data.update(format=2), "its format is 2, not 1"),
+    "path": (lambda data: data["kernels"][0]["cubin"].update(name="../x.cubin"), r"name is '../x.cubin'"),
+    "size": (lambda data: data["kernels"][0]["cubin"].update(size=1 << 40), "size is 1099511627776, it must be"),
+    "hash": (lambda data: data["kernels"][0]["cubin"].update(sha256="ab"), "sha256 is 'ab'"),
+    "warps": (lambda data: data["kernels"][0].update(warps=64), "warps is 64, it must be a whole number from 1 to 32"),
+    "truth": (lambda data: data["kernels"][0].update(warps=True), "warps is True"),
+    "shared": (lambda data: data["kernels"][0].update(shared_bytes=-1), "shared_bytes is -1"),
+    "type": (lambda data: data["kernels"][0]["arguments"][0].__setitem__(1, "*fp8"), r"has type '\*fp8', known are"),
+    "pair": (lambda data: data["kernels"][0].update(arguments=["x"]), r"an argument must be \[name, type\]"),
+    "module": (lambda data: data["kernels"][0].update(kernel="os:system"), "kernel is 'os:system'"),
+    "constant": (lambda data: data["kernels"][0]["constants"].update(BLOCK=[1]), "constants must hold"),
+    "unknown": (lambda data: data["kernels"][0].update(more=1), "unknown fields: more"),
+    "missing": (lambda data: data["kernels"][0].pop("function"), "function is None"),
+    "twice": (lambda data: data["kernels"].append(data["kernels"][0]), "solver_step-order2-fp16-sm80 is there twice"),
+    "entry": (lambda data: data["kernels"].append(3), "an entry is int"),
+    "list": (lambda data: data.update(kernels={}), "kernels must be a list, got dict"),
+    "skipped": (lambda data: data.update(skipped=[{"what": 1}]), "what is 1"),
+}
+
+
+@pytest.mark.parametrize(("corrupt", "message"), CORRUPTIONS.values(), ids=CORRUPTIONS)
+def test_a_corrupt_index_is_refused(
+    corrupt: Callable[[dict[str, Any]], Any], message: str, make: Callable[..., Package]
+) -> None:
+    index = make(kernel()).folder / INDEX
+    data = json.loads(index.read_text())
+    corrupt(data)
+    index.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message) as error:
+        read(index.parent)
+    assert str(index) in str(error.value) and "make kernels" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "null", "[" * 100_000], ids=["empty", "cut", "list", "null", "deep"])
+def test_what_is_no_index_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(text)
+    with pytest.raises(ValueError, match="no index of compiled kernels"):
+        read(tmp_path)
+
+
+def test_a_folder_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(package.FOLDER, str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match="there is no kernels.json; make kernels writes it, or unset DIVE_KERNELS_CUB"):
+        package.installed()
+    with pytest.raises(ValueError, match="gone: there is no kernels.json"):  # and not quietly Triton
+        launching.match(example(), 80)
+    monkeypatch.setenv(package.FOLDER, "")
+    assert package.installed() is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "found"),
+    [(80, 80), (86, 86), (87, 86), (89, 86), (75, None), (90, 90), (100, None), (103, None), (120, 120), (121, 120)],
+)
+def test_which_architecture_runs_where(capability: int, found: int | None, make: Callable[..., Package]) -> None:
+    """The same major version and no smaller minor one; a target with an "a" is for its own chip alone."""
+    made = make(kernel(), kernel(86, "sm_86"), kernel(90, "sm_90a"), kernel(120, "sm_120"), kernel(101, "sm_101a"))
+    got = made.find(example().identity, capability)
+    assert (got.architecture if got else None) == found
+
+
+def test_ptx_serves_newer_chips_where_no_cubin_does(make: Callable[..., Package]) -> None:
+    made = make(kernel(), kernel(90, "sm_90a"))
+    (made.folder / "x.ptx").write_bytes(b"text")
+    ptx = binary("x.ptx", b"text")
+    make(kernel(ptx=ptx), kernel(90, "sm_90a", ptx=ptx))
+    for capability, image in ((80, CUBIN), (86, CUBIN), (90, CUBIN), (100, b"text"), (75, None)):
+        code, _ = launching.match(example(), capability)
+        assert (code.image if code else None) == image
+        assert code is None or code.is_ptx == (image == b"text")
+
+
+def test_every_part_of_the_identity_counts(make: Callable[..., Package]) -> None:
+    make(kernel())
+    code, reasons = launching.match(example(), 80)
+    assert code is not None and code.image == CUBIN and not reasons
+    launch = example()
+    others = [
+        replace(launch, warps=8),
+        replace(launch, stages=3),
+        replace(launch, constants={**launch.constants, "BLOCK": 512}),
+        replace(launch, constants={**launch.constants, "HAS_PREVIOUS": 1}),  # True is another constant for Triton
+        replace(launch, arguments={**launch.arguments, "count": 1 << 31}),  # an i64
+        replace(launch, arguments={**launch.arguments, "x_ptr": torch.zeros(2, dtype=torch.float16)}),
+        replace(launch, kernel="dive_kernels.other.fused:solver_step_kernel"),
+    ]
+    for other in others:
+        code, reasons = launching.match(other, 80)
+        assert code is None and "only with other types or constants" in reasons[0]
+    code, reasons = launching.match(launch, 75)
+    assert code is None and "not for sm_75, only for sm_80" in reasons[0]
+
+
+def test_misaligned_arguments_are_named(make: Callable[..., Package]) -> None:
+    make(kernel())
+    launch = example()
+    arguments = {**launch.arguments, "x_ptr": torch.zeros(5)[1:], "row_stride": 24}
+    code, reasons = launching.match(replace(launch, arguments=arguments), 80)
+    assert code is None
+    assert reasons[0] == "x_ptr lies at an address that is no multiple of 16"
+    assert reasons[1] == "row_stride 24 is no multiple of 16"
+
+
+def test_a_file_that_was_changed_is_refused(make: Callable[..., Package]) -> None:
+    made = make(kernel())
+    for content in (CUBIN[:-1] + b"!", CUBIN + b"!", b""):
+        (made.folder / made.kernels[0].cubin.name).write_bytes(content)
+        with pytest.raises(ValueError, match=r"solver_step-80.cubin: is not the file that kernels.json describes"):
+            made.read(made.kernels[0].cubin)
+    (made.folder / made.kernels[0].cubin.name).unlink()
+    with pytest.raises(ValueError, match="cannot be read"):
+        made.read(made.kernels[0].cubin)
+    with pytest.raises(ValueError, match="cannot be read"):  # no quiet step to Triton: somebody changed that folder
+        launching.match(example(), 80)
+
+
+def test_a_stale_kernel_is_said_aloud_and_not_used(make: Callable[..., Package]) -> None:
+    make(kernel(source_sha256="0" * 64))
+    with pytest.warns(RuntimeWarning, match=r"compiled from another fused.py; make kernels compiles it anew"):
+        code, reasons = launching.match(example(), 80)
+    assert code is None and "compiled from another fused.py" in reasons[0]
+
+
+def test_the_source_hash_covers_what_a_kernel_takes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path / "dive_kernels")
+    files = {
+        "op/fused.py": "import triton\nfrom dive_kernels.common import tiles\nimport dive_kernels.op.more\n",
+        "op/more.py": "from dive_kernels.common.tiles import f\n",
+        "op/api.py": "",
+        "common/tiles.py": "from dive_kernels.op import more\n",
+        "cpp/a.cu": '#include "a.h"\n#include <cmath>\n',
+        "cpp/a.h": "",
+    }
+    for name, text in files.items():
+        (tmp_path / "dive_kernels" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "dive_kernels" / name).write_text(text)
+
+    def hashes() -> list[str]:
+        sources.source_hash.cache_clear()
+        return [sources.source_hash(name) for name in ("dive_kernels.op.fused:f", "cpp/a.cu:f")]
+
+    before = hashes()
+    changed = {}
+    for name in files:
+        path = tmp_path / "dive_kernels" / name
+        path.write_text(files[name] + " \n")
+        changed[name] = [a != b for a, b in zip(before, hashes(), strict=True)]
+        path.write_text(files[name])
+    sources.source_hash.cache_clear()
+    assert changed == {
+        "op/fused.py": [True, False],
+        "op/more.py": [True, False],
+        "op/api.py": [False, False],
+        "common/tiles.py": [True, False],
+        "cpp/a.cu": [False, True],
+        "cpp/a.h": [False, True],
+    }
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches say that they are for a GPU of compute capability 8.0."""
+    monkeypatch.setattr(Launch, "device", property(lambda _: torch.device("cuda", 0)))
+    monkeypatch.setattr(launching, "capability", lambda _: 80)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_run_takes_what_is_compiled_and_else_triton(
+    make: Callable[..., Package], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dive_kernels import driver
+
+    taken: list[str] = []
+    monkeypatch.setattr(driver, "start", lambda launch, code: taken.append(code.function))
+    monkeypatch.setattr(launching, "with_triton", lambda launch: taken.append("triton"))
+    monkeypatch.setattr(launching, "has_triton", lambda: True)
+    make(kernel())
+    launching.run(example())
+    launching.run(replace(example(), warps=8))
+    launching.run(replace(example(), grid=(0,)))
+    assert taken == ["solver_step_kernel", "triton"]
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_run_says_every_reason(make: Callable[..., Package], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "has_triton", lambda: False)
+    monkeypatch.setattr(package, "has_cuda_python", lambda: False)
+    make(kernel())
+    arguments = {**example().arguments, "x_ptr": torch.zeros(5)[1:]}
+    with pytest.raises(ValueError, match=r"solver_step.fused:solver_step_kernel cannot run: ") as error:
+        launching.run(replace(example(), arguments=arguments, warps=8))
+    for part in ("x_ptr lies at", "needs cuda-python", "only with other types", "needs triton (pip install 'dive-fas"):
+        assert part in str(error.value)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_cuda_kernels_are_compiled_by_nvrtc_where_none_is_at_hand(
+    make: Callable[..., Package], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dive_kernels import driver
+    from dive_kernels.image_epilogue.plan import plan
+
+    launch, _ = plan(torch.zeros(1, 3, 4, 4))
+    make(kernel())
+    monkeypatch.setattr(nvrtc, "missing", lambda: "the library NVRTC (pip install nvidia-cuda-nvrtc)")
+    nvrtc.compiled.cache_clear()
+    with pytest.raises(ValueError, match="only with other types.*compiling it here needs the library NVRTC"):
+        launching.run(launch)
+    taken: list[package.Code] = []
+    code = package.Code("image_epilogue_planar_fp32", CUBIN)
+    monkeypatch.setattr(nvrtc, "compiled", lambda name, capability: (code, []))
+    monkeypatch.setattr(driver, "start", lambda _, code: taken.append(code))
+    launching.run(launch)
+    assert taken == [code]
+
+
+def test_neither_triton_nor_a_package_is_one_reason(
+    make: Callable[..., Package], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dive_kernels import reasons
+
+    monkeypatch.setattr(reasons, "has_triton", lambda: False)
+    monkeypatch.setenv(package.FOLDER, "")
+    tensors = {"x": torch.zeros(2, device="meta")}
+    found = why_not_here(tensors)
+    assert found[1:] == ["needs CUDA tensors, x is on meta"]
+    assert found[0] == (
+        "needs triton (pip install 'dive-fast[gpu]'), or kernels compiled ahead of time (make kernels) with cuda-python; "
+        "neither is here"
+    )
+    make(kernel())
+    monkeypatch.setattr(reasons, "has_cuda_python", lambda: True)
+    assert why_not_here(tensors) == found[1:]
+    monkeypatch.setattr(reasons, "capability", lambda _: 75)
+    assert (
+        "meta is sm_75, " in why_not_here(tensors)[0] and "has kernels for sm_80 (make kern" in why_not_here(tensors)[0]
+    )
+
+
+# What cuda-python looks up in the driver's library, written to a file; a kernel's parameters by the sizes in SIZES.
+DRIVER = r"""
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+static FILE* log_file() { static FILE* file = fopen(getenv("DRIVER_LOG"), "w"); return file; }
+#define SAY(...) (fprintf(log_file(), __VA_ARGS__), fflush(log_file()))
+struct Config { unsigned grid[3], block[3], shared; void* stream; void* attributes; unsigned count; };
+extern "C" {
+int cuGetProcAddress_v2(const char* name, void** found, int, unsigned long long, int*) {
+    return (*found = dlsym(RTLD_DEFAULT, name)) ? 0 : 500;
+}
+int cuInit(unsigned) { return 0; }
+int cuDriverGetVersion(int* version) { *version = 13000; return 0; }
+int cuDeviceGet(int* device, int ordinal) { *device = ordinal + 40; return 0; }
+int cuGetErrorName(int, const char** text) { *text = "ERROR"; return 0; }
+int cuGetErrorString(int, const char** text) { *text = "error"; return 0; }
+int cuLibraryUnload(void*) { return 0; }
+int cuLibraryLoadData(void** library, const void* code, void*, void*, unsigned, void*, void*, unsigned) {
+    SAY("load %.11s\n", static_cast<const char*>(code) + 5);
+    *library = reinterpret_cast<void*>(0x11);
+    return 0;
+}
+int cuLibraryGetKernel(void** kernel, void*, const char* name) {
+    SAY("kernel %s\n", name);
+    *kernel = reinterpret_cast<void*>(0x22);
+    return 0;
+}
+int cuKernelSetAttribute(int attribute, int value, void* kernel, int device) {
+    SAY("attribute %d %d %p %d\n", attribute, value, kernel, device);
+    return atoi(getenv("REFUSE"));
+}
+int cuLaunchKernelEx(const Config* c, void* kernel, void** parameters, void**) {
+    SAY("launch %u %u %u %u %u %u %u %p %p ", c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2],
+        c->shared, c->stream, kernel);
+    for (const char* size = getenv("SIZES"); *size; ++size, ++parameters)
+        for (int i = 0; i < *size - '0'; ++i) SAY("%02x", static_cast<unsigned char*>(*parameters)[i]);
+    SAY("\n");
+    return 0;
+}
+}
+"""
+# Run beside that library: torch has no CUDA here, so its words for "this GPU" and "this stream" are given.
+STARTS = """
+import contextlib, sys, types
+import torch
+from dive_kernels import launch as launching
+from tests.kernels.test_package import example
+torch.cuda.device = lambda _: contextlib.nullcontext()
+torch.cuda.current_stream = lambda _: types.SimpleNamespace(cuda_stream=0x77)
+launching.Launch.device = property(lambda _: torch.device("cuda", 1))
+launching.capability = lambda _: 80
+found = example()
+print([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in found.arguments.values()])
+launching.run(found)
+launching.run(found)
+print("triton" in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with our libcuda.so.1."""
+    pytest.importorskip("cuda.core", reason="cuda-python is not installed (extra: gpu)")
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C++ compiler on Linux")
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "driver.cpp").write_text(DRIVER)
+    command = [compiler, "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(folder / "driver.cpp"), "-ldl"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def start(folder: Path, made: Package, refuse: int = 0) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Runs `STARTS`; what it printed, and the driver's log."""
+    log = made.folder / "driver.log"
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": str(folder),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+        "OMP_NUM_THREADS": "1",
+        package.FOLDER: str(made.folder),
+        "DRIVER_LOG": str(log),
+        "REFUSE": str(refuse),
+        "SIZES": "888888" + "4" + "444444" + "88",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", STARTS], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return result, log.read_text().splitlines() if log.exists() else []
+
+
+def test_what_the_driver_is_told(fake_driver: Path, make: Callable[..., Package]) -> None:
+    """Order, types and bytes of the arguments, null pointers after them, grid, block, shared memory, stream, one load."""
+    result, log = start(fake_driver, make(kernel(shared_bytes=100_000)))
+    assert result.returncode == 0, result.stderr
+    arguments, triton = result.stdout.splitlines()
+    values = json.loads(arguments)
+    packed = struct.pack("<6Qi6f2Q", *values, 0, 0).hex() if len(values) == 13 else ""
+    launched = f"launch 2 1 1 128 1 1 100000 0x77 0x22 {packed}"
+    assert log == [
+        "load and no more",
+        "kernel solver_step_kernel",
+        "attribute 8 100000 0x22 41",  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        launched,
+        launched,
+    ]
+    assert triton == "False"
+
+
+def test_the_driver_assembles_ptx(fake_driver: Path, make: Callable[..., Package]) -> None:
+    text = b".vers ion and text"
+    old = kernel(75, "sm_75", ptx=binary("x.ptx", text))
+    (make(old).folder / "x.ptx").write_bytes(text)
+    result, log = start(fake_driver, make(old))
+    assert result.returncode == 0, result.stderr
+    assert log[:2] == ["load  ion and te", "kernel solver_step_kernel"]
+
+
+def test_little_shared_memory_is_not_asked_for(fake_driver: Path, make: Callable[..., Package]) -> None:
+    result, log = start(fake_driver, make(kernel(shared_bytes=48 << 10)))
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[0] for line in log] == ["load", "kernel", "launch", "launch"]
+
+
+def test_shared_memory_that_the_driver_refuses(fake_driver: Path, make: Callable[..., Package]) -> None:
+    result, _ = start(fake_driver, make(kernel(shared_bytes=100_000)), refuse=1)
+    assert (
+        "solver_step_kernel: no 100000 bytes of shared memory on GPU 1, the driver answers CUDA_ERROR_INVALID_VALUE"
+        in (result.stderr)
+    )
