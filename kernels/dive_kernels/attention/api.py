@@ -1,0 +1,72 @@
+"""The one place that chooses an implementation of `attention`, and the torch operator around it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dive_kernels.attention.plan import plan
+from dive_kernels.attention.reference import attention_reference
+from dive_kernels.launch import capability, run
+from dive_kernels.reasons import choose, refuse, why_not_here
+from dive_kernels.sdpa import IMPLS, choice, library, misfits, why_not_tiled
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, *, impl: str = "auto") -> Tensor:
+    """Query [R, T, C] attends to key and value [R, S, C], scaled by 1 / sqrt(C / heads): [R, T, C], contiguous.
+
+    All three may be slices of a fused projection [R, T, 3C]; none is copied. `auto` takes what `chosen` names. `fused`
+    is our kernel, `sdpa` torch's attention, and `cudnn`, `flash` and `efficient` the same by that backend alone: each
+    runs or raises `ValueError` with every reason why it cannot. There are no gradients.
+    """
+    result: Tensor = torch.ops.dive.attention(query, key, value, heads, impl)
+    return result
+
+
+def chosen(query: Tensor, key: Tensor, value: Tensor, heads: int) -> tuple[str, str]:
+    """The implementation that `auto` takes for these tensors, and why."""
+    rows, tokens, channels = query.shape
+    reasons = why_not_fused(query, key, value, heads)
+    scores = rows * heads * tokens * key.shape[1]
+    return choice("attention", query, key, value, heads, {"head_dim": channels // heads}, scores, reasons)
+
+
+def why_not_fused(query: Tensor, key: Tensor, value: Tensor, heads: int) -> list[str]:
+    """Every reason why the kernel cannot take these tensors; empty if it can."""
+    tensors = {"query": query, "key": key, "value": value}
+    return [*_misfits(query, key, value, heads), *why_not_here(tensors), *why_not_tiled(tensors, heads)]
+
+
+@torch.library.custom_op("dive::attention", mutates_args=())
+def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int, impl: str) -> Tensor:
+    choose("attention", impl, IMPLS)
+    if impl == "fused":
+        refuse("attention: impl='fused' cannot run", why_not_fused(query, key, value, heads))
+    refuse("attention", _misfits(query, key, value, heads))
+    if impl == "auto":
+        impl, _ = chosen(query, key, value, heads)
+    if impl == "reference":
+        return attention_reference(query, key, value, heads)
+    if impl != "fused":
+        return library("attention", query, key, value, heads, impl)
+    launch, out = plan(query, key, value, heads, capability(query.device))
+    run(launch)
+    return out
+
+
+@_attention.register_fake
+def _fake(query: Tensor, key: Tensor, value: Tensor, heads: int, impl: str) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def _misfits(query: Tensor, key: Tensor, value: Tensor, heads: int) -> list[str]:
+    """What no implementation can work with."""
+    reasons = misfits({"query": query, "key": key, "value": value}, heads)
+    if key.shape[:2] != value.shape[:2] or key.shape[:1] != query.shape[:1]:
+        reasons.append(
+            f"needs rows of query and rows and tokens of key and value that agree, got query {tuple(query.shape)}, "
+            f"key {tuple(key.shape)}, value {tuple(value.shape)}"
+        )
+    if key.ndim == 3 and key.shape[1] == 0:
+        reasons.append("needs a key at least, got none")
+    return reasons

@@ -1,0 +1,194 @@
+"""The reference against float64, what `auto` takes, torch's backends, bad input, and the torch operator."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.nn import functional
+
+from dive_kernels import sdpa, table
+from dive_kernels.attention import attention, chosen, why_not_fused
+from dive_kernels.attention.plan import plan
+from tests.kernels.attention_cases import exact, slices
+
+
+def test_reference_by_hand() -> None:
+    """Two heads of 8: the first tells the two keys apart 1 to 3, the second not at all."""
+    query = torch.zeros(1, 1, 16, dtype=torch.float64)
+    query[..., 0] = math.sqrt(8) * math.log(3)
+    key = torch.zeros(1, 2, 16, dtype=torch.float64)
+    key[0, 1, 0] = 1
+    value = torch.tensor([[4.0], [8.0]], dtype=torch.float64).expand(1, 2, 16)
+    expected = torch.tensor([7.0] * 8 + [6.0] * 8, dtype=torch.float64)  # 4/4 + 3 * 8/4; the mean
+    got = attention(query, key, value, 2, impl="reference")
+    torch.testing.assert_close(got[0, 0], expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("impl", ["reference", "sdpa", "flash", "auto"])
+def test_against_float64(impl: str) -> None:
+    """On a CPU torch has its own flash kernel."""
+    given = slices(2, 31, 45, 2, 40, torch.float64, "cpu")
+    got = attention(*given, impl=impl)
+    assert got.is_contiguous()
+    torch.testing.assert_close(got, exact(*given), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", ["cudnn", "efficient"])
+def test_a_backend_that_cannot_says_so(impl: str) -> None:
+    given = slices(2, 5, 5, 2, 8, torch.float32, "cpu")
+    with pytest.raises(ValueError, match=f"attention: impl='{impl}' cannot run on cpu, .* head dim 8: No viable"):
+        attention(*given, impl=impl)
+
+
+def test_a_backends_warnings_are_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch refuses on CUDA."""
+
+    def refuses(*_: torch.Tensor) -> torch.Tensor:
+        warnings.warn("cuDNN attention has been runtime disabled. (Triggered internally at x.h:1.)", stacklevel=1)
+        warnings.warn("head_dim should be no more than 128", stacklevel=1)
+        raise RuntimeError("No available kernel. Aborting execution.")
+
+    given = slices(2, 5, 5, 2, 8, torch.float32, "cpu")
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", refuses)
+    with pytest.raises(
+        ValueError, match="head dim 8: cuDNN attention .* disabled.; head_dim should be no more than 128$"
+    ):
+        attention(*given, impl="cudnn")
+
+
+def test_another_error_of_a_backend_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", fails)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        attention(*slices(2, 5, 5, 2, 8, torch.float32, "cpu"), impl="flash")
+
+
+def test_explicit_fused_raises_with_every_reason() -> None:
+    query, key = torch.zeros(3, 48, 5).mT, torch.zeros(2, 7, 24, dtype=torch.float64)
+    with pytest.raises(ValueError, match="impl='fused' cannot run") as error:
+        attention(query, key, key[:, :3], 4, impl="fused")
+    for part in (
+        "key is torch.float64, query torch.float32",
+        "value has 24 channels, query 48",
+        "needs rows of query and rows and tokens of key and value that agree, got query (3, 5, 48), key (2, 7, 24), ",
+        "needs CUDA tensors, value is on cpu",
+        "needs a head dim that is a multiple of 8 from 8 to 160, got 12",
+        "query has strides (240, 1, 5)",
+    ):
+        assert part in str(error.value), part
+
+
+GOOD = {name: torch.zeros(2, 5, 16) for name in ("query", "key", "value")} | {"heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": torch.zeros(5, 16)}, r"query must have 3 dimensions, got shape \(5, 16\)"),
+        ({"query": torch.zeros(2, 5, 16, dtype=torch.int32)}, "query must be floating point, got torch.int32"),
+        ({"value": torch.zeros(2, 5, 16).half()}, "value is torch.float16, query torch.float32"),
+        ({"heads": 3}, "heads must divide the 16 channels of query, got 3"),
+        ({"key": torch.zeros(2, 0, 16), "value": torch.zeros(2, 0, 16)}, "needs a key at least, got none"),
+        ({"key": torch.zeros(1, 5, 16)}, "needs rows of query and rows and tokens of key and value that agree"),
+        ({"impl": "fast"}, "impl must be auto, .* flash or efficient, got 'fast'"),
+    ],
+    ids=["rank", "integers", "two types", "heads", "no keys", "rows", "impl"],
+)
+def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"key": torch.zeros(2, 5, 16, device="meta")}, "key is on meta, query on cpu"),
+        ({"heads": 4}, "needs a head dim that is a multiple of 8 from 8 to 160, got 4"),
+        (
+            {name: torch.zeros(2, 2, 168) for name in ("query", "key", "value")} | {"heads": 1},
+            "needs a head dim that is a multiple of 8 from 8 to 160, got 168",
+        ),
+    ],
+    ids=["device", "small head", "large head"],
+)
+def test_why_not_fused(change: dict[str, Any], reason: str) -> None:
+    assert reason in why_not_fused(**{**GOOD, **change})
+    assert reason not in why_not_fused(**GOOD)
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table in which our kernel is the fastest at head dim 40, then flash; on a GPU of capability 9.0."""
+    entry = {"op": "attention", "capability": 90, "dtype": "float16", "key": {"head_dim": 40}, "work": 1000}
+    times = {"fused": 1.0, "flash": 2.0, "sdpa": 3.0, "cudnn": 4.0}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"entries": [{**entry, "ms": times}]}))
+    monkeypatch.setenv(table.OWN, str(path))
+    monkeypatch.setattr(sdpa, "capability", lambda device: 90)
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("heads", "against", "flash", "expected"),
+    [
+        (8, [], True, ("fused", "1.0 ms on sm_90, the least of what can run here")),
+        (8, ["needs triton"], True, ("flash", "2.0 ms on sm_90, the least of what can run here")),
+        (8, ["needs triton"], False, ("sdpa", "3.0 ms on sm_90, the least of what can run here")),
+        (4, [], True, ("sdpa", "nobody measured attention on sm_90 with torch.float16 and {'head_dim': 80}")),
+    ],
+    ids=["ours", "ours cannot", "only torch's choice can", "unmeasured"],
+)
+def test_auto_takes_the_fastest_that_can(
+    heads: int, against: list[str], flash: bool, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdpa, "CAN_USE", {"cudnn": lambda _: False, "flash": lambda _: flash})
+    with FakeTensorMode():
+        x = torch.empty(2, 5, 320, dtype=torch.float16, device="cuda")
+        assert sdpa.choice("attention", x, x, x, heads, {"head_dim": 320 // heads}, 800, against) == expected
+
+
+def test_auto_on_a_cpu_is_torchs_attention() -> None:
+    given = slices(2, 31, 31, 2, 40, torch.float32, "cpu")
+    impl, why = chosen(*given)
+    assert impl == "sdpa" and "query is on cpu" in why
+    assert torch.equal(attention(*given), attention(*given, impl="sdpa"))
+
+
+@pytest.mark.parametrize("head_dim", range(8, 161, 8))
+def test_head_tiles_hold_a_head_and_waste_the_least(head_dim: int) -> None:
+    first, second = sdpa.head_tiles(head_dim)
+    powers = [16 << n for n in range(5)]
+    assert first in powers and second in (0, *powers)
+    assert first + second == min(a + b for a in powers for b in (0, *powers) if a + b >= head_dim)
+
+
+def test_plan_without_a_gpu() -> None:
+    """As compiling ahead of time and TensorRT's plugins ask for it: inputs, whole numbers, output."""
+    query, key, value = torch.empty(36, 2048, 960, dtype=torch.bfloat16, device="meta").chunk(3, -1)
+    launch, out = plan(query, key, value, 8, 90)
+    assert out.shape == query.shape
+    kinds = list(launch.signature.values())
+    assert kinds == ["*bf16"] * 3 + ["i32"] * (len(kinds) - 4) + ["*bf16"]
+    assert launch.arguments["key_token_stride"] == 960 and launch.arguments["key_row_stride"] == 2048 * 960
+    assert launch.grid[0] * launch.constants["QUERY_BLOCK"] == 36 * 2048 * 8
+    assert (launch.constants["HEAD_1"], launch.constants["HEAD_2"]) == (32, 16)
+
+
+def test_operator_under_compile_and_without_gradients() -> None:
+    given = slices(2, 5, 5, 2, 8, torch.float32, "cpu")
+    torch.library.opcheck(
+        torch.ops.dive.attention.default, (*given, "auto"), test_utils=("test_schema", "test_faketensor")
+    )
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(*given), attention(*given))
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        attention(given.query.detach().requires_grad_(), *given[1:]).sum().backward()
