@@ -7,6 +7,7 @@
 | compute capabilities     | 7.5 and later                     | 7.5, 8.0, 8.6, 8.9, 12.0, 12.1: no 9.0 (H100, H200)  |
 | timing cache             | yes                               | its calls are no-ops and warn                        |
 | plans for other GPUs     | HardwareCompatibilityLevel        | unsupported, it warns                                |
+| compiled Python plugins  | yes                               | no                                                   |
 
 Plans for other versions than their own (VERSION_COMPATIBLE) are not offered: tensorrt-rtx lacks the lean runtime for them,
 and tensorrt would run code that stands in the plan. Both have removed precision flags and calibrators: the types in the
@@ -45,9 +46,10 @@ class Flavour:
     capabilities: tuple[str, ...]  # compute capabilities that it has code for; empty: 7.5 and every later one
     timing_cache: bool
     compatibility: bool  # whether it knows HardwareCompatibilityLevel
+    python_plugins: bool  # whether it takes Python plugins that are compiled ahead of time (`dive_export.trt_plugin`)
 
 
-TENSORRT = Flavour("tensorrt", "tensorrt", "trt", ("11.1", "12"), False, (), True, True)
+TENSORRT = Flavour("tensorrt", "tensorrt", "trt", ("11.1", "12"), False, (), True, True, True)
 RTX = Flavour(
     "tensorrt-rtx",
     "tensorrt_rtx",
@@ -55,6 +57,7 @@ RTX = Flavour(
     ("1.3", "2"),
     True,
     ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+    False,
     False,
     False,
 )

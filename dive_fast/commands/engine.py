@@ -41,6 +41,14 @@ def export(
         Literal["fp32", "fp16", "bf16"], typer.Option(help="Type of weights and of what goes in and out.")
     ] = "fp32",
     savings: Annotated[str | None, typer.Option(help=SAVINGS_HELP)] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="Form bank: one node a cross-attention, for which dive-fast build --kernels takes our kernel (saving "
+            "kv_gather). Other runtimes run it too, but gain nothing.",
+        ),
+    ] = False,
     check: Annotated[bool, typer.Option(help="Measure each part against torch and refuse what is over budget.")] = True,
     blocks: Annotated[
         bool, typer.Option("--blocks", help="Also measure the UNet block by block, into blocks.json, and show it.")
@@ -51,7 +59,7 @@ def export(
     from dive_export import GraphOptions, export_engine
 
     removed = None if savings is None else () if savings == "none" else tuple(names(savings))
-    options = GraphOptions(form=form, precision=precision, removed=removed, any_size=any_size)
+    options = GraphOptions(form=form, precision=precision, removed=removed, any_size=any_size, kernels=kernels)
     spec = export_engine(model, out, rows_max, check, size=image_size(size), options=options)
     text = _described(out, spec)
     if blocks:
@@ -100,6 +108,13 @@ def build(
         bool,
         typer.Option("--refittable", help="Keep weights out of the plans: another adapter needs dive-fast refit only."),
     ] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="tensorrt: take our compiled cross-attention kernel for a UNet exported with --kernels (docs/tensorrt.md).",
+        ),
+    ] = False,
     target: Annotated[
         str | None,
         typer.Option(help="tensorrt-rtx: compute capability to build for, as 8.9; by default Ampere and later."),
@@ -132,6 +147,7 @@ def build(
         text_rows=tuple(numbers(text_rows)),
         prompts_max=prompts_max,
         refittable=refittable,
+        kernels=kernels,
         target=target,
         compatibility=compatibility,
         level=level,

@@ -203,6 +203,9 @@ def synth(
         bool,
         typer.Option("--guard", help="Look at what every network answers; name the first layer that is not finite."),
     ] = False,
+    graphs: Annotated[
+        bool, typer.Option("--graphs", help="torch-compiled, tensorrt: replay UNet calls as CUDA graphs.")
+    ] = False,
     cache: Annotated[
         Path | None,
         typer.Option(help="onnxruntime-tensorrt: folder for what TensorRT builds; by default in the user's cache."),
@@ -225,6 +228,7 @@ def synth(
         "size": (wanted.height, wanted.width),
         "guard": guard,
         "cache": cache,
+        "graphs": graphs,
     }
     if ray is not None:
         summary = _on_cluster(wanted, settings, out, rows, ray, workers, part is not None or check)

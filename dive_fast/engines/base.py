@@ -161,14 +161,13 @@ class EngineBase:
     def decode(self, latents: Tensor) -> Tensor:
         self._check_latents(latents, "VAE decoder")
         images = self._decoder(latents.to(self.device) / self.geometry.scaling_factor)
-        images = self._guarded("vae_decoder", images, latents)
-        if not bool(images.isfinite().all()):
+        pixels, finite = self._pixels(self._guarded("vae_decoder", images, latents))
+        if not finite:
             raise DiveError(
                 "VAE decoder: the images are not finite; open the engine with the guard, load_engine(..., guard=True), "
                 "which names the network, step and layer where that begins, or use precision fp32 or bf16"
             )
-        pixels = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B, H, W, 3], rounded as diffusers does
-        return (pixels * 255).round().to(torch.uint8).cpu()
+        return pixels.cpu()
 
     def encode(self, images: Tensor) -> Tensor:
         profile = self.spec.profile
@@ -226,6 +225,11 @@ class EngineBase:
     def _first_bad_layer(self, network: str) -> str | None:
         """Which layer of `network` was the first to go bad in its last call, in words with a remedy; None: not known."""
         return None
+
+    def _pixels(self, images: Tensor) -> tuple[Tensor, bool]:
+        """Images [B, 3, H, W] in about -1..1 as uint8 [B, H, W, 3], rounded as diffusers does; and whether all are finite."""
+        pixels = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        return (pixels * 255).round().to(torch.uint8), bool(images.isfinite().all())
 
     def _text(self, token_ids: Tensor) -> Tensor:
         raise NotImplementedError

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Networks = Mapping[str, Network]
 
 CHOICES = {
-    "backend": ("auto", "onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx", "torch"),
+    "backend": ("auto", "onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx", "torch", "torch-compiled"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("auto", "fp32", "fp16", "bf16", "fp8"),
 }
@@ -31,7 +31,7 @@ RUN_BY: dict[Kind, tuple[str, ...]] = {
     "plans": ("tensorrt",),
     "rtx-plans": ("tensorrt-rtx",),
     "optimum": ("onnxruntime", "onnxruntime-tensorrt"),
-    "model": ("torch",),
+    "model": ("torch", "torch-compiled"),
 }
 Size = tuple[int, int]
 
@@ -47,6 +47,7 @@ class Choice:
     size: Size | None
     guard: bool
     cache: Path | None
+    graphs: bool
     why: str
 
 
@@ -60,16 +61,18 @@ def load_engine(
     size: Size | None = None,
     guard: bool = False,
     cache: Path | str | None = None,
+    graphs: bool = False,
 ) -> Engine:
     """The engine in `path`: an engine folder (`engine.json`) by what it was made for, onnxruntime or TensorRT; a folder
     that optimum exported (`unet/model.onnx`) by onnxruntime; a fused or base model folder by torch.
 
-    `backend` is auto or one of `CHOICES`; onnxruntime-tensorrt is onnxruntime with its TensorRT provider, which builds at
+    `backend` is auto or one of `CHOICES`; torch-compiled is torch with inductor, whose first call of each row count takes a
+    minute or more (`CompiledEngine`); onnxruntime-tensorrt is onnxruntime with its TensorRT provider, which builds at
     the first call of each shape and keeps what it built in `cache` (by default in the user's cache folder, by engine).
     `device` is auto, cpu or cuda; `precision` auto, fp32, fp16 or bf16 (auto: the graphs' own; torch: fp32 on a CPU, fp16
     on a GPU); `size` is (height, width) in pixels, by default the model's own, and another only where the graphs leave it
     free. `threads` limits the CPU threads (torch: of the whole process). `guard` looks at what every network answers
-    (`EngineBase`).
+    (`EngineBase`). `graphs` replays UNet calls as CUDA graphs (torch-compiled, tensorrt, tensorrt-rtx).
     Raises `InputError` for a bad folder or option, and `DiveError` with every reason why this choice cannot run here.
     """
     given = {"backend": backend, "device": device, "precision": precision}
@@ -81,7 +84,9 @@ def load_engine(
     folder = Path(path)
     kind, why = _kind(folder, backend)
     why = f"backend: {why if backend == 'auto' else 'asked for'}"
-    choice = Choice(backend, device, threads, precision, size, guard, None if cache is None else Path(cache), why)
+    choice = Choice(
+        backend, device, threads, precision, size, guard, None if cache is None else Path(cache), graphs, why
+    )
     opens = {
         "onnx": _open_onnx,
         "plans": _open_plans,
@@ -106,6 +111,7 @@ def _kind(folder: Path, backend: str) -> tuple[Kind, str]:
             return kind, f"the folder holds {words}"
     remedies = {
         "torch": "give the fused model folder",
+        "torch-compiled": "give the fused model folder",
         "tensorrt": "build it first (dive-fast build)",
         "tensorrt-rtx": "build it first (dive-fast build)",
     }
@@ -137,6 +143,10 @@ def _open_torch(folder: Path, choice: Choice) -> Engine:
     reasons = []
     if where == "cuda" and not cuda:
         reasons.append(f"device cuda: torch {torch.__version__} sees no CUDA GPU")
+    if choice.graphs and choice.backend != "torch-compiled":
+        reasons.append("graphs: eager torch has none, use --backend torch-compiled")
+    if choice.graphs and where != "cuda":
+        reasons.append("graphs: they are CUDA graphs, the device is a CPU")
     if exact == "fp8":
         reasons.append("precision fp8: torch has none, quantise an exported engine (dive-fast quantize)")
     elif where == "cpu" and exact != "fp32":
@@ -148,8 +158,19 @@ def _open_torch(folder: Path, choice: Choice) -> Engine:
 
     if choice.threads is not None:
         torch.set_num_threads(choice.threads)
-    why = f"{choice.why}, device: {because}"
-    return TorchEngine(load_bundle(folder), torch.device(where), exact, choice.size, why, choice.guard)
+    given = (
+        load_bundle(folder),
+        torch.device(where),
+        exact,
+        choice.size,
+        f"{choice.why}, device: {because}",
+        choice.guard,
+    )
+    if choice.backend != "torch-compiled":
+        return TorchEngine(*given)
+    from dive_fast.engines.compiled_engine import CompiledEngine
+
+    return CompiledEngine(*given, graphs=choice.graphs)
 
 
 def _open_onnx(folder: Path, choice: Choice) -> Engine:
@@ -169,7 +190,9 @@ def _open_plans(folder: Path, choice: Choice) -> Engine:
     reasons = _fit_reasons(spec, choice)
     if reasons:
         _raise_all(folder, [*reasons, *refusals(folder, spec, choice.device)[0]])
-    return open_tensorrt(folder, spec, choice.device, choice.threads, choice.why, guard=choice.guard)
+    return open_tensorrt(
+        folder, spec, choice.device, choice.threads, choice.why, guard=choice.guard, use_graphs=choice.graphs
+    )
 
 
 def _open_optimum(folder: Path, choice: Choice) -> Engine:
@@ -187,6 +210,8 @@ def _open_optimum(folder: Path, choice: Choice) -> Engine:
 
 def _provider(folder: Path, choice: Choice, reasons: list[str]) -> tuple[Provider, str]:
     """The provider asked for, or chosen by `auto`, and why; `DiveError` with all `reasons` when there is any."""
+    if choice.graphs:
+        reasons.append("graphs: onnxruntime is run without, use --backend torch-compiled or build the engine")
     if importlib.util.find_spec("onnxruntime") is None:
         _raise_all(folder, [*reasons, "onnxruntime is not installed: pip install 'dive-fast[cpu]'"])
     import onnxruntime

@@ -22,6 +22,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class TorchEngine(EngineBase):
     """Takes the bundle's modules over: they move to `device` and become `precision` in place."""
 
+    backend = "torch"
+
     def __init__(
         self,
         bundle: ModelBundle,
@@ -39,7 +41,7 @@ class TorchEngine(EngineBase):
             raise InputError(f"torch engine: {'; '.join(misfits)}; choose another size")
         model = bundle.fingerprint  # read before the weights change type: it is computed at the first use
         spec = EngineSpec(
-            backend="torch",
+            backend=self.backend,
             precision=precision,
             profile=Profile(1, 32, ROWS_MAX, height, width),
             model_fingerprint=model,
@@ -53,7 +55,7 @@ class TorchEngine(EngineBase):
             prompts=PromptBank(bundle.tokenizer, table),
             scheduler_config=bundle.scheduler_config,
             device=device,
-            fingerprint=sha256_bytes(canonical_json([model, "torch", precision]).encode()),
+            fingerprint=sha256_bytes(canonical_json([model, self.backend, precision]).encode()),
             geometry=geometry,
             runs_on=str(device) if spec.gpu is None else f"{device} ({spec.gpu})",
             chosen=chosen,
@@ -88,15 +90,21 @@ class TorchEngine(EngineBase):
         return self._run("vae_encoder", lambda: self._vae.encode(given).latent_dist.mean)
 
     @torch.inference_mode()
-    def _run(self, network: str, call: Callable[[], Tensor]) -> Tensor:
+    def _run(self, network: str, call: Callable[[], Tensor], again: Callable[[], Tensor] | None = None) -> Tensor:
+        """float32. `again` is the same by modules whose layers can be looked at, where `call` is not."""
         if self.guard:
-            self._last[network] = call
+            self._last[network] = again or call
         return call().float()
+
+    def _module(self, network: str) -> nn.Module:
+        """What holds the layers that a call of `network` goes through."""
+        module: nn.Module = {"text_encoder": self._text_encoder, "unet": self._unet_module}.get(network, self._vae)
+        return module
 
     @torch.inference_mode()
     def _first_bad_layer(self, network: str) -> str | None:
         """By running the last call again with an eye on every layer."""
-        module = {"text_encoder": self._text_encoder, "unet": self._unet_module}.get(network, self._vae)
+        module = self._module(network)
         found: list[str] = []
 
         def look(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,11 +95,24 @@ class ReducedUnetGraph(nn.Module):
         return self.time_table.index_select(0, timestep)
 
 
+class Bank(NamedTuple):
+    """What cross-attentions read: keys and values of all prompts [P, 2, L, sumC] and which prompt is a row's, int64 [R].
+
+    `rows` are the keys and values of each row, both [R, L, sumC], for processors that do not look them up themselves.
+    """
+
+    kv_bank: Tensor
+    prompt_index: Tensor
+    rows: tuple[Tensor, Tensor] | None
+
+
 class BankUnetGraph(ReducedUnetGraph):
     """sample [R, C, h, w], timestep int64 [1], kv_bank [P, 2, L, sumC], prompt_index int64 [R] -> out_sample [R, C, h, w].
 
     With the saving "shared_prefix": sample [B, C, h, w] and, last, image_index int64 [R], which image a row belongs to.
     """
+
+    gathers = True  # keys and values a row; not where no processor reads them so (`kernels.use_kernels`)
 
     def __init__(self, unet: Any, removed: tuple[str, ...], timesteps: int) -> None:
         super().__init__(unet, removed, timesteps)
@@ -118,14 +131,18 @@ class BankUnetGraph(ReducedUnetGraph):
         prompt_index: Tensor,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        # Gathered as [2P, L, sumC], so that the bank of all prompts is never copied to cut it in two.
-        sides = kv_bank.flatten(0, 1)
-        bank = tuple(sides.index_select(0, 2 * prompt_index + side) for side in (0, 1))  # keys and values [R, L, sumC]
+        rows = None
+        if self.gathers:
+            # Gathered as [2P, L, sumC], so that the bank of all prompts is never copied to cut it in two.
+            sides = kv_bank.flatten(0, 1)
+            keys, values = (sides.index_select(0, 2 * prompt_index + side) for side in (0, 1))
+            rows = (keys, values)
+        bank = Bank(kv_bank, prompt_index, rows)
         return _walk(self.unet, sample, self._time(sample, timestep), bank, image_index)
 
 
 class BankProcessor:
-    """Cross-attention to keys and values [R, L, sumC] that stand ready in columns start to stop."""
+    """Cross-attention to keys and values that stand ready, for each row, in columns start to stop."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start, self.stop = start, stop
@@ -134,12 +151,13 @@ class BankProcessor:
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: tuple[Tensor, Tensor],
+        encoder_hidden_states: Bank,
         attention_mask: None = None,
     ) -> Tensor:
-        keys, values = (side[..., self.start : self.stop] for side in encoder_hidden_states)
+        assert encoder_hidden_states.rows is not None
+        keys, values = (side[..., self.start : self.stop] for side in encoder_hidden_states.rows)
         query, key, value = (
-            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(hidden_states), keys, values)
+            torch.unflatten(x, -1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(hidden_states), keys, values)
         )
         out = nn.functional.scaled_dot_product_attention(query, key, value)  # [R, heads, tokens, C / heads]
         out = attn.to_out[0](out.transpose(1, 2).flatten(2))
@@ -160,16 +178,16 @@ def _walk(unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Te
     skips: list[Tensor] = []
     to_part = image_index  # until rows have parted
 
-    def layer(x: Tensor, resnet: Any, transformer: Any) -> Tensor:
+    def layer(x: Tensor, resnet: Any, transformer: Any, skip: Tensor | None = None) -> Tensor:
         nonlocal to_part
-        x = resnet(x, time)
+        x = resnet(x, time) if skip is None else with_skip(resnet, x, time, skip)
         if transformer is None:
             return x
         if to_part is None:
             out: Tensor = transformer(x, prompts, return_dict=False)[0]
             return out
         index, to_part = to_part, None
-        skips[:] = [skip.index_select(0, index) for skip in skips]
+        skips[:] = [_parted(skip, index) for skip in skips]
         return _spread(transformer, x, prompts, index)
 
     sample = unet.conv_in(sample)
@@ -185,10 +203,17 @@ def _walk(unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Te
         sample = layer(sample, resnet, transformer)
     for block in unet.up_blocks:
         for resnet, transformer in _layers(block):
-            sample = layer(torch.cat([sample, skips.pop()], dim=1), resnet, transformer)
+            sample = layer(sample, resnet, transformer, skips.pop())
         for upsampler in block.upsamplers or ():
             sample = upsampler(sample)
     out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+    return out
+
+
+def with_skip(resnet: Any, x: Tensor, time: Tensor | None, skip: Tensor) -> Tensor:
+    """What a resnet of the way up makes of x [R, C1, h, w] and skip [R, C2, h, w]: concatenated, unless it takes both."""
+    takes_both = getattr(resnet, "takes_skip", False)
+    out: Tensor = resnet(x, time, skip) if takes_both else resnet(torch.cat([x, skip], dim=1), time)
     return out
 
 
@@ -204,15 +229,22 @@ def _spread(transformer: Any, images: Tensor, prompts: Any, image_index: Tensor)
     x = transformer.norm(images)
     x = _tokens(x, transformer.proj_in, transformer.use_linear_projection)
     x = x + first.attn1(first.norm1(x))
-    x, residual = x.index_select(0, image_index), images.index_select(0, image_index)
+    x, residual = x.index_select(0, image_index), _parted(images, image_index)
     x = x + first.attn2(first.norm2(x), encoder_hidden_states=prompts)
     x = x + first.ff(first.norm3(x))
     for block in others:
         x = block(x, encoder_hidden_states=prompts)
     if transformer.use_linear_projection:
         x = transformer.proj_out(x)
-    x = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    x = torch.unflatten(x, 1, (height, width)).permute(0, 3, 1, 2)
     return residual + (x if transformer.use_linear_projection else transformer.proj_out(x))
+
+
+def _parted(images: Tensor, image_index: Tensor) -> Tensor:
+    """images [B, C, h, w] -> rows [R, C, h, w], channels-last where the images are; index_select alone never is."""
+    if images.stride(1) != 1:
+        return images.index_select(0, image_index)
+    return images.permute(0, 2, 3, 1).index_select(0, image_index).permute(0, 3, 1, 2)
 
 
 def _tokens(x: Tensor, projection: nn.Module, linear: bool) -> Tensor:
@@ -221,8 +253,8 @@ def _tokens(x: Tensor, projection: nn.Module, linear: bool) -> Tensor:
     return out
 
 
-def _check_build(unet: Any) -> None:
-    """Raises `InputError` with every trait of `unet` that `_walk` and `BankProcessor` do not have."""
+def other_traits(unet: Any) -> list[str]:
+    """Every trait of `unet` that `_walk` and `BankProcessor` do not have; none for Stable Diffusion 1.5's build."""
     config = unet.config
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     odd = sorted({type(block).__name__ for block in blocks} - set(BLOCKS))
@@ -237,7 +269,11 @@ def _check_build(unet: Any) -> None:
         "resnet_skip_time_act": bool(config.resnet_skip_time_act),
         "normalised attention": any(layer.norm_q is not None or layer.norm_cross for layer in attentions),
     }
-    found = [trait for trait, there in traits.items() if there]
+    return [trait for trait, there in traits.items() if there]
+
+
+def _check_build(unet: Any) -> None:
+    found = other_traits(unet)
     if found:
         raise InputError(
             f"export: this UNet has {'; '.join(found)}, unlike Stable Diffusion 1.5's; "

@@ -12,6 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 M = TypeVar("M", bound=nn.Module)
 
+# All savings of the bank form: the time embedding as a table, what comes before the first cross-attention once an image,
+# no division by 1.0, one projection for queries, keys and values.
+SAVINGS = ("time_table", "shared_prefix", "unit_scale", "fused_qkv")
+
 
 def copied(module: M, change: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> M:
     """A copy of the modules whose parameters and buffers are `change` of the originals': by default the very same.

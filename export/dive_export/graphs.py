@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dive_export.kernel_node import NodeBankUnetGraph
 from dive_export.options import GraphOptions
 from dive_fast.models.forms import (
     BankUnetGraph,
@@ -203,7 +204,8 @@ def _unet_graphs(
     }
     if "shared_prefix" in removed:
         inputs["image_index"] = _rows()
-    module = _scaled(BankUnetGraph(unet, removed, timesteps), options)
+    form = NodeBankUnetGraph if "kv_gather" in removed else BankUnetGraph
+    module = _scaled(form(unet, removed, timesteps), options)
     return [
         Graph("prompt_bank", bank, {"encoder_hidden_states": (prompts, *embeddings)}, "kv_bank", 0, rows_max, bank),
         Graph("unet", module, inputs, "out_sample", 0, rows_max, IndexedUnetGraph(unet), bank, embeddings),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dive_export.graphs import Axis, Graph
+from dive_export.kernel_node import define
 from dive_export.precision import as_precision, converted, rounded_run, upcast_bfloat16
 from dive_fast.io import atomic_path, brief
 from dive_fast.models.removal import WithoutUnitScale
@@ -84,17 +85,19 @@ def export_graph(graph: Graph, path: Path, precision: str = "fp32") -> None:
             external_data=True,
             verbose=False,
         )
-    _forget_origin(path)
+    _finish(path)
     # By path: the checker then finds the weights' file too, and models over 2 GB pass.
     onnx.checker.check_model(str(path), full_check=True)
     _check_weights(graph.part, path)
 
 
-def _forget_origin(path: Path) -> None:
-    """Drops the exporter's notes of source files and lines; which torch module a node is from stays (probes read it)."""
+def _finish(path: Path) -> None:
+    """Says what our own nodes mean, and drops the exporter's notes of source files and lines; which torch module a node
+    is from stays (probes read it)."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
+    define(model)
     for node in [*model.graph.node, *(node for function in model.functions for node in function.node)]:
         scopes = [note for note in node.metadata_props if note.key == "pkg.torch.onnx.name_scopes"]
         del node.metadata_props[:]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dive_fast.models.removal import SAVINGS
 from dive_fast.types import InputError
 
 Form = Literal["plain", "bank"]
 PRECISIONS = ("fp32", "fp16", "bf16")
 
-# time_table: the time embedding's layers and every resnet's projection of it are one table, gathered by timestep.
-# shared_prefix: what comes before the first cross-attention is computed once an image, not once a row (bank form only).
-# unit_scale: no division by 1.0 behind every resnet and attention.
-# fused_qkv: one matrix multiplication for queries, keys and values of a self-attention.
-SAVINGS = ("time_table", "shared_prefix", "unit_scale", "fused_qkv")
-BANK_ONLY = ("shared_prefix",)
+# Made only when asked for: whether it pays depends on what runs the graph, and no GPU has told yet.
+# kv_gather: no copy of keys and values for each row, every cross-attention is one node `dive::cross_attention`
+# (`kernel_node`, bank form only).
+ON_REQUEST = ("kv_gather",)
+BANK_ONLY = ("shared_prefix", "kv_gather")
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,16 @@ class GraphOptions:
 
     `form`: what the UNet reads of the prompts, "plain" (embeddings) or "bank" (keys and values computed once).
     `precision`: type of weights and of floating inputs and outputs. `removed`: the exact savings to make, by default
-    all that the form allows. `any_size`: height and width stay free, in multiples of what the UNet's levels need.
-    Raises `InputError` for anything unknown, and for `shared_prefix` with form "plain".
+    all of `SAVINGS` that the form allows. `any_size`: height and width stay free, in multiples of what the UNet's levels
+    need. `kernels` makes the saving `kv_gather` beside `removed`: nodes for which TensorRT can take our kernel.
+    Raises `InputError` for anything unknown, and for what form "bank" alone has with form "plain".
     """
 
     form: Form = "plain"
     precision: str = "fp32"
     removed: tuple[str, ...] | None = None
     any_size: bool = False
+    kernels: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -40,15 +42,22 @@ class GraphOptions:
         ):
             if value not in known:
                 raise InputError(f"export: {name} {value!r} is unknown; choose one of {', '.join(known)}")
-        unknown = [name for name in self.removed or () if name not in SAVINGS]
+        unknown = [name for name in self.removed or () if name not in (*SAVINGS, *ON_REQUEST)]
         if unknown:
-            raise InputError(f"export: removed names {unknown}, which is no saving; choose from {', '.join(SAVINGS)}")
-        misfits = [name for name in self.removed or () if name in BANK_ONLY and self.form != "bank"]
+            names = ", ".join((*SAVINGS, *ON_REQUEST))
+            raise InputError(f"export: removed names {unknown}, which is no saving; choose from {names}")
+        misfits = [name for name in self._asked if name in BANK_ONLY and self.form != "bank"]
         if misfits:
             raise InputError(f"export: {', '.join(misfits)} needs form 'bank', got form {self.form!r}; leave it out")
 
     @property
+    def _asked(self) -> tuple[str, ...]:
+        """What was named, in whatever order."""
+        return (self.removed or ()) + (ON_REQUEST if self.kernels else ())
+
+    @property
     def savings(self) -> tuple[str, ...]:
-        """The savings made, in the order of `SAVINGS`."""
-        fitting = tuple(name for name in SAVINGS if self.form == "bank" or name not in BANK_ONLY)
-        return fitting if self.removed is None else tuple(name for name in SAVINGS if name in self.removed)
+        """The savings made, in the order of `SAVINGS` and `ON_REQUEST`."""
+        by_default = () if self.removed is not None else SAVINGS
+        made = [name for name in by_default if self.form == "bank" or name not in BANK_ONLY] + list(self._asked)
+        return tuple(name for name in (*SAVINGS, *ON_REQUEST) if name in made)

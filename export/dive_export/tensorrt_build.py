@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dive_export import trt_plugin
 from dive_export.tensorrt_cache import Plan, fixed_hash, is_weight, timings
 from dive_fast import trt
 from dive_fast.engines.slices import read_graph
@@ -23,7 +24,10 @@ Shapes = dict[str, tuple[Range, ...]]  # of an input, by name
 
 @dataclass(frozen=True)
 class PartBuild:
-    """What to build: `profiles` holds for each profile the range of every dimension of every input."""
+    """What to build: `profiles` holds for each profile the range of every dimension of every input.
+
+    `kernels` are the compiled kernels that it takes for `dive::cross_attention`, name and hash; none: the node's body.
+    """
 
     part: str
     graph: Path
@@ -34,6 +38,7 @@ class PartBuild:
     level: int | None
     workspace: int | None  # bytes
     timings: Path
+    kernels: dict[str, str] = field(default_factory=dict)
 
 
 def build_plan(kind: trt.Flavour, module: Any, todo: PartBuild, progress: Callable[[str], None]) -> Plan:
@@ -46,7 +51,7 @@ def build_plan(kind: trt.Flavour, module: Any, todo: PartBuild, progress: Callab
     builder = module.Builder(log)
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, log)
-    if not parser.parse_from_file(str(todo.graph)):
+    if not _parsed(module, parser, todo):
         raise DiveError(f"build {todo.part}: {parse_error(parser, log)}; export the engine again")
     trt.allow_decomposition(module, network)
     names = refit_map(network, todo.graph) if todo.refittable else []
@@ -61,10 +66,20 @@ def build_plan(kind: trt.Flavour, module: Any, todo: PartBuild, progress: Callab
     return Plan(bytes(data), names, fixed_hash(todo.graph, names) if names else "")
 
 
+def _parsed(module: Any, parser: Any, todo: PartBuild) -> bool:
+    if not todo.kernels:
+        return bool(parser.parse_from_file(str(todo.graph)))
+    trt_plugin.register(module)
+    model = trt_plugin.for_plugin(read_graph(todo.graph))
+    return bool(parser.parse(model.SerializeToString(), str(todo.graph)))  # the path is where the weights lie
+
+
 def _remedy(kind: trt.Flavour, todo: PartBuild) -> str:
     gpu, why = trt.find_gpu()
     if todo.refittable and gpu is None:
         return f"; refittable plans need a GPU to build and {why}, build on a machine with one or leave refittable out"
+    if todo.kernels:
+        return "; if the line above is about dive::cross_attention, build without kernels: the plugin is new"
     return "; the line above says which layer, choose another precision or form for the export"
 
 

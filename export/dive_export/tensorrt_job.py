@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dive_export import trt_plugin
 from dive_export.artifact import Progress
+from dive_export.kernel_node import kernel_nodes
 from dive_export.tensorrt_build import PartBuild, Range, build_plan
 from dive_export.tensorrt_cache import Plan, PlanCache, graph_hash
 from dive_export.tensorrt_folder import exported_spec
 from dive_export.tensorrt_profiles import axis_sizes, profiles, weights_size
 from dive_fast import trt
 from dive_fast.engines.onnx_engine import parts
+from dive_fast.engines.slices import read_graph
 from dive_fast.io import canonical_json, sha256_bytes, user_cache
 from dive_fast.types import EngineSpec, InputError, Profile, to_dict
 
@@ -29,7 +32,8 @@ class BuildConfig:
 
     `rows` are the UNet's (guidance included), `vae_rows` both VAE halves', `text_rows` the text encoder's and, in form
     "bank", the prompts that become a bank at once; `prompts_max` is how long a bank may be. `refittable` builds plans
-    without weights, which another adapter's engine shares (`refit_engine`). `target` is the compute capability that
+    without weights, which another adapter's engine shares (`refit_engine`). `kernels` takes our compiled kernel for the
+    cross-attentions of a UNet that was exported for it (`trt_plugin`) or raises. `target` is the compute capability that
     tensorrt-rtx builds for (None: Ampere and later); `compatibility` lets tensorrt's plans run on other GPUs (none,
     same-capability or ampere, which costs speed). `level` is 0 to 5, `workspace` bytes, None TensorRT's own. `cache` is a
     folder, None the user's cache. Raises `InputError` with everything that does not fit together.
@@ -46,6 +50,7 @@ class BuildConfig:
     level: int | None = None
     workspace: int | None = None
     cache: Path | None = None
+    kernels: bool = False
 
     def __post_init__(self) -> None:
         kind = trt.flavour(self.flavour)
@@ -63,6 +68,12 @@ class BuildConfig:
             wrong.append(f"compatibility {self.compatibility!r} is none of {', '.join(COMPATIBILITY)}")
         if self.compatibility != "none" and not kind.compatibility:
             wrong.append(f"compatibility {self.compatibility}: {kind.name} does not know it, use target")
+        if self.kernels and not kind.python_plugins:
+            wrong.append(f"kernels: {kind.name} takes no compiled Python plugins, use {trt.TENSORRT.name}")
+        if self.kernels and self.compatibility != "none":
+            wrong.append(
+                f"kernels are for this GPU alone, compatibility is {self.compatibility}; choose one of the two"
+            )
         if self.level is not None and not 0 <= self.level <= 5:
             wrong.append(f"level must be 0 to 5, got {self.level}")
         if wrong:
@@ -86,6 +97,7 @@ class Build:
     spec: EngineSpec
     parts: dict[str, PartBuild]
     keys: dict[str, str]
+    without_kernels: list[str] = field(default_factory=list)  # why the kernels that are asked for cannot be had
 
     @classmethod
     def of(cls, source: Path, config: BuildConfig) -> Build:
@@ -100,13 +112,17 @@ class Build:
             )
         gpu = _plan_for(config)
         spec = _planned_spec(exported, config, gpu)
-        jobs = {part: _part_build(part, source, exported, config, gpu) for part in parts(exported)}
+        kernels, reasons = _kernels(source, exported, config)
+        jobs = {part: _part_build(part, source, exported, config, gpu, kernels) for part in parts(exported)}
         keys = {part: _key(todo, exported, config, gpu) for part, todo in jobs.items()}
-        return cls(source, config, spec, jobs, keys)
+        return cls(source, config, spec, jobs, keys, reasons)
 
     def record(self) -> dict[str, Any]:
         """`build.json`: from what the plans were made, by part; `write_engine` adds the weights that they lack."""
-        return {"keys": self.keys, "config": {**to_dict(self.config), "cache": None}}
+        config = {**to_dict(self.config), "cache": None}
+        kernels = {part: todo.kernels for part, todo in self.parts.items() if todo.kernels}
+        asked = config.pop("kernels")  # told by name, so that folders without stay what they were
+        return {"keys": self.keys, "config": config, **({"kernels": kernels} if asked else {})}
 
     def disk(self) -> int:
         """Bytes, an estimate: every plan twice, for the cache keeps one, and the weights beside plans without."""
@@ -123,7 +139,7 @@ class Build:
             found.append(f"{kind.name} builds on the GPU that runs the engine, and {why}")
         elif gpu is None and self.config.refittable:
             found.append(f"{kind.name} builds refittable plans with a GPU only, and {why}")
-        return found
+        return found + [reason for reason in self.without_kernels if reason not in found]
 
     def missing(self, out: Path) -> list[str]:
         """Everything that keeps this build from running here: obstacles, and the disk."""
@@ -181,7 +197,36 @@ def _sizes(part: str, spec: EngineSpec, config: BuildConfig) -> list[dict[str, R
     return axis_sizes(part, spec, config.rows, config.vae_rows, config.text_rows, config.prompts_max)
 
 
-def _part_build(part: str, source: Path, exported: EngineSpec, config: BuildConfig, gpu: str | None) -> PartBuild:
+def _kernels(source: Path, exported: EngineSpec, config: BuildConfig) -> tuple[dict[str, str], list[str]]:
+    """The compiled kernels that the UNet takes, if they are asked for, and every reason why they cannot be had here.
+
+    By name, each with the hash of all that its compilation depends on.
+    """
+    if not config.kernels:
+        return {}, []
+    path = source / exported.files["unet"]
+    graph = read_graph(path).graph
+    if not kernel_nodes(graph):
+        raise InputError(f"build: {path} has no node for the kernels; export it again with --form bank --kernels")
+    if exported.any_size:
+        raise InputError(f"build: the kernels need fixed sizes, {source} has free ones; export it without --any-size")
+    reasons = trt_plugin.why_not(config.kind)
+    gpu, why = trt.find_gpu()
+    kernels = trt_plugin.compiled()
+    if gpu is None:
+        return {}, [*reasons, f"kernels are chosen for the GPU that runs the engine, and {why}"]
+    if kernels is None:
+        return {}, reasons
+    try:
+        calls = trt_plugin.calls(graph, config.rows[-1], gpu, kernels)
+    except ValueError as error:
+        return {}, [*reasons, str(error)]
+    return {call.kernel.name: call.kernel.build for call in calls.values()}, reasons
+
+
+def _part_build(
+    part: str, source: Path, exported: EngineSpec, config: BuildConfig, gpu: str | None, kernels: dict[str, str]
+) -> PartBuild:
     graph = source / exported.files[part]
     place = sha256_bytes(f"{config.flavour} {trt.version(config.kind)} {gpu}".encode())[:16]
     return PartBuild(
@@ -194,6 +239,7 @@ def _part_build(part: str, source: Path, exported: EngineSpec, config: BuildConf
         level=config.level,
         workspace=config.workspace,
         timings=config.cache_folder / "timings" / f"{place}.bin",
+        kernels=kernels if part == "unet" else {},
     )
 
 
@@ -214,6 +260,7 @@ def _key(todo: PartBuild, exported: EngineSpec, config: BuildConfig, gpu: str | 
             todo.level,
             todo.workspace,
         ],
+        **({"kernels": todo.kernels} if todo.kernels else {}),
     }
     return sha256_bytes(canonical_json(facts).encode())
 

@@ -37,7 +37,7 @@ def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, p
         if getattr(spec, name) != getattr(other, name):
             raise InputError(f"refit: {source} has {name} {getattr(other, name)}, {engine} {getattr(spec, name)}")
     wanted = replace(spec, model_fingerprint=other.model_fingerprint)
-    facts = {"keys": record["keys"], "config": record["config"]}
+    facts: dict[str, Any] = {name: record[name] for name in ("keys", "config", "kernels") if name in record}
     found = already_there(out, wanted, facts, progress)
     if found is not None:
         return found

@@ -1,0 +1,248 @@
+"""The torch engine made fast: the bank form with all exact savings, our kernels where they win, compiled by inductor.
+
+Not run yet: everything that needs a GPU, so CUDA graphs, the kernels and the fused image epilogue.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dive_fast.engines.base import Conditioning, on_device
+from dive_fast.engines.torch_engine import TorchEngine
+from dive_fast.io import brief
+from dive_fast.models.forms import BankUnetGraph, PromptBankGraph, other_traits
+from dive_fast.models.kernels import Workload, use_kernels
+from dive_fast.models.removal import SAVINGS, WithoutUnitScale
+from dive_fast.types import DiveError, InputError, Profile
+from dive_kernels.image_epilogue import image_epilogue
+
+if TYPE_CHECKING:
+    from dive_fast.models import ModelBundle
+
+# Each is compiled when a call first needs it, for a minute or more on a GPU; 18, 36, 72 and 144 are DiVE's 18 images a call.
+ROW_COUNTS = (1, 2, 4, 8, 16, 18, 32, 36, 64, 72, 128, 144)
+ROWS_USUAL = 32
+TIMESTEPS = 1000  # of diffusers' schedulers, unless their configuration says otherwise
+SHAPES = 64  # compilations of one network: of each row count with and without guidance, in every engine of the process
+REMEDY = "open the folder with --backend torch"
+
+
+class CompiledEngine(TorchEngine):
+    """Takes the bundle's modules over, as `TorchEngine`. UNet and VAE decoder are compiled, for one row count after another.
+
+    `row_counts` are the only row counts that are compiled; calls are padded to the next one. `compiler` is a backend of
+    torch.compile. With `graphs` a UNet call is captured as a CUDA graph after its compilation, and replayed.
+    """
+
+    backend = "torch-compiled"
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        device: torch.device,
+        precision: str = "fp32",
+        size: tuple[int, int] | None = None,
+        chosen: str = "asked for",
+        guard: bool = False,
+        *,
+        row_counts: Sequence[int] = ROW_COUNTS,
+        compiler: str | Callable[..., Any] = "inductor",
+        graphs: bool = False,
+    ) -> None:
+        """Raises `InputError` for row counts that are none, for graphs on a CPU, and for another build of UNet."""
+        counts = tuple(sorted(set(row_counts)))
+        if not counts or counts[0] < 1:
+            raise InputError(f"torch-compiled: row_counts must be whole numbers > 0, got {list(row_counts)}")
+        if graphs and device.type != "cuda":
+            raise InputError(f"torch-compiled: graphs are CUDA graphs, the device is {device}; leave them out")
+        traits = other_traits(bundle.unet)
+        if traits:
+            raise InputError(
+                f"torch-compiled: this UNet has {'; '.join(traits)}, unlike Stable Diffusion 1.5's; {REMEDY}"
+            )
+        super().__init__(bundle, device, precision, size, chosen, guard)
+        profile = self.spec.profile
+        usual = max((count for count in counts if count <= ROWS_USUAL), default=counts[0])
+        self.spec = replace(
+            self.spec,
+            profile=Profile(1, usual, counts[-1], profile.height, profile.width),
+            form="bank",
+            removed=SAVINGS,
+            row_counts=counts,
+            versions={**self.spec.versions, **_triton()},
+        )
+        timesteps = int(bundle.scheduler_config.get("num_train_timesteps", TIMESTEPS))
+        self._prompt_bank = PromptBankGraph(self._unet_module)
+        bank_unet = BankUnetGraph(self._unet_module, SAVINGS, timesteps)
+        self._unet_module = bank_unet.unet  # lets go of what the bank form does without
+        self._graph, self._decoder_module = WithoutUnitScale(bank_unet), _Decoder(self._vae)
+        work = Workload(usual, self.latent_shape[1:], bundle.tokenizer.model_max_length, compiled=True)
+        self.kernels = {
+            "unet": use_kernels(bank_unet, workload=work),
+            "vae_decoder": use_kernels(self._vae, workload=work),
+        }
+        mode = "max-autotune-no-cudagraphs" if device.type == "cuda" and compiler == "inductor" else None
+        self._fast_unet, self._fast_decoder = (
+            torch.compile(module, fullgraph=True, dynamic=False, backend=compiler, mode=mode)
+            for module in (self._graph, self._decoder_module)
+        )
+        self._graphs = graphs
+        self._replays: dict[tuple[int, int], Replay] = {}  # by images and rows
+
+    def describe(self) -> str:
+        found = "; ".join(f"{network}: {swapped.summary}" for network, swapped in self.kernels.items())
+        return f"{super().describe()}; kernels in the {found}"
+
+    def condition(self, embeddings: Tensor) -> Conditioning:
+        banks = []
+        for part in self.by_prompts(embeddings):
+            given = part.to(self.device, self.dtype)
+            bank = self._run("prompt_bank", lambda given=given: self._prompt_bank(given))  # type: ignore[misc]
+            banks.append(self._guarded("prompt_bank", bank, part).to(self.dtype))
+        return Conditioning(torch.cat(banks))
+
+    def _pixels(self, images: Tensor) -> tuple[Tensor, bool]:
+        if self.device.type != "cuda":
+            return super()._pixels(images)
+        pixels, not_finite = image_epilogue(images)
+        return pixels, not bool(not_finite.any())
+
+    def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
+        images, rows = len(latents), len(prompt_index)
+        count = self._count(rows)
+        room = -(-count // (rows // images))  # so that guidance's two rows an image are two when padded, too
+        image_index = torch.arange(rows, device=self.device) % images
+        feeds = (
+            self._images(latents, room),
+            torch.full((1,), timestep, dtype=torch.int64, device=self.device),
+            _any_length(bank),
+            _padded(on_device(prompt_index, self.device), count),
+            _padded(image_index, count),
+        )
+        fast = self._replayed if self._graphs else self._fast_unet
+        out = self._run("unet", lambda: self._compiled("UNet", fast, feeds), lambda: self._graph(*feeds))
+        return out[:rows]
+
+    def _decoder(self, latents: Tensor) -> Tensor:
+        given = self._images(latents, self._count(len(latents)))
+        call = lambda: self._compiled("VAE decoder", self._fast_decoder, (given,))  # noqa: E731
+        return self._run("vae_decoder", call, lambda: self._decoder_module(given))[: len(latents)]
+
+    def _count(self, rows: int) -> int:
+        """The next row count; the base has refused what is beyond the last one."""
+        return next(count for count in self.spec.row_counts if count >= rows)
+
+    def _images(self, latents: Tensor, count: int) -> Tensor:
+        padded = _padded(latents.to(self.dtype), count)
+        return padded.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else padded
+
+    def _compiled(self, what: str, network: Callable[..., Tensor], feeds: tuple[Tensor, ...]) -> Tensor:
+        """The network's answer, compiled at the first call of its shapes; `DiveError` where that fails."""
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+        try:
+            with torch._dynamo.config.patch(recompile_limit=SHAPES):
+                return network(*feeds)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            message = brief(str(error).split("\n\n")[0])  # torch's own advice follows
+            raise DiveError(
+                f"torch-compiled: torch.compile cannot compile the {what} for {len(feeds[0])} images ({message}); inductor "
+                f"needs a C++ compiler (g++ or clang++) on a CPU and triton on a GPU: install it, or {REMEDY}"
+            ) from error
+
+    def _replayed(self, *feeds: Tensor) -> Tensor:
+        """The UNet by a CUDA graph of these shapes and this very bank, captured when there is none yet."""
+        key = (len(feeds[0]), len(feeds[3]))
+        replay = self._replays.get(key)
+        if replay is None or not replay.fits(feeds):
+            replay = self._replays[key] = Replay(self._fast_unet, feeds)
+        return replay(feeds)
+
+    def _module(self, network: str) -> nn.Module:
+        return self._prompt_bank if network == "prompt_bank" else super()._module(network)
+
+    def _first_bad_layer(self, network: str) -> str | None:
+        """By running the last call again, neither compiled nor with kernels; so a layer of the model is told from those."""
+        if network not in self.kernels:
+            return super()._first_bad_layer(network)
+        swapped = self.kernels[network]
+        swapped.restore()
+        try:
+            found = super()._first_bad_layer(network)
+        finally:
+            swapped.apply()
+        return (
+            found
+            or f"the same call by eager torch is finite: a compiled layer or a kernel is wrong; report it, and {REMEDY}"
+        )
+
+
+class Replay:
+    """A call of a network as a CUDA graph with inputs of its own; the bank, which is large, is read where it lies.
+
+    Not run yet: it needs a GPU.
+    """
+
+    BANK = 2  # its place among the inputs
+
+    def __init__(self, network: Callable[..., Tensor], feeds: tuple[Tensor, ...]) -> None:
+        self._feeds = tuple(x if i == self.BANK else x.clone() for i, x in enumerate(feeds))
+        stream, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(stream)
+        with torch.cuda.stream(aside):  # what compiles, tunes and allocates must not be captured
+            network(*self._feeds)
+        stream.wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._out = network(*self._feeds)
+
+    def fits(self, feeds: tuple[Tensor, ...]) -> bool:
+        """Whether the bank is the captured one: its address and length are in the graph."""
+        bank, own = feeds[self.BANK], self._feeds[self.BANK]
+        return bank.data_ptr() == own.data_ptr() and bank.shape == own.shape
+
+    def __call__(self, feeds: tuple[Tensor, ...]) -> Tensor:
+        for i, (own, given) in enumerate(zip(self._feeds, feeds, strict=True)):
+            if i != self.BANK:
+                own.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return self._out.clone()
+
+
+class _Decoder(nn.Module):
+    """Unscaled latents [B, C, h, w] -> images [B, 3, H, W] in about -1..1."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        image: Tensor = self.vae.decode(latents, return_dict=False)[0]
+        return image
+
+
+def _padded(tensor: Tensor, count: int) -> Tensor:
+    """[n, ...] with zeros up to `count` rows: of an index, its first entry."""
+    sides = (0, 0) * (tensor.ndim - 1)
+    return functional.pad(tensor, (*sides, 0, count - len(tensor)))
+
+
+def _any_length(bank: Tensor) -> Tensor:
+    """A bank [P, ...] for code that is compiled once for all P > 1; torch.compile takes a length of 1 for fixed."""
+    if len(bank) > 1:
+        torch._dynamo.mark_dynamic(bank, 0)
+    return bank
+
+
+def _triton() -> dict[str, str]:
+    try:
+        return {"triton": importlib.metadata.version("triton")}
+    except importlib.metadata.PackageNotFoundError:
+        return {}

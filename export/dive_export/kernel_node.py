@@ -1,0 +1,120 @@
+"""The bank UNet with each cross-attention as one ONNX node, `dive::cross_attention`, and the node in standard ops.
+
+The node reads the keys and values of a row's prompt where they lie in the bank, as the kernel of that name in
+`dive_kernels` does: no copy of them for each row. A runtime that knows no such node takes its body, a model-local function;
+`trt_plugin` gives TensorRT the kernel.
+
+    dive::cross_attention(query [R, T, C], kv_bank [P, 2, L, sumC], prompt_index int64 [R]) -> [R, T, C]
+        heads: int      start, stop: ints [1], the layer's columns of the bank, stop - start = C
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dive_fast.models.forms import Bank, BankUnetGraph, cross_attentions
+from dive_kernels.cross_attention import cross_attention
+
+DOMAIN, NAME, VERSION = "dive", "cross_attention", 1
+BODY_OPSET = 23  # the first with Attention
+ATTRIBUTES = ("heads", "start", "stop")
+# TensorRT looks a body's names up among the graph's: no tensor there may be called like these.
+INPUTS = ("dive_query", "dive_kv_bank", "dive_prompt_index")
+OUTPUT = "dive_attended"
+
+
+class NodeBankUnetGraph(BankUnetGraph):
+    """`BankUnetGraph` of the same inputs and numbers, whose cross-attentions read the bank themselves."""
+
+    gathers = False
+
+    def __init__(self, unet: Any, removed: tuple[str, ...], timesteps: int) -> None:
+        super().__init__(unet, removed, timesteps)
+        for _, layer in cross_attentions(self.unet):
+            layer.set_processor(NodeProcessor(layer.processor.start, layer.processor.stop))
+
+
+class NodeProcessor:
+    """Cross-attention to columns start to stop of a bank: the node while exporting to ONNX, else the op in torch."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Bank, attention_mask: None = None
+    ) -> Tensor:
+        query, kv_bank, prompt_index = attn.to_q(hidden_states), *encoder_hidden_states[:2]
+        if torch.onnx.is_in_onnx_export():
+            out = torch.onnx.ops.symbolic(
+                f"{DOMAIN}::{NAME}",
+                (query, kv_bank, prompt_index),
+                {"heads": attn.heads, "start": [self.start], "stop": [self.stop]},
+                dtype=query.dtype,
+                shape=query.shape,
+                version=VERSION,
+            )
+        else:
+            key, value = kv_bank[..., self.start : self.stop].unbind(1)
+            out = cross_attention(query, key, value, prompt_index, attn.heads)
+        out = attn.to_out[0](out)
+        return out / attn.rescale_output_factor
+
+
+def kernel_nodes(graph: Any) -> list[Any]:
+    """The nodes of an `onnx.GraphProto` that are the kernel's, in order."""
+    return [node for node in graph.node if (node.domain, node.op_type) == (DOMAIN, NAME)]
+
+
+def attributes(node: Any) -> dict[str, int]:
+    """heads, start and stop of one of `kernel_nodes`."""
+    return {attribute.name: attribute.i or next(iter(attribute.ints), 0) for attribute in node.attribute}
+
+
+def define(model: Any) -> None:
+    """Adds the node's body to an `onnx.ModelProto` that has such nodes and no body yet."""
+    if kernel_nodes(model.graph) and not any((f.domain, f.name) == (DOMAIN, NAME) for f in model.functions):
+        model.functions.append(body())
+
+
+def body() -> Any:
+    """The node as an `onnx.FunctionProto` of standard ops: cut the columns out, gather, attend.
+
+    Columns first: cutting copies them once a prompt, gathering whole rows of the bank would once a row and layer.
+    """
+    from onnx import AttributeProto
+    from onnx.helper import make_function, make_node, make_opsetid
+
+    query, kv_bank, prompt_index = INPUTS
+    start, stop, axis, first, second, columns, rows, key, value = (
+        f"dive_{name}" for name in ("start", "stop", "axis", "first", "second", "columns", "rows", "key", "value")
+    )
+    nodes = [
+        _with(make_node("Constant", [], [start]), value_ints=("start", AttributeProto.INTS)),
+        _with(make_node("Constant", [], [stop]), value_ints=("stop", AttributeProto.INTS)),
+        make_node("Constant", [], [axis], value_ints=[3]),
+        make_node("Constant", [], [first], value_int=0),
+        make_node("Constant", [], [second], value_int=1),
+        make_node("Slice", [kv_bank, start, stop, axis], [columns]),  # [P, 2, L, C]
+        make_node("Gather", [columns, prompt_index], [rows], axis=0),  # [R, 2, L, C]
+        make_node("Gather", [rows, first], [key], axis=1),
+        make_node("Gather", [rows, second], [value], axis=1),
+        _with(
+            make_node("Attention", [query, key, value], [OUTPUT]),
+            q_num_heads=("heads", AttributeProto.INT),
+            kv_num_heads=("heads", AttributeProto.INT),
+        ),
+    ]
+    return make_function(DOMAIN, NAME, INPUTS, [OUTPUT], nodes, [make_opsetid("", BODY_OPSET)], ATTRIBUTES)
+
+
+def _with(node: Any, **references: tuple[str, int]) -> Any:
+    """`node` with attributes that are the function's own: name -> (the function's attribute, its type)."""
+    from onnx import AttributeProto
+
+    node.attribute.extend(
+        AttributeProto(name=name, ref_attr_name=source, type=kind) for name, (source, kind) in references.items()
+    )
+    return node

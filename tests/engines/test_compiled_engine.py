@@ -1,0 +1,232 @@
+"""The compiled torch engine against the eager one. Most tests trace only (aot_eager); inductor itself is in the slow one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from dive_fast.engines import Request, load_engine
+from dive_fast.engines.base import Conditioning
+from dive_fast.engines.compiled_engine import ROW_COUNTS, CompiledEngine
+from dive_fast.engines.torch_engine import TorchEngine
+from dive_fast.models import load_bundle
+from dive_fast.models.removal import SAVINGS
+from dive_fast.types import DiveError, InputError
+from dive_kernels.image_epilogue import image_epilogue
+from tests.engines.test_images import floats, latents_of
+from tests.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
+
+CPU = torch.device("cpu")
+COUNTS = (2, 4, 6)
+
+
+@pytest.fixture(scope="module")
+def counter() -> CompileCounterWithBackend:
+    return CompileCounterWithBackend("aot_eager")
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_fused: Path, counter: CompileCounterWithBackend) -> CompiledEngine:
+    return CompiledEngine(load_bundle(tiny_fused), CPU, row_counts=COUNTS, compiler=counter)
+
+
+@pytest.fixture(scope="module")
+def eager(tiny_fused: Path) -> TorchEngine:
+    return TorchEngine(load_bundle(tiny_fused), CPU)
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_fused: Path) -> TorchEngine:
+    """The eager engine's modules in float64; what it answers is float32."""
+    engine = TorchEngine(load_bundle(tiny_fused), CPU)
+    for module in (engine._unet_module, engine._vae):
+        torch.nn.Module.double(module)
+    engine.dtype = torch.float64
+    return engine
+
+
+def given(prompts: int, images: int, rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings, latents and an index of prompts."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(prompts, 32, TEXT_WIDTH, generator=generator)
+    latents = torch.randn(images, *LATENT_SHAPE, generator=generator)
+    return embeddings, latents, torch.randint(prompts, (rows,), generator=generator)
+
+
+def rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def assert_as_good(found: Tensor, plain: Tensor, wanted: Tensor) -> None:
+    """No further from float64 than twice eager float32 is, as other orders of the same sums may be by chance."""
+    assert found.shape == wanted.shape and wanted.std() > 0.1
+    assert 0 < rms(found - wanted) <= 2 * rms(plain - wanted)
+
+
+def check_like_eager(engine: CompiledEngine, eager: TorchEngine, exact: TorchEngine) -> None:
+    embeddings, latents, index = given(3, 2, 4)
+    eps = [e.eps(latents, 500, e.condition(embeddings), index) for e in (engine, eager, exact)]
+    assert_as_good(*eps)
+    images = [floats(e, latents) for e in (engine, eager, exact)]
+    assert_as_good(*images)
+    assert int((engine.decode(latents).int() - eager.decode(latents).int()).abs().max()) <= 1
+
+
+def test_predicts_and_decodes_as_the_torch_engine(
+    engine: CompiledEngine, eager: TorchEngine, exact: TorchEngine
+) -> None:
+    check_like_eager(engine, eager, exact)
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor_it_does_too(tiny_fused: Path, eager: TorchEngine, exact: TorchEngine) -> None:
+    engine = load_engine(tiny_fused, "torch-compiled")
+    assert isinstance(engine, CompiledEngine)
+    check_like_eager(engine, eager, exact)
+
+
+def test_makes_the_same_pictures(engine: CompiledEngine, eager: TorchEngine, exact: TorchEngine) -> None:
+    """Guidance and the solver are linear in what the engine predicts, so its errors stay in proportion over three steps."""
+    latents = [latents_of(e, steps=3) for e in (engine, eager, exact)]
+    assert_as_good(*latents)
+
+
+def test_few_shapes_are_compiled_and_padding_changes_no_row(
+    engine: CompiledEngine, counter: CompileCounterWithBackend
+) -> None:
+    """Three rows run as four, of any prompts; what the fourth is does not reach the others: not by one bit."""
+    embeddings, latents, index = given(3, 4, 4)
+    full = engine.eps(latents, 500, engine.condition(embeddings), index)
+    compiled = counter.frame_count
+    part = engine.eps(latents[:3], 500, engine.condition(embeddings), index[:3])
+    assert torch.equal(part, full[:3])
+    for prompts in (2, 5):
+        engine.eps(latents[:3], 7, engine.condition(given(prompts, 1, 1)[0]), index[:3] % prompts)
+    assert counter.frame_count == compiled
+    more, _, _ = given(5, 1, 1, seed=1)
+    beside = engine.condition(torch.cat([embeddings, more]))  # a longer bank
+    assert torch.equal(engine.eps(latents[:3], 500, beside, index[:3]), part)
+
+
+def test_guidances_two_rows_an_image_stay_two_when_padded(engine: CompiledEngine, eager: TorchEngine) -> None:
+    """Also of a bank of one prompt. 1e-5 is 100 roundings: a row mixed up would be off by its own size."""
+    for prompts, images, rows in ((3, 1, 2), (1, 5, 5)):  # the latter as six rows
+        embeddings, latents, index = given(prompts, images, rows)
+        found = engine.eps(latents, 500, engine.condition(embeddings), index)
+        expected = eager.eps(latents, 500, eager.condition(embeddings), index)
+        assert found.shape == (rows, *LATENT_SHAPE) and rms(found - expected) < 1e-5 * rms(expected)
+    assert len(engine.decode(latents[:1])) == 1
+
+
+def test_one_conditioning_serves_all_steps_and_is_the_bank(engine: CompiledEngine) -> None:
+    bank = engine.condition(given(70, 1, 1)[0]).bank  # more prompts than are encoded at once
+    assert bank.shape == (70, 2, 32, 32 * 4) and bank.dtype == torch.float32
+
+
+def test_says_what_it_is(engine: CompiledEngine, tiny_fused: Path, eager: TorchEngine) -> None:
+    spec = engine.spec
+    assert (spec.backend, spec.form, spec.removed, spec.row_counts) == ("torch-compiled", "bank", SAVINGS, COUNTS)
+    assert (spec.profile.rows_min, spec.profile.rows_opt, spec.profile.rows_max) == (1, 6, 6)
+    assert spec.versions["torch"] == torch.__version__ and spec.model_fingerprint == eager.spec.model_fingerprint
+    assert engine.fingerprint != eager.fingerprint
+    opened = load_engine(tiny_fused, "torch-compiled", size=(32, 48))
+    assert opened.spec.row_counts == ROW_COUNTS and opened.latent_shape == (8, 4, 6)
+    assert opened.describe() == (
+        "torch-compiled fp32 on cpu, images 32x48, up to 144 rows (backend: asked for, device: no CUDA GPU); "
+        "kernels in the unet: none; vae_decoder: none"
+    )
+    assert load_engine(tiny_fused).spec.backend == "torch"
+
+
+def test_what_it_cannot_serve_is_refused(engine: CompiledEngine, tmp_path: Path, tiny_fused: Path) -> None:
+    assert engine.unsupported(Request(5, HEIGHT, WIDTH)) == []
+    assert engine.unsupported(Request(7, HEIGHT, 48)) == ["rows 7 > rows_max 6", "width 48 is not this engine's 32"]
+    with pytest.raises(InputError, match="rows 7 > rows_max 6"):
+        engine.eps(torch.zeros(7, *LATENT_SHAPE), 1, engine.condition(given(1, 1, 1)[0]), torch.zeros(7).long())
+    with pytest.raises(InputError, match="outside the bank of 1 prompts"):
+        engine.eps(torch.zeros(1, *LATENT_SHAPE), 1, engine.condition(given(1, 1, 1)[0]), torch.tensor([1]))
+    (tmp_path / "unet").mkdir()
+    for graph in ("model_index.json", "unet/model.onnx"):
+        (tmp_path / graph).touch()
+    with pytest.raises(InputError, match="'torch-compiled' cannot open .* give the fused model folder"):
+        load_engine(tmp_path, "torch-compiled")
+    with pytest.raises(DiveError, match="precision fp16: on a CPU"):
+        load_engine(tiny_fused, "torch-compiled", precision="fp16")
+    bundle = load_bundle(tiny_fused)
+    for options, message in (
+        ({"row_counts": ()}, r"row_counts must be whole numbers > 0, got \[\]"),
+        ({"row_counts": (0, 2)}, r"got \[0, 2\]"),
+        ({"graphs": True}, "graphs are CUDA graphs, the device is cpu"),
+    ):
+        with pytest.raises(InputError, match=message):
+            CompiledEngine(bundle, CPU, **options)  # type: ignore[arg-type]
+    bundle.unet.register_to_config(center_input_sample=True)
+    with pytest.raises(
+        InputError, match="this UNet has center_input_sample, unlike .*; open the folder with --backend torch"
+    ):
+        CompiledEngine(bundle, CPU)
+
+
+def broken(graph: Any, inputs: Any) -> Callable[..., Any]:
+    raise RuntimeError("no such luck")
+
+
+def test_a_failed_compilation_is_one_sentence_with_the_way_out(tiny_fused: Path) -> None:
+    engine = CompiledEngine(load_bundle(tiny_fused), CPU, row_counts=(1,), compiler=broken)
+    embeddings, latents, index = given(1, 1, 1)
+    message = (
+        r"^torch-compiled: torch.compile cannot compile the {} for 1 images \(.*no such luck\); inductor needs a C\+\+ "
+    )
+    with pytest.raises(DiveError, match=message.format("UNet") + "compiler.*--backend torch$") as caught:
+        engine.eps(latents, 1, engine.condition(embeddings), index)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DiveError, match=message.format("VAE decoder")):
+        engine.decode(latents)
+
+
+def test_the_guard_names_the_layer_or_says_that_the_model_is_not_to_blame(tiny_fused: Path) -> None:
+    engine = CompiledEngine(load_bundle(tiny_fused), CPU, guard=True, row_counts=(2,), compiler="eager")
+    embeddings, latents, index = given(2, 2, 2)
+    bank = engine.condition(embeddings)
+    assert engine.eps(latents, 7, bank, index).isfinite().all()
+    nan_prompt = Conditioning(torch.cat([bank.bank, torch.full_like(bank.bank, torch.nan)]))
+    with pytest.raises(DiveError, match=r"unet at timestep 7: not finite in 1 of 2 rows \(1\)"):
+        engine.eps(latents, 7, nan_prompt, torch.tensor([0, 2]))
+    fast, engine._fast_unet = engine._fast_unet, lambda *feeds: torch.full((2, *LATENT_SHAPE), torch.nan)
+    with pytest.raises(DiveError, match="by eager torch is finite: a compiled layer or a kernel is wrong"):
+        engine.eps(latents, 7, bank, index)
+    engine._fast_unet = fast
+    layers = {
+        "mid_block.attentions.0.proj_in (Conv2d)": (
+            engine._unet_module.mid_block.attentions[0].proj_in,
+            lambda: engine.eps(latents, 7, bank, index),
+        ),
+        "decoder.mid_block.resnets.0.conv1 (Conv2d)": (
+            engine._vae.decoder.mid_block.resnets[0].conv1,
+            lambda: engine.decode(latents),
+        ),
+        "keys.0 (Linear)": (engine._prompt_bank.keys[0], lambda: engine.condition(embeddings)),
+    }
+    for name, (layer, call) in layers.items():
+        layer.weight.data.fill_(torch.nan)
+        with pytest.raises(DiveError, match=f"not finite in 2 of 2 rows .*{re.escape(name)} is the first"):
+            call()
+
+
+def test_the_image_epilogue_makes_the_same_bytes(engine: CompiledEngine) -> None:
+    """The op that is fused on a GPU, by its reference; what is not finite is refused as everywhere."""
+    images = torch.randn(3, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+    pixels, not_finite = image_epilogue(images)
+    assert torch.equal(pixels, engine._pixels(images)[0])
+    assert not_finite.tolist() == [0, 0, 0]
+    images[1, 2, 3, 4] = torch.nan
+    assert (image_epilogue(images)[1].tolist(), engine._pixels(images)[1]) == ([0, 1, 0], False)
+    with pytest.raises(DiveError, match="images are not finite; open the engine with the guard"):
+        engine.decode(torch.full((1, *LATENT_SHAPE), torch.nan))
