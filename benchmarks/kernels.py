@@ -80,6 +80,10 @@ class Maker:
     def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device).to(dtype or self.dtype)
 
+    def impls(self, *library: str) -> tuple[str, ...]:
+        """What is timed of an op; the reference, which is slow and large, on a CPU alone."""
+        return ("fused", *library) if self.device == "cuda" else ("fused", *dict.fromkeys(("reference", *library)))
+
     def images(self, *shape: int) -> Tensor:
         return self(*shape).contiguous(memory_format=torch.channels_last)
 
@@ -104,7 +108,7 @@ def cross_attentions(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) 
             rows * tokens * channels,
             2 * query.nbytes + bank.nbytes,
             4 * rows * tokens * KEYS * channels,
-            {name: lambda n=name, c=call: c(n) for name in ("fused", *SDPA)},
+            {name: lambda n=name, c=call: c(n) for name in make.impls(*SDPA)},
             lambda q=query, k=key, v=value: _attend(q.double(), k.double()[index], v.double()[index]),
             "sdpa",
             {"inductor": lambda q=query, k=key, v=value: _attend(q, k[index], v[index])},
@@ -125,7 +129,7 @@ def attentions(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Ite
             rows * HEADS * tokens * tokens,
             4 * query.nbytes,
             4 * rows * tokens * tokens * channels,
-            {name: lambda n=name, c=call: c(n) for name in ("fused", *SDPA)},
+            {name: lambda n=name, c=call: c(n) for name in make.impls(*SDPA)},
             lambda q=query, k=key, v=value: _attend(q.double(), k.double(), v.double()),
             "sdpa",
             {"inductor": lambda q=query, k=key, v=value: _attend(q, k, v)},
@@ -189,7 +193,7 @@ def _groupnorm(
         0,
         {
             name: lambda n=name: groupnorm_silu(x, weight, bias, GROUPS, eps, skip=skip, shift=shift, silu=silu, impl=n)
-            for name in ("fused", "eager")
+            for name in make.impls("eager")
         },
         lambda: plain(*(None if t is None else t.double() for t in given)),
         "eager",
@@ -216,7 +220,7 @@ def geglus(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterato
             count * outer,
             x.nbytes + weight.nbytes + count * outer * x.element_size(),
             4 * count * inner * outer,
-            {name: lambda n=name, g=given: geglu(*g, impl=n) for name in ("fused", "eager")},
+            {name: lambda n=name, g=given: geglu(*g, impl=n) for name in make.impls("eager")},
             lambda g=given: plain(*(t.double() for t in g)),
             "eager",
             {"inductor": lambda g=given: plain(*g)},
@@ -240,7 +244,7 @@ def solver_steps(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> I
         latents[0].numel(),
         sum(t.nbytes for t in given) + 2 * latents[0].nbytes,
         0,
-        {name: lambda n=name: solver_step(*given, STEP, impl=n) for name in ("fused", "reference")},
+        {name: lambda n=name: solver_step(*given, STEP, impl=n) for name in make.impls("reference")},
         lambda: call("reference", *(t.double() for t in given)),
         "reference",
     )
@@ -255,7 +259,7 @@ def epilogues(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iter
         images.numel(),
         images.nbytes + images.numel(),
         0,
-        {name: lambda n=name: image_epilogue(images, impl=n) for name in ("fused", "reference")},
+        {name: lambda n=name: image_epilogue(images, impl=n) for name in make.impls("reference")},
         lambda: (images.double() * 0.5 + 0.5).clamp(0, 1).mul(255).permute(0, 2, 3, 1),
         "reference",
     )

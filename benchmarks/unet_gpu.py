@@ -1,10 +1,11 @@
 """The UNet at Stable Diffusion 1.5's size on a GPU, random weights: `python -m benchmarks.unet_gpu --out FILE`.
 
 In one run, calls interleaved: torch eager and compiled (fp16, channels last), our bank form with all exact savings,
-eager and compiled, and onnxruntime's CUDA provider on the exported bank where onnxruntime-gpu is installed. For each row
-count (guidance included): milliseconds (median), TFLOP/s at 372.5 GFLOP a row (512x256, counted on the configuration),
-images/s of 25 steps by the UNet alone, and the error against float32 at two rows. `--model pocket` and `--device cpu`
-try the script itself, in float32: absolute times count on a GPU only.
+eager and compiled, without our kernels, with all of them, and with those that the table of measurements chooses; and
+onnxruntime's CUDA provider on the exported bank where onnxruntime-gpu is installed. For each row count (guidance
+included): milliseconds (median), TFLOP/s at 372.5 GFLOP a row (512x256, counted on the configuration), images/s of 25 steps
+by the UNet alone, and the error against float32 at two rows. `--model pocket` and `--device cpu` try the script itself, in
+float32 and with the kernels' references: absolute times count on a GPU only.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from torch import Tensor, nn
 from benchmarks.machine import commit, interleaved, processor, versions
 from dive_export.options import GraphOptions
 from dive_fast.models.forms import BankUnetGraph, PromptBankGraph, UnetGraph
+from dive_fast.models.kernels import Workload, use_kernels
 
 GFLOP = {"sd15": 372.5}  # a row
 STEPS = 25
 PACKAGES = ("torch", "diffusers", "onnxruntime", "onnxruntime-gpu")
 PROMPTS = 16
 PLAIN, COMPILED, BANK, BANK_COMPILED, ONNX = "eager", "compile", "bank", "bank compile", "onnxruntime bank"
+KERNELS, KERNELS_COMPILED, CHOSEN_COMPILED = "bank kernels", "bank kernels compile", "bank auto compile"
 Call = Callable[[], Tensor]
 
 
@@ -70,22 +73,32 @@ def candidates(bundle: Any, rows: int, device: torch.device, dtype: torch.dtype,
     """What is timed, by name; each call answers float [rows, C, h, w]."""
     unet = bundle.unet
     options = GraphOptions("bank", "fp16" if dtype == torch.float16 else "fp32")
-    plain, reduced = (
+    plain, reduced, kernels, chosen = (
         module.to(memory_format=torch.channels_last)
-        for module in (UnetGraph(unet), BankUnetGraph(unet, options.savings, timesteps=1000))
+        for module in (UnetGraph(unet), *(BankUnetGraph(unet, options.savings, timesteps=1000) for _ in range(3)))
     )
+    use_kernels(kernels, impl="fused" if device.type == "cuda" else "reference")
+    size = unet.config.sample_size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    work = Workload(rows, sides, bundle.tokenizer.model_max_length, compiled=True)
+    print(f"{CHOSEN_COMPILED}, {rows} rows: {use_kernels(chosen, workload=work).summary}")
     given = Inputs(unet, bundle.tokenizer.model_max_length, rows, device, dtype)
     latents = given.images.contiguous(memory_format=torch.channels_last)
     bank = PromptBankGraph(unet)(given.prompts)
     hidden = given.prompts[given.prompt_index]
     both = latents.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     rest = (given.timestep, bank, given.prompt_index, given.image_index)
-    quick, quick_bank = (torch.compile(module, mode="max-autotune-no-cudagraphs") for module in (plain, reduced))
+    quick, quick_bank, quick_kernels, quick_chosen = (
+        torch.compile(module, mode="max-autotune-no-cudagraphs") for module in (plain, reduced, kernels, chosen)
+    )
     found: dict[str, Call] = {
         PLAIN: lambda: plain(both, given.timestep, hidden),
         COMPILED: lambda: quick(both, given.timestep, hidden),
         BANK: lambda: reduced(latents, *rest),
         BANK_COMPILED: lambda: quick_bank(latents, *rest),
+        KERNELS: lambda: kernels(latents, *rest),
+        KERNELS_COMPILED: lambda: quick_kernels(latents, *rest),
+        CHOSEN_COMPILED: lambda: quick_chosen(latents, *rest),
     }
     run = onnx_call(bundle, options, device, folder)
     if run is None:

@@ -227,7 +227,7 @@ class EngineBase:
         return None
 
     def _pixels(self, images: Tensor) -> tuple[Tensor, bool]:
-        """Images [B, 3, H, W] in about -1..1 as uint8 [B, H, W, 3], rounded as diffusers does; and whether all are finite."""
+        """[B, 3, H, W] in about -1..1 as uint8 [B, H, W, 3], rounded as diffusers does; and whether all are finite."""
         pixels = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         return (pixels * 255).round().to(torch.uint8), bool(images.isfinite().all())
 

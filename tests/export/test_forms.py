@@ -14,9 +14,10 @@ import torch
 
 from dive_export.graphs import graphs
 from dive_export.onnx import UPCAST, export_graph, measure_parity
-from dive_export.options import SAVINGS, GraphOptions
+from dive_export.options import GraphOptions
 from dive_fast.models import load_bundle
 from dive_fast.models.forms import BankUnetGraph, IndexedUnetGraph, PromptBankGraph, cross_attentions
+from dive_fast.models.removal import SAVINGS
 from dive_fast.types import DiveError, InputError
 from tests.conftest import ENGINE_ROWS
 from tests.export.conftest import HALF_BANK

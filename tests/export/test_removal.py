@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dive_export.graphs import Graph, graphs
-from dive_export.options import SAVINGS, Form, GraphOptions
+from dive_export.options import Form, GraphOptions
 from dive_fast.models import ModelBundle, fuse, load_adapter, load_bundle
-from dive_fast.models.removal import WithoutUnitScale, copied
+from dive_fast.models.removal import SAVINGS, WithoutUnitScale, copied
 
 ROWS = 6
 # Two orders of the same float64 sums differ by what rounding does to them: by what float32 differs from float64, times

@@ -20,7 +20,6 @@ from dive_export import GraphOptions, export_engine, tensorrt_job, trt_plugin
 from dive_export.fp8_engine import exported_graphs
 from dive_export.kernel_node import NodeBankUnetGraph, attributes, kernel_nodes
 from dive_export.onnx import measure_parity
-from dive_export.options import SAVINGS
 from dive_export.tensorrt import BuildConfig, build_engine, dry_run, refit_engine
 from dive_export.tensorrt_build import PartBuild, build_plan
 from dive_export.tensorrt_job import Build
@@ -29,6 +28,7 @@ from dive_export.trt_plugin import Site, call_of, for_plugin, register, sites
 from dive_fast import trt
 from dive_fast.engines.slices import read_graph
 from dive_fast.engines.tensorrt_net import CudaLane, Net
+from dive_fast.models.removal import SAVINGS
 from dive_fast.types import DiveError, InputError
 from dive_kernels import package
 from tests import tensorrt_plugin_double
