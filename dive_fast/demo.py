@@ -27,7 +27,7 @@ dive-fast plan --model runs/engine --photos Market-1501 --photos-prefix 1 --step
     --out runs/plan.json
 dive-fast synth --plan runs/plan.json --engine runs/engine --out runs/pairs
 dive-fast verify runs/pairs
-dive-fast report runs/pairs --out runs/pairs.html
+dive-fast report runs/pairs --out runs/report
 dive-fast reid train --real SYSU-MM01 --synthetic runs/pairs --out runs/reid
 dive-fast reid eval --checkpoint runs/reid --data SYSU-MM01 --protocol sysu"""
 

@@ -99,7 +99,7 @@ def test_unknown_options_are_refused_with_the_known_ones(tiny_fused: Path, optio
 def test_an_explicit_backend_does_not_become_another(tiny_fused: Path, tiny_engine: Path) -> None:
     with pytest.raises(InputError, match="'torch' cannot open .* give the fused model folder"):
         load_engine(tiny_engine, "torch")
-    with pytest.raises(InputError, match="'onnxruntime' cannot open .*, for torch, torch-compiled; export it first"):
+    with pytest.raises(InputError, match="'onnxruntime' cannot open .* for torch, torch-compiled; export it first"):
         load_engine(tiny_fused, "onnxruntime")
     with pytest.raises(InputError, match="'tensorrt' cannot open .*onnxruntime-tensorrt; build it first"):
         load_engine(tiny_engine, "tensorrt")
