@@ -84,9 +84,9 @@ def pocket(folder: Path) -> Path:
 
 
 def pocket_plan(engine: Engine, pairs: int, shard_size: int = 32) -> SynthesisPlan:
-    """Both sides generated, people by people."""
+    """Both sides generated, people by people, at least a full batch of each person and camera, as DiVE's calls are."""
     people = [identity.pid for identity in engine.prompts.table.identities]
-    each = -(-pairs // len(people))
+    each = max(ROWS // 2, -(-pairs // len(people)))
     profile = engine.spec.profile
     return make_plan(
         mode="synthetic", pids=people[: -(-pairs // each)], cameras=engine.prompts.table.cameras, ir=["cam3"], rgb=["cam1"],
