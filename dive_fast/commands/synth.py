@@ -312,3 +312,23 @@ def verify(
     )
     if not health.whole:
         raise DiveError(f"dataset {dataset}: {health.found:,} problem(s), listed above")
+
+
+def pack(
+    dataset: Annotated[str, typer.Argument(help="Finished dataset, folder or URL, from dive-fast synth.")],
+    out: Annotated[str, typer.Option(help="Folder or URL for the tars, which must be new, or this dataset's.")],
+    json: Json = False,
+) -> None:
+    """Write a dataset as WebDataset tars, one a shard; pairs that a filter dropped are left out."""
+    from tqdm import tqdm
+
+    from dive_fast.synth.folder import open_store, store_plan
+    from dive_fast.synth.manifest import dropped
+    from dive_fast.synth.pack import pack as write
+
+    source = open_store(dataset)
+    plan = store_plan(source)
+    left_out = set() if "://" in dataset else dropped(dataset)
+    with tqdm(total=len(plan.pairs), unit="pair", desc="pack") as bar:
+        counts = write(source, plan, open_store(out), left_out, bar.update)
+    finish(f"tars {out}: {counts['pairs']:,} pairs in {counts['tars']:,} tars", {"out": out, **counts}, json)

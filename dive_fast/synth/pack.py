@@ -1,0 +1,93 @@
+"""A finished dataset as WebDataset tars, one a shard, for training at scale: few large files, read front to back.
+
+NNNNN.tar holds for every pair, under its id as the key, `.rgb.<png|jpg>`, `.ir.<png|jpg>` (the images' own bytes) and
+`.json` (the record). `pack.json`, written last, counts them. Equal datasets give equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from dive_fast.io import canonical_json, sha256_bytes
+from dive_fast.synth.folder import finished_shards
+from dive_fast.synth.manifest import parse_shard, shard_name
+from dive_fast.synth.planfile import SynthesisPlan
+from dive_fast.synth.store import Store
+from dive_fast.types import MODALITIES, DiveError, InputError, PairRecord, to_dict
+
+INDEX = "pack.json"
+UNSAFE = re.compile(r"[^\w-]")  # a key ends at its first dot, and must not be a path
+
+
+def pack(
+    source: Store,
+    plan: SynthesisPlan,
+    target: Store,
+    left_out: set[str],
+    advance: Callable[[int], object] = lambda pairs: None,
+) -> dict[str, int]:
+    """Packs the dataset in `source` into `target`; gives the counts. A rerun keeps the tars that are there.
+
+    `left_out` are ids of pairs that a filter dropped; a shard all of whose pairs were dropped has no tar. Raises
+    `InputError` when the dataset is not finished or the target is another dataset's, and `DiveError` for a file that is not
+    as recorded.
+    """
+    missing = plan.shards - len(finished_shards(source, plan))
+    if missing:
+        raise InputError(f"{source.where}: {missing:,} of {plan.shards:,} shards are not made; run synth again")
+    identity = {"plan_id": plan.plan_id, "left_out": sha256_bytes("\n".join(sorted(left_out)).encode())}
+    _check_target(target, identity)
+    target.write(INDEX, canonical_json(identity).encode())  # without counts: begun, not finished
+    pairs = tars = 0
+    for number in range(plan.shards):
+        records = list(parse_shard(source.read(shard_name(number)), f"{source.where}/{shard_name(number)}"))
+        kept = [record for record in records if record.status == "done" and record.spec.pair_id not in left_out]
+        name = f"{number:05d}.tar"
+        if kept and not target.size(name):
+            target.write(name, _tar(source, kept))
+        pairs += len(kept)
+        tars += bool(kept)
+        advance(len(records))
+    counts = {"pairs": pairs, "tars": tars}
+    target.write(INDEX, (json.dumps({**identity, **counts}, indent=2, sort_keys=True) + "\n").encode())
+    target.tidy()
+    return counts
+
+
+def _check_target(target: Store, identity: dict[str, str]) -> None:
+    try:
+        held = json.loads(target.read(INDEX))
+    except FileNotFoundError:
+        if any(True for _ in target.walk()):
+            raise InputError(f"{target.where} holds other files; choose another --out") from None
+        return
+    except ValueError as error:
+        raise InputError(f"{target.where}/{INDEX} is not valid JSON ({error}); choose another --out") from error
+    if not isinstance(held, dict) or {name: held.get(name) for name in identity} != identity:
+        raise InputError(f"{target.where} holds the tars of another dataset, or of other filters; choose another --out")
+
+
+def _tar(source: Store, records: list[PairRecord]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for record in records:
+            key = UNSAFE.sub("_", record.spec.pair_id)
+            for side in MODALITIES:
+                name = record.files[side]
+                data = source.read(name)
+                if sha256_bytes(data) != record.sha256[side]:
+                    raise DiveError(f"{name} in {source.where} is not as recorded; run synth again with --check")
+                _add(tar, f"{key}.{side}{PurePosixPath(name).suffix}", data)
+            _add(tar, f"{key}.json", canonical_json(to_dict(record)).encode())
+    return buffer.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no time, owner or mode of this machine
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

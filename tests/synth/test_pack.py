@@ -1,0 +1,81 @@
+"""WebDataset tars of a dataset: read back by tarfile as WebDataset groups them, equal bytes, nothing half-finished."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from dive_fast.synth import SynthesisPlan, synthesize
+from dive_fast.synth.folder import open_store
+from dive_fast.synth.manifest import read_manifest
+from dive_fast.synth.pack import pack
+from dive_fast.types import DiveError, InputError, to_dict
+from tests.synth.fake import FakeEngine, contents, plan_of
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[SynthesisPlan, Path]:
+    plan = plan_of(shard_size=5)
+    synthesize(plan, FakeEngine(), tmp_path / "set", progress=False)
+    return plan, tmp_path / "set"
+
+
+def grouped(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Key to extension to bytes, tar after tar; WebDataset cuts at the first dot and wants a key's files together."""
+    found: dict[str, dict[str, bytes]] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            keys = []
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                keys += [key] if keys[-1:] != [key] else []
+                found.setdefault(key, {})[extension] = tar.extractfile(member).read()
+            assert len(set(keys)) == len(keys)
+    return found
+
+
+def test_every_pair_is_there_as_it_was_made(made: tuple[SynthesisPlan, Path], tmp_path: Path) -> None:
+    plan, source = made
+    assert pack(open_store(source), plan, open_store(tmp_path / "tars"), set()) == {"pairs": 18, "tars": 4}
+    found = grouped(tmp_path / "tars")
+    records = list(read_manifest(source))
+    assert list(found) == [record.spec.pair_id for record in records]
+    for record in records:
+        parts = found[record.spec.pair_id]
+        assert parts["rgb.png"] == (source / record.files["rgb"]).read_bytes()
+        assert parts["ir.png"] == (source / record.files["ir"]).read_bytes()
+        assert json.loads(parts["json"]) == to_dict(record)
+    whole = contents(tmp_path / "tars")
+    (tmp_path / "tars/00002.tar").unlink()
+    pack(open_store(source), plan, open_store(tmp_path / "tars"), set())
+    assert contents(tmp_path / "tars") == whole
+    assert set(whole) == {"pack.json", *(f"{n:05d}.tar" for n in range(4))}
+
+
+def test_dropped_pairs_are_left_out(made: tuple[SynthesisPlan, Path], tmp_path: Path) -> None:
+    plan, source = made
+    gone = {pair.pair_id for pair in plan.shard(1)} | {plan.pairs[0].pair_id}
+    assert pack(open_store(source), plan, open_store(tmp_path / "tars"), gone) == {"pairs": 12, "tars": 3}
+    assert not gone & set(grouped(tmp_path / "tars"))
+    with pytest.raises(InputError, match="of other filters; choose another --out"):
+        pack(open_store(source), plan, open_store(tmp_path / "tars"), set())
+
+
+def test_what_is_not_whole_is_refused(made: tuple[SynthesisPlan, Path], tmp_path: Path) -> None:
+    plan, source = made
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("x")
+    with pytest.raises(InputError, match="holds other files"):
+        pack(open_store(source), plan, open_store(tmp_path / "other"), set())
+    image = source / next(read_manifest(source)).files["ir"]
+    image.write_bytes(image.read_bytes()[:-1])
+    with pytest.raises(DiveError, match="is not as recorded; run synth again with --check"):
+        pack(open_store(source), plan, open_store(tmp_path / "tars"), set())
+    assert "pairs" not in json.loads((tmp_path / "tars/pack.json").read_text())
+    (source / "shards/00003.jsonl").unlink()
+    with pytest.raises(InputError, match="1 of 4 shards are not made"):
+        pack(open_store(source), plan, open_store(tmp_path / "new"), set())
+    assert not (tmp_path / "new").exists()
