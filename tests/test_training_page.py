@@ -104,7 +104,7 @@ def test_the_pages_commands_lead_from_raw_folders_to_pairs(run: Run, places: dic
     assert (plan["identities"], plan["pairs"]) == (2, 2)  # 10003 has photos, but too few, and was never learned
     assert pairs["images"] == 2
     assert checked["problems"] == []
-    assert (tmp_path / "runs/pairs.html").is_file()
+    assert (tmp_path / "runs/report/index.html").is_file()
 
 
 def _has_tensorboard() -> bool:

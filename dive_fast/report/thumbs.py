@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,12 +97,12 @@ def make_packs(jobs: Iterable[PackJob], workers: int) -> Iterator[Pack]:
     if workers == 1:
         yield from map(make_pack, jobs)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
         waiting: deque[Future[Pack]] = deque()
         for job in jobs:
-            waiting.append(pool.submit(make_pack, job))
+            with _ctrl_c_kept_back():  # a submission may start a process
+                waiting.append(pool.submit(make_pack, job))
             if len(waiting) > 8 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -119,8 +120,16 @@ def default_workers() -> int:
     return min(4, os.cpu_count() or 1)
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+@contextmanager
+def _ctrl_c_kept_back() -> Iterator[None]:
+    """Ctrl-C comes after the block. It reaches the whole group, and processes started within inherit that they do not hear
+    it, from their first import on: the parent ends them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _digest(job: PackJob, flaws: list[int]) -> int:
