@@ -70,7 +70,7 @@ def _ptx(nvcc: str, source: Path, architecture: int, out: Path) -> Binary:
 
 def _run(nvcc: str, source: Path, options: Sequence[str], out: Path, name: str) -> tuple[Binary, str]:
     """One file in the folder, and what the compiler said."""
-    temporary = out / f".{name}.{os.getpid()}"
+    temporary = out.resolve() / f".{name}.{os.getpid()}"  # the compiler runs in the source's folder
     command = [nvcc, *options, *OPTIONS, "-o", str(temporary), source.name]
     result = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, check=False)
     if result.returncode:
