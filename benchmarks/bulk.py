@@ -1,10 +1,11 @@
-"""Bulk synthesis around the engine: `python -m benchmarks.bulk --out FILE` (about 12 minutes; parts of it by --only).
+"""Bulk synthesis around the engine: `python -m benchmarks.bulk --out FILE` (about 25 minutes; parts of it by --only).
 
 plan    ten million pairs: planned, written, read, any shard found, the remaining work found; seconds and peak memory.
 resume  a finished dataset of 100,000 records: how long a rerun takes to find that there is nothing to do.
 job     the whole job against the bare engine on the pocket model, calls of the same batches without files: the share of
         the engine's own rate that is left, on this disk and on one slowed down to what the engine writes three times over;
-        and the reference's way (prompts by prompt, a call at a time, files written before the next call), in turns.
+        and two peers, in turns: the reference's way (prompt by prompt, a call at a time, files written before the next call)
+        on the same engine, and diffusers' pipeline (eager torch) under `datasets`' map, whose images a dataset keeps.
 ray     two workers of one core each against one worker pinned to one core.
 
 All on random noise and real photos of the pocket world; a figure is a median of the turns.
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from dive_fast.synth.store import LocalStore
 from dive_fast.types import PairRecord
 
 ROWS, STEPS, GUIDANCE = 32, 10, 2.0
-PACKAGES = ("torch", "onnxruntime", "diffusers", "pillow", "numpy", "ray")
+PACKAGES = ("torch", "onnxruntime", "diffusers", "datasets", "pillow", "numpy", "ray")
 
 
 def plan_of_millions() -> dict[str, Any]:
@@ -158,23 +160,83 @@ def reference_way(engine: Engine, plan: SynthesisPlan, out: Path) -> float:
     return timed(run)[0]
 
 
-def job(engine: Engine, turns: int) -> dict[str, Any]:
+def diffusers_and_datasets(pipe: Any, engine: Engine, plan: SynthesisPlan, out: Path) -> float:
+    """The same images by Hugging Face's libraries alone: a dataset of prompts, mapped in batches, saved with its images.
+
+    Each prompt is encoded once and by the tokenizer alone: with as many words of its own as this one has, the pipeline's
+    `maybe_convert_prompt` takes half a second a prompt, three quarters of a call's time.
+    """
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageColumn
+
+    prompt = engine.prompts.table.prompt
+    rows = [
+        {"prompt": prompt(pair.pid, camera), "seed": pair.seed, "camera": camera, "pid": pair.pid}
+        for pair in plan.pairs
+        for camera in (pair.rgb, pair.ir)
+    ]
+
+    @cache
+    def encoded(text: str) -> torch.Tensor:
+        ids = pipe.tokenizer(text, padding="max_length", return_tensors="pt").input_ids
+        with torch.inference_mode():
+            embeddings: torch.Tensor = pipe.text_encoder(ids).last_hidden_state
+        return embeddings
+
+    def generate(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        texts = batch["prompt"]
+        made = pipe(
+            prompt_embeds=torch.cat([encoded(text) for text in texts]),
+            negative_prompt_embeds=torch.cat([encoded("") for _ in texts]),
+            generator=[torch.Generator().manual_seed(seed) for seed in batch["seed"]],
+            height=plan.height, width=plan.width, num_inference_steps=plan.steps, guidance_scale=plan.guidance,
+        )  # fmt: skip
+        return {"image": made.images}
+
+    columns = {**{name: Value("string") for name in ("prompt", "camera", "pid")}, "seed": Value("uint64")}
+
+    def run() -> None:
+        prompts = Dataset.from_list(rows, features=Features(columns))
+        made = prompts.map(
+            generate, batched=True, batch_size=ROWS // 2, writer_batch_size=ROWS // 2, load_from_cache_file=False,
+            features=Features({**columns, "image": ImageColumn()}),
+        )  # fmt: skip
+        made.save_to_disk(out)
+
+    return timed(run)[0]
+
+
+def pipeline(fused: Path) -> Any:
+    """diffusers' pipeline of the fused model, with the solver of our loop."""
+    import datasets
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    datasets.disable_progress_bars()
+    pipe = StableDiffusionPipeline.from_pretrained(fused, safety_checker=None, requires_safety_checker=False)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def job(engine: Engine, folder: Path, turns: int) -> dict[str, Any]:
     """Shares of the bare engine's rate, turn by turn; the slow disk writes just three times as fast as the engine makes."""
-    plan = pocket_plan(engine, pairs=96)
+    pipe = pipeline(folder / "fused")
+    small, plan = pocket_plan(engine, pairs=16), pocket_plan(engine, pairs=192)
     images = 2 * len(plan.pairs)
-    kinds = ("bare", "fast disk", "slow disk", "reference's way")
+    kinds = ("bare", "fast disk", "slow disk", "reference's way", "diffusers + datasets")
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     waits: dict[str, list[float]] = {"fast disk": [], "slow disk": []}
     delay = 0.0
-    for turn in range(turns + 1):
-        with tempfile.TemporaryDirectory() as folder:
-            alone = bare(engine, plan)
-            delay = delay or 2 * alone / images / 3 * 2  # two writers share it
-            fast, fast_stages = whole(engine, plan, LocalStore(Path(folder) / "fast"))
-            slow, slow_stages = whole(engine, plan, SlowStore(Path(folder) / "slow", delay))
-            theirs = reference_way(engine, plan, Path(folder) / "theirs")
-        if turn:  # the first is a warm-up
-            for kind, value in zip(kinds, (alone, fast, slow, theirs), strict=True):
+    for turn, work in enumerate([small, *[plan] * turns]):  # the first is a warm-up
+        with tempfile.TemporaryDirectory() as place:
+            alone = bare(engine, work)
+            delay = 2 * 2 * alone / (2 * len(work.pairs)) / 3  # two writers share it
+            fast, fast_stages = whole(engine, work, LocalStore(Path(place) / "fast"))
+            slow, slow_stages = whole(engine, work, SlowStore(Path(place) / "slow", delay))
+            theirs = reference_way(engine, work, Path(place) / "theirs")
+            libraries = diffusers_and_datasets(pipe, engine, work, Path(place) / "libraries")
+        if turn:
+            for kind, value in zip(kinds, (alone, fast, slow, theirs, libraries), strict=True):
                 seconds[kind].append(value)
             for kind, total, stages in (("fast disk", fast, fast_stages), ("slow disk", slow, slow_stages)):
                 waits[kind].append(stages["wait"] / total)
@@ -224,7 +286,7 @@ def child(kind: str, folder: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("plan", "resume", "job", "ray"), action="append")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -248,7 +310,7 @@ def main() -> None:
             result["resume"] = resume_of_a_finished_job(engine)
             print(json.dumps(result["resume"]), flush=True)
         if "job" in wanted:
-            result["job"] = job(engine, options.turns)
+            result["job"] = job(engine, Path(folder), options.turns)
             print(json.dumps(result["job"]), flush=True)
         if "ray" in wanted:
             result["ray"] = ray_scaling(Path(folder), options.turns)

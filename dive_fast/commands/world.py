@@ -148,7 +148,7 @@ def study(
 ) -> None:
     """Measure what the synthetic infrared is worth: ReID with none, with grey, with ours, with the truth."""
     from dive_fast import study as room
-    from dive_fast.commands.reid import show_comparison
+    from dive_fast.commands.reid_compare import show_comparison
 
     default = room.StudyConfig()
     config = replace(
