@@ -6,7 +6,9 @@ job     the whole job against the bare engine on the pocket model, calls of the 
         the engine's own rate that is left, on this disk and on one slowed down to what the engine writes three times over;
         and two peers, in turns: the reference's way (prompt by prompt, a call at a time, files written before the next call)
         on the same engine, and diffusers' pipeline (eager torch) under `datasets`' map, whose images a dataset keeps.
-ray     two workers of one core each against one worker pinned to one core.
+ray     two workers of one core each against one worker pinned to one core, and what these cores can give at all: two
+        such workers at once without Ray. A Ray job's start (Ray, workers, engines) is told apart: the rate is that of a
+        job beyond what a small one takes.
 
 All on random noise and real photos of the pocket world; a figure is a median of the turns.
 """
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -218,31 +221,50 @@ def pipeline(fused: Path) -> Any:
     return pipe
 
 
+KINDS = ("bare", "fast disk", "slow disk", "reference's way", "diffusers + datasets")
+
+
+def turn_of_all(
+    engine: Engine, pipe: Any, plan: SynthesisPlan, delay: float, first: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of every kind, begun with kind number `first`; and the engine's wait in the whole jobs, as a share."""
+    stages: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+
+        def a_whole_job(kind: str, store: LocalStore) -> float:
+            seconds, stages[kind] = whole(engine, plan, store)
+            return seconds
+
+        runs: dict[str, Callable[[], float]] = {
+            "bare": lambda: bare(engine, plan),
+            "fast disk": lambda: a_whole_job("fast disk", LocalStore(place / "fast")),
+            "slow disk": lambda: a_whole_job("slow disk", SlowStore(place / "slow", delay)),
+            "reference's way": lambda: reference_way(engine, plan, place / "theirs"),
+            "diffusers + datasets": lambda: diffusers_and_datasets(pipe, engine, plan, place / "libraries"),
+        }
+        took = {kind: runs[kind]() for kind in [*KINDS[first:], *KINDS[:first]]}
+    return took, {kind: table["wait"] / took[kind] for kind, table in stages.items()}
+
+
 def job(engine: Engine, folder: Path, turns: int) -> dict[str, Any]:
     """Shares of the bare engine's rate, turn by turn; the slow disk writes just three times as fast as the engine makes."""
     pipe = pipeline(folder / "fused")
     small, plan = pocket_plan(engine, pairs=16), pocket_plan(engine, pairs=192)
     images = 2 * len(plan.pairs)
-    kinds = ("bare", "fast disk", "slow disk", "reference's way", "diffusers + datasets")
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     waits: dict[str, list[float]] = {"fast disk": [], "slow disk": []}
-    delay = 0.0
-    for turn, work in enumerate([small, *[plan] * turns]):  # the first is a warm-up
-        with tempfile.TemporaryDirectory() as place:
-            alone = bare(engine, work)
-            delay = 2 * 2 * alone / (2 * len(work.pairs)) / 3  # two writers share it
-            fast, fast_stages = whole(engine, work, LocalStore(Path(place) / "fast"))
-            slow, slow_stages = whole(engine, work, SlowStore(Path(place) / "slow", delay))
-            theirs = reference_way(engine, work, Path(place) / "theirs")
-            libraries = diffusers_and_datasets(pipe, engine, work, Path(place) / "libraries")
-        if turn:
-            for kind, value in zip(kinds, (alone, fast, slow, theirs, libraries), strict=True):
-                seconds[kind].append(value)
-            for kind, total, stages in (("fast disk", fast, fast_stages), ("slow disk", slow, slow_stages)):
-                waits[kind].append(stages["wait"] / total)
+    took, _ = turn_of_all(engine, pipe, small, 0.0, 0)  # a warm-up
+    delay = 2 * took["bare"] / len(small.pairs) / 3  # two writers share it
+    for turn in range(turns):
+        took, waited = turn_of_all(engine, pipe, plan, delay, turn % len(KINDS))  # nobody is always first
+        for kind in KINDS:
+            seconds[kind].append(took[kind])
+        for kind, share in waited.items():
+            waits[kind].append(share)
     shares = {
         kind: round(statistics.median(a / b for a, b in zip(seconds["bare"], seconds[kind], strict=True)), 3)
-        for kind in kinds[1:]
+        for kind in KINDS[1:]
     }
     return {
         "images": images,
@@ -254,33 +276,54 @@ def job(engine: Engine, folder: Path, turns: int) -> dict[str, Any]:
 
 
 def ray_scaling(folder: Path, turns: int) -> dict[str, Any]:
-    """Images a second of one worker pinned to one core, and of two Ray workers on two cores, each in its own process."""
-    rates: dict[str, list[float]] = {"one worker, one core": [], "two Ray workers": []}
+    """Images a second of one worker pinned to one core, of two such, and of two Ray workers; a process of its own each."""
+    one, both, by_ray = "one worker, one core", "two workers, a core each", "two Ray workers"
+    cores: dict[str, list[str | None]] = {one: ["0"], both: ["0", "1"], by_ray: [None]}
+    rates: dict[str, list[float]] = {kind: [] for kind in cores}
+    starts = []
     for turn in range(turns):
         for kind, values in rates.items():
-            out = folder / f"{kind}-{turn}"
-            core = ["taskset", "-c", "0"] if kind.startswith("one") else []
-            command = [*core, sys.executable, "-m", "benchmarks.bulk", "--child", kind, str(folder), str(out)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            values.append(float(done.stdout.split()[-1]))
+            children = [
+                subprocess.Popen(
+                    [
+                        *(["taskset", "-c", core] if core else []),
+                        *(sys.executable, "-m", "benchmarks.bulk", "--child", "alone" if core else "ray"),
+                        *(str(folder), str(folder / f"{kind}-{core}-{turn}")),
+                    ],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                for core in cores[kind]
+            ]
+            answers = [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
+            values.append(sum(answer["images/s"] for answer in answers))
+            starts += [answer["start, s"] for answer in answers if "start, s" in answer]
     middle = {kind: round(statistics.median(values), 2) for kind, values in rates.items()}
-    ratio = statistics.median(b / a for a, b in zip(*rates.values(), strict=True))
-    return {"images/s": middle, "two / one": round(ratio, 2)}
+    ratios = {
+        f"{kind} / one": round(statistics.median(b / a for a, b in zip(rates[one], rates[kind], strict=True)), 2)
+        for kind in (both, by_ray)
+    }
+    return {"images/s": middle, **ratios, "start of a Ray job, s": round(statistics.median(starts), 1)}
 
 
 def child(kind: str, folder: Path, out: Path) -> None:
-    """Prints images/s of the work alone: engines are open and warm before the clock runs."""
+    """Prints images/s: of one process with its engine open, or of a Ray job of 384 images beyond one of 64."""
     from dive_fast.synth.cluster import Cluster, synthesize_on
 
     torch.set_num_threads(1)
     engine = load_engine(pocket(folder), threads=1)
-    plan = pocket_plan(engine, pairs=160, shard_size=8)
-    if kind.startswith("one"):
-        summary = synthesize(plan, engine, out, ROWS, progress=False)
-    else:
-        settings = {"path": str(pocket(folder)), "threads": 1}
-        summary = synthesize_on(Cluster(workers=2), plan, settings, out, ROWS, progress=False)
-    print(summary.images_per_second)
+    small, plan = (pocket_plan(engine, pairs, shard_size=8) for pairs in (32, 192))
+    if kind == "alone":
+        synthesize(small, engine, out / "small", ROWS, progress=False)  # a warm-up
+        summary = synthesize(plan, engine, out / "large", ROWS, progress=False)
+        print(json.dumps({"images/s": summary.images_per_second}))
+        return
+    cluster, settings = Cluster(workers=2), {"path": str(pocket(folder)), "threads": 1}
+    first = synthesize_on(cluster, small, settings, out / "warm", ROWS, progress=False)  # starts Ray
+    few = synthesize_on(cluster, small, settings, out / "small", ROWS, progress=False)
+    many = synthesize_on(cluster, plan, settings, out / "large", ROWS, progress=False)
+    rate = (many.images - few.images) / (many.seconds - few.seconds)
+    print(json.dumps({"images/s": rate, "start, s": first.seconds - few.images / rate}))
 
 
 def main() -> None:

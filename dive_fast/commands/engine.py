@@ -49,6 +49,12 @@ def export(
             "kv_gather). Other runtimes run it too, but gain nothing.",
         ),
     ] = False,
+    reuse_depth: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Form bank: also write the UNet's last N layers, for plans that reuse deep features; 0: none."
+        ),
+    ] = 0,
     check: Annotated[bool, typer.Option(help="Measure each part against torch and refuse what is over budget.")] = True,
     blocks: Annotated[
         bool, typer.Option("--blocks", help="Also measure the UNet block by block, into blocks.json, and show it.")
@@ -59,7 +65,9 @@ def export(
     from dive_export import GraphOptions, export_engine
 
     removed = None if savings is None else () if savings == "none" else tuple(names(savings))
-    options = GraphOptions(form=form, precision=precision, removed=removed, any_size=any_size, kernels=kernels)
+    options = GraphOptions(
+        form=form, precision=precision, removed=removed, any_size=any_size, kernels=kernels, reuse_depth=reuse_depth
+    )
     spec = export_engine(model, out, rows_max, check, size=image_size(size), options=options)
     text = _described(out, spec)
     if blocks:

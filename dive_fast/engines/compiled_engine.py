@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dive_fast.engines.base import Conditioning, on_device
-from dive_fast.engines.torch_engine import TorchEngine
+from dive_fast.engines.base import Conditioning, Kept, on_device
+from dive_fast.engines.torch_engine import TorchEngine, keeping
 from dive_fast.io import brief
 from dive_fast.models.forms import BankUnetGraph, PromptBankGraph, other_traits
 from dive_fast.models.kernels import Workload, use_kernels
@@ -115,20 +115,38 @@ class CompiledEngine(TorchEngine):
         return pixels, not bool(not_finite.any())
 
     def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
+        feeds = self._feeds(latents, timestep, bank, prompt_index)
+        fast = self._replayed if self._graphs else self._fast_unet
+        out = self._run("unet", lambda: self._compiled("UNet", fast, feeds), lambda: self._graph(*feeds))
+        return out[: len(prompt_index)]
+
+    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
+        feeds, deep = self._feeds(latents, timestep, bank, prompt_index), kept.deep
+
+        def call(network: Callable[..., Any]) -> Tensor:
+            return keeping(network(*feeds, deep, kept.depth), deep, kept)
+
+        fast = lambda *given: self._compiled("UNet", self._fast_unet, given)  # noqa: E731
+        return self._run("unet", lambda: call(fast), lambda: call(self._graph))[: len(prompt_index)]
+
+    def _depth_reasons(self, depth: int) -> list[str]:
+        if self._graphs:
+            return ["deep features are not kept across CUDA graphs; leave --graphs or reuse away"]
+        return super()._depth_reasons(depth)
+
+    def _feeds(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> tuple[Tensor, ...]:
+        """The UNet's inputs, padded to a row count."""
         images, rows = len(latents), len(prompt_index)
         count = self._count(rows)
         room = -(-count // (rows // images))  # so that guidance's two rows an image are two when padded, too
         image_index = torch.arange(rows, device=self.device) % images
-        feeds = (
+        return (
             self._images(latents, room),
             torch.full((1,), timestep, dtype=torch.int64, device=self.device),
             _any_length(bank),
             _padded(on_device(prompt_index, self.device), count),
             _padded(image_index, count),
         )
-        fast = self._replayed if self._graphs else self._fast_unet
-        out = self._run("unet", lambda: self._compiled("UNet", fast, feeds), lambda: self._graph(*feeds))
-        return out[:rows]
 
     def _decoder(self, latents: Tensor) -> Tensor:
         given = self._images(latents, self._count(len(latents)))
@@ -143,7 +161,7 @@ class CompiledEngine(TorchEngine):
         padded = _padded(latents.to(self.dtype), count)
         return padded.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else padded
 
-    def _compiled(self, what: str, network: Callable[..., Tensor], feeds: tuple[Tensor, ...]) -> Tensor:
+    def _compiled(self, what: str, network: Callable[..., Any], feeds: tuple[Any, ...]) -> Any:
         """The network's answer, compiled at the first call of its shapes; `DiveError` where that fails."""
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 

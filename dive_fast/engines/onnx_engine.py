@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dive_fast.engines.base import Conditioning, EngineBase, Geometry, by_row, on_device
+from dive_fast.engines.base import Conditioning, EngineBase, Geometry, Kept, by_row, on_device
 from dive_fast.engines.onnx_session import PROVIDERS, Network, Place
 from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
 from dive_fast.models.prompts import PromptBank, PromptTable
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, from_dict, to_dict
 
 PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-FOLDERS = (*PARTS, "prompt_bank", "tokenizer", "scheduler")
+FOLDERS = (*PARTS, "unet_short", "prompt_bank", "tokenizer", "scheduler")
 AGAIN = "make the engine again"
+NETWORKS = {"unet_short": "unet"}  # a part of which network, where their names differ
 
 
 def read_spec(folder: Path) -> EngineSpec:
@@ -53,6 +54,8 @@ def read_spec(folder: Path) -> EngineSpec:
         problems.append("row_counts must be a list of whole numbers > 0")
     if not isinstance(spec.any_size, bool):
         problems.append("any_size must be true or false")
+    if type(spec.reuse_depth) is not int or spec.reuse_depth < 0 or (spec.reuse_depth and spec.form != "bank"):
+        problems.append("reuse_depth must be a whole number, above 0 with form bank only")
     if problems:
         raise InputError(f"{where}: {', '.join(problems)}; {AGAIN}")
     return spec
@@ -65,7 +68,8 @@ def _tuple(value: object) -> object:
 
 def parts(spec: EngineSpec) -> tuple[str, ...]:
     """The networks of an engine of this form."""
-    return (*PARTS, "prompt_bank") if spec.form == "bank" else PARTS
+    short = ("unet_short",) if spec.reuse_depth else ()
+    return (*PARTS, "prompt_bank", *short) if spec.form == "bank" else PARTS
 
 
 def check_files(folder: Path, spec: EngineSpec) -> None:
@@ -143,6 +147,8 @@ def signatures(spec: EngineSpec) -> dict[str, tuple[tuple[str, ...], str]]:
     by_image = ("image_index",) if "shared_prefix" in spec.removed else ()
     prompts = (hidden,) if spec.form == "plain" else ("kv_bank", "prompt_index", *by_image)
     bank = {} if spec.form == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
+    if spec.reuse_depth:
+        bank["unet_short"] = (("sample", "timestep", *prompts, "deep"), "out_sample")
     return {
         "text_encoder": (("input_ids",), "last_hidden_state"),
         "unet": (("sample", "timestep", *prompts), "out_sample"),
@@ -177,7 +183,8 @@ class OnnxEngine(EngineBase):
         )
         self._networks = networks
         self._text_width = files.text_width
-        self._last: dict[str, dict[str, Tensor]] = {}  # what each network was given last, kept for the guard alone
+        # What each network ran last, and what it was given: kept for the guard alone.
+        self._last: dict[str, tuple[str, dict[str, Tensor]]] = {}
         self._check_graphs(files)
 
     def _check_graphs(self, files: EngineFiles) -> None:
@@ -215,7 +222,31 @@ class OnnxEngine(EngineBase):
         shape = (*token_ids.shape, self._text_width)
         return self._run("text_encoder", "last_hidden_state", shape, input_ids=token_ids).float()
 
+    @property
+    def depths(self) -> range:
+        depth = self.spec.reuse_depth
+        return range(depth, depth + 1) if depth else range(0)
+
+    def _depth_reasons(self, depth: int) -> list[str]:
+        if not self.spec.reuse_depth:
+            return [f"it keeps no deep features; export it with --reuse-depth {depth}, or plan without reuse"]
+        return super()._depth_reasons(depth)
+
     def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
+        given = self._unet_inputs(latents, timestep, bank, prompt_index)
+        return self._run("unet", "out_sample", (len(prompt_index), *self.latent_shape), **given).float()
+
+    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
+        given = self._unet_inputs(latents, timestep, bank, prompt_index)
+        shape = (len(prompt_index), *self.latent_shape)
+        if kept.deep is not None:
+            return self._run("unet_short", "out_sample", shape, deep=kept.deep, **given).float()
+        channels = self._networks["unet_short"].inputs["deep"].dimensions[1]
+        deep = (len(prompt_index), channels, *self.latent_shape[1:])
+        out, kept.deep = self._run_for("unet", {"out_sample": shape, "deep": deep}, **given).values()
+        return out.float()
+
+    def _unet_inputs(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> dict[str, Tensor]:
         network, rows = self._networks["unet"], len(prompt_index)
         steps = torch.full([1] * len(network.inputs["timestep"].dimensions), timestep, device=self.device)
         if self.spec.form == "plain":
@@ -226,7 +257,7 @@ class OnnxEngine(EngineBase):
             shared = "shared_prefix" in self.spec.removed
             given = {"sample": latents if shared else latents.index_select(0, image), "kv_bank": bank}
             given |= {"prompt_index": on_device(prompt_index, self.device)} | ({"image_index": image} if shared else {})
-        return self._run("unet", "out_sample", (rows, *self.latent_shape), timestep=steps, **given).float()
+        return {"timestep": steps, **given}
 
     def _decoder(self, latents: Tensor) -> Tensor:
         shape = (len(latents), 3, self.spec.profile.height, self.spec.profile.width)
@@ -240,17 +271,20 @@ class OnnxEngine(EngineBase):
         return parameters[:, :channels].float()  # the rest is the log variance
 
     def _run(self, part: str, output: str, shape: Sequence[int], **inputs: Tensor) -> Tensor:
+        return self._run_for(part, {output: shape}, **inputs)[output]
+
+    def _run_for(self, part: str, shapes: Mapping[str, Sequence[int]], **inputs: Tensor) -> dict[str, Tensor]:
         if self.guard:
-            self._last[part] = inputs
-        return self._networks[part].run(output, shape, **inputs)
+            self._last[NETWORKS.get(part, part)] = part, inputs
+        return self._networks[part].run_for(shapes, **inputs)
 
     def _first_bad_layer(self, network: str) -> str | None:
         from dive_fast.engines.blame import first_bad_layer
 
-        inputs = self._last[network].items()
-        arrays = {name: (x.float() if x.is_floating_point() else x).cpu().numpy() for name, x in inputs}
+        part, inputs = self._last[network]
+        arrays = {name: (x.float() if x.is_floating_point() else x).cpu().numpy() for name, x in inputs.items()}
         try:
-            layer = first_bad_layer(self._networks[network].path, arrays)
+            layer = first_bad_layer(self._networks[part].path, arrays)
         except DiveError as error:  # that it cannot be told is no reason to hide that the answer is bad
             return str(error)
         return None if layer is None else layer.sentence()

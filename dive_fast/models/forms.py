@@ -7,7 +7,7 @@ first, of all cross-attentions side by side, in the order of their module names 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +72,10 @@ class ReducedUnetGraph(nn.Module):
 
     `removed` names the savings that are made inside (`removal`); the UNet given is not changed. `timesteps` is the number
     of rows of the time table. Raises `InputError` for a UNet of another build than Stable Diffusion 1.5's.
+
+    `depth` > 0 (at most `depths`) splits the UNet in front of the last `depth` layers of its last block: a call without
+    `deep` returns (out_sample, deep [R, C', h, w]), what comes into these layers from below; a call with the `deep` of an
+    earlier step computes these layers and the skips that they read, and nothing else (DeepCache, arXiv 2312.00858).
     """
 
     time_table: Tensor | None  # [timesteps, T]
@@ -85,8 +89,15 @@ class ReducedUnetGraph(nn.Module):
         table = use_time_table(self.unet, timesteps) if "time_table" in removed else None
         self.register_buffer("time_table", table)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        return _walk(self.unet, sample, self._time(sample, timestep), encoder_hidden_states)
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        deep: Tensor | None = None,
+        depth: int = 0,
+    ) -> Any:
+        return _pass(self.unet, sample, self._time(sample, timestep), encoder_hidden_states, None, deep, depth)
 
     def _time(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """[1, T]: one row for all, as they share the timestep."""
@@ -130,7 +141,9 @@ class BankUnetGraph(ReducedUnetGraph):
         kv_bank: Tensor,
         prompt_index: Tensor,
         image_index: Tensor | None = None,
-    ) -> Tensor:
+        deep: Tensor | None = None,
+        depth: int = 0,
+    ) -> Any:
         rows = None
         if self.gathers:
             # Gathered as [2P, L, sumC], so that the bank of all prompts is never copied to cut it in two.
@@ -138,7 +151,7 @@ class BankUnetGraph(ReducedUnetGraph):
             keys, values = (sides.index_select(0, 2 * prompt_index + side) for side in (0, 1))
             rows = (keys, values)
         bank = Bank(kv_bank, prompt_index, rows)
-        return _walk(self.unet, sample, self._time(sample, timestep), bank, image_index)
+        return _pass(self.unet, sample, self._time(sample, timestep), bank, image_index, deep, depth)
 
 
 class BankProcessor:
@@ -169,45 +182,101 @@ def cross_attentions(unet: nn.Module) -> list[tuple[str, Any]]:
     return sorted((name, module) for name, module in unet.named_modules() if name.endswith(".attn2"))
 
 
-def _walk(unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Tensor | None = None) -> Tensor:
-    """UNet2DConditionModel.forward for Stable Diffusion's blocks, with a time embedding [1, T] given.
+def depths(unet: Any) -> range:
+    """Where a UNet can be split for `ReducedUnetGraph`'s `depth`: 1 to the layers of its last block."""
+    return range(1, len(unet.up_blocks[-1].resnets) + 1)
 
-    `prompts` goes to the cross-attentions as it is. With `image_index` int64 [R], `sample` [B, ...] holds images, and
-    rows begin to differ only at the first cross-attention.
+
+def split_call(
+    unet: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, deep: Tensor | None, depth: int
+) -> Any:
+    """`ReducedUnetGraph`'s answer by the very modules of `unet`, with no saving."""
+    time = time_embedding(unet, timestep, sample.dtype)
+    return _pass(unet, sample, time, encoder_hidden_states, None, deep, depth)
+
+
+class _Rows:
+    """One pass through a UNet's layers, with a time embedding [1, T] given. `prompts` goes to the cross-attentions as it is.
+
+    With `image_index` int64 [R] the pass begins with images [B, ...], and rows part at the first cross-attention.
     """
-    skips: list[Tensor] = []
-    to_part = image_index  # until rows have parted
 
-    def layer(x: Tensor, resnet: Any, transformer: Any, skip: Tensor | None = None) -> Tensor:
-        nonlocal to_part
-        x = resnet(x, time) if skip is None else with_skip(resnet, x, time, skip)
+    def __init__(self, time: Tensor, prompts: Any, image_index: Tensor | None) -> None:
+        self.time, self.prompts, self.to_part = time, prompts, image_index
+        self.skips: list[Tensor] = []
+
+    def layer(self, x: Tensor, resnet: Any, transformer: Any, skip: Tensor | None = None) -> Tensor:
+        x = resnet(x, self.time) if skip is None else with_skip(resnet, x, self.time, skip)
         if transformer is None:
             return x
-        if to_part is None:
-            out: Tensor = transformer(x, prompts, return_dict=False)[0]
+        if self.to_part is None:
+            out: Tensor = transformer(x, self.prompts, return_dict=False)[0]
             return out
-        index, to_part = to_part, None
-        skips[:] = [_parted(skip, index) for skip in skips]
-        return _spread(transformer, x, prompts, index)
+        index = self._part()
+        return _spread(transformer, x, self.prompts, index)
 
+    def part(self) -> None:
+        """Makes rows of the skips of images, unless that is done."""
+        if self.to_part is not None:
+            self._part()
+
+    def _part(self) -> Tensor:
+        assert self.to_part is not None
+        index, self.to_part = self.to_part, None
+        self.skips = [_parted(skip, index) for skip in self.skips]
+        return index
+
+
+def _pass(
+    unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Tensor | None, deep: Tensor | None, depth: int
+) -> Any:
+    """What `ReducedUnetGraph` says of `deep` and `depth`; depth 0 is UNet2DConditionModel.forward."""
+    rows = _Rows(time, prompts, image_index)
+    kept = _to_last_layers(unet, sample, rows, depth) if deep is None else deep
+    if deep is not None:
+        _skips_of_last_layers(unet, sample, rows, depth)
+    x = kept
+    for resnet, transformer in _last_layers(unet, depth):
+        x = rows.layer(x, resnet, transformer, rows.skips.pop())
+    out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+    return (out, kept) if depth and deep is None else out
+
+
+def _last_layers(unet: Any, depth: int) -> list[tuple[Any, Any]]:
+    layers = list(_layers(unet.up_blocks[-1]))
+    return layers[len(layers) - depth :]
+
+
+def _to_last_layers(unet: Any, sample: Tensor, rows: _Rows, depth: int) -> Tensor:
+    """All of the UNet in front of its last `depth` layers; what it leaves in `rows.skips` is for these."""
     sample = unet.conv_in(sample)
-    skips.append(sample)
+    rows.skips.append(sample)
     for block in unet.down_blocks:
         for resnet, transformer in _layers(block):
-            sample = layer(sample, resnet, transformer)
-            skips.append(sample)
+            sample = rows.layer(sample, resnet, transformer)
+            rows.skips.append(sample)
         for downsampler in block.downsamplers or ():
             sample = downsampler(sample)
-            skips.append(sample)
+            rows.skips.append(sample)
     for resnet, transformer in _layers(unet.mid_block):
-        sample = layer(sample, resnet, transformer)
+        sample = rows.layer(sample, resnet, transformer)
     for block in unet.up_blocks:
-        for resnet, transformer in _layers(block):
-            sample = layer(sample, resnet, transformer, skips.pop())
+        count = len(block.resnets) - (depth if block is unet.up_blocks[-1] else 0)
+        for resnet, transformer in islice(_layers(block), count):
+            sample = rows.layer(sample, resnet, transformer, rows.skips.pop())
         for upsampler in block.upsamplers or ():
             sample = upsampler(sample)
-    out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
-    return out
+    return sample
+
+
+def _skips_of_last_layers(unet: Any, sample: Tensor, rows: _Rows, depth: int) -> None:
+    """The first `depth` skips, which the last `depth` layers read."""
+    sample = unet.conv_in(sample)
+    rows.skips.append(sample)
+    for resnet, transformer in islice(_layers(unet.down_blocks[0]), depth - 1):
+        sample = rows.layer(sample, resnet, transformer)
+        rows.skips.append(sample)
+    rows.part()
 
 
 def with_skip(resnet: Any, x: Tensor, time: Tensor | None, skip: Tensor) -> Tensor:
@@ -254,7 +323,7 @@ def _tokens(x: Tensor, projection: nn.Module, linear: bool) -> Tensor:
 
 
 def other_traits(unet: Any) -> list[str]:
-    """Every trait of `unet` that `_walk` and `BankProcessor` do not have; none for Stable Diffusion 1.5's build."""
+    """Every trait of `unet` that `_pass` and `BankProcessor` do not have; none for Stable Diffusion 1.5's build."""
     config = unet.config
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     odd = sorted({type(block).__name__ for block in blocks} - set(BLOCKS))

@@ -104,7 +104,6 @@ class WithoutUnitScale(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         with _UnitDivision():
-            out: Tensor = self.network(*inputs)
-        return out
+            return self.network(*inputs, **named)

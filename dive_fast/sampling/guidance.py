@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor
@@ -23,12 +23,19 @@ def repeated(latents: Tensor, rows: int) -> Tensor:
     return latents if times == 1 else latents.repeat(times, *[1] * (latents.ndim - 1))
 
 
-def guided(eps_rows: EpsRows, prompt_index: Tensor, null_index: int | None, scale: float) -> Eps:
+def guided(
+    eps_rows: EpsRows,
+    prompt_index: Tensor,
+    null_index: int | None,
+    scale: float,
+    at: Container[int] | None = None,
+) -> Eps:
     """The `eps(latents, timestep)` for B latents whose prompts are `prompt_index`, int64 [B].
 
     `eps_rows(latents [B, C, h, w], timestep, index [R]) -> [R, C, h, w]` is called once a step with R = 2B rows, the
     empty prompt's (`null_index`) first; row r belongs to latent r % B (`repeated`), so that an engine may compute once
-    what both halves share. At scale 1.0 guidance changes nothing, so R = B and no empty prompt is needed.
+    what both halves share. At scale 1.0 guidance changes nothing, so R = B and no empty prompt is needed; the same holds
+    at timesteps that are not in `at` (guidance in a limited interval, arXiv 2404.07724), by default all.
     Raises `InputError` for a scale that is not finite, or other than 1.0 without a `null_index`.
     """
     if not math.isfinite(scale):
@@ -40,6 +47,8 @@ def guided(eps_rows: EpsRows, prompt_index: Tensor, null_index: int | None, scal
     index = torch.cat([torch.full_like(prompt_index, null_index), prompt_index])
 
     def eps(latents: Tensor, timestep: int) -> Tensor:
+        if at is not None and timestep not in at:
+            return eps_rows(latents, timestep, prompt_index)
         without, with_prompt = eps_rows(latents, timestep, index).chunk(2)
         return without + scale * (with_prompt - without)
 

@@ -96,6 +96,11 @@ class Schedule:
         alpha = 1.0 / math.sqrt(sigma * sigma + 1.0)
         return alpha, sigma * alpha
 
+    def within(self, interval: tuple[float, float]) -> frozenset[int]:
+        """The timesteps with low < sigma <= high of an `interval` (low, high)."""
+        low, high = interval
+        return frozenset(t for t, sigma in zip(self.timesteps, self.sigmas, strict=False) if low < sigma <= high)
+
     def check_start(self, start: int) -> None:
         """Raises `InputError` unless `start` is the index of a step."""
         if not 0 <= start < self.steps:

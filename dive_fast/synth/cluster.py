@@ -90,8 +90,8 @@ def synthesize_on(
         state.waiting.extend(_bundles(todo, count))
         crew = _Crew(ray, cluster, (ray.put(plan), settings, str(out), rows))
         with tqdm(total=plan.shards, initial=len(finished), unit="shard", desc="synth", disable=not progress) as bar:
-            crew.first(store, plan)
-            crew.drive(count, state, bar.update)
+            crew.start(count, store, plan)
+            crew.drive(state, bar.update)
     else:
         claim_folder(store, plan)
     done = len(finished_shards(store, plan)) == plan.shards
@@ -161,21 +161,20 @@ class _Crew:
         self._ready: list[Any] = []
         self._at: dict[Any, tuple[Any, list[int]]] = {}  # task -> worker and bundle
 
-    def first(self, store: Store, plan: SynthesisPlan) -> None:
-        """Has one worker look at plan, engine and place before anything is written."""
-        worker = self._kind.remote(*self._arguments)
+    def start(self, count: int, store: Store, plan: SynthesisPlan) -> None:
+        """Opens `count` workers, and has one look at plan, engine and place before anything is written."""
+        self._ready = [self._kind.remote(*self._arguments) for _ in range(count)]
         try:
-            self._ray.get(worker.check.remote())
+            self._ray.get(self._ready[-1].check.remote())
         except self._ray.exceptions.RayError as error:
-            self._ray.kill(worker)
+            self._dismiss()
             raise _reason(error) from error
-        self._ready.append(worker)
         claim_folder(store, plan)
 
-    def drive(self, count: int, state: _Progress, advance: Callable[[int], object]) -> None:
-        """Keeps `count` workers busy until no bundle is left; one that is lost is replaced."""
+    def drive(self, state: _Progress, advance: Callable[[int], object]) -> None:
+        """Keeps the workers busy until no bundle is left; one that is lost is replaced."""
         try:
-            for _ in range(count):
+            for _ in range(len(self._ready)):
                 self._next(state)
             while self._at:
                 (task,), _ = self._ray.wait(list(self._at), num_returns=1)
@@ -195,8 +194,11 @@ class _Crew:
         except KeyboardInterrupt as error:
             raise DiveError("interrupted; run the same command again to continue") from error
         finally:
-            for worker in [*self._ready, *(worker for worker, _ in self._at.values())]:
-                self._ray.kill(worker)
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        for worker in [*self._ready, *(worker for worker, _ in self._at.values())]:
+            self._ray.kill(worker)
 
     def _next(self, state: _Progress) -> None:
         if state.waiting:

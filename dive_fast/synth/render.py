@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dive_fast.data.images import photo_pixels
 from dive_fast.data.names import some
-from dive_fast.sampling import Eps, Schedule, add_noise, dpmpp_2m, guided, initial_noise
+from dive_fast.engines import Kept
+from dive_fast.sampling import Eps, Schedule, add_noise, dpmpp_2m, guided, initial_noise, whole_steps
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.planfile import SynthesisPlan
 from dive_fast.types import DiveError, Modality, PairSpec
@@ -74,7 +75,10 @@ class Renderer:
 
     def __init__(self, engine: Engine, plan: SynthesisPlan, clock: StageClock) -> None:
         self._engine, self._plan, self._clock = engine, plan, clock
-        self._schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
+        self._schedule = schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
+        self._guided_at = None if plan.guidance_interval is None else schedule.within(plan.guidance_interval)
+        guides = frozenset[int]() if plan.guidance == 1.0 else self._guided_at
+        self._whole = whole_steps(schedule, plan.start, plan.reuse, guides)
         self._index: dict[PromptKey, int] = {}
         self._encoded: OrderedDict[PromptKey, Tensor] = OrderedDict()  # [L, D] each, the last used at the end
 
@@ -104,10 +108,14 @@ class Renderer:
                 latents = add_noise(engine.encode(start.photos), latents, self._schedule, plan.start)
         index = torch.tensor([self._index[job.key] for job in start.jobs])
 
-        def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
-            return engine.eps(latents, timestep, self._conditioning, prompt_index)
+        kept = Kept(plan.reuse_depth) if plan.reuse > 1 else None
 
-        eps = guided(eps_rows, index, self._index[None], plan.guidance)
+        def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
+            if kept is not None and timestep in self._whole:
+                kept.deep = None
+            return engine.eps(latents, timestep, self._conditioning, prompt_index, kept)
+
+        eps = guided(eps_rows, index, self._index[None], plan.guidance, self._guided_at)
         with self._clock("denoise"):
             latents = _solve(eps, latents.to(engine.device), self._schedule, plan.start, start.jobs)
         with self._clock("decode"):

@@ -46,7 +46,7 @@ def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle,
         raise InputError(
             f"engine {engine} is {spec.precision}; give the one that was exported, before it was quantised"
         )
-    options = GraphOptions(spec.form, spec.precision, spec.removed, spec.any_size)
+    options = GraphOptions(spec.form, spec.precision, spec.removed, spec.any_size, reuse_depth=spec.reuse_depth)
     size = (spec.profile.height, spec.profile.width)
     parts, _ = graphs(bundle, size, spec.profile.rows_max, options)
     return bundle, spec, {graph.part: graph for graph in parts}
@@ -75,6 +75,8 @@ def quantize_engine(
     bundle, spec, parts = exported_graphs(model, engine)
     if spec.precision == "bf16":
         raise InputError(f"quantize: {engine} is bf16; export it in fp16 or fp32")
+    if spec.reuse_depth:
+        raise InputError(f"quantize: {engine} keeps deep features (reuse_depth {spec.reuse_depth}); export it without")
     keys = _keys(bundle, sampling.images)
     calls = [
         sampling_inputs(

@@ -103,6 +103,11 @@ class Build:
     def of(cls, source: Path, config: BuildConfig) -> Build:
         """Checks the exported folder and works the build out; what does not fit raises `InputError`."""
         exported = exported_spec(source)
+        if exported.reuse_depth:
+            raise InputError(
+                f"build: {source} keeps deep features (reuse_depth {exported.reuse_depth}), which TensorRT engines do not; "
+                "export it without, or run it by onnxruntime"
+            )
         limit = exported.profile.rows_max
         beyond = sorted({n for n in (*config.rows, *config.vae_rows, *config.text_rows) if n > limit})
         if beyond:
