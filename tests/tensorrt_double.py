@@ -248,7 +248,7 @@ class Context:
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Of the output, which only a run tells."""
+        """Of an output, which only a run tells."""
         zeros = {n: np.zeros(shape, self._dtype(n)) for n, shape in self.shapes.items()}
         (answer,) = session(self.engine.source).run([name], zeros)
         return tuple(answer.shape)
@@ -263,9 +263,9 @@ class Context:
         assert self.memory >= self.engine.get_device_memory_size_for_profile_v2(self.profile)
         assert self.engine.has_weights or (self.engine.source.is_file() and self.engine.pending), "no weights"
         feeds = {name: self._array(name, self.shapes[name]) for name in self.engine.inputs}
-        (answer,) = session(self.engine.graph).run(None, feeds)
-        (output,) = (name for name in self.engine.values if name not in self.engine.inputs)
-        self._array(output, answer.shape)[...] = answer
+        outputs = [name for name in self.engine.values if name not in self.engine.inputs]
+        for name, answer in zip(outputs, session(self.engine.graph).run(outputs, feeds), strict=True):
+            self._array(name, answer.shape)[...] = answer
         return True
 
     def _dtype(self, name: str) -> np.dtype[Any]:

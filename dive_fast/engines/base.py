@@ -250,7 +250,8 @@ class EngineBase:
     @property
     def depths(self) -> range:
         """The depths of `Kept` that this engine can; empty: it keeps no deep features."""
-        return range(0)
+        depth = self.spec.reuse_depth
+        return range(depth, depth + 1) if depth else range(0)
 
     def _depth_reasons(self, depth: int) -> list[str]:
         """Why deep features cannot be kept with `depth`, each with a remedy; empty when they can."""
@@ -258,7 +259,7 @@ class EngineBase:
         if depth in able:
             return []
         if not able:
-            return ["it keeps no deep features, which `reuse` is made of; use --backend torch, or plan without reuse"]
+            return [f"it keeps no deep features; export it with --reuse-depth {depth}, or plan without reuse"]
         return [f"deep features are kept with reuse_depth {able[0]} to {able[-1]}, not {depth}; plan with one of these"]
 
     def _check_kept(self, kept: Kept, rows: int) -> None:

@@ -20,6 +20,7 @@ from dive_fast.types import DiveError, EngineSpec, InputError, Profile, from_dic
 PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 FOLDERS = (*PARTS, "unet_short", "prompt_bank", "tokenizer", "scheduler")
 AGAIN = "make the engine again"
+UNETS = ("unet", "unet_short")
 NETWORKS = {"unet_short": "unet"}  # a part of which network, where their names differ
 
 
@@ -221,16 +222,6 @@ class OnnxEngine(EngineBase):
     def _text(self, token_ids: Tensor) -> Tensor:
         shape = (*token_ids.shape, self._text_width)
         return self._run("text_encoder", "last_hidden_state", shape, input_ids=token_ids).float()
-
-    @property
-    def depths(self) -> range:
-        depth = self.spec.reuse_depth
-        return range(depth, depth + 1) if depth else range(0)
-
-    def _depth_reasons(self, depth: int) -> list[str]:
-        if not self.spec.reuse_depth:
-            return [f"it keeps no deep features; export it with --reuse-depth {depth}, or plan without reuse"]
-        return super()._depth_reasons(depth)
 
     def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
         given = self._unet_inputs(latents, timestep, bank, prompt_index)

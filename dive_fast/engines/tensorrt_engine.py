@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dive_fast import trt
-from dive_fast.engines.base import Conditioning, Engine, EngineBase, by_row
-from dive_fast.engines.onnx_engine import EngineFiles, parts, read_engine
+from dive_fast.engines.base import Conditioning, Engine, EngineBase, Kept, by_row
+from dive_fast.engines.onnx_engine import UNETS, EngineFiles, parts, read_engine
 from dive_fast.engines.tensorrt_net import AGAIN, CudaLane, Lane, Net
 from dive_fast.io import read_json
 from dive_fast.types import DiveError, EngineSpec, InputError
@@ -110,7 +110,7 @@ class TensorRTEngine(EngineBase):
                 device,
                 lane,
                 f"engine {files.folder}: {part}",
-                use_graphs and part == "unet",
+                use_graphs and part in UNETS,
             )
             for part in parts(files.spec)
         }
@@ -136,17 +136,29 @@ class TensorRTEngine(EngineBase):
         return self._in_parts("text_encoder", "input_ids", token_ids)
 
     def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
+        feeds = self._feeds(latents, timestep, bank, prompt_index)
+        (out,) = self._nets["unet"].run_for(["out_sample"], feeds, len(prompt_index), self._scratch)
+        return out.float()
+
+    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
+        feeds, rows = self._feeds(latents, timestep, bank, prompt_index), len(prompt_index)
+        if kept.deep is None:
+            out, kept.deep = self._nets["unet"].run_for(["out_sample", "deep"], feeds, rows, self._scratch)
+        else:
+            feeds["deep"] = kept.deep
+            (out,) = self._nets["unet_short"].run_for(["out_sample"], feeds, rows, self._scratch)
+        return out.float()
+
+    def _feeds(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> dict[str, Tensor]:
         steps = torch.full((1,), timestep, dtype=torch.int64, device=self.device)
         if self.spec.form == "plain":
             sample, hidden = by_row(latents, bank, prompt_index)
-            feeds = {"sample": sample, "timestep": steps, "encoder_hidden_states": hidden}
-        else:
-            image_index = torch.arange(len(prompt_index), device=self.device) % len(latents)
-            shared = "shared_prefix" in self.spec.removed
-            sample = latents if shared else latents.index_select(0, image_index)
-            feeds = {"sample": sample, "timestep": steps, "kv_bank": bank, "prompt_index": prompt_index}
-            feeds |= {"image_index": image_index} if shared else {}
-        return self._nets["unet"].run(feeds, len(prompt_index), self._scratch, torch.float32)
+            return {"sample": sample, "timestep": steps, "encoder_hidden_states": hidden}
+        image_index = torch.arange(len(prompt_index), device=self.device) % len(latents)
+        shared = "shared_prefix" in self.spec.removed
+        sample = latents if shared else latents.index_select(0, image_index)
+        feeds = {"sample": sample, "timestep": steps, "kv_bank": bank, "prompt_index": prompt_index}
+        return feeds | ({"image_index": image_index} if shared else {})
 
     def _decoder(self, latents: Tensor) -> Tensor:
         return self._in_parts("vae_decoder", "latent_sample", latents)

@@ -5,7 +5,7 @@ Not run yet on a GPU, as `tensorrt_engine` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ class Net:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.dtypes = {name: getattr(torch, trt.torch_dtype(engine.get_tensor_dtype(name))) for name in names}
         self._inputs = [name for name in names if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT]
-        (self.output,) = (name for name in names if name not in self._inputs)
+        self.outputs = [name for name in names if name not in self._inputs]
         ranges = [
             {name: self._range(name, i) for name in self._inputs} for i in range(engine.num_optimization_profiles)
         ]
@@ -85,13 +85,18 @@ class Net:
         return max(shapes[name][0] for shapes in self.profiles)
 
     def run(self, feeds: Mapping[str, Tensor], rows: int, scratch: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The first `rows` of the output as `dtype` (None: the plan's own), from inputs no longer than a profile's."""
+        """The first `rows` of the one output as `dtype` (None: the plan's own), from inputs no longer than a profile's."""
+        (answer,) = self.run_for(self.outputs, feeds, rows, scratch)
+        return answer.to(dtype or answer.dtype)
+
+    def run_for(self, outputs: Sequence[str], feeds: Mapping[str, Tensor], rows: int, scratch: Tensor) -> list[Tensor]:
+        """The first `rows` of some outputs, of the plan's own types; the plan computes all that it has."""
         with self._lane.turn() as stream, torch.inference_mode():
             index = self._fitting(feeds)
             slot = self._slots.get(index) or self._open(index, scratch, stream)
             slot.take(feeds)
             self._enqueue(slot, stream)
-            return slot.output[:rows].to(dtype or slot.output.dtype, copy=True)
+            return [slot.outputs[name][:rows].clone() for name in outputs]
 
     def _fitting(self, feeds: Mapping[str, Tensor]) -> int:
         """The profile with least padding."""
@@ -119,9 +124,10 @@ class Net:
         for name in shapes.keys() - self._ranged:
             slot.buffers[name] = torch.zeros(shapes[name], dtype=self.dtypes[name], device=self._device)
             slot.tell(name, slot.buffers[name])
-        shape = tuple(context.get_tensor_shape(self.output))
-        slot.output = torch.empty(shape, dtype=self.dtypes[self.output], device=self._device)
-        slot.tell(self.output, slot.output, shape=False)
+        for name in self.outputs:
+            shape = tuple(context.get_tensor_shape(name))
+            slot.outputs[name] = torch.empty(shape, dtype=self.dtypes[name], device=self._device)
+            slot.tell(name, slot.outputs[name], shape=False)
         self._slots[index] = slot
         return slot
 
@@ -142,11 +148,10 @@ class Net:
 class Slot:
     """One profile in use: its context, its buffers, and what replays its call (None: not captured)."""
 
-    output: Tensor
-
     def __init__(self, context: Any, where: str) -> None:
         self.context, self._where = context, where
         self.buffers: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
         self.replay: Callable[[], None] | None = None
         self._outside: dict[str, Tensor] = {}
 

@@ -15,7 +15,7 @@ from dive_export.tensorrt_cache import Plan, PlanCache, graph_hash
 from dive_export.tensorrt_folder import exported_spec
 from dive_export.tensorrt_profiles import axis_sizes, profiles, weights_size
 from dive_fast import trt
-from dive_fast.engines.onnx_engine import parts
+from dive_fast.engines.onnx_engine import UNETS, parts
 from dive_fast.engines.slices import read_graph
 from dive_fast.io import canonical_json, sha256_bytes, user_cache
 from dive_fast.types import EngineSpec, InputError, Profile, to_dict
@@ -103,11 +103,6 @@ class Build:
     def of(cls, source: Path, config: BuildConfig) -> Build:
         """Checks the exported folder and works the build out; what does not fit raises `InputError`."""
         exported = exported_spec(source)
-        if exported.reuse_depth:
-            raise InputError(
-                f"build: {source} keeps deep features (reuse_depth {exported.reuse_depth}), which TensorRT engines do not; "
-                "export it without, or run it by onnxruntime"
-            )
         limit = exported.profile.rows_max
         beyond = sorted({n for n in (*config.rows, *config.vae_rows, *config.text_rows) if n > limit})
         if beyond:
@@ -244,7 +239,7 @@ def _part_build(
         level=config.level,
         workspace=config.workspace,
         timings=config.cache_folder / "timings" / f"{place}.bin",
-        kernels=kernels if part == "unet" else {},
+        kernels=kernels if part in UNETS else {},
     )
 
 

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from dive_export import GraphOptions, export_engine
+from dive_export.fp8_engine import quantize_engine
 from dive_fast.engines import Engine, Kept, Request, load_engine
 from dive_fast.engines.compiled_engine import CompiledEngine
 from dive_fast.models import load_bundle
 from dive_fast.models.forms import split_call
 from dive_fast.types import InputError
+from tests.engines.test_tensorrt_engine import built, opened
+from tests.tensorrt_double import double
 from tests.tiny import HEIGHT, LATENT_SHAPE, WIDTH
+
+__all__ = ["double"]  # a fixture
 
 KEYS = [None, ("0001", "cam3"), ("0003", "cam1")]
 
@@ -22,13 +27,20 @@ KEYS = [None, ("0001", "cam3"), ("0003", "cam1")]
 @pytest.fixture(scope="module")
 def keeping_engine(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("kept") / "engine"
-    export_engine(tiny_fused, out, rows_max=8, options=GraphOptions(form="bank", reuse_depth=1), progress=lambda _: None)
+    export_engine(
+        tiny_fused, out, rows_max=8, options=GraphOptions(form="bank", reuse_depth=1), progress=lambda _: None
+    )
     return out
 
 
-@pytest.fixture(scope="module", params=["torch", "torch-compiled", "onnxruntime"])
-def engine(request: pytest.FixtureRequest) -> Engine:
+@pytest.fixture(params=["torch", "torch-compiled", "onnxruntime", "tensorrt"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    """TensorRT's by the stand-in for its module, which pads and checks as TensorRT does and runs the graphs."""
     fused: Path = request.getfixturevalue("tiny_fused")
+    if request.param == "tensorrt":
+        module = request.getfixturevalue("double")
+        folder = built(request.getfixturevalue("keeping_engine"), tmp_path / "plans")
+        return opened(folder, module)
     if request.param == "torch-compiled":
         return CompiledEngine(load_bundle(fused), torch.device("cpu"), row_counts=(2, 6), compiler="aot_eager")
     folder = fused if request.param == "torch" else request.getfixturevalue("keeping_engine")
@@ -79,13 +91,6 @@ def test_depths_that_no_export_has_are_refused(tiny_fused: Path, tmp_path: Path)
         GraphOptions(reuse_depth=1)
 
 
-def test_an_engine_with_deep_features_is_neither_built_nor_quantised(
-    keeping_engine: Path, tiny_fused: Path, tmp_path: Path
-) -> None:
-    from dive_export.fp8_engine import quantize_engine
-    from dive_export.tensorrt_job import Build, BuildConfig
-
-    with pytest.raises(InputError, match="which TensorRT engines do not"):
-        Build.of(keeping_engine, BuildConfig(rows=(4,)))
+def test_an_engine_with_deep_features_is_not_quantised(keeping_engine: Path, tiny_fused: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="export it without"):
         quantize_engine(keeping_engine, tiny_fused, tmp_path / "fp8")
