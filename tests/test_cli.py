@@ -13,6 +13,7 @@ from PIL import Image
 
 from dive_fast import cli
 from dive_fast.commands import common, machine
+from dive_fast.commands import synth as commands_synth
 from dive_fast.types import DiveError, InputError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -132,13 +133,18 @@ def test_defaults_are_those_of_the_rooms() -> None:
     from dive_fast.world.base_train import BaseTrainConfig
     from dive_fast.world.trees import WorldSpec
 
+    own, pairs = commands_synth._sampling(None, None, None, None, None), PairConfig()  # what `plan` does by default
+    sampled = {"steps": own.steps, "guidance_interval": own.interval, "reuse": own.reuse}
+    assert sampled == {name: getattr(pairs, name) for name in sampled}
+    sampled["reuse_depth"] = own.reuse_depth  # 0 where nothing is reused, whatever a config says
+
     base = BaseTrainConfig()
     train_base = {"vae_steps": base.vae.steps, "text_steps": base.text.steps, "unet_steps": base.unet.steps}
     train_base |= {"vae_batch": base.vae.batch, "text_batch": base.text.batch, "unet_batch": base.unet.batch}
     train_base |= {"unet_lr": base.unet.lr}
     rooms: dict[tuple[str, ...], dict[str, Any]] = {
         ("personalize",): {**vars(PersonalizeConfig()), **vars(Compute()), **vars(Prior()), **vars(Samples())},
-        ("plan",): vars(PairConfig()),
+        ("plan",): {name: value for name, value in vars(PairConfig()).items() if name not in sampled},
         ("world", "make"): vars(WorldSpec()),
         ("world", "study"): {**vars(PairConfig()), "model": StudyConfig().model, "adapter": StudyConfig().adapter},
         ("world", "train-base"): {

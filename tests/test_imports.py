@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"dive_fast": ROOT, "dive_kernels": ROOT / "kernels", "dive_export": ROOT / "export"}
 BASICS = ("dive_fast.types", "dive_fast.io")
+TRAINING = ("dive_fast.ranks", "dive_fast.scalars")
 FRONT = ("dive_fast.__version__", "dive_fast.cli", "dive_fast.commands", "dive_fast.doctor", "dive_fast.facts")
 
 
@@ -34,10 +35,12 @@ RULES: dict[str, Rule] = {
     "dive_fast": Rule((), ()),
     "dive_fast.types": Rule((), ()),
     "dive_fast.io": Rule(("dive_fast.types",), ()),
+    "dive_fast.ranks": Rule(("dive_fast.types",), ("torch",)),
+    "dive_fast.scalars": Rule(("dive_fast.types",), ("torch",)),
     "dive_fast.data": Rule(BASICS, ("PIL", "numpy")),
     "dive_fast.models": Rule((*BASICS, "dive_kernels")),
     "dive_fast.sampling": Rule(("dive_fast.types",), ("torch",)),
-    "dive_fast.train": Rule((*BASICS, "dive_fast.data", "dive_fast.models", "dive_fast.sampling")),
+    "dive_fast.train": Rule((*BASICS, *TRAINING, "dive_fast.data", "dive_fast.models", "dive_fast.sampling")),
     "dive_fast.trt": Rule(BASICS, ()),
     "dive_fast.engines": Rule((*BASICS, "dive_fast.models.prompts", "dive_fast.trt")),
     "dive_fast.engines.torch_engine": Rule((*BASICS, "dive_fast.engines", "dive_fast.models", "dive_kernels")),
@@ -48,7 +51,7 @@ RULES: dict[str, Rule] = {
     ),
     "dive_fast.synth.manifest": Rule((*BASICS, "dive_fast.synth.planfile", "dive_fast.synth.records")),
     "dive_fast.merge": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.marks")),
-    "dive_fast.reid": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest")),
+    "dive_fast.reid": Rule((*BASICS, *TRAINING, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.report.html")),
     "dive_fast.quality": Rule(
         (
             *BASICS,
@@ -61,7 +64,20 @@ RULES: dict[str, Rule] = {
             "dive_fast.report.html",  # pictures on the filter's page
         )
     ),
-    "dive_fast.world": Rule((*BASICS, "dive_fast.data", "dive_fast.models", "dive_fast.sampling", "dive_fast.train")),
+    "dive_fast.world": Rule(
+        (*BASICS, *TRAINING, "dive_fast.data", "dive_fast.models", "dive_fast.sampling", "dive_fast.train")
+    ),
+    "dive_fast.bench": Rule(
+        (
+            *BASICS,
+            "dive_fast.engines",
+            "dive_fast.models",
+            "dive_fast.sampling",
+            "dive_fast.synth",
+            "dive_export",  # onnxruntime, of our own and as a peer; how much memory a part of the work held
+        )
+    ),
+    "dive_fast.bench.child": Rule(("dive_fast.engines", "dive_fast.sampling", "dive_export")),  # of old versions, too
     "dive_fast.cli": Rule((*BASICS, *FRONT), ("typer",), lazy=True),
     "dive_fast.commands": Rule((*BASICS, *FRONT), ("typer",), lazy=True),
     "dive_fast.doctor": Rule(("dive_fast.facts",), ()),

@@ -175,9 +175,9 @@ def personalize(
         sets = paired, paired_layout, external, external_layout, external_camera, external_prefix
         photos = _without(_training_samples(*sets), excluded)
     from dive_fast.models import load_adapter, load_bundle
+    from dive_fast.ranks import leading, process_group
     from dive_fast.train.curves import plot_curves, require_matplotlib
     from dive_fast.train.dryrun import dry_run as foresee
-    from dive_fast.train.parallel import leading, process_group
     from dive_fast.train.personalize import PersonalizeConfig, loss_curves
     from dive_fast.train.personalize import personalize as learn
     from dive_fast.train.photos import samples_of

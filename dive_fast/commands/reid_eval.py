@@ -8,50 +8,151 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dive_fast.commands.common import Device, Json, finish, torch_device
-from dive_fast.commands.reid_inputs import test_sides
+from dive_fast.commands.reid_inputs import protocol_of, test_set, test_sides
 from dive_fast.commands.reid_options import (
+    Direction,
+    Draw,
+    Mode,
     Permutations,
     ProtocolName,
+    Rerank,
     Search,
     Shots,
     Trials,
 )
+from dive_fast.types import InputError
 
 if TYPE_CHECKING:
-    pass
+    from dive_fast.reid.evaluate import ReidResult
+    from dive_fast.reid.protocols import Permutations as Tables
+    from dive_fast.reid.protocols import Protocol
+    from dive_fast.reid.rerank import RerankConfig
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder, from dive-fast reid train.")],
-    data: Annotated[Path, typer.Option(help="SYSU-MM01 tree; its test list is used, real images only.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder, from dive-fast reid train.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="What to test on, real images only: a SYSU-MM01 tree, or sysu:PATH, regdb:PATH,trial=N, llcm:PATH."
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score features of other code instead: a .mat file or a folder of .npy files with query_f, gallery_f, "
+            "query_label, gallery_label, query_cam, gallery_cam. Without --data these are one trial as they stand."
+        ),
+    ] = None,
+    distances: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score distances of other code instead: likewise with 'distance', or one .npy file and --data."
+        ),
+    ] = None,
     protocol: ProtocolName = "pocket",
     search: Search = "all",
     shots: Shots = 1,
     trials: Trials = 10,
+    draw: Draw = "seeded",
     permutations: Permutations = None,
+    direction: Direction = "ir-to-visible",
+    mode: Mode = "standard",
+    rerank: Rerank = False,
+    other_people: Annotated[
+        bool,
+        typer.Option(
+            "--other-people",
+            help="The checkpoint was trained on another data set: people of the same names are not the test's.",
+        ),
+    ] = False,
     flip: Annotated[bool, typer.Option(help="Average each embedding with its mirror image's.")] = True,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write features, labels, cameras and distances: a .mat file, or a folder of .npy files."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Evaluate a checkpoint: infrared query, visible gallery."""
-    from dive_fast.reid.evaluate import evaluate_reid
-    from dive_fast.reid.protocols import Protocol, read_permutations
+    """Evaluate a checkpoint, or features or distances of other code, under a named protocol."""
+    from dive_fast.io import write_json
+    from dive_fast.reid.rerank import RerankConfig
     from dive_fast.types import to_dict
 
-    query, gallery = test_sides(data)
-    result = evaluate_reid(
-        checkpoint,
-        query,
-        gallery,
-        protocol=Protocol(protocol, search, shots, trials, "official" if permutations else "seeded"),
-        dataset=str(data),
-        permutations=read_permutations(permutations) if permutations else None,
-        flip=flip,
-        device=torch_device(device),
-    )
-    finish(
-        f"mAP {result.map:.2f}, rank-1 {result.rank1:.2f}, mINP {result.minp:.2f} "
-        f"({protocol}, {result.valid_queries:,} queries)",
-        to_dict(result),
-        json,
+    given = [name for name, value in (("--checkpoint", checkpoint), ("--features", features), ("--distances", distances))
+             if value is not None]  # fmt: skip
+    if len(given) != 1:
+        raise InputError(f"give one of --checkpoint, --features and --distances, got {' and '.join(given) or 'none'}")
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out} is a folder; name a JSON file")
+    rules, tables = protocol_of(data, protocol, search, shots, trials, draw, permutations, direction, mode)
+    config = RerankConfig() if rerank else None
+    if checkpoint is not None:
+        result = _checkpoint(checkpoint, data, rules, tables, config, flip, torch_device(device), export, other_people)
+    elif export is not None:
+        raise InputError("--export writes a checkpoint's features; give --checkpoint")
+    else:
+        result = _other_code(features, distances, data, rules, tables, config)
+    if out is not None:
+        write_json(out, to_dict(result))
+    finish(result.line(), to_dict(result), json)
+
+
+def _checkpoint(
+    checkpoint: Path,
+    data: str | None,
+    protocol: Protocol,
+    tables: Tables | None,
+    rerank: RerankConfig | None,
+    flip: bool,
+    device: str,
+    export: Path | None,
+    other_people: bool,
+) -> ReidResult:
+    from dive_fast.reid.evaluate import Labels, check_sides, extract, score_features
+    from dive_fast.reid.exchange import check_target, write_exchange
+    from dive_fast.reid.protocols import draw_trials, drawn
+
+    if data is None:
+        raise InputError("--checkpoint needs images to test on; name the data set with --data")
+    if export is not None:
+        check_target(export)
+    query, gallery = test_sides(data, protocol)
+    check_sides(query, gallery, protocol)
+    trials = drawn(draw_trials(query, gallery, protocol, tables), protocol)
+    found = extract(checkpoint, query, gallery, flip=flip, device=device, other_people=other_people)
+    if export is not None:
+        facts = {"dataset": data, "protocol": protocol.facts(), "checkpoint": found.checkpoint, "flip": flip}
+        write_exchange(export, query, gallery, found, test_set(data).root, facts)
+    return score_features(
+        found.query, found.gallery, Labels.of(query, gallery), trials, protocol, checkpoint=found.checkpoint, dataset=data,
+        flip=flip, rerank=rerank, other_people=other_people,
+    )  # fmt: skip
+
+
+def _other_code(
+    features: Path | None,
+    distances: Path | None,
+    data: str | None,
+    protocol: Protocol,
+    tables: Tables | None,
+    rerank: RerankConfig | None,
+) -> ReidResult:
+    from dive_fast.reid.exchange import read_exchange
+    from dive_fast.reid.foreign import score_exchanged
+
+    file = features if features is not None else distances
+    assert file is not None
+    return score_exchanged(
+        read_exchange(file),
+        "features" if features is not None else "distances",
+        protocol,
+        dataset=data if data is not None else str(file),
+        sides=None if data is None else test_sides(data, protocol),
+        root=Path() if data is None else test_set(data).root,
+        permutations=tables,
+        rerank=rerank,
     )

@@ -25,11 +25,35 @@ Share = Annotated[
 ]
 Rate = Annotated[float, typer.Option(min=0, help="Peak learning rate.")]
 ProtocolName = Annotated[
-    Literal["pocket", "sysu"], typer.Option(help="pocket searches the whole gallery; sysu draws it, as published.")
+    Literal["pocket", "sysu", "regdb", "llcm"],
+    typer.Option(
+        help="pocket searches the whole gallery; sysu and llcm draw it, as published; regdb searches all of one trial's."
+    ),
 ]
 Search = Annotated[Literal["all", "indoor"], typer.Option(help="sysu: which visible cameras.")]
-Shots = Annotated[int, typer.Option(min=1, help="sysu: gallery images per identity and camera.")]
-Trials = Annotated[int, typer.Option(min=1, help="sysu: gallery draws.")]
-Permutations = Annotated[
-    Path | None, typer.Option(help="sysu: the official rand_perm_cam.mat; by default seeded draws.")
+Shots = Annotated[int, typer.Option(min=1, help="sysu: gallery images per identity and camera; 10 is multi-shot.")]
+Trials = Annotated[int, typer.Option(min=1, help="sysu and llcm: gallery draws.")]
+Draw = Annotated[
+    Literal["seeded", "official"],
+    typer.Option(
+        help="sysu: galleries as the AGW family draws them, or those of rand_perm_cam.mat; the numbers differ."
+    ),
 ]
+Permutations = Annotated[
+    Path | None,
+    typer.Option(
+        help="sysu: the official rand_perm_cam.mat, if not in the data set's exp folder; implies --draw official."
+    ),
+]
+Direction = Annotated[
+    Literal["ir-to-visible", "visible-to-ir"],
+    typer.Option(help="regdb and llcm: modality of the queries, and of the gallery that is searched."),
+]
+Mode = Annotated[
+    Literal["standard", "legacy"],
+    typer.Option(
+        help="llcm: legacy repeats the figures published as VIS to IR (--direction visible-to-ir), which are of infrared "
+        "queries in a visible gallery."
+    ),
+]
+Rerank = Annotated[bool, typer.Option("--rerank", help="Re-rank by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3).")]

@@ -86,7 +86,7 @@ def train_base(
     json: Json = False,
 ) -> None:
     """Train the pocket base model, or train one on: minutes on a GPU, days on two CPU cores, resumable; or torchrun."""
-    from dive_fast.train.parallel import leading, process_group
+    from dive_fast.ranks import leading, process_group
     from dive_fast.world import base_train
 
     default = base_train.BaseTrainConfig()

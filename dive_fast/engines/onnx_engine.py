@@ -233,6 +233,8 @@ class OnnxEngine(EngineBase):
         if kept.deep is not None:
             return self._run("unet_short", "out_sample", shape, deep=kept.deep, **given).float()
         channels = self._networks["unet_short"].inputs["deep"].dimensions[1]
+        if not isinstance(channels, int):
+            raise InputError(f"{self._networks['unet_short'].path} leaves the channels of deep open; {AGAIN}")
         deep = (len(prompt_index), channels, *self.latent_shape[1:])
         out, kept.deep = self._run_for("unet", {"out_sample": shape, "deep": deep}, **given).values()
         return out.float()

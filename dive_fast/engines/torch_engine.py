@@ -90,7 +90,7 @@ class TorchEngine(EngineBase):
         return sample, torch.full((1,), timestep, dtype=torch.int64, device=self.device), hidden
 
     @cached_property
-    def depths(self) -> range:  # type: ignore[override]
+    def depths(self) -> range:
         return range(0) if other_traits(self._unet_module) else depths(self._unet_module)
 
     def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:

@@ -1,26 +1,30 @@
-"""Which training set is worth more: every arm trained with every seed, one table, one plot, gap closed."""
+"""Which training set is worth more: every arm trained with every seed, one table, plots, gap closed, significance."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dive_fast.io import canonical_json, read_json, write_json
-from dive_fast.reid.checkpoint import finished, load_model
+from dive_fast.io import write_json
 from dive_fast.reid.config import ReidConfig
-from dive_fast.reid.dataset import ImageSet, check_samples, fingerprint, load_images
-from dive_fast.reid.evaluate import ReidResult, check_sides, score
-from dive_fast.reid.plots import plot_comparison, require_matplotlib
-from dive_fast.reid.protocols import Permutations, Protocol, trial_galleries
-from dive_fast.reid.side_by_side import count_step, run_all
+from dive_fast.reid.dataset import Table, check_samples, fingerprint
+from dive_fast.reid.evaluate import ReidResult, check_sides
+from dive_fast.reid.plots import plot_comparison, plot_differences, require_matplotlib
+from dive_fast.reid.protocols import Permutations, Protocol, draw_trials
+from dive_fast.reid.runs import Run, Sides, carry_out, forget_images
+from dive_fast.reid.side_by_side import run_all
+from dive_fast.reid.significance import Significance, against, require_scipy
 from dive_fast.reid.table import mean_deviation, write_tables
-from dive_fast.reid.train import fit
-from dive_fast.types import InputError, Sample, from_dict, to_dict
+from dive_fast.reid.train import pair_sampler
+from dive_fast.types import InputError, Sample, to_dict
+
+F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Arm:
 
     `difference` is mAP minus that of the baseline of record with the same seed; `gap_closed` is that difference over the
     oracle's (None for a seed in which the oracle is not above the baseline). Both are None as a whole for an arm
-    that has nothing to be compared with. Deviations are the sample's, None for a single seed.
+    that has nothing to be compared with, and so is `significance`. Deviations are the sample's, None for a single seed.
+    `apart`: it was trained without the set that the other arms share, as "synthetic-only" is.
     """
 
     name: str
@@ -50,6 +55,8 @@ class Arm:
     gap_closed: list[float | None] | None = None
     gap_closed_mean: float | None = None
     gap_closed_deviation: float | None = None
+    apart: bool = False
+    significance: Significance | None = None
 
 
 @dataclass(frozen=True)
@@ -94,130 +101,143 @@ def compare(
     *,
     baseline: str | Sequence[str] = "baseline",
     oracle: str = "oracle",
+    apart: Collection[str] = (),
     protocol: Protocol = Protocol(),  # noqa: B008 - frozen
     permutations: Permutations | None = None,
     dataset: str = "pocket",
     device: str = "cpu",
     workers: int = 1,
+    cache: Path | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Trains each arm with each seed under one `config` and scores it on the same held-out query and gallery.
 
     Of several names in `baseline` the one with the highest mean mAP is the baseline of record. Without a baseline or an
     oracle among the arms, gap closed is None. A finished run is kept in `out/<arm>/seed-<n>/` and not repeated;
-    `out` gets `compare.json`, `table.txt`, `table.md` and `compare.png`. With `workers` > 1 that many runs go on at once.
-    A `synthetic_share` of the config is here for identities that not every arm has, whatever images an arm has of them: so
-    every arm spends as many steps on the people common to all.
-    Raises `InputError` for bad samples, people that are in training and test, and an `out` made from something else.
+    `out` gets `compare.json`, `table.txt`, `table.md`, `compare.png` and, with a baseline, `differences.png`. With
+    `workers` > 1 that many runs go on at once. `cache` is a folder for decoded images, as in `load_images`.
+    A `synthetic_share` or `synthetic_schedule` of the config is here for identities that not every arm has, whatever images
+    an arm has of them: so every arm spends as many steps on the people common to all. Arms in `apart` are without the set
+    that the others share (synthetic-only): they have no say in who is common, and draw from all their people alike.
+    Raises `InputError` for bad samples, people that are in training and test, people whom the config cannot train on, and an
+    `out` made from something else.
     """
     out = Path(out)
     require_matplotlib()
-    _check(arms, query, gallery, seeds)
-    trial_galleries(gallery, protocol, permutations)  # a protocol that does not fit is said before any training
+    if len(seeds) > 1:
+        require_scipy()
+    _check(arms, query, gallery, config, seeds, protocol, apart)
+    draw_trials(query, gallery, protocol, permutations)  # a protocol that does not fit is said before any training
+    configs = _fair_configs(arms, config, apart)
+    for name, (fair, added) in configs.items():
+        _check_trainable(name, arms[name], fair, added, name in apart)
     test = {"query": fingerprint(query), "gallery": fingerprint(gallery), "protocol": protocol.facts()}
-    sides = _Sides(tuple(query), tuple(gallery), protocol, permutations, dataset, test)
-    common = set.intersection(*({s.pid for s in samples} for samples in arms.values()))
+    sides = Sides(tuple(query), tuple(gallery), protocol, permutations, dataset, test)
+    prints = {name: fingerprint(samples) for name, samples in arms.items()}
     runs = [
-        _Run(name, tuple(samples), data, replace(fair, seed=seed), out / name / f"seed-{seed}", sides, device, added)
-        for name, samples in arms.items()
-        for data, added in [(fingerprint(samples), tuple(sorted({s.pid for s in samples} - common)))]
-        for fair in [config if added else replace(config, synthetic_share=None)]
+        Run(
+            name,
+            tuple(arms[name]),
+            prints[name],
+            replace(fair, seed=seed),
+            out / name / f"seed-{seed}",
+            sides,
+            device,
+            added,
+            cache,
+        )
+        for name, (fair, added) in configs.items()
         for seed in seeds
     ]
-    missing = [run for run in runs if run.known() is None]
-    if workers > 1 and len(missing) > 1:
-        total = None if config.steps is None else config.steps * len(missing)
-        run_all(missing, _carry_out, min(workers, len(missing)), total, progress)
-    else:
-        for run in missing:
-            _say(progress, f"{run.arm}, seed {run.config.seed}")
-            _carry_out(run, progress)
-        _decoded_sets.clear()
+    _make([run for run in runs if not run.done()], config, workers, progress)
     results: dict[str, list[ReidResult]] = {name: [] for name in arms}
+    aps: dict[str, list[F64 | None]] = {name: [] for name in arms}
     for run in runs:
         result = run.known()
         assert result is not None, run.folder
-        if run in missing:
-            _say(progress, f"{run.arm}, seed {run.config.seed}: mAP {result.map:.2f}, rank-1 {result.rank1:.2f}")
         results[run.arm].append(result)
-    comparison = _comparison(arms, results, seeds, baseline, oracle, config)
+        aps[run.arm].append(run.aps())
+    comparison = _comparison(
+        arms,
+        results,
+        seeds,
+        baseline,
+        oracle,
+        config,
+        apart=apart,
+        aps=_mean_aps(aps),
+        query_pids=[s.pid for s in query],
+    )
     _write(comparison, out)
     return comparison
 
 
-@dataclass(frozen=True)
-class _Sides:
-    """What every run is scored on; `facts` identify it."""
-
-    query: tuple[Sample, ...]
-    gallery: tuple[Sample, ...]
-    protocol: Protocol
-    permutations: Permutations | None
-    dataset: str
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One arm with one seed: all that a process needs to train and score it."""
-
-    arm: str
-    samples: tuple[Sample, ...]
-    data: str
-    config: ReidConfig
-    folder: Path
-    sides: _Sides
-    device: str
-    added: tuple[str, ...]  # identities that not every arm has
-
-    def facts(self) -> dict[str, Any]:
-        facts = {"config": to_dict(self.config), "data": self.data}
-        return facts if self.config.synthetic_share is None else {**facts, "added": list(self.added)}
-
-    def known(self) -> ReidResult | None:
-        return _known_result(self.folder, {**self.facts(), **self.sides.facts})
+def _fair_configs(
+    arms: Mapping[str, Sequence[Sample]], config: ReidConfig, apart: Collection[str]
+) -> dict[str, tuple[ReidConfig, tuple[str, ...]]]:
+    """Each arm's config, and its people that not every arm with the shared set has."""
+    people = {name: {s.pid for s in samples} for name, samples in arms.items()}
+    sharing = [pids for name, pids in people.items() if name not in apart]
+    common = set.intersection(*sharing) if sharing else set()
+    alike = replace(config, synthetic_share=None, synthetic_schedule=None)
+    configs = {}
+    for name in arms:
+        added = () if name in apart else tuple(sorted(people[name] - common))
+        configs[name] = (config if added else alike, added)
+    return configs
 
 
-def _carry_out(run: _Run, progress: bool = False) -> None:
-    """Trains what is not trained yet, scores it and writes `result.json`."""
-    size = (run.config.model.height, run.config.model.width)
-    if not finished(run.folder, run.facts()):
-        images = _decoded(run.data, run.samples, size)
-        fit(
-            images, run.config, run.folder, run=run.facts(), device=run.device, progress=progress, on_step=count_step,
-            added=run.added,
-        )  # fmt: skip
-    sides = run.sides
-    query, gallery = (_decoded(sides.facts[kind], getattr(sides, kind), size) for kind in ("query", "gallery"))
-    trials = trial_galleries(sides.gallery, sides.protocol, sides.permutations)
-    model, _, record = load_model(run.folder, run.device)
-    result = score(model, query, gallery, trials, sides.protocol, checkpoint=record["sha256"], dataset=sides.dataset)
-    write_json(run.folder / "result.json", {"run": {**run.facts(), **sides.facts}, "result": to_dict(result)})
-
-
-_decoded_sets: dict[tuple[str, tuple[int, int]], ImageSet] = {}
-
-
-def _decoded(data: str, samples: Sequence[Sample], size: tuple[int, int]) -> ImageSet:
-    """Images by their fingerprint `data`; the last three sets are kept: both sides, and the arm whose seeds follow."""
-    key = (data, size)
-    if key not in _decoded_sets:
-        while len(_decoded_sets) > 2:
-            _decoded_sets.pop(next(iter(_decoded_sets)))
-        _decoded_sets[key] = load_images(samples, *size)
+def _make(missing: Sequence[Run], config: ReidConfig, workers: int, progress: bool) -> None:
+    """Carries out the runs that are not there yet, and says what came of each."""
+    if workers > 1 and len(missing) > 1:
+        total = None if config.steps is None else config.steps * len(missing)
+        run_all(missing, carry_out, min(workers, len(missing)), total, progress)
     else:
-        _decoded_sets[key] = _decoded_sets.pop(key)  # the freshest stand last
-    return _decoded_sets[key]
+        for run in missing:
+            _say(progress, f"{run.arm}, seed {run.config.seed}")
+            carry_out(run, progress)
+        forget_images()
+    for run in missing:
+        result = run.known()
+        assert result is not None, run.folder
+        _say(progress, f"{run.arm}, seed {run.config.seed}: mAP {result.map:.2f}, rank-1 {result.rank1:.2f}")
+
+
+def _mean_aps(aps: Mapping[str, Sequence[F64 | None]]) -> dict[str, F64] | None:
+    """An arm's AP for each query, float64 [Q], the mean over seeds; None if a run of any arm left none."""
+    known = {name: [one for one in runs if one is not None] for name, runs in aps.items()}
+    if any(len(known[name]) < len(runs) for name, runs in aps.items()):
+        return None
+    return {name: np.mean(runs, axis=0) for name, runs in known.items()}
 
 
 def _check(
-    arms: Mapping[str, Sequence[Sample]], query: Sequence[Sample], gallery: Sequence[Sample], seeds: Sequence[int]
+    arms: Mapping[str, Sequence[Sample]],
+    query: Sequence[Sample],
+    gallery: Sequence[Sample],
+    config: ReidConfig,
+    seeds: Sequence[int],
+    protocol: Protocol,
+    apart: Collection[str],
 ) -> None:
     if not arms:
         raise InputError("compare: there are no arms; give at least one training set")
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"compare: seeds must be a list of different numbers, got {list(seeds)}")
-    check_sides(query, gallery)
+    unknown = sorted(set(apart) - set(arms))
+    if unknown:
+        raise InputError(f"compare: apart names {', '.join(unknown)}, which is no arm; there are {', '.join(arms)}")
+    if config.validation.people:
+        raise InputError(
+            "compare: arms that differ in people would hold out different ones for validation; set people=0, so that "
+            "every arm is scored after its last step"
+        )
+    if protocol.name == "regdb":
+        raise InputError(
+            "compare: each of RegDB's ten trials has people of its own to train on, so every arm would need ten trainings a "
+            "seed, which compare does not do; run `dive-fast reid trials` for each training set and compare what it reports"
+        )
+    check_sides(query, gallery, protocol)
     tested = {s.pid for s in query} | {s.pid for s in gallery}
     for name, samples in arms.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -231,14 +251,21 @@ def _check(
             )
 
 
-def _known_result(folder: Path, run: dict[str, Any]) -> ReidResult | None:
-    path = folder / "result.json"
-    if not path.exists():
-        return None
-    stored = read_json(path, "reid result")
-    if not isinstance(stored, dict) or canonical_json(stored.get("run")) != canonical_json(run):
-        raise InputError(f"{path} is of another config, other images or another protocol; choose another out")
-    return from_dict(ReidResult, stored.get("result"), str(path))
+def _check_trainable(
+    name: str, samples: Sequence[Sample], config: ReidConfig, added: Collection[str], apart: bool
+) -> None:
+    """Says before the first training what an arm's sampler would say when its turn comes."""
+    table = Table.of(samples)
+    labels, infrared = table.labels.numpy(), table.infrared.numpy()
+    if apart and not np.intersect1d(labels[infrared], labels[~infrared]).size:
+        raise InputError(
+            f"arm {name!r} is trained without the shared set, and none of its {len(table.pids):,} people has both visible "
+            "and infrared images, so it cannot learn to match them; give it folders with both, such as a dataset of pairs"
+        )
+    try:
+        pair_sampler(table, config, np.isin(np.array(table.pids)[labels], list(added)))
+    except InputError as error:
+        raise InputError(f"arm {name!r}: {error}") from error
 
 
 def _comparison(
@@ -248,6 +275,10 @@ def _comparison(
     baseline: str | Sequence[str],
     oracle: str,
     config: ReidConfig,
+    *,
+    apart: Collection[str] = (),
+    aps: Mapping[str, F64] | None = None,
+    query_pids: Sequence[str] = (),
 ) -> Comparison:
     names = [baseline] if isinstance(baseline, str) else list(baseline)
     maps = {name: [r.map for r in runs] for name, runs in results.items()}
@@ -255,12 +286,14 @@ def _comparison(
     top = oracle if oracle in maps else None
     base_maps = None if of_record is None else maps[of_record]
     top_maps = None if top is None else maps[top]
+    tests = {} if of_record is None else against(of_record, maps, aps, query_pids)
     first = next(iter(results.values()))[0]
     rows = []
     for name, samples in arms.items():
         compared = None if name == of_record else base_maps
         gap = top_maps if name != top and name not in names else None
-        rows.append(_arm(name, samples, results[name], compared, gap))
+        arm = _arm(name, samples, results[name], compared, gap)
+        rows.append(replace(arm, apart=name in apart, significance=tests.get(name)))
     candidates = [name for name in maps if top is not None and name != top and name not in names]
     other_gaps = {
         base: {name: _shares(maps[name], maps[base], maps[oracle]) for name in candidates}
@@ -328,6 +361,8 @@ def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None
 def _write(comparison: Comparison, out: Path) -> None:
     write_tables(comparison, out)
     plot_comparison(comparison, out / "compare.png")
+    if comparison.baseline is not None and len(comparison.arms) > 1:
+        plot_differences(comparison, out / "differences.png")
     write_json(out / "compare.json", to_dict(comparison))
 
 

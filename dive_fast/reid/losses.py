@@ -39,20 +39,42 @@ def weighted_triplet(features: Tensor, labels: Tensor) -> Tensor:
     `features` [B, D], `labels` int64 [B]. As in AGW's code an anchor is one of its own positives, at distance 0.
     Raises `InputError` for a batch of one identity.
     """
+    return F.softplus(_weighted_difference(features, labels)).mean()
+
+
+def squared_difference_triplet(features: Tensor, labels: Tensor) -> Tensor:
+    """Enhanced squared-difference loss (CAJ: Ye et al., ICCV 2021), float []: `weighted_triplet`, its difference squared.
+
+    For each anchor i, with x = (sum over positives of w+ d) - (sum over negatives of w- d), d Euclidean distances, w+ the
+    softmax of d over the positives and w- that of -d over the negatives: mean over i of log(1 + exp(sign(x) x^2)). The
+    square keeps its sign, so that an anchor whose positives are farther is pushed the harder the more they are, and one
+    that is right already fades out. `features` [B, D] (of all views of a batch, CAJ's third one included), `labels` int64
+    [B]; the modality plays no part. As in AGW's and CAJ's code an anchor is one of its own positives, at distance 0.
+    Unlike that code x^2 has no ceiling (88 there, beyond which the hardest anchors get no gradient: softplus needs none),
+    and the weights' denominators have no constant added. Raises `InputError` for a batch of one identity.
+    """
+    difference = _weighted_difference(features, labels)
+    return F.softplus(difference * difference.abs()).mean()
+
+
+def _weighted_difference(features: Tensor, labels: Tensor) -> Tensor:
+    """Each anchor's mean distance to its positives less that to its negatives, weighted by how hard they are, [B]."""
     distances, same = _pairs(features, labels)
     hard_far = torch.softmax(distances.masked_fill(~same, float("-inf")), 1)
     hard_near = torch.softmax((-distances).masked_fill(same, float("-inf")), 1)
-    return F.softplus((hard_far * distances).sum(1) - (hard_near * distances).sum(1)).mean()
+    return (hard_far * distances).sum(1) - (hard_near * distances).sum(1)
 
 
 def _pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distances [B, B] and whether a pair shares its identity, bool [B, B]."""
+    """Euclidean distances [B, B], in float32 at least, under autocast too, and whether a pair shares its identity, bool."""
     if labels.shape != features.shape[:1]:
         raise InputError(f"labels must have shape [{len(features)}], got {list(labels.shape)}")
     same = labels[:, None] == labels
     if bool(same.all()):
         raise InputError("a triplet loss needs at least 2 identities in a batch, got 1")
-    squares = (features**2).sum(1)
-    squared = squares[:, None] + squares - 2 * features @ features.T
+    with torch.autocast(features.device.type, enabled=False):  # squared norms leave the range of float16
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        squares = (features**2).sum(1)
+        squared = squares[:, None] + squares - 2 * features @ features.T
     # The root's slope is infinite at 0, so the smallest distances are held at 1e-6 and get no gradient.
     return squared.clamp(min=1e-12).sqrt(), same

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dive_fast.reid.backbones import BACKBONES
 from dive_fast.types import InputError
 
-Backbone = Literal["pocket", "resnet50"]
-Pooling = Literal["gem", "avg"]
+Backbone = Literal["pocket", "pocket-vit", "resnet50", "vit-b16", "clip-vit-b16"]
+Pooling = Literal["gem", "avg", "cls"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """`height` x `width` input pixels; `pooling` of each of `stripes` horizontal bands (1: the whole body).
 
-    `backbone` "pocket" (0.4 M parameters, trains on a CPU) or "resnet50" (last stride 1, as AGW). `weights` is a local
-    folder of a transformers ResNet for "resnet50"; None starts from random weights.
+    `backbone` "pocket" (0.4 M parameters, trains on a CPU) or "resnet50" (last stride 1, as AGW), both pooled by "gem" or
+    "avg"; or a vision transformer, pooled by "cls" (its class token, of one stripe) or "avg" (its patches): "pocket-vit"
+    (tiny), "vit-b16", "clip-vit-b16". `nonlocal_blocks` adds AGW's attention to the convolutional ones: "resnet50" with
+    them, "gem" and 1 stripe is AGW's model. `weights`: a local folder of a transformers ResNet, ViT or CLIP, or the file
+    of torchvision's resnet50 (.pth, .safetensors); None starts from random weights.
     """
 
     backbone: Backbone = "pocket"
@@ -32,31 +33,61 @@ class ModelConfig:
     pooling: Pooling = "gem"
     stripes: int = 3
     weights: str | None = None
+    nonlocal_blocks: bool = False
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
             raise InputError(f"backbone must be one of {sorted(BACKBONES)}, got {self.backbone!r}")
-        if self.pooling not in ("gem", "avg"):
-            raise InputError(f"pooling must be 'gem' or 'avg', got {self.pooling!r}")
+        patch = BACKBONES[self.backbone].patch
+        allowed = ("gem", "avg") if patch is None else ("cls", "avg")
+        if self.pooling not in allowed:
+            reason = " (GeM pools the maps of convolutions)" if self.pooling == "gem" else ""
+            raise InputError(f"pooling for backbone {self.backbone!r} must be {allowed[0]!r} or {allowed[1]!r}, "
+                             f"got {self.pooling!r}{reason}")  # fmt: skip
         if min(self.height, self.width) < 32:
             raise InputError(f"images must be at least 32x32 pixels, got {self.height}x{self.width}")
-        if not 1 <= self.stripes <= self.height // 16:
-            raise InputError(f"stripes must be 1..{self.height // 16} at height {self.height}, got {self.stripes}")
-        if self.weights is not None and self.backbone != "resnet50":
-            raise InputError(f"weights are for backbone 'resnet50', not {self.backbone!r}")
+        if patch and (self.height % patch or self.width % patch):
+            raise InputError(f"backbone {self.backbone!r} needs height and width in multiples of {patch} pixels, "
+                             f"got {self.height}x{self.width}")  # fmt: skip
+        rows = self.height // (patch or 16)
+        if not 1 <= self.stripes <= rows:
+            raise InputError(f"stripes must be 1..{rows} at height {self.height}, got {self.stripes}")
+        if self.pooling == "cls" and self.stripes != 1:
+            raise InputError(f"pooling 'cls' takes one token for the whole body: set stripes to 1 (now {self.stripes}) or "
+                             "pooling to 'avg'")  # fmt: skip
+        if self.nonlocal_blocks and patch:
+            raise InputError(
+                f"nonlocal_blocks are for convolutional backbones; {self.backbone!r} attends in every layer"
+            )
+        if self.weights is not None and not BACKBONES[self.backbone].pretrained:
+            raise InputError(f"weights are for backbones {sorted(n for n, b in BACKBONES.items() if b.pretrained)}, "
+                             f"not {self.backbone!r}")  # fmt: skip
 
 
 class ReidModel(nn.Module):
     """Images of either modality to identity embeddings.
 
     Training follows the BNNeck (Luo et al., CVPRW 2019): the triplet loss sees the features before the batch norm, the
-    classifier those after it; retrieval uses the latter at unit length.
+    classifier those after it; retrieval uses the latter at unit length. The neck's bias is fixed at 0, and the classifier
+    has none. A batch may lack a modality, whose stem then gets no gradient at all (`None`, not 0):
+    DistributedDataParallel needs `find_unused_parameters=True` for such batches.
+
+    Images are normalised as `dataset.normalise` does, whatever the backbone's weights were trained on. Under autocast
+    stems and trunk run in half precision, pooling, neck and classifier in float32: powers and sums of GeM leave the range
+    of float16, and the losses compare small differences.
     """
 
     def __init__(self, config: ModelConfig, classes: int):
         super().__init__()
-        self.visible, self.infrared, self.trunk, channels = BACKBONES[config.backbone](config)
-        self.pool = Pool(config.pooling, config.stripes)
+        builder = BACKBONES[config.backbone]
+        self.visible, self.infrared, self.trunk, channels = builder.build(config)
+        self.pool: nn.Module = (
+            Pool(config.pooling, config.stripes)
+            if builder.patch is None
+            else TokenPool(
+                config.pooling, config.stripes, (config.height // builder.patch, config.width // builder.patch)
+            )
+        )
         width = channels * config.stripes
         self.neck = nn.BatchNorm1d(width)
         self.neck.bias.requires_grad_(False)
@@ -66,11 +97,14 @@ class ReidModel(nn.Module):
     def forward(self, images: Tensor, infrared: Tensor) -> tuple[Tensor, Tensor]:
         """float [B, 3, H, W] and bool [B] to features before the neck [B, D] and logits [B, classes]."""
         features = self._pooled(images, infrared)
-        return features, self.classifier(self.neck(features))
+        with torch.autocast(features.device.type, enabled=False):
+            return features, self.classifier(self.neck(features))
 
     def embed(self, images: Tensor, infrared: Tensor) -> Tensor:
         """float [B, 3, H, W] and bool [B] to unit embeddings [B, D]."""
-        return F.normalize(self.neck(self._pooled(images, infrared)))
+        features = self._pooled(images, infrared)
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(self.neck(features))
 
     def _pooled(self, images: Tensor, infrared: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)  # convolutions of a CPU are faster so
@@ -81,12 +115,17 @@ class ReidModel(nn.Module):
             parts.append(self.visible(images[rows[:split]]))
         if split < len(images):
             parts.append(self.infrared(images[rows[split:]]))
-        features = self.pool(self.trunk(torch.cat(parts)))
+        maps = self.trunk(torch.cat(parts))
+        with torch.autocast(maps.device.type, enabled=False):
+            features = self.pool(maps.to(torch.promote_types(maps.dtype, torch.float32)))
         return features[torch.argsort(rows)]
 
 
+LARGEST = 6.0  # exponent: beyond, the smallest clamped value to its power leaves float32, and gradients are NaN
+
+
 class Pool(nn.Module):
-    """[B, C, H, W] to [B, C * stripes]: average or generalised mean (GeM, exponent learned, arXiv:1711.02512)."""
+    """[B, C, H, W] to [B, C * stripes]: average or generalised mean (GeM, arXiv:1711.02512; exponent learned, from 3)."""
 
     def __init__(self, kind: Pooling, stripes: int):
         super().__init__()
@@ -94,58 +133,22 @@ class Pool(nn.Module):
         self.exponent = nn.Parameter(torch.tensor(3.0)) if kind == "gem" else None
 
     def forward(self, maps: Tensor) -> Tensor:
-        if self.exponent is not None:
-            maps = maps.clamp(min=1e-6) ** self.exponent
-        pooled = F.adaptive_avg_pool2d(maps, (self.stripes, 1))
-        if self.exponent is not None:
-            pooled = pooled ** (1 / self.exponent)
-        return pooled.flatten(1)
+        if self.exponent is None:
+            return F.adaptive_avg_pool2d(maps, (self.stripes, 1)).flatten(1)
+        exponent = self.exponent.clamp(max=LARGEST)
+        pooled = F.adaptive_avg_pool2d(maps.clamp(min=1e-6) ** exponent, (self.stripes, 1))
+        return (pooled ** (1 / exponent)).flatten(1)
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1, size: int = 3) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
+class TokenPool(nn.Module):
+    """[B, 1 + h * w, D], class token first, to [B, D * stripes]: that token, or the average of a `grid` h x w of patches."""
 
-
-class _Residual(nn.Module):
-    def __init__(self, channels: int):
+    def __init__(self, kind: Pooling, stripes: int, grid: tuple[int, int]):
         super().__init__()
-        self.first = _conv(channels, channels)
-        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels))
+        self.grid = grid
+        self.patches = None if kind == "cls" else Pool(kind, stripes)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        return F.relu(maps + self.second(self.first(maps)))
-
-
-Parts = tuple[nn.Module, nn.Module, nn.Module, int]  # visible stem, infrared stem, trunk, channels
-
-
-def _pocket(config: ModelConfig) -> Parts:
-    """Strides 2, 4, 8 and 96 channels: small enough that a CPU thread trains it in a minute."""
-    visible, infrared = _conv(3, 24, 2), _conv(3, 24, 2)
-    trunk = nn.Sequential(_conv(24, 48, 2), _Residual(48), _conv(48, 96, 2), _Residual(96))
-    return visible, infrared, trunk, 96
-
-
-def _resnet50(config: ModelConfig) -> Parts:
-    from transformers import ResNetConfig, ResNetModel
-
-    if config.weights is None:
-        net = ResNetModel(ResNetConfig())
-    elif not (Path(config.weights) / "config.json").is_file():
-        raise InputError(f"weights: {config.weights} is not a folder of a transformers ResNet (no config.json)")
-    else:
-        net = ResNetModel.from_pretrained(config.weights, local_files_only=True)
-    shape = (net.config.embedding_size, *net.config.hidden_sizes, *net.config.depths)
-    if net.config.layer_type != "bottleneck" or shape != (64, 256, 512, 1024, 2048, 3, 4, 6, 3):
-        raise InputError(f"weights: {config.weights} is not a ResNet-50 (its widths and depths are {shape})")
-    last = net.encoder.stages[-1].layers[0]
-    for module in last.modules():  # finer maps at the end help retrieval (Luo et al., CVPRW 2019)
-        if isinstance(module, nn.Conv2d):
-            module.stride = (1, 1)
-    trunk = nn.Sequential(*(layer for stage in net.encoder.stages for layer in stage.layers))
-    return net.embedder, copy.deepcopy(net.embedder), trunk, net.config.hidden_sizes[-1]
-
-
-BACKBONES: dict[str, Callable[[ModelConfig], Parts]] = {"pocket": _pocket, "resnet50": _resnet50}
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.patches is None:
+            return tokens[:, 0]
+        return self.patches(tokens[:, 1:].transpose(1, 2).unflatten(2, self.grid))

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dive_fast.io import atomic_write
+from dive_fast.reid.protocols import sentence
+from dive_fast.reid.significance import LEVEL, needed_deviations
 
 if TYPE_CHECKING:
     from dive_fast.reid.compare import Arm, Comparison
+    from dive_fast.reid.significance import PeopleTest, SeedTest, Significance
 
-HEADER = ("arm", "people", "no IR", "visible", "infrared", "mAP %", "rank-1 %", "mAP vs baseline", "gap closed")
+HEADER = (
+    "arm", "people", "no IR", "visible", "infrared", "mAP %", "rank-1 %", "mAP vs baseline",
+    "significant (p seeds / people)", "gap closed",
+)  # fmt: skip
+_FEW_SEEDS = 5
 
 
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -33,8 +40,23 @@ def _row(arm: Arm, comparison: Comparison) -> tuple[str, ...]:
         spread(arm.map_mean, arm.map_deviation),
         f"{arm.rank1_mean:.1f}",
         spread(arm.difference_mean, arm.difference_deviation, sign="+"),
+        _significance(arm.significance),
         spread(_percent(arm.gap_closed_mean), _percent(arm.gap_closed_deviation), digits=0, unit=" %"),
     )
+
+
+def _significance(found: Significance | None) -> str:
+    """ "no (0.086 / 0.004)": the verdict, and the corrected p-values of both tests."""
+    if found is None:
+        return "-"
+    words = {"better": "better", "worse": "worse", "not significant": "no", "untested": "untested"}
+    return f"{words[found.verdict]} ({_p_value(found.seeds)} / {_p_value(found.people)})"
+
+
+def _p_value(test: SeedTest | PeopleTest | None) -> str:
+    if test is None:
+        return "-"
+    return "<0.001" if test.p_holm < 0.001 else f"{test.p_holm:.3f}"
 
 
 def _percent(share: float | None) -> float | None:
@@ -59,11 +81,9 @@ def spread(mean: float | None, deviation: float | None, sign: str = "", digits: 
 
 def notes(comparison: Comparison) -> list[str]:
     """What the numbers are of, and what they cannot say."""
-    facts = comparison.protocol
     lines = [
-        f"{comparison.dataset}, {comparison.direction}, protocol {facts['protocol']} ({facts['search']} search, "
-        f"shots: {facts['shots']}, trials: {facts['trials']}, draw: {facts['draw']}): {comparison.queries:,} queries, "
-        f"{comparison.gallery:,} gallery images.",
+        f"{comparison.dataset}, {sentence(comparison.protocol)}: {comparison.queries:,} queries, {comparison.gallery:,} "
+        "gallery images.",
         f"Mean ± sample deviation over seeds {', '.join(map(str, comparison.seeds))}; differences are paired by seed.",
     ]
     if comparison.baseline is None or comparison.oracle is None:
@@ -78,7 +98,53 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(f"Worse than the baseline: {', '.join(worse)}.")
     if any(a.gap_closed is not None and None in a.gap_closed for a in comparison.arms):
         lines.append("In at least one seed the oracle is not above the baseline, so there is no gap to close.")
+    apart = [a.name for a in comparison.arms if a.apart]
+    if apart:
+        lines.append(f"Trained without the set that the other arms share: {', '.join(apart)}.")
+    return [*lines, *_tests(comparison)]
+
+
+def _tests(comparison: Comparison) -> list[str]:
+    """How significance was tested, the intervals, and what was not found significant."""
+    tested = {a.name: a.significance for a in comparison.arms if a.significance is not None}
+    if not tested:
+        return []
+    by_people = next((s.people for s in tested.values() if s.people is not None), None)
+    seeds = len(comparison.seeds)
+    lines = [
+        f"Significance against {comparison.baseline}, two-sided, Holm-corrected for {len(tested)} arms: p over seeds by a "
+        "paired t-test (would other trainings agree, on these people?), p over people by flipping the signs of each "
+        "person's AP differences together (would other people agree, with these nets?). Better or worse is said where both "
+        f"are below {LEVEL}."
+    ]
+    if by_people is None:
+        lines.append(
+            "Over people nothing was tested: the AP of each query is not there for every run, or one person is asked for."
+        )
+    else:
+        lines.append(f"Tested over {by_people.queries:,} queries of {by_people.people:,} people.")
+    if seeds == 1:
+        lines.append("One seed: nothing can be said about other trainings, so no arm is called better or worse.")
+    elif seeds < _FEW_SEEDS:
+        lines.append(
+            f"{seeds} seeds make a weak test: a mean difference must be {needed_deviations(seeds):.1f} of its deviations "
+            f"over seeds to count, with {_FEW_SEEDS} seeds {needed_deviations(_FEW_SEEDS):.1f}, before correction; what is "
+            "not significant is not shown to be equal."
+        )
+    lines.append(
+        "95 % intervals of the difference, not corrected, over seeds and over people: "
+        f"{'; '.join(map(_interval, tested, tested.values()))}."
+    )
+    unclear = [name for name, found in tested.items() if found.verdict == "not significant"]
+    if unclear:
+        lines.append(f"Not significant: {', '.join(unclear)}.")
     return lines
+
+
+def _interval(name: str, found: Significance) -> str:
+    """ "ours -0.8 to 5.2 and 0.4 to 4.1"; "-" for a test that was not made."""
+    spans = ["-" if test is None else f"{test.low:.1f} to {test.high:.1f}" for test in (found.seeds, found.people)]
+    return f"{name} {' and '.join(spans)}"
 
 
 def _other_gap(baseline: str, gaps: dict[str, list[float | None]]) -> str:

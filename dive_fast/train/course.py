@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_fast.models.prompts import PromptBank, PromptTable
+from dive_fast.ranks import check_launcher, leading
+from dive_fast.scalars import require_tensorboard
 from dive_fast.train.cameras import cameras_of
 from dive_fast.train.diffusion import Objective
 from dive_fast.train.learner import Captions, Learner, People
-from dive_fast.train.loop import LossAt, Stage, Watch, require_tensorboard
+from dive_fast.train.loop import LossAt, Stage, Watch
 from dive_fast.train.needs import optimizer_bytes
-from dive_fast.train.parallel import check_launcher, leading, my_rows, part_of_batch
+from dive_fast.train.parallel import my_rows, part_of_batch
 from dive_fast.train.photos import (
     BalancedDraw,
     LatentPhotos,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dive_fast.io import atomic_path, atomic_write
-from dive_fast.train.parallel import average_gradients, leading, part_of_batch
+from dive_fast.ranks import leading
+from dive_fast.scalars import TensorBoardLog
+from dive_fast.train.parallel import average_gradients, part_of_batch
 from dive_fast.train.precision import Precision, autocast, loss_scaler
 from dive_fast.types import DiveError, InputError
 
@@ -113,27 +114,6 @@ class LossLog:
     def add(self, step: int, **values: float) -> None:
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
-
-
-def require_tensorboard() -> None:
-    """Raises `DiveError` with the extra to install; call it before training that logs to TensorBoard."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise DiveError("a TensorBoard log needs tensorboard; pip install 'dive-fast[tensorboard]'")
-
-
-class TensorBoardLog:
-    """The records of a `LossLog` as scalars in the TensorBoard folder `path`; on resume, later ones are hidden there."""
-
-    def __init__(self, path: Path, resume_step: int) -> None:
-        require_tensorboard()
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(path), purge_step=resume_step)
-
-    def add(self, step: int, **values: float) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # so that no kill takes away what the state knows
 
 
 def _step_of(line: str) -> float:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dive_fast.io import atomic_path, sha256_bytes, write_json
-from dive_fast.train.parallel import first_rank_first, leading
+from dive_fast.ranks import first_rank_first, leading
 from dive_fast.types import InputError
 from dive_fast.world.base_data import cached_images, render_base_images
 from dive_fast.world.base_model import SCHEDULER_CONFIG, BaseShape, build_tokenizer

@@ -101,6 +101,30 @@ def test_share_of_synthetic_identities():
         sampler(labels, infrared, identities=4, synthetic=synthetic, synthetic_share=1.0)
 
 
+def test_the_share_follows_its_schedule():
+    labels, infrared = city(people=10)
+    synthetic = (labels >= 6) & infrared
+    pairs, again = (sampler(labels, infrared, identities=4, synthetic=synthetic) for _ in range(2))
+    for one in (pairs, again):
+        one.follow(lambda step: 0.5 * (1 - step / 39), 40)
+    made = [sum(p >= 6 for p in set(labels[pairs.batch(step)])) for step in range(40)]
+    assert made == [round(4 * 0.5 * (1 - step / 39)) for step in range(40)]
+    assert [made.count(n) for n in (2, 1, 0)] == [10, 20, 10]  # 2.0 to 1.5, to 0.5, to 0: a half rounds to the even
+    assert all((pairs.batch(step) == again.batch(step)).all() for step in reversed(range(40)))
+    seen = Counter(
+        p for step in range(10, 22) for p in set(labels[pairs.batch(step)])
+    )  # 12 steps of 3 real, 1 synthetic
+    assert {p: n for p, n in seen.items() if p >= 6} == dict.fromkeys(range(6, 10), 3)
+    assert {p: n for p, n in seen.items() if p < 6} == dict.fromkeys(range(6), 6)
+
+
+def test_a_schedule_that_asks_for_too_many_is_refused_before_any_step():
+    labels, infrared = city(people=10)
+    pairs = sampler(labels, infrared, identities=4, synthetic=(labels >= 8) & infrared)
+    with pytest.raises(InputError, match="asks for 3 synthetic identities a batch, there are 2"):
+        pairs.follow(lambda step: step / 40, 40)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -118,5 +142,7 @@ def test_bad_options(change, message):
 def test_bad_labels():
     with pytest.raises(InputError, match="0 or more"):
         sampler([-1, 0], [True, False])
+    with pytest.raises(InputError, match=r"within 0\.\.2 for 3 identities, got 5; were data sets merged"):
+        sampler(*city(people=6), names="abc")
     with pytest.raises(InputError, match="equally long"):
         sampler([0, 1], [True])

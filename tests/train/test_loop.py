@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dive_fast.scalars import require_tensorboard
 from dive_fast.train.loop import (
     LossLog,
     MovingAverage,
@@ -19,7 +20,6 @@ from dive_fast.train.loop import (
     check_finite,
     cosine_lr,
     load_state,
-    require_tensorboard,
     run_stage,
     save_state,
 )

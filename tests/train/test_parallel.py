@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dive_fast import ranks
 from dive_fast.models import load_adapter
 from dive_fast.train import parallel
 from dive_fast.train.loop import load_state
@@ -20,7 +21,8 @@ import sys
 from pathlib import Path
 import torch
 from dive_fast.train.loop import Stage, run_stage
-from dive_fast.train.parallel import my_rows, process_group
+from dive_fast.ranks import process_group
+from dive_fast.train.parallel import my_rows
 
 torch.set_num_threads(1)
 with process_group("cpu"):
@@ -45,7 +47,7 @@ import torch
 from dive_fast.data import read_folder
 from dive_fast.models import load_bundle
 from dive_fast.train import loop
-from dive_fast.train.parallel import process_group, rank_and_size
+from dive_fast.ranks import process_group, rank_and_size
 from dive_fast.train.course import Course, stages_of
 from dive_fast.train.personalize import PersonalizeConfig
 from dive_fast.train.precision import Compute
@@ -121,7 +123,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
 
 
 def test_alone_a_process_takes_every_row():
-    assert parallel.rank_and_size() == (0, 1)
+    assert ranks.rank_and_size() == (0, 1)
     assert list(range(6))[parallel.my_rows(6)] == list(range(6))
 
 
@@ -188,12 +190,12 @@ def test_what_accelerate_was_told_and_the_run_would_not_do_is_refused(monkeypatc
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
-    parallel.check_launcher("bf16")
+    ranks.check_launcher("bf16")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    parallel.check_launcher("bf16")
+    ranks.check_launcher("bf16")
     with pytest.raises(InputError, match="says mixed precision bf16, the run no; give --mixed-precision bf16 too"):
-        parallel.check_launcher("no")
+        ranks.check_launcher("no")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     with pytest.raises(InputError, match="asks for FSDP, the compiler INDUCTOR"):
-        parallel.check_launcher("bf16")
+        ranks.check_launcher("bf16")

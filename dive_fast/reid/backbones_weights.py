@@ -1,0 +1,151 @@
+"""Pretrained weights from local files, which are untrusted: everything that a net needs must land, in the right shape."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dive_fast.io import brief, read_json
+from dive_fast.types import DiveError, InputError
+
+
+def transformers() -> ModuleType:
+    """The library; where it is missing, `DiveError` says how to install it."""
+    try:
+        import transformers as library
+    except ImportError as error:
+        raise DiveError("this ReID backbone needs transformers; pip install 'dive-fast[reid]'") from error
+    return library
+
+
+def folder_model(
+    cls: Any, form: Any, folder: str, *, name: str, fields: Sequence[str], kinds: Sequence[str] = (), **options: Any
+) -> nn.Module:
+    """A transformers model `cls` in float32 with the weights of `folder`, and the configuration `form`.
+
+    The folder's configuration must be of model type `form.model_type` or one of `kinds` and equal `form` in `fields`;
+    of the rest only `image_size` counts, which is written into `form`: a net rebuilt from `form` alone, as from a
+    checkpoint, then computes the same. Raises `InputError` for another net, and for weights that are damaged or not whole.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise InputError(f"weights: {folder} is not a folder of a transformers {name} (no config.json)")
+    record = read_json(path / "config.json", "weights")
+    kind = record.get("model_type") if isinstance(record, dict) else None
+    if kind not in (form.model_type, *kinds):
+        raise InputError(f"weights: {folder} is not a {name}: its config.json says model_type {kind!r}, "
+                         f"expected {' or '.join(map(repr, (form.model_type, *kinds)))}")  # fmt: skip
+    with _quiet(), _as_input_error(folder, name):
+        given = type(form).from_pretrained(folder, local_files_only=True)
+        _same_form(given, form, fields, folder, name)
+        if hasattr(form, "image_size"):
+            form.image_size = given.image_size
+        net, info = cls.from_pretrained(
+            folder, config=form, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
+        )
+    if info["missing_keys"]:
+        raise InputError(f"weights: {folder} lacks {len(info['missing_keys'])} tensors of a {name}, as "
+                         f"{min(info['missing_keys'])}; copy or save it again")  # fmt: skip
+    return net
+
+
+def _same_form(given: Any, form: Any, fields: Sequence[str], folder: str, name: str) -> None:
+    values = {f: [_plain(getattr(config, f)) for config in (given, form)] for f in fields}
+    wrong = [f"{f} is {found}, expected {wanted}" for f, (found, wanted) in values.items() if found != wanted]
+    if wrong:
+        raise InputError(f"weights: {folder} is not a {name}: its {'; its '.join(wrong)}")
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON gives it back: tuples as lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+@contextmanager
+def _as_input_error(folder: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds for a damaged or foreign folder
+        raise InputError(
+            f"weights: {folder} cannot be read as a {name} ({brief(error)}); copy or save it again"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers draws a bar and reports unused tensors for every load; what is missing is checked above."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a `.safetensors` file or of a pickle that holds nothing else; otherwise `InputError`."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler fed with broken bytes raises anything
+        raise InputError(f"weights: {path} is no safetensors file or pickle of tensors alone ({brief(error, 120)}); "
+                         "save the model's state_dict() as safetensors") from error  # fmt: skip
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"weights: {path} is not a state dict of names and tensors; save the model's state_dict()")
+    return state
+
+
+_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(?:(conv|bn)([1-3])|downsample\.([01]))\.(\w+)")
+_PARTS = {"conv": "convolution", "bn": "normalization", "0": "convolution", "1": "normalization"}
+
+
+def _transformers_name(name: str) -> str:
+    """transformers' name of a tensor that torchvision's ResNet calls `name`; another name stays."""
+    if stem := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
+        return f"embedder.embedder.{_PARTS[stem[1]]}.{stem[2]}"
+    if not (block := _BLOCK.fullmatch(name)):
+        return name
+    stage, number, part, place, shortcut, leaf = block.groups()
+    where = f"encoder.stages.{int(stage) - 1}.layers.{number}"
+    if shortcut is not None:
+        return f"{where}.shortcut.{_PARTS[shortcut]}.{leaf}"
+    return f"{where}.layer.{int(place) - 1}.{_PARTS[part]}.{leaf}"
+
+
+def resnet50_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """torchvision's resnet50 state dict under the names of `wanted`, the state of a transformers ResNetModel.
+
+    The classifier `fc` is left out. Counts of batches, which files of before 2018 lack, are `wanted`'s own then.
+    Raises `InputError` naming `where` for tensors that are missing, left over, or of another shape.
+    """
+    named = {_transformers_name(name): tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    counts = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
+    named = {**counts, **named}
+    wrong = {
+        "lacks": sorted(set(wanted) - set(named)),
+        "has the unknown": sorted(set(named) - set(wanted)),
+        "has another shape of": sorted(n for n in set(named) & set(wanted) if named[n].shape != wanted[n].shape),
+    }
+    for what, names in wrong.items():
+        if names:
+            raise InputError(f"weights: {where} is not torchvision's resnet50: it {what} {names[0]} "
+                             f"({len(names)} such tensors)")  # fmt: skip
+    return named

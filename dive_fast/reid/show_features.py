@@ -1,0 +1,173 @@
+"""Where real and synthetic images lie in feature space: shares of neighbours (numbers), and t-SNE (a picture)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dive_fast.types import DiveError, Sample
+
+F32 = NDArray[np.float32]
+GROUPS = ("real visible", "real infrared", "synthetic visible", "synthetic infrared")
+NEIGHBOURS = 10
+_CHUNK = 1024  # images whose similarities to all real ones are in memory at a time
+_FEWEST = 8  # images of a t-SNE picture
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean share over `images`, and what it would be if neighbours came at random; None if nothing could be counted."""
+
+    images: int
+    share: float | None
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class GroupShares:
+    """What lies nearest to a group's images among the real ones.
+
+    `trained`: the images are of people whom the net was trained on, or (False) of others.
+    `visible` and `infrared`: the share of the nearest visible (infrared) real images that show the same person.
+    `modality`: the share of the nearest real images, of any kind, that have the image's own modality.
+    """
+
+    group: str
+    trained: bool
+    images: int
+    visible: Share
+    infrared: Share
+    modality: Share
+
+
+def group_of(sample: Sample) -> str:
+    """One of `GROUPS`."""
+    return f"{sample.source} {'infrared' if sample.modality == 'ir' else 'visible'}"
+
+
+def neighbour_shares(
+    features: F32, samples: Sequence[Sample], trained: Collection[str] = (), neighbours: int = NEIGHBOURS
+) -> list[GroupShares]:
+    """`GroupShares` of every group that is there, from unit `features` float32 [N, D].
+
+    A net knows the people it was `trained` on far better than others, so these are groups of their own.
+    For every image the real ones by its own camera of its own person (itself included) are left out: they are almost
+    copies, which generated images have none of. Of each image the nearest `neighbours` count, or as many as there are
+    right ones if those are fewer, so that every share can reach 1. An image that has no right one is not counted.
+    """
+    table = _Table(features, samples, trained)
+    kinds = {"visible": ~table.infrared, "infrared": table.infrared}
+    found = []
+    for name, known in ((name, known) for name in GROUPS for known in (True, False)):
+        rows = np.flatnonzero((table.group == name) & (table.trained == known))
+        if len(rows):
+            own = kinds[name.split()[1]]
+            shares = {kind: _share(table, rows, pool, None, neighbours) for kind, pool in kinds.items()}
+            modality = _share(table, rows, np.full(len(samples), True), own, neighbours)
+            found.append(GroupShares(name, known, len(rows), shares["visible"], shares["infrared"], modality))
+    return found
+
+
+class _Table:
+    """Samples as arrays [N]."""
+
+    def __init__(self, features: F32, samples: Sequence[Sample], trained: Collection[str]):
+        self.features = features
+        self.group = np.array([group_of(s) for s in samples])
+        self.trained = np.array([s.pid in trained for s in samples])
+        self.real = np.array([s.source == "real" for s in samples])
+        self.infrared = np.array([s.modality == "ir" for s in samples])
+        self.person = np.unique([s.pid for s in samples], return_inverse=True)[1]
+        self.camera = np.unique([s.camera for s in samples], return_inverse=True)[1]
+
+
+def _share(
+    table: _Table, rows: NDArray[np.int64], kind: NDArray[np.bool_], wanted: NDArray[np.bool_] | None, neighbours: int
+) -> Share:
+    """The mean share of right images among the nearest real ones of a `kind` (bool [N]) of each row.
+
+    Right are the `wanted` ones (bool [N]), or those of the row's own person if that is None.
+    """
+    pool = np.flatnonzero(table.real & kind)
+    shares, chances = [], []
+    for start in range(0, len(rows) if len(pool) else 0, _CHUNK):
+        part = rows[start : start + _CHUNK]
+        same = table.person[part, None] == table.person[pool]
+        right = same if wanted is None else np.broadcast_to(wanted[pool], same.shape)
+        left_out = same & (table.camera[part, None] == table.camera[pool])
+        right = right & ~left_out
+        counted = right.any(axis=1)
+        if not counted.any():
+            continue
+        similarity = table.features[part[counted]] @ table.features[pool].T
+        similarity[left_out[counted]] = -np.inf
+        order = _largest(similarity, neighbours)
+        right, seen = right[counted], (~left_out[counted]).sum(axis=1)
+        most = np.minimum(right.sum(axis=1), neighbours)
+        near = np.take_along_axis(right, order, axis=1) & (np.arange(order.shape[1]) < most[:, None])
+        shares.append(near.sum(axis=1) / most)
+        chances.append(right.sum(axis=1) / seen)
+    if not shares:
+        return Share(0, None, None)
+    values, chance = np.concatenate(shares), np.concatenate(chances)
+    return Share(len(values), float(values.mean()), float(chance.mean()))
+
+
+def _largest(values: F32, count: int) -> NDArray[np.int64]:
+    """Columns of the `count` largest values of each row (all, if there are fewer), largest first."""
+    few = min(count, values.shape[1])
+    columns = np.argpartition(-values, few - 1, axis=1)[:, :few]
+    order = np.argsort(-np.take_along_axis(values, columns, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1)
+
+
+def people_in_turn(samples: Sequence[Sample], trained: Collection[str] = (), seed: int = 0) -> list[str]:
+    """All people in random order, one of each kind at a time: those with images of the same groups, trained on or not."""
+    groups: dict[str, frozenset[str]] = {}
+    for sample in samples:
+        groups[sample.pid] = groups.get(sample.pid, frozenset()) | {group_of(sample)}
+    before: Counter[tuple[frozenset[str], bool]] = Counter()
+    place = {}
+    for pid in np.random.default_rng([seed, 0]).permutation(sorted(groups)).tolist():
+        kind = groups[pid], pid in trained
+        place[pid] = before[kind], -len(groups[pid])
+        before[kind] += 1
+    return sorted(place, key=lambda pid: place[pid])
+
+
+def sample_people(samples: Sequence[Sample], people: Sequence[str], images: int) -> list[int]:
+    """Rows of at most `images` samples, in order: whole people, the first of `people` that fit."""
+    rows: dict[str, list[int]] = {}
+    for row, sample in enumerate(samples):
+        rows.setdefault(sample.pid, []).append(row)
+    chosen: list[int] = []
+    for pid in people:
+        if len(chosen) + len(rows[pid]) <= images:
+            chosen += rows[pid]
+    return sorted(chosen)
+
+
+def require_tsne() -> None:
+    """Raises `DiveError` when the picture could not be drawn."""
+    try:
+        import sklearn.manifold  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401
+    except ImportError as error:
+        raise DiveError(
+            "the picture of features needs scikit-learn; pip install 'dive-fast[reid]', or say --no-tsne"
+        ) from error
+
+
+def tsne(features: F32, seed: int = 0) -> F32:
+    """t-SNE (van der Maaten and Hinton, JMLR 2008) of unit features float32 [N, D] to float32 [N, 2], started from PCA."""
+    require_tsne()
+    from sklearn.manifold import TSNE
+
+    if len(features) < _FEWEST:
+        raise DiveError(f"a t-SNE picture needs at least {_FEWEST} images, got {len(features)}; say --no-tsne")
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    found: F32 = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features).astype(np.float32)
+    return found
