@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import commit, processor, versions
+from dive_fast.bench.sd15 import SIZE, sd15
 
-SIZE = (512, 256)  # pixels: latents 64 x 32
 ROWS_MAX = 144
 CHECKED = ("prompt_bank", "unet")
+NEEDED = {"prompt_bank": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}  # the network that a part is of
 VARIANTS = {"plain-fp32": ("plain", "fp32"), "bank-fp16": ("bank", "fp16")}
 GRAPHS = (  # what matters most comes first, should the run be cut short
     ("plain-fp32", "unet"),
@@ -30,46 +31,6 @@ GRAPHS = (  # what matters most comes first, should the run be cut short
     ("bank-fp16", "prompt_bank"),
     *((variant, part) for variant in VARIANTS for part in ("text_encoder", "vae_decoder", "vae_encoder")),
 )
-
-
-class Vocabulary:
-    """All that the graphs ask of a tokenizer: how many tokens it knows and how many a prompt has."""
-
-    model_max_length = 77
-
-    def __len__(self) -> int:
-        return 49408
-
-
-def sd15(part: str) -> Any:
-    """A bundle of Stable Diffusion 1.5's networks: random weights for the one `part` needs, none for the others."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from dive_fast.models import ModelBundle
-
-    text = CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, projection_dim=768, num_hidden_layers=12,
-        num_attention_heads=12, max_position_embeddings=77, hidden_act="quick_gelu",
-    )  # fmt: skip
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    latents = (SIZE[0] // 8, SIZE[1] // 8)
-    networks = {
-        "text_encoder": lambda: CLIPTextModel(text),
-        # The class's defaults are Stable Diffusion 1's but for these.
-        "unet": lambda: UNet2DConditionModel(sample_size=latents, cross_attention_dim=768, attention_head_dim=8),
-        "vae": lambda: AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512, **blocks
-        ),
-    }
-    needed = {"prompt_bank": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}.get(part, part)
-    torch.manual_seed(0)
-    made = {}
-    for name, build in networks.items():
-        with torch.device("cpu" if name == needed else "meta"):
-            made[name] = build().eval().requires_grad_(False)
-    return ModelBundle(tokenizer=Vocabulary(), scheduler_config={}, **made)
 
 
 def measure(variant: str, part: str, folder: Path) -> dict[str, Any]:
@@ -84,7 +45,7 @@ def measure(variant: str, part: str, folder: Path) -> dict[str, Any]:
     form, precision = VARIANTS[variant]
     options = GraphOptions(form, precision)  # type: ignore[arg-type]
     with Resources() as building:
-        parts, _ = graphs(sd15(part), SIZE, ROWS_MAX, options)
+        parts, _ = graphs(sd15(real=(NEEDED.get(part, part),)), SIZE, ROWS_MAX, options)
         (graph,) = [graph for graph in parts if graph.part == part]
         del parts
     path = folder / "model.onnx"

@@ -43,6 +43,7 @@ from dive_fast.reid.train import train_reid
 from dive_fast.types import Sample
 from dive_fast.world.trees import WorldSpec, build_world
 
+KINDS = {"ours": "fp32", "ours, bf16": "bf16", "plain": "fp32"}
 PACKAGES = ("torch", "numpy", "pillow")
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
@@ -57,11 +58,12 @@ def training_set(folder: Path) -> tuple[list[Sample], list[Sample], list[Sample]
     return arms["oracle"], query, gallery
 
 
-def agw(seed: int, epochs: int) -> ReidConfig:
-    """AGW's recipe for the pocket world's images and a network that a CPU trains; its epochs in proportion."""
+def agw(seed: int, epochs: int, precision: str = "fp32") -> ReidConfig:
+    """AGW's recipe for the pocket world's images and a network that a CPU trains from random weights."""
     return recipe(
-        "agw", backbone="pocket", height=96, width=48, nonlocal_blocks=False, backbone_lr=1.0, crop=6, seed=seed,
-        epochs=epochs, warmup_epochs=epochs // 6, drop_epochs=(epochs // 3, 5 * epochs // 6),
+        "agw", backbone="pocket", height=96, width=48, nonlocal_blocks=False, stripes=3, backbone_lr=1.0, crop=6, lr=0.05,
+        clip=5.0, seed=seed, epochs=epochs, warmup_epochs=max(1, epochs // 6),
+        drop_epochs=(epochs // 3, 5 * epochs // 6), precision=precision,
     )  # fmt: skip
 
 
@@ -130,6 +132,7 @@ def plain_training(samples: Sequence[Sample], config: ReidConfig, steps: int, wo
         loss = cross_entropy(logits, labels, config.smoothing) + weighted_triplet(features, labels)
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(learner.parameters, config.clip or float("inf"))
         optimizer.step()
         loss.item()
     return model.eval()
@@ -146,26 +149,39 @@ def train(folder: Path, seeds: int, epochs: int) -> dict[str, Any]:
         return score(model, *sides, trials, protocol, checkpoint="", dataset="pocket").map
 
     workers = fastest_loader(samples)
-    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
-    maps: dict[str, list[float]] = {"ours": [], "plain": []}
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    maps: dict[str, list[float]] = {kind: [] for kind in KINDS}
     steps = 0
-    for seed in range(seeds):
-        config, out = agw(seed, epochs), folder / f"ours-{seed}"
-        took, _ = timed(lambda config=config, out=out: train_reid(samples, config, out, progress=False))
-        seconds["ours"].append(took / epochs)
+
+    def ours(seed: int, kind: str) -> ReidModel:
+        nonlocal steps
+        out = train_reid(samples, agw(seed, epochs, KINDS[kind]), folder / f"{kind}-{seed}", progress=False)
         model, _, record = load_model(out)
-        maps["ours"].append(quality(model))
         steps = record["steps"]
-        took, model = timed(lambda config=config, steps=steps: plain_training(samples, config, steps, workers))
-        seconds["plain"].append(took / epochs)
-        maps["plain"].append(quality(model))
+        return model
+
+    for seed in range(seeds):
+        for kind in KINDS:
+            if kind == "plain":
+                took, model = timed(lambda seed=seed: plain_training(samples, agw(seed, epochs), steps, workers))
+            else:
+                took, model = timed(lambda seed=seed, kind=kind: ours(seed, kind))
+            seconds[kind].append(took / epochs)
+            maps[kind].append(quality(model))
+    ratios = {
+        f"plain / {kind}": round(
+            statistics.median(b / a for a, b in zip(seconds[kind], seconds["plain"], strict=True)), 2
+        )
+        for kind in KINDS
+        if kind != "plain"
+    }
     return {
         "images": len(samples),
         "epochs": epochs,
         "steps an epoch": steps // epochs,
         "DataLoader workers": workers,
         "s an epoch": {kind: [round(value, 2) for value in values] for kind, values in seconds.items()},
-        "plain / ours": round(statistics.median(b / a for a, b in zip(*seconds.values(), strict=True)), 2),
+        **ratios,
         "mAP %": {kind: [round(value, 1) for value in values] for kind, values in maps.items()},
     }
 

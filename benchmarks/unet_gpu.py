@@ -41,9 +41,9 @@ Call = Callable[[], Tensor]
 def bundle_of(name: str) -> Any:
     """Stable Diffusion 1.5's configuration with random weights, or the shipped model."""
     if name == "sd15":
-        from benchmarks.export import sd15
+        from dive_fast.bench.sd15 import sd15
 
-        return sd15("unet")
+        return sd15(real=("unet",))
     from dive_fast.models import load_bundle
 
     return load_bundle(name)

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from dive_fast import __version__
 from dive_fast.commands import (
+    bench,
     demo,
     engine,
     foreign,
@@ -125,6 +126,8 @@ app.command("filter")(quality.filter_pairs)
 app.command("compare-sets")(quality.compare_sets)
 app.command()(quality.card)
 app.command()(report.report)
+app.command()(bench.bench)
+app.command()(bench.capacity)
 app.add_typer(reid.app, name="reid")
 
 

@@ -1,0 +1,252 @@
+"""What a job of N pairs takes on a fleet of GPUs: time, GPU-hours, disk, and where more workers stop helping.
+
+A prediction, from one measured rate and what is assumed of the fleet. The closed form is checked by an event simulation
+(`simulate`). Loads no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dive_fast.io import read_json
+from dive_fast.types import InputError
+
+TOLERANCE = 0.05  # of the time, beside one shard's: how far the simulation may be from the closed form
+SHARDS = 100_000  # most shards that are simulated, in one run or, of a small job, in several
+HOPELESS = 5  # shards of so many mean times between failures: one try of 150 succeeds
+RUNS = 20  # whose mean is taken: one run of few shards is a draw of chance
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The job and what is assumed of the machines; rates are a worker's (one GPU's), disk and network all workers' together.
+
+    `rate` images/s; `disk_write` MB/s; `network` Gb/s between workers and disk; `startup` s until a worker computes, after
+    a failure too; `mtbf_hours` of a worker (the shard that it was at is lost); `rate_spread` is the standard deviation of
+    the workers' rates over their mean.
+    """
+
+    rate: float
+    pairs: int
+    bytes_per_image: float
+    images_per_pair: int = 2
+    disk_write: float = math.inf
+    network: float = math.inf
+    shard_pairs: int = 64
+    startup: float = 60.0
+    mtbf_hours: float = math.inf
+    rate_spread: float = 0.05
+
+    def __post_init__(self) -> None:
+        bad = [f"{f.name} must be > 0, got {getattr(self, f.name)}" for f in fields(self) if not self._sound(f.name)]
+        if bad:
+            raise InputError(f"capacity: {'; '.join(bad)}")
+        if self.compute_seconds > HOPELESS * 3600 * self.mtbf_hours:
+            raise InputError(
+                f"capacity: a shard takes {self.compute_seconds:,.0f} s and a worker fails every "
+                f"{3600 * self.mtbf_hours:,.0f} s, so that hardly any is finished; plan smaller shards"
+            )
+
+    def _sound(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value >= 0 if name in ("startup", "rate_spread") else value > 0
+
+    @property
+    def images(self) -> int:
+        return self.pairs * self.images_per_pair
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.pairs / self.shard_pairs)
+
+    @property
+    def shard_images(self) -> float:
+        """Of a mean shard: the last one may be smaller."""
+        return self.images / self.shards
+
+    @property
+    def compute_seconds(self) -> float:
+        """A shard's, undisturbed."""
+        return self.shard_images / self.rate
+
+    @property
+    def shard_seconds(self) -> float:
+        """A shard's, with failures that lose it: (e^(l t) - 1) (1 / l + startup) for t undisturbed seconds and failures at
+        rate l, the mean of a renewal that starts over.
+        """
+        hazard = 1 / (3600 * self.mtbf_hours)
+        return (
+            self.compute_seconds
+            if hazard == 0
+            else math.expm1(hazard * self.compute_seconds) * (1 / hazard + self.startup)
+        )
+
+    @property
+    def shared(self) -> tuple[str, float]:
+        """What all workers share and which of it is slower, with its bytes/s."""
+        disk, network = 1e6 * self.disk_write, 1e9 * self.network / 8
+        return ("disk", disk) if disk <= network else ("network", network)
+
+    @property
+    def write_seconds(self) -> float:
+        """A shard's, through what all share."""
+        return self.shard_images * self.bytes_per_image / self.shared[1]
+
+    @property
+    def binds_at(self) -> float:
+        """Workers from which on the shared disk or network is the limit."""
+        return math.inf if self.write_seconds == 0 else self.shard_seconds / self.write_seconds
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """For `workers` GPUs. `efficiency` is what they would need at the measured rate over what they take; `bound` what
+    limits: GPUs, disk, network, or shards (fewer than workers). `off` is the simulation's mean time over the closed form's,
+    less 1, for the first `simulated_shards` shards; `failures` is its mean number of them.
+    """
+
+    workers: int
+    seconds: float
+    gpu_hours: float
+    efficiency: float
+    bound: str
+    off: float | None = None
+    agrees: bool | None = None
+    simulated_shards: int = 0
+    failures: float = 0.0
+
+    @property
+    def simulated_efficiency(self) -> float | None:
+        return None if self.off is None else self.efficiency / (1 + self.off)
+
+
+def closed_form(fleet: Fleet, workers: int, shards: int | None = None) -> float:
+    """Seconds from the start to the last record, of all shards or only of so many.
+
+    Compute: shards in turn on the workers, whose last ones end spread over a shard's time, so that with n of them the last
+    is (n - 1) / (2 n + 2) of it later than the mean; with a worker for each shard the slowest one. Or the shared disk: the
+    first shard, then writes without a gap.
+    """
+    if workers < 1:
+        raise InputError(f"capacity: workers must be at least 1, got {workers}")
+    count = fleet.shards if shards is None else shards
+    if workers < count:
+        tail = (workers - 1) / (2 * workers + 2)
+        computing = fleet.shard_seconds * (count / workers + tail)
+    else:
+        computing = _slowest_of(fleet, count, waits=workers == count)
+    writing = fleet.shard_seconds + (count - 1) * fleet.write_seconds
+    return fleet.startup + max(computing, writing) + fleet.write_seconds
+
+
+def _slowest_of(fleet: Fleet, count: int, waits: bool) -> float:
+    """Mean seconds of the slowest of `count` shards that are begun at once: its tries fail with probability q, the most of
+    `count` geometric numbers of failures has the mean sum over k >= 1 of 1 - (1 - q^k)^count, and a failure costs what the
+    try lasted, cut off at the whole shard's time, and, where it `waits` for its worker as no other is idle, `startup`.
+    """
+    hazard = 1 / (3600 * fleet.mtbf_hours)
+    q = -math.expm1(-hazard * fleet.compute_seconds)
+    if q == 0:
+        return fleet.compute_seconds
+    lost = 1 / hazard - fleet.compute_seconds * (1 - q) / q
+    most = math.ceil(math.log(1e-6 / count) / math.log(q))  # what is left of the sum is below 1e-6
+    failures = sum(-math.expm1(count * math.log1p(-(q**k))) for k in range(1, most + 1))
+    return fleet.compute_seconds + failures * (lost + (fleet.startup if waits else 0.0))
+
+
+def predict(fleet: Fleet, workers: int, seed: int | None = 0) -> Prediction:
+    """The closed form, and with a `seed` the simulation beside it."""
+    seconds = closed_form(fleet, workers)
+    ideal = fleet.images / (workers * fleet.rate)
+    found = Prediction(
+        workers=workers,
+        seconds=seconds,
+        gpu_hours=workers * seconds / 3600,
+        efficiency=ideal / seconds,
+        bound=_bound(fleet, workers),
+    )
+    return found if seed is None else _checked(fleet, found, seed)
+
+
+def _bound(fleet: Fleet, workers: int) -> str:
+    if min(workers, fleet.shards) >= fleet.binds_at:
+        return fleet.shared[0]
+    return "shards" if workers > fleet.shards else "GPUs"
+
+
+def _checked(fleet: Fleet, found: Prediction, seed: int) -> Prediction:
+    from dive_fast.bench.simulate import simulate
+
+    shards = min(fleet.shards, max(SHARDS, 20 * found.workers))
+    runs = [simulate(fleet, found.workers, shards, seed + run) for run in range(min(RUNS, max(1, SHARDS // shards)))]
+    seconds, expected = fmean(run.seconds for run in runs), closed_form(fleet, found.workers, shards)
+    return replace(
+        found,
+        off=seconds / expected - 1,
+        agrees=abs(seconds - expected) <= TOLERANCE * expected + fleet.shard_seconds,
+        simulated_shards=shards,
+        failures=fmean(run.failures for run in runs),
+    )
+
+
+def measured(path: Path) -> tuple[float, float]:
+    """(images/s, bytes an image) of the fastest row count in a bench.json, which is untrusted; else `InputError`."""
+    data = read_json(path, "bench result")
+    rows = data.get("rows") if isinstance(data, dict) else None
+    found: list[tuple[float, float]] = []
+    for row in rows if isinstance(rows, list) else ():
+        rate = row.get("images_per_second") if isinstance(row, dict) else None
+        if isinstance(rate, dict) and _positive(rate.get("p50")) and _positive(row.get("bytes_per_image")):
+            found.append((float(rate["p50"]), float(row["bytes_per_image"])))
+    if not found:
+        raise InputError(f"{path} holds no measured rate; give the bench.json of dive-fast bench --out, or --rate")
+    return max(found)
+
+
+def _positive(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+def table(fleet: Fleet, predictions: Sequence[Prediction]) -> str:
+    """For a reader, labelled as what it is."""
+    kind, limit = fleet.shared
+    size = fleet.images * fleet.bytes_per_image
+    shared = (
+        "nothing that workers share is limited"
+        if math.isinf(limit)
+        else f"{kind} {limit / 1e6:,.0f} MB/s binds from {fleet.binds_at:,.1f} workers on"
+    )
+    lines = [
+        f"prediction, not a measurement: {fleet.pairs:,} pairs, {fleet.images:,} images at {fleet.rate:.4g} images/s a GPU, "
+        f"{fleet.bytes_per_image:,.0f} bytes each",
+        f"disk {_bytes(size)}; {shared}; {fleet.shards:,} shards of {fleet.compute_seconds:.3g} s",
+        f"{'GPUs':>6} {'wall time':>12} {'GPU-hours':>11} {'efficiency':>10}  {'bound by':<9} simulated",
+    ]
+    for p in predictions:
+        checked = "" if p.off is None else f"{100 * p.off:+.1f} %, {'agrees' if p.agrees else 'DISAGREES'}"
+        lines.append(
+            f"{p.workers:>6,} {_time(p.seconds):>12} {p.gpu_hours:>11,.2f} {100 * p.efficiency:>8.1f} %  "
+            f"{p.bound:<9} {checked}"
+        )
+    return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:,.4g} PB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

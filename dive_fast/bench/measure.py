@@ -1,0 +1,228 @@
+"""One engine measured: UNet calls, whole batches by stage, memory, and how near the machine's own ceilings that is."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dive_export.resources import Resources
+from dive_fast.bench.batch import PEOPLE, STAGES, Sampling, bench_plan, start_of, timed_pass
+from dive_fast.bench.ceilings import Ceilings
+from dive_fast.bench.timing import Spread, interleaved, spread
+from dive_fast.bench.work import ModelWork
+from dive_fast.engines.base import Engine, Request
+from dive_fast.synth.local import synthesize
+from dive_fast.types import InputError
+
+if TYPE_CHECKING:
+    from dive_fast.synth.planfile import SynthesisPlan
+    from dive_fast.synth.render import Start
+
+Advance = Callable[[str], object]
+Pass = tuple[dict[str, float], float]
+"""Milliseconds by stage, and bytes an image."""
+JOB_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peaks of one batch in MB: this process's resident set (None where the system does not tell), torch's allocations
+    on the GPU, and all that is in use on it by whomever, after the batch.
+    """
+
+    process: float | None
+    torch_gpu: float | None = None
+    gpu_in_use: float | None = None
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A call's counted work, what it takes at the measured ceilings, and the share of the measured time that this is.
+
+    `share` is of the larger of both; above 1 an engine does less than the plain network, or the ceiling was not reached.
+    """
+
+    gflop: float
+    moved_gb: float
+    unfused_gb: float
+    arithmetic_ms: float
+    traffic_ms: float
+    share: float
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """Everything about calls of `rows` UNet rows: `images` images a batch.
+
+    `batch_ms` is from prompts to pixels; `stages_ms` has writing beside it, which in synthesis runs at the same time.
+    """
+
+    rows: int
+    images: int
+    unet_ms: Spread
+    batch_ms: Spread
+    stages_ms: dict[str, Spread]
+    images_per_second: Spread
+    pairs_per_second: dict[str, float]
+    bytes_per_image: float
+    memory: Memory
+    unet_floor: Floor | None = None
+    batch_floor: Floor | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A whole job by `synthesize`, files and all: what is left of the engine's rate."""
+
+    rows: int
+    images: int
+    images_per_second: float
+    times: dict[str, float] = field(default_factory=dict)
+
+
+def check_rows(engine: Engine, rows: Sequence[int], sampling: Sampling) -> None:
+    """Raises `InputError` with every reason why the engine cannot be asked for these calls."""
+    profile = engine.spec.profile
+    reasons = [r for n in rows for r in engine.unsupported(Request(n, profile.height, profile.width))]
+    reasons += [f"{n} rows hold no image with guidance {sampling.guidance}" for n in rows if sampling.images(n) < 1]
+    if reasons or not rows:
+        raise InputError(f"bench: {'; '.join(reasons) or 'no row counts'}; choose other --rows")
+
+
+def measure_rows(
+    engine: Engine,
+    rows: Sequence[int],
+    sampling: Sampling,
+    *,
+    repeats: int,
+    turns: int,
+    work: ModelWork | None = None,
+    ceilings: Ceilings | None = None,
+    advance: Advance = lambda _: None,
+) -> list[RowResult]:
+    """Each row count: a warm-up batch, then `repeats` UNet calls and `turns` batches, row counts in turn.
+
+    `advance` is told of every finished part. Raises `InputError` for rows that the engine cannot take.
+    """
+    check_rows(engine, rows, sampling)
+    plan = bench_plan(engine, max(map(sampling.images, rows)), sampling)
+    starts = {n: start_of(plan, engine, sampling.images(n)) for n in rows}
+    for n, start in starts.items():
+        timed_pass(engine, plan, start)
+        advance(f"warm-up, {n} rows")
+    calls = interleaved(
+        {str(n): _unet_call(engine, start, n) for n, start in starts.items()}, repeats, engine.device.type, warm_up=1
+    )
+    advance("UNet calls")
+    passes: dict[int, list[Pass]] = {n: [] for n in rows}
+    memory: dict[int, Memory] = {}
+    for turn in range(turns):
+        for n, start in starts.items():
+            taken, held = _watched(engine, plan, start)
+            passes[n].append(taken)
+            memory.setdefault(n, held)
+        advance(f"batches, turn {turn + 1} of {turns}")
+    return [_row(n, starts[n], calls[str(n)], passes[n], memory[n], plan, work, ceilings) for n in dict.fromkeys(rows)]
+
+
+def measure_job(engine: Engine, rows: int, sampling: Sampling) -> Job:
+    """`JOB_BATCHES` full batches by `synthesize` into a temporary folder, after a measurement has warmed the engine."""
+    pairs = -(-JOB_BATCHES * sampling.images(rows) // 2)
+    most = min(PEOPLE, len(engine.prompts.table.identities), pairs)
+    people = next(count for count in range(most, 0, -1) if pairs % count == 0)  # so that the last batch is full, too
+    plan = bench_plan(engine, pairs, sampling, people)
+    with tempfile.TemporaryDirectory(prefix="dive-bench-") as folder:
+        done = synthesize(plan, engine, Path(folder) / "out", rows, progress=False)
+    return Job(rows, done.images, done.images_per_second, done.times)
+
+
+def _watched(engine: Engine, plan: SynthesisPlan, start: Start) -> tuple[Pass, Memory]:
+    """A timed batch, and what it held: looking at this process's memory costs a thread 20 reads a second."""
+    cuda = engine.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(engine.device)
+    with Resources() as process:
+        taken = timed_pass(engine, plan, start)
+    if not cuda:
+        return taken, Memory(process.peak_mb)
+    free, total = torch.cuda.mem_get_info(engine.device)
+    return taken, Memory(process.peak_mb, torch.cuda.max_memory_allocated(engine.device) / 1e6, (total - free) / 1e6)
+
+
+def _unet_call(engine: Engine, start: Start, rows: int) -> Callable[[], object]:
+    """A call as guidance asks for it: every image's empty prompt first, then its own."""
+    keys = [job.key for job in start.jobs]
+    embeddings, index = engine.prompts.encode(engine.encode_text, [None, *keys])
+    conditioning, latents = engine.condition(embeddings), start.noise.to(engine.device)
+    asked = index[1:] if len(keys) == rows else torch.cat([torch.zeros_like(index[1:]), index[1:]])
+    return lambda: engine.eps(latents, 500, conditioning, asked)
+
+
+def _row(
+    rows: int,
+    start: Start,
+    calls: list[float],
+    passes: list[Pass],
+    memory: Memory,
+    plan: SynthesisPlan,
+    work: ModelWork | None,
+    ceilings: Ceilings | None,
+) -> RowResult:
+    images = len(start.jobs)
+    totals = [sum(ms for stage, ms in stages.items() if stage != "write") for stages, _ in passes]
+    rate = spread([1e3 * images / ms for ms in totals])
+    unet, batch = spread(calls), spread(totals)
+    floors: dict[str, Floor] = {}
+    if work is not None and ceilings is not None:
+        prompts = len({job.key for job in start.jobs}) + (plan.guidance != 1.0)
+        asked = rows - rows % 2 if plan.guidance != 1.0 else rows
+        parts = [(work.encode(prompts), 1), (work.unet(asked), plan.steps), (work.decode(images), 1)]
+        floors = {
+            "unet_floor": _floor([(work.unet(asked), 1)], ceilings, unet.p50),
+            "batch_floor": _floor(parts, ceilings, batch.p50),
+        }
+    return RowResult(
+        rows=rows,
+        images=images,
+        unet_ms=unet,
+        batch_ms=batch,
+        stages_ms={stage: spread([stages[stage] for stages, _ in passes]) for stage in STAGES},
+        images_per_second=rate,
+        pairs_per_second={"both sides generated": rate.p50 / 2, "real RGB": rate.p50},
+        bytes_per_image=passes[0][1],
+        memory=memory,
+        **floors,
+    )
+
+
+def _floor(parts: Sequence[tuple[Any, int]], ceilings: Ceilings, measured: float) -> Floor:
+    """Of works that follow each other, each so many times: every one has a floor of its own."""
+    total = [(work.times(count), count * ceilings.floor_ms(work.flops, work.moved)) for work, count in parts]
+    flops, moved, unfused = (sum(getattr(work, name) for work, _ in total) for name in ("flops", "moved", "unfused"))
+    return Floor(
+        gflop=flops / 1e9,
+        moved_gb=moved / 1e9,
+        unfused_gb=unfused / 1e9,
+        arithmetic_ms=ceilings.arithmetic_ms(flops),
+        traffic_ms=ceilings.traffic_ms(moved),
+        share=sum(floor for _, floor in total) / measured,
+    )
+
+
+def least_seconds(
+    work: ModelWork, ceilings: Ceilings, rows: Sequence[int], sampling: Sampling, repeats: int, turns: int
+) -> float:
+    """How long `measure_rows` and `measure_job` take at the very least: their counted work at this machine's ceilings."""
+    total = 0.0
+    for n in rows:
+        unet, decode = work.unet(n), work.decode(sampling.images(n))
+        call = ceilings.floor_ms(unet.flops, unet.moved)
+        batch = sampling.steps * call + ceilings.floor_ms(decode.flops, decode.moved)
+        batches = turns + 1 + (JOB_BATCHES if n == max(rows) else 0)
+        total += (repeats + 1) * call + batches * batch
+    return total / 1e3

@@ -1,0 +1,148 @@
+"""Plots of a bench and of a capacity plan, as PNG; colours as the gallery's (`report/plots.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dive_fast.io import atomic_path
+from dive_fast.types import DiveError
+
+if TYPE_CHECKING:
+    from dive_fast.bench.capacity import Fleet, Prediction
+    from dive_fast.bench.results import BenchResult
+
+INK, GRID = "#22272e", "#e5e7eb"
+COLOURS = ("#4c8bd6", "#2a9d8f", "#e08e45", "#b86bd1", "#d65f5f", "#8a9a3b")
+FAILED = "#9ca3af"
+
+
+def require_matplotlib() -> None:
+    """Raises `DiveError` when nothing could be drawn, so that it is known before the measurement and not after."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise DiveError("the plots of --out need matplotlib; pip install 'dive-fast[report]'") from error
+
+
+def plot_bench(result: BenchResult, out: Path) -> list[Path]:
+    """images-per-second.png, stages.png, and, where counted or competed, floor.png and peers.png in the folder `out`."""
+    made = [_rates(result, out / "images-per-second.png"), _stages(result, out / "stages.png")]
+    if any(row.unet_floor is not None for row in result.rows):
+        made.append(_floors(result, out / "floor.png"))
+    if result.peers is not None:
+        made.append(_peers(result, out / "peers.png"))
+    return made
+
+
+def _rates(result: BenchResult, path: Path) -> Path:
+    rows = [str(row.rows) for row in result.rows]
+    rates = [row.images_per_second for row in result.rows]
+    with _figure(path, f"Images a second by rows a call: {result.model}, {result.backend} {result.precision}") as axes:
+        axes.bar(rows, [r.p50 for r in rates], width=0.5, color=COLOURS[0], label="median")
+        ends = [[r.p50 - r.p5 for r in rates], [r.p95 - r.p50 for r in rates]]
+        axes.errorbar(rows, [r.p50 for r in rates], yerr=ends, fmt="none", ecolor=INK, capsize=4, linewidth=1)
+        axes.set(xlabel="UNet rows a call; bars: median, lines: 5 % to 95 %", ylabel="images/s")
+    return path
+
+
+def _stages(result: BenchResult, path: Path) -> Path:
+    rows = [str(row.rows) for row in result.rows]
+    with _figure(path, "Time an image, by stage") as axes:
+        base = [0.0] * len(rows)
+        for stage, colour in zip(result.rows[0].stages_ms, COLOURS, strict=False):
+            values = [row.stages_ms[stage].p50 / row.images for row in result.rows]
+            axes.bar(rows, values, width=0.5, bottom=base, color=colour, label=stage)
+            base = [b + v for b, v in zip(base, values, strict=True)]
+        axes.set(xlabel="UNet rows a call (writing runs beside the rest in synthesis)", ylabel="ms an image, median")
+        _legend(axes)
+    return path
+
+
+def _floors(result: BenchResult, path: Path) -> Path:
+    rows = [row for row in result.rows if row.unet_floor is not None and row.batch_floor is not None]
+    with _figure(path, "Share of the floor: counted work at this machine's measured ceilings") as axes:
+        for shift, name, colour in ((-0.2, "UNet call", COLOURS[0]), (0.2, "whole batch", COLOURS[1])):
+            floors: list[Any] = [row.unet_floor if name == "UNet call" else row.batch_floor for row in rows]
+            places = [at + shift for at in range(len(rows))]
+            axes.bar(places, [100 * f.share for f in floors], width=0.38, color=colour, label=name)
+        axes.set_xticks(range(len(rows)), [str(row.rows) for row in rows])
+        axes.axhline(100, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set(xlabel="UNet rows a call", ylabel="% of the floor")
+        _legend(axes)
+    return path
+
+
+def _peers(result: BenchResult, path: Path) -> Path:
+    assert result.peers is not None
+    peers = result.peers.results
+    title = f"Peers at {result.peers.rows} rows; grey: parity failed"
+    with _figure(path, title, grid="x", height=1.4 + 0.45 * len(peers)) as axes:
+        for at, peer in enumerate(peers):
+            rate = peer.images_per_second
+            colour = FAILED if not peer.parity.passed else COLOURS[1] if at == 0 else COLOURS[0]
+            axes.barh(at, rate.p50, height=0.6, color=colour)
+            axes.errorbar(rate.p50, at, xerr=[[rate.p50 - rate.p5], [rate.p95 - rate.p50]], ecolor=INK, capsize=3)
+            ratio = "" if peer.ours_faster is None else f", ours {peer.ours_faster.median:.2f}x"
+            axes.annotate(
+                f"{rate.p50:.3g}/s, {peer.parity.psnr:.0f} dB{ratio}", (rate.p95, at), xytext=(8, 0),
+                textcoords="offset points", va="center", fontsize=8, color=INK,
+            )  # fmt: skip
+        axes.set_yticks(range(len(peers)), [peer.name for peer in peers])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.45 * max(peer.images_per_second.p95 for peer in peers))
+        axes.set_xlabel("images/s; bars: median, lines: 5 % to 95 %")
+    return path
+
+
+def plot_capacity(fleet: Fleet, predictions: Sequence[Prediction], path: Path) -> Path:
+    """Efficiency by workers: the closed form as a line, the simulation as dots, and where the shared limit begins."""
+    from dive_fast.bench.capacity import predict
+
+    asked = sorted(p.workers for p in predictions)
+    most = max(asked[-1], 2)
+    curve = sorted({round(most ** (step / 120)) for step in range(121)} | set(asked))
+    with _figure(path, "Efficiency by workers (a prediction)") as axes:
+        line = [100 * predict(fleet, workers, None).efficiency for workers in curve]
+        axes.plot(curve, line, color=COLOURS[0], label="closed form")
+        dots = [(p.workers, 100 * p.simulated_efficiency) for p in predictions if p.simulated_efficiency is not None]
+        axes.scatter([x for x, _ in dots], [y for _, y in dots], s=22, color=COLOURS[2], zorder=3, label="simulated")
+        if fleet.binds_at <= most:
+            axes.axvline(
+                fleet.binds_at, color=INK, linewidth=1, linestyle=(0, (4, 3)),
+                label=f"{fleet.shared[0]} binds: {fleet.binds_at:,.0f}",
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks(asked, [f"{workers:,}" for workers in asked])
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="workers (one GPU each)", ylabel="% of workers x the measured rate", ylim=(0, 105))
+        _legend(axes)
+    return path
+
+
+def _legend(axes: Any) -> None:
+    """Beside the plot, where it hides nothing."""
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+@contextmanager
+def _figure(path: Path, title: str, grid: Literal["x", "y"] = "y", height: float = 3.2) -> Iterator[Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.8, height), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    yield axes
+    axes.set_title(title.replace("$", r"\$"), loc="left", color=INK, fontsize=10)
+    axes.grid(axis=grid, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="both", length=0, labelcolor=INK, labelsize=8)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(INK)
+        label.set_fontsize(8)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor="white")

@@ -1,0 +1,207 @@
+"""A whole bench: which model, which engine, what is counted and measured, and the record of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dive_fast.bench.batch import Sampling
+from dive_fast.bench.ceilings import measure_ceilings
+from dive_fast.bench.machine import commit, hardware, versions
+from dive_fast.bench.measure import check_rows, least_seconds, measure_job, measure_rows
+from dive_fast.bench.peers import Contest, compete
+from dive_fast.bench.results import BenchResult
+from dive_fast.bench.work import ModelWork
+from dive_fast.engines import Engine, load_engine
+from dive_fast.engines.torch_engine import DTYPES
+from dive_fast.io import read_json
+from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
+from dive_fast.types import InputError, to_dict
+
+if TYPE_CHECKING:
+    from dive_fast.models import ModelBundle
+
+Say = Callable[[str], object]
+MODELS = ("pocket", "sd15")  # any other name is a folder
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is measured: see `measure_rows` and `compete`. Without `counted` nothing is held against a floor."""
+
+    rows: tuple[int, ...] = (2, 8, 32, 64)
+    sampling: Sampling = field(default_factory=Sampling)
+    repeats: int = 10
+    turns: int = 5
+    peers: tuple[str, ...] = ()
+    peer_rows: int = 36
+    tensorrt: Path | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is benched: an engine, opened from `folder`, and the fused model that it was made of where that is at hand."""
+
+    name: str
+    engine: Engine
+    folder: Path
+    model: Path | None = None
+
+
+def model_folder(name: str, device: str, work: Path) -> tuple[str, Path]:
+    """A label and the folder of a fused model: "pocket" (its adapter fused in), "sd15" (random weights), or a folder.
+
+    What has to be made is made in `work` once: 4.3 GB for sd15. "auto" is sd15 on a GPU and pocket on a CPU.
+    """
+    if name == "auto":
+        name = "sd15" if device == "cuda" else "pocket"
+    if name not in MODELS:
+        return name, Path(name)
+    made = work / name
+    if not made.is_dir():  # save_bundle leaves a whole folder or none
+        save_bundle(_made(name), made)
+    return "pocket model" if name == "pocket" else "Stable Diffusion 1.5's size, random weights", made
+
+
+def _made(name: str) -> ModelBundle:
+    if name == "pocket":
+        return fuse(load_bundle("pocket"), load_adapter("pocket"))
+    from dive_fast.bench.sd15 import sd15
+
+    return sd15()
+
+
+def chosen_backend(backend: str, device: str) -> tuple[str, str]:
+    """The backend for a fused model and why: "auto" is torch-compiled on a GPU, else onnxruntime where it is installed."""
+    if backend != "auto":
+        return backend, "asked for"
+    if device == "cuda":
+        return "torch-compiled", "a CUDA GPU is there"
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        return "torch", f"{', '.join(missing)} are not installed: pip install 'dive-fast[export,cpu]'"
+    return "onnxruntime", "no CUDA GPU"
+
+
+def open_model(
+    name: str, folder: Path, backend: str, device: str, precision: str, threads: int | None, rows: int, work: Path
+) -> Subject:
+    """An engine of the fused model in `folder`; for onnxruntime it is exported to `work` first, for up to `rows` rows."""
+    if not backend.startswith("onnxruntime"):
+        return Subject(name, load_engine(folder, backend, device, threads, precision=precision), folder, folder)
+    from dive_export import GraphOptions, export_engine
+
+    exact: Any = precision if precision != "auto" else "fp16" if device == "cuda" else "fp32"
+    out = work / f"engine-{exact}"
+    export_engine(folder, out, rows, check=False, options=GraphOptions(precision=exact))
+    return Subject(name, load_engine(out, backend, device, threads), out, folder)
+
+
+def model_work(subject: Subject) -> ModelWork:
+    """Counted on the configurations in the model's folder, or in the engine's, which lacks the text encoder's."""
+    from transformers import CLIPTextConfig
+
+    folder, engine = subject.model or subject.folder, subject.engine
+    vae = "vae" if (folder / "vae").is_dir() else "vae_decoder"
+    unet, decoder = (read_json(folder / part / "config.json", "model") for part in ("unet", vae))
+    text = folder / "text_encoder" / "config.json"
+    return ModelWork(
+        unet,
+        decoder,
+        CLIPTextConfig.from_dict(read_json(text, "model")) if text.is_file() else None,
+        shape=engine.latent_shape,
+        tokens=engine.prompts.tokenizer.model_max_length,
+        dtype=_dtype(engine),
+    )
+
+
+def _dtype(engine: Engine) -> torch.dtype:
+    """Of weights and activations; fp8 is held against half precision, in which it is counted and has most layers."""
+    return DTYPES.get(engine.spec.precision, torch.float16)
+
+
+def run_bench(
+    subject: Subject,
+    config: BenchConfig,
+    work: Path,
+    say: Say,
+    advance: Say = lambda _: None,
+    keep: Callable[[BenchResult], object] = lambda _: None,
+) -> BenchResult:
+    """Measures `subject` and, if asked for, its peers.
+
+    `say` is told of an estimate before anything slow begins; `keep` is given what is there before the peers begin, as they
+    may fail where the engine did not. `work` is a folder for what they make.
+    """
+    engine, sampling = subject.engine, config.sampling
+    check_rows(engine, config.rows, sampling)
+    contest = _contest(subject, config, work)
+    counted, ceilings = model_work(subject), measure_ceilings(engine.device, _dtype(engine))
+    least = least_seconds(counted, ceilings, config.rows, sampling, config.repeats, config.turns)
+    say(
+        f"estimate: at least {least:,.0f} s{' beside the peers' if config.peers else ''}, the counted work at the "
+        f"measured {ceilings.tflops:.3g} TFLOP/s of this machine; fewer --rows, --repeats and --turns shorten it"
+    )
+    rows = measure_rows(
+        engine, config.rows, sampling, repeats=config.repeats, turns=config.turns, work=counted, ceilings=ceilings,
+        advance=advance,
+    )  # fmt: skip
+    job = measure_job(engine, max(rows, key=lambda row: row.images_per_second.p50).rows, sampling)
+    advance("whole job")
+    found = BenchResult(
+        model=subject.name,
+        engine=engine.describe(),
+        backend=engine.spec.backend,
+        precision=engine.spec.precision,
+        height=engine.spec.profile.height,
+        width=engine.spec.profile.width,
+        sampling=to_dict(sampling),
+        conditions=_conditions(engine, config),
+        hardware=hardware(engine.device.type),
+        versions=versions(),
+        commit=commit(),
+        gflop=counted.gflop(),
+        ceilings=ceilings,
+        rows=rows,
+        job=job,
+    )
+    keep(found)
+    return found if contest is None else replace(found, peers=compete(contest, config.peers, config.turns, advance))
+
+
+def _contest(subject: Subject, config: BenchConfig, work: Path) -> Contest | None:
+    """What peers compete for; `InputError` if the model that they run is not at hand, or is not the engine's."""
+    if not config.peers:
+        return None
+    if subject.model is None:
+        raise InputError("--peers run the fused model: give it as --model FOLDER beside --engine")
+    bundle, wanted = load_bundle(subject.model), subject.engine.spec.model_fingerprint
+    if bundle.fingerprint != wanted:
+        raise InputError(
+            f"the engine is of model {wanted[:12]}, --model {subject.model} is {bundle.fingerprint[:12]}; give the fused "
+            "model that the engine was made of"
+        )
+    return Contest(subject.engine, bundle, subject.model, work, config.sampling, config.peer_rows, config.tensorrt)
+
+
+def _conditions(engine: Engine, config: BenchConfig) -> dict[str, Any]:
+    return {
+        "UNet calls": config.repeats,
+        "turns": config.turns,
+        "warm-up": "one batch and one UNet call of each row count; one call of each peer, by which its parity is measured",
+        "data": "normal noise by seed, real prompts; never zeros",
+        "clock": "device events" if engine.device.type == "cuda" else "host",
+        "order": "row counts, and peers, in turns",
+        "model fingerprint": engine.spec.model_fingerprint,
+    }
+
+
+def parts(config: BenchConfig) -> int:
+    """How often `run_bench` advances."""
+    contest = 3 + len(config.peers) if config.peers else 0
+    return len(set(config.rows)) + 1 + config.turns + 1 + contest

@@ -1,0 +1,133 @@
+"""Calls and stages timed by the device's own clock, candidates in turn, and what is said of the times."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from dive_fast.types import InputError
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The 5th, 50th and 95th percentile of `n` measurements (linear between neighbours)."""
+
+    p5: float
+    p50: float
+    p95: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast, turn by turn: least, median and most."""
+
+    low: float
+    median: float
+    high: float
+    n: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of at least one measurement."""
+    if not values:
+        raise InputError("no measurement to summarise; measure at least once")
+    p5, p50, p95 = (float(q) for q in np.percentile(values, (5, 50, 95)))
+    return Spread(p5, p50, p95, len(values))
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
+    """Their time over ours in each turn: above 1 we are the faster ones."""
+    turns = [t / o for t, o in zip(theirs, ours, strict=True)]
+    return Ratio(min(turns), statistics.median(turns), max(turns), len(turns))
+
+
+class Clock(Protocol):
+    """Marks in time, and milliseconds between two."""
+
+    def mark(self) -> Any: ...
+    def between(self, begin: Any, end: Any) -> float: ...
+
+
+class WallClock:
+    """The host's clock."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def between(self, begin: float, end: float) -> float:
+        return 1e3 * (end - begin)
+
+
+class EventClock:
+    """A GPU's own clock (events on the current stream), so that the time to launch counts only where it is not hidden."""
+
+    def mark(self) -> Any:
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, begin: Any, end: Any) -> float:
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+
+
+def clock_of(device: str) -> Clock:
+    """The clock of a device type, cpu or cuda."""
+    return EventClock() if device == "cuda" else WallClock()
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: str = "cpu",
+    warm_up: int = 1,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, the candidates in turn so that the machine's moods hit all alike.
+
+    By the clock of the `device` type (`clock_of`); `before` runs before each call and is not timed.
+    """
+    clock = clock_of(device)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + warm_up):
+        for name, run in runs.items():
+            before()
+            begin = clock.mark()
+            run()
+            taken = clock.between(begin, clock.mark())
+            if turn >= warm_up:
+                times[name].append(taken)
+    return times
+
+
+class Stages:
+    """Milliseconds by named stage of one pass; called as `StageClock` is. A stage entered twice adds up.
+
+    Nothing waits for the device until `milliseconds` is asked for.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._clock = clock_of(device)
+        self._marks: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        begin = self._clock.mark()
+        yield
+        self._marks.append((stage, begin, self._clock.mark()))
+
+    def milliseconds(self) -> dict[str, float]:
+        """By stage, in the order in which they were first left."""
+        found: dict[str, float] = {}
+        for stage, begin, end in self._marks:
+            found[stage] = found.get(stage, 0.0) + self._clock.between(begin, end)
+        return found

@@ -1,0 +1,139 @@
+"""FLOPs and bytes of a model's networks, counted on meta tensors: no weights, no memory, no time.
+
+The work is the plain network's, as diffusers runs it: every engine is held against the same count, whatever it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+aten = torch.ops.aten
+ATTENTION = aten._scaled_dot_product_flash_attention
+ARITHMETIC = {aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, ATTENTION}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one call: `flops` (2 x multiply-adds), `moved` bytes that matrix products, convolutions and attention read and
+    write (all else fused into them, attention's scores never written), `unfused` bytes when every operation writes out.
+    """
+
+    flops: int
+    moved: int
+    unfused: int
+
+    def times(self, count: int) -> Work:
+        return Work(count * self.flops, count * self.moved, count * self.unfused)
+
+
+class _OpaqueAttention(TorchFunctionMode):
+    """Attention as one operation: on meta tensors torch would take it apart and write the scores out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            return _attend(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """[B, heads, T, C]; masks, scale and the like change no count."""
+    out: Tensor = ATTENTION(query, key, value)[0]
+    return out
+
+
+class _Traffic(TorchDispatchMode):
+    """Bytes read and written by every operation that is no view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = self.unfused = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view and func.overloadpacket is not aten.detach:
+            written = out[0] if isinstance(out, tuple) else out
+            size = sum(x.nbytes for x in _tensors((args, kwargs or {}, written)))
+            self.unfused += size
+            self.moved += size if func.overloadpacket in ARITHMETIC else 0
+        return out
+
+
+def _tensors(given: Any) -> list[Tensor]:
+    if isinstance(given, Tensor):
+        return [given]
+    if isinstance(given, dict):
+        given = list(given.values())
+    return [x for part in given for x in _tensors(part)] if isinstance(given, (tuple, list)) else []
+
+
+@torch.no_grad()
+def count(call: Callable[[], object]) -> Work:
+    """The work of `call`, which must compute on meta tensors."""
+    traffic, flops = _Traffic(), FlopCounterMode(display=False)
+    with _OpaqueAttention(), flops, traffic:
+        call()
+    return Work(flops.get_total_flops(), traffic.moved, traffic.unfused)
+
+
+class ModelWork:
+    """The work of the calls of one model, in one precision, for latents `shape` (C, h, w) and prompts of `tokens` tokens.
+
+    `text` may be None where its configuration is not known: prompts then count nothing.
+    """
+
+    def __init__(
+        self, unet: Any, vae: Any, text: Any, shape: tuple[int, int, int], tokens: int, dtype: torch.dtype
+    ) -> None:
+        """`unet` and `vae` are diffusers' configurations, `text` transformers'."""
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextModel
+
+        self._shape, self._tokens, self._dtype = shape, tokens, dtype
+        self._width = unet["cross_attention_dim"]
+        self._counted: dict[tuple[str, int], Work] = {}
+        with torch.device("meta"):
+            self._unet, self._vae = (
+                nn.Module.to(network.from_config(dict(config)), dtype).eval()
+                for network, config in ((UNet2DConditionModel, unet), (AutoencoderKL, vae))
+            )
+            self._text = None if text is None else CLIPTextModel(text).to(dtype).eval()
+
+    def unet(self, rows: int) -> Work:
+        """A UNet call of `rows` rows."""
+        sample, hidden = self._meta(rows, *self._shape), self._meta(rows, self._tokens, self._width)
+        step = torch.zeros(1, dtype=torch.int64, device="meta")
+        return self._once("unet", rows, lambda: self._unet(sample, step, hidden, return_dict=False))
+
+    def decode(self, images: int) -> Work:
+        """A decoder call of `images` images."""
+        latents = self._meta(images, *self._shape)
+        return self._once("decode", images, lambda: self._vae.decode(latents, return_dict=False))
+
+    def encode(self, prompts: int) -> Work:
+        """The text encoder for `prompts` prompts."""
+        if self._text is None:
+            return Work(0, 0, 0)
+        text, ids = self._text, torch.zeros((prompts, self._tokens), dtype=torch.int64, device="meta")
+        return self._once("encode", prompts, lambda: text(ids))
+
+    def gflop(self) -> dict[str, float]:
+        """Of a UNet row, a decoded image and a prompt; the rest is multiples."""
+        works = {"UNet row": self.unet(1), "decoded image": self.decode(1), "prompt": self.encode(1)}
+        return {name: work.flops / 1e9 for name, work in works.items()}
+
+    def _once(self, what: str, size: int, call: Callable[[], object]) -> Work:
+        """Counting a large network takes a second."""
+        if (what, size) not in self._counted:
+            self._counted[what, size] = count(call)
+        return self._counted[what, size]
+
+    def _meta(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self._dtype, device="meta")

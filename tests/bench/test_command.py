@@ -1,0 +1,199 @@
+"""`dive-fast bench` and `capacity` from the command line: files, exit codes, and no promise that was not measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+
+from dive_fast import cli
+from dive_fast.bench import compare
+from dive_fast.bench.batch import Sampling
+from dive_fast.bench.capacity import Fleet
+from dive_fast.bench.run import BenchConfig, Subject, chosen_backend, run_bench
+from dive_fast.bench.timing import Ratio
+from dive_fast.commands import bench as command
+from dive_fast.commands.common import numbers
+from dive_fast.types import InputError
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0), *capsys.readouterr()
+
+
+SMALL = (
+    "--rows",
+    "2,6",
+    "--steps",
+    2,
+    "--guidance",
+    3,
+    "--repeats",
+    2,
+    "--turns",
+    2,
+    "--peer-rows",
+    4,
+    "--device",
+    "cpu",
+)
+
+
+def test_bench_writes_everything_and_capacity_reads_it(
+    tiny_fused: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    code, text, error = run(
+        capsys,
+        "bench",
+        "--model",
+        tiny_fused,
+        "--backend",
+        "torch",
+        *SMALL,
+        "--peers",
+        "reference",
+        "--out",
+        out,
+        "--json",
+    )
+    assert code == 0, error
+    assert "estimate: at least" in error
+    summary, written = json.loads(text.splitlines()[-1]), json.loads((out / "bench.json").read_text())
+    assert {key: summary[key] for key in written} == written
+    assert [(row["rows"], row["images"]) for row in written["rows"]] == [(2, 1), (6, 3)]
+    assert written["backend"] == "torch" and written["sampling"]["steps"] == 2
+    assert written["hardware"]["cpu"] and written["versions"]["torch"] and written["commit"]
+    assert written["conditions"]["clock"] == "host"
+    assert written["gflop"]["UNet row"] == pytest.approx(written["rows"][1]["unet_floor"]["gflop"] / 6)
+    assert written["gflop"]["prompt"] > 0
+    assert [peer["name"] for peer in written["peers"]["results"]] == ["ours", "reference"]
+    assert written["job"]["images"] >= 3
+    for row in written["rows"]:
+        assert row["unet_floor"]["share"] > 0 and row["batch_floor"]["share"] > 0
+    lines = list(csv.DictReader((out / "bench.csv").open()))
+    by = {(line["part"], line["name"], line["rows"], line["metric"]): float(line["p50"]) for line in lines}
+    assert by["engine", "torch", "6", "images/s"] == written["rows"][1]["images_per_second"]["p50"]
+    assert by["engine", "torch", "2", "UNet call GFLOP"] == written["rows"][0]["unet_floor"]["gflop"]
+    assert ("peers", "reference", "4", "images/s") in by
+    for name in ("images-per-second", "stages", "floor", "peers"):
+        picture = Image.open(out / f"{name}.png").convert("RGB")
+        assert picture.width > 500 and len(picture.getcolors(1 << 20) or []) > 20
+    rate = max(row["images_per_second"]["p50"] for row in written["rows"])
+    code, text, _ = run(
+        capsys, "capacity", "--result", out / "bench.json", "--pairs", 100_000, "--gpus", "1,8", "--json"
+    )
+    assert code == 0
+    assert json.loads(text.splitlines()[-1])["fleet"]["rate"] == rate
+
+
+def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny_base: Path, tmp_path: Path) -> None:
+    subject = command._subject(
+        tiny_fused, None, "torch", "cpu", "cpu", "auto", None, BenchConfig(), tmp_path
+    )  # a fused model is the peers' model, too
+    assert subject.folder == subject.model == tiny_fused and subject.engine.spec.backend == "torch"
+    engine = subject.engine
+    config = BenchConfig(rows=(2,), peers=("reference",))
+    with pytest.raises(InputError, match="give it as --model FOLDER beside --engine"):
+        run_bench(Subject("x", engine, tiny_fused), config, tmp_path, print)
+    with pytest.raises(InputError, match="the engine is of model .*, --model .* is"):
+        run_bench(Subject("x", engine, tiny_fused, tiny_base), config, tmp_path, print)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--fail-below", 0.9), "--fail-below is of --compare"),
+        (("--compare", "HEAD", "--fail-below", 0.9, "--turns", 4), "with at least 5 --turns"),
+        (("--peers", "best"), "'best' is unknown; give all, none, or some of reference, tuned"),
+        (("--compare", "HEAD", "--precision", "fp16"), "leave out --engine, --peers and --precision"),
+        (("--rows", "2,x"), "expected whole numbers"),
+        (("--compare", "no-such-ref"), "names no commit|needs a git checkout"),
+    ],
+)
+def test_bad_questions_exit_with_2(arguments: tuple[Any, ...], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = run(capsys, "bench", "--device", "cpu", *arguments)
+    assert (code, out) == (2, "")
+    assert any(words in error for words in part.split("|")), error
+
+
+@pytest.mark.parametrize(("limit", "code"), [(0.89, 0), (0.91, 1)])
+def test_a_regression_fails_the_command(
+    limit: float, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [
+        compare.Difference("UNet call", 2, 10, 20, Ratio(0.4, 0.5, 0.6, 5), "slower"),
+        compare.Difference("batch", 2, 9, 10, Ratio(0.8, 0.9, 0.95, 5), "slower"),
+    ]
+    monkeypatch.setattr(compare, "other_tree", lambda ref, target: "0" * 40)
+    monkeypatch.setattr(compare, "compare_trees", lambda *a, **k: found)
+    given = (
+        "bench",
+        "--compare",
+        "HEAD",
+        "--model",
+        tmp_path,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path,
+        "--fail-below",
+        limit,
+    )
+    stopped, out, error = run(capsys, *given)
+    assert stopped == code
+    assert "batch        2 rows  0.900x (0.800 to 0.950 in 5 turns)" in out
+    assert ("batches of 2 rows are 0.900 times as fast, 0.91 is asked for" in error) is (code == 1)
+    assert json.loads((tmp_path / "compare.json").read_text())["differences"][0]["verdict"] == "slower"
+
+
+def test_capacity_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--pairs", 1_000_000, "--rate", 10, "--bytes-per-image", 100_000, "--disk-write", 100, "--network", 25)
+    code, text, _ = run(capsys, "capacity", *given, "--gpus", "1,64,1000", "--out", tmp_path, "--json")
+    assert code == 0
+    assert text.startswith("prediction, not a measurement")
+    found = json.loads((tmp_path / "capacity.json").read_text())
+    assert found["kind"] == "prediction"
+    assert found["disk bytes"] == 2e11
+    assert found["binds"] == {"what": "disk", "workers": pytest.approx(100)}
+    one, some, all_ = found["workers"]
+    assert one["gpu_hours"] == pytest.approx(2e6 / 10 / 3600, rel=0.01)
+    assert some["efficiency"] == pytest.approx(1, rel=0.03)
+    assert all_["seconds"] == pytest.approx(2e6 / 1000, rel=0.05)  # 1,000 images/s through the disk
+    assert all_["bound"] == "disk"
+    assert Image.open(tmp_path / "capacity.png").width > 500
+    code, _, error = run(capsys, "capacity", "--pairs", 5, "--rate", 10)
+    assert code == 2 and "--bytes-per-image" in error
+
+
+def test_defaults_are_those_of_the_room() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    bench = {option.name: option.default for option in commands["bench"].params}
+    config, sampling = vars(BenchConfig()), vars(Sampling())
+    for name in ("repeats", "turns", "peer_rows", "tensorrt"):
+        assert bench[name] == config[name]
+    assert {name: bench[name] for name in sampling} == sampling
+    assert tuple(numbers(command.ROWS)) == BenchConfig().rows
+    assert compare.FEWEST_TURNS == command.FEWEST_TURNS
+    capacity = {option.name: option.default for option in commands["capacity"].params}
+    fleet = vars(Fleet(1, 1, 1))
+    for name in ("images_per_pair", "disk_write", "network", "startup", "mtbf_hours", "rate_spread"):
+        assert capacity[name] == fleet[name]
+    assert capacity["shard_size"] == fleet["shard_pairs"]
+    assert math.isinf(fleet["network"])
+
+
+def test_the_backend_that_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen_backend("torch", "cpu") == ("torch", "asked for")
+    assert chosen_backend("auto", "cuda")[0] == "torch-compiled"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else object())
+    kind, why = chosen_backend("auto", "cpu")
+    assert kind == "torch" and "onnxruntime" in why and "onnxscript" not in why.split(":")[0]

@@ -1,0 +1,187 @@
+"""Two source trees against each other: trees of known speed, and what git can and cannot give."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dive_fast.bench import child
+from dive_fast.bench.compare import Task, _difference, compare_trees, lines, other_tree, regression
+from dive_fast.bench.machine import commit
+from dive_fast.types import DiveError, InputError
+
+TASK = Task("model", "torch", "cpu", (2,), steps=2, guidance=2.0, repeats=2, batches=2)
+
+ENGINES = '''
+import time
+from types import SimpleNamespace as Record
+
+
+class Array(list):
+    """As little of a tensor as the child needs."""
+
+    def to(self, device):
+        return self
+
+    def repeat(self, times):
+        return Array(list(self) * times)
+
+    def __getitem__(self, at):
+        return Array(super().__getitem__(at)) if isinstance(at, slice) else super().__getitem__(at)
+
+
+class Prompts:
+    table = Record(identities=[Record(pid="1")], cameras=[Record(name="cam1")])
+
+    def encode(self, encode_text, keys):
+        return [], Array(range(len(keys)))
+
+
+class Engine:
+    prompts, latent_shape, scheduler_config = Prompts(), (4, 1, 1), {}
+    device = Record(type="cpu")
+    encode_text = None
+
+    def condition(self, embeddings):
+        return None
+
+    def eps(self, latents, timestep, conditioning, index):
+        assert len(index) == 2, index
+        time.sleep(DELAY)
+
+    def decode(self, latents):
+        time.sleep(DELAY)
+
+
+def load_engine(folder, backend, device, threads):
+    assert (str(folder), backend) == ("model", "torch")
+    return Engine()
+'''
+SAMPLING = """
+from dive_fast.engines import Array
+
+
+class Schedule:
+    @classmethod
+    def from_config(cls, config, steps):
+        return steps
+
+
+def initial_noise(seeds, shape):
+    return Array(seeds)
+
+
+def guided(eps, index, null, scale):
+    return lambda x, t: eps(x, t, index.repeat(2))
+
+
+def dpmpp_2m(eps, noise, steps):
+    for step in range(steps):
+        eps(noise, step)
+"""
+
+
+def tree(folder: Path, delay: float) -> Path:
+    """A source tree whose dive_fast takes `delay` seconds for every network call."""
+    package = folder / "dive_fast"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "engines.py").write_text(ENGINES.replace("DELAY", str(delay)))
+    (package / "sampling.py").write_text(SAMPLING)
+    return folder
+
+
+def test_a_known_difference_is_found(tmp_path: Path) -> None:
+    there, here, verdict = 0.02, 0.06, "slower"
+    work = tmp_path / "work"
+    work.mkdir()
+    told: list[str] = []
+    found = compare_trees(
+        tree(tmp_path / "a", there), TASK, work, turns=5, here=tree(tmp_path / "b", here), advance=told.append
+    )
+    assert [name.split(", ")[1] for name in told] == ["there", "here", "here", "there"] * 2 + ["there", "here"]
+    assert [(d.what, d.rows, d.verdict) for d in found] == [("UNet call", 2, verdict), ("batch", 2, verdict)]
+    for difference, calls in zip(found, (1, 3), strict=True):  # a batch: two steps and a decode
+        assert 0.2 < difference.faster.median < 0.6  # a third, on a machine that may be busy
+        assert 1e3 * there * calls <= difference.ms_there < difference.ms_here
+        assert 1e3 * here * calls <= difference.ms_here
+    assert regression(found, 0.9) is found[1]
+    assert regression(found, 0.1) is None
+    assert verdict in lines(found, "0123456789abcdef")[1]
+
+
+def test_few_turns_prove_nothing(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    found = compare_trees(tree(tmp_path / "a", 0.06), TASK, work, turns=1, here=tree(tmp_path / "b", 0.02))
+    assert regression(found, 9) is None
+    assert {d.verdict for d in found} == {"too few turns to tell"}
+
+
+def test_a_tree_that_cannot_be_measured_is_named(tmp_path: Path) -> None:
+    work, old = tmp_path / "work", tree(tmp_path / "a", 0.0)
+    work.mkdir()
+    (old / "dive_fast" / "sampling.py").write_text("")
+    with pytest.raises(DiveError, match="the commit compared with cannot be measured .*cannot import name"):
+        compare_trees(old, TASK, work, turns=1, here=tree(tmp_path / "b", 0.0))
+
+
+def test_turns_that_disagree_are_noise() -> None:
+    times = {"there": [10.0, 10.0, 10.0, 10.0, 10.0], "here": [20.0, 20.0, 20.0, 20.0, 9.0]}
+    turns = {name: [{"unet": {"2": [ms] * 3}} for ms in values] for name, values in times.items()}
+    found = _difference("unet", 2, turns)
+    assert (found.faster.low, found.faster.median, found.faster.high) == (0.5, 0.5, pytest.approx(10 / 9))
+    assert (found.ms_there, found.ms_here, found.verdict) == (10, 20, "no difference beyond noise")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=n", "-c", "user.email=e@x")
+    done = subprocess.run(["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_another_commit_is_unpacked_and_the_repository_untouched(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    git(repository, "init", "--quiet")
+    (repository / "a.txt").write_text("old")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", "old")
+    old = git(repository, "rev-parse", "HEAD")
+    git(repository, "tag", "first")
+    (repository / "a.txt").write_text("new")
+    git(repository, "commit", "--quiet", "-am", "new")
+    (repository / "a.txt").write_text("uncommitted")
+    assert other_tree("first", tmp_path / "tree", repository) == old
+    assert (tmp_path / "tree" / "a.txt").read_text() == "old"
+    assert (repository / "a.txt").read_text() == "uncommitted"
+    assert git(repository, "worktree", "list").count("\n") == 0
+    for ref in ("nowhere", "--all", "first:a.txt"):
+        with pytest.raises(InputError, match=f"--compare '{ref}' names no commit"):
+            other_tree(ref, tmp_path / "other", repository)
+    assert commit(repository) == git(repository, "rev-parse", "--short=7", "HEAD") + "-dirty"
+    (repository / "a.txt").write_text("new")
+    assert commit(repository) == git(repository, "rev-parse", "--short=7", "HEAD")
+    assert commit(tmp_path) == "not a git checkout"
+    (repository / "inner").mkdir()
+    for source in (tmp_path, repository / "inner"):
+        with pytest.raises(InputError, match="needs a git checkout"):
+            other_tree("HEAD", tmp_path / "other", source)
+
+
+def test_the_turn_itself_runs_on_this_version(tiny_fused: Path) -> None:
+    task = {
+        "model": str(tiny_fused),
+        "work": "",
+        **{k: v for k, v in vars(TASK).items() if k != "model"},
+        "rows": (2, 6),
+    }
+    found = child.measure(task)
+    assert {what: {rows: len(ms) for rows, ms in times.items()} for what, times in found.items()} == {
+        "unet": {"2": TASK.repeats, "6": TASK.repeats},
+        "batch": {"2": TASK.batches, "6": TASK.batches},
+    }
+    assert all(ms > 0 for times in found.values() for values in times.values() for ms in values)
+    assert min(found["batch"]["6"]) > min(found["unet"]["6"])  # two calls and more

@@ -1,0 +1,129 @@
+"""An engine of known slowness, measured: what is reported is what it was made to take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dive_fast.bench.batch import STAGES, Sampling, bench_plan, start_of
+from dive_fast.bench.ceilings import Ceilings
+from dive_fast.bench.measure import least_seconds, measure_job, measure_rows
+from dive_fast.bench.work import Work
+from dive_fast.engines import Conditioning
+from dive_fast.types import InputError
+from tests.bench.conftest import Sleep
+from tests.synth.fake import FakeEngine
+
+STEPS = 3
+
+
+class SlowEngine(FakeEngine):
+    """Milliseconds: 20 a text call, 30 a bank, 4 a UNet row, 40 a decode; by the clock of `sleep`."""
+
+    def __init__(self, sleep: Sleep) -> None:
+        super().__init__()
+        self.sleep = sleep
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        self.sleep(0.02)
+        return super().encode_text(token_ids)
+
+    def condition(self, embeddings: Tensor) -> Conditioning:
+        self.sleep(0.03)
+        return super().condition(embeddings)
+
+    def eps(
+        self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor, *rest: Any
+    ) -> Tensor:
+        self.sleep(0.004 * len(prompt_index))
+        return super().eps(latents, timestep, conditioning, prompt_index, *rest)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.sleep(0.04)
+        return super().decode(latents)
+
+
+class KnownWork:
+    """1 GFLOP a UNet row, 2 an image, 3 a prompt; nothing is moved."""
+
+    def unet(self, rows: int) -> Work:
+        return Work(rows * 10**9, 0, 0)
+
+    def decode(self, images: int) -> Work:
+        return Work(images * 2 * 10**9, 0, 0)
+
+    def encode(self, prompts: int) -> Work:
+        return Work(prompts * 3 * 10**9, 0, 0)
+
+
+CEILINGS = Ceilings(tflops=1.0, gbytes=1.0, precision="fp32", gemms={})
+
+
+def test_stages_rates_and_floors_of_a_slow_engine(sleep: Sleep) -> None:
+    engine: Any = SlowEngine(sleep)
+    told: list[str] = []
+    work: Any = KnownWork()
+    rows = measure_rows(
+        engine, (4, 8), Sampling(STEPS, 2.0), repeats=3, turns=3, work=work, ceilings=CEILINGS, advance=told.append
+    )
+    assert [(row.rows, row.images) for row in rows] == [(4, 2), (8, 4)]
+    assert len(told) == 2 + 1 + 3
+    for row in rows:
+        denoise = STEPS * 4 * row.rows
+        expected = {"encode": 20, "bank": 30, "denoise": denoise, "decode": 40, "write": 0}
+        assert tuple(row.stages_ms) == STAGES
+        assert {stage: ms.p50 for stage, ms in row.stages_ms.items()} == pytest.approx(expected)
+        assert row.unet_ms.p50 == pytest.approx(4 * row.rows)
+        assert row.batch_ms.p50 == pytest.approx(90 + denoise)
+        assert row.images_per_second.p50 == pytest.approx(1e3 * row.images / row.batch_ms.p50)
+        assert row.pairs_per_second["both sides generated"] == pytest.approx(row.images_per_second.p50 / 2)
+        assert row.memory.process is not None and row.memory.process > 50  # torch alone is more
+        assert row.bytes_per_image > 50
+        prompts = row.images + 1  # people differ within a batch; and the empty prompt
+        assert row.unet_floor is not None and row.batch_floor is not None
+        assert row.unet_floor.gflop == pytest.approx(row.rows)
+        assert row.batch_floor.gflop == pytest.approx(3 * prompts + STEPS * row.rows + 2 * row.images)
+        assert row.unet_floor.share == pytest.approx(row.rows / row.unet_ms.p50)  # 1 GFLOP is 1 ms at 1 TFLOP/s
+        assert row.batch_floor.share == pytest.approx(row.batch_floor.gflop / row.batch_ms.p50)
+
+
+def test_a_whole_job_and_its_estimate(sleep: Sleep) -> None:
+    engine: Any = SlowEngine(sleep)
+    job = measure_job(engine, 4, Sampling(STEPS, 2.0))
+    assert job.images == 6  # three batches of two images
+    assert job.images_per_second == pytest.approx(6 / (0.05 + 3 * (STEPS * 0.016 + 0.04)), rel=1e-3)  # prompts once
+    assert job.times["denoise"] == pytest.approx(3 * STEPS * 0.016, abs=2e-3)
+    # 1 + 2 calls of 4 rows; 1 + 3 batches and the job's 3, each of 3 calls and 2 images decoded
+    work: Any = KnownWork()
+    assert least_seconds(work, CEILINGS, (4,), Sampling(STEPS, 2.0), 2, 3) == pytest.approx(
+        (3 * 4 + 7 * (12 + 4)) / 1e3
+    )
+
+
+def test_the_batch_mixes_people_or_is_of_one() -> None:
+    engine: Any = FakeEngine()
+    plan = bench_plan(engine, 6, Sampling(STEPS, 2.0))
+    assert (plan.steps, plan.guidance, plan.mode) == (STEPS, 2.0, "synthetic")
+    mixed = start_of(plan, engine, 6)
+    assert len({job.key for job in mixed.jobs}) == 6
+    noise = mixed.noise
+    assert noise.shape == (6, *engine.latent_shape) and 0.5 < float(noise.std()) < 1.5
+    assert torch.equal(noise[0], noise[1])  # both sides of a pair
+    alone = start_of(bench_plan(engine, 6, Sampling(STEPS, 2.0), people=1), engine, 6, ("ir",))
+    assert len(alone.jobs) == 6 and len({job.key for job in alone.jobs}) == 1
+    assert len({tuple(row.flatten().tolist()) for row in alone.noise}) == 6
+
+
+def test_rows_that_cannot_be_are_refused_at_once() -> None:
+    engine: Any = FakeEngine()
+    for rows, reason in (
+        ((4, 128), "rows 128 > rows_max 64"),
+        ((1,), "1 rows hold no image with guidance 2.0"),
+        ((), "no row"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            measure_rows(engine, rows, Sampling(STEPS, 2.0), repeats=1, turns=1)
+    assert engine.eps_rows == []

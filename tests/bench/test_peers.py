@@ -1,0 +1,174 @@
+"""Peers and parity: all draw the same images, and who does not is not said to be slower or faster."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dive_fast.bench import diffusers_peer, peers
+from dive_fast.bench.batch import Sampling, bench_plan, start_of
+from dive_fast.bench.parity import Allowance, exact_images, parity, psnr, worst_rms
+from dive_fast.bench.peers import Contest, ContestResult, chosen, compete
+from dive_fast.bench.results import peer_lines
+from dive_fast.engines import load_engine
+from dive_fast.models import has_lora, load_bundle
+from dive_fast.types import DiveError, InputError
+
+SAMPLING = Sampling(steps=3, guidance=3.0)
+ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def contest(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Contest:
+    engine = load_engine(tiny_fused, "torch", "cpu")
+    return Contest(engine, load_bundle(tiny_fused), tiny_fused, tmp_path_factory.mktemp("peers"), SAMPLING, ROWS)
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are captured whole as ever, and then run as they are: inductor takes minutes."""
+    monkeypatch.setattr(diffusers_peer, "COMPILE", {"backend": "eager", "fullgraph": True, "dynamic": False})
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_all_peers_draw_the_same_images(contest: Contest) -> None:
+    found = compete(contest, ("reference", "tuned", "compiled", "tensorrt"), turns=2)
+    assert [peer.name for peer in found.results] == ["ours", "reference", "tuned", "compiled"]
+    assert found.images == 4
+    for peer in found.results:
+        assert peer.parity.passed, peer
+        assert 0.4 < peer.parity.largest < 1.1  # of 255: rounding to whole levels
+        assert peer.parity.psnr > 58  # rms 0.29: rounding alone
+        assert peer.ms.n == 2
+        assert peer.images_per_second.p50 == pytest.approx(4e3 / peer.ms.p50, rel=0.3)
+    assert found.least_psnr == pytest.approx(psnr(2 * 0.29), abs=0.3)
+    assert found.results[0].ours_faster is None
+    assert all(peer.ours_faster is not None and peer.ours_faster.n == 2 for peer in found.results[1:])
+    assert "no TensorRT engine was given" in found.left_out["tensorrt"]
+    text = "\n".join(peer_lines(found))
+    assert text.count("x as fast") == 3 and "tensorrt     left out: DiveError: no TensorRT" in text
+
+
+def result_of(contest: Contest, monkeypatch: pytest.MonkeyPatch, bad: str) -> ContestResult:
+    """A contest with the reference in which `bad` (ours or the reference) draws pictures that are brighter by 3 of 255."""
+    made = diffusers_peer.plain(contest.bundle, *_setting(contest))
+
+    def brighter(start: Any) -> Any:
+        return np.clip(made(start).astype(int) + 3, 0, 255).astype(np.uint8)
+
+    run = {"good": made, "bad": brighter}
+    monkeypatch.setattr(peers, "_by", lambda engine, plan: run["bad" if bad == "ours" else "good"])
+    monkeypatch.setitem(peers.MAKE, "reference", lambda c, p: run["bad" if bad == "reference" else "good"])
+    return compete(contest, ("reference",), turns=1)
+
+
+def _setting(contest: Contest) -> tuple[Any, torch.device, str]:
+    return bench_plan(contest.engine, 4, SAMPLING, people=1), contest.device, contest.precision
+
+
+@pytest.mark.parametrize("bad", ["ours", "reference"])
+def test_failed_parity_is_never_a_speed_up(contest: Contest, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
+    found = result_of(contest, monkeypatch, bad)
+    assert {peer.name: peer.parity.passed for peer in found.results} == {
+        "ours": bad != "ours",
+        "reference": bad == "ours",
+    }
+    assert all(peer.ours_faster is None for peer in found.results)
+    text = "\n".join(peer_lines(found))
+    assert "x as fast" not in text
+    assert f"{bad:<12}" in text and text.count("parity failed") >= 1
+
+
+def test_a_peer_that_cannot_run_says_why(contest: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no C++ compiler was found")
+
+    monkeypatch.setattr(diffusers_peer, "COMPILE", {"backend": no_compiler, "fullgraph": True})
+    found = compete(contest, ("compiled",), turns=1)
+    assert [peer.name for peer in found.results] == ["ours"]
+    assert "no C++ compiler was found" in found.left_out["compiled"]
+    odd = replace(contest, sampling=replace(SAMPLING, guidance=0.5))
+    with pytest.raises(InputError, match="no guidance below 1"):  # plain diffusers, which everything is measured by
+        compete(odd, (), turns=1)
+
+
+def test_a_contest_that_cannot_be_is_refused(contest: Contest) -> None:
+    eight = copy.copy(contest.engine)
+    eight.spec = replace(eight.spec, precision="fp8")
+    with pytest.raises(InputError, match="1 rows hold no image with guidance 3.0; our engine is fp8, in which no peer"):
+        compete(replace(contest, engine=eight, rows=1), (), turns=1)
+
+
+def test_an_engine_of_another_model_is_no_peer(contest: Contest, tiny_base: Path) -> None:
+    other = load_engine(tiny_base, "torch", "cpu")
+    with pytest.raises(DiveError, match="its model fingerprint is .*, ours is "):
+        peers._same(other, contest)
+    assert peers._same(contest.engine, contest) is contest.engine
+
+
+def test_unfused_lora_computes_the_same_with_more_work(contest: Contest) -> None:
+    unet = copy.deepcopy(contest.bundle.unet)
+    diffusers_peer.unfuse(unet, rank=6)
+    assert has_lora(unet)
+    layer = unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")
+    (a, b) = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    assert a.shape[0] == b.shape[1] == 6
+    assert (a != 0).all() and (b != 0).all()
+    before = contest.bundle.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q").weight
+    split = (before - layer.base_layer.weight).square().mean().sqrt() / before.square().mean().sqrt()
+    assert 0.02 < float(split) < 0.1  # about LORA_SHARE
+    x, t, hidden = torch.randn(2, 8, 8, 4), torch.tensor([500]), torch.randn(2, 32, 32)
+    with torch.no_grad():
+        expected, found = contest.bundle.unet(x, t, hidden).sample, unet(x, t, hidden).sample
+    assert float((expected - found).abs().max()) < 1e-4 < float(expected.abs().max())
+
+
+def test_exact_images_are_the_engines_before_rounding(contest: Contest) -> None:
+    plan = bench_plan(contest.engine, 4, SAMPLING)
+    start = start_of(plan, contest.engine, 4)
+    exact = exact_images(copy.deepcopy(contest.bundle), plan, start, "fp32", contest.device)
+    found = peers._by(contest.engine, plan)(start)
+    assert exact.dtype == np.float64 and exact.shape == found.shape
+    assert np.ptp(exact) > 10
+    assert np.abs(exact - found).max() < 0.51
+    single = exact_images(copy.deepcopy(contest.bundle), plan, start, "fp16", contest.device)  # by float32
+    assert 0 < np.abs(exact - single).max() < 0.01
+
+
+def test_parity_by_hand() -> None:
+    exact = np.full((2, 2, 2, 3), 100.0)
+    images = exact.copy().astype(np.uint8)
+    images[1] += 4  # one bad image of two
+    images[1, 0, 0, 0] = 110
+    rms = float(np.sqrt((11 * 4**2 + 10**2) / 12))
+    assert worst_rms(images, exact) == pytest.approx(rms)
+    good, bad = (parity(images, exact, Allowance(plain)) for plain in (rms / 2 * 1.001, rms / 2 * 0.999))
+    assert (good.passed, bad.passed, good.largest) == (True, False, 10.0)
+    assert good.psnr == pytest.approx(20 * np.log10(255 / rms))
+    assert psnr(255.0) == 0
+    assert Allowance(1.0).psnr == pytest.approx(psnr(1.0) - 6.02, abs=0.01)
+    assert not parity(np.full_like(exact, np.nan), exact, Allowance(100.0)).passed
+
+
+def test_the_list_of_peers() -> None:
+    assert chosen("none") == () and len(chosen("all")) == 5
+    assert chosen("tuned, reference") == ("tuned", "reference")
+    with pytest.raises(InputError, match="'fastest' is unknown"):
+        chosen("tuned,fastest")
+
+
+@pytest.mark.gpu
+def test_reference_and_tuned_on_a_gpu(tiny_fused: Path, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA build of torch and a GPU")
+    engine = load_engine(tiny_fused, "torch", "cuda")
+    contest = Contest(engine, load_bundle(tiny_fused), tiny_fused, tmp_path, SAMPLING, ROWS)
+    found = compete(contest, ("reference", "tuned", "compiled"), turns=2)
+    assert [peer.name for peer in found.results] == ["ours", "reference", "tuned", "compiled"], found.left_out
+    assert all(peer.parity.passed for peer in found.results)
