@@ -250,7 +250,7 @@ def turn_of_all(
 def job(engine: Engine, folder: Path, turns: int) -> dict[str, Any]:
     """Shares of the bare engine's rate, turn by turn; the slow disk writes just three times as fast as the engine makes."""
     pipe = pipeline(folder / "fused")
-    small, plan = pocket_plan(engine, pairs=16), pocket_plan(engine, pairs=192)
+    small, plan = pocket_plan(engine, pairs=16), pocket_plan(engine, pairs=96)
     images = 2 * len(plan.pairs)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     waits: dict[str, list[float]] = {"fast disk": [], "slow disk": []}
@@ -329,7 +329,7 @@ def child(kind: str, folder: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("plan", "resume", "job", "ray"), action="append")
-    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
