@@ -48,11 +48,9 @@ def build_plan(kind: trt.Flavour, module: Any, todo: PartBuild, progress: Callab
     those of the build NVIDIA's documentation calls unpredictable.
     """
     log = trt.logger(module)
-    builder = module.Builder(log)
-    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = module.OnnxParser(network, log)
-    if not _parsed(module, parser, todo):
-        raise DiveError(f"build {todo.part}: {parse_error(parser, log)}; export the engine again")
+    # Not in the main thread, as the build is not: Ctrl-C inside TensorRT's call of our logger would be lost.
+    with ThreadPoolExecutor(1, thread_name_prefix=f"parse-{todo.part}") as pool:
+        builder, network = pool.submit(_network, module, log, todo).result()
     trt.allow_decomposition(module, network)
     names = refit_map(network, todo.graph) if todo.refittable else []
     config = builder_config(module, builder, todo)
@@ -64,6 +62,16 @@ def build_plan(kind: trt.Flavour, module: Any, todo: PartBuild, progress: Callab
         if data is None:
             raise DiveError(f"build {todo.part}: {kind.name} failed ({trt.first(log.errors)}){_remedy(kind, todo)}")
     return Plan(bytes(data), names, fixed_hash(todo.graph, names) if names else "")
+
+
+def _network(module: Any, log: Any, todo: PartBuild) -> tuple[Any, Any]:
+    """A builder, and the part's graph as its network."""
+    builder = module.Builder(log)
+    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = module.OnnxParser(network, log)
+    if not _parsed(module, parser, todo):
+        raise DiveError(f"build {todo.part}: {parse_error(parser, log)}; export the engine again")
+    return builder, network
 
 
 def _parsed(module: Any, parser: Any, todo: PartBuild) -> bool:
