@@ -128,7 +128,7 @@ def collect(folder: Path) -> Facts:
         python=f"{platform.python_version()} ({sys.executable})",
         system=platform.platform(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory=_memory(),
+        memory=memory(),
         disk=(str(folder), shutil.disk_usage(folder).free),
         packages=packages,
         gpus=gpus,
@@ -230,7 +230,7 @@ def _kernels() -> CompiledKernels | None:
     )
 
 
-def _memory() -> tuple[int, int] | None:
+def memory() -> tuple[int, int] | None:
     """Total and available bytes, where the system tells (Linux)."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():

@@ -51,7 +51,9 @@ RULES: dict[str, Rule] = {
     ),
     "dive_fast.synth.manifest": Rule((*BASICS, "dive_fast.synth.planfile", "dive_fast.synth.records")),
     "dive_fast.merge": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.marks")),
-    "dive_fast.reid": Rule((*BASICS, *TRAINING, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.report.html")),
+    "dive_fast.reid": Rule(
+        (*BASICS, *TRAINING, "dive_fast.data", "dive_fast.facts", "dive_fast.synth.manifest", "dive_fast.report.html")
+    ),
     "dive_fast.quality": Rule(
         (
             *BASICS,

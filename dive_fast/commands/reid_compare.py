@@ -11,6 +11,7 @@ import typer
 from dive_fast.commands.common import Device, Json, finish, numbers, say, torch_device
 from dive_fast.commands.reid_inputs import joined, protocol_of, test_sides
 from dive_fast.commands.reid_options import (
+    Backbone,
     Direction,
     Draw,
     Identities,
@@ -18,16 +19,19 @@ from dive_fast.commands.reid_options import (
     Mode,
     PerModality,
     Permutations,
+    Precision,
     ProtocolName,
     Rate,
     SamePeople,
     Search,
+    Setting,
     Share,
     Shots,
     Steps,
     Trials,
+    Weights,
 )
-from dive_fast.commands.reid_train import is_given, parsed_settings
+from dive_fast.commands.reid_train import config_of
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -78,17 +82,10 @@ def compare(
     missing: Missing = "refuse",
     synthetic_share: Share = None,
     lr: Rate = 2e-3,
-    backbone: Annotated[
-        str, typer.Option(help="pocket, pocket-vit, resnet50, vit-b16 or clip-vit-b16; see the recipe.")
-    ] = "pocket",
-    weights: Annotated[Path | None, typer.Option(help="Pretrained weights of the backbone, a local path.")] = None,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass; weights stay fp32.")
-    ] = "fp32",
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="NAME=VALUE of any other setting, as in reid train. Repeat for each."),
-    ] = None,
+    backbone: Backbone = "pocket",
+    weights: Weights = None,
+    precision: Precision = "fp32",
+    setting: Setting = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for files of the decoded images, for sets that memory cannot hold.")
     ] = None,
@@ -108,12 +105,8 @@ def compare(
 ) -> None:
     """Train several training sets alike, with several seeds, and print one table with significance; rerun to resume."""
     from dive_fast.reid.compare import compare as run
-    from dive_fast.reid.recipes import override
-    from dive_fast.reid.recipes import recipe as settings_of
 
-    values = {**context.params, "weights": None if weights is None else str(weights)}
-    given = {name: values[name] for name in _SETTINGS if is_given(context, name)}
-    config = override(settings_of(recipe), {**given, **parsed_settings(setting or [])})
+    config = config_of(context, _SETTINGS)
     arms, apart = _arms(arm, data, same_people)
     if baseline not in arms:
         say(f"no arm is called {baseline!r} (--baseline), so there is nothing to compare with: scores only")

@@ -12,7 +12,9 @@ from dive_fast.commands.reid_inputs import protocol_of, test_set, test_sides
 from dive_fast.commands.reid_options import (
     Direction,
     Draw,
+    Flip,
     Mode,
+    OtherPeople,
     Permutations,
     ProtocolName,
     Rerank,
@@ -59,14 +61,8 @@ def evaluate(
     direction: Direction = "ir-to-visible",
     mode: Mode = "standard",
     rerank: Rerank = False,
-    other_people: Annotated[
-        bool,
-        typer.Option(
-            "--other-people",
-            help="The checkpoint was trained on another data set: people of the same names are not the test's.",
-        ),
-    ] = False,
-    flip: Annotated[bool, typer.Option(help="Average each embedding with its mirror image's.")] = True,
+    other_people: OtherPeople = False,
+    flip: Flip = True,
     export: Annotated[
         Path | None,
         typer.Option(

@@ -57,3 +57,18 @@ Mode = Annotated[
     ),
 ]
 Rerank = Annotated[bool, typer.Option("--rerank", help="Re-rank by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3).")]
+OtherPeople = Annotated[
+    bool,
+    typer.Option(
+        "--other-people",
+        help="The checkpoint was trained on another data set: people of the same names are not the test's.",
+    ),
+]
+Flip = Annotated[bool, typer.Option(help="Average each embedding with its mirror image's.")]
+Backbone = Annotated[str, typer.Option(help="pocket, pocket-vit, resnet50, vit-b16 or clip-vit-b16; see the recipe.")]
+Weights = Annotated[Path | None, typer.Option(help="Pretrained weights of the backbone, a local path.")]
+Precision = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass; weights stay fp32.")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE of any other setting, as in reid train. Repeat for each."),
+]

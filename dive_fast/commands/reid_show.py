@@ -9,7 +9,18 @@ import typer
 
 from dive_fast.commands.common import Device, Json, finish, names, torch_device
 from dive_fast.commands.reid_inputs import joined, protocol_of, test_sides
-from dive_fast.commands.reid_options import Direction, Draw, Mode, Permutations, ProtocolName, Search, Shots, Trials
+from dive_fast.commands.reid_options import (
+    Direction,
+    Draw,
+    Flip,
+    Mode,
+    OtherPeople,
+    Permutations,
+    ProtocolName,
+    Search,
+    Shots,
+    Trials,
+)
 
 
 def show(
@@ -46,14 +57,8 @@ def show(
     permutations: Permutations = None,
     direction: Direction = "ir-to-visible",
     mode: Mode = "standard",
-    other_people: Annotated[
-        bool,
-        typer.Option(
-            "--other-people",
-            help="The checkpoint was trained on another data set: people of the same names are not the test's.",
-        ),
-    ] = False,
-    flip: Annotated[bool, typer.Option(help="Average each embedding with its mirror image's.")] = True,
+    other_people: OtherPeople = False,
+    flip: Flip = True,
     device: Device = "auto",
     json: Json = False,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,22 +13,26 @@ import typer
 from dive_fast.commands.common import Device, Json, finish, say, torch_device
 from dive_fast.commands.reid_inputs import joined
 from dive_fast.commands.reid_options import (
+    Backbone,
     Identities,
     Missing,
     PerModality,
+    Precision,
     Rate,
     SamePeople,
     Share,
     Steps,
+    Weights,
 )
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
+    from dive_fast.reid.config import ReidConfig
     from dive_fast.types import Sample
 
 # Options that are settings of the recipe by their own name; what is not given stays as the recipe has it.
 _SETTINGS = (
-    "steps", "epochs", "identities", "per_modality", "missing", "synthetic_share", "synthetic_schedule", "lr", "backbone",
+    "steps", "epochs", "identities", "per_modality", "missing", "synthetic_share", "lr", "backbone",
     "weights", "height", "width", "precision", "clip", "seed", "every_epochs",
 )  # fmt: skip
 
@@ -65,15 +70,11 @@ def train(
         ),
     ] = None,
     lr: Rate = 2e-3,
-    backbone: Annotated[
-        str, typer.Option(help="pocket, pocket-vit, resnet50, vit-b16 or clip-vit-b16; see the recipe.")
-    ] = "pocket",
-    weights: Annotated[Path | None, typer.Option(help="Pretrained weights of the backbone, a local path.")] = None,
+    backbone: Backbone = "pocket",
+    weights: Weights = None,
     height: Annotated[int, typer.Option(min=32, help="Image height in pixels.")] = 96,
     width: Annotated[int, typer.Option(min=32, help="Image width in pixels.")] = 48,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass; weights stay fp32.")
-    ] = "fp32",
+    precision: Precision = "fp32",
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     setting: Annotated[
         list[str] | None,
@@ -110,17 +111,12 @@ def train(
     """Train on real and synthetic pairs; rerun to resume."""
     from dive_fast.io import read_json
     from dive_fast.ranks import leading, process_group
-    from dive_fast.reid.recipes import override
-    from dive_fast.reid.recipes import recipe as settings_of
     from dive_fast.reid.train import train_reid
 
     if real is None and not synthetic:
         raise InputError("nothing to train on; give --real, --synthetic or both")
-    values = {**context.params, "synthetic_schedule": _points(synthetic_schedule)}
-    if weights is not None:
-        values["weights"] = str(weights)
-    given = {name: values[name] for name in _SETTINGS if is_given(context, name)}
-    config = override(settings_of(recipe), {**given, "people": validation_people, **parsed_settings(setting or [])})
+    parsed = {"synthetic_schedule": _points(synthetic_schedule)} if synthetic_schedule is not None else {}
+    config = config_of(context, _SETTINGS, {"people": validation_people, **parsed})
     chosen_device = torch_device(device)
     with process_group(chosen_device):
         leads = leading()  # one process speaks for all
@@ -152,9 +148,17 @@ def _report(record: dict[str, Any], out: Path, as_json: bool) -> None:
     finish(text, summary, as_json)
 
 
-def is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+def config_of(context: typer.Context, names: Iterable[str], more: dict[str, Any] | None = None) -> ReidConfig:
+    """The recipe of --recipe with those of the options `names` that were given, then `more`, then what --set says."""
+    from dive_fast.reid.recipes import override, recipe
+
+    values = context.params
+    given = {
+        name: str(values[name]) if isinstance(values[name], Path) else values[name]
+        for name in names
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    }
+    return override(recipe(values["recipe"]), {**given, **(more or {}), **_parsed_settings(values["setting"] or [])})
 
 
 def _points(text: str | None) -> tuple[tuple[float, float], ...] | None:
@@ -168,7 +172,7 @@ def _points(text: str | None) -> tuple[tuple[float, float], ...] | None:
         raise InputError(f"--synthetic-schedule is PART:SHARE pairs, as 0:0.5,1:0, got {text!r}") from error
 
 
-def parsed_settings(settings: list[str]) -> dict[str, Any]:
+def _parsed_settings(settings: list[str]) -> dict[str, Any]:
     """NAME=VALUE options, values as JSON, or else as the words they are."""
     parsed: dict[str, Any] = {}
     for text in settings:

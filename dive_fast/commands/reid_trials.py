@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from dive_fast.commands.common import Device, Json, finish, numbers, torch_device
 from dive_fast.commands.reid_inputs import set_of
-from dive_fast.commands.reid_options import Identities, PerModality, Rate, Rerank, Steps
-from dive_fast.commands.reid_train import is_given, parsed_settings
+from dive_fast.commands.reid_options import Identities, PerModality, Rate, Rerank, Setting, Steps, Weights
+from dive_fast.commands.reid_train import config_of
 from dive_fast.types import InputError
 
 # Options that are settings of the recipe by their own name; what is not given stays as the recipe has it.
@@ -39,19 +39,14 @@ def trials(
     per_modality: PerModality = 3,
     lr: Rate = 2e-3,
     backbone: Annotated[str, typer.Option(help="Backbone by name, as in dive-fast reid train.")] = "pocket",
-    weights: Annotated[Path | None, typer.Option(help="Pretrained weights of the backbone, a local path.")] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="NAME=VALUE of any other setting, as in reid train. Repeat for each."),
-    ] = None,
+    weights: Weights = None,
+    setting: Setting = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random, alike in all trials.")] = 0,
     rerank: Rerank = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Train and test RegDB's ten models, one a trial; rerun to resume."""
-    from dive_fast.reid.recipes import override
-    from dive_fast.reid.recipes import recipe as settings_of
     from dive_fast.reid.rerank import RerankConfig
     from dive_fast.reid.trials import DIRECTIONS, run_trials
     from dive_fast.types import to_dict
@@ -63,7 +58,7 @@ def trials(
         )
     report = run_trials(
         spec,
-        override(settings_of(recipe), {**_given(context), **parsed_settings(setting or [])}),
+        config_of(context, _SETTINGS),
         out,
         trials=numbers(chosen),
         directions=DIRECTIONS if direction == "both" else (direction,),
@@ -72,9 +67,3 @@ def trials(
         device=torch_device(device),
     )
     finish(report.text(), to_dict(report), json)
-
-
-def _given(context: typer.Context) -> dict[str, Any]:
-    """The settings that the command line names."""
-    values = {name: context.params[name] for name in _SETTINGS if is_given(context, name)}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

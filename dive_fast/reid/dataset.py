@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dive_fast.data.images import open_image
+from dive_fast.facts import memory
 from dive_fast.io import canonical_json, clear_disk_errors, lock_folder, sha256_bytes, sha256_file
 from dive_fast.reid.augment import DEVIATION, LUMA, MEAN, AugmentConfig, augment, normalise
 from dive_fast.types import MODALITIES, InputError, Sample
@@ -143,11 +144,8 @@ def _check_memory(count: int, height: int, width: int, what: str) -> None:
 
 def _free_memory() -> int | None:
     """Bytes that can be taken without swapping, where the system tells (Linux)."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    lines = (line.split() for line in meminfo.read_text(encoding="utf-8").splitlines())
-    return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)
+    found = memory()
+    return None if found is None else found[1]
 
 
 def _cached(samples: Sequence[Sample], height: int, width: int, cache: Path, progress: str | None) -> NDArray[np.uint8]:
