@@ -18,18 +18,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.machine import commit, interleaved, processor, versions
 from dive_fast.arms import BASELINES, build_arms, external_photos, heldout_sides
-from dive_fast.engines import Engine, Kept, load_engine
+from dive_fast.bench.batch import start_of
+from dive_fast.engines import Engine, load_engine
 from dive_fast.io import read_json, write_json
 from dive_fast.models import fuse, load_bundle, save_bundle
 from dive_fast.pipeline import PairConfig, learn_missing, make_pairs
 from dive_fast.reid.compare import compare
 from dive_fast.reid.train import ReidConfig
-from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, whole_steps
 from dive_fast.study import StudyConfig
+from dive_fast.synth import make_plan
+from dive_fast.synth.clock import StageClock
+from dive_fast.synth.render import Renderer
 from dive_fast.types import Sample
 from dive_fast.world.trees import WorldSpec, build_world
 
@@ -75,26 +76,18 @@ def usefulness(out: Path, world: Path, made: dict[str, list[Sample]], seeds: tup
 
 
 def loop(engine: Engine, setting: PairConfig) -> Callable[[], object]:
-    """Noise to pixels for `IMAGES` images of as many people, as a run does it."""
-    people = [identity.pid for identity in engine.prompts.table.identities][:IMAGES]
-    embeddings, index = engine.prompts.encode(engine.encode_text, [None, *((pid, "cam3") for pid in people)])
-    conditioning = engine.condition(embeddings)
-    noise = initial_noise(range(IMAGES), engine.latent_shape)
-    schedule = Schedule.from_config(engine.scheduler_config, setting.steps)
-    at = None if setting.guidance_interval is None else schedule.within(setting.guidance_interval)
-    whole = whole_steps(schedule, 0, setting.reuse, at)
-
-    def run() -> object:
-        kept = Kept(setting.reuse_depth) if setting.reuse > 1 else None
-
-        def eps_rows(x: torch.Tensor, t: int, i: torch.Tensor) -> torch.Tensor:
-            if kept is not None and t in whole:
-                kept.deep = None
-            return engine.eps(x, t, conditioning, i, kept)
-
-        return engine.decode(dpmpp_2m(guided(eps_rows, index[1:], 0, setting.guidance, at), noise, schedule))
-
-    return run
+    """Noise to pixels for `IMAGES` images of as many people, by the renderer of synthesis."""
+    table, profile = engine.prompts.table, engine.spec.profile
+    plan = make_plan(
+        mode="synthetic", pids=[identity.pid for identity in table.identities][:IMAGES], cameras=table.cameras, ir=["cam3"],
+        rgb=["cam1"], pairs_per_identity=1, seed=0, steps=setting.steps, guidance=setting.guidance,
+        guidance_interval=setting.guidance_interval, reuse=setting.reuse, reuse_depth=setting.reuse_depth,
+        height=profile.height, width=profile.width, model_fingerprint=engine.spec.model_fingerprint,
+    )  # fmt: skip
+    start = start_of(plan, engine, IMAGES, ("ir",))
+    renderer = Renderer(engine, plan, StageClock("encode", "denoise", "decode"))
+    renderer.use_prompts(job.key for job in start.jobs)
+    return lambda: renderer.images(start)
 
 
 def speed(engine: Engine, repeats: int) -> dict[str, Any]:
