@@ -131,9 +131,9 @@ def test_a_second_run_in_one_folder_is_refused_while_the_first_lives(start, base
     out = tmp_path / "adapter"
     process = start(base, photos, out, CONFIG)
     _wait(process, lambda: (tmp_path / "adapter.training" / "identities.state").exists())
+    os.kill(process.pid, signal.SIGSTOP)  # it lives, and cannot end before the second has looked
     with pytest.raises(InputError, match="another run is writing to"):
         personalize(load_bundle(base), photos, out, CONFIG, progress=False)
-    assert process.is_alive()
     _kill(process)
     settings = replace(CONFIG, seed=1)
     with pytest.raises(InputError, match="other data or settings"):  # the lock went with the process
