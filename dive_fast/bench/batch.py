@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dive_fast.bench.timing import Stages
 from dive_fast.engines.base import Conditioning, Engine
+from dive_fast.sampling import Preset
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.plan import make_plan
@@ -35,10 +36,27 @@ class Sampling:
     steps: int = 20
     guidance: float = 2.0
     image_format: ImageFormat = "png"
+    guidance_interval: tuple[float, float] | None = None  # this and the next two as in sampling.Preset
+    reuse: int = 1
+    reuse_depth: int = 0
+
+    @classmethod
+    def of(cls, preset: Preset, guidance: float, image_format: ImageFormat = "png") -> Sampling:
+        """As a plan has it that was made with `preset`."""
+        return cls(preset.steps, guidance, image_format, preset.interval, preset.reuse, preset.reuse_depth)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every step is a whole one with guidance, as everybody else's are."""
+        return self.guidance_interval is None and self.reuse == 1
 
     def images(self, rows: int) -> int:
         """Images in a call of `rows` UNet rows."""
         return images_per_batch(rows, self.guidance)
+
+    def rows(self, images: int) -> int:
+        """UNet rows of a step with guidance."""
+        return images if self.guidance == 1.0 else 2 * images
 
 
 def bench_plan(engine: Engine, images: int, sampling: Sampling, people: int = PEOPLE, seed: int = 0) -> SynthesisPlan:
@@ -59,6 +77,7 @@ def bench_plan(engine: Engine, images: int, sampling: Sampling, people: int = PE
         pairs_per_identity=-(-images // len(pids)), seed=seed, height=profile.height, width=profile.width,
         model_fingerprint=engine.spec.model_fingerprint, shard_size=64,
         steps=sampling.steps, guidance=sampling.guidance, image_format=sampling.image_format,
+        guidance_interval=sampling.guidance_interval, reuse=sampling.reuse, reuse_depth=sampling.reuse_depth,
     )  # fmt: skip
 
 

@@ -60,18 +60,52 @@ def engine_of(task: dict[str, Any]) -> Any:
 
         folder = Path(task["work"]) / "engine"
         if not (folder / "engine.json").exists():
-            export_engine(task["model"], folder, rows_max=max(task["rows"]), check=False)
+            options: dict[str, Any] = {}
+            if task["reuse"] > 1:
+                from dive_export import GraphOptions
+
+                options["options"] = GraphOptions("bank", reuse_depth=task["reuse_depth"])
+            export_engine(task["model"], folder, rows_max=max(task["rows"]), check=False, **options)
     return load_engine(folder, backend=task["backend"], device=task["device"], threads=task["threads"])
+
+
+def plain(engine: Any, task: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    """What the solver asks at each step, for a bank and the index of prompts in it; every version can this."""
+    from dive_fast.sampling import guided
+
+    return lambda bank, index: guided(lambda x, t, i: engine.eps(x, t, bank, i), index, 0, task["guidance"])
+
+
+def saving(engine: Any, schedule: Any, task: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    """The same with a guidance interval and reuse, which old versions do not know."""
+    from dive_fast.engines import Kept
+    from dive_fast.sampling import Course, guided
+
+    interval = tuple(task["guidance_interval"]) if task["guidance_interval"] else None
+    course = Course.of(schedule, task["guidance"], interval, task["reuse"])
+
+    def sampler(bank: Any, index: Any) -> Any:
+        kept = Kept(task["reuse_depth"]) if task["reuse"] > 1 else None
+
+        def rows(x: Any, t: int, i: Any) -> Any:
+            if kept is not None and t in course.whole:
+                kept.deep = None
+            return engine.eps(x, t, bank, i, kept)
+
+        return guided(rows, index, 0, task["guidance"], course.guided)
+
+    return sampler
 
 
 def measure(task: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     """{"unet": {rows: ms}, "batch": {rows: ms}}; a batch goes from prompts to pixels."""
-    from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
+    from dive_fast.sampling import Schedule, dpmpp_2m, initial_noise
 
     engine = engine_of(task)
     table = engine.prompts.table
     keys = [(identity.pid, table.cameras[0].name) for identity in table.identities]
     schedule = Schedule.from_config(engine.scheduler_config, task["steps"])
+    sampler = saving(engine, schedule, task) if task["guidance_interval"] or task["reuse"] > 1 else plain(engine, task)
     cuda = engine.device.type == "cuda"
     found: dict[str, dict[str, list[float]]] = {"unet": {}, "batch": {}}
     for rows in task["rows"]:
@@ -85,8 +119,7 @@ def measure(task: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
 
         def batch(noise: Any = noise) -> None:
             conditioning, index = conditioned()
-            eps = guided(lambda x, t, i: engine.eps(x, t, conditioning, i), index, 0, task["guidance"])
-            engine.decode(dpmpp_2m(eps, noise, schedule))
+            engine.decode(dpmpp_2m(sampler(conditioning, index), noise, schedule))
 
         conditioning, index = conditioned()
         both = index.repeat(rows // images)

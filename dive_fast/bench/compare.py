@@ -42,6 +42,9 @@ class Task:
     threads: int | None = None
     repeats: int = 10
     batches: int = 3
+    guidance_interval: tuple[float, float] | None = None
+    reuse: int = 1
+    reuse_depth: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,21 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from dive_export.resources import Resources
 from dive_fast.bench.batch import PEOPLE, STAGES, Sampling, bench_plan, start_of, timed_pass
-from dive_fast.bench.ceilings import Ceilings
 from dive_fast.bench.timing import Spread, interleaved, spread
-from dive_fast.bench.work import ModelWork
 from dive_fast.engines.base import Engine, Request
+from dive_fast.sampling import Course, Schedule
 from dive_fast.synth.local import synthesize
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
+    from dive_fast.bench.ceilings import Ceilings
+    from dive_fast.bench.work import ModelWork, Work
     from dive_fast.synth.planfile import SynthesisPlan
     from dive_fast.synth.render import Start
 
@@ -88,7 +89,8 @@ class Job:
 def check_rows(engine: Engine, rows: Sequence[int], sampling: Sampling) -> None:
     """Raises `InputError` with every reason why the engine cannot be asked for these calls."""
     profile = engine.spec.profile
-    reasons = [r for n in rows for r in engine.unsupported(Request(n, profile.height, profile.width))]
+    asked = [Request(n, profile.height, profile.width, sampling.reuse_depth) for n in rows]
+    reasons = list(dict.fromkeys(reason for request in asked for reason in engine.unsupported(request)))
     reasons += [f"{n} rows hold no image with guidance {sampling.guidance}" for n in rows if sampling.images(n) < 1]
     if reasons or not rows:
         raise InputError(f"bench: {'; '.join(reasons) or 'no row counts'}; choose other --rows")
@@ -101,8 +103,7 @@ def measure_rows(
     *,
     repeats: int,
     turns: int,
-    work: ModelWork | None = None,
-    ceilings: Ceilings | None = None,
+    counted: Counted | None = None,
     advance: Advance = lambda _: None,
 ) -> list[RowResult]:
     """Each row count: a warm-up batch, then `repeats` UNet calls and `turns` batches, row counts in turn.
@@ -127,7 +128,7 @@ def measure_rows(
             passes[n].append(taken)
             memory.setdefault(n, held)
         advance(f"batches, turn {turn + 1} of {turns}")
-    return [_row(n, starts[n], calls[str(n)], passes[n], memory[n], plan, work, ceilings) for n in dict.fromkeys(rows)]
+    return [_row(n, starts[n], calls[str(n)], passes[n], memory[n], counted) for n in dict.fromkeys(rows)]
 
 
 def measure_job(engine: Engine, rows: int, sampling: Sampling) -> Job:
@@ -169,22 +170,17 @@ def _row(
     calls: list[float],
     passes: list[Pass],
     memory: Memory,
-    plan: SynthesisPlan,
-    work: ModelWork | None,
-    ceilings: Ceilings | None,
+    counted: Counted | None,
 ) -> RowResult:
     images = len(start.jobs)
     totals = [sum(ms for stage, ms in stages.items() if stage != "write") for stages, _ in passes]
     rate = spread([1e3 * images / ms for ms in totals])
     unet, batch = spread(calls), spread(totals)
     floors: dict[str, Floor] = {}
-    if work is not None and ceilings is not None:
-        prompts = len({job.key for job in start.jobs}) + (plan.guidance != 1.0)
-        asked = rows - rows % 2 if plan.guidance != 1.0 else rows
-        parts = [(work.encode(prompts), 1), (work.unet(asked), plan.steps), (work.decode(images), 1)]
+    if counted is not None:
         floors = {
-            "unet_floor": _floor([(work.unet(asked), 1)], ceilings, unet.p50),
-            "batch_floor": _floor(parts, ceilings, batch.p50),
+            "unet_floor": counted.floor([(counted.largest(images), 1)], unet.p50),
+            "batch_floor": counted.floor(counted.batch(images, len({job.key for job in start.jobs})), batch.p50),
         }
     return RowResult(
         rows=rows,
@@ -200,29 +196,52 @@ def _row(
     )
 
 
-def _floor(parts: Sequence[tuple[Any, int]], ceilings: Ceilings, measured: float) -> Floor:
-    """Of works that follow each other, each so many times: every one has a floor of its own."""
-    total = [(work.times(count), count * ceilings.floor_ms(work.flops, work.moved)) for work, count in parts]
-    flops, moved, unfused = (sum(getattr(work, name) for work, _ in total) for name in ("flops", "moved", "unfused"))
-    return Floor(
-        gflop=flops / 1e9,
-        moved_gb=moved / 1e9,
-        unfused_gb=unfused / 1e9,
-        arithmetic_ms=ceilings.arithmetic_ms(flops),
-        traffic_ms=ceilings.traffic_ms(moved),
-        share=sum(floor for _, floor in total) / measured,
-    )
+class Counted:
+    """The counted work of batches by one way of sampling, held against this machine's ceilings."""
 
+    def __init__(self, work: ModelWork, ceilings: Ceilings, sampling: Sampling, engine: Engine) -> None:
+        self._work, self._ceilings, self._sampling = work, ceilings, sampling
+        schedule = Schedule.from_config(engine.scheduler_config, sampling.steps)
+        self._calls = Course.of(schedule, sampling.guidance, sampling.guidance_interval, sampling.reuse).calls()
 
-def least_seconds(
-    work: ModelWork, ceilings: Ceilings, rows: Sequence[int], sampling: Sampling, repeats: int, turns: int
-) -> float:
-    """How long `measure_rows` and `measure_job` take at the very least: their counted work at this machine's ceilings."""
-    total = 0.0
-    for n in rows:
-        unet, decode = work.unet(n), work.decode(sampling.images(n))
-        call = ceilings.floor_ms(unet.flops, unet.moved)
-        batch = sampling.steps * call + ceilings.floor_ms(decode.flops, decode.moved)
-        batches = turns + 1 + (JOB_BATCHES if n == max(rows) else 0)
-        total += (repeats + 1) * call + batches * batch
-    return total / 1e3
+    def largest(self, images: int) -> Work:
+        """A whole UNet call, with guidance if there is any."""
+        return self._work.unet(self._sampling.rows(images))
+
+    def batch(self, images: int, prompts: int = 0) -> list[tuple[Work, int]]:
+        """Everything from `prompts` encoded prompts (beside the empty one) to pixels: works, and how often each."""
+        work, sampling = self._work, self._sampling
+        parts = [(work.decode(images), 1)]
+        if prompts:
+            parts.append((work.encode(prompts + (sampling.guidance != 1.0)), 1))
+        for (guided, whole), count in self._calls.items():
+            rows = sampling.rows(images) if guided else images
+            parts.append((work.unet(rows) if whole else work.unet_short(rows, sampling.reuse_depth), count))
+        return parts
+
+    def floor(self, parts: Sequence[tuple[Work, int]], measured: float) -> Floor:
+        """Of works that follow each other, each so many times: every one has a floor of its own."""
+        total = [work.times(count) for work, count in parts]
+        flops, moved, unfused = (sum(getattr(work, name) for work in total) for name in ("flops", "moved", "unfused"))
+        return Floor(
+            gflop=flops / 1e9,
+            moved_gb=moved / 1e9,
+            unfused_gb=unfused / 1e9,
+            arithmetic_ms=self._ceilings.arithmetic_ms(flops),
+            traffic_ms=self._ceilings.traffic_ms(moved),
+            share=self.least_ms(parts) / measured,
+        )
+
+    def least_ms(self, parts: Sequence[tuple[Work, int]]) -> float:
+        """At the ceilings."""
+        return sum(count * self._ceilings.floor_ms(work.flops, work.moved) for work, count in parts)
+
+    def least_seconds(self, rows: Sequence[int], repeats: int, turns: int) -> float:
+        """How long `measure_rows` and `measure_job` take at the very least."""
+        total = 0.0
+        for n in rows:
+            images = self._sampling.images(n)
+            batches = turns + 1 + (JOB_BATCHES if n == max(rows) else 0)
+            total += (repeats + 1) * self.least_ms([(self.largest(images), 1)])
+            total += batches * self.least_ms(self.batch(images))
+        return total / 1e3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from dive_fast.engines import Engine, load_engine
 from dive_fast.engines.base import Request
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.io import brief
+from dive_fast.sampling import PRESETS
 from dive_fast.synth.clock import StageClock
 from dive_fast.types import DiveError, InputError
 
@@ -46,7 +47,8 @@ PEERS = tuple(HOW)
 class Contest:
     """What is competed for. `bundle` is the fused model of all, which is copied for each; `folder` holds it saved.
 
-    `work` is a folder for what peers make, `tensorrt` that of a built engine.
+    `work` is a folder for what peers make, `tensorrt` that of a built engine. `presets` are run by our engine in the same
+    turns: other images than those of `sampling`, which a ratio must never hide.
     """
 
     engine: Engine
@@ -56,6 +58,7 @@ class Contest:
     sampling: Sampling
     rows: int = 36
     tensorrt: Path | None = None
+    presets: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -79,8 +82,21 @@ class PeerResult:
 
 
 @dataclass(frozen=True)
+class PresetResult:
+    """`faster` is how many times as fast as plain sampling it was, turn by turn: ours, and that of each peer whose images
+    are right. Its own images are others, so it has no parity; what they are worth, docs/presets.md says.
+    """
+
+    name: str
+    how: str
+    ms: Spread
+    images_per_second: Spread
+    faster: dict[str, Ratio]
+
+
+@dataclass(frozen=True)
 class ContestResult:
-    """`left_out` says of every peer that is not in `results` why."""
+    """`left_out` says of every peer and preset that is not in `results` or `presets` why."""
 
     rows: int
     images: int
@@ -88,16 +104,17 @@ class ContestResult:
     least_psnr: float
     results: list[PeerResult]
     left_out: dict[str, str] = field(default_factory=dict)
+    presets: list[PresetResult] = field(default_factory=list)
 
 
-def chosen(text: str) -> tuple[str, ...]:
-    """Peers of a comma-separated list, or all, or none; another name raises `InputError`."""
+def chosen(text: str, known: Sequence[str] = PEERS, option: str = "--peers") -> tuple[str, ...]:
+    """Those `known` that a comma-separated list names, or all, or none; another name raises `InputError`."""
     if text in ("all", "none"):
-        return PEERS if text == "all" else ()
+        return tuple(known) if text == "all" else ()
     names = tuple(part.strip() for part in text.split(","))
-    unknown = [name for name in names if name not in PEERS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise InputError(f"--peers: {unknown[0]!r} is unknown; give all, none, or some of {', '.join(PEERS)}")
+        raise InputError(f"{option}: {unknown[0]!r} is unknown; give all, none, or some of {', '.join(known)}")
     return names
 
 
@@ -112,6 +129,10 @@ def compete(contest: Contest, peers: Sequence[str], turns: int, advance: Advance
     reasons = contest.engine.unsupported(_request(contest.engine, contest.rows))
     if images < 1:
         reasons.append(f"{contest.rows} rows hold no image with guidance {contest.sampling.guidance}")
+    if not contest.sampling.plain:
+        reasons.append(
+            "no peer leaves out guidance or steps of the UNet; give the preset as --presets, beside plain steps"
+        )
     if contest.precision not in DTYPES:
         reasons.append(f"our engine is {contest.precision}, in which no peer runs; give one of {', '.join(DTYPES)}")
     if reasons:
@@ -135,10 +156,42 @@ def compete(contest: Contest, peers: Sequence[str], turns: int, advance: Advance
         except (DiveError, ImportError, RuntimeError, ValueError) as error:  # torch's compilers raise RuntimeErrors
             left_out[name] = f"{type(error).__name__}: {brief(error)}"
         advance(name)
-    times = interleaved({name: partial(run, start) for name, run in runs.items()}, turns, contest.device.type)
+    others = _presets(contest, images, start, left_out)
+    calls = {name: partial(run, start) for name, run in runs.items()}
+    times = interleaved({**calls, **others}, turns, contest.device.type)
     advance("turns")
     results = [_result(name, contest, images, times, found) for name in runs]
-    return ContestResult(contest.rows, images, contest.precision, allowance.psnr, results, left_out)
+    right = [name for name in runs if found[name].passed and found[OURS].passed]
+    presets = [_preset_result(name, images, times, right) for name in others]
+    return ContestResult(contest.rows, images, contest.precision, allowance.psnr, results, left_out, presets)
+
+
+def _presets(
+    contest: Contest, images: int, start: Start, left_out: dict[str, str]
+) -> dict[str, Callable[[], NDArray[np.uint8]]]:
+    """The presets that the engine can, from the very noise of `start`; `left_out` is told of the others."""
+    runs: dict[str, Callable[[], NDArray[np.uint8]]] = {}
+    for name in contest.presets:
+        sampling = Sampling.of(PRESETS[name], contest.sampling.guidance)
+        reasons = contest.engine.unsupported(
+            replace(_request(contest.engine, contest.rows), depth=sampling.reuse_depth)
+        )
+        if reasons:
+            left_out[f"preset {name}"] = "; ".join(reasons)
+            continue
+        plan = bench_plan(contest.engine, images, sampling, people=1)
+        runs[f"preset {name}"] = partial(_by(contest.engine, plan), start)
+    return runs
+
+
+def _preset_result(name: str, images: int, times: dict[str, list[float]], right: Sequence[str]) -> PresetResult:
+    return PresetResult(
+        name,
+        PRESETS[name.removeprefix("preset ")].words(),
+        spread(times[name]),
+        spread([1e3 * images / ms for ms in times[name]]),
+        {other: ratio(times[other], times[name]) for other in right},
+    )
 
 
 def _result(

@@ -12,7 +12,9 @@ from dive_fast.types import DiveError
 
 if TYPE_CHECKING:
     from dive_fast.bench.capacity import Fleet, Prediction
+    from dive_fast.bench.peers import PeerResult, PresetResult
     from dive_fast.bench.results import BenchResult
+    from dive_fast.bench.timing import Spread
 
 INK, GRID = "#22272e", "#e5e7eb"
 COLOURS = ("#4c8bd6", "#2a9d8f", "#e08e45", "#b86bd1", "#d65f5f", "#8a9a3b")
@@ -40,7 +42,7 @@ def plot_bench(result: BenchResult, out: Path) -> list[Path]:
 def _rates(result: BenchResult, path: Path) -> Path:
     rows = [str(row.rows) for row in result.rows]
     rates = [row.images_per_second for row in result.rows]
-    with _figure(path, f"Images a second by rows a call: {result.model}, {result.backend} {result.precision}") as axes:
+    with figure(path, f"Images a second by rows a call: {result.model}, {result.backend} {result.precision}") as axes:
         axes.bar(rows, [r.p50 for r in rates], width=0.5, color=COLOURS[0], label="median")
         ends = [[r.p50 - r.p5 for r in rates], [r.p95 - r.p50 for r in rates]]
         axes.errorbar(rows, [r.p50 for r in rates], yerr=ends, fmt="none", ecolor=INK, capsize=4, linewidth=1)
@@ -50,7 +52,7 @@ def _rates(result: BenchResult, path: Path) -> Path:
 
 def _stages(result: BenchResult, path: Path) -> Path:
     rows = [str(row.rows) for row in result.rows]
-    with _figure(path, "Time an image, by stage") as axes:
+    with figure(path, "Time an image, by stage") as axes:
         base = [0.0] * len(rows)
         for stage, colour in zip(result.rows[0].stages_ms, COLOURS, strict=False):
             values = [row.stages_ms[stage].p50 / row.images for row in result.rows]
@@ -63,7 +65,7 @@ def _stages(result: BenchResult, path: Path) -> Path:
 
 def _floors(result: BenchResult, path: Path) -> Path:
     rows = [row for row in result.rows if row.unet_floor is not None and row.batch_floor is not None]
-    with _figure(path, "Share of the floor: counted work at this machine's measured ceilings") as axes:
+    with figure(path, "Share of the floor: counted work at this machine's measured ceilings") as axes:
         for shift, name, colour in ((-0.2, "UNet call", COLOURS[0]), (0.2, "whole batch", COLOURS[1])):
             floors: list[Any] = [row.unet_floor if name == "UNet call" else row.batch_floor for row in rows]
             places = [at + shift for at in range(len(rows))]
@@ -77,24 +79,35 @@ def _floors(result: BenchResult, path: Path) -> Path:
 
 def _peers(result: BenchResult, path: Path) -> Path:
     assert result.peers is not None
-    peers = result.peers.results
-    title = f"Peers at {result.peers.rows} rows; grey: parity failed"
-    with _figure(path, title, grid="x", height=1.4 + 0.45 * len(peers)) as axes:
-        for at, peer in enumerate(peers):
-            rate = peer.images_per_second
-            colour = FAILED if not peer.parity.passed else COLOURS[1] if at == 0 else COLOURS[0]
+    peers, presets = result.peers.results, result.peers.presets
+    bars = [*(_peer_bar(peer, first=peer is peers[0]) for peer in peers), *map(_preset_bar, presets)]
+    title = f"Peers at {result.peers.rows} rows; grey: parity failed{'; orange: other images' if presets else ''}"
+    with figure(path, title, grid="x", height=1.4 + 0.45 * len(bars)) as axes:
+        for at, (_, rate, colour, words) in enumerate(bars):
             axes.barh(at, rate.p50, height=0.6, color=colour)
             axes.errorbar(rate.p50, at, xerr=[[rate.p50 - rate.p5], [rate.p95 - rate.p50]], ecolor=INK, capsize=3)
-            ratio = "" if peer.ours_faster is None else f", ours {peer.ours_faster.median:.2f}x"
             axes.annotate(
-                f"{rate.p50:.3g}/s, {peer.parity.psnr:.0f} dB{ratio}", (rate.p95, at), xytext=(8, 0),
-                textcoords="offset points", va="center", fontsize=8, color=INK,
-            )  # fmt: skip
-        axes.set_yticks(range(len(peers)), [peer.name for peer in peers])
+                words, (rate.p95, at), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+            )
+        axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.45 * max(peer.images_per_second.p95 for peer in peers))
+        axes.set_xlim(0, 1.45 * max(rate.p95 for _, rate, *_ in bars))
         axes.set_xlabel("images/s; bars: median, lines: 5 % to 95 %")
     return path
+
+
+def _peer_bar(peer: PeerResult, first: bool) -> tuple[str, Spread, str, str]:
+    """Name, rate, colour and words of a bar; the `first` is ours."""
+    rate = peer.images_per_second
+    ratio = "" if peer.ours_faster is None else f", ours {peer.ours_faster.median:.2f}x"
+    colour = FAILED if not peer.parity.passed else COLOURS[1] if first else COLOURS[0]
+    return peer.name, rate, colour, f"{rate.p50:.3g}/s, {peer.parity.psnr:.0f} dB{ratio}"
+
+
+def _preset_bar(preset: PresetResult) -> tuple[str, Spread, str, str]:
+    rate = preset.images_per_second
+    faster = ", ".join(f"{ratio.median:.2f}x {name}" for name, ratio in list(preset.faster.items())[:2])
+    return preset.name, rate, COLOURS[2], f"{rate.p50:.3g}/s{', ' if faster else ''}{faster}"
 
 
 def plot_capacity(fleet: Fleet, predictions: Sequence[Prediction], path: Path) -> Path:
@@ -104,7 +117,7 @@ def plot_capacity(fleet: Fleet, predictions: Sequence[Prediction], path: Path) -
     asked = sorted(p.workers for p in predictions)
     most = max(asked[-1], 2)
     curve = sorted({round(most ** (step / 120)) for step in range(121)} | set(asked))
-    with _figure(path, "Efficiency by workers (a prediction)") as axes:
+    with figure(path, "Efficiency by workers (a prediction)") as axes:
         line = [100 * predict(fleet, workers, None).efficiency for workers in curve]
         axes.plot(curve, line, color=COLOURS[0], label="closed form")
         dots = [(p.workers, 100 * p.simulated_efficiency) for p in predictions if p.simulated_efficiency is not None]
@@ -128,11 +141,12 @@ def _legend(axes: Any) -> None:
 
 
 @contextmanager
-def _figure(path: Path, title: str, grid: Literal["x", "y"] = "y", height: float = 3.2) -> Iterator[Any]:
+def figure(path: Path, title: str, grid: Literal["x", "y"] = "y", height: float = 3.2) -> Iterator[Any]:
+    """Axes to draw on; written as the PNG `path` when the block ends."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.8, height), dpi=160, layout="constrained")
-    axes = figure.add_subplot()
+    canvas = Figure(figsize=(6.8, height), dpi=160, layout="constrained")
+    axes = canvas.add_subplot()
     yield axes
     axes.set_title(title.replace("$", r"\$"), loc="left", color=INK, fontsize=10)
     axes.grid(axis=grid, color=GRID, linewidth=0.8)
@@ -145,4 +159,4 @@ def _figure(path: Path, title: str, grid: Literal["x", "y"] = "y", height: float
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", facecolor="white")
+        canvas.savefig(temporary, format="png", facecolor="white")

@@ -17,7 +17,7 @@ from dive_fast.types import to_dict
 if TYPE_CHECKING:
     from dive_fast.bench.ceilings import Ceilings
     from dive_fast.bench.measure import Job, RowResult
-    from dive_fast.bench.peers import ContestResult, PeerResult
+    from dive_fast.bench.peers import ContestResult, PeerResult, PresetResult
 
 KIND = "dive-fast bench"
 VERSION = 1
@@ -99,9 +99,11 @@ def _lines(result: BenchResult) -> Iterator[list[Any]]:
         for metric, value in single.items():
             if value is not None:
                 yield ["engine", result.backend, row.rows, metric, "", value, "", 1]
-    for peer in result.peers.results if result.peers is not None else ():
-        yield _line("peers", peer.name, result.peers.rows, "batch ms", peer.ms)  # type: ignore[union-attr]
-        yield _line("peers", peer.name, result.peers.rows, "images/s", peer.images_per_second)  # type: ignore[union-attr]
+    if result.peers is not None:
+        timed: list[PeerResult | PresetResult] = [*result.peers.results, *result.peers.presets]
+        for peer in timed:
+            yield _line("peers", peer.name, result.peers.rows, "batch ms", peer.ms)
+            yield _line("peers", peer.name, result.peers.rows, "images/s", peer.images_per_second)
 
 
 def _line(part: str, name: str, rows: int, metric: str, values: Spread) -> list[Any]:
@@ -166,10 +168,19 @@ def peer_lines(contest: ContestResult) -> list[str]:
     for peer in contest.results:
         rate = peer.images_per_second
         lines.append(
-            f"  {peer.name:<12} {rate.p50:.3g} images/s ({rate.p5:.3g} to {rate.p95:.3g}), {peer.parity.psnr:.1f} dB, "
+            f"  {peer.name:<13} {rate.p50:.3g} images/s ({rate.p5:.3g} to {rate.p95:.3g}), {peer.parity.psnr:.1f} dB, "
             f"largest difference {peer.parity.largest:.1f} of 255: {_verdict(peer, ours_right)}"
         )
-    return [*lines, *(f"  {name:<12} left out: {why}" for name, why in contest.left_out.items())]
+    for preset in contest.presets:
+        rate = preset.images_per_second
+        faster = ", ".join(f"{r.median:.2f}x {name} ({r.low:.2f} to {r.high:.2f})" for name, r in preset.faster.items())
+        lines.append(
+            f"  {preset.name:<13} {rate.p50:.3g} images/s ({rate.p5:.3g} to {rate.p95:.3g}), OTHER images, {preset.how}: "
+            f"{faster or 'no ratio, as ours failed parity'}"
+        )
+    if contest.presets:
+        lines.append("  what the images of presets are worth: docs/presets.md")
+    return [*lines, *(f"  {name:<13} left out: {why}" for name, why in contest.left_out.items())]
 
 
 def _verdict(peer: PeerResult, ours_right: bool) -> str:

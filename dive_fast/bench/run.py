@@ -13,7 +13,7 @@ import torch
 from dive_fast.bench.batch import Sampling
 from dive_fast.bench.ceilings import measure_ceilings
 from dive_fast.bench.machine import commit, hardware, versions
-from dive_fast.bench.measure import check_rows, least_seconds, measure_job, measure_rows
+from dive_fast.bench.measure import Counted, check_rows, measure_job, measure_rows
 from dive_fast.bench.peers import Contest, compete
 from dive_fast.bench.results import BenchResult
 from dive_fast.bench.work import ModelWork
@@ -21,6 +21,7 @@ from dive_fast.engines import Engine, load_engine
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.io import read_json
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
+from dive_fast.sampling import PRESETS
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
@@ -41,6 +42,18 @@ class BenchConfig:
     peers: tuple[str, ...] = ()
     peer_rows: int = 36
     tensorrt: Path | None = None
+    presets: tuple[str, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        """The `reuse_depth` that an engine must be made for, 0 for none: the sampling's, or else the first preset's."""
+        asked = [self.sampling.reuse_depth, *(PRESETS[name].reuse_depth for name in self.presets)]
+        return next(filter(None, asked), 0)
+
+    @property
+    def competes(self) -> bool:
+        """Whether there is anybody beside the engine's plain sampling."""
+        return bool(self.peers or self.presets)
 
 
 @dataclass(frozen=True)
@@ -89,16 +102,27 @@ def chosen_backend(backend: str, device: str) -> tuple[str, str]:
 
 
 def open_model(
-    name: str, folder: Path, backend: str, device: str, precision: str, threads: int | None, rows: int, work: Path
+    name: str,
+    folder: Path,
+    backend: str,
+    device: str,
+    precision: str,
+    threads: int | None,
+    rows: int,
+    work: Path,
+    depth: int = 0,
 ) -> Subject:
-    """An engine of the fused model in `folder`; for onnxruntime it is exported to `work` first, for up to `rows` rows."""
+    """An engine of the fused model in `folder`; for onnxruntime it is exported to `work` first, for up to `rows` rows, and
+    with a part for deep features of `depth` unless that is 0.
+    """
     if not backend.startswith("onnxruntime"):
         return Subject(name, load_engine(folder, backend, device, threads, precision=precision), folder, folder)
     from dive_export import GraphOptions, export_engine
 
     exact: Any = precision if precision != "auto" else "fp16" if device == "cuda" else "fp32"
     out = work / f"engine-{exact}"
-    export_engine(folder, out, rows, check=False, options=GraphOptions(precision=exact))
+    options = GraphOptions("bank", exact, reuse_depth=depth) if depth else GraphOptions(precision=exact)
+    export_engine(folder, out, rows, check=False, options=options)
     return Subject(name, load_engine(out, backend, device, threads), out, folder)
 
 
@@ -141,16 +165,16 @@ def run_bench(
     engine, sampling = subject.engine, config.sampling
     check_rows(engine, config.rows, sampling)
     contest = _contest(subject, config, work)
-    counted, ceilings = model_work(subject), measure_ceilings(engine.device, _dtype(engine))
-    least = least_seconds(counted, ceilings, config.rows, sampling, config.repeats, config.turns)
+    work_of, ceilings = model_work(subject), measure_ceilings(engine.device, _dtype(engine))
+    counted = Counted(work_of, ceilings, sampling, engine)
+    least = counted.least_seconds(config.rows, config.repeats, config.turns)
     say(
-        f"estimate: at least {least:,.0f} s{' beside the peers' if config.peers else ''}, the counted work at the "
+        f"estimate: at least {least:,.0f} s{' beside the peers' if config.competes else ''}, the counted work at the "
         f"measured {ceilings.tflops:.3g} TFLOP/s of this machine; fewer --rows, --repeats and --turns shorten it"
     )
     rows = measure_rows(
-        engine, config.rows, sampling, repeats=config.repeats, turns=config.turns, work=counted, ceilings=ceilings,
-        advance=advance,
-    )  # fmt: skip
+        engine, config.rows, sampling, repeats=config.repeats, turns=config.turns, counted=counted, advance=advance
+    )
     job = measure_job(engine, max(rows, key=lambda row: row.images_per_second.p50).rows, sampling)
     advance("whole job")
     found = BenchResult(
@@ -165,7 +189,7 @@ def run_bench(
         hardware=hardware(engine.device.type),
         versions=versions(),
         commit=commit(),
-        gflop=counted.gflop(),
+        gflop=work_of.gflop(),
         ceilings=ceilings,
         rows=rows,
         job=job,
@@ -176,17 +200,19 @@ def run_bench(
 
 def _contest(subject: Subject, config: BenchConfig, work: Path) -> Contest | None:
     """What peers compete for; `InputError` if the model that they run is not at hand, or is not the engine's."""
-    if not config.peers:
+    if not config.competes:
         return None
     if subject.model is None:
-        raise InputError("--peers run the fused model: give it as --model FOLDER beside --engine")
+        raise InputError("--peers and --presets need the fused model: give it as --model FOLDER beside --engine")
     bundle, wanted = load_bundle(subject.model), subject.engine.spec.model_fingerprint
     if bundle.fingerprint != wanted:
         raise InputError(
             f"the engine is of model {wanted[:12]}, --model {subject.model} is {bundle.fingerprint[:12]}; give the fused "
             "model that the engine was made of"
         )
-    return Contest(subject.engine, bundle, subject.model, work, config.sampling, config.peer_rows, config.tensorrt)
+    return Contest(
+        subject.engine, bundle, subject.model, work, config.sampling, config.peer_rows, config.tensorrt, config.presets
+    )
 
 
 def _conditions(engine: Engine, config: BenchConfig) -> dict[str, Any]:
@@ -203,5 +229,5 @@ def _conditions(engine: Engine, config: BenchConfig) -> dict[str, Any]:
 
 def parts(config: BenchConfig) -> int:
     """How often `run_bench` advances."""
-    contest = 3 + len(config.peers) if config.peers else 0
+    contest = 3 + len(config.peers) if config.competes else 0
     return len(set(config.rows)) + 1 + config.turns + 1 + contest

@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from dive_fast.models.forms import split_call
+
 aten = torch.ops.aten
 ATTENTION = aten._scaled_dot_product_flash_attention
 ARITHMETIC = {aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, ATTENTION}
@@ -111,6 +113,14 @@ class ModelWork:
         sample, hidden = self._meta(rows, *self._shape), self._meta(rows, self._tokens, self._width)
         step = torch.zeros(1, dtype=torch.int64, device="meta")
         return self._once("unet", rows, lambda: self._unet(sample, step, hidden, return_dict=False))
+
+    def unet_short(self, rows: int, depth: int) -> Work:
+        """A UNet call of `rows` rows on kept deep features: its last `depth` layers and what these read."""
+        sample, hidden = self._meta(rows, *self._shape), self._meta(rows, self._tokens, self._width)
+        step = torch.zeros(1, dtype=torch.int64, device="meta")
+        with torch.no_grad():
+            _, deep = split_call(self._unet, sample, step, hidden, None, depth)
+        return self._once(f"short {depth}", rows, lambda: split_call(self._unet, sample, step, hidden, deep, depth))
 
     def decode(self, images: int) -> Work:
         """A decoder call of `images` images."""

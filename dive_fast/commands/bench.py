@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dive_fast.commands.common import Device, Json, finish, numbers, say, torch_device
+from dive_fast.commands.sampling import (
+    Guidance,
+    GuidanceInterval,
+    PresetName,
+    Reuse,
+    ReuseDepth,
+    Steps,
+    settings,
+)
 from dive_fast.types import DiveError, InputError, to_dict
 
 if TYPE_CHECKING:
@@ -42,10 +51,12 @@ def bench(
     rows: Annotated[
         str | None, typer.Option(help=f"UNet rows a call, comma-separated: {ROWS}; with --compare {COMPARE_ROWS}.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="DPM-Solver++ steps; DiVE on Stable Diffusion 1.5: 50.")] = 20,
-    guidance: Annotated[
-        float, typer.Option(min=0, help="Scale of classifier-free guidance, 1 = none; DiVE: 7.5.")
-    ] = 2.0,
+    preset: PresetName = None,
+    steps: Steps = None,
+    guidance: Guidance = 2.0,
+    guidance_interval: GuidanceInterval = None,
+    reuse: Reuse = None,
+    reuse_depth: ReuseDepth = None,
     image_format: Annotated[Literal["png", "jpg"], typer.Option(help="What images are written as.")] = "png",
     repeats: Annotated[int, typer.Option(min=1, help="Timed UNet calls of each row count.")] = 10,
     turns: Annotated[int, typer.Option(min=1, help="Timed batches of each row count, and turns of the peers.")] = 5,
@@ -57,6 +68,13 @@ def bench(
     ] = "none",
     peer_rows: Annotated[int, typer.Option(min=1, help="UNet rows a call of the peers; DiVE's 18 images are 36.")] = 36,
     tensorrt: Annotated[Path | None, typer.Option(help="Built engine folder for the peer tensorrt.")] = None,
+    presets: Annotated[
+        str,
+        typer.Option(
+            help="Run in the same turns as the peers, on as many rows: all, none, or some of exact,fast,turbo. Their images "
+            "are others; docs/presets.md says what they are worth."
+        ),
+    ] = "none",
     compare: Annotated[
         str | None, typer.Option(help="Git commit whose speed is compared with this working tree's, on --model.")
     ] = None,
@@ -73,6 +91,7 @@ def bench(
     from dive_fast.bench.batch import Sampling
     from dive_fast.bench.peers import chosen
     from dive_fast.bench.run import BenchConfig
+    from dive_fast.sampling import PRESETS
 
     if fail_below is not None and (compare is None or turns < FEWEST_TURNS):
         raise InputError(
@@ -81,21 +100,22 @@ def bench(
     where = torch_device(device)
     config = BenchConfig(
         rows=tuple(numbers(rows or (ROWS if compare is None else COMPARE_ROWS))),
-        sampling=Sampling(steps, guidance, image_format),
+        sampling=Sampling.of(settings(preset, steps, guidance_interval, reuse, reuse_depth), guidance, image_format),
         repeats=repeats,
         turns=turns,
         peers=chosen(peers),
         peer_rows=peer_rows,
         tensorrt=tensorrt,
+        presets=chosen(presets, tuple(PRESETS), "--presets"),
     )
     with tempfile.TemporaryDirectory(prefix="dive-bench-") as folder:
         work = Path(folder)
         if compare is None:
             subject = _subject(engine, model, backend, device, where, precision, threads, config, work)
             _measure(subject, config, out, work, json)
-        elif engine is not None or config.peers or precision != "auto":
+        elif engine is not None or config.competes or precision != "auto":
             raise InputError(
-                "--compare runs a --model by two source trees; leave out --engine, --peers and --precision"
+                "--compare runs a --model by two source trees; leave out --engine, --peers, --presets and --precision"
             )
         else:
             _compare(compare, model or "auto", backend, where, threads, config, fail_below, out, work, json)
@@ -124,8 +144,8 @@ def _subject(
     name, folder = run.model_folder(model or "auto", where, work)
     kind, why = run.chosen_backend(backend, where)
     say(f"{name}, backend {kind} ({why})")
-    most = max(*config.rows, config.peer_rows if config.peers else 1)
-    return run.open_model(name, folder, kind, where, precision, threads, most, work)
+    most = max(*config.rows, config.peer_rows if config.competes else 1)
+    return run.open_model(name, folder, kind, where, precision, threads, most, work, config.depth)
 
 
 def _weights(engine: Path) -> Path | None:
@@ -181,7 +201,8 @@ def _compare(
     say(f"{name}, backend {kind} ({why}), {commit[:12]} against this working tree")
     task = compare.Task(
         str(folder.resolve()) if folder.is_dir() else str(folder), kind, device, config.rows, config.sampling.steps,
-        config.sampling.guidance, threads, config.repeats,
+        config.sampling.guidance, threads, config.repeats, guidance_interval=config.sampling.guidance_interval,
+        reuse=config.sampling.reuse, reuse_depth=config.sampling.reuse_depth,
     )  # fmt: skip
     with tqdm(total=2 * config.turns, desc="compare", unit="process") as bar:
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -20,12 +19,20 @@ from dive_fast.commands.common import (
     read_photos,
     say,
 )
+from dive_fast.commands.sampling import (
+    Guidance,
+    GuidanceInterval,
+    PresetName,
+    Reuse,
+    ReuseDepth,
+    Steps,
+    settings,
+)
 from dive_fast.facts import backends_here
 from dive_fast.types import DiveError, InputError, PairMode
 
 if TYPE_CHECKING:
     from dive_fast.models import PromptTable
-    from dive_fast.sampling import Preset
     from dive_fast.synth import Summary, SynthesisPlan
     from dive_fast.types import Sample
 
@@ -62,36 +69,12 @@ def plan(
     ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs per identity and infrared camera.")] = 18,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the run; equal plans give equal images.")] = 0,
-    preset: Annotated[
-        Literal["exact", "fast", "turbo"] | None,
-        typer.Option(
-            help="Steps, guidance interval and reuse by name (docs/presets.md says what each costs); the options below "
-            "go before it."
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="DPM-Solver++ steps; 20 without a preset. DiVE on Stable Diffusion 1.5: 50."),
-    ] = None,
-    guidance: Annotated[
-        float, typer.Option(min=0, help="Scale of classifier-free guidance, 1 = none; DiVE on Stable Diffusion: 7.5.")
-    ] = 2.0,
-    guidance_interval: Annotated[
-        str | None,
-        typer.Option(
-            help="LOW,HIGH: guidance only at these noise levels (sigma, the noise-to-signal ratio); all: at every step."
-        ),
-    ] = None,
-    reuse: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Compute the whole UNet at every N-th step only, and reuse its deep features; 1: always."
-        ),
-    ] = None,
-    reuse_depth: Annotated[
-        int | None,
-        typer.Option(min=1, help="With reuse: how many of the UNet's last layers are computed at every step."),
-    ] = None,
+    preset: PresetName = None,
+    steps: Steps = None,
+    guidance: Guidance = 2.0,
+    guidance_interval: GuidanceInterval = None,
+    reuse: Reuse = None,
+    reuse_depth: ReuseDepth = None,
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="photo-guided: how far the infrared image may leave the photo.")
     ] = 0.7,
@@ -115,7 +98,7 @@ def plan(
     from dive_fast.synth.plan import read_overrides
 
     facts = _model(model)
-    settings = _sampling(preset, steps, guidance_interval, reuse, reuse_depth)
+    sampled = settings(preset, steps, guidance_interval, reuse, reuse_depth)
     height, width = image_size(size) or facts.size
     listed = _photos(mode, photos, photos_layout, photos_camera, photos_prefix)
     made = make_plan(
@@ -126,11 +109,11 @@ def plan(
         rgb=names(rgb) or _rgb_cameras(mode, facts.table),
         pairs_per_identity=pairs,
         seed=seed,
-        steps=settings.steps,
+        steps=sampled.steps,
         guidance=guidance,
-        guidance_interval=settings.interval,
-        reuse=settings.reuse,
-        reuse_depth=settings.reuse_depth,
+        guidance_interval=sampled.interval,
+        reuse=sampled.reuse,
+        reuse_depth=sampled.reuse_depth,
         height=height,
         width=width,
         model_fingerprint=facts.fingerprint,
@@ -148,34 +131,6 @@ def plan(
         {"plan": out, "plan_id": made.plan_id, "pairs": len(made.pairs), "identities": people, "shards": made.shards},
         json,
     )
-
-
-def _sampling(
-    preset: str | None, steps: int | None, interval: str | None, reuse: int | None, depth: int | None
-) -> Preset:
-    """What the options say, and the preset or the defaults where they say nothing."""
-    from dive_fast.sampling import PRESETS, Preset
-
-    settings = Preset("own", steps=20) if preset is None else PRESETS[preset]
-    if steps is not None:
-        settings = replace(settings, steps=steps)
-    if interval is not None:
-        settings = replace(settings, interval=None if interval == "all" else _interval(interval))
-    if reuse is not None:
-        settings = replace(settings, reuse=reuse, reuse_depth=settings.reuse_depth or 1)
-    if depth is not None:
-        if settings.reuse == 1:
-            raise InputError("--reuse-depth goes with --reuse of 2 or more; nothing is reused")
-        settings = replace(settings, reuse_depth=depth)
-    return settings
-
-
-def _interval(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--guidance-interval takes LOW,HIGH, two noise levels, or all; got {text!r}") from error
-    return low, high
 
 
 def _model(folder: Path) -> _Model:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dive_fast.data.images import photo_pixels
 from dive_fast.data.names import some
 from dive_fast.engines import Kept
-from dive_fast.sampling import Eps, Schedule, add_noise, dpmpp_2m, guided, initial_noise, whole_steps
+from dive_fast.sampling import Course, Eps, Schedule, add_noise, dpmpp_2m, guided, initial_noise
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.planfile import SynthesisPlan
 from dive_fast.types import DiveError, Modality, PairSpec
@@ -68,6 +68,12 @@ def prepare(jobs: Sequence[ImageJob], plan: SynthesisPlan, latent_shape: tuple[i
     return Start(jobs, noise, torch.from_numpy(np.stack(photos)))
 
 
+def course(plan: SynthesisPlan, engine: Engine) -> Course:
+    """The steps of every image of `plan` by the schedule of `engine`'s model."""
+    schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
+    return Course.of(schedule, plan.guidance, plan.guidance_interval, plan.reuse, plan.start)
+
+
 class Renderer:
     """Batches to images, by one engine for one plan. An image depends on its job alone: which images share its batch
     changes rounding at most. Raises `DiveError` naming the pair of an image that is not finite.
@@ -75,10 +81,7 @@ class Renderer:
 
     def __init__(self, engine: Engine, plan: SynthesisPlan, clock: StageClock) -> None:
         self._engine, self._plan, self._clock = engine, plan, clock
-        self._schedule = schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
-        self._guided_at = None if plan.guidance_interval is None else schedule.within(plan.guidance_interval)
-        guides = frozenset[int]() if plan.guidance == 1.0 else self._guided_at
-        self._whole = whole_steps(schedule, plan.start, plan.reuse, guides)
+        self._course = course(plan, engine)
         self._index: dict[PromptKey, int] = {}
         self._encoded: OrderedDict[PromptKey, Tensor] = OrderedDict()  # [L, D] each, the last used at the end
 
@@ -105,19 +108,19 @@ class Renderer:
         latents = start.noise
         if start.photos is not None:
             with self._clock("encode"):
-                latents = add_noise(engine.encode(start.photos), latents, self._schedule, plan.start)
+                latents = add_noise(engine.encode(start.photos), latents, self._course.schedule, plan.start)
         index = torch.tensor([self._index[job.key] for job in start.jobs])
 
         kept = Kept(plan.reuse_depth) if plan.reuse > 1 else None
 
         def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
-            if kept is not None and timestep in self._whole:
+            if kept is not None and timestep in self._course.whole:
                 kept.deep = None
             return engine.eps(latents, timestep, self._conditioning, prompt_index, kept)
 
-        eps = guided(eps_rows, index, self._index[None], plan.guidance, self._guided_at)
+        eps = guided(eps_rows, index, self._index[None], plan.guidance, self._course.guided)
         with self._clock("denoise"):
-            latents = _solve(eps, latents.to(engine.device), self._schedule, plan.start, start.jobs)
+            latents = _solve(eps, latents.to(engine.device), self._course.schedule, plan.start, start.jobs)
         with self._clock("decode"):
             return engine.decode(latents).cpu().numpy()
 

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -20,6 +20,8 @@ from dive_fast.bench.run import BenchConfig, Subject, chosen_backend, run_bench
 from dive_fast.bench.timing import Ratio
 from dive_fast.commands import bench as command
 from dive_fast.commands.common import numbers
+from dive_fast.commands.sampling import PresetName, settings
+from dive_fast.sampling import PRESETS
 from dive_fast.types import InputError
 
 
@@ -114,7 +116,9 @@ def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny
         (("--fail-below", 0.9), "--fail-below is of --compare"),
         (("--compare", "HEAD", "--fail-below", 0.9, "--turns", 4), "with at least 5 --turns"),
         (("--peers", "best"), "'best' is unknown; give all, none, or some of reference, tuned"),
-        (("--compare", "HEAD", "--precision", "fp16"), "leave out --engine, --peers and --precision"),
+        (("--presets", "best"), "--presets: 'best' is unknown; give all, none, or some of exact, fast, turbo"),
+        (("--reuse-depth", 2), "--reuse-depth goes with --reuse of 2 or more"),
+        (("--compare", "HEAD", "--precision", "fp16"), "leave out --engine, --peers, --presets and --precision"),
         (("--rows", "2,x"), "expected whole numbers"),
         (("--compare", "no-such-ref"), "names no commit|needs a git checkout"),
     ],
@@ -180,7 +184,10 @@ def test_defaults_are_those_of_the_room() -> None:
     config, sampling = vars(BenchConfig()), vars(Sampling())
     for name in ("repeats", "turns", "peer_rows", "tensorrt"):
         assert bench[name] == config[name]
-    assert {name: bench[name] for name in sampling} == sampling
+    assert bench["guidance"] == sampling["guidance"] and bench["image_format"] == sampling["image_format"]
+    assert Sampling.of(settings(None, None, None, None, None), sampling["guidance"]) == Sampling()
+    names = get_args(get_args(get_args(PresetName)[0])[0])
+    assert names == tuple(PRESETS)
     assert tuple(numbers(command.ROWS)) == BenchConfig().rows
     assert compare.FEWEST_TURNS == command.FEWEST_TURNS
     capacity = {option.name: option.default for option in commands["capacity"].params}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dive_fast.bench import child
 from dive_fast.bench.compare import Task, _difference, compare_trees, lines, other_tree, regression
 from dive_fast.bench.machine import commit
+from dive_fast.engines import load_engine
+from dive_fast.engines.torch_engine import TorchEngine
+from dive_fast.sampling import Schedule
 from dive_fast.types import DiveError, InputError
 
 TASK = Task("model", "torch", "cpu", (2,), steps=2, guidance=2.0, repeats=2, batches=2)
@@ -185,3 +189,19 @@ def test_the_turn_itself_runs_on_this_version(tiny_fused: Path) -> None:
     }
     assert all(ms > 0 for times in found.values() for values in times.values() for ms in values)
     assert min(found["batch"]["6"]) > min(found["unet"]["6"])  # two calls and more
+
+
+def test_the_turn_leaves_out_what_a_preset_does(tiny_fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guidance at steps 1 and 2 of four, every second step whole: counted anew where guidance sets in and ends."""
+    calls: list[tuple[int, bool]] = []
+    real = TorchEngine._unet_kept
+
+    def watched(self: Any, latents: Any, timestep: int, bank: Any, index: Any, kept: Any) -> Any:
+        calls.append((len(index), kept.deep is None))
+        return real(self, latents, timestep, bank, index, kept)
+
+    monkeypatch.setattr(TorchEngine, "_unet_kept", watched)
+    sigmas = Schedule.from_config(load_engine(tiny_fused, "torch", "cpu").scheduler_config, 4).sigmas
+    saved = {"steps": 4, "rows": (6,), "guidance_interval": [sigmas[3], sigmas[1]], "reuse": 2, "reuse_depth": 1}
+    child.measure({**vars(TASK), "model": str(tiny_fused), "work": "", **saved})
+    assert calls == [(3, True), (6, True), (6, False), (3, True)] * (TASK.batches + 1)

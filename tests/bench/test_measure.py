@@ -10,9 +10,10 @@ from torch import Tensor
 
 from dive_fast.bench.batch import STAGES, Sampling, bench_plan, start_of
 from dive_fast.bench.ceilings import Ceilings
-from dive_fast.bench.measure import least_seconds, measure_job, measure_rows
+from dive_fast.bench.measure import Counted, measure_job, measure_rows
 from dive_fast.bench.work import Work
 from dive_fast.engines import Conditioning
+from dive_fast.sampling import Schedule
 from dive_fast.types import InputError
 from tests.bench.conftest import Sleep
 from tests.synth.fake import FakeEngine
@@ -52,6 +53,10 @@ class KnownWork:
     def unet(self, rows: int) -> Work:
         return Work(rows * 10**9, 0, 0)
 
+    def unet_short(self, rows: int, depth: int) -> Work:
+        assert depth == 1
+        return Work(rows * 10**8, 0, 0)
+
     def decode(self, images: int) -> Work:
         return Work(images * 2 * 10**9, 0, 0)
 
@@ -60,15 +65,18 @@ class KnownWork:
 
 
 CEILINGS = Ceilings(tflops=1.0, gbytes=1.0, precision="fp32", gemms={})
+PLAIN = Sampling(STEPS, 2.0)
+
+
+def counted(engine: Any, sampling: Sampling = PLAIN) -> Counted:
+    work: Any = KnownWork()
+    return Counted(work, CEILINGS, sampling, engine)
 
 
 def test_stages_rates_and_floors_of_a_slow_engine(sleep: Sleep) -> None:
     engine: Any = SlowEngine(sleep)
     told: list[str] = []
-    work: Any = KnownWork()
-    rows = measure_rows(
-        engine, (4, 8), Sampling(STEPS, 2.0), repeats=3, turns=3, work=work, ceilings=CEILINGS, advance=told.append
-    )
+    rows = measure_rows(engine, (4, 8), PLAIN, repeats=3, turns=3, counted=counted(engine), advance=told.append)
     assert [(row.rows, row.images) for row in rows] == [(4, 2), (8, 4)]
     assert len(told) == 2 + 1 + 3
     for row in rows:
@@ -92,27 +100,40 @@ def test_stages_rates_and_floors_of_a_slow_engine(sleep: Sleep) -> None:
 
 def test_a_whole_job_and_its_estimate(sleep: Sleep) -> None:
     engine: Any = SlowEngine(sleep)
-    job = measure_job(engine, 4, Sampling(STEPS, 2.0))
+    job = measure_job(engine, 4, PLAIN)
     assert job.images == 6  # three batches of two images
     assert job.images_per_second == pytest.approx(6 / (0.05 + 3 * (STEPS * 0.016 + 0.04)), rel=1e-3)  # prompts once
     assert job.times["denoise"] == pytest.approx(3 * STEPS * 0.016, abs=2e-3)
     # 1 + 2 calls of 4 rows; 1 + 3 batches and the job's 3, each of 3 calls and 2 images decoded
-    work: Any = KnownWork()
-    assert least_seconds(work, CEILINGS, (4,), Sampling(STEPS, 2.0), 2, 3) == pytest.approx(
-        (3 * 4 + 7 * (12 + 4)) / 1e3
-    )
+    assert counted(engine).least_seconds((4,), 2, 3) == pytest.approx((3 * 4 + 7 * (12 + 4)) / 1e3)
+
+
+def test_work_that_is_left_out_is_not_counted() -> None:
+    """Five steps of which three have guidance and two compute all, by hand; 3 images, 6 rows with guidance."""
+    engine: Any = FakeEngine()
+    schedule = Schedule.from_config(engine.scheduler_config, 5)
+    interval = (schedule.sigmas[4], schedule.sigmas[1])  # steps 1, 2 and 3
+    sampling = Sampling(5, 2.0, guidance_interval=interval, reuse=2, reuse_depth=1)
+    work = counted(engine, sampling)
+    found = sorted((part.flops / 1e9, count) for part, count in work.batch(3, prompts=2))
+    # decoded 3 x 2, encoded 3 x 3; steps 0 and 4 whole without guidance, 1 and 3 whole with it, 2 short
+    assert found == [(0.6, 1), (3.0, 2), (6, 1), (6.0, 2), (9, 1)]
+    assert work.floor(work.batch(3), 100.0).share == pytest.approx((6 + 2 * 3 + 2 * 6 + 0.6) / 100)
+    assert work.largest(3).flops == 6e9
+    alone = counted(engine, Sampling(5, 1.0))
+    assert sorted((part.flops / 1e9, count) for part, count in alone.batch(3, prompts=2)) == [(3, 5), (6, 1), (6, 1)]
 
 
 def test_the_batch_mixes_people_or_is_of_one() -> None:
     engine: Any = FakeEngine()
-    plan = bench_plan(engine, 6, Sampling(STEPS, 2.0))
+    plan = bench_plan(engine, 6, PLAIN)
     assert (plan.steps, plan.guidance, plan.mode) == (STEPS, 2.0, "synthetic")
     mixed = start_of(plan, engine, 6)
     assert len({job.key for job in mixed.jobs}) == 6
     noise = mixed.noise
     assert noise.shape == (6, *engine.latent_shape) and 0.5 < float(noise.std()) < 1.5
     assert torch.equal(noise[0], noise[1])  # both sides of a pair
-    alone = start_of(bench_plan(engine, 6, Sampling(STEPS, 2.0), people=1), engine, 6, ("ir",))
+    alone = start_of(bench_plan(engine, 6, PLAIN, people=1), engine, 6, ("ir",))
     assert len(alone.jobs) == 6 and len({job.key for job in alone.jobs}) == 1
     assert len({tuple(row.flatten().tolist()) for row in alone.noise}) == 6
 
@@ -125,5 +146,5 @@ def test_rows_that_cannot_be_are_refused_at_once() -> None:
         ((), "no row"),
     ):
         with pytest.raises(InputError, match=reason):
-            measure_rows(engine, rows, Sampling(STEPS, 2.0), repeats=1, turns=1)
+            measure_rows(engine, rows, PLAIN, repeats=1, turns=1)
     assert engine.eps_rows == []

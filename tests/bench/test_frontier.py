@@ -1,0 +1,80 @@
+"""The frontier study's own arithmetic, on images and scores that are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import frontier
+from dive_fast.io import write_json
+from dive_fast.types import Sample
+
+
+def image(path: Path, torso: int, legs: int) -> Path:
+    """20 x 8: rows 4 to 9 are the torso, 10 to 16 the legs; what is outside the middle must not count."""
+    pixels = np.full((20, 8), 255, np.uint8)
+    pixels[4:10, 2:6], pixels[10:17, 2:6] = torso, legs
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_brightness_is_a_stripe_s_own(tmp_path: Path) -> None:
+    path = image(tmp_path / "a.png", 40, 90)
+    assert [frontier.brightness(path, stripe) for stripe in frontier.STRIPES.values()] == [40, 90]
+
+
+def test_likeness_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three people; torsos of the second setting follow the truth backwards, and its images are off by known amounts."""
+    levels = {"true": (10, 20, 40), frontier.FIRST: (20, 40, 80), "other": (80, 41, 20)}
+    made = {
+        name: [
+            Sample(image(tmp_path / name / f"{pid}.png", torso, 5 * pid), str(pid), "cam3", "synthetic", "ir")
+            for pid, torso in enumerate(values)
+        ]
+        for name, values in levels.items()
+    }
+    truth = made.pop("true")
+    monkeypatch.setattr(frontier, "oracle_infrared", lambda world, per_camera: truth)
+    found = frontier.likeness(tmp_path, made)
+    assert found[frontier.FIRST] == {"torso correlation": pytest.approx(1), "legs correlation": pytest.approx(1)}
+    torso = np.corrcoef(levels["true"], levels["other"])[0, 1]
+    assert found["other"]["torso correlation"] == pytest.approx(torso)
+    share = 24 / 160  # of the pixels are torso
+    off = [20 * np.log10(255 / (level * np.sqrt(share))) for level in (60, 1, 60)]
+    assert found["other"]["dB to 50 steps"] == pytest.approx(np.mean(off))
+
+
+def test_summary_by_hand(tmp_path: Path) -> None:
+    arms = {
+        "baseline": {"mAP": [40.0, 42.0]},
+        "oracle": {"mAP": [50.0, 52.0]},
+        frontier.FIRST: {"mAP": [46.0, 50.0]},
+        "15-steps": {"mAP": [45.0, 47.0]},
+    }
+    write_json(tmp_path / "usefulness.json", {"baseline": "baseline", "arms": arms})
+    rates = {
+        "15-steps": {"images/s": 6.0, "times 50-steps": 3.0},
+        frontier.FIRST: {"images/s": 2.0, "times 50-steps": 1.0},
+    }
+    write_json(tmp_path / "speed.json", {"rates": rates})
+    alike = {name: {"torso correlation": 0.7, "legs correlation": 0.9} for name in rates}
+    alike["15-steps"]["dB to 50 steps"] = 30.0
+    write_json(tmp_path / "likeness.json", {"settings": alike})
+    first, other = frontier.summarise(tmp_path)
+    assert (first["setting"], other["setting"]) == (frontier.FIRST, "15-steps")
+    assert first["gap closed"] == pytest.approx(0.7) and other["gap closed"] == pytest.approx(0.5)  # of a gap of 10
+    assert other["gap lost"] == pytest.approx(0.2)  # 0.1 and 0.3
+    half = 12.706 * (0.02**0.5) / 2**0.5  # Student's t with one degree of freedom
+    assert other["gap lost, 95 %"] == [pytest.approx(0.2 - half, rel=1e-3), pytest.approx(0.2 + half, rel=1e-3)]
+    assert other["standard error"] == pytest.approx(0.1)
+    lines = frontier.table([first, other]).splitlines()
+    assert (
+        len(lines) == 4
+        and "| 15 steps | 6.00 | 3.00 | 46.0 | 0.50 ± 0.10 | +0.20 (-1.07 to +1.47) | 30.0 |" in lines[3]
+    )
+    frontier.picture([first, other], tmp_path / "frontier.png")
+    assert Image.open(tmp_path / "frontier.png").width > 500
