@@ -54,6 +54,9 @@ SETTINGS: dict[str, PairConfig] = {
     "15-steps": replace(BASE, steps=15),
     "10-steps": replace(BASE, steps=10),
     "7-steps": replace(BASE, steps=7),
+    "5-steps": replace(BASE, steps=5),
+    "4-steps": replace(BASE, steps=4),
+    "3-steps": replace(BASE, steps=3),
     "25-steps-wide": replace(BASE, steps=25, guidance_interval=WIDE),
     "25-steps-narrow": replace(BASE, steps=25, guidance_interval=NARROW),
     "15-steps-wide": replace(BASE, steps=15, guidance_interval=WIDE),
@@ -61,7 +64,14 @@ SETTINGS: dict[str, PairConfig] = {
     "25-steps-reuse2": replace(BASE, steps=25, reuse=2, reuse_depth=1),
     "25-steps-wide-reuse2": replace(BASE, steps=25, guidance_interval=WIDE, reuse=2, reuse_depth=1),
     "15-steps-wide-reuse2": replace(BASE, steps=15, guidance_interval=WIDE, reuse=2, reuse_depth=1),
+    "15-steps-reuse2": replace(BASE, steps=15, reuse=2, reuse_depth=1),
+    "10-steps-reuse2": replace(BASE, steps=10, reuse=2, reuse_depth=1),
 }
+# Of the others the images alone are compared: where they lie between two of these, training says nothing new.
+TRAINED = (
+    FIRST, "25-steps", "15-steps", "10-steps", "7-steps", "5-steps", "3-steps", "25-steps-wide", "25-steps-reuse2",
+    "15-steps-wide-reuse2", "15-steps-reuse2", "10-steps-reuse2",
+)  # fmt: skip
 
 
 def engine_of(out: Path, photos: list[Sample]) -> Engine:
@@ -84,7 +94,8 @@ def likeness(world: Path, made: dict[str, list[Sample]]) -> dict[str, dict[str, 
     """PSNR in dB against the same image of `FIRST`, mean over images; and for each stripe Pearson's correlation over people
     of generated with true brightness.
     """
-    truth, people = oracle_infrared(world, BASE.per_camera), sorted({s.pid for s in made[FIRST]})
+    people = sorted({s.pid for s in made[FIRST]})
+    truth = [s for s in oracle_infrared(world, BASE.per_camera) if s.pid in people]
 
     def levels(samples: list[Sample], stripe: tuple[float, float]) -> list[float]:
         by_person: dict[str, list[float]] = {pid: [] for pid in people}
@@ -116,33 +127,40 @@ def summarise(out: Path) -> list[dict[str, Any]]:
     """A record a setting, fastest last. `gap lost` is against `FIRST`, seed by seed, over the mean gap of the oracle; its
     interval is Student's at 95 %.
     """
-    from scipy.stats import t
-
     arms, rates, alike = (
         read_json(out / f"{part}.json", part)[key]
         for part, key in (("usefulness", "arms"), ("speed", "rates"), ("likeness", "settings"))
     )
-    record = read_json(out / "usefulness.json", "usefulness")
-    gap = statistics.fmean(arms["oracle"]["mAP"]) - statistics.fmean(arms[record["baseline"]]["mAP"])
-    rows = []
-    for name, rate in sorted(rates.items(), key=lambda item: item[1]["images/s"]):
-        lost = [(a - b) / gap for a, b in zip(arms[FIRST]["mAP"], arms[name]["mAP"], strict=True)]
-        half = 0.0 if name == FIRST else t.ppf(0.975, len(lost) - 1) * statistics.stdev(lost) / math.sqrt(len(lost))
-        closed = [(m - statistics.fmean(arms[record["baseline"]]["mAP"])) / gap for m in arms[name]["mAP"]]
-        rows.append(
-            {
-                "setting": name,
-                "sampling": words(SETTINGS[name]),
-                **rate,
-                "mAP": statistics.fmean(arms[name]["mAP"]),
-                "gap closed": statistics.fmean(closed),
-                "standard error": statistics.stdev(closed) / math.sqrt(len(closed)),
-                "gap lost": statistics.fmean(lost),
-                "gap lost, 95 %": [statistics.fmean(lost) - half, statistics.fmean(lost) + half],
-                **alike[name],
-            }
-        )
-    return rows
+    baseline = statistics.fmean(arms[read_json(out / "usefulness.json", "usefulness")["baseline"]]["mAP"])
+    gap = statistics.fmean(arms["oracle"]["mAP"]) - baseline
+    return [
+        {
+            "setting": name,
+            "sampling": words(SETTINGS[name]),
+            **rate,
+            **alike[name],
+            **(worth(arms[name]["mAP"], arms[FIRST]["mAP"], baseline, gap) if name in arms else {}),
+        }
+        for name, rate in sorted(rates.items(), key=lambda item: item[1]["images/s"])
+    ]
+
+
+def worth(scores: list[float], first: list[float], baseline: float, gap: float) -> dict[str, Any]:
+    """Of mAP by seed: gap closed, and what is lost of it against `FIRST` with the same seed."""
+    from scipy.stats import t
+
+    closed = [(score - baseline) / gap for score in scores]
+    lost = [(other - score) / gap for other, score in zip(first, scores, strict=True)]
+    half = float(t.ppf(0.975, len(lost) - 1)) * statistics.stdev(lost) / math.sqrt(len(lost))
+    mean = statistics.fmean(lost)
+    return {
+        "seeds": len(scores),
+        "mAP": statistics.fmean(scores),
+        "gap closed": statistics.fmean(closed),
+        "standard error": statistics.stdev(closed) / math.sqrt(len(closed)),
+        "gap lost": mean,
+        "gap lost, 95 %": [mean - half, mean + half],
+    }
 
 
 def words(setting: PairConfig) -> str:
@@ -164,15 +182,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        low, high = row["gap lost, 95 %"]
-        lost = "" if row["setting"] == FIRST else f"{row['gap lost']:+.2f} ({low:+.2f} to {high:+.2f})"
         near = f"{row['dB to 50 steps']:.1f}" if "dB to 50 steps" in row else ""
-        lines.append(
-            f"| {row['sampling']} | {row['images/s']:.2f} | {row['times 50-steps']:.2f} | {row['mAP']:.1f} | "
-            f"{row['gap closed']:.2f} ± {row['standard error']:.2f} | {lost} | {near} | "
-            f"{row['torso correlation']:.3f}, {row['legs correlation']:.3f} |"
-        )
+        cells = [
+            row["sampling"],
+            f"{row['images/s']:.2f}",
+            f"{row['times 50-steps']:.2f}",
+            *(_worth_cells(row) if "mAP" in row else ("not trained", "", "")),
+            near,
+            f"{row['torso correlation']:.3f}, {row['legs correlation']:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _worth_cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    low, high = row["gap lost, 95 %"]
+    lost = "" if row["setting"] == FIRST else f"{row['gap lost']:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{row['mAP']:.1f}", f"{row['gap closed']:.2f} ± {row['standard error']:.2f}", lost
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
@@ -181,7 +207,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
     presets = {preset.words(): preset.name for preset in PRESETS.values()}
     with figure(path, "What speed costs: gap closed on the pocket world (bars: standard error)", height=4.4) as axes:
-        for row in rows:
+        for row in (row for row in rows if "mAP" in row):
             name = presets.get(row["sampling"])
             axes.errorbar(
                 row["images/s"], row["gap closed"], yerr=row["standard error"], fmt="o", capsize=3,
@@ -198,10 +224,11 @@ def usefulness(out: Path, world: Path, made: dict[str, list[Sample]], seeds: tup
     """One comparison: the arms of a study, and an arm of each setting."""
     query, gallery = heldout_sides(world)
     arms: dict[str, list[Sample]] = {}
-    for name, samples in made.items():
+    for name in TRAINED:
+        samples = made[name]
         found = build_arms(world, out, samples, BASE.per_camera)
         arms = {**{arm: found[arm] for arm in (*BASELINES, "oracle")}, **arms, name: found["ours"]}
-    config = ReidConfig(steps=1000, missing="visible", synthetic_share=0.25)
+    config = ReidConfig(steps=1000, missing="visible", synthetic_share=0.25, precision="bf16")
     return compare(arms, query, gallery, config, seeds, out / "compare", baseline=BASELINES, workers=workers)
 
 
@@ -237,6 +264,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the study, for pairs, trainings and results")
     parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--guidance", type=float, default=BASE.guidance, help="scale of guidance of all settings")
+    parser.add_argument("--people", type=int, help="pairs of the first so many people only; too few to train on")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="ReID trainings at once")
     parser.add_argument("--repeats", type=int, default=5)
@@ -248,8 +277,11 @@ def main() -> None:
     engine = engine_of(out, photos) if {"pairs", "speed"} & set(wanted) else None
     if "pairs" in wanted:
         assert engine is not None
+        few = sorted({photo.pid for photo in photos})[: options.people]
+        some = [photo for photo in photos if photo.pid in few]
         for name, setting in SETTINGS.items():
-            made, summary = make_pairs(engine, photos, world / "market", out / "pairs" / name, setting)
+            setting = replace(setting, guidance=options.guidance)
+            made, summary = make_pairs(engine, some, world / "market", out / "pairs" / name, setting)
             write_json(
                 out / "pairs" / f"{name}.json", [[str(s.path), s.pid, s.camera] for s in made if s.modality == "ir"]
             )
@@ -261,7 +293,7 @@ def main() -> None:
         if (file := out / "pairs" / f"{name}.json").exists()
     }
     if "likeness" in wanted:
-        write_json(out / "likeness.json", {**facts, "settings": likeness(world, made_by)})
+        write_json(out / "likeness.json", {**facts, "guidance": options.guidance, "settings": likeness(world, made_by)})
     if "reid" in wanted:
         comparison = usefulness(out, world, made_by, tuple(range(options.seeds)), options.workers)
         arms = {arm.name: {"mAP": arm.map, "gap closed": arm.gap_closed} for arm in comparison.arms}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dive_fast import cli
 from dive_fast.commands import common, machine
-from dive_fast.commands import synth as commands_synth
+from dive_fast.commands.sampling import settings
 from dive_fast.types import DiveError, InputError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -122,6 +122,8 @@ def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[s
 
 def test_defaults_are_those_of_the_rooms() -> None:
     """Commands state their defaults, for `--help` without heavy imports; they must not drift from the configs."""
+    from dive_export.fp8 import Fp8Config
+    from dive_export.fp8_engine import Sampling
     from dive_fast.pipeline import PairConfig
     from dive_fast.reid.protocols import Protocol
     from dive_fast.reid.train import ReidConfig
@@ -133,7 +135,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
     from dive_fast.world.base_train import BaseTrainConfig
     from dive_fast.world.trees import WorldSpec
 
-    own, pairs = commands_synth._sampling(None, None, None, None, None), PairConfig()  # what `plan` does by default
+    own, pairs = settings(None, None, None, None, None), PairConfig()  # what `plan` does by default
     sampled = {"steps": own.steps, "guidance_interval": own.interval, "reuse": own.reuse}
     assert sampled == {name: getattr(pairs, name) for name in sampled}
     sampled["reuse_depth"] = own.reuse_depth  # 0 where nothing is reused, whatever a config says
@@ -154,6 +156,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
             "unet_grey": base.unet_grey,
             "start": base.start,
         },
+        ("quantize",): {**vars(Fp8Config()), **vars(Sampling())},
         ("reid", "train"): vars(ReidConfig()),
         ("reid", "compare"): {**vars(ReidConfig()), **vars(Protocol())},
         ("reid", "eval"): vars(Protocol()),

@@ -12,6 +12,7 @@ from dive_fast.io import write_json
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
+    from dive_export.fp8 import Fp8Report
     from dive_export.tensorrt import Forecast
     from dive_fast.types import EngineSpec
 
@@ -212,6 +213,12 @@ def quantize(
     ] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of that sampling.")] = 10,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance of that sampling.")] = 2.0,
+    reuse: Annotated[
+        int,
+        typer.Option(
+            min=2, help="Engines with --reuse-depth: short calls are sampled with one whole step of this many."
+        ),
+    ] = 2,
     times: Annotated[
         Path | None, typer.Option(help="Timing table of a GPU (docs/precision.md): layers FP8 does not speed up stay.")
     ] = None,
@@ -219,22 +226,26 @@ def quantize(
 ) -> None:
     """Put the UNet's layers into FP8 by explicit quantisation, as far as the error allows; docs/precision.md."""
     from dive_export.fp8 import Fp8Config, read_times
-    from dive_export.fp8_engine import Sampling, quantize_engine
+    from dive_export.fp8_engine import Sampling, quantize_engine, report_facts
 
     if people % 2:
         raise InputError(f"--people must be even, got {people}: half set the scales, half measure the error")
-    report = quantize_engine(
+    reports = quantize_engine(
         engine,
         model,
         out,
         Fp8Config(budget=budget, percentile=percentile),
-        Sampling(people, steps, guidance),
+        Sampling(people, steps, guidance, reuse),
         times=None if times is None else read_times(times),
         progress=say,
     )
-    finish(
-        f"engine {out}: {len(report.quantised)} of {len(report.layers)} layers in FP8, "
-        f"error {report.error:.1%} of {budget:.1%} allowed",
-        {"engine": out, **to_dict(report)},
-        json,
+    others = (f"; {part}: {_in_fp8(report)}" for part, report in reports.items() if part != "unet")
+    text = f"engine {out}: {_in_fp8(reports['unet'])}{''.join(others)}"
+    finish(text, {"engine": out, **report_facts(reports)}, json)
+
+
+def _in_fp8(report: Fp8Report) -> str:
+    return (
+        f"{len(report.quantised)} of {len(report.layers)} layers in FP8, "
+        f"error {report.error:.1%} of {report.budget:.1%} allowed"
     )

@@ -57,24 +57,25 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     }
     write_json(tmp_path / "usefulness.json", {"baseline": "baseline", "arms": arms})
     rates = {
+        "7-steps": {"images/s": 9.0, "times 50-steps": 4.5},  # no net was trained on these
         "15-steps": {"images/s": 6.0, "times 50-steps": 3.0},
         frontier.FIRST: {"images/s": 2.0, "times 50-steps": 1.0},
     }
     write_json(tmp_path / "speed.json", {"rates": rates})
-    alike = {name: {"torso correlation": 0.7, "legs correlation": 0.9} for name in rates}
-    alike["15-steps"]["dB to 50 steps"] = 30.0
+    alike = {name: {"torso correlation": 0.7, "legs correlation": 0.9, "dB to 50 steps": 30.0} for name in rates}
+    del alike[frontier.FIRST]["dB to 50 steps"]
     write_json(tmp_path / "likeness.json", {"settings": alike})
-    first, other = frontier.summarise(tmp_path)
-    assert (first["setting"], other["setting"]) == (frontier.FIRST, "15-steps")
+    first, other, untrained = rows = frontier.summarise(tmp_path)
+    assert [row["setting"] for row in rows] == [frontier.FIRST, "15-steps", "7-steps"]
     assert first["gap closed"] == pytest.approx(0.7) and other["gap closed"] == pytest.approx(0.5)  # of a gap of 10
     assert other["gap lost"] == pytest.approx(0.2)  # 0.1 and 0.3
     half = 12.706 * (0.02**0.5) / 2**0.5  # Student's t with one degree of freedom
     assert other["gap lost, 95 %"] == [pytest.approx(0.2 - half, rel=1e-3), pytest.approx(0.2 + half, rel=1e-3)]
     assert other["standard error"] == pytest.approx(0.1)
-    lines = frontier.table([first, other]).splitlines()
-    assert (
-        len(lines) == 4
-        and "| 15 steps | 6.00 | 3.00 | 46.0 | 0.50 ± 0.10 | +0.20 (-1.07 to +1.47) | 30.0 |" in lines[3]
-    )
-    frontier.picture([first, other], tmp_path / "frontier.png")
+    assert "gap closed" not in untrained
+    lines = frontier.table(rows).splitlines()
+    assert lines[3].startswith("| 15 steps | 6.00 | 3.00 | 46.0 | 0.50 ± 0.10 | +0.20 (-1.07 to +1.47) | 30.0 |")
+    assert lines[4].startswith("| 7 steps | 9.00 | 4.50 | not trained |")
+    assert len({line.count("|") for line in lines}) == 1
+    frontier.picture(rows, tmp_path / "frontier.png")
     assert Image.open(tmp_path / "frontier.png").width > 500

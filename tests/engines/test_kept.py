@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dive_export import GraphOptions, export_engine
-from dive_export.fp8_engine import quantize_engine
 from dive_fast.engines import Engine, Kept, Request, load_engine
 from dive_fast.engines.compiled_engine import CompiledEngine
 from dive_fast.models import load_bundle
@@ -89,8 +88,3 @@ def test_depths_that_no_export_has_are_refused(tiny_fused: Path, tmp_path: Path)
         export_engine(tiny_fused, tmp_path / "e", options=GraphOptions(form="bank", reuse_depth=3))
     with pytest.raises(InputError, match="with form 'bank' alone"):
         GraphOptions(reuse_depth=1)
-
-
-def test_an_engine_with_deep_features_is_not_quantised(keeping_engine: Path, tiny_fused: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="export it without"):
-        quantize_engine(keeping_engine, tiny_fused, tmp_path / "fp8")
