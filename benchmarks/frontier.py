@@ -66,21 +66,41 @@ SETTINGS: dict[str, PairConfig] = {
     "15-steps-wide-reuse2": replace(BASE, steps=15, guidance_interval=WIDE, reuse=2, reuse_depth=1),
     "15-steps-reuse2": replace(BASE, steps=15, reuse=2, reuse_depth=1),
     "10-steps-reuse2": replace(BASE, steps=10, reuse=2, reuse_depth=1),
+    "15-steps-fp8": replace(BASE, steps=15),
+    "7-steps-fp8": replace(BASE, steps=7),
 }
+FP8 = "-fp8"  # by the exported engine with FP8 layers, which a CPU only simulates: its rate says nothing
 # Of the others the images alone are compared: where they lie between two of these, training says nothing new.
 TRAINED = (
     FIRST, "25-steps", "15-steps", "10-steps", "7-steps", "5-steps", "3-steps", "25-steps-wide", "25-steps-reuse2",
-    "15-steps-wide-reuse2", "15-steps-reuse2", "10-steps-reuse2",
+    "15-steps-wide-reuse2", "15-steps-reuse2", "10-steps-reuse2", "15-steps-fp8", "7-steps-fp8",
 )  # fmt: skip
 
 
-def engine_of(out: Path, photos: list[Sample]) -> Engine:
-    """The shipped base with everybody learned and fused in, run by compiled torch: it can reuse at any depth."""
+def fused_model(out: Path, photos: list[Sample]) -> Path:
+    """The folder of the shipped base with everybody learned and fused in."""
     adapter = learn_missing("pocket", "pocket", photos, out / "adapter", StudyConfig().learn)
     fused = out / f"fused-{adapter.fingerprint[:12]}"
     if not fused.is_dir():
         save_bundle(fuse(load_bundle("pocket"), adapter), fused)
+    return fused
+
+
+def compiled(fused: Path) -> Engine:
+    """By compiled torch: it can reuse at any depth."""
     return load_engine(fused, "torch-compiled", device="cpu")
+
+
+def eight_bit(fused: Path) -> Engine:
+    """The exported engine with FP8 layers, by onnxruntime."""
+    from dive_export import GraphOptions, export_engine
+    from dive_export.fp8_engine import quantize_engine
+
+    exported, quantised = fused.with_name(f"exported-{fused.name}"), fused.with_name(f"fp8-{fused.name}")
+    export_engine(fused, exported, rows_max=ROWS, options=GraphOptions("bank"))
+    if not quantised.is_dir():
+        quantize_engine(exported, fused, quantised)
+    return load_engine(quantised, "onnxruntime", device="cpu")
 
 
 def brightness(path: Path, stripe: tuple[float, float]) -> float:
@@ -124,42 +144,78 @@ def rms(one: Path, other: Path) -> float:
 
 
 def summarise(out: Path) -> list[dict[str, Any]]:
-    """A record a setting, fastest last. `gap lost` is against `FIRST`, seed by seed, over the mean gap of the oracle; its
-    interval is Student's at 95 %.
-    """
-    arms, rates, alike = (
-        read_json(out / f"{part}.json", part)[key]
-        for part, key in (("usefulness", "arms"), ("speed", "rates"), ("likeness", "settings"))
-    )
-    baseline = statistics.fmean(arms[read_json(out / "usefulness.json", "usefulness")["baseline"]]["mAP"])
-    gap = statistics.fmean(arms["oracle"]["mAP"]) - baseline
+    """A record a setting, fastest last. `gap lost` is against `FIRST`, seed by seed, over the mean gap of the oracle."""
+    rates, alike = (read_json(out / f"{part}.json", part) for part in ("speed", "likeness"))
+    rates, alike = rates["rates"], alike["settings"]
+    arms, baseline, gap = scores(out)
     return [
         {
             "setting": name,
-            "sampling": words(SETTINGS[name]),
-            **rate,
-            **alike[name],
-            **(worth(arms[name]["mAP"], arms[FIRST]["mAP"], baseline, gap) if name in arms else {}),
+            "sampling": f"{words(SETTINGS[name])}{', FP8' if name.endswith(FP8) else ''}",
+            **rates.get(name, {}),
+            **near,
+            **(worth(arms[name], arms[FIRST], baseline, gap) if name in arms else {}),
         }
-        for name, rate in sorted(rates.items(), key=lambda item: item[1]["images/s"])
+        for name, near in sorted(alike.items(), key=lambda item: rates.get(item[0], {}).get("images/s", math.inf))
     ]
 
 
-def worth(scores: list[float], first: list[float], baseline: float, gap: float) -> dict[str, Any]:
-    """Of mAP by seed: gap closed, and what is lost of it against `FIRST` with the same seed."""
+def scores(out: Path) -> tuple[dict[str, list[float]], float, float]:
+    """mAP of every arm by seed; the mean of the baseline of record, and how far the oracle's is above it."""
+    record = read_json(out / "usefulness.json", "usefulness")
+    arms = {name: arm["mAP"] for name, arm in record["arms"].items()}
+    baseline = statistics.fmean(arms[record["baseline"]])
+    return arms, baseline, statistics.fmean(arms["oracle"]) - baseline
+
+
+def between(values: list[float]) -> list[float]:
+    """Student's interval of their mean at 95 %."""
     from scipy.stats import t
 
-    closed = [(score - baseline) / gap for score in scores]
-    lost = [(other - score) / gap for other, score in zip(first, scores, strict=True)]
-    half = float(t.ppf(0.975, len(lost) - 1)) * statistics.stdev(lost) / math.sqrt(len(lost))
-    mean = statistics.fmean(lost)
+    mean, half = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    half *= float(t.ppf(0.975, len(values) - 1))
+    return [mean - half, mean + half]
+
+
+def effects(out: Path) -> dict[str, dict[str, Any]]:
+    """What a saving costs in gap closed, over all trained settings that have it, which tells more than any one of them:
+    a value a seed, their mean and its interval. "halving the steps" is the least-squares slope over log2 of the steps of the
+    settings that save nothing else; the others are against the same steps without the saving.
+    """
+    arms, _, gap = scores(out)
+    plain = [name for name in TRAINED if name.removesuffix("-steps").isdecimal()]
+    doublings = [math.log2(SETTINGS[name].steps) for name in plain]
+    found = {
+        "halving the steps": [
+            statistics.linear_regression(doublings, [arms[name][seed] / gap for name in plain]).slope
+            for seed in range(len(arms[FIRST]))
+        ]
+    }
+    for saving in ("-reuse2", "-wide", FP8):
+        pairs = [
+            (name.replace(saving, ""), name)
+            for name in TRAINED
+            if saving in name and name.replace(saving, "") in TRAINED
+        ]
+        lost = [[(a - b) / gap for a, b in zip(arms[one], arms[other], strict=True)] for one, other in pairs]
+        found[saving.removeprefix("-")] = [statistics.fmean(by_seed) for by_seed in zip(*lost, strict=True)]
     return {
-        "seeds": len(scores),
-        "mAP": statistics.fmean(scores),
+        name: {"gap lost": statistics.fmean(values), "95 %": between(values), "by seed": values}
+        for name, values in found.items()
+    }
+
+
+def worth(by_seed: list[float], first: list[float], baseline: float, gap: float) -> dict[str, Any]:
+    """Of mAP by seed: gap closed, and what is lost of it against `FIRST` with the same seed."""
+    closed = [(score - baseline) / gap for score in by_seed]
+    lost = [(other - score) / gap for other, score in zip(first, by_seed, strict=True)]
+    return {
+        "seeds": len(by_seed),
+        "mAP": statistics.fmean(by_seed),
         "gap closed": statistics.fmean(closed),
         "standard error": statistics.stdev(closed) / math.sqrt(len(closed)),
-        "gap lost": mean,
-        "gap lost, 95 %": [mean - half, mean + half],
+        "gap lost": statistics.fmean(lost),
+        "gap lost, 95 %": between(lost),
     }
 
 
@@ -185,8 +241,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         near = f"{row['dB to 50 steps']:.1f}" if "dB to 50 steps" in row else ""
         cells = [
             row["sampling"],
-            f"{row['images/s']:.2f}",
-            f"{row['times 50-steps']:.2f}",
+            *(
+                (f"{row['images/s']:.2f}", f"{row['times 50-steps']:.2f}")
+                if "images/s" in row
+                else ("on a GPU only", "")
+            ),
             *(_worth_cells(row) if "mAP" in row else ("not trained", "", "")),
             near,
             f"{row['torso correlation']:.3f}, {row['legs correlation']:.3f}",
@@ -207,7 +266,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
     presets = {preset.words(): preset.name for preset in PRESETS.values()}
     with figure(path, "What speed costs: gap closed on the pocket world (bars: standard error)", height=4.4) as axes:
-        for row in (row for row in rows if "mAP" in row):
+        for row in (row for row in rows if "mAP" in row and "images/s" in row):
             name = presets.get(row["sampling"])
             axes.errorbar(
                 row["images/s"], row["gap closed"], yerr=row["standard error"], fmt="o", capsize=3,
@@ -249,7 +308,8 @@ def loop(engine: Engine, setting: PairConfig) -> Callable[[], object]:
 
 def speed(engine: Engine, repeats: int) -> dict[str, Any]:
     """Images a second of every setting, and how many times as fast as 50 steps, turn by turn."""
-    times = interleaved({name: loop(engine, setting) for name, setting in SETTINGS.items()}, repeats)
+    timed = {name: loop(engine, setting) for name, setting in SETTINGS.items() if not name.endswith(FP8)}
+    times = interleaved(timed, repeats)
     first = times[FIRST]
     return {
         name: {
@@ -274,13 +334,14 @@ def main() -> None:
     world = out / "world"
     build_world(world, WorldSpec())
     photos = external_photos(world)
-    engine = engine_of(out, photos) if {"pairs", "speed"} & set(wanted) else None
     if "pairs" in wanted:
-        assert engine is not None
+        fused = fused_model(out, photos)
+        engines = {False: compiled(fused), True: eight_bit(fused)}
         few = sorted({photo.pid for photo in photos})[: options.people]
         some = [photo for photo in photos if photo.pid in few]
         for name, setting in SETTINGS.items():
             setting = replace(setting, guidance=options.guidance)
+            engine = engines[name.endswith(FP8)]
             made, summary = make_pairs(engine, some, world / "market", out / "pairs" / name, setting)
             write_json(
                 out / "pairs" / f"{name}.json", [[str(s.path), s.pid, s.camera] for s in made if s.modality == "ir"]
@@ -295,16 +356,18 @@ def main() -> None:
     if "likeness" in wanted:
         write_json(out / "likeness.json", {**facts, "guidance": options.guidance, "settings": likeness(world, made_by)})
     if "reid" in wanted:
+        missing = [name for name in TRAINED if name not in made_by]
+        if missing:
+            parser.error(f"--only reid: no pairs were made for {', '.join(missing)}; run --only pairs first")
         comparison = usefulness(out, world, made_by, tuple(range(options.seeds)), options.workers)
         arms = {arm.name: {"mAP": arm.map, "gap closed": arm.gap_closed} for arm in comparison.arms}
         write_json(out / "usefulness.json", {**facts, "baseline": comparison.baseline, "arms": arms})
     if "speed" in wanted:
-        assert engine is not None
-        rates = speed(engine, options.repeats)
+        rates = speed(compiled(fused_model(out, photos)), options.repeats)
         write_json(out / "speed.json", {**facts, "repeats": options.repeats, "rates": rates})
     if "summary" in wanted:
         rows = summarise(out)
-        write_json(out / "frontier.json", rows)
+        write_json(out / "frontier.json", {"settings": rows, "effects": effects(out)})
         atomic_write(out / "frontier.md", table(rows))
         picture(rows, out / "frontier.png")
         print(table(rows))

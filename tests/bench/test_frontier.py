@@ -64,9 +64,11 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     write_json(tmp_path / "speed.json", {"rates": rates})
     alike = {name: {"torso correlation": 0.7, "legs correlation": 0.9, "dB to 50 steps": 30.0} for name in rates}
     del alike[frontier.FIRST]["dB to 50 steps"]
+    alike["7-steps-fp8"] = alike["7-steps"]
     write_json(tmp_path / "likeness.json", {"settings": alike})
-    first, other, untrained = rows = frontier.summarise(tmp_path)
-    assert [row["setting"] for row in rows] == [frontier.FIRST, "15-steps", "7-steps"]
+    first, other, untrained, eight = rows = frontier.summarise(tmp_path)
+    assert [row["setting"] for row in rows] == [frontier.FIRST, "15-steps", "7-steps", "7-steps-fp8"]
+    assert eight["sampling"] == "7 steps, FP8" and "images/s" not in eight
     assert first["gap closed"] == pytest.approx(0.7) and other["gap closed"] == pytest.approx(0.5)  # of a gap of 10
     assert other["gap lost"] == pytest.approx(0.2)  # 0.1 and 0.3
     half = 12.706 * (0.02**0.5) / 2**0.5  # Student's t with one degree of freedom
@@ -79,3 +81,22 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     assert len({line.count("|") for line in lines}) == 1
     frontier.picture(rows, tmp_path / "frontier.png")
     assert Image.open(tmp_path / "frontier.png").width > 500
+
+
+def test_effects_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the steps bring 1 and 2 of mAP in the two seeds; reuse costs 3 and 5, an interval 0 and 2, FP8 4 and 0."""
+    settings = ("50-steps", "25-steps", "25-steps-wide", "25-steps-reuse2", "25-steps-wide-reuse2", "25-steps-fp8")
+    monkeypatch.setattr(frontier, "TRAINED", settings)
+    scores = ([50, 54], [49, 52], [49, 50], [46, 47], [46, 45], [45, 52])
+    arms = {name: {"mAP": list(map(float, by_seed))} for name, by_seed in zip(settings, scores, strict=True)}
+    arms |= {"baseline": {"mAP": [40.0, 40.0]}, "oracle": {"mAP": [59.0, 61.0]}}
+    write_json(tmp_path / "usefulness.json", {"baseline": "baseline", "arms": arms})
+    found = {name: effect["by seed"] for name, effect in frontier.effects(tmp_path).items()}
+    gap = 20
+    assert found == {
+        "halving the steps": [pytest.approx(1 / gap), pytest.approx(2 / gap)],
+        "reuse2": [pytest.approx(3 / gap), pytest.approx(5 / gap)],
+        "wide": [pytest.approx(0), pytest.approx(2 / gap)],
+        "fp8": [pytest.approx(4 / gap), pytest.approx(0)],
+    }
+    assert frontier.between([1.0, 3.0]) == [pytest.approx(2 - 12.706, rel=1e-3), pytest.approx(2 + 12.706, rel=1e-3)]
