@@ -1,6 +1,7 @@
 """Named ways to sample: what is left out for speed, in small records that a plan takes over and may override.
 
-What each costs in usefulness is measured in docs/presets.md.
+They are chosen from a study of what each costs in usefulness, docs/presets.md. It found neither guidance intervals nor reuse
+worth more than fewer steps, so no preset has them; a plan may.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset("exact", steps=50),
-        Preset("fast", steps=25, interval=(0.3, 5.0)),
-        Preset("turbo", steps=25, interval=(0.3, 5.0), reuse=2, reuse_depth=1, precision="fp8"),
+        Preset("fast", steps=15),
+        Preset("turbo", steps=7, precision="fp8"),
     )
 }
 
