@@ -265,17 +265,22 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
     presets = {preset.words(): preset.name for preset in PRESETS.values()}
     with figure(path, "What speed costs: gap closed on the pocket world (bars: standard error)", height=4.4) as axes:
-        for row in (row for row in rows if "mAP" in row and "images/s" in row):
+        shown = [row for row in rows if "mAP" in row and "images/s" in row]
+        for number, row in enumerate(shown):
             name = presets.get(row["sampling"])
             axes.errorbar(
                 row["images/s"], row["gap closed"], yerr=row["standard error"], fmt="o", capsize=3,
                 color=COLOURS[2] if name else COLOURS[0],
             )  # fmt: skip
             axes.annotate(
-                f"{row['setting']}{f' = {name}' if name else ''}", (row["images/s"], row["gap closed"]), xytext=(6, 5),
+                f"{row['setting']}{f' = {name}' if name else ''}", (row["images/s"], row["gap closed"]), xytext=(5, -11 if number % 2 else 5),
                 textcoords="offset points", fontsize=7, color=INK,
             )  # fmt: skip
-        axes.set(xlabel="images/s", ylabel="gap closed")
+        axes.set_xscale("log")
+        ticks = [2, 3, 5, 8, 12, 20, 30]
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="images/s (logarithmic)", ylabel="gap closed")
 
 
 def usefulness(out: Path, world: Path, made: dict[str, list[Sample]], seeds: tuple[int, ...], workers: int) -> Any:
