@@ -272,8 +272,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                 row["images/s"], row["gap closed"], yerr=row["standard error"], fmt="o", capsize=3,
                 color=COLOURS[2] if name else COLOURS[0],
             )  # fmt: skip
+            words = f"{row['setting']}{f' = {name}' if name else ''}"
             axes.annotate(
-                f"{row['setting']}{f' = {name}' if name else ''}", (row["images/s"], row["gap closed"]), xytext=(5, -11 if number % 2 else 5),
+                words, (row["images/s"], row["gap closed"]), xytext=(5, -11 if number % 2 else 5),
                 textcoords="offset points", fontsize=7, color=INK,
             )  # fmt: skip
         axes.set_xscale("log")
