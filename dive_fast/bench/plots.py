@@ -91,7 +91,7 @@ def _peers(result: BenchResult, path: Path) -> Path:
             )
         axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.45 * max(rate.p95 for _, rate, *_ in bars))
+        axes.set_xlim(0, 1.65 * max(rate.p95 for _, rate, *_ in bars))
         axes.set_xlabel("images/s; bars: median, lines: 5 % to 95 %")
     return path
 
