@@ -46,7 +46,7 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
 
 def test_killed_then_rerun_equals_an_undisturbed_run(tmp_path, undisturbed):
     plan, out = plan_of(shard_size=3), tmp_path / "out"
-    process = start_run(plan, out, delay=0.02)
+    process = start_run(plan, out, delay=0.05)
     wait_for_shards(out, process, 2)
     time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
@@ -76,7 +76,7 @@ def test_killed_then_rerun_equals_an_undisturbed_run(tmp_path, undisturbed):
 
 def test_ctrl_c(tmp_path, undisturbed):
     plan, out = plan_of(shard_size=3), tmp_path / "out"
-    process = start_run(plan, out, delay=0.02)
+    process = start_run(plan, out, delay=0.05)
     wait_for_shards(out, process, 2)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
