@@ -53,7 +53,7 @@ def test_all_peers_draw_the_same_images(contest: Contest) -> None:
     assert all(peer.ours_faster is not None and peer.ours_faster.n == 2 for peer in found.results[1:])
     assert "no TensorRT engine was given" in found.left_out["tensorrt"]
     text = "\n".join(peer_lines(found))
-    assert text.count("x as fast") == 3 and "tensorrt     left out: DiveError: no TensorRT" in text
+    assert text.count("x as fast") == 3 and f"{'tensorrt':<13} left out: DiveError: no TensorRT" in text
 
 
 def result_of(contest: Contest, monkeypatch: pytest.MonkeyPatch, bad: str) -> ContestResult:
