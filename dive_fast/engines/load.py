@@ -149,8 +149,8 @@ def _open_torch(folder: Path, choice: Choice) -> Engine:
         reasons.append("graphs: they are CUDA graphs, the device is a CPU")
     if exact == "fp8":
         reasons.append("precision fp8: torch has none, quantise an exported engine (dive-fast quantize)")
-    elif where == "cpu" and exact != "fp32":
-        reasons.append(f"precision {exact}: on a CPU torch needs minutes a step with it, use fp32")
+    elif where == "cpu" and exact == "fp16":
+        reasons.append("precision fp16: on a CPU torch needs minutes a step with it, use fp32 or bf16")
     _raise_all(folder, reasons)
     because = "asked for" if device != "auto" else "a CUDA GPU is there" if cuda else "no CUDA GPU"
     from dive_fast.engines.torch_engine import TorchEngine

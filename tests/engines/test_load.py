@@ -179,3 +179,22 @@ def test_a_provider_that_is_listed_but_does_not_come_up(
     assert (name, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider") and (tmp_path / "kept").is_dir()
     assert options["trt_engine_cache_enable"] and options["trt_engine_cache_path"] == str(tmp_path / "kept")
     assert "did not bring up CUDAExecutionProvider" in load_engine(tiny_engine).describe()
+
+
+@pytest.mark.parametrize("backend", ["torch", "torch-compiled"])
+def test_a_cpu_takes_bf16(tiny_fused: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held to float32, within what 8 bits of every layer's rounding add up to; and not float32 itself."""
+    monkeypatch.setattr(
+        torch, "compile", lambda module, **_: module
+    )  # compiling takes a minute and is tested elsewhere
+    latents, index = torch.randn(4, *load_engine(tiny_fused, "torch", "cpu").latent_shape), torch.tensor([0, 1, 1, 0])
+    found = []
+    for precision in ("fp32", "bf16"):
+        engine = load_engine(tiny_fused, backend, "cpu", precision=precision)
+        assert engine.spec.precision == precision
+        keys = [None, (engine.prompts.table.identities[0].pid, engine.prompts.table.cameras[0].name)]
+        embeddings, rows = engine.prompts.encode(engine.encode_text, keys)
+        found.append(engine.eps(latents, 500, engine.condition(embeddings), rows[index]))
+    exact, half = found
+    off = float((half - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+    assert 2**-12 < off < 8 * 2**-8
