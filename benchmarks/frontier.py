@@ -25,13 +25,14 @@ import numpy as np
 from benchmarks.machine import commit, interleaved, processor, versions
 from dive_fast.arms import BASELINES, build_arms, external_photos, heldout_sides, oracle_infrared
 from dive_fast.bench.batch import start_of
-from dive_fast.bench.parity import psnr
+from dive_fast.bench.parity import psnr, worst_rms
 from dive_fast.data.images import open_image
 from dive_fast.engines import Engine, load_engine
 from dive_fast.io import atomic_write, read_json, write_json
 from dive_fast.models import fuse, load_bundle, save_bundle
 from dive_fast.pipeline import PairConfig, learn_missing, make_pairs
 from dive_fast.reid.compare import compare
+from dive_fast.reid.significance import paired_t
 from dive_fast.reid.train import ReidConfig
 from dive_fast.sampling import PRESETS, Preset
 from dive_fast.study import StudyConfig
@@ -138,8 +139,8 @@ def likeness(world: Path, made: dict[str, list[Sample]]) -> dict[str, dict[str, 
 
 def rms(one: Path, other: Path) -> float:
     """Root mean square difference of two images, in levels of 255."""
-    a, b = (np.asarray(open_image(path).convert("RGB"), dtype=np.float64) for path in (one, other))
-    return math.sqrt(float(((a - b) ** 2).mean()))
+    a, b = (np.asarray(open_image(path), dtype=np.float64)[None] for path in (one, other))
+    return worst_rms(a, b)
 
 
 def summarise(out: Path) -> list[dict[str, Any]]:
@@ -169,11 +170,7 @@ def scores(out: Path) -> tuple[dict[str, list[float]], float, float]:
 
 def between(values: list[float]) -> list[float]:
     """Student's interval of their mean at 95 %."""
-    from scipy.stats import t
-
-    mean, half = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-    half *= float(t.ppf(0.975, len(values) - 1))
-    return [mean - half, mean + half]
+    return list(paired_t(values)[1:])
 
 
 def effects(out: Path) -> dict[str, dict[str, Any]]:

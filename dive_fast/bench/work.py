@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dive_fast.models.forms import split_call
+from dive_fast.models.forms import deep_channels, split_call
 
 aten = torch.ops.aten
 ATTENTION = aten._scaled_dot_product_flash_attention
@@ -118,8 +118,7 @@ class ModelWork:
         """A UNet call of `rows` rows on kept deep features: its last `depth` layers and what these read."""
         sample, hidden = self._meta(rows, *self._shape), self._meta(rows, self._tokens, self._width)
         step = torch.zeros(1, dtype=torch.int64, device="meta")
-        with torch.no_grad():
-            _, deep = split_call(self._unet, sample, step, hidden, None, depth)
+        deep = self._meta(rows, deep_channels(self._unet, depth), *self._shape[1:])
         return self._once(f"short {depth}", rows, lambda: split_call(self._unet, sample, step, hidden, deep, depth))
 
     def decode(self, images: int) -> Work:

@@ -187,6 +187,13 @@ def depths(unet: Any) -> range:
     return range(1, len(unet.up_blocks[-1].resnets) + 1)
 
 
+def deep_channels(unet: Any, depth: int) -> int:
+    """C' of the deep features [R, C', h, w] that come into the last `depth` layers; h and w are the latents'."""
+    skip: int = unet.config.block_out_channels[0]  # of all skips that the last layers read
+    into: int = unet.up_blocks[-1].resnets[-depth].conv1.in_channels
+    return into - skip
+
+
 def split_call(
     unet: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, deep: Tensor | None, depth: int
 ) -> Any:

@@ -68,12 +68,6 @@ def prepare(jobs: Sequence[ImageJob], plan: SynthesisPlan, latent_shape: tuple[i
     return Start(jobs, noise, torch.from_numpy(np.stack(photos)))
 
 
-def course(plan: SynthesisPlan, engine: Engine) -> Course:
-    """The steps of every image of `plan` by the schedule of `engine`'s model."""
-    schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
-    return Course.of(schedule, plan.guidance, plan.guidance_interval, plan.reuse, plan.start)
-
-
 class Renderer:
     """Batches to images, by one engine for one plan. An image depends on its job alone: which images share its batch
     changes rounding at most. Raises `DiveError` naming the pair of an image that is not finite.
@@ -81,7 +75,8 @@ class Renderer:
 
     def __init__(self, engine: Engine, plan: SynthesisPlan, clock: StageClock) -> None:
         self._engine, self._plan, self._clock = engine, plan, clock
-        self._course = course(plan, engine)
+        schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
+        self._course = Course.of(schedule, plan.guidance, plan.guidance_interval, plan.reuse, plan.start)
         self._index: dict[PromptKey, int] = {}
         self._encoded: OrderedDict[PromptKey, Tensor] = OrderedDict()  # [L, D] each, the last used at the end
 

@@ -17,6 +17,7 @@ from dive_fast.models.forms import (
     ReducedUnetGraph,
     UnetGraph,
     cross_attentions,
+    deep_channels,
     depths,
     split_call,
 )
@@ -256,9 +257,7 @@ def _unet_graphs(
     if depth not in depths(unet):
         able = depths(unet)
         raise InputError(f"export: reuse_depth must be {able[0]} to {able[-1]} for this UNet, got {depth}")
-    last = unet.up_blocks[-1].resnets[-depth]
-    skip = unet.config.block_out_channels[0]  # of all skips that the last layers read
-    short_inputs = {**inputs, "deep": _rows(last.conv1.in_channels - skip, *latents[1:])}
+    short_inputs = {**inputs, "deep": _rows(deep_channels(unet, depth), *latents[1:])}
     short_reference = IndexedShortGraph(unet, depth)
     return [
         to_bank,
