@@ -23,19 +23,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import commit, interleaved, processor, versions
-from dive_fast.arms import BASELINES, build_arms, external_photos, heldout_sides, oracle_infrared
 from dive_fast.bench.batch import start_of
 from dive_fast.bench.parity import psnr, worst_rms
 from dive_fast.data.images import open_image
 from dive_fast.engines import Engine, load_engine
+from dive_fast.experiments.arms import BASELINES, build_arms, external_photos, heldout_sides, oracle_infrared
+from dive_fast.experiments.pipeline import PairConfig, learn_missing, make_pairs
+from dive_fast.experiments.study import StudyConfig
 from dive_fast.io import atomic_write, read_json, write_json
 from dive_fast.models import fuse, load_bundle, save_bundle
-from dive_fast.pipeline import PairConfig, learn_missing, make_pairs
-from dive_fast.reid.compare import compare
-from dive_fast.reid.significance import paired_t
-from dive_fast.reid.train import ReidConfig
+from dive_fast.reid.comparison.compare import compare
+from dive_fast.reid.comparison.significance import paired_t
+from dive_fast.reid.training.train import ReidConfig
 from dive_fast.sampling import PRESETS, Preset
-from dive_fast.study import StudyConfig
 from dive_fast.synth import make_plan
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.render import Renderer

@@ -28,18 +28,18 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from benchmarks.machine import commit, interleaved, processor, versions
-from dive_fast.arms import build_arms, heldout_sides, oracle_infrared
-from dive_fast.reid.checkpoint import load_model
-from dive_fast.reid.config import ReidConfig, learning_rate
-from dive_fast.reid.dataset import load_images
-from dive_fast.reid.evaluate import score
-from dive_fast.reid.learner import Learner
-from dive_fast.reid.losses import cross_entropy, weighted_triplet
-from dive_fast.reid.metrics import evaluate
-from dive_fast.reid.model import ReidModel
-from dive_fast.reid.protocols import Protocol, trial_galleries
-from dive_fast.reid.recipes import recipe
-from dive_fast.reid.train import train_reid
+from dive_fast.experiments.arms import build_arms, heldout_sides, oracle_infrared
+from dive_fast.reid.data.dataset import load_images
+from dive_fast.reid.evaluation.evaluate import score
+from dive_fast.reid.evaluation.metrics import evaluate
+from dive_fast.reid.evaluation.protocols import Protocol, trial_galleries
+from dive_fast.reid.models.model import ReidModel
+from dive_fast.reid.training.checkpoint import load_model
+from dive_fast.reid.training.config import ReidConfig, learning_rate
+from dive_fast.reid.training.learner import Learner
+from dive_fast.reid.training.losses import cross_entropy, weighted_triplet
+from dive_fast.reid.training.recipes import recipe
+from dive_fast.reid.training.train import train_reid
 from dive_fast.types import Sample
 from dive_fast.world.trees import WorldSpec, build_world
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from benchmarks.machine import commit, interleaved, processor, versions
 from dive_export.options import GraphOptions
-from dive_fast.models.forms import BankUnetGraph, PromptBankGraph, UnetGraph
-from dive_fast.models.kernels import Workload, use_kernels
+from dive_fast.unet.graphs import BankUnetGraph, PromptBankGraph, UnetGraph
+from dive_fast.unet.kernels import Workload, use_kernels
 
 GFLOP = {"sd15": 372.5}  # a row
 STEPS = 25

@@ -16,10 +16,10 @@ from typer.core import TyperGroup
 
 from dive_fast import __version__
 from dive_fast.commands import (
+    adapters,
     bench,
     demo,
     engine,
-    foreign,
     machine,
     merge,
     model,
@@ -30,7 +30,7 @@ from dive_fast.commands import (
     synth,
     world,
 )
-from dive_fast.facts import PACKAGES
+from dive_fast.environment.packages import PACKAGES
 from dive_fast.types import DiveError
 
 _PACKAGE = str(Path(__file__).parent)
@@ -108,13 +108,13 @@ app.command()(machine.doctor)
 app.add_typer(world.app, name="world")
 app.command()(prepare.prepare)
 app.command()(model.personalize)
-app.command("import")(foreign.import_adapter)
+app.command("import")(adapters.import_adapter)
 app.command()(model.fuse)
 app.command()(engine.export)
 app.command()(engine.quantize)
 app.command()(engine.build)
 app.command()(engine.refit)
-app.command("export-adapter")(foreign.export_adapter)
+app.command("export-adapter")(adapters.export_adapter)
 app.command()(synth.plan)
 app.command()(synth.synth)
 app.command()(synth.verify)

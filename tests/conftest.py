@@ -6,13 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from dive_export import GraphOptions
+from tests.support.cli import run
+
+__all__ = ["run"]  # a fixture of every test
+
 ENGINE_ROWS = 16
+HALF_BANK = GraphOptions("bank", "fp16", any_size=True)
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random base model folder. Read only: copy it to change it."""
-    from tests.tiny import tiny_bundle_folder
+    from tests.support.tiny import tiny_bundle_folder
 
     return tiny_bundle_folder(tmp_path_factory.mktemp("tiny") / "base")
 
@@ -21,7 +27,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_fused(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base with a random adapter fused in: pids 0001, 0002, 0003, cameras cam1, cam3, cam7. Read only."""
     from dive_fast.models import fuse, load_bundle, save_bundle
-    from tests.tiny import tiny_adapter
+    from tests.support.tiny import tiny_adapter
 
     bundle = load_bundle(tiny_base)
     folder = tmp_path_factory.mktemp("tiny") / "fused"
@@ -36,4 +42,14 @@ def tiny_engine(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     folder = tmp_path_factory.mktemp("tiny") / "engine"
     export_engine(tiny_fused, folder, rows_max=ENGINE_ROWS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def half_bank(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fused tiny model in the bank form, half precision, any size. Read only."""
+    from dive_export import export_engine
+
+    folder = tmp_path_factory.mktemp("half") / "engine"
+    export_engine(tiny_fused, folder, rows_max=ENGINE_ROWS, options=HALF_BANK)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"dive_fast": ROOT, "dive_kernels": ROOT / "kernels", "dive_export": ROOT / "export"}
 BASICS = ("dive_fast.types", "dive_fast.io")
-TRAINING = ("dive_fast.ranks", "dive_fast.scalars")
-FRONT = ("dive_fast.__version__", "dive_fast.cli", "dive_fast.commands", "dive_fast.doctor", "dive_fast.facts")
+GROUND = (*BASICS, "dive_fast.distributed", "dive_fast.tensorboard")
+FRONT = ("dive_fast.__version__", "dive_fast.cli", "dive_fast.commands", "dive_fast.environment")
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,41 @@ class Rule:
 # The longest name that a module's own name starts with decides. A name allows its submodules too.
 RULES: dict[str, Rule] = {
     "dive_fast": Rule((), ()),
+    # ground
     "dive_fast.types": Rule((), ()),
     "dive_fast.io": Rule(("dive_fast.types",), ()),
-    "dive_fast.ranks": Rule(("dive_fast.types",), ("torch",)),
-    "dive_fast.scalars": Rule(("dive_fast.types",), ("torch",)),
+    "dive_fast.distributed": Rule(("dive_fast.types",), ("torch",)),
+    "dive_fast.tensorboard": Rule(("dive_fast.types",), ("torch",)),
+    "dive_fast.environment": Rule((), ()),
+    # rooms
     "dive_fast.data": Rule(BASICS, ("PIL", "numpy")),
-    "dive_fast.models": Rule((*BASICS, "dive_kernels")),
     "dive_fast.sampling": Rule(("dive_fast.types",), ("torch",)),
-    "dive_fast.train": Rule((*BASICS, *TRAINING, "dive_fast.data", "dive_fast.models", "dive_fast.sampling")),
-    "dive_fast.trt": Rule(BASICS, ()),
-    "dive_fast.engines": Rule((*BASICS, "dive_fast.models.prompts", "dive_fast.trt")),
-    "dive_fast.engines.torch_engine": Rule((*BASICS, "dive_fast.engines", "dive_fast.models", "dive_kernels")),
-    "dive_fast.engines.compiled_engine": Rule((*BASICS, "dive_fast.engines", "dive_fast.models", "dive_kernels")),
-    "dive_fast.engines.load": Rule((*BASICS, "dive_fast.engines", "dive_fast.models")),  # opens what torch_engine runs
+    "dive_fast.unet": Rule(("dive_fast.types", "dive_kernels")),
+    "dive_fast.models": Rule((*BASICS, "dive_fast.unet")),
+    "dive_fast.train": Rule((*GROUND, "dive_fast.data", "dive_fast.models", "dive_fast.sampling")),
+    "dive_fast.engines": Rule((*BASICS, "dive_fast.models.prompts")),
+    # The backends that run torch, and `load`, which opens a fused model for them.
+    "dive_fast.engines.torch_engine": Rule(
+        (*BASICS, "dive_fast.engines", "dive_fast.models", "dive_fast.unet", "dive_kernels")
+    ),
+    "dive_fast.engines.compiled_engine": Rule(
+        (*BASICS, "dive_fast.engines", "dive_fast.models", "dive_fast.unet", "dive_kernels")
+    ),
+    "dive_fast.engines.load": Rule((*BASICS, "dive_fast.engines", "dive_fast.models")),
     "dive_fast.synth": Rule(
         (*BASICS, "dive_fast.data", "dive_fast.engines", "dive_fast.models.prompts", "dive_fast.sampling")
     ),
     "dive_fast.synth.manifest": Rule((*BASICS, "dive_fast.synth.planfile", "dive_fast.synth.records")),
     "dive_fast.merge": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.marks")),
+    "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.planfile")),
     "dive_fast.reid": Rule(
-        (*BASICS, *TRAINING, "dive_fast.data", "dive_fast.facts", "dive_fast.synth.manifest", "dive_fast.report.html")
+        (
+            *GROUND,
+            "dive_fast.data",
+            "dive_fast.environment.packages",
+            "dive_fast.synth.manifest",
+            "dive_fast.report.html",
+        )
     ),
     "dive_fast.quality": Rule(
         (
@@ -61,14 +77,12 @@ RULES: dict[str, Rule] = {
             "dive_fast.data",
             "dive_fast.reid",
             "dive_fast.synth.manifest",
-            "dive_fast.synth.records",  # is_inside
-            "dive_fast.synth.marks",  # which image says that it is generated
-            "dive_fast.report.html",  # pictures on the filter's page
+            "dive_fast.synth.records",
+            "dive_fast.synth.marks",
+            "dive_fast.report.html",
         )
     ),
-    "dive_fast.world": Rule(
-        (*BASICS, *TRAINING, "dive_fast.data", "dive_fast.models", "dive_fast.sampling", "dive_fast.train")
-    ),
+    "dive_fast.world": Rule((*GROUND, "dive_fast.data", "dive_fast.models", "dive_fast.sampling", "dive_fast.train")),
     "dive_fast.bench": Rule(
         (
             *BASICS,
@@ -76,34 +90,32 @@ RULES: dict[str, Rule] = {
             "dive_fast.models",
             "dive_fast.sampling",
             "dive_fast.synth",
-            "dive_export",  # onnxruntime, of our own and as a peer; how much memory a part of the work held
+            "dive_fast.unet",
+            "dive_export",
         )
     ),
-    "dive_fast.bench.child": Rule(("dive_fast.engines", "dive_fast.sampling", "dive_export")),  # of old versions, too
-    "dive_fast.cli": Rule((*BASICS, *FRONT), ("typer",), lazy=True),
-    "dive_fast.commands": Rule((*BASICS, *FRONT), ("typer",), lazy=True),
-    "dive_fast.doctor": Rule(("dive_fast.facts",), ()),
-    "dive_fast.facts": Rule((), ()),
-    "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.planfile")),
-    # The walk from end to end, for the demo and the study: they call every room, and only commands call them.
-    "dive_fast.arms": Rule((*BASICS, "dive_fast.data")),
-    "dive_fast.pipeline": Rule(("dive_fast", "dive_export")),
-    "dive_fast.study": Rule(("dive_fast",)),
-    "dive_fast.demo": Rule(("dive_fast",)),
+    # Runs the code of another checkout too, so it needs little of ours.
+    "dive_fast.bench.child": Rule(("dive_fast.engines", "dive_fast.sampling", "dive_export")),
     "dive_kernels": Rule((), ("torch", "triton", "cuda")),
-    # Beside the model: the folder's checks and the stepwise run of a graph that engines have, and sampling for calibration.
     "dive_export": Rule(
         (
             *BASICS,
             "dive_fast.models",
+            "dive_fast.unet",
             "dive_fast.sampling",
-            "dive_fast.trt",
             "dive_kernels",
             "dive_fast.engines.onnx_engine",
-            "dive_fast.engines.slices",
+            "dive_fast.engines.node_runner",
+            "dive_fast.engines.tensorrt_api",
         )
     ),
+    # What calls everything; NOBODY_IMPORTS holds the other direction.
+    "dive_fast.experiments": Rule(("dive_fast", "dive_export")),
+    "dive_fast.commands": Rule((*BASICS, *FRONT), ("typer",), lazy=True),
+    "dive_fast.cli": Rule((*BASICS, *FRONT), ("typer",), lazy=True),
 }
+# Rooms that only the command line (and benchmarks, which are no part of the packages) may import.
+FRONT_ONLY = ("dive_fast.cli", "dive_fast.commands", "dive_fast.experiments")
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,10 @@ def violations(module: str, source: str, file: str) -> Iterator[str]:
             yield f"{found.where}: relative import {found.target!r}; write the full name"
         elif top in sys.stdlib_module_names or (rule.lazy and not found.eager):
             continue
+        elif any(within(found.target, name) for name in FRONT_ONLY) and not any(
+            within(module, name) for name in FRONT_ONLY
+        ):
+            yield f"{found.where}: {room} may not import {found.target}, which only the command line imports"
         elif top in PACKAGES:
             if not any(within(found.target, allowed) for allowed in (room, *rule.ours)):
                 yield f"{found.where}: {room} may not import {found.target}, only {', '.join(rule.ours) or 'itself'}"
@@ -193,11 +209,12 @@ def test_every_module_has_a_rule_of_its_own_room() -> None:
     ("module", "source", "reason"),
     [
         ("dive_fast.sampling.noise", "import diffusers", "x.py:1: dive_fast.sampling may not import diffusers"),
-        ("dive_fast.reid.train", "def f():\n    from dive_fast.synth import local", "x.py:2: dive_fast.reid may not"),
+        ("dive_fast.reid.training.train", "def f():\n    import dive_fast.synth.local", "x.py:2: dive_fast.reid may"),
         ("dive_fast.synth.manifest", "from dive_fast.synth import plan", "dive_fast.synth.manifest may not import"),
         ("dive_fast.models.lora", "import dive_export.onnx", "dive_fast.models may not import dive_export.onnx"),
         ("dive_fast.data.sysu", "from . import names", "relative import '..names'"),
         ("dive_fast.cli", "import torch", "dive_fast.cli may not import torch"),
+        ("dive_fast.bench.run", "from dive_fast.experiments import arms", "which only the command line imports"),
     ],
 )  # fmt: skip
 def test_the_checker_finds(module: str, source: str, reason: str) -> None:
@@ -214,6 +231,34 @@ def test_the_checker_finds(module: str, source: str, reason: str) -> None:
 )
 def test_the_checker_allows(module: str, source: str) -> None:
     assert not list(violations(module, source, "x.py"))
+
+
+def circle(imported: dict[str, set[str]]) -> list[str]:
+    """The files of one import circle, the first twice; empty where there is none."""
+    try:
+        graphlib.TopologicalSorter({name: targets - {name} for name, targets in imported.items()}).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def file_imports() -> dict[str, set[str]]:
+    """The files that each file imports, anywhere in it: type-only imports and those inside functions count."""
+    files = dict(modules())
+    imported: dict[str, set[str]] = {}
+    for module, path in files.items():
+        targets = {found.target for found in imports(path.read_text(encoding="utf-8"), str(path))}
+        imported[module] = {t if t in files else t.rpartition(".")[0] for t in targets}
+    return imported
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    assert not circle(file_imports())
+
+
+def test_a_circle_is_found() -> None:
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})) == {"b", "c"}
+    assert not circle({"a": {"a", "b", "c"}, "b": {"c"}, "c": set()})
 
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "onnx", "matplotlib", "numpy", "PIL", "triton")

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dive_fast.models.forms import deep_channels, split_call
+from dive_fast.unet.graphs import deep_channels, split_call
 
 aten = torch.ops.aten
 ATTENTION = aten._scaled_dot_product_flash_attention

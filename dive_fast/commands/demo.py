@@ -20,7 +20,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run the whole job on the pocket world, from photos to pairs, a ReID comparison and a page; rerun to resume."""
-    from dive_fast import demo as room
+    from dive_fast.experiments import demo as room
 
     page = room.run_demo(out, replace(room.DemoConfig(), model=model, adapter=adapter))
     finish(f"done: open {page}", {"page": page}, json)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from dive_fast.commands.common import Json, finish
-from dive_fast.doctor import Engine, rows, table
-from dive_fast.facts import collect
+from dive_fast.environment.doctor import Engine, rows, table
+from dive_fast.environment.packages import collect
 from dive_fast.types import DiveError, to_dict
 
 

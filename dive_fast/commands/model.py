@@ -174,8 +174,8 @@ def personalize(
     if prepared is None:
         sets = paired, paired_layout, external, external_layout, external_camera, external_prefix
         photos = _without(_training_samples(*sets), excluded)
+    from dive_fast.distributed import leading, process_group
     from dive_fast.models import load_adapter, load_bundle
-    from dive_fast.ranks import leading, process_group
     from dive_fast.train.curves import plot_curves, require_matplotlib
     from dive_fast.train.dryrun import dry_run as foresee
     from dive_fast.train.personalize import PersonalizeConfig, loss_curves

@@ -104,7 +104,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Train several training sets alike, with several seeds, and print one table with significance; rerun to resume."""
-    from dive_fast.reid.compare import compare as run
+    from dive_fast.reid.comparison.compare import compare as run
 
     config = config_of(context, _SETTINGS)
     arms, apart = _arms(arm, data, same_people)

@@ -25,10 +25,10 @@ from dive_fast.commands.reid_options import (
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
-    from dive_fast.reid.evaluate import ReidResult
-    from dive_fast.reid.protocols import Permutations as Tables
-    from dive_fast.reid.protocols import Protocol
-    from dive_fast.reid.rerank import RerankConfig
+    from dive_fast.reid.evaluation.evaluate import ReidResult
+    from dive_fast.reid.evaluation.protocols import Permutations as Tables
+    from dive_fast.reid.evaluation.protocols import Protocol
+    from dive_fast.reid.evaluation.rerank import RerankConfig
 
 
 def evaluate(
@@ -75,7 +75,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint, or features or distances of other code, under a named protocol."""
     from dive_fast.io import write_json
-    from dive_fast.reid.rerank import RerankConfig
+    from dive_fast.reid.evaluation.rerank import RerankConfig
     from dive_fast.types import to_dict
 
     given = [name for name, value in (("--checkpoint", checkpoint), ("--features", features), ("--distances", distances))
@@ -108,9 +108,9 @@ def _checkpoint(
     export: Path | None,
     other_people: bool,
 ) -> ReidResult:
-    from dive_fast.reid.evaluate import Labels, check_sides, extract, score_features
-    from dive_fast.reid.exchange import check_target, write_exchange
-    from dive_fast.reid.protocols import draw_trials, drawn
+    from dive_fast.reid.evaluation.evaluate import Labels, check_sides, extract, score_features
+    from dive_fast.reid.evaluation.feature_files import check_target, write_exchange
+    from dive_fast.reid.evaluation.protocols import draw_trials, drawn
 
     if data is None:
         raise InputError("--checkpoint needs images to test on; name the data set with --data")
@@ -137,8 +137,8 @@ def _other_code(
     tables: Tables | None,
     rerank: RerankConfig | None,
 ) -> ReidResult:
-    from dive_fast.reid.exchange import read_exchange
-    from dive_fast.reid.foreign import score_exchanged
+    from dive_fast.reid.evaluation.feature_files import read_exchange
+    from dive_fast.reid.evaluation.interop import score_exchanged
 
     file = features if features is not None else distances
     assert file is not None

@@ -13,7 +13,7 @@ from dive_fast.types import InputError
 
 if TYPE_CHECKING:
     from dive_fast.data.sets import SetSpec
-    from dive_fast.reid.protocols import Permutations, Protocol
+    from dive_fast.reid.evaluation.protocols import Permutations, Protocol
     from dive_fast.types import Sample
 
 _PROTOCOLS = {"sysu": ("pocket", "sysu"), "regdb": ("regdb",), "llcm": ("llcm",)}
@@ -87,7 +87,7 @@ def protocol_of(
 
     Raises `InputError` for a protocol that is another data set's.
     """
-    from dive_fast.reid.protocols import Protocol, read_permutations
+    from dive_fast.reid.evaluation.protocols import Protocol, read_permutations
 
     spec = None if data is None else test_set(data)
     if spec is not None and name not in _PROTOCOLS[spec.layout]:
@@ -116,7 +116,7 @@ def protocol_of(
 def test_sides(data: Path | str, protocol: Protocol | None = None) -> tuple[list[Sample], list[Sample]]:
     """Queries and gallery of the test identities, in the modalities that the protocol searches."""
     from dive_fast.data import read_set, read_sysu
-    from dive_fast.reid.protocols import Protocol
+    from dive_fast.reid.evaluation.protocols import Protocol
 
     protocol, spec = protocol or Protocol(), test_set(data)
     if protocol.name not in _PROTOCOLS[spec.layout] or spec.trial != protocol.trial:

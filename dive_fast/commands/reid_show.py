@@ -63,7 +63,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Look at what a checkpoint finds: queries with their nearest gallery images, and features in a plane."""
-    from dive_fast.reid.show import ShowConfig, show_retrieval
+    from dive_fast.reid.pictures.show import ShowConfig, show_retrieval
 
     rules, tables = protocol_of(data, protocol, search, shots, trials, draw, permutations, direction, mode)
     query, gallery = test_sides(data, rules)

@@ -27,7 +27,7 @@ from dive_fast.commands.reid_options import (
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
-    from dive_fast.reid.config import ReidConfig
+    from dive_fast.reid.training.config import ReidConfig
     from dive_fast.types import Sample
 
 # Options that are settings of the recipe by their own name; what is not given stays as the recipe has it.
@@ -109,9 +109,9 @@ def train(
     json: Json = False,
 ) -> None:
     """Train on real and synthetic pairs; rerun to resume."""
+    from dive_fast.distributed import leading, process_group
     from dive_fast.io import read_json
-    from dive_fast.ranks import leading, process_group
-    from dive_fast.reid.train import train_reid
+    from dive_fast.reid.training.train import train_reid
 
     if real is None and not synthetic:
         raise InputError("nothing to train on; give --real, --synthetic or both")
@@ -150,7 +150,7 @@ def _report(record: dict[str, Any], out: Path, as_json: bool) -> None:
 
 def config_of(context: typer.Context, names: Iterable[str], more: dict[str, Any] | None = None) -> ReidConfig:
     """The recipe of --recipe with those of the options `names` that were given, then `more`, then what --set says."""
-    from dive_fast.reid.recipes import override, recipe
+    from dive_fast.reid.training.recipes import override, recipe
 
     values = context.params
     given = {
@@ -194,7 +194,7 @@ def _validation_samples(text: str) -> list[Sample]:
     """The samples of --val; those of the people of a test list are refused."""
     from dive_fast.data.sets import PAIRED, parse_set, read_set
     from dive_fast.data.sysu import read_ids
-    from dive_fast.reid.validation import refuse_test_people
+    from dive_fast.reid.training.validation import refuse_test_people
 
     spec = parse_set(text if text.split(":")[0] in PAIRED else f"sysu:{text}", PAIRED)
     if spec.split is None and spec.layout != "sysu":

@@ -47,8 +47,8 @@ def trials(
     json: Json = False,
 ) -> None:
     """Train and test RegDB's ten models, one a trial; rerun to resume."""
-    from dive_fast.reid.rerank import RerankConfig
-    from dive_fast.reid.trials import DIRECTIONS, run_trials
+    from dive_fast.reid.evaluation.rerank import RerankConfig
+    from dive_fast.reid.evaluation.trials import DIRECTIONS, run_trials
     from dive_fast.types import to_dict
 
     spec = set_of(data)

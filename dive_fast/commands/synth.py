@@ -28,7 +28,7 @@ from dive_fast.commands.sampling import (
     Steps,
     settings,
 )
-from dive_fast.facts import backends_here
+from dive_fast.environment.packages import backends_here
 from dive_fast.types import DiveError, InputError, PairMode
 
 if TYPE_CHECKING:

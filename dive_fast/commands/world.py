@@ -86,8 +86,8 @@ def train_base(
     json: Json = False,
 ) -> None:
     """Train the pocket base model, or train one on: minutes on a GPU, days on two CPU cores, resumable; or torchrun."""
-    from dive_fast.ranks import leading, process_group
-    from dive_fast.world import base_train
+    from dive_fast.distributed import leading, process_group
+    from dive_fast.world.base import train as base_train
 
     default = base_train.BaseTrainConfig()
     config = replace(
@@ -117,8 +117,8 @@ def train_tagger(
     json: Json = False,
 ) -> None:
     """Train the classifier that reads a person's words off photos (personalize --words-from); 20 minutes on a CPU."""
-    from dive_fast.world.tagger_train import TaggerConfig
-    from dive_fast.world.tagger_train import train_tagger as train
+    from dive_fast.world.base.tagger_train import TaggerConfig
+    from dive_fast.world.base.tagger_train import train_tagger as train
 
     report = train(TaggerConfig(steps=steps, batch=batch, images=images), out, work)
     finish(f"tagger {out}: {report['right']:.0%} of words right", {"tagger": out, **report}, json)
@@ -147,8 +147,8 @@ def study(
     json: Json = False,
 ) -> None:
     """Measure what the synthetic infrared is worth: ReID with none, with grey, with ours, with the truth."""
-    from dive_fast import study as room
     from dive_fast.commands.reid_compare import show_comparison
+    from dive_fast.experiments import study as room
 
     default = room.StudyConfig()
     config = replace(

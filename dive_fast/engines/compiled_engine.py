@@ -17,10 +17,10 @@ from torch.nn import functional
 from dive_fast.engines.base import Conditioning, Kept, on_device
 from dive_fast.engines.torch_engine import TorchEngine, keeping
 from dive_fast.io import brief
-from dive_fast.models.forms import BankUnetGraph, PromptBankGraph, other_traits
-from dive_fast.models.kernels import Workload, use_kernels
-from dive_fast.models.removal import SAVINGS, WithoutUnitScale
 from dive_fast.types import DiveError, InputError, Profile
+from dive_fast.unet.graphs import BankUnetGraph, PromptBankGraph, other_traits
+from dive_fast.unet.kernels import Workload, use_kernels
+from dive_fast.unet.optimizations import SAVINGS, WithoutUnitScale
 from dive_kernels.image_epilogue import image_epilogue
 
 if TYPE_CHECKING:

@@ -272,7 +272,7 @@ class OnnxEngine(EngineBase):
         return self._networks[part].run_for(shapes, **inputs)
 
     def _first_bad_layer(self, network: str) -> str | None:
-        from dive_fast.engines.blame import first_bad_layer
+        from dive_fast.engines.nan_trace import first_bad_layer
 
         part, inputs = self._last[network]
         arrays = {name: (x.float() if x.is_floating_point() else x).cpu().numpy() for name, x in inputs.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dive_fast import trt
+from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.base import Conditioning, Engine, EngineBase, Kept, by_row
 from dive_fast.engines.onnx_engine import UNETS, EngineFiles, parts, read_engine
 from dive_fast.engines.tensorrt_net import AGAIN, CudaLane, Lane, Net

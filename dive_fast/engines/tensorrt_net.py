@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dive_fast import trt
+from dive_fast.engines import tensorrt_api as trt
 from dive_fast.types import DiveError, InputError
 
 AGAIN = "build the engine again (dive-fast build)"

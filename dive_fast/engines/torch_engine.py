@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from dive_fast.engines.base import ROWS_MAX, Conditioning, EngineBase, Geometry, Kept, by_row
 from dive_fast.io import canonical_json, sha256_bytes
-from dive_fast.models.forms import depths, other_traits, split_call
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptTable
 from dive_fast.types import EngineSpec, InputError, Profile
+from dive_fast.unet.graphs import depths, other_traits, split_call
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dive_fast.io import brief, sha256_file
 from dive_fast.quality.net import CHUNK, F32, Net
-from dive_fast.reid.dataset import load_images
+from dive_fast.reid.data.dataset import load_images
 from dive_fast.types import DiveError, InputError, Sample
 
 

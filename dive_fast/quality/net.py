@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dive_fast.reid.checkpoint import load_model
-from dive_fast.reid.dataset import LUMA, ImageSet, load_images
-from dive_fast.reid.evaluate import embed
-from dive_fast.reid.model import ReidModel
+from dive_fast.reid.data.dataset import LUMA, ImageSet, load_images
+from dive_fast.reid.evaluation.evaluate import embed
+from dive_fast.reid.models.model import ReidModel
+from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.types import InputError, Sample
 
 F32 = NDArray[np.float32]

@@ -35,7 +35,7 @@ from dive_fast.quality.real import read_real, real_images, set_facts
 from dive_fast.quality.sidecar import VERSION, facts_path, nearest_path, scores_path
 from dive_fast.quality.spread import Spread
 from dive_fast.quality.store import FeatureStore, Stored
-from dive_fast.reid.dataset import fingerprint
+from dive_fast.reid.data.dataset import fingerprint
 from dive_fast.types import MODALITIES, DiveError, InputError, Modality
 
 Group = tuple[str, str]  # identity and camera

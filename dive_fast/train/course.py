@@ -8,9 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dive_fast.distributed import check_launcher, leading
 from dive_fast.models.prompts import PromptBank, PromptTable
-from dive_fast.ranks import check_launcher, leading
-from dive_fast.scalars import require_tensorboard
+from dive_fast.tensorboard import require_tensorboard
 from dive_fast.train.cameras import cameras_of
 from dive_fast.train.diffusion import Objective
 from dive_fast.train.learner import Captions, Learner, People

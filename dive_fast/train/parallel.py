@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from dive_fast.ranks import rank_and_size
+from dive_fast.distributed import rank_and_size
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_fast.data.prepare import check_space
+from dive_fast.distributed import first_rank_first, leading
 from dive_fast.io import clear_disk_errors, lock_folder, sha256_bytes
 from dive_fast.models.adapter import Adapter, load_adapter, save_adapter
 from dive_fast.models.phrase import ONE_WORD
-from dive_fast.ranks import first_rank_first, leading
 from dive_fast.train.course import STAGES, Course, stages_of
 from dive_fast.train.curves import Curve
 from dive_fast.train.diffusion import Weighting

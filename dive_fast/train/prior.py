@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dive_fast.distributed import first_rank_first
 from dive_fast.io import atomic_path, sha256_bytes
 from dive_fast.models.files import read_tensors, write_tensors
-from dive_fast.ranks import first_rank_first
 from dive_fast.train.photos import encode_photos
 from dive_fast.types import InputError, Sample
 

@@ -2,6 +2,6 @@
 
 from dive_export.artifact import export_engine
 from dive_export.options import GraphOptions
-from dive_fast.models.removal import SAVINGS
+from dive_fast.unet.optimizations import SAVINGS
 
 __all__ = ["SAVINGS", "GraphOptions", "export_engine"]

@@ -18,8 +18,8 @@ from dive_export.options import GraphOptions
 from dive_export.resources import Resources
 from dive_fast.engines.onnx_engine import NETWORKS
 from dive_fast.io import clear_disk_errors, read_json, sha256_file, write_json
-from dive_fast.models.forms import cross_attentions
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
+from dive_fast.unet.graphs import cross_attentions
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle

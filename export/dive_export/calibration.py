@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dive_export.graphs import Graph
 from dive_export.qdq import save
-from dive_fast.engines.slices import CPU, cast_inputs, plain_session
+from dive_fast.engines.node_runner import CPU, cast_inputs, plain_session
 from dive_fast.sampling import Course, Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.types import InputError
 

@@ -21,7 +21,7 @@ import numpy as np
 from dive_export.calibration import Calibration, Inputs, opened, peaks
 from dive_export.fp8_report import Fp8Report, LayerReport, LayerTime, read_times, timing_gate
 from dive_export.qdq import SWITCHES, Layer, find_layers, insert, save
-from dive_fast.engines.slices import CPU, cast_inputs, plain_session, read_graph
+from dive_fast.engines.node_runner import CPU, cast_inputs, plain_session, read_graph
 from dive_fast.io import clear_disk_errors
 from dive_fast.types import InputError
 

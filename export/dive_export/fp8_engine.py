@@ -18,8 +18,8 @@ from dive_export.graphs import Graph, graphs
 from dive_export.options import GraphOptions
 from dive_export.qdq import find_layers
 from dive_export.tensorrt_folder import exported_spec
+from dive_fast.engines.node_runner import read_graph
 from dive_fast.engines.onnx_engine import UNETS
-from dive_fast.engines.slices import read_graph
 from dive_fast.io import clear_disk_errors, write_json
 from dive_fast.types import EngineSpec, InputError, to_dict
 

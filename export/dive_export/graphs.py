@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dive_export.kernel_node import NodeBankUnetGraph
 from dive_export.options import GraphOptions
-from dive_fast.models.forms import (
+from dive_fast.types import InputError
+from dive_fast.unet.graphs import (
     BankUnetGraph,
     IndexedUnetGraph,
     PromptBankGraph,
@@ -21,8 +22,7 @@ from dive_fast.models.forms import (
     depths,
     split_call,
 )
-from dive_fast.models.removal import WithoutUnitScale
-from dive_fast.types import InputError
+from dive_fast.unet.optimizations import WithoutUnitScale
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle

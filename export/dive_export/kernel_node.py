@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dive_fast.models.forms import Bank, BankUnetGraph, cross_attentions
+from dive_fast.unet.graphs import Bank, BankUnetGraph, cross_attentions
 from dive_kernels.cross_attention import cross_attention
 
 DOMAIN, NAME, VERSION = "dive", "cross_attention", 1

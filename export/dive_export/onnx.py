@@ -21,8 +21,8 @@ from dive_export.graphs import Axis, Graph, KeepingGraph
 from dive_export.kernel_node import define
 from dive_export.precision import as_precision, converted, rounded_run, upcast_bfloat16
 from dive_fast.io import atomic_path, brief
-from dive_fast.models.removal import WithoutUnitScale
 from dive_fast.types import DiveError
+from dive_fast.unet.optimizations import WithoutUnitScale
 
 OPSET = 23
 # The traced example's rows; with them images and prompts are more than 1 too, which the tracer would take for constant.

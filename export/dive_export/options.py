@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from dive_fast.models.removal import SAVINGS
 from dive_fast.types import InputError
+from dive_fast.unet.optimizations import SAVINGS
 
 Form = Literal["plain", "bank"]
 PRECISIONS = ("fp32", "fp16", "bf16")

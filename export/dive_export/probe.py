@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dive_export.graphs import Graph
-from dive_fast.engines.slices import CPU, cast_inputs, read_graph, run_nodes, scopes, short
+from dive_fast.engines.node_runner import CPU, cast_inputs, read_graph, run_nodes, scopes, short
 
 # The modules whose output is compared: items of these lists, and these single layers outside of them.
 BLOCK = re.compile(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dive_fast.engines.slices import array_of, load_tensors, scopes, short
+from dive_fast.engines.node_runner import array_of, load_tensors, scopes, short
 from dive_fast.io import brief
 from dive_fast.types import InputError
 

@@ -11,7 +11,7 @@ from dive_export.tensorrt_folder import already_there, write_engine
 from dive_export.tensorrt_job import Build, BuildConfig, free_space
 from dive_export.tensorrt_profiles import activations, weights_size
 from dive_export.tensorrt_refit import refit_engine
-from dive_fast import trt
+from dive_fast.engines import tensorrt_api as trt
 from dive_fast.io import clear_disk_errors
 from dive_fast.types import DiveError, EngineSpec
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from dive_export import trt_plugin
 from dive_export.tensorrt_cache import Plan, fixed_hash, is_weight, timings
-from dive_fast import trt
-from dive_fast.engines.slices import read_graph
+from dive_fast.engines import tensorrt_api as trt
+from dive_fast.engines.node_runner import read_graph
 from dive_fast.io import brief
 from dive_fast.types import DiveError
 

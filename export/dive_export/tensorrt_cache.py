@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dive_fast import trt
-from dive_fast.engines.slices import read_graph
+from dive_fast.engines import tensorrt_api as trt
+from dive_fast.engines.node_runner import read_graph
 from dive_fast.io import atomic_write, canonical_json, read_json, sha256_bytes, write_json
 from dive_fast.types import InputError
 

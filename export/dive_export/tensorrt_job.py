@@ -14,15 +14,15 @@ from dive_export.tensorrt_build import PartBuild, Range, build_plan
 from dive_export.tensorrt_cache import Plan, PlanCache, graph_hash
 from dive_export.tensorrt_folder import exported_spec
 from dive_export.tensorrt_profiles import axis_sizes, profiles, weights_size
-from dive_fast import trt
+from dive_fast.engines import tensorrt_api as trt
+from dive_fast.engines.node_runner import read_graph
 from dive_fast.engines.onnx_engine import UNETS, parts
-from dive_fast.engines.slices import read_graph
 from dive_fast.io import canonical_json, sha256_bytes, user_cache
 from dive_fast.types import EngineSpec, InputError, Profile, to_dict
 
 COMPATIBILITY = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere": "AMPERE_PLUS"}
 FORMAT = 1  # of what a plan's key is made from; another number forgets every cached plan
-# Bytes of a plan beside its weights, a profile; measured 1.6 to 6.0 MB (tests/tiny.py, tensorrt-rtx).
+# Bytes of a plan beside its weights, a profile; measured 1.6 to 6.0 MB (tests/support/tiny.py, tensorrt-rtx).
 CODE_SIZE = 8 << 20
 
 

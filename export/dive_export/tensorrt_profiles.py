@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dive_export.tensorrt_build import Range, Shapes
+from dive_fast.engines.node_runner import read_graph
 from dive_fast.engines.onnx_engine import UNETS
-from dive_fast.engines.slices import read_graph
 from dive_fast.io import read_json
 from dive_fast.types import DiveError, EngineSpec, InputError
 

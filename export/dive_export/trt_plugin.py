@@ -23,7 +23,7 @@ import torch
 
 from dive_export.kernel_node import DOMAIN, NAME, VERSION, attributes, kernel_nodes
 from dive_export.tensorrt_ptx import View, repassed
-from dive_fast import trt
+from dive_fast.engines import tensorrt_api as trt
 from dive_fast.types import DiveError
 from dive_kernels import package
 from dive_kernels.cross_attention.plan import plan

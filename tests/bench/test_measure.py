@@ -16,7 +16,7 @@ from dive_fast.engines import Conditioning
 from dive_fast.sampling import Schedule
 from dive_fast.types import InputError
 from tests.bench.conftest import Sleep
-from tests.synth.fake import FakeEngine
+from tests.support.fake_engine import FakeEngine
 
 STEPS = 3
 

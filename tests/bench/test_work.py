@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dive_fast.bench.ceilings import Ceilings, measure_ceilings
 from dive_fast.bench.work import ModelWork, count
 from dive_fast.models import load_bundle
-from dive_fast.models.forms import split_call
-from tests.tiny import LATENT_SHAPE, MAX_TOKENS
+from dive_fast.unet.graphs import split_call
+from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

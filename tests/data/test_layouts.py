@@ -17,7 +17,7 @@ from dive_fast.data.layout_trees import train_and_val
 from dive_fast.data.layouts import LAYOUTS, NATIVE, labels_of, naming
 from dive_fast.data.sets import SetSpec
 from dive_fast.types import DiveError, InputError
-from tests.data.trees import touch, write
+from tests.support.trees import touch, write
 
 
 def test_layouts_of_the_command_are_those_that_are_written() -> None:

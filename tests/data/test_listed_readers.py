@@ -9,9 +9,9 @@ import pytest
 
 from dive_fast.data import read_folder, read_llcm, read_msmt17, read_regdb, read_sysu
 from dive_fast.data.lists import read_lists
-from dive_fast.reid.protocols import camera_number
+from dive_fast.reid.evaluation.protocols import camera_number
 from dive_fast.types import InputError
-from tests.data.trees import names, touch, write
+from tests.support.trees import names, touch, write
 
 
 @pytest.fixture

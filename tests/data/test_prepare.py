@@ -19,8 +19,8 @@ from dive_fast.data.sets import SetSpec, read_mixture
 from dive_fast.data.shards import read_shard, tar_path
 from dive_fast.io import sha256_bytes
 from dive_fast.types import InputError
-from tests.data.preparing import break_file, contents, plan_of, prepare
-from tests.data.trees import mixed_trees, photo
+from tests.support.preparing import break_file, contents, plan_of, prepare
+from tests.support.trees import mixed_trees, photo
 
 
 @pytest.fixture

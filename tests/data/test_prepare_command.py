@@ -12,7 +12,7 @@ import pytest
 
 from dive_fast import cli
 from dive_fast.data.prepared import open_prepared, prepared_images
-from tests.data.trees import mixed_trees
+from tests.support.trees import mixed_trees
 
 Run = Callable[..., tuple[int, str, str]]
 

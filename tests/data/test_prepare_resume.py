@@ -15,8 +15,8 @@ import pytest
 
 from dive_fast.data.prepare import PreparePlan, check_space, claimed, finished_shards, space_needed
 from dive_fast.types import DiveError, InputError
-from tests.data.preparing import break_file, contents, contents_of, plan_of, prepare
-from tests.data.trees import mixed_trees, photo
+from tests.support.preparing import break_file, contents, contents_of, plan_of, prepare
+from tests.support.trees import mixed_trees, photo
 
 
 @pytest.fixture

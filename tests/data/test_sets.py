@@ -12,7 +12,7 @@ from dive_fast.data.counts import Count, count_sets, table
 from dive_fast.data.filters import Dropped, Filters, apply_filters
 from dive_fast.data.sets import EXTERNAL, PAIRED, SetSpec, mix, mixed_samples, parse_set, read_mixture, read_set
 from dive_fast.types import InputError, Sample
-from tests.data.trees import mixed_trees, photo, touch, write
+from tests.support.trees import mixed_trees, photo, touch, write
 
 
 def people(*pids: str, camera: str = "cam7", modality: str = "rgb", root: str = "r") -> list[Sample]:

@@ -17,11 +17,11 @@ from dive_fast.engines.base import Conditioning
 from dive_fast.engines.compiled_engine import ROW_COUNTS, CompiledEngine
 from dive_fast.engines.torch_engine import TorchEngine
 from dive_fast.models import load_bundle
-from dive_fast.models.removal import SAVINGS
 from dive_fast.types import DiveError, InputError
+from dive_fast.unet.optimizations import SAVINGS
 from dive_kernels.image_epilogue import image_epilogue
 from tests.engines.test_images import floats, latents_of
-from tests.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
+from tests.support.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
 
 CPU = torch.device("cpu")
 COUNTS = (2, 4, 6)

@@ -15,7 +15,7 @@ from torch import Tensor
 from dive_fast.engines import Engine, Request, load_engine
 from dive_fast.engines.base import EngineBase
 from dive_fast.sampling import Schedule, add_noise, dpmpp_2m, guided, initial_noise
-from tests.tiny import HEIGHT, LATENT_SHAPE, WIDTH
+from tests.support.tiny import HEIGHT, LATENT_SHAPE, WIDTH
 
 KEYS = [("0001", "cam3"), ("0003", "cam1"), ("0002", "cam3")]
 SEEDS = [11, 12, 13]

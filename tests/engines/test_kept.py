@@ -12,11 +12,11 @@ from dive_export import GraphOptions, export_engine
 from dive_fast.engines import Engine, Kept, Request, load_engine
 from dive_fast.engines.compiled_engine import CompiledEngine
 from dive_fast.models import load_bundle
-from dive_fast.models.forms import split_call
 from dive_fast.types import InputError
+from dive_fast.unet.graphs import split_call
 from tests.engines.test_tensorrt_engine import built, opened
-from tests.tensorrt_double import double
-from tests.tiny import HEIGHT, LATENT_SHAPE, WIDTH
+from tests.support.tensorrt_double import double
+from tests.support.tiny import HEIGHT, LATENT_SHAPE, WIDTH
 
 __all__ = ["double"]  # a fixture
 
@@ -52,7 +52,7 @@ def latents() -> tuple[Tensor, Tensor]:
 
 
 def test_a_short_call_runs_on_what_the_whole_call_left(engine: Engine, tiny_fused: Path) -> None:
-    """Against diffusers' modules, split (tests/models/test_split.py checks that), each prompt on rows of its own."""
+    """Against diffusers' modules, split (tests/unet/test_split.py checks that), each prompt on rows of its own."""
     first, second = latents()
     embeddings, index = engine.prompts.encode(engine.encode_text, KEYS)
     conditioning, rows = engine.condition(embeddings), torch.tensor([0, 0, 1, 2])

@@ -19,7 +19,7 @@ from dive_fast.engines import Request, load_engine
 from dive_fast.engines.base import EngineBase
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError
-from tests.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
+from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 
 C, COLUMNS = LATENT_SHAPE[0], 6
 SCALING = 0.3  # of the tiny VAE

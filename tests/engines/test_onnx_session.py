@@ -16,7 +16,7 @@ from dive_fast.engines import load_engine
 from dive_fast.engines.onnx_engine import OnnxEngine
 from dive_fast.engines.onnx_session import Network, Place, place
 from dive_fast.types import DiveError, InputError
-from tests.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
+from tests.support.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
 
 CPU = place("cpu", "fp32", Path("unused"))
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from dive_fast.engines import load_engine
 from dive_fast.types import DiveError, InputError
-from tests.tiny import HEIGHT, MODEL_INDEX, WIDTH
+from tests.support.tiny import HEIGHT, MODEL_INDEX, WIDTH
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from dive_export.tensorrt import BuildConfig, build_engine, refit_engine
-from dive_fast import trt
 from dive_fast.engines import load_engine
+from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.onnx_engine import read_engine, read_spec
 from dive_fast.engines.tensorrt_engine import TensorRTEngine, open_tensorrt
 from dive_fast.types import DiveError, InputError
-from tests.tensorrt_double import STREAM, Double, LaneDouble, double, install, retrained
-from tests.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
+from tests.support.tensorrt_double import STREAM, Double, LaneDouble, double, install, retrained
+from tests.support.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
 
 __all__ = ["double"]  # a fixture
 

@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "build_farm.py"
 @pytest.fixture
 def adapter(tiny_base: Path, tmp_path: Path) -> Path:
     from dive_fast.models import load_bundle, save_adapter
-    from tests.tiny import tiny_adapter
+    from tests.support.tiny import tiny_adapter
 
     folder = tmp_path / "adapter"
     save_adapter(tiny_adapter(load_bundle(tiny_base)), folder)

@@ -11,7 +11,7 @@ import torch
 
 from dive_fast.engines import load_engine
 from dive_fast.types import DiveError
-from tests.test_cli import Run, run
+from tests.support.cli import Run
 
 __all__ = ["run"]  # a fixture
 BUDGET = "0.04"

@@ -23,14 +23,14 @@ from dive_export.graphs import Graph, graphs
 from dive_export.tensorrt import BuildConfig
 from dive_export.tensorrt_build import build_plan
 from dive_export.tensorrt_job import Build
-from dive_fast import trt
 from dive_fast.engines import Engine, Kept, load_engine
+from dive_fast.engines import tensorrt_api as trt
 from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.sampling import Course, Schedule, dpmpp_2m, guided, initial_noise
 from dive_fast.types import DiveError
 from tests.engines.test_tensorrt_engine import built, opened
-from tests.tensorrt_double import Double, double
-from tests.test_cli import Run, run
+from tests.support.cli import Run
+from tests.support.tensorrt_double import Double, double
 
 __all__ = ["double", "run"]  # fixtures
 BUDGET = 0.04

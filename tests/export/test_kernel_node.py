@@ -29,13 +29,13 @@ from dive_export.probe import graph_parity
 from dive_export.qdq import find_layers, insert
 from dive_export.tensorrt_cache import graph_hash
 from dive_export.tensorrt_refit import first_difference
-from dive_fast.engines.slices import read_graph, run_nodes
+from dive_fast.engines.node_runner import read_graph, run_nodes
 from dive_fast.models import load_bundle
-from dive_fast.models.forms import IndexedUnetGraph, PromptBankGraph, cross_attentions
 from dive_fast.types import InputError
+from dive_fast.unet.graphs import IndexedUnetGraph, PromptBankGraph, cross_attentions
 from tests.conftest import ENGINE_ROWS
-from tests.export.test_forms import BUILDS, unet
-from tests.kernels.cases import assert_as_good_as_torch
+from tests.support.kernel_cases import assert_as_good_as_torch
+from tests.unet.test_graphs import BUILDS, unet
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_it_is_made_on_request_and_for_banks_only() -> None:
 def test_tensorrt_rtx_parses_each_node_as_its_body(exported: Path) -> None:
     """Every attention reads other columns: the parser keeps the bodies' names apart, though they are the same."""
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'dive-fast[rtx]'")
-    from dive_fast import trt
+    from dive_fast.engines import tensorrt_api as trt
 
     log = trt.logger(rtx)
     builder = rtx.Builder(log)

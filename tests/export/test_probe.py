@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from dive_export.graphs import Graph, graphs
 from dive_export.probe import block_parity, graph_parity, table
-from dive_fast.engines.slices import SCOPES
+from dive_fast.engines.node_runner import SCOPES
 from dive_fast.models import load_bundle
 from dive_fast.types import to_dict
 from tests.conftest import ENGINE_ROWS

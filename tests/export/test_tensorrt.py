@@ -12,12 +12,12 @@ import pytest
 
 from dive_export import tensorrt_job
 from dive_export.tensorrt import BuildConfig, build_engine, dry_run, refit_engine
-from dive_fast import trt
+from dive_fast.engines import tensorrt_api as trt
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, EngineSpec, InputError
 from tests.conftest import ENGINE_ROWS
-from tests.tensorrt_double import Double, double, install, retrained
-from tests.tiny import HEIGHT, WIDTH
+from tests.support.tensorrt_double import Double, double, install, retrained
+from tests.support.tiny import HEIGHT, WIDTH
 
 __all__ = ["double"]  # a fixture
 
@@ -136,7 +136,7 @@ def test_a_stripped_plan_is_shared_by_adapters_unless_a_built_in_constant_differ
     assert parts_built(double) == []
     assert (tmp_path / "b/unet/model.onnx.data").is_file()
     # A parser that uses conv_out.bias up while parsing: its value is part of the plan, so another value is another plan.
-    from tests import tensorrt_double
+    from tests.support import tensorrt_double
 
     known = tensorrt_double.Network.mark_weights_refittable
     skips = lambda self, name: name != "network.unet.conv_out.bias" and known(self, name)  # noqa: E731

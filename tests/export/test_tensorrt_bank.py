@@ -15,8 +15,8 @@ from dive_fast.engines.base import EngineBase
 from dive_fast.engines.onnx_engine import read_engine, read_spec
 from dive_fast.engines.tensorrt_engine import TensorRTEngine
 from dive_fast.types import InputError
-from tests.tensorrt_double import STREAM, Double, LaneDouble, double
-from tests.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
+from tests.support.tensorrt_double import STREAM, Double, LaneDouble, double
+from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 
 __all__ = ["double"]  # a fixture
 

@@ -21,7 +21,7 @@ from dive_export.tensorrt_build import PartBuild, build_plan, refit_map
 from dive_export.tensorrt_cache import PlanCache
 from dive_export.tensorrt_job import Build
 from dive_export.tensorrt_profiles import profiles, weights_size
-from dive_fast import trt
+from dive_fast.engines import tensorrt_api as trt
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, EngineSpec, Profile
 
@@ -185,7 +185,7 @@ def test_the_unet_of_stable_diffusion_builds(tmp_path: Path, capsys: pytest.Capt
 
     from dive_export.graphs import Axis, Graph
     from dive_export.onnx import export_graph
-    from dive_fast.models.forms import UnetGraph
+    from dive_fast.unet.graphs import UnetGraph
 
     unet = UNet2DConditionModel(sample_size=(64, 32), cross_attention_dim=768, attention_head_dim=8)
     module = UnetGraph(unet.eval())

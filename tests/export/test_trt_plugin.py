@@ -25,18 +25,18 @@ from dive_export.tensorrt_build import PartBuild, build_plan
 from dive_export.tensorrt_job import Build
 from dive_export.tensorrt_ptx import View, repassed
 from dive_export.trt_plugin import Site, call_of, for_plugin, register, sites
-from dive_fast import trt
-from dive_fast.engines.slices import read_graph
+from dive_fast.engines import tensorrt_api as trt
+from dive_fast.engines.node_runner import read_graph
 from dive_fast.engines.tensorrt_net import CudaLane, Net
-from dive_fast.models.removal import SAVINGS
 from dive_fast.types import DiveError, InputError
+from dive_fast.unet.optimizations import SAVINGS
 from dive_kernels import package
-from tests import tensorrt_plugin_double
 from tests.conftest import ENGINE_ROWS
 from tests.export.test_kernel_node import attended, one_node
-from tests.kernels.cases import assert_as_good_as_torch
-from tests.tensorrt_double import Double, Network, install, retrained
-from tests.tensorrt_plugin_double import DataType, TensorDesc
+from tests.support import tensorrt_plugin_double
+from tests.support.kernel_cases import assert_as_good_as_torch
+from tests.support.tensorrt_double import Double, Network, install, retrained
+from tests.support.tensorrt_plugin_double import DataType, TensorDesc
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 HALF = torch.float16

@@ -16,7 +16,7 @@ from torch.nn import functional
 from dive_kernels import sdpa, table
 from dive_kernels.attention import attention, chosen, why_not_fused
 from dive_kernels.attention.plan import plan
-from tests.kernels.attention_cases import exact, slices
+from tests.support.attention_cases import exact, slices
 
 
 def test_reference_by_hand() -> None:

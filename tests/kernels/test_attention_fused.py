@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dive_kernels.attention import attention
-from tests.kernels.attention_cases import exact, slices
-from tests.kernels.cases import (
+from tests.support.attention_cases import exact, slices
+from tests.support.kernel_cases import (
     DEVICE,
     TYPE_IDS,
     TYPES,

@@ -10,7 +10,7 @@ import torch
 
 from dive_kernels.cross_attention import chosen, cross_attention, why_not_fused
 from dive_kernels.cross_attention.plan import key_tiles, plan, why_not_in_shared_memory
-from tests.kernels.attention_cases import Bank, bank, exact_bank
+from tests.support.attention_cases import Bank, bank, exact_bank
 
 
 def test_reference_by_hand() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dive_kernels.cross_attention import cross_attention, plan
-from tests.kernels.attention_cases import bank, exact_bank
-from tests.kernels.cases import (
+from tests.support.attention_cases import bank, exact_bank
+from tests.support.kernel_cases import (
     DEVICE,
     INTERPRETED,
     TYPE_IDS,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dive_kernels.geglu import geglu, why_not_fused
 from dive_kernels.geglu.plan import plan
-from tests.kernels.cases import TYPE_IDS, TYPES
+from tests.support.kernel_cases import TYPE_IDS, TYPES
 
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KB a thread block may have, by compute capability
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from dive_kernels.groupnorm_silu import groupnorm_silu, why_not_fused
 from dive_kernels.groupnorm_silu.plan import plan
 from dive_kernels.launch import Launch
-from tests.kernels.cases import TYPE_IDS, TYPES
-from tests.kernels.groupnorm_cases import CASES, Case
+from tests.support.groupnorm_cases import CASES, Case
+from tests.support.kernel_cases import TYPE_IDS, TYPES
 
 UNET = [Case(c, 32, shifts=s, silu=silu) for c in (320, 640, 1280) for s, silu in ((0, True), (1, True), (0, False))]
 UNET += [Case(a, 32, others=b) for a, b in ((1280, 1280), (1280, 640), (640, 640), (640, 320), (320, 320))]

@@ -12,7 +12,8 @@ from torch.nn import functional
 from dive_kernels.groupnorm_silu import groupnorm_silu
 from dive_kernels.groupnorm_silu.reference import groupnorm_silu_reference
 from dive_kernels.launch import capability
-from tests.kernels.cases import (
+from tests.support.groupnorm_cases import CASES, Case, exact
+from tests.support.kernel_cases import (
     DEVICE,
     TYPE_IDS,
     TYPES,
@@ -20,7 +21,6 @@ from tests.kernels.cases import (
     needs_a_gpu_or_the_interpreter,
     skip_what_cannot_be_interpreted,
 )
-from tests.kernels.groupnorm_cases import CASES, Case, exact
 
 needs_a_gpu_or_the_interpreter()
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]

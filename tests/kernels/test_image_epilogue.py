@@ -21,7 +21,7 @@ from dive_kernels.image_epilogue import api, image_epilogue, why_not_fused
 from dive_kernels.image_epilogue.plan import plan
 from dive_kernels.launch import Launch
 from dive_kernels.sources import PACKAGE
-from tests.kernels.cases import TYPE_IDS, TYPES, shape_id
+from tests.support.kernel_cases import TYPE_IDS, TYPES, shape_id
 
 SHAPES = [(1, 3, 1, 1), (3, 3, 7, 5), (2, 3, 32, 16), (17, 3, 3, 2), (1, 3, 45, 31), (2, 3, 64, 33)]
 # Lanes of a warp run from the last to the first, so that the sum is complete when lane 0, which alone uses it, is there.

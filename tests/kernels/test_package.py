@@ -26,7 +26,7 @@ from dive_kernels.launch import Launch
 from dive_kernels.package import INDEX, Kernel, Package, binary, read, write
 from dive_kernels.reasons import why_not_here
 from dive_kernels.solver_step.plan import plan
-from tests.kernels.solver_cases import STEP
+from tests.support.solver_cases import STEP
 
 CUBIN = b"\x7fELF and no more"
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dive_kernels.solver_step import StepCoefficients, solver_step, why_not_fused
-from tests.kernels.solver_cases import STEP, inputs
+from tests.support.solver_cases import STEP, inputs
 
 
 def test_reference_is_the_textbook_update() -> None:

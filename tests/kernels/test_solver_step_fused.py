@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dive_kernels.solver_step import solver_step
-from tests.kernels.cases import (
+from tests.support.kernel_cases import (
     DEVICE,
     TYPE_IDS,
     TYPES,
@@ -15,7 +15,7 @@ from tests.kernels.cases import (
     shape_id,
     skip_what_cannot_be_interpreted,
 )
-from tests.kernels.solver_cases import SHAPES, STEP, exact, inputs
+from tests.support.solver_cases import SHAPES, STEP, exact, inputs
 
 needs_a_gpu_or_the_interpreter()
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]

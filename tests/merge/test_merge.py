@@ -17,9 +17,7 @@ from PIL import Image
 from dive_fast.data import read_folder, read_llcm, read_market, read_regdb, read_sysu
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, InputError
-from tests.data.trees import photo
-from tests.data.trees import write as write_lines
-from tests.merge.making import (
+from tests.support.merging import (
     agw_arrays,
     agw_lines,
     change,
@@ -31,6 +29,8 @@ from tests.merge.making import (
     save_records,
     sysu,
 )
+from tests.support.trees import photo
+from tests.support.trees import write as write_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*seen in one modality")
 
@@ -340,7 +340,7 @@ def test_a_killed_merge_is_continued(tmp_path: Path, real: Path, pairs: Path, la
     code = f"""
 import os, signal
 from dive_fast.merge import write
-from tests.merge.making import joined
+from tests.support.merging import joined
 origin, calls = write._origin, []
 def dies(placed):
     calls.append(placed)

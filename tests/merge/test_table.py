@@ -12,7 +12,7 @@ from dive_fast import cli
 from dive_fast.merge import table, write_parquet
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, InputError
-from tests.merge.making import change, dataset, drop, provenance, save_records, sysu
+from tests.support.merging import change, dataset, drop, provenance, save_records, sysu
 
 
 @pytest.fixture

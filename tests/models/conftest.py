@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dive_fast.models import Adapter, ModelBundle, load_bundle
-from tests.tiny import tiny_adapter, tiny_bundle_folder
+from tests.support.tiny import tiny_adapter, tiny_bundle_folder
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from dive_fast.models import add_lora, load_adapter, merge_identities, save_adapter, set_lora_state, subset
 from dive_fast.types import Camera, Identity, InputError
 from tests.models.test_lora import run
-from tests.tiny import TEXT_WIDTH, tiny_adapter
+from tests.support.tiny import TEXT_WIDTH, tiny_adapter
 
 
 def assert_same(one, other) -> None:

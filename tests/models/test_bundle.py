@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dive_fast.models import add_identity_tokens, add_lora, fuse, load_bundle, save_bundle
 from dive_fast.models.files import ASSETS, WEIGHTS, resolve
 from dive_fast.types import DiveError, Identity, InputError
-from tests.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
+from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
 
 
 def edit_json(path: Path, **changes: object) -> None:

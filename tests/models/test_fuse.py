@@ -19,7 +19,7 @@ from dive_fast.models import (
 )
 from dive_fast.types import DiveError, Identity, InputError
 from tests.models.test_lora import run
-from tests.tiny import LATENT_SHAPE, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
+from tests.support.tiny import LATENT_SHAPE, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
 
 
 def with_active_adapter(unet, adapter, scale: float = 1.0):

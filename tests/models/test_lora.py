@@ -7,7 +7,7 @@ import torch
 
 from dive_fast.models import add_lora, has_lora, lora_shapes, lora_state, lora_targets, remove_lora, set_lora_state
 from dive_fast.types import DiveError, InputError
-from tests.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
+from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 
 
 def run(unet, seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from dive_fast.models import DEFAULT_TEMPLATE, TEMPLATES, PromptBank, PromptTable, fuse, render, save_bundle
 from dive_fast.types import Camera, Identity, InputError
-from tests.tiny import MAX_TOKENS, TEXT_WIDTH, tiny_adapter
+from tests.support.tiny import MAX_TOKENS, TEXT_WIDTH, tiny_adapter
 
 PEOPLE = (Identity("0001", "<class_1>"), Identity("0535", "<class_12>"))
 CAMERAS = (Camera("cam1", "rgb", "W5Eq"), Camera("cam3", "ir", "8miP"))

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from dive_fast.models import fuse, load_bundle, save_bundle
-from dive_fast.models.foreign import import_adapter
+from dive_fast.models.interop import import_adapter
 from dive_fast.models.single_file import _CONFIGS
 from dive_fast.types import InputError
-from tests.models.layouts import CAMERAS, write_lora, write_person
-from tests.models.ldm import ldm_tensors, write_single_file
 from tests.models.test_lora import run
+from tests.support.ldm import ldm_tensors, write_single_file
+from tests.support.lora_layouts import CAMERAS, write_lora, write_person
 
 UNET = "model.diffusion_model."
 

@@ -16,8 +16,8 @@ from dive_fast.quality import score
 from dive_fast.quality.net import Net
 from dive_fast.quality.score import ScoreConfig, score_dataset
 from dive_fast.quality.store import FeatureStore
-from dive_fast.reid.checkpoint import load_model
-from dive_fast.reid.dataset import load_images, normalise
+from dive_fast.reid.data.dataset import load_images, normalise
+from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, InputError
 from tests.quality.conftest import PIDS, make_dataset, photo, rejected

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dive_fast.reid.dataset import AugmentConfig
-from dive_fast.reid.model import ModelConfig
-from dive_fast.reid.train import ReidConfig
+from dive_fast.reid.data.dataset import AugmentConfig
+from dive_fast.reid.models.model import ModelConfig
+from dive_fast.reid.training.train import ReidConfig
 from dive_fast.types import Sample
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import pytest
 
 from dive_fast.report.gallery import write_gallery
-from tests.report.dataset import add_scores, change_records, drop, make_dataset, raw_records
+from tests.support.dataset import add_scores, change_records, drop, make_dataset, raw_records
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = """<img src=x onerror="document.body.dataset.evil='yes'">"""

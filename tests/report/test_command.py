@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dive_fast.cli import main
-from tests.report.dataset import make_dataset, raw_records
+from tests.support.dataset import make_dataset, raw_records
 
 ROOT = Path(__file__).parents[2]
 

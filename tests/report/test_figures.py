@@ -15,7 +15,7 @@ from dive_fast.report.tally import ScoreTally, Tally, reason_kind
 from dive_fast.report.throughput import Event, read_times, throughput
 from dive_fast.report.walk import Walk
 from dive_fast.types import PairRecord, PairSpec
-from tests.report.dataset import make_dataset
+from tests.support.dataset import make_dataset
 
 
 def test_throughput_by_hand():

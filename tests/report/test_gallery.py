@@ -16,7 +16,7 @@ from PIL import Image
 from dive_fast.report import chunks, gallery
 from dive_fast.report.gallery import write_gallery
 from dive_fast.types import InputError
-from tests.report.dataset import add_scores, change_records, drop, make_dataset, raw_records
+from tests.support.dataset import add_scores, change_records, drop, make_dataset, raw_records
 
 CHUNK = re.compile(r'dive\.put\(("[a-z0-9/]+"),("(?:[^"\\\x00-\x1f\x7f-\U0010ffff]|\\.)*")\);\n')
 DTYPES = {"pid": "<u4", "rgb": "<u2", "ir": "<u2", "status": "u1", "reasons": "<u4", "flaws": "u1", "packs": "<u4"}

@@ -6,7 +6,7 @@ from PIL import Image
 from dive_fast.report import html
 from dive_fast.report.sheet import write_sheet
 from dive_fast.types import InputError
-from tests.report.dataset import change_records, make_dataset, raw_records
+from tests.support.dataset import change_records, make_dataset, raw_records
 
 
 def test_text_is_escaped_and_images_are_inside(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from dive_fast.sampling import Schedule
 from dive_fast.types import InputError
-from tests.tiny import SCHEDULER_CONFIG
+from tests.support.tiny import SCHEDULER_CONFIG
 
 
 def diffusers_scheduler(config: dict[str, Any], steps: int) -> Any:

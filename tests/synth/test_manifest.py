@@ -11,7 +11,7 @@ from dive_fast.synth import load_plan, synthesize
 from dive_fast.synth.manifest import read_manifest, samples
 from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import InputError
-from tests.synth.fake import FakeEngine, contents, plan_of, write_photos
+from tests.support.fake_engine import FakeEngine, contents, plan_of, write_photos
 
 
 @pytest.fixture

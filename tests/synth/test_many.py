@@ -17,7 +17,7 @@ from dive_fast.synth.local import part_of
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.synth.verify import verify, verify_dataset
 from dive_fast.types import DiveError, InputError
-from tests.synth.fake import FakeEngine, contents, plan_of
+from tests.support.fake_engine import FakeEngine, contents, plan_of
 from tests.synth.test_stopping import ROOT, start_run
 
 
@@ -148,7 +148,7 @@ def test_ray_survives_the_loss_of_a_worker(tmp_path, tiny_fused):
     from dive_fast.engines import load_engine
     from dive_fast.synth import make_plan
     from dive_fast.synth.cluster import Cluster, synthesize_on
-    from tests.tiny import HEIGHT, WIDTH
+    from tests.support.tiny import HEIGHT, WIDTH
 
     engine = load_engine(tiny_fused, device="cpu", size=(HEIGHT, WIDTH))
     plan = make_plan(

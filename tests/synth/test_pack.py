@@ -13,7 +13,7 @@ from dive_fast.synth.folder import open_store
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.synth.pack import pack
 from dive_fast.types import DiveError, InputError, to_dict
-from tests.synth.fake import FakeEngine, contents, plan_of
+from tests.support.fake_engine import FakeEngine, contents, plan_of
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dive_fast.synth.layout import pair_files, shard_pairs
 from dive_fast.synth.plan import Override, read_overrides
 from dive_fast.synth.planfile import pair_seed
 from dive_fast.types import Camera, InputError, Sample, to_dict
-from tests.synth.fake import CAMERAS, plan_of, write_photos
+from tests.support.fake_engine import CAMERAS, plan_of, write_photos
 
 
 def test_synthetic_pairs_by_hand():

@@ -18,7 +18,7 @@ from dive_fast.synth import load_plan, make_plan, synthesize
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.synth.plan import save_plan
 from dive_fast.types import InputError
-from tests.synth.fake import SCHEDULER_CONFIG, FakeEngine, plan_of
+from tests.support.fake_engine import SCHEDULER_CONFIG, FakeEngine, plan_of
 
 
 def test_the_engine_is_asked_for_fewer_rows_outside_the_interval(tmp_path: Path) -> None:

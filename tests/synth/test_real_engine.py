@@ -7,8 +7,8 @@ from PIL import Image
 from dive_fast.synth import make_plan, synthesize
 from dive_fast.synth.manifest import samples
 from dive_fast.synth.verify import verify_dataset
-from tests.synth.fake import write_photos
-from tests.tiny import HEIGHT, WIDTH
+from tests.support.fake_engine import write_photos
+from tests.support.tiny import HEIGHT, WIDTH
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from dive_fast.synth import save_plan, synthesize
 from dive_fast.synth.planfile import plan_hash
 from dive_fast.types import InputError
-from tests.synth.fake import FakeEngine, contents, plan_of, write_photos
+from tests.support.fake_engine import FakeEngine, contents, plan_of, write_photos
 
 
 def with_people(plan, change):

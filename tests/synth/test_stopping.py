@@ -17,7 +17,7 @@ from dive_fast.synth import save_plan, synthesize
 from dive_fast.synth.manifest import samples
 from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import DiveError, InputError
-from tests.synth.fake import FakeEngine, contents, plan_of, write_photos
+from tests.support.fake_engine import FakeEngine, contents, plan_of, write_photos
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def start_run(plan, out: Path, delay: float) -> subprocess.Popen:
     plan_file = out.parent / "plan.json"
     save_plan(plan, plan_file)
-    command = [sys.executable, "-m", "tests.synth.fake", str(plan_file), str(out), str(delay)]
+    command = [sys.executable, "-m", "tests.support.fake_engine", str(plan_file), str(out), str(delay)]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 

@@ -12,7 +12,16 @@ from dive_fast.synth import load_plan, synthesize
 from dive_fast.synth.manifest import read_manifest, samples
 from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import Sample
-from tests.synth.fake import CAMERAS, HEIGHT, SCHEDULER_CONFIG, WIDTH, FakeEngine, contents, plan_of, write_photos
+from tests.support.fake_engine import (
+    CAMERAS,
+    HEIGHT,
+    SCHEDULER_CONFIG,
+    WIDTH,
+    FakeEngine,
+    contents,
+    plan_of,
+    write_photos,
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from dive_fast.types import Sample
-from tests.tiny import tiny_bundle_folder
+from tests.support.tiny import tiny_bundle_folder
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dive_fast.scalars import require_tensorboard
+from dive_fast.tensorboard import require_tensorboard
 from dive_fast.train.loop import (
     LossLog,
     MovingAverage,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dive_fast import ranks
+from dive_fast import distributed as ranks
 from dive_fast.models import load_adapter
 from dive_fast.train import parallel
 from dive_fast.train.loop import load_state
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 import torch
 from dive_fast.train.loop import Stage, run_stage
-from dive_fast.ranks import process_group
+from dive_fast.distributed import process_group
 from dive_fast.train.parallel import my_rows
 
 torch.set_num_threads(1)
@@ -47,7 +47,7 @@ import torch
 from dive_fast.data import read_folder
 from dive_fast.models import load_bundle
 from dive_fast.train import loop
-from dive_fast.ranks import process_group, rank_and_size
+from dive_fast.distributed import process_group, rank_and_size
 from dive_fast.train.course import Course, stages_of
 from dive_fast.train.personalize import PersonalizeConfig
 from dive_fast.train.precision import Compute

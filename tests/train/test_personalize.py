@@ -20,7 +20,7 @@ from dive_fast.train.loop import Stage, adamw, load_state
 from dive_fast.train.personalize import PersonalizeConfig, personalize
 from dive_fast.train.photos import BalancedDraw, encode_photos
 from dive_fast.types import InputError, Sample
-from tests.tiny import tiny_bundle_folder
+from tests.support.tiny import tiny_bundle_folder
 
 CONFIG = PersonalizeConfig(identity_steps=0, steps=6, batch=4, rank=2, warmup=1, save_every=2)
 

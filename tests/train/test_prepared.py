@@ -20,8 +20,8 @@ from dive_fast.train.prepared import (
     missing_latents,
 )
 from dive_fast.types import InputError
-from tests.data.preparing import contents, plan_of
-from tests.data.trees import mixed_trees
+from tests.support.preparing import contents, plan_of
+from tests.support.trees import mixed_trees
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
 from dive_fast.train.course import Course
 from dive_fast.train.personalize import PersonalizeConfig, personalize
 from dive_fast.train.samples import Samples
-from tests.tiny import HEIGHT, WIDTH
+from tests.support.tiny import HEIGHT, WIDTH
 
 SAMPLES = Samples(sheet_every=2, sheet_people=2, sample_steps=3, sample_guidance=1.5)
 CONFIG = PersonalizeConfig(identity_steps=2, steps=4, batch=4, rank=2, warmup=1, average=0.9, lora_lr=0.05)

@@ -14,7 +14,7 @@ from dive_fast.train.embedding import LearnedRows
 from dive_fast.train.personalize import PersonalizeConfig, personalize
 from dive_fast.train.tagger import Tagger, TaggerNet, load_tagger, mixed_words, read_people, save_tagger
 from dive_fast.types import InputError, Sample
-from tests.tiny import tiny_bundle_folder
+from tests.support.tiny import tiny_bundle_folder
 
 PHRASE = Phrase("{a|of} {photo} {a|of|person}")
 SHARES = ((0.5, 0.5), (0.2, 0.3, 0.5))

@@ -1,0 +1,1 @@
+"""What this machine has: packages, accelerators, compilers; what `dive-fast doctor` reports."""

@@ -1,0 +1,244 @@
+"""What this machine has: Python, memory, GPUs, packages that import and packages that do not, shipped assets."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ASSETS = {
+    "pocket base model": "pocket-base/model_index.json",
+    "pocket adapter": "pocket-adapter/adapter.json",
+    "pocket tagger": "pocket-tagger/tagger.json",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A package that some part uses: the module to import, and the extra that brings it.
+
+    diffusers and transformers import their parts at first use, so the part named is one that we do use.
+    """
+
+    module: str
+    extra: str | None  # None: a core dependency
+
+
+PACKAGES = {
+    "numpy": Wanted("numpy", None),
+    "pillow": Wanted("PIL.Image", None),
+    "torch": Wanted("torch", "torch"),
+    "diffusers": Wanted("diffusers.models.unets.unet_2d_condition", "torch"),
+    "transformers": Wanted("transformers.models.clip.modeling_clip", "torch"),
+    "safetensors": Wanted("safetensors", "torch"),
+    "peft": Wanted("peft", "train"),
+    "accelerate": Wanted("accelerate", "train"),
+    "tensorboard": Wanted("tensorboard", "tensorboard"),
+    "onnx": Wanted("onnx", "export"),
+    "onnxscript": Wanted("onnxscript", "export"),
+    "onnxruntime": Wanted("onnxruntime", "cpu"),
+    "onnxruntime-gpu": Wanted("onnxruntime", "gpu"),
+    "triton": Wanted("triton", "gpu"),
+    "cuda-python": Wanted("cuda.bindings.driver", "gpu"),
+    "matplotlib": Wanted("matplotlib", "report"),
+    "tensorrt": Wanted("tensorrt", "trt"),
+    "tensorrt-rtx": Wanted("tensorrt_rtx", "rtx"),
+    "ray": Wanted("ray", "ray"),
+    "fsspec": Wanted("fsspec", "remote"),
+    "pyarrow": Wanted("pyarrow", "parquet"),
+}
+
+
+# Where a loaded NVIDIA driver shows itself: Linux, and Linux within Windows.
+DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
+# What each backend of `dive-fast synth` needs: packages, and whether an NVIDIA driver.
+BACKENDS = {
+    "onnxruntime": (("onnxruntime",), False),
+    "torch": (("torch", "diffusers", "transformers"), False),
+    "torch-compiled": (("torch", "diffusers", "transformers"), False),
+    "onnxruntime-tensorrt": (("onnxruntime", "torch"), True),
+    "tensorrt": (("tensorrt", "torch"), True),
+    "tensorrt-rtx": (("tensorrt_rtx", "torch"), True),
+}
+
+
+def backends_here() -> list[str]:
+    """Backends whose packages are installed, with an NVIDIA driver where they need one: a glance, for `--help`.
+
+    Nothing is imported; whether they really work is `collect`'s to find out.
+    """
+    driver = any(file.exists() for file in DRIVER_FILES)
+    return [
+        name
+        for name, (modules, gpu) in BACKENDS.items()
+        if all(importlib.util.find_spec(module) for module in modules) and (driver or not gpu)
+    ]
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed distribution; `error` is what importing it raised."""
+
+    version: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class CompiledKernels:
+    """The folder of kernels compiled ahead of time; `error` is what reading it raised."""
+
+    folder: str
+    count: int = 0
+    architectures: tuple[int, ...] = ()  # compute capabilities, 90 for 9.0
+    stale: int = 0  # compiled from another source than this version's
+    skipped: tuple[str, ...] = ()  # what was not built, and why
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the rows are derived from."""
+
+    python: str
+    system: str
+    cores: int
+    memory: tuple[int, int] | None  # bytes: total, available
+    disk: tuple[str, int]  # folder, free bytes
+    packages: dict[str, Package]  # installed ones only
+    gpus: tuple[str, ...] = ()
+    driver: str | None = None
+    gpu_problem: str | None = None
+    torch_problem: str | None = None  # why torch, if it is there, uses no GPU
+    providers: tuple[str, ...] = ()  # that onnxruntime lists
+    assets: dict[str, int | None] = field(default_factory=dict)  # bytes, None = absent
+    kernels: CompiledKernels | None = None
+
+
+def collect(folder: Path) -> Facts:
+    """Looks at this machine; imports each installed package once, to see whether it really works."""
+    packages = {name: _package(name, wanted.module) for name, wanted in PACKAGES.items() if _version(name)}
+    gpus, driver, problem = _gpus(packages)
+    return Facts(
+        python=f"{platform.python_version()} ({sys.executable})",
+        system=platform.platform(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory=memory(),
+        disk=(str(folder), shutil.disk_usage(folder).free),
+        packages=packages,
+        gpus=gpus,
+        driver=driver,
+        gpu_problem=problem,
+        torch_problem=_torch_problem() if works(packages, "torch") else None,
+        providers=_providers(packages),
+        assets={name: _size(Path(__file__).parents[1] / "assets" / file) for name, file in ASSETS.items()},
+        kernels=_kernels(),
+    )
+
+
+def works(packages: dict[str, Package], name: str) -> bool:
+    """Whether a package is installed and can be imported."""
+    return name in packages and packages[name].error is None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _package(name: str, module: str) -> Package:
+    error = None
+    try:
+        importlib.import_module(module)
+    except Exception as problem:  # noqa: BLE001 - whatever a broken install raises is what we are here to show
+        error = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else ''}"
+    return Package(_version(name) or "?", error)
+
+
+def _torch_problem() -> str | None:
+    torch = importlib.import_module("torch")
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA, install a build for this machine's driver"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, sees no GPU"
+    return None
+
+
+def _providers(packages: dict[str, Package]) -> tuple[str, ...]:
+    if not any(works(packages, name) for name in ("onnxruntime", "onnxruntime-gpu")):
+        return ()
+    return tuple(importlib.import_module("onnxruntime").get_available_providers())
+
+
+def _gpus(packages: dict[str, Package]) -> tuple[tuple[str, ...], str | None, str | None]:
+    """Names of the GPUs, the CUDA version of the driver, and why there are none."""
+    if works(packages, "cuda-python"):
+        return _gpus_by_driver()
+    if works(packages, "torch"):
+        cuda = importlib.import_module("torch").cuda
+        if cuda.is_available():
+            return tuple(cuda.get_device_name(i) for i in range(cuda.device_count())), None, None
+    if any(file.exists() for file in DRIVER_FILES):
+        return (), None, "an NVIDIA driver is loaded; to look further, pip install 'dive-fast[gpu]'"
+    return (), None, "no NVIDIA driver is loaded"
+
+
+def _gpus_by_driver() -> tuple[tuple[str, ...], str | None, str | None]:
+    driver = importlib.import_module("cuda.bindings.driver")
+
+    def call(name: str, *arguments: object) -> tuple[object, ...]:
+        error, *values = getattr(driver, name)(*arguments)
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{name} answers {error.name}")
+        return tuple(values)
+
+    try:
+        call("cuInit", 0)
+        (version,) = call("cuDriverGetVersion")
+        (count,) = call("cuDeviceGetCount")
+        names = [call("cuDeviceGetName", 128, call("cuDeviceGet", i)[0])[0] for i in range(int(str(count)))]
+    except RuntimeError as problem:  # DynamicLibNotFoundError, the bindings' word for "no driver", is one
+        return (), None, str(problem).strip().splitlines()[0]
+    number = int(str(version))
+    text = tuple(bytes(name).split(b"\0")[0].decode() for name in names if isinstance(name, bytes))
+    return text, f"{number // 1000}.{number % 1000 // 10}", None if text else "the driver lists no device"
+
+
+def _kernels() -> CompiledKernels | None:
+    """What was compiled ahead of time. The reader of the index needs the standard library only."""
+    package = importlib.import_module("dive_kernels.package")
+    place = package.folder()
+    try:
+        found = package.installed()
+    except ValueError as error:
+        return CompiledKernels(str(place), error=str(error))
+    if found is None:
+        return None
+    return CompiledKernels(
+        folder=str(place),
+        count=len(found.kernels),
+        architectures=tuple(found.architectures),
+        stale=sum(package.stale(kernel) is not None for kernel in found.kernels),
+        skipped=tuple(f"{what} ({why})" for what, why in found.skipped),
+    )
+
+
+def memory() -> tuple[int, int] | None:
+    """Total and available bytes, where the system tells (Linux)."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines()}
+    return values["MemTotal"], values["MemAvailable"]
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of the asset's folder, None unless `file`, which marks it complete, is there."""
+    return sum(f.stat().st_size for f in file.parent.rglob("*") if f.is_file()) if file.is_file() else None

@@ -1,0 +1,1 @@
+"""Training runs compared: several seeds, tables, plots, significance."""

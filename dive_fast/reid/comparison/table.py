@@ -1,0 +1,182 @@
+"""A comparison as plain text and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dive_fast.io import atomic_write
+from dive_fast.reid.comparison.significance import LEVEL, needed_deviations
+from dive_fast.reid.evaluation.protocols import sentence
+
+if TYPE_CHECKING:
+    from dive_fast.reid.comparison.compare import Arm, Comparison
+    from dive_fast.reid.comparison.significance import PeopleTest, SeedTest, Significance
+
+HEADER = (
+    "arm", "people", "no IR", "visible", "infrared", "mAP %", "rank-1 %", "mAP vs baseline",
+    "significant (p seeds / people)", "gap closed",
+)  # fmt: skip
+_FEW_SEEDS = 5
+
+
+def rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """One row of cells per arm, in the order of `HEADER`; "-" where there is nothing to say."""
+    return [_row(arm, comparison) for arm in comparison.arms]
+
+
+def _row(arm: Arm, comparison: Comparison) -> tuple[str, ...]:
+    made = f" ({arm.synthetic:,} synthetic images)" if arm.synthetic else ""
+    role = comparison.role(arm.name)
+    return (
+        f"{arm.name} [{role}]" if role else arm.name,
+        f"{arm.identities:,}",
+        f"{arm.without_infrared:,}",
+        f"{arm.visible:,}",
+        f"{arm.infrared:,}{made}",
+        spread(arm.map_mean, arm.map_deviation),
+        f"{arm.rank1_mean:.1f}",
+        spread(arm.difference_mean, arm.difference_deviation, sign="+"),
+        _significance(arm.significance),
+        spread(_percent(arm.gap_closed_mean), _percent(arm.gap_closed_deviation), digits=0, unit=" %"),
+    )
+
+
+def _significance(found: Significance | None) -> str:
+    """ "no (0.086 / 0.004)": the verdict, and the corrected p-values of both tests."""
+    if found is None:
+        return "-"
+    words = {"better": "better", "worse": "worse", "not significant": "no", "untested": "untested"}
+    return f"{words[found.verdict]} ({_p_value(found.seeds)} / {_p_value(found.people)})"
+
+
+def _p_value(test: SeedTest | PeopleTest | None) -> str:
+    if test is None:
+        return "-"
+    return "<0.001" if test.p_holm < 0.001 else f"{test.p_holm:.3f}"
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def mean_deviation(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample deviation: neither where a value is None, no deviation of a single value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None, None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def spread(mean: float | None, deviation: float | None, sign: str = "", digits: int = 1, unit: str = "") -> str:
+    """ "16.2 ± 0.4", without the deviation when there is none, "-" without a mean."""
+    if mean is None:
+        return "-"
+    text = f"{mean:{sign}.{digits}f}"
+    return (text if deviation is None else f"{text} ± {deviation:.{digits}f}") + unit
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the numbers are of, and what they cannot say."""
+    lines = [
+        f"{comparison.dataset}, {sentence(comparison.protocol)}: {comparison.queries:,} queries, {comparison.gallery:,} "
+        "gallery images.",
+        f"Mean ± sample deviation over seeds {', '.join(map(str, comparison.seeds))}; differences are paired by seed.",
+    ]
+    if comparison.baseline is None or comparison.oracle is None:
+        lines.append("Gap closed needs a baseline and an oracle arm.")
+    else:
+        lines.append(
+            f"Gap closed = (arm - {comparison.baseline}) / ({comparison.oracle} - {comparison.baseline}) in mAP."
+        )
+        lines += [_other_gap(name, gaps) for name, gaps in comparison.other_gaps.items()]
+    worse = [a.name for a in comparison.arms if a.difference_mean is not None and a.difference_mean < 0]
+    if worse:
+        lines.append(f"Worse than the baseline: {', '.join(worse)}.")
+    if any(a.gap_closed is not None and None in a.gap_closed for a in comparison.arms):
+        lines.append("In at least one seed the oracle is not above the baseline, so there is no gap to close.")
+    apart = [a.name for a in comparison.arms if a.apart]
+    if apart:
+        lines.append(f"Trained without the set that the other arms share: {', '.join(apart)}.")
+    return [*lines, *_tests(comparison)]
+
+
+def _tests(comparison: Comparison) -> list[str]:
+    """How significance was tested, the intervals, and what was not found significant."""
+    tested = {a.name: a.significance for a in comparison.arms if a.significance is not None}
+    if not tested:
+        return []
+    by_people = next((s.people for s in tested.values() if s.people is not None), None)
+    seeds = len(comparison.seeds)
+    lines = [
+        f"Significance against {comparison.baseline}, two-sided, Holm-corrected for {len(tested)} arms: p over seeds by a "
+        "paired t-test (would other trainings agree, on these people?), p over people by flipping the signs of each "
+        "person's AP differences together (would other people agree, with these nets?). Better or worse is said where both "
+        f"are below {LEVEL}."
+    ]
+    if by_people is None:
+        lines.append(
+            "Over people nothing was tested: the AP of each query is not there for every run, or one person is asked for."
+        )
+    else:
+        lines.append(f"Tested over {by_people.queries:,} queries of {by_people.people:,} people.")
+    if seeds == 1:
+        lines.append("One seed: nothing can be said about other trainings, so no arm is called better or worse.")
+    elif seeds < _FEW_SEEDS:
+        lines.append(
+            f"{seeds} seeds make a weak test: a mean difference must be {needed_deviations(seeds):.1f} of its deviations "
+            f"over seeds to count, with {_FEW_SEEDS} seeds {needed_deviations(_FEW_SEEDS):.1f}, before correction; what is "
+            "not significant is not shown to be equal."
+        )
+    lines.append(
+        "95 % intervals of the difference, not corrected, over seeds and over people: "
+        f"{'; '.join(map(_interval, tested, tested.values()))}."
+    )
+    unclear = [name for name, found in tested.items() if found.verdict == "not significant"]
+    if unclear:
+        lines.append(f"Not significant: {', '.join(unclear)}.")
+    return lines
+
+
+def _interval(name: str, found: Significance) -> str:
+    """ "ours -0.8 to 5.2 and 0.4 to 4.1"; "-" for a test that was not made."""
+    spans = ["-" if test is None else f"{test.low:.1f} to {test.high:.1f}" for test in (found.seeds, found.people)]
+    return f"{name} {' and '.join(spans)}"
+
+
+def _other_gap(baseline: str, gaps: dict[str, list[float | None]]) -> str:
+    """ "Of the gap from baseline, closed: grey -20 ± 8 %, ours 52 ± 9 %." """
+    cells = []
+    for arm, shares in gaps.items():
+        mean, deviation = mean_deviation(shares)
+        cells.append(f"{arm} {spread(_percent(mean), _percent(deviation), digits=0, unit=' %')}")
+    return f"Of the gap from {baseline}, closed: {', '.join(cells)}."
+
+
+def as_text(comparison: Comparison) -> str:
+    """The table with aligned columns, then the notes."""
+    table = [HEADER, *rows(comparison)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = zip(cells, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)])
+
+    ruler = "-" * len(line(HEADER))
+    return "\n".join([line(HEADER), ruler, *map(line, table[1:]), ruler, *notes(comparison)]) + "\n"
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The table in Markdown, then the notes."""
+    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows(comparison)]
+    table = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([*table, "", *(f"{note}  " for note in notes(comparison))]) + "\n"
+
+
+def write_tables(comparison: Comparison, out: Path) -> None:
+    """`table.txt` and `table.md` in `out`."""
+    atomic_write(out / "table.txt", as_text(comparison))
+    atomic_write(out / "table.md", as_markdown(comparison))

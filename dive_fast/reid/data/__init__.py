@@ -1,0 +1,1 @@
+"""ReID training data: data sets, augmentation, samplers, batches."""

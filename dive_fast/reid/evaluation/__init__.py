@@ -1,0 +1,1 @@
+"""ReID evaluation: metrics, protocols, re-ranking, feature files, checkpoints of other projects."""

@@ -1,0 +1,1 @@
+"""ReID networks: backbones, heads, pretrained weights."""

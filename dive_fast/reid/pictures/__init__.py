@@ -1,0 +1,1 @@
+"""Pages and plots that show what a ReID checkpoint retrieves."""

@@ -1,0 +1,1 @@
+"""ReID training: configuration, recipes, losses, the training loop, checkpoints."""

@@ -1,0 +1,147 @@
+"""What learns, and one step of it: forward, loss, checks, gradients, optimizer."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dive_fast.reid.data.batches import Batch
+from dive_fast.reid.models.model import ReidModel
+from dive_fast.reid.training.config import ReidConfig
+from dive_fast.reid.training.losses import (
+    batch_hard_triplet,
+    cross_entropy,
+    squared_difference_triplet,
+    weighted_triplet,
+)
+from dive_fast.reid.training.parallel import gathered, share_norms, sum_gradients
+from dive_fast.types import DiveError, InputError
+
+MOST_SKIPPED = 20  # in a row; each halves the scale, from 65,536: it is then below 0.1, and no gradient is that large
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Learner:
+    """A model, its optimizer and, at fp16, the scale of its loss; moved a step at a time.
+
+    `skipped` counts the steps in a row whose gradient left the range of fp16: those change nothing but the scale.
+    """
+
+    def __init__(self, config: ReidConfig, classes: int, device: str):
+        self.config, self.device = config, torch.device(device)
+        check_precision(config.precision, device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = ReidModel(config.model, classes).to(device)
+        share_norms(self.model)
+        for name, parameter in self.model.named_parameters():
+            if name.endswith(".exponent"):
+                parameter.requires_grad_(config.gem_learns)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = _optimizer(self.model, config)
+        self.scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
+        self.skipped = 0
+
+    def step(self, batch: Batch, scale: float, number: int) -> dict[str, float]:
+        """Moves the model on a batch with `scale` times its rates; the losses, the share of right answers, and the
+        gradient's norm before clipping. `number` is the step's, for messages.
+
+        Raises `DiveError` when the loss is not finite, or the gradient, at fp16 `MOST_SKIPPED` times in a row.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * scale
+        pixels = batch.pixels(self.config, self.device)
+        with self._autocast():
+            features, logits = self.model(pixels, batch.infrared.to(self.device))
+        features, logits = gathered(features.float()), gathered(logits.float())
+        labels = gathered(batch.labels.to(self.device))
+        entropy = cross_entropy(logits, labels, self.config.smoothing)
+        triplet = _triplet(features, labels, self.config)
+        loss = entropy + triplet
+        right = (logits.argmax(1) == labels).float().mean()
+        names = ("loss", "cross_entropy", "triplet", "accuracy")
+        values = dict(zip(names, torch.stack([loss, entropy, triplet, right]).tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            raise DiveError(f"the loss is {values['loss']} at step {number} (cross entropy {values['cross_entropy']}, "
+                            f"triplet {values['triplet']}); {self._remedy()}")  # fmt: skip
+        self.optimizer.zero_grad()
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return {**values, **self._move(number, values["loss"])}
+
+    def _move(self, number: int, loss: float) -> dict[str, float]:
+        """The optimizer's step, if the gradient is finite, and its norm; at fp16 the scale used and the steps skipped."""
+        sum_gradients(self.parameters)
+        scale = None if self.scaler is None else self.scaler.get_scale()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+        if self.skipped and (self.scaler is None or self.skipped >= MOST_SKIPPED):
+            again = "" if scale is None else f", for {self.skipped} steps in a row, now at a loss scale of {scale:g}"
+            raise DiveError(f"the gradient's norm is {norm} at step {number} (loss {loss:g}){again}; {self._remedy()}")
+        if self.config.clip is not None and not self.skipped:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, torch.tensor(norm))
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)  # leaves the step out if the gradient is not finite, on every rank alike
+            self.scaler.update()
+        facts = {} if self.skipped else {"gradient_norm": norm}
+        return facts if scale is None else {**facts, "scale": scale, "skipped": self.skipped}
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = _HALF.get(self.config.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def _remedy(self) -> str:
+        lower = f"lower lr (now {self.config.lr}) or clip the gradient (clip is {self.config.clip})"
+        return lower if self.config.precision == "fp32" else f"{lower}, or train in fp32 (now {self.config.precision})"
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from, tensors and numbers."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.skipped = state.get("skipped", 0)
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raises `InputError` when `device`, "cpu" or "cuda", cannot train in this precision."""
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(f"precision bf16: {torch.cuda.get_device_name()} does not compute in it; choose fp16")
+
+
+def _triplet(features: Tensor, labels: Tensor, config: ReidConfig) -> Tensor:
+    if config.triplet == "hard":
+        return batch_hard_triplet(features, labels, config.margin)
+    if config.triplet == "squared":
+        return squared_difference_triplet(features, labels)
+    return weighted_triplet(features, labels)
+
+
+def _optimizer(model: ReidModel, config: ReidConfig) -> torch.optim.Optimizer:
+    """Norms, biases and pooling exponents are not decayed unless all is; stems and trunk learn at `backbone_lr`."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = config.backbone_lr if name.split(".")[0] in ("visible", "infrared", "trunk") else 1.0
+            decayed = config.decay_all or parameter.ndim > 1
+            key = (config.lr * scale, config.weight_decay if decayed else 0.0)
+            groups.setdefault(key, []).append(parameter)
+    listed = [{"params": p, "base": lr, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(listed, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(listed)

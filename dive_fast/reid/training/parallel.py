@@ -1,0 +1,133 @@
+"""Training shared by processes: each computes its people of every batch, and all learn what one process would.
+
+A batch's losses compare all of its people, and batch norms average over all of its images. So every rank computes the loss
+of the whole batch from everybody's features, its own with their gradient; norms take their statistics over the ranks;
+and gradients are summed. That is one process's step, up to the order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dive_fast.distributed import rank_and_size
+from dive_fast.types import InputError
+
+
+def my_rows(rows: int, identities: int) -> slice:
+    """Which of a batch's `rows`, its identities one after the other, this rank computes.
+
+    Identities that cannot be shared evenly raise `InputError`.
+    """
+    rank, size = rank_and_size()
+    if identities % size:
+        raise InputError(f"a batch of {identities} identities cannot be shared evenly by {size} processes; choose a "
+                         f"multiple of {size}")  # fmt: skip
+    return slice(rank * rows // size, (rank + 1) * rows // size)
+
+
+def gathered(own: Tensor) -> Tensor:
+    """The rows of all ranks, one after the other, [ranks * B, ...]: this rank's with their gradient, others' without."""
+    rank, size = rank_and_size()
+    if size == 1:
+        return own
+    parts = [torch.empty_like(own, requires_grad=False) for _ in range(size)]
+    dist.all_gather(parts, own.detach().contiguous())
+    parts[rank] = own
+    return torch.cat(parts)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sums the gradients over the ranks in place; a missing one counts as zero."""
+    if rank_and_size()[1] == 1:
+        return
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
+def share_norms(model: nn.Module) -> nn.Module:
+    """`model` with the statistics of its batch norms taken over all ranks; parameters and their names stay.
+
+    On a GPU by torch's own `SyncBatchNorm`, which a CPU lacks. Alone, a process keeps its norms.
+    """
+    if rank_and_size()[1] == 1:
+        return model
+    if next(model.parameters()).is_cuda:
+        shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return shared
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, SharedNorm.of(child))
+    return model
+
+
+class SharedNorm(nn.modules.batchnorm._BatchNorm):
+    """A batch norm of [B, C] or [B, C, H, W] whose mean and variance are those of all ranks' rows together."""
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> SharedNorm:
+        """A norm with the parameters and buffers of another."""
+        shared = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        shared._parameters, shared._buffers = norm._parameters, norm._buffers
+        return shared
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim not in (2, 4):
+            raise ValueError(f"expected 2 or 4 dimensions, got {input.ndim}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        axes = (0,) if input.ndim == 2 else (0, 2, 3)
+        shape = (1, -1) if input.ndim == 2 else (1, -1, 1, 1)
+        count = _over_ranks(values.new_tensor(float(values.numel() // values.shape[1])))
+        mean = _over_ranks(values.sum(axes)) / count
+        centred = values - mean.view(shape)
+        variance = _over_ranks(centred.square().sum(axes)) / count
+        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        """Moves the running statistics, with the variance of the population, as torch's norms do."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the ranks, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _over_ranks(own: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(own)
+    return total

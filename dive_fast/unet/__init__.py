@@ -1,0 +1,1 @@
+"""The UNet's graph variants, exact graph optimizations and custom kernels."""

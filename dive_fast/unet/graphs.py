@@ -1,0 +1,357 @@
+"""The UNet in two forms, as plain modules with named tensors in and out, and the bank that the second one reads.
+
+A bank holds what a prompt contributes to every cross-attention, its keys and its values: `kv_bank` [P, 2, L, sumC], keys
+first, of all cross-attentions side by side, in the order of their module names as Python sorts them (`cross_attentions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice, zip_longest
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dive_fast.types import InputError
+from dive_fast.unet.optimizations import copied, fuse_qkv, time_embedding, use_time_table
+
+BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D")
+
+
+class UnetGraph(nn.Module):
+    """sample [R, C, h, w], timestep int64 [1], encoder_hidden_states [R, L, D] -> out_sample [R, C, h, w].
+
+    diffusers' own forward: the measure for every other form.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        out: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return out
+
+
+class IndexedUnetGraph(UnetGraph):
+    """What a bank UNet must equal: the plain one, on a latent and a prompt looked up for each row.
+
+    sample [B, C, h, w], timestep [1], encoder_hidden_states [P, L, D], prompt_index int64 [R], image_index int64 [R]
+    (left out: row r is of latent r) -> [R, C, h, w].
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        prompt_index: Tensor,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        rows = sample if image_index is None else sample[image_index]
+        return super().forward(rows, timestep, encoder_hidden_states[prompt_index])
+
+
+class PromptBankGraph(nn.Module):
+    """encoder_hidden_states [P, L, D] -> kv_bank [P, 2, L, sumC] for the cross-attentions of `unet`."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        layers = [module for _, module in cross_attentions(unet)]
+        self.keys = nn.ModuleList(layer.to_k for layer in layers)
+        self.values = nn.ModuleList(layer.to_v for layer in layers)
+
+    def forward(self, encoder_hidden_states: Tensor) -> Tensor:
+        sides = [torch.cat([layer(encoder_hidden_states) for layer in side], -1) for side in (self.keys, self.values)]
+        return torch.stack(sides, dim=1)
+
+
+class ReducedUnetGraph(nn.Module):
+    """A UNet with less to do at each step, of form "plain": inputs and output as `UnetGraph`.
+
+    `removed` names the savings that are made inside (`removal`); the UNet given is not changed. `timesteps` is the number
+    of rows of the time table. Raises `InputError` for a UNet of another build than Stable Diffusion 1.5's.
+
+    `depth` > 0 (at most `depths`) splits the UNet in front of the last `depth` layers of its last block: a call without
+    `deep` returns (out_sample, deep [R, C', h, w]), what comes into these layers from below; a call with the `deep` of an
+    earlier step computes these layers and the skips that they read, and nothing else (DeepCache, arXiv 2312.00858).
+    """
+
+    time_table: Tensor | None  # [timesteps, T]
+
+    def __init__(self, unet: Any, removed: tuple[str, ...], timesteps: int) -> None:
+        super().__init__()
+        _check_build(unet)
+        self.unet = copied(unet)
+        if "fused_qkv" in removed:
+            fuse_qkv(self.unet)
+        table = use_time_table(self.unet, timesteps) if "time_table" in removed else None
+        self.register_buffer("time_table", table)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        deep: Tensor | None = None,
+        depth: int = 0,
+    ) -> Any:
+        return _pass(self.unet, sample, self._time(sample, timestep), encoder_hidden_states, None, deep, depth)
+
+    def _time(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """[1, T]: one row for all, as they share the timestep."""
+        if self.time_table is None:
+            return time_embedding(self.unet, timestep, sample.dtype)
+        return self.time_table.index_select(0, timestep)
+
+
+class Bank(NamedTuple):
+    """What cross-attentions read: keys and values of all prompts [P, 2, L, sumC] and which prompt is a row's, int64 [R].
+
+    `rows` are the keys and values of each row, both [R, L, sumC], for processors that do not look them up themselves.
+    """
+
+    kv_bank: Tensor
+    prompt_index: Tensor
+    rows: tuple[Tensor, Tensor] | None
+
+
+class BankUnetGraph(ReducedUnetGraph):
+    """sample [R, C, h, w], timestep int64 [1], kv_bank [P, 2, L, sumC], prompt_index int64 [R] -> out_sample [R, C, h, w].
+
+    With the saving "shared_prefix": sample [B, C, h, w] and, last, image_index int64 [R], which image a row belongs to.
+    """
+
+    gathers = True  # keys and values a row; not where no processor reads them so (`kernels.use_kernels`)
+
+    def __init__(self, unet: Any, removed: tuple[str, ...], timesteps: int) -> None:
+        super().__init__(unet, removed, timesteps)
+        start = 0
+        for _, layer in cross_attentions(self.unet):
+            stop = start + layer.to_k.out_features
+            layer.set_processor(BankProcessor(start, stop))
+            del layer.to_k, layer.to_v
+            start = stop
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        kv_bank: Tensor,
+        prompt_index: Tensor,
+        image_index: Tensor | None = None,
+        deep: Tensor | None = None,
+        depth: int = 0,
+    ) -> Any:
+        rows = None
+        if self.gathers:
+            # Gathered as [2P, L, sumC], so that the bank of all prompts is never copied to cut it in two.
+            sides = kv_bank.flatten(0, 1)
+            keys, values = (sides.index_select(0, 2 * prompt_index + side) for side in (0, 1))
+            rows = (keys, values)
+        bank = Bank(kv_bank, prompt_index, rows)
+        return _pass(self.unet, sample, self._time(sample, timestep), bank, image_index, deep, depth)
+
+
+class BankProcessor:
+    """Cross-attention to keys and values that stand ready, for each row, in columns start to stop."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Bank,
+        attention_mask: None = None,
+    ) -> Tensor:
+        assert encoder_hidden_states.rows is not None
+        keys, values = (side[..., self.start : self.stop] for side in encoder_hidden_states.rows)
+        query, key, value = (
+            torch.unflatten(x, -1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(hidden_states), keys, values)
+        )
+        out = nn.functional.scaled_dot_product_attention(query, key, value)  # [R, heads, tokens, C / heads]
+        out = attn.to_out[0](out.transpose(1, 2).flatten(2))
+        return out / attn.rescale_output_factor
+
+
+def cross_attentions(unet: nn.Module) -> list[tuple[str, Any]]:
+    """Name and module of every cross-attention, sorted by name: the order of a bank's columns."""
+    return sorted((name, module) for name, module in unet.named_modules() if name.endswith(".attn2"))
+
+
+def depths(unet: Any) -> range:
+    """Where a UNet can be split for `ReducedUnetGraph`'s `depth`: 1 to the layers of its last block."""
+    return range(1, len(unet.up_blocks[-1].resnets) + 1)
+
+
+def deep_channels(unet: Any, depth: int) -> int:
+    """C' of the deep features [R, C', h, w] that come into the last `depth` layers; h and w are the latents'."""
+    skip: int = unet.config.block_out_channels[0]  # of all skips that the last layers read
+    into: int = unet.up_blocks[-1].resnets[-depth].conv1.in_channels
+    return into - skip
+
+
+def split_call(
+    unet: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, deep: Tensor | None, depth: int
+) -> Any:
+    """`ReducedUnetGraph`'s answer by the very modules of `unet`, with no saving."""
+    time = time_embedding(unet, timestep, sample.dtype)
+    return _pass(unet, sample, time, encoder_hidden_states, None, deep, depth)
+
+
+class _Rows:
+    """One pass through a UNet's layers, with a time embedding [1, T] given. `prompts` goes to the cross-attentions as it is.
+
+    With `image_index` int64 [R] the pass begins with images [B, ...], and rows part at the first cross-attention.
+    """
+
+    def __init__(self, time: Tensor, prompts: Any, image_index: Tensor | None) -> None:
+        self.time, self.prompts, self.to_part = time, prompts, image_index
+        self.skips: list[Tensor] = []
+
+    def layer(self, x: Tensor, resnet: Any, transformer: Any, skip: Tensor | None = None) -> Tensor:
+        x = resnet(x, self.time) if skip is None else with_skip(resnet, x, self.time, skip)
+        if transformer is None:
+            return x
+        if self.to_part is None:
+            out: Tensor = transformer(x, self.prompts, return_dict=False)[0]
+            return out
+        index = self._part()
+        return _spread(transformer, x, self.prompts, index)
+
+    def part(self) -> None:
+        """Makes rows of the skips of images, unless that is done."""
+        if self.to_part is not None:
+            self._part()
+
+    def _part(self) -> Tensor:
+        assert self.to_part is not None
+        index, self.to_part = self.to_part, None
+        self.skips = [_parted(skip, index) for skip in self.skips]
+        return index
+
+
+def _pass(
+    unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Tensor | None, deep: Tensor | None, depth: int
+) -> Any:
+    """What `ReducedUnetGraph` says of `deep` and `depth`; depth 0 is UNet2DConditionModel.forward."""
+    rows = _Rows(time, prompts, image_index)
+    kept = _to_last_layers(unet, sample, rows, depth) if deep is None else deep
+    if deep is not None:
+        _skips_of_last_layers(unet, sample, rows, depth)
+    x = kept
+    for resnet, transformer in _last_layers(unet, depth):
+        x = rows.layer(x, resnet, transformer, rows.skips.pop())
+    out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+    return (out, kept) if depth and deep is None else out
+
+
+def _last_layers(unet: Any, depth: int) -> list[tuple[Any, Any]]:
+    layers = list(_layers(unet.up_blocks[-1]))
+    return layers[len(layers) - depth :]
+
+
+def _to_last_layers(unet: Any, sample: Tensor, rows: _Rows, depth: int) -> Tensor:
+    """All of the UNet in front of its last `depth` layers; what it leaves in `rows.skips` is for these."""
+    sample = unet.conv_in(sample)
+    rows.skips.append(sample)
+    for block in unet.down_blocks:
+        for resnet, transformer in _layers(block):
+            sample = rows.layer(sample, resnet, transformer)
+            rows.skips.append(sample)
+        for downsampler in block.downsamplers or ():
+            sample = downsampler(sample)
+            rows.skips.append(sample)
+    for resnet, transformer in _layers(unet.mid_block):
+        sample = rows.layer(sample, resnet, transformer)
+    for block in unet.up_blocks:
+        count = len(block.resnets) - (depth if block is unet.up_blocks[-1] else 0)
+        for resnet, transformer in islice(_layers(block), count):
+            sample = rows.layer(sample, resnet, transformer, rows.skips.pop())
+        for upsampler in block.upsamplers or ():
+            sample = upsampler(sample)
+    return sample
+
+
+def _skips_of_last_layers(unet: Any, sample: Tensor, rows: _Rows, depth: int) -> None:
+    """The first `depth` skips, which the last `depth` layers read."""
+    sample = unet.conv_in(sample)
+    rows.skips.append(sample)
+    for resnet, transformer in islice(_layers(unet.down_blocks[0]), depth - 1):
+        sample = rows.layer(sample, resnet, transformer)
+        rows.skips.append(sample)
+    rows.part()
+
+
+def with_skip(resnet: Any, x: Tensor, time: Tensor | None, skip: Tensor) -> Tensor:
+    """What a resnet of the way up makes of x [R, C1, h, w] and skip [R, C2, h, w]: concatenated, unless it takes both."""
+    takes_both = getattr(resnet, "takes_skip", False)
+    out: Tensor = resnet(x, time, skip) if takes_both else resnet(torch.cat([x, skip], dim=1), time)
+    return out
+
+
+def _layers(block: Any) -> Iterator[tuple[Any, Any]]:
+    """The resnets of a block, each with the transformer behind it or None: the middle block's last one has none."""
+    return zip_longest(block.resnets, getattr(block, "attentions", ()))
+
+
+def _spread(transformer: Any, images: Tensor, prompts: Any, image_index: Tensor) -> Tensor:
+    """Transformer2DModel.forward, images [B, C, h, w] -> rows [R, C, h, w]: rows part behind the first self-attention."""
+    first, *others = transformer.transformer_blocks
+    height, width = images.shape[2:]
+    x = transformer.norm(images)
+    x = _tokens(x, transformer.proj_in, transformer.use_linear_projection)
+    x = x + first.attn1(first.norm1(x))
+    x, residual = x.index_select(0, image_index), _parted(images, image_index)
+    x = x + first.attn2(first.norm2(x), encoder_hidden_states=prompts)
+    x = x + first.ff(first.norm3(x))
+    for block in others:
+        x = block(x, encoder_hidden_states=prompts)
+    if transformer.use_linear_projection:
+        x = transformer.proj_out(x)
+    x = torch.unflatten(x, 1, (height, width)).permute(0, 3, 1, 2)
+    return residual + (x if transformer.use_linear_projection else transformer.proj_out(x))
+
+
+def _parted(images: Tensor, image_index: Tensor) -> Tensor:
+    """images [B, C, h, w] -> rows [R, C, h, w], channels-last where the images are; index_select alone never is."""
+    if images.stride(1) != 1:
+        return images.index_select(0, image_index)
+    return images.permute(0, 2, 3, 1).index_select(0, image_index).permute(0, 3, 1, 2)
+
+
+def _tokens(x: Tensor, projection: nn.Module, linear: bool) -> Tensor:
+    """[B, C, h, w] -> [B, h w, C], projected as a linear layer or as a 1 x 1 convolution does it."""
+    out: Tensor = projection(x.flatten(2).transpose(1, 2)) if linear else projection(x).flatten(2).transpose(1, 2)
+    return out
+
+
+def other_traits(unet: Any) -> list[str]:
+    """Every trait of `unet` that `_pass` and `BankProcessor` do not have; none for Stable Diffusion 1.5's build."""
+    config = unet.config
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    odd = sorted({type(block).__name__ for block in blocks} - set(BLOCKS))
+    attentions = [module for name, module in unet.named_modules() if name.endswith((".attn1", ".attn2"))]
+    traits = {
+        f"blocks {', '.join(odd)}": bool(odd),
+        "no cross-attention": not cross_attentions(unet),
+        "center_input_sample": bool(config.center_input_sample),
+        "dual_cross_attention": bool(config.dual_cross_attention),
+        "only_cross_attention": config.only_cross_attention not in (None, False),
+        f"attention_type {config.attention_type}": config.attention_type != "default",
+        "resnet_skip_time_act": bool(config.resnet_skip_time_act),
+        "normalised attention": any(layer.norm_q is not None or layer.norm_cross for layer in attentions),
+    }
+    return [trait for trait, there in traits.items() if there]
+
+
+def _check_build(unet: Any) -> None:
+    found = other_traits(unet)
+    if found:
+        raise InputError(
+            f"export: this UNet has {'; '.join(found)}, unlike Stable Diffusion 1.5's; "
+            "export it with form 'plain' and without time_table and fused_qkv"
+        )

@@ -1,0 +1,1 @@
+"""Training of the pocket base model on the pocket world."""

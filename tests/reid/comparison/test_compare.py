@@ -1,0 +1,422 @@
+"""Comparison: every arm and seed once, gap closed by its formula, nothing invented."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dive_fast.io import read_json, write_json
+from dive_fast.reid.comparison import compare as comparing
+from dive_fast.reid.comparison import runs as running
+from dive_fast.reid.comparison.compare import compare
+from dive_fast.reid.comparison.table import as_text
+from dive_fast.reid.data.augment import AugmentConfig
+from dive_fast.reid.models.model import ModelConfig
+from dive_fast.reid.training import train as training
+from dive_fast.reid.training.train import ReidConfig
+from dive_fast.types import InputError
+
+
+@pytest.fixture(scope="module")
+def arms(city):
+    return {
+        "baseline": city["train"] + city["external"],
+        "ours": city["train"] + city["external"] + city["external_ir"],
+        "oracle": city["train"] + city["external"] + [replace(s, source="real") for s in city["external_ir"]],
+    }
+
+
+CONFIG = ReidConfig(
+    model=ModelConfig(height=64, width=32, stripes=2),
+    augment=AugmentConfig(crop=2),
+    identities=4,
+    per_modality=2,
+    steps=3,
+    missing="visible",
+)
+
+
+@pytest.fixture
+def config():
+    return CONFIG
+
+
+def run(arms, city, config, out, seeds=(0, 1), **options):
+    return compare(arms, city["query"], city["gallery"], config, seeds, out, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def made(arms, city, tmp_path_factory):
+    """A comparison of all arms, and the folder that it left; copy that before changing it."""
+    out = tmp_path_factory.mktemp("made") / "out"
+    return run(arms, city, CONFIG, out), out
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    """That comparison in a folder of one's own."""
+    return made[0], Path(shutil.copytree(made[1], tmp_path / "copy"))
+
+
+def test_everything_is_written_and_a_rerun_only_reads(arms, city, config, copied, monkeypatch):
+    first, tmp_path = copied
+    assert [arm.name for arm in first.arms] == ["baseline", "ours", "oracle"]
+    ours = first.arm("ours")
+    assert (ours.identities, ours.without_infrared, ours.synthetic) == (12, 0, 24)
+    assert first.arm("baseline").without_infrared == 4 and first.arm("oracle").synthetic == 0
+    assert read_json(tmp_path / "compare.json", "")["arms"][1]["map"] == ours.map
+    assert Image.open(tmp_path / "compare.png").size[0] > 600
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("|\n") == 5 and "infrared to visible" in table and "seeds 0, 1" in table
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+    assert Image.open(tmp_path / "differences.png").size[0] > 600
+    monkeypatch.setattr(running, "fit", None)
+    monkeypatch.setattr(running, "load_images", None)
+    assert run(arms, city, config, tmp_path) == first
+
+
+def test_runs_side_by_side_give_what_runs_in_a_row_give(arms, city, config, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # as each of two workers; sums depend on it
+    try:
+        row = run(arms, city, config, tmp_path / "row", seeds=(0,))
+    finally:
+        torch.set_num_threads(threads)
+    assert run(arms, city, config, tmp_path / "side", seeds=(0,), workers=2) == row
+
+
+def test_an_error_of_a_worker_is_the_error_of_the_comparison(arms, city, config, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(city["train"][0].path.read_bytes()[:60])
+    worse = {**arms, "ours": [*arms["ours"], replace(arms["ours"][0], path=broken)]}
+    with pytest.raises(InputError, match=r"broken\.png"):
+        run(worse, city, config, tmp_path / "out", seeds=(0,), workers=2)
+    assert not (tmp_path / "out" / "compare.json").exists()
+
+
+def test_a_result_of_other_data_is_not_taken_over(arms, city, config, tmp_path):
+    run({"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,))
+    for changed in ({"ours": arms["ours"][:-1]}, {"ours": arms["baseline"]}):
+        with pytest.raises(InputError, match="choose another out"):
+            run(changed, city, config, tmp_path, seeds=(0,))
+    with pytest.raises(InputError, match="choose another out"):
+        run({"ours": arms["ours"]}, city, replace(config, lr=1e-4), tmp_path, seeds=(0,))
+
+
+def fake(maps):
+    """`_comparison` on made-up results."""
+    from dive_fast.reid.evaluation.evaluate import ReidResult
+    from dive_fast.reid.evaluation.protocols import Protocol
+    from dive_fast.reid.training.train import ReidConfig
+    from dive_fast.types import Sample
+
+    def result(value):
+        return ReidResult("x", Protocol().facts(), "sysu", "ir", 1, 1, 1, value, 0, 0, 0, value, 0, 0, 0, True, "")
+
+    def build(baseline="baseline", oracle="oracle"):
+        arms = {name: [Sample("a", "1", "cam3", modality="ir")] for name in maps}
+        results = {name: [result(v) for v in values] for name, values in maps.items()}
+        return comparing._comparison(
+            arms, results, range(len(next(iter(maps.values())))), baseline, oracle, ReidConfig()
+        )
+
+    return build
+
+
+def test_gap_closed_is_paired_by_seed():
+    found = fake({"baseline": [10.0, 12.0, 11.0], "ours": [16.0, 18.0, 21.0], "oracle": [30.0, 24.0, 31.0]})()
+    ours = found.arm("ours")
+    shares = [6 / 20, 6 / 12, 10 / 20]
+    assert ours.difference == [6, 6, 10] and ours.gap_closed == pytest.approx(shares)
+    assert ours.gap_closed_mean == pytest.approx(np.mean(shares))
+    assert ours.gap_closed_deviation == pytest.approx(np.std(shares, ddof=1))
+    assert found.arm("oracle").gap_closed is None and found.arm("oracle").difference == [20, 12, 20]
+    assert found.arm("baseline").difference is None
+
+
+def test_the_stronger_baseline_is_the_one_of_record():
+    maps = {"paired": [15.0, 16.0], "rgb-only": [9.0, 8.0], "grey": [5.0, 6.0], "oracle": [30.0, 30.0]}
+    found = fake(maps)(baseline=("paired", "rgb-only"))
+    assert found.baseline == "paired"
+    assert found.arm("rgb-only").difference == [-6, -8] and found.arm("rgb-only").gap_closed is None
+    assert found.arm("grey").gap_closed_mean < 0
+    assert "Worse than the baseline: rgb-only, grey." in as_text(found)
+
+
+def test_the_gap_is_also_told_from_the_other_baseline():
+    maps = {"paired": [15.0, 16.0], "rgb-only": [10.0, 8.0], "ours": [20.0, 13.5], "oracle": [30.0, 30.0]}
+    found = fake(maps)(baseline=("rgb-only", "paired"))
+    assert found.baseline == "paired"
+    assert found.other_gaps == {"rgb-only": {"ours": [10 / 20, 5.5 / 22]}}
+    assert "Of the gap from rgb-only, closed: ours 38 ± 18 %." in as_text(found)
+    assert (
+        fake({**maps, "oracle": [9.0, 30.0]})(baseline=("rgb-only", "paired")).other_gaps["rgb-only"]["ours"][0] is None
+    )
+    del maps["oracle"]
+    assert fake(maps)(baseline=("rgb-only", "paired")).other_gaps == {}
+
+
+@pytest.mark.parametrize("lacking", ["baseline", "oracle"])
+def test_no_baseline_or_no_oracle_means_no_gap_closed(lacking):
+    maps = {"baseline": [10.0, 12.0], "ours": [16.0, 18.0], "oracle": [30.0, 24.0]}
+    del maps[lacking]
+    found = fake(maps)()
+    assert all(arm.gap_closed is None and arm.gap_closed_mean is None for arm in found.arms)
+    assert "needs a baseline and an oracle" in as_text(found)
+
+
+def test_an_oracle_below_the_baseline_closes_nothing():
+    found = fake({"baseline": [10.0, 12.0], "ours": [16.0, 18.0], "oracle": [9.0, 24.0]})()
+    assert found.arm("ours").gap_closed == [None, 0.5] and found.arm("ours").gap_closed_mean is None
+    assert "no gap to close" in as_text(found)
+
+
+def test_one_seed_has_no_deviation():
+    found = fake({"baseline": [10.0], "ours": [16.0], "oracle": [30.0]})()
+    assert found.arm("ours").map_deviation is None and found.arm("ours").gap_closed_mean == 0.3
+    assert "±" not in as_text(found).split("Mean")[0]
+
+
+def test_refusals(arms, city, config, tmp_path):
+    with pytest.raises(InputError, match="no arms"):
+        run({}, city, config, tmp_path)
+    with pytest.raises(InputError, match="seeds"):
+        run(arms, city, config, tmp_path, seeds=(0, 0))
+    with pytest.raises(InputError, match="no samples"):
+        run({"ours": []}, city, config, tmp_path)
+    with pytest.raises(InputError, match=r"\.\./ours"):
+        run({"../ours": arms["ours"]}, city, config, tmp_path)
+    with pytest.raises(InputError, match="people of the test set"):
+        run({"ours": arms["ours"] + city["gallery"]}, city, config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_arm_spends_as_many_places_on_the_people_common_to_all(arms, city, config, tmp_path, monkeypatch):
+    arms = {"paired-only": city["train"], **arms}
+    shares, batches = {}, {}
+    real = running.fit
+
+    def watched(images, config, out, **options):
+        shares[out.parent.name] = (config.synthetic_share, options["added"])
+        return real(images, config, out, **options)
+
+    class Watched(training.PairSampler):
+        def batch(self, step):
+            rows = super().batch(step)
+            batches.setdefault(len(self._visible), []).append({self._name(int(i)) for i in self._labels_of(rows)})
+            return rows
+
+        def _labels_of(self, rows):
+            return [label for label, own in self._visible.items() if np.isin(rows, own).any()]
+
+    monkeypatch.setattr(running, "fit", watched)
+    monkeypatch.setattr(training, "PairSampler", Watched)
+    config = replace(config, identities=4, synthetic_share=0.5)
+    first = run(arms, city, config, tmp_path, seeds=(0,))
+    common = {s.pid for s in city["train"]}
+    others = tuple(sorted({s.pid for s in city["external"]}))
+    assert shares == {"paired-only": (None, ()), **dict.fromkeys(("baseline", "ours", "oracle"), (0.5, others))}
+    assert all(len(people & common) == 2 for people in batches[len(common) + len(others)])
+    monkeypatch.setattr(running, "fit", None)
+    assert run(arms, city, config, tmp_path, seeds=(0,)) == first
+
+
+def test_every_arm_is_tested_against_the_baseline(made):
+    """Over people the test is made of the very APs whose mean is the mAP."""
+    found, tmp_path = made
+    assert found.arm("baseline").significance is None
+    stored = read_json(tmp_path / "compare.json", "")["arms"]
+    for number, name in ((1, "ours"), (2, "oracle")):
+        arm = found.arm(name)
+        people = arm.significance.people
+        assert (people.queries, people.people, people.exact) == (24, 6, True)
+        assert people.mean == pytest.approx(arm.difference_mean, abs=1e-4)
+        assert people.low <= people.mean <= people.high
+        assert arm.significance.seeds.mean == pytest.approx(arm.difference_mean)
+        assert stored[number]["significance"]["verdict"] == arm.significance.verdict
+    text = (tmp_path / "table.txt").read_text()
+    assert "Tested over 24 queries of 6 people" in text and "2 seeds make a weak test" in text
+    assert "Holm-corrected for 2 arms" in text
+
+
+def test_the_table_says_what_was_found_and_what_was_not():
+    from dive_fast.reid.comparison.significance import PeopleTest, SeedTest, Significance
+
+    def found(p_seeds, p_people, sign, verdict):
+        seeds = SeedTest(3, sign, sign - 1, sign + 1, p_seeds, p_seeds)
+        return Significance(seeds, PeopleTest(800, 40, sign, sign - 2, sign + 2, p_people, p_people, False), verdict)
+
+    maps = {
+        "baseline": [10.0, 12.0, 11.0],
+        "up": [16.0, 18.0, 17.5],
+        "down": [5.0, 6.0, 5.5],
+        "even": [10.0, 12.5, 11.5],
+    }
+    made = fake(maps)()
+    tests = {
+        "up": found(0.012, 0.0002, 6, "better"),
+        "down": found(0.03, 0.04, -5, "worse"),
+        "even": found(0.2, 0.01, 0.3, "not significant"),
+    }
+    text = as_text(replace(made, arms=[replace(a, significance=tests.get(a.name)) for a in made.arms]))
+    rows = {line.split()[0]: line for line in text.splitlines() if line}
+    assert "better (0.012 / <0.001)" in rows["up"] and "worse (0.030 / 0.040)" in rows["down"]
+    assert "no (0.200 / 0.010)" in rows["even"]
+    assert "Worse than the baseline: down." in text and "Not significant: even." in text
+    assert "up 5.0 to 7.0 and 4.0 to 8.0" in text
+    assert "must be 2.5 of its deviations" in text  # t(0.975, 2) / sqrt(3) = 4.303 / 1.732
+
+
+def test_results_of_the_first_version_are_known_again(arms, city, config, copied, monkeypatch):
+    """They lack younger settings, the protocol's direction and APs; the APs come from the checkpoint, without training."""
+    first, tmp_path = copied
+    for path in tmp_path.rglob("*.json"):
+        record = read_json(path, "")
+        for owner in (record, record.get("run", {})):
+            for name in ("precision", "clip", "validation", "exchange_view", "decay_all"):
+                owner.get("config", {}).pop(name, None)
+            for name in ("direction", "mode"):
+                owner.get("protocol", {}).pop(name, None)
+        for name in ("minp_deviation", "per_trial", "rerank", "source", "other_people"):
+            record.get("result", {}).pop(name, None)
+        write_json(path, record)
+    for path in tmp_path.rglob("queries.safetensors"):
+        path.unlink()
+    monkeypatch.setattr(running, "fit", None)
+    again = run(arms, city, config, tmp_path)
+    assert [arm.significance for arm in again.arms] == [arm.significance for arm in first.arms]
+    assert [arm.map for arm in again.arms] == [arm.map for arm in first.arms]
+    with pytest.raises(InputError, match="choose another out"):
+        run(arms, city, replace(config, clip=1.0), tmp_path)
+
+
+def test_an_old_result_without_weights_keeps_its_scores_untested(arms, city, config, copied, monkeypatch):
+    first, tmp_path = copied
+    for name in ("queries", "model"):
+        (tmp_path / "ours" / "seed-1" / f"{name}.safetensors").unlink()
+    monkeypatch.setattr(running, "fit", None)
+    again = run(arms, city, config, tmp_path)
+    assert [arm.map for arm in again.arms] == [arm.map for arm in first.arms]
+    assert again.arm("oracle").significance.people is None and again.arm("oracle").significance.verdict == "untested"
+    assert "Over people nothing was tested" in (tmp_path / "table.txt").read_text()
+
+
+def test_damaged_aps_are_named(arms, city, config, copied):
+    _, tmp_path = copied
+    path = tmp_path / "ours" / "seed-0" / "queries.safetensors"
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(InputError, match="queries.safetensors is damaged .* only the scoring is repeated"):
+        run({"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,))
+    shutil.copy(tmp_path / "ours" / "seed-0" / "model.safetensors", path)
+    with pytest.raises(InputError, match=r"queries.safetensors"):
+        run({"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,))
+
+
+def pairs_of(samples):
+    """Both sides of some people as generated ones."""
+    return [replace(s, source="synthetic") for s in samples]
+
+
+def test_an_arm_without_the_shared_set(arms, city, config, tmp_path, monkeypatch):
+    """Its people are others, and those whom the other arms share stay the same."""
+    shares = {}
+    real = running.fit
+
+    def watched(images, config, out, **options):
+        shares[out.parent.name] = (config.synthetic_share, options["added"])
+        return real(images, config, out, **options)
+
+    monkeypatch.setattr(running, "fit", watched)
+    only = pairs_of(city["external"] + city["external_ir"])
+    config = replace(config, synthetic_share=0.5)
+    arms = {"paired-only": city["train"], **arms, "synthetic-only": only}
+    found = run(arms, city, config, tmp_path, seeds=(0,), apart=["synthetic-only"])
+    others = tuple(sorted({s.pid for s in city["external"]}))
+    alike = dict.fromkeys(("paired-only", "synthetic-only"), (None, ()))
+    assert shares == {**alike, **dict.fromkeys(("baseline", "ours", "oracle"), (0.5, others))}
+    arm = found.arm("synthetic-only")
+    assert arm.apart and not found.arm("ours").apart and (arm.identities, arm.synthetic) == (4, 48)
+    assert "Trained without the set that the other arms share: synthetic-only." in (tmp_path / "table.md").read_text()
+
+
+def test_people_whom_an_arm_cannot_train_on_are_said_before_any_training(arms, city, config, tmp_path):
+    strict = replace(config, missing="refuse")
+    with pytest.raises(InputError, match=r"arm 'baseline': 4 of 12 identities lack a modality \(no infrared: 0021"):
+        run({"ours": arms["ours"], "baseline": arms["baseline"]}, city, strict, tmp_path)
+    only = {"synthetic-only": pairs_of(city["external"])}
+    with pytest.raises(InputError, match="none of its 4 people has both visible and infrared"):
+        run({**arms, **only}, city, config, tmp_path, apart=["synthetic-only"])
+    few = {"synthetic-only": [s for s in pairs_of(city["external"] + city["external_ir"]) if s.pid != "0021"]}
+    with pytest.raises(InputError, match="arm 'synthetic-only': a batch needs 4 identities, got 3"):
+        run({**arms, **few}, city, config, tmp_path, apart=["synthetic-only"])
+    with pytest.raises(InputError, match="apart names nobody"):
+        run(arms, city, config, tmp_path, apart=["nobody"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_with_people_of_its_own_is_refused(arms, city, config, tmp_path):
+    from dive_fast.reid.evaluation.protocols import Protocol
+
+    with pytest.raises(InputError, match="dive-fast reid trials"):
+        run(arms, city, config, tmp_path, protocol=Protocol("regdb"))
+
+
+def test_draws_of_sysu_are_averaged_for_each_query(arms, city, config, tmp_path):
+    from dive_fast.reid.evaluation.protocols import Protocol
+
+    found = run({"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,), protocol=Protocol("sysu", trials=3))
+    from safetensors.numpy import load_file
+
+    aps = load_file(tmp_path / "ours" / "seed-0" / "queries.safetensors")["ap"]
+    assert aps.shape == (3, 24)
+    assert 100 * aps.mean() == pytest.approx(found.arm("ours").map[0], abs=1e-4)
+
+
+def test_arms_of_the_command_line(monkeypatch):
+    from dive_fast.commands import reid_compare
+
+    seen = []
+    monkeypatch.setattr(reid_compare, "joined", lambda real, others, same: seen.append((real, others, same)) or [])
+    data = "sysu"
+    options = ["baseline", "ours=pairs,market:m,prefix=1", "synthetic-only=only:pairs"]
+    arms, apart = reid_compare._arms(options, data, True)
+    assert list(arms) == ["baseline", "ours", "synthetic-only"] and apart == ["synthetic-only"]
+    shown = [(real, others) for real, others, _ in seen]
+    assert shown == [([data], []), ([data], ["pairs", "market:m,prefix=1"]), ([], ["pairs"])]
+    for bad, message in ((["a", "a"], "twice"), (["a=only:"], "trains on nothing"), (["a=b,"], "empty folder")):
+        with pytest.raises(InputError, match=message):
+            reid_compare._arms(bad, data, True)
+
+
+def test_the_command_hands_recipe_and_settings_on(tmp_path, monkeypatch):
+    """Only what is given changes the recipe, and arms without --data are named."""
+    from dive_fast import cli
+    from dive_fast.commands import reid_compare
+    from dive_fast.reid.training.recipes import recipe
+
+    seen = {}
+
+    def compare(arms, query, gallery, config, seeds, out, **options):
+        seen.update(config=config, seeds=seeds, **options)
+
+    monkeypatch.setattr(comparing, "compare", compare)
+    monkeypatch.setattr(reid_compare, "joined", lambda real, others, same: [*real, *others])
+    monkeypatch.setattr(reid_compare, "test_sides", lambda data, protocol: ([], []))
+    monkeypatch.setattr(reid_compare, "show_comparison", lambda out, json: None)
+    options = ["--data", "sysu", "--arm", "a", "--arm", "b=only:pairs", "--baseline", "a", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["reid", "compare", *options, "--device", "cpu"])
+    assert seen["config"] == recipe("pocket") == ReidConfig()
+    assert (seen["apart"], seen["seeds"], seen["protocol"].name) == (["b"], [0, 1, 2], "pocket")
+    changed = ["--recipe", "caj", "--backbone", "pocket", "--precision", "bf16", "--lr", "0.01", "--set", "erase=0"]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["reid", "compare", *options, *changed, "--protocol", "sysu", "--device", "cpu"])
+    assert seen["config"] == recipe("caj", backbone="pocket", precision="bf16", lr=0.01, erase=0)
+    assert seen["protocol"].name == "sysu"

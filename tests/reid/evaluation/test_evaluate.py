@@ -1,0 +1,222 @@
+"""Evaluation: right features to right metrics, every number with its circumstances."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dive_fast.commands import reid_inputs
+from dive_fast.reid.data.dataset import load_images
+from dive_fast.reid.evaluation.evaluate import check_sides, check_strangers, embed, evaluate_reid, extract, seen_people
+from dive_fast.reid.evaluation.metrics import evaluate
+from dive_fast.reid.evaluation.protocols import Protocol, trial_galleries
+from dive_fast.reid.evaluation.rerank import RerankConfig, rerank
+from dive_fast.reid.training.checkpoint import load_model
+from dive_fast.reid.training.train import train_reid
+from dive_fast.types import InputError
+from tests.support.trees import touch, write
+
+
+@pytest.fixture(scope="module")
+def checkpoint(city, tmp_path_factory):
+    from dive_fast.reid.models.model import ModelConfig
+    from dive_fast.reid.training.train import ReidConfig
+
+    config = ReidConfig(model=ModelConfig(height=64, width=32, stripes=2), identities=4, per_modality=2, steps=10)
+    return train_reid(city["train"], config, tmp_path_factory.mktemp("reid"), progress=False)
+
+
+def test_result_says_how_it_came_about(city, checkpoint):
+    result = evaluate_reid(checkpoint, city["query"], city["gallery"], dataset="city", progress=False)
+    assert result.dataset == "city" and result.direction == "infrared to visible" and result.rule == "sysu"
+    assert result.protocol == {
+        "protocol": "pocket", "search": "all", "shots": "whole gallery", "trials": 1, "draw": "none",
+        "direction": "ir-to-visible", "mode": "standard",
+    }  # fmt: skip
+    assert (result.queries, result.gallery, result.valid_queries) == (24, 48, 24)
+    assert result.checkpoint == load_model(checkpoint)[2]["sha256"]
+    assert 0 < result.minp <= 100 and 0 < result.map <= 100 and result.rank1 <= result.rank5 <= result.rank20 <= 100
+    assert result.map_deviation == 0
+
+
+def test_pocket_equals_features_and_metrics_by_hand(city, checkpoint):
+    result = evaluate_reid(checkpoint, city["query"], city["gallery"], flip=False, batch=7, progress=False)
+    model, _, _ = load_model(checkpoint)
+    query, gallery = (embed(model, load_images(city[side], 64, 32), flip=False) for side in ("query", "gallery"))
+    distances = np.linalg.norm(query[:, None].astype(np.float64) - gallery[None], axis=2)
+    names = [[s.pid for s in city[side]] for side in ("query", "gallery")]
+    cams = [[int(s.camera[3:]) for s in city[side]] for side in ("query", "gallery")]
+    expected = evaluate(distances, *names, *cams, protocol="sysu")
+    assert result.map == pytest.approx(100 * expected.map, abs=1e-3)
+    assert result.rank1 == pytest.approx(100 * expected.cmc[0])
+
+
+def test_flip_average_ignores_mirroring(city, checkpoint):
+    model, _, _ = load_model(checkpoint)
+    images = load_images(city["query"], 64, 32)
+    mirrored = replace(images, images=images.images.flip(3))
+    np.testing.assert_allclose(embed(model, images), embed(model, mirrored), atol=1e-5)
+    assert np.abs(embed(model, images, flip=False) - embed(model, mirrored, flip=False)).max() > 1e-4
+
+
+def test_sysu_trials_are_averaged(city, checkpoint):
+    def run(trials):
+        protocol = Protocol("sysu", "indoor", trials=trials)
+        return evaluate_reid(checkpoint, city["query"], city["gallery"], protocol=protocol, progress=False)
+
+    one, three = run(1), run(3)
+    assert one.gallery == three.gallery == 12  # 6 people, 2 cameras, 1 shot
+    assert one.map_deviation == 0 < three.map_deviation
+    assert three.protocol["trials"] == 3 and three.protocol["search"] == "indoor"
+
+
+def test_refusals(city, checkpoint):
+    query, gallery = city["query"], city["gallery"]
+    for sides, message in (
+        (([], gallery), "query is empty"),
+        ((query, []), "gallery is empty"),
+        ((gallery, query), "queries are infrared"),
+        ((query, [replace(gallery[0], source="synthetic"), *gallery[1:]]), "synthetic"),
+        ((query, [replace(s, pid="0999") for s in gallery]), "no valid query"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate_reid(checkpoint, *sides, progress=False)
+
+
+def test_every_trial_s_values_are_kept(city, checkpoint):
+    protocol = Protocol("sysu", "indoor", trials=3)
+    result = evaluate_reid(checkpoint, city["query"], city["gallery"], protocol=protocol, progress=False)
+    assert set(result.per_trial) == {"rank1", "rank5", "rank10", "rank20", "map", "minp"}
+    for name in ("rank1", "map", "minp"):
+        values = result.per_trial[name]
+        assert len(values) == 3 and getattr(result, name) == pytest.approx(np.mean(values))
+        assert getattr(result, f"{name}_deviation") == pytest.approx(np.std(values, ddof=1))
+
+
+def test_line_says_all_that_the_numbers_are_of(city, checkpoint):
+    protocol = Protocol("sysu", "indoor", trials=2)
+    result = evaluate_reid(
+        checkpoint, city["query"], city["gallery"], protocol=protocol, dataset="city", progress=False,
+        rerank=RerankConfig(k1=5, k2=2),
+    )  # fmt: skip
+    scores, facts = result.line().split("\n")
+    assert scores.startswith(f"mAP {result.map:.2f} ± {result.map_deviation:.2f}, rank-1 {result.rank1:.2f} ± ")
+    assert facts == (
+        "city; protocol sysu (indoor search, shots 1, trials 2, draw seeded), infrared to visible; 24 queries (24 valid), "
+        f"12 gallery images; checkpoint {result.checkpoint[:12]}; re-ranked (k1 5, k2 2, lambda 0.3)"
+    )
+    assert result.rerank == {"k1": 5, "k2": 2, "share": 0.3}
+    assert "no re-ranking" in replace(result, rerank=None).line()
+
+
+def test_reranking_looks_at_one_trial_at_a_time(city, checkpoint):
+    protocol, config = Protocol("sysu", trials=2), RerankConfig(k1=5, k2=2)
+    result = evaluate_reid(checkpoint, city["query"], city["gallery"], protocol=protocol, progress=False, rerank=config)
+    found = extract(checkpoint, city["query"], city["gallery"], progress=False)
+    ids, cams = ([np.array([part(s) for s in city[side]]) for side in ("query", "gallery")]
+                 for part in (lambda s: s.pid, lambda s: int(s.camera[3:])))  # fmt: skip
+    for trial, rows in enumerate(trial_galleries(city["gallery"], protocol)):
+        distances = rerank(found.query, found.gallery[rows], config)
+        expected = evaluate(distances, ids[0], ids[1][rows], cams[0], cams[1][rows])
+        assert result.per_trial["map"][trial] == pytest.approx(100 * expected.map)
+
+
+def test_a_checkpoint_that_knows_test_people_is_refused(city, checkpoint):
+    people = {"0003", "0104"}
+    seen = [s for s in city["train"] if s.pid in people] + [s for s in city["query"] if s.pid in people]
+    query, gallery = [s for s in seen if s.modality == "ir"], [s for s in city["train"] if s.modality == "rgb"]
+    with pytest.raises(InputError, match=r"trained on 8 people .*\(first 0001, 0002, 0003\)"):
+        evaluate_reid(checkpoint, query, gallery, progress=False)
+    result = evaluate_reid(checkpoint, query, gallery, progress=False, other_people=True)
+    assert result.other_people and "as declared" in result.line()
+    assert (result.queries, result.valid_queries) == (10, 6)  # nobody in the gallery is 0104
+
+
+def test_both_directions_and_the_legacy_one(city, checkpoint):
+    """LLCM's names on the toy city's images: the queries' modality, the sides' sizes and what the result says."""
+    names = {"cam1": "llcm-vis1", "cam2": "llcm-vis2", "cam3": "llcm-nir1", "cam6": "llcm-nir6"}
+    renamed = [replace(s, camera=names[s.camera]) for s in city["query"] + city["gallery"] if s.camera in names]
+    infrared, visible = ([s for s in renamed if s.modality == kind] for kind in ("ir", "rgb"))
+
+    def run(query, gallery, **settings):
+        return evaluate_reid(
+            checkpoint, query, gallery, protocol=Protocol("llcm", trials=2, **settings), progress=False
+        )
+
+    forth = run(infrared, visible)
+    assert (forth.direction, forth.queries, forth.gallery) == ("infrared to visible", 24, 12)
+    back = run(visible, infrared, direction="visible-to-ir")
+    assert (back.direction, back.queries, back.gallery) == ("visible to infrared", 24, 12)
+    legacy = run(infrared, visible, direction="visible-to-ir", mode="legacy")
+    assert legacy.direction == "infrared to visible (legacy: published as visible to infrared)"
+    assert (legacy.queries, legacy.gallery) == (12, 24)
+    with pytest.raises(InputError, match="queries are visible"):
+        run(infrared, visible, direction="visible-to-ir")
+
+
+def test_sides_are_checked_before_any_image_is_opened(city):
+    query, gallery = city["query"], city["gallery"]
+    for sides, protocol, message in (
+        ((query, [*gallery, gallery[0]]), Protocol(), "more than once"),
+        ((query, [replace(gallery[0], pid=""), *gallery[1:]]), Protocol(), "without an identity"),
+        ((query, gallery), Protocol("regdb"), "protocol 'regdb' is for RegDB"),
+        ((query, gallery), Protocol("llcm"), "protocol 'llcm' is for LLCM"),
+        (([replace(query[0], camera="regdb-thermal2")], gallery), Protocol("sysu"), "for SYSU-MM01"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate_reid("no/checkpoint", *sides, protocol=protocol, progress=False)
+
+
+def test_people_that_weights_were_chosen_on_are_no_strangers(city):
+    record = {"pids": ["0001"], "validation": {"people": ["0101"]}}
+    assert seen_people(record) == {"0001", "0101"} and seen_people({"pids": ["0001"]}) == {"0001"}
+    with pytest.raises(InputError, match="trained on 1 people .*first 0101"):
+        check_strangers(seen_people(record), city["query"], city["gallery"])
+
+
+def test_what_commands_take_for_a_test_set(tmp_path):
+    assert reid_inputs.set_of(tmp_path / "SYSU-MM01") is None
+    assert reid_inputs.test_set("SYSU").layout == "sysu" and reid_inputs.test_set("SYSU").split == "test"
+    assert reid_inputs.test_set("sysu:SYSU,split=val").split == "val"
+    for data, name, settings, message in (
+        ("market:Market", "pocket", {}, "has no infrared images"),
+        ("sysu:SYSU,split=train", "sysu", {}, "split 'train' is trained on"),
+        ("llcm:LLCM", "sysu", {}, "--protocol sysu is not for llcm"),
+        ("SYSU", "regdb", {}, "--protocol regdb is not for sysu"),
+        (None, "sysu", {"draw": "official"}, "needs the data set"),
+        (tmp_path, "sysu", {"draw": "official"}, "no readable 'rand_perm_cam'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            reid_inputs.protocol_of(data, name, **settings)
+    with pytest.raises(InputError, match="is not that of"):
+        reid_inputs.test_sides(f"regdb:{tmp_path},trial=2", Protocol("regdb"))
+
+
+def test_official_draws_are_found_beside_the_data(tmp_path):
+    savemat = pytest.importorskip("scipy.io").savemat
+    cells = np.empty((1, 1), object)
+    cells[0, 0] = np.empty((1, 1), object)
+    cells[0, 0][0, 0] = np.array([[2, 1]])
+    (tmp_path / "exp").mkdir()
+    savemat(tmp_path / "exp/rand_perm_cam.mat", {"rand_perm_cam": cells})
+    protocol, tables = reid_inputs.protocol_of(tmp_path, "sysu", draw="official")
+    assert protocol.draw == "official" and tables[1, 1].tolist() == [[2, 1]]
+    protocol, tables = reid_inputs.protocol_of(None, "sysu", permutations=tmp_path / "exp/rand_perm_cam.mat")
+    assert protocol.draw == "official" and tables
+
+
+@pytest.mark.parametrize(
+    ("direction", "mode", "asked", "searched"),
+    [("ir-to-visible", "standard", "nir", "vis"), ("visible-to-ir", "standard", "vis", "nir"),
+     ("visible-to-ir", "legacy", "nir", "vis")],
+)  # fmt: skip
+def test_llcm_s_sides_are_read_by_direction(tmp_path, direction, mode, asked, searched):
+    files = [f"test_{kind}/cam{c}/0002/{n}_c{c:02d}.jpg" for kind in ("vis", "nir") for c in (1, 2) for n in range(3)]
+    write(touch(tmp_path, *files) / "idx/test_id.txt", "2")
+    protocol, _ = reid_inputs.protocol_of(f"llcm:{tmp_path}", "llcm", direction=direction, mode=mode)
+    query, gallery = reid_inputs.test_sides(f"llcm:{tmp_path}", protocol)
+    assert {s.camera for s in query} == {f"llcm-{asked}1", f"llcm-{asked}2"} and len(query) == 6
+    assert {s.camera for s in gallery} == {f"llcm-{searched}1", f"llcm-{searched}2"}
+    check_sides(query, gallery, protocol)

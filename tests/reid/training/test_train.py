@@ -1,0 +1,342 @@
+"""Training: repeatable, resumable, loud when it fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dive_fast.io import read_json, write_json
+from dive_fast.reid.data import dataset
+from dive_fast.reid.data.batches import batches, make_batch
+from dive_fast.reid.data.dataset import AugmentConfig, load_images, normalise
+from dive_fast.reid.data.sampler import PairSampler
+from dive_fast.reid.models.model import ModelConfig
+from dive_fast.reid.training import checkpoint
+from dive_fast.reid.training import train as training
+from dive_fast.reid.training.checkpoint import load_model
+from dive_fast.reid.training.config import ReidConfig, ValidationConfig, config_from_dict, learning_rate
+from dive_fast.reid.training.learner import MOST_SKIPPED, Learner
+from dive_fast.reid.training.train import train_reid
+from dive_fast.types import DiveError, InputError, to_dict
+
+
+def weights(out):
+    return load_file(out / "model.safetensors")
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def run(samples, config, out, **options):
+    return train_reid(samples, config, out, progress=False, **options)
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(city, tiny, tmp_path):
+    torch.manual_seed(11)
+    first = run(city["train"], tiny, tmp_path / "a")
+    torch.manual_seed(12)  # what others drew before must not matter
+    second = run(city["train"], tiny, tmp_path / "b")
+    third = run(city["train"], replace(tiny, seed=1), tmp_path / "c")
+    assert equal(weights(first), weights(second)) and not equal(weights(first), weights(third))
+    rows = [json.loads(line) for line in (first / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert set(rows[0]) == {"step", "lr", "loss", "cross_entropy", "triplet", "accuracy", "gradient_norm"}
+    assert sorted(p.name for p in first.iterdir()) == ["log.jsonl", "model.safetensors", "reid.json"]
+
+
+def test_the_global_generator_is_left_alone(city, tiny, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    run(city["train"], replace(tiny, steps=1), tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_stopped_run_goes_on_to_the_same_result(city, tiny, tmp_path, monkeypatch):
+    whole = run(city["train"], tiny, tmp_path / "whole")
+    batch = PairSampler.batch
+
+    def stop(self, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return batch(self, step)
+
+    monkeypatch.setattr(PairSampler, "batch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(city["train"], tiny, tmp_path / "stopped", save_every=2)
+    assert (tmp_path / "stopped" / "state.pt").exists() and not (tmp_path / "stopped" / "reid.json").exists()
+    monkeypatch.setattr(PairSampler, "batch", batch)
+    resumed = run(city["train"], tiny, tmp_path / "stopped", save_every=2)
+    assert equal(weights(whole), weights(resumed))
+    assert (resumed / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
+
+
+def test_a_finished_run_is_not_repeated_and_another_one_is_refused(city, tiny, tmp_path, monkeypatch):
+    run(city["train"], tiny, tmp_path)
+    monkeypatch.setattr(training, "load_images", None)
+    assert run(city["train"], tiny, tmp_path) == tmp_path
+    for samples, config in ((city["train"], replace(tiny, lr=1e-4)), (city["train"][:-1], tiny)):
+        with pytest.raises(InputError, match="another config or other images"):
+            run(samples, config, tmp_path)
+
+
+def test_a_stopped_run_of_another_config_or_a_damaged_one_is_refused(city, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "finish", lambda *a: None)
+    run(city["train"], tiny, tmp_path, save_every=2)
+    with pytest.raises(InputError, match="another config"):
+        run(city["train"], replace(tiny, lr=1e-4), tmp_path)
+    (tmp_path / "state.pt").write_bytes(b"half a file")
+    with pytest.raises(InputError, match="damaged"):
+        run(city["train"], tiny, tmp_path)
+
+
+def test_moved_data_are_the_same_data(city, tiny, tmp_path):
+    sample = city["train"][0]
+    copy = tmp_path / "elsewhere.png"
+    copy.write_bytes(sample.path.read_bytes())
+    assert dataset.fingerprint([sample]) == dataset.fingerprint([replace(sample, path=copy)])
+    assert dataset.fingerprint([sample]) != dataset.fingerprint([replace(sample, pid="0009")])
+    with pytest.raises(InputError, match=r"gone\.png"):
+        dataset.fingerprint([replace(sample, path=tmp_path / "gone.png")])
+
+
+def test_a_loss_that_is_not_finite_names_the_step(city, tiny, tmp_path):
+    with pytest.raises(DiveError, match=r"at step \d+ .*lower lr"):
+        run(city["train"], replace(tiny, lr=1e20, warmup=0, optimizer="sgd"), tmp_path)
+
+
+def test_identities_without_infrared(city, tiny, tmp_path):
+    samples = city["train"] + city["external"]
+    with pytest.raises(InputError, match="0021"):
+        run(samples, tiny, tmp_path / "refused")
+    visible = run(samples, replace(tiny, missing="visible", steps=2), tmp_path / "visible")
+    dropped = run(samples, replace(tiny, missing="drop", steps=2), tmp_path / "dropped")
+    assert read_json(visible / "reid.json", "")["dropped"] == []
+    assert read_json(dropped / "reid.json", "")["dropped"] == ["0021", "0022", "0023", "0024"]
+
+
+def test_epochs_hard_triplets_sgd_and_average_pooling(city, tiny, tmp_path):
+    config = replace(
+        tiny, model=replace(tiny.model, pooling="avg"), steps=None, epochs=2, triplet="hard", optimizer="sgd",
+        schedule="step", backbone_lr=0.1, synthetic_share=0.5, identities=4,
+    )  # fmt: skip
+    out = run(city["train"] + city["external"] + city["external_ir"], config, tmp_path)
+    record = read_json(out / "reid.json", "")
+    assert record["steps"] == 2 * 9  # 8 x 6 + 4 x 6 visible images, 8 in a batch
+    assert (record["images"], record["infrared"], record["synthetic"]) == (8 * 12 + 48, 8 * 6 + 24, 24)
+
+
+def test_learning_rates():
+    config = ReidConfig(warmup=0.1, schedule="step", drops=(0.5, 0.75))
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10]) and rates[0] == pytest.approx(1 / 11)
+    assert [rates[10], rates[49], rates[50], rates[80]] == pytest.approx([1, 1, 0.1, 0.01])
+    cosine = [learning_rate(step, 100, replace(config, schedule="cosine")) for step in range(100)]
+    assert cosine[10] == 1 and cosine[55] == pytest.approx(0.5) and 0 < cosine[99] < 1e-3
+
+
+def test_a_checkpoint_loads_as_it_was_and_damage_is_noticed(city, tiny, tmp_path):
+    out = run(city["train"], tiny, tmp_path)
+    model, config, record = load_model(out)
+    assert config == tiny and not model.training
+    assert equal(dict(model.state_dict()), weights(out))
+    with pytest.raises(InputError, match="does not exist"):
+        load_model(tmp_path / "nothing")
+    write_json(out / "reid.json", {**record, "sha256": "0" * 64})
+    with pytest.raises(InputError, match="train again"):
+        load_model(out)
+    write_json(out / "reid.json", {"config": {}})
+    with pytest.raises(InputError, match="missing"):
+        load_model(out)
+
+
+def test_config_survives_json_and_refuses_what_it_does_not_know(tiny):
+    stored = json.loads(json.dumps(to_dict(tiny)))
+    assert config_from_dict(stored, "x") == tiny
+    full = replace(
+        tiny, synthetic_schedule=((0.0, 0.5), (1.0, 0.0)), validation=ValidationConfig(4), drop_epochs=(1, 2)
+    )
+    assert config_from_dict(json.loads(json.dumps(to_dict(full))), "x") == full
+    assert config_from_dict({}, "x") == ReidConfig()
+    for name in ("drops", "synthetic_schedule"):
+        with pytest.raises(InputError, match="lists of numbers"):
+            config_from_dict({**stored, name: 3}, "x")
+    with pytest.raises(InputError, match="speed"):
+        config_from_dict({**stored, "speed": 3}, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 3}, "either steps or epochs"),
+        ({"steps": None}, "either steps or epochs"),
+        ({"steps": 0}, "at least 1"),
+        ({"optimizer": "lion"}, "lion"),
+        ({"schedule": "flat"}, "flat"),
+        ({"triplet": "soft"}, "soft"),
+        ({"lr": 0.0}, "lr"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"precision": "fp8"}, "fp8"),
+        ({"clip": 0.0}, "clip"),
+        ({"warmup_epochs": -1}, "warmup_epochs"),
+        ({"synthetic_schedule": ((0.0, 0.5),), "synthetic_share": 0.5}, "not both"),
+        ({"synthetic_schedule": ((0.5, 0.5), (0.2, 0.1))}, "rising"),
+        ({"synthetic_schedule": ((0.0, 1.5),)}, "0..1"),
+        ({"synthetic_schedule": ()}, "pairs"),
+    ],
+)
+def test_bad_config(change, message):
+    with pytest.raises(InputError, match=message):
+        ReidConfig(**change)
+
+
+OFF = AugmentConfig(flip=0, crop=0, erase=0, exchange=0, brightness=0)
+
+
+@pytest.fixture
+def drawn(city, tiny):
+    """Images, and their sampler under the config `tiny`."""
+    images = load_images(city["train"], 64, 32)
+    return images, training.pair_sampler(images, tiny, images.synthetic.numpy())
+
+
+def test_cajs_batch_has_every_visible_image_twice(drawn, tiny):
+    images, sampler = drawn
+    config = replace(tiny, exchange_view=True, augment=OFF)
+    batch, rows = make_batch(images, sampler, 3, config), torch.from_numpy(sampler.batch(3))
+    visible = rows[~images.infrared[rows]]
+    assert batch.labels.tolist() == images.labels[torch.cat([rows, visible])].tolist()
+    assert batch.infrared.tolist() == [*images.infrared[rows].tolist(), *[False] * 8]
+    seen = batch.pixels(config, "cpu")
+    torch.testing.assert_close(seen[:16], normalise(images.images[rows]))
+    for view, row in zip(seen[16:], visible, strict=True):
+        channels = [normalise(images.images[row][c].expand(1, 3, -1, -1))[0] for c in range(3)]
+        assert sum(torch.allclose(view, channel, atol=1e-5) for channel in channels) == 1
+    assert torch.equal(
+        seen[:16], make_batch(images, sampler, 3, replace(config, exchange_view=False)).pixels(config, "cpu")
+    )
+
+
+def test_batches_ahead_are_the_batches_of_their_steps(drawn, tiny):
+    images, sampler = drawn
+    ahead = list(batches(images, sampler, range(2, 6), tiny))
+    assert len(ahead) == 4
+    for step, batch in zip(range(2, 6), ahead, strict=True):
+        alone = make_batch(images, sampler, step, tiny)
+        assert torch.equal(batch.images, alone.images) and torch.equal(batch.labels, alone.labels)
+        assert torch.equal(batch.pixels(tiny, "cpu"), alone.pixels(tiny, "cpu"))
+
+
+def test_clipping_bounds_the_step(drawn, tiny):
+    """Nesterov's first step is 1.9 times the gradient, whose norm is the bound where it was above."""
+    images, sampler = drawn
+    config = replace(tiny, optimizer="sgd", lr=0.5, weight_decay=0.0, clip=0.01)
+    learner, batch = Learner(config, len(images.pids), "cpu"), make_batch(images, sampler, 0, config)
+    before = [p.detach().clone() for p in learner.parameters]
+    found = learner.step(batch, 1.0, 1)
+    moved = sum((a - b).detach().square().sum() for a, b in zip(learner.parameters, before, strict=True)).sqrt()
+    assert found["gradient_norm"] > 0.1 and float(moved) == pytest.approx(0.5 * 1.9 * 0.01, rel=1e-3)
+
+
+def test_gems_exponent_learns_or_stays(drawn, tiny):
+    images, sampler = drawn
+    batch = make_batch(images, sampler, 0, tiny)
+    for learns in (True, False):
+        learner = Learner(replace(tiny, gem_learns=learns), len(images.pids), "cpu")
+        learner.step(batch, 1.0, 1)
+        assert (float(learner.model.pool.exponent.detach()) != 3.0) == learns
+
+
+def test_a_gradient_that_is_not_finite_names_the_step(drawn, tiny):
+    images, sampler = drawn
+    learner = Learner(tiny, len(images.pids), "cpu")
+    learner.parameters[0].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(DiveError, match=r"gradient's norm is (inf|nan) at step 7 \(loss \d.*lower lr"):
+        learner.step(make_batch(images, sampler, 0, tiny), 1.0, 7)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_resumes_and_stays_near(city, tiny, tmp_path, monkeypatch, precision):
+    tiny = replace(tiny, steps=4, model=ModelConfig(height=32, width=32, stripes=1))
+    half = replace(tiny, precision=precision)
+    plain, whole = run(city["train"], tiny, tmp_path / "fp32"), run(city["train"], half, tmp_path / "whole")
+    assert {t.dtype for t in weights(whole).values()} == {torch.float32, torch.int64}
+    assert not equal(weights(plain), weights(whole))
+    losses = [
+        [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()] for out in (plain, whole)
+    ]
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02) and losses[0][0] != losses[1][0]
+    monkeypatch.setattr(checkpoint, "finish", lambda *a: None)
+    run(city["train"], half, tmp_path / "stopped", save_every=3)
+    state = torch.load(tmp_path / "stopped" / "state.pt", weights_only=True)
+    assert (state["scaler"] is None) == (precision == "bf16") and state["step"] == 3
+    monkeypatch.undo()
+    assert equal(weights(whole), weights(run(city["train"], half, tmp_path / "stopped", save_every=3)))
+
+
+def test_a_loss_scale_too_high_is_lowered_and_one_that_never_fits_is_an_error(city, tiny):
+    config = replace(tiny, precision="fp16", model=ModelConfig(height=32, width=32, stripes=1))
+    images = load_images(city["train"], 32, 32)
+    batch = make_batch(images, training.pair_sampler(images, config, images.synthetic.numpy()), 0, config)
+    learner, other = (Learner(config, len(images.pids), "cpu") for _ in range(2))
+    learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**60})
+    before = [p.detach().clone() for p in learner.parameters]
+    found = learner.step(batch, 1.0, 1)
+    assert found["skipped"] == 1 and found["scale"] == 2.0**60 and "gradient_norm" not in found
+    assert all(torch.equal(a, b) for a, b in zip(learner.parameters, before, strict=True))
+    other.restore(learner.state())
+    assert (other.scaler.get_scale(), other.skipped) == (2.0**59, 1)
+    other.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 1024.0})
+    assert other.step(batch, 1.0, 2)["skipped"] == other.skipped == 0
+    learner.skipped = MOST_SKIPPED - 1
+    with pytest.raises(DiveError, match=rf"at step 20 .*for {MOST_SKIPPED} steps in a row.*fp32 .now fp16"):
+        learner.step(batch, 1.0, 20)
+
+
+def test_a_schedule_of_the_synthetic_share_is_followed(city, tiny):
+    samples = city["train"] + city["external"] + city["external_ir"]
+    images = load_images(samples, 32, 32)
+    config = replace(tiny, steps=20, synthetic_schedule=((0.0, 0.5), (0.5, 0.5), (0.5, 0.0)))
+    sampler = training.pair_sampler(images, config, images.synthetic.numpy())
+    made = [len({int(i) for i in images.labels[sampler.batch(step)] if int(images.pids[i]) > 20}) for step in range(20)]
+    assert made == [2] * 10 + [0] * 10
+    with pytest.raises(InputError, match="asks for 2 synthetic identities a batch, there are 0"):
+        training.train_reid(city["train"], config, "nowhere", progress=False)
+
+
+def test_people_that_do_not_fit_are_refused_before_any_image_is_decoded(city, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "load_images", None)
+    with pytest.raises(InputError, match="0021"):
+        run(city["train"] + city["external"], tiny, tmp_path)
+    with pytest.raises(InputError, match="more than once"):
+        run(city["train"] * 2, tiny, tmp_path)
+
+
+def test_a_cache_changes_nothing(city, tiny, tmp_path):
+    plain = run(city["train"], tiny, tmp_path / "plain")
+    cached = run(city["train"], tiny, tmp_path / "cached", cache=tmp_path / "cache")
+    assert equal(weights(plain), weights(cached)) and list((tmp_path / "cache").glob("images-*.u8"))
+
+
+def test_a_tensorboard_log_names_the_extra_or_is_written(city, tiny, tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
+    with pytest.raises(DiveError, match=r"dive-fast\[tensorboard\]"):
+        run(city["train"], tiny, tmp_path, tensorboard=True)
+    monkeypatch.undo()
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = replace(tiny, validation=ValidationConfig(people=2, every_steps=3))
+    out = run(city["train"], config, tmp_path, tensorboard=True)
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+    assert [e.step for e in events.Scalars("val_map")] == [3, 6]

@@ -1,0 +1,255 @@
+"""The best weights are chosen on people of neither training nor test, and are the ones that come out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dive_fast import cli
+from dive_fast.data.writers import SysuTreeWriter
+from dive_fast.io import read_json, sha256_file, write_json
+from dive_fast.reid.data.dataset import load_images
+from dive_fast.reid.data.sampler import PairSampler
+from dive_fast.reid.evaluation.evaluate import score
+from dive_fast.reid.evaluation.protocols import Protocol
+from dive_fast.reid.models.model import ReidModel
+from dive_fast.reid.training.checkpoint import load_model
+from dive_fast.reid.training.config import ValidationConfig
+from dive_fast.reid.training.train import fit, train_reid
+from dive_fast.reid.training.validation import check_validation, held_out, refuse_test_people, split
+from dive_fast.types import DiveError, InputError, to_dict
+from tests.reid.conftest import photo
+
+
+@pytest.fixture
+def held(tiny):
+    """A run that swings, so that its last weights are not its best; 3 people held out, scored every 2 of 12 steps."""
+    return replace(
+        tiny, steps=12, lr=0.02, warmup=0.0, schedule="step", drops=(), validation=ValidationConfig(3, every_steps=2)
+    )
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_people_are_drawn_among_those_with_both_real_modalities(city):
+    samples = city["train"] + city["external"] + city["external_ir"]  # the externals' infrared is synthetic
+    config = ValidationConfig(people=4)
+    people = held_out(samples, config)
+    assert len(people) == 4 and set(people) < {s.pid for s in city["train"]} and people == tuple(sorted(people))
+    assert held_out(samples[::-1], config) == people != held_out(samples, replace(config, split=1))
+    without = [s for s in samples if s.pid != people[0]]
+    assert set(people[1:]) < set(held_out(without, config))  # one gone, and the others stay
+    with pytest.raises(InputError, match="hold out 9 people, and 8 have real images of both"):
+        held_out(samples, replace(config, people=9))
+
+
+def test_nobody_is_on_both_sides_and_synthetic_images_on_neither(city):
+    made = [replace(s, source="synthetic") for s in city["train"][::5]]
+    samples = [s for s in city["train"] if s not in city["train"][::5]] + made
+    people = held_out(samples, ValidationConfig(people=3))
+    train, val = ([samples[row] for row in rows] for rows in split(samples, people))
+    assert {s.pid for s in val} == set(people) and not {s.pid for s in train} & set(people)
+    assert {s.source for s in val} == {"real"}
+    assert len(train) + len(val) == len(samples) - sum(s.pid in people for s in made)
+    check_validation(train, val)
+
+
+def test_sets_that_would_choose_wrongly_are_refused(city):
+    train, val = city["train"], city["query"] + city["gallery"]
+    for bad, message in (
+        (val + train[:1], "1 people are in training too .0001"),
+        ([replace(val[0], source="synthetic"), *val[1:]], "is a synthetic image"),
+        (city["query"], "got only ir"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_validation(train, bad)
+    with pytest.raises(InputError, match=r"1 people are of the test list .0103"):
+        refuse_test_people(val, {"0103", "0999"})
+    refuse_test_people(val, {"0999"})
+
+
+def test_the_best_weights_are_kept_named_and_loaded(city, held, tmp_path):
+    out = train_reid(city["train"], held, tmp_path, progress=False)
+    rows, record = log(out), read_json(out / "reid.json", "")
+    scored = {row["step"]: row["val_map"] for row in rows if "val_map" in row}
+    assert list(scored) == [2, 4, 6, 8, 10, 12]
+    best = max(scored, key=scored.get)
+    assert scored[best] > scored[12], "a run whose last weights are its best shows nothing here"
+    assert (record["best"]["step"], record["best"]["val_map"]) == (best, scored[best])
+    people = record["validation"]["people"]
+    assert len(people) == 3 and not set(people) & set(record["pids"]) and len(record["pids"]) == 5
+    assert record["images"] == 5 * 12 and record["validation"]["query"] == 3 * 6
+
+    samples = [s for s in city["train"] if s.pid in people]
+    query, gallery = (load_images([s for s in samples if s.modality == kind], 64, 32) for kind in ("ir", "rgb"))
+    for which, step in (("best", best), ("last", 12), (None, best)):
+        model, config, found = load_model(out, which=which)
+        assert config == held and found["which"] == (which or "best")
+        file = out / ("model.safetensors" if which == "last" else "best.safetensors")
+        assert found["sha256"] == sha256_file(file)
+        result = score(model, query, gallery, [range(len(gallery))], Protocol(), checkpoint="", dataset="")
+        assert result.map == pytest.approx(scored[step])
+    (out / "best.safetensors").write_bytes((out / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"best\.safetensors is missing or not the file"):
+        load_model(out)
+
+
+def test_without_a_validation_there_is_no_best(city, tiny, tmp_path):
+    out = train_reid(city["train"], replace(tiny, steps=2), tmp_path, progress=False)
+    assert load_model(out)[2]["which"] == "last"
+    with pytest.raises(InputError, match="no validation"):
+        load_model(out, which="best")
+
+
+def test_validating_changes_nothing_of_the_training(city, held, tmp_path):
+    """The same people left out by hand and no validation: the same last weights."""
+    out = train_reid(city["train"], held, tmp_path / "with", progress=False)
+    people = read_json(out / "reid.json", "")["validation"]["people"]
+    rest = [s for s in city["train"] if s.pid not in people]
+    plain = train_reid(rest, replace(held, validation=ValidationConfig()), tmp_path / "without", progress=False)
+    a, b = (load_file(folder / "model.safetensors") for folder in (out, plain))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    given = train_reid(
+        rest, replace(held, validation=ValidationConfig(every_steps=2)), tmp_path / "given", progress=False,
+        val=[s for s in city["train"] if s.pid in people],
+    )  # fmt: skip
+    assert read_json(given / "reid.json", "")["best"]["val_map"] == read_json(out / "reid.json", "")["best"]["val_map"]
+    images = load_images(city["train"], 64, 32)
+    fitted = fit(images, held, tmp_path / "fit", run={"config": to_dict(held)}, progress=False)
+    assert (fitted / "best.safetensors").read_bytes() == (out / "best.safetensors").read_bytes()
+
+
+def test_a_stopped_run_chooses_what_it_would_have_chosen(city, held, tmp_path, monkeypatch):
+    whole = train_reid(city["train"], held, tmp_path / "whole", progress=False)
+    batch = PairSampler.batch
+    for stop_at in (5, 10):
+
+        def stop(self, step, stop_at=stop_at):
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return batch(self, step)
+
+        monkeypatch.setattr(PairSampler, "batch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_reid(city["train"], held, tmp_path / "stopped", progress=False, save_every=3)
+    monkeypatch.setattr(PairSampler, "batch", batch)
+    resumed = train_reid(city["train"], held, tmp_path / "stopped", progress=False, save_every=3)
+    for name in ("best.safetensors", "model.safetensors", "log.jsonl"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    assert read_json(resumed / "reid.json", "") == read_json(whole / "reid.json", "")
+
+
+def test_features_that_cannot_be_scored_name_the_step(city, held, tmp_path, monkeypatch):
+    embed = ReidModel.embed
+    monkeypatch.setattr(ReidModel, "embed", lambda *a: embed(*a) * float("nan"))
+    with pytest.raises(DiveError, match=r"validation after step 2: .*NaN.*lower lr") as caught:
+        train_reid(city["train"], held, tmp_path, progress=False)
+    assert caught.value.exit_code == 1
+
+
+def test_validation_every_epoch_by_default(city, held, tmp_path):
+    config = replace(held, steps=14, validation=ValidationConfig(people=3))
+    out = train_reid(city["train"], config, tmp_path, progress=False)  # 5 x 6 images, 8 in a batch: 4 steps an epoch
+    assert [row["step"] for row in log(out) if "val_map" in row] == [4, 8, 12, 14]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"people": 1}, "at least 2"),
+        ({"people": -1}, "at least 2"),
+        ({"every_steps": 0}, "at least 1"),
+        ({"every_epochs": 0}, "at least 1"),
+        ({"every_steps": 2, "every_epochs": 2}, "not both"),
+    ],
+)
+def test_bad_config(change, message):
+    with pytest.raises(InputError, match=message):
+        ValidationConfig(**{"people": 4, **change})
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A SYSU tree: people 1 to 5 to train, 6 to 8 to validate, 9 to test."""
+    writer = SysuTreeWriter(root := tmp_path_factory.mktemp("tree"))
+    for pid in range(1, 10):
+        for camera in (1, 2, 3, 6):
+            for number in (1, 2):
+                path = writer.image_path(f"cam{camera}", f"{pid:04d}", number)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                photo(pid, camera, number).save(path)
+    names = [f"{pid:04d}" for pid in range(1, 10)]
+    writer.write_ids(train=names[:5], val=names[5:8], test=names[8:])
+    return root
+
+
+def command(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["reid", "train", *map(str, arguments), "--device", "cpu"])
+    return int(stop.value.code or 0), *capsys.readouterr()
+
+
+SMALL = ["--steps", 2, "--identities", 4, "--per-modality", 2, "--height", 64, "--width", 32]
+
+
+def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, capsys):
+    code, out, error = command(capsys, "--real", tree, "--val", tree, "--out", tmp_path / "a", *SMALL, "--json")
+    assert code == 0, error
+    assert "3 people of --val are left out of training" in error
+    record = read_json(tmp_path / "a" / "reid.json", "")
+    assert record["pids"] == ["0001", "0002", "0003", "0004", "0005"]
+    assert record["validation"]["people"] == ["0006", "0007", "0008"]
+    assert json.loads(out.splitlines()[-1])["best"]["step"] == 2
+
+
+def test_the_command_refuses_test_people_for_validation(tree, tmp_path, capsys):
+    for val in (f"sysu:{tree},split=test", f"sysu:{tree},split=all"):
+        code, _, error = command(capsys, "--real", tree, "--val", val, "--out", tmp_path / "b", *SMALL)
+        assert code == 2 and "1 people are of the test list (0009)" in error
+    code, _, error = command(capsys, "--real", tree, "--val", f"llcm:{tree}", "--out", tmp_path / "b", *SMALL)
+    assert code == 2 and "llcm has no validation split" in error
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, capsys):
+    code, _, error = command(
+        capsys, "--real", tree, "--out", tmp_path / "c", "--recipe", "caj", "--backbone", "pocket", *SMALL, "--set",
+        "nonlocal_blocks=false", "--set", "drop_epochs=[2,3]", "--validation-people", 2, "--lr", 0.01,
+    )  # fmt: skip
+    assert code == 0, error
+    config = read_json(tmp_path / "c" / "reid.json", "")["config"]
+    assert (config["triplet"], config["exchange_view"], config["drop_epochs"], config["lr"]) == (
+        "squared",
+        True,
+        [2, 3],
+        0.01,
+    )
+    assert (config["steps"], config["epochs"], config["smoothing"], config["seed"]) == (2, None, 0, 0)
+    assert config["model"] == config["model"] | {"backbone": "pocket", "height": 64, "stripes": 1}
+    for bad, message in (
+        (["--set", "erase"], "give each setting once"),
+        (["--set", "speed=3"], "no setting speed"),
+        (["--synthetic-schedule", "0-1"], "PART:SHARE"),
+        (["--synthetic-schedule", "0:0.5,1:0", "--set", "synthetic_share=0.5"], "not both"),
+    ):
+        code, _, error = command(capsys, "--real", tree, "--out", tmp_path / "d", *SMALL, *bad)
+        assert code == 2 and message in error
+
+
+def test_a_record_that_is_older_than_a_field_is_still_the_same_run(city, tiny, tmp_path):
+    out = train_reid(city["train"], tiny, tmp_path, progress=False)
+    record = read_json(out / "reid.json", "")
+    for name in ("precision", "clip", "validation", "exchange_view", "drop_epochs"):
+        del record["config"][name]
+    del record["config"]["augment"]["fill"]
+    write_json(out / "reid.json", record)
+    assert train_reid(city["train"], tiny, out, progress=False) == out
+    assert load_model(out)[1] == tiny
+    with pytest.raises(InputError, match="another config"):
+        train_reid(city["train"], replace(tiny, clip=1.0), out, progress=False)

@@ -1,0 +1,84 @@
+"""Training of the pocket's tagger: true words, whose they are, and a toy run that resumes."""
+
+import numpy as np
+import pytest
+import torch
+
+from dive_fast.models.phrase import Phrase
+from dive_fast.train.tagger import load_tagger, mixed_words
+from dive_fast.types import InputError
+from dive_fast.world.base.data import base_people, render_base_images
+from dive_fast.world.base.tagger_train import TaggerConfig, train_tagger
+from dive_fast.world.persons import caption_phrase, phrase_words, world_person
+
+CONFIG = TaggerConfig(images=40, steps=6, batch=4, warmup=1, save_every=2)
+
+
+def test_true_words_are_choices_of_the_phrase():
+    choices = Phrase(caption_phrase()).choices
+    for pid in range(1, 300):
+        words = phrase_words(world_person(0, pid))
+        assert len(words) == len(choices)
+        assert all(word in options for word, options in zip(words, choices, strict=True))
+
+
+def test_true_words_of_a_known_person():
+    person = next(
+        p for pid in range(1, 2000) if (p := world_person(0, pid)).pattern == "horizontal" and p.bag == "none"
+    )
+    words = phrase_words(person)
+    top = [person.top_dye, "and", person.second_dye, "striped", person.top_material, person.top, person.top_dye]
+    assert words[8:15] == top
+    assert words[15:] == [person.bottom_dye, person.bottom_material, person.bottom, *[person.shoe_dye] * 2, "shoes"]
+
+
+def test_people_are_those_in_the_rendered_images():
+    captions = render_base_images(4, 40, grey_share=0.0, noise_share=1.0, workers=1).captions
+    shoes = [
+        (person.shoe_dye, text) for person, text in zip(base_people(4, 40), captions, strict=True) if " shoes" in text
+    ]
+    assert len(shoes) > 20
+    assert all(f", {dye} shoes" in text for dye, text in shoes)
+
+
+def test_a_run_that_was_cut_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
+    import dive_fast.world.base.tagger_train as room
+
+    monkeypatch.setattr(room, "_JUDGED", 10)
+    report = train_tagger(CONFIG, tmp_path / "whole", tmp_path / "work")
+    assert 0 <= report["right"] <= 1
+    (tmp_path / "work" / "tagger.state").unlink()
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "tagger_loss", _after(room.tagger_loss, 3, cut))
+        with pytest.raises(KeyboardInterrupt):
+            train_tagger(CONFIG, tmp_path / "cut", tmp_path / "work")
+    train_tagger(CONFIG, tmp_path / "cut", tmp_path / "work")
+    whole, resumed = load_tagger(tmp_path / "whole"), load_tagger(tmp_path / "cut")
+    assert all(torch.equal(a, b) for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True))
+    counts = np.array([len(words) for words in mixed_words(whole.phrase)])
+    shares = [part.exp().sum().item() for part in whole.net.prior.split(counts.tolist())]
+    assert np.allclose(shares, 1, atol=2e-3)  # rounded to half
+
+
+def _after(function, calls, then):
+    """`function` for as many calls, then `then`."""
+    left = [calls]
+
+    def counted(*arguments):
+        left[0] -= 1
+        return function(*arguments) if left[0] >= 0 else then(*arguments)
+
+    return counted
+
+
+def test_a_state_of_other_settings_is_refused(tmp_path, monkeypatch):
+    import dive_fast.world.base.tagger_train as room
+
+    monkeypatch.setattr(room, "_JUDGED", 10)
+    train_tagger(CONFIG, tmp_path / "a", tmp_path / "work")
+    with pytest.raises(InputError, match="other data or settings"):
+        train_tagger(TaggerConfig(images=40, steps=4, batch=8, save_every=2), tmp_path / "b", tmp_path / "work")
