@@ -15,7 +15,6 @@ import pytest
 
 from tests.support.cli import COMMANDS, Run
 
-__all__ = ["run"]  # a fixture
 PAGE = (Path(__file__).parents[2] / "docs" / "published-weights.md").read_text(encoding="utf-8")
 CODES = {"cam1": "W5Eq", "cam2": "2Agp", "cam3": "8miP", "cam4": "HXY6", "cam5": "ITaw", "cam6": "dx1V", "cam7": "hFOc"}
 

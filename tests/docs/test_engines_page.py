@@ -15,7 +15,6 @@ import torch
 
 from tests.support.cli import COMMANDS, Run
 
-__all__ = ["run"]  # a fixture
 PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
 
 

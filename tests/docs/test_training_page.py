@@ -14,7 +14,6 @@ from PIL import Image
 
 from tests.support.cli import COMMANDS, Run
 
-__all__ = ["run"]  # a fixture
 PAGE = (Path(__file__).parents[2] / "docs" / "training-an-adapter.md").read_text(encoding="utf-8")
 LAUNCH = "accelerate launch --multi_gpu --num_processes 4 -m dive_fast.cli "
 SMALLER = {  # the last of two options counts

@@ -13,7 +13,6 @@ from dive_fast.engines import load_engine
 from dive_fast.types import DiveError
 from tests.support.cli import Run
 
-__all__ = ["run"]  # a fixture
 BUDGET = "0.04"
 
 

@@ -32,7 +32,7 @@ from tests.engines.test_tensorrt_engine import built, opened
 from tests.support.cli import Run
 from tests.support.tensorrt_double import Double, double
 
-__all__ = ["double", "run"]  # fixtures
+__all__ = ["double"]  # fixtures
 BUDGET = 0.04
 OPTIONS = GraphOptions(form="bank", reuse_depth=1)
 SAMPLING = Sampling(images=4, steps=4)
