@@ -129,7 +129,6 @@ class EngineSpec:
     `form` is what the UNet reads of the prompts: "plain", their embeddings, or "bank", keys and values computed
     once. `removed` names the exact savings in its graph. `row_counts` are the only row counts that it runs (calls are
     padded to the next one); empty: any up to the profile's. With `any_size` other sizes than the profile's run too.
-    With `reuse_depth` > 0 there is a part unet_short too, those last layers of the UNet that run on kept deep features.
     """
 
     backend: str
@@ -144,7 +143,6 @@ class EngineSpec:
     removed: tuple[str, ...] = ()
     row_counts: tuple[int, ...] = ()
     any_size: bool = False
-    reuse_depth: int = 0
 
 
 @dataclass(frozen=True)

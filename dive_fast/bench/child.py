@@ -61,10 +61,6 @@ def engine_of(task: dict[str, Any]) -> Any:
         folder = Path(task["work"]) / "engine"
         if not (folder / "engine.json").exists():
             options: dict[str, Any] = {}
-            if task["reuse"] > 1:
-                from dive_export import GraphOptions
-
-                options["options"] = GraphOptions("bank", reuse_depth=task["reuse_depth"])
             export_engine(task["model"], folder, rows_max=max(task["rows"]), check=False, **options)
     return load_engine(folder, backend=task["backend"], device=task["device"], threads=task["threads"])
 
@@ -78,19 +74,14 @@ def plain(engine: Any, task: dict[str, Any]) -> Callable[[Any, Any], Any]:
 
 def saving(engine: Any, schedule: Any, task: dict[str, Any]) -> Callable[[Any, Any], Any]:
     """The same with a guidance interval and reuse, which old versions do not know."""
-    from dive_fast.engines import Kept
     from dive_fast.sampling import Course, guided
 
     interval = tuple(task["guidance_interval"]) if task["guidance_interval"] else None
     course = Course.of(schedule, task["guidance"], interval, task["reuse"])
 
     def sampler(bank: Any, index: Any) -> Any:
-        kept = Kept(task["reuse_depth"]) if task["reuse"] > 1 else None
-
         def rows(x: Any, t: int, i: Any) -> Any:
-            if kept is not None and t in course.whole:
-                kept.deep = None
-            return engine.eps(x, t, bank, i, kept)
+            return engine.eps(x, t, bank, i)
 
         return guided(rows, index, 0, task["guidance"], course.guided)
 

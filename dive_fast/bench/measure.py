@@ -89,7 +89,7 @@ class Job:
 def check_rows(engine: Engine, rows: Sequence[int], sampling: Sampling) -> None:
     """Raises `InputError` with every reason why the engine cannot be asked for these calls."""
     profile = engine.spec.profile
-    asked = [Request(n, profile.height, profile.width, sampling.reuse_depth) for n in rows]
+    asked = [Request(n, profile.height, profile.width) for n in rows]
     reasons = list(dict.fromkeys(reason for request in asked for reason in engine.unsupported(request)))
     reasons += [f"{n} rows hold no image with guidance {sampling.guidance}" for n in rows if sampling.images(n) < 1]
     if reasons or not rows:
@@ -214,9 +214,9 @@ class Counted:
         parts = [(work.decode(images), 1)]
         if prompts:
             parts.append((work.encode(prompts + (sampling.guidance != 1.0)), 1))
-        for (guided, whole), count in self._calls.items():
+        for (guided, _), count in self._calls.items():
             rows = sampling.rows(images) if guided else images
-            parts.append((work.unet(rows) if whole else work.unet_short(rows, sampling.reuse_depth), count))
+            parts.append((work.unet(rows), count))
         return parts
 
     def floor(self, parts: Sequence[tuple[Work, int]], measured: float) -> Floor:

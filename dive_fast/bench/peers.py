@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,9 +173,7 @@ def _presets(
     runs: dict[str, Callable[[], NDArray[np.uint8]]] = {}
     for name in contest.presets:
         sampling = Sampling.of(PRESETS[name], contest.sampling.guidance)
-        reasons = contest.engine.unsupported(
-            replace(_request(contest.engine, contest.rows), depth=sampling.reuse_depth)
-        )
+        reasons = contest.engine.unsupported(_request(contest.engine, contest.rows))
         if reasons:
             left_out[f"preset {name}"] = "; ".join(reasons)
             continue

@@ -121,7 +121,7 @@ def open_model(
 
     exact: Any = precision if precision != "auto" else "fp16" if device == "cuda" else "fp32"
     out = work / f"engine-{exact}"
-    options = GraphOptions("bank", exact, reuse_depth=depth) if depth else GraphOptions(precision=exact)
+    options = GraphOptions(precision=exact)
     export_engine(folder, out, rows, check=False, options=options)
     return Subject(name, load_engine(out, backend, device, threads), out, folder)
 

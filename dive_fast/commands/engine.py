@@ -12,7 +12,6 @@ from dive_fast.io import write_json
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
-    from dive_export.fp8 import Fp8Report
     from dive_export.tensorrt import Forecast
     from dive_fast.types import EngineSpec
 
@@ -50,12 +49,6 @@ def export(
             "kv_gather). Other runtimes run it too, but gain nothing.",
         ),
     ] = False,
-    reuse_depth: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Form bank: also write the UNet's last N layers, for plans that reuse deep features; 0: none."
-        ),
-    ] = 0,
     check: Annotated[bool, typer.Option(help="Measure each part against torch and refuse what is over budget.")] = True,
     blocks: Annotated[
         bool, typer.Option("--blocks", help="Also measure the UNet block by block, into blocks.json, and show it.")
@@ -66,9 +59,7 @@ def export(
     from dive_export import GraphOptions, export_engine
 
     removed = None if savings is None else () if savings == "none" else tuple(names(savings))
-    options = GraphOptions(
-        form=form, precision=precision, removed=removed, any_size=any_size, kernels=kernels, reuse_depth=reuse_depth
-    )
+    options = GraphOptions(form=form, precision=precision, removed=removed, any_size=any_size, kernels=kernels)
     spec = export_engine(model, out, rows_max, check, size=image_size(size), options=options)
     text = _described(out, spec)
     if blocks:
@@ -213,12 +204,6 @@ def quantize(
     ] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of that sampling.")] = 10,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance of that sampling.")] = 2.0,
-    reuse: Annotated[
-        int,
-        typer.Option(
-            min=2, help="Engines with --reuse-depth: short calls are sampled with one whole step of this many."
-        ),
-    ] = 2,
     times: Annotated[
         Path | None, typer.Option(help="Timing table of a GPU (docs/precision.md): layers FP8 does not speed up stay.")
     ] = None,
@@ -226,26 +211,21 @@ def quantize(
 ) -> None:
     """Put the UNet's layers into FP8 by explicit quantisation, as far as the error allows; docs/precision.md."""
     from dive_export.fp8 import Fp8Config, read_times
-    from dive_export.fp8_engine import Sampling, quantize_engine, report_facts
+    from dive_export.fp8_engine import Sampling, quantize_engine
 
     if people % 2:
         raise InputError(f"--people must be even, got {people}: half set the scales, half measure the error")
-    reports = quantize_engine(
+    report = quantize_engine(
         engine,
         model,
         out,
         Fp8Config(budget=budget, percentile=percentile),
-        Sampling(people, steps, guidance, reuse),
+        Sampling(people, steps, guidance),
         times=None if times is None else read_times(times),
         progress=say,
     )
-    others = (f"; {part}: {_in_fp8(report)}" for part, report in reports.items() if part != "unet")
-    text = f"engine {out}: {_in_fp8(reports['unet'])}{''.join(others)}"
-    finish(text, {"engine": out, **report_facts(reports)}, json)
-
-
-def _in_fp8(report: Fp8Report) -> str:
-    return (
-        f"{len(report.quantised)} of {len(report.layers)} layers in FP8, "
+    text = (
+        f"engine {out}: {len(report.quantised)} of {len(report.layers)} layers in FP8, "
         f"error {report.error:.1%} of {report.budget:.1%} allowed"
     )
+    finish(text, {"engine": out, **to_dict(report)}, json)

@@ -20,14 +20,11 @@ ROWS_MAX = 1024  # of an engine whose networks name no limit: memory is the real
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is going to ask of an engine: UNet rows a call (guidance included), the image size in pixels, and the
-    `depth` of `Kept` deep features, 0 for none.
-    """
+    """What a run is going to ask of an engine: UNet rows a call (guidance included) and the image size in pixels."""
 
     rows: int
     height: int
     width: int
-    depth: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,19 +32,6 @@ class Conditioning:
     """A bank of prompts in the form that an engine reads, on its device. Opaque: pass it back to the same engine."""
 
     bank: Tensor  # [P, ...]: the embeddings [P, L, D], or the keys and values that a bank engine made of them
-
-
-@dataclass(eq=False)
-class Kept:
-    """Deep features of the UNet that one call leaves for the calls of the next steps (DeepCache, arXiv 2312.00858).
-
-    A call that finds `deep` None computes all and leaves it here; one that finds it computes the last `depth` layers of
-    the UNet only, and those that they read. Whoever holds it sets `deep` to None where all is to be computed again.
-    """
-
-    depth: int
-    deep: Tensor | None = None  # opaque
-    rows: int = 0  # of the call that made it
 
 
 class Engine(Protocol):
@@ -73,19 +57,11 @@ class Engine(Protocol):
     def condition(self, embeddings: Tensor) -> Conditioning:
         """Embeddings float32 [P, L, D], made ready once for all steps."""
 
-    def eps(
-        self,
-        latents: Tensor,
-        timestep: int,
-        conditioning: Conditioning,
-        prompt_index: Tensor,
-        kept: Kept | None = None,
-    ) -> Tensor:
+    def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
         """What the model predicts, float32 [R, C, h, w], for latents [B, C, h, w] and `prompt_index` int64 [R], R = k x B.
 
         Row r is of latent r % B and prompt `prompt_index[r]`: guidance asks for each latent twice, and an engine may
-        compute once what does not depend on the prompt. With `kept`, deep features of an earlier call of the same rows
-        and prompts stand in for most of the UNet.
+        compute once what does not depend on the prompt.
         """
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -140,8 +116,7 @@ class EngineBase:
     """Everything but the networks. A backend adds `_text`, `_unet`, `_decoder`, `_encoder`, float32 in and out.
 
     `_unet(latents [B, ...], timestep, bank, prompt_index [R])` answers for R = k x B rows, as `Engine.eps`; what it is
-    given has been checked, and stands on `device` but for `prompt_index`, which stays where the caller has it. A
-    backend that can keep deep features says with which `depths`, and adds `_unet_kept`.
+    given has been checked, and stands on `device` but for `prompt_index`, which stays where the caller has it.
 
     With `guard` every network's answer is looked at, which makes a GPU wait for it: a number that is not finite raises
     `DiveError` with network, timestep and rows, and with the layer, where a backend's `_first_bad_layer` finds it.
@@ -169,14 +144,7 @@ class EngineBase:
     def condition(self, embeddings: Tensor) -> Conditioning:
         return Conditioning(embeddings.to(self.device, torch.float32))
 
-    def eps(
-        self,
-        latents: Tensor,
-        timestep: int,
-        conditioning: Conditioning,
-        prompt_index: Tensor,
-        kept: Kept | None = None,
-    ) -> Tensor:
+    def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
         self._check_latents(latents, "UNet")
         bank = conditioning.bank
         if prompt_index.ndim != 1 or not len(prompt_index) or len(prompt_index) % len(latents):
@@ -187,13 +155,7 @@ class EngineBase:
         self._check_rows(len(prompt_index), "UNet")
         if int(prompt_index.min()) < 0 or int(prompt_index.max()) >= len(bank):
             raise InputError(f"UNet: prompt_index reaches outside the bank of {len(bank)} prompts")
-        given = latents.to(self.device), timestep, bank, prompt_index
-        if kept is None:
-            out = self._unet(*given)
-        else:
-            self._check_kept(kept, len(prompt_index))
-            out = self._unet_kept(*given, kept)
-            kept.rows = len(prompt_index)
+        out = self._unet(latents.to(self.device), timestep, bank, prompt_index)
         return self._guarded("unet", out, latents, f" at timestep {timestep}").to(latents.device)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -225,8 +187,6 @@ class EngineBase:
         for name, size, own in (("height", request.height, profile.height), ("width", request.width, profile.width)):
             if size != own:
                 reasons.append(f"{name} {size} is not this engine's {own}")
-        if request.depth:
-            reasons += self._depth_reasons(request.depth)
         return reasons
 
     def describe(self) -> str:
@@ -246,28 +206,6 @@ class EngineBase:
         reasons = _row_limits(rows, self.spec.profile)
         if reasons:
             raise InputError(f"{network}: {'; '.join(reasons)}; call with fewer rows at a time")
-
-    @property
-    def depths(self) -> range:
-        """The depths of `Kept` that this engine can; empty: it keeps no deep features."""
-        depth = self.spec.reuse_depth
-        return range(depth, depth + 1) if depth else range(0)
-
-    def _depth_reasons(self, depth: int) -> list[str]:
-        """Why deep features cannot be kept with `depth`, each with a remedy; empty when they can."""
-        able = self.depths
-        if depth in able:
-            return []
-        if not able:
-            return [f"it keeps no deep features; export it with --reuse-depth {depth}, or plan without reuse"]
-        return [f"deep features are kept with reuse_depth {able[0]} to {able[-1]}, not {depth}; plan with one of these"]
-
-    def _check_kept(self, kept: Kept, rows: int) -> None:
-        reasons = self._depth_reasons(kept.depth)
-        if reasons:
-            raise InputError(f"UNet: {reasons[0]}")
-        if kept.deep is not None and kept.rows != rows:
-            raise InputError(f"UNet: deep features of {kept.rows} rows are kept, the call has {rows}; drop them first")
 
     def by_prompts(self, prompts: Tensor) -> Sequence[Tensor]:
         """[P, ...] in as many rows as one call takes."""
@@ -297,9 +235,6 @@ class EngineBase:
         raise NotImplementedError
 
     def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
         raise NotImplementedError
 
     def _decoder(self, latents: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dive_fast.engines.base import Conditioning, Kept, on_device
-from dive_fast.engines.torch_engine import TorchEngine, keeping
+from dive_fast.engines.base import Conditioning, on_device
+from dive_fast.engines.torch_engine import TorchEngine
 from dive_fast.io import brief
 from dive_fast.types import DiveError, InputError, Profile
 from dive_fast.unet.graphs import BankUnetGraph, PromptBankGraph, other_traits
@@ -119,20 +119,6 @@ class CompiledEngine(TorchEngine):
         fast = self._replayed if self._graphs else self._fast_unet
         out = self._run("unet", lambda: self._compiled("UNet", fast, feeds), lambda: self._graph(*feeds))
         return out[: len(prompt_index)]
-
-    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
-        feeds, deep = self._feeds(latents, timestep, bank, prompt_index), kept.deep
-
-        def call(network: Callable[..., Any]) -> Tensor:
-            return keeping(network(*feeds, deep, kept.depth), deep, kept)
-
-        fast = lambda *given: self._compiled("UNet", self._fast_unet, given)  # noqa: E731
-        return self._run("unet", lambda: call(fast), lambda: call(self._graph))[: len(prompt_index)]
-
-    def _depth_reasons(self, depth: int) -> list[str]:
-        if self._graphs:
-            return ["deep features are not kept across CUDA graphs; leave --graphs or reuse away"]
-        return super()._depth_reasons(depth)
 
     def _feeds(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> tuple[Tensor, ...]:
         """The UNet's inputs, padded to a row count."""

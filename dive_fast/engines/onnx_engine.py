@@ -11,17 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dive_fast.engines.base import Conditioning, EngineBase, Geometry, Kept, by_row, on_device
+from dive_fast.engines.base import Conditioning, EngineBase, Geometry, by_row, on_device
 from dive_fast.engines.onnx_session import PROVIDERS, Network, Place
 from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
 from dive_fast.models.prompts import PromptBank, PromptTable
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, from_dict, to_dict
 
 PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-FOLDERS = (*PARTS, "unet_short", "prompt_bank", "tokenizer", "scheduler")
+FOLDERS = (*PARTS, "prompt_bank", "tokenizer", "scheduler")
 AGAIN = "make the engine again"
-UNETS = ("unet", "unet_short")
-NETWORKS = {"unet_short": "unet"}  # a part of which network, where their names differ
 
 
 def read_spec(folder: Path) -> EngineSpec:
@@ -55,8 +53,6 @@ def read_spec(folder: Path) -> EngineSpec:
         problems.append("row_counts must be a list of whole numbers > 0")
     if not isinstance(spec.any_size, bool):
         problems.append("any_size must be true or false")
-    if type(spec.reuse_depth) is not int or spec.reuse_depth < 0 or (spec.reuse_depth and spec.form != "bank"):
-        problems.append("reuse_depth must be a whole number, above 0 with form bank only")
     if problems:
         raise InputError(f"{where}: {', '.join(problems)}; {AGAIN}")
     return spec
@@ -69,8 +65,7 @@ def _tuple(value: object) -> object:
 
 def parts(spec: EngineSpec) -> tuple[str, ...]:
     """The networks of an engine of this form."""
-    short = ("unet_short",) if spec.reuse_depth else ()
-    return (*PARTS, "prompt_bank", *short) if spec.form == "bank" else PARTS
+    return (*PARTS, "prompt_bank") if spec.form == "bank" else PARTS
 
 
 def check_files(folder: Path, spec: EngineSpec) -> None:
@@ -148,8 +143,6 @@ def signatures(spec: EngineSpec) -> dict[str, tuple[tuple[str, ...], str]]:
     by_image = ("image_index",) if "shared_prefix" in spec.removed else ()
     prompts = (hidden,) if spec.form == "plain" else ("kv_bank", "prompt_index", *by_image)
     bank = {} if spec.form == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
-    if spec.reuse_depth:
-        bank["unet_short"] = (("sample", "timestep", *prompts, "deep"), "out_sample")
     return {
         "text_encoder": (("input_ids",), "last_hidden_state"),
         "unet": (("sample", "timestep", *prompts), "out_sample"),
@@ -185,7 +178,7 @@ class OnnxEngine(EngineBase):
         self._networks = networks
         self._text_width = files.text_width
         # What each network ran last, and what it was given: kept for the guard alone.
-        self._last: dict[str, tuple[str, dict[str, Tensor]]] = {}
+        self._last: dict[str, dict[str, Tensor]] = {}
         self._check_graphs(files)
 
     def _check_graphs(self, files: EngineFiles) -> None:
@@ -227,18 +220,6 @@ class OnnxEngine(EngineBase):
         given = self._unet_inputs(latents, timestep, bank, prompt_index)
         return self._run("unet", "out_sample", (len(prompt_index), *self.latent_shape), **given).float()
 
-    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
-        given = self._unet_inputs(latents, timestep, bank, prompt_index)
-        shape = (len(prompt_index), *self.latent_shape)
-        if kept.deep is not None:
-            return self._run("unet_short", "out_sample", shape, deep=kept.deep, **given).float()
-        channels = self._networks["unet_short"].inputs["deep"].dimensions[1]
-        if not isinstance(channels, int):
-            raise InputError(f"{self._networks['unet_short'].path} leaves the channels of deep open; {AGAIN}")
-        deep = (len(prompt_index), channels, *self.latent_shape[1:])
-        out, kept.deep = self._run_for("unet", {"out_sample": shape, "deep": deep}, **given).values()
-        return out.float()
-
     def _unet_inputs(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> dict[str, Tensor]:
         network, rows = self._networks["unet"], len(prompt_index)
         steps = torch.full([1] * len(network.inputs["timestep"].dimensions), timestep, device=self.device)
@@ -264,20 +245,17 @@ class OnnxEngine(EngineBase):
         return parameters[:, :channels].float()  # the rest is the log variance
 
     def _run(self, part: str, output: str, shape: Sequence[int], **inputs: Tensor) -> Tensor:
-        return self._run_for(part, {output: shape}, **inputs)[output]
-
-    def _run_for(self, part: str, shapes: Mapping[str, Sequence[int]], **inputs: Tensor) -> dict[str, Tensor]:
         if self.guard:
-            self._last[NETWORKS.get(part, part)] = part, inputs
-        return self._networks[part].run_for(shapes, **inputs)
+            self._last[part] = inputs
+        return self._networks[part].run(output, shape, **inputs)
 
     def _first_bad_layer(self, network: str) -> str | None:
         from dive_fast.engines.nan_trace import first_bad_layer
 
-        part, inputs = self._last[network]
+        inputs = self._last[network]
         arrays = {name: (x.float() if x.is_floating_point() else x).cpu().numpy() for name, x in inputs.items()}
         try:
-            layer = first_bad_layer(self._networks[part].path, arrays)
+            layer = first_bad_layer(self._networks[network].path, arrays)
         except DiveError as error:  # that it cannot be told is no reason to hide that the answer is bad
             return str(error)
         return None if layer is None else layer.sentence()

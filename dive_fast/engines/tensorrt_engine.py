@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dive_fast.engines import tensorrt_api as trt
-from dive_fast.engines.base import Conditioning, Engine, EngineBase, Kept, by_row
-from dive_fast.engines.onnx_engine import UNETS, EngineFiles, parts, read_engine
+from dive_fast.engines.base import Conditioning, Engine, EngineBase, by_row
+from dive_fast.engines.onnx_engine import EngineFiles, parts, read_engine
 from dive_fast.engines.tensorrt_net import AGAIN, CudaLane, Lane, Net
 from dive_fast.io import read_json
 from dive_fast.types import DiveError, EngineSpec, InputError
@@ -110,7 +110,7 @@ class TensorRTEngine(EngineBase):
                 device,
                 lane,
                 f"engine {files.folder}: {part}",
-                use_graphs and part in UNETS,
+                use_graphs and part == "unet",
             )
             for part in parts(files.spec)
         }
@@ -137,17 +137,7 @@ class TensorRTEngine(EngineBase):
 
     def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
         feeds = self._feeds(latents, timestep, bank, prompt_index)
-        (out,) = self._nets["unet"].run_for(["out_sample"], feeds, len(prompt_index), self._scratch)
-        return out.float()
-
-    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
-        feeds, rows = self._feeds(latents, timestep, bank, prompt_index), len(prompt_index)
-        if kept.deep is None:
-            out, kept.deep = self._nets["unet"].run_for(["out_sample", "deep"], feeds, rows, self._scratch)
-        else:
-            feeds["deep"] = kept.deep
-            (out,) = self._nets["unet_short"].run_for(["out_sample"], feeds, rows, self._scratch)
-        return out.float()
+        return self._nets["unet"].run(feeds, len(prompt_index), self._scratch, torch.float32)
 
     def _feeds(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> dict[str, Tensor]:
         steps = torch.full((1,), timestep, dtype=torch.int64, device=self.device)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dive_fast.engines.base import ROWS_MAX, Conditioning, EngineBase, Geometry, Kept, by_row
+from dive_fast.engines.base import ROWS_MAX, Conditioning, EngineBase, Geometry, by_row
 from dive_fast.io import canonical_json, sha256_bytes
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptTable
 from dive_fast.types import EngineSpec, InputError, Profile
-from dive_fast.unet.graphs import depths, other_traits, split_call
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
@@ -77,29 +75,11 @@ class TorchEngine(EngineBase):
         return self._run("text_encoder", lambda: self._text_encoder(ids, return_dict=True).last_hidden_state)
 
     def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
-        sample, steps, hidden = self._by_row(latents, timestep, bank, prompt_index)
-        return self._run("unet", lambda: self._unet_module(sample, steps, hidden, return_dict=False)[0])
-
-    def _by_row(
-        self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the UNet reads: sample [R, C, h, w], timestep [1], embeddings [R, L, D]."""
         sample, hidden = by_row(latents.to(self.dtype), bank, prompt_index)
         if self.device.type == "cuda":
             sample = sample.contiguous(memory_format=torch.channels_last)
-        return sample, torch.full((1,), timestep, dtype=torch.int64, device=self.device), hidden
-
-    @cached_property
-    def depths(self) -> range:
-        return range(0) if other_traits(self._unet_module) else depths(self._unet_module)
-
-    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
-        feeds, deep = self._by_row(latents, timestep, bank, prompt_index), kept.deep
-
-        def call() -> Tensor:
-            return keeping(split_call(self._unet_module, *feeds, deep, kept.depth), deep, kept)
-
-        return self._run("unet", call)
+        steps = torch.full((1,), timestep, dtype=torch.int64, device=self.device)
+        return self._run("unet", lambda: self._unet_module(sample, steps, hidden, return_dict=False)[0])
 
     def _decoder(self, latents: Tensor) -> Tensor:
         given = latents.to(self.dtype)
@@ -144,14 +124,6 @@ class TorchEngine(EngineBase):
             for handle in hooks:
                 handle.remove()
         return f"{found[0]}; use precision fp32 or bf16, or look at its weights" if found else None
-
-
-def keeping(answer: Any, deep: Tensor | None, kept: Kept) -> Tensor:
-    """The prediction out of what a split UNet answers to `deep`; deep features, where they are new, go to `kept`."""
-    if deep is None:
-        answer, kept.deep = answer
-    out: Tensor = answer
-    return out
 
 
 def _placed(module: Any, device: torch.device, dtype: torch.dtype) -> Any:

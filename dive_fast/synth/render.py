@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dive_fast.data.images import photo_pixels
 from dive_fast.data.names import some
-from dive_fast.engines import Kept
 from dive_fast.sampling import Course, Eps, Schedule, add_noise, dpmpp_2m, guided, initial_noise
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.planfile import SynthesisPlan
@@ -106,12 +105,8 @@ class Renderer:
                 latents = add_noise(engine.encode(start.photos), latents, self._course.schedule, plan.start)
         index = torch.tensor([self._index[job.key] for job in start.jobs])
 
-        kept = Kept(plan.reuse_depth) if plan.reuse > 1 else None
-
         def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
-            if kept is not None and timestep in self._course.whole:
-                kept.deep = None
-            return engine.eps(latents, timestep, self._conditioning, prompt_index, kept)
+            return engine.eps(latents, timestep, self._conditioning, prompt_index)
 
         eps = guided(eps_rows, index, self._index[None], plan.guidance, self._course.guided)
         with self._clock("denoise"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from dive_export.graphs import Graph
 from dive_export.qdq import save
 from dive_fast.engines.node_runner import CPU, cast_inputs, plain_session
-from dive_fast.sampling import Course, Schedule, dpmpp_2m, guided, initial_noise, repeated
+from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -51,14 +51,11 @@ def sampling_inputs(
     seeds: Sequence[int],
     steps: int = 10,
     guidance: float = 5.0,
-    reuse: int = 2,
 ) -> list[dict[str, np.ndarray]]:
-    """The inputs of every call of a UNet part while torch samples the images of `keys` from `seeds` (one each).
+    """The inputs of every UNet call while torch samples the images of `keys` from `seeds` (one each).
 
-    `graph` is the part that will read them, of any form; float32 arrays, in the order of its inputs. "unet" is called at
-    each step. "unet_short" is called at those at which a run that keeps deep features does not compute the whole UNet: all
-    but one of `reuse` steps (`Course`); its `deep` is what the last whole call left. Raises `InputError` for keys that
-    the model does not know, and where no call is short.
+    `graph` is the UNet part that will read them, of any form; float32 arrays, in the order of its inputs.
+    Raises `InputError` for keys that the model does not know.
     """
     from dive_fast.models.prompts import PromptBank
 
@@ -66,25 +63,13 @@ def sampling_inputs(
         raise InputError("calibration: the model has no prompts.json; fuse an adapter into the base first")
     if len(keys) != len(seeds):
         raise InputError(f"calibration: {len(keys)} prompts and {len(seeds)} seeds; give one seed a prompt")
-    short = "deep" in graph.inputs
-    if short and min(steps, reuse) < 2:
-        raise InputError(f"calibration: {steps} steps with reuse {reuse} have no short call; both must be 2 or more")
     schedule = Schedule.from_config(bundle.scheduler_config, steps)
-    whole = Course.of(schedule, guidance, None, reuse).whole if short else frozenset()
     recorded: list[dict[str, np.ndarray]] = []
-    deep = torch.empty(0)
 
     def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
-        nonlocal deep
         inputs = _reference_inputs(graph, latents, timestep, embeddings, prompt_index)
-        out: Tensor
-        if timestep in whole:
-            out, deep = graph.reference(*inputs.values(), None)  # as `split_call`: whole without deep features
-            return out
-        if short:
-            inputs["deep"] = deep
         recorded.append({name: tensor.numpy().copy() for name, tensor in graph.feeds(inputs).items()})
-        out = graph.reference(*inputs.values())
+        out: Tensor = graph.reference(*inputs.values())
         return out
 
     with torch.no_grad():
@@ -101,7 +86,7 @@ def sampling_inputs(
 def _reference_inputs(
     graph: Graph, latents: Tensor, timestep: int, embeddings: Tensor, prompt_index: Tensor
 ) -> dict[str, Tensor]:
-    """What `graph.reference` reads for a call of `Engine.eps`, in order, but for `deep`, which comes last."""
+    """What `graph.reference` reads for a call of `Engine.eps`, in order."""
     rows = len(prompt_index)
     bank = "kv_bank" in graph.inputs
     inputs = {

@@ -26,7 +26,6 @@ class GraphOptions:
     `precision`: type of weights and of floating inputs and outputs. `removed`: the exact savings to make, by default
     all of `SAVINGS` that the form allows. `any_size`: height and width stay free, in multiples of what the UNet's levels
     need. `kernels` makes the saving `kv_gather` beside `removed`: nodes for which TensorRT can take our kernel.
-    `reuse_depth` > 0 (form "bank") adds the UNet's last layers as a part of their own, for plans with reuse.
     Raises `InputError` for anything unknown, and for what form "bank" alone has with form "plain".
     """
 
@@ -35,7 +34,6 @@ class GraphOptions:
     removed: tuple[str, ...] | None = None
     any_size: bool = False
     kernels: bool = False
-    reuse_depth: int = 0
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -51,12 +49,6 @@ class GraphOptions:
         misfits = [name for name in self._asked if name in BANK_ONLY and self.form != "bank"]
         if misfits:
             raise InputError(f"export: {', '.join(misfits)} needs form 'bank', got form {self.form!r}; leave it out")
-
-        if self.reuse_depth < 0 or (self.reuse_depth and self.form != "bank"):
-            raise InputError(
-                f"export: reuse_depth {self.reuse_depth} must be 0 or more, above 0 with form 'bank' alone, "
-                f"got form {self.form!r}"
-            )
 
     @property
     def _asked(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dive_fast.engines import Conditioning, Kept, Request
+from dive_fast.engines import Conditioning, Request
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptKey, PromptTable
 from dive_fast.sampling import repeated
 from dive_fast.synth import SynthesisPlan, load_plan, make_plan, synthesize
@@ -66,22 +66,10 @@ class FakeEngine:
     def condition(self, embeddings: Tensor) -> Conditioning:
         return Conditioning(embeddings)
 
-    def eps(
-        self,
-        latents: Tensor,
-        timestep: int,
-        conditioning: Conditioning,
-        prompt_index: Tensor,
-        kept: Kept | None = None,
-    ) -> Tensor:
+    def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
         self.eps_rows.append(len(prompt_index))
         time.sleep(self.delay)
         deep = conditioning.bank[prompt_index].reshape(-1, 1, 1, 1) * (0.2 + timestep / 2000)
-        if kept is not None and kept.deep is not None:
-            deep = kept.deep
-        elif kept is not None:
-            kept.deep = deep
-            self.whole.append(timestep)
         return repeated(latents, len(prompt_index)) * 0.5 + deep
 
     def decode(self, latents: Tensor) -> Tensor:
