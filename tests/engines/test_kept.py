@@ -14,8 +14,8 @@ from dive_fast.engines.compiled_engine import CompiledEngine
 from dive_fast.models import load_bundle
 from dive_fast.types import InputError
 from dive_fast.unet.graphs import split_call
-from tests.engines.test_tensorrt_engine import built, opened
 from tests.support.tensorrt_double import double
+from tests.support.tensorrt_engines import built, opened
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, WIDTH
 
 __all__ = ["double"]  # a fixture

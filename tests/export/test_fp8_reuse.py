@@ -28,9 +28,9 @@ from dive_fast.engines import tensorrt_api as trt
 from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.sampling import Course, Schedule, dpmpp_2m, guided, initial_noise
 from dive_fast.types import DiveError
-from tests.engines.test_tensorrt_engine import built, opened
 from tests.support.cli import Run
 from tests.support.tensorrt_double import Double, double
+from tests.support.tensorrt_engines import built, opened
 
 __all__ = ["double"]  # fixtures
 BUDGET = 0.04

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dive_fast.unet.graphs import BankUnetGraph, PromptBankGraph, depths, split_call
 from dive_fast.unet.optimizations import SAVINGS, WithoutUnitScale
-from tests.unet.test_graphs import BUILDS, unet
+from tests.support.unets import BUILDS, unet
 
 STEPS = torch.tensor([700]), torch.tensor([650])
 PROMPTS, IMAGES = torch.tensor([2, 0, 1, 2, 0]), torch.tensor([0, 1, 1, 0, 1])
