@@ -263,6 +263,18 @@ def test_a_circle_is_found() -> None:
     assert not circle({"a": {"a", "b", "c"}, "b": {"c"}, "c": set()})
 
 
+def test_test_files_share_helpers_by_way_of_support_only() -> None:
+    """A test file or conftest that another file imports runs twice, and hides what it offers."""
+    found = [
+        f"{statement.where}: {statement.target} belongs in tests/support"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for statement in imports(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
+        if statement.target.startswith("tests.")
+        and any(part == "conftest" or part.startswith("test_") for part in statement.target.split(".")[:-1])
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
 HEAVY = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "onnx", "matplotlib", "numpy", "PIL", "triton")
 
 

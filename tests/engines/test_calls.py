@@ -17,7 +17,7 @@ from dive_fast.engines.base import Conditioning, EngineBase, Geometry
 from dive_fast.engines.torch_engine import TorchEngine
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError
-from tests.engines.test_images import BACKENDS, opened
+from tests.support.engines import BACKENDS, opened
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
 
 

@@ -20,7 +20,7 @@ from dive_fast.models import load_bundle
 from dive_fast.types import DiveError, InputError
 from dive_fast.unet.optimizations import SAVINGS
 from dive_kernels.image_epilogue import image_epilogue
-from tests.engines.test_images import floats, latents_of
+from tests.support.engines import floats, latents_of
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
 
 CPU = torch.device("cpu")
