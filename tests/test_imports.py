@@ -264,7 +264,14 @@ def test_a_circle_is_found() -> None:
 HEAVY = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "onnx", "matplotlib", "numpy", "PIL", "triton")
 
 
-@pytest.mark.parametrize("statement", ["import dive_fast", "from dive_fast.cli import main; main(['--help'])"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import dive_fast",
+        "from dive_fast.cli import main; main(['--help'])",
+        "from dive_fast.data.sets import parse_set; parse_set('sysu:PATH')",
+    ],
+)
 def test_a_fresh_process_loads_nothing_heavy(statement: str) -> None:
     code = f"""
 import sys

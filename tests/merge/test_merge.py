@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dive_fast.data import read_folder, read_llcm, read_market, read_regdb, read_sysu
+from dive_fast.data.folder import read_folder
+from dive_fast.data.llcm import read_llcm
+from dive_fast.data.market import read_market
+from dive_fast.data.regdb import read_regdb
+from dive_fast.data.sysu import read_sysu
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, InputError
 from tests.support.merging import (
