@@ -75,6 +75,6 @@ def _sklearn(module: str) -> Any:
         return importlib.import_module(f"sklearn.{module}")
     except ImportError as error:
         raise DiveError(
-            "score modality needs scikit-learn, which is not installed. Run pip install 'dive-fast[reid]', or leave modality "
-            "out of --scores"
+            "score modality needs scikit-learn, which is not installed. Run pip install 'dive-fast[reid]', or leave "
+            "modality out of --scores"
         ) from error

@@ -76,7 +76,7 @@ def test_the_same_command_again_adds_what_is_missing(
     assert text.splitlines()[-1] == f"prepared set {out}: 14 images of 5 people in 1 shards, with latents"
     code, text, error = run("--out", out, *sets, "--no-latents", "--tall")
     assert code == 2
-    assert "other sets, filters or images" in error
+    assert "another prepared set" in error
 
 
 def test_dry_run_writes_nothing(run: Run, sets: list[str], tmp_path: Path) -> None:
