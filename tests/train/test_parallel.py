@@ -44,7 +44,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from dive_fast.data import read_folder
+from dive_fast.data.folder import read_folder
 from dive_fast.models import load_bundle
 from dive_fast.train import loop
 from dive_fast.distributed import process_group, rank_and_size
