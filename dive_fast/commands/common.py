@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dive_fast.data.sets import SetSpec, parse_set, set_help
+from dive_fast.data.sets import SET_HELP, SetSpec, parse_set
 from dive_fast.settings import Reads
 from dive_fast.types import InputError
 
@@ -20,7 +20,6 @@ Adapter = Annotated[str, "Adapter folder; pocket is the shipped one."]
 Tokenizer = Annotated[Path | None, "Folder with the vocabulary of a base model in one file, if it is not beside it."]
 Dataset = Annotated[Path, "Dataset folder, from dive-fast synth."]
 PhotoSet = Annotated[SetSpec, Reads(parse_set, "LAYOUT:PATH")]
-SETS = set_help()  # the help of an option of the type PhotoSet, after what the photos are
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dive_export.options import BuildConfig, GraphOptions
+from dive_export.options import BuildConfig, Fp8Config, GraphOptions
 from dive_fast.commands.common import ImageSize, Json, finish, log
 from dive_fast.io import write_json
 from dive_fast.settings import NonNegativeFloat, PositiveInt
