@@ -136,7 +136,7 @@ def plan(
 def _model(folder: Path) -> _Model:
     """From an engine folder by its small files alone; a fused model has to be opened, as its weights are its name."""
     if (folder / "engine.json").is_file():
-        from dive_fast.engines.onnx_engine import read_spec
+        from dive_fast.engines.engine_folder import read_spec
         from dive_fast.models import PromptTable
 
         spec = read_spec(folder)

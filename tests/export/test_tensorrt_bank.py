@@ -12,7 +12,7 @@ import torch
 from dive_export.tensorrt import BuildConfig, build_engine
 from dive_fast.engines import load_engine
 from dive_fast.engines.base import EngineBase
-from dive_fast.engines.onnx_engine import read_engine, read_spec
+from dive_fast.engines.engine_folder import read_engine, read_spec
 from dive_fast.engines.tensorrt_engine import TensorRTEngine
 from dive_fast.types import InputError
 from tests.support.tensorrt_double import STREAM, Double, LaneDouble, double
