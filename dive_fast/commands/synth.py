@@ -241,7 +241,7 @@ def synth(
         "threads": threads,
         "precision": precision,
         "size": (wanted.height, wanted.width),
-        "guard": guard,
+        "check_finite": guard,
         "cache": cache,
         "graphs": graphs,
     }

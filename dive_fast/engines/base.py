@@ -59,7 +59,7 @@ class Engine(Protocol):
         """Embeddings float32 [P, L, D] -> what the UNet reads of them at every step."""
 
     def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
-        """Returns the model's prediction, float32 [R, C, h, w], for latents [B, C, h, w] and `prompt_index` int64 [R], R = k x B.
+        """Returns the model's prediction float32 [R, C, h, w] of latents [B, C, h, w]; prompt_index is int64 [R], R = k x B.
 
         Row r belongs to latent r % B (`sampling.repeated`) and prompt `prompt_index[r]`: guidance asks for each latent
         twice, and an engine may compute once what does not depend on the prompt.

@@ -56,7 +56,10 @@ class CompiledEngine(TorchEngine):
         graphs: bool = False,
         **others: Any,
     ) -> None:
-        """`others` are `TorchEngine`'s. Raises `InputError` for row counts that are none, for graphs on a CPU, and for another build of UNet."""
+        """`others` are `TorchEngine`'s.
+
+        Raises `InputError` for row counts below 1, for graphs on a CPU, and for a UNet of another build.
+        """
         counts = tuple(sorted(set(row_counts)))
         if not counts or counts[0] < 1:
             raise InputError(f"torch-compiled: row_counts must be whole numbers > 0, got {list(row_counts)}")

@@ -21,8 +21,8 @@ def load_engine(
     cache: Path | str | None = None,
     graphs: bool = False,
 ) -> Engine:
-    """Opens the engine in `path`: an engine folder (`engine.json`) by what it was made for, onnxruntime or TensorRT; a folder
-    that optimum exported (`unet/model.onnx`) by onnxruntime; a fused or base model folder by torch.
+    """Opens the engine in `path`: an engine folder (`engine.json`) by the backend it was made for, a folder that optimum
+    exported (`unet/model.onnx`) by onnxruntime, a fused or base model folder by torch.
 
     `backend` is auto or a name in `registry.BACKENDS`. torch-compiled is torch with inductor, whose first call of each row
     count takes a minute or more (`CompiledEngine`). onnxruntime-tensorrt is onnxruntime with its TensorRT provider, which

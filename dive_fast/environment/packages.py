@@ -54,6 +54,8 @@ PACKAGES = {
 
 # Where a loaded NVIDIA driver shows itself: Linux, and Linux within Windows.
 DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
+
+
 def backends_here() -> list[str]:
     """Backends whose packages are installed, with an NVIDIA driver where they need one.
 

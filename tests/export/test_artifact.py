@@ -17,7 +17,8 @@ from dive_export.resources import INTERVAL, STATM, Resources
 from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError, to_dict
-from tests.conftest import ENGINE_ROWS, HALF_BANK
+from tests.support.engines import HALF_BANK
+from tests.support.tiny import ENGINE_ROWS
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from dive_export.fp8 import Fp8Config, LayerTime, quantize, read_times, timing_g
 from dive_export.graphs import graphs
 from dive_fast.models import load_bundle
 from dive_fast.types import InputError, to_dict
-from tests.conftest import ENGINE_ROWS
+from tests.support.tiny import ENGINE_ROWS
 
 KINDS = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}
 EVERYTHING = Fp8Config(budget=10, keep=())

@@ -15,9 +15,8 @@ from dive_export.tensorrt import BuildConfig, build_engine, dry_run, refit_engin
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, EngineSpec, InputError
-from tests.conftest import ENGINE_ROWS
 from tests.support.tensorrt_double import Double, double, install, retrained
-from tests.support.tiny import HEIGHT, WIDTH
+from tests.support.tiny import ENGINE_ROWS, HEIGHT, WIDTH
 
 __all__ = ["double"]  # a fixture
 
