@@ -15,8 +15,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dive_fast.unet.graphs import deep_channels, split_call
-
 aten = torch.ops.aten
 ATTENTION = aten._scaled_dot_product_flash_attention
 ARITHMETIC = {aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, ATTENTION}
@@ -113,13 +111,6 @@ class ModelWork:
         sample, hidden = self._meta(rows, *self._shape), self._meta(rows, self._tokens, self._width)
         step = torch.zeros(1, dtype=torch.int64, device="meta")
         return self._once("unet", rows, lambda: self._unet(sample, step, hidden, return_dict=False))
-
-    def unet_short(self, rows: int, depth: int) -> Work:
-        """A UNet call of `rows` rows on kept deep features: its last `depth` layers and what these read."""
-        sample, hidden = self._meta(rows, *self._shape), self._meta(rows, self._tokens, self._width)
-        step = torch.zeros(1, dtype=torch.int64, device="meta")
-        deep = self._meta(rows, deep_channels(self._unet, depth), *self._shape[1:])
-        return self._once(f"short {depth}", rows, lambda: split_call(self._unet, sample, step, hidden, deep, depth))
 
     def decode(self, images: int) -> Work:
         """A decoder call of `images` images."""

@@ -24,7 +24,7 @@ def check_run(plan: SynthesisPlan, engine: Engine, out: Path | str, rows: int) -
     check_names(plan)
     if plan.plan_id != plan_hash(plan):
         raise InputError("plan: its plan_id does not match its content; change a plan by making it anew")
-    reasons = engine.unsupported(Request(rows=rows, height=plan.height, width=plan.width, depth=plan.reuse_depth))
+    reasons = engine.unsupported(Request(rows=rows, height=plan.height, width=plan.width))
     if rows < 1 or (rows < 2 and plan.guidance != 1.0):
         reasons.append(f"guidance {plan.guidance} runs two rows an image, so rows must be at least 2, got {rows}")
     if engine.spec.model_fingerprint != plan.model_fingerprint:
