@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,10 +16,9 @@ from torch import Tensor
 from dive_fast.engines import Conditioning, Request
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptKey, PromptTable
 from dive_fast.sampling import repeated
-from dive_fast.synth import SynthesisPlan, load_plan, make_plan, save_plan, synthesize
+from dive_fast.synth import SynthesisPlan, load_plan, make_plan, synthesize
 from dive_fast.types import Camera, EngineSpec, Identity, Profile, Sample
 
-ROOT = Path(__file__).parents[2]
 HEIGHT, WIDTH = 32, 16
 CAMERAS = (
     Camera("cam1", "rgb", "aaaa"),
@@ -41,9 +39,7 @@ class FakeBank(PromptBank):
 
 
 class FakeEngine:
-    """`eps` is linear in the latents plus a number of prompt and step, which deep features hold; `decode` shows three of
-    four channels as pixels.
-    """
+    """`eps` is linear in the latents plus a number of prompt and step; `decode` shows three of four channels as pixels."""
 
     def __init__(self, fingerprint: str = "model-1", delay: float = 0.0) -> None:
         self.spec = EngineSpec("fake", "fp32", Profile(1, 8, 64, HEIGHT, WIDTH), fingerprint, {}, {})
@@ -58,7 +54,6 @@ class FakeEngine:
         self.delay = delay
         self.text_rows: list[int] = []
         self.eps_rows: list[int] = []
-        self.whole: list[int] = []  # timesteps at which deep features were made
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         self.text_rows.append(len(token_ids))
@@ -71,8 +66,8 @@ class FakeEngine:
     def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
         self.eps_rows.append(len(prompt_index))
         time.sleep(self.delay)
-        deep = conditioning.states[prompt_index].reshape(-1, 1, 1, 1) * (0.2 + timestep / 2000)
-        return repeated(latents, len(prompt_index)) * 0.5 + deep
+        prompts = conditioning.states[prompt_index].reshape(-1, 1, 1, 1)
+        return repeated(latents, len(prompt_index)) * 0.5 + prompts * (0.2 + timestep / 2000)
 
     def decode(self, latents: Tensor) -> Tensor:
         pixels = (latents[:, :3] * 15 + 128).clamp(0, 255).round().to(torch.uint8)
@@ -124,13 +119,6 @@ def write_photos(root: Path, counts: dict[str, int], camera: str = "cam7") -> li
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder with its bytes."""
     return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
-def start_run(plan, out: Path, delay: float) -> subprocess.Popen:
-    plan_file = out.parent / "plan.json"
-    save_plan(plan, plan_file)
-    command = [sys.executable, "-m", "tests.support.fake_engine", str(plan_file), str(out), str(delay)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 if __name__ == "__main__":  # a run that another process can stop: plan.json, out, delay per step
