@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from dive_fast.settings import AtLeast, Part, Reads, Within, type_hints, unwrap, violation
+from dive_fast.settings import AtLeast, OneOf, Part, Reads, Within, type_hints, unwrap, violation
 from dive_fast.types import InputError
 
 C = TypeVar("C")
@@ -218,6 +218,8 @@ def _form(hint: Any) -> str:
         return f"{_form(parts[0])},..." if parts[-1] is ... else ",".join(map(_form, parts))
     if get_origin(kind) is Literal:
         return "|".join(map(str, parts))
+    if (choices := _note(metadata, OneOf)) is not None:
+        return "|".join(choices.values)
     return {int: "N", float: "X", str: "TEXT", Path: "PATH"}.get(kind, kind.__name__.upper())
 
 

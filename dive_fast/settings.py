@@ -38,6 +38,19 @@ class Within:
         return bool(self.low <= value <= self.high)
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """The values of a setting where they are known at runtime only; `Literal` holds those that the source lists."""
+
+    values: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.values)}"
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.values
+
+
 PositiveInt = Annotated[int, AtLeast(1)]
 NonNegativeInt = Annotated[int, AtLeast(0)]
 NonNegativeFloat = Annotated[float, AtLeast(0)]
@@ -80,7 +93,7 @@ def violation(hint: Any, value: Any) -> str | None:
     kind, metadata = unwrap(hint)
     if get_origin(kind) is Literal and value not in get_args(kind):
         return f"must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}"
-    bounds = (note for note in metadata if isinstance(note, (AtLeast, Within)))
+    bounds = (note for note in metadata if isinstance(note, (AtLeast, Within, OneOf)))
     return next((f"must be {bound}, got {value!r}" for bound in bounds if value not in bound), None)
 
 
@@ -91,10 +104,11 @@ def type_hints(of: Callable[..., Any]) -> dict[str, Any]:
 
 
 class Settings:
-    """Base of config records: raises `InputError` for a field whose value violates its type's choices or bounds."""
+    """Base of config records: raises one `InputError` for all values that violate their types' choices or bounds."""
 
     def __post_init__(self) -> None:
         record: Any = type(self)
-        for field in fields(record):
-            if reason := violation(type_hints(record)[field.name], getattr(self, field.name)):
-                raise InputError(f"{field.name} {reason}")
+        values = {field.name: getattr(self, field.name) for field in fields(record)}
+        reasons = {name: violation(type_hints(record)[name], value) for name, value in values.items()}
+        if any(reasons.values()):
+            raise InputError("; ".join(f"{name} {reason}" for name, reason in reasons.items() if reason))

@@ -285,7 +285,14 @@ def test_test_files_share_helpers_by_way_of_support_only() -> None:
 HEAVY = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "onnx", "matplotlib", "numpy", "PIL", "triton")
 
 
-@pytest.mark.parametrize("statement", ["import dive_fast", "from dive_fast.cli import main; main(['--help'])"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import dive_fast",
+        "from dive_fast.cli import main; main(['--help'])",
+        "from dive_fast.data.sets import parse_set; parse_set('sysu:PATH')",
+    ],
+)
 def test_a_fresh_process_loads_nothing_heavy(statement: str) -> None:
     code = f"""
 import sys

@@ -15,7 +15,8 @@ from dive_fast.models.bundle import save_bundle
 from dive_fast.synth.local import Summary, synthesize
 from dive_fast.synth.manifest import samples as manifest_samples
 from dive_fast.synth.plan import make_plan
-from dive_fast.train.personalize import PersonalizeConfig, personalize
+from dive_fast.train.config import PersonalizeConfig
+from dive_fast.train.personalize import personalize
 from dive_fast.types import PairMode, Sample
 
 

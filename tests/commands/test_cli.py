@@ -104,10 +104,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
     from dive_fast.experiments.study import StudyConfig
     from dive_fast.reid.evaluation.protocols import Protocol
     from dive_fast.reid.training.train import ReidConfig
-    from dive_fast.train.personalize import PersonalizeConfig
-    from dive_fast.train.precision import Compute
-    from dive_fast.train.prior import Prior
-    from dive_fast.train.samples import Samples
+    from dive_fast.train.config import Compute, PersonalizeConfig, Prior, Samples
     from dive_fast.world.base.train import BaseTrainConfig
     from dive_fast.world.trees import WorldSpec
 

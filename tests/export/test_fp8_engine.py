@@ -63,7 +63,7 @@ def test_an_engine_is_quantised_within_its_budget_and_runs(
 ) -> None:
     out = tmp_path / "fp8"
     arguments = ["quantize", "--engine", tiny_engine, "--model", tiny_fused, "--out", out, "--budget", BUDGET]
-    code, text, error = run(*arguments, "--people", "4", "--steps", "3", "--json")
+    code, text, error = run(*arguments, "--images", "4", "--steps", "3", "--json")
     assert code == 0, error
     report = json.loads((out / "fp8.json").read_text())
     assert 0 < report["error"] <= float(BUDGET) and report == {
@@ -125,7 +125,7 @@ def test_a_timing_table_decides_which_layers_are_tried(
     table = {row["name"]: {"plain_ms": 0.2, "fp8_ms": 0.1 if row["name"] == faster else 0.3} for row in layers}
     times, out = tmp_path / "times.json", tmp_path / "fp8"
     arguments = ["quantize", "--engine", bank, "--model", tiny_fused, "--out", out, "--times", times]
-    arguments += ["--people", "2", "--budget", "10", "--steps", "2"]
+    arguments += ["--images", "2", "--budget", "10", "--steps", "2"]
     times.write_text(json.dumps({"layers": {**table, "nowhere": table[faster]}}))
     code, _, error = run(*arguments)
     assert code == 2 and "'nowhere'" in error and not out.exists()
@@ -141,14 +141,14 @@ def test_only_the_engines_own_model_may_make_the_inputs(
     tiny_engine: Path, tiny_base: Path, tmp_path: Path, run: Run
 ) -> None:
     code, _, error = run(
-        "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--people", "2"
+        "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--images", "2"
     )
     assert code == 2 and "give the fused model that it was exported from" in error
     assert not list(tmp_path.iterdir())
     code, _, error = run(
-        "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--people", "3"
+        "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--images", "3"
     )
-    assert code == 2 and "--people must be even" in error
+    assert code == 2 and "--images must be even" in error
 
 
 def test_a_report_block_by_block_is_shown_and_kept_beside_the_engine(

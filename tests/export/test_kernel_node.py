@@ -16,7 +16,6 @@ from dive_export import GraphOptions
 from dive_export.graphs import Graph, graphs
 from dive_export.kernel_node import DOMAIN, NAME, NodeBankUnetGraph, attributes, body, kernel_nodes
 from dive_export.onnx import export_graph, measure_parity
-from dive_export.options import SAVINGS
 from dive_export.precision import upcast_bfloat16
 from dive_export.probe import graph_parity
 from dive_export.qdq import find_layers, insert
@@ -26,6 +25,7 @@ from dive_fast.engines.node_runner import read_graph, run_nodes
 from dive_fast.models import load_bundle
 from dive_fast.types import InputError
 from dive_fast.unet.graphs import IndexedUnetGraph, PromptBankGraph, cross_attentions
+from dive_fast.unet.optimizations import SAVINGS
 from tests.support.kernel_cases import assert_as_good_as_torch
 from tests.support.kernel_nodes import attended, one_node
 from tests.support.tiny import ENGINE_ROWS
@@ -170,9 +170,9 @@ def test_another_body_is_another_graph(exported: Path, tmp_path: Path) -> None:
 def test_it_is_made_on_request_and_for_banks_only() -> None:
     assert "kv_gather" not in GraphOptions("bank").savings
     assert GraphOptions("bank", kernels=True).savings == (*SAVINGS, "kv_gather")
-    assert GraphOptions("bank", removed=("kv_gather", "time_table")).savings == ("time_table", "kv_gather")
-    assert GraphOptions("bank", removed=(), kernels=True).savings == ("kv_gather",)
-    with pytest.raises(InputError, match="kv_gather needs form 'bank', got form 'plain'"):
+    assert GraphOptions("bank", optimizations=("kv_gather", "time_table")).savings == ("time_table", "kv_gather")
+    assert GraphOptions("bank", optimizations=(), kernels=True).savings == ("kv_gather",)
+    with pytest.raises(InputError, match="kv_gather requires form bank"):
         GraphOptions(kernels=True)
 
 

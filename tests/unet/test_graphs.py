@@ -66,10 +66,10 @@ def test_columns_of_the_bank_are_in_the_order_of_the_layers_names(half_bank: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "both"}, "form 'both' is unknown; choose one of plain, bank"),
-        ({"precision": "int8"}, "precision 'int8' is unknown; choose one of fp32, fp16, bf16"),
-        ({"removed": ("time_table", "all")}, r"removed names \['all'\], which is no saving; choose from time_table"),
-        ({"removed": ("shared_prefix",)}, "shared_prefix needs form 'bank', got form 'plain'"),
+        ({"form": "both"}, "form .*'both'"),
+        ({"precision": "int8"}, "precision .*'int8'"),
+        ({"optimizations": ("time_table", "all")}, "unknown all; choose from time_table"),
+        ({"optimizations": ("shared_prefix",)}, "shared_prefix requires form bank"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
@@ -80,8 +80,8 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: s
 def test_savings_are_all_that_fit_by_default_and_each_can_be_left_out() -> None:
     assert GraphOptions().savings == ("time_table", "unit_scale", "fused_qkv")
     assert GraphOptions("bank").savings == SAVINGS
-    assert GraphOptions("bank", removed=()).savings == ()
-    assert GraphOptions("bank", removed=("fused_qkv", "time_table")).savings == ("time_table", "fused_qkv")
+    assert GraphOptions("bank", optimizations=()).savings == ()
+    assert GraphOptions("bank", optimizations=("fused_qkv", "time_table")).savings == ("time_table", "fused_qkv")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,9 @@ def shapes(graph: onnx.GraphProto) -> dict[str, list[str | int]]:
 @pytest.fixture(scope="module")
 def unreduced(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plain UNet without any saving, in bfloat16: with `half_bank` and `tiny_engine` all forms and precisions."""
-    graph = next(g for g in graphs(load_bundle(tiny_fused), None, 4, GraphOptions(removed=()))[0] if g.part == "unet")
+    graph = next(
+        g for g in graphs(load_bundle(tiny_fused), None, 4, GraphOptions(optimizations=()))[0] if g.part == "unet"
+    )
     path = tmp_path_factory.mktemp("unreduced") / "model.onnx"
     export_graph(graph, path, "bf16")
     parity = measure_parity(graph, path, "bf16")
