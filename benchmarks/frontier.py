@@ -1,6 +1,6 @@
 """What speed costs in usefulness, on the pocket world: `python -m benchmarks.frontier --out FOLDER` (hours; it resumes).
 
-Every setting of steps, guidance interval and reuse makes infrared for the same people from the same noise; a ReID net is
+Every setting of steps and guidance interval makes infrared for the same people from the same noise; a ReID net is
 trained on each, with several seeds, beside the arms without synthetic infrared and with the true one. Against the gap closed
 stands the rate, of the whole loop on batches of 16 images, all settings in turns. As seeds differ by more than settings do,
 two measures of the images themselves stand beside it, which have next to no noise: how near they are to those of 50 steps,
@@ -62,19 +62,11 @@ SETTINGS: dict[str, PairConfig] = {
     "25-steps-narrow": replace(BASE, steps=25, guidance_interval=NARROW),
     "15-steps-wide": replace(BASE, steps=15, guidance_interval=WIDE),
     "10-steps-wide": replace(BASE, steps=10, guidance_interval=WIDE),
-    "25-steps-reuse2": replace(BASE, steps=25, reuse=2, reuse_depth=1),
-    "25-steps-wide-reuse2": replace(BASE, steps=25, guidance_interval=WIDE, reuse=2, reuse_depth=1),
-    "15-steps-wide-reuse2": replace(BASE, steps=15, guidance_interval=WIDE, reuse=2, reuse_depth=1),
-    "15-steps-reuse2": replace(BASE, steps=15, reuse=2, reuse_depth=1),
-    "10-steps-reuse2": replace(BASE, steps=10, reuse=2, reuse_depth=1),
     "7-steps-fp8": replace(BASE, steps=7),
 }
 FP8 = "-fp8"  # by the exported engine with FP8 layers, which a CPU only simulates: its rate says nothing
 # Of the others the images alone are compared: where they lie between two of these, training says nothing new.
-TRAINED = (
-    FIRST, "25-steps", "15-steps", "10-steps", "7-steps", "5-steps", "3-steps", "25-steps-wide", "25-steps-reuse2",
-    "15-steps-wide-reuse2", "15-steps-reuse2", "10-steps-reuse2", "7-steps-fp8",
-)  # fmt: skip
+TRAINED = (FIRST, "25-steps", "15-steps", "10-steps", "7-steps", "5-steps", "3-steps", "25-steps-wide", "7-steps-fp8")
 
 
 def fused_model(out: Path, photos: list[Sample]) -> Path:
@@ -87,7 +79,6 @@ def fused_model(out: Path, photos: list[Sample]) -> Path:
 
 
 def compiled(fused: Path) -> Engine:
-    """By compiled torch: it can reuse at any depth."""
     return load_engine(fused, "torch-compiled", device="cpu")
 
 
@@ -187,12 +178,8 @@ def effects(out: Path) -> dict[str, dict[str, Any]]:
             for seed in range(len(arms[FIRST]))
         ]
     }
-    for saving in ("-reuse2", "-wide", FP8):
-        pairs = [
-            (name.replace(saving, ""), name)
-            for name in TRAINED
-            if saving in name and name.replace(saving, "") in TRAINED
-        ]
+    for saving in ("-wide", FP8):
+        pairs = [(name.removesuffix(saving), name) for name in TRAINED if name.endswith(saving)]
         lost = [[(a - b) / gap for a, b in zip(arms[one], arms[other], strict=True)] for one, other in pairs]
         found[saving.removeprefix("-")] = [statistics.fmean(by_seed) for by_seed in zip(*lost, strict=True)]
     return {
@@ -217,7 +204,7 @@ def worth(by_seed: list[float], first: list[float], baseline: float, gap: float)
 
 def words(setting: PairConfig) -> str:
     """What is computed, for a reader."""
-    return Preset("", setting.steps, setting.guidance_interval, setting.reuse, setting.reuse_depth).words()
+    return Preset("", setting.steps, setting.guidance_interval).words()
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -298,7 +285,7 @@ def loop(engine: Engine, setting: PairConfig) -> Callable[[], object]:
     plan = make_plan(
         mode="synthetic", pids=[identity.pid for identity in table.identities][:IMAGES], cameras=table.cameras, ir=["cam3"],
         rgb=["cam1"], pairs_per_identity=1, seed=0, steps=setting.steps, guidance=setting.guidance,
-        guidance_interval=setting.guidance_interval, reuse=setting.reuse, reuse_depth=setting.reuse_depth,
+        guidance_interval=setting.guidance_interval,
         height=profile.height, width=profile.width, model_fingerprint=engine.spec.model_fingerprint,
     )  # fmt: skip
     start = start_of(plan, engine, IMAGES, ("ir",))

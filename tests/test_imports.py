@@ -16,7 +16,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"dive_fast": ROOT, "dive_kernels": ROOT / "kernels", "dive_export": ROOT / "export"}
 BASICS = ("dive_fast.types", "dive_fast.settings", "dive_fast.io")
 GROUND = (*BASICS, "dive_fast.distributed", "dive_fast.tensorboard")
-FRONT = ("dive_fast.__version__", "dive_fast.cli", "dive_fast.commands", "dive_fast.environment", "dive_fast.options")
+FRONT = (
+    "dive_fast.__version__",
+    "dive_fast.cli",
+    "dive_fast.commands",
+    "dive_fast.engines.registry",
+    "dive_fast.environment",
+    "dive_fast.options",
+)
 
 
 @dataclass(frozen=True)
@@ -40,22 +47,22 @@ RULES: dict[str, Rule] = {
     "dive_fast.io": Rule(("dive_fast.types",), ()),
     "dive_fast.distributed": Rule(("dive_fast.types",), ("torch",)),
     "dive_fast.tensorboard": Rule(("dive_fast.types",), ("torch",)),
-    "dive_fast.environment": Rule((), ()),
+    "dive_fast.environment": Rule(("dive_fast.engines.registry",), ()),
     # rooms
     "dive_fast.data": Rule(BASICS, ("PIL", "numpy")),
     "dive_fast.sampling": Rule(("dive_fast.types", "dive_fast.settings"), ("torch",)),
     "dive_fast.unet": Rule(("dive_fast.types", "dive_kernels")),
     "dive_fast.models": Rule((*BASICS, "dive_fast.unet")),
     "dive_fast.train": Rule((*GROUND, "dive_fast.data", "dive_fast.models", "dive_fast.sampling")),
-    "dive_fast.engines": Rule((*BASICS, "dive_fast.models.prompts")),
-    # The backends that run torch, and `load`, which opens a fused model for them.
+    "dive_fast.engines": Rule((*BASICS, "dive_fast.models.prompts", "dive_fast.sampling")),
+    "dive_fast.engines.registry": Rule(("dive_fast.types",), ()),
+    # The backends that run torch.
     "dive_fast.engines.torch_engine": Rule(
-        (*BASICS, "dive_fast.engines", "dive_fast.models", "dive_fast.unet", "dive_kernels")
+        (*BASICS, "dive_fast.engines", "dive_fast.models", "dive_fast.sampling", "dive_fast.unet", "dive_kernels")
     ),
     "dive_fast.engines.compiled_engine": Rule(
-        (*BASICS, "dive_fast.engines", "dive_fast.models", "dive_fast.unet", "dive_kernels")
+        (*BASICS, "dive_fast.engines", "dive_fast.models", "dive_fast.sampling", "dive_fast.unet", "dive_kernels")
     ),
-    "dive_fast.engines.load": Rule((*BASICS, "dive_fast.engines", "dive_fast.models")),
     "dive_fast.synth": Rule(
         (*BASICS, "dive_fast.data", "dive_fast.engines", "dive_fast.models.prompts", "dive_fast.sampling")
     ),
@@ -105,7 +112,7 @@ RULES: dict[str, Rule] = {
             "dive_fast.unet",
             "dive_fast.sampling",
             "dive_kernels",
-            "dive_fast.engines.onnx_engine",
+            "dive_fast.engines.engine_folder",
             "dive_fast.engines.node_runner",
             "dive_fast.engines.tensorrt_api",
         )

@@ -36,19 +36,17 @@ class Sampling:
     steps: int = 20
     guidance: float = 2.0
     image_format: ImageFormat = "png"
-    guidance_interval: tuple[float, float] | None = None  # this and the next two as in sampling.Preset
-    reuse: int = 1
-    reuse_depth: int = 0
+    guidance_interval: tuple[float, float] | None = None  # as in sampling.Preset
 
     @classmethod
     def of(cls, preset: Preset, guidance: float, image_format: ImageFormat = "png") -> Sampling:
         """As a plan has it that was made with `preset`."""
-        return cls(preset.steps, guidance, image_format, preset.interval, preset.reuse, preset.reuse_depth)
+        return cls(preset.steps, guidance, image_format, preset.interval)
 
     @property
     def plain(self) -> bool:
-        """Whether every step is a whole one with guidance, as everybody else's are."""
-        return self.guidance_interval is None and self.reuse == 1
+        """Whether every step has guidance, as everybody else's have."""
+        return self.guidance_interval is None
 
     def images(self, rows: int) -> int:
         """Images in a call of `rows` UNet rows."""
@@ -77,7 +75,7 @@ def bench_plan(engine: Engine, images: int, sampling: Sampling, people: int = PE
         pairs_per_identity=-(-images // len(pids)), seed=seed, height=profile.height, width=profile.width,
         model_fingerprint=engine.spec.model_fingerprint, shard_size=64,
         steps=sampling.steps, guidance=sampling.guidance, image_format=sampling.image_format,
-        guidance_interval=sampling.guidance_interval, reuse=sampling.reuse, reuse_depth=sampling.reuse_depth,
+        guidance_interval=sampling.guidance_interval,
     )  # fmt: skip
 
 

@@ -60,32 +60,20 @@ def engine_of(task: dict[str, Any]) -> Any:
 
         folder = Path(task["work"]) / "engine"
         if not (folder / "engine.json").exists():
-            options: dict[str, Any] = {}
-            export_engine(task["model"], folder, rows_max=max(task["rows"]), check=False, **options)
+            export_engine(task["model"], folder, rows_max=max(task["rows"]), check=False)
     return load_engine(folder, backend=task["backend"], device=task["device"], threads=task["threads"])
 
 
-def plain(engine: Any, task: dict[str, Any]) -> Callable[[Any, Any], Any]:
-    """What the solver asks at each step, for a bank and the index of prompts in it; every version can this."""
+def sampler_of(engine: Any, schedule: Any, task: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    """What the solver asks at each step, for a bank and the index of prompts in it.
+
+    Every version knows `guided` with four arguments; a guidance interval is asked only of those that have one.
+    """
     from dive_fast.sampling import guided
 
-    return lambda bank, index: guided(lambda x, t, i: engine.eps(x, t, bank, i), index, 0, task["guidance"])
-
-
-def saving(engine: Any, schedule: Any, task: dict[str, Any]) -> Callable[[Any, Any], Any]:
-    """The same with a guidance interval and reuse, which old versions do not know."""
-    from dive_fast.sampling import Course, guided
-
-    interval = tuple(task["guidance_interval"]) if task["guidance_interval"] else None
-    course = Course.of(schedule, task["guidance"], interval, task["reuse"])
-
-    def sampler(bank: Any, index: Any) -> Any:
-        def rows(x: Any, t: int, i: Any) -> Any:
-            return engine.eps(x, t, bank, i)
-
-        return guided(rows, index, 0, task["guidance"], course.guided)
-
-    return sampler
+    interval = task["guidance_interval"]
+    at = [] if interval is None else [schedule.within(tuple(interval))]
+    return lambda bank, index: guided(lambda x, t, i: engine.eps(x, t, bank, i), index, 0, task["guidance"], *at)
 
 
 def measure(task: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -96,7 +84,7 @@ def measure(task: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     table = engine.prompts.table
     keys = [(identity.pid, table.cameras[0].name) for identity in table.identities]
     schedule = Schedule.from_config(engine.scheduler_config, task["steps"])
-    sampler = saving(engine, schedule, task) if task["guidance_interval"] or task["reuse"] > 1 else plain(engine, task)
+    sampler = sampler_of(engine, schedule, task)
     cuda = engine.device.type == "cuda"
     found: dict[str, dict[str, list[float]]] = {"unet": {}, "batch": {}}
     for rows in task["rows"]:

@@ -43,8 +43,6 @@ class Task:
     repeats: int = 10
     batches: int = 3
     guidance_interval: tuple[float, float] | None = None
-    reuse: int = 1
-    reuse_depth: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dive_export.resources import Resources
 from dive_fast.bench.batch import PEOPLE, STAGES, Sampling, bench_plan, start_of, timed_pass
 from dive_fast.bench.timing import Spread, interleaved, spread
 from dive_fast.engines.base import Engine, Request
-from dive_fast.sampling import Course, Schedule
+from dive_fast.sampling import Schedule
 from dive_fast.synth.local import synthesize
 from dive_fast.types import InputError
 
@@ -202,10 +202,12 @@ class Counted:
     def __init__(self, work: ModelWork, ceilings: Ceilings, sampling: Sampling, engine: Engine) -> None:
         self._work, self._ceilings, self._sampling = work, ceilings, sampling
         schedule = Schedule.from_config(engine.scheduler_config, sampling.steps)
-        self._calls = Course.of(schedule, sampling.guidance, sampling.guidance_interval, sampling.reuse).calls()
+        interval = sampling.guidance_interval
+        guided = schedule.steps if interval is None else len(schedule.within(interval))
+        self._calls = {"guided": guided, "unguided": schedule.steps - guided}
 
     def largest(self, images: int) -> Work:
-        """A whole UNet call, with guidance if there is any."""
+        """A UNet call with guidance, if there is any."""
         return self._work.unet(self._sampling.rows(images))
 
     def batch(self, images: int, prompts: int = 0) -> list[tuple[Work, int]]:
@@ -214,9 +216,9 @@ class Counted:
         parts = [(work.decode(images), 1)]
         if prompts:
             parts.append((work.encode(prompts + (sampling.guidance != 1.0)), 1))
-        for (guided, _), count in self._calls.items():
-            rows = sampling.rows(images) if guided else images
-            parts.append((work.unet(rows), count))
+        for kind, count in self._calls.items():
+            if count:
+                parts.append((work.unet(sampling.rows(images) if kind == "guided" else images), count))
         return parts
 
     def floor(self, parts: Sequence[tuple[Work, int]], measured: float) -> Floor:

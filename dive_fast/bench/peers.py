@@ -96,7 +96,7 @@ class PresetResult:
 
 @dataclass(frozen=True)
 class ContestResult:
-    """`left_out` says of every peer and preset that is not in `results` or `presets` why."""
+    """`left_out` says of every peer that is not in `results` why."""
 
     rows: int
     images: int
@@ -130,9 +130,7 @@ def compete(contest: Contest, peers: Sequence[str], turns: int, advance: Advance
     if images < 1:
         reasons.append(f"{contest.rows} rows hold no image with guidance {contest.sampling.guidance}")
     if not contest.sampling.plain:
-        reasons.append(
-            "no peer leaves out guidance or steps of the UNet; give the preset as --presets, beside plain steps"
-        )
+        reasons.append("no peer leaves out guidance at some steps; give the preset as --presets, beside plain steps")
     if contest.precision not in DTYPES:
         reasons.append(f"our engine is {contest.precision}, in which no peer runs; give one of {', '.join(DTYPES)}")
     if reasons:
@@ -156,7 +154,7 @@ def compete(contest: Contest, peers: Sequence[str], turns: int, advance: Advance
         except (DiveError, ImportError, RuntimeError, ValueError) as error:  # torch's compilers raise RuntimeErrors
             left_out[name] = f"{type(error).__name__}: {brief(error)}"
         advance(name)
-    others = _presets(contest, images, start, left_out)
+    others = _presets(contest, images, start)
     calls = {name: partial(run, start) for name, run in runs.items()}
     times = interleaved({**calls, **others}, turns, contest.device.type)
     advance("turns")
@@ -166,17 +164,11 @@ def compete(contest: Contest, peers: Sequence[str], turns: int, advance: Advance
     return ContestResult(contest.rows, images, contest.precision, allowance.psnr, results, left_out, presets)
 
 
-def _presets(
-    contest: Contest, images: int, start: Start, left_out: dict[str, str]
-) -> dict[str, Callable[[], NDArray[np.uint8]]]:
-    """The presets that the engine can, from the very noise of `start`; `left_out` is told of the others."""
+def _presets(contest: Contest, images: int, start: Start) -> dict[str, Callable[[], NDArray[np.uint8]]]:
+    """The presets by our engine, from the noise of `start`."""
     runs: dict[str, Callable[[], NDArray[np.uint8]]] = {}
     for name in contest.presets:
         sampling = Sampling.of(PRESETS[name], contest.sampling.guidance)
-        reasons = contest.engine.unsupported(_request(contest.engine, contest.rows))
-        if reasons:
-            left_out[f"preset {name}"] = "; ".join(reasons)
-            continue
         plan = bench_plan(contest.engine, images, sampling, people=1)
         runs[f"preset {name}"] = partial(_by(contest.engine, plan), start)
     return runs

@@ -18,10 +18,10 @@ from dive_fast.bench.peers import Contest, compete
 from dive_fast.bench.results import BenchResult
 from dive_fast.bench.work import ModelWork
 from dive_fast.engines import Engine, load_engine
+from dive_fast.engines.registry import BACKENDS, EXPORTED
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.io import read_json
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
-from dive_fast.sampling import PRESETS
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
@@ -43,12 +43,6 @@ class BenchConfig:
     peer_rows: int = 36
     tensorrt: Path | None = None
     presets: tuple[str, ...] = ()
-
-    @property
-    def depth(self) -> int:
-        """The `reuse_depth` that an engine must be made for, 0 for none: the sampling's, or else the first preset's."""
-        asked = [self.sampling.reuse_depth, *(PRESETS[name].reuse_depth for name in self.presets)]
-        return next(filter(None, asked), 0)
 
     @property
     def competes(self) -> bool:
@@ -110,19 +104,15 @@ def open_model(
     threads: int | None,
     rows: int,
     work: Path,
-    depth: int = 0,
 ) -> Subject:
-    """An engine of the fused model in `folder`; for onnxruntime it is exported to `work` first, for up to `rows` rows, and
-    with a part for deep features of `depth` unless that is 0.
-    """
-    if not backend.startswith("onnxruntime"):
+    """An engine of the fused model in `folder`; for onnxruntime it is exported to `work` first, for up to `rows` rows."""
+    if backend not in {row.name for row in BACKENDS.values() if EXPORTED in row.reads}:
         return Subject(name, load_engine(folder, backend, device, threads, precision=precision), folder, folder)
     from dive_export import GraphOptions, export_engine
 
     exact: Any = precision if precision != "auto" else "fp16" if device == "cuda" else "fp32"
     out = work / f"engine-{exact}"
-    options = GraphOptions(precision=exact)
-    export_engine(folder, out, rows, check=False, options=options)
+    export_engine(folder, out, rows, check=False, options=GraphOptions(precision=exact))
     return Subject(name, load_engine(out, backend, device, threads), out, folder)
 
 

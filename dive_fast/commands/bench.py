@@ -14,8 +14,6 @@ from dive_fast.commands.sampling import (
     Guidance,
     GuidanceInterval,
     PresetName,
-    Reuse,
-    ReuseDepth,
     Steps,
     settings,
 )
@@ -55,8 +53,6 @@ def bench(
     steps: Steps = None,
     guidance: Guidance = 2.0,
     guidance_interval: GuidanceInterval = None,
-    reuse: Reuse = None,
-    reuse_depth: ReuseDepth = None,
     image_format: Annotated[Literal["png", "jpg"], typer.Option(help="What images are written as.")] = "png",
     repeats: Annotated[int, typer.Option(min=1, help="Timed UNet calls of each row count.")] = 10,
     turns: Annotated[int, typer.Option(min=1, help="Timed batches of each row count, and turns of the peers.")] = 5,
@@ -100,7 +96,7 @@ def bench(
     where = torch_device(device)
     config = BenchConfig(
         rows=tuple(numbers(rows or (ROWS if compare is None else COMPARE_ROWS))),
-        sampling=Sampling.of(settings(preset, steps, guidance_interval, reuse, reuse_depth), guidance, image_format),
+        sampling=Sampling.of(settings(preset, steps, guidance_interval), guidance, image_format),
         repeats=repeats,
         turns=turns,
         peers=chosen(peers),
@@ -145,7 +141,7 @@ def _subject(
     kind, why = run.chosen_backend(backend, where)
     say(f"{name}, backend {kind} ({why})")
     most = max(*config.rows, config.peer_rows if config.competes else 1)
-    return run.open_model(name, folder, kind, where, precision, threads, most, work, config.depth)
+    return run.open_model(name, folder, kind, where, precision, threads, most, work)
 
 
 def _weights(engine: Path) -> Path | None:
@@ -202,7 +198,6 @@ def _compare(
     task = compare.Task(
         str(folder.resolve()) if folder.is_dir() else str(folder), kind, device, config.rows, config.sampling.steps,
         config.sampling.guidance, threads, config.repeats, guidance_interval=config.sampling.guidance_interval,
-        reuse=config.sampling.reuse, reuse_depth=config.sampling.reuse_depth,
     )  # fmt: skip
     with tqdm(total=2 * config.turns, desc="compare", unit="process") as bar:
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from dive_fast.commands.common import Json, finish
-from dive_fast.environment.doctor import Engine, rows, table
+from dive_fast.environment.doctor import Engine, engine_names, rows, table
 from dive_fast.environment.packages import collect
-from dive_fast.types import DiveError, to_dict
+from dive_fast.types import DiveError, InputError, to_dict
 
 
 def doctor(
@@ -16,6 +16,8 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Show what this machine can run, what it lacks, and the remedy; exits with 1 if an installed package is broken."""
+    if need not in (None, *engine_names()):
+        raise InputError(f"--need {need!r} is unknown; choose one of {', '.join(engine_names())}")
     listed = rows(collect(Path.cwd()))
     finish(table(listed), {"rows": [to_dict(row) for row in listed]}, json)
     states = {row.name: row for row in listed}

@@ -16,8 +16,7 @@ STEPS = 20
 PresetName = Annotated[
     Literal["exact", "fast", "turbo"] | None,
     typer.Option(
-        help="Steps, guidance interval and reuse by name (docs/presets.md says what each costs); the options below go "
-        "before it."
+        help="Steps and guidance interval by name (docs/presets.md says what each costs); the options below override it."
     ),
 ]
 Steps = Annotated[
@@ -33,19 +32,9 @@ GuidanceInterval = Annotated[
         help="LOW,HIGH: guidance only at these noise levels (sigma, the noise-to-signal ratio); all: at every step."
     ),
 ]
-Reuse = Annotated[
-    int | None,
-    typer.Option(min=1, help="Compute the whole UNet at every N-th step only, and reuse its deep features; 1: always."),
-]
-ReuseDepth = Annotated[
-    int | None,
-    typer.Option(min=1, help="With reuse: how many of the UNet's last layers are computed at every step."),
-]
 
 
-def settings(
-    preset: str | None, steps: int | None, interval: str | None, reuse: int | None, depth: int | None
-) -> Preset:
+def settings(preset: str | None, steps: int | None, interval: str | None) -> Preset:
     """What the options say, and the preset or the defaults where they say nothing."""
     from dive_fast.sampling import PRESETS, Preset
 
@@ -54,12 +43,6 @@ def settings(
         found = replace(found, steps=steps)
     if interval is not None:
         found = replace(found, interval=None if interval == "all" else _interval(interval))
-    if reuse is not None:
-        found = replace(found, reuse=reuse, reuse_depth=0 if reuse == 1 else found.reuse_depth or 1)
-    if depth is not None:
-        if found.reuse == 1:
-            raise InputError("--reuse-depth goes with --reuse of 2 or more; nothing is reused")
-        found = replace(found, reuse_depth=depth)
     return found
 
 

@@ -23,8 +23,6 @@ from dive_fast.commands.sampling import (
     Guidance,
     GuidanceInterval,
     PresetName,
-    Reuse,
-    ReuseDepth,
     Steps,
     settings,
 )
@@ -73,8 +71,6 @@ def plan(
     steps: Steps = None,
     guidance: Guidance = 2.0,
     guidance_interval: GuidanceInterval = None,
-    reuse: Reuse = None,
-    reuse_depth: ReuseDepth = None,
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="photo-guided: how far the infrared image may leave the photo.")
     ] = 0.7,
@@ -98,7 +94,7 @@ def plan(
     from dive_fast.synth.plan import read_overrides
 
     facts = _model(model)
-    sampled = settings(preset, steps, guidance_interval, reuse, reuse_depth)
+    sampled = settings(preset, steps, guidance_interval)
     height, width = image_size(size) or facts.size
     listed = _photos(mode, photos, photos_layout, photos_camera, photos_prefix)
     made = make_plan(
@@ -112,8 +108,6 @@ def plan(
         steps=sampled.steps,
         guidance=guidance,
         guidance_interval=sampled.interval,
-        reuse=sampled.reuse,
-        reuse_depth=sampled.reuse_depth,
         height=height,
         width=width,
         model_fingerprint=facts.fingerprint,
@@ -136,7 +130,7 @@ def plan(
 def _model(folder: Path) -> _Model:
     """From an engine folder by its small files alone; a fused model has to be opened, as its weights are its name."""
     if (folder / "engine.json").is_file():
-        from dive_fast.engines.onnx_engine import read_spec
+        from dive_fast.engines.engine_folder import read_spec
         from dive_fast.models import PromptTable
 
         spec = read_spec(folder)
@@ -241,7 +235,7 @@ def synth(
         "threads": threads,
         "precision": precision,
         "size": (wanted.height, wanted.width),
-        "guard": guard,
+        "check_finite": guard,
         "cache": cache,
         "graphs": graphs,
     }

@@ -28,9 +28,7 @@ class PairConfig:
     per_camera: int = 5
     steps: int = 20
     guidance: float = 2.0
-    guidance_interval: tuple[float, float] | None = None  # this and the next two as in sampling.Preset
-    reuse: int = 1
-    reuse_depth: int = 1
+    guidance_interval: tuple[float, float] | None = None  # as in sampling.Preset
     strength: float = 0.7  # photo-guided only
     seed: int = 0
     rows: int = 64
@@ -91,8 +89,6 @@ def make_pairs(
         steps=config.steps,
         guidance=config.guidance,
         guidance_interval=config.guidance_interval,
-        reuse=config.reuse,
-        reuse_depth=config.reuse_depth,
         height=height,
         width=width,
         model_fingerprint=engine.spec.model_fingerprint,

@@ -140,8 +140,6 @@ def _origin(plan: Any, found: Contents, model: Path | None) -> Iterator[tuple[st
     yield "solver steps, guidance", f"{plan.steps}, {plan.guidance:g}"
     if plan.guidance_interval is not None:
         yield "guidance at noise levels", "{:g} to {:g}".format(*plan.guidance_interval)
-    if plan.reuse > 1:
-        yield "deep features reused", f"whole UNet at every {plan.reuse}th step, last {plan.reuse_depth} layers at all"
     if plan.strength is not None:
         yield "strength (how far from the photo)", f"{plan.strength:g}"
     yield "seed of the run", str(plan.seed)

@@ -2,13 +2,12 @@
 
 from dive_fast.sampling.guidance import EpsRows, guided, repeated
 from dive_fast.sampling.noise import add_noise, initial_noise
-from dive_fast.sampling.presets import PRESETS, Course, Preset, whole_steps
+from dive_fast.sampling.presets import PRESETS, Preset
 from dive_fast.sampling.schedule import Schedule
 from dive_fast.sampling.solver import Eps, OnStep, dpmpp_2m
 
 __all__ = [
     "PRESETS",
-    "Course",
     "Eps",
     "EpsRows",
     "OnStep",
@@ -19,5 +18,4 @@ __all__ = [
     "guided",
     "initial_noise",
     "repeated",
-    "whole_steps",
 ]

@@ -57,8 +57,6 @@ def make_plan(
     image_format: ImageFormat = "png",
     overrides: Mapping[str, Override] | None = None,
     guidance_interval: tuple[float, float] | None = None,
-    reuse: int = 1,
-    reuse_depth: int = 1,
 ) -> SynthesisPlan:
     """Plans `pairs_per_identity` pairs per identity AND infrared camera: 18 with two cameras are 36 pairs a person.
 
@@ -66,7 +64,7 @@ def make_plan(
     "real-rgb" and "photo-guided": the RGB side is a photo of `photos` (its real RGB samples; only those of the cameras
     `rgb` if given): the k-th of the identity, in an order drawn from `seed`, cycling when there are too few. The k-th
     RGB side meets every infrared camera. `cameras` are the model's. A pair's index counts within its identity, so no
-    two pairs share noise. `guidance_interval`, `reuse` and `reuse_depth` are those of `sampling.Preset`. `overrides`
+    two pairs share noise. `guidance_interval` is that of `sampling.Preset`. `overrides`
     gives single identities other numbers of pairs (0: none) or other cameras.
     Raises `InputError` for unknown cameras, identities without photos, photos outside `photo_root`, and bad numbers.
     """
@@ -109,8 +107,6 @@ def make_plan(
         guidance_interval=None
         if guidance_interval is None
         else (float(guidance_interval[0]), float(guidance_interval[1])),
-        reuse=reuse,
-        reuse_depth=reuse_depth if reuse > 1 else 0,
         strength=float(strength) if mode == "photo-guided" else None,
         height=height,
         width=width,

@@ -20,7 +20,7 @@ from dive_fast.io import canonical_json, read_json, sha256_bytes, write_json
 from dive_fast.synth.records import checked, is_inside
 from dive_fast.types import PAIR_MODES, InputError, Modality, PairMode, PairSpec, to_dict
 
-VERSION = 3  # 1 listed every pair, 2 knew nothing of guidance intervals and reuse
+VERSION = 4
 ImageFormat = Literal["png", "jpg"]
 RgbSide = tuple[str, str | None]
 """An RGB camera and, unless the side is to be generated, its photo relative to the photo root."""
@@ -70,11 +70,10 @@ def pair_seed(seed: int, pid: str, index: int) -> int:
 class SynthesisPlan:
     """`plan.json`. `plan_id` is the SHA-256 of everything else, so a folder can tell whose images it holds.
 
-    `height`, `width` in pixels; `guidance` 1.0 is none, `guidance_interval`, `reuse` and `reuse_depth` are those of
-    `sampling.Preset` (depth 0 where nothing is reused); `strength` (photo-guided only, else None) is the part of the
-    steps that is run on a photo; `photo_root` is the folder that the `photo` paths start from; `image_format` is what
-    generated images are written as: PNG, lossless, or JPEG (a tenth of the size). `shard_size` is in pairs: a shard is what
-    a rerun redoes at most.
+    `height` and `width` are in pixels. `guidance` 1.0 is none; `guidance_interval` is that of `sampling.Preset`.
+    `strength` (photo-guided only, else None) is the fraction of the steps that run on a photo. `photo_root` is the folder
+    of the `photo` paths. `image_format` is that of generated images: PNG, lossless, or JPEG, a tenth of the size.
+    `shard_size` is in pairs: a rerun redoes one shard at most.
     """
 
     plan_id: str
@@ -84,8 +83,6 @@ class SynthesisPlan:
     steps: int
     guidance: float
     guidance_interval: tuple[float, float] | None
-    reuse: int
-    reuse_depth: int
     strength: float | None
     height: int
     width: int
@@ -163,10 +160,13 @@ def load_plan(path: Path | str) -> SynthesisPlan:
 
 def read_plan(data: object, where: str) -> SynthesisPlan:
     """The plan in untrusted JSON; `where` names it in what is raised."""
-    if isinstance(data, dict) and ("pairs" in data or data.get("version") == 2):
-        raise InputError(f"{where}: an older version of dive-fast made it; plan again with `dive-fast plan`")
     if not isinstance(data, dict) or not isinstance(data.get("people"), list):
         raise InputError(f"{where}: expected a JSON object with a list of people; make it with `dive-fast plan`")
+    if data.get("version") != VERSION:
+        raise InputError(
+            f"{where}: it has version {data.get('version')!r}, this dive-fast reads version {VERSION}; "
+            "plan again with `dive-fast plan`"
+        )
     people = tuple(_person(entry, f"{where} person {n}") for n, entry in enumerate(data["people"]))
     interval = data.get("guidance_interval")  # JSON has lists for tuples
     interval = tuple(interval) if isinstance(interval, list) else interval
@@ -211,8 +211,6 @@ def _bad_numbers(plan: SynthesisPlan) -> list[str]:
             ("seed", plan.seed, 0),
             ("steps", plan.steps, 1),
             ("shard_size", plan.shard_size, 1),
-            ("reuse", plan.reuse, 1),
-            ("reuse_depth", plan.reuse_depth, 0),
         )
         if type(value) is not int or value < least
     ]
@@ -224,14 +222,10 @@ def _bad_numbers(plan: SynthesisPlan) -> list[str]:
     interval = plan.guidance_interval
     if interval is not None and not 0 <= interval[0] < interval[1]:
         reasons.append(f"guidance_interval must be two noise levels, 0 <= low < high, got {interval[0]}, {interval[1]}")
-    if (plan.reuse > 1) is not (plan.reuse_depth > 0):
-        reasons.append(f"reuse {plan.reuse} does not go with reuse_depth {plan.reuse_depth}: both or none")
     if plan.mode not in PAIR_MODES:
         reasons.append(f"mode must be one of {PAIR_MODES}, got {plan.mode!r}")
     if plan.image_format not in ("png", "jpg"):
         reasons.append(f"image_format must be png or jpg, got {plan.image_format!r}")
-    if plan.version != VERSION:
-        reasons.append(f"it is of version {plan.version!r}, this dive-fast reads version {VERSION}")
     return reasons
 
 

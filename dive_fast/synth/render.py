@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dive_fast.data.images import photo_pixels
 from dive_fast.data.names import abbreviate
-from dive_fast.sampling import Course, Eps, Schedule, add_noise, dpmpp_2m, guided, initial_noise
+from dive_fast.sampling import Eps, Schedule, add_noise, dpmpp_2m, guided, initial_noise
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.planfile import SynthesisPlan
 from dive_fast.types import DiveError, Modality, PairSpec
@@ -74,8 +74,7 @@ class Renderer:
 
     def __init__(self, engine: Engine, plan: SynthesisPlan, clock: StageClock) -> None:
         self._engine, self._plan, self._clock = engine, plan, clock
-        schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
-        self._course = Course.of(schedule, plan.guidance, plan.guidance_interval, plan.reuse, plan.start)
+        self._schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
         self._index: dict[PromptKey, int] = {}
         self._encoded: OrderedDict[PromptKey, Tensor] = OrderedDict()  # [L, D] each, the last used at the end
 
@@ -102,15 +101,16 @@ class Renderer:
         latents = start.noise
         if start.photos is not None:
             with self._clock("encode"):
-                latents = add_noise(engine.encode(start.photos), latents, self._course.schedule, plan.start)
+                latents = add_noise(engine.encode(start.photos), latents, self._schedule, plan.start)
         index = torch.tensor([self._index[job.key] for job in start.jobs])
 
         def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
             return engine.eps(latents, timestep, self._conditioning, prompt_index)
 
-        eps = guided(eps_rows, index, self._index[None], plan.guidance, self._course.guided)
+        at = None if plan.guidance_interval is None else self._schedule.within(plan.guidance_interval)
+        eps = guided(eps_rows, index, self._index[None], plan.guidance, at)
         with self._clock("denoise"):
-            latents = _solve(eps, latents.to(engine.device), self._course.schedule, plan.start, start.jobs)
+            latents = _solve(eps, latents.to(engine.device), self._schedule, plan.start, start.jobs)
         with self._clock("decode"):
             return engine.decode(latents).cpu().numpy()
 

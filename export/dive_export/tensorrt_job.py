@@ -16,8 +16,8 @@ from dive_export.tensorrt_cache import Plan, PlanCache, graph_hash
 from dive_export.tensorrt_folder import exported_spec
 from dive_export.tensorrt_profiles import axis_sizes, profiles, weights_size
 from dive_fast.engines import tensorrt_api as trt
+from dive_fast.engines.engine_folder import parts
 from dive_fast.engines.node_runner import read_graph
-from dive_fast.engines.onnx_engine import parts
 from dive_fast.io import canonical_json, sha256_bytes
 from dive_fast.types import EngineSpec, InputError, Profile, to_dict
 

@@ -117,7 +117,6 @@ def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny
         (("--compare", "HEAD", "--fail-below", 0.9, "--turns", 4), "with at least 5 --turns"),
         (("--peers", "best"), "'best' is unknown; give all, none, or some of reference, tuned"),
         (("--presets", "best"), "--presets: 'best' is unknown; give all, none, or some of exact, fast, turbo"),
-        (("--reuse-depth", 2), "--reuse-depth goes with --reuse of 2 or more"),
         (("--compare", "HEAD", "--precision", "fp16"), "leave out --engine, --peers, --presets and --precision"),
         (("--rows", "2,x"), "expected whole numbers"),
         (("--compare", "no-such-ref"), "names no commit|needs a git checkout"),
@@ -185,7 +184,7 @@ def test_defaults_are_those_of_the_room() -> None:
     for name in ("repeats", "turns", "peer_rows", "tensorrt"):
         assert bench[name] == config[name]
     assert bench["guidance"] == sampling["guidance"] and bench["image_format"] == sampling["image_format"]
-    assert Sampling.of(settings(None, None, None, None, None), sampling["guidance"]) == Sampling()
+    assert Sampling.of(settings(None, None, None), sampling["guidance"]) == Sampling()
     names = get_args(get_args(get_args(PresetName)[0])[0])
     assert names == tuple(PRESETS)
     assert tuple(numbers(command.ROWS)) == BenchConfig().rows

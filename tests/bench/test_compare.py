@@ -192,16 +192,16 @@ def test_the_turn_itself_runs_on_this_version(tiny_fused: Path) -> None:
 
 
 def test_the_turn_leaves_out_what_a_preset_does(tiny_fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guidance at steps 1 and 2 of four, every second step whole: counted anew where guidance sets in and ends."""
-    calls: list[tuple[int, bool]] = []
-    real = TorchEngine._unet_kept
+    """Guidance at steps 1 and 2 of four."""
+    calls: list[int] = []
+    real = TorchEngine._unet
 
-    def watched(self: Any, latents: Any, timestep: int, bank: Any, index: Any, kept: Any) -> Any:
-        calls.append((len(index), kept.deep is None))
-        return real(self, latents, timestep, bank, index, kept)
+    def watched(self: Any, latents: Any, timestep: int, bank: Any, index: Any) -> Any:
+        calls.append(len(index))
+        return real(self, latents, timestep, bank, index)
 
-    monkeypatch.setattr(TorchEngine, "_unet_kept", watched)
+    monkeypatch.setattr(TorchEngine, "_unet", watched)
     sigmas = Schedule.from_config(load_engine(tiny_fused, "torch", "cpu").scheduler_config, 4).sigmas
-    saved = {"steps": 4, "rows": (6,), "guidance_interval": [sigmas[3], sigmas[1]], "reuse": 2, "reuse_depth": 1}
+    saved = {"steps": 4, "rows": (6,), "guidance_interval": [sigmas[3], sigmas[1]]}
     child.measure({**vars(TASK), "model": str(tiny_fused), "work": "", **saved})
-    assert calls == [(3, True), (6, True), (6, False), (3, True)] * (TASK.batches + 1)
+    assert calls[TASK.repeats + 1 :] == [3, 6, 6, 3] * (TASK.batches + 1)

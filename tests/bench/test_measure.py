@@ -36,11 +36,9 @@ class SlowEngine(FakeEngine):
         self.sleep(0.03)
         return super().condition(embeddings)
 
-    def eps(
-        self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor, *rest: Any
-    ) -> Tensor:
+    def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
         self.sleep(0.004 * len(prompt_index))
-        return super().eps(latents, timestep, conditioning, prompt_index, *rest)
+        return super().eps(latents, timestep, conditioning, prompt_index)
 
     def decode(self, latents: Tensor) -> Tensor:
         self.sleep(0.04)
@@ -52,10 +50,6 @@ class KnownWork:
 
     def unet(self, rows: int) -> Work:
         return Work(rows * 10**9, 0, 0)
-
-    def unet_short(self, rows: int, depth: int) -> Work:
-        assert depth == 1
-        return Work(rows * 10**8, 0, 0)
 
     def decode(self, images: int) -> Work:
         return Work(images * 2 * 10**9, 0, 0)
@@ -109,16 +103,15 @@ def test_a_whole_job_and_its_estimate(sleep: Callable[[float], None]) -> None:
 
 
 def test_work_that_is_left_out_is_not_counted() -> None:
-    """Five steps of which three have guidance and two compute all, by hand; 3 images, 6 rows with guidance."""
+    """Five steps, of which three have guidance, by hand; 3 images, 6 rows with guidance."""
     engine: Any = FakeEngine()
     schedule = Schedule.from_config(engine.scheduler_config, 5)
     interval = (schedule.sigmas[4], schedule.sigmas[1])  # steps 1, 2 and 3
-    sampling = Sampling(5, 2.0, guidance_interval=interval, reuse=2, reuse_depth=1)
+    sampling = Sampling(5, 2.0, guidance_interval=interval)
     work = counted(engine, sampling)
     found = sorted((part.flops / 1e9, count) for part, count in work.batch(3, prompts=2))
-    # decoded 3 x 2, encoded 3 x 3; steps 0 and 4 whole without guidance, 1 and 3 whole with it, 2 short
-    assert found == [(0.6, 1), (3.0, 2), (6, 1), (6.0, 2), (9, 1)]
-    assert work.floor(work.batch(3), 100.0).share == pytest.approx((6 + 2 * 3 + 2 * 6 + 0.6) / 100)
+    assert found == [(3.0, 2), (6, 1), (6.0, 3), (9, 1)]  # steps without, decoded 3 x 2, steps with, encoded 3 x 3
+    assert work.floor(work.batch(3), 100.0).share == pytest.approx((6 + 2 * 3 + 3 * 6) / 100)
     assert work.largest(3).flops == 6e9
     alone = counted(engine, Sampling(5, 1.0))
     assert sorted((part.flops / 1e9, count) for part, count in alone.batch(3, prompts=2)) == [(3, 5), (6, 1), (6, 1)]

@@ -102,32 +102,26 @@ def test_a_peer_that_cannot_run_says_why(contest: Contest, monkeypatch: pytest.M
 def test_presets_run_in_the_same_turns_as_other_images(contest: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
     presets = {
         "fast": Preset("fast", 2, interval=(0.3, 5.0)),
-        "turbo": Preset("turbo", 2, reuse=2, reuse_depth=1),
-        "deep": Preset("deep", 2, reuse=2, reuse_depth=9),
+        "turbo": Preset("turbo", 2),
     }
     monkeypatch.setattr(peers, "PRESETS", presets)
-    seen: list[tuple[int, float, Any, int]] = []
+    seen: list[tuple[int, float, Any]] = []
     real = peers.render
 
     def watched(engine: Any, plan: Any, start: Any, clock: Any) -> Any:
-        seen.append((plan.steps, plan.guidance, plan.guidance_interval, plan.reuse))
+        seen.append((plan.steps, plan.guidance, plan.guidance_interval))
         return real(engine, plan, start, clock)
 
     monkeypatch.setattr(peers, "render", watched)
     found = compete(replace(contest, presets=tuple(presets)), ("reference",), turns=2)
     assert [preset.name for preset in found.presets] == ["preset fast", "preset turbo"]
-    assert "reuse_depth 1 to 2, not 9" in found.left_out["preset deep"]
-    assert seen[-3:] == [
-        (3, 3.0, None, 1),
-        (2, 3.0, (0.3, 5.0), 1),
-        (2, 3.0, None, 2),
-    ]  # the last turn, the reference apart
+    assert seen[-3:] == [(3, 3.0, None), (2, 3.0, (0.3, 5.0)), (2, 3.0, None)]  # the last turn, the reference apart
     assert seen[0] == seen[-3]
     for preset in found.presets:
         assert list(preset.faster) == ["ours", "reference"] and preset.faster["ours"].n == preset.ms.n == 2
     text = "\n".join(peer_lines(found))
     assert "OTHER images, 2 steps, guidance at sigma 0.3 to 5: " in text
-    assert "OTHER images, 2 steps, the whole UNet once in 2 steps, else its last 1 layers: " in text
+    assert "OTHER images, 2 steps: " in text
     bad = result_of(replace(contest, presets=("fast",)), monkeypatch, "ours")
     assert bad.presets[0].faster == {} and "no ratio, as ours failed parity" in peer_lines(bad)[-2]
 
@@ -137,12 +131,9 @@ def test_a_contest_that_cannot_be_is_refused(contest: Contest) -> None:
     eight.spec = replace(eight.spec, precision="fp8")
     with pytest.raises(InputError, match="1 rows hold no image with guidance 3.0; our engine is fp8, in which no peer"):
         compete(replace(contest, engine=eight, rows=1), (), turns=1)
-    for saving in ({"guidance_interval": (0.3, 5.0)}, {"reuse": 2, "reuse_depth": 1}):
-        other: Any = replace(SAMPLING, **saving)
-        with pytest.raises(
-            InputError, match="no peer leaves out guidance or steps of the UNet; give the preset as --pre"
-        ):
-            compete(replace(contest, sampling=other), ("reference",), turns=1)
+    other = replace(SAMPLING, guidance_interval=(0.3, 5.0))
+    with pytest.raises(InputError, match="give the preset as --presets"):
+        compete(replace(contest, sampling=other), ("reference",), turns=1)
 
 
 def test_an_engine_of_another_model_is_no_peer(contest: Contest, tiny_base: Path) -> None:

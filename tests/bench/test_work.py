@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from dive_fast.bench.ceilings import Ceilings, measure_ceilings
 from dive_fast.bench.work import ModelWork, count
 from dive_fast.models import load_bundle
-from dive_fast.unet.graphs import split_call
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS
 
 
@@ -58,7 +55,6 @@ def test_a_whole_model_counts_as_torch_counts_it(tiny_fused: Path) -> None:
     calls = {
         "unet": (lambda: bundle.unet(latents, torch.tensor([5]), hidden), counted.unet(6)),
         "decode": (lambda: bundle.vae.decode(latents), counted.decode(6)),
-        "short": (short_call(bundle, latents, hidden), counted.unet_short(6, 2)),
         "encode": (lambda: bundle.text_encoder(torch.zeros(6, MAX_TOKENS, dtype=torch.int64)), counted.encode(6)),
     }
     for name, (call, work) in calls.items():
@@ -72,13 +68,6 @@ def test_a_whole_model_counts_as_torch_counts_it(tiny_fused: Path) -> None:
         assert 0 < work.moved < work.unfused, name
 
 
-def short_call(bundle: Any, latents: torch.Tensor, hidden: torch.Tensor) -> Callable[[], object]:
-    """The UNet on deep features, split in front of its last two layers."""
-    with torch.no_grad():
-        _, deep = split_call(bundle.unet, latents, torch.tensor([5]), hidden, None, 2)
-    return lambda: split_call(bundle.unet, latents, torch.tensor([5]), hidden, deep, 2)
-
-
 def test_stable_diffusion_at_its_size_costs_nothing() -> None:
     """372.5 GFLOP a UNet row, 1,248.7 an image decoded, 13.3 a prompt at 512 x 256: counted once before, by other code."""
     from dive_fast.bench.sd15 import TOKENS, sd15
@@ -88,7 +77,6 @@ def test_stable_diffusion_at_its_size_costs_nothing() -> None:
     counted = ModelWork(*configs, shape=(4, 64, 32), tokens=TOKENS, dtype=torch.float16)
     found = [work.flops / 1e9 for work in (counted.unet(1), counted.decode(1), counted.encode(1))]
     assert found == [pytest.approx(372.5, rel=0.005), pytest.approx(1248.7, rel=0.005), pytest.approx(13.3, rel=0.01)]
-    assert counted.unet_short(1, 1).flops < 0.2 * counted.unet(1).flops
     assert counted.unet(36).moved == pytest.approx(20.5e9, rel=0.01)  # 48.8 GB op by op, 28.3 of it what fusion removes
     assert counted.unet(4).flops == 4 * counted.unet(1).flops
     assert counted.unet(4).moved < 4 * counted.unet(1).moved  # weights are read once a call

@@ -108,10 +108,9 @@ def test_defaults_are_those_of_the_rooms() -> None:
     from dive_fast.world.base.train import BaseTrainConfig
     from dive_fast.world.trees import WorldSpec
 
-    own, pairs = settings(None, None, None, None, None), PairConfig()  # what `plan` does by default
-    sampled = {"steps": own.steps, "guidance_interval": own.interval, "reuse": own.reuse}
+    own, pairs = settings(None, None, None), PairConfig()  # what `plan` does by default
+    sampled = {"steps": own.steps, "guidance_interval": own.interval}
     assert sampled == {name: getattr(pairs, name) for name in sampled}
-    sampled["reuse_depth"] = own.reuse_depth  # 0 where nothing is reused, whatever a config says
 
     base = BaseTrainConfig()
     train_base = {"vae_steps": base.vae.steps, "text_steps": base.text.steps, "unet_steps": base.unet.steps}

@@ -11,7 +11,7 @@ import torch
 from dive_export.tensorrt import refit_engine
 from dive_fast.engines import load_engine
 from dive_fast.engines import tensorrt_api as trt
-from dive_fast.engines.onnx_engine import read_spec
+from dive_fast.engines.engine_folder import read_spec
 from dive_fast.engines.tensorrt_engine import TensorRTEngine, open_tensorrt
 from dive_fast.types import DiveError, InputError
 from tests.support.tensorrt_double import STREAM, Double, LaneDouble, double, install, retrained

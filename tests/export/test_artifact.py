@@ -14,7 +14,7 @@ from dive_export import GraphOptions, artifact, export_engine
 from dive_export.graphs import Graph
 from dive_export.onnx import AS_EXPORTED
 from dive_export.resources import INTERVAL, STATM, Resources
-from dive_fast.engines.onnx_engine import check_files, read_spec
+from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError, to_dict
 from dive_fast.unet.optimizations import SAVINGS

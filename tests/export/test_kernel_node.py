@@ -16,7 +16,6 @@ from dive_export import GraphOptions
 from dive_export.graphs import Graph, graphs
 from dive_export.kernel_node import DOMAIN, NAME, NodeBankUnetGraph, attributes, body, kernel_nodes
 from dive_export.onnx import export_graph, measure_parity
-from dive_fast.unet.optimizations import SAVINGS
 from dive_export.precision import upcast_bfloat16
 from dive_export.probe import graph_parity
 from dive_export.qdq import find_layers, insert
@@ -26,6 +25,7 @@ from dive_fast.engines.node_runner import read_graph, run_nodes
 from dive_fast.models import load_bundle
 from dive_fast.types import InputError
 from dive_fast.unet.graphs import IndexedUnetGraph, PromptBankGraph, cross_attentions
+from dive_fast.unet.optimizations import SAVINGS
 from tests.support.kernel_cases import assert_as_good_as_torch
 from tests.support.kernel_nodes import attended, one_node
 from tests.support.tiny import ENGINE_ROWS

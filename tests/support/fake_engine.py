@@ -41,9 +41,7 @@ class FakeBank(PromptBank):
 
 
 class FakeEngine:
-    """`eps` is linear in the latents plus a number of prompt and step, which deep features hold; `decode` shows three of
-    four channels as pixels.
-    """
+    """`eps` is linear in the latents plus a number of prompt and step; `decode` shows three of four channels as pixels."""
 
     def __init__(self, fingerprint: str = "model-1", delay: float = 0.0) -> None:
         self.spec = EngineSpec("fake", "fp32", Profile(1, 8, 64, HEIGHT, WIDTH), fingerprint, {}, {})
@@ -58,7 +56,6 @@ class FakeEngine:
         self.delay = delay
         self.text_rows: list[int] = []
         self.eps_rows: list[int] = []
-        self.whole: list[int] = []  # timesteps at which deep features were made
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         self.text_rows.append(len(token_ids))
@@ -71,8 +68,8 @@ class FakeEngine:
     def eps(self, latents: Tensor, timestep: int, conditioning: Conditioning, prompt_index: Tensor) -> Tensor:
         self.eps_rows.append(len(prompt_index))
         time.sleep(self.delay)
-        deep = conditioning.bank[prompt_index].reshape(-1, 1, 1, 1) * (0.2 + timestep / 2000)
-        return repeated(latents, len(prompt_index)) * 0.5 + deep
+        prompts = conditioning.states[prompt_index].reshape(-1, 1, 1, 1)
+        return repeated(latents, len(prompt_index)) * 0.5 + prompts * (0.2 + timestep / 2000)
 
     def decode(self, latents: Tensor) -> Tensor:
         pixels = (latents[:, :3] * 15 + 128).clamp(0, 255).round().to(torch.uint8)

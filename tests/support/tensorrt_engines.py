@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dive_export.tensorrt import BuildConfig, build_engine
-from dive_fast.engines.onnx_engine import read_engine, read_spec
+from dive_fast.engines.engine_folder import read_engine, read_spec
 from dive_fast.engines.tensorrt_engine import TensorRTEngine
 from tests.support.tensorrt_double import Double, LaneDouble
 

@@ -183,7 +183,7 @@ class BadEngine(FakeEngine):
         super().__init__()
         self.what, self.calls = what, 0
 
-    def eps(self, latents, timestep, conditioning, prompt_index, kept=None):
+    def eps(self, latents, timestep, conditioning, prompt_index):
         self.calls += 1
         eps = super().eps(latents, timestep, conditioning, prompt_index)
         if self.what == "nan" and self.calls == 15:  # shard 1 (4 images, 2 a batch, 4 steps), first batch
@@ -215,7 +215,7 @@ def test_bad_numbers_stop_the_run_and_name_the_pair(tmp_path, what, message):
 
 def test_engine_errors_pass_through(tmp_path):
     class Refusing(FakeEngine):
-        def eps(self, latents, timestep, conditioning, prompt_index, kept=None) -> torch.Tensor:
+        def eps(self, latents, timestep, conditioning, prompt_index) -> torch.Tensor:
             raise DiveError("UNet: block 3 is not finite; use precision fp32")
 
     with pytest.raises(DiveError, match="^UNet: block 3 is not finite"):
