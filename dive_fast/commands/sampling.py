@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from dive_fast.sampling.config import PRESETS, Preset, Sampling
 from dive_fast.types import InputError
 
-if TYPE_CHECKING:
-    from dive_fast.sampling import Preset
-
-STEPS = 20
+DEFAULT = Sampling()
 PresetName = Annotated[
     Literal["exact", "fast", "turbo"] | None,
     typer.Option(
-        help="Steps and guidance interval by name (docs/presets.md says what each costs); the options below override it."
+        help="Sampling settings by name (docs/presets.md says what each costs); the options below override it."
     ),
 ]
 Steps = Annotated[
     int | None,
-    typer.Option(min=1, help=f"DPM-Solver++ steps; {STEPS} without a preset. DiVE on Stable Diffusion 1.5: 50."),
+    typer.Option(
+        min=1, help=f"DPM-Solver++ steps; {DEFAULT.steps} without a preset. DiVE on Stable Diffusion 1.5: 50."
+    ),
 ]
 Guidance = Annotated[
-    float, typer.Option(min=0, help="Scale of classifier-free guidance, 1 = none; DiVE on Stable Diffusion: 7.5.")
+    float, typer.Option(min=0, help="Scale of classifier-free guidance, 1 = none; DiVE on Stable Diffusion 1.5: 7.5.")
 ]
 GuidanceInterval = Annotated[
     str | None,
@@ -34,16 +34,15 @@ GuidanceInterval = Annotated[
 ]
 
 
-def settings(preset: str | None, steps: int | None, interval: str | None) -> Preset:
-    """What the options say, and the preset or the defaults where they say nothing."""
-    from dive_fast.sampling import PRESETS, Preset
-
-    found = Preset("own", steps=STEPS) if preset is None else PRESETS[preset]
+def chosen_preset(name: str | None, steps: int | None, guidance: float, interval: str | None) -> Preset:
+    """The preset called `name`, or the defaults, with what the options override."""
+    preset = Preset("none", DEFAULT) if name is None else PRESETS[name]
+    sampling = replace(preset.sampling, guidance=guidance)
     if steps is not None:
-        found = replace(found, steps=steps)
+        sampling = replace(sampling, steps=steps)
     if interval is not None:
-        found = replace(found, interval=None if interval == "all" else _interval(interval))
-    return found
+        sampling = replace(sampling, guidance_interval=None if interval == "all" else _interval(interval))
+    return replace(preset, sampling=sampling)
 
 
 def _interval(text: str) -> tuple[float, float]:

@@ -20,13 +20,15 @@ from dive_fast.commands.common import (
     say,
 )
 from dive_fast.commands.sampling import (
+    DEFAULT,
     Guidance,
     GuidanceInterval,
     PresetName,
     Steps,
-    settings,
+    chosen_preset,
 )
 from dive_fast.environment.packages import backends_here
+from dive_fast.sampling.config import STRENGTH
 from dive_fast.types import DiveError, InputError, PairMode
 
 if TYPE_CHECKING:
@@ -69,11 +71,15 @@ def plan(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the run; equal plans give equal images.")] = 0,
     preset: PresetName = None,
     steps: Steps = None,
-    guidance: Guidance = 2.0,
+    guidance: Guidance = DEFAULT.guidance,
     guidance_interval: GuidanceInterval = None,
+    precision: Annotated[
+        Literal["any", "fp32", "fp16", "bf16", "fp8"] | None,
+        typer.Option(help="What engines of the plan must have; by default the preset's (turbo: fp8), else any."),
+    ] = None,
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="photo-guided: how far the infrared image may leave the photo.")
-    ] = 0.7,
+    ] = STRENGTH,
     size: Annotated[str | None, typer.Option(help="Image size HEIGHTxWIDTH; by default the model's own.")] = None,
     shard_size: Annotated[
         int, typer.Option(min=1, help="Pairs a shard, the unit of claims and records; take 1000 or more for millions.")
@@ -94,7 +100,8 @@ def plan(
     from dive_fast.synth.plan import read_overrides
 
     facts = _model(model)
-    sampled = settings(preset, steps, guidance_interval)
+    chosen = chosen_preset(preset, steps, guidance, guidance_interval)
+    wanted = chosen.precision if precision is None else None if precision == "any" else precision
     height, width = image_size(size) or facts.size
     listed = _photos(mode, photos, photos_layout, photos_camera, photos_prefix)
     made = make_plan(
@@ -105,9 +112,8 @@ def plan(
         rgb=names(rgb) or _rgb_cameras(mode, facts.table),
         pairs_per_identity=pairs,
         seed=seed,
-        steps=sampled.steps,
-        guidance=guidance,
-        guidance_interval=sampled.interval,
+        sampling=chosen.sampling,
+        precision=wanted,
         height=height,
         width=width,
         model_fingerprint=facts.fingerprint,
@@ -121,7 +127,8 @@ def plan(
     save_plan(made, out)
     people = len(made.people)
     finish(
-        f"plan {out}: {len(made.pairs):,} pairs of {people:,} identities in {made.shards:,} shards",
+        f"plan {out}: {len(made.pairs):,} pairs of {people:,} identities in {made.shards:,} shards"
+        f"{'' if wanted is None else f', for {wanted} engines'}",
         {"plan": out, "plan_id": made.plan_id, "pairs": len(made.pairs), "identities": people, "shards": made.shards},
         json,
     )

@@ -18,6 +18,7 @@ from dive_fast.io import sha256_file, write_json
 from dive_fast.quality.net import Net, open_net
 from dive_fast.reid.models.model import ModelConfig, ReidModel
 from dive_fast.reid.training.config import ReidConfig
+from dive_fast.sampling import Sampling
 from dive_fast.synth.manifest import shard_lines, shard_name
 from dive_fast.synth.marks import png_marks
 from dive_fast.synth.plan import make_plan, save_plan
@@ -115,8 +116,7 @@ def make_dataset(
         rgb=["cam1", "cam2"],
         pairs_per_identity=pairs,
         seed=3,
-        steps=4,
-        guidance=2.0,
+        sampling=Sampling(4, 2.0),
         height=SIZE[1],
         width=SIZE[0],
         model_fingerprint="model-1",
