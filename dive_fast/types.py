@@ -45,6 +45,8 @@ def from_dict(cls: type[R], data: object, where: str) -> R:
         raise InputError(f"{where}: unknown field(s) {', '.join(unknown)} in {cls.__name__}; it has {sorted(known)}")
     try:
         return cls(**data)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     except TypeError as error:
         raise InputError(f"{where}: {cls.__name__} is incomplete: {error}") from error
 

@@ -114,9 +114,7 @@ def _contents(dataset: Path) -> Contents:
 
 def _origin(plan: Any, found: Contents, model: Path | None) -> Iterator[tuple[str, str]]:
     yield "mode", plan.mode
-    yield "solver steps, guidance", f"{plan.steps}, {plan.guidance:g}"
-    if plan.guidance_interval is not None:
-        yield "guidance at noise levels", "{:g} to {:g}".format(*plan.guidance_interval)
+    yield "sampling", plan.sampling.describe()
     if plan.strength is not None:
         yield "strength (how far from the photo)", f"{plan.strength:g}"
     yield "seed of the run", str(plan.seed)

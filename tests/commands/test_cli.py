@@ -11,7 +11,7 @@ from PIL import Image
 
 from dive_fast import cli
 from dive_fast.commands import common, machine
-from dive_fast.commands.sampling import settings
+from dive_fast.sampling import Sampling
 from dive_fast.types import DiveError, InputError
 from tests.support.cli import COMMANDS, Run, leaves
 
@@ -99,7 +99,7 @@ def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[s
 def test_defaults_are_those_of_the_rooms() -> None:
     """Commands state their defaults, for `--help` without heavy imports; they must not drift from the configs."""
     from dive_export.fp8 import Fp8Config
-    from dive_export.fp8_engine import Sampling
+    from dive_export.fp8_engine import Sampling as Calibration
     from dive_fast.experiments.pipeline import PairConfig
     from dive_fast.experiments.study import StudyConfig
     from dive_fast.reid.evaluation.protocols import Protocol
@@ -108,9 +108,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
     from dive_fast.world.base.train import BaseTrainConfig
     from dive_fast.world.trees import WorldSpec
 
-    own, pairs = settings(None, None, None), PairConfig()  # what `plan` does by default
-    sampled = {"steps": own.steps, "guidance_interval": own.interval}
-    assert sampled == {name: getattr(pairs, name) for name in sampled}
+    pairs = {**vars(PairConfig()), "steps": Sampling().steps, "guidance": Sampling().guidance}
 
     base = BaseTrainConfig()
     train_base = {"vae_steps": base.vae.steps, "text_steps": base.text.steps, "unet_steps": base.unet.steps}
@@ -118,9 +116,9 @@ def test_defaults_are_those_of_the_rooms() -> None:
     train_base |= {"unet_lr": base.unet.lr}
     rooms: dict[tuple[str, ...], dict[str, Any]] = {
         ("personalize",): {**vars(PersonalizeConfig()), **vars(Compute()), **vars(Prior()), **vars(Samples())},
-        ("plan",): {name: value for name, value in vars(PairConfig()).items() if name not in sampled},
+        ("plan",): {name: value for name, value in pairs.items() if name != "steps"},  # None: the preset's
         ("world", "make"): vars(WorldSpec()),
-        ("world", "study"): {**vars(PairConfig()), "model": StudyConfig().model, "adapter": StudyConfig().adapter},
+        ("world", "study"): {**pairs, "model": StudyConfig().model, "adapter": StudyConfig().adapter},
         ("world", "train-base"): {
             **train_base,
             "vae_images": base.vae_images,
@@ -128,7 +126,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
             "unet_grey": base.unet_grey,
             "start": base.start,
         },
-        ("quantize",): {**vars(Fp8Config()), **vars(Sampling())},
+        ("quantize",): {**vars(Fp8Config()), **vars(Calibration())},
         ("reid", "train"): vars(ReidConfig()),
         ("reid", "compare"): {**vars(ReidConfig()), **vars(Protocol())},
         ("reid", "eval"): vars(Protocol()),
