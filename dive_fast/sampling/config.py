@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from dive_fast.settings import NonNegativeFloat, PositiveInt, Reads, Settings
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -15,33 +16,40 @@ STRENGTH = 0.7
 """Mode photo-guided: the fraction of the steps that run on a photo, so how far the infrared image may leave it."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Steps and guidance of DPM-Solver++ 2M. Raises one `InputError` with everything that is wrong with them."""
+def _interval(text: str) -> tuple[float, float] | None:
+    if text == "all":
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"must be LOW,HIGH, two noise levels, or all, got {text!r}") from error
+    return low, high
 
-    steps: int = 20
+
+@dataclass(frozen=True)
+class Sampling(Settings):
+    """Steps and guidance of DPM-Solver++ 2M."""
+
+    steps: PositiveInt = 20
     """DPM-Solver++ steps; DiVE on Stable Diffusion 1.5 takes 50."""
-    guidance: float = 2.0
+    guidance: NonNegativeFloat = 2.0
     """Scale of classifier-free guidance, 1 = none; DiVE on Stable Diffusion 1.5 takes 7.5."""
-    guidance_interval: tuple[float, float] | None = None
-    """LOW,HIGH: guidance only at noise levels LOW < sigma <= HIGH (noise-to-signal ratios, arXiv 2404.07724)."""
+    guidance_interval: Annotated[tuple[float, float], Reads(_interval, "LOW,HIGH|all")] | None = None
+    """Guidance only at noise levels LOW < sigma <= HIGH (noise-to-signal ratios, arXiv 2404.07724)."""
 
     def __post_init__(self) -> None:
-        interval = self.guidance_interval
-        reasons = []
-        if type(self.steps) is not int or self.steps < 1:
-            reasons.append(f"steps must be a whole number >= 1, got {self.steps!r}")
-        if not (_is_finite(self.guidance) and self.guidance >= 0):
-            reasons.append(f"guidance must be a number >= 0, got {self.guidance!r}")
-        if interval is not None and not (
-            len(interval) == 2 and all(map(_is_finite, interval)) and 0 <= interval[0] < interval[1]
-        ):
-            reasons.append(f"guidance_interval must be two noise levels, 0 <= low < high, got {interval!r}")
-        if reasons:
-            raise InputError(f"sampling: {'; '.join(reasons)}")
+        if self.guidance_interval is not None:  # JSON has a list
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        super().__post_init__()
+        low, high = self.guidance_interval or (0, 1)
+        if not (0 <= low < high < math.inf and self.guidance < math.inf):
+            raise InputError(
+                f"guidance must be finite and guidance_interval two noise levels, 0 <= low < high, got {self.guidance} and "
+                f"{self.guidance_interval}"
+            )
         object.__setattr__(self, "guidance", float(self.guidance))  # equal settings are equal in JSON, too
-        if interval is not None:
-            object.__setattr__(self, "guidance_interval", (float(interval[0]), float(interval[1])))
+        if self.guidance_interval is not None:
+            object.__setattr__(self, "guidance_interval", (float(low), float(high)))
 
     @property
     def every_step_guided(self) -> bool:
@@ -69,10 +77,6 @@ class Sampling:
         interval = self.guidance_interval
         at = "" if interval is None or self.guidance == 1.0 else " at sigma {:g} to {:g}".format(*interval)
         return f"{self.steps} step{'s' * (self.steps != 1)}, {guidance}{at}"
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from dive_export.graphs import Graph
 from dive_export.qdq import save
 from dive_fast.engines.node_runner import CPU, cast_inputs, plain_session
-from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
+from dive_fast.sampling import Sampling, Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def sampling_inputs(
     graph: Graph,
     keys: Sequence[PromptKey],
     seeds: Sequence[int],
-    steps: int = 10,
-    guidance: float = 5.0,
+    sampling: Sampling,
 ) -> list[dict[str, np.ndarray]]:
     """The inputs of every UNet call while torch samples the images of `keys` from `seeds` (one each).
 
@@ -63,7 +62,7 @@ def sampling_inputs(
         raise InputError("calibration: the model has no prompts.json; fuse an adapter into the base first")
     if len(keys) != len(seeds):
         raise InputError(f"calibration: {len(keys)} prompts and {len(seeds)} seeds; give one seed a prompt")
-    schedule = Schedule.from_config(bundle.scheduler_config, steps)
+    schedule = Schedule.from_config(bundle.scheduler_config, sampling.steps)
     recorded: list[dict[str, np.ndarray]] = []
 
     def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
@@ -76,7 +75,7 @@ def sampling_inputs(
         embeddings, index = PromptBank(bundle.tokenizer, bundle.prompts).encode(
             lambda ids: bundle.text_encoder(ids, return_dict=True).last_hidden_state, [None, *keys]
         )
-        eps = guided(eps_rows, index[1:], int(index[0]), guidance)
+        eps = guided(eps_rows, index[1:], int(index[0]), sampling.guidance, sampling.guided_timesteps(schedule))
         _, *shape = _example_shape(graph)
         noise = initial_noise(seeds, (shape[0], shape[1], shape[2]))
         dpmpp_2m(eps, noise, schedule)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dive_export import GraphOptions, export_engine
 from dive_export.fp8 import Fp8Config
-from dive_export.fp8_engine import Sampling, quantize_engine
+from dive_export.fp8_engine import quantize_engine
 from dive_export.tensorrt import BuildConfig
 from dive_export.tensorrt_build import build_plan
 from dive_export.tensorrt_job import Build
@@ -44,7 +44,7 @@ def bank(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def quantised(bank: Path, tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantised") / "engine"
-    quantize_engine(bank, tiny_fused, out, Fp8Config(float(BUDGET)), Sampling(images=4, steps=4), progress=quiet)
+    quantize_engine(bank, tiny_fused, out, Fp8Config(float(BUDGET)), Sampling(steps=4), 4, progress=quiet)
     return out
 
 
