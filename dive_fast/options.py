@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from dive_fast.settings import AtLeast, OneOf, Part, Reads, Within, type_hints, unwrap, violation
+from dive_fast.settings import Bound, OneOf, Part, Reads, type_hints, unwrap, violation
 from dive_fast.types import InputError
 
 C = TypeVar("C")
@@ -74,7 +74,7 @@ class Option:
     def help(self) -> str:
         """Returns the help text with bounds and default appended."""
         kind, metadata = unwrap(self.hint)
-        notes = [str(note) for note in metadata if isinstance(note, (AtLeast, Within))]
+        notes = [str(note) for note in metadata if isinstance(note, Bound) and not isinstance(note, OneOf)]
         if self.default is MISSING:
             notes += [] if self.positional else ["required"]
         elif kind is bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import (
-    SET_HELP,
     Adapter,
     Base,
     Device,
@@ -18,7 +17,7 @@ from dive_fast.commands.common import (
     finish,
     torch_device,
 )
-from dive_fast.data.sets import all_samples, read_sets
+from dive_fast.data.sets import SET_HELP, all_samples, read_sets
 from dive_fast.io import nearest
 from dive_fast.settings import NonNegativeFloat
 from dive_fast.train.config import PersonalizeConfig

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dive_fast.commands.common import (
-    SET_HELP,
     Base,
     Device,
     Json,
@@ -19,7 +18,7 @@ from dive_fast.commands.common import (
 )
 from dive_fast.data.counts import count_sets
 from dive_fast.data.filters import Filters, apply_filters
-from dive_fast.data.sets import read_sets
+from dive_fast.data.sets import SET_HELP, read_sets
 from dive_fast.settings import PositiveInt
 from dive_fast.types import to_dict
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from dive_fast.commands.common import (
-    SET_HELP,
     Backend,
     Device,
     EnginePrecision,
@@ -21,7 +19,7 @@ from dive_fast.commands.common import (
     finish,
     log,
 )
-from dive_fast.data.sets import read_set
+from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
 from dive_fast.sampling.config import STRENGTH, Sampling
 from dive_fast.settings import Fraction, NonNegativeInt, PositiveInt, Reads

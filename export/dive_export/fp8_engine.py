@@ -85,8 +85,7 @@ def quantize_engine(
 def _calibration(bundle: ModelBundle, graph: Graph, sampling: Sampling, images: int) -> Calibration:
     keys = _keys(bundle, images)
     scales, held_out = (
-        sampling_inputs(bundle, graph, keys[half::2], range(half, len(keys), 2), sampling)
-        for half in (0, 1)
+        sampling_inputs(bundle, graph, keys[half::2], range(half, len(keys), 2), sampling) for half in (0, 1)
     )
     return Calibration(scales, held_out)
 
