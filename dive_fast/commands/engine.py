@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dive_export.options import BuildConfig, GraphOptions
+from dive_export.options import BuildConfig, Fp8Config, GraphOptions
 from dive_fast.commands.common import ImageSize, Json, finish, log
 from dive_fast.io import write_json
 from dive_fast.settings import NonNegativeFloat, PositiveInt
@@ -121,14 +121,15 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Put the UNet's layers into FP8 by explicit quantisation, as far as the error allows; docs/precision.md."""
-    from dive_export.fp8_engine import Sampling, quantize_engine
+    from dive_export.calibration import Sampling
+    from dive_export.fp8_engine import quantize_engine
     from dive_export.fp8_report import read_times
 
     if images % 2:
         raise InputError(f"--images must be even, got {images}: half set the scales, half measure the error")
     table = None if times is None else read_times(times)
-    sampling = Sampling(images, steps, guidance)
-    report = quantize_engine(engine, model, out, config, sampling, times=table, progress=log)
+    sampling = Sampling(steps, guidance)
+    report = quantize_engine(engine, model, out, config, sampling, images=images, times=table, progress=log)
     text = (
         f"engine {out}: {len(report.quantised)} of {len(report.layers)} layers in FP8, "
         f"error {report.error:.1%} of {report.budget:.1%} allowed"

@@ -27,6 +27,14 @@ Inputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How calibration samples images."""
+
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Inputs of a UNet graph, one mapping a call: `scales` set the scales, `held_out` measure the error.
 
@@ -49,8 +57,7 @@ def sampling_inputs(
     graph: Graph,
     keys: Sequence[PromptKey],
     seeds: Sequence[int],
-    steps: int = 10,
-    guidance: float = 5.0,
+    sampling: Sampling,
 ) -> list[dict[str, np.ndarray]]:
     """The inputs of every UNet call while torch samples the images of `keys` from `seeds` (one each).
 
@@ -63,7 +70,7 @@ def sampling_inputs(
         raise InputError("calibration: the model has no prompts.json; fuse an adapter into the base first")
     if len(keys) != len(seeds):
         raise InputError(f"calibration: {len(keys)} prompts and {len(seeds)} seeds; give one seed a prompt")
-    schedule = Schedule.from_config(bundle.scheduler_config, steps)
+    schedule = Schedule.from_config(bundle.scheduler_config, sampling.steps)
     recorded: list[dict[str, np.ndarray]] = []
 
     def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
@@ -76,7 +83,7 @@ def sampling_inputs(
         embeddings, index = PromptBank(bundle.tokenizer, bundle.prompts).encode(
             lambda ids: bundle.text_encoder(ids, return_dict=True).last_hidden_state, [None, *keys]
         )
-        eps = guided(eps_rows, index[1:], int(index[0]), guidance)
+        eps = guided(eps_rows, index[1:], int(index[0]), sampling.guidance)
         _, *shape = _example_shape(graph)
         noise = initial_noise(seeds, (shape[0], shape[1], shape[2]))
         dpmpp_2m(eps, noise, schedule)
@@ -97,7 +104,7 @@ def _reference_inputs(
     if bank:
         inputs["prompt_index"] = prompt_index
     if "image_index" in graph.inputs:
-        inputs["image_index"] = torch.arange(rows) % len(latents)
+        inputs["image_index"] = repeated(torch.arange(len(latents)), rows)
     return inputs
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_export.artifact import Progress, file_hashes, say, staging
-from dive_export.calibration import Calibration, sampling_inputs
+from dive_export.calibration import Calibration, Sampling, sampling_inputs
 from dive_export.fp8 import Fp8Config, Fp8Report, LayerTime, quantize
 from dive_export.graphs import Graph, graphs
 from dive_export.options import GraphOptions
@@ -20,15 +20,6 @@ from dive_fast.types import EngineSpec, InputError, to_dict
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
     from dive_fast.models.prompts import PromptKey
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What calibration samples: `images` of the model's people and cameras, every second one held out."""
-
-    images: int = 8
-    steps: int = 10
-    guidance: float = 2.0
 
 
 def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle, EngineSpec, dict[str, Graph]]:
@@ -59,24 +50,24 @@ def quantize_engine(
     config: Fp8Config | None = None,
     sampling: Sampling | None = None,
     *,
+    images: int = 8,
     times: Mapping[str, LayerTime] | None = None,
     progress: Progress = say,
 ) -> Fp8Report:
     """Writes to `out` the engine folder `engine` with FP8 layers in its UNet (`fp8.quantize`); the report is `fp8.json`.
 
-    `model` is the fused model that the engine was exported from; it samples the inputs. The other parts are copied. `out`
-    must not exist: what a layer became depends on more than the folder can tell. Raises `InputError` for that, for a
-    bf16 engine, and for a model with too few people and cameras to hold half of them out.
+    `model` is the fused model that the engine was exported from. `sampling` makes `images` of its identities and cameras for
+    calibration; every second one is held out. The other parts are copied. Raises `InputError` when `out` exists, for a bf16
+    engine, and for a model with too few identities and cameras.
     """
     engine, out = Path(engine), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"quantize: {out} exists; choose another --out or move it away")
-    sampling = sampling or Sampling()
     bundle, spec, parts = exported_graphs(model, engine)
     if spec.precision == "bf16":
         raise InputError(f"quantize: {engine} is bf16; export it in fp16 or fp32")
     file = spec.files["unet"]
-    calibration = _calibration(bundle, parts["unet"], sampling)
+    calibration = _calibration(bundle, parts["unet"], images, sampling or Sampling(10, 2.0))
     with clear_disk_errors(out), staging(out) as folder:
         for name in spec.sha256:
             if not name.startswith(file):  # the graph, or its weights beside it
@@ -89,11 +80,10 @@ def quantize_engine(
     return report
 
 
-def _calibration(bundle: ModelBundle, graph: Graph, sampling: Sampling) -> Calibration:
-    keys = _keys(bundle, sampling.images)
+def _calibration(bundle: ModelBundle, graph: Graph, images: int, sampling: Sampling) -> Calibration:
+    keys = _keys(bundle, images)
     scales, held_out = (
-        sampling_inputs(bundle, graph, keys[half::2], range(half, len(keys), 2), sampling.steps, sampling.guidance)
-        for half in (0, 1)
+        sampling_inputs(bundle, graph, keys[half::2], range(half, len(keys), 2), sampling) for half in (0, 1)
     )
     return Calibration(scales, held_out)
 
