@@ -35,7 +35,7 @@ from benchmarks.machine import commit, processor, versions
 from benchmarks.plan import timed
 from dive_fast.engines import Engine, load_engine
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
-from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
+from dive_fast.sampling import Sampling, Schedule, dpmpp_2m, guided, initial_noise
 from dive_fast.synth import make_plan, synthesize
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.folder import claim_folder, open_store
@@ -94,10 +94,19 @@ def pocket_plan(engine: Engine, pairs: int, shard_size: int = 32) -> SynthesisPl
     each = max(ROWS // 2, -(-pairs // len(people)))
     profile = engine.spec.profile
     return make_plan(
-        mode="synthetic", pids=people[: -(-pairs // each)], cameras=engine.prompts.table.cameras, ir=["cam3"], rgb=["cam1"],
-        pairs_per_identity=each, seed=3, steps=STEPS, guidance=GUIDANCE, height=profile.height, width=profile.width,
-        model_fingerprint=engine.spec.model_fingerprint, shard_size=shard_size,
-    )  # fmt: skip
+        mode="synthetic",
+        pids=people[: -(-pairs // each)],
+        cameras=engine.prompts.table.cameras,
+        ir=["cam3"],
+        rgb=["cam1"],
+        pairs_per_identity=each,
+        seed=3,
+        sampling=Sampling(STEPS, GUIDANCE),
+        height=profile.height,
+        width=profile.width,
+        model_fingerprint=engine.spec.model_fingerprint,
+        shard_size=shard_size,
+    )
 
 
 class SlowStore(LocalStore):
@@ -118,14 +127,16 @@ def bare(engine: Engine, plan: SynthesisPlan) -> float:
     seeds = [pair.seed for pair in plan.pairs for _ in range(2)]
     size = ROWS // 2
     noise = [initial_noise(seeds[at : at + size], engine.latent_shape) for at in range(0, len(seeds), size)]
-    schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
+    schedule = Schedule.from_config(engine.scheduler_config, plan.sampling.steps)
 
     def run() -> None:
         embeddings, index = engine.prompts.encode(engine.encode_text, [None, *keys])
         conditioning = engine.condition(embeddings)
         for number, start in enumerate(noise):
             at = 1 + number * size
-            eps = guided(lambda x, t, i: engine.eps(x, t, conditioning, i), index[at : at + size], 0, plan.guidance)
+            eps = guided(
+                lambda x, t, i: engine.eps(x, t, conditioning, i), index[at : at + size], 0, plan.sampling.guidance
+            )
             engine.decode(dpmpp_2m(eps, start, schedule))
 
     return timed(run)[0]
@@ -142,7 +153,7 @@ def whole(engine: Engine, plan: SynthesisPlan, store: LocalStore) -> tuple[float
 def reference_way(engine: Engine, plan: SynthesisPlan, out: Path) -> float:
     """As DiVE's public code goes: one person and camera a call, its prompt encoded each time, files before the next call."""
     size = ROWS // 2
-    schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
+    schedule = Schedule.from_config(engine.scheduler_config, plan.sampling.steps)
     calls: dict[tuple[str, str], list[int]] = {}
     for pair in plan.pairs:
         for camera in (pair.rgb, pair.ir):
@@ -155,7 +166,9 @@ def reference_way(engine: Engine, plan: SynthesisPlan, out: Path) -> float:
                 some = seeds[at : at + size]
                 embeddings, index = engine.prompts.encode(engine.encode_text, [None, *[(pid, camera)] * len(some)])
                 conditioning = engine.condition(embeddings)
-                eps = guided(lambda x, t, i, c=conditioning: engine.eps(x, t, c, i), index[1:], 0, plan.guidance)
+                eps = guided(
+                    lambda x, t, i, c=conditioning: engine.eps(x, t, c, i), index[1:], 0, plan.sampling.guidance
+                )
                 images = engine.decode(dpmpp_2m(eps, initial_noise(some, engine.latent_shape), schedule))
                 for number, image in enumerate(images.numpy()):
                     Image.fromarray(image).save(out / camera / pid / f"{at + number}.png")
@@ -192,8 +205,11 @@ def diffusers_and_datasets(pipe: Any, engine: Engine, plan: SynthesisPlan, out: 
             prompt_embeds=torch.cat([encoded(text) for text in texts]),
             negative_prompt_embeds=torch.cat([encoded("") for _ in texts]),
             generator=[torch.Generator().manual_seed(seed) for seed in batch["seed"]],
-            height=plan.height, width=plan.width, num_inference_steps=plan.steps, guidance_scale=plan.guidance,
-        )  # fmt: skip
+            height=plan.height,
+            width=plan.width,
+            num_inference_steps=plan.sampling.steps,
+            guidance_scale=plan.sampling.guidance,
+        )
         return {"image": made.images}
 
     columns = {**{name: Value("string") for name in ("prompt", "camera", "pid")}, "seed": Value("uint64")}
@@ -201,9 +217,13 @@ def diffusers_and_datasets(pipe: Any, engine: Engine, plan: SynthesisPlan, out: 
     def run() -> None:
         prompts = Dataset.from_list(rows, features=Features(columns))
         made = prompts.map(
-            generate, batched=True, batch_size=ROWS // 2, writer_batch_size=ROWS // 2, load_from_cache_file=False,
+            generate,
+            batched=True,
+            batch_size=ROWS // 2,
+            writer_batch_size=ROWS // 2,
+            load_from_cache_file=False,
             features=Features({**columns, "image": ImageColumn()}),
-        )  # fmt: skip
+        )
         made.save_to_disk(out)
 
     return timed(run)[0]

@@ -35,7 +35,7 @@ from dive_fast.models import fuse, load_bundle, save_bundle
 from dive_fast.reid.comparison.compare import compare
 from dive_fast.reid.comparison.significance import paired_t
 from dive_fast.reid.training.train import ReidConfig
-from dive_fast.sampling import PRESETS, Preset
+from dive_fast.sampling import PRESETS, Sampling
 from dive_fast.synth import make_plan
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.render import Renderer
@@ -50,23 +50,28 @@ ROWS, IMAGES = 32, 16
 BASE = PairConfig(per_camera=3, rows=ROWS)
 WIDE, NARROW = (0.3, 6.0), (0.6, 3.0)
 SETTINGS: dict[str, PairConfig] = {
-    "50-steps": replace(BASE, steps=50),
-    "25-steps": replace(BASE, steps=25),
-    "15-steps": replace(BASE, steps=15),
-    "10-steps": replace(BASE, steps=10),
-    "7-steps": replace(BASE, steps=7),
-    "5-steps": replace(BASE, steps=5),
-    "4-steps": replace(BASE, steps=4),
-    "3-steps": replace(BASE, steps=3),
-    "25-steps-wide": replace(BASE, steps=25, guidance_interval=WIDE),
-    "25-steps-narrow": replace(BASE, steps=25, guidance_interval=NARROW),
-    "15-steps-wide": replace(BASE, steps=15, guidance_interval=WIDE),
-    "10-steps-wide": replace(BASE, steps=10, guidance_interval=WIDE),
-    "7-steps-fp8": replace(BASE, steps=7),
+    "50-steps": replace(BASE, sampling=Sampling(50)),
+    "25-steps": replace(BASE, sampling=Sampling(25)),
+    "15-steps": replace(BASE, sampling=Sampling(15)),
+    "10-steps": replace(BASE, sampling=Sampling(10)),
+    "7-steps": replace(BASE, sampling=Sampling(7)),
+    "5-steps": replace(BASE, sampling=Sampling(5)),
+    "4-steps": replace(BASE, sampling=Sampling(4)),
+    "3-steps": replace(BASE, sampling=Sampling(3)),
+    "25-steps-wide": replace(BASE, sampling=Sampling(25, BASE.sampling.guidance, WIDE)),
+    "25-steps-narrow": replace(BASE, sampling=Sampling(25, BASE.sampling.guidance, NARROW)),
+    "15-steps-wide": replace(BASE, sampling=Sampling(15, BASE.sampling.guidance, WIDE)),
+    "10-steps-wide": replace(BASE, sampling=Sampling(10, BASE.sampling.guidance, WIDE)),
+    "7-steps-fp8": replace(BASE, sampling=Sampling(7)),
 }
 FP8 = "-fp8"  # by the exported engine with FP8 layers, which a CPU only simulates: its rate says nothing
 # Of the others the images alone are compared: where they lie between two of these, training says nothing new.
 TRAINED = (FIRST, "25-steps", "15-steps", "10-steps", "7-steps", "5-steps", "3-steps", "25-steps-wide", "7-steps-fp8")
+
+
+def sampling(setting: str, guidance: float) -> Sampling:
+    """How a setting samples with this scale of guidance."""
+    return replace(SETTINGS[setting].sampling, guidance=guidance)
 
 
 def fused_model(out: Path, photos: list[Sample]) -> Path:
@@ -137,17 +142,19 @@ def rms(one: Path, other: Path) -> float:
 def summarise(out: Path) -> list[dict[str, Any]]:
     """A record a setting, fastest last. `gap lost` is against `FIRST`, seed by seed, over the mean gap of the oracle."""
     rates, alike = (read_json(out / f"{part}.json", part) for part in ("speed", "likeness"))
-    rates, alike = rates["rates"], alike["settings"]
+    rates = rates["rates"]
     arms, baseline, gap = scores(out)
     return [
         {
             "setting": name,
-            "sampling": f"{words(SETTINGS[name])}{', FP8' if name.endswith(FP8) else ''}",
+            "sampling": f"{sampling(name, alike['guidance']).describe()}{', FP8' if name.endswith(FP8) else ''}",
             **rates.get(name, {}),
             **near,
             **(worth(arms[name], arms[FIRST], baseline, gap) if name in arms else {}),
         }
-        for name, near in sorted(alike.items(), key=lambda item: rates.get(item[0], {}).get("images/s", math.inf))
+        for name, near in sorted(
+            alike["settings"].items(), key=lambda item: rates.get(item[0], {}).get("images/s", math.inf)
+        )
     ]
 
 
@@ -171,7 +178,7 @@ def effects(out: Path) -> dict[str, dict[str, Any]]:
     """
     arms, _, gap = scores(out)
     plain = [name for name in TRAINED if name.removesuffix("-steps").isdecimal()]
-    doublings = [math.log2(SETTINGS[name].steps) for name in plain]
+    doublings = [math.log2(SETTINGS[name].sampling.steps) for name in plain]
     found = {
         "halving the steps": [
             statistics.linear_regression(doublings, [arms[name][seed] / gap for name in plain]).slope
@@ -200,11 +207,6 @@ def worth(by_seed: list[float], first: list[float], baseline: float, gap: float)
         "gap lost": statistics.fmean(lost),
         "gap lost, 95 %": between(lost),
     }
-
-
-def words(setting: PairConfig) -> str:
-    """What is computed, for a reader."""
-    return Preset("", setting.steps, setting.guidance_interval).words()
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -247,19 +249,27 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     """Gap closed, with its standard error, against images a second; presets by name."""
     from dive_fast.bench.plots import COLOURS, INK, figure
 
-    presets = {preset.words(): preset.name for preset in PRESETS.values()}
+    presets = {f"{preset.sampling.steps}-steps": preset.name for preset in PRESETS.values()}
     with figure(path, "What speed costs: gap closed on the pocket world (bars: standard error)", height=4.4) as axes:
         for row in (row for row in rows if "mAP" in row and "images/s" in row):
-            name = presets.get(row["sampling"])
+            name = presets.get(row["setting"])
             axes.errorbar(
-                row["images/s"], row["gap closed"], yerr=row["standard error"], fmt="o", capsize=3,
+                row["images/s"],
+                row["gap closed"],
+                yerr=row["standard error"],
+                fmt="o",
+                capsize=3,
                 color=COLOURS[2] if name else COLOURS[0],
-            )  # fmt: skip
+            )
             words = f"{row['setting']}{f' = {name}' if name else ''}"
             axes.annotate(
-                words, (row["images/s"], row["gap closed"]), xytext=(5, 5 if row["setting"].endswith("-steps") else -11),
-                textcoords="offset points", fontsize=7, color=INK,
-            )  # fmt: skip
+                words,
+                (row["images/s"], row["gap closed"]),
+                xytext=(5, 5 if row["setting"].endswith("-steps") else -11),
+                textcoords="offset points",
+                fontsize=7,
+                color=INK,
+            )
         axes.set_xscale("log")
         ticks = [2, 3, 5, 8, 12, 20, 30]
         axes.set_xticks(ticks, list(map(str, ticks)))
@@ -283,11 +293,18 @@ def loop(engine: Engine, setting: PairConfig) -> Callable[[], object]:
     """Noise to pixels for `IMAGES` images of as many people, by the renderer of synthesis."""
     table, profile = engine.prompts.table, engine.spec.profile
     plan = make_plan(
-        mode="synthetic", pids=[identity.pid for identity in table.identities][:IMAGES], cameras=table.cameras, ir=["cam3"],
-        rgb=["cam1"], pairs_per_identity=1, seed=0, steps=setting.steps, guidance=setting.guidance,
-        guidance_interval=setting.guidance_interval,
-        height=profile.height, width=profile.width, model_fingerprint=engine.spec.model_fingerprint,
-    )  # fmt: skip
+        mode="synthetic",
+        pids=[identity.pid for identity in table.identities][:IMAGES],
+        cameras=table.cameras,
+        ir=["cam3"],
+        rgb=["cam1"],
+        pairs_per_identity=1,
+        seed=0,
+        sampling=setting.sampling,
+        height=profile.height,
+        width=profile.width,
+        model_fingerprint=engine.spec.model_fingerprint,
+    )
     start = start_of(plan, engine, IMAGES, ("ir",))
     renderer = Renderer(engine, plan, StageClock("encode", "denoise", "decode"))
     renderer.use_prompts(job.key for job in start.jobs)
@@ -312,7 +329,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the study, for pairs, trainings and results")
     parser.add_argument("--only", choices=PARTS, action="append")
-    parser.add_argument("--guidance", type=float, default=BASE.guidance, help="scale of guidance of all settings")
+    parser.add_argument(
+        "--guidance", type=float, default=BASE.sampling.guidance, help="scale of guidance of all settings"
+    )
     parser.add_argument("--people", type=int, help="pairs of the first so many people only; too few to train on")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="ReID trainings at once")
@@ -328,7 +347,7 @@ def main() -> None:
         few = sorted({photo.pid for photo in photos})[: options.people]
         some = [photo for photo in photos if photo.pid in few]
         for name, setting in SETTINGS.items():
-            setting = replace(setting, guidance=options.guidance)
+            setting = replace(setting, sampling=sampling(name, options.guidance))
             engine = engines[name.endswith(FP8)]
             made, summary = make_pairs(engine, some, world / "market", out / "pairs" / name, setting)
             write_json(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dive_fast.sampling import Sampling
 from dive_fast.synth.folder import claim_folder, finished_shards, open_store
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.manifest import shard_name
@@ -36,11 +37,21 @@ def plan_of_millions() -> dict[str, Any]:
         file, out = Path(folder) / "plan.json", Path(folder) / "out"
         seconds["make"], plan = timed(
             lambda: make_plan(
-                mode="real-rgb", pids=pids, cameras=cameras, ir=["cam3", "cam6"], pairs_per_identity=500, seed=1,
-                steps=25, guidance=7.5, height=512, width=256, model_fingerprint="m", photos=photos,
-                photo_root="/photos", shard_size=1000,
+                mode="real-rgb",
+                pids=pids,
+                cameras=cameras,
+                ir=["cam3", "cam6"],
+                pairs_per_identity=500,
+                seed=1,
+                sampling=Sampling(25, 7.5),
+                height=512,
+                width=256,
+                model_fingerprint="m",
+                photos=photos,
+                photo_root="/photos",
+                shard_size=1000,
             )
-        )  # fmt: skip
+        )
         seconds["write"], _ = timed(lambda: save_plan(plan, file))
         seconds["read"], plan = timed(lambda: load_plan(file))
         seconds["a shard, of 1000 pairs"] = (

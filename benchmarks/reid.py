@@ -61,10 +61,22 @@ def training_set(folder: Path) -> tuple[list[Sample], list[Sample], list[Sample]
 def agw(seed: int, epochs: int, precision: str = "fp32") -> ReidConfig:
     """AGW's recipe for the pocket world's images and a network that a CPU trains from random weights."""
     return recipe(
-        "agw", backbone="pocket", height=96, width=48, nonlocal_blocks=False, stripes=3, backbone_lr=1.0, crop=6, lr=0.05,
-        clip=5.0, seed=seed, epochs=epochs, warmup_epochs=max(1, epochs // 6),
-        drop_epochs=(epochs // 3, 5 * epochs // 6), precision=precision,
-    )  # fmt: skip
+        "agw",
+        backbone="pocket",
+        height=96,
+        width=48,
+        nonlocal_blocks=False,
+        stripes=3,
+        backbone_lr=1.0,
+        crop=6,
+        lr=0.05,
+        clip=5.0,
+        seed=seed,
+        epochs=epochs,
+        warmup_epochs=max(1, epochs // 6),
+        drop_epochs=(epochs // 3, 5 * epochs // 6),
+        precision=precision,
+    )
 
 
 class PlainDataset(Dataset[tuple[torch.Tensor, int, bool]]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -87,14 +88,39 @@ def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def violation(hint: Any, value: Any) -> str | None:
-    """Returns the choice or bound of `hint` that `value` violates, as a text to follow the setting's name; or None."""
-    if value is None:
-        return None
+    """Returns what `hint` requires and `value` is not, as a text to follow the setting's name; None if `value` is valid."""
     kind, metadata = unwrap(hint)
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        return f"must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}"
-    bounds = (note for note in metadata if isinstance(note, (AtLeast, Within, OneOf)))
-    return next((f"must be {bound}, got {value!r}" for bound in bounds if value not in bound), None)
+    bounds = [note for note in metadata if isinstance(note, (AtLeast, Within, OneOf))]
+    if not _has_type(value, hint):
+        return f"must be {_describe(kind)}, got {value!r}"
+    return next((f"must be {one}, got {value!r}" for one in bounds if value is not None and value not in one), None)
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _has_type(value, parts[0])
+    if origin in (Union, UnionType):
+        return any(_has_type(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if hint in (int, float):
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    if origin is not tuple:
+        return hint is Any or isinstance(value, origin or hint)
+    if not isinstance(value, tuple):
+        return False
+    each = parts[:1] * len(value) if parts[-1] is ... else parts
+    return len(value) == len(each) and all(map(_has_type, value, each))
+
+
+def _describe(kind: Any) -> str:
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if get_origin(kind) is tuple:
+        return f"a list of {_describe(unwrap(parts[0])[0])}" if parts[-1] is ... else f"{len(parts)} values"
+    return {int: "a whole number", float: "a number", str: "a text"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 @cache
@@ -104,7 +130,7 @@ def type_hints(of: Callable[..., Any]) -> dict[str, Any]:
 
 
 class Settings:
-    """Base of config records: raises one `InputError` for all values that violate their types' choices or bounds."""
+    """Base of config records: raises one `InputError` for all values outside their fields' types, choices and bounds."""
 
     def __post_init__(self) -> None:
         record: Any = type(self)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.bench.timing import Stages
 from dive_fast.engines.base import Conditioning, Engine
-from dive_fast.sampling import Preset
+from dive_fast.sampling.config import Sampling
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.plan import make_plan
 from dive_fast.synth.planfile import ImageFormat, SynthesisPlan
-from dive_fast.synth.render import ImageJob, Renderer, Start, images_per_batch, prepare
+from dive_fast.synth.render import ImageJob, Renderer, Start, prepare
 from dive_fast.synth.store import LocalStore
 from dive_fast.synth.writer import DatasetWriter
 from dive_fast.types import InputError, Modality
@@ -29,35 +28,9 @@ PEOPLE = 16  # prompts of as many people in a batch, twice as many with both sid
 STAGES = ("encode", "bank", "denoise", "decode", "write")
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How images are sampled, and written: what a plan says of it, handed on as one object."""
-
-    steps: int = 20
-    guidance: float = 2.0
-    image_format: ImageFormat = "png"
-    guidance_interval: tuple[float, float] | None = None  # as in sampling.Preset
-
-    @classmethod
-    def of(cls, preset: Preset, guidance: float, image_format: ImageFormat = "png") -> Sampling:
-        """As a plan has it that was made with `preset`."""
-        return cls(preset.steps, guidance, image_format, preset.interval)
-
-    @property
-    def plain(self) -> bool:
-        """Whether every step has guidance, as everybody else's have."""
-        return self.guidance_interval is None
-
-    def images(self, rows: int) -> int:
-        """Images in a call of `rows` UNet rows."""
-        return images_per_batch(rows, self.guidance)
-
-    def rows(self, images: int) -> int:
-        """UNet rows of a step with guidance."""
-        return images if self.guidance == 1.0 else 2 * images
-
-
-def bench_plan(engine: Engine, images: int, sampling: Sampling, people: int = PEOPLE, seed: int = 0) -> SynthesisPlan:
+def bench_plan(
+    engine: Engine, images: int, sampling: Sampling, people: int = PEOPLE, image_format: ImageFormat = "png"
+) -> SynthesisPlan:
     """Both sides generated, of up to `people` people of the engine's, at least `images` images of either side.
 
     Raises `InputError` for an engine that knows nobody, or cameras of one modality only.
@@ -71,12 +44,20 @@ def bench_plan(engine: Engine, images: int, sampling: Sampling, people: int = PE
             "an infrared camera; fuse an adapter into it first (dive-fast fuse)"
         )
     return make_plan(
-        mode="synthetic", pids=pids, cameras=table.cameras, ir=cameras["ir"], rgb=cameras["rgb"],
-        pairs_per_identity=-(-images // len(pids)), seed=seed, height=profile.height, width=profile.width,
-        model_fingerprint=engine.spec.model_fingerprint, shard_size=64,
-        steps=sampling.steps, guidance=sampling.guidance, image_format=sampling.image_format,
-        guidance_interval=sampling.guidance_interval,
-    )  # fmt: skip
+        mode="synthetic",
+        pids=pids,
+        cameras=table.cameras,
+        ir=cameras["ir"],
+        rgb=cameras["rgb"],
+        pairs_per_identity=-(-images // len(pids)),
+        seed=0,
+        height=profile.height,
+        width=profile.width,
+        model_fingerprint=engine.spec.model_fingerprint,
+        shard_size=64,
+        sampling=sampling,
+        image_format=image_format,
+    )
 
 
 def start_of(

@@ -71,9 +71,9 @@ def sampler_of(engine: Any, schedule: Any, task: dict[str, Any]) -> Callable[[An
     """
     from dive_fast.sampling import guided
 
-    interval = task["guidance_interval"]
+    guidance, interval = task["sampling"]["guidance"], task["sampling"]["guidance_interval"]
     at = [] if interval is None else [schedule.within(tuple(interval))]
-    return lambda bank, index: guided(lambda x, t, i: engine.eps(x, t, bank, i), index, 0, task["guidance"], *at)
+    return lambda bank, index: guided(lambda x, t, i: engine.eps(x, t, bank, i), index, 0, guidance, *at)
 
 
 def measure(task: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
@@ -83,12 +83,12 @@ def measure(task: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     engine = engine_of(task)
     table = engine.prompts.table
     keys = [(identity.pid, table.cameras[0].name) for identity in table.identities]
-    schedule = Schedule.from_config(engine.scheduler_config, task["steps"])
+    schedule = Schedule.from_config(engine.scheduler_config, task["sampling"]["steps"])
     sampler = sampler_of(engine, schedule, task)
     cuda = engine.device.type == "cuda"
     found: dict[str, dict[str, list[float]]] = {"unet": {}, "batch": {}}
     for rows in task["rows"]:
-        images = rows if task["guidance"] == 1.0 else rows // 2
+        images = rows if task["sampling"]["guidance"] == 1.0 else rows // 2
         noise = initial_noise(range(SEED, SEED + images), engine.latent_shape).to(engine.device)
         asked = [None, *(keys * images)[:images]]
 

@@ -22,7 +22,8 @@ from dive_fast.bench import child
 from dive_fast.bench.machine import SOURCE
 from dive_fast.bench.timing import Ratio, ratio
 from dive_fast.io import brief
-from dive_fast.types import DiveError, InputError
+from dive_fast.sampling.config import Sampling
+from dive_fast.types import DiveError, InputError, to_dict
 
 THERE, HERE = "there", "here"
 FEWEST_TURNS = 5  # by chance all of so few agree in one of 16 comparisons of equals; of more, more rarely
@@ -37,12 +38,10 @@ class Task:
     backend: str
     device: str
     rows: tuple[int, ...]
-    steps: int
-    guidance: float
+    sampling: Sampling
     threads: int | None = None
     repeats: int = 10
     batches: int = 3
-    guidance_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,11 +114,14 @@ def compare_trees(
 def _turn(script: Path, tree: Path, name: str, task: Task, work: Path) -> dict[str, Any]:
     own = work / name
     own.mkdir(exist_ok=True)
-    wanted = {**vars(task), "work": str(own), "tree": str(tree)}
+    wanted = {**to_dict(task), "work": str(own), "tree": str(tree)}
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(wanted)],
-        capture_output=True, text=True, check=False, cwd=work,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=work,
+    )
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or ["nothing"]
         which = "the commit compared with" if name == THERE else "this working tree"

@@ -50,8 +50,10 @@ class Pipeline:
         """Raises `InputError` for guidance that the pipeline takes for none, and for a model without prompts."""
         from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-        if plan.guidance < 1.0:
-            raise InputError(f"diffusers' pipeline has no guidance below 1, got {plan.guidance}; choose at least 1")
+        if plan.sampling.guidance < 1.0:
+            raise InputError(
+                f"diffusers' pipeline has no guidance below 1, got {plan.sampling.guidance}; choose at least 1"
+            )
         if bundle.prompts is None:
             raise InputError("diffusers: the model knows no prompts; fuse an adapter into it first (dive-fast fuse)")
         self._dtype, self._device, self._plan = DTYPES[precision], device, plan
@@ -61,10 +63,15 @@ class Pipeline:
         for module in (bundle.text_encoder, bundle.unet, bundle.vae):
             nn.Module.to(module, device, self._dtype)
         self.pipe = StableDiffusionPipeline(
-            vae=bundle.vae, text_encoder=bundle.text_encoder, tokenizer=bundle.tokenizer, unet=bundle.unet,
-            scheduler=DPMSolverMultistepScheduler.from_config(bundle.scheduler_config), safety_checker=None,
-            feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
+            vae=bundle.vae,
+            text_encoder=bundle.text_encoder,
+            tokenizer=bundle.tokenizer,
+            unet=bundle.unet,
+            scheduler=DPMSolverMultistepScheduler.from_config(bundle.scheduler_config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
         self.pipe.set_progress_bar_config(disable=True)
 
     @torch.inference_mode()
@@ -74,11 +81,14 @@ class Pipeline:
         with cast:
             made = self.pipe(
                 prompt_embeds=self._embeddings(keys),
-                negative_prompt_embeds=self._embeddings([None] * len(keys)) if plan.guidance != 1.0 else None,
+                negative_prompt_embeds=self._embeddings([None] * len(keys)) if plan.sampling.guidance != 1.0 else None,
                 latents=start.noise.to(self._device, self._dtype),
-                height=plan.height, width=plan.width, num_inference_steps=plan.steps, guidance_scale=plan.guidance,
+                height=plan.height,
+                width=plan.width,
+                num_inference_steps=plan.sampling.steps,
+                guidance_scale=plan.sampling.guidance,
                 output_type="pt",
-            ).images  # fmt: skip
+            ).images
         pixels: NDArray[np.uint8] = (made.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return pixels
 

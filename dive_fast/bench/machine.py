@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "dive-fast", "torch", "diffusers", "transformers", "peft", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
-    "triton", "numpy", "pillow",
-)  # fmt: skip
+    "dive-fast",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "triton",
+    "numpy",
+    "pillow",
+)
 SOURCE = Path(__file__).resolve().parents[2]
 NO_CHECKOUT = "not a git checkout"
 
@@ -31,8 +41,11 @@ def commit(folder: Path = SOURCE) -> str:
     try:
         found = subprocess.run(
             ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"],
-            capture_output=True, text=True, check=False, cwd=folder,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=folder,
+        )
     except FileNotFoundError:  # no git on this machine
         return NO_CHECKOUT
     return found.stdout.strip() or NO_CHECKOUT

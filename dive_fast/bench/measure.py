@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from dive_export.resources import Resources
-from dive_fast.bench.batch import PEOPLE, STAGES, Sampling, bench_plan, start_of, timed_pass
+from dive_fast.bench.batch import PEOPLE, STAGES, bench_plan, start_of, timed_pass
 from dive_fast.bench.timing import Spread, interleaved, spread
 from dive_fast.engines.base import Engine, Request
-from dive_fast.sampling import Schedule
+from dive_fast.sampling import Sampling, Schedule
 from dive_fast.synth.local import synthesize
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
     from dive_fast.bench.ceilings import Ceilings
     from dive_fast.bench.work import ModelWork, Work
-    from dive_fast.synth.planfile import SynthesisPlan
+    from dive_fast.synth.planfile import ImageFormat, SynthesisPlan
     from dive_fast.synth.render import Start
 
 Advance = Callable[[str], object]
@@ -103,6 +103,7 @@ def measure_rows(
     *,
     repeats: int,
     turns: int,
+    image_format: ImageFormat = "png",
     counted: Counted | None = None,
     advance: Advance = lambda _: None,
 ) -> list[RowResult]:
@@ -111,7 +112,7 @@ def measure_rows(
     `advance` is told of every finished part. Raises `InputError` for rows that the engine cannot take.
     """
     check_rows(engine, rows, sampling)
-    plan = bench_plan(engine, max(map(sampling.images, rows)), sampling)
+    plan = bench_plan(engine, max(map(sampling.images, rows)), sampling, image_format=image_format)
     starts = {n: start_of(plan, engine, sampling.images(n)) for n in rows}
     for n, start in starts.items():
         timed_pass(engine, plan, start)
@@ -131,12 +132,12 @@ def measure_rows(
     return [_row(n, starts[n], calls[str(n)], passes[n], memory[n], counted) for n in dict.fromkeys(rows)]
 
 
-def measure_job(engine: Engine, rows: int, sampling: Sampling) -> Job:
+def measure_job(engine: Engine, rows: int, sampling: Sampling, image_format: ImageFormat = "png") -> Job:
     """`JOB_BATCHES` full batches by `synthesize` into a temporary folder, after a measurement has warmed the engine."""
     pairs = -(-JOB_BATCHES * sampling.images(rows) // 2)
     most = min(PEOPLE, len(engine.prompts.table.identities), pairs)
     people = next(count for count in range(most, 0, -1) if pairs % count == 0)  # so that the last batch is full, too
-    plan = bench_plan(engine, pairs, sampling, people)
+    plan = bench_plan(engine, pairs, sampling, people, image_format)
     with tempfile.TemporaryDirectory(prefix="dive-bench-") as folder:
         done = synthesize(plan, engine, Path(folder) / "out", rows, progress=False)
     return Job(rows, done.images, done.images_per_second, done.times)
@@ -202,9 +203,7 @@ class Counted:
     def __init__(self, work: ModelWork, ceilings: Ceilings, sampling: Sampling, engine: Engine) -> None:
         self._work, self._ceilings, self._sampling = work, ceilings, sampling
         schedule = Schedule.from_config(engine.scheduler_config, sampling.steps)
-        interval = sampling.guidance_interval
-        guided = schedule.steps if interval is None else len(schedule.within(interval))
-        self._calls = {"guided": guided, "unguided": schedule.steps - guided}
+        self._guided = len(sampling.guided_timesteps(schedule))
 
     def largest(self, images: int) -> Work:
         """A UNet call with guidance, if there is any."""
@@ -216,9 +215,9 @@ class Counted:
         parts = [(work.decode(images), 1)]
         if prompts:
             parts.append((work.encode(prompts + (sampling.guidance != 1.0)), 1))
-        for kind, count in self._calls.items():
+        for rows, count in ((sampling.rows(images), self._guided), (images, sampling.steps - self._guided)):
             if count:
-                parts.append((work.unet(sampling.rows(images) if kind == "guided" else images), count))
+                parts.append((work.unet(rows), count))
         return parts
 
     def floor(self, parts: Sequence[tuple[Work, int]], measured: float) -> Floor:

@@ -89,7 +89,7 @@ def exact_images(
     if bundle.prompts is None:
         raise InputError("parity: the model knows no prompts; fuse an adapter into it first (dive-fast fuse)")
     bank = PromptBank(bundle.tokenizer, bundle.prompts)
-    schedule = Schedule.from_config(bundle.scheduler_config, plan.steps)
+    schedule = Schedule.from_config(bundle.scheduler_config, plan.sampling.steps)
 
     def encode(ids: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = bundle.text_encoder(ids.to(device)).last_hidden_state
@@ -108,7 +108,7 @@ def exact_images(
         for number in range(len(start.jobs)):
             noise = start.noise[number : number + 1].to(device)
             own = index[1 + number : 2 + number]
-            latents = dpmpp_2m(guided(eps, own, 0, plan.guidance), noise, schedule)
+            latents = dpmpp_2m(guided(eps, own, 0, plan.sampling.guidance), noise, schedule)
             image = bundle.vae.decode(latents.to(dtype) / bundle.vae.config.scaling_factor, return_dict=False)[0]
             found.append((image.double() * 0.5 + 0.5).clamp(0, 1).mul(255).permute(0, 2, 3, 1).cpu())
     images: NDArray[np.float64] = torch.cat(found).numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from dive_fast.bench import diffusers_peer
-from dive_fast.bench.batch import Sampling, bench_plan, render, start_of
+from dive_fast.bench.batch import bench_plan, render, start_of
 from dive_fast.bench.parity import Allowance, Parity, exact_images, parity, worst_rms
 from dive_fast.bench.timing import Ratio, Spread, interleaved, ratio, spread
 from dive_fast.engines import Engine, load_engine
 from dive_fast.engines.base import Request
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.io import brief
-from dive_fast.sampling import PRESETS
+from dive_fast.sampling.config import PRESETS, Sampling
 from dive_fast.synth.clock import StageClock
 from dive_fast.types import DiveError, InputError
 
@@ -129,7 +129,7 @@ def compete(contest: Contest, peers: Sequence[str], turns: int, advance: Advance
     reasons = contest.engine.unsupported(_request(contest.engine, contest.rows))
     if images < 1:
         reasons.append(f"{contest.rows} rows hold no image with guidance {contest.sampling.guidance}")
-    if not contest.sampling.plain:
+    if not contest.sampling.every_step_guided:
         reasons.append("no peer leaves out guidance at some steps; give the preset as --presets, beside plain steps")
     if contest.precision not in DTYPES:
         reasons.append(f"our engine is {contest.precision}, in which no peer runs; give one of {', '.join(DTYPES)}")
@@ -160,7 +160,7 @@ def compete(contest: Contest, peers: Sequence[str], turns: int, advance: Advance
     advance("turns")
     results = [_result(name, contest, images, times, found) for name in runs]
     right = [name for name in runs if found[name].passed and found[OURS].passed]
-    presets = [_preset_result(name, images, times, right) for name in others]
+    presets = [_preset_result(name, contest, images, times, right) for name in others]
     return ContestResult(contest.rows, images, contest.precision, allowance.psnr, results, left_out, presets)
 
 
@@ -168,16 +168,20 @@ def _presets(contest: Contest, images: int, start: Start) -> dict[str, Callable[
     """The presets by our engine, from the noise of `start`."""
     runs: dict[str, Callable[[], NDArray[np.uint8]]] = {}
     for name in contest.presets:
-        sampling = Sampling.of(PRESETS[name], contest.sampling.guidance)
+        sampling = replace(PRESETS[name].sampling, guidance=contest.sampling.guidance)
         plan = bench_plan(contest.engine, images, sampling, people=1)
         runs[f"preset {name}"] = partial(_by(contest.engine, plan), start)
     return runs
 
 
-def _preset_result(name: str, images: int, times: dict[str, list[float]], right: Sequence[str]) -> PresetResult:
+def _preset_result(
+    name: str, contest: Contest, images: int, times: dict[str, list[float]], right: Sequence[str]
+) -> PresetResult:
+    preset = PRESETS[name.removeprefix("preset ")]
+    preset = replace(preset, sampling=replace(preset.sampling, guidance=contest.sampling.guidance))
     return PresetResult(
         name,
-        PRESETS[name.removeprefix("preset ")].words(),
+        preset.describe(contest.precision),
         spread(times[name]),
         spread([1e3 * images / ms for ms in times[name]]),
         {other: ratio(times[other], times[name]) for other in right},

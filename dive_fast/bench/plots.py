@@ -124,9 +124,12 @@ def plot_capacity(fleet: Fleet, predictions: Sequence[Prediction], path: Path) -
         axes.scatter([x for x, _ in dots], [y for _, y in dots], s=22, color=COLOURS[2], zorder=3, label="simulated")
         if fleet.binds_at <= most:
             axes.axvline(
-                fleet.binds_at, color=INK, linewidth=1, linestyle=(0, (4, 3)),
+                fleet.binds_at,
+                color=INK,
+                linewidth=1,
+                linestyle=(0, (4, 3)),
                 label=f"{fleet.shared[0]} binds: {fleet.binds_at:,.0f}",
-            )  # fmt: skip
+            )
         axes.set_xscale("log")
         axes.set_xticks(asked, [f"{workers:,}" for workers in asked])
         axes.set_xticks([], minor=True)

@@ -20,11 +20,21 @@ if TYPE_CHECKING:
     from dive_fast.bench.peers import ContestResult, PeerResult, PresetResult
 
 KIND = "dive-fast bench"
-VERSION = 1
+VERSION = 2
 HEADER = (
-    "rows", "images/s (p5 to p95)", "pairs/s", "UNet ms", "encode", "bank", "denoise", "decode", "write ms an image", "MB",
-    "UNet: % of floor", "batch",
-)  # fmt: skip
+    "rows",
+    "images/s (p5 to p95)",
+    "pairs/s",
+    "UNet ms",
+    "encode",
+    "bank",
+    "denoise",
+    "decode",
+    "write ms an image",
+    "MB",
+    "UNet: % of floor",
+    "batch",
+)
 COLUMNS = ("part", "name", "rows", "metric", "p5", "p50", "p95", "n")
 
 
@@ -42,6 +52,7 @@ class BenchResult:
     height: int
     width: int
     sampling: dict[str, Any]
+    image_format: str
     conditions: dict[str, Any]
     hardware: dict[str, Any]
     versions: dict[str, str]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dive_fast.bench.batch import Sampling
 from dive_fast.bench.ceilings import measure_ceilings
 from dive_fast.bench.machine import commit, hardware, versions
 from dive_fast.bench.measure import Counted, check_rows, measure_job, measure_rows
@@ -22,10 +21,12 @@ from dive_fast.engines.registry import BACKENDS, EXPORTED
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.io import read_json
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
+from dive_fast.sampling.config import Sampling
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
+    from dive_fast.synth.planfile import ImageFormat
 
 Say = Callable[[str], object]
 MODELS = ("pocket", "sd15")  # any other name is a folder
@@ -37,6 +38,7 @@ class BenchConfig:
 
     rows: tuple[int, ...] = (2, 8, 32, 64)
     sampling: Sampling = field(default_factory=Sampling)
+    image_format: ImageFormat = "png"
     repeats: int = 10
     turns: int = 5
     peers: tuple[str, ...] = ()
@@ -163,9 +165,17 @@ def run_bench(
         f"measured {ceilings.tflops:.3g} TFLOP/s of this machine; fewer --rows, --repeats and --turns shorten it"
     )
     rows = measure_rows(
-        engine, config.rows, sampling, repeats=config.repeats, turns=config.turns, counted=counted, advance=advance
+        engine,
+        config.rows,
+        sampling,
+        repeats=config.repeats,
+        turns=config.turns,
+        image_format=config.image_format,
+        counted=counted,
+        advance=advance,
     )
-    job = measure_job(engine, max(rows, key=lambda row: row.images_per_second.p50).rows, sampling)
+    fastest = max(rows, key=lambda row: row.images_per_second.p50).rows
+    job = measure_job(engine, fastest, sampling, config.image_format)
     advance("whole job")
     found = BenchResult(
         model=subject.name,
@@ -175,6 +185,7 @@ def run_bench(
         height=engine.spec.profile.height,
         width=engine.spec.profile.width,
         sampling=to_dict(sampling),
+        image_format=config.image_format,
         conditions=_conditions(engine, config),
         hardware=hardware(engine.device.type),
         versions=versions(),

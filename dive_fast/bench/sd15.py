@@ -37,9 +37,15 @@ def sd15(real: Collection[str] = NETWORKS, seed: int = 0) -> ModelBundle:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     text = CLIPTextConfig(
-        vocab_size=VOCABULARY, hidden_size=768, intermediate_size=3072, projection_dim=768, num_hidden_layers=12,
-        num_attention_heads=12, max_position_embeddings=TOKENS, hidden_act="quick_gelu",
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=768,
+        intermediate_size=3072,
+        projection_dim=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=TOKENS,
+        hidden_act="quick_gelu",
+    )
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     latents = (SIZE[0] // 8, SIZE[1] // 8)
     build = {

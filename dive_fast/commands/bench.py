@@ -11,11 +11,12 @@ import typer
 
 from dive_fast.commands.common import Device, Json, finish, numbers, say, torch_device
 from dive_fast.commands.sampling import (
+    DEFAULT,
     Guidance,
     GuidanceInterval,
     PresetName,
     Steps,
-    settings,
+    chosen_preset,
 )
 from dive_fast.types import DiveError, InputError, to_dict
 
@@ -51,7 +52,7 @@ def bench(
     ] = None,
     preset: PresetName = None,
     steps: Steps = None,
-    guidance: Guidance = 2.0,
+    guidance: Guidance = DEFAULT.guidance,
     guidance_interval: GuidanceInterval = None,
     image_format: Annotated[Literal["png", "jpg"], typer.Option(help="What images are written as.")] = "png",
     repeats: Annotated[int, typer.Option(min=1, help="Timed UNet calls of each row count.")] = 10,
@@ -84,19 +85,20 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure an engine: images/s, stages, memory, share of the machine's own ceilings; beside peers, or another commit."""
-    from dive_fast.bench.batch import Sampling
     from dive_fast.bench.peers import chosen
     from dive_fast.bench.run import BenchConfig
-    from dive_fast.sampling import PRESETS
+    from dive_fast.sampling.config import PRESETS
 
     if fail_below is not None and (compare is None or turns < FEWEST_TURNS):
         raise InputError(
             f"--fail-below is of --compare with at least {FEWEST_TURNS} --turns, which tell noise from a loss"
         )
     where = torch_device(device)
+    wanted = chosen_preset(preset, steps, guidance, guidance_interval)
     config = BenchConfig(
         rows=tuple(numbers(rows or (ROWS if compare is None else COMPARE_ROWS))),
-        sampling=Sampling.of(settings(preset, steps, guidance_interval), guidance, image_format),
+        sampling=wanted.sampling,
+        image_format=image_format,
         repeats=repeats,
         turns=turns,
         peers=chosen(peers),
@@ -108,6 +110,8 @@ def bench(
         work = Path(folder)
         if compare is None:
             subject = _subject(engine, model, backend, device, where, precision, threads, config, work)
+            if preset is not None:
+                say(f"preset {preset}: {wanted.describe(subject.engine.spec.precision)}")
             _measure(subject, config, out, work, json)
         elif engine is not None or config.competes or precision != "auto":
             raise InputError(
@@ -196,9 +200,14 @@ def _compare(
     kind, why = run.chosen_backend(backend, device)
     say(f"{name}, backend {kind} ({why}), {commit[:12]} against this working tree")
     task = compare.Task(
-        str(folder.resolve()) if folder.is_dir() else str(folder), kind, device, config.rows, config.sampling.steps,
-        config.sampling.guidance, threads, config.repeats, guidance_interval=config.sampling.guidance_interval,
-    )  # fmt: skip
+        str(folder.resolve()) if folder.is_dir() else str(folder),
+        kind,
+        device,
+        config.rows,
+        config.sampling,
+        threads,
+        config.repeats,
+    )
     with tqdm(total=2 * config.turns, desc="compare", unit="process") as bar:
 
         def advance(part: str) -> None:

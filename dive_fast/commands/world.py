@@ -149,6 +149,7 @@ def study(
     """Measure what the synthetic infrared is worth: ReID with none, with grey, with ours, with the truth."""
     from dive_fast.commands.reid_compare import show_comparison
     from dive_fast.experiments import study as room
+    from dive_fast.sampling.config import Sampling
 
     default = room.StudyConfig()
     config = replace(
@@ -157,7 +158,7 @@ def study(
         model=model,
         adapter=None if adapter == "none" else adapter,
         learn=replace(default.learn, steps=learn_steps),
-        pairs=replace(default.pairs, per_camera=per_camera, steps=steps, guidance=guidance),
+        pairs=replace(default.pairs, per_camera=per_camera, sampling=Sampling(steps, guidance)),
         reid=replace(default.reid, steps=reid_steps),
         seeds=tuple(numbers(seeds)),
         workers=workers,

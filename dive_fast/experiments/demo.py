@@ -13,6 +13,7 @@ from dive_fast.reid.comparison.compare import Comparison, compare
 from dive_fast.reid.comparison.table import HEADER, notes, rows
 from dive_fast.reid.training.train import ReidConfig
 from dive_fast.report import html
+from dive_fast.sampling.config import Sampling
 from dive_fast.synth.local import Summary
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.types import PairMode, Sample
@@ -44,7 +45,7 @@ class DemoConfig:
     learn: PersonalizeConfig = field(
         default_factory=lambda: PersonalizeConfig(steps=60, batch=16, save_every=50, mix_lr=0.01, words_from="pocket")
     )
-    pairs: PairConfig = field(default_factory=lambda: PairConfig(per_camera=3, steps=16))
+    pairs: PairConfig = field(default_factory=lambda: PairConfig(per_camera=3, sampling=Sampling(steps=16)))
     shown: int = 8  # identities that are also made in the other two ways
     reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350, missing="visible", synthetic_share=0.25))
     workers: int = 2  # ReID runs at once

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dive_fast.engines import Engine, load_engine
 from dive_fast.models import fuse, load_adapter, load_bundle
 from dive_fast.models.adapter import Adapter
 from dive_fast.models.bundle import save_bundle
+from dive_fast.sampling.config import STRENGTH, Sampling
 from dive_fast.synth.local import Summary, synthesize
 from dive_fast.synth.manifest import samples as manifest_samples
 from dive_fast.synth.plan import make_plan
@@ -26,10 +27,8 @@ class PairConfig:
 
     mode: PairMode = "real-rgb"
     per_camera: int = 5
-    steps: int = 20
-    guidance: float = 2.0
-    guidance_interval: tuple[float, float] | None = None  # as in sampling.Preset
-    strength: float = 0.7  # photo-guided only
+    sampling: Sampling = field(default_factory=Sampling)
+    strength: float = STRENGTH
     seed: int = 0
     rows: int = 64
     infrared: tuple[str, ...] = ("cam3", "cam6")
@@ -86,9 +85,7 @@ def make_pairs(
         rgb=config.visible if config.mode == "synthetic" else (),
         pairs_per_identity=config.per_camera,
         seed=config.seed,
-        steps=config.steps,
-        guidance=config.guidance,
-        guidance_interval=config.guidance_interval,
+        sampling=config.sampling,
         height=height,
         width=width,
         model_fingerprint=engine.spec.model_fingerprint,

@@ -99,14 +99,17 @@ def write_gallery(
 
 def _facts(rows: DatasetRows, walk: Walk, out: Path) -> dict[str, Any]:
     plan, tally = rows.plan, walk.tally
-    settings = ("plan_id", "mode", "model_fingerprint", "seed", "steps", "guidance", "strength", "height", "width")
+    settings = ("plan_id", "mode", "model_fingerprint", "seed", "precision", "strength", "height", "width")
     return {
         "title": rows.dataset.resolve().name,
         "root": _address(rows.dataset, out),
         "pairs": tally.pairs,
         "planned": len(plan.pairs),
         "made": list(plan.sides),
-        "plan": [[name, str(getattr(plan, name))] for name in settings if getattr(plan, name) is not None],
+        "plan": [
+            ["sampling", plan.sampling.describe()],
+            *([name, str(getattr(plan, name))] for name in settings if getattr(plan, name) is not None),
+        ],
         "engines": tally.engines.most_common(),
         "identity_count": len(tally.identities),
         "cameras": list(tally.cameras),

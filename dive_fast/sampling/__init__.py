@@ -1,17 +1,35 @@
-"""From noise to latents: noise by seed, schedules, DPM-Solver++ 2M and guidance, as plain functions over a callable."""
+"""From noise to latents: settings, noise by seed, schedules, DPM-Solver++ 2M and guidance, as plain functions.
 
-from dive_fast.sampling.guidance import EpsRows, guided, repeated
-from dive_fast.sampling.noise import add_noise, initial_noise
-from dive_fast.sampling.presets import PRESETS, Preset
-from dive_fast.sampling.schedule import Schedule
-from dive_fast.sampling.solver import Eps, OnStep, dpmpp_2m
+Names are imported at their first use: `dive_fast.sampling.config` loads no torch.
+"""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
+    from dive_fast.sampling.guidance import EpsRows, guided, repeated
+    from dive_fast.sampling.noise import add_noise, initial_noise
+    from dive_fast.sampling.schedule import Schedule
+    from dive_fast.sampling.solver import Eps, OnStep, dpmpp_2m
+
+_MODULES = {
+    "config": ("PRESETS", "STRENGTH", "Preset", "Sampling"),
+    "guidance": ("EpsRows", "guided", "repeated"),
+    "noise": ("add_noise", "initial_noise"),
+    "schedule": ("Schedule",),
+    "solver": ("Eps", "OnStep", "dpmpp_2m"),
+}
 __all__ = [
     "PRESETS",
+    "STRENGTH",
     "Eps",
     "EpsRows",
     "OnStep",
     "Preset",
+    "Sampling",
     "Schedule",
     "add_noise",
     "dpmpp_2m",
@@ -19,3 +37,12 @@ __all__ = [
     "initial_noise",
     "repeated",
 ]
+
+
+if not TYPE_CHECKING:  # or mypy would accept any name
+
+    def __getattr__(name: str) -> Any:
+        module = next((module for module, names in _MODULES.items() if name in names), None)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -17,7 +17,9 @@ __all__ = ["Summary", "SynthesisPlan", "load_plan", "make_plan", "save_plan", "s
 _HOMES = {"Summary": "local", "synthesize": "local"}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'plan')}"), name)
+if not TYPE_CHECKING:  # or mypy would accept any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'plan')}"), name)

@@ -25,8 +25,16 @@ def check_run(plan: SynthesisPlan, engine: Engine, out: Path | str, rows: int) -
     if plan.plan_id != plan_hash(plan):
         raise InputError("plan: its plan_id does not match its content; change a plan by making it anew")
     reasons = engine.unsupported(Request(rows=rows, height=plan.height, width=plan.width))
-    if rows < 1 or (rows < 2 and plan.guidance != 1.0):
-        reasons.append(f"guidance {plan.guidance} runs two rows an image, so rows must be at least 2, got {rows}")
+    if plan.sampling.images(rows) < 1:
+        least = plan.sampling.rows(1)
+        reasons.append(
+            f"guidance {plan.sampling.guidance} takes {least} rows an image, so --rows must be >= {least}, got {rows}"
+        )
+    if plan.precision not in (None, engine.spec.precision):
+        reasons.append(
+            f"the plan wants an engine of precision {plan.precision}, this one is {engine.spec.precision}: build that "
+            "engine, or plan again with --precision any"
+        )
     if engine.spec.model_fingerprint != plan.model_fingerprint:
         made_of, wanted = engine.spec.model_fingerprint[:12], plan.model_fingerprint[:12]
         reasons.append(f"the engine is of model {made_of}, the plan is for {wanted}: use that engine or plan again")

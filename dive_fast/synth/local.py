@@ -133,11 +133,11 @@ class _Run:
     def __init__(
         self, plan: SynthesisPlan, engine: Engine, store: Store, rows: int, clock: StageClock, numbers: Sequence[int]
     ) -> None:
-        from dive_fast.synth.render import Renderer, images_per_batch
+        from dive_fast.synth.render import Renderer
 
         self._plan, self._engine, self._store, self._clock, self._numbers = plan, engine, store, clock, numbers
         self._renderer = Renderer(engine, plan, clock)
-        self._size = images_per_batch(rows, plan.guidance)
+        self._size = plan.sampling.images(rows)
         self._shards: dict[int, _Shard] = {}  # claimed and not recorded yet
         self.images = 0
 

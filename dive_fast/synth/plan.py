@@ -11,6 +11,7 @@ from pathlib import Path
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.data.sysu import camera_modality
 from dive_fast.io import canonical_json, nearest, read_json, sha256_bytes
+from dive_fast.sampling.config import STRENGTH, Sampling
 from dive_fast.synth.layout import check_names
 from dive_fast.synth.planfile import (
     ImageFormat,
@@ -45,18 +46,17 @@ def make_plan(
     rgb: Sequence[str] = (),
     pairs_per_identity: int,
     seed: int,
-    steps: int,
-    guidance: float,
+    sampling: Sampling,
     height: int,
     width: int,
     model_fingerprint: str,
     photos: Sequence[Sample] | None = None,
     photo_root: Path | str | None = None,
-    strength: float = 0.6,
+    strength: float = STRENGTH,
+    precision: str | None = None,
     shard_size: int = 64,
     image_format: ImageFormat = "png",
     overrides: Mapping[str, Override] | None = None,
-    guidance_interval: tuple[float, float] | None = None,
 ) -> SynthesisPlan:
     """Plans `pairs_per_identity` pairs per identity AND infrared camera: 18 with two cameras are 36 pairs a person.
 
@@ -64,7 +64,7 @@ def make_plan(
     "real-rgb" and "photo-guided": the RGB side is a photo of `photos` (its real RGB samples; only those of the cameras
     `rgb` if given): the k-th of the identity, in an order drawn from `seed`, cycling when there are too few. The k-th
     RGB side meets every infrared camera. `cameras` are the model's. A pair's index counts within its identity, so no
-    two pairs share noise. `guidance_interval` is that of `sampling.Preset`. `overrides`
+    two pairs share noise. `precision` is what the engine must have, by default any. `overrides`
     gives single identities other numbers of pairs (0: none) or other cameras.
     Raises `InputError` for unknown cameras, identities without photos, photos outside `photo_root`, and bad numbers.
     """
@@ -102,11 +102,8 @@ def make_plan(
         mode=mode,
         model_fingerprint=model_fingerprint,
         seed=seed,
-        steps=steps,
-        guidance=float(guidance),
-        guidance_interval=None
-        if guidance_interval is None
-        else (float(guidance_interval[0]), float(guidance_interval[1])),
+        sampling=sampling,
+        precision=precision,
         strength=float(strength) if mode == "photo-guided" else None,
         height=height,
         width=width,

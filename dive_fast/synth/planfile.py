@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from dive_fast.io import canonical_json, read_json, sha256_bytes, write_json
+from dive_fast.sampling.config import Sampling
 from dive_fast.synth.records import checked, is_inside
 from dive_fast.types import PAIR_MODES, InputError, Modality, PairMode, PairSpec, to_dict
 
@@ -70,19 +71,18 @@ def pair_seed(seed: int, pid: str, index: int) -> int:
 class SynthesisPlan:
     """`plan.json`. `plan_id` is the SHA-256 of everything else, so a folder can tell whose images it holds.
 
-    `height` and `width` are in pixels. `guidance` 1.0 is none; `guidance_interval` is that of `sampling.Preset`.
-    `strength` (photo-guided only, else None) is the fraction of the steps that run on a photo. `photo_root` is the folder
-    of the `photo` paths. `image_format` is that of generated images: PNG, lossless, or JPEG, a tenth of the size.
-    `shard_size` is in pairs: a rerun redoes one shard at most.
+    `precision` is what the engine must have; None accepts any. `height` and `width` are in pixels. `strength`
+    (photo-guided only, else None) is the fraction of the steps that run on a photo. `photo_root` is the folder of the
+    `photo` paths. `image_format` is that of generated images: PNG, lossless, or JPEG, a tenth of the size. `shard_size` is
+    in pairs: a rerun redoes one shard at most.
     """
 
     plan_id: str
     mode: PairMode
     model_fingerprint: str
     seed: int
-    steps: int
-    guidance: float
-    guidance_interval: tuple[float, float] | None
+    sampling: Sampling
+    precision: str | None
     strength: float | None
     height: int
     width: int
@@ -108,7 +108,8 @@ class SynthesisPlan:
     @property
     def start(self) -> int:
         """The first step that is run: 0 from noise, later from a photo."""
-        return 0 if self.strength is None else self.steps - _steps_run(self.steps, self.strength)
+        steps = self.sampling.steps
+        return 0 if self.strength is None else steps - _steps_run(steps, self.strength)
 
     @property
     def sides(self) -> tuple[Modality, ...]:
@@ -159,31 +160,17 @@ def load_plan(path: Path | str) -> SynthesisPlan:
 
 
 def read_plan(data: object, where: str) -> SynthesisPlan:
-    """The plan in untrusted JSON; `where` names it in what is raised."""
-    if not isinstance(data, dict) or not isinstance(data.get("people"), list):
-        raise InputError(f"{where}: expected a JSON object with a list of people; make it with `dive-fast plan`")
-    if data.get("version") != VERSION:
+    """The plan in untrusted JSON; `where` names it in errors."""
+    if isinstance(data, dict) and data.get("version") != VERSION:
         raise InputError(
             f"{where}: it has version {data.get('version')!r}, this dive-fast reads version {VERSION}; "
             "plan again with `dive-fast plan`"
         )
-    people = tuple(_person(entry, f"{where} person {n}") for n, entry in enumerate(data["people"]))
-    interval = data.get("guidance_interval")  # JSON has lists for tuples
-    interval = tuple(interval) if isinstance(interval, list) else interval
-    plan = checked(SynthesisPlan, {**data, "people": people, "guidance_interval": interval}, where)
+    plan = checked(SynthesisPlan, data, where)
     check_plan(plan, where)
     if plan.plan_id != plan_hash(plan):
-        raise InputError(f"{where}: its plan_id does not match its content; change a plan by making it anew")
+        raise InputError(f"{where}: its plan_id does not match its content; plan again to change it")
     return plan
-
-
-def _person(entry: object, where: str) -> PersonPlan:
-    if isinstance(entry, dict):  # JSON has lists for tuples
-        tuples = {name: tuple(entry[name]) for name in ("ir", "rgb") if isinstance(entry.get(name), list)}
-        if "rgb" in tuples:
-            tuples["rgb"] = tuple(tuple(side) if isinstance(side, list) else side for side in tuples["rgb"])
-        entry = {**entry, **tuples}
-    return checked(PersonPlan, entry, where)
 
 
 def plan_hash(plan: SynthesisPlan) -> str:
@@ -209,7 +196,6 @@ def _bad_numbers(plan: SynthesisPlan) -> list[str]:
         f"{name} must be a whole number >= {least}, got {value!r}"
         for name, value, least in (
             ("seed", plan.seed, 0),
-            ("steps", plan.steps, 1),
             ("shard_size", plan.shard_size, 1),
         )
         if type(value) is not int or value < least
@@ -217,11 +203,6 @@ def _bad_numbers(plan: SynthesisPlan) -> list[str]:
     for name, value in (("height", plan.height), ("width", plan.width)):
         if type(value) is not int or value < 8 or value % 8:
             reasons.append(f"{name} must be a multiple of 8 pixels, got {value!r}")
-    if not (math.isfinite(plan.guidance) and plan.guidance >= 0):
-        reasons.append(f"guidance must be >= 0, got {plan.guidance}")
-    interval = plan.guidance_interval
-    if interval is not None and not 0 <= interval[0] < interval[1]:
-        reasons.append(f"guidance_interval must be two noise levels, 0 <= low < high, got {interval[0]}, {interval[1]}")
     if plan.mode not in PAIR_MODES:
         reasons.append(f"mode must be one of {PAIR_MODES}, got {plan.mode!r}")
     if plan.image_format not in ("png", "jpg"):
@@ -233,8 +214,9 @@ def _bad_photos(plan: SynthesisPlan) -> list[str]:
     reasons = []
     if (plan.strength is None) is (plan.mode == "photo-guided"):
         reasons.append(f"mode {plan.mode!r} does not go with strength {plan.strength}")
-    if plan.strength is not None and not (0 < plan.strength <= 1 and _steps_run(plan.steps, plan.strength) >= 1):
-        reasons.append(f"strength must be in 0..1 and run at least one of {plan.steps} steps, got {plan.strength}")
+    steps = plan.sampling.steps
+    if plan.strength is not None and not (0 < plan.strength <= 1 and _steps_run(steps, plan.strength) >= 1):
+        reasons.append(f"strength must be in 0..1 and run at least one of {steps} steps, got {plan.strength}")
     if (plan.photo_root is None) is not (plan.mode == "synthetic"):
         reasons.append(f"mode {plan.mode!r} does not go with photo_root {plan.photo_root!r}")
     sides = [(person.pid, photo) for person in plan.people for _, photo in person.rgb]

@@ -1,4 +1,4 @@
-"""Records from files that nobody should trust."""
+"""Records from untrusted JSON, with every field's type checked."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ R = TypeVar("R")
 
 
 def checked(cls: type[R], data: object, where: str) -> R:
-    """A record, nested ones too, from untrusted JSON; unknown, missing and wrongly typed fields raise `InputError`."""
+    """A record, with its nested records and tuples, from untrusted JSON.
+
+    Unknown, missing and wrongly typed fields raise `InputError` naming `where`.
+    """
+    if not isinstance(data, dict):
+        return from_dict(cls, data, where)
     hints = _hints(cls)  # type: ignore[arg-type]  # mypy does not see that classes are hashable
-    if isinstance(data, dict):
-        data = {
-            name: checked(hints[name], value, f"{where} {name}") if is_dataclass(hints.get(name)) else value
-            for name, value in data.items()
-        }
-    record = from_dict(cls, data, where)
-    for name, hint in hints.items():
-        if not _fits(getattr(record, name), hint):
-            raise InputError(f"{where}: {name} is {getattr(record, name)!r}, which is no {hint}; make the file again")
-    return record
+    fields = {}
+    for name, value in data.items():
+        hint = hints.get(name, Any)
+        fields[name] = _from_json(hint, value, f"{where} {name}")
+        if hint is not Any and not _fits(fields[name], hint):
+            raise InputError(f"{where}: {name} is {value!r}, which is no {hint}; make the file again")
+    return from_dict(cls, fields, where)
 
 
 def is_inside(name: str) -> bool:
@@ -37,7 +39,22 @@ def is_inside(name: str) -> bool:
 
 @cache
 def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)  # slow, and asked for every line of a manifest
+    return get_type_hints(cls)  # slow, and needed for every line of a manifest
+
+
+def _from_json(hint: Any, value: Any, where: str) -> Any:
+    """`value` with records for objects and tuples for lists, where `hint` wants these."""
+    if is_dataclass(hint):
+        return checked(hint, value, where)  # type: ignore[arg-type]
+    if not isinstance(value, list):
+        return value
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    wanted = next((option for option in options if get_origin(option) is tuple), None)
+    if wanted is None:
+        return value
+    hints = get_args(wanted)
+    each = hints[:1] * len(value) if hints[1:] == (...,) else hints if len(hints) == len(value) else [Any] * len(value)
+    return tuple(_from_json(h, item, f"{where} {n}") for n, (h, item) in enumerate(zip(each, value, strict=True)))
 
 
 def _fits(value: object, hint: Any) -> bool:

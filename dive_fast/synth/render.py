@@ -44,11 +44,6 @@ class ImageJob:
         return self.pair.pid, self.pair.ir if self.side == "ir" else self.pair.rgb
 
 
-def images_per_batch(rows: int, guidance: float) -> int:
-    """How many images fit in `rows` UNet rows: guidance runs every image with its prompt and without."""
-    return rows if guidance == 1.0 else rows // 2
-
-
 @dataclass(frozen=True)
 class Start:
     """A batch before the engine sees it: its noise [B, C, h, w] and, photo-guided, its photos' pixels uint8 [B, H, W, 3]."""
@@ -74,7 +69,7 @@ class Renderer:
 
     def __init__(self, engine: Engine, plan: SynthesisPlan, clock: StageClock) -> None:
         self._engine, self._plan, self._clock = engine, plan, clock
-        self._schedule = Schedule.from_config(engine.scheduler_config, plan.steps)
+        self._schedule = Schedule.from_config(engine.scheduler_config, plan.sampling.steps)
         self._index: dict[PromptKey, int] = {}
         self._encoded: OrderedDict[PromptKey, Tensor] = OrderedDict()  # [L, D] each, the last used at the end
 
@@ -107,8 +102,8 @@ class Renderer:
         def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
             return engine.eps(latents, timestep, self._conditioning, prompt_index)
 
-        at = None if plan.guidance_interval is None else self._schedule.within(plan.guidance_interval)
-        eps = guided(eps_rows, index, self._index[None], plan.guidance, at)
+        guided_at = plan.sampling.guided_timesteps(self._schedule)
+        eps = guided(eps_rows, index, self._index[None], plan.sampling.guidance, guided_at)
         with self._clock("denoise"):
             latents = _solve(eps, latents.to(engine.device), self._schedule, plan.start, start.jobs)
         with self._clock("decode"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from dive_export.graphs import Graph
 from dive_export.qdq import save
 from dive_fast.engines.node_runner import CPU, cast_inputs, plain_session
-from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
+from dive_fast.sampling import Sampling, Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from dive_fast.models.prompts import PromptKey
 
 Inputs = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How calibration samples images."""
-
-    steps: int
-    guidance: float
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,7 @@ def sampling_inputs(
         embeddings, index = PromptBank(bundle.tokenizer, bundle.prompts).encode(
             lambda ids: bundle.text_encoder(ids, return_dict=True).last_hidden_state, [None, *keys]
         )
-        eps = guided(eps_rows, index[1:], int(index[0]), sampling.guidance)
+        eps = guided(eps_rows, index[1:], int(index[0]), sampling.guidance, sampling.guided_timesteps(schedule))
         _, *shape = _example_shape(graph)
         noise = initial_noise(seeds, (shape[0], shape[1], shape[2]))
         dpmpp_2m(eps, noise, schedule)
@@ -104,7 +96,7 @@ def _reference_inputs(
     if bank:
         inputs["prompt_index"] = prompt_index
     if "image_index" in graph.inputs:
-        inputs["image_index"] = repeated(torch.arange(len(latents)), rows)
+        inputs["image_index"] = torch.arange(rows) % len(latents)
     return inputs
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from dive_fast.io import user_cache
+from dive_fast.sampling.config import Sampling
 from dive_fast.settings import NonNegativeFloat, PositiveInt, Reads, Settings, Within
 from dive_fast.types import InputError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from dive_fast.engines.tensorrt_api import Flavour
 
 GIB = 1 << 30
+CALIBRATION = Sampling(steps=10)  # of the images that set the scales of FP8
 # Graph optimizations that are made on request only: whether they are faster depends on what runs the graph.
 # kv_gather: keys and values are not copied for each row, and every cross-attention is one node `dive::cross_attention`
 # (`kernel_node`, form bank only).

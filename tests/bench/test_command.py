@@ -10,18 +10,17 @@ from typing import Any, get_args
 
 import pytest
 import typer
+from dive_fast.commands.sampling import PresetName
 from PIL import Image
 
 from dive_fast import cli
 from dive_fast.bench import compare
-from dive_fast.bench.batch import Sampling
 from dive_fast.bench.capacity import Fleet
 from dive_fast.bench.run import BenchConfig, Subject, chosen_backend, run_bench
 from dive_fast.bench.timing import Ratio
 from dive_fast.commands import bench as command
 from dive_fast.commands.common import numbers
-from dive_fast.commands.sampling import PresetName, settings
-from dive_fast.sampling import PRESETS
+from dive_fast.sampling import PRESETS, Sampling
 from dive_fast.types import InputError
 
 
@@ -180,11 +179,10 @@ def test_capacity_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_defaults_are_those_of_the_room() -> None:
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     bench = {option.name: option.default for option in commands["bench"].params}
-    config, sampling = vars(BenchConfig()), vars(Sampling())
-    for name in ("repeats", "turns", "peer_rows", "tensorrt"):
+    config = vars(BenchConfig())
+    for name in ("repeats", "turns", "peer_rows", "tensorrt", "image_format"):
         assert bench[name] == config[name]
-    assert bench["guidance"] == sampling["guidance"] and bench["image_format"] == sampling["image_format"]
-    assert Sampling.of(settings(None, None, None), sampling["guidance"]) == Sampling()
+    assert bench["guidance"] == Sampling().guidance
     names = get_args(get_args(get_args(PresetName)[0])[0])
     assert names == tuple(PRESETS)
     assert tuple(numbers(command.ROWS)) == BenchConfig().rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from dive_fast.bench.compare import Task, _difference, compare_trees, lines, oth
 from dive_fast.bench.machine import commit
 from dive_fast.engines import load_engine
 from dive_fast.engines.torch_engine import TorchEngine
-from dive_fast.sampling import Schedule
-from dive_fast.types import DiveError, InputError
+from dive_fast.sampling import Sampling, Schedule
+from dive_fast.types import DiveError, InputError, to_dict
 
-TASK = Task("model", "torch", "cpu", (2,), steps=2, guidance=2.0, repeats=2, batches=2)
+TASK = Task("model", "torch", "cpu", (2,), Sampling(2, 2.0), repeats=2, batches=2)
 
 ENGINES = '''
 import time
@@ -176,13 +177,7 @@ def test_another_commit_is_unpacked_and_the_repository_untouched(tmp_path: Path)
 
 
 def test_the_turn_itself_runs_on_this_version(tiny_fused: Path) -> None:
-    task = {
-        "model": str(tiny_fused),
-        "work": "",
-        **{k: v for k, v in vars(TASK).items() if k != "model"},
-        "rows": (2, 6),
-    }
-    found = child.measure(task)
+    found = child.measure({**to_dict(TASK), "model": str(tiny_fused), "work": "", "rows": (2, 6)})
     assert {what: {rows: len(ms) for rows, ms in times.items()} for what, times in found.items()} == {
         "unet": {"2": TASK.repeats, "6": TASK.repeats},
         "batch": {"2": TASK.batches, "6": TASK.batches},
@@ -202,6 +197,6 @@ def test_the_turn_leaves_out_what_a_preset_does(tiny_fused: Path, monkeypatch: p
 
     monkeypatch.setattr(TorchEngine, "_unet", watched)
     sigmas = Schedule.from_config(load_engine(tiny_fused, "torch", "cpu").scheduler_config, 4).sigmas
-    saved = {"steps": 4, "rows": (6,), "guidance_interval": [sigmas[3], sigmas[1]]}
-    child.measure({**vars(TASK), "model": str(tiny_fused), "work": "", **saved})
+    task = replace(TASK, model=str(tiny_fused), rows=(6,), sampling=Sampling(4, 2.0, (sigmas[3], sigmas[1])))
+    child.measure({**to_dict(task), "work": ""})
     assert calls[TASK.repeats + 1 :] == [3, 6, 6, 3] * (TASK.batches + 1)

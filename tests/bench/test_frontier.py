@@ -65,10 +65,10 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     alike = {name: {"torso correlation": 0.7, "legs correlation": 0.9, "dB to 50 steps": 30.0} for name in rates}
     del alike[frontier.FIRST]["dB to 50 steps"]
     alike["7-steps-fp8"] = alike["7-steps"]
-    write_json(tmp_path / "likeness.json", {"settings": alike})
+    write_json(tmp_path / "likeness.json", {"settings": alike, "guidance": 2.0})
     first, other, untrained, eight = rows = frontier.summarise(tmp_path)
     assert [row["setting"] for row in rows] == [frontier.FIRST, "15-steps", "7-steps", "7-steps-fp8"]
-    assert eight["sampling"] == "7 steps, FP8" and "images/s" not in eight
+    assert eight["sampling"] == "7 steps, guidance 2, FP8" and "images/s" not in eight
     assert first["gap closed"] == pytest.approx(0.7) and other["gap closed"] == pytest.approx(0.5)  # of a gap of 10
     assert other["gap lost"] == pytest.approx(0.2)  # 0.1 and 0.3
     half = 12.706 * (0.02**0.5) / 2**0.5  # Student's t with one degree of freedom
@@ -76,8 +76,10 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     assert other["standard error"] == pytest.approx(0.1)
     assert "gap closed" not in untrained
     lines = frontier.table(rows).splitlines()
-    assert lines[3].startswith("| 15 steps | 6.00 | 3.00 | 46.0 | 0.50 ± 0.10 | +0.20 (-1.07 to +1.47) | 30.0 |")
-    assert lines[4].startswith("| 7 steps | 9.00 | 4.50 | not trained |")
+    assert lines[3].startswith(
+        "| 15 steps, guidance 2 | 6.00 | 3.00 | 46.0 | 0.50 ± 0.10 | +0.20 (-1.07 to +1.47) | 30.0 |"
+    )
+    assert lines[4].startswith("| 7 steps, guidance 2 | 9.00 | 4.50 | not trained |")
     assert len({line.count("|") for line in lines}) == 1
     frontier.picture(rows, tmp_path / "frontier.png")
     assert Image.open(tmp_path / "frontier.png").width > 500

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dive_fast.bench.batch import STAGES, Sampling, bench_plan, start_of
+from dive_fast.bench.batch import STAGES, bench_plan, start_of
 from dive_fast.bench.ceilings import Ceilings
 from dive_fast.bench.measure import Counted, measure_job, measure_rows
 from dive_fast.bench.work import Work
 from dive_fast.engines import Conditioning
-from dive_fast.sampling import Schedule
+from dive_fast.sampling import Sampling, Schedule
 from dive_fast.types import InputError
 from tests.support.fake_engine import FakeEngine
 
@@ -120,7 +120,7 @@ def test_work_that_is_left_out_is_not_counted() -> None:
 def test_the_batch_mixes_people_or_is_of_one() -> None:
     engine: Any = FakeEngine()
     plan = bench_plan(engine, 6, PLAIN)
-    assert (plan.steps, plan.guidance, plan.mode) == (STEPS, 2.0, "synthetic")
+    assert (plan.sampling, plan.mode) == (PLAIN, "synthetic")
     mixed = start_of(plan, engine, 6)
     assert len({job.key for job in mixed.jobs}) == 6
     noise = mixed.noise

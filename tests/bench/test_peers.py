@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from dive_fast.bench import diffusers_peer, peers
-from dive_fast.bench.batch import Sampling, bench_plan, start_of
+from dive_fast.bench.batch import bench_plan, start_of
 from dive_fast.bench.parity import Allowance, exact_images, parity, psnr, worst_rms
 from dive_fast.bench.peers import Contest, ContestResult, chosen, compete
 from dive_fast.bench.results import peer_lines
 from dive_fast.engines import load_engine
 from dive_fast.models import has_lora, load_bundle
-from dive_fast.sampling import Preset
+from dive_fast.sampling import Preset, Sampling
 from dive_fast.types import DiveError, InputError
 
 SAMPLING = Sampling(steps=3, guidance=3.0)
@@ -101,27 +101,28 @@ def test_a_peer_that_cannot_run_says_why(contest: Contest, monkeypatch: pytest.M
 
 def test_presets_run_in_the_same_turns_as_other_images(contest: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
     presets = {
-        "fast": Preset("fast", 2, interval=(0.3, 5.0)),
-        "turbo": Preset("turbo", 2),
+        "fast": Preset("fast", Sampling(2, guidance_interval=(0.3, 5.0))),
+        "turbo": Preset("turbo", Sampling(2), precision="fp8"),
     }
     monkeypatch.setattr(peers, "PRESETS", presets)
-    seen: list[tuple[int, float, Any]] = []
+    seen: list[Sampling] = []
     real = peers.render
 
     def watched(engine: Any, plan: Any, start: Any, clock: Any) -> Any:
-        seen.append((plan.steps, plan.guidance, plan.guidance_interval))
+        seen.append(plan.sampling)
         return real(engine, plan, start, clock)
 
     monkeypatch.setattr(peers, "render", watched)
     found = compete(replace(contest, presets=tuple(presets)), ("reference",), turns=2)
     assert [preset.name for preset in found.presets] == ["preset fast", "preset turbo"]
-    assert seen[-3:] == [(3, 3.0, None), (2, 3.0, (0.3, 5.0)), (2, 3.0, None)]  # the last turn, the reference apart
+    # of the last turn, the reference apart
+    assert seen[-3:] == [SAMPLING, Sampling(2, 3.0, (0.3, 5.0)), Sampling(2, 3.0)]
     assert seen[0] == seen[-3]
     for preset in found.presets:
         assert list(preset.faster) == ["ours", "reference"] and preset.faster["ours"].n == preset.ms.n == 2
     text = "\n".join(peer_lines(found))
-    assert "OTHER images, 2 steps, guidance at sigma 0.3 to 5: " in text
-    assert "OTHER images, 2 steps: " in text
+    assert "2 steps, guidance 3 at sigma 0.3 to 5, fp32: " in text
+    assert "2 steps, guidance 3, fp32 (the preset wants fp8): " in text
     bad = result_of(replace(contest, presets=("fast",)), monkeypatch, "ours")
     assert bad.presets[0].faster == {} and "no ratio, as ours failed parity" in peer_lines(bad)[-2]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dive_fast import cli
 from dive_fast.commands import common, machine
-from dive_fast.commands.sampling import settings
+from dive_fast.sampling import Sampling
 from dive_fast.types import DiveError, InputError
 from tests.support.cli import COMMANDS, Run, leaves
 
@@ -107,9 +107,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
     from dive_fast.world.base.train import BaseTrainConfig
     from dive_fast.world.trees import WorldSpec
 
-    own, pairs = settings(None, None, None), PairConfig()  # what `plan` does by default
-    sampled = {"steps": own.steps, "guidance_interval": own.interval}
-    assert sampled == {name: getattr(pairs, name) for name in sampled}
+    pairs = {**vars(PairConfig()), "steps": Sampling().steps, "guidance": Sampling().guidance}
 
     base = BaseTrainConfig()
     train_base = {"vae_steps": base.vae.steps, "text_steps": base.text.steps, "unet_steps": base.unet.steps}
@@ -117,9 +115,9 @@ def test_defaults_are_those_of_the_rooms() -> None:
     train_base |= {"unet_lr": base.unet.lr}
     rooms: dict[tuple[str, ...], dict[str, Any]] = {
         ("personalize",): {**vars(PersonalizeConfig()), **vars(Compute()), **vars(Prior()), **vars(Samples())},
-        ("plan",): {name: value for name, value in vars(PairConfig()).items() if name not in sampled},
+        ("plan",): {name: value for name, value in pairs.items() if name != "steps"},  # None: the preset's
         ("world", "make"): vars(WorldSpec()),
-        ("world", "study"): {**vars(PairConfig()), "model": StudyConfig().model, "adapter": StudyConfig().adapter},
+        ("world", "study"): {**pairs, "model": StudyConfig().model, "adapter": StudyConfig().adapter},
         ("world", "train-base"): {
             **train_base,
             "vae_images": base.vae_images,

@@ -22,6 +22,7 @@ from dive_fast.experiments.pipeline import PairConfig
 from dive_fast.experiments.study import StudyConfig, run_study
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
 from dive_fast.reid.training.train import ReidConfig
+from dive_fast.sampling import Sampling
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.personalize import personalize
 from dive_fast.types import InputError
@@ -29,7 +30,7 @@ from dive_fast.world.trees import WorldSpec, build_world
 
 SPEC = WorldSpec(paired_ids=8, test_ids=3, external_ids=3, images_per_camera=2, market_images=2)
 LEARN = PersonalizeConfig(identity_steps=2, steps=2, batch=4, rank=2)
-PAIRS = PairConfig(per_camera=1, steps=2, rows=8)
+PAIRS = PairConfig(per_camera=1, sampling=Sampling(2), rows=8)
 REID = ReidConfig(steps=2, missing="visible")
 
 

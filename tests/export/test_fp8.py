@@ -20,6 +20,7 @@ from dive_export.calibration import Calibration, Sampling, peaks, sampling_input
 from dive_export.fp8 import Fp8Config, LayerTime, quantize, read_times, timing_gate, write_quantized
 from dive_export.graphs import graphs
 from dive_fast.models import load_bundle
+from dive_fast.sampling.config import Sampling
 from dive_fast.types import InputError, to_dict
 from tests.support.tiny import ENGINE_ROWS
 

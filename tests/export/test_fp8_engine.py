@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dive_export import GraphOptions, export_engine
-from dive_export.calibration import Sampling
 from dive_export.fp8 import Fp8Config
 from dive_export.fp8_engine import quantize_engine
 from dive_export.tensorrt import BuildConfig
@@ -22,13 +21,17 @@ from dive_fast.engines import Engine, load_engine
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
 from dive_fast.types import DiveError
+from tests.engines.test_tensorrt_engine import built, opened
 from tests.support.cli import Run
 from tests.support.tensorrt_double import Double, double
-from tests.support.tensorrt_engines import built, opened, quiet
 
 __all__ = ["double"]  # a fixture
 
 BUDGET = "0.04"
+
+
+def quiet(line: str) -> None:
+    pass
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def bank(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def quantised(bank: Path, tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantised") / "engine"
-    quantize_engine(bank, tiny_fused, out, Fp8Config(float(BUDGET)), Sampling(4, 2.0), images=4, progress=quiet)
+    quantize_engine(bank, tiny_fused, out, Fp8Config(float(BUDGET)), Sampling(steps=4), 4, progress=quiet)
     return out
 
 

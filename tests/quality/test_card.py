@@ -24,7 +24,7 @@ def test_a_bare_dataset(dataset):
         "| cam3 | infrared | 9 | 0 |",
         "| cam6 | infrared | 10 | 0 |",
         f"| plan id | `{plan['plan_id']}` |",
-        "| solver steps, guidance | 4, 2 |",
+        "| sampling | 4 steps, guidance 2 |",
         "| seed of the run | 3 |",
         "| engine's fingerprint | `engine-1` (20 pairs) |",
     )

@@ -1,10 +1,17 @@
-"""Guidance in an interval, and the named presets."""
+"""Sampling settings: what is refused, guidance in an interval, and the named presets."""
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
 import torch
 
-from dive_fast.sampling import PRESETS, Schedule, guided
+from dive_fast.sampling import PRESETS, Sampling, Schedule, guided
+from dive_fast.types import InputError, to_dict
 from tests.support.sampling import SHAPE, Recorder
 
 SCHEDULE = Schedule((900, 700, 500, 300, 100, 50), (14.0, 6.0, 3.0, 1.5, 0.5, 0.1, 0.0))
@@ -23,9 +30,52 @@ def test_outside_its_interval_guidance_runs_the_prompts_alone() -> None:
     assert inside[:, 0, 0, 0].tolist() == [1 + 3 * 2, 1 + 3 * 4] and outside[:, 0, 0, 0].tolist() == [3, 5]
 
 
-def test_every_preset_fits_the_usual_schedules() -> None:
-    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    for preset in PRESETS.values():
-        schedule = Schedule.from_config(config, preset.steps)
-        if preset.interval is not None:
-            assert 0 < len(schedule.within(preset.interval)) < preset.steps
+@pytest.mark.parametrize(
+    ("given", "reasons"),
+    [
+        ({"steps": 0, "guidance": -1}, "steps .* got 0; guidance .* got -1"),
+        ({"steps": 2.5}, "steps .* got 2.5"),
+        ({"steps": True}, "steps .* got True"),
+        ({"guidance": math.nan}, "guidance .* got nan"),
+        ({"guidance_interval": (5.0, 0.5)}, "guidance_interval .* got"),
+        ({"guidance_interval": (-1, 0.5)}, "guidance_interval .* got"),
+        ({"guidance_interval": (1,)}, "guidance_interval .* got"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], reasons: str) -> None:
+    with pytest.raises(InputError, match=reasons):
+        Sampling(**given)
+
+
+def test_rows_images_and_guided_steps_by_hand() -> None:
+    plain, none, some = Sampling(6), Sampling(6, 1.0, (0.1, 3.0)), Sampling(6, 3.0, (0.1, 3.0))
+    assert [(s.images(7), s.rows(3)) for s in (plain, none, some)] == [(3, 6), (7, 3), (3, 6)]
+    assert plain.guided_timesteps(SCHEDULE) == set(SCHEDULE.timesteps)
+    assert none.guided_timesteps(SCHEDULE) == set() and some.guided_timesteps(SCHEDULE) == {500, 300, 100}
+    assert [s.describe() for s in (plain, none, some)] == [
+        "6 steps, guidance 2",
+        "6 steps, no guidance",
+        "6 steps, guidance 3 at sigma 0.1 to 3",
+    ]
+
+
+def test_equal_settings_are_equal_in_json() -> None:
+    given: Any = [1, 5]
+    assert to_dict(Sampling(4, 2, given)) == {"steps": 4, "guidance": 2.0, "guidance_interval": (1.0, 5.0)}
+    assert type(Sampling(4, 2).guidance) is float
+
+
+def test_presets() -> None:
+    assert {name: (p.name, p.sampling, p.precision) for name, p in PRESETS.items()} == {
+        "exact": ("exact", Sampling(50), None),
+        "fast": ("fast", Sampling(15), None),
+        "turbo": ("turbo", Sampling(7), "fp8"),
+    }
+    assert "fp8" not in PRESETS["fast"].describe("fp32")
+    assert all(word in PRESETS["turbo"].describe("fp32") for word in ("7 steps", "fp32", "fp8"))
+
+
+def test_settings_load_no_torch() -> None:
+    code = "import sys, dive_fast.sampling.config as c; c.Sampling(); print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"

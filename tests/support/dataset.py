@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dive_fast.sampling import Sampling
 from dive_fast.synth import make_plan, save_plan
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.manifest import shard_lines, shard_name
@@ -22,7 +23,7 @@ def make_dataset(out: Path, people: int = 3, pairs: int = 4, shards: int | None 
     """`pairs` pairs per identity and infrared camera; every image is one flat colour of its own. `shards`: only so many."""
     plan = make_plan(
         mode="synthetic", pids=[f"{n + 1:04d}" for n in range(people)], cameras=CAMERAS, ir=["cam3", "cam6"],
-        rgb=["cam1", "cam2"], pairs_per_identity=pairs, seed=7, steps=4, guidance=2.0, height=16, width=8,
+        rgb=["cam1", "cam2"], pairs_per_identity=pairs, seed=7, sampling=Sampling(4, 2.0), height=16, width=8,
         model_fingerprint="model", shard_size=shard_size,
     )  # fmt: skip
     save_plan(plan, out / "plan.json")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dive_fast.engines import Conditioning, Request
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptKey, PromptTable
-from dive_fast.sampling import repeated
+from dive_fast.sampling import Sampling, repeated
 from dive_fast.synth import SynthesisPlan, load_plan, make_plan, save_plan, synthesize
 from dive_fast.types import Camera, EngineSpec, Identity, Profile, Sample
 
@@ -87,7 +87,10 @@ class FakeEngine:
 
 
 def plan_of(mode: str = "synthetic", **changes: Any) -> SynthesisPlan:
-    """A small plan for `FakeEngine`: 3 people x 2 IR cameras x 3 = 18 pairs in shards of 4."""
+    """A small plan for `FakeEngine`: 3 people x 2 IR cameras x 3 = 18 pairs in shards of 4.
+
+    `changes` are arguments of `make_plan`, and fields of `Sampling`.
+    """
     settings: dict[str, Any] = {
         "mode": mode,
         "pids": PIDS[:3],
@@ -96,14 +99,13 @@ def plan_of(mode: str = "synthetic", **changes: Any) -> SynthesisPlan:
         "rgb": ["cam1", "cam2"] if mode == "synthetic" else [],
         "pairs_per_identity": 3,
         "seed": 11,
-        "steps": 4,
-        "guidance": 3.0,
         "height": HEIGHT,
         "width": WIDTH,
         "model_fingerprint": "model-1",
         "shard_size": 4,
     }
-    return make_plan(**{**settings, **changes})
+    sampling = {name: changes.pop(name) for name in ("steps", "guidance", "guidance_interval") if name in changes}
+    return make_plan(**{**settings, "sampling": Sampling(**{"steps": 4, "guidance": 3.0, **sampling}), **changes})
 
 
 def write_photos(root: Path, counts: dict[str, int], camera: str = "cam7") -> list[Sample]:

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from dive_fast.data.sets import parse_set
 from dive_fast.io import sha256_file, write_json
 from dive_fast.merge import MergeConfig, merge, parse_dataset, read_inputs, survey
+from dive_fast.sampling import Sampling
 from dive_fast.synth.manifest import shard_lines
 from dive_fast.synth.plan import make_plan, save_plan
 from dive_fast.types import Camera, PairRecord, Sample
@@ -37,8 +38,7 @@ def dataset(
         rgb=[] if photos else ["cam1"],
         pairs_per_identity=pairs,
         seed=seed,
-        steps=2,
-        guidance=1.0,
+        sampling=Sampling(2, 1.0),
         height=32,
         width=16,
         model_fingerprint="model",

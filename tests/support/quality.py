@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dive_fast.io import sha256_file
+from dive_fast.sampling import Sampling
 from dive_fast.synth.manifest import read_shard, shard_lines, shard_name
 from dive_fast.synth.marks import png_marks
 from dive_fast.synth.plan import make_plan, save_plan
@@ -49,8 +50,7 @@ def make_dataset(
         rgb=["cam1", "cam2"],
         pairs_per_identity=pairs,
         seed=3,
-        steps=4,
-        guidance=2.0,
+        sampling=Sampling(4, 2.0),
         height=SIZE[1],
         width=SIZE[0],
         model_fingerprint="model-1",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dive_fast.sampling import Sampling
 from dive_fast.synth import save_plan, synthesize
 from dive_fast.synth.folder import open_store, store_plan
 from dive_fast.synth.local import part_of
@@ -151,10 +152,19 @@ def test_ray_survives_the_loss_of_a_worker(tmp_path, tiny_fused):
 
     engine = load_engine(tiny_fused, device="cpu", size=(HEIGHT, WIDTH))
     plan = make_plan(
-        mode="synthetic", pids=["0001", "0003"], cameras=engine.prompts.table.cameras, ir=["cam3"], rgb=["cam1"],
-        pairs_per_identity=12, seed=5, steps=3, guidance=1.0, height=HEIGHT, width=WIDTH,
-        model_fingerprint=engine.spec.model_fingerprint, shard_size=1,
-    )  # fmt: skip
+        mode="synthetic",
+        pids=["0001", "0003"],
+        cameras=engine.prompts.table.cameras,
+        ir=["cam3"],
+        rgb=["cam1"],
+        pairs_per_identity=12,
+        seed=5,
+        sampling=Sampling(3, 1.0),
+        height=HEIGHT,
+        width=WIDTH,
+        model_fingerprint=engine.spec.model_fingerprint,
+        shard_size=1,
+    )
     settings = {"path": str(tiny_fused), "device": "cpu", "size": (HEIGHT, WIDTH)}
     save_plan(plan, tmp_path / "plan.json")
     killer = subprocess.Popen([sys.executable, "-c", KILLER, str(tmp_path / "out")], text=True, stdout=subprocess.PIPE)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dive_fast.sampling import Sampling
 from dive_fast.synth import make_plan, synthesize
 from dive_fast.synth.manifest import samples
 from dive_fast.synth.verify import verify_dataset
@@ -29,8 +30,7 @@ def test_batches_differ_by_rounding_at_most(engine, tmp_path, mode):
         rgb=["cam1"] if mode == "synthetic" else [],
         pairs_per_identity=2,
         seed=5,
-        steps=3,
-        guidance=5.0,
+        sampling=Sampling(3, 5.0),
         height=HEIGHT,
         width=WIDTH,
         model_fingerprint=engine.spec.model_fingerprint,

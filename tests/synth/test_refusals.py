@@ -55,7 +55,7 @@ def test_too_few_rows(tmp_path, rows):
 
 
 def test_plan_changed_in_memory(tmp_path):
-    refused(replace(plan_of(), steps=5), tmp_path / "out", "plan_id does not match")
+    refused(replace(plan_of(), seed=5), tmp_path / "out", "plan_id does not match")
     refused(replace(plan_of(), shard_size=0), tmp_path / "out", "shard_size must be")
 
 
@@ -68,8 +68,9 @@ def test_names_that_leave_the_folder(tmp_path, change):
     engine = FakeEngine()
     table = engine.prompts.table
     identities = tuple(replace(i, pid=change.get("pid", i.pid) if i.pid == "0001" else i.pid) for i in table.identities)
-    cameras = tuple(replace(c, name=change.get(c.modality, c.name) if c.name in ("cam1", "cam3") else c.name)
-                    for c in table.cameras)  # fmt: skip
+    cameras = tuple(
+        replace(c, name=change.get(c.modality, c.name) if c.name in ("cam1", "cam3") else c.name) for c in table.cameras
+    )
     engine.prompts.table = replace(table, identities=identities, cameras=cameras)
     refused(plan, tmp_path / "deep/er/out", "cannot be", engine)
     assert list(tmp_path.iterdir()) == []

@@ -50,12 +50,12 @@ def plain_image(engine, plan, pair, camera, photo=None) -> np.ndarray:
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler.from_config(SCHEDULER_CONFIG)
-    scheduler.set_timesteps(plan.steps)
+    scheduler.set_timesteps(plan.sampling.steps)
     latents = torch.randn((1, *engine.latent_shape), generator=torch.Generator().manual_seed(pair.seed))
     timesteps = scheduler.timesteps
     if photo is not None:
-        timesteps = timesteps[plan.steps - round(plan.steps * plan.strength) :]
-        scheduler.set_begin_index(plan.steps - len(timesteps))
+        timesteps = timesteps[plan.sampling.steps - round(plan.sampling.steps * plan.strength) :]
+        scheduler.set_begin_index(plan.sampling.steps - len(timesteps))
         picture = Image.open(photo).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
         clean = engine.encode(torch.from_numpy(np.array(picture))[None])
         latents = scheduler.add_noise(clean, latents, timesteps[:1])
@@ -64,7 +64,7 @@ def plain_image(engine, plan, pair, camera, photo=None) -> np.ndarray:
     bank = [engine.encode_text(torch.tensor([[ord(c) for c in text.ljust(48)]])) for text in texts]
     for timestep in timesteps:
         given, null = (engine.eps(latents, int(timestep), engine.condition(row), torch.tensor([0])) for row in bank)
-        latents = scheduler.step(null + plan.guidance * (given - null), timestep, latents).prev_sample
+        latents = scheduler.step(null + plan.sampling.guidance * (given - null), timestep, latents).prev_sample
     return engine.decode(latents)[0].numpy()
 
 

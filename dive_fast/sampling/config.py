@@ -1,0 +1,104 @@
+"""How images are sampled: one record for plans, presets, bench, experiments and FP8 calibration. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from dive_fast.settings import NonNegativeFloat, PositiveInt, Reads, Settings
+from dive_fast.types import InputError
+
+if TYPE_CHECKING:
+    from dive_fast.sampling.schedule import Schedule
+
+STRENGTH = 0.7
+"""Mode photo-guided: the fraction of the steps that run on a photo, so how far the infrared image may leave it."""
+
+
+def _interval(text: str) -> tuple[float, float] | None:
+    if text == "all":
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"must be LOW,HIGH, two noise levels, or all, got {text!r}") from error
+    return low, high
+
+
+@dataclass(frozen=True)
+class Sampling(Settings):
+    """Steps and guidance of DPM-Solver++ 2M."""
+
+    steps: PositiveInt = 20
+    """DPM-Solver++ steps; DiVE on Stable Diffusion 1.5 takes 50."""
+    guidance: NonNegativeFloat = 2.0
+    """Scale of classifier-free guidance, 1 = none; DiVE on Stable Diffusion 1.5 takes 7.5."""
+    guidance_interval: Annotated[tuple[float, float], Reads(_interval, "LOW,HIGH|all")] | None = None
+    """Guidance only at noise levels LOW < sigma <= HIGH (noise-to-signal ratios, arXiv 2404.07724)."""
+
+    def __post_init__(self) -> None:
+        if self.guidance_interval is not None:  # JSON has a list
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        super().__post_init__()
+        low, high = self.guidance_interval or (0, 1)
+        if not (0 <= low < high < math.inf and self.guidance < math.inf):
+            raise InputError(
+                f"guidance must be finite and guidance_interval two noise levels, 0 <= low < high, got {self.guidance} and "
+                f"{self.guidance_interval}"
+            )
+        object.__setattr__(self, "guidance", float(self.guidance))  # equal settings are equal in JSON, too
+        if self.guidance_interval is not None:
+            object.__setattr__(self, "guidance_interval", (float(low), float(high)))
+
+    @property
+    def every_step_guided(self) -> bool:
+        """Whether no step runs without the guidance that others have."""
+        return self.guidance_interval is None
+
+    def guided_timesteps(self, schedule: Schedule) -> frozenset[int]:
+        """The timesteps of `schedule` with guidance."""
+        if self.guidance == 1.0:
+            return frozenset()
+        interval = self.guidance_interval
+        return frozenset(schedule.timesteps) if interval is None else schedule.within(interval)
+
+    def images(self, rows: int) -> int:
+        """How many images fit in a call of `rows` UNet rows: guidance takes two rows an image."""
+        return rows if self.guidance == 1.0 else rows // 2
+
+    def rows(self, images: int) -> int:
+        """UNet rows of a step with guidance."""
+        return images if self.guidance == 1.0 else 2 * images
+
+    def describe(self) -> str:
+        """For a reader: "15 steps, guidance 2 at sigma 0.3 to 6"."""
+        guidance = "no guidance" if self.guidance == 1.0 else f"guidance {self.guidance:g}"
+        interval = self.guidance_interval
+        at = "" if interval is None or self.guidance == 1.0 else " at sigma {:g} to {:g}".format(*interval)
+        return f"{self.steps} step{'s' * (self.steps != 1)}, {guidance}{at}"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named way to sample, and the `precision` that its engines must have; None accepts any."""
+
+    name: str
+    sampling: Sampling
+    precision: str | None = None
+
+    def describe(self, precision: str) -> str:
+        """What an engine of `precision` runs, and which precision the preset wants where that is another."""
+        wanted = "" if self.precision in (None, precision) else f" (the preset wants {self.precision})"
+        return f"{self.sampling.describe()}, {precision}{wanted}"
+
+
+# docs/presets.md says what each costs. A guidance interval was worth no more than fewer steps, so no preset has one.
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("exact", Sampling(steps=50)),
+        Preset("fast", Sampling(steps=15)),
+        Preset("turbo", Sampling(steps=7), precision="fp8"),
+    )
+}
