@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 from dive_fast.commands.common import Json, finish
-from dive_fast.environment.doctor import Engine, engine_names, rows, table
+from dive_fast.environment.doctor import engine_names, rows, table
 from dive_fast.environment.packages import collect
-from dive_fast.types import DiveError, InputError, to_dict
+from dive_fast.settings import OneOf
+from dive_fast.types import DiveError, to_dict
 
 
 def doctor(
-    need: Annotated[Engine | None, "Exit with 1 unless this runs here."] = None,
+    need: Annotated[str | None, OneOf(engine_names()), "Exit with 1 unless this runs here."] = None,
     json: Json = False,
 ) -> None:
     """Show what this machine can run, what it lacks, and the remedy; exits with 1 if an installed package is broken."""
-    if need not in (None, *engine_names()):
-        raise InputError(f"--need {need!r} is unknown; choose one of {', '.join(engine_names())}")
     listed = rows(collect(Path.cwd()))
     finish(table(listed), {"rows": [to_dict(row) for row in listed]}, json)
     states = {row.name: row for row in listed}

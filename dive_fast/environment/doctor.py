@@ -10,7 +10,6 @@ from dive_fast.engines.registry import BACKENDS
 from dive_fast.environment.packages import Facts, known_packages
 
 GIB = 1 << 30
-Engine = str  # one of `engine_names`
 RTX_BUILD, TRITON = "tensorrt-rtx-build", "triton-kernels"  # what is no backend, and has a row
 
 

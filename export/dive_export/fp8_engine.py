@@ -57,10 +57,9 @@ def quantize_engine(
 ) -> Fp8Report:
     """Writes to `out` the engine folder `engine` with FP8 layers in its UNet (`fp8.quantize`); the report is `fp8.json`.
 
-    `model` is the fused model that the engine was exported from; it samples the inputs: `images` of its identities and
-    cameras, every second one held out. The other parts are copied. `out` must not exist: what a layer became depends on
-    more than the folder can tell. Raises `InputError` for that, for a bf16 engine, and for a model with fewer identities x
-    cameras.
+    `model` is the fused model that the engine was exported from. `sampling` makes `images` of its identities and cameras for
+    calibration; every second one is held out. The other parts are copied. Raises `InputError` when `out` exists, for a bf16
+    engine, and for a model with too few identities and cameras.
     """
     engine, out = Path(engine), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

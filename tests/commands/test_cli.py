@@ -99,7 +99,6 @@ def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[s
 def test_defaults_are_those_of_the_rooms() -> None:
     """Commands state their defaults, for `--help` without heavy imports; they must not drift from the configs."""
     from dive_export.fp8 import Fp8Config
-    from dive_export.fp8_engine import Sampling as Calibration
     from dive_fast.experiments.pipeline import PairConfig
     from dive_fast.experiments.study import StudyConfig
     from dive_fast.reid.evaluation.protocols import Protocol
@@ -126,7 +125,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
             "unet_grey": base.unet_grey,
             "start": base.start,
         },
-        ("quantize",): {**vars(Fp8Config()), **vars(Calibration())},
+        ("quantize",): vars(Fp8Config()),
         ("reid", "train"): vars(ReidConfig()),
         ("reid", "compare"): {**vars(ReidConfig()), **vars(Protocol())},
         ("reid", "eval"): vars(Protocol()),

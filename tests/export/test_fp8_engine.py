@@ -22,17 +22,13 @@ from dive_fast.engines import tensorrt_api as trt
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
 from dive_fast.sampling.config import Sampling
 from dive_fast.types import DiveError
-from tests.engines.test_tensorrt_engine import built, opened
 from tests.support.cli import Run
 from tests.support.tensorrt_double import Double, double
+from tests.support.tensorrt_engines import built, opened, quiet
 
 __all__ = ["double"]  # a fixture
 
 BUDGET = "0.04"
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
