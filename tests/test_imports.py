@@ -59,7 +59,9 @@ RULES: dict[str, Rule] = {
         (*BASICS, "dive_fast.data", "dive_fast.engines", "dive_fast.models.prompts", "dive_fast.sampling")
     ),
     "dive_fast.synth.manifest": Rule((*BASICS, "dive_fast.synth.planfile", "dive_fast.synth.records")),
-    "dive_fast.merge": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.marks")),
+    "dive_fast.merge": Rule(
+        (*BASICS, "dive_fast.data", "dive_fast.report.rows", "dive_fast.synth.manifest", "dive_fast.synth.marks")
+    ),
     "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.planfile")),
     "dive_fast.reid": Rule(
         (
@@ -80,6 +82,7 @@ RULES: dict[str, Rule] = {
             "dive_fast.synth.records",
             "dive_fast.synth.marks",
             "dive_fast.report.html",
+            "dive_fast.report.rows",
         )
     ),
     "dive_fast.world": Rule((*GROUND, "dive_fast.data", "dive_fast.models", "dive_fast.sampling", "dive_fast.train")),

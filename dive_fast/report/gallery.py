@@ -22,6 +22,7 @@ from dive_fast.report.rows import DatasetRows, Meaning, score_meanings
 from dive_fast.report.tally import STATUS
 from dive_fast.report.throughput import TIMES, Throughput, read_times, throughput
 from dive_fast.report.walk import Walk
+from dive_fast.synth.manifest import DROPPED
 from dive_fast.types import InputError
 
 FORMAT = 1
@@ -133,7 +134,9 @@ def _notes(rows: DatasetRows, walk: Walk, missing: int, damaged: int) -> list[st
         f"unfinished: {pairs:,} of {planned:,} planned pairs are made; run synth again to finish it": pairs < planned,
         f"{missing:,} images are missing; dive-fast verify says which": missing,
         f"{damaged:,} images cannot be read; dive-fast verify says which": damaged,
-        f"dropped.jsonl names {rows.strays:,} pairs that are not in the dataset; filter again": rows.strays,
+        f"dropped.jsonl names {rows.strays[DROPPED]:,} pairs that are not in the dataset; filter again": rows.strays[
+            DROPPED
+        ],
     }
     return [note for note, true in found.items() if true]
 
