@@ -273,6 +273,7 @@ HEAVY = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "onnx", "m
         "import dive_fast",
         "from dive_fast.cli import main; main(['--help'])",
         "from dive_fast.data.sets import parse_set; parse_set('sysu:PATH')",
+        "import dive_fast.data.config, dive_fast.merge.config, dive_fast.quality.config, dive_fast.report.config",
     ],
 )
 def test_a_fresh_process_loads_nothing_heavy(statement: str) -> None:

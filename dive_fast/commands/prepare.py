@@ -10,6 +10,7 @@ import typer
 from dive_fast.commands.common import EXTERNAL_HELP, PAIRED_HELP, Device, Json, Tokenizer, finish, say, torch_device
 
 if TYPE_CHECKING:
+    from dive_fast.data.config import PrepareConfig
     from dive_fast.data.prepare import PreparePlan
     from dive_fast.models.bundle import ModelBundle
 
@@ -43,11 +44,11 @@ def prepare(
     prefix= puts something before a set's names. Example: dive-fast prepare --paired sysu:SYSU-MM01 --external
     market-gt-bbox:Market-1501,prefix=1 --min-images 12 --tall --model SD15 --out runs/prepared
     """
+    from dive_fast.data.config import PrepareConfig
     from dive_fast.data.counts import table
-    from dive_fast.data.filters import Filters
     from dive_fast.data.prepare import megabytes
 
-    plan = _plan(paired or [], external or [], Filters(min_images, tall), shard_size)
+    plan = _plan(paired or [], external or [], PrepareConfig(min_images, tall, shard_size, strict))
     say(table(plan.read))
     for record in plan.dropped:
         say(record.sentence())
@@ -60,11 +61,11 @@ def prepare(
             json,
         )
         return
-    report = _make(plan, out, strict, bundle)
+    report = _make(plan, out, bundle)
     finish(_text(out, report), _summary(out, report), json)
 
 
-def _plan(paired: list[str], external: list[str], filters: Any, shard_size: int) -> PreparePlan:
+def _plan(paired: list[str], external: list[str], config: PrepareConfig) -> PreparePlan:
     from tqdm import tqdm
 
     from dive_fast.data.counts import count_sets
@@ -75,9 +76,9 @@ def _plan(paired: list[str], external: list[str], filters: Any, shard_size: int)
     specs = [parse_set(text, PAIRED) for text in paired] + [parse_set(text, EXTERNAL) for text in external]
     sets = read_sets(specs)
     total = sum(len(named.samples) for named in sets)
-    with tqdm(total=total, desc="sizes", unit="image", disable=not filters.tall) as bar:
-        left, dropped = apply_filters(sets, filters, bar.update)
-    return PreparePlan(tuple(left), tuple(count_sets(sets)), filters, tuple(dropped), shard_size)
+    with tqdm(total=total, desc="sizes", unit="image", disable=not config.tall) as bar:
+        left, dropped = apply_filters(sets, config, bar.update)
+    return PreparePlan(tuple(left), tuple(count_sets(sets)), config, tuple(dropped))
 
 
 def _bundle(model: str, tokenizer: Path | None, device: str) -> ModelBundle:
@@ -100,7 +101,7 @@ def _needed(plan: PreparePlan, out: Path, finished: set[int], bundle: ModelBundl
     return needed
 
 
-def _make(plan: PreparePlan, out: Path, strict: bool, bundle: ModelBundle | None) -> dict[str, Any]:
+def _make(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> dict[str, Any]:
     """Packs, encodes and reports what is not there yet; gives what `prepared.json` says."""
     from tqdm import tqdm
 
@@ -110,11 +111,11 @@ def _make(plan: PreparePlan, out: Path, strict: bool, bundle: ModelBundle | None
 
     total = len(plan.images)
     with claimed(out, plan):
-        finished = finished_shards(out, plan, strict)
+        finished = finished_shards(out, plan)
         check_space(out, _needed(plan, out, finished, bundle))
         done = sum(len(plan.shard(number)) for number in finished)
         with tqdm(total=total, initial=done, desc="verify and pack", unit="image") as bar:
-            pack(plan, out, finished, strict, bar.update)
+            pack(plan, out, finished, bar.update)
         if bundle is not None:
             from dive_fast.train.prepared import encode_shards, encoder_fingerprint, missing_latents
 

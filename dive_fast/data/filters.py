@@ -7,26 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dive_fast.data.config import PrepareConfig
 from dive_fast.data.images import header_size
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.data.sets import NamedSet
-from dive_fast.types import InputError
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What is left out; the defaults leave out nothing. DiVE: 12 images and `tall`.
-
-    `min_images` concerns people of RGB-only sets, where people are many; those of paired sets are too few to lose. `tall`
-    keeps images at least twice as high as wide, of every set.
-    """
-
-    min_images: int = 1
-    tall: bool = False
-
-    def __post_init__(self) -> None:
-        if self.min_images < 1:
-            raise InputError(f"the least number of images a person must be at least 1, got {self.min_images}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +32,7 @@ class Dropped:
 
 
 def apply_filters(
-    sets: Sequence[NamedSet], filters: Filters, progress: Callable[[int], object] = lambda _: None
+    sets: Sequence[NamedSet], config: PrepareConfig, progress: Callable[[int], object] = lambda _: None
 ) -> tuple[list[NamedSet], list[Dropped]]:
     """The sets without what the filters leave out, and a record for each rule that left something out of a set.
 
@@ -59,11 +43,11 @@ def apply_filters(
     dropped: list[Dropped] = []
     left = []
     for named in sets:
-        if filters.min_images > 1 and not named.spec.paired:
+        if config.min_images > 1 and not named.spec.paired:
             counts = Counter(sample.pid for sample in named.samples)
-            wanted = [counts[sample.pid] >= filters.min_images for sample in named.samples]
-            named = _keep(named, f"of people with fewer than {filters.min_images} images", wanted, dropped)
-        if filters.tall:
+            wanted = [counts[sample.pid] >= config.min_images for sample in named.samples]
+            named = _keep(named, f"of people with fewer than {config.min_images} images", wanted, dropped)
+        if config.tall:
             wanted = [_is_tall(sample.path, progress) for sample in named.samples]
             named = _keep(named, "not twice as high as wide", wanted, dropped)
         left.append(named)

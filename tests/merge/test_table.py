@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dive_fast import cli
-from dive_fast.merge import table, write_parquet
+from dive_fast.merge import table
+from dive_fast.merge.table import write_parquet
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, InputError
 from tests.support.merging import change, dataset, drop, provenance, save_records, sysu
