@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.machine import commit, interleaved, processor, versions
-from dive_fast.data.filters import Filters
+from dive_fast.data.config import PrepareConfig
 from dive_fast.data.images import open_image
 from dive_fast.data.prepare import PreparePlan, claimed, finish, pack
 from dive_fast.data.prepared import open_prepared, prepared_images
@@ -51,9 +51,9 @@ def _photos(folder: Path, size: tuple[int, int], count: int) -> Path:
 
 def _prepared(raw: Path, out: Path, bundle: ModelBundle) -> list[Sample]:
     """Prepares the folder `raw` in `out`, and gives its samples."""
-    plan = PreparePlan(tuple(read_sets([SetSpec("folder", raw)])), (), Filters(), ())
+    plan = PreparePlan(tuple(read_sets([SetSpec("folder", raw)])), (), PrepareConfig(strict=True), ())
     with claimed(out, plan):
-        pack(plan, out, set(), True, lambda _: None)
+        pack(plan, out, set(), lambda _: None)
         encode_shards(plan, out, set(range(plan.shards)), bundle, lambda _: None)
         finish(plan, out)
     return [image.sample for image in plan.images]

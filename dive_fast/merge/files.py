@@ -12,8 +12,8 @@ from PIL import Image
 from dive_fast.data.images import decode_image
 from dive_fast.data.writers import SysuTreeWriter
 from dive_fast.io import atomic_write, clear_disk_errors, sha256_bytes
+from dive_fast.merge.config import How
 from dive_fast.merge.inputs import Shot
-from dive_fast.merge.plan import How
 from dive_fast.synth.marks import jpeg_marks, png_marks, read_marks
 from dive_fast.types import DiveError, InputError
 

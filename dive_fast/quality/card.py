@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from dive_fast import __version__
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import atomic_write, read_json, sha256_bytes
+from dive_fast.quality.config import CardConfig
 from dive_fast.quality.dataset import dataset_hash
 from dive_fast.quality.sidecar import facts_path
 from dive_fast.synth.manifest import dataset_plan, dropped, read_manifest
@@ -42,13 +43,10 @@ class Contents:
     engines: Counter[str] = field(default_factory=Counter)
 
 
-def write_card(
-    dataset: Path, *, model: Path | None = None, licence: str | None = None, contact: str | None = None
-) -> Path:
+def write_card(dataset: Path, config: CardConfig = CardConfig()) -> Path:
     """Writes README.md into the dataset, or updates its own.
 
-    `model` is the engine or fused folder that made the images; the card then names its adapter and base. Raises
-    `InputError` for a README.md that this did not write or that was edited since, and for another model.
+    Raises `InputError` for a README.md that this did not write or that was edited since, and for another model.
     """
     path = dataset / NAME
     if path.exists() and not _ours(path.read_bytes()):
@@ -67,13 +65,13 @@ def write_card(
     try:
         body = page.get_template("card.md").render(
             name=dataset.resolve().name,
-            origin=list(_origin(plan, found, model)),
+            origin=list(_origin(plan, found, config.model)),
             mode=plan.mode,
             modes=MODES,
             planned=len(plan.pairs),
             found=found,
-            licence=licence,
-            contact=contact,
+            licence=config.licence,
+            contact=config.contact,
             side_names=SIDE_NAMES,
             **_counts(found),
             **_quality(dataset),

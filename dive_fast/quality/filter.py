@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import sha256_file, write_json, write_jsonl
-from dive_fast.quality.rules import Rule, Shares, Wanted, check_names, plain_rules
+from dive_fast.quality.config import FilterConfig, Threshold
+from dive_fast.quality.rules import Rule, Shares, check_names, plain_rules
 from dive_fast.quality.sidecar import Scored, facts_path, read_facts, read_scored, read_scores
 from dive_fast.types import MODALITIES, InputError, Modality
 
@@ -117,22 +118,18 @@ class Tally:
         }
 
 
-def filter_dataset(
-    dataset: Path, wanted: Sequence[Wanted], *, allow_lost: bool = False, progress: bool = True
-) -> tuple[dict[str, Any], Tally]:
+def filter_dataset(dataset: Path, config: FilterConfig, *, progress: bool = True) -> tuple[dict[str, Any], Tally]:
     """Drops every pair of `dataset` that breaks a threshold and returns what `filter.json` holds, and the tally.
 
-    All pairs are judged, those too that an earlier filter dropped: a filter replaces the one before. No image is removed.
-    Raises `InputError`, and changes nothing, for a dataset that is not scored, unknown scores, and, unless `allow_lost`,
-    an identity that would be left without a modality.
+    A filter replaces the one before: it judges the pairs that an earlier one dropped, too. No image is removed. Raises
+    `InputError`, and changes nothing, for a dataset that is not scored, unknown scores, and, without `allow_lost`, an
+    identity that would be left without a modality.
     """
-    if not wanted:
-        raise InputError("filter: give a threshold (--min, --max, --keep-share), or --undo")
-    facts = read_facts(dataset)
+    facts, wanted = read_facts(dataset), config.thresholds
     check_names(wanted, facts)
     rules = [*plain_rules(wanted, facts), *_share_rules(dataset, wanted, facts, progress)]
     tally = Tally(rules)
-    write_jsonl(dataset / DROPPED, _dropped_rows(dataset, tally, allow_lost, facts["pairs"], progress))
+    write_jsonl(dataset / DROPPED, _dropped_rows(dataset, tally, config.allow_lost, facts["pairs"], progress))
     record = _record(dataset, tally)
     write_json(dataset / RECORD, record)
     return record, tally
@@ -149,7 +146,7 @@ def undo(dataset: Path) -> int:
     return count
 
 
-def _share_rules(dataset: Path, wanted: Sequence[Wanted], facts: dict[str, Any], progress: bool) -> list[Rule]:
+def _share_rules(dataset: Path, wanted: Sequence[Threshold], facts: dict[str, Any], progress: bool) -> list[Rule]:
     shares = Shares(wanted, facts)
     if shares.wanted:
         for scores in _bar(read_scores(dataset), facts["pairs"], "read scores", progress):

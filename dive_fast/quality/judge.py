@@ -22,27 +22,6 @@ PER_IMAGE = (
     "modality",
     "memorisation",
 )  # the columns of `Judge.values`; diversity needs the others' features
-MEANINGS: dict[str, tuple[str, bool]] = {
-    "identity": (
-        "cosine similarity to the centroid of the identity's real RGB images (infrared ones if it has no RGB), minus that "
-        "to the nearest other identity's in the same modality; above 0 the nearest identity is the right one",
-        True,
-    ),
-    "modality": (
-        "probability that the image is of its modality, by a linear probe on the net's features of real images' luma",
-        True,
-    ),
-    "diversity": (
-        "1 - cosine similarity to the most alike other generated image of the same identity and camera; absent if there "
-        "is none; 0 for a copy",
-        True,
-    ),
-    "memorisation": (
-        "cosine similarity to the most alike training image of the same modality; the threshold is what real images of "
-        "one person hardly ever reach among themselves",
-        False,
-    ),
-}
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from dive_fast.io import (
     write_json,
     write_jsonl,
 )
+from dive_fast.quality.config import MEANINGS, ScoreConfig
 from dive_fast.quality.dataset import Shard, dataset_hash, read_shard, records_hash, shard_numbers
-from dive_fast.quality.judge import MEANINGS, PER_IMAGE, QUANTILES, Judge
+from dive_fast.quality.judge import PER_IMAGE, QUANTILES, Judge
 from dive_fast.quality.measures import F32, nearest_other
 from dive_fast.quality.net import Net, open_net
 from dive_fast.quality.real import read_real, real_images, set_facts
@@ -39,22 +40,6 @@ from dive_fast.reid.data.dataset import fingerprint
 from dive_fast.types import MODALITIES, DiveError, InputError, Modality
 
 Group = tuple[str, str]  # identity and camera
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """`scores` to give; `percentile` of the memorisation threshold; `batch` images a call of the net."""
-
-    scores: tuple[str, ...] = tuple(MEANINGS)
-    percentile: float = 99.9
-    batch: int = 128
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.scores if name not in MEANINGS]
-        if unknown or not self.scores:
-            raise InputError(f"scores must be some of {', '.join(MEANINGS)}, got {list(self.scores)}")
-        if not 50 <= self.percentile <= 100:
-            raise InputError(f"percentile must be within 50..100, got {self.percentile}")
 
 
 def score_dataset(

@@ -23,7 +23,7 @@ def test_defaults_are_the_rooms():
     import inspect
 
     from dive_fast.commands import quality
-    from dive_fast.quality.score import ScoreConfig
+    from dive_fast.quality.config import ScoreConfig
     from dive_fast.quality.sets import compare_sets
 
     score = {name: value.default for name, value in inspect.signature(quality.score).parameters.items()}

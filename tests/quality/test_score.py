@@ -13,8 +13,9 @@ import torch
 
 from dive_fast.data.sets import SetSpec, read_set
 from dive_fast.quality import score
+from dive_fast.quality.config import ScoreConfig
 from dive_fast.quality.net import Net
-from dive_fast.quality.score import ScoreConfig, score_dataset
+from dive_fast.quality.score import score_dataset
 from dive_fast.quality.store import FeatureStore
 from dive_fast.reid.data.dataset import load_images, normalise
 from dive_fast.reid.training.checkpoint import load_model

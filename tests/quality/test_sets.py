@@ -11,6 +11,7 @@ import torch
 
 from dive_fast.data.sets import SetSpec, read_set
 from dive_fast.io import write_jsonl
+from dive_fast.quality.config import CompareConfig
 from dive_fast.quality.distances import frechet, kid, moments
 from dive_fast.quality.extractor import NetFeatures, open_script
 from dive_fast.quality.sets import compare_sets, table
@@ -70,16 +71,16 @@ def test_the_floor_is_between_different_people(dataset, real, monkeypatch):
 
 def test_images_are_drawn_where_there_are_many_and_dropped_ones_left_out(dataset, real):
     few, again, other = (Recorder() for _ in range(3))
-    rows, _ = compare_sets(dataset, [real], few, most=6, progress=False)
-    compare_sets(dataset, [real], again, most=6, progress=False)
-    compare_sets(dataset, [real], other, most=6, seed=1, progress=False)
+    rows, _ = compare_sets(dataset, [real], few, CompareConfig(most=6), progress=False)
+    compare_sets(dataset, [real], again, CompareConfig(most=6), progress=False)
+    compare_sets(dataset, [real], other, CompareConfig(most=6, seed=1), progress=False)
     assert [(row.made, row.real) for row in rows[:4]] == [(6, 6)] * 4
     assert few.asked == again.asked != other.asked
     gone = [s for s in samples(dataset) if s.pid == "0001"]
     write_jsonl(dataset / "dropped.jsonl", [{"pair_id": f"0001-{n:05d}-{c}", "reasons": []}
                                             for n, c in enumerate(("cam3", "cam6", "cam3", "cam6"))])  # fmt: skip
     kept = Recorder()
-    rows, _ = compare_sets(dataset, [real], kept, kept_only=True, progress=False)
+    rows, _ = compare_sets(dataset, [real], kept, CompareConfig(kept_only=True), progress=False)
     assert rows[0].made == 8 and not any(s in gone for asked in kept.asked for s in asked)
 
 

@@ -39,7 +39,7 @@ def prepare(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> set[int
     """Gives the shards that were encoded."""
     encoded = set()
     with claimed(out, plan):
-        pack(plan, out, finished_shards(out, plan), False, lambda _: None)
+        pack(plan, out, finished_shards(out, plan), lambda _: None)
         if bundle is not None:
             encoded = missing_latents(plan, out, {0, 1, 2}, encoder_fingerprint(bundle))
             encode_shards(plan, out, encoded, bundle, lambda _: None)
