@@ -21,6 +21,7 @@ def demo(
 ) -> None:
     """Run the whole job on the pocket world, from photos to pairs, a ReID comparison and a page; rerun to resume."""
     from dive_fast.experiments import demo as room
+    from dive_fast.experiments.config import DemoConfig
 
-    page = room.run_demo(out, replace(room.DemoConfig(), model=model, adapter=adapter))
+    page = room.run_demo(out, replace(DemoConfig(), model=model, adapter=adapter))
     finish(f"done: open {page}", {"page": page}, json)

@@ -244,7 +244,7 @@ def personalize(
 
 def _in_words(phrase: str, template: str | None) -> tuple[str, str | None]:
     """The phrase and template that the words of the command line stand for."""
-    from dive_fast.world.persons import CAPTION_TEMPLATE, caption_phrase
+    from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
 
     if phrase == "pocket":
         return caption_phrase(), CAPTION_TEMPLATE if template is None else template

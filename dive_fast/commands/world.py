@@ -28,7 +28,8 @@ def make(
     """Render a SYSU-MM01 tree, a Market-1501 tree and the true infrared that a real city lacks; rerun to resume."""
     from tqdm import tqdm
 
-    from dive_fast.world.trees import WorldSpec, build_world
+    from dive_fast.world.config import WorldSpec
+    from dive_fast.world.trees import build_world
 
     spec = WorldSpec(seed, paired_ids, test_ids, external_ids, images_per_camera, market_images)
     with tqdm(desc="render", unit="image") as bar:
@@ -88,8 +89,9 @@ def train_base(
     """Train the pocket base model, or train one on: minutes on a GPU, days on two CPU cores, resumable; or torchrun."""
     from dive_fast.distributed import leading, process_group
     from dive_fast.world.base import train as base_train
+    from dive_fast.world.base.config import BaseTrainConfig
 
-    default = base_train.BaseTrainConfig()
+    default = BaseTrainConfig()
     config = replace(
         default,
         vae=replace(default.vae, steps=vae_steps, batch=vae_batch),
@@ -117,7 +119,7 @@ def train_tagger(
     json: Json = False,
 ) -> None:
     """Train the classifier that reads a person's words off photos (personalize --words-from); 20 minutes on a CPU."""
-    from dive_fast.world.base.tagger_train import TaggerConfig
+    from dive_fast.world.base.config import TaggerConfig
     from dive_fast.world.base.tagger_train import train_tagger as train
 
     report = train(TaggerConfig(steps=steps, batch=batch, images=images), out, work)
@@ -149,8 +151,9 @@ def study(
     """Measure what the synthetic infrared is worth: ReID with none, with grey, with ours, with the truth."""
     from dive_fast.commands.reid_compare import show_comparison
     from dive_fast.experiments import study as room
+    from dive_fast.experiments.config import StudyConfig
 
-    default = room.StudyConfig()
+    default = StudyConfig()
     config = replace(
         default,
         world=replace(default.world, seed=world_seed),
