@@ -26,7 +26,7 @@ from dive_fast.data.prepare import PreparePlan, claimed, finish, pack
 from dive_fast.data.prepared import open_prepared, prepared_images
 from dive_fast.data.sets import SetSpec, read_sets
 from dive_fast.models import ModelBundle, load_bundle
-from dive_fast.train.photos import BalancedDraw, encode_photos
+from dive_fast.train.photos import BalancedSampler, encode_photos
 from dive_fast.train.prepared import encode_shards, load_prepared
 from dive_fast.types import Sample
 
@@ -37,7 +37,8 @@ BATCH = 16  # DiVE's
 
 def _photos(folder: Path, size: tuple[int, int], count: int) -> Path:
     """A folder of `count` JPEG photos of the pocket world's people, brought to `size`."""
-    from dive_fast.world.trees import WorldSpec, build_world
+    from dive_fast.world.config import WorldSpec
+    from dive_fast.world.trees import build_world
 
     people = -(-count // 10)
     build_world(folder / "world", WorldSpec(0, 1, 1, people, 1, 10))
@@ -75,7 +76,7 @@ def measure(size: tuple[int, int], count: int, repeats: int, bundle: ModelBundle
         samples = _prepared(_photos(Path(folder), size, count), out, bundle)
         difference = _same(samples, out, bundle)
         photos = load_prepared(out, bundle)
-        draw = BalancedDraw(photos.samples, BATCH, 0.5, seed=0)
+        draw = BalancedSampler(photos.samples, BATCH, 0.5, seed=0)
 
         def batches() -> None:
             for step in range(-(-count // BATCH)):

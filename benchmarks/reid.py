@@ -41,7 +41,8 @@ from dive_fast.reid.training.losses import cross_entropy, weighted_triplet
 from dive_fast.reid.training.recipes import recipe
 from dive_fast.reid.training.train import train_reid
 from dive_fast.types import Sample
-from dive_fast.world.trees import WorldSpec, build_world
+from dive_fast.world.config import WorldSpec
+from dive_fast.world.trees import build_world
 
 KINDS = {"ours": "fp32", "ours, bf16": "bf16", "plain": "fp32"}
 PACKAGES = ("torch", "numpy", "pillow")

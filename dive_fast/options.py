@@ -138,12 +138,13 @@ def _fields(record: Any, base: Any) -> Iterator[Option]:
 
 def _leaves(found: Iterator[Option], route: Route, part: Part) -> Iterator[Option]:
     for option in found:
-        if route and not (option.name in part.only if part.only else option.text):
+        inner = _note(unwrap(option.hint)[1], Part)
+        if route and not (option.name in part.only if part.only else option.text or inner):
             continue
         here = (*route, option.name)
         if option.record is not None:
-            inner = _note(unwrap(option.hint)[1], Part) or part
-            yield from _leaves(_fields(option.record, option.default), here, inner)
+            fields_below = _fields(option.record, option.default)
+            yield from _leaves(fields_below, here, inner or Part(part.prefix))
         else:
             yield replace(option, route=here, prefix=part.prefix)
 

@@ -101,7 +101,7 @@ def personalize(
 
 def _with_pocket_phrase(config: PersonalizeConfig) -> PersonalizeConfig:
     """Replaces the phrase "pocket" by the phrase and, unless one is given, the template of the shipped adapter."""
-    from dive_fast.world.persons import CAPTION_TEMPLATE, caption_phrase
+    from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
 
     if config.phrase != "pocket":
         return config

@@ -99,13 +99,13 @@ def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[s
 def test_defaults_are_those_of_the_rooms() -> None:
     """Commands state their defaults, for `--help` without heavy imports; they must not drift from the configs."""
     from dive_export.fp8 import Fp8Config
-    from dive_fast.experiments.pipeline import PairConfig
-    from dive_fast.experiments.study import StudyConfig
+    from dive_export.fp8_engine import Sampling
+    from dive_fast.experiments.config import PairConfig, StudyConfig
     from dive_fast.reid.evaluation.protocols import Protocol
     from dive_fast.reid.training.train import ReidConfig
     from dive_fast.train.config import Compute, PersonalizeConfig, Prior, Samples
-    from dive_fast.world.base.train import BaseTrainConfig
-    from dive_fast.world.trees import WorldSpec
+    from dive_fast.world.base.config import BaseTrainConfig
+    from dive_fast.world.config import WorldSpec
 
     pairs = {**vars(PairConfig()), "steps": Sampling().steps, "guidance": Sampling().guidance}
 
@@ -163,7 +163,8 @@ def test_lists_and_sizes() -> None:
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A world of four people with infrared and two without."""
-    from dive_fast.world.trees import WorldSpec, build_world
+    from dive_fast.world.config import WorldSpec
+    from dive_fast.world.trees import build_world
 
     world = tmp_path_factory.mktemp("people")
     build_world(world, WorldSpec(0, paired_ids=6, test_ids=2, external_ids=2, images_per_camera=2, market_images=2))
@@ -243,14 +244,15 @@ def test_excluded_people_are_left_out_and_unknown_ones_refused(
 def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both run for minutes; their rooms' own tests do that. Here only what arrives there matters."""
     from dive_fast.experiments import demo, study
+    from dive_fast.experiments.config import DemoConfig, PairConfig, StudyConfig
 
     seen: dict[str, Any] = {}
 
-    def run_demo(out: Path, config: demo.DemoConfig) -> Path:
+    def run_demo(out: Path, config: DemoConfig) -> Path:
         seen["demo"] = (out, config)
         return out / "index.html"
 
-    def run_study(config: study.StudyConfig, out: Path) -> None:
+    def run_study(config: StudyConfig, out: Path) -> None:
         seen["study"] = config
         record = {"arms": [{"name": "ours", "map_mean": 41.5, "gap_closed_mean": 0.4}]}
         (out / "compare").mkdir(parents=True)
@@ -260,9 +262,9 @@ def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypa
     monkeypatch.setattr(demo, "run_demo", run_demo)
     monkeypatch.setattr(study, "run_study", run_study)
     assert run("demo", "--out", tmp_path, "--model", "m")[:2] == (0, f"done: open {tmp_path / 'index.html'}\n")
-    assert seen["demo"] == (tmp_path, demo.DemoConfig(model="m"))
+    assert seen["demo"] == (tmp_path, DemoConfig(model="m"))
     code, out, _ = run("world", "study", "--out", tmp_path / "s", "--adapter", "none", "--seeds", "4,5", "--json")
     assert code == 0
     assert out.startswith("arm  mAP\nours 41.5\n")
     assert json.loads(out.splitlines()[-1])["arms"] == {"ours": {"gap_closed": 0.4, "map": 41.5}}
-    assert (seen["study"].adapter, seen["study"].seeds, seen["study"].pairs) == (None, (4, 5), study.PairConfig())
+    assert (seen["study"].adapter, seen["study"].seeds, seen["study"].pairs) == (None, (4, 5), PairConfig())
