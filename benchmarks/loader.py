@@ -20,9 +20,11 @@ import torch
 from PIL import Image
 
 from benchmarks.machine import commit, interleaved, processor, versions
-from dive_fast.data import SetSpec, open_image, open_prepared, prepared_images, read_mixture
 from dive_fast.data.filters import Filters
+from dive_fast.data.images import open_image
 from dive_fast.data.prepare import PreparePlan, claimed, finish, pack
+from dive_fast.data.prepared import open_prepared, prepared_images
+from dive_fast.data.sets import SetSpec, read_sets
 from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.train.photos import BalancedDraw, encode_photos
 from dive_fast.train.prepared import encode_shards, load_prepared
@@ -49,7 +51,7 @@ def _photos(folder: Path, size: tuple[int, int], count: int) -> Path:
 
 def _prepared(raw: Path, out: Path, bundle: ModelBundle) -> list[Sample]:
     """Prepares the folder `raw` in `out`, and gives its samples."""
-    plan = PreparePlan(tuple(read_mixture([SetSpec("folder", raw)])), (), Filters(), ())
+    plan = PreparePlan(tuple(read_sets([SetSpec("folder", raw)])), (), Filters(), ())
     with claimed(out, plan):
         pack(plan, out, set(), True, lambda _: None)
         encode_shards(plan, out, set(range(plan.shards)), bundle, lambda _: None)

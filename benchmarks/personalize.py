@@ -26,11 +26,11 @@ from PIL import Image
 from benchmarks.machine import commit, interleaved, processor, versions
 from dive_fast.models import load_bundle
 from dive_fast.models.lora import lora_targets
+from dive_fast.train.config import Compute, PersonalizeConfig
 from dive_fast.train.course import Course, stages_of
 from dive_fast.train.loop import Trainer
-from dive_fast.train.personalize import PersonalizeConfig
 from dive_fast.train.photos import image_size
-from dive_fast.train.precision import Compute, autocast, half, loss_scaler
+from dive_fast.train.precision import autocast, half, loss_scaler
 from dive_fast.types import Sample
 
 PEER = "diffusers' example"

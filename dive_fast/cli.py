@@ -1,62 +1,139 @@
-"""The command `dive-fast`: assembles the commands, and turns errors into one sentence and an exit code.
+"""The command `dive-fast`: finds and runs a command, and turns errors into one sentence and an exit code.
 
-0: done. 1: the work failed or was interrupted. 2: the input is bad. Rooms are imported inside the commands, so that
-`--help` is instant and a missing package is only missed by the command that needs it.
+Exit codes: 0 done; 1 the work failed or was interrupted; 2 bad input. Only the module of the given command is imported.
 """
 
 from __future__ import annotations
 
+import ast
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TextIO
-
-import typer
-from typer.core import TyperGroup
+from typing import TextIO
 
 from dive_fast import __version__
-from dive_fast.commands import (
-    adapters,
-    bench,
-    demo,
-    engine,
-    machine,
-    merge,
-    model,
-    prepare,
-    quality,
-    reid,
-    report,
-    synth,
-    world,
-)
-from dive_fast.environment.packages import PACKAGES
-from dive_fast.types import DiveError
+from dive_fast.options import call
+from dive_fast.types import DiveError, InputError
 
-_PACKAGE = str(Path(__file__).parent)
+ABOUT = "RGB-infrared pairs of persons in bulk, from identities learned in RGB only. Start with `dive-fast demo`."
+GROUPS = {
+    "world": "The pocket world: seeded people, cameras and photos, for trying everything out.",
+    "reid": "Person re-identification, infrared to visible: measures what synthetic infrared is worth.",
+}
+# The words of each command: its module in dive_fast.commands, and its function unless it is the last word.
+COMMANDS = {
+    "demo": "demo",
+    "doctor": "machine",
+    "world sheet": "world",
+    "world make": "world",
+    "world train-base": "world",
+    "world train-tagger": "world",
+    "world study": "world",
+    "prepare": "prepare",
+    "personalize": "model",
+    "import": "adapters:import_adapter",
+    "fuse": "model",
+    "export": "engine",
+    "quantize": "engine",
+    "build": "engine",
+    "refit": "engine",
+    "export-adapter": "adapters",
+    "plan": "synth",
+    "synth": "synth",
+    "verify": "synth",
+    "pack": "synth",
+    "merge": "merge",
+    "manifest": "merge",
+    "score": "quality",
+    "filter": "quality:filter_pairs",
+    "compare-sets": "quality",
+    "card": "quality",
+    "report": "report",
+    "bench": "bench",
+    "capacity": "bench",
+    "reid train": "reid_train",
+    "reid eval": "reid_eval:evaluate",
+    "reid compare": "reid_compare",
+    "reid trials": "reid_trials",
+    "reid show": "reid_show",
+}
+_PACKAGE = Path(__file__).parent
 
 
-class _Root(TyperGroup):
-    """Runs a command; what went wrong is said in one line, unless it is a bug, which keeps its traceback."""
+def locate(command: str) -> tuple[str, str]:
+    """Returns the module (in dive_fast.commands) and the function of a command."""
+    module, _, function = COMMANDS[command].partition(":")
+    return module, function or command.split()[-1].replace("-", "_")
 
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except DiveError as error:
-            code, sentence = error.exit_code, str(error)
-        except ModuleNotFoundError as error:
-            extra = _extra_of(error.name)
-            if extra is None:
-                raise
-            code, sentence = 1, f"{error.name} is not installed; pip install 'dive-fast[{extra}]'"
-        except KeyboardInterrupt:
-            code, sentence = 1, "interrupted; finished work is kept, run the same command again to continue"
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits; the entry point of the console script."""
+    warnings.showwarning = _show_warning
+    try:
+        code, sentence = _run(sys.argv[1:] if arguments is None else arguments), ""
+    except DiveError as error:
+        code, sentence = error.exit_code, str(error)
+    except ModuleNotFoundError as error:
+        extra = _extra_of(error.name)
+        if extra is None:
+            raise
+        code, sentence = 1, f"{error.name} is not installed; pip install 'dive-fast[{extra}]'"
+    except KeyboardInterrupt:
+        code, sentence = 1, "interrupted; finished work is kept, run the same command again to continue"
+    if sentence:
         print(f"dive-fast: {sentence}", file=sys.stderr)
-        raise typer.Exit(code)
+    raise SystemExit(code)
+
+
+def _run(words: list[str]) -> int:
+    group = words[0] if words and words[0] in GROUPS else ""
+    rest = words[1:] if group else words
+    if words == ["--version"]:
+        print(f"dive-fast {__version__}")
+    elif not rest or rest[0] in ("--help", "-h"):
+        print(_overview(group))
+        return 0 if rest else 2
+    else:
+        command = f"{group} {rest[0]}".strip()
+        if command not in COMMANDS:
+            raise InputError(f"no command {command!r}. See {f'dive-fast {group}'.strip()} --help.")
+        module, function = locate(command)
+        call(getattr(import_module(f"dive_fast.commands.{module}"), function), rest[1:], f"dive-fast {command}")
+    return 0
+
+
+def _overview(group: str) -> str:
+    """Returns the help that lists the commands of a group; "" is the top, which lists the groups too."""
+    start = f"{group} " if group else ""
+    rows: dict[str, str] = {}
+    for command in COMMANDS:
+        if command.startswith(start):
+            name, *below = command.removeprefix(start).split()
+            rows[name] = GROUPS[name] if below else _summary(command)
+    return "\n".join(
+        [
+            f"usage: dive-fast {start}COMMAND [OPTIONS]\n",
+            f"{GROUPS[group] if group else ABOUT}\n",
+            "Commands:",
+            *(f"  {name:16}{text}" for name, text in rows.items()),
+            *([] if group else ["\n--version shows the version; COMMAND --help shows a command's options."]),
+        ]
+    )
+
+
+def _summary(command: str) -> str:
+    """Returns the first line of a command's docstring, without importing its module."""
+    module, name = locate(command)
+    tree = ast.parse((_PACKAGE / "commands" / f"{module}.py").read_text("utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return (ast.get_docstring(function) or "").split("\n")[0]
 
 
 def _extra_of(module: str | None) -> str | None:
-    """The extra that brings a module that could not be found; None for a module that is none of ours to install."""
+    """Returns the extra that installs a missing module; None for a module that no extra installs."""
+    from dive_fast.environment.packages import PACKAGES
+
     extras = {wanted.module.split(".")[0]: wanted.extra for wanted in reversed(PACKAGES.values())}
     return extras.get((module or "").split(".")[0])
 
@@ -69,72 +146,12 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Our own warnings are for the user, so without file and line; others look as Python shows them."""
-    if category is UserWarning and filename.startswith(_PACKAGE):
+    """Shows a warning of this package without file and line, and others as Python does."""
+    if category is UserWarning and filename.startswith(str(_PACKAGE)):
         text = f"dive-fast: {message}\n"
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
     (file or sys.stderr).write(text)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"dive-fast {__version__}")
-        raise typer.Exit
-
-
-app = typer.Typer(
-    name="dive-fast",
-    help="RGB-infrared pairs of persons in bulk, from identities learned in RGB only. Start with `dive-fast demo`.",
-    cls=_Root,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
-
-
-app.command()(demo.demo)
-app.command()(machine.doctor)
-app.add_typer(world.app, name="world")
-app.command()(prepare.prepare)
-app.command()(model.personalize)
-app.command("import")(adapters.import_adapter)
-app.command()(model.fuse)
-app.command()(engine.export)
-app.command()(engine.quantize)
-app.command()(engine.build)
-app.command()(engine.refit)
-app.command("export-adapter")(adapters.export_adapter)
-app.command()(synth.plan)
-app.command()(synth.synth)
-app.command()(synth.verify)
-app.command()(synth.pack)
-app.command()(merge.merge)
-app.command()(merge.manifest)
-app.command()(quality.score)
-app.command("filter")(quality.filter_pairs)
-app.command("compare-sets")(quality.compare_sets)
-app.command()(quality.card)
-app.command()(report.report)
-app.command()(bench.bench)
-app.command()(bench.capacity)
-app.add_typer(reid.app, name="reid")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits; what the console script calls."""
-    warnings.showwarning = _show_warning
-    app(args=arguments, prog_name="dive-fast")
 
 
 if __name__ == "__main__":

@@ -17,18 +17,18 @@ from dive_fast.types import DiveError, InputError
 
 
 def brief(message: object, most: int = 300) -> str:
-    """A library's message, or exception, on one line and without its tail: a part of a sentence."""
+    """A library's message or exception on one line, cut to `most` characters."""
     return " ".join(str(message).split())[:most]
 
 
 def user_cache(name: str) -> Path:
-    """The folder `name` of what may be made again, in the user's cache: $XDG_CACHE_HOME, or ~/.cache."""
+    """The folder `name` in the user's cache: $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dive-fast" / name
 
 
 @contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals to write into one sentence with a remedy."""
+    """Turns the operating system's refusals to write into a `DiveError` with a remedy."""
     remedies = {
         errno.ENOSPC: "the disk is full; free space or choose another --out, then rerun: finished work is kept",
         errno.EDQUOT: "the disk quota is used up; free space or choose another --out, then rerun: finished work is kept",
@@ -46,10 +46,7 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
 
 
 def lock_folder(stream: IO[Any], folder: Path) -> None:
-    """Takes the lock on an open file of `folder`, or raises `InputError` as another run has it.
-
-    Two runs in one folder would clear each other's files away; the lock ends with the process, however it ends.
-    """
+    """Locks an open file of `folder` until the process ends, or raises `InputError` when another run holds the lock."""
     import fcntl  # Windows lacks it, and reads and plans without
 
     try:
@@ -62,11 +59,43 @@ def lock_folder(stream: IO[Any], folder: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it replaces `path`, on failure it is removed.
+def claim_folder(
+    folder: Path, marker: str, content: dict[str, Any], what: str, sources: Iterable[Path]
+) -> Iterator[None]:
+    """Makes `folder` the place of one result, which the file `marker` identifies, and locks it while the block runs.
 
-    Done means that the file exists: a reader never sees half of one.
+    Removes what a killed run left half written. Raises `InputError` for a folder inside one of `sources`, with a marker of
+    other content or with other files, and for one that another run writes to.
     """
+    path = folder / marker
+    for source in sources:
+        if folder.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"{folder} lies in {source}, which is not written to; choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another --out")
+    if path.exists():
+        if read_json(path, what) != content:
+            raise InputError(
+                f"{folder} holds another {what}: its inputs or options differ; delete it or choose another --out"
+            )
+    elif folder.exists() and any(not entry.name.startswith(f".{marker}.") for entry in folder.iterdir()):
+        raise InputError(f"{folder} holds other files and no {what}; choose another --out")
+    with clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_json(path, content)
+        stream = path.open("r+b")
+    with stream:
+        lock_folder(stream, folder)
+        with clear_disk_errors(folder):
+            for temporary in folder.rglob(".*.????????.tmp"):  # as `atomic_path` names them
+                temporary.unlink()
+        yield
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it replaces `path`, on failure it is removed."""
     path = Path(path)
     with clear_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,18 @@ def from_dict(cls: type[R], data: object, where: str) -> R:
         raise InputError(f"{where}: {cls.__name__} is incomplete: {error}") from error
 
 
+def check_ranges(record: object, what: str, **ranges: tuple[float, float | None]) -> None:
+    """Raises `InputError` that names `what`, and each field of `record` outside its range (least, most or None)."""
+    wrong = []
+    for name, (least, most) in ranges.items():
+        value = getattr(record, name)
+        if not (least <= value and (most is None or value <= most)):  # NaN fails too
+            allowed = f"at least {least}" if most is None else f"{least}..{most}"
+            wrong.append(f"{name} must be {allowed}, got {value}")
+    if wrong:
+        raise InputError(f"{what}: {'; '.join(wrong)}")
+
+
 @dataclass(frozen=True)
 class Camera:
     """A camera and the code word that stands for it in prompts.
@@ -131,7 +143,6 @@ class EngineSpec:
     `form` is what the UNet reads of the prompts: "plain", their embeddings, or "bank", keys and values computed
     once. `removed` names the exact savings in its graph. `row_counts` are the only row counts that it runs (calls are
     padded to the next one); empty: any up to the profile's. With `any_size` other sizes than the profile's run too.
-    With `reuse_depth` > 0 there is a part unet_short too, those last layers of the UNet that run on kept deep features.
     """
 
     backend: str
@@ -146,7 +157,6 @@ class EngineSpec:
     removed: tuple[str, ...] = ()
     row_counts: tuple[int, ...] = ()
     any_size: bool = False
-    reuse_depth: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dive_export import GraphOptions
 from tests.support.cli import run
+from tests.support.tiny import ENGINE_ROWS
 
 __all__ = ["run"]  # a fixture of every test
-
-ENGINE_ROWS = 16
-HALF_BANK = GraphOptions("bank", "fp16", any_size=True)
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +46,7 @@ def tiny_engine(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def half_bank(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fused tiny model in the bank form, half precision, any size. Read only."""
     from dive_export import export_engine
+    from tests.support.engines import HALF_BANK
 
     folder = tmp_path_factory.mktemp("half") / "engine"
     export_engine(tiny_fused, folder, rows_max=ENGINE_ROWS, options=HALF_BANK)

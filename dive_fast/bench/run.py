@@ -17,6 +17,7 @@ from dive_fast.bench.peers import Contest, compete
 from dive_fast.bench.results import BenchResult
 from dive_fast.bench.work import ModelWork
 from dive_fast.engines import Engine, load_engine
+from dive_fast.engines.registry import BACKENDS, EXPORTED
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.io import read_json
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
@@ -107,7 +108,7 @@ def open_model(
     work: Path,
 ) -> Subject:
     """An engine of the fused model in `folder`; for onnxruntime it is exported to `work` first, for up to `rows` rows."""
-    if not backend.startswith("onnxruntime"):
+    if backend not in {row.name for row in BACKENDS.values() if EXPORTED in row.reads}:
         return Subject(name, load_engine(folder, backend, device, threads, precision=precision), folder, folder)
     from dive_export import GraphOptions, export_engine
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from dive_fast.commands.common import Json, finish
-from dive_fast.environment.doctor import Engine, rows, table
+from dive_fast.environment.doctor import engine_names, rows, table
 from dive_fast.environment.packages import collect
+from dive_fast.settings import OneOf
 from dive_fast.types import DiveError, to_dict
 
 
 def doctor(
-    need: Annotated[Engine | None, typer.Option(help="Exit with 1 unless this can run here.")] = None,
+    need: Annotated[str | None, OneOf(engine_names()), "Exit with 1 unless this runs here."] = None,
     json: Json = False,
 ) -> None:
     """Show what this machine can run, what it lacks, and the remedy; exits with 1 if an installed package is broken."""

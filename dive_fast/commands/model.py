@@ -176,15 +176,13 @@ def personalize(
         photos = _without(_training_samples(*sets), excluded)
     from dive_fast.distributed import leading, process_group
     from dive_fast.models import load_adapter, load_bundle
+    from dive_fast.train.config import Compute, PersonalizeConfig, Prior, Samples
     from dive_fast.train.curves import plot_curves, require_matplotlib
     from dive_fast.train.dryrun import dry_run as foresee
-    from dive_fast.train.personalize import PersonalizeConfig, loss_curves
+    from dive_fast.train.personalize import loss_curves
     from dive_fast.train.personalize import personalize as learn
     from dive_fast.train.photos import samples_of
-    from dive_fast.train.precision import Compute
     from dive_fast.train.prepared import load_prepared
-    from dive_fast.train.prior import Prior
-    from dive_fast.train.samples import Samples
     from dive_fast.types import to_dict
 
     if plot is not None:

@@ -70,10 +70,10 @@ def _plan(paired: list[str], external: list[str], filters: Any, shard_size: int)
     from dive_fast.data.counts import count_sets
     from dive_fast.data.filters import apply_filters
     from dive_fast.data.prepare import PreparePlan
-    from dive_fast.data.sets import EXTERNAL, PAIRED, parse_set, read_mixture
+    from dive_fast.data.sets import EXTERNAL, PAIRED, parse_set, read_sets
 
     specs = [parse_set(text, PAIRED) for text in paired] + [parse_set(text, EXTERNAL) for text in external]
-    sets = read_mixture(specs)
+    sets = read_sets(specs)
     total = sum(len(named.samples) for named in sets)
     with tqdm(total=total, desc="sizes", unit="image", disable=not filters.tall) as bar:
         left, dropped = apply_filters(sets, filters, bar.update)
@@ -128,15 +128,15 @@ def _make(plan: PreparePlan, out: Path, strict: bool, bundle: ModelBundle | None
 
 def _text(out: Path, report: dict[str, Any]) -> str:
     from dive_fast.data.counts import Count, table
-    from dive_fast.data.names import some
+    from dive_fast.data.names import abbreviate
 
     lines = [table([Count(**row) for row in report["prepared"]])]
     damaged = [f"{image['set']}/{image['path']}" for image in report["damaged"]]
     if damaged:
-        lines.append(f"{len(damaged):,} damaged images are left out: {some(damaged)}; prepared.json says why")
+        lines.append(f"{len(damaged):,} damaged images are left out: {abbreviate(damaged)}; prepared.json says why")
     if report["duplicates"]:
         groups = report["duplicates"]
-        lines.append(f"{len(groups):,} groups of images are the same byte for byte, first {some(groups[0])}")
+        lines.append(f"{len(groups):,} groups of images are the same byte for byte, first {abbreviate(groups[0])}")
     lines.append(
         f"prepared set {out}: {report['images']:,} images of {report['identities']:,} people in "
         f"{len(report['shards']):,} shards, {'with' if report['latents'] else 'without'} latents"

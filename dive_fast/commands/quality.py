@@ -11,7 +11,7 @@ from dive_fast.commands.common import Device, Json, finish, image_size, names, s
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
-    from dive_fast.data import SetSpec
+    from dive_fast.data.sets import SetSpec
     from dive_fast.quality.extractor import Extractor
 
 Dataset = Annotated[Path, typer.Argument(help="Dataset folder, from dive-fast synth.")]

@@ -33,7 +33,9 @@ def joined(real: Sequence[Path | str], others: Sequence[Path | str], same_people
 
 def _read(folders: Sequence[Path | str]) -> list[Sample]:
     """The training samples of folders and sets about the same people; a folder's layout says how to read it."""
-    from dive_fast.data import read_market, read_set, read_sysu
+    from dive_fast.data.market import read_market
+    from dive_fast.data.sets import read_set
+    from dive_fast.data.sysu import read_sysu
     from dive_fast.synth import manifest
 
     samples: list[Sample] = []
@@ -115,7 +117,8 @@ def protocol_of(
 
 def test_sides(data: Path | str, protocol: Protocol | None = None) -> tuple[list[Sample], list[Sample]]:
     """Queries and gallery of the test identities, in the modalities that the protocol searches."""
-    from dive_fast.data import read_set, read_sysu
+    from dive_fast.data.sets import read_set
+    from dive_fast.data.sysu import read_sysu
     from dive_fast.reid.evaluation.protocols import Protocol
 
     protocol, spec = protocol or Protocol(), test_set(data)

@@ -137,7 +137,7 @@ def plan(
 def _model(folder: Path) -> _Model:
     """From an engine folder by its small files alone; a fused model has to be opened, as its weights are its name."""
     if (folder / "engine.json").is_file():
-        from dive_fast.engines.onnx_engine import read_spec
+        from dive_fast.engines.engine_folder import read_spec
         from dive_fast.models import PromptTable
 
         spec = read_spec(folder)
@@ -242,7 +242,7 @@ def synth(
         "threads": threads,
         "precision": precision,
         "size": (wanted.height, wanted.width),
-        "guard": guard,
+        "check_finite": guard,
         "cache": cache,
         "graphs": graphs,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dive_fast.data.images import header_size
-from dive_fast.data.names import natural_key, some
+from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.data.sets import NamedSet
 from dive_fast.types import InputError
 
@@ -40,7 +40,9 @@ class Dropped:
 
     def sentence(self) -> str:
         people = (
-            f", nothing is left of {len(self.identities):,} people ({some(self.identities)})" if self.identities else ""
+            f", nothing is left of {len(self.identities):,} people ({abbreviate(self.identities)})"
+            if self.identities
+            else ""
         )
         return f"{self.set}: {len(self.images):,} images left out, {self.rule}{people}"
 

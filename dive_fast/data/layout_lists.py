@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from dive_fast.data.layout_names import Naming, Problems, camera_number, same_number
-from dive_fast.data.names import canonical_pid, some
+from dive_fast.data.names import abbreviate, canonical_pid
 from dive_fast.types import InputError, Modality
 
 
@@ -25,7 +25,9 @@ class ListNaming(Naming):
 
     def problems(self, people: Sequence[str], cameras: Sequence[tuple[str, Modality]]) -> Problems:
         spaced = [pid for pid in people if " " in pid]
-        wrong = [f"{some(spaced)}: a name with a space cannot stand in a list; use --number-people"] if spaced else []
+        wrong = (
+            [f"{abbreviate(spaced)}: a name with a space cannot stand in a list; use --number-people"] if spaced else []
+        )
         return wrong, []
 
     def _kept(self, own: str, pid: str, camera: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from dive_fast.data.layout_names import Naming, Problems, camera_number, same_number
-from dive_fast.data.names import is_number, natural_key, some
+from dive_fast.data.names import abbreviate, is_number, natural_key
 from dive_fast.data.sysu import CAMERA_NAME, camera_modality
 from dive_fast.data.writers import sysu_name
 from dive_fast.types import InputError, Modality
@@ -33,14 +33,14 @@ class SysuNaming(Naming):
         long = [pid for pid in people if not (is_number(pid) and len(pid) == 4)]
         if long:
             cautions.append(
-                f"{len(long):,} people's names are not four digits ({some(long)}); AGW-family scripts read four characters "
-                "and so may take two people for one: --number-people gives them numbers"
+                f"{len(long):,} people's names are not four digits ({abbreviate(long)}); AGW-family scripts read "
+                "four characters and may take two people for one: --number-people gives them numbers"
             )
         unread = [camera for camera, _ in cameras if camera not in _AGW_CAMERAS]
         if unread:
             cautions.append(
-                f"pre_process_sysu.py of the AGW family reads cam1 to cam6 only and leaves out {some(unread)}; add it to "
-                "the script's rgb_cameras, rename it with --camera, or write --layout agw"
+                f"pre_process_sysu.py of the AGW family reads cam1 to cam6 only and leaves out {abbreviate(unread)}; "
+                "add it to the script's rgb_cameras, rename it with --camera, or write --layout agw"
             )
         return wrong, cautions
 
@@ -76,14 +76,14 @@ class MarketNaming(Naming):
         ]
         words = [pid for pid in people if not is_number(pid) or not int(pid)]
         if words:
-            wrong.append(f"{some(words)}: people are numbers above 0 in Market's file names; use --number-people")
+            wrong.append(f"{abbreviate(words)}: people are numbers above 0 in Market's file names; use --number-people")
         cautions = same_number(cameras, apart=False)
         beyond = [pid for pid in people if is_number(pid) and int(pid) > _MARKET_PEOPLE]
         beyond += [camera for camera, number in numbers.items() if (number or 0) > _MARKET_CAMERAS]
         if beyond:
             cautions.append(
                 f"torchreid's and fast-reid's Market1501 classes stop at people above {_MARKET_PEOPLE} and cameras above "
-                f"{_MARKET_CAMERAS} ({some(beyond)}); register the tree as a set of its own, see docs/layouts.md"
+                f"{_MARKET_CAMERAS} ({abbreviate(beyond)}); register the tree as a set of its own, see docs/layouts.md"
             )
         return wrong, cautions
 

@@ -6,35 +6,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from dive_fast.data.names import canonical_pid
 from dive_fast.types import InputError
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One line of a list: the file, and the name of the folder that it lies in, which names the person."""
+    """One line of a list: the file, and the identity, which is the name of the file's folder."""
 
     path: Path
-    folder: str
-
-
-@dataclass
-class _Seen:
-    """What the lines read so far said, and where: lists that are read together must agree."""
-
-    files: dict[str, str]
-    folder_of: dict[int, tuple[str, str]]
-    label_of: dict[str, tuple[int, str]]
+    pid: str
 
 
 def read_lists(lists: Sequence[Path], root: Path, expected: str) -> list[list[ListedImage]]:
     """The images of each list, in file order; paths are relative to `root`.
 
-    A label is a trainer's class number: over all the lists it must stand for one folder, and a folder for one label.
-    Raises `InputError` naming list and line for a list that is missing or empty, a line of another form, a path that
-    leaves `root`, a file that is listed twice or is not there, and labels that disagree with the folders.
+    A label is a trainer's class number: over all lists, labels and folders must match one to one. Raises `InputError`
+    naming list and line for a list that is missing or empty, a malformed line, a path that leaves `root`, a file that is
+    missing or listed twice, and labels that disagree with the folders.
     """
-    seen = _Seen({}, {}, {})
-    found = [[_image(line, where, root, seen) for line, where in _lines(path, expected)] for path in lists]
+    files: dict[str, str] = {}
+    labels: dict[str, tuple[str, str]] = {}
+    found = [[_image(line, where, root, files, labels) for line, where in _lines(path, expected)] for path in lists]
     for path, images in zip(lists, found, strict=True):
         if not images:
             raise InputError(f"{path} lists no image; copy it from the data set again")
@@ -54,7 +47,7 @@ def _lines(path: Path, expected: str) -> Iterator[tuple[str, str]]:
             yield line.strip(), f"{path} line {number}"
 
 
-def _image(line: str, where: str, root: Path, seen: _Seen) -> ListedImage:
+def _image(line: str, where: str, root: Path, files: dict[str, str], labels: dict[str, tuple[str, str]]) -> ListedImage:
     name, label = (*line.rsplit(maxsplit=1), "", "")[:2]
     if not label.isdecimal():
         raise InputError(f"{where}: {line!r} is not a path and a whole number; copy the list from the data set again")
@@ -63,28 +56,19 @@ def _image(line: str, where: str, root: Path, seen: _Seen) -> ListedImage:
         raise InputError(f"{where}: {name!r} leads out of {root}; list files by their path inside the data set")
     if len(inside.parts) < 2:
         raise InputError(f"{where}: {name!r} lies in no identity's folder; copy the list from the data set again")
-    first = seen.files.setdefault(str(inside), where)
+    first = files.setdefault(str(inside), where)
     if first != where:
         raise InputError(f"{where}: {inside} is listed already at {first}; remove one of the two lines")
-    _check_label(inside.parent.name, int(label), where, seen)
-    path = root / inside
-    if not path.is_file():
+    label, folder = f"label {int(label)}", f"folder {inside.parent.name}"
+    for key, value in ((label, folder), (folder, label)):
+        other, at = labels.setdefault(key, (value, where))
+        if other != value:
+            raise InputError(
+                f"{where}: {key} stands for {value}, but for {other} at {at}; "
+                "copy the lists from the data set again, all of one trial and version"
+            )
+    if not (root / inside).is_file():
         raise InputError(
-            f"{where}: {path} does not exist; unpack the data set again or use the list that belongs to it"
+            f"{where}: {root / inside} does not exist; unpack the data set again or use the list that belongs to it"
         )
-    return ListedImage(path, inside.parent.name)
-
-
-def _check_label(folder: str, label: int, where: str, seen: _Seen) -> None:
-    other_folder, at = seen.folder_of.setdefault(label, (folder, where))
-    if other_folder != folder:
-        raise InputError(
-            f"{where}: label {label} stands for folder {folder}, but for folder {other_folder} at {at}; "
-            "copy the lists from the data set again, all of one trial and version"
-        )
-    other_label, at = seen.label_of.setdefault(folder, (label, where))
-    if other_label != label:
-        raise InputError(
-            f"{where}: folder {folder} has label {label}, but label {other_label} at {at}; "
-            "copy the lists from the data set again, all of one trial and version"
-        )
+    return ListedImage(root / inside, canonical_pid(inside.parent.name, where))

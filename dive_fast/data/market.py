@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-from dive_fast.data.names import canonical_pid, image_files, require_folder, some
+from dive_fast.data.names import abbreviate, canonical_pid, image_files, require_folder, require_split
 from dive_fast.types import InputError, Sample
 
 MarketSplit = Literal["train", "query", "gallery", "gt_bbox"]
@@ -24,8 +24,7 @@ def read_market(root: Path | str, split: MarketSplit = "train", camera: str = "c
     Junk boxes (-1) are never returned; background boxes (0) only in the gallery, as the distractors that they are.
     Raises `InputError` when the folder is missing or empty or holds an image with another kind of name.
     """
-    if split not in _FOLDERS:
-        raise InputError(f"Market split must be one of {tuple(_FOLDERS)}, got {split!r}")
+    require_split("Market", split, tuple(_FOLDERS))
     folder = Path(root) / _FOLDERS[split]
     require_folder(folder, _EXPECTED)
     if split == "gt_bbox":
@@ -35,11 +34,11 @@ def read_market(root: Path | str, split: MarketSplit = "train", camera: str = "c
         )
     files = image_files(folder)
     names = {file: _NAME.fullmatch(file.name) for file in files}
-    foreign = [file.name for file in files if names[file] is None]
-    if foreign:
+    misnamed = [file.name for file in files if names[file] is None]
+    if misnamed:
         raise InputError(
-            f"{folder}: {len(foreign):,} images are not named like 0002_c1s1_000451_03.jpg "
-            f"({some(foreign)}); read such folders with read_folder"
+            f"{folder}: {len(misnamed):,} images are not named like 0002_c1s1_000451_03.jpg "
+            f"({abbreviate(misnamed)}); read it as folder:PATH"
         )
     left_out = {_JUNK} if split == "gallery" else {_JUNK, _BACKGROUND}
     samples = [

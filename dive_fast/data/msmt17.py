@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
 from dive_fast.data.lists import read_lists
-from dive_fast.data.names import canonical_pid, natural_key, require_folder
+from dive_fast.data.names import require_folder, require_split, sample_key
 from dive_fast.types import InputError, Sample
 
 Msmt17Split = Literal["train", "val", "trainval", "query", "gallery"]
@@ -21,24 +22,19 @@ _EXPECTED = (
 def read_msmt17(root: Path | str, split: Msmt17Split = "trainval", camera: str = "cam7") -> list[Sample]:
     """The images of one split, sorted by identity and file name; all get the one camera name `camera`, as DiVE does.
 
-    train and val show the same people and together are what is trained on. People of query and gallery count from 0000
-    again and are others, so there is no split of both halves. Raises `InputError` when the folder holds neither version
+    train and val show the same people and are trained on together. query and gallery show other people who count from 0000
+    again, so no split joins the halves. Raises `InputError` when the folder holds neither version
     or both, and when lists and files do not agree (see `read_lists`).
     """
     root = Path(root)
-    if split not in get_args(Msmt17Split):
-        raise InputError(f"MSMT17 split must be one of {get_args(Msmt17Split)}, got {split!r}")
+    require_split("MSMT17", split, get_args(Msmt17Split))
     require_folder(root, _EXPECTED)
     train, test = _version(root)
     parts = ["train", "val"] if split == "trainval" else [split]
     folder = root / (test if split in ("query", "gallery") else train)
     lists = [root / f"list_{part}.txt" for part in parts]
-    samples = [
-        Sample(image.path, canonical_pid(image.folder, str(path)), camera)
-        for path, images in zip(lists, read_lists(lists, folder, _EXPECTED), strict=True)
-        for image in images
-    ]
-    return sorted(samples, key=lambda sample: (natural_key(sample.pid), natural_key(sample.path.name)))
+    images = chain.from_iterable(read_lists(lists, folder, _EXPECTED))
+    return sorted((Sample(image.path, image.pid, camera) for image in images), key=sample_key)
 
 
 def _version(root: Path) -> tuple[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dive_fast.types import InputError
+from dive_fast.types import InputError, Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
@@ -16,7 +16,7 @@ _PID = re.compile(r"\w(?:[\w .+@-]*\w)?")
 
 
 def canonical_pid(name: str, where: str) -> str:
-    """The project's one spelling of an identity: all-digit names as SYSU's four digits ("12" -> "0012"), others as is.
+    """Spells an identity: all-digit names get SYSU's four digits ("12" -> "0012"), others stay.
 
     Raises `InputError` naming `where` for a name that cannot be a folder and an entry of a comma-separated list.
     """
@@ -34,6 +34,11 @@ def natural_key(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
     """Sort key that reads numbers as numbers: 2.jpg before 10.jpg."""
     parts = re.split(r"([0-9]+)", name)
     return tuple((int(part), "") if odd % 2 else (-1, part) for odd, part in enumerate(parts)), name
+
+
+def sample_key(sample: Sample) -> list[object]:
+    """Sort key: by camera, identity and file name, in natural order."""
+    return [natural_key(part) for part in (sample.camera, sample.pid, sample.path.name)]
 
 
 def subfolders(root: Path) -> list[Path]:
@@ -59,30 +64,43 @@ def identity_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
-def warn_of_twins(root: Path, files: Iterable[Path]) -> None:
-    """Warns of files that differ by suffix or case only, as 0001.jpg and 0001.png: mostly one photo saved twice."""
+def check_tree(samples: list[Sample], root: Path, wanted: Iterable[str], expected: str) -> list[Sample]:
+    """Returns the samples read from a tree of identity folders; a tree without any raises `InputError`.
+
+    Warns of `wanted` identities without images, and of files that differ by suffix or case only, as 0001.jpg and 0001.png.
+    """
+    if not samples:
+        raise InputError(f"{root} has no image of the identities to read; expected {expected}")
+    missing = sorted(set(wanted) - {sample.pid for sample in samples}, key=natural_key)
+    if missing:
+        warnings.warn(f"{root}: {len(missing):,} identities have no image: {abbreviate(missing)}", stacklevel=3)
     seen: dict[tuple[Path, str], Path] = {}
-    twins = []
-    for file in files:
+    duplicates = []
+    for file in (sample.path for sample in samples):
         first = seen.setdefault((file.parent, file.stem.lower()), file)
         if first is not file:
-            twins.append(f"{first.relative_to(root).as_posix()} and {file.name}")
-    if twins:
+            duplicates.append(f"{first.relative_to(root).as_posix()} and {file.name}")
+    if duplicates:
         warnings.warn(
-            f"{root}: {len(twins):,} images have the name of another but for suffix or case ({some(twins)}); "
+            f"{root}: {len(duplicates):,} images differ from another by suffix or case only ({abbreviate(duplicates)}); "
             "both are read: remove one if they are the same photo",
             stacklevel=3,
         )
+    return samples
+
+
+def require_split(layout: str, split: str, known: Sequence[str]) -> None:
+    if split not in known:
+        raise InputError(f"{layout} split must be one of {', '.join(known)}, got {split!r}")
 
 
 def require_folder(root: Path, expected: str) -> None:
-    """Raises `InputError` that says what was expected when `root` is not a folder."""
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise InputError(f"{root} {state}; expected {expected}")
 
 
-def some(names: Iterable[str], shown: int = 3) -> str:
+def abbreviate(names: Iterable[str], shown: int = 3) -> str:
     """The first few names for a message: "a, b, c and 7 more"."""
     listed = list(names)
     rest = len(listed) - shown

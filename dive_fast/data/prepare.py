@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
@@ -32,15 +32,7 @@ from dive_fast.data.shards import (
     shard_bytes,
     tar_path,
 )
-from dive_fast.io import (
-    canonical_json,
-    clear_disk_errors,
-    lock_folder,
-    read_json,
-    sha256_bytes,
-    sha256_file,
-    write_json,
-)
+from dive_fast.io import canonical_json, claim_folder, sha256_bytes, sha256_file, write_json
 from dive_fast.types import DiveError, InputError
 
 
@@ -85,28 +77,10 @@ class PreparePlan:
         return sha256_bytes(canonical_json([self.settings, asdict(self.filters), self.shard_size, rows]).encode())
 
 
-@contextmanager
-def claimed(out: Path, plan: PreparePlan) -> Iterator[None]:
-    """Makes `out` the folder of `plan`, or finds that it is, and keeps other runs away while the block runs.
-
-    What a killed run left half written is cleared away. Raises `InputError` when `out` lies in one of the sets, holds
-    another prepared set or anything else, or is being written to by another run.
-    """
-    for named in plan.sets:
-        if out.resolve().is_relative_to(named.spec.root.resolve()):
-            raise InputError(f"{out} lies in set {named.name}, which is not written to; choose another --out")
-    _check_owner(out, plan)
-    with clear_disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        if not (out / "plan.json").exists():
-            write_json(out / "plan.json", {"format": FORMAT, "id": plan.id})
-        stream = (out / "plan.json").open("r+b")
-    with stream:
-        lock_folder(stream, out)
-        with clear_disk_errors(out):
-            for temporary in out.rglob(".*.????????.tmp"):  # as io.atomic_path names them
-                temporary.unlink()
-        yield
+def claimed(out: Path, plan: PreparePlan) -> AbstractContextManager[None]:
+    """Makes `out` the folder of `plan` and locks it while the block runs, see `claim_folder`."""
+    content = {"format": FORMAT, "id": plan.id}
+    return claim_folder(out, "plan.json", content, "prepared set", (named.spec.root for named in plan.sets))
 
 
 def finished_shards(out: Path, plan: PreparePlan, strict: bool = False) -> set[int]:
@@ -168,19 +142,6 @@ def finish(plan: PreparePlan, out: Path) -> None:
         "latents": [asdict(record) for record in _latents(out, shards)],
     }
     write_json(out / "prepared.json", report)
-
-
-def _check_owner(out: Path, plan: PreparePlan) -> None:
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise InputError(f"{out} is a file; choose another --out")
-    if (out / "plan.json").exists():
-        held = read_json(out / "plan.json", "prepared set")
-        if not isinstance(held, dict) or held.get("id") != plan.id:
-            raise InputError(f"{out} is for other sets, filters or images; choose another --out or delete it")
-    elif any(not entry.name.startswith(".plan.json.") for entry in out.iterdir()):
-        raise InputError(f"{out} holds other files and no prepared set; choose another --out")
 
 
 def _is_finished(out: Path, plan: PreparePlan, number: int, strict: bool) -> bool:

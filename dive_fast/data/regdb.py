@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from dive_fast.data.lists import read_lists
-from dive_fast.data.names import canonical_pid, natural_key, require_folder
+from dive_fast.data.names import require_folder, require_split, sample_key
 from dive_fast.types import InputError, Modality, Sample
 
 RegdbSplit = Literal["train", "test"]
 TRIALS = 10
 
-# Names of their own: what another set calls cam1 is another camera. The numbers differ as those of two cameras.
+# RegDB's own camera names: cam1 of another set is another camera. The numbers differ as those of two cameras.
 _CAMERAS: dict[str, tuple[str, Modality]] = {"visible": ("regdb-visible1", "rgb"), "thermal": ("regdb-thermal2", "ir")}
 _EXPECTED = "RegDB's layout: Visible/285/*.bmp, Thermal/285/*.bmp and idx/train_visible_1.txt ... test_thermal_10.txt"
 
@@ -20,23 +20,18 @@ _EXPECTED = "RegDB's layout: Visible/285/*.bmp, Thermal/285/*.bmp and idx/train_
 def read_regdb(root: Path | str, split: RegdbSplit = "train", trial: int = 1) -> list[Sample]:
     """The images of one half of trial 1 to 10, sorted by modality (RGB first), identity and file name.
 
-    Identities are the folders' names, as the lists' labels count anew in every trial. Each trial halves the people
+    Identities are the folders' names: the lists' labels differ from trial to trial. Each trial halves the people
     differently, so a model that saw two trials has seen people it is tested on: train one model a trial.
     Raises `InputError` when lists and files do not agree (see `read_lists`).
     """
     root = Path(root)
-    if split not in get_args(RegdbSplit):
-        raise InputError(f"RegDB split must be one of {get_args(RegdbSplit)}, got {split!r}")
+    require_split("RegDB", split, get_args(RegdbSplit))
     if not 1 <= trial <= TRIALS:
         raise InputError(f"RegDB has trials 1 to {TRIALS}, got {trial}")
     require_folder(root, _EXPECTED)
     lists = [root / "idx" / f"{split}_{kind}_{trial}.txt" for kind in _CAMERAS]
-    samples = []
-    for path, (camera, modality), images in zip(
-        lists, _CAMERAS.values(), read_lists(lists, root, _EXPECTED), strict=True
-    ):
-        found = [
-            Sample(image.path, canonical_pid(image.folder, str(path)), camera, modality=modality) for image in images
-        ]
-        samples += sorted(found, key=lambda sample: (natural_key(sample.pid), natural_key(sample.path.name)))
+    samples: list[Sample] = []
+    for (camera, modality), images in zip(_CAMERAS.values(), read_lists(lists, root, _EXPECTED), strict=True):
+        found = (Sample(image.path, image.pid, camera, modality=modality) for image in images)
+        samples += sorted(found, key=sample_key)
     return samples

@@ -1,4 +1,4 @@
-"""Every set that can be read, by the name of its layout; and several of them as one mixture of people."""
+"""The grammar of photo sets, one row for each layout that can be read, and several sets as one mixture."""
 
 from __future__ import annotations
 
@@ -6,31 +6,58 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from dive_fast.data.folder import merge_samples, read_folder
+from dive_fast.data.folder import read_folder
 from dive_fast.data.llcm import read_llcm
 from dive_fast.data.market import read_market
 from dive_fast.data.msmt17 import read_msmt17
-from dive_fast.data.names import natural_key, some
+from dive_fast.data.names import abbreviate, canonical_pid, natural_key
 from dive_fast.data.regdb import read_regdb
 from dive_fast.data.sysu import read_sysu
 from dive_fast.types import InputError, Sample
 
-PairedLayout = Literal["sysu", "regdb", "llcm"]
-ExternalLayout = Literal["market", "market-gt-bbox", "msmt17", "folder"]
 
-PAIRED: tuple[str, ...] = get_args(PairedLayout)
-EXTERNAL: tuple[str, ...] = get_args(ExternalLayout)
+@dataclass(frozen=True)
+class Reader:
+    """One layout: `read(root, **keys)` gives its samples; `keys` are what it takes of split, camera and trial.
+
+    `paired` layouts have infrared images. `split` is the default: the one that a generator learns from.
+    """
+
+    read: Callable[..., list[Sample]]
+    paired: bool
+    split: str
+    keys: tuple[str, ...]
+    help: str
+
+
+READERS = {
+    "sysu": Reader(read_sysu, True, "trainval", ("split",), "SYSU-MM01's tree"),
+    "regdb": Reader(read_regdb, True, "train", ("split", "trial"), "RegDB's folders and idx lists"),
+    "llcm": Reader(read_llcm, True, "train", ("split",), "LLCM's folders and idx lists"),
+    "market": Reader(read_market, False, "train", ("split", "camera"), "Market-1501's file names"),
+    "market-gt-bbox": Reader(
+        partial(read_market, split="gt_bbox"),
+        False,
+        "gt_bbox",
+        ("camera",),
+        "Market-1501's gt_bbox; has test identities",
+    ),
+    "msmt17": Reader(read_msmt17, False, "trainval", ("split", "camera"), "MSMT17's lists, V1 or V2"),
+    "folder": Reader(read_folder, False, "all", ("camera",), "one folder per identity"),
+}
+PAIRED = tuple(layout for layout, reader in READERS.items() if reader.paired)
+EXTERNAL = tuple(layout for layout, reader in READERS.items() if not reader.paired)
 
 
 @dataclass(frozen=True)
 class SetSpec:
-    """One set: how it lies and where, and what its people are to be called.
+    """One set of photos. `prefix` goes before identity names; its layout's row says which other fields it uses.
 
-    `split` None is the one that a generator learns from. `camera` is the one name that the photos of an RGB-only set get,
-    `trial` that of RegDB; other layouts have no use for them.
+    `split` None is the layout's default. `camera` is the camera name of all photos of an RGB-only set; `trial` is RegDB's.
     """
 
     layout: str
@@ -42,12 +69,13 @@ class SetSpec:
 
     @property
     def paired(self) -> bool:
-        return self.layout in PAIRED
+        """Whether the set has infrared images."""
+        return _reader(self).paired
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """One set of a mixture: its name there, and its samples under the mixture's names of people."""
+    """One set of a mixture: its name there, and its samples under the mixture's identity names."""
 
     name: str
     spec: SetSpec
@@ -61,67 +89,39 @@ class NamedSet:
         return replace(self, samples=tuple(samples))
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The split that a generator learns from, what may be said of it beside a prefix, and how a spec is read."""
+def set_help() -> str:
+    """The help text of every option that takes a set."""
 
-    split: str
-    options: tuple[str, ...]
-    read: Callable[[SetSpec, Any], list[Sample]]
+    def row(layout: str, reader: Reader) -> str:
+        keys = ", ".join(f"split={reader.split}" if key == "split" else f"{key}=" for key in reader.keys)
+        return f"{layout} ({reader.help}{'; takes ' + keys if keys else ''})"
 
-
-_LAYOUTS = {
-    "sysu": _Layout("trainval", ("split",), lambda spec, split: read_sysu(spec.root, split)),
-    "regdb": _Layout("train", ("split", "trial"), lambda spec, split: read_regdb(spec.root, split, spec.trial)),
-    "llcm": _Layout("train", ("split",), lambda spec, split: read_llcm(spec.root, split)),
-    "market": _Layout("train", ("split", "camera"), lambda spec, split: read_market(spec.root, split, spec.camera)),
-    "market-gt-bbox": _Layout("gt_bbox", ("camera",), lambda spec, split: read_market(spec.root, split, spec.camera)),
-    "msmt17": _Layout("trainval", ("split", "camera"), lambda spec, split: read_msmt17(spec.root, split, spec.camera)),
-    "folder": _Layout("all", ("camera",), lambda spec, _: read_folder(spec.root, spec.camera)),
-}
+    kinds = {True: "RGB and infrared", False: "RGB only"}
+    rows = [
+        f"{kind}: " + ", ".join(row(layout, reader) for layout, reader in READERS.items() if reader.paired == paired)
+        for paired, kind in kinds.items()
+    ]
+    return (
+        f"LAYOUT:PATH[,KEY=VALUE ...]; repeat the option for more sets. {'; '.join(rows)}. Every layout takes prefix=, put "
+        "before identity names; camera= names the camera of RGB-only photos (default cam7), trial= is RegDB's (default 1)."
+    )
 
 
-def split_of(spec: SetSpec) -> str:
-    """The split that the set is read from; another layout than ours raises `InputError`."""
-    if spec.layout not in _LAYOUTS:
-        raise InputError(f"layout must be one of {tuple(_LAYOUTS)}, got {spec.layout!r}")
-    return spec.split or _LAYOUTS[spec.layout].split
+SET_HELP = set_help()
 
 
-def settings_of(spec: SetSpec) -> dict[str, Any]:
-    """What decides a set's samples, but for the place where it lies: layout, split, prefix and what its layout takes."""
-    options = {name: getattr(spec, name) for name in _LAYOUTS[spec.layout].options}
-    return {**options, "layout": spec.layout, "split": split_of(spec), "prefix": spec.prefix}
+def parse_set(text: str, layouts: Sequence[str] = ()) -> SetSpec:
+    """Parses "LAYOUT:PATH[,prefix=P][,camera=C][,split=S][,trial=N]"; `layouts` restricts the layouts (none: all).
 
-
-def read_set(spec: SetSpec) -> list[Sample]:
-    """The samples of one set, its prefix before the names of its people.
-
-    Warns of people of a paired set that are seen in one modality only.
-    """
-    split = split_of(spec)
-    samples = merge_samples(_LAYOUTS[spec.layout].read(spec, split), prefixes=[spec.prefix])
-    if spec.paired:
-        kinds = {kind: {s.pid for s in samples if s.modality == kind} for kind in ("rgb", "ir")}
-        single = sorted(kinds["rgb"] ^ kinds["ir"], key=natural_key)
-        if single:
-            warnings.warn(
-                f"{spec.root}: {len(single):,} identities are seen in one modality only: {some(single)}", stacklevel=2
-            )
-    return samples
-
-
-def parse_set(text: str, layouts: Sequence[str]) -> SetSpec:
-    """The set that "LAYOUT:PATH[,prefix=P][,camera=C][,split=S][,trial=N]" describes, its layout one of `layouts`.
-
-    Only these words end a path, so a path may hold commas and colons. Raises `InputError` for another form, and for an
-    option that the layout has no use for.
+    Only these keys end a path, so a path may hold commas and colons. Raises `InputError` for any other form and for a key
+    that the layout does not take.
     """
     match = re.fullmatch(r"([\w-]+):(.+?)((?:,(?:prefix|camera|split|trial)=[^,]*)*)", text)
+    layouts = layouts or tuple(READERS)
     if not match or match[1] not in layouts:
-        raise InputError(f"set {text!r} is not LAYOUT:PATH[,OPTION=VALUE ...] with a layout of {', '.join(layouts)}")
+        raise InputError(f"set {text!r} is not LAYOUT:PATH[,KEY=VALUE ...] with a layout of {', '.join(layouts)}")
     pairs = [option.split("=", 1) for option in match[3].split(",")[1:]]
-    options, allowed = dict(pairs), ("prefix", *_LAYOUTS[match[1]].options)
+    options, allowed = dict(pairs), ("prefix", *READERS[match[1]].keys)
     for name, value in pairs:
         if name not in allowed:
             raise InputError(f"set {text!r}: {match[1]} takes no {name}, only {', '.join(allowed)}")
@@ -133,44 +133,84 @@ def parse_set(text: str, layouts: Sequence[str]) -> SetSpec:
     return SetSpec(match[1], Path(match[2]), trial=int(trial), **options)
 
 
-def read_mixture(specs: Sequence[SetSpec]) -> list[NamedSet]:
-    """Reads every set and mixes them, see `mix`."""
+def _reader(spec: SetSpec) -> Reader:
+    if spec.layout not in READERS:
+        raise InputError(f"layout must be one of {', '.join(READERS)}, got {spec.layout!r}")
+    return READERS[spec.layout]
+
+
+def split_of(spec: SetSpec) -> str:
+    """The split that the set is read from."""
+    return spec.split or _reader(spec).split
+
+
+def _keys(spec: SetSpec) -> dict[str, Any]:
+    return {key: split_of(spec) if key == "split" else getattr(spec, key) for key in _reader(spec).keys}
+
+
+def settings_of(spec: SetSpec) -> dict[str, Any]:
+    """Everything that decides a set's samples except its root: layout, split, prefix and the layout's keys."""
+    return {**_keys(spec), "layout": spec.layout, "split": split_of(spec), "prefix": spec.prefix}
+
+
+def read_set(spec: SetSpec) -> list[Sample]:
+    """Reads one set, its prefix before its identity names.
+
+    Warns of identities of a paired set that are seen in one modality only.
+    """
+    samples = _reader(spec).read(spec.root, **_keys(spec))
+    if spec.prefix:
+        samples = [replace(s, pid=canonical_pid(spec.prefix + s.pid, str(spec.root))) for s in samples]
+    if spec.paired:
+        visible, infrared = ({s.pid for s in samples if s.modality == modality} for modality in ("rgb", "ir"))
+        single = sorted(visible ^ infrared, key=natural_key)
+        if single:
+            warnings.warn(
+                f"{spec.root}: {len(single):,} identities are seen in one modality only: {abbreviate(single)}",
+                stacklevel=2,
+            )
+    return samples
+
+
+def read_sets(specs: Sequence[SetSpec | str]) -> list[NamedSet]:
+    """Reads every set, given as its text or parsed, and joins them, see `join_sets`."""
     if not specs:
-        raise InputError("there is no set to read; name at least one, as sysu:PATH or market:PATH")
-    return mix([(spec, read_set(spec)) for spec in specs])
+        raise InputError("there is no set to read; give at least one, as sysu:PATH or market:PATH")
+    parsed = [parse_set(spec) if isinstance(spec, str) else spec for spec in specs]
+    return join_sets([(spec, read_set(spec)) for spec in parsed])
 
 
-def mix(sets: Sequence[tuple[SetSpec, Sequence[Sample]]]) -> list[NamedSet]:
-    """Sets, each with its samples as `read_set` gives them, under one namespace of people and cameras.
+def join_sets(sets: Sequence[tuple[SetSpec, Sequence[Sample]]]) -> list[NamedSet]:
+    """Joins sets, each with its samples as `read_set` gives them, under one namespace of identities and cameras.
 
-    Names are the layouts', numbered where one comes again (market, market-2). Nothing is renumbered or renamed: raises
-    `InputError` for a person, a camera of two modalities, or a file that two sets share, and says what tells them apart.
+    Names are the layouts', numbered where one repeats (market, market-2). Nothing is renamed: raises `InputError` for an
+    identity or a file in two sets and for a camera of two modalities.
     """
     layouts = [spec.layout for spec, _ in sets]
     named = []
     for i, (spec, samples) in enumerate(sets):
         number = layouts[: i + 1].count(spec.layout)
         named.append(NamedSet(spec.layout + (f"-{number}" if number > 1 else ""), spec, tuple(samples)))
-    _check_people(named)
+    _check_identities(named)
     _check_cameras(named)
     _check_files(named)
     return named
 
 
-def mixed_samples(sets: Sequence[NamedSet]) -> list[Sample]:
+def all_samples(sets: Sequence[NamedSet]) -> list[Sample]:
     """The samples of all sets, one set after the other."""
     return [sample for named in sets for sample in named.samples]
 
 
-def _check_people(sets: Sequence[NamedSet]) -> None:
+def _check_identities(sets: Sequence[NamedSet]) -> None:
     owner: dict[str, str] = {}
     for named in sets:
         pids = {sample.pid for sample in named.samples}
-        clash = sorted((pid for pid in pids if pid in owner), key=natural_key)
+        clash = sorted(pids & owner.keys(), key=natural_key)
         if clash:
             raise InputError(
-                f"{len(clash):,} identity names are in set {owner[clash[0]]} and in set {named.name} ({some(clash)}); "
-                f"they are different people: tell them apart, as {named.spec.layout}:{named.spec.root},prefix=1"
+                f"{len(clash):,} identity names are in set {owner[clash[0]]} and in set {named.name} ({abbreviate(clash)}). "
+                f"Tell the people apart with a prefix, as {named.spec.layout}:{named.spec.root},prefix=1"
             )
         owner |= dict.fromkeys(pids, named.name)
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Literal, get_args
 
 from dive_fast.data.names import (
     canonical_pid,
+    check_tree,
     identity_folders,
     image_files,
-    natural_key,
     require_folder,
-    some,
+    require_split,
     subfolders,
-    warn_of_twins,
 )
 from dive_fast.types import InputError, Modality, Sample
 
@@ -39,30 +37,35 @@ def read_sysu(root: Path | str, split: SysuSplit = "train") -> list[Sample]:
     no image is reported by a warning. Raises `InputError` when the folder is not such a tree or has no image to give.
     """
     root = Path(root)
-    if split not in get_args(SysuSplit):
-        raise InputError(f"SYSU split must be one of {get_args(SysuSplit)}, got {split!r}")
+    require_split("SYSU", split, get_args(SysuSplit))
     require_folder(root, _EXPECTED)
-    cameras = [folder for folder in subfolders(root) if CAMERA_NAME.fullmatch(folder.name)]
+    cameras = camera_folders(root)
     if not cameras:
         raise InputError(f"{root} has no camera folder; expected {_EXPECTED}")
     listed = None if split == "all" else _listed(root, split)
-    samples = [sample for camera in cameras for sample in _camera_samples(camera, listed)]
-    if not samples:
-        raise InputError(f"{root} has no image of split {split!r}; expected {_EXPECTED}")
-    missing = sorted((listed or set()) - {sample.pid for sample in samples}, key=natural_key)
-    if missing:
-        warnings.warn(
-            f"{root}: {len(missing):,} identities of split {split!r} have no image: {some(missing)}", stacklevel=2
-        )
-    warn_of_twins(root, (sample.path for sample in samples))
-    return samples
+    samples = [
+        s for camera in cameras for s in camera_samples(camera, listed, camera.name, camera_modality(camera.name))
+    ]
+    return check_tree(samples, root, listed or (), _EXPECTED)
+
+
+def camera_folders(root: Path) -> list[Path]:
+    """The folders cam1, cam2, ... in `root`."""
+    return [folder for folder in subfolders(root) if CAMERA_NAME.fullmatch(folder.name)]
+
+
+def camera_samples(folder: Path, listed: set[str] | None, camera: str, modality: Modality) -> list[Sample]:
+    """The images in a camera's folder of identity folders, of the `listed` identities or of all (None)."""
+    return [
+        Sample(file, pid, camera, modality=modality)
+        for pid, identity in identity_folders(folder).items()
+        if listed is None or pid in listed
+        for file in image_files(identity)
+    ]
 
 
 def read_ids(path: Path | str, expected: str = _EXPECTED) -> list[str]:
-    """The identities of one exp/*_id.txt, in file order ("1,2" -> "0001", "0002"); names that are no number stay.
-
-    `expected` is the layout that a missing list's error speaks of.
-    """
+    """The identities of one exp/*_id.txt, in file order ("1,2" -> "0001", "0002"); names that are no number stay."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -77,12 +80,3 @@ def read_ids(path: Path | str, expected: str = _EXPECTED) -> list[str]:
 def _listed(root: Path, split: str) -> set[str]:
     parts = ("train", "val") if split == "trainval" else (split,)
     return {pid for part in parts for pid in read_ids(root / "exp" / f"{part}_id.txt")}
-
-
-def _camera_samples(camera: Path, listed: set[str] | None) -> list[Sample]:
-    samples = []
-    for pid, folder in identity_folders(camera).items():
-        if listed is None or pid in listed:
-            modality = camera_modality(camera.name)
-            samples += [Sample(file, pid, camera.name, modality=modality) for file in image_files(folder)]
-    return samples

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from dive_fast.data.names import IMAGE_SUFFIXES, canonical_pid, is_number, natural_key, some
+from dive_fast.data.names import IMAGE_SUFFIXES, abbreviate, canonical_pid, is_number, natural_key
 from dive_fast.data.sysu import CAMERA_NAME, read_ids
 from dive_fast.io import atomic_write
 from dive_fast.types import InputError
@@ -76,7 +76,7 @@ def id_list(given: Iterable[str], where: str) -> str:
     words = [pid for pid in pids if not is_number(pid)]
     if words:
         warnings.warn(
-            f"{where}: {some(words)} are no numbers; AGW-family readers will not read this list", stacklevel=3
+            f"{where}: {abbreviate(words)} are no numbers; AGW-family readers will not read this list", stacklevel=3
         )
     return ",".join(str(int(pid)) if is_number(pid) else pid for pid in pids) + "\n"
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dive_fast.engines.base import Conditioning, Kept, on_device
-from dive_fast.engines.torch_engine import TorchEngine, keeping
+from dive_fast.engines.base import Conditioning, Engine, on_device
+from dive_fast.engines.registry import Choice
+from dive_fast.engines.torch_engine import TorchEngine, opening
 from dive_fast.io import brief
+from dive_fast.sampling import repeated
 from dive_fast.types import DiveError, InputError, Profile
 from dive_fast.unet.graphs import BankUnetGraph, PromptBankGraph, other_traits
 from dive_fast.unet.kernels import Workload, use_kernels
@@ -47,16 +50,16 @@ class CompiledEngine(TorchEngine):
         self,
         bundle: ModelBundle,
         device: torch.device,
-        precision: str = "fp32",
-        size: tuple[int, int] | None = None,
-        chosen: str = "asked for",
-        guard: bool = False,
         *,
         row_counts: Sequence[int] = ROW_COUNTS,
         compiler: str | Callable[..., Any] = "inductor",
         graphs: bool = False,
+        **others: Any,
     ) -> None:
-        """Raises `InputError` for row counts that are none, for graphs on a CPU, and for another build of UNet."""
+        """`others` are `TorchEngine`'s.
+
+        Raises `InputError` for row counts below 1, for graphs on a CPU, and for a UNet of another build.
+        """
         counts = tuple(sorted(set(row_counts)))
         if not counts or counts[0] < 1:
             raise InputError(f"torch-compiled: row_counts must be whole numbers > 0, got {list(row_counts)}")
@@ -67,7 +70,7 @@ class CompiledEngine(TorchEngine):
             raise InputError(
                 f"torch-compiled: this UNet has {'; '.join(traits)}, unlike Stable Diffusion 1.5's; {REMEDY}"
             )
-        super().__init__(bundle, device, precision, size, chosen, guard)
+        super().__init__(bundle, device, **others)
         profile = self.spec.profile
         usual = max((count for count in counts if count <= ROWS_USUAL), default=counts[0])
         self.spec = replace(
@@ -105,7 +108,7 @@ class CompiledEngine(TorchEngine):
         for part in self.by_prompts(embeddings):
             given = part.to(self.device, self.dtype)
             bank = self._run("prompt_bank", lambda given=given: self._prompt_bank(given))  # type: ignore[misc]
-            banks.append(self._guarded("prompt_bank", bank, part).to(self.dtype))
+            banks.append(self._checked("prompt_bank", bank, part).to(self.dtype))
         return Conditioning(torch.cat(banks))
 
     def _pixels(self, images: Tensor) -> tuple[Tensor, bool]:
@@ -120,26 +123,12 @@ class CompiledEngine(TorchEngine):
         out = self._run("unet", lambda: self._compiled("UNet", fast, feeds), lambda: self._graph(*feeds))
         return out[: len(prompt_index)]
 
-    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
-        feeds, deep = self._feeds(latents, timestep, bank, prompt_index), kept.deep
-
-        def call(network: Callable[..., Any]) -> Tensor:
-            return keeping(network(*feeds, deep, kept.depth), deep, kept)
-
-        fast = lambda *given: self._compiled("UNet", self._fast_unet, given)  # noqa: E731
-        return self._run("unet", lambda: call(fast), lambda: call(self._graph))[: len(prompt_index)]
-
-    def _depth_reasons(self, depth: int) -> list[str]:
-        if self._graphs:
-            return ["deep features are not kept across CUDA graphs; leave --graphs or reuse away"]
-        return super()._depth_reasons(depth)
-
     def _feeds(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> tuple[Tensor, ...]:
         """The UNet's inputs, padded to a row count."""
         images, rows = len(latents), len(prompt_index)
         count = self._count(rows)
         room = -(-count // (rows // images))  # so that guidance's two rows an image are two when padded, too
-        image_index = torch.arange(rows, device=self.device) % images
+        image_index = repeated(torch.arange(images, device=self.device), rows)
         return (
             self._images(latents, room),
             torch.full((1,), timestep, dtype=torch.int64, device=self.device),
@@ -200,6 +189,11 @@ class CompiledEngine(TorchEngine):
             found
             or f"the same call by eager torch is finite: a compiled layer or a kernel is wrong; report it, and {REMEDY}"
         )
+
+
+def open_compiled(folder: Path, choice: Choice) -> Engine:
+    """Opens a model folder for compilation."""
+    return CompiledEngine(**opening(folder, choice, []), graphs=choice.graphs)
 
 
 class Replay:

@@ -1,162 +1,125 @@
-"""An engine folder run by onnxruntime. The folder is untrusted: it is checked before a session opens."""
+"""An engine folder, or an export by optimum, run by onnxruntime."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dive_fast.engines.base import Conditioning, EngineBase, Geometry, Kept, by_row, on_device
-from dive_fast.engines.onnx_session import PROVIDERS, Network, Place
-from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
-from dive_fast.models.prompts import PromptBank, PromptTable
-from dive_fast.types import DiveError, EngineSpec, InputError, Profile, from_dict, to_dict
+from dive_fast.engines.base import Conditioning, Engine
+from dive_fast.engines.engine_folder import (
+    AGAIN,
+    EngineFiles,
+    FolderEngine,
+    fit_reasons,
+    parts,
+    read_engine,
+    read_spec,
+    signatures,
+)
+from dive_fast.engines.onnx_session import PROVIDERS, Network, Place, Provider, default_cache, place
+from dive_fast.engines.registry import EXPORTED, OPTIMUM, Choice
+from dive_fast.types import DiveError, EngineSpec, InputError
 
-PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-FOLDERS = (*PARTS, "unet_short", "prompt_bank", "tokenizer", "scheduler")
-AGAIN = "make the engine again"
-UNETS = ("unet", "unet_short")
-NETWORKS = {"unet_short": "unet"}  # a part of which network, where their names differ
-
-
-def read_spec(folder: Path) -> EngineSpec:
-    """`engine.json` of an engine folder; missing, broken or of another shape -> `InputError` with the remedy."""
-    where = str(folder / "engine.json")
-    data = read_json(where, "engine")
-    if not isinstance(data, dict):
-        raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}; {AGAIN}")
-    profile = from_dict(Profile, data.get("profile"), where)
-    lists = {name: _tuple(data[name]) for name in ("removed", "row_counts") if name in data}
-    spec = from_dict(EngineSpec, {**data, "profile": profile, **lists}, where)
-    problems = [
-        f"{name} must be text"
-        for name in ("backend", "precision", "model_fingerprint")
-        if not isinstance(getattr(spec, name), str)
-    ]
-    for name in ("files", "sha256", "versions"):
-        table = getattr(spec, name)
-        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-            problems.append(f"{name} must map names to text")
-    if not all(type(size) is int and size > 0 for size in to_dict(profile).values()):
-        problems.append("profile must hold whole numbers > 0")
-    if not isinstance(spec.gpu, (str, type(None))):
-        problems.append("gpu must be text or null")
-    if spec.form not in ("plain", "bank"):
-        problems.append(f"form must be plain or bank, not {spec.form!r}")
-    if not isinstance(spec.removed, tuple) or not all(isinstance(name, str) for name in spec.removed):
-        problems.append("removed must be a list of names")
-    counts = spec.row_counts
-    if not isinstance(counts, tuple) or not all(type(count) is int and count > 0 for count in counts):
-        problems.append("row_counts must be a list of whole numbers > 0")
-    if not isinstance(spec.any_size, bool):
-        problems.append("any_size must be true or false")
-    if type(spec.reuse_depth) is not int or spec.reuse_depth < 0 or (spec.reuse_depth and spec.form != "bank"):
-        problems.append("reuse_depth must be a whole number, above 0 with form bank only")
-    if problems:
-        raise InputError(f"{where}: {', '.join(problems)}; {AGAIN}")
-    return spec
+Networks = Mapping[str, Network]
 
 
-def _tuple(value: object) -> object:
-    """JSON has lists where records have tuples; anything else is left for the checks to name."""
-    return tuple(value) if isinstance(value, list) else value
+def open_onnx(folder: Path, choice: Choice) -> Engine:
+    """Opens `folder` on the provider that `choice` asks for; where auto chose a GPU that fails, on the CPU."""
+    if choice.kind == OPTIMUM:
+        from dive_fast.engines.optimum_folder import read_optimum, settled
+
+        reasons = []
+        if choice.backend.name == "onnxruntime-tensorrt":
+            reasons.append("backend onnxruntime-tensorrt: it must know the precision beforehand, from an engine.json")
+        kind, because = _provider(folder, choice, reasons)
+        files = read_optimum(folder)
+        return _on_provider(
+            files, lambda networks: settled(files, networks, choice.precision, choice.size), choice, kind, because
+        )
+    spec = read_spec(folder)
+    kind, because = _provider(folder, choice, _spec_reasons(spec, choice))
+    resized = read_engine(folder, spec).resized(choice.size)
+    return _on_provider(resized, lambda networks: resized, choice, kind, because)
 
 
-def parts(spec: EngineSpec) -> tuple[str, ...]:
-    """The networks of an engine of this form."""
-    short = ("unet_short",) if spec.reuse_depth else ()
-    return (*PARTS, "prompt_bank", *short) if spec.form == "bank" else PARTS
+def why_not(device: str) -> list[str]:
+    """Every reason why onnxruntime does not run on `device` here."""
+    return _missing("cuda") if device == "cuda" else []
 
 
-def check_files(folder: Path, spec: EngineSpec) -> None:
-    """Raises `InputError` unless the recorded files are inside the folder, present, unchanged, and all that is read."""
-    missing = [part for part in parts(spec) if spec.files.get(part) not in spec.sha256]
+def why_not_tensorrt(device: str) -> list[str]:
+    """Every reason why onnxruntime's TensorRT provider does not run here."""
+    return _missing("tensorrt")
+
+
+def _missing(kind: Provider) -> list[str]:
+    """Every reason why a provider of GPUs does not run here."""
+    import onnxruntime
+
+    listed, reasons = onnxruntime.get_available_providers(), []
+    if PROVIDERS[kind] not in listed:
+        reasons.append(
+            f"this onnxruntime has no {PROVIDERS[kind]}, only {', '.join(listed)}; pip uninstall it and "
+            "pip install 'dive-fast[gpu]'"
+        )
+    if not torch.cuda.is_available():  # whose tensors the provider reads and writes
+        reasons.append(f"torch {torch.__version__} sees no CUDA GPU")
+    return reasons
+
+
+def _provider(folder: Path, choice: Choice, reasons: list[str]) -> tuple[Provider, str]:
+    """The provider asked for, or chosen by `auto`, and why; `DiveError` with all `reasons` when there is any."""
+    if choice.graphs:
+        reasons.append("graphs: onnxruntime is run without, use --backend torch-compiled or build the engine")
+    if importlib.util.find_spec("onnxruntime") is None:
+        choice.refuse(folder, [*reasons, "onnxruntime is not installed: pip install 'dive-fast[cpu]'"])
+    tensorrt = choice.backend.name == "onnxruntime-tensorrt"
+    kind: Provider = "tensorrt" if tensorrt else "cuda"
+    missing = _missing(kind)
+    if choice.device == "cuda" or (tensorrt and choice.device == "auto"):
+        reasons += [f"device cuda: {reason}" for reason in missing]
+    choice.refuse(folder, reasons)
+    if choice.device != "auto":
+        return kind if choice.device == "cuda" else "cpu", "asked for"
     if missing:
-        raise InputError(f"engine {folder}: engine.json names no file with a hash for {', '.join(missing)}; {AGAIN}")
-    read = [path for name in FOLDERS for path in sorted((folder / name).rglob("[!.]*")) if path.is_file()]
-    names = ["prompts.json", *(path.relative_to(folder).as_posix() for path in read)]
-    unknown = [name for name in names if name not in spec.sha256]
-    if unknown:
-        raise InputError(f"engine {folder}: engine.json has no hash of {', '.join(unknown[:3])}; {AGAIN}")
-    for name, recorded in spec.sha256.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"engine {folder}: engine.json names {name!r}, which is outside the folder; {AGAIN}")
-        if not (folder / path).is_file():
-            raise InputError(f"engine {folder}: {name} is missing; copy the folder again, or {AGAIN}")
-        if sha256_file(folder / path) != recorded:
-            raise InputError(f"engine {folder}: {name} differs from its hash in engine.json; copy it again, or {AGAIN}")
+        return "cpu", "; ".join(missing)
+    return kind, "a CUDA GPU is there"
 
 
-@dataclass(frozen=True)
-class EngineFiles:
-    """All of an engine but its networks, read and checked. `remedy` ends a sentence about what is wrong with it."""
+def _on_provider(
+    files: EngineFiles, settle: Callable[[Networks], EngineFiles], choice: Choice, kind: Provider, because: str
+) -> Engine:
+    """The engine on `kind`; where `auto` chose a GPU whose provider does not come up, on the CPU, and it says so.
 
-    folder: Path
-    spec: EngineSpec
-    prompts: PromptBank
-    scheduler_config: dict[str, Any]
-    geometry: Geometry
-    text_width: int
-    fingerprint: str
-    remedy: str = AGAIN
-
-    def resized(self, size: tuple[int, int] | None) -> EngineFiles:
-        """For images of `size` (height, width); `InputError` when it does not pass through the UNet's levels."""
-        if size is None:
-            return self
-        misfits = self.geometry.misfits(*size)
-        if misfits or min(size) < 1:
-            raise InputError(f"engine {self.folder}: {'; '.join(misfits) or 'a size is > 0'}; choose another size")
-        profile = replace(self.spec.profile, height=size[0], width=size[1])
-        return replace(self, spec=replace(self.spec, profile=profile))
+    `settle` completes `files` by what the opened graphs tell.
+    """
+    where = place(kind, files.spec.precision, choice.cache or default_cache(files.fingerprint))
+    try:
+        networks = open_networks(files, where, choice.threads)
+    except InputError:
+        raise
+    except DiveError as error:  # listed, but its libraries are not there
+        if choice.device != "auto" or kind != "cuda":
+            raise
+        return _on_provider(files, settle, choice, "cpu", str(error))
+    return OnnxEngine(settle(networks), networks, f"{choice.why}, device: {because}", choice.check_finite)
 
 
-def read_engine(folder: Path, spec: EngineSpec) -> EngineFiles:
-    """The folder that `dive-fast export` wrote, whose `engine.json` is `spec`; not whole -> `InputError`."""
-    check_files(folder, spec)
-    return read_facts(folder, spec, PromptTable.read(folder / "prompts.json"), AGAIN)
-
-
-def read_facts(folder: Path, spec: EngineSpec, table: PromptTable, remedy: str) -> EngineFiles:
-    """What stands beside the graphs: configs, vocabulary and noise schedule."""
-    unet, vae = (read_json(folder / part / "config.json", "engine") for part in ("unet", "vae_decoder"))
-    geometry = Geometry.from_configs(unet, vae, f"engine {folder}")
-    width = unet.get("cross_attention_dim")
-    if type(width) is not int:
-        raise InputError(f"engine {folder}: the UNet's cross_attention_dim is {width!r}, not one number; {remedy}")
-    return EngineFiles(
-        folder=folder,
-        spec=spec,
-        prompts=PromptBank(folder / "tokenizer", table),
-        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json", "engine"),
-        geometry=geometry,
-        text_width=width,
-        fingerprint=sha256_bytes(canonical_json(to_dict(spec)).encode()),
-        remedy=remedy,
-    )
-
-
-def signatures(spec: EngineSpec) -> dict[str, tuple[tuple[str, ...], str]]:
-    """The inputs that each graph reads, and the output that is asked of it, by part."""
-    hidden = "encoder_hidden_states"
-    by_image = ("image_index",) if "shared_prefix" in spec.removed else ()
-    prompts = (hidden,) if spec.form == "plain" else ("kv_bank", "prompt_index", *by_image)
-    bank = {} if spec.form == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
-    if spec.reuse_depth:
-        bank["unet_short"] = (("sample", "timestep", *prompts, "deep"), "out_sample")
-    return {
-        "text_encoder": (("input_ids",), "last_hidden_state"),
-        "unet": (("sample", "timestep", *prompts), "out_sample"),
-        "vae_decoder": (("latent_sample",), "sample"),
-        "vae_encoder": (("sample",), "latent_parameters"),
-        **bank,
-    }
+def _spec_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
+    """Every reason why onnxruntime cannot run an engine of this spec as `choice` asks."""
+    reasons = []
+    if spec.backend != EXPORTED:
+        reasons.append(f"engine.json says backend {spec.backend!r}, which this version does not know")
+    if spec.gpu is not None:
+        reasons.append(f"it was built for the GPU {spec.gpu!r}, onnxruntime engines are for any machine")
+    if spec.precision not in choice.backend.precisions:
+        reasons.append(f"precision {spec.precision}: {choice.backend.name} has none, build it (dive-fast build)")
+    return reasons + fit_reasons(spec, choice)
 
 
 def open_networks(files: EngineFiles, where: Place, threads: int | None) -> dict[str, Network]:
@@ -165,27 +128,16 @@ def open_networks(files: EngineFiles, where: Place, threads: int | None) -> dict
     return {part: Network.open(files.folder / files.spec.files[part], where, count) for part in parts(files.spec)}
 
 
-class OnnxEngine(EngineBase):
+class OnnxEngine(FolderEngine):
     """Graphs with free rows, of either UNet form and any precision, on one provider; tensors stay on its device."""
 
-    def __init__(self, files: EngineFiles, networks: Mapping[str, Network], chosen: str, guard: bool = False) -> None:
-        """Raises `InputError` when the graphs are not those that `files` tells of."""
+    def __init__(self, files: EngineFiles, networks: Networks, chosen: str, check_finite: bool = False) -> None:
+        """Raises `InputError` when the graphs are not those that `files` describes."""
         where = networks["unet"].place
-        super().__init__(
-            spec=files.spec,
-            prompts=files.prompts,
-            scheduler_config=files.scheduler_config,
-            device=where.device,
-            fingerprint=files.fingerprint,
-            geometry=files.geometry,
-            runs_on=PROVIDERS[where.kind],
-            chosen=chosen,
-            guard=guard,
-        )
+        super().__init__(files, where.device, PROVIDERS[where.kind], chosen, check_finite)
         self._networks = networks
         self._text_width = files.text_width
-        # What each network ran last, and what it was given: kept for the guard alone.
-        self._last: dict[str, tuple[str, dict[str, Tensor]]] = {}
+        self._last: dict[str, dict[str, Tensor]] = {}  # inputs of each network's last call, for check_finite only
         self._check_graphs(files)
 
     def _check_graphs(self, files: EngineFiles) -> None:
@@ -216,41 +168,18 @@ class OnnxEngine(EngineBase):
         for part in self.by_prompts(embeddings):
             shape = (len(part), 2, part.shape[1], columns)
             bank = self._run("prompt_bank", "kv_bank", shape, encoder_hidden_states=part)
-            banks.append(self._guarded("prompt_bank", bank, part))
+            banks.append(self._checked("prompt_bank", bank, part))
         return Conditioning(torch.cat(banks))
 
     def _text(self, token_ids: Tensor) -> Tensor:
         shape = (*token_ids.shape, self._text_width)
         return self._run("text_encoder", "last_hidden_state", shape, input_ids=token_ids).float()
 
-    def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
-        given = self._unet_inputs(latents, timestep, bank, prompt_index)
+    def _unet(self, latents: Tensor, timestep: int, states: Tensor, prompt_index: Tensor) -> Tensor:
+        given = self.unet_inputs(latents, timestep, states, prompt_index)
+        if not self._networks["unet"].inputs["timestep"].dimensions:  # as some exports by optimum have it
+            given["timestep"] = given["timestep"].squeeze(0)
         return self._run("unet", "out_sample", (len(prompt_index), *self.latent_shape), **given).float()
-
-    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
-        given = self._unet_inputs(latents, timestep, bank, prompt_index)
-        shape = (len(prompt_index), *self.latent_shape)
-        if kept.deep is not None:
-            return self._run("unet_short", "out_sample", shape, deep=kept.deep, **given).float()
-        channels = self._networks["unet_short"].inputs["deep"].dimensions[1]
-        if not isinstance(channels, int):
-            raise InputError(f"{self._networks['unet_short'].path} leaves the channels of deep open; {AGAIN}")
-        deep = (len(prompt_index), channels, *self.latent_shape[1:])
-        out, kept.deep = self._run_for("unet", {"out_sample": shape, "deep": deep}, **given).values()
-        return out.float()
-
-    def _unet_inputs(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> dict[str, Tensor]:
-        network, rows = self._networks["unet"], len(prompt_index)
-        steps = torch.full([1] * len(network.inputs["timestep"].dimensions), timestep, device=self.device)
-        if self.spec.form == "plain":
-            sample, hidden = by_row(latents, bank, prompt_index)
-            given = {"sample": sample, "encoder_hidden_states": hidden}
-        else:
-            image = torch.arange(rows, device=self.device) % len(latents)
-            shared = "shared_prefix" in self.spec.removed
-            given = {"sample": latents if shared else latents.index_select(0, image), "kv_bank": bank}
-            given |= {"prompt_index": on_device(prompt_index, self.device)} | ({"image_index": image} if shared else {})
-        return {"timestep": steps, **given}
 
     def _decoder(self, latents: Tensor) -> Tensor:
         shape = (len(latents), 3, self.spec.profile.height, self.spec.profile.width)
@@ -264,20 +193,17 @@ class OnnxEngine(EngineBase):
         return parameters[:, :channels].float()  # the rest is the log variance
 
     def _run(self, part: str, output: str, shape: Sequence[int], **inputs: Tensor) -> Tensor:
-        return self._run_for(part, {output: shape}, **inputs)[output]
-
-    def _run_for(self, part: str, shapes: Mapping[str, Sequence[int]], **inputs: Tensor) -> dict[str, Tensor]:
-        if self.guard:
-            self._last[NETWORKS.get(part, part)] = part, inputs
-        return self._networks[part].run_for(shapes, **inputs)
+        if self.check_finite:
+            self._last[part] = inputs
+        return self._networks[part].run(output, shape, **inputs)
 
     def _first_bad_layer(self, network: str) -> str | None:
         from dive_fast.engines.nan_trace import first_bad_layer
 
-        part, inputs = self._last[network]
+        inputs = self._last[network]
         arrays = {name: (x.float() if x.is_floating_point() else x).cpu().numpy() for name, x in inputs.items()}
         try:
-            layer = first_bad_layer(self._networks[part].path, arrays)
-        except DiveError as error:  # that it cannot be told is no reason to hide that the answer is bad
+            layer = first_bad_layer(self._networks[network].path, arrays)
+        except DiveError as error:  # the caller still reports that the output is bad
             return str(error)
         return None if layer is None else layer.sentence()

@@ -8,7 +8,7 @@ allocator hands the same memory out again.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,11 +140,7 @@ class Network:
             )
 
     def run(self, output: str, shape: Sequence[int], **inputs: Tensor) -> Tensor:
-        """`output` alone, as `run_for`."""
-        return self.run_for({output: shape}, **inputs)[output]
-
-    def run_for(self, shapes: Mapping[str, Sequence[int]], **inputs: Tensor) -> dict[str, Tensor]:
-        """The outputs that `shapes` names, each of that shape: new tensors on the place's device, of the graph's types.
+        """`output` of that shape: a new tensor on the place's device, of the graph's type.
 
         Inputs are cast to the graph's types and copied only if they are elsewhere, or not contiguous. What onnxruntime
         refuses, another output shape too, raises `DiveError`.
@@ -155,23 +151,20 @@ class Network:
             name: tensor.detach().to(device, self.inputs[name].dtype, non_blocking=device.type == "cuda").contiguous()
             for name, tensor in inputs.items()
         }
-        results = {
-            name: torch.empty(*shape, dtype=self.outputs[name].dtype, device=device) for name, shape in shapes.items()
-        }
+        value = self.outputs[output]
+        result = torch.empty(*shape, dtype=value.dtype, device=device)
         index = device.index or 0
         binding = self.session.io_binding()
         for name, tensor in bound.items():
             element = self.inputs[name].element
             binding.bind_input(name, device.type, index, element, list(tensor.shape), tensor.data_ptr())
-        for name, result in results.items():
-            element = self.outputs[name].element
-            binding.bind_output(name, device.type, index, element, list(result.shape), result.data_ptr())
+        binding.bind_output(output, device.type, index, value.element, list(result.shape), result.data_ptr())
         try:
             with self.place.in_order():
                 self.session.run_with_iobinding(binding, self._options)
         except Exception as error:  # onnxruntime's own exceptions share no base class but this
             raise DiveError(f"{self.path} failed in onnxruntime: {brief(error)}") from error
-        return results
+        return result
 
 
 def open_session(path: Path, where: Place, threads: int) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dive_fast.engines.base import ROWS_MAX
-from dive_fast.engines.onnx_engine import FOLDERS, PARTS, EngineFiles, read_facts, signatures
+from dive_fast.engines.engine_folder import FOLDERS, PARTS, EngineFiles, read_metadata, signatures
 from dive_fast.engines.onnx_session import PRECISIONS, Network
 from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptTable
@@ -45,7 +45,7 @@ def read_optimum(folder: Path) -> EngineFiles:
     )
     known = (folder / "prompts.json").is_file()
     table = PromptTable.read(folder / "prompts.json") if known else PromptTable((), (), DEFAULT_TEMPLATE, model, "")
-    files = read_facts(folder, spec, table, AGAIN)
+    files = read_metadata(folder, spec, table, AGAIN)
     own = read_json(folder / "unet" / "config.json", "engine").get("sample_size")
     height, width = own if isinstance(own, list) and len(own) == 2 else (own, own)
     if type(height) is not int or type(width) is not int:

@@ -121,11 +121,21 @@ def reasons(kind: Flavour) -> list[str]:
     return []
 
 
+def why_not(device: str) -> list[str]:
+    """`reasons` of tensorrt, for the registry of backends."""
+    return reasons(TENSORRT)
+
+
+def why_not_rtx(device: str) -> list[str]:
+    """`reasons` of tensorrt-rtx, for the registry of backends."""
+    return reasons(RTX)
+
+
 def load(kind: Flavour) -> Any:
     """The module; `DiveError` with the reason when it cannot be imported."""
-    why_not = reasons(kind)
-    if why_not:
-        raise DiveError("; ".join(why_not))
+    found = reasons(kind)
+    if found:
+        raise DiveError("; ".join(found))
     return importlib.import_module(kind.module)
 
 

@@ -13,51 +13,48 @@ import torch
 from torch import Tensor
 
 from dive_fast.engines import tensorrt_api as trt
-from dive_fast.engines.base import Conditioning, Engine, EngineBase, Kept, by_row
-from dive_fast.engines.onnx_engine import UNETS, EngineFiles, parts, read_engine
+from dive_fast.engines.base import Conditioning, Engine
+from dive_fast.engines.engine_folder import (
+    EngineFiles,
+    FolderEngine,
+    fit_reasons,
+    parts,
+    read_engine,
+    read_spec,
+)
+from dive_fast.engines.registry import Choice
 from dive_fast.engines.tensorrt_net import AGAIN, CudaLane, Lane, Net
 from dive_fast.io import read_json
 from dive_fast.types import DiveError, EngineSpec, InputError
 
 
-def open_tensorrt(
-    folder: Path,
-    spec: EngineSpec,
-    device: str,
-    threads: int | None,
-    why: str,
-    *,
-    guard: bool = False,
-    use_graphs: bool = False,
-) -> Engine:
-    """The engine in `folder`, whose `engine.json` is `spec`, on this machine's first GPU.
+def open_tensorrt(folder: Path, choice: Choice) -> Engine:
+    """Opens the engine in `folder` on this machine's first GPU.
 
-    `device` is auto or cuda. `threads` limits torch's CPU threads in the whole process. `use_graphs` replays a UNet call as
-    a CUDA graph: off until a GPU has shown that it gains anything at these row counts. Raises every reason why the engine
-    does not run here as one `DiveError`, an `InputError` when the folder itself is not whole.
+    `choice.threads` limits torch's CPU threads in the whole process. `choice.graphs` replays UNet calls as CUDA graphs: off
+    by default, as no GPU has shown that it gains anything. Raises every reason why the engine does not run here as one
+    `DiveError`, as `InputError` when the folder is not whole.
     """
-    found, files = refusals(folder, spec, device)
+    spec = read_spec(folder)
+    found, files = refusals(folder, spec)
+    found += fit_reasons(spec, choice) + choice.backend.misfits(choice.device, choice.precision)
     if files is None or found:
         raise (DiveError if files else InputError)(f"engine {folder} cannot run as asked: {'; '.join(found)}")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    module = trt.load(trt.flavour(spec.backend))
-    cuda = torch.device("cuda", 0)
-    return TensorRTEngine(
-        files, module, cuda, CudaLane(cuda), f"{why}, device: the GPU it was built for", guard, use_graphs
-    )
+    if choice.threads is not None:
+        torch.set_num_threads(choice.threads)
+    module, cuda = trt.load(trt.flavour(spec.backend)), torch.device("cuda", 0)
+    why = f"{choice.why}, device: the GPU it was built for"
+    return TensorRTEngine(files, module, cuda, CudaLane(cuda), why, choice.check_finite, choice.graphs)
 
 
-def refusals(folder: Path, spec: EngineSpec, device: str = "auto") -> tuple[list[str], EngineFiles | None]:
-    """Every reason why this machine cannot run the engine, and the folder's facts (None when it is not whole)."""
+def refusals(folder: Path, spec: EngineSpec) -> tuple[list[str], EngineFiles | None]:
+    """Every reason why this machine cannot run the engine, and the folder's metadata (None when it is not whole)."""
     kind = trt.flavour(spec.backend)
     found, files = [], None
     try:
         files = read_engine(folder, spec)
     except InputError as error:
         found.append(str(error))
-    if device == "cpu":
-        found.append("device cpu: TensorRT runs on a GPU only, choose cuda or run the exported engine")
     not_installed = trt.reasons(kind)
     found += not_installed or _version_reasons(kind, spec)
     gpu, no_gpu = trt.find_gpu()
@@ -77,7 +74,7 @@ def _version_reasons(kind: trt.Flavour, spec: EngineSpec) -> list[str]:
     return [f"its plans are {kind.name} {built}'s, here is {here}; {AGAIN}"]
 
 
-class TensorRTEngine(EngineBase):
+class TensorRTEngine(FolderEngine):
     """Plans on one GPU. Prompts, VAE images and bank entries beyond the largest profile go through in parts."""
 
     def __init__(
@@ -87,21 +84,11 @@ class TensorRTEngine(EngineBase):
         device: torch.device,
         lane: Lane,
         chosen: str,
-        guard: bool = False,
+        check_finite: bool = False,
         use_graphs: bool = False,
     ) -> None:
         """`module` is tensorrt or tensorrt_rtx. A plan that does not load, or is not as `engine.json` says, raises."""
-        super().__init__(
-            spec=files.spec,
-            prompts=files.prompts,
-            scheduler_config=files.scheduler_config,
-            device=device,
-            fingerprint=files.fingerprint,
-            geometry=files.geometry,
-            runs_on=f"{device} ({files.spec.gpu})",
-            chosen=chosen,
-            guard=guard,
-        )
+        super().__init__(files, device, f"{device} ({files.spec.gpu})", chosen, check_finite)
         without_weights = _refittable(files.folder)
         self._nets = {
             part: Net(
@@ -110,7 +97,7 @@ class TensorRTEngine(EngineBase):
                 device,
                 lane,
                 f"engine {files.folder}: {part}",
-                use_graphs and part in UNETS,
+                use_graphs and part == "unet",
             )
             for part in parts(files.spec)
         }
@@ -130,35 +117,14 @@ class TensorRTEngine(EngineBase):
             )
         dtype = unet.dtypes["kv_bank"]
         bank = self._in_parts("prompt_bank", "encoder_hidden_states", embeddings, dtype)
-        return Conditioning(self._guarded("prompt_bank", bank, embeddings))
+        return Conditioning(self._checked("prompt_bank", bank, embeddings))
 
     def _text(self, token_ids: Tensor) -> Tensor:
         return self._in_parts("text_encoder", "input_ids", token_ids)
 
-    def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
-        feeds = self._feeds(latents, timestep, bank, prompt_index)
-        (out,) = self._nets["unet"].run_for(["out_sample"], feeds, len(prompt_index), self._scratch)
-        return out.float()
-
-    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
-        feeds, rows = self._feeds(latents, timestep, bank, prompt_index), len(prompt_index)
-        if kept.deep is None:
-            out, kept.deep = self._nets["unet"].run_for(["out_sample", "deep"], feeds, rows, self._scratch)
-        else:
-            feeds["deep"] = kept.deep
-            (out,) = self._nets["unet_short"].run_for(["out_sample"], feeds, rows, self._scratch)
-        return out.float()
-
-    def _feeds(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> dict[str, Tensor]:
-        steps = torch.full((1,), timestep, dtype=torch.int64, device=self.device)
-        if self.spec.form == "plain":
-            sample, hidden = by_row(latents, bank, prompt_index)
-            return {"sample": sample, "timestep": steps, "encoder_hidden_states": hidden}
-        image_index = torch.arange(len(prompt_index), device=self.device) % len(latents)
-        shared = "shared_prefix" in self.spec.removed
-        sample = latents if shared else latents.index_select(0, image_index)
-        feeds = {"sample": sample, "timestep": steps, "kv_bank": bank, "prompt_index": prompt_index}
-        return feeds | ({"image_index": image_index} if shared else {})
+    def _unet(self, latents: Tensor, timestep: int, states: Tensor, prompt_index: Tensor) -> Tensor:
+        feeds = self.unet_inputs(latents, timestep, states, prompt_index)
+        return self._nets["unet"].run(feeds, len(prompt_index), self._scratch, torch.float32)
 
     def _decoder(self, latents: Tensor) -> Tensor:
         return self._in_parts("vae_decoder", "latent_sample", latents)

@@ -5,7 +5,7 @@ Not run yet on a GPU, as `tensorrt_engine` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ class Net:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self.dtypes = {name: getattr(torch, trt.torch_dtype(engine.get_tensor_dtype(name))) for name in names}
         self._inputs = [name for name in names if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT]
-        self.outputs = [name for name in names if name not in self._inputs]
+        (self._output,) = (name for name in names if name not in self._inputs)
         ranges = [
             {name: self._range(name, i) for name in self._inputs} for i in range(engine.num_optimization_profiles)
         ]
@@ -86,17 +86,13 @@ class Net:
 
     def run(self, feeds: Mapping[str, Tensor], rows: int, scratch: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The first `rows` of the one output as `dtype` (None: the plan's own), from inputs no longer than a profile's."""
-        (answer,) = self.run_for(self.outputs, feeds, rows, scratch)
-        return answer.to(dtype or answer.dtype)
-
-    def run_for(self, outputs: Sequence[str], feeds: Mapping[str, Tensor], rows: int, scratch: Tensor) -> list[Tensor]:
-        """The first `rows` of some outputs, of the plan's own types; the plan computes all that it has."""
         with self._lane.turn() as stream, torch.inference_mode():
             index = self._fitting(feeds)
             slot = self._slots.get(index) or self._open(index, scratch, stream)
             slot.take(feeds)
             self._enqueue(slot, stream)
-            return [slot.outputs[name][:rows].clone() for name in outputs]
+            answer = slot.output[:rows].clone()
+        return answer.to(dtype or answer.dtype)
 
     def _fitting(self, feeds: Mapping[str, Tensor]) -> int:
         """The profile with least padding."""
@@ -124,10 +120,10 @@ class Net:
         for name in shapes.keys() - self._ranged:
             slot.buffers[name] = torch.zeros(shapes[name], dtype=self.dtypes[name], device=self._device)
             slot.tell(name, slot.buffers[name])
-        for name in self.outputs:
-            shape = tuple(context.get_tensor_shape(name))
-            slot.outputs[name] = torch.empty(shape, dtype=self.dtypes[name], device=self._device)
-            slot.tell(name, slot.outputs[name], shape=False)
+        name = self._output
+        shape = tuple(context.get_tensor_shape(name))
+        slot.output = torch.empty(shape, dtype=self.dtypes[name], device=self._device)
+        slot.tell(name, slot.output, shape=False)
         self._slots[index] = slot
         return slot
 
@@ -151,7 +147,7 @@ class Slot:
     def __init__(self, context: Any, where: str) -> None:
         self.context, self._where = context, where
         self.buffers: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
+        self.output = torch.empty(0)
         self.replay: Callable[[], None] | None = None
         self._outside: dict[str, Tensor] = {}
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dive_fast.engines.base import ROWS_MAX, Conditioning, EngineBase, Geometry, Kept, by_row
+from dive_fast.engines.base import ROWS_MAX, Conditioning, Engine, EngineBase, Geometry, row_inputs
+from dive_fast.engines.registry import Choice
 from dive_fast.io import canonical_json, sha256_bytes
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptTable
 from dive_fast.types import EngineSpec, InputError, Profile
-from dive_fast.unet.graphs import depths, other_traits, split_call
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
@@ -33,7 +33,7 @@ class TorchEngine(EngineBase):
         precision: str = "fp32",
         size: tuple[int, int] | None = None,
         chosen: str = "asked for",
-        guard: bool = False,
+        check_finite: bool = False,
     ) -> None:
         """`size` is (height, width) in pixels, by default the UNet's own. Raises `InputError` when it does not fit."""
         geometry = Geometry.from_configs(bundle.unet.config, bundle.vae.config, "model")
@@ -61,10 +61,10 @@ class TorchEngine(EngineBase):
             geometry=geometry,
             runs_on=str(device) if spec.gpu is None else f"{device} ({spec.gpu})",
             chosen=chosen,
-            guard=guard,
+            check_finite=check_finite,
         )
         self.dtype = DTYPES[precision]
-        self._last: dict[str, Callable[[], Tensor]] = {}  # the last call of each network, kept for the guard alone
+        self._last: dict[str, Callable[[], Tensor]] = {}  # the last call of each network, for check_finite only
         self._text_encoder, self._unet_module, self._vae = (
             _placed(module, device, self.dtype) for module in (bundle.text_encoder, bundle.unet, bundle.vae)
         )
@@ -76,30 +76,12 @@ class TorchEngine(EngineBase):
         ids = token_ids.to(self.device)
         return self._run("text_encoder", lambda: self._text_encoder(ids, return_dict=True).last_hidden_state)
 
-    def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
-        sample, steps, hidden = self._by_row(latents, timestep, bank, prompt_index)
-        return self._run("unet", lambda: self._unet_module(sample, steps, hidden, return_dict=False)[0])
-
-    def _by_row(
-        self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the UNet reads: sample [R, C, h, w], timestep [1], embeddings [R, L, D]."""
-        sample, hidden = by_row(latents.to(self.dtype), bank, prompt_index)
+    def _unet(self, latents: Tensor, timestep: int, states: Tensor, prompt_index: Tensor) -> Tensor:
+        sample, hidden = row_inputs(latents.to(self.dtype), states, prompt_index)
         if self.device.type == "cuda":
             sample = sample.contiguous(memory_format=torch.channels_last)
-        return sample, torch.full((1,), timestep, dtype=torch.int64, device=self.device), hidden
-
-    @cached_property
-    def depths(self) -> range:
-        return range(0) if other_traits(self._unet_module) else depths(self._unet_module)
-
-    def _unet_kept(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor, kept: Kept) -> Tensor:
-        feeds, deep = self._by_row(latents, timestep, bank, prompt_index), kept.deep
-
-        def call() -> Tensor:
-            return keeping(split_call(self._unet_module, *feeds, deep, kept.depth), deep, kept)
-
-        return self._run("unet", call)
+        steps = torch.full((1,), timestep, dtype=torch.int64, device=self.device)
+        return self._run("unet", lambda: self._unet_module(sample, steps, hidden, return_dict=False)[0])
 
     def _decoder(self, latents: Tensor) -> Tensor:
         given = latents.to(self.dtype)
@@ -110,20 +92,20 @@ class TorchEngine(EngineBase):
         return self._run("vae_encoder", lambda: self._vae.encode(given).latent_dist.mean)
 
     @torch.inference_mode()
-    def _run(self, network: str, call: Callable[[], Tensor], again: Callable[[], Tensor] | None = None) -> Tensor:
-        """float32. `again` is the same by modules whose layers can be looked at, where `call` is not."""
-        if self.guard:
-            self._last[network] = again or call
+    def _run(self, network: str, call: Callable[[], Tensor], eager: Callable[[], Tensor] | None = None) -> Tensor:
+        """Returns float32. `eager` computes the same by modules with hooks, where `call` runs compiled code."""
+        if self.check_finite:
+            self._last[network] = eager or call
         return call().float()
 
     def _module(self, network: str) -> nn.Module:
-        """What holds the layers that a call of `network` goes through."""
+        """Returns the module that a call of `network` runs."""
         module: nn.Module = {"text_encoder": self._text_encoder, "unet": self._unet_module}.get(network, self._vae)
         return module
 
     @torch.inference_mode()
     def _first_bad_layer(self, network: str) -> str | None:
-        """By running the last call again with an eye on every layer."""
+        """Runs the last call again with a hook on every layer."""
         module = self._module(network)
         found: list[str] = []
 
@@ -131,8 +113,8 @@ class TorchEngine(EngineBase):
             def hook(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
                 if not found and isinstance(answer, Tensor) and not bool(answer.isfinite().all()):
                     before = all(bool(x.isfinite().all()) for x in given if isinstance(x, Tensor))
-                    where = "is" if before else "is, with what it was given,"
-                    found.append(f"{name} ({type(layer).__name__}) {where} the first that is not finite")
+                    where = "output" if before else "input and output"
+                    found.append(f"{name} ({type(layer).__name__}) is the first whose {where} is not finite")
 
             return hook
 
@@ -146,12 +128,37 @@ class TorchEngine(EngineBase):
         return f"{found[0]}; use precision fp32 or bf16, or look at its weights" if found else None
 
 
-def keeping(answer: Any, deep: Tensor | None, kept: Kept) -> Tensor:
-    """The prediction out of what a split UNet answers to `deep`; deep features, where they are new, go to `kept`."""
-    if deep is None:
-        answer, kept.deep = answer
-    out: Tensor = answer
-    return out
+def open_torch(folder: Path, choice: Choice) -> Engine:
+    """Opens a model folder eagerly."""
+    reasons = ["graphs: eager torch has none, use --backend torch-compiled"] if choice.graphs else []
+    return TorchEngine(**opening(folder, choice, reasons))
+
+
+def opening(folder: Path, choice: Choice, reasons: list[str]) -> dict[str, Any]:
+    """The arguments of `TorchEngine`; `DiveError` with `reasons` and every other reason why there are none."""
+    device, precision, cuda = choice.device, choice.precision, torch.cuda.is_available()
+    where = device if device != "auto" else "cuda" if cuda else "cpu"
+    exact = precision if precision != "auto" else "fp16" if where == "cuda" else "fp32"
+    if where == "cuda" and not cuda:
+        reasons.append(f"device cuda: torch {torch.__version__} sees no CUDA GPU")
+    if choice.graphs and where != "cuda":
+        reasons.append("graphs: they are CUDA graphs, the device is a CPU")
+    if where == "cpu" and exact == "fp16":
+        reasons.append("precision fp16: on a CPU torch needs minutes a step with it, use fp32 or bf16")
+    choice.refuse(folder, reasons)
+    because = "asked for" if device != "auto" else "a CUDA GPU is there" if cuda else "no CUDA GPU"
+    from dive_fast.models import load_bundle
+
+    if choice.threads is not None:
+        torch.set_num_threads(choice.threads)
+    return {
+        "bundle": load_bundle(folder),
+        "device": torch.device(where),
+        "precision": exact,
+        "size": choice.size,
+        "chosen": f"{choice.why}, device: {because}",
+        "check_finite": choice.check_finite,
+    }
 
 
 def _placed(module: Any, device: torch.device, dtype: torch.dtype) -> Any:

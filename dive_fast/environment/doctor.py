@@ -1,4 +1,4 @@
-"""What this machine can run, what it lacks and the remedy, as a table: a pure function of the facts."""
+"""What this machine can run, what it lacks and the remedy, as a table: a pure function of `Facts`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from dive_fast.environment.packages import PACKAGES, Facts
+from dive_fast.engines.registry import BACKENDS
+from dive_fast.environment.packages import Facts, known_packages
 
 GIB = 1 << 30
-Engine = Literal[
-    "torch-cpu", "torch-cuda", "onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx",
-    "tensorrt-rtx-build", "triton-kernels",
-]  # fmt: skip
+RTX_BUILD, TRITON = "tensorrt-rtx-build", "triton-kernels"  # what is no backend, and has a row
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def _machine_rows(facts: Facts) -> list[Row]:
 
 def _package_rows(facts: Facts) -> list[Row]:
     listed = []
-    for name, wanted in PACKAGES.items():
+    for name, wanted in known_packages().items():
         package = facts.packages.get(name)
         install = f"pip install 'dive-fast[{wanted.extra}]'" if wanted.extra else "pip install dive-fast"
         if package is None:
@@ -88,36 +86,39 @@ def _package_rows(facts: Facts) -> list[Row]:
 
 
 def _engine_rows(facts: Facts) -> list[Row]:
-    """Each way to run the networks, with every reason why it cannot."""
-    torch = [f"{name}: {why}" for name in ("torch", "diffusers", "transformers") if (why := _why_not(facts, name))]
+    """Each backend on each of its devices, and what else runs on a GPU, with every reason why it cannot."""
     no_gpu = [] if facts.gpus else ["no GPU (see machine)"]
     device = [*no_gpu, facts.torch_problem] if facts.torch_problem else no_gpu
-    runtime = _why_not(facts, "onnxruntime"), _why_not(facts, "onnxruntime-gpu")
-    onnx = [f"onnxruntime: {runtime[0]}"] if all(runtime) else []
-    providers = {
-        name: []
-        if f"{name}ExecutionProvider" in facts.providers
-        else [f"this onnxruntime has no {name} provider, pip uninstall it and pip install 'dive-fast[gpu]'"]
-        for name in ("CUDA", "Tensorrt")
-    }
-    triton, tensorrt, rtx = (
-        [f"{name}: {why}"] if (why := _why_not(facts, name)) else [] for name in ("triton", "tensorrt", "tensorrt-rtx")
-    )
-    reasons: dict[Engine, list[str]] = {
-        "torch-cpu": torch,
-        "torch-cuda": [*torch, *device],
-        "onnxruntime-cpu": onnx,
-        "onnxruntime-cuda": [*onnx, *no_gpu, *providers["CUDA"]],
-        "onnxruntime-tensorrt": [*onnx, *no_gpu, *providers["Tensorrt"]],
-        "tensorrt": [*tensorrt, *torch, *device],
-        "tensorrt-rtx": [*rtx, *torch, *device],
-        "tensorrt-rtx-build": rtx,
-        "triton-kernels": [*triton, *device],
-    }
+    reasons: dict[str, list[str]] = {}
+    for row in BACKENDS.values():
+        missing = _missing(facts, row.packages)
+        for where in row.devices:
+            gpu = [] if where == "cpu" else device if "torch" in row.packages else no_gpu
+            reasons[row.on(where)] = [*missing, *gpu, *facts.refusals.get(row.on(where), ())]
+    reasons[RTX_BUILD] = _missing(facts, ["tensorrt-rtx"])
+    reasons[TRITON] = [*_missing(facts, ["triton"]), *device]
     return [
-        Row("engines", name, "no" if why_not else "ok", "; ".join(why_not) or "can run")
+        Row("engines", name, "no" if why_not else "ok", "; ".join(dict.fromkeys(why_not)) or "can run")
         for name, why_not in reasons.items()
     ]
+
+
+def engine_names() -> tuple[str, ...]:
+    """The names of the engine rows, which `doctor --need` takes."""
+    return (*(row.on(device) for row in BACKENDS.values() for device in row.devices), RTX_BUILD, TRITON)
+
+
+def _missing(facts: Facts, names: Iterable[str]) -> list[str]:
+    """Why packages cannot be used, each with the remedy; another distribution of the same module serves as well."""
+    known = known_packages()
+    working = {known[name].module for name, package in facts.packages.items() if name in known and not package.error}
+    found = []
+    for name in names:
+        if known[name].module not in working:
+            package = facts.packages.get(name)
+            install = f"not installed, pip install 'dive-fast[{known[name].extra}]'"
+            found.append(f"{name}: " + (f"import fails ({package.error})" if package else install))
+    return found
 
 
 def _asset_rows(facts: Facts) -> list[Row]:
@@ -144,11 +145,3 @@ def _kernel_row(facts: Facts) -> Row:
             "assets", name, "broken", f"{found.stale} have another source than this version: {value}", "make kernels"
         )
     return Row("assets", name, "ok" if found.count else "no", value)
-
-
-def _why_not(facts: Facts, name: str) -> str | None:
-    """Why a package cannot be used, with the remedy; None if it can."""
-    package = facts.packages.get(name)
-    if package is None:
-        return f"not installed, pip install 'dive-fast[{PACKAGES[name].extra}]'"
-    return f"import fails ({package.error})" if package.error else None

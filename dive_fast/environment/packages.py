@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dive_fast.engines.registry import BACKENDS, TORCH, resolve
+
 ASSETS = {
     "pocket base model": "pocket-base/model_index.json",
     "pocket adapter": "pocket-adapter/adapter.json",
@@ -21,10 +23,7 @@ ASSETS = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """A package that some part uses: the module to import, and the extra that brings it.
-
-    diffusers and transformers import their parts at first use, so the part named is one that we do use.
-    """
+    """A package that some part uses: the module to import, and the extra that installs it."""
 
     module: str
     extra: str | None  # None: a core dependency
@@ -33,9 +32,7 @@ class Wanted:
 PACKAGES = {
     "numpy": Wanted("numpy", None),
     "pillow": Wanted("PIL.Image", None),
-    "torch": Wanted("torch", "torch"),
-    "diffusers": Wanted("diffusers.models.unets.unet_2d_condition", "torch"),
-    "transformers": Wanted("transformers.models.clip.modeling_clip", "torch"),
+    **{name: Wanted(module, "torch") for name, module in TORCH.items()},
     "safetensors": Wanted("safetensors", "torch"),
     "peft": Wanted("peft", "train"),
     "accelerate": Wanted("accelerate", "train"),
@@ -57,28 +54,26 @@ PACKAGES = {
 
 # Where a loaded NVIDIA driver shows itself: Linux, and Linux within Windows.
 DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
-# What each backend of `dive-fast synth` needs: packages, and whether an NVIDIA driver.
-BACKENDS = {
-    "onnxruntime": (("onnxruntime",), False),
-    "torch": (("torch", "diffusers", "transformers"), False),
-    "torch-compiled": (("torch", "diffusers", "transformers"), False),
-    "onnxruntime-tensorrt": (("onnxruntime", "torch"), True),
-    "tensorrt": (("tensorrt", "torch"), True),
-    "tensorrt-rtx": (("tensorrt_rtx", "torch"), True),
-}
 
 
 def backends_here() -> list[str]:
-    """Backends whose packages are installed, with an NVIDIA driver where they need one: a glance, for `--help`.
+    """Backends whose packages are installed, with an NVIDIA driver where they need one.
 
-    Nothing is imported; whether they really work is `collect`'s to find out.
+    Imports nothing, for `--help`; `collect` tests whether they work.
     """
     driver = any(file.exists() for file in DRIVER_FILES)
     return [
         name
-        for name, (modules, gpu) in BACKENDS.items()
-        if all(importlib.util.find_spec(module) for module in modules) and (driver or not gpu)
+        for name, row in BACKENDS.items()
+        if all(importlib.util.find_spec(module.split(".")[0]) for module in row.packages.values())
+        and (driver or "cpu" in row.devices)
     ]
+
+
+def known_packages() -> dict[str, Wanted]:
+    """`PACKAGES`, and those that only a backend's row names."""
+    rows = BACKENDS.values()
+    return {**{name: Wanted(module, row.extra) for row in rows for name, module in row.packages.items()}, **PACKAGES}
 
 
 @dataclass(frozen=True)
@@ -115,14 +110,14 @@ class Facts:
     driver: str | None = None
     gpu_problem: str | None = None
     torch_problem: str | None = None  # why torch, if it is there, uses no GPU
-    providers: tuple[str, ...] = ()  # that onnxruntime lists
+    refusals: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of a backend's `why_not`, by name and device
     assets: dict[str, int | None] = field(default_factory=dict)  # bytes, None = absent
     kernels: CompiledKernels | None = None
 
 
 def collect(folder: Path) -> Facts:
     """Looks at this machine; imports each installed package once, to see whether it really works."""
-    packages = {name: _package(name, wanted.module) for name, wanted in PACKAGES.items() if _version(name)}
+    packages = {name: _package(name, wanted.module) for name, wanted in known_packages().items() if _version(name)}
     gpus, driver, problem = _gpus(packages)
     return Facts(
         python=f"{platform.python_version()} ({sys.executable})",
@@ -135,7 +130,7 @@ def collect(folder: Path) -> Facts:
         driver=driver,
         gpu_problem=problem,
         torch_problem=_torch_problem() if works(packages, "torch") else None,
-        providers=_providers(packages),
+        refusals=_refusals(packages),
         assets={name: _size(Path(__file__).parents[1] / "assets" / file) for name, file in ASSETS.items()},
         kernels=_kernels(),
     )
@@ -171,10 +166,18 @@ def _torch_problem() -> str | None:
     return None
 
 
-def _providers(packages: dict[str, Package]) -> tuple[str, ...]:
-    if not any(works(packages, name) for name in ("onnxruntime", "onnxruntime-gpu")):
-        return ()
-    return tuple(importlib.import_module("onnxruntime").get_available_providers())
+def _refusals(packages: dict[str, Package]) -> dict[str, tuple[str, ...]]:
+    """What each backend whose packages work says of each of its devices."""
+    working = {known.module for name, known in known_packages().items() if works(packages, name)}
+    found = {}
+    for row in BACKENDS.values():
+        if row.why_not and working.issuperset(row.packages.values()):
+            for device in row.devices:
+                try:
+                    found[row.on(device)] = tuple(resolve(row.why_not)(device))
+                except ImportError as error:
+                    found[row.on(device)] = (str(error),)
+    return found
 
 
 def _gpus(packages: dict[str, Package]) -> tuple[tuple[str, ...], str | None, str | None]:

@@ -15,7 +15,7 @@ from dive_fast.reid.training.train import ReidConfig
 from dive_fast.report import html
 from dive_fast.sampling.config import Sampling
 from dive_fast.synth.local import Summary
-from dive_fast.train.personalize import PersonalizeConfig
+from dive_fast.train.config import PersonalizeConfig
 from dive_fast.types import PairMode, Sample
 from dive_fast.world.trees import WorldSpec, build_world
 

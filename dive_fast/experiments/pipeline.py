@@ -16,7 +16,8 @@ from dive_fast.sampling.config import STRENGTH, Sampling
 from dive_fast.synth.local import Summary, synthesize
 from dive_fast.synth.manifest import samples as manifest_samples
 from dive_fast.synth.plan import make_plan
-from dive_fast.train.personalize import PersonalizeConfig, personalize
+from dive_fast.train.config import PersonalizeConfig
+from dive_fast.train.personalize import personalize
 from dive_fast.types import PairMode, Sample
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from dive_fast.data.images import decode_image
 from dive_fast.data.layout_heldout import HeldOut, held_out
 from dive_fast.data.layouts import NATIVE
-from dive_fast.data.names import canonical_pid, natural_key, some
-from dive_fast.data.sets import NamedSet, SetSpec, read_mixture
+from dive_fast.data.names import abbreviate, canonical_pid, natural_key
+from dive_fast.data.sets import NamedSet, SetSpec, read_sets
 from dive_fast.io import sha256_bytes
 from dive_fast.merge.pool import in_order
 from dive_fast.synth.manifest import dropped, read_manifest
@@ -86,7 +86,7 @@ def read_inputs(
 ) -> Inputs:
     """Reads the sets as one mixture, decodes and hashes every photo, and finds what they hold out for tests.
 
-    Raises `InputError` when there is nothing to merge, for what `read_mixture` refuses, a damaged photo and a dataset that
+    Raises `InputError` when there is nothing to merge, for what `read_sets` refuses, a damaged photo and a dataset that
     is named twice. `progress` is told of each photo.
     """
     if not specs and not datasets:
@@ -95,7 +95,7 @@ def read_inputs(
     twice = [str(d.root) for d, place in zip(datasets, places, strict=True) if places.count(place) > 1]
     if twice:
         raise InputError(f"dataset {twice[0]} is given more than once; name each once")
-    sets = read_mixture(specs) if specs else []
+    sets = read_sets(specs) if specs else []
     names = ["synthetic" + (f"-{n}" if n > 1 else "") for n in range(1, len(datasets) + 1)]
     halves = {named.name: half for named in sets if (half := held_out(named.spec)) is not None}
     return Inputs(tuple(sets), _photos(sets, layout, progress), halves, dict(zip(names, datasets, strict=True)))
@@ -128,7 +128,7 @@ def _photos(sets: Sequence[NamedSet], layout: str, progress: Progress) -> tuple[
             own = named.spec.layout in NATIVE[layout]
             shots.append(Shot(sample, named.name, named.file_name(sample), *result, own))
     if damaged:
-        raise InputError(f"{len(damaged):,} of {len(wanted):,} photos cannot be read: {some(damaged)}")
+        raise InputError(f"{len(damaged):,} of {len(wanted):,} photos cannot be read: {abbreviate(damaged)}")
     return tuple(shots)
 
 
@@ -147,4 +147,4 @@ def _verified(path: Path) -> tuple[str, int] | InputError:
 
 def name_some(people: set[str]) -> str:
     """A few of the people for a message, in natural order."""
-    return some(sorted(people, key=natural_key))
+    return abbreviate(sorted(people, key=natural_key))

@@ -27,8 +27,8 @@ from dive_fast.data.writers import SysuTreeWriter
 from dive_fast.io import (
     atomic_path,
     canonical_json,
+    claim_folder,
     clear_disk_errors,
-    lock_folder,
     read_json,
     sha256_bytes,
     write_json,
@@ -76,14 +76,12 @@ def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dic
     """
     inputs, config = survey.inputs, survey.config
     asked = asked_for([named.spec for named in inputs.sets], list(inputs.datasets.values()), config)
-    for root in inputs.roots.values():
-        if out.resolve().is_relative_to(root.resolve()):
-            raise InputError(f"{out} lies in {root}, which is not written to; choose another --out")
     done = finished_report(out, asked)
     if done is not None:
         return done
     work = out.with_name(out.name + ".merging")
-    with _claimed(work, out, sha256_bytes(canonical_json([asked, survey.digest]).encode())):
+    claim = {"format": FORMAT, "id": sha256_bytes(canonical_json([asked, survey.digest]).encode())}
+    with claim_folder(work, "merge.json", claim, "unfinished merge", inputs.roots.values()):
         _check_space(survey, work)
         counts: Counter[str] = Counter()
         write_jsonl(work / "provenance.jsonl", _written(survey, work, counts, progress))
@@ -95,29 +93,6 @@ def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dic
         with clear_disk_errors(out):
             os.rename(work, out)
     return report
-
-
-@contextmanager
-def _claimed(work: Path, out: Path, identity: str) -> Iterator[None]:
-    """Makes `work` the place of this merge, or finds that it is, and keeps other runs away while the block runs."""
-    claim = work / "merge.json"
-    with clear_disk_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
-    if not claim.exists() and any(not entry.name.startswith(".merge.json.") for entry in work.iterdir()):
-        raise InputError(f"{work}, where {out} is to be built, holds other files; move it away or choose another --out")
-    if not claim.exists():
-        write_json(claim, {"format": FORMAT, "id": identity})
-    with claim.open("r+b") as stream:
-        lock_folder(stream, work)
-        held = read_json(claim, "unfinished merge")
-        if not isinstance(held, dict) or held.get("id") != identity:
-            raise InputError(
-                f"{work} is an unfinished merge of other images or options; delete it, or choose another --out"
-            )
-        with clear_disk_errors(work):
-            for temporary in work.rglob(".*.????????.tmp"):  # as io.atomic_path names them
-                temporary.unlink()
-        yield
 
 
 def _check_space(survey: Survey, work: Path) -> None:

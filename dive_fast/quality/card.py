@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dive_fast import __version__
-from dive_fast.data.names import natural_key, some
+from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import atomic_write, read_json, sha256_bytes
 from dive_fast.quality.dataset import dataset_hash
 from dive_fast.quality.sidecar import facts_path
@@ -182,7 +182,7 @@ def _counts(found: Contents) -> Iterator[str]:
     if counts:
         yield (
             f"Pairs per identity: {counts[0]:,} to {counts[-1]:,}, median {counts[len(counts) // 2]:,}. "
-            f"Identities: {some(names, 12)}; all of them are in `plan.json`."
+            f"Identities: {abbreviate(names, 12)}; all of them are in `plan.json`."
         )
     if found.rejected:
         yield f"{found.rejected:,} pairs are recorded as rejected and have no use."

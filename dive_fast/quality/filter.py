@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from tqdm import tqdm
 
-from dive_fast.data.names import natural_key, some
+from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import sha256_file, write_json, write_jsonl
 from dive_fast.quality.rules import Rule, Shares, Wanted, check_names, plain_rules
 from dive_fast.quality.sidecar import Scored, facts_path, read_facts, read_scored, read_scores
@@ -174,7 +174,7 @@ def _dropped_rows(
         gone = sorted({pid for pids in lost.values() for pid in pids}, key=natural_key)
         raise InputError(
             f"filter: {tally.dropped:,} of {tally.pairs:,} pairs would go, and {len(gone):,} identities would be left "
-            f"without {' or '.join(side for side in MODALITIES if lost[side])} images ({some(gone)}); lower the "
+            f"without {' or '.join(side for side in MODALITIES if lost[side])} images ({abbreviate(gone)}); lower the "
             "thresholds, or say --allow-lost"
         )
     (dataset / RECORD).unlink(missing_ok=True)  # from here on the old one would describe another file

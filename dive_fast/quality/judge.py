@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dive_fast.data.names import some
+from dive_fast.data.names import abbreviate
 from dive_fast.quality.measures import F32, I64, left_out_margins, margins, nearest, nearest_within
 from dive_fast.quality.net import Features
 from dive_fast.quality.probe import Probe, ProbeReport, fit, held_out
@@ -60,8 +60,8 @@ class Judge:
         unknown = sorted(pid for pid in pids if pid not in known)
         if "identity" in self.wanted and unknown:
             raise InputError(
-                f"{len(unknown):,} of {len(pids):,} identities have no image in the real sets ({some(unknown)}); add their "
-                "set, with the prefix that they were learned with"
+                f"{len(unknown):,} of {len(pids):,} identities have no image in the real sets "
+                f"({abbreviate(unknown)}); add their set, with the prefix that they were learned with"
             )
         crowd = {len(c.number) for c in self.real.centres.values()}
         if "identity" in self.wanted and crowd & {1}:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +22,11 @@ FOLDS = 5
 class Probe:
     """Logistic regression on unit features scaled to entries of about 1."""
 
-    weights: F64  # [D + 1], the last one is the bias
+    model: Any
 
     def infrared(self, features: F32) -> F32:
-        """How probable it is that each row is infrared, 0..1."""
-        return _sigmoid(_inputs(features) @ self.weights).astype(np.float32)
+        """The probability of each row to be infrared, 0..1."""
+        return self.model.predict_proba(_inputs(features))[:, 1].astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -37,38 +39,17 @@ class ProbeReport:
 
 
 def fit(features: F32, infrared: Bools) -> Probe:
-    """Maximum likelihood with weight decay, both classes weighing the same, by scipy's L-BFGS in float64."""
-    try:
-        from scipy.optimize import minimize  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    except ImportError as error:
-        raise DiveError(
-            "score modality is fitted by scipy, which is not installed; pip install 'dive-fast[reid]', or leave modality "
-            "out of --scores"
-        ) from error
-    inputs, wanted = _inputs(features), infrared.astype(np.float64)
-    share = infrared.mean()
-    balance = np.where(infrared, 0.5 / share, 0.5 / (1 - share)) / len(infrared)
-
-    def loss(weights: F64) -> tuple[float, F64]:
-        """Cross entropy plus decay, and the gradient."""
-        logits = inputs @ weights
-        value = balance @ (np.logaddexp(0, logits) - wanted * logits) + 0.5 * DECAY * weights @ weights
-        return float(value), inputs.T @ (balance * (_sigmoid(logits) - wanted)) + DECAY * weights
-
-    found = minimize(
-        loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B", options={"gtol": 1e-8, "ftol": 1e-15}
+    """Fits weights with decay, both classes weighted equally, in float64."""
+    regression = _sklearn("linear_model").LogisticRegression(
+        C=1 / (DECAY * len(features)), class_weight="balanced", fit_intercept=False, tol=1e-8, max_iter=10_000
     )
-    return Probe(found.x)
-
-
-def _sigmoid(logits: F64) -> F64:
-    return np.exp(-np.logaddexp(0, -logits))
+    return Probe(regression.fit(_inputs(features), infrared))
 
 
 def held_out(features: F32, infrared: Bools, people: NDArray[np.int64], folds: int = FOLDS) -> ProbeReport:
-    """Every person is judged by a probe that was fitted to the others; needs two people in each modality.
+    """Judges every person by a probe fitted to the others; needs two people in each modality.
 
-    People are dealt to `folds` groups in turn, those with infrared images first, so that every fit sees both modalities.
+    People are dealt to `folds` groups in turn, those with infrared images first: every fit then sees both modalities.
     """
     names, number = np.unique(people, return_inverse=True)
     order = np.argsort(~np.isin(names, people[infrared]), kind="stable")
@@ -80,18 +61,20 @@ def held_out(features: F32, infrared: Bools, people: NDArray[np.int64], folds: i
             probability[test] = fit(features[~test], infrared[~test]).infrared(features[test])
     own = np.where(infrared, probability, 1 - probability)
     accuracy = np.mean([(own[side] > 0.5).mean() for side in (infrared, ~infrared)])
-    return ProbeReport(area_under_curve(probability, infrared), float(accuracy), own)
-
-
-def area_under_curve(values: F32, positive: Bools) -> float:
-    """The probability that a positive row has the higher value than a negative one; ties count half."""
-    levels, level = np.unique(values, return_inverse=True)
-    ones = np.bincount(level[positive], minlength=len(levels))
-    zeros = np.bincount(level[~positive], minlength=len(levels))
-    below = np.cumsum(zeros) - zeros
-    return float((ones * (below + zeros / 2)).sum() / (ones.sum() * zeros.sum()))
+    area = _sklearn("metrics").roc_auc_score(infrared, probability)
+    return ProbeReport(float(area), float(accuracy), own)
 
 
 def _inputs(features: F32) -> F64:
     scaled = features.astype(np.float64) * np.sqrt(features.shape[1])
     return np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
+
+
+def _sklearn(module: str) -> Any:
+    try:
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise DiveError(
+            "score modality needs scikit-learn, which is not installed. Run pip install 'dive-fast[reid]', or leave "
+            "modality out of --scores"
+        ) from error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.data.sets import NamedSet, SetSpec, mixed_samples, read_mixture, settings_of
+from dive_fast.data.sets import NamedSet, SetSpec, all_samples, read_sets, settings_of
 from dive_fast.quality.measures import centroids
 from dive_fast.quality.net import F32, Features, Net
 from dive_fast.synth.marks import read_marks
@@ -67,8 +67,8 @@ class RealImages:
 
 def read_real(specs: Sequence[SetSpec]) -> list[NamedSet]:
     """The real sets of `specs` as one mixture; a generated image among them, by its own marks, raises `InputError`."""
-    sets = read_mixture(specs)
-    for sample in mixed_samples(sets):
+    sets = read_sets(specs)
+    for sample in all_samples(sets):
         try:
             with open(sample.path, "rb") as stream:
                 made = "synthetic" in read_marks(stream)
@@ -85,7 +85,7 @@ def read_real(specs: Sequence[SetSpec]) -> list[NamedSet]:
 
 def real_images(sets: Sequence[NamedSet], net: Net, tone: bool, progress: str | None) -> RealImages:
     """Decodes every image of the sets and keeps its features."""
-    samples = mixed_samples(sets)
+    samples = all_samples(sets)
     return RealImages(tuple(sets), tuple(samples), net.features(samples, tone, progress))
 
 

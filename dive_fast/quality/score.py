@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dive_fast.data.sets import NamedSet, SetSpec, mixed_samples
+from dive_fast.data.sets import NamedSet, SetSpec, all_samples
 from dive_fast.io import (
     canonical_json,
     clear_disk_errors,
@@ -100,11 +100,11 @@ def score_dataset(
 def _settings(net: Net, sets: tuple[list[NamedSet], list[NamedSet]], config: ScoreConfig) -> dict[str, Any]:
     """What another run must share to go on with this one's files; not where the images lie."""
     real, train = sets
-    known = fingerprint(mixed_samples(real))
+    known = fingerprint(all_samples(real))
     return {
         "net": net.facts["sha256"],
         "real": known,
-        "train": known if train is real else fingerprint(mixed_samples(train)),
+        "train": known if train is real else fingerprint(all_samples(train)),
         "scores": [name for name in MEANINGS if name in config.scores],
         "percentile": config.percentile,
         "version": VERSION,

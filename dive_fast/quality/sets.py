@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dive_fast.data.names import natural_key
-from dive_fast.data.sets import NamedSet, SetSpec, mixed_samples
+from dive_fast.data.sets import NamedSet, SetSpec, all_samples
 from dive_fast.io import write_json
 from dive_fast.quality.dataset import dataset_hash, read_shard, shard_numbers
 from dive_fast.quality.distances import frechet, kid, moments
@@ -123,7 +123,7 @@ def _real_by_camera(
 ) -> dict[str, list[Sample]]:
     """Real images of the cameras in `made`, of the same modality; at most `most` of each."""
     random, found = np.random.default_rng([seed, 1]), dict[str, list[Sample]]()
-    for sample in mixed_samples(sets):
+    for sample in all_samples(sets):
         if sample.camera in made and sample.modality == made[sample.camera][0].modality:
             found.setdefault(sample.camera, []).append(sample)
     return {

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from dive_fast.io import atomic_write, clear_disk_errors, lock_folder, read_json, write_json
+from dive_fast.io import atomic_write, claim_folder, clear_disk_errors
 from dive_fast.report import thumbs
 from dive_fast.report.chunks import BLOCK, RECORDS, write_chunk
 from dive_fast.report.plots import can_plot, plot_scores, plot_throughput, when
@@ -63,7 +62,8 @@ def write_gallery(
     meanings = score_meanings(dataset)
     if next((True for shard in rows if shard.rows), None) is None:
         raise InputError(f"dataset {dataset} has no finished pair yet; run synth again")
-    with _claimed(out, rows), clear_disk_errors(out):
+    claim = {"format": FORMAT, "plan_id": rows.plan.plan_id}
+    with claim_folder(out, "report.json", claim, "report", [rows.dataset]), clear_disk_errors(out):
         walk = Walk(rows, out)
         packs = thumbs.make_packs(walk.jobs(), workers or thumbs.default_workers())
         with tqdm(total=len(rows.plan.pairs), desc="report", unit="pair", disable=not progress) as bar:
@@ -95,30 +95,6 @@ def write_gallery(
     return GallerySummary(
         out / "index.html", pairs, planned, missing, damaged, walk.packs, walk.packs_made, index["notes"]
     )
-
-
-@contextmanager
-def _claimed(out: Path, rows: DatasetRows) -> Iterator[None]:
-    """Makes `out` the report of this dataset, or finds that it is, and keeps other runs away while the block runs."""
-    if out.resolve().is_relative_to(rows.dataset.resolve()):
-        raise InputError(f"{out} lies in the dataset, whose files verify accounts for; choose another --out")
-    marker = out / "report.json"
-    mine = {"format": FORMAT, "plan_id": rows.plan.plan_id}
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; choose another --out, or one that ends in .html for a single page")
-    if marker.exists():
-        if read_json(marker, "report") != mine:
-            raise InputError(f"{out} holds the report of another dataset; choose another --out or delete it")
-    elif out.exists() and any(not entry.name.startswith(".report.json.") for entry in out.iterdir()):
-        raise InputError(f"{out} holds other files and no report; choose another --out")
-    else:
-        write_json(marker, mine)
-    with marker.open("r+b") as stream:
-        lock_folder(stream, out)
-        with clear_disk_errors(out):
-            for temporary in out.rglob(".*.????????.tmp"):  # as io.atomic_path names them
-                temporary.unlink()
-        yield
 
 
 def _facts(rows: DatasetRows, walk: Walk, out: Path) -> dict[str, Any]:

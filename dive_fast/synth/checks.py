@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dive_fast.data.names import some
+from dive_fast.data.names import abbreviate
 from dive_fast.io import nearest
 from dive_fast.synth.layout import check_names
 from dive_fast.synth.planfile import SynthesisPlan, check_plan, plan_hash
@@ -70,7 +70,7 @@ def _unknown(kind: str, wanted: Iterable[str], known: set[str]) -> list[str]:
         return []
     return [
         f"{len(unknown):,} of the plan's {len(names):,} {kind} are unknown to the engine, which holds {len(known):,}: "
-        f"{some(unknown)}{nearest(unknown[0], known)}; leave them out of the plan or learn them first"
+        f"{abbreviate(unknown)}{nearest(unknown[0], known)}; leave them out of the plan or learn them first"
     ]
 
 
@@ -85,5 +85,5 @@ def _photo_trouble(plan: SynthesisPlan, out: Path | str) -> list[str]:
     if not missing:
         return []
     return [
-        f"{len(missing):,} of {len(photos):,} photos are missing in {root}: {some(missing)}; bring them or plan again"
+        f"{len(missing):,} of {len(photos):,} photos are missing in {root}: {abbreviate(missing)}; bring them or plan again"
     ]

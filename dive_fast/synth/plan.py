@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dive_fast.data.names import natural_key, some
+from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.data.sysu import camera_modality
 from dive_fast.io import canonical_json, nearest, read_json, sha256_bytes
 from dive_fast.sampling.config import STRENGTH, Sampling
@@ -74,7 +74,9 @@ def make_plan(
     own = overrides or {}
     strangers = sorted(set(own) - set(everyone), key=natural_key)
     if strangers:
-        raise InputError(f"plan: overrides name identities that are not in the plan: {some(strangers)}; leave them out")
+        raise InputError(
+            f"plan: overrides name identities that are not in the plan: {abbreviate(strangers)}; leave them out"
+        )
     if mode != "synthetic":
         root = _photo_root(photo_root, mode)
         pictures = _photos_of(everyone, photos or (), root, seed)
@@ -174,7 +176,7 @@ def _need_photos(people: Sequence[PersonPlan], rgb: Sequence[str]) -> None:
     if without:
         raise InputError(
             f"plan: {len(without):,} of {len(people):,} identities have no real RGB photo"
-            f"{' of ' + ', '.join(rgb) if rgb else ''} ({some(without)}); leave them out or add their photos"
+            f"{' of ' + ', '.join(rgb) if rgb else ''} ({abbreviate(without)}); leave them out or add their photos"
         )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dive_fast.data.images import photo_pixels
-from dive_fast.data.names import some
+from dive_fast.data.names import abbreviate
 from dive_fast.sampling import Eps, Schedule, add_noise, dpmpp_2m, guided, initial_noise
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.planfile import SynthesisPlan
@@ -125,4 +125,4 @@ def _solve(eps: Eps, latents: Tensor, schedule: Schedule, start: int, batch: Seq
         bad = [job.pair.pair_id for job, good in zip(batch, finite, strict=True) if not good]
         if not bad:
             raise
-        raise DiveError(f"pair {some(bad)}: {error}") from error
+        raise DiveError(f"pair {abbreviate(bad)}: {error}") from error

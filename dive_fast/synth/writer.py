@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dive_fast.data.images import open_image
-from dive_fast.data.names import some
+from dive_fast.data.names import abbreviate
 from dive_fast.io import sha256_bytes
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.layout import PairFiles
@@ -108,7 +108,7 @@ class DatasetWriter:
         with self._clock("write"):
             if image.min() == image.max():
                 raise DiveError(
-                    f"pair {some([pair.pair_id])}: the engine gave an image of one single value, so nothing of this "
+                    f"pair {abbreviate([pair.pair_id])}: the engine gave an image of one single value, so nothing of this "
                     "shard is recorded; use float32, or check the model"
                 )
             notes = {"plan_id": self._plan.plan_id, "pair_id": pair.pair_id, "fingerprint": self._fingerprint}

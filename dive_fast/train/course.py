@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from dive_fast.models.adapter import Adapter
     from dive_fast.models.bundle import ModelBundle
-    from dive_fast.train.personalize import PersonalizeConfig
+    from dive_fast.train.config import PersonalizeConfig
 
 STAGES = ("identities", "personalize")
 _LOG_LINE = 200  # bytes of a logged step at most, TensorBoard's included

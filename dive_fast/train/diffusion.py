@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from dive_fast.train.config import Weighting
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
 
 PREDICTIONS = ("epsilon", "v_prediction")
-Weighting = Literal["debiased", "min-snr", "plain"]
 
 
 @dataclass(frozen=True)

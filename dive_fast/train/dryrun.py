@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dive_fast.data.prepare import megabytes
+from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.course import Course, Lesson, stages_of
 from dive_fast.train.loop import Stage, Trainer
 from dive_fast.train.needs import PeakMemory, optimizer_bytes, tensor_bytes
-from dive_fast.train.personalize import PersonalizeConfig, check_disk, finished_adapter, run_id, training_folder
+from dive_fast.train.personalize import check_disk, finished_adapter, run_id, training_folder
 from dive_fast.train.photos import BalancedDraw, LatentPhotos, Photos, only, samples_of, teaching
 from dive_fast.train.prior import ClassPhotos, prompt_ids
 from dive_fast.types import Sample

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from dive_fast.models.bundle import ModelBundle
-    from dive_fast.train.personalize import PersonalizeConfig
+    from dive_fast.train.config import PersonalizeConfig
     from dive_fast.train.prior import ClassPhotos
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from dive_fast.distributed import leading
 from dive_fast.io import atomic_path, atomic_write
 from dive_fast.tensorboard import TensorBoardLog
+from dive_fast.train.config import Precision
 from dive_fast.train.parallel import average_gradients, part_of_batch
-from dive_fast.train.precision import Precision, autocast, loss_scaler
+from dive_fast.train.precision import autocast, loss_scaler
 from dive_fast.types import DiveError, InputError
 
 if TYPE_CHECKING:

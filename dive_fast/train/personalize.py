@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,58 +18,16 @@ from dive_fast.data.prepare import check_space
 from dive_fast.distributed import first_rank_first, leading
 from dive_fast.io import clear_disk_errors, lock_folder, sha256_bytes
 from dive_fast.models.adapter import Adapter, load_adapter, save_adapter
-from dive_fast.models.phrase import ONE_WORD
+from dive_fast.train.config import Compute, PersonalizeConfig, Samples
 from dive_fast.train.course import STAGES, Course, stages_of
 from dive_fast.train.curves import Curve
-from dive_fast.train.diffusion import Weighting
 from dive_fast.train.loop import run_stage
 from dive_fast.train.photos import Photos, samples_of
-from dive_fast.train.precision import Compute
-from dive_fast.train.prior import Prior, made_id
-from dive_fast.train.samples import Samples
+from dive_fast.train.prior import made_id
 from dive_fast.types import InputError, Sample
 
 if TYPE_CHECKING:
     from dive_fast.models.bundle import ModelBundle
-
-
-@dataclass(frozen=True)
-class PersonalizeConfig:
-    """How long and how fast identities and LoRA learn; the defaults suit the pocket model (DiVE on SD 1.5: both 5e-5).
-
-    Learning onto an adapter, its phrase and template take the place of `phrase` and `template`.
-    """
-
-    identity_steps: int = 4000  # first, of identities alone on the base; they then stay. 0: all at once, as DiVE
-    steps: int = 1500
-    batch: int = 32
-    rank: int = 8
-    phrase: str = ONE_WORD  # how a person is put into words, see `Phrase`; DiVE: one word
-    words_from: str | None = None  # tagger folder that reads where mixed words start; None: all words of a mix alike
-    template: str | None = None  # the one caption of all photos; None: twenty sentences, as DiVE
-    phrase_drop: float = 0.0  # share of a phrase's parts that a caption leaves out, so that each part learns its own
-    text_noise: float = 0.0  # on text embeddings while the LoRA learns, in their deviations. See `Learner.loss`
-    lora_lr: float = 2e-3
-    token_lr: float = 3e-3  # of free vectors
-    mix_lr: float = 0.07  # of the weights of words that mix
-    warmup: int = 50
-    ir_share: float = 0.5  # of each batch, when there are infrared photos
-    noisy_share: float = 0.75  # of timesteps, from the noisier half, where garments are decided (DiVE: 0.5)
-    identity_noisy_share: float = 0.4  # where identities learn alone; there the clean half tells words apart better
-    identities_from_ir: bool = False  # DiVE: True. See `Learner.embed`
-    bare_code: float = 0.1  # share of captions that are the camera's code alone (DiVE: 0.5)
-    empty_captions: float = 0.05  # keeps the unconditional half of guidance true to the new cameras
-    weight_cap: float = 8.0  # of the loss weight 1 / sqrt(SNR), of epsilon's error
-    weight_decay: float = 0.01  # of the LoRA; identity rows never decay
-    average: float = 0.995  # decay of the moving average of what is learned, which the adapter gets; 0: none is kept
-    weighting: Weighting = "debiased"  # of timesteps in the loss, see `Objective`; DiVE: plain
-    snr_gamma: float = 5.0  # of weighting min-snr
-    seed: int = 0
-    save_every: int = 100
-    tensorboard: bool = False  # also log for TensorBoard
-    compute: Compute = field(default_factory=Compute)
-    prior: Prior = field(default_factory=Prior)
-    samples: Samples = field(default_factory=Samples)
 
 
 def personalize(
@@ -185,7 +143,7 @@ def run_id(
     """
     names = [f"{s.pid}/{s.camera}/{s.path.name}" for s in samples] + [f"class/{path.name}" for path in class_photos]
     learns = replace(
-        config, save_every=0, tensorboard=False, samples=Samples(), compute=Compute(config.compute.mixed_precision)
+        config, save_every=1, tensorboard=False, samples=Samples(), compute=Compute(config.compute.mixed_precision)
     )
     parts = [bundle.fingerprint, onto.fingerprint if onto else "", repr(learns), *names]
     if config.prior.prior_weight and not class_photos:

@@ -6,24 +6,13 @@ Torch's own autocast and loss scaling, which accelerate's `Accelerator` wraps; s
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from dive_fast.train.config import Precision
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
     import torch
-
-Precision = Literal["no", "bf16", "fp16"]
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How the numbers of a step are computed; `accumulate` and `checkpointing` change them by rounding at most."""
-
-    mixed_precision: Precision = "no"  # fp16 only on a GPU
-    accumulate: int = 1  # parts that a step's batch is worked through in, one in memory at a time
-    checkpointing: bool = False  # compute the UNet's activations twice instead of keeping them
 
 
 def half(precision: Precision) -> torch.dtype | None:

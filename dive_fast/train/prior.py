@@ -19,19 +19,11 @@ if TYPE_CHECKING:
     import torch
 
     from dive_fast.models.bundle import ModelBundle
+    from dive_fast.train.config import Prior
     from dive_fast.train.samples import Sampler
 
 _NAME = "latents"
 _BATCH = 16  # class photos that the base makes at a time
-
-
-@dataclass(frozen=True)
-class Prior:
-    """How much photos of the class count beside the training photos, and what they are."""
-
-    prior_weight: float = 0.0  # 0: there are none; DreamBooth: 1
-    prior_prompt: str = "a photo of a person"
-    prior_count: int = 200  # how many the base makes, where none are given
 
 
 @dataclass(frozen=True)

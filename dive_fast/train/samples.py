@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw
 from dive_fast.io import atomic_path
 from dive_fast.models.prompts import PromptBank
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
+from dive_fast.train.config import Precision
 from dive_fast.train.photos import latent_size, visiting
-from dive_fast.train.precision import Precision, autocast
+from dive_fast.train.precision import autocast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
 
 _HEADER, _MARGIN, _GAP = 16, 72, 2
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """How images are sampled during training, and how often a sheet of them is made."""
-
-    sheet_every: int = 0  # steps; 0: never
-    sheet_people: int = 4  # spread evenly over all
-    sample_steps: int = 20
-    sample_guidance: float = 2.0  # Stable Diffusion 1.5: 7.5
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ first, of all cross-attentions side by side, in the order of their module names 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -72,10 +72,6 @@ class ReducedUnetGraph(nn.Module):
 
     `removed` names the savings that are made inside (`removal`); the UNet given is not changed. `timesteps` is the number
     of rows of the time table. Raises `InputError` for a UNet of another build than Stable Diffusion 1.5's.
-
-    `depth` > 0 (at most `depths`) splits the UNet in front of the last `depth` layers of its last block: a call without
-    `deep` returns (out_sample, deep [R, C', h, w]), what comes into these layers from below; a call with the `deep` of an
-    earlier step computes these layers and the skips that they read, and nothing else (DeepCache, arXiv 2312.00858).
     """
 
     time_table: Tensor | None  # [timesteps, T]
@@ -89,15 +85,8 @@ class ReducedUnetGraph(nn.Module):
         table = use_time_table(self.unet, timesteps) if "time_table" in removed else None
         self.register_buffer("time_table", table)
 
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        deep: Tensor | None = None,
-        depth: int = 0,
-    ) -> Any:
-        return _pass(self.unet, sample, self._time(sample, timestep), encoder_hidden_states, None, deep, depth)
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        return _pass(self.unet, sample, self._time(sample, timestep), encoder_hidden_states)
 
     def _time(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """[1, T]: one row for all, as they share the timestep."""
@@ -141,9 +130,7 @@ class BankUnetGraph(ReducedUnetGraph):
         kv_bank: Tensor,
         prompt_index: Tensor,
         image_index: Tensor | None = None,
-        deep: Tensor | None = None,
-        depth: int = 0,
-    ) -> Any:
+    ) -> Tensor:
         rows = None
         if self.gathers:
             # Gathered as [2P, L, sumC], so that the bank of all prompts is never copied to cut it in two.
@@ -151,7 +138,7 @@ class BankUnetGraph(ReducedUnetGraph):
             keys, values = (sides.index_select(0, 2 * prompt_index + side) for side in (0, 1))
             rows = (keys, values)
         bank = Bank(kv_bank, prompt_index, rows)
-        return _pass(self.unet, sample, self._time(sample, timestep), bank, image_index, deep, depth)
+        return _pass(self.unet, sample, self._time(sample, timestep), bank, image_index)
 
 
 class BankProcessor:
@@ -182,26 +169,6 @@ def cross_attentions(unet: nn.Module) -> list[tuple[str, Any]]:
     return sorted((name, module) for name, module in unet.named_modules() if name.endswith(".attn2"))
 
 
-def depths(unet: Any) -> range:
-    """Where a UNet can be split for `ReducedUnetGraph`'s `depth`: 1 to the layers of its last block."""
-    return range(1, len(unet.up_blocks[-1].resnets) + 1)
-
-
-def deep_channels(unet: Any, depth: int) -> int:
-    """C' of the deep features [R, C', h, w] that come into the last `depth` layers; h and w are the latents'."""
-    skip: int = unet.config.block_out_channels[0]  # of all skips that the last layers read
-    into: int = unet.up_blocks[-1].resnets[-depth].conv1.in_channels
-    return into - skip
-
-
-def split_call(
-    unet: Any, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, deep: Tensor | None, depth: int
-) -> Any:
-    """`ReducedUnetGraph`'s answer by the very modules of `unet`, with no saving."""
-    time = time_embedding(unet, timestep, sample.dtype)
-    return _pass(unet, sample, time, encoder_hidden_states, None, deep, depth)
-
-
 class _Rows:
     """One pass through a UNet's layers, with a time embedding [1, T] given. `prompts` goes to the cross-attentions as it is.
 
@@ -219,43 +186,14 @@ class _Rows:
         if self.to_part is None:
             out: Tensor = transformer(x, self.prompts, return_dict=False)[0]
             return out
-        index = self._part()
-        return _spread(transformer, x, self.prompts, index)
-
-    def part(self) -> None:
-        """Makes rows of the skips of images, unless that is done."""
-        if self.to_part is not None:
-            self._part()
-
-    def _part(self) -> Tensor:
-        assert self.to_part is not None
         index, self.to_part = self.to_part, None
         self.skips = [_parted(skip, index) for skip in self.skips]
-        return index
+        return _spread(transformer, x, self.prompts, index)
 
 
-def _pass(
-    unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Tensor | None, deep: Tensor | None, depth: int
-) -> Any:
-    """What `ReducedUnetGraph` says of `deep` and `depth`; depth 0 is UNet2DConditionModel.forward."""
+def _pass(unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Tensor | None = None) -> Tensor:
+    """UNet2DConditionModel.forward."""
     rows = _Rows(time, prompts, image_index)
-    kept = _to_last_layers(unet, sample, rows, depth) if deep is None else deep
-    if deep is not None:
-        _skips_of_last_layers(unet, sample, rows, depth)
-    x = kept
-    for resnet, transformer in _last_layers(unet, depth):
-        x = rows.layer(x, resnet, transformer, rows.skips.pop())
-    out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
-    return (out, kept) if depth and deep is None else out
-
-
-def _last_layers(unet: Any, depth: int) -> list[tuple[Any, Any]]:
-    layers = list(_layers(unet.up_blocks[-1]))
-    return layers[len(layers) - depth :]
-
-
-def _to_last_layers(unet: Any, sample: Tensor, rows: _Rows, depth: int) -> Tensor:
-    """All of the UNet in front of its last `depth` layers; what it leaves in `rows.skips` is for these."""
     sample = unet.conv_in(sample)
     rows.skips.append(sample)
     for block in unet.down_blocks:
@@ -268,22 +206,12 @@ def _to_last_layers(unet: Any, sample: Tensor, rows: _Rows, depth: int) -> Tenso
     for resnet, transformer in _layers(unet.mid_block):
         sample = rows.layer(sample, resnet, transformer)
     for block in unet.up_blocks:
-        count = len(block.resnets) - (depth if block is unet.up_blocks[-1] else 0)
-        for resnet, transformer in islice(_layers(block), count):
+        for resnet, transformer in _layers(block):
             sample = rows.layer(sample, resnet, transformer, rows.skips.pop())
         for upsampler in block.upsamplers or ():
             sample = upsampler(sample)
-    return sample
-
-
-def _skips_of_last_layers(unet: Any, sample: Tensor, rows: _Rows, depth: int) -> None:
-    """The first `depth` skips, which the last `depth` layers read."""
-    sample = unet.conv_in(sample)
-    rows.skips.append(sample)
-    for resnet, transformer in islice(_layers(unet.down_blocks[0]), depth - 1):
-        sample = rows.layer(sample, resnet, transformer)
-        rows.skips.append(sample)
-    rows.part()
+    out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+    return out
 
 
 def with_skip(resnet: Any, x: Tensor, time: Tensor | None, skip: Tensor) -> Tensor:

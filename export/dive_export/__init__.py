@@ -1,7 +1,20 @@
-"""Fused model -> engine folder, file to file. Nothing in `dive_fast` imports this but the command line."""
+"""Fused model -> engine folder, file to file. `export_engine` is imported at its first use: the options need no torch."""
 
-from dive_export.artifact import export_engine
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from dive_export.options import GraphOptions
-from dive_fast.unet.optimizations import SAVINGS
 
-__all__ = ["SAVINGS", "GraphOptions", "export_engine"]
+if TYPE_CHECKING:
+    from dive_export.artifact import export_engine
+
+__all__ = ["GraphOptions", "export_engine"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "export_engine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dive_export.artifact import export_engine
+
+    return export_engine

@@ -16,7 +16,6 @@ from dive_export.graphs import Graph, graphs
 from dive_export.onnx import OPSET, export_graph, measure_parity
 from dive_export.options import GraphOptions
 from dive_export.resources import Resources
-from dive_fast.engines.onnx_engine import NETWORKS
 from dive_fast.io import clear_disk_errors, read_json, sha256_file, write_json
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
 from dive_fast.unet.graphs import cross_attentions
@@ -109,7 +108,6 @@ def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile, opt
         form=options.form,
         removed=options.savings,
         any_size=options.any_size,
-        reuse_depth=options.reuse_depth,
     )
 
 
@@ -119,17 +117,7 @@ def _finished(out: Path, spec: EngineSpec, to_check: list[Graph], progress: Prog
         raise InputError(f"export: {out} exists and is no engine folder; choose another --out or move it away")
     found = read_json(out / "engine.json", "engine")
     wanted = {**to_dict(spec), "removed": list(spec.removed)}  # as JSON has it
-    keys = (
-        "backend",
-        "precision",
-        "profile",
-        "model_fingerprint",
-        "files",
-        "form",
-        "removed",
-        "any_size",
-        "reuse_depth",
-    )
+    keys = ("backend", "precision", "profile", "model_fingerprint", "files", "form", "removed", "any_size")
     other = [key for key in keys if not isinstance(found, dict) or found.get(key) != wanted[key]]
     if other:
         raise InputError(f"export: {out} holds another engine ({', '.join(other)} differ); choose another --out")
@@ -195,7 +183,7 @@ def _copy_facts(bundle: ModelBundle, fused: Path, folder: Path, parts: Collectio
             layers = [{"name": name, "width": layer.to_k.out_features} for name, layer in cross_attentions(bundle.unet)]
             write_json(folder / part / "config.json", {"layers": layers})
         else:
-            source = "vae" if part.startswith("vae") else NETWORKS.get(part, part)
+            source = "vae" if part.startswith("vae") else part
             shutil.copyfile(fused / source / "config.json", folder / part / "config.json")
 
 

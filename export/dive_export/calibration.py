@@ -16,7 +16,7 @@ from torch import Tensor
 from dive_export.graphs import Graph
 from dive_export.qdq import save
 from dive_fast.engines.node_runner import CPU, cast_inputs, plain_session
-from dive_fast.sampling import Course, Schedule, dpmpp_2m, guided, initial_noise, repeated
+from dive_fast.sampling import Sampling, Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -49,16 +49,12 @@ def sampling_inputs(
     graph: Graph,
     keys: Sequence[PromptKey],
     seeds: Sequence[int],
-    steps: int = 10,
-    guidance: float = 5.0,
-    reuse: int = 2,
+    sampling: Sampling,
 ) -> list[dict[str, np.ndarray]]:
-    """The inputs of every call of a UNet part while torch samples the images of `keys` from `seeds` (one each).
+    """The inputs of every UNet call while torch samples the images of `keys` from `seeds` (one each).
 
-    `graph` is the part that will read them, of any form; float32 arrays, in the order of its inputs. "unet" is called at
-    each step. "unet_short" is called at those at which a run that keeps deep features does not compute the whole UNet: all
-    but one of `reuse` steps (`Course`); its `deep` is what the last whole call left. Raises `InputError` for keys that
-    the model does not know, and where no call is short.
+    `graph` is the UNet part that will read them, of any form; float32 arrays, in the order of its inputs.
+    Raises `InputError` for keys that the model does not know.
     """
     from dive_fast.models.prompts import PromptBank
 
@@ -66,32 +62,20 @@ def sampling_inputs(
         raise InputError("calibration: the model has no prompts.json; fuse an adapter into the base first")
     if len(keys) != len(seeds):
         raise InputError(f"calibration: {len(keys)} prompts and {len(seeds)} seeds; give one seed a prompt")
-    short = "deep" in graph.inputs
-    if short and min(steps, reuse) < 2:
-        raise InputError(f"calibration: {steps} steps with reuse {reuse} have no short call; both must be 2 or more")
-    schedule = Schedule.from_config(bundle.scheduler_config, steps)
-    whole = Course.of(schedule, guidance, None, reuse).whole if short else frozenset()
+    schedule = Schedule.from_config(bundle.scheduler_config, sampling.steps)
     recorded: list[dict[str, np.ndarray]] = []
-    deep = torch.empty(0)
 
     def eps_rows(latents: Tensor, timestep: int, prompt_index: Tensor) -> Tensor:
-        nonlocal deep
         inputs = _reference_inputs(graph, latents, timestep, embeddings, prompt_index)
-        out: Tensor
-        if timestep in whole:
-            out, deep = graph.reference(*inputs.values(), None)  # as `split_call`: whole without deep features
-            return out
-        if short:
-            inputs["deep"] = deep
         recorded.append({name: tensor.numpy().copy() for name, tensor in graph.feeds(inputs).items()})
-        out = graph.reference(*inputs.values())
+        out: Tensor = graph.reference(*inputs.values())
         return out
 
     with torch.no_grad():
         embeddings, index = PromptBank(bundle.tokenizer, bundle.prompts).encode(
             lambda ids: bundle.text_encoder(ids, return_dict=True).last_hidden_state, [None, *keys]
         )
-        eps = guided(eps_rows, index[1:], int(index[0]), guidance)
+        eps = guided(eps_rows, index[1:], int(index[0]), sampling.guidance, sampling.guided_timesteps(schedule))
         _, *shape = _example_shape(graph)
         noise = initial_noise(seeds, (shape[0], shape[1], shape[2]))
         dpmpp_2m(eps, noise, schedule)
@@ -101,7 +85,7 @@ def sampling_inputs(
 def _reference_inputs(
     graph: Graph, latents: Tensor, timestep: int, embeddings: Tensor, prompt_index: Tensor
 ) -> dict[str, Tensor]:
-    """What `graph.reference` reads for a call of `Engine.eps`, in order, but for `deep`, which comes last."""
+    """What `graph.reference` reads for a call of `Engine.eps`, in order."""
     rows = len(prompt_index)
     bank = "kv_bank" in graph.inputs
     inputs = {
@@ -112,7 +96,7 @@ def _reference_inputs(
     if bank:
         inputs["prompt_index"] = prompt_index
     if "image_index" in graph.inputs:
-        inputs["image_index"] = torch.arange(rows) % len(latents)
+        inputs["image_index"] = repeated(torch.arange(len(latents)), rows)
     return inputs
 
 

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from dive_export.calibration import Calibration, Inputs, opened, peaks
 from dive_export.fp8_report import Fp8Report, LayerReport, LayerTime, read_times, timing_gate
+from dive_export.options import Fp8Config
 from dive_export.qdq import SWITCHES, Layer, find_layers, insert, save
 from dive_fast.engines.node_runner import CPU, cast_inputs, plain_session, read_graph
 from dive_fast.io import clear_disk_errors
@@ -30,28 +31,6 @@ __all__ = [
     "write_quantized",
 ]  # fmt: skip
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Fp8Config:
-    """`budget` bounds the error of the UNet's output on held-out inputs: the root mean square difference from the graph
-    before, over that graph's own root mean square, of the worst call. Deep features that a graph leaves for short calls
-    are an output too, and the worse one counts. `percentile` of |activation| becomes e4m3's largest value, 448 (100: the
-    largest, as e4m3 keeps its relative precision over a range of 2^15). `keep` are patterns of layer names that stay as
-    they are: ends of the network and the time embedding, which are cheap and which every step passes.
-    """
-
-    budget: float = 0.05
-    percentile: float = 100.0
-    keep: tuple[str, ...] = ("conv_in", "conv_out", "time_embedding.*", "*.time_emb_proj")
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.budget < math.inf:
-            raise InputError(
-                f"fp8: the budget must be a number >= 0, got {self.budget}; 10 is met by any choice of layers"
-            )
-        if not 0 < self.percentile <= 100:
-            raise InputError(f"fp8: the percentile must be in 0..100, got {self.percentile}")
 
 
 def quantize(
@@ -183,7 +162,7 @@ def _switched(report: Fp8Report, layers: Sequence[Layer], model: Any, path: Path
 
 
 class _Meter:
-    """The error of a switched graph for any choice of layers, on held-out calls: that of the worst output."""
+    """The error of a switched graph for any choice of layers, on held-out calls: that of the worst call."""
 
     def __init__(self, session: Any, path: Path, calls: Sequence[Inputs]) -> None:
         graph = read_graph(path).graph
@@ -198,7 +177,7 @@ class _Meter:
             )
 
     def error(self, choice: np.ndarray) -> float:
-        """Of the worst output of a call; infinite where one is not finite."""
+        """Of the worst call; infinite where an output is not finite."""
         return _worst(self._outputs(choice), self.expected)
 
     def _outputs(self, choice: np.ndarray) -> list[np.ndarray]:
@@ -247,8 +226,7 @@ def _error_of_file(written: Path, original: Path, calls: Sequence[Inputs], provi
 
 
 def _all_outputs(session: Any, calls: Sequence[Inputs]) -> list[np.ndarray]:
-    """Every output of every call: a graph that keeps deep features has these beside its prediction."""
-    return [array for call in calls for array in session.run(None, call)]
+    return [session.run(None, call)[0] for call in calls]
 
 
 def _worst(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

@@ -1,44 +1,28 @@
-"""An exported engine folder -> the same with FP8 layers in its UNet; and an exported folder's graphs beside its model.
-
-An engine that keeps deep features has two UNet graphs, "unet" and "unet_short". Each is quantised on calls of its own.
-"""
+"""An exported engine folder -> the same with FP8 layers in its UNet; and an exported folder's graphs beside its model."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dive_export.artifact import Progress, file_hashes, say, staging
 from dive_export.calibration import Calibration, sampling_inputs
 from dive_export.fp8 import Fp8Config, Fp8Report, LayerTime, quantize
 from dive_export.graphs import Graph, graphs
 from dive_export.options import GraphOptions
-from dive_export.qdq import find_layers
 from dive_export.tensorrt_folder import exported_spec
-from dive_fast.engines.node_runner import read_graph
-from dive_fast.engines.onnx_engine import UNETS
 from dive_fast.io import clear_disk_errors, write_json
+from dive_fast.sampling.config import Sampling
 from dive_fast.types import EngineSpec, InputError, to_dict
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
     from dive_fast.models.prompts import PromptKey
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """What calibration samples: `images` of the model's people and cameras, every second one held out.
-
-    Short calls, of an engine that keeps deep features, are those of a run in which one of `reuse` steps is whole.
-    """
-
-    images: int = 8
-    steps: int = 10
-    guidance: float = 2.0
-    reuse: int = 2
+CALIBRATION = Sampling(steps=10)
 
 
 def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle, EngineSpec, dict[str, Graph]]:
@@ -56,7 +40,7 @@ def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle,
         raise InputError(
             f"engine {engine} is {spec.precision}; give the one that was exported, before it was quantised"
         )
-    options = GraphOptions(spec.form, spec.precision, spec.removed, spec.any_size, reuse_depth=spec.reuse_depth)
+    options = GraphOptions(spec.form, spec.precision, spec.removed, spec.any_size)
     size = (spec.profile.height, spec.profile.width)
     parts, _ = graphs(bundle, size, spec.profile.rows_max, options)
     return bundle, spec, {graph.part: graph for graph in parts}
@@ -67,77 +51,44 @@ def quantize_engine(
     model: Path | str,
     out: Path | str,
     config: Fp8Config | None = None,
-    sampling: Sampling | None = None,
+    sampling: Sampling = CALIBRATION,
     *,
+    images: int = 8,
     times: Mapping[str, LayerTime] | None = None,
     progress: Progress = say,
-) -> dict[str, Fp8Report]:
-    """Writes to `out` the engine folder `engine` with FP8 layers in its UNet (`fp8.quantize`); the reports, by part.
+) -> Fp8Report:
+    """Writes to `out` the engine folder `engine` with FP8 layers in its UNet (`fp8.quantize`); the report is `fp8.json`.
 
-    Parts are "unet" and, where the engine keeps deep features, "unet_short"; `config` holds for each. A layer of both has
-    one name and one row in `times`, as it does the same work in either. The folder's `fp8.json` is `report_facts`.
-    `model` is the fused model that the engine was exported from; it samples the inputs. The other parts are copied. `out`
-    must not exist: what a layer became depends on more than the folder can tell. Raises `InputError` for that, for a
-    bf16 engine, and for a model with too few people and cameras to hold half of them out.
+    `model` is the fused model that the engine was exported from. `sampling` makes `images` of its identities and cameras for
+    calibration; every second one is held out. The other parts are copied. Raises `InputError` when `out` exists, for a bf16
+    engine, and for a model with too few identities and cameras.
     """
     engine, out = Path(engine), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"quantize: {out} exists; choose another --out or move it away")
-    sampling = sampling or Sampling()
     bundle, spec, parts = exported_graphs(model, engine)
     if spec.precision == "bf16":
         raise InputError(f"quantize: {engine} is bf16; export it in fp16 or fp32")
-    files = {part: spec.files[part] for part in UNETS if part in parts}
-    calibrations = {part: _calibration(bundle, parts[part], sampling) for part in files}
-    shares = _shares(times, {part: engine / file for part, file in files.items()})
-    reports = {}
+    file = spec.files["unet"]
+    calibration = _calibration(bundle, parts["unet"], images, sampling)
     with clear_disk_errors(out), staging(out) as folder:
         for name in spec.sha256:
-            if not name.startswith(tuple(files.values())):  # a graph, or its weights beside it
+            if not name.startswith(file):  # the graph, or its weights beside it
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(engine / name, folder / name)
-        for part, file in files.items():
-            progress(f"quantize: {part}")
-            reports[part] = quantize(
-                engine / file, folder / file, calibrations[part], config, times=shares[part], progress=progress
-            )
-        write_json(folder / "fp8.json", report_facts(reports))
+        report = quantize(engine / file, folder / file, calibration, config, times=times, progress=progress)
+        write_json(folder / "fp8.json", to_dict(report))
         spec = replace(spec, precision="fp8", sha256=file_hashes(folder))
         write_json(folder / "engine.json", to_dict(spec))
-    return reports
+    return report
 
 
-def report_facts(reports: Mapping[str, Fp8Report]) -> dict[str, Any]:
-    """`fp8.json`: the report of "unet", and in it, under its part's name, that of any other graph."""
-    others = {part: to_dict(report) for part, report in reports.items() if part != "unet"}
-    return {**to_dict(reports["unet"]), **others}
-
-
-def _calibration(bundle: ModelBundle, graph: Graph, sampling: Sampling) -> Calibration:
-    keys = _keys(bundle, sampling.images)
+def _calibration(bundle: ModelBundle, graph: Graph, images: int, sampling: Sampling) -> Calibration:
+    keys = _keys(bundle, images)
     scales, held_out = (
-        sampling_inputs(
-            bundle, graph, keys[half::2], range(half, len(keys), 2), sampling.steps, sampling.guidance, sampling.reuse
-        )
-        for half in (0, 1)
+        sampling_inputs(bundle, graph, keys[half::2], range(half, len(keys), 2), sampling) for half in (0, 1)
     )
     return Calibration(scales, held_out)
-
-
-def _shares(
-    times: Mapping[str, LayerTime] | None, graphs: Mapping[str, Path]
-) -> dict[str, Mapping[str, LayerTime] | None]:
-    """What each graph is to read of a timing table: all but the layers that only others have, so that a name of none is
-    refused as unknown.
-    """
-    if times is None:
-        return dict.fromkeys(graphs)
-    layers = {part: {layer.name for layer in find_layers(read_graph(path).graph)} for part, path in graphs.items()}
-    known = set().union(*layers.values())
-    return {
-        part: {name: time for name, time in times.items() if name in own or name not in known}
-        for part, own in layers.items()
-    }
 
 
 def _keys(bundle: ModelBundle, count: int) -> list[PromptKey]:

@@ -18,9 +18,6 @@ from dive_fast.unet.graphs import (
     ReducedUnetGraph,
     UnetGraph,
     cross_attentions,
-    deep_channels,
-    depths,
-    split_call,
 )
 from dive_fast.unet.optimizations import WithoutUnitScale
 
@@ -66,43 +63,6 @@ class VaeEncoderGraph(nn.Module):
         return parameters
 
 
-class KeepingGraph(nn.Module):
-    """A UNet form's inputs -> out_sample [R, C, h, w], deep [R, C', h, w]: what comes into its last `depth` layers."""
-
-    def __init__(self, network: nn.Module, depth: int) -> None:
-        super().__init__()
-        self.network, self.depth = network, depth
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        out: tuple[Tensor, Tensor] = self.network(*inputs, depth=self.depth)
-        return out
-
-
-class ShortGraph(KeepingGraph):
-    """A UNet form's inputs and, last, deep -> out_sample [R, C, h, w] by the last `depth` layers and what they read."""
-
-    def forward(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
-        *others, deep = inputs
-        out: Tensor = self.network(*others, deep=deep, depth=self.depth)
-        return out
-
-
-class IndexedShortGraph(nn.Module):
-    """What `ShortGraph` must equal: as `IndexedUnetGraph`, with deep [R, C', h, w] last, by the UNet's own modules."""
-
-    def __init__(self, unet: nn.Module, depth: int) -> None:
-        super().__init__()
-        self.unet, self.depth = unet, depth
-
-    def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, prompt_index: Tensor, *others: Tensor
-    ) -> Tensor:
-        *image_index, deep = others
-        rows = sample[image_index[0]] if image_index else sample
-        out: Tensor = split_call(self.unet, rows, timestep, encoder_hidden_states[prompt_index], deep, self.depth)
-        return out
-
-
 @dataclass(frozen=True)
 class Axis:
     """A dimension that stays free in the graph: `name` there, `size` in examples, always a multiple of `multiple`."""
@@ -139,7 +99,6 @@ class Graph:
     reference: nn.Module
     bank: PromptBankGraph | None = None
     embeddings: tuple[int, ...] = ()
-    beside: tuple[str, ...] = ()  # outputs behind `output`, which the reference does not have
 
     def examples(self, rows: int, seed: int = 0) -> dict[str, Tensor]:
         """Random inputs of `reference` in order: float32 normal noise, or int64 token ids, timesteps and indices.
@@ -250,26 +209,8 @@ def _unet_graphs(
     to_bank = Graph(
         "prompt_bank", bank, {"encoder_hidden_states": (prompts, *embeddings)}, "kv_bank", 0, rows_max, bank
     )
-    indexed, depth = IndexedUnetGraph(unet), options.reuse_depth
-    if not depth:
-        module = _scaled(network, options)
-        return [to_bank, Graph("unet", module, inputs, "out_sample", 0, rows_max, indexed, bank, embeddings)]
-    if depth not in depths(unet):
-        able = depths(unet)
-        raise InputError(f"export: reuse_depth must be {able[0]} to {able[-1]} for this UNet, got {depth}")
-    short_inputs = {**inputs, "deep": _rows(deep_channels(unet, depth), *latents[1:])}
-    short_reference = IndexedShortGraph(unet, depth)
-    return [
-        to_bank,
-        Graph(
-            "unet", _scaled(KeepingGraph(network, depth), options), inputs, "out_sample", 0, rows_max, indexed, bank,
-            embeddings, ("deep",),
-        ),
-        Graph(
-            "unet_short", _scaled(ShortGraph(network, depth), options), short_inputs, "out_sample", 0, rows_max,
-            short_reference, bank, embeddings,
-        ),
-    ]  # fmt: skip
+    module, indexed = _scaled(network, options), IndexedUnetGraph(unet)
+    return [to_bank, Graph("unet", module, inputs, "out_sample", 0, rows_max, indexed, bank, embeddings)]
 
 
 def _scaled(network: nn.Module, options: GraphOptions) -> nn.Module:

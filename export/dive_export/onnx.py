@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dive_export.graphs import Axis, Graph, KeepingGraph
+from dive_export.graphs import Axis, Graph
 from dive_export.kernel_node import define
 from dive_export.precision import as_precision, converted, rounded_run, upcast_bfloat16
 from dive_fast.io import atomic_path, brief
@@ -34,7 +34,6 @@ TRACED_ROWS = 4
 # budget comes from (`rounded_run`); sums are float32 in both. 2 leaves room for the places where they differ.
 # Either is of the worst row of the same inputs, as rows of a trained network differ tenfold.
 BUDGET = {"fp32": 6.0, "fp16": 2.0, "bf16": 2.0}
-AS_ONE = (WithoutUnitScale, KeepingGraph)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 AS_EXPORTED = "the graph as exported"
 UPCAST = (
@@ -80,9 +79,9 @@ def export_graph(graph: Graph, path: Path, precision: str = "fp32") -> None:
             dynamo=True,
             opset_version=OPSET,
             input_names=list(graph.inputs),
-            output_names=[graph.output, *graph.beside],
+            output_names=[graph.output],
             # inputs that a forward takes as `*inputs` are one argument to the exporter
-            dynamic_shapes=(shapes,) if isinstance(graph.module, AS_ONE) else shapes,
+            dynamic_shapes=(shapes,) if isinstance(graph.module, WithoutUnitScale) else shapes,
             external_data=True,
             verbose=False,
         )

@@ -1,71 +1,163 @@
-"""What to export: the UNet's form, its precision, the exact savings and the sizes. The only place where each is chosen."""
+"""What to export, build and quantise. Importing these records loads neither torch nor numpy."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from dive_fast.io import user_cache
+from dive_fast.settings import NonNegativeFloat, PositiveInt, Reads, Settings, Within
 from dive_fast.types import InputError
-from dive_fast.unet.optimizations import SAVINGS
 
-Form = Literal["plain", "bank"]
-PRECISIONS = ("fp32", "fp16", "bf16")
+if TYPE_CHECKING:
+    from dive_fast.engines.tensorrt_api import Flavour
 
-# Made only when asked for: whether it pays depends on what runs the graph, and no GPU has told yet.
-# kv_gather: no copy of keys and values for each row, every cross-attention is one node `dive::cross_attention`
-# (`kernel_node`, bank form only).
+GIB = 1 << 30
+# Graph optimizations that are made on request only: whether they are faster depends on what runs the graph.
+# kv_gather: keys and values are not copied for each row, and every cross-attention is one node `dive::cross_attention`
+# (`kernel_node`, form bank only).
 ON_REQUEST = ("kv_gather",)
 BANK_ONLY = ("shared_prefix", "kv_gather")
 
 
-@dataclass(frozen=True)
-class GraphOptions:
-    """How the four networks are written down.
+def _optimizations(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(text.split(","))
 
-    `form`: what the UNet reads of the prompts, "plain" (embeddings) or "bank" (keys and values computed once).
-    `precision`: type of weights and of floating inputs and outputs. `removed`: the exact savings to make, by default
-    all of `SAVINGS` that the form allows. `any_size`: height and width stay free, in multiples of what the UNet's levels
-    need. `kernels` makes the saving `kv_gather` beside `removed`: nodes for which TensorRT can take our kernel.
-    `reuse_depth` > 0 (form "bank") adds the UNet's last layers as a part of their own, for plans with reuse.
-    Raises `InputError` for anything unknown, and for what form "bank" alone has with form "plain".
+
+def _gibibytes(text: str) -> int:
+    try:
+        size = int(float(text) * GIB)
+    except ValueError:
+        size = 0
+    if size < GIB // 100:
+        raise InputError(f"must be a number of GiB, at least 0.01, got {text!r}")
+    return size
+
+
+@dataclass(frozen=True)
+class GraphOptions(Settings):
+    """How the four networks become graphs.
+
+    Raises `InputError` for an unknown optimization, and for what form "bank" alone has with form "plain".
     """
 
-    form: Form = "plain"
-    precision: str = "fp32"
-    removed: tuple[str, ...] | None = None
+    form: Literal["plain", "bank"] = "plain"
+    """What the UNet reads of the prompts: plain, their embeddings (named as optimum names them), or bank, cross-attention
+    keys and values that are computed once for all steps."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Type of weights and of floating inputs and outputs."""
+    optimizations: Annotated[tuple[str, ...], Reads(_optimizations, "NAME,...|none")] | None = None
+    """Exact optimizations of the UNet's graph; by default all that the form allows of time_table, shared_prefix (form
+    bank), unit_scale and fused_qkv."""
     any_size: bool = False
+    """Leave height and width free in the graphs, in multiples of what the UNet's levels need; --size is the default."""
     kernels: bool = False
-    reuse_depth: int = 0
+    """Form bank: make each cross-attention one node, for which dive-fast build --kernels takes our kernel (optimization
+    kv_gather). Other runtimes run it too, without a gain."""
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("form", self.form, get_args(Form)),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if value not in known:
-                raise InputError(f"export: {name} {value!r} is unknown; choose one of {', '.join(known)}")
-        unknown = [name for name in self.removed or () if name not in (*SAVINGS, *ON_REQUEST)]
+        from dive_fast.unet.optimizations import SAVINGS
+
+        super().__post_init__()
+        unknown = [name for name in self.optimizations or () if name not in (*SAVINGS, *ON_REQUEST)]
         if unknown:
             names = ", ".join((*SAVINGS, *ON_REQUEST))
-            raise InputError(f"export: removed names {unknown}, which is no saving; choose from {names}")
-        misfits = [name for name in self._asked if name in BANK_ONLY and self.form != "bank"]
+            raise InputError(f"optimizations: unknown {', '.join(unknown)}; choose from {names}")
+        misfits = [name for name in self._requested if name in BANK_ONLY and self.form != "bank"]
         if misfits:
-            raise InputError(f"export: {', '.join(misfits)} needs form 'bank', got form {self.form!r}; leave it out")
-
-        if self.reuse_depth < 0 or (self.reuse_depth and self.form != "bank"):
-            raise InputError(
-                f"export: reuse_depth {self.reuse_depth} must be 0 or more, above 0 with form 'bank' alone, "
-                f"got form {self.form!r}"
-            )
+            raise InputError(f"optimizations: {', '.join(misfits)} requires form bank, got form {self.form}")
 
     @property
-    def _asked(self) -> tuple[str, ...]:
-        """What was named, in whatever order."""
-        return (self.removed or ()) + (ON_REQUEST if self.kernels else ())
+    def _requested(self) -> tuple[str, ...]:
+        return (self.optimizations or ()) + (ON_REQUEST if self.kernels else ())
 
     @property
     def savings(self) -> tuple[str, ...]:
-        """The savings made, in the order of `SAVINGS` and `ON_REQUEST`."""
-        by_default = () if self.removed is not None else SAVINGS
-        made = [name for name in by_default if self.form == "bank" or name not in BANK_ONLY] + list(self._asked)
+        """The optimizations made, in the order of `SAVINGS` and `ON_REQUEST`."""
+        from dive_fast.unet.optimizations import SAVINGS
+
+        by_default = () if self.optimizations is not None else SAVINGS
+        made = [name for name in by_default if self.form == "bank" or name not in BANK_ONLY] + list(self._requested)
         return tuple(name for name in (*SAVINGS, *ON_REQUEST) if name in made)
+
+
+@dataclass(frozen=True)
+class BuildConfig(Settings):
+    """How to build a TensorRT engine. Raises one `InputError` with every setting that does not fit the others."""
+
+    flavour: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt"
+    """tensorrt, for data-centre GPUs too, or tensorrt-rtx, for RTX cards, which builds without a GPU."""
+    rows: tuple[int, ...] = (36, 72, 144)
+    """The UNet's row counts (guidance included), a static profile each; calls are padded to the next one."""
+    vae_rows: tuple[int, ...] = (1, 18)
+    """Row counts of both halves of the VAE."""
+    text_rows: tuple[int, ...] = (1, 64)
+    """Row counts of the text encoder, in prompts; form bank: also of what computes keys and values."""
+    prompts_max: PositiveInt = 1024
+    """Form bank: most prompts in a bank."""
+    refittable: bool = False
+    """Keep weights out of the plans: another adapter requires dive-fast refit only."""
+    target: str | None = None
+    """tensorrt-rtx: compute capability to build for, as 8.9; by default Ampere and later."""
+    compatibility: Literal["none", "same-capability", "ampere"] = "none"
+    """tensorrt: which other GPUs run the plans; both same-capability and ampere are slower."""
+    level: Annotated[int, Within(0, 5)] | None = None
+    """How long TensorRT searches; by default TensorRT chooses."""
+    workspace: Annotated[int, Reads(_gibibytes, "GiB")] | None = None
+    """Most GPU memory for a layer's scratch."""
+    cache: Path | None = None
+    """Folder of plans and timings built before; by default in the user's cache."""
+    kernels: bool = False
+    """tensorrt: use our compiled cross-attention kernel for a UNet exported with --kernels (docs/tensorrt.md)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = self.kind
+        wrong = [
+            f"{name} must be whole numbers > 0, ascending, got {list(counts)}"
+            for name, counts in (("rows", self.rows), ("vae_rows", self.vae_rows), ("text_rows", self.text_rows))
+            if not counts or min(counts) < 1 or list(counts) != sorted(set(counts))
+        ]
+        if self.target is not None and self.target not in kind.capabilities:
+            known = f"knows {', '.join(kind.capabilities)}" if kind.capabilities else "builds for the GPU it runs on"
+            wrong.append(f"target {self.target!r}: {kind.name} {known}")
+        if self.compatibility != "none" and not kind.compatibility:
+            wrong.append(f"compatibility {self.compatibility}: {kind.name} does not know it, use target")
+        if self.kernels and not kind.python_plugins:
+            wrong.append(f"kernels: {kind.name} takes no compiled Python plugins, use tensorrt")
+        if self.kernels and self.compatibility != "none":
+            wrong.append(
+                f"kernels are for this GPU alone, compatibility is {self.compatibility}; choose one of the two"
+            )
+        if wrong:
+            raise InputError(f"build: {'; '.join(wrong)}")
+
+    @property
+    def kind(self) -> Flavour:
+        from dive_fast.engines import tensorrt_api
+
+        return tensorrt_api.flavour(self.flavour)
+
+    @property
+    def cache_folder(self) -> Path:
+        return self.cache or user_cache("tensorrt")
+
+
+@dataclass(frozen=True)
+class Fp8Config(Settings):
+    """How much of a UNet becomes FP8."""
+
+    budget: NonNegativeFloat = 0.05
+    """Most error of the UNet's output on held-out inputs in the worst call: the root mean square difference from the graph
+    before, over that graph's root mean square."""
+    percentile: Annotated[float, Within(1e-9, 100)] = 100.0
+    """Percentile of activations that becomes the largest value of FP8 (e4m3: 448); 100: the largest activation."""
+    # Layers that stay as they are: ends of the network and the time embedding, which are cheap and which every step passes.
+    keep: tuple[str, ...] = ("conv_in", "conv_out", "time_embedding.*", "*.time_emb_proj")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if math.isinf(self.budget):
+            raise InputError("budget must be finite, got inf; any choice of layers meets 10")

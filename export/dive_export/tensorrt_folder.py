@@ -10,7 +10,7 @@ from typing import Any
 
 from dive_export.artifact import Progress, file_hashes
 from dive_export.tensorrt_cache import Plan
-from dive_fast.engines.onnx_engine import check_files, read_spec
+from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.io import canonical_json, read_json, write_json
 from dive_fast.types import EngineSpec, InputError, to_dict
 

@@ -10,82 +10,21 @@ from typing import Any
 from dive_export import trt_plugin
 from dive_export.artifact import Progress
 from dive_export.kernel_node import kernel_nodes
+from dive_export.options import BuildConfig
 from dive_export.tensorrt_build import PartBuild, Range, build_plan
 from dive_export.tensorrt_cache import Plan, PlanCache, graph_hash
 from dive_export.tensorrt_folder import exported_spec
 from dive_export.tensorrt_profiles import axis_sizes, profiles, weights_size
 from dive_fast.engines import tensorrt_api as trt
+from dive_fast.engines.engine_folder import parts
 from dive_fast.engines.node_runner import read_graph
-from dive_fast.engines.onnx_engine import UNETS, parts
-from dive_fast.io import canonical_json, sha256_bytes, user_cache
+from dive_fast.io import canonical_json, sha256_bytes
 from dive_fast.types import EngineSpec, InputError, Profile, to_dict
 
 COMPATIBILITY = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere": "AMPERE_PLUS"}
 FORMAT = 1  # of what a plan's key is made from; another number forgets every cached plan
 # Bytes of a plan beside its weights, a profile; measured 1.6 to 6.0 MB (tests/support/tiny.py, tensorrt-rtx).
 CODE_SIZE = 8 << 20
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    """How to build. Row counts are the only ones that run: calls are padded up to the next one.
-
-    `rows` are the UNet's (guidance included), `vae_rows` both VAE halves', `text_rows` the text encoder's and, in form
-    "bank", the prompts that become a bank at once; `prompts_max` is how long a bank may be. `refittable` builds plans
-    without weights, which another adapter's engine shares (`refit_engine`). `kernels` takes our compiled kernel for the
-    cross-attentions of a UNet that was exported for it (`trt_plugin`) or raises. `target` is the compute capability that
-    tensorrt-rtx builds for (None: Ampere and later); `compatibility` lets tensorrt's plans run on other GPUs (none,
-    same-capability or ampere, which costs speed). `level` is 0 to 5, `workspace` bytes, None TensorRT's own. `cache` is a
-    folder, None the user's cache. Raises `InputError` with everything that does not fit together.
-    """
-
-    flavour: str = "tensorrt"
-    rows: tuple[int, ...] = (36, 72, 144)
-    vae_rows: tuple[int, ...] = (1, 18)
-    text_rows: tuple[int, ...] = (1, 64)
-    prompts_max: int = 1024
-    refittable: bool = False
-    target: str | None = None
-    compatibility: str = "none"
-    level: int | None = None
-    workspace: int | None = None
-    cache: Path | None = None
-    kernels: bool = False
-
-    def __post_init__(self) -> None:
-        kind = trt.flavour(self.flavour)
-        wrong = [
-            f"{name} must be whole numbers > 0, ascending, got {list(counts)}"
-            for name, counts in (("rows", self.rows), ("vae_rows", self.vae_rows), ("text_rows", self.text_rows))
-            if not counts or min(counts) < 1 or list(counts) != sorted(set(counts))
-        ]
-        if self.prompts_max < 1:
-            wrong.append(f"prompts_max must be at least 1, got {self.prompts_max}")
-        if self.target is not None and self.target not in kind.capabilities:
-            known = f"knows {', '.join(kind.capabilities)}" if kind.capabilities else "builds for the GPU it runs on"
-            wrong.append(f"target {self.target!r}: {kind.name} {known}")
-        if self.compatibility not in COMPATIBILITY:
-            wrong.append(f"compatibility {self.compatibility!r} is none of {', '.join(COMPATIBILITY)}")
-        if self.compatibility != "none" and not kind.compatibility:
-            wrong.append(f"compatibility {self.compatibility}: {kind.name} does not know it, use target")
-        if self.kernels and not kind.python_plugins:
-            wrong.append(f"kernels: {kind.name} takes no compiled Python plugins, use {trt.TENSORRT.name}")
-        if self.kernels and self.compatibility != "none":
-            wrong.append(
-                f"kernels are for this GPU alone, compatibility is {self.compatibility}; choose one of the two"
-            )
-        if self.level is not None and not 0 <= self.level <= 5:
-            wrong.append(f"level must be 0 to 5, got {self.level}")
-        if wrong:
-            raise InputError(f"build: {'; '.join(wrong)}")
-
-    @property
-    def kind(self) -> trt.Flavour:
-        return trt.flavour(self.flavour)
-
-    @property
-    def cache_folder(self) -> Path:
-        return self.cache or user_cache("tensorrt")
 
 
 @dataclass(frozen=True)
@@ -239,7 +178,7 @@ def _part_build(
         level=config.level,
         workspace=config.workspace,
         timings=config.cache_folder / "timings" / f"{place}.bin",
-        kernels=kernels if part in UNETS else {},
+        kernels=kernels if part == "unet" else {},
     )
 
 

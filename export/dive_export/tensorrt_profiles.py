@@ -9,7 +9,6 @@ from typing import Any
 
 from dive_export.tensorrt_build import Range, Shapes
 from dive_fast.engines.node_runner import read_graph
-from dive_fast.engines.onnx_engine import UNETS
 from dive_fast.io import read_json
 from dive_fast.types import DiveError, EngineSpec, InputError
 
@@ -26,7 +25,7 @@ def axis_sizes(
     fp16). A UNet with the shared prefix takes images beside rows, so each row count has a profile with half as many
     images, for guidance, and one with as many, for steps without.
     """
-    if part not in UNETS:
+    if part != "unet":
         counts = vae if part.startswith("vae") else text
         return [{"rows": (n, n, n), "prompts": (n, n, n)} for n in counts]
     bank = (1, min(PROMPTS_BEST, prompts_max), prompts_max)

@@ -15,8 +15,8 @@ from dive_export.artifact import Progress, say, staging
 from dive_export.tensorrt_cache import Plan, bare, constant, structure
 from dive_export.tensorrt_folder import already_there, exported_spec, write_engine
 from dive_fast.engines import tensorrt_api as trt
+from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.engines.node_runner import read_graph
-from dive_fast.engines.onnx_engine import check_files, read_spec
 from dive_fast.io import clear_disk_errors, read_json
 from dive_fast.types import EngineSpec, InputError
 

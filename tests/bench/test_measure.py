@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from dive_fast.bench.work import Work
 from dive_fast.engines import Conditioning
 from dive_fast.sampling import Sampling, Schedule
 from dive_fast.types import InputError
-from tests.bench.conftest import Sleep
 from tests.support.fake_engine import FakeEngine
 
 STEPS = 3
@@ -24,7 +24,7 @@ STEPS = 3
 class SlowEngine(FakeEngine):
     """Milliseconds: 20 a text call, 30 a bank, 4 a UNet row, 40 a decode; by the clock of `sleep`."""
 
-    def __init__(self, sleep: Sleep) -> None:
+    def __init__(self, sleep: Callable[[float], None]) -> None:
         super().__init__()
         self.sleep = sleep
 
@@ -67,7 +67,7 @@ def counted(engine: Any, sampling: Sampling = PLAIN) -> Counted:
     return Counted(work, CEILINGS, sampling, engine)
 
 
-def test_stages_rates_and_floors_of_a_slow_engine(sleep: Sleep) -> None:
+def test_stages_rates_and_floors_of_a_slow_engine(sleep: Callable[[float], None]) -> None:
     engine: Any = SlowEngine(sleep)
     told: list[str] = []
     rows = measure_rows(engine, (4, 8), PLAIN, repeats=3, turns=3, counted=counted(engine), advance=told.append)
@@ -92,7 +92,7 @@ def test_stages_rates_and_floors_of_a_slow_engine(sleep: Sleep) -> None:
         assert row.batch_floor.share == pytest.approx(row.batch_floor.gflop / row.batch_ms.p50)
 
 
-def test_a_whole_job_and_its_estimate(sleep: Sleep) -> None:
+def test_a_whole_job_and_its_estimate(sleep: Callable[[float], None]) -> None:
     engine: Any = SlowEngine(sleep)
     job = measure_job(engine, 4, PLAIN)
     assert job.images == 6  # three batches of two images

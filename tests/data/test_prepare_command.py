@@ -76,7 +76,7 @@ def test_the_same_command_again_adds_what_is_missing(
     assert text.splitlines()[-1] == f"prepared set {out}: 14 images of 5 people in 1 shards, with latents"
     code, text, error = run("--out", out, *sets, "--no-latents", "--tall")
     assert code == 2
-    assert "is for other sets, filters or images" in error
+    assert "another prepared set" in error
 
 
 def test_dry_run_writes_nothing(run: Run, sets: list[str], tmp_path: Path) -> None:
@@ -91,20 +91,19 @@ def test_dry_run_writes_nothing(run: Run, sets: list[str], tmp_path: Path) -> No
 def test_what_is_refused(run: Run, sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = ["--out", tmp_path / "out"]
     code, _, error = run(*out)
-    assert (code, error) == (2, "dive-fast: there is no set to read; name at least one, as sysu:PATH or market:PATH\n")
+    assert code == 2
+    assert "sysu:PATH" in error
     code, _, error = run(*out, "--paired", "market:M")
     assert code == 2
-    assert "with a layout of sysu, regdb, llcm" in error
+    assert "sysu, regdb, llcm" in error
     code, _, error = run(*out, *sets[:3], sets[3].removesuffix(",prefix=1"))
     assert code == 2
-    assert (
-        "1 identity names are in set sysu and in set market (0002); they are different people: tell them apart" in error
-    )
+    assert "set sysu and in set market (0002)" in error
     (tmp_path / "raw/sysu/cam1/0002/0002.jpg").write_bytes(b"")
     code, _, error = run(*out, *sets, "--no-latents", "--strict")
     assert code == 2
-    assert error.splitlines()[-1] == "dive-fast: sysu/cam1/0002/0002.jpg is not an image; remove it or fetch it again"
+    assert "sysu/cam1/0002/0002.jpg is not an image" in error
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10))  # type: ignore[attr-defined]
     code, _, error = run("--out", tmp_path / "other", *sets, "--no-latents")
     assert code == 1
-    assert "other needs 1 MB, the disk has 1 MB free; free space or choose another --out" in error
+    assert "other needs 1 MB, the disk has 1 MB free" in error

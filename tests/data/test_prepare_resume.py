@@ -103,24 +103,24 @@ def test_what_is_lost_is_made_again(trees: Path, tmp_path: Path, lost: str) -> N
 
 def test_a_folder_is_for_one_set(trees: Path, tmp_path: Path) -> None:
     prepare(plan_of(trees), tmp_path / "out")
-    with pytest.raises(InputError, match="is for other sets, filters or images; choose another --out"):
+    with pytest.raises(InputError, match="another prepared set.*--out"):
         prepare(plan_of(trees, shard_size=4), tmp_path / "out")
     photo(trees / "sysu/cam1/0001/0003.jpg")
-    with pytest.raises(InputError, match="is for other sets, filters or images"):
+    with pytest.raises(InputError, match="another prepared set"):
         prepare(plan_of(trees), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").touch()
-    with pytest.raises(InputError, match="holds other files and no prepared set"):
+    with pytest.raises(InputError, match="mine holds other files"):
         prepare(plan_of(trees), tmp_path / "mine")
-    with pytest.raises(InputError, match="is a file; choose another --out"):
+    with pytest.raises(InputError, match="is a file.*--out"):
         prepare(plan_of(trees), tmp_path / "mine/thesis.tex")
-    with pytest.raises(InputError, match="lies in set sysu, which is not written to"):
+    with pytest.raises(InputError, match="lies in .*sysu"):
         prepare(plan_of(trees), trees / "sysu/prepared")
 
 
 def test_two_runs_do_not_share_a_folder(trees: Path, tmp_path: Path) -> None:
     plan = plan_of(trees)
-    with claimed(tmp_path / "out", plan), pytest.raises(InputError, match="another run is writing to"):
+    with claimed(tmp_path / "out", plan), pytest.raises(InputError, match="another run .*out"):
         prepare(plan, tmp_path / "out")
 
 
@@ -133,7 +133,7 @@ def test_space_is_looked_at_before(trees: Path, tmp_path: Path, monkeypatch: pyt
     assert written < needed < 2 * written
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10_000_000))  # type: ignore[attr-defined]
     check_space(tmp_path / "new/out", 10_000_000)
-    with pytest.raises(DiveError, match=r"new/out needs 20 MB, the disk has 10 MB free; free space or"):
+    with pytest.raises(DiveError, match=r"new/out needs 20 MB.* 10 MB"):
         check_space(tmp_path / "new/out", 20_000_000)
 
 

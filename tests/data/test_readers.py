@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dive_fast.data import merge_samples, read_folder, read_ids, read_market, read_sysu
+from dive_fast.data.folder import read_folder
+from dive_fast.data.market import read_market
+from dive_fast.data.sysu import read_ids, read_sysu
 from dive_fast.types import InputError, Sample
 
 
@@ -62,7 +64,7 @@ def test_sysu_splits(tree):
     assert {s.pid for s in read_sysu(tree, "trainval")} == {"0001", "0002", "0003"}
     touch(tree, "cam4/0099/0001.jpg")
     assert {s.pid for s in read_sysu(str(tree), "all")} == {"0001", "0002", "0003", "0099"}
-    with pytest.raises(InputError, match=r"must be one of .*'trainval'.* got 'tset'"):
+    with pytest.raises(InputError, match="trainval.*'tset'"):
         read_sysu(tree, "tset")
 
 
@@ -72,7 +74,7 @@ def test_sysu_all_needs_no_lists(tmp_path):
 
 def test_sysu_reports_identities_without_images(tree):
     touch(tree, "cam1/0005/0001.jpg")
-    with pytest.warns(UserWarning, match="4 identities of split 'test' have no image: 0004, 0006, 0007 and 1 more"):
+    with pytest.warns(UserWarning, match="4 .* 0004, 0006, 0007 and 1 more"):
         assert named(read_sysu(tree, "test"), tree) == ["cam1/0005/0001.jpg"]
 
 
@@ -92,18 +94,18 @@ def test_ids_that_are_no_numbers_stay(tmp_path):
     (tmp_path / "ids.txt").write_text("12345, anna b,market-0002")
     assert read_ids(tmp_path / "ids.txt") == ["12345", "anna b", "market-0002"]
     (tmp_path / "ids.txt").write_text("1,../2")
-    with pytest.raises(InputError, match=r"ids\.txt: '\.\./2' cannot be an identity name"):
+    with pytest.raises(InputError, match=r"ids\.txt: '\.\./2'"):
         read_ids(tmp_path / "ids.txt")
 
 
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda root: None, "has no camera folder; expected SYSU-MM01's layout: cam1/"),
-        (lambda root: (root / "cam1").mkdir(), r"exp/train_id\.txt does not exist; expected SYSU"),
-        (lambda root: touch(root, "cam1/0001/0001.jpg", "exp/train_id.txt"), "has no image of split 'train'"),
-        (lambda root: (root / "exp").mkdir() or touch(root, "camera1/0001/0001.jpg"), "has no camera folder"),
-        (lambda root: touch(sysu(root, train="7"), "cam1/0001/0001.jpg"), "has no image of split 'train'"),
+        (lambda root: None, "no camera folder.*cam1/"),
+        (lambda root: (root / "cam1").mkdir(), r"exp/train_id\.txt"),
+        (lambda root: touch(root, "cam1/0001/0001.jpg", "exp/train_id.txt"), "no image.*train_id"),
+        (lambda root: (root / "exp").mkdir() or touch(root, "camera1/0001/0001.jpg"), "no camera folder"),
+        (lambda root: touch(sysu(root, train="7"), "cam1/0001/0001.jpg"), "no image.*train_id"),
     ],
 )
 def test_sysu_says_what_it_expected(tmp_path, prepare, message):
@@ -113,9 +115,9 @@ def test_sysu_says_what_it_expected(tmp_path, prepare, message):
 
 
 def test_sysu_root_itself(tmp_path):
-    with pytest.raises(InputError, match="does not exist; expected SYSU"):
+    with pytest.raises(InputError, match="nowhere.*SYSU"):
         read_sysu(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="is not a folder; expected SYSU"):
+    with pytest.raises(InputError, match="a.zip.*SYSU"):
         read_sysu(touch(tmp_path, "a.zip") / "a.zip")
 
 
@@ -142,15 +144,15 @@ def test_market_gt_bbox_warns(tmp_path):
 
 
 def test_market_errors(tmp_path):
-    with pytest.raises(InputError, match=r"query does not exist; expected Market-1501's layout"):
+    with pytest.raises(InputError, match="query.*Market-1501"):
         read_market(tmp_path, "query")
-    with pytest.raises(InputError, match="must be one of .*'gt_bbox'.* got 'test'"):
+    with pytest.raises(InputError, match="gt_bbox.*'test'"):
         read_market(tmp_path, "test")
     (tmp_path / "query").mkdir()
-    with pytest.raises(InputError, match="has no image of a person"):
+    with pytest.raises(InputError, match="query"):
         read_market(tmp_path, "query")
     touch(tmp_path / "query", "0001_c1s1_001051_00.jpg", "holiday.jpg")
-    with pytest.raises(InputError, match=r"1 images are not named like .* \(holiday\.jpg\); read such folders with"):
+    with pytest.raises(InputError, match=r"holiday\.jpg.*folder:"):
         read_market(tmp_path, "query")
 
 
@@ -165,41 +167,15 @@ def test_folder(tmp_path):
 
 
 def test_folder_errors(tmp_path):
-    with pytest.raises(InputError, match="has no image; expected one folder per identity"):
+    with pytest.raises(InputError, match="ROOT/<identity>"):
         read_folder(tmp_path, "cam1")
     touch(tmp_path, "12/a.jpg")
     (tmp_path / "empty").mkdir()
-    with pytest.warns(UserWarning, match="1 identity folders have no image: empty"):
+    with pytest.warns(UserWarning, match="empty"):
         read_folder(tmp_path, "cam1")
     touch(tmp_path, "0012/a.jpg")
-    with pytest.raises(InputError, match="both mean 0012; rename one"):
+    with pytest.raises(InputError, match="0012"):
         read_folder(tmp_path, "cam1")
     touch(tmp_path / "other", "a,b/a.jpg")
-    with pytest.raises(InputError, match="'a,b' cannot be an identity name"):
+    with pytest.raises(InputError, match="'a,b'"):
         read_folder(tmp_path / "other", "cam1")
-
-
-def people(*pids: str) -> list[Sample]:
-    return [Sample(Path(f"{pid}.jpg"), pid, "cam1") for pid in pids]
-
-
-def test_merge():
-    merged = merge_samples(people("0001", "0001", "0002"), people("0003"))
-    assert [s.pid for s in merged] == ["0001", "0001", "0002", "0003"]
-
-
-def test_merge_never_mixes_people():
-    with pytest.raises(InputError, match=r"2 identity names are in two sets \(0001, 0002\); give prefixes"):
-        merge_samples(people("0001", "0002"), people("0003"), people("0002", "0001", "0004"))
-
-
-def test_merge_with_prefixes_leaves_its_input_alone():
-    given = people("0001")
-    merged = merge_samples(people("0001"), given, prefixes=["", "market-"])
-    assert [s.pid for s in merged] == ["0001", "market-0001"]
-    assert given == people("0001")
-    assert merged[1].path == given[0].path
-    with pytest.raises(InputError, match="in two sets"):
-        merge_samples(people("0001"), people("0001"), prefixes=["a-", "a-"])
-    with pytest.raises(InputError, match="1 prefixes for 2 sets"):
-        merge_samples(people("0001"), people("0001"), prefixes=["a-"])

@@ -17,7 +17,7 @@ from dive_fast.engines.base import Conditioning, EngineBase, Geometry
 from dive_fast.engines.torch_engine import TorchEngine
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError
-from tests.engines.test_images import BACKENDS, opened
+from tests.support.engines import BACKENDS, opened
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
 
 
@@ -60,7 +60,7 @@ def test_wrong_shapes_are_refused_with_both_shapes(engine: EngineBase) -> None:
 
 
 def test_images_that_are_not_finite_are_refused(engine: EngineBase) -> None:
-    with pytest.raises(DiveError, match=r"images are not finite; open the engine with the guard.*guard=True"):
+    with pytest.raises(DiveError, match="--check-finite"):
         engine.decode(torch.full((1, *LATENT_SHAPE), torch.nan))
 
 
@@ -81,10 +81,10 @@ def _poisoned(folder: Path, name: str) -> None:
     (folder / "engine.json").write_text(json.dumps(spec))
 
 
-def test_the_guard_names_network_timestep_rows_and_layer(tiny_engine: Path, tmp_path: Path) -> None:
+def test_check_finite_names_network_timestep_rows_and_layer(tiny_engine: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_engine, tmp_path / "engine"))
     _poisoned(folder, "mid_block.resnets.1.conv2.weight")
-    blind, engine = load_engine(folder, device="cpu"), load_engine(folder, device="cpu", guard=True)
+    blind, engine = load_engine(folder, device="cpu"), load_engine(folder, device="cpu", check_finite=True)
     latents, index = torch.zeros(2, *LATENT_SHAPE), torch.tensor([0, 0])
     bank = engine.condition(torch.zeros(1, 32, TEXT_WIDTH))
     assert not blind.eps(latents, 500, blind.condition(torch.zeros(1, 32, TEXT_WIDTH)), index).isfinite().all()
@@ -95,9 +95,9 @@ def test_the_guard_names_network_timestep_rows_and_layer(tiny_engine: Path, tmp_
         engine.eps(latents, 500, bank, index)
 
 
-def test_the_guard_looks_at_every_network_and_lets_the_finite_pass(tiny_fused: Path) -> None:
+def test_check_finite_covers_every_network_and_passes_finite_values(tiny_fused: Path) -> None:
     """By torch, whose weights can be reached; which of several rows went bad is told too."""
-    engine, plain = load_engine(tiny_fused, device="cpu", guard=True), load_engine(tiny_fused, device="cpu")
+    engine, plain = load_engine(tiny_fused, device="cpu", check_finite=True), load_engine(tiny_fused, device="cpu")
     assert isinstance(engine, TorchEngine)
     ids, photos = engine.prompts.token_ids([None]), torch.zeros(1, HEIGHT, WIDTH, 3, dtype=torch.uint8)
     latents = torch.zeros(3, *LATENT_SHAPE)
@@ -107,7 +107,7 @@ def test_the_guard_looks_at_every_network_and_lets_the_finite_pass(tiny_fused: P
     half_bad[1] = torch.inf
     with pytest.raises(DiveError, match="unet at timestep 7: it was given latents that are not finite"):
         engine.eps(half_bad, 7, bank, torch.tensor([0, 0, 0]))
-    nan_prompt = Conditioning(torch.cat([bank.bank, torch.full_like(bank.bank, torch.nan)]))
+    nan_prompt = Conditioning(torch.cat([bank.states, torch.full_like(bank.states, torch.nan)]))
     with pytest.raises(DiveError, match=r"unet at timestep 7: not finite in 1 of 3 rows \(2\)"):
         engine.eps(latents, 7, nan_prompt, torch.tensor([0, 0, 1]))
     layers = {

@@ -20,7 +20,7 @@ from dive_fast.models import load_bundle
 from dive_fast.types import DiveError, InputError
 from dive_fast.unet.optimizations import SAVINGS
 from dive_kernels.image_epilogue import image_epilogue
-from tests.engines.test_images import floats, latents_of
+from tests.support.engines import floats, latents_of
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
 
 CPU = torch.device("cpu")
@@ -126,7 +126,7 @@ def test_guidances_two_rows_an_image_stay_two_when_padded(engine: CompiledEngine
 
 
 def test_one_conditioning_serves_all_steps_and_is_the_bank(engine: CompiledEngine) -> None:
-    bank = engine.condition(given(70, 1, 1)[0]).bank  # more prompts than are encoded at once
+    bank = engine.condition(given(70, 1, 1)[0]).states  # more prompts than are encoded at once
     assert bank.shape == (70, 2, 32, 32 * 4) and bank.dtype == torch.float32
 
 
@@ -191,12 +191,12 @@ def test_a_failed_compilation_is_one_sentence_with_the_way_out(tiny_fused: Path)
         engine.decode(latents)
 
 
-def test_the_guard_names_the_layer_or_says_that_the_model_is_not_to_blame(tiny_fused: Path) -> None:
-    engine = CompiledEngine(load_bundle(tiny_fused), CPU, guard=True, row_counts=(2,), compiler="eager")
+def test_check_finite_names_the_layer_or_says_that_the_model_is_right(tiny_fused: Path) -> None:
+    engine = CompiledEngine(load_bundle(tiny_fused), CPU, check_finite=True, row_counts=(2,), compiler="eager")
     embeddings, latents, index = given(2, 2, 2)
     bank = engine.condition(embeddings)
     assert engine.eps(latents, 7, bank, index).isfinite().all()
-    nan_prompt = Conditioning(torch.cat([bank.bank, torch.full_like(bank.bank, torch.nan)]))
+    nan_prompt = Conditioning(torch.cat([bank.states, torch.full_like(bank.states, torch.nan)]))
     with pytest.raises(DiveError, match=r"unet at timestep 7: not finite in 1 of 2 rows \(1\)"):
         engine.eps(latents, 7, nan_prompt, torch.tensor([0, 2]))
     fast, engine._fast_unet = engine._fast_unet, lambda *feeds: torch.full((2, *LATENT_SHAPE), torch.nan)
@@ -228,5 +228,5 @@ def test_the_image_epilogue_makes_the_same_bytes(engine: CompiledEngine) -> None
     assert not_finite.tolist() == [0, 0, 0]
     images[1, 2, 3, 4] = torch.nan
     assert (image_epilogue(images)[1].tolist(), engine._pixels(images)[1]) == ([0, 1, 0], False)
-    with pytest.raises(DiveError, match="images are not finite; open the engine with the guard"):
+    with pytest.raises(DiveError, match="--check-finite"):
         engine.decode(torch.full((1, *LATENT_SHAPE), torch.nan))

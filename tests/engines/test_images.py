@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from dive_fast.engines import Engine, Request, load_engine
+from dive_fast.engines import Engine, Request
 from dive_fast.engines.base import EngineBase
-from dive_fast.sampling import Schedule, add_noise, dpmpp_2m, guided, initial_noise
+from dive_fast.sampling import initial_noise
+from tests.support.engines import BACKENDS, KEYS, SEEDS, floats, latents_of, opened
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, WIDTH
-
-KEYS = [("0001", "cam3"), ("0003", "cam1"), ("0002", "cam3")]
-SEEDS = [11, 12, 13]
-BACKENDS = ["torch", "onnxruntime"]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def engine(request: pytest.FixtureRequest) -> EngineBase:
     folder = request.getfixturevalue("tiny_fused" if request.param == "torch" else "tiny_engine")
     return opened(folder, request.param)
-
-
-@cache
-def opened(folder: Path, backend: str) -> EngineBase:
-    engine = load_engine(folder, backend, device="cpu")
-    assert isinstance(engine, EngineBase)
-    return engine
 
 
 @pytest.fixture(scope="module")
@@ -43,32 +31,6 @@ def pipeline(tiny_fused: Path) -> Any:
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def latents_of(
-    engine: Engine,
-    keys: Sequence[tuple[str, str]] = KEYS,
-    seeds: Sequence[int] = SEEDS,
-    steps: int = 20,
-    scale: float = 7.5,
-    start: int = 0,
-    photos: Tensor | None = None,
-) -> Tensor:
-    """Keys and seeds to latents, composed as a run does it."""
-    embeddings, index = engine.prompts.encode(engine.encode_text, [None, *keys])
-    bank = engine.condition(embeddings)
-    schedule = Schedule.from_config(engine.scheduler_config, steps)
-    latents = initial_noise(seeds, engine.latent_shape)
-    if photos is not None:
-        latents = add_noise(engine.encode(photos), latents, schedule, start)
-    eps = guided(lambda x, t, rows: engine.eps(x, t, bank, rows), index[1:], int(index[0]), scale)
-    return dpmpp_2m(eps, latents, schedule, start)
-
-
-def floats(engine: EngineBase, latents: Tensor) -> Tensor:
-    """Images as they are before they become bytes: [B, H, W, 3] in 0..1."""
-    images = engine._decoder(latents / engine.geometry.scaling_factor)
-    return (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def diffusers_images(pipe: Any, keys: Sequence[tuple[str, str]], engine: Engine, **options: Any) -> Any:

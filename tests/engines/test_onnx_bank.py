@@ -143,7 +143,7 @@ def test_each_row_gets_its_latent_and_its_prompt(tiny_engine: Path, tmp_path: Pa
     generator = torch.Generator().manual_seed(1)
     embeddings = torch.randn(70, MAX_TOKENS, TEXT_WIDTH, generator=generator) / 10  # more than go through at once
     bank = engine.condition(embeddings)
-    assert bank.bank.shape == (70, 2, MAX_TOKENS, COLUMNS)
+    assert bank.states.shape == (70, 2, MAX_TOKENS, COLUMNS)
     latents = torch.randn(3, *LATENT_SHAPE, generator=generator)
     for index in (torch.tensor([69, 0, 12]), torch.tensor([5, 5, 5, 69, 0, 12])):
         noise = engine.eps(latents, 321, bank, index)
@@ -158,7 +158,7 @@ def test_half_precision_stays_inside_the_engine(tiny_engine: Path, tmp_path: Pat
     engine = load_engine(folder, device="cpu")
     embeddings = torch.randn(2, MAX_TOKENS, TEXT_WIDTH, generator=torch.Generator().manual_seed(1)) / 10
     bank = engine.condition(embeddings)
-    assert bank.bank.dtype == torch.float16 and engine.spec.precision == "fp16"
+    assert bank.states.dtype == torch.float16 and engine.spec.precision == "fp16"
     latents, index = torch.zeros(1, *LATENT_SHAPE), torch.tensor([0, 1])
     noise = engine.eps(latents, 4, bank, index)
     assert noise.dtype == torch.float32

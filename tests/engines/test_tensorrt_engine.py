@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from dive_export.tensorrt import BuildConfig, build_engine, refit_engine
+from dive_export.tensorrt import refit_engine
 from dive_fast.engines import load_engine
 from dive_fast.engines import tensorrt_api as trt
-from dive_fast.engines.onnx_engine import read_engine, read_spec
+from dive_fast.engines.engine_folder import read_spec
 from dive_fast.engines.tensorrt_engine import TensorRTEngine, open_tensorrt
 from dive_fast.types import DiveError, InputError
 from tests.support.tensorrt_double import STREAM, Double, LaneDouble, double, install, retrained
+from tests.support.tensorrt_engines import built, opened, quiet
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
 
 __all__ = ["double"]  # a fixture
@@ -28,21 +28,6 @@ def near(folder: Path, part: str) -> dict[str, float]:
     """
     parity = json.loads((folder / "parity.json").read_text())
     return {"rtol": 0.0, "atol": 4 * max(parity[part]["largest"].values())}
-
-
-def quiet(line: str) -> None:
-    pass
-
-
-def built(source: Path, out: Path, **options: Any) -> Path:
-    config = {"rows": (2, 5, 8), "vae_rows": (1, 3), "text_rows": (2,), "cache": out.parent / "cache", **options}
-    build_engine(source, out, BuildConfig(**config), quiet)
-    return out
-
-
-def opened(folder: Path, module: Double, lane: LaneDouble | None = None, **options: Any) -> TensorRTEngine:
-    files = read_engine(folder, read_spec(folder))
-    return TensorRTEngine(files, module, torch.device("cpu"), lane or LaneDouble(), "a test", **options)
 
 
 @pytest.fixture

@@ -22,7 +22,10 @@ CPU = Facts(
     packages={name: Package("1.0") for name in CPU_PACKAGES},
     gpu_problem="no NVIDIA driver is loaded",
     torch_problem="torch 2.13.0+cpu is built without CUDA, install a build for this machine's driver",
-    providers=("CPUExecutionProvider",),
+    refusals={
+        "onnxruntime-cuda": ("this onnxruntime has no CUDAExecutionProvider",),
+        "onnxruntime-tensorrt": ("this onnxruntime has no TensorrtExecutionProvider",),
+    },
     assets=dict.fromkeys(ASSETS, 12_000_000),
 )
 GPU = replace(
@@ -32,7 +35,7 @@ GPU = replace(
     driver="13.0",
     gpu_problem=None,
     torch_problem=None,
-    providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    refusals={},
 )
 
 
@@ -48,6 +51,8 @@ def test_a_cpu_machine() -> None:
     assert engines(CPU) == {
         "torch-cpu": "ok",
         "torch-cuda": "no",
+        "torch-compiled-cpu": "ok",
+        "torch-compiled-cuda": "no",
         "onnxruntime-cpu": "ok",
         "onnxruntime-cuda": "no",
         "onnxruntime-tensorrt": "no",
@@ -69,7 +74,7 @@ def test_a_gpu_machine_runs_everything() -> None:
 
 
 def test_a_missing_package_names_its_extra() -> None:
-    bare = replace(CPU, packages={}, torch_problem=None, providers=())
+    bare = replace(CPU, packages={}, torch_problem=None, refusals={})
     assert set(engines(bare).values()) == {"no"}
     found = by_name(bare)
     assert found["torch"].remedy == "pip install 'dive-fast[torch]'"
@@ -94,11 +99,20 @@ def test_both_onnxruntimes_are_a_conflict() -> None:
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in conflict.remedy
 
 
-def test_a_gpu_runtime_without_its_provider() -> None:
-    found = by_name(replace(GPU, providers=("CPUExecutionProvider",)))
-    assert found["onnxruntime-cpu"].state == "ok"
-    assert "has no CUDA provider" in found["onnxruntime-cuda"].value
-    assert "has no Tensorrt provider" in found["onnxruntime-tensorrt"].value
+def test_what_a_backend_refuses_is_shown() -> None:
+    refusals = {"onnxruntime-cuda": ("this onnxruntime has no CUDAExecutionProvider",)}
+    found = by_name(replace(GPU, refusals=refusals))
+    assert found["onnxruntime-cpu"].state == found["onnxruntime-tensorrt"].state == "ok"
+    assert found["onnxruntime-cuda"] == Row("engines", "onnxruntime-cuda", "no", *refusals["onnxruntime-cuda"])
+
+
+def test_onnxruntime_without_providers_of_gpus_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    found = probing._refusals({"onnxruntime": Package("1.0"), "torch": Package("2.0")})
+    assert found["onnxruntime-cpu"] == ()
+    for name, provider in (("onnxruntime-cuda", "CUDA"), ("onnxruntime-tensorrt", "Tensorrt")):
+        assert f"{provider}ExecutionProvider" in found[name][0] and len(found[name]) == 1
 
 
 def test_rtx_builds_without_a_gpu_and_runs_with_one_only() -> None:
@@ -109,9 +123,6 @@ def test_rtx_builds_without_a_gpu_and_runs_with_one_only() -> None:
 
 
 def test_help_names_the_backends_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dive_fast.engines.load import CHOICES
-
-    assert {"auto", *probing.BACKENDS} == set(CHOICES["backend"])
     installed = {"onnxruntime", "torch", "tensorrt", "tensorrt_rtx"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
     monkeypatch.setattr(probing, "DRIVER_FILES", (Path("/no/driver"),))

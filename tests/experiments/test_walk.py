@@ -23,7 +23,8 @@ from dive_fast.experiments.study import StudyConfig, run_study
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
 from dive_fast.reid.training.train import ReidConfig
 from dive_fast.sampling import Sampling
-from dive_fast.train.personalize import PersonalizeConfig, personalize
+from dive_fast.train.config import PersonalizeConfig
+from dive_fast.train.personalize import personalize
 from dive_fast.types import InputError
 from dive_fast.world.trees import WorldSpec, build_world
 

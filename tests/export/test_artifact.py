@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from dive_export import SAVINGS, GraphOptions, artifact, export_engine
+from dive_export import GraphOptions, artifact, export_engine
 from dive_export.graphs import Graph
 from dive_export.onnx import AS_EXPORTED
 from dive_export.resources import INTERVAL, STATM, Resources
-from dive_fast.engines.onnx_engine import check_files, read_spec
+from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError, to_dict
-from tests.conftest import ENGINE_ROWS, HALF_BANK
+from dive_fast.unet.optimizations import SAVINGS
+from tests.support.engines import HALF_BANK
+from tests.support.tiny import ENGINE_ROWS
 
 
 @pytest.fixture

@@ -4,16 +4,54 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from dive_fast.engines import load_engine
+from dive_export import GraphOptions, export_engine
+from dive_export.fp8 import Fp8Config
+from dive_export.fp8_engine import quantize_engine
+from dive_export.tensorrt import BuildConfig
+from dive_export.tensorrt_build import build_plan
+from dive_export.tensorrt_job import Build
+from dive_fast.engines import Engine, load_engine
+from dive_fast.engines import tensorrt_api as trt
+from dive_fast.sampling import Sampling, Schedule, dpmpp_2m, guided, initial_noise
 from dive_fast.types import DiveError
 from tests.support.cli import Run
+from tests.support.tensorrt_double import Double, double
+from tests.support.tensorrt_engines import built, opened, quiet
+
+__all__ = ["double"]  # a fixture
 
 BUDGET = "0.04"
+
+
+@pytest.fixture(scope="module")
+def bank(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bank") / "engine"
+    export_engine(tiny_fused, out, rows_max=8, check=False, options=GraphOptions("bank"), progress=quiet)
+    return out
+
+
+@pytest.fixture(scope="module")
+def quantised(bank: Path, tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quantised") / "engine"
+    quantize_engine(bank, tiny_fused, out, Fp8Config(float(BUDGET)), Sampling(4, 2.0), images=4, progress=quiet)
+    return out
+
+
+def prediction(engine: Engine) -> Tensor:
+    embeddings, index = engine.prompts.encode(engine.encode_text, [("0001", "cam1"), ("0002", "cam3")])
+    latents = torch.randn(2, *engine.latent_shape, generator=torch.Generator().manual_seed(5))
+    return engine.eps(latents, 500, engine.condition(embeddings), index)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
 
 
 def test_an_engine_is_quantised_within_its_budget_and_runs(
@@ -21,7 +59,7 @@ def test_an_engine_is_quantised_within_its_budget_and_runs(
 ) -> None:
     out = tmp_path / "fp8"
     arguments = ["quantize", "--engine", tiny_engine, "--model", tiny_fused, "--out", out, "--budget", BUDGET]
-    code, text, error = run(*arguments, "--people", "4", "--steps", "3", "--json")
+    code, text, error = run(*arguments, "--images", "4", "--steps", "3", "--json")
     assert code == 0, error
     report = json.loads((out / "fp8.json").read_text())
     assert 0 < report["error"] <= float(BUDGET) and report == {
@@ -32,33 +70,81 @@ def test_an_engine_is_quantised_within_its_budget_and_runs(
     assert graph.count(b"DequantizeLinear") > len([layer for layer in report["layers"] if layer["quantised"]]) > 0
     plain, quantised = load_engine(tiny_engine), load_engine(out)
     assert quantised.spec.precision == "fp8" and quantised.fingerprint != plain.fingerprint
-    keys = [("0001", "cam1"), ("0002", "cam3")]
-    found = []
-    for engine in (plain, quantised):
-        embeddings, index = engine.prompts.encode(engine.encode_text, keys)
-        latents = torch.randn(2, *engine.latent_shape, generator=torch.Generator().manual_seed(5))
-        found.append(engine.eps(latents, 500, engine.condition(embeddings), index))
     # Other inputs than those held out: the same kind of error, not the same number.
-    apart = float((found[1] - found[0]).square().mean().sqrt() / found[0].square().mean().sqrt())
-    assert 1e-4 < apart < 3 * float(BUDGET)
+    assert 1e-4 < relative(prediction(quantised), prediction(plain)) < 3 * float(BUDGET)
     code, _, error = run(*arguments)
     assert code == 2 and f"{out} exists" in error
     with pytest.raises(DiveError, match="precision fp32: the engine is fp8"):
         load_engine(out, precision="fp32")
 
 
+def images(engine: Engine, steps: int) -> Tensor:
+    """Pixels of three images in float64."""
+    keys = [("0001", "cam1"), ("0002", "cam3"), ("0003", "cam7")]
+    embeddings, index = engine.prompts.encode(engine.encode_text, [None, *keys])
+    conditioning = engine.condition(embeddings)
+    eps = guided(lambda x, t, rows: engine.eps(x, t, conditioning, rows), index[1:], int(index[0]), 2.0)
+    schedule = Schedule.from_config(engine.scheduler_config, steps)
+    return engine.decode(dpmpp_2m(eps, initial_noise([7, 8, 9], engine.latent_shape), schedule)).double()
+
+
+def test_a_bank_engine_in_fp8_costs_images_less_than_half_the_steps_do(quantised: Path, bank: Path) -> None:
+    plain, engine = load_engine(bank, device="cpu"), load_engine(quantised, device="cpu")
+    assert 1e-3 < relative(prediction(engine), prediction(plain)) < 3 * float(BUDGET)
+    expected = images(plain, 6)
+    by_fp8, by_steps = (float((x - expected).square().mean().sqrt()) for x in (images(engine, 6), images(plain, 3)))
+    assert 0.1 < by_fp8 < by_steps  # of 255
+
+
+def test_tensorrt_takes_an_fp8_engine(quantised: Path, tmp_path: Path, double: Double) -> None:
+    """By a stand-in for the module, which runs the graphs with onnxruntime."""
+    engine = opened(built(quantised, tmp_path / "plans"), double)
+    assert engine.spec.precision == "fp8"
+    torch.testing.assert_close(prediction(engine), prediction(load_engine(quantised, device="cpu")), rtol=0, atol=2e-5)
+
+
+def test_tensorrt_rtx_builds_the_unet_for_gpus_that_have_fp8(quantised: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'dive-fast[rtx]'")
+    rows = {"rows": (4,), "vae_rows": (2,), "text_rows": (2,), "prompts_max": 16}
+    job = Build.of(quantised, BuildConfig("tensorrt-rtx", **rows, target="8.9", cache=tmp_path)).parts["unet"]
+    module = trt.load(trt.flavour("tensorrt-rtx"))
+    assert build_plan(trt.flavour("tensorrt-rtx"), module, job, quiet).data
+    with pytest.raises(DiveError, match="fp8_e4m3"):
+        build_plan(trt.flavour("tensorrt-rtx"), module, replace(job, target="8.6"), quiet)
+
+
+def test_a_timing_table_decides_which_layers_are_tried(
+    quantised: Path, bank: Path, tiny_fused: Path, tmp_path: Path, run: Run
+) -> None:
+    layers = json.loads((quantised / "fp8.json").read_text())["layers"]
+    faster = "down_blocks.1.resnets.0.conv1"
+    table = {row["name"]: {"plain_ms": 0.2, "fp8_ms": 0.1 if row["name"] == faster else 0.3} for row in layers}
+    times, out = tmp_path / "times.json", tmp_path / "fp8"
+    arguments = ["quantize", "--engine", bank, "--model", tiny_fused, "--out", out, "--times", times]
+    arguments += ["--images", "2", "--budget", "10", "--steps", "2"]
+    times.write_text(json.dumps({"layers": {**table, "nowhere": table[faster]}}))
+    code, _, error = run(*arguments)
+    assert code == 2 and "'nowhere'" in error and not out.exists()
+    times.write_text(json.dumps({"layers": table}))
+    code, _, error = run(*arguments)
+    assert code == 0, error
+    rows = json.loads((out / "fp8.json").read_text())["layers"]
+    assert [row["name"] for row in rows if row["quantised"]] == [faster]
+    assert "timing gate: 0.3 ms in fp8, 0.2 ms without" in {row["why"] for row in rows}
+
+
 def test_only_the_engines_own_model_may_make_the_inputs(
     tiny_engine: Path, tiny_base: Path, tmp_path: Path, run: Run
 ) -> None:
     code, _, error = run(
-        "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--people", "2"
+        "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--images", "2"
     )
     assert code == 2 and "give the fused model that it was exported from" in error
     assert not list(tmp_path.iterdir())
     code, _, error = run(
-        "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--people", "3"
+        "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--images", "3"
     )
-    assert code == 2 and "--people must be even" in error
+    assert code == 2 and "--images must be even" in error
 
 
 def test_a_report_block_by_block_is_shown_and_kept_beside_the_engine(

@@ -17,8 +17,7 @@ from dive_export.onnx import AS_EXPORTED, _check_weights, export_graph, measure_
 from dive_fast.io import clear_disk_errors
 from dive_fast.models import load_bundle
 from dive_fast.types import DiveError, InputError
-from tests.conftest import ENGINE_ROWS
-from tests.support.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
+from tests.support.tiny import ENGINE_ROWS, HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
 
 
 class Toy(nn.Module):

@@ -11,19 +11,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx.helper import (
-    make_graph,
-    make_model,
-    make_node,
-    make_opsetid,
-    make_tensor_value_info,
-)
 
 from dive_export import GraphOptions
 from dive_export.graphs import Graph, graphs
-from dive_export.kernel_node import DOMAIN, NAME, VERSION, NodeBankUnetGraph, attributes, body, define, kernel_nodes
+from dive_export.kernel_node import DOMAIN, NAME, NodeBankUnetGraph, attributes, body, kernel_nodes
 from dive_export.onnx import export_graph, measure_parity
-from dive_export.options import SAVINGS
 from dive_export.precision import upcast_bfloat16
 from dive_export.probe import graph_parity
 from dive_export.qdq import find_layers, insert
@@ -33,9 +25,11 @@ from dive_fast.engines.node_runner import read_graph, run_nodes
 from dive_fast.models import load_bundle
 from dive_fast.types import InputError
 from dive_fast.unet.graphs import IndexedUnetGraph, PromptBankGraph, cross_attentions
-from tests.conftest import ENGINE_ROWS
+from dive_fast.unet.optimizations import SAVINGS
 from tests.support.kernel_cases import assert_as_good_as_torch
-from tests.unet.test_graphs import BUILDS, unet
+from tests.support.kernel_nodes import attended, one_node
+from tests.support.tiny import ENGINE_ROWS
+from tests.support.unets import BUILDS, unet
 
 
 @pytest.fixture(scope="module")
@@ -50,32 +44,6 @@ def exported(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("node") / "unet" / "model.onnx"
     export_graph(graph, path)  # runs onnx's checker
     return path
-
-
-def one_node(
-    element: int,
-    heads: int,
-    start: int,
-    channels: int,
-    width: int,
-    tokens: int | str = "tokens",
-    keys: int | str = "keys",
-) -> Any:
-    """A model of a single node and its body; the checker has passed it. q, b, i -> out, names are free sizes."""
-    attending = make_node(
-        NAME, ["q", "b", "i"], ["out"], domain=DOMAIN, heads=heads, start=[start], stop=[start + channels]
-    )
-    values = [
-        make_tensor_value_info("q", element, ["rows", tokens, channels]),
-        make_tensor_value_info("b", element, ["prompts", 2, keys, width]),
-        make_tensor_value_info("i", onnx.TensorProto.INT64, ["rows"]),
-    ]
-    out = make_tensor_value_info("out", element, ["rows", tokens, channels])
-    opsets = [make_opsetid("", 23), make_opsetid(DOMAIN, VERSION)]
-    model = make_model(make_graph([attending], "one", values, [out]), opset_imports=opsets)
-    define(model)
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 def session(model: Any) -> Any:
@@ -112,14 +80,6 @@ def test_the_body_computes_attention_to_the_rows_own_prompt(
     key, value = bank[index][..., start : start + channels].unbind(1)
     expected = [attended(*(x.to(kind) for x in (query, key, value)), heads) for kind in (dtype, torch.float64)]
     assert_as_good_as_torch(torch.from_numpy(found), *expected)
-
-
-def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    """softmax(Q K^T / sqrt(d)) V step by step, each rounded to the inputs' type as Attention's own definition does it."""
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    scale = query.shape[-1] ** -0.25
-    weights = ((query * scale) @ (key * scale).mT).softmax(-1)
-    return (weights @ value).transpose(1, 2).flatten(2)
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -210,9 +170,9 @@ def test_another_body_is_another_graph(exported: Path, tmp_path: Path) -> None:
 def test_it_is_made_on_request_and_for_banks_only() -> None:
     assert "kv_gather" not in GraphOptions("bank").savings
     assert GraphOptions("bank", kernels=True).savings == (*SAVINGS, "kv_gather")
-    assert GraphOptions("bank", removed=("kv_gather", "time_table")).savings == ("time_table", "kv_gather")
-    assert GraphOptions("bank", removed=(), kernels=True).savings == ("kv_gather",)
-    with pytest.raises(InputError, match="kv_gather needs form 'bank', got form 'plain'"):
+    assert GraphOptions("bank", optimizations=("kv_gather", "time_table")).savings == ("time_table", "kv_gather")
+    assert GraphOptions("bank", optimizations=(), kernels=True).savings == ("kv_gather",)
+    with pytest.raises(InputError, match="kv_gather requires form bank"):
         GraphOptions(kernels=True)
 
 

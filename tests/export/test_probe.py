@@ -16,7 +16,7 @@ from dive_export.probe import block_parity, graph_parity, table
 from dive_fast.engines.node_runner import SCOPES
 from dive_fast.models import load_bundle
 from dive_fast.types import to_dict
-from tests.conftest import ENGINE_ROWS
+from tests.support.tiny import ENGINE_ROWS
 
 # The blocks of the tiny UNet in the order in which they run.
 BLOCKS = [

@@ -15,9 +15,8 @@ from dive_export.tensorrt import BuildConfig, build_engine, dry_run, refit_engin
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, EngineSpec, InputError
-from tests.conftest import ENGINE_ROWS
 from tests.support.tensorrt_double import Double, double, install, retrained
-from tests.support.tiny import HEIGHT, WIDTH
+from tests.support.tiny import ENGINE_ROWS, HEIGHT, WIDTH
 
 __all__ = ["double"]  # a fixture
 
@@ -242,14 +241,14 @@ def test_a_damaged_export_is_refused_before_anything_is_built(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flavour": "onnx"}, "flavour 'onnx' is unknown"),
+        ({"flavour": "onnx"}, "flavour must be one of tensorrt, tensorrt-rtx, got 'onnx'"),
         ({"rows": ()}, r"rows must be whole numbers > 0, ascending, got \[\]"),
         ({"rows": (4, 2), "vae_rows": (0,)}, r"rows must .* got \[4, 2\]; vae_rows must .* got \[0\]"),
         ({"prompts_max": 0}, "prompts_max must be at least 1, got 0"),
         ({"target": "8.9"}, "target '8.9': tensorrt builds for the GPU it runs on"),
         ({"flavour": "tensorrt-rtx", "target": "9.0"}, "target '9.0': tensorrt-rtx knows 7.5, 8.0"),
         ({"flavour": "tensorrt-rtx", "compatibility": "ampere"}, "compatibility ampere: tensorrt-rtx does not know it"),
-        ({"compatibility": "all", "level": 6}, "'all' is none of none, .*; level must be 0 to 5, got 6"),
+        ({"compatibility": "all", "level": 6}, "compatibility .* got 'all'; level must be within 0..5, got 6"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_together(options: dict[str, Any], message: str) -> None:

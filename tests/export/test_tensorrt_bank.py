@@ -12,7 +12,7 @@ import torch
 from dive_export.tensorrt import BuildConfig, build_engine
 from dive_fast.engines import load_engine
 from dive_fast.engines.base import EngineBase
-from dive_fast.engines.onnx_engine import read_engine, read_spec
+from dive_fast.engines.engine_folder import read_engine, read_spec
 from dive_fast.engines.tensorrt_engine import TensorRTEngine
 from dive_fast.types import InputError
 from tests.support.tensorrt_double import STREAM, Double, LaneDouble, double
@@ -64,7 +64,7 @@ def test_the_profile_with_least_padding_runs_and_the_numbers_are_the_graphs(
 def test_the_bank_is_made_in_parts_once_and_read_in_place(engine: TensorRTEngine, double: Double) -> None:
     latents, embeddings, index = inputs(2, 4, prompts=5)
     bank = engine.condition(embeddings)
-    assert double.count("execute") == 3 and bank.bank.dtype == torch.float16  # 5 prompts, 2 at a time
+    assert double.count("execute") == 3 and bank.states.dtype == torch.float16  # 5 prompts, 2 at a time
     engine.eps(latents, 321, bank, index)
     double.calls.clear()
     engine.eps(latents, 20, bank, index)
@@ -73,7 +73,7 @@ def test_the_bank_is_made_in_parts_once_and_read_in_place(engine: TensorRTEngine
     double.calls.clear()
     engine.eps(latents, 20, other, index % 2)
     told: list[Any] = [call for call in double.calls if call[0] in ("shape", "address")]
-    assert told == [("shape", "kv_bank", tuple(other.bank.shape)), ("address", "kv_bank")]
+    assert told == [("shape", "kv_bank", tuple(other.states.shape)), ("address", "kv_bank")]
 
 
 def test_padding_never_points_outside_a_shorter_bank(engine: TensorRTEngine) -> None:

@@ -31,12 +31,12 @@ from dive_fast.engines.tensorrt_net import CudaLane, Net
 from dive_fast.types import DiveError, InputError
 from dive_fast.unet.optimizations import SAVINGS
 from dive_kernels import package
-from tests.conftest import ENGINE_ROWS
-from tests.export.test_kernel_node import attended, one_node
 from tests.support import tensorrt_plugin_double
 from tests.support.kernel_cases import assert_as_good_as_torch
+from tests.support.kernel_nodes import attended, one_node
 from tests.support.tensorrt_double import Double, Network, install, retrained
 from tests.support.tensorrt_plugin_double import DataType, TensorDesc
+from tests.support.tiny import ENGINE_ROWS
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 HALF = torch.float16

@@ -25,16 +25,10 @@ from dive_kernels import nvrtc, package, sources
 from dive_kernels.launch import Launch
 from dive_kernels.package import INDEX, Kernel, Package, binary, read, write
 from dive_kernels.reasons import why_not_here
-from dive_kernels.solver_step.plan import plan
-from tests.support.solver_cases import STEP
+from tests.support.solver_cases import example
 
 CUBIN = b"\x7fELF and no more"
 ROOT = Path(__file__).parents[2]
-
-
-def example() -> Launch:
-    x = torch.zeros(2, 1024)
-    return plan(x.half(), x.half(), x, x, STEP)[0]
 
 
 def kernel(architecture: int = 80, target: str = "sm_80", **changes: Any) -> Kernel:
@@ -377,7 +371,7 @@ STARTS = """
 import contextlib, sys, types
 import torch
 from dive_kernels import launch as launching
-from tests.kernels.test_package import example
+from tests.support.solver_cases import example
 torch.cuda.device = lambda _: contextlib.nullcontext()
 torch.cuda.current_stream = lambda _: types.SimpleNamespace(cuda_stream=0x77)
 launching.Launch.device = property(lambda _: torch.device("cuda", 1))

@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dive_fast.data import read_folder, read_llcm, read_market, read_regdb, read_sysu
+from dive_fast.data.folder import read_folder
+from dive_fast.data.llcm import read_llcm
+from dive_fast.data.market import read_market
+from dive_fast.data.regdb import read_regdb
+from dive_fast.data.sysu import read_sysu
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, InputError
 from tests.support.merging import (
@@ -111,7 +115,7 @@ def test_links_between_file_systems(tmp_path: Path, real: Path, monkeypatch: pyt
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", refuse)
-    with pytest.raises(DiveError, match=r"Invalid cross-device link\); hard links need one file system"):
+    with pytest.raises(DiveError, match="--how symlink"):
         joined(tmp_path / "new", "sysu", [f"sysu:{real}"], how="link")
     assert not (tmp_path / "new").exists()
 
@@ -119,7 +123,7 @@ def test_links_between_file_systems(tmp_path: Path, real: Path, monkeypatch: pyt
 def test_a_disk_that_is_too_small(tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=8 * 48 * 24 * 3 - 1)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with pytest.raises(DiveError, match="free space or choose another --out"):
+    with pytest.raises(DiveError, match="free space.*--out"):
         joined(tmp_path / "new", "agw", [], [str(pairs)], size=(48, 24))
     assert contents(tmp_path / "new.merging").keys() == {"merge.json"}
     joined(tmp_path / "small", "agw", [], [str(pairs)], size=(24, 24))
@@ -254,8 +258,8 @@ def test_people_get_four_digits(tmp_path: Path, real: Path) -> None:
     made = dataset(tmp_path / "pairs", ["0001", "anna"], pairs=1)
     sources = ([f"sysu:{real}"], [f"{made},prefix=1"])
     with (
-        pytest.warns(UserWarning, match="1anna are no numbers; AGW-family readers"),
-        pytest.warns(UserWarning, match=r"2 people's names are not four digits \(1anna, 10001\)"),
+        pytest.warns(UserWarning, match="1anna are no numbers"),
+        pytest.warns(UserWarning, match=r"1anna, 10001.*--number-people"),
     ):
         joined(tmp_path / "plain", "sysu", *sources)
     out = joined(tmp_path / "new", "sysu", *sources, number_people=True)
@@ -269,40 +273,36 @@ def test_people_of_one_modality(tmp_path: Path, pairs: Path) -> None:
     for folder in ("0006", "0007"):
         photo(tmp_path / "external" / folder / "1.jpg", int(folder))
     sources = ([f"folder:{tmp_path / 'external'},camera=cam2"], [str(pairs)])
-    with pytest.warns(
-        UserWarning, match=r"2 of 4 people are seen in one modality only \(0006, 0007\); .*--missing drop"
-    ):
+    with pytest.warns(UserWarning, match=r"2 of 4 .*\(0006, 0007\).*--missing drop"):
         kept = joined(tmp_path / "kept", "agw", *sources)
     assert set(agw_arrays(kept)["train_rgb_resized_label"]) == {0, 1, 2, 3}
     out = joined(tmp_path / "dropped", "agw", *sources, missing="drop")
     assert {tuple(set(labels)) for name, labels in agw_arrays(out).items() if name.endswith("label")} == {(0, 1)}
-    with pytest.raises(InputError, match="seen in one modality only"):
+    with pytest.raises(InputError, match="one modality"):
         joined(tmp_path / "refused", "agw", *sources, missing="refuse")
 
 
 def test_refused(tmp_path: Path, real: Path, pairs: Path) -> None:
     tested = dataset(tmp_path / "tested", ["0003"])
     out = tmp_path / "new"
-    with pytest.raises(InputError, match=r"1 people of the test half of set sysu would be trained on \(0003\)"):
+    with pytest.raises(InputError, match=r"1 people .*set sysu .*\(0003\)"):
         joined(out, "sysu", [f"sysu:{real}"], [str(tested)], same_people=True)
     with pytest.raises(InputError, match="3 people of the test half|1 people of the test half"):
         joined(out, "agw", [f"sysu:{real},split=all"])
-    with pytest.raises(
-        InputError, match=r"1 people's names are in more than one of synthetic, sysu \(0001\); say --same"
-    ):
+    with pytest.raises(InputError, match=r"synthetic, sysu \(0001\).*--same-people"):
         joined(out, "sysu", [f"sysu:{real}"], [str(pairs)])
-    with pytest.raises(InputError, match=r"they are different people: tell them apart"):
+    with pytest.raises(InputError, match="prefix=1"):
         joined(out, "sysu", [f"sysu:{real}", f"folder:{real / 'cam1'},camera=cam2"])
-    with pytest.raises(InputError, match="camera 'cam9' cannot be ir in a SYSU tree"):
+    with pytest.raises(InputError, match="'cam9'"):
         joined(out, "sysu", [], [str(pairs)], cameras={"cam3": "cam9"})
-    with pytest.raises(InputError, match="is given more than once"):
+    with pytest.raises(InputError, match="more than once"):
         joined(out, "sysu", [], [str(pairs), str(pairs / "../pairs")])
     with pytest.raises(InputError, match="nothing to merge"):
         joined(out, "sysu")
-    with pytest.raises(InputError, match=r"lies in .*SYSU, which is not written to"):
+    with pytest.raises(InputError, match="lies in .*SYSU"):
         joined(real / "new", "sysu", [f"sysu:{real}"])
     (real / "cam1/0002/0007.jpg").write_bytes((real / "cam1/0002/0007.jpg").read_bytes()[:400])
-    with pytest.raises(InputError, match=r"1 of 8 photos cannot be read: image .*0002/0007\.jpg is damaged"):
+    with pytest.raises(InputError, match=r"1 of 8 .*0002/0007\.jpg is damaged"):
         joined(out, "sysu", [f"sysu:{real}"])
     assert not out.exists()
     assert not (tmp_path / "new.merging").exists()
@@ -311,7 +311,7 @@ def test_refused(tmp_path: Path, real: Path, pairs: Path) -> None:
     shutil.rmtree(out)
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="exists and is not overwritten or added to"):
+    with pytest.raises(InputError, match="exists"):
         joined(out, "sysu", [], [str(pairs)])
     assert contents(out) == {"mine.txt": b"mine"}
 
@@ -320,14 +320,14 @@ def test_what_the_manifest_promises_is_checked(tmp_path: Path, pairs: Path) -> N
     records = list(read_manifest(pairs))
     twice = change(records[1], files={**records[1].files, "ir": records[0].files["ir"]})
     save_records(pairs, [records[0], twice, *records[2:]])
-    with pytest.raises(InputError, match=r"0001\.png is ir of pair 0001-00000-cam3 and ir of pair 0001-00001-cam3"):
+    with pytest.raises(InputError, match=r"0001\.png .*0001-00000-cam3 .*0001-00001-cam3"):
         joined(tmp_path / "new", "sysu", [], [str(pairs)])
     save_records(pairs, records)
     Image.new("L", (16, 32)).save(pairs / "cam3/0005/0002.png")
-    with pytest.raises(InputError, match=r"cam3/0005/0002\.png was changed since it was hashed"):
+    with pytest.raises(InputError, match=r"cam3/0005/0002\.png"):
         joined(tmp_path / "new", "sysu", [], [str(pairs)])
     (pairs / "cam3/0005/0002.png").unlink()
-    with pytest.raises(InputError, match=r"pair 0005-00001-cam3: .* is missing; run `dive-fast verify"):
+    with pytest.raises(InputError, match="0005-00001-cam3.*dive-fast verify"):
         joined(tmp_path / "other", "sysu", [], [str(pairs)])
 
 
@@ -357,7 +357,7 @@ joined(__import__("pathlib").Path({str(out)!r}), *{sources!r}, **{options!r})
     assert not out.exists()
     assert not {"provenance.jsonl", "merged.json", "exp/train_id.txt"} & contents(work).keys()
     assert list(work.glob(".*.tmp"))
-    with pytest.raises(InputError, match="is an unfinished merge of other images or options; delete it"):
+    with pytest.raises(InputError, match="unfinished merge.*--out"):
         joined(out, *sources, **{**options, "how": "symlink"})
     joined(out, *sources, **options)
     assert contents(out) == contents(whole)
@@ -365,5 +365,5 @@ joined(__import__("pathlib").Path({str(out)!r}), *{sources!r}, **{options!r})
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     joined(out, *sources, **options)  # the same again changes nothing
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == stamps
-    with pytest.raises(InputError, match="is a merge of other sets or with other options"):
+    with pytest.raises(InputError, match="other sets or .*--out"):
         joined(out, *sources, **{**options, "how": "symlink"})

@@ -59,16 +59,14 @@ def test_every_pair_is_a_row(tmp_path: Path, pairs: Path, monkeypatch: pytest.Mo
     assert [row["score_ir_identity"] for row in rows] == [0, 0.125, 0.25, None, None, None, 0.75]
     assert [row["score_psnr"] for row in rows] == [31.5] + [None] * 6
     assert [row["drop_reasons"] for row in rows if row["dropped"]] == [["identity 0.31 < 0.50"]]
-    with pytest.raises(InputError, match="exists and is not overwritten"):
+    with pytest.raises(InputError, match="exists"):
         write_parquet(pairs, tmp_path / "pairs.parquet")
 
 
 def test_sidecars_of_another_dataset(tmp_path: Path, pairs: Path) -> None:
     pytest.importorskip("pyarrow")
     drop(pairs, "0009-00000-cam3")
-    with pytest.raises(
-        InputError, match=r"dropped\.jsonl speaks of pair 0009-00000-cam3, which the manifest does not have"
-    ):
+    with pytest.raises(InputError, match=r"dropped\.jsonl.*0009-00000-cam3"):
         write_parquet(pairs, tmp_path / "pairs.parquet")
     (pairs / "scores/00001.jsonl").write_text('{"pair_id": "0001-00003-cam3", "ir": {"identity": "high"}}\n')
     with pytest.raises(InputError, match=r"00001\.jsonl line 1: a score is a number"):

@@ -11,16 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from dive_fast.models import add_lora, load_adapter, merge_identities, save_adapter, set_lora_state, subset
 from dive_fast.types import Camera, Identity, InputError
-from tests.models.test_lora import run
+from tests.support.adapters import assert_same, run
 from tests.support.tiny import TEXT_WIDTH, tiny_adapter
-
-
-def assert_same(one, other) -> None:
-    plain = ("base_fingerprint", "identities", "cameras", "template", "phrase", "rank", "alpha", "facts")
-    assert all(getattr(one, name) == getattr(other, name) for name in plain)
-    assert torch.equal(one.embeddings, other.embeddings)
-    assert one.lora.keys() == other.lora.keys()
-    assert all(torch.equal(one.lora[key], other.lora[key]) for key in one.lora)
 
 
 @pytest.fixture

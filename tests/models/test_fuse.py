@@ -18,7 +18,7 @@ from dive_fast.models import (
     set_lora_state,
 )
 from dive_fast.types import DiveError, Identity, InputError
-from tests.models.test_lora import run
+from tests.support.adapters import run
 from tests.support.tiny import LATENT_SHAPE, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
 
 

@@ -7,16 +7,8 @@ import torch
 
 from dive_fast.models import add_lora, has_lora, lora_shapes, lora_state, lora_targets, remove_lora, set_lora_state
 from dive_fast.types import DiveError, InputError
+from tests.support.adapters import run
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
-
-
-def run(unet, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    dtype = next(unet.parameters()).dtype
-    latents = torch.randn(3, *LATENT_SHAPE, generator=generator).to(dtype)
-    text = torch.randn(3, MAX_TOKENS, TEXT_WIDTH, generator=generator).to(dtype)
-    with torch.no_grad():
-        return unet(latents, 500, encoder_hidden_states=text).sample
 
 
 def test_targets_are_the_four_linears_of_every_attention_that_diffusers_counts(bundle):

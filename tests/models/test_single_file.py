@@ -15,7 +15,7 @@ from dive_fast.models import fuse, load_bundle, save_bundle
 from dive_fast.models.interop import import_adapter
 from dive_fast.models.single_file import _CONFIGS
 from dive_fast.types import InputError
-from tests.models.test_lora import run
+from tests.support.adapters import run
 from tests.support.ldm import ldm_tensors, write_single_file
 from tests.support.lora_layouts import CAMERAS, write_lora, write_person
 

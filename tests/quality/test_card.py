@@ -11,7 +11,7 @@ from dive_fast.io import write_json, write_jsonl
 from dive_fast.quality.card import write_card
 from dive_fast.quality.score import score_dataset
 from dive_fast.types import InputError
-from tests.quality.conftest import PIDS, make_dataset, rejected
+from tests.support.quality import PIDS, make_dataset, rejected
 
 
 def test_a_bare_dataset(dataset):

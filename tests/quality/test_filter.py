@@ -17,7 +17,7 @@ from dive_fast.quality.rules import Shares, parse
 from dive_fast.quality.sidecar import facts_path, nearest_path, read_facts, scores_path
 from dive_fast.synth.manifest import samples
 from dive_fast.types import InputError
-from tests.quality.conftest import PIDS, make_dataset, rejected
+from tests.support.quality import PIDS, make_dataset, rejected
 
 
 def scored(dataset: Path, real_root: Path, value=lambda n: n / 10) -> Path:

@@ -14,11 +14,12 @@ def two_clouds(count=60, dims=5, apart=0.4, seed=0):
     return unit(random.normal(size=(count, dims)) + apart * infrared[:, None]), infrared
 
 
-def test_area_under_curve_counts_pairs():
-    random = np.random.default_rng(0)
-    values, positive = random.integers(0, 6, 40).astype(np.float32), random.random(40) < 0.3
-    wins = [(a > b) + 0.5 * (a == b) for a in values[positive] for b in values[~positive]]
-    assert abs(probe.area_under_curve(values, positive) - np.mean(wins)) < 1e-12
+def test_area_under_the_curve_counts_pairs_of_held_out_images():
+    features, infrared = two_clouds(40)
+    report = probe.held_out(features, infrared, np.arange(40))
+    values = np.where(infrared, report.own, 1 - report.own)
+    wins = [(a > b) + 0.5 * (a == b) for a in values[infrared] for b in values[~infrared]]
+    assert abs(report.auc - np.mean(wins)) < 1e-12
 
 
 def test_fit_is_the_optimum():
@@ -33,7 +34,7 @@ def test_fit_is_the_optimum():
         best -= np.linalg.solve(inputs.T * (weight * p * (1 - p)) @ inputs + probe.DECAY * np.eye(6), slope)
     assert np.abs(slope).max() < 1e-12
     found = probe.fit(features, infrared)
-    np.testing.assert_allclose(found.weights, best, atol=1e-4)
+    np.testing.assert_allclose(found.model.coef_[0], best, atol=1e-4)
     np.testing.assert_allclose(found.infrared(features), 1 / (1 + np.exp(-inputs @ best)), atol=1e-5)
 
 

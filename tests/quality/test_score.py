@@ -20,7 +20,7 @@ from dive_fast.reid.data.dataset import load_images, normalise
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, InputError
-from tests.quality.conftest import PIDS, make_dataset, photo, rejected
+from tests.support.quality import PIDS, make_dataset, photo, rejected
 
 
 def run(dataset: Path, checkpoint: Path, real: SetSpec, train: tuple = (), **options):

@@ -16,7 +16,7 @@ from dive_fast.quality.extractor import NetFeatures, open_script
 from dive_fast.quality.sets import compare_sets, table
 from dive_fast.synth.manifest import samples
 from dive_fast.types import DiveError, InputError
-from tests.quality.conftest import PIDS, make_dataset, photo
+from tests.support.quality import PIDS, make_dataset, photo
 
 
 @dataclass

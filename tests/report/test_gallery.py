@@ -215,16 +215,16 @@ def test_without_matplotlib_it_says_so(tmp_path, monkeypatch):
 
 def test_refusals(tmp_path):
     dataset = make_dataset(tmp_path / "set", people=1)
-    with pytest.raises(InputError, match="lies in the dataset"):
+    with pytest.raises(InputError, match="lies in .*--out"):
         build(dataset, dataset / "report")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="other files.*--out"):
         build(dataset, tmp_path / "other")
     build(dataset, tmp_path / "out")
-    with pytest.raises(InputError, match="report of another dataset"):
+    with pytest.raises(InputError, match="another report"):
         build(make_dataset(tmp_path / "set2", people=2), tmp_path / "out")
-    with pytest.raises(InputError, match="--workers must be at least 1"):
+    with pytest.raises(InputError, match="--workers.* 0"):
         build(dataset, tmp_path / "out", workers=0)
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"):

@@ -6,12 +6,10 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from dive_fast.sampling import guided, initial_noise, repeated
 from dive_fast.types import InputError
-
-SHAPE = (4, 9, 5)
+from tests.support.sampling import SHAPE, Recorder
 
 
 def test_a_row_depends_on_its_seed_alone() -> None:
@@ -41,17 +39,6 @@ def test_no_seeds_give_no_rows() -> None:
 def test_refuses_a_seed_that_no_generator_takes(seed: int) -> None:
     with pytest.raises(InputError, match=f"first {seed}"):
         initial_noise([1, seed], SHAPE)
-
-
-class Recorder:
-    """eps_rows that answers with the prompt's number and remembers its calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, int, list[int]]] = []
-
-    def __call__(self, latents: Tensor, timestep: int, index: Tensor) -> Tensor:
-        self.calls.append((len(latents), timestep, index.tolist()))
-        return index.float().reshape(-1, 1, 1, 1) * torch.ones(len(index), *latents.shape[1:])
 
 
 def test_guidance_is_one_call_of_both_halves_the_empty_prompt_first() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from dive_fast.sampling import PRESETS, Sampling, Schedule, guided
 from dive_fast.types import InputError, to_dict
-from tests.sampling.test_noise_guidance import SHAPE, Recorder
+from tests.support.sampling import SHAPE, Recorder
 
 SCHEDULE = Schedule((900, 700, 500, 300, 100, 50), (14.0, 6.0, 3.0, 1.5, 0.5, 0.1, 0.0))
 

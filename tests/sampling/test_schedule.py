@@ -9,15 +9,8 @@ import pytest
 
 from dive_fast.sampling import Schedule
 from dive_fast.types import InputError
+from tests.support.sampling import diffusers_scheduler
 from tests.support.tiny import SCHEDULER_CONFIG
-
-
-def diffusers_scheduler(config: dict[str, Any], steps: int) -> Any:
-    from diffusers import DPMSolverMultistepScheduler
-
-    scheduler = DPMSolverMultistepScheduler.from_config(config)
-    scheduler.set_timesteps(steps)
-    return scheduler
 
 
 def assert_equal(config: dict[str, Any], steps: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dive_fast.sampling import Schedule, add_noise, dpmpp_2m
 from dive_fast.types import DiveError, InputError
-from tests.sampling.test_schedule import diffusers_scheduler
+from tests.support.sampling import diffusers_scheduler
 from tests.support.tiny import SCHEDULER_CONFIG
 
 SHAPE = (3, 4, 8, 4)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
-import typer
 
 from dive_fast import cli
 
 Run = Callable[..., tuple[int, str, str]]
-COMMANDS = typer.main.get_command(cli.app)
 
 
 @pytest.fixture
@@ -26,8 +25,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return runner
 
 
-def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every command that is no group, by the words that call it."""
-    if not hasattr(command, "commands"):
-        return {path: command}
-    return {k: v for name, child in command.commands.items() for k, v in leaves(child, (*path, name)).items()}
+def function_of(command: str) -> Callable[..., Any]:
+    """Returns the function of a command, like "world make"."""
+    module, function = cli.locate(command)
+    found: Callable[..., Any] = getattr(import_module(f"dive_fast.commands.{module}"), function)
+    return found

@@ -10,14 +10,14 @@ from dive_fast.data.counts import count_sets
 from dive_fast.data.filters import Filters, apply_filters
 from dive_fast.data.prepare import PreparePlan, claimed, finish, finished_shards, pack
 from dive_fast.data.prepared import open_prepared
-from dive_fast.data.sets import SetSpec, read_mixture
+from dive_fast.data.sets import SetSpec, read_sets
 from dive_fast.io import sha256_file
 
 
 def plan_of(root: Path, filters: Filters | None = None, shard_size: int = 5) -> PreparePlan:
     """The 14 images of `mixed_trees`, in 3 shards."""
     filters = filters or Filters()
-    sets = read_mixture([SetSpec("sysu", root / "sysu"), SetSpec("market", root / "market", "1")])
+    sets = read_sets([SetSpec("sysu", root / "sysu"), SetSpec("market", root / "market", "1")])
     left, dropped = apply_filters(sets, filters)
     return PreparePlan(tuple(left), tuple(count_sets(sets)), filters, tuple(dropped), shard_size)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dive_kernels.launch import Launch
 from dive_kernels.solver_step import StepCoefficients
+from dive_kernels.solver_step.plan import plan
 from dive_kernels.solver_step.reference import solver_step_reference
 
 STEP = StepCoefficients(guidance=7.5, alpha=0.61, sigma=0.79, keep=0.83, add=0.27, history=-0.11)
@@ -24,3 +26,8 @@ def exact(arguments: list[Tensor | None]) -> tuple[Tensor, Tensor]:
     """The float64 oracle on the very same inputs."""
     doubled = [None if tensor is None else tensor.double() for tensor in arguments]
     return solver_step_reference(*doubled, STEP)
+
+
+def example() -> Launch:
+    x = torch.zeros(2, 1024)
+    return plan(x.half(), x.half(), x, x, STEP)[0]

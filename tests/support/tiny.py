@@ -18,6 +18,7 @@ HEIGHT, WIDTH = 64, 32
 LATENT_SHAPE = (8, 8, 4)
 MAX_TOKENS = 32
 TEXT_WIDTH = 32
+ENGINE_ROWS = 16  # of the engine folders that tests/conftest.py exports
 MERGED_WORDS = ("a", "of", "photo", "person")
 
 MODEL_INDEX = {

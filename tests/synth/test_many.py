@@ -18,8 +18,7 @@ from dive_fast.synth.local import part_of
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.synth.verify import verify, verify_dataset
 from dive_fast.types import DiveError, InputError
-from tests.support.fake_engine import FakeEngine, contents, plan_of
-from tests.synth.test_stopping import ROOT, start_run
+from tests.support.fake_engine import ROOT, FakeEngine, contents, plan_of, start_run
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,20 +12,11 @@ import pytest
 import torch
 
 from dive_fast import io
-from dive_fast.synth import save_plan, synthesize
+from dive_fast.synth import synthesize
 from dive_fast.synth.manifest import samples
 from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import DiveError, InputError
-from tests.support.fake_engine import FakeEngine, contents, plan_of, write_photos
-
-ROOT = Path(__file__).parents[2]
-
-
-def start_run(plan, out: Path, delay: float) -> subprocess.Popen:
-    plan_file = out.parent / "plan.json"
-    save_plan(plan, plan_file)
-    command = [sys.executable, "-m", "tests.support.fake_engine", str(plan_file), str(out), str(delay)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+from tests.support.fake_engine import FakeEngine, contents, plan_of, start_run, write_photos
 
 
 def wait_for_shards(out: Path, process: subprocess.Popen, count: int) -> None:

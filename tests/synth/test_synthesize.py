@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dive_fast.data import read_sysu
+from dive_fast.data.sysu import read_sysu
 from dive_fast.synth import load_plan, synthesize
 from dive_fast.synth.manifest import read_manifest, samples
 from dive_fast.synth.verify import verify_dataset

@@ -11,13 +11,12 @@ from dive_fast.cli import main
 from dive_fast.models import load_bundle
 from dive_fast.train import course, dryrun
 from dive_fast.train import personalize as room
+from dive_fast.train.config import PersonalizeConfig, Prior, Samples
 from dive_fast.train.dryrun import dry_run
 from dive_fast.train.learner import Learner
 from dive_fast.train.loop import load_state
-from dive_fast.train.personalize import PersonalizeConfig, personalize
+from dive_fast.train.personalize import personalize
 from dive_fast.train.photos import BalancedDraw, encode_photos, samples_of
-from dive_fast.train.prior import Prior
-from dive_fast.train.samples import Samples
 from dive_fast.types import DiveError, InputError
 
 CONFIG = PersonalizeConfig(

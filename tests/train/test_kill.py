@@ -17,9 +17,8 @@ import torch
 import transformers.models.clip.modeling_clip  # noqa: F401
 
 from dive_fast.models import load_adapter, load_bundle
-from dive_fast.train.personalize import PersonalizeConfig, personalize
-from dive_fast.train.prior import Prior
-from dive_fast.train.samples import Samples
+from dive_fast.train.config import PersonalizeConfig, Prior, Samples
+from dive_fast.train.personalize import personalize
 from dive_fast.types import InputError
 
 CONFIG = PersonalizeConfig(

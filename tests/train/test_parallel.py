@@ -44,14 +44,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from dive_fast.data import read_folder
+from dive_fast.data.folder import read_folder
 from dive_fast.models import load_bundle
 from dive_fast.train import loop
 from dive_fast.distributed import process_group, rank_and_size
 from dive_fast.train.course import Course, stages_of
-from dive_fast.train.personalize import PersonalizeConfig
-from dive_fast.train.precision import Compute
-from dive_fast.train.prior import ClassPhotos, Prior, prompt_ids
+from dive_fast.train.config import Compute, PersonalizeConfig, Prior
+from dive_fast.train.prior import ClassPhotos, prompt_ids
 
 base, visible, infrared, out, parts = *map(Path, sys.argv[1:5]), int(sys.argv[5])
 torch.set_num_threads(1)

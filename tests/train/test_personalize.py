@@ -13,11 +13,12 @@ from dive_fast.models.adapter import load_adapter
 from dive_fast.models.lora import lora_targets
 from dive_fast.models.phrase import Phrase
 from dive_fast.train.cameras import camera_code, cameras_of
+from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.diffusion import Objective
 from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
 from dive_fast.train.learner import Captions, Learner, People
 from dive_fast.train.loop import Stage, adamw, load_state
-from dive_fast.train.personalize import PersonalizeConfig, personalize
+from dive_fast.train.personalize import personalize
 from dive_fast.train.photos import BalancedDraw, encode_photos
 from dive_fast.types import InputError, Sample
 from tests.support.tiny import tiny_bundle_folder

@@ -7,11 +7,12 @@ import torch
 
 from dive_fast.models import load_bundle
 from dive_fast.train import prior as room
+from dive_fast.train.config import PersonalizeConfig, Prior, Samples
 from dive_fast.train.course import Course, stages_of
 from dive_fast.train.loop import Trainer
-from dive_fast.train.personalize import PersonalizeConfig, personalize
-from dive_fast.train.prior import ClassPhotos, Prior, prompt_ids
-from dive_fast.train.samples import Sampler, Samples
+from dive_fast.train.personalize import personalize
+from dive_fast.train.prior import ClassPhotos, prompt_ids
+from dive_fast.train.samples import Sampler
 from dive_fast.types import InputError
 
 PRIOR = Prior(prior_weight=0.5, prior_prompt="a photo of a person", prior_count=3)

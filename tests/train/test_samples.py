@@ -10,9 +10,9 @@ from PIL import Image
 from dive_fast.engines import load_engine
 from dive_fast.models import fuse, load_bundle, save_bundle
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
+from dive_fast.train.config import PersonalizeConfig, Samples
 from dive_fast.train.course import Course
-from dive_fast.train.personalize import PersonalizeConfig, personalize
-from dive_fast.train.samples import Samples
+from dive_fast.train.personalize import personalize
 from tests.support.tiny import HEIGHT, WIDTH
 
 SAMPLES = Samples(sheet_every=2, sheet_people=2, sample_steps=3, sample_guidance=1.5)

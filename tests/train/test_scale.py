@@ -11,12 +11,12 @@ from dive_fast.cli import main
 from dive_fast.models import load_adapter, load_bundle
 from dive_fast.train import course
 from dive_fast.train import personalize as room
+from dive_fast.train.config import Compute, PersonalizeConfig
 from dive_fast.train.course import Course, stages_of
 from dive_fast.train.learner import Learner
 from dive_fast.train.loop import Trainer, load_state
-from dive_fast.train.personalize import PersonalizeConfig, personalize
+from dive_fast.train.personalize import personalize
 from dive_fast.train.photos import encode_photos
-from dive_fast.train.precision import Compute
 from dive_fast.types import DiveError, InputError
 
 CONFIG = PersonalizeConfig(identity_steps=3, steps=5, batch=4, rank=2, warmup=1, save_every=2)

@@ -10,8 +10,9 @@ from PIL import Image
 from dive_fast.io import read_json, write_json
 from dive_fast.models import load_bundle
 from dive_fast.models.phrase import Phrase
+from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.embedding import LearnedRows
-from dive_fast.train.personalize import PersonalizeConfig, personalize
+from dive_fast.train.personalize import personalize
 from dive_fast.train.tagger import Tagger, TaggerNet, load_tagger, mixed_words, read_people, save_tagger
 from dive_fast.types import InputError, Sample
 from tests.support.tiny import tiny_bundle_folder

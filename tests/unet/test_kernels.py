@@ -22,7 +22,7 @@ from dive_fast.unet.graphs import BankUnetGraph, PromptBankGraph, ReducedUnetGra
 from dive_fast.unet.kernels import OPS, Site, Workload, fastest, use_kernels
 from dive_fast.unet.optimizations import SAVINGS, WithoutUnitScale, copied
 from tests.support.tiny import _vae
-from tests.unet.test_graphs import unet
+from tests.support.unets import unet
 
 # Two orders of the same float64 sums differ by what rounding does to them: by what float32 differs from float64, times
 # 2^-29, their unit roundoffs' ratio. The factor is for the largest of thousands of differences being a matter of chance.

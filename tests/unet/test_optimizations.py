@@ -34,7 +34,7 @@ def exact_pocket(pocket: ModelBundle) -> ModelBundle:
 
 
 def unet_graph(bundle: ModelBundle, form: Form, removed: tuple[str, ...]) -> Graph:
-    parts, _ = graphs(bundle, None, ROWS, GraphOptions(form, removed=removed))
+    parts, _ = graphs(bundle, None, ROWS, GraphOptions(form, optimizations=removed))
     return next(part for part in parts if part.part == "unet")
 
 

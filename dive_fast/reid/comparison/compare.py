@@ -247,7 +247,7 @@ def _check(
         if leaked:
             raise InputError(
                 f"arm {name!r} trains on {len(leaked)} people of the test set ({', '.join(leaked[:5])}); leave them out, "
-                "or prefix the names if they are other people (data.merge_samples)"
+                "or prefix the names if they are other people (prefix=)"
             )
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dive_fast.models import PromptBank, fuse, load_bundle, merge_identities, subset
 from dive_fast.models.interop import export_adapter, import_adapter
 from dive_fast.types import Identity, InputError
-from tests.models.test_adapter import assert_same
+from tests.support.adapters import assert_same
 from tests.support.tiny import LATENT_SHAPE, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
 
 

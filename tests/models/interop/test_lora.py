@@ -14,7 +14,7 @@ from dive_fast.models import fuse
 from dive_fast.models.interop import import_adapter
 from dive_fast.models.lora import lora_pairs
 from dive_fast.types import InputError
-from tests.models.test_lora import run
+from tests.support.adapters import run
 from tests.support.lora_layouts import CAMERAS, NAMES, attention_processor, kohya, write_lora, write_person
 
 A_LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"

@@ -19,7 +19,7 @@ from dive_fast.reid.evaluation.protocols import Protocol
 from dive_fast.reid.evaluation.trials import run_trials
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.types import InputError
-from tests.reid.conftest import photo
+from tests.support.reid import photo
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from dive_fast.reid.training import train as training
 from dive_fast.reid.training.config import config_from_dict
 from dive_fast.reid.training.train import train_reid
 from dive_fast.types import InputError
-from tests.reid.conftest import make_samples
+from tests.support.reid import make_samples
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

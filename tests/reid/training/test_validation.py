@@ -22,7 +22,7 @@ from dive_fast.reid.training.config import ValidationConfig
 from dive_fast.reid.training.train import fit, train_reid
 from dive_fast.reid.training.validation import check_validation, held_out, refuse_test_people, split
 from dive_fast.types import DiveError, InputError, to_dict
-from tests.reid.conftest import photo
+from tests.support.reid import photo
 
 
 @pytest.fixture

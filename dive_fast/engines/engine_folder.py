@@ -1,0 +1,195 @@
+"""An engine folder's files: read, checked and described, for every backend that runs its graphs or plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dive_fast.engines.base import EngineBase, Geometry, on_device, row_inputs
+from dive_fast.engines.registry import Choice
+from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
+from dive_fast.models.prompts import PromptBank, PromptTable
+from dive_fast.sampling import repeated
+from dive_fast.types import EngineSpec, InputError, Profile, from_dict, to_dict
+
+PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+FOLDERS = (*PARTS, "prompt_bank", "tokenizer", "scheduler")
+AGAIN = "make the engine again"
+
+
+def read_spec(folder: Path) -> EngineSpec:
+    """`engine.json` of an engine folder; missing, broken or of another shape -> `InputError` with the remedy."""
+    where = str(folder / "engine.json")
+    data = read_json(where, "engine")
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}; {AGAIN}")
+    profile = from_dict(Profile, data.get("profile"), where)
+    lists = {name: _tuple(data[name]) for name in ("removed", "row_counts") if name in data}
+    spec = from_dict(EngineSpec, {**data, "profile": profile, **lists}, where)
+    problems = [
+        f"{name} must be text"
+        for name in ("backend", "precision", "model_fingerprint")
+        if not isinstance(getattr(spec, name), str)
+    ]
+    for name in ("files", "sha256", "versions"):
+        table = getattr(spec, name)
+        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+            problems.append(f"{name} must map names to text")
+    if not all(type(size) is int and size > 0 for size in to_dict(profile).values()):
+        problems.append("profile must hold whole numbers > 0")
+    if not isinstance(spec.gpu, (str, type(None))):
+        problems.append("gpu must be text or null")
+    if spec.form not in ("plain", "bank"):
+        problems.append(f"form must be plain or bank, not {spec.form!r}")
+    if not isinstance(spec.removed, tuple) or not all(isinstance(name, str) for name in spec.removed):
+        problems.append("removed must be a list of names")
+    counts = spec.row_counts
+    if not isinstance(counts, tuple) or not all(type(count) is int and count > 0 for count in counts):
+        problems.append("row_counts must be a list of whole numbers > 0")
+    if not isinstance(spec.any_size, bool):
+        problems.append("any_size must be true or false")
+    if problems:
+        raise InputError(f"{where}: {', '.join(problems)}; {AGAIN}")
+    return spec
+
+
+def _tuple(value: object) -> object:
+    """JSON has lists where records have tuples; anything else is left for the checks to name."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def parts(spec: EngineSpec) -> tuple[str, ...]:
+    """The networks of an engine of this form."""
+    return (*PARTS, "prompt_bank") if spec.form == "bank" else PARTS
+
+
+def check_files(folder: Path, spec: EngineSpec) -> None:
+    """Raises `InputError` unless the recorded files are inside the folder, present, unchanged, and all that is read."""
+    missing = [part for part in parts(spec) if spec.files.get(part) not in spec.sha256]
+    if missing:
+        raise InputError(f"engine {folder}: engine.json names no file with a hash for {', '.join(missing)}; {AGAIN}")
+    read = [path for name in FOLDERS for path in sorted((folder / name).rglob("[!.]*")) if path.is_file()]
+    names = ["prompts.json", *(path.relative_to(folder).as_posix() for path in read)]
+    unknown = [name for name in names if name not in spec.sha256]
+    if unknown:
+        raise InputError(f"engine {folder}: engine.json has no hash of {', '.join(unknown[:3])}; {AGAIN}")
+    for name, recorded in spec.sha256.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"engine {folder}: engine.json names {name!r}, which is outside the folder; {AGAIN}")
+        if not (folder / path).is_file():
+            raise InputError(f"engine {folder}: {name} is missing; copy the folder again, or {AGAIN}")
+        if sha256_file(folder / path) != recorded:
+            raise InputError(f"engine {folder}: {name} differs from its hash in engine.json; copy it again, or {AGAIN}")
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """All of an engine but its networks, read and checked. `remedy` ends a sentence about what is wrong with it."""
+
+    folder: Path
+    spec: EngineSpec
+    prompts: PromptBank
+    scheduler_config: dict[str, Any]
+    geometry: Geometry
+    text_width: int
+    fingerprint: str
+    remedy: str = AGAIN
+
+    def resized(self, size: tuple[int, int] | None) -> EngineFiles:
+        """For images of `size` (height, width); `InputError` when it does not pass through the UNet's levels."""
+        if size is None:
+            return self
+        misfits = self.geometry.misfits(*size)
+        if misfits or min(size) < 1:
+            raise InputError(f"engine {self.folder}: {'; '.join(misfits) or 'a size is > 0'}; choose another size")
+        profile = replace(self.spec.profile, height=size[0], width=size[1])
+        return replace(self, spec=replace(self.spec, profile=profile))
+
+
+def read_engine(folder: Path, spec: EngineSpec) -> EngineFiles:
+    """The folder that `dive-fast export` wrote, whose `engine.json` is `spec`; not whole -> `InputError`."""
+    check_files(folder, spec)
+    return read_metadata(folder, spec, PromptTable.read(folder / "prompts.json"), AGAIN)
+
+
+def read_metadata(folder: Path, spec: EngineSpec, table: PromptTable, remedy: str) -> EngineFiles:
+    """Reads what lies beside the graphs: configs, vocabulary and noise schedule."""
+    unet, vae = (read_json(folder / part / "config.json", "engine") for part in ("unet", "vae_decoder"))
+    geometry = Geometry.from_configs(unet, vae, f"engine {folder}")
+    width = unet.get("cross_attention_dim")
+    if type(width) is not int:
+        raise InputError(f"engine {folder}: the UNet's cross_attention_dim is {width!r}, not one number; {remedy}")
+    return EngineFiles(
+        folder=folder,
+        spec=spec,
+        prompts=PromptBank(folder / "tokenizer", table),
+        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json", "engine"),
+        geometry=geometry,
+        text_width=width,
+        fingerprint=sha256_bytes(canonical_json(to_dict(spec)).encode()),
+        remedy=remedy,
+    )
+
+
+def signatures(spec: EngineSpec) -> dict[str, tuple[tuple[str, ...], str]]:
+    """The inputs that each graph reads, and the output that is asked of it, by part."""
+    hidden = "encoder_hidden_states"
+    by_image = ("image_index",) if "shared_prefix" in spec.removed else ()
+    prompts = (hidden,) if spec.form == "plain" else ("kv_bank", "prompt_index", *by_image)
+    bank = {} if spec.form == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
+    return {
+        "text_encoder": (("input_ids",), "last_hidden_state"),
+        "unet": (("sample", "timestep", *prompts), "out_sample"),
+        "vae_decoder": (("latent_sample",), "sample"),
+        "vae_encoder": (("sample",), "latent_parameters"),
+        **bank,
+    }
+
+
+def fit_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
+    """Every reason why an engine of this spec has another precision or size than `choice` asks for."""
+    reasons = []
+    if choice.precision not in ("auto", spec.precision):
+        reasons.append(f"precision {choice.precision}: the engine is {spec.precision}")
+    own = (spec.profile.height, spec.profile.width)
+    if choice.size not in (None, own) and not spec.any_size:
+        height, width = choice.size or own
+        reasons.append(f"size {height}x{width}: the engine is {own[0]}x{own[1]} (height x width), export another")
+    return reasons
+
+
+class FolderEngine(EngineBase):
+    """What every backend of an engine folder shares: the files' metadata, and the UNet's inputs by name."""
+
+    def __init__(
+        self, files: EngineFiles, device: torch.device, runs_on: str, chosen: str, check_finite: bool = False
+    ) -> None:
+        super().__init__(
+            spec=files.spec,
+            prompts=files.prompts,
+            scheduler_config=files.scheduler_config,
+            device=device,
+            fingerprint=files.fingerprint,
+            geometry=files.geometry,
+            runs_on=runs_on,
+            chosen=chosen,
+            check_finite=check_finite,
+        )
+
+    def unet_inputs(self, latents: Tensor, timestep: int, states: Tensor, prompt_index: Tensor) -> dict[str, Tensor]:
+        """The inputs of a UNet call, as `signatures` names them, on the engine's device; timestep is [1]."""
+        steps = {"timestep": torch.full((1,), timestep, dtype=torch.int64, device=self.device)}
+        rows = len(prompt_index)
+        if self.spec.form == "plain":
+            sample, hidden = row_inputs(latents, states, prompt_index)
+            return {"sample": sample, **steps, "encoder_hidden_states": hidden}
+        inputs = {**steps, "kv_bank": states, "prompt_index": on_device(prompt_index, self.device)}
+        if "shared_prefix" not in self.spec.removed:
+            return {"sample": repeated(latents, rows), **inputs}
+        image_index = repeated(torch.arange(len(latents), device=self.device), rows)
+        return {"sample": latents, **inputs, "image_index": image_index}

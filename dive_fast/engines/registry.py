@@ -1,0 +1,166 @@
+"""The backends: one row each, read by `load_engine`, `doctor`, `bench` and the command line. No heavy import.
+
+A new backend is a file that opens it and a row here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dive_fast.types import DiveError
+
+EXPORTED, OPTIMUM, MODEL = "onnxruntime", "optimum", "model"
+# What a folder may hold beside a built engine, whose kind is its backend's name.
+KINDS = {EXPORTED: "an exported engine", OPTIMUM: "an export by optimum", MODEL: "a diffusers model"}
+TORCH = {  # diffusers and transformers import their parts at first use: these are parts that we use
+    "torch": "torch",
+    "diffusers": "diffusers.models.unets.unet_2d_condition",
+    "transformers": "transformers.models.clip.modeling_clip",
+}
+HALF_OR_FULL = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run the networks.
+
+    `packages` maps the distributions it imports to the module that shows whether they work; `extra` is the extra of
+    dive-fast that installs them. `reads` are the kinds of folder that it opens, and `remedy` says how to make one.
+    `opens` is "module:function" of `(folder, Choice) -> Engine`. `why_not` is "module:function" of
+    `(device) -> list[str]`: every reason why this machine cannot run it, asked only when its packages work.
+    """
+
+    name: str
+    extra: str
+    packages: Mapping[str, str]
+    devices: tuple[str, ...]
+    precisions: tuple[str, ...]
+    reads: tuple[str, ...]
+    remedy: str
+    opens: str
+    why_not: str = ""
+
+    def on(self, device: str) -> str:
+        """The name of this backend on one of its devices, as `doctor` lists it."""
+        return self.name if len(self.devices) == 1 else f"{self.name}-{device}"
+
+    def misfits(self, device: str, precision: str) -> list[str]:
+        """Every reason why this backend cannot run so, each with what it can."""
+        return [
+            f"{name} {value}: {self.name} has {', '.join(known)} only"
+            for name, value, known in (("device", device, self.devices), ("precision", precision, self.precisions))
+            if value not in ("auto", *known)
+        ]
+
+
+_ONNX = "dive_fast.engines.onnx_engine"
+_TENSORRT = "dive_fast.engines.tensorrt_engine:open_tensorrt"
+_ROWS = (  # the first that reads a folder is what backend auto takes
+    Backend(
+        name="onnxruntime",
+        extra="cpu",
+        packages={"onnxruntime": "onnxruntime"},
+        devices=("cpu", "cuda"),
+        precisions=(*HALF_OR_FULL, "fp8"),
+        reads=(EXPORTED, OPTIMUM),
+        remedy="export it first (dive-fast export)",
+        opens=f"{_ONNX}:open_onnx",
+        why_not=f"{_ONNX}:why_not",
+    ),
+    Backend(
+        name="onnxruntime-tensorrt",
+        extra="gpu",
+        packages={"onnxruntime-gpu": "onnxruntime", "torch": "torch"},
+        devices=("cuda",),
+        precisions=HALF_OR_FULL,
+        reads=(EXPORTED, OPTIMUM),
+        remedy="export it first (dive-fast export)",
+        opens=f"{_ONNX}:open_onnx",
+        why_not=f"{_ONNX}:why_not_tensorrt",
+    ),
+    Backend(
+        name="tensorrt",
+        extra="trt",
+        packages={"tensorrt": "tensorrt", "torch": "torch"},
+        devices=("cuda",),
+        precisions=(*HALF_OR_FULL, "fp8"),
+        reads=("tensorrt",),
+        remedy="build it first (dive-fast build)",
+        opens=_TENSORRT,
+        why_not="dive_fast.engines.tensorrt_api:why_not",
+    ),
+    Backend(
+        name="tensorrt-rtx",
+        extra="rtx",
+        packages={"tensorrt-rtx": "tensorrt_rtx", "torch": "torch"},
+        devices=("cuda",),
+        precisions=(*HALF_OR_FULL, "fp8"),
+        reads=("tensorrt-rtx",),
+        remedy="build it first (dive-fast build)",
+        opens=_TENSORRT,
+        why_not="dive_fast.engines.tensorrt_api:why_not_rtx",
+    ),
+    Backend(
+        name="torch",
+        extra="torch",
+        packages=TORCH,
+        devices=("cpu", "cuda"),
+        precisions=HALF_OR_FULL,
+        reads=(MODEL,),
+        remedy="give the fused model folder",
+        opens="dive_fast.engines.torch_engine:open_torch",
+    ),
+    Backend(
+        name="torch-compiled",
+        extra="torch",
+        packages=TORCH,
+        devices=("cpu", "cuda"),
+        precisions=HALF_OR_FULL,
+        reads=(MODEL,),
+        remedy="give the fused model folder",
+        opens="dive_fast.engines.compiled_engine:open_compiled",
+    ),
+)
+BACKENDS = {row.name: row for row in _ROWS}
+
+
+def choices() -> dict[str, tuple[str, ...]]:
+    """The values of the options `backend`, `device` and `precision`, auto first."""
+    rows = BACKENDS.values()
+    return {
+        "backend": ("auto", *BACKENDS),
+        "device": ("auto", *dict.fromkeys(device for row in rows for device in row.devices)),
+        "precision": ("auto", *dict.fromkeys(precision for row in rows for precision in row.precisions)),
+    }
+
+
+def resolve(reference: str) -> Any:
+    """The function that "module:function" names."""
+    module, _, function = reference.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the caller of `load_engine` asked for, the kind of the folder, and why this backend opens it."""
+
+    backend: Backend
+    kind: str
+    why: str
+    device: str = "auto"
+    threads: int | None = None
+    precision: str = "auto"
+    size: tuple[int, int] | None = None
+    check_finite: bool = False
+    cache: Path | None = None
+    graphs: bool = False
+
+    def refuse(self, folder: Path, reasons: list[str]) -> None:
+        """Raises `DiveError` with `reasons` and those of the backend's row, unless there are none."""
+        found = [*reasons, *self.backend.misfits(self.device, self.precision)]
+        if found:
+            raise DiveError(f"engine {folder} cannot run as asked: {'; '.join(found)}")
