@@ -51,18 +51,6 @@ def from_dict(cls: type[R], data: object, where: str) -> R:
         raise InputError(f"{where}: {cls.__name__} is incomplete: {error}") from error
 
 
-def check_ranges(record: object, what: str, **ranges: tuple[float, float | None]) -> None:
-    """Raises `InputError` that names `what`, and each field of `record` outside its range (least, most or None)."""
-    wrong = []
-    for name, (least, most) in ranges.items():
-        value = getattr(record, name)
-        if not (least <= value and (most is None or value <= most)):  # NaN fails too
-            allowed = f"at least {least}" if most is None else f"{least}..{most}"
-            wrong.append(f"{name} must be {allowed}, got {value}")
-    if wrong:
-        raise InputError(f"{what}: {'; '.join(wrong)}")
-
-
 @dataclass(frozen=True)
 class Camera:
     """A camera and the code word that stands for it in prompts.

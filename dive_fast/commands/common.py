@@ -6,11 +6,16 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dive_fast.data.sets import SetSpec, parse_set, set_help
-from dive_fast.settings import Reads
+from dive_fast.data.sets import SET_HELP, SetSpec, parse_set
+from dive_fast.engines.registry import choices
+from dive_fast.environment.packages import backends_here
+from dive_fast.options import Changes
+from dive_fast.sampling.config import PRESETS, Preset, Sampling
+from dive_fast.settings import OneOf, PositiveInt, Reads
 from dive_fast.types import InputError
 
 Json = Annotated[bool, "Print a summary as one line of JSON at the end."]
@@ -19,8 +24,20 @@ Base = Annotated[str, "Base model, a diffusers folder or one .safetensors file; 
 Adapter = Annotated[str, "Adapter folder; pocket is the shipped one."]
 Tokenizer = Annotated[Path | None, "Folder with the vocabulary of a base model in one file, if it is not beside it."]
 Dataset = Annotated[Path, "Dataset folder, from dive-fast synth."]
+Backend = Annotated[
+    str,
+    OneOf(choices()["backend"]),
+    "What runs the networks; auto: what the folder was made for. Installed here: "
+    f"{', '.join(backends_here()) or 'none'}; dive-fast doctor shows what works, and what the others lack.",
+]
+EnginePrecision = Annotated[str, OneOf(choices()["precision"]), "Precision of torch; an engine folder has its own."]
+Threads = Annotated[PositiveInt | None, "CPU threads; by default the backend's choice."]
+PresetName = Annotated[
+    str | None,
+    OneOf(tuple(PRESETS)),
+    "Sampling settings by name (docs/presets.md says what each costs); the options of sampling override it.",
+]
 PhotoSet = Annotated[SetSpec, Reads(parse_set, "LAYOUT:PATH")]
-SETS = set_help()  # the help of an option of the type PhotoSet, after what the photos are
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -32,6 +49,12 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 ImageSize = Annotated[tuple[int, int], Reads(image_size, "HEIGHTxWIDTH")]
+
+
+def choose_preset(name: str | None, changes: Changes[Sampling]) -> Preset:
+    """Returns the preset called `name`, or the default sampling, with the options that override it."""
+    preset = Preset("none", Sampling()) if name is None else PRESETS[name]
+    return replace(preset, sampling=changes.apply_to(preset.sampling))
 
 
 def log(line: str) -> None:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from dive_fast.commands.common import EXTERNAL_HELP, PAIRED_HELP, Device, Json, Tokenizer, finish, say, torch_device
+from dive_fast.commands.common import (
+    SET_HELP,
+    Base,
+    Device,
+    Json,
+    PhotoSet,
+    Tokenizer,
+    finish,
+    log,
+    torch_device,
+)
+from dive_fast.data.counts import count_sets
+from dive_fast.data.filters import Filters, apply_filters
+from dive_fast.data.sets import read_sets
+from dive_fast.settings import PositiveInt
+from dive_fast.types import to_dict
 
 if TYPE_CHECKING:
     from dive_fast.data.prepare import PreparePlan
@@ -15,42 +29,33 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    out: Annotated[Path, typer.Option(help="Folder to write: WebDataset tars, latents and prepared.json, the report.")],
-    paired: Annotated[list[str] | None, typer.Option(help=PAIRED_HELP)] = None,
-    external: Annotated[list[str] | None, typer.Option(help=EXTERNAL_HELP)] = None,
-    min_images: Annotated[
-        int, typer.Option(min=1, help="Leave out people of --external sets with fewer photos; DiVE: 12.")
-    ] = 1,
-    tall: Annotated[
-        bool, typer.Option(help="Leave out images that are not at least twice as high as wide, as DiVE does.")
-    ] = False,
-    model: Annotated[
-        str, typer.Option(help="Base model folder whose VAE makes the latents; pocket is the shipped one.")
-    ] = "pocket",
+    out: Annotated[Path, "Folder to write: WebDataset tars, latents, and the report prepared.json."],
+    photos: Annotated[Sequence[PhotoSet], f"A set of photos: {SET_HELP}"],
+    filters: Filters,
+    model: Base = "pocket",
     tokenizer: Tokenizer = None,
-    latents: Annotated[bool, typer.Option(help="Cache latents; a later run of the same sets can add them.")] = True,
-    shard_size: Annotated[int, typer.Option(min=1, help="Images a tar.")] = 1_000,
-    strict: Annotated[bool, typer.Option(help="Stop at a damaged image instead of leaving it out.")] = False,
+    latents: Annotated[bool, "Cache the latents of --model's VAE; a later run of the same sets can add them."] = True,
+    shard_size: Annotated[PositiveInt, "Images per tar."] = 1_000,
+    strict: Annotated[bool, "Stop at a damaged image instead of leaving it out."] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="Only count, and say what filters leave out and what space is needed; write nothing.")
+        bool, "Only count, and report what filters leave out and what space is needed; write nothing."
     ] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Verify and pack the images of one or more sets, and cache their latents; rerun to resume.
 
-    Counts are printed beside the published ones. The sets are only read. Names of people must differ between the sets;
-    prefix= puts something before a set's names. Example: dive-fast prepare --paired sysu:SYSU-MM01 --external
+    Counts are printed beside the published ones. The sets are only read. Identity names must differ between the sets;
+    prefix= puts a text before a set's names. Example: dive-fast prepare --photos sysu:SYSU-MM01 --photos
     market-gt-bbox:Market-1501,prefix=1 --min-images 12 --tall --model SD15 --out runs/prepared
     """
     from dive_fast.data.counts import table
-    from dive_fast.data.filters import Filters
     from dive_fast.data.prepare import megabytes
 
-    plan = _plan(paired or [], external or [], Filters(min_images, tall), shard_size)
-    say(table(plan.read))
+    plan = _plan(photos, filters, shard_size)
+    log(table(plan.read))
     for record in plan.dropped:
-        say(record.sentence())
+        log(record.sentence())
     bundle = _bundle(model, tokenizer, device) if latents else None
     if dry_run:
         needed = _needed(plan, out, set(), bundle)
@@ -64,16 +69,12 @@ def prepare(
     finish(_text(out, report), _summary(out, report), json)
 
 
-def _plan(paired: list[str], external: list[str], filters: Any, shard_size: int) -> PreparePlan:
+def _plan(photos: Sequence[PhotoSet], filters: Filters, shard_size: int) -> PreparePlan:
     from tqdm import tqdm
 
-    from dive_fast.data.counts import count_sets
-    from dive_fast.data.filters import apply_filters
     from dive_fast.data.prepare import PreparePlan
-    from dive_fast.data.sets import EXTERNAL, PAIRED, parse_set, read_sets
 
-    specs = [parse_set(text, PAIRED) for text in paired] + [parse_set(text, EXTERNAL) for text in external]
-    sets = read_sets(specs)
+    sets = read_sets(photos)
     total = sum(len(named.samples) for named in sets)
     with tqdm(total=total, desc="sizes", unit="image", disable=not filters.tall) as bar:
         left, dropped = apply_filters(sets, filters, bar.update)
@@ -149,12 +150,12 @@ def _summary(out: Path, report: dict[str, Any]) -> dict[str, Any]:
     counted = {name: len(report[name]) for name in ("damaged", "duplicates", "shards")}
     latents = report["latents"][0]["encoder"] if report["latents"] else None
     kept = {name: report[name] for name in ("images", "identities", "read", "prepared", "sets", "filters")}
-    dropped = [{"set": r["set"], "rule": r["rule"], "images": len(r["images"]), "identities": len(r["identities"])}
-               for r in report["dropped"]]  # fmt: skip
+    dropped = [
+        {"set": row["set"], "rule": row["rule"], "images": len(row["images"]), "identities": len(row["identities"])}
+        for row in report["dropped"]
+    ]
     return {"out": out, **kept, **counted, "dropped": dropped, "latents": latents}
 
 
 def _lists(plan: PreparePlan) -> dict[str, Any]:
-    from dive_fast.types import to_dict
-
     return {"read": [to_dict(row) for row in plan.read], "dropped": [to_dict(record) for record in plan.dropped]}

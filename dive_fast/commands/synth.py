@@ -1,35 +1,31 @@
-"""`dive-fast plan`, `synth` and `verify`: what is to be made, making it, and checking what was made."""
+"""`dive-fast plan`, `synth`, `verify` and `pack`: plan pairs, synthesize them, and check what was written."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import typer
-
 from dive_fast.commands.common import (
-    LAYOUT_HELP,
-    PREFIX_HELP,
+    SET_HELP,
+    Backend,
     Device,
+    EnginePrecision,
+    ImageSize,
     Json,
-    Layout,
-    finish,
-    image_size,
-    names,
-    read_photos,
-    say,
-)
-from dive_fast.commands.sampling import (
-    DEFAULT,
-    Guidance,
-    GuidanceInterval,
+    PhotoSet,
     PresetName,
-    Steps,
-    chosen_preset,
+    Threads,
+    choose_preset,
+    finish,
+    log,
 )
-from dive_fast.environment.packages import backends_here
-from dive_fast.sampling.config import STRENGTH
-from dive_fast.types import DiveError, InputError, PairMode
+from dive_fast.data.sets import read_set
+from dive_fast.options import Changes
+from dive_fast.sampling.config import STRENGTH, Sampling
+from dive_fast.settings import Fraction, NonNegativeInt, PositiveInt, Reads
+from dive_fast.types import DiveError, InputError, PairMode, to_dict
 
 if TYPE_CHECKING:
     from dive_fast.models import PromptTable
@@ -38,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class _Model(NamedTuple):
-    """What a plan needs to know of a model."""
+    """What a plan depends on of a model."""
 
     table: PromptTable
     fingerprint: str
@@ -46,96 +42,86 @@ class _Model(NamedTuple):
 
 
 def plan(
-    model: Annotated[Path, typer.Option(help="Engine folder or fused model folder that will make the images.")],
-    out: Annotated[Path, typer.Option(help="Plan file to write (JSON).")],
+    model: Annotated[Path, "Engine folder or fused model folder that will generate the images."],
+    out: Annotated[Path, "Plan file to write (JSON)."],
+    sampling: Changes[Sampling],
     mode: Annotated[
         PairMode,
-        typer.Option(
-            help="real-rgb: a real photo and a generated infrared image; synthetic: both sides generated from one "
-            "noise; photo-guided: as real-rgb, and the infrared image starts from the photo and keeps its pose."
-        ),
+        "real-rgb: a real photo and a generated infrared image; synthetic: both sides generated from one noise; "
+        "photo-guided: as real-rgb, and the infrared image starts from the photo and keeps its pose.",
     ] = "real-rgb",
-    photos: Annotated[Path | None, typer.Option(help="RGB photos; needed unless the mode is synthetic.")] = None,
-    photos_layout: Annotated[Layout, typer.Option(help=LAYOUT_HELP)] = "market",
-    photos_camera: Annotated[str, typer.Option(help="The one camera name that the photos get.")] = "cam7",
-    photos_prefix: Annotated[str, typer.Option(help=PREFIX_HELP + " The same as for personalize.")] = "",
-    pids: Annotated[
-        str | None,
-        typer.Option(help="Identities, comma-separated; by default all that the model knows (and that have photos)."),
-    ] = None,
-    ir: Annotated[str | None, typer.Option(help="Infrared cameras, comma-separated; by default all.")] = None,
-    rgb: Annotated[
-        str | None, typer.Option(help="RGB cameras of generated RGB sides, comma-separated; by default all.")
-    ] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs per identity and infrared camera.")] = 18,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the run; equal plans give equal images.")] = 0,
+    photos: Annotated[PhotoSet | None, f"RGB photos, required unless the mode is synthetic: {SET_HELP}"] = None,
+    pids: Annotated[tuple[str, ...], "Identities; by default all that the model knows (and that have photos)."] = (),
+    ir: Annotated[tuple[str, ...], "Infrared cameras; by default all."] = (),
+    rgb: Annotated[tuple[str, ...], "RGB cameras of generated RGB sides; by default all."] = (),
+    pairs: Annotated[PositiveInt, "Pairs per identity and infrared camera."] = 18,
+    seed: Annotated[NonNegativeInt, "Seed of the run; equal plans give equal images."] = 0,
     preset: PresetName = None,
-    steps: Steps = None,
-    guidance: Guidance = DEFAULT.guidance,
-    guidance_interval: GuidanceInterval = None,
     precision: Annotated[
         Literal["any", "fp32", "fp16", "bf16", "fp8"] | None,
-        typer.Option(help="What engines of the plan must have; by default the preset's (turbo: fp8), else any."),
+        "Precision that engines of the plan must have; by default the preset's (turbo: fp8), else any.",
     ] = None,
-    strength: Annotated[
-        float, typer.Option(min=0, max=1, help="photo-guided: how far the infrared image may leave the photo.")
-    ] = STRENGTH,
-    size: Annotated[str | None, typer.Option(help="Image size HEIGHTxWIDTH; by default the model's own.")] = None,
+    strength: Annotated[Fraction, "photo-guided: how far the infrared image may leave the photo."] = STRENGTH,
+    size: Annotated[ImageSize | None, "Image size; by default the model's own."] = None,
     shard_size: Annotated[
-        int, typer.Option(min=1, help="Pairs a shard, the unit of claims and records; take 1000 or more for millions.")
+        PositiveInt, "Pairs per shard, the unit of claims and records; take 1000 or more for millions of pairs."
     ] = 64,
     image_format: Annotated[
-        Literal["png", "jpg"], typer.Option(help="Of generated images: png, lossless, or jpg (quality 95, smaller).")
+        Literal["png", "jpg"], "Format of generated images: png, lossless, or jpg (quality 95, smaller)."
     ] = "png",
     overrides: Annotated[
         Path | None,
-        typer.Option(
-            help='JSON file of single identities: {"0001": {"pairs": 36, "ir": ["cam3"]}, ...}; pairs 0: none.'
-        ),
+        'JSON file of single identities: {"0001": {"pairs": 36, "ir": ["cam3"]}, ...}; pairs 0 leaves one out.',
     ] = None,
     json: Json = False,
 ) -> None:
-    """Fix which pairs are to be made: person, cameras, seed and photo of each."""
+    """Plan which pairs to generate: identity, cameras, seed and photo of each."""
     from dive_fast.synth import make_plan, save_plan
     from dive_fast.synth.plan import read_overrides
 
-    facts = _model(model)
-    chosen = chosen_preset(preset, steps, guidance, guidance_interval)
-    wanted = chosen.precision if precision is None else None if precision == "any" else precision
-    height, width = image_size(size) or facts.size
-    listed = _photos(mode, photos, photos_layout, photos_camera, photos_prefix)
+    known = _model(model)
+    chosen = choose_preset(preset, sampling)
+    required = chosen.precision if precision is None else None if precision == "any" else precision
+    height, width = size or known.size
+    samples = _photos(mode, photos)
     made = make_plan(
         mode=mode,
-        pids=_pids(names(pids), facts.table, listed),
-        cameras=facts.table.cameras,
-        ir=names(ir) or [camera.name for camera in facts.table.cameras if camera.modality == "ir"],
-        rgb=names(rgb) or _rgb_cameras(mode, facts.table),
+        pids=_pids(pids, known.table, samples),
+        cameras=known.table.cameras,
+        ir=ir or [camera.name for camera in known.table.cameras if camera.modality == "ir"],
+        rgb=rgb or _rgb_cameras(mode, known.table),
         pairs_per_identity=pairs,
         seed=seed,
         sampling=chosen.sampling,
-        precision=wanted,
+        precision=required,
         height=height,
         width=width,
-        model_fingerprint=facts.fingerprint,
-        photos=listed,
-        photo_root=photos,
+        model_fingerprint=known.fingerprint,
+        photos=samples,
+        photo_root=None if photos is None else photos.root,
         strength=strength,
         shard_size=shard_size,
         image_format=image_format,
         overrides=None if overrides is None else read_overrides(overrides),
     )
     save_plan(made, out)
-    people = len(made.people)
+    identities = len(made.people)
     finish(
-        f"plan {out}: {len(made.pairs):,} pairs of {people:,} identities in {made.shards:,} shards"
-        f"{'' if wanted is None else f', for {wanted} engines'}",
-        {"plan": out, "plan_id": made.plan_id, "pairs": len(made.pairs), "identities": people, "shards": made.shards},
+        f"plan {out}: {len(made.pairs):,} pairs of {identities:,} identities in {made.shards:,} shards"
+        f"{'' if required is None else f', for {required} engines'}",
+        {
+            "plan": out,
+            "plan_id": made.plan_id,
+            "pairs": len(made.pairs),
+            "identities": identities,
+            "shards": made.shards,
+        },
         json,
     )
 
 
 def _model(folder: Path) -> _Model:
-    """From an engine folder by its small files alone; a fused model has to be opened, as its weights are its name."""
+    """Reads the small files of an engine folder; loads a fused model, whose fingerprint depends on its weights."""
     if (folder / "engine.json").is_file():
         from dive_fast.engines.engine_folder import read_spec
         from dive_fast.models import PromptTable
@@ -152,17 +138,17 @@ def _model(folder: Path) -> _Model:
     return _Model(bundle.prompts, bundle.fingerprint, photos.image_size(bundle))
 
 
-def _photos(mode: PairMode, root: Path | None, layout: Layout, camera: str, prefix: str) -> list[Sample] | None:
-    if (root is None) != (mode == "synthetic"):
-        need = "takes no" if mode == "synthetic" else "needs"
+def _photos(mode: PairMode, photos: PhotoSet | None) -> list[Sample] | None:
+    if (photos is None) != (mode == "synthetic"):
+        need = "takes no" if mode == "synthetic" else "requires"
         raise InputError(f"--mode {mode} {need} --photos")
-    return None if root is None else read_photos(root, layout, camera, prefix)
+    return None if photos is None else read_set(photos)
 
 
-def _pids(wanted: list[str], table: PromptTable, photos: list[Sample] | None) -> list[str]:
-    """The identities to make: those asked for, which the model must know, or all that can be made."""
-    if wanted:
-        return [table.identity(pid).pid for pid in wanted]
+def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | None) -> list[str]:
+    """Returns the identities to generate: the requested ones, which the model must know, or all that are possible."""
+    if requested:
+        return [table.identity(pid).pid for pid in requested]
     known = [identity.pid for identity in table.identities]
     if photos is None:
         return known
@@ -171,89 +157,77 @@ def _pids(wanted: list[str], table: PromptTable, photos: list[Sample] | None) ->
     if not usable:
         raise InputError(f"none of the {len(pictured):,} identities in --photos is one of the model's {len(known):,}")
     if len(usable) < len(pictured):
-        say(f"note: {len(pictured) - len(usable):,} identities with photos are unknown to the model and left out")
+        log(f"note: {len(pictured) - len(usable):,} identities with photos are unknown to the model and left out")
     return usable
 
 
 def _rgb_cameras(mode: PairMode, table: PromptTable) -> list[str]:
-    """All of the model's, where the RGB side is generated; a photo brings its own camera."""
+    """Returns all of the model's where the RGB side is generated; a photo has its own camera."""
     return [camera.name for camera in table.cameras if camera.modality == "rgb"] if mode == "synthetic" else []
 
 
+def _part(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal()):
+        raise InputError(f"must be I/N, as 0/8, got {text!r}")
+    return int(number), int(of)
+
+
 def synth(
-    plan: Annotated[Path, typer.Option(help="Plan file, from dive-fast plan.")],
-    engine: Annotated[Path, typer.Option(help="Engine folder (onnxruntime, TensorRT) or fused model folder (torch).")],
-    out: Annotated[
-        str, typer.Option(help="Dataset to write, a folder or a URL (s3://, gs://): a SYSU-MM01 tree with a manifest.")
-    ],
-    backend: Annotated[
-        Literal["auto", "onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx", "torch", "torch-compiled"],
-        typer.Option(
-            help="What runs the networks; auto: what the folder was made for. Installed here: "
-            f"{', '.join(backends_here()) or 'none'}; dive-fast doctor says what works, and what the others lack."
-        ),
-    ] = "auto",
+    plan: Annotated[Path, "Plan file, from dive-fast plan."],
+    engine: Annotated[Path, "Engine folder (onnxruntime, TensorRT) or fused model folder (torch)."],
+    out: Annotated[str, "Dataset to write, a folder or a URL (s3://, gs://): a SYSU-MM01 tree with a manifest."],
+    backend: Backend = "auto",
     device: Device = "auto",
-    precision: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"], typer.Option(help="Of torch; an engine folder has its own.")
-    ] = "auto",
-    rows: Annotated[int, typer.Option(min=1, help="UNet rows a call; guidance takes two an image.")] = 32,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default the backend's choice.")] = None,
+    precision: EnginePrecision = "auto",
+    rows: Annotated[PositiveInt, "UNet rows per call; guidance takes two per image."] = 32,
+    threads: Threads = None,
     shards: Annotated[
-        str | None,
-        typer.Option(help="I/N: only every N-th shard from the I-th on, I from 0; for array jobs, one process a part."),
+        Annotated[tuple[int, int], Reads(_part, "I/N")] | None,
+        "Only every N-th shard from the I-th on, I from 0; for array jobs, one process per part.",
     ] = None,
     ray: Annotated[
-        str | None,
-        typer.Option(
-            help="Ray cluster that runs it: auto, ray://HOST:10001, or local for this machine's GPUs or cores."
-        ),
+        str | None, "Ray cluster that runs it: auto, ray://HOST:10001, or local for this machine's GPUs or cores."
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="With --ray: engines; by default one a GPU, or without GPUs one a core.")
+        PositiveInt | None, "With --ray: engines; by default one per GPU, or without GPUs one per core."
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="First verify what is finished, and make anew what is damaged.")
+    check: Annotated[bool, "First verify what is finished, and generate damaged images again."] = False,
+    check_finite: Annotated[
+        bool, "Check the output of every network, and report the first layer that is not finite."
     ] = False,
-    guard: Annotated[
-        bool,
-        typer.Option("--guard", help="Look at what every network answers; name the first layer that is not finite."),
-    ] = False,
-    graphs: Annotated[
-        bool, typer.Option("--graphs", help="torch-compiled, tensorrt: replay UNet calls as CUDA graphs.")
-    ] = False,
+    graphs: Annotated[bool, "torch-compiled, tensorrt: replay UNet calls as CUDA graphs."] = False,
     cache: Annotated[
-        Path | None,
-        typer.Option(help="onnxruntime-tensorrt: folder for what TensorRT builds; by default in the user's cache."),
+        Path | None, "onnxruntime-tensorrt: folder for what TensorRT builds; by default in the user's cache."
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make every pair of a plan; rerun to resume."""
+    """Generate every pair of a plan; rerun to resume."""
     from dive_fast.engines import load_engine
     from dive_fast.synth import load_plan, synthesize
-    from dive_fast.types import to_dict
+    from dive_fast.synth.local import part_of
 
-    wanted = load_plan(plan)
-    part = _part(wanted, shards)
-    settings: dict[str, Any] = {
+    planned = load_plan(plan)
+    part = None if shards is None else part_of(planned, *shards)
+    options: dict[str, Any] = {
         "path": engine,
         "backend": backend,
         "device": device,
         "threads": threads,
         "precision": precision,
-        "size": (wanted.height, wanted.width),
-        "check_finite": guard,
+        "size": (planned.height, planned.width),
+        "check_finite": check_finite,
         "cache": cache,
         "graphs": graphs,
     }
     if ray is not None:
-        summary = _on_cluster(wanted, settings, out, rows, ray, workers, part is not None or check)
+        summary = _on_cluster(planned, options, out, rows, ray, workers, part is not None or check)
     else:
         if workers is not None:
-            raise InputError("--workers is of --ray; one process runs one engine")
-        opened = load_engine(**settings)
-        say(opened.describe())
-        summary = synthesize(wanted, opened, out, rows, shards=part, check=check)
+            raise InputError("--workers requires --ray; without it one process runs one engine")
+        opened = load_engine(**options)
+        log(opened.describe())
+        summary = synthesize(planned, opened, out, rows, shards=part, check=check)
     rest = "" if summary.finished else "; other parts of the plan are not finished yet"
     finish(
         f"dataset {out}: {summary.pairs:,} pairs; made {summary.images:,} images in {summary.seconds:.1f} s, "
@@ -264,38 +238,26 @@ def synth(
 
 
 def _on_cluster(
-    plan: SynthesisPlan, settings: dict[str, Any], out: str, rows: int, address: str, workers: int | None, other: bool
+    plan: SynthesisPlan, options: dict[str, Any], out: str, rows: int, address: str, workers: int | None, other: bool
 ) -> Summary:
     from dive_fast.synth.cluster import Cluster, synthesize_on
 
     if other:
         raise InputError(
-            "--ray hands out all shards itself; leave --shards and --check away (dive-fast verify --repair)"
+            "--ray distributes all shards; leave out --shards and --check (dive-fast verify --repair checks a dataset)"
         )
-    gpus = {"cpu": 0.0, "cuda": 1.0}.get(settings["device"])
+    gpus = {"cpu": 0.0, "cuda": 1.0}.get(options["device"])
     cluster = Cluster(None if address == "local" else address, workers, gpus)
-    return synthesize_on(cluster, plan, settings, out, rows)
-
-
-def _part(plan: SynthesisPlan, shards: str | None) -> range | None:
-    from dive_fast.synth.local import part_of
-
-    if shards is None:
-        return None
-    number, slash, of = shards.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal()):
-        raise InputError(f"--shards {shards!r} is not I/N, like 0/8")
-    return part_of(plan, int(number), int(of))
+    return synthesize_on(cluster, plan, options, out, rows)
 
 
 def verify(
-    dataset: Annotated[str, typer.Argument(help="Dataset folder or URL, from dive-fast synth.")],
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what is damaged, so that synth makes just that anew.")
-    ] = False,
+    dataset: Annotated[str, "Dataset folder or URL, from dive-fast synth."],
+    /,
+    repair: Annotated[bool, "Remove damaged files; synth then generates only those again."] = False,
     json: Json = False,
 ) -> None:
-    """Check a dataset against its plan and hashes; exits with 1 and says what is wrong if anything is."""
+    """Check a dataset against its plan and hashes; exits with 1 and lists the problems if there are any."""
     from tqdm import tqdm
 
     from dive_fast.synth import verify as check
@@ -312,7 +274,7 @@ def verify(
         lines.append(f"{len(health.incomplete):,} identities are incomplete, first {pid}: {counts}")
     removed = check.repair(store, health) if repair else 0
     if removed:
-        lines.append(f"removed {removed:,} damaged files; run synth again, which makes just them anew")
+        lines.append(f"removed {removed:,} damaged files; run synth again, which generates only those again")
     text = "\n".join(lines) or f"dataset {dataset} is whole: every planned pair is there and unchanged"
     finish(
         text,
@@ -331,11 +293,12 @@ def verify(
 
 
 def pack(
-    dataset: Annotated[str, typer.Argument(help="Finished dataset, folder or URL, from dive-fast synth.")],
-    out: Annotated[str, typer.Option(help="Folder or URL for the tars, which must be new, or this dataset's.")],
+    dataset: Annotated[str, "Finished dataset, folder or URL, from dive-fast synth."],
+    /,
+    out: Annotated[str, "Folder or URL for the tars; it must be new or hold tars of this dataset."],
     json: Json = False,
 ) -> None:
-    """Write a dataset as WebDataset tars, one a shard; pairs that a filter dropped are left out."""
+    """Write a dataset as WebDataset tars, one per shard, without the pairs that a filter dropped."""
     from tqdm import tqdm
 
     from dive_fast.synth.folder import open_store, store_plan

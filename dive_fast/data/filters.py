@@ -7,26 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dive_fast.data.images import header_size
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.data.sets import NamedSet
-from dive_fast.types import InputError
+from dive_fast.settings import PositiveInt, Settings
 
 
 @dataclass(frozen=True)
-class Filters:
-    """What is left out; the defaults leave out nothing. DiVE: 12 images and `tall`.
+class Filters(Settings):
+    """Which photos of a training set are left out; the defaults leave out none. DiVE uses 12 images and `tall`."""
 
-    `min_images` concerns people of RGB-only sets, where people are many; those of paired sets are too few to lose. `tall`
-    keeps images at least twice as high as wide, of every set.
-    """
-
-    min_images: int = 1
+    min_images: PositiveInt = 1
+    """Leave out identities of RGB-only sets with fewer photos; DiVE uses 12. Paired sets keep all of their identities."""
     tall: bool = False
-
-    def __post_init__(self) -> None:
-        if self.min_images < 1:
-            raise InputError(f"the least number of images a person must be at least 1, got {self.min_images}")
+    """Leave out images that are not at least twice as high as wide, as DiVE does."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +75,8 @@ def _keep(named: NamedSet, rule: str, wanted: Sequence[bool], dropped: list[Drop
 
 
 def _is_tall(path: Path, progress: Callable[[int], object]) -> bool:
+    from dive_fast.data.images import header_size
+
     size = header_size(path)
     progress(1)
     return size is None or size[0] >= 2 * size[1]

@@ -102,7 +102,7 @@ def set_help() -> str:
         for paired, kind in kinds.items()
     ]
     return (
-        f"LAYOUT:PATH[,KEY=VALUE ...]; repeat the option for more sets. {'; '.join(rows)}. Every layout takes prefix=, put "
+        f"LAYOUT:PATH[,KEY=VALUE ...]. {'; '.join(rows)}. Every layout takes prefix=, put "
         "before identity names; camera= names the camera of RGB-only photos (default cam7), trial= is RegDB's (default 1)."
     )
 

@@ -1,7 +1,7 @@
 """One shard of a prepared set: images in a WebDataset tar, and an index that is written last.
 
-The tar holds two members an image, KEY.jpg (or the file's own suffix) with the original bytes and KEY.json. The index beside
-it says where each image lies, so that one can be read without walking through the tar. Equal inputs give equal bytes.
+The tar holds two members an image: KEY.jpg (or the file's own suffix) with the original bytes, and KEY.json. The index
+holds each image's offset, for random access; webdataset's own writer does not give offsets. Equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -106,7 +106,6 @@ def pack_shard(
         index_path(out, number).unlink(missing_ok=True)  # an older tar's
     with atomic_path(tar_path(out, number)) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            offset = 0
             for source in sources:
                 data = b""
                 try:
@@ -117,9 +116,9 @@ def pack_shard(
                         raise
                     damaged.append(DamagedImage(source.set, source.path, len(data), str(error)))
                 else:
-                    images.append(_packed(source, data, offset + _BLOCK))
-                    offset += _add(tar, images[-1].file, data)
-                    offset += _add(tar, _info_name(images[-1]), _info(images[-1]))
+                    images.append(_packed(source, data, tar.offset + _BLOCK))
+                    _add(tar, images[-1].file, data)
+                    _add(tar, _info_name(images[-1]), _info(images[-1]))
                 progress(1)
         shard = Shard(temporary.stat().st_size, sha256_file(temporary), tuple(images), tuple(damaged))
     atomic_write(index_path(out, number), canonical_json(to_dict(shard)) + "\n")
@@ -151,8 +150,8 @@ def image_bytes(stream: BinaryIO, image: PackedImage, where: Path) -> bytes:
 
 
 def shard_bytes(sizes: Sequence[int]) -> int:
-    """At most so many bytes take a tar of images of these sizes and its index, as long as no file's name is very long."""
-    return tarfile.RECORDSIZE + sum(5 * _BLOCK + _padded(size) + 1_024 for size in sizes)
+    """Upper bound of the bytes of a tar of images of these sizes and its index."""
+    return tarfile.RECORDSIZE + sum(6 * _BLOCK + size + 1_024 for size in sizes)
 
 
 def _read(source: SourceImage) -> bytes:
@@ -178,13 +177,8 @@ def _info(image: PackedImage) -> bytes:
     return canonical_json({name: getattr(image, name) for name in _INFO}).encode()
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Adds a member that tells nothing of when, where and by whom; gives the bytes that it takes."""
-    member = tarfile.TarInfo(name)  # its owner is 0, its time 1970, its mode 0644
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a member without time or owner: equal inputs give equal bytes."""
+    member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-    return _BLOCK + _padded(len(data))
-
-
-def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK

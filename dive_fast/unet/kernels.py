@@ -31,7 +31,7 @@ from dive_fast.unet.graphs import BankProcessor, BankUnetGraph
 from dive_kernels import geglu, groupnorm_silu, table
 from dive_kernels.attention import api as attention
 from dive_kernels.cross_attention import api as cross_attention
-from dive_kernels.launch import capability
+from dive_kernels.run import capability
 
 OPS = ("cross_attention", "attention", "groupnorm_silu", "geglu")
 IMPLS = ("auto", "reference", "fused")

@@ -1,23 +1,18 @@
-"""One kernel call as data, and the one place that runs it: a cubin compiled ahead of time, or else Triton.
+"""One kernel call as data. `run` starts it, `aot` compiles it ahead of time.
 
-`<op>/plan.py` makes a `Launch` of tensors (of device "meta" too, which is how `aot` knows what to compile), so that tiles,
-argument order and constants are written once for both ways.
+`<op>/plan.py` makes a `Launch` from tensors. Tensors on the device "meta" suffice for `aot`, so tiles, argument order and
+constants are written once for both.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dive_kernels import nvrtc
-from dive_kernels.package import identity, match
+from dive_kernels.package import identity
 from dive_kernels.sources import is_cuda
 
 ALIGNMENT = 16  # bytes of a pointer, elements of a stride; what kernels compiled ahead of time may rely on
@@ -74,64 +69,6 @@ class Launch:
             elif name.endswith("_stride") and value % ALIGNMENT:
                 found.append(f"{name} {value} is no multiple of {ALIGNMENT}")
         return found
-
-
-def interpreted() -> bool:
-    """Whether Triton interprets kernels on the CPU in this process."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@cache
-def capability(device: torch.device) -> int:
-    """Compute capability as 90 for 9.0; `INTERPRETER` where there is no chip."""
-    if device.type != "cuda":
-        return INTERPRETER
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def run(launch: Launch) -> None:
-    """Enqueues `launch` on torch's current stream of its device, compiled ahead of time or else compiled here.
-
-    `ValueError` with every reason where neither can be.
-    """
-    if 0 in launch.grid:
-        return
-    if launch.device.type != "cuda":
-        with_triton(launch)  # interpreted
-        return
-    chip = capability(launch.device)
-    code, reasons = match(launch, chip)
-    if code is None and is_cuda(launch.kernel):
-        code, more = nvrtc.compiled(launch.kernel, chip)
-        reasons += more
-    elif code is None and has_triton():
-        with_triton(launch)
-        return
-    elif code is None:
-        reasons.append("compiling it here needs triton (pip install 'dive-fast[gpu]')")
-    if code is None:
-        raise ValueError(f"{launch.kernel} cannot run: {'; '.join(reasons)}")
-    from dive_kernels.driver import start  # which knows Launch
-
-    start(launch, code)
-
-
-def with_triton(launch: Launch) -> None:
-    """By Triton, which compiles the kernel at its first call, or interprets it."""
-    module, _, name = launch.kernel.partition(":")
-    kernel = getattr(importlib.import_module(module), name)
-    kernel[launch.grid](
-        **launch.arguments,
-        **launch.constants,
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-        enable_fp_fusion=True,  # Triton 3.10 flips the default
-    )
 
 
 def _type_of(value: Tensor | int | float) -> str:

@@ -17,12 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dive_kernels.sources import PACKAGE, source_file, source_hash
-
-if TYPE_CHECKING:
-    from dive_kernels.launch import Launch
 
 FOLDER = "DIVE_KERNELS_CUBINS"  # names another folder; empty: none, so that Triton compiles everything
 SHIPPED = PACKAGE / "cubins"
@@ -158,23 +155,6 @@ def installed() -> Package | None:
     return _read_once(place)
 
 
-def match(launch: Launch, capability: int) -> tuple[Code | None, list[str]]:
-    """The code compiled ahead of time for a launch, or None and every reason why there is none.
-
-    `ValueError` where the folder is broken or is named and missing: whoever put it there means it to be used.
-    """
-    package = installed()
-    if package is None:
-        return None, [f"no kernels compiled ahead of time in {folder() or f'{FOLDER}='} ({MAKE} makes them)"]
-    reasons = launch.misaligned()
-    if not has_cuda_python():
-        reasons.append("needs cuda-python, which is not installed (pip install 'dive-fast[gpu]')")
-    code = _code(package.folder, launch.identity, capability)
-    if isinstance(code, str):
-        reasons.append(code)
-    return (None, reasons) if isinstance(code, str) or reasons else (code, [])
-
-
 @cache
 def has_cuda_python() -> bool:
     return importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.core") is not None
@@ -251,7 +231,7 @@ def _read_once(place: Path) -> Package:
 
 
 @cache
-def _code(place: Path, wanted: tuple[Any, ...], capability: int) -> Code | str:
+def code(place: Path, wanted: tuple[Any, ...], capability: int) -> Code | str:
     """The code for a launch, or why there is none. A stale kernel is said aloud: somebody meant it to be used."""
     package = _read_once(place)
     kernel = package.find(wanted, capability)

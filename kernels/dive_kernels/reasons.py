@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dive_kernels import nvrtc
-from dive_kernels.launch import INTERPRETER, capability, has_triton, interpreted
+from dive_kernels.launch import INTERPRETER
 from dive_kernels.package import MAKE, has_cuda_python, installed
+from dive_kernels.run import capability, has_triton, interpreted
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 

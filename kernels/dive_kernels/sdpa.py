@@ -15,8 +15,8 @@ from torch.backends.cuda import (
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dive_kernels.launch import capability
 from dive_kernels.reasons import one_place
+from dive_kernels.run import capability
 from dive_kernels.table import fastest, measured
 
 IMPLS = ("auto", "reference", "fused", "sdpa", "cudnn", "flash", "efficient")

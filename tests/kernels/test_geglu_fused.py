@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from dive_kernels.geglu import geglu
 from dive_kernels.geglu.reference import geglu_reference
-from dive_kernels.launch import capability
+from dive_kernels.run import capability
 from tests.support.kernel_cases import (
     DEVICE,
     TYPE_IDS,

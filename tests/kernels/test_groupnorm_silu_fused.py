@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from dive_kernels.groupnorm_silu import groupnorm_silu
 from dive_kernels.groupnorm_silu.reference import groupnorm_silu_reference
-from dive_kernels.launch import capability
+from dive_kernels.run import capability
 from tests.support.groupnorm_cases import CASES, Case, exact
 from tests.support.kernel_cases import (
     DEVICE,

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import torch
 
-from dive_kernels import launch as launching
 from dive_kernels import nvrtc, package, sources
+from dive_kernels import run as running
 from dive_kernels.launch import Launch
 from dive_kernels.package import INDEX, Kernel, Package, binary, read, write
 from dive_kernels.reasons import why_not_here
@@ -69,7 +69,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Packa
         made = Package(tmp_path, kernels, (("CUDA C++ kernels", "no nvcc found"),))
         write(made)
         monkeypatch.setenv(package.FOLDER, str(tmp_path))
-        for cached in (package._read_once, package._code):
+        for cached in (package._read_once, package.code):
             cached.cache_clear()
         return made
 
@@ -129,7 +129,7 @@ def test_a_folder_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ValueError, match="there is no kernels.json; make kernels writes it, or unset DIVE_KERNELS_CUB"):
         package.installed()
     with pytest.raises(ValueError, match="gone: there is no kernels.json"):  # and not quietly Triton
-        launching.match(example(), 80)
+        running.match(example(), 80)
     monkeypatch.setenv(package.FOLDER, "")
     assert package.installed() is None
 
@@ -151,14 +151,14 @@ def test_ptx_serves_newer_chips_where_no_cubin_does(make: Callable[..., Package]
     ptx = binary("x.ptx", b"text")
     make(kernel(ptx=ptx), kernel(90, "sm_90a", ptx=ptx))
     for capability, image in ((80, CUBIN), (86, CUBIN), (90, CUBIN), (100, b"text"), (75, None)):
-        code, _ = launching.match(example(), capability)
+        code, _ = running.match(example(), capability)
         assert (code.image if code else None) == image
         assert code is None or code.is_ptx == (image == b"text")
 
 
 def test_every_part_of_the_identity_counts(make: Callable[..., Package]) -> None:
     make(kernel())
-    code, reasons = launching.match(example(), 80)
+    code, reasons = running.match(example(), 80)
     assert code is not None and code.image == CUBIN and not reasons
     launch = example()
     others = [
@@ -171,9 +171,9 @@ def test_every_part_of_the_identity_counts(make: Callable[..., Package]) -> None
         replace(launch, kernel="dive_kernels.other.fused:solver_step_kernel"),
     ]
     for other in others:
-        code, reasons = launching.match(other, 80)
+        code, reasons = running.match(other, 80)
         assert code is None and "only with other types or constants" in reasons[0]
-    code, reasons = launching.match(launch, 75)
+    code, reasons = running.match(launch, 75)
     assert code is None and "not for sm_75, only for sm_80" in reasons[0]
 
 
@@ -181,7 +181,7 @@ def test_misaligned_arguments_are_named(make: Callable[..., Package]) -> None:
     make(kernel())
     launch = example()
     arguments = {**launch.arguments, "x_ptr": torch.zeros(5)[1:], "row_stride": 24}
-    code, reasons = launching.match(replace(launch, arguments=arguments), 80)
+    code, reasons = running.match(replace(launch, arguments=arguments), 80)
     assert code is None
     assert reasons[0] == "x_ptr lies at an address that is no multiple of 16"
     assert reasons[1] == "row_stride 24 is no multiple of 16"
@@ -197,13 +197,13 @@ def test_a_file_that_was_changed_is_refused(make: Callable[..., Package]) -> Non
     with pytest.raises(ValueError, match="cannot be read"):
         made.read(made.kernels[0].cubin)
     with pytest.raises(ValueError, match="cannot be read"):  # no quiet step to Triton: somebody changed that folder
-        launching.match(example(), 80)
+        running.match(example(), 80)
 
 
 def test_a_stale_kernel_is_said_aloud_and_not_used(make: Callable[..., Package]) -> None:
     make(kernel(source_sha256="0" * 64))
     with pytest.warns(RuntimeWarning, match=r"compiled from another fused.py; make kernels compiles it anew"):
-        code, reasons = launching.match(example(), 80)
+        code, reasons = running.match(example(), 80)
     assert code is None and "compiled from another fused.py" in reasons[0]
 
 
@@ -247,7 +247,7 @@ def test_the_source_hash_covers_what_a_kernel_takes_in(tmp_path: Path, monkeypat
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launches say that they are for a GPU of compute capability 8.0."""
     monkeypatch.setattr(Launch, "device", property(lambda _: torch.device("cuda", 0)))
-    monkeypatch.setattr(launching, "capability", lambda _: 80)
+    monkeypatch.setattr(running, "capability", lambda _: 80)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -258,23 +258,23 @@ def test_run_takes_what_is_compiled_and_else_triton(
 
     taken: list[str] = []
     monkeypatch.setattr(driver, "start", lambda launch, code: taken.append(code.function))
-    monkeypatch.setattr(launching, "with_triton", lambda launch: taken.append("triton"))
-    monkeypatch.setattr(launching, "has_triton", lambda: True)
+    monkeypatch.setattr(running, "with_triton", lambda launch: taken.append("triton"))
+    monkeypatch.setattr(running, "has_triton", lambda: True)
     make(kernel())
-    launching.run(example())
-    launching.run(replace(example(), warps=8))
-    launching.run(replace(example(), grid=(0,)))
+    running.run(example())
+    running.run(replace(example(), warps=8))
+    running.run(replace(example(), grid=(0,)))
     assert taken == ["solver_step_kernel", "triton"]
 
 
 @pytest.mark.usefixtures("on_a_gpu")
 def test_run_says_every_reason(make: Callable[..., Package], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "has_triton", lambda: False)
+    monkeypatch.setattr(running, "has_triton", lambda: False)
     monkeypatch.setattr(package, "has_cuda_python", lambda: False)
     make(kernel())
     arguments = {**example().arguments, "x_ptr": torch.zeros(5)[1:]}
     with pytest.raises(ValueError, match=r"solver_step.fused:solver_step_kernel cannot run: ") as error:
-        launching.run(replace(example(), arguments=arguments, warps=8))
+        running.run(replace(example(), arguments=arguments, warps=8))
     for part in ("x_ptr lies at", "needs cuda-python", "only with other types", "needs triton (pip install 'dive-fas"):
         assert part in str(error.value)
 
@@ -291,12 +291,12 @@ def test_cuda_kernels_are_compiled_by_nvrtc_where_none_is_at_hand(
     monkeypatch.setattr(nvrtc, "missing", lambda: "the library NVRTC (pip install nvidia-cuda-nvrtc)")
     nvrtc.compiled.cache_clear()
     with pytest.raises(ValueError, match="only with other types.*compiling it here needs the library NVRTC"):
-        launching.run(launch)
+        running.run(launch)
     taken: list[package.Code] = []
     code = package.Code("image_epilogue_planar_fp32", CUBIN)
     monkeypatch.setattr(nvrtc, "compiled", lambda name, capability: (code, []))
     monkeypatch.setattr(driver, "start", lambda _, code: taken.append(code))
-    launching.run(launch)
+    running.run(launch)
     assert taken == [code]
 
 
@@ -370,16 +370,16 @@ int cuLaunchKernelEx(const Config* c, void* kernel, void** parameters, void**) {
 STARTS = """
 import contextlib, sys, types
 import torch
-from dive_kernels import launch as launching
+from dive_kernels import launch, run
 from tests.support.solver_cases import example
 torch.cuda.device = lambda _: contextlib.nullcontext()
 torch.cuda.current_stream = lambda _: types.SimpleNamespace(cuda_stream=0x77)
-launching.Launch.device = property(lambda _: torch.device("cuda", 1))
-launching.capability = lambda _: 80
+launch.Launch.device = property(lambda _: torch.device("cuda", 1))
+run.capability = lambda _: 80
 found = example()
 print([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in found.arguments.values()])
-launching.run(found)
-launching.run(found)
+run.run(found)
+run.run(found)
 print("triton" in sys.modules)
 """
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dive_kernels.cross_attention.plan import LARGEST_KEYS, plan, why_not_in_shared_memory
 from dive_kernels.cross_attention.reference import cross_attention_reference
-from dive_kernels.launch import capability, run
 from dive_kernels.reasons import choose, refuse, why_not_here
+from dive_kernels.run import capability, run
 from dive_kernels.sdpa import IMPLS, choice, library, misfits, why_not_tiled
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from dive_kernels.groupnorm_silu.eager import groupnorm_silu_eager
 from dive_kernels.groupnorm_silu.plan import plan
 from dive_kernels.groupnorm_silu.reference import groupnorm_silu_reference
-from dive_kernels.launch import capability, run
 from dive_kernels.reasons import choose, one_place, refuse, why_not_here
+from dive_kernels.run import capability, run
 from dive_kernels.table import fastest, measured
 
 IMPLS = ("auto", "reference", "fused", "eager")

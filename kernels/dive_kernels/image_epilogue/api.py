@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dive_kernels.image_epilogue.plan import block_pixels, plan
 from dive_kernels.image_epilogue.reference import image_epilogue_reference
-from dive_kernels.launch import run
 from dive_kernels.reasons import choose, refuse, why_not_here
+from dive_kernels.run import run
 
 IMPLS = ("auto", "reference", "fused")
 MOST_BLOCKS = 65535  # of a grid's second dimension, in CUDA

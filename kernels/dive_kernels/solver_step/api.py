@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dive_kernels.launch import run
 from dive_kernels.reasons import choose, one_place, refuse, why_not_here
+from dive_kernels.run import run
 from dive_kernels.solver_step.coefficients import StepCoefficients
 from dive_kernels.solver_step.plan import plan
 from dive_kernels.solver_step.reference import solver_step_reference
