@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
     from dive_fast.models.prompts import PromptKey
 
-
 def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle, EngineSpec, dict[str, Graph]]:
     """The fused model, the spec and the graphs, by part, of an exported engine; another model raises `InputError`."""
     from dive_fast.models import load_bundle
