@@ -15,8 +15,8 @@ from dive_fast.quality.config import FEWEST, CompareConfig
 from dive_fast.quality.dataset import dataset_hash, read_shard, shard_numbers
 from dive_fast.quality.distances import frechet, kid, moments
 from dive_fast.quality.extractor import Extractor
-from dive_fast.quality.net import F32
-from dive_fast.quality.real import read_real, set_facts
+from dive_fast.quality.real import read_real, set_metadata
+from dive_fast.quality.reid_extractor import F32
 from dive_fast.synth.manifest import dropped
 from dive_fast.types import MODALITIES, InputError, Modality, Sample, to_dict
 
@@ -80,8 +80,8 @@ def compare_sets(
         {
             "version": 1,
             "records": dataset_hash(dataset),
-            "extractor": extractor.facts,
-            "sets": set_facts(sets),
+            "extractor": extractor.metadata,
+            "sets": set_metadata(sets),
             **to_dict(config),
             "rows": [to_dict(row) for row in rows],
             "cameras_without_real": lacking,

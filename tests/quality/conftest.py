@@ -1,4 +1,4 @@
-"""A few coloured people, real and "generated", and an untrained net: features need not be good to be checked."""
+"""A few coloured people, real and "generated", and an untrained ReID model: features need not be good to be checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from dive_fast.data.sets import SetSpec
 from dive_fast.data.writers import SysuTreeWriter
 from dive_fast.io import sha256_file, write_json
-from dive_fast.quality.net import Net, open_net
+from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
 from dive_fast.reid.models.model import ModelConfig, ReidModel
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.synth.manifest import shard_lines, shard_name
@@ -67,7 +67,7 @@ MakeNet = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_net(tmp_path_factory) -> MakeNet:
-    """Writes the checkpoint of an untrained net; `record` changes what its reid.json says (None: leaves that out)."""
+    """Writes the checkpoint of an untrained model; `record` changes what its reid.json says (None: leaves that out)."""
 
     def make(seed: int = 0, **record: object) -> Path:
         out = tmp_path_factory.mktemp("net")
@@ -93,8 +93,8 @@ def checkpoint(make_net) -> Path:
 
 
 @pytest.fixture(scope="session")
-def net(checkpoint) -> Net:
-    return open_net(checkpoint)
+def extractor(checkpoint) -> ReidExtractor:
+    return open_extractor(checkpoint)
 
 
 def make_dataset(
