@@ -13,8 +13,6 @@ from dive_fast.io import atomic_path
 from dive_fast.quality.measures import unit
 from dive_fast.quality.reid_extractor import F32
 
-KEY_LENGTH = 64
-
 
 @dataclass(frozen=True)
 class Stored:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dive_fast.data.sets import SetSpec
-from dive_fast.data.writers import SysuTreeWriter
+from dive_fast.data.writers import new_path, sysu_name, write_ids
 from dive_fast.io import sha256_file, write_json
 from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
 from dive_fast.reid.models.model import ModelConfig, ReidModel
@@ -51,14 +51,13 @@ def photo(pid: str, camera: str, number: int) -> Image.Image:
 def real(tmp_path_factory) -> SetSpec:
     """A SYSU tree of all people: 3 images by each of two RGB and two infrared cameras."""
     root = tmp_path_factory.mktemp("real")
-    writer = SysuTreeWriter(root)
     for pid in PIDS:
         for camera in CAMERAS:
             for number in range(1, 4):
-                path = writer.image_path(camera.name, pid, number)
+                path = new_path(root, sysu_name(camera.name, pid, number))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 photo(pid, camera.name, number).save(path)
-    writer.write_ids(train=PIDS[:-1], val=PIDS[-1:])
+    write_ids(root, train=PIDS[:-1], val=PIDS[-1:])
     return SetSpec("sysu", root)
 
 
