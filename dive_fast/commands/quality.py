@@ -106,7 +106,7 @@ def filter_pairs(
     from dive_fast.quality.filter import filter_dataset
     from dive_fast.quality.filter import undo as take_back
     from dive_fast.quality.filter_page import write_filter_page
-    from dive_fast.quality.sidecar import read_facts
+    from dive_fast.quality.sidecar import read_metadata
 
     if undo:
         if min or max or keep_share:
@@ -121,7 +121,7 @@ def filter_pairs(
     record, tally = filter_dataset(
         dataset, FilterConfig(tuple(min or ()), tuple(max or ()), tuple(keep_share or ()), allow_lost)
     )
-    report = write_filter_page(dataset, page or dataset / "scores" / "filter.html", tally, read_facts(dataset))
+    report = write_filter_page(dataset, page or dataset / "scores" / "filter.html", tally, read_metadata(dataset))
     lines = [f"dataset {dataset}: {record['dropped']:,} of {record['pairs']:,} pairs are dropped; see {report}"]
     lines += [f"{count:,} by {rule}" for rule, count in record["by_threshold"].items()]
     lines += [f"{len(pids):,} identities have no {side} image left" for side, pids in record["identities_lost"].items()]
@@ -164,13 +164,13 @@ def compare_sets(
 
 
 def _extractor(net: Path | None, script: Path | None, size: str, device: str, batch: int) -> Extractor:
-    from dive_fast.quality.extractor import NetFeatures, open_script
-    from dive_fast.quality.net import open_net
+    from dive_fast.quality.extractor import ReidFeatures, open_script
+    from dive_fast.quality.reid_extractor import open_extractor
 
     if (net is None) == (script is None):
         raise InputError("compare-sets: give either --net or --extractor")
     if net is not None:
-        return NetFeatures(open_net(net, device, batch))
+        return ReidFeatures(open_extractor(net, device, batch))
     assert script is not None
     height, width = image_size(size) or (299, 299)
     return open_script(script, height, width, device, batch)

@@ -17,7 +17,7 @@ from dive_fast.data.filters import Dropped
 from dive_fast.data.prepared import (
     FORMAT,
     LatentFile,
-    ShardFacts,
+    ShardHashes,
     latents_path,
     latents_record_path,
     read_latents_record,
@@ -25,7 +25,7 @@ from dive_fast.data.prepared import (
 from dive_fast.data.sets import NamedSet, settings_of
 from dive_fast.data.shards import (
     DamagedImage,
-    Shard,
+    PackedShard,
     SourceImage,
     index_path,
     pack_shard,
@@ -136,7 +136,7 @@ def finish(plan: PreparePlan, out: Path) -> None:
         "damaged": [asdict(image) for image in damaged],
         "duplicates": _duplicates(shards),
         "prepared": [asdict(row) for row in count_sets(sets)],
-        "shards": [asdict(_facts(out, number, shard)) for number, shard in enumerate(shards)],
+        "shards": [asdict(_hashes(out, number, shard)) for number, shard in enumerate(shards)],
         "latents": [asdict(record) for record in _latents(out, shards)],
     }
     write_json(out / "prepared.json", report)
@@ -170,7 +170,7 @@ def _without(sets: Sequence[NamedSet], damaged: Sequence[DamagedImage]) -> list[
     ]
 
 
-def _duplicates(shards: Sequence[Shard]) -> list[list[str]]:
+def _duplicates(shards: Sequence[PackedShard]) -> list[list[str]]:
     """Images that are the same byte for byte, as lists of their names."""
     names: dict[str, list[str]] = {}
     for image in chain.from_iterable(shard.images for shard in shards):
@@ -178,11 +178,11 @@ def _duplicates(shards: Sequence[Shard]) -> list[list[str]]:
     return [same for same in names.values() if len(same) > 1]
 
 
-def _facts(out: Path, number: int, shard: Shard) -> ShardFacts:
-    return ShardFacts(len(shard.images), shard.bytes, shard.sha256, sha256_file(index_path(out, number)))
+def _hashes(out: Path, number: int, shard: PackedShard) -> ShardHashes:
+    return ShardHashes(len(shard.images), shard.bytes, shard.sha256, sha256_file(index_path(out, number)))
 
 
-def _latents(out: Path, shards: Sequence[Shard]) -> list[LatentFile]:
+def _latents(out: Path, shards: Sequence[PackedShard]) -> list[LatentFile]:
     """The records of all latents, or nothing unless every shard has its own, of these very images and by one encoder."""
     records = []
     for number, shard in enumerate(shards):

@@ -16,7 +16,7 @@ from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import atomic_write, read_json, sha256_bytes
 from dive_fast.quality.config import CardConfig
 from dive_fast.quality.dataset import dataset_hash
-from dive_fast.quality.sidecar import facts_path
+from dive_fast.quality.sidecar import metadata_path
 from dive_fast.synth.manifest import dataset_plan, dropped, read_manifest
 from dive_fast.types import MODALITIES, InputError, Modality
 
@@ -158,11 +158,11 @@ def _counts(found: Contents) -> dict[str, Any]:
 
 
 def _quality(dataset: Path) -> dict[str, Any]:
-    facts, sets = _optional(facts_path(dataset)), _optional(dataset / "scores" / "sets.json")
+    metadata, sets = _optional(metadata_path(dataset)), _optional(dataset / "scores" / "sets.json")
     return {
-        "facts": facts,
-        "stale": facts is not None and facts["records"] != dataset_hash(dataset),
-        "scores": [] if facts is None else list(_scores(facts)),
+        "metadata": metadata,
+        "stale": metadata is not None and metadata["records"] != dataset_hash(dataset),
+        "scores": [] if metadata is None else list(_scores(metadata)),
         "filter": _optional(dataset / "filter.json"),
         "sets": sets,
         "distances": [] if sets is None else [_distance(row) for row in sets["rows"]],
@@ -179,10 +179,10 @@ def _optional(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _scores(facts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for name, held in facts["scores"].items():
+def _scores(metadata: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, held in metadata["scores"].items():
         for side in MODALITIES:
-            made, real = (facts[kind].get(name, {}).get(side) for kind in ("made", "real"))
+            made, real = (metadata[kind].get(name, {}).get(side) for kind in ("made", "real"))
             if made:
                 yield name, SIDE_NAMES[side], "high" if held["high_is_good"] else "low", _span(made), _span(real)
 

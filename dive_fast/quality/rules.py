@@ -44,9 +44,9 @@ class Rule:
         return f"{side}{self.score} {'<=' if self.most else '>='} {self.limit:.6g}{note}"
 
 
-def check_names(wanted: Iterable[Threshold], facts: Mapping[str, Any]) -> None:
+def check_names(wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> None:
     """Raises `InputError` for scores that the dataset does not have."""
-    known = facts["scores"]
+    known = metadata["scores"]
     for rule in wanted:
         if rule.score not in known:
             raise InputError(
@@ -54,21 +54,21 @@ def check_names(wanted: Iterable[Threshold], facts: Mapping[str, Any]) -> None:
             )
 
 
-def plain_rules(wanted: Iterable[Threshold], facts: Mapping[str, Any]) -> list[Rule]:
+def plain_rules(wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> list[Rule]:
     """The rules whose limit needs no look at the dataset's own scores."""
     rules: list[Rule] = []
     for one in wanted:
         if one.kind == "keep-share":
             continue
         if one.value == CALIBRATED:
-            rules += _calibrated(one, facts)
+            rules += _calibrated(one, metadata)
         else:
             rules.append(Rule(one.score, float(one.value), one.kind == "max", one.side))
     return rules
 
 
-def _calibrated(one: Threshold, facts: Mapping[str, Any]) -> list[Rule]:
-    held = facts.get("thresholds", {}).get(one.score, {})
+def _calibrated(one: Threshold, metadata: Mapping[str, Any]) -> list[Rule]:
+    held = metadata.get("thresholds", {}).get(one.score, {})
     sides = [side for side in MODALITIES if side in held and one.side in (None, side)]
     if not sides:
         raise InputError(f"--max {one.score}={CALIBRATED}: scores.json holds no threshold for it; give a number")
@@ -90,9 +90,9 @@ class Shares:
     A pair counts by the worse of its sides. Pairs at the limit are kept, so ties may keep a few more.
     """
 
-    def __init__(self, wanted: Iterable[Threshold], facts: Mapping[str, Any]) -> None:
+    def __init__(self, wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> None:
         self.wanted = [one for one in wanted if one.kind == "keep-share"]
-        self._most = [not facts["scores"][one.score]["high_is_good"] for one in self.wanted]
+        self._most = [not metadata["scores"][one.score]["high_is_good"] for one in self.wanted]
         self._values = [array("d") for _ in self.wanted]
 
     def add(self, scores: Mapping[Modality, Mapping[str, float]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dive_fast.data.counts import align
 from dive_fast.data.names import natural_key
 from dive_fast.data.sets import NamedSet, SetSpec, all_samples
 from dive_fast.io import write_json
@@ -15,8 +16,8 @@ from dive_fast.quality.config import FEWEST, CompareConfig
 from dive_fast.quality.dataset import dataset_hash, read_shard, shard_numbers
 from dive_fast.quality.distances import frechet, kid, moments
 from dive_fast.quality.extractor import Extractor
-from dive_fast.quality.net import F32
-from dive_fast.quality.real import read_real, set_facts
+from dive_fast.quality.real import read_real, set_metadata
+from dive_fast.quality.reid_extractor import F32
 from dive_fast.synth.manifest import dropped
 from dive_fast.types import MODALITIES, InputError, Modality, Sample, to_dict
 
@@ -80,8 +81,8 @@ def compare_sets(
         {
             "version": 1,
             "records": dataset_hash(dataset),
-            "extractor": extractor.facts,
-            "sets": set_facts(sets),
+            "extractor": extractor.metadata,
+            "sets": set_metadata(sets),
             **to_dict(config),
             "rows": [to_dict(row) for row in rows],
             "cameras_without_real": lacking,
@@ -174,20 +175,19 @@ def _halves(real: F32, pids: Sequence[str], seed: int) -> tuple[F32, F32] | None
 def table(rows: Sequence[SetDistance]) -> str:
     """The rows as aligned text; KID times 1,000, as papers give it."""
     lines = [("camera", "side", "made", "real", "KID x1000", "+-", "FID", "real KID x1000", "real FID")]
-    lines += [
-        (row.camera, row.side, f"{row.made:,}", f"{row.real:,}", _figure(row.kid, 1000), _figure(row.kid_error, 1000),
-         _figure(row.fid) + ("*" if row.rank_deficient else ""), _figure(row.real_kid, 1000), _figure(row.real_fid))
-        for row in rows
-    ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = "<<" + ">" * (len(widths) - 2)
-    text = ["  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip() for line in lines]
+    for row in rows:
+        fid = _figure(row.fid) + ("*" if row.rank_deficient else "")
+        value, error, real = (_figure(kid, 1000) for kid in (row.kid, row.kid_error, row.real_kid))
+        lines.append(
+            (row.camera, row.side, f"{row.made:,}", f"{row.real:,}", value, error, fid, real, _figure(row.real_fid))
+        )
+    text = align(lines, "<<>>>>>>>")
     notes = ["FID is biased upward for few images, by about 1/N: compare it only at equal N, and prefer KID."]
     if any(row.rank_deficient for row in rows):
         notes.append(
             f"* no more images than the {rows[0].dims} dimensions: the covariance has no full rank, FID is mostly bias."
         )
-    return "\n".join([*text, *notes])
+    return "\n".join([text, *notes])
 
 
 def _figure(value: float | None, scale: float = 1) -> str:

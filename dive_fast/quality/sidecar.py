@@ -33,21 +33,25 @@ def nearest_path(dataset: Path, number: int) -> Path:
     return dataset / "scores" / "nearest" / f"{number:05d}.jsonl"
 
 
-def facts_path(dataset: Path) -> Path:
+def metadata_path(dataset: Path) -> Path:
     return dataset / "scores" / "scores.json"
 
 
-def read_facts(dataset: Path) -> dict[str, Any]:
+def read_metadata(dataset: Path) -> dict[str, Any]:
     """`scores.json`; one that is missing, broken, or of other images than the dataset now holds raises `InputError`."""
-    path = facts_path(dataset)
+    path = metadata_path(dataset)
     if not path.is_file():
         raise InputError(f"dataset {dataset} is not scored yet; run dive-fast score first")
-    facts = read_json(path, "scores")
-    if not isinstance(facts, dict) or facts.get("version") != VERSION or not isinstance(facts.get("scores"), dict):
+    metadata = read_json(path, "scores")
+    if (
+        not isinstance(metadata, dict)
+        or metadata.get("version") != VERSION
+        or not isinstance(metadata.get("scores"), dict)
+    ):
         raise InputError(f"{path} is no description of scores that this version reads; run dive-fast score --again")
-    if facts.get("records") != dataset_hash(dataset):
+    if metadata.get("records") != dataset_hash(dataset):
         raise InputError(f"dataset {dataset} has other pairs than were scored; run dive-fast score again")
-    return facts
+    return metadata
 
 
 def read_scored(dataset: Path) -> Iterator[Scored]:

@@ -76,11 +76,11 @@ def write_gallery(
         notes = _notes(rows, walk, missing, damaged)
         rates = throughput(read_times(dataset) or walk.events)
         index = {
-            **_facts(rows, walk, out),
+            **_metadata(rows, walk, out),
             "missing": missing,
             "damaged": damaged,
             "scores": _scores(walk, meanings),
-            "throughput": _throughput_facts(dataset, rates),
+            "throughput": _throughput_metadata(dataset, rates),
             "plots": _plots(walk, out / "plots", rates) if can_plot() else [],
             "problems": None if problems is None else list(problems),
             "notes": notes if can_plot() else [*notes, NO_PLOTS],
@@ -97,7 +97,7 @@ def write_gallery(
     )
 
 
-def _facts(rows: DatasetRows, walk: Walk, out: Path) -> dict[str, Any]:
+def _metadata(rows: DatasetRows, walk: Walk, out: Path) -> dict[str, Any]:
     plan, tally = rows.plan, walk.tally
     settings = ("plan_id", "mode", "model_fingerprint", "seed", "precision", "strength", "height", "width")
     return {
@@ -149,7 +149,7 @@ def _scores(walk: Walk, meanings: dict[str, Meaning]) -> list[dict[str, Any]]:
             **key._asdict(),
             **asdict(meanings.get(key.name, Meaning())),
             "column": score.column,
-            "blocks": walk.facts.blocks[score.column],
+            "blocks": walk.numbers.blocks[score.column],
             "count": score.count,
             "mean": score.total / score.count,
             "low": score.low,
@@ -159,7 +159,7 @@ def _scores(walk: Walk, meanings: dict[str, Meaning]) -> list[dict[str, Any]]:
     ]
 
 
-def _throughput_facts(dataset: Path, rates: Throughput | None) -> dict[str, Any] | None:
+def _throughput_metadata(dataset: Path, rates: Throughput | None) -> dict[str, Any] | None:
     if rates is None:
         return None
     return {
@@ -174,7 +174,7 @@ def _throughput_facts(dataset: Path, rates: Throughput | None) -> dict[str, Any]
 
 def _plots(walk: Walk, folder: Path, rates: Throughput | None) -> list[dict[str, str]]:
     cameras = list(walk.tally.cameras)
-    plots = plot_scores(folder, walk.tally.scores, cameras, walk.facts)
+    plots = plot_scores(folder, walk.tally.scores, cameras, walk.numbers)
     return plots if rates is None else [*plots, plot_throughput(folder, rates)]
 
 

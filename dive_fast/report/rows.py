@@ -37,7 +37,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardRows:
     """The rows of one shard; `written` is when its file was, in Unix seconds."""
 
     rows: list[Row]
@@ -64,17 +64,17 @@ class DatasetRows:
         self.plan = dataset_plan(dataset)
         self.strays: Counter[str] = Counter()
 
-    def __iter__(self) -> Iterator[Shard]:
+    def __iter__(self) -> Iterator[ShardRows]:
         self.strays.clear()
         drops = _Drops(self.dataset, self.plan)
         for path in shard_files(self.dataset):
             records = list(read_shard(path))
             scored = self.dataset / "scores" / path.name
             scores = dict(score_lines(scored)) if scored.exists() else {}
-            reasons = drops.of(records)
+            reasons = drops.reasons(records)
             rows = [_row(record, scores.pop(record.spec.pair_id, {}), reasons) for record in records]
             self.strays["scores"] += len(scores)
-            yield Shard(rows, path.stat().st_mtime)
+            yield ShardRows(rows, path.stat().st_mtime)
         self.strays[DROPPED] = drops.strays()
 
 
@@ -137,7 +137,7 @@ class _Drops:
         self._next = next(self._lines, None)
         self._strays = 0
 
-    def of(self, records: list[PairRecord]) -> dict[str, list[str]]:
+    def reasons(self, records: list[PairRecord]) -> dict[str, list[str]]:
         """Why pairs of a shard were dropped, by pair id; takes every line up to the shard's last pair."""
         ids = {record.spec.pair_id for record in records}
         last = max((self._place(r.spec.pid, r.spec.index) for r in records), default=-1)

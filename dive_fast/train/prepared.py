@@ -17,7 +17,7 @@ from dive_fast.data.prepared import (
     packed_images,
     read_latents_record,
 )
-from dive_fast.data.shards import Shard, read_shard
+from dive_fast.data.shards import PackedShard, read_shard
 from dive_fast.io import atomic_path, sha256_file, write_json
 from dive_fast.models.files import fingerprint_of, write_tensors
 from dive_fast.train.photos import LatentPhotos, encode_photos, image_size, latent_shape, teaching
@@ -115,7 +115,7 @@ def load_prepared(folder: Path | str, bundle: ModelBundle) -> LatentPhotos:
     return LatentPhotos(latents, tuple(samples), teaching(samples))
 
 
-def _is_whole(out: Path, number: int, record: LatentFile, shard: Shard) -> bool:
+def _is_whole(out: Path, number: int, record: LatentFile, shard: PackedShard) -> bool:
     path = latents_path(out, number)
     return path.is_file() and path.stat().st_size == record.bytes and record.tar == shard.sha256
 

@@ -13,7 +13,7 @@ from dive_fast.data.sets import SetSpec, read_set
 from dive_fast.io import write_jsonl
 from dive_fast.quality.config import CompareConfig
 from dive_fast.quality.distances import frechet, kid, moments
-from dive_fast.quality.extractor import NetFeatures, open_script
+from dive_fast.quality.extractor import ReidFeatures, open_script
 from dive_fast.quality.sets import compare_sets, table
 from dive_fast.synth.manifest import samples
 from dive_fast.types import DiveError, InputError
@@ -24,7 +24,7 @@ from tests.support.quality import PIDS, make_dataset, photo
 class Recorder:
     """Features are three numbers of the file's name; remembers what it was asked for."""
 
-    facts: dict = field(default_factory=lambda: {"kind": "fake"})
+    metadata: dict = field(default_factory=lambda: {"kind": "fake"})
     asked: list = field(default_factory=list)
 
     def features(self, wanted, progress=None):
@@ -95,12 +95,12 @@ def test_cameras_without_real_images_are_named(dataset, tmp_path):
         compare_sets(dataset, [SetSpec("folder", root)], Recorder(), progress=False)
 
 
-def test_the_nets_features_and_the_table(tmp_path, real, net):
+def test_the_models_features_and_the_table(tmp_path, real, extractor):
     dataset = make_dataset(tmp_path / "pairs", pids=PIDS[:4])
-    rows, _ = compare_sets(dataset, [real], NetFeatures(net), progress=False)
-    found = NetFeatures(net).features(samples(dataset))
+    rows, _ = compare_sets(dataset, [real], ReidFeatures(extractor), progress=False)
+    found = ReidFeatures(extractor).features(samples(dataset))
     np.testing.assert_allclose(np.square(found).mean(1), 1, rtol=1e-5)  # entries of about 1, whatever D
-    assert rows[0].dims == net.dims and rows[0].rank_deficient
+    assert rows[0].dims == extractor.dims and rows[0].rank_deficient
     text = table(rows)
     assert f"{rows[0].fid:.2f}*" in text and "FID is biased" in text and "full rank" in text
     assert f"{1000 * rows[0].kid:.2f}" in text.splitlines()[1]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dive_fast import cli
-from dive_fast.data.writers import SysuTreeWriter
+from dive_fast.data.writers import new_path, sysu_name, write_ids
 from dive_fast.io import read_json, sha256_file, write_json
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.data.sampler import PairSampler
@@ -177,15 +177,15 @@ def test_bad_config(change, message):
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """A SYSU tree: people 1 to 5 to train, 6 to 8 to validate, 9 to test."""
-    writer = SysuTreeWriter(root := tmp_path_factory.mktemp("tree"))
+    root = tmp_path_factory.mktemp("tree")
     for pid in range(1, 10):
         for camera in (1, 2, 3, 6):
             for number in (1, 2):
-                path = writer.image_path(f"cam{camera}", f"{pid:04d}", number)
+                path = new_path(root, sysu_name(f"cam{camera}", f"{pid:04d}", number))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 photo(pid, camera, number).save(path)
     names = [f"{pid:04d}" for pid in range(1, 10)]
-    writer.write_ids(train=names[:5], val=names[5:8], test=names[8:])
+    write_ids(root, train=names[:5], val=names[5:8], test=names[8:])
     return root
 
 

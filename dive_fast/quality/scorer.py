@@ -11,21 +11,21 @@ import numpy as np
 
 from dive_fast.data.names import abbreviate
 from dive_fast.quality.measures import F32, I64, left_out_margins, margins, nearest, nearest_within
-from dive_fast.quality.net import Features
 from dive_fast.quality.probe import Probe, ProbeReport, fit, held_out
+from dive_fast.quality.quantiles import quantiles
 from dive_fast.quality.real import RealImages
+from dive_fast.quality.reid_extractor import Features
 from dive_fast.types import MODALITIES, InputError, Modality
 
-QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 PER_IMAGE = (
     "identity",
     "modality",
     "memorisation",
-)  # the columns of `Judge.values`; diversity needs the others' features
+)  # the columns of `Scorer.values`; diversity needs the others' features
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """Scores images row by row; `wanted` names the scores that are asked for."""
 
     real: RealImages
@@ -156,9 +156,3 @@ class Judge:
     def _alike(images: RealImages, side: Modality) -> F32:
         rows = images.rows(side)
         return nearest_within(images.features.identity[rows], images.labels(rows))
-
-
-def quantiles(values: F32) -> dict[str, float]:
-    """{"1%": ..., "50%": ...} and the mean."""
-    found = {f"{100 * q:g}%": round(float(np.quantile(values, q)), 4) for q in QUANTILES}
-    return {**found, "mean": round(float(values.mean(dtype=np.float64)), 4)}
