@@ -139,7 +139,8 @@ def _fields(record: Any, base: Any) -> Iterator[Option]:
 def _leaves(found: Iterator[Option], route: Route, part: Part) -> Iterator[Option]:
     for option in found:
         inner = _note(unwrap(option.hint)[1], Part)
-        if route and not (option.name in part.only if part.only else option.text or inner):
+        shown = option.name in part.only if part.only else option.text or inner
+        if route and (not shown or option.name in part.skip):
             continue
         here = (*route, option.name)
         if option.record is not None:

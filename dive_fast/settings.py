@@ -83,10 +83,11 @@ class Reads:
 
 @dataclass(frozen=True)
 class Part:
-    """How the command line shows a record within a record: option names start with `prefix`; `only` selects fields."""
+    """How the command line shows a record: option names start with `prefix`; `only` and `skip` select fields."""
 
     prefix: str = ""
     only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
 
 
 def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
