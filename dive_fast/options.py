@@ -94,13 +94,18 @@ def options(command: Callable[..., Any]) -> list[Option]:
 
 def call(command: Callable[..., Any], words: list[str], name: str) -> Any:
     """Runs a command with the arguments in `words`; raises `InputError` for those that it does not take."""
+    positional, named = parse(command, words, name)
+    return command(*positional, **named)
+
+
+def parse(command: Callable[..., Any], words: list[str], name: str) -> tuple[list[Any], dict[str, Any]]:
+    """Returns the positional and the keyword arguments of `command` in `words`."""
     known = {".".join(option.route): option for option in options(command)}
     found, rest = _parser(command, known, name).parse_known_args(words)
     if rest:
         near = get_close_matches(rest[0].partition("=")[0], [option.flag for option in known.values()], 1)
-        raise InputError(
-            f"{name} does not take {rest[0]!r}. {f'Do you mean {near[0]}?' if near else f'See {name} --help.'}"
-        )
+        remedy = f"Do you mean {near[0]}?" if near else f"See {name} --help."
+        raise InputError(f"{name} does not take {rest[0]!r}. {remedy}")
     given = {known[key].route: value for key, value in vars(found).items()}
     missing = [option.flag for option in known.values() if option.default is MISSING and option.route not in given]
     if missing:
@@ -117,7 +122,7 @@ def call(command: Callable[..., Any], words: list[str], name: str) -> Any:
             positional.append(value)
         else:
             named[option.name] = value
-    return command(*positional, **named)
+    return positional, named
 
 
 def _parameters(command: Callable[..., Any]) -> Iterator[Option]:

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from dive_fast import cli
-from dive_fast.commands import common, machine
-from dive_fast.sampling import Sampling
+from dive_fast.commands import machine
 from dive_fast.types import DiveError, InputError
 from tests.support.cli import COMMANDS, Run, leaves
 
