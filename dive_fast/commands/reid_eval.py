@@ -25,10 +25,10 @@ from dive_fast.commands.reid_options import (
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
-    from dive_fast.reid.evaluation.evaluate import ReidResult
     from dive_fast.reid.evaluation.protocols import Permutations as Tables
     from dive_fast.reid.evaluation.protocols import Protocol
     from dive_fast.reid.evaluation.rerank import RerankConfig
+    from dive_fast.reid.evaluation.results import ReidResult
 
 
 def evaluate(
@@ -94,7 +94,7 @@ def evaluate(
         result = _other_code(features, distances, data, rules, tables, config)
     if out is not None:
         write_json(out, to_dict(result))
-    finish(result.line(), to_dict(result), json)
+    finish(result.describe(), to_dict(result), json)
 
 
 def _checkpoint(
@@ -108,25 +108,22 @@ def _checkpoint(
     export: Path | None,
     other_people: bool,
 ) -> ReidResult:
-    from dive_fast.reid.evaluation.evaluate import Labels, check_sides, extract, score_features
-    from dive_fast.reid.evaluation.feature_files import check_target, write_exchange
-    from dive_fast.reid.evaluation.protocols import draw_trials, drawn
+    from dive_fast.reid.evaluation.evaluate import extract
+    from dive_fast.reid.evaluation.feature_files import check_target, write_features
+    from dive_fast.reid.evaluation.task import RetrievalTask
 
     if data is None:
         raise InputError("--checkpoint needs images to test on; name the data set with --data")
     if export is not None:
         check_target(export)
     query, gallery = test_sides(data, protocol)
-    check_sides(query, gallery, protocol)
-    trials = drawn(draw_trials(query, gallery, protocol, tables), protocol)
+    task = RetrievalTask.from_samples(query, gallery, protocol, tables, data)
     found = extract(checkpoint, query, gallery, flip=flip, device=device, other_people=other_people)
     if export is not None:
-        facts = {"dataset": data, "protocol": protocol.facts(), "checkpoint": found.checkpoint, "flip": flip}
-        write_exchange(export, query, gallery, found, test_set(data).root, facts)
-    return score_features(
-        found.query, found.gallery, Labels.of(query, gallery), trials, protocol, checkpoint=found.checkpoint, dataset=data,
-        flip=flip, rerank=rerank, other_people=other_people,
-    )  # fmt: skip
+        metadata = {"dataset": data, "protocol": protocol.metadata(), "checkpoint": found.checkpoint, "flip": flip}
+        write_features(export, query, gallery, found, test_set(data).root, metadata)
+    scores = task.score_features(found.query, found.gallery, rerank)
+    return task.result(scores, found.checkpoint, flip=flip, rerank=rerank, other_people=other_people)
 
 
 def _other_code(
@@ -137,13 +134,13 @@ def _other_code(
     tables: Tables | None,
     rerank: RerankConfig | None,
 ) -> ReidResult:
-    from dive_fast.reid.evaluation.feature_files import read_exchange
-    from dive_fast.reid.evaluation.interop import score_exchanged
+    from dive_fast.reid.evaluation.feature_files import read_features
+    from dive_fast.reid.evaluation.interop import score_feature_file
 
     file = features if features is not None else distances
     assert file is not None
-    return score_exchanged(
-        read_exchange(file),
+    return score_feature_file(
+        read_features(file),
         "features" if features is not None else "distances",
         protocol,
         dataset=data if data is not None else str(file),

@@ -63,7 +63,8 @@ def show(
     json: Json = False,
 ) -> None:
     """Look at what a checkpoint finds: queries with their nearest gallery images, and features in a plane."""
-    from dive_fast.reid.pictures.show import ShowConfig, show_retrieval
+    from dive_fast.reid.pictures.config import ShowConfig
+    from dive_fast.reid.pictures.show import show_retrieval
 
     rules, tables = protocol_of(data, protocol, search, shots, trials, draw, permutations, direction, mode)
     query, gallery = test_sides(data, rules)
@@ -74,7 +75,7 @@ def show(
         out,
         ShowConfig(
             queries,
-            tuple(names(orders)),
+            tuple(names(orders)),  # type: ignore[arg-type]
             top,
             shown_trial,
             per_page,

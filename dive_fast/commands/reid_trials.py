@@ -66,4 +66,4 @@ def trials(
         dataset=data,
         device=torch_device(device),
     )
-    finish(report.text(), to_dict(report), json)
+    finish(report.describe(), to_dict(report), json)

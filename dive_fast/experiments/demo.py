@@ -9,9 +9,10 @@ from pathlib import Path
 from dive_fast.experiments.arms import BASELINES, build_arms, external_photos, heldout_sides, oracle_infrared
 from dive_fast.experiments.pipeline import PairConfig, Timings, build_engine, learn_missing, make_pairs
 from dive_fast.models import load_adapter
-from dive_fast.reid.comparison.compare import Comparison, compare
+from dive_fast.reid.comparison.compare import compare
+from dive_fast.reid.comparison.records import Comparison
 from dive_fast.reid.comparison.table import HEADER, notes, rows
-from dive_fast.reid.training.train import ReidConfig
+from dive_fast.reid.training.config import ReidConfig
 from dive_fast.report import html
 from dive_fast.synth.local import Summary
 from dive_fast.train.personalize import PersonalizeConfig

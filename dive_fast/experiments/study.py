@@ -11,7 +11,7 @@ from dive_fast.experiments.pipeline import PairConfig, Timings, build_engine, le
 from dive_fast.io import write_json
 from dive_fast.models import load_bundle
 from dive_fast.reid.comparison.compare import compare
-from dive_fast.reid.training.train import ReidConfig
+from dive_fast.reid.training.config import ReidConfig
 from dive_fast.train.personalize import PersonalizeConfig, personalize
 from dive_fast.types import InputError
 from dive_fast.world.persons import CAPTION_TEMPLATE, caption_phrase

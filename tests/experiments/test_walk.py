@@ -21,7 +21,7 @@ from dive_fast.experiments.demo import DemoConfig, run_demo
 from dive_fast.experiments.pipeline import PairConfig
 from dive_fast.experiments.study import StudyConfig, run_study
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
-from dive_fast.reid.training.train import ReidConfig
+from dive_fast.reid.training.config import ReidConfig
 from dive_fast.train.personalize import PersonalizeConfig, personalize
 from dive_fast.types import InputError
 from dive_fast.world.trees import WorldSpec, build_world

@@ -16,7 +16,8 @@ from dive_fast.data.sets import SetSpec
 from dive_fast.data.writers import SysuTreeWriter
 from dive_fast.io import sha256_file, write_json
 from dive_fast.quality.net import Net, open_net
-from dive_fast.reid.models.model import ModelConfig, ReidModel
+from dive_fast.reid.models.config import ModelConfig
+from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.synth.manifest import shard_lines, shard_name
 from dive_fast.synth.marks import png_marks
