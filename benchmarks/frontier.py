@@ -34,7 +34,7 @@ from dive_fast.io import atomic_write, read_json, write_json
 from dive_fast.models import fuse, load_bundle, save_bundle
 from dive_fast.reid.comparison.compare import compare
 from dive_fast.reid.comparison.significance import paired_t
-from dive_fast.reid.training.train import ReidConfig
+from dive_fast.reid.training.config import ReidConfig
 from dive_fast.sampling import PRESETS, Sampling
 from dive_fast.synth import make_plan
 from dive_fast.synth.clock import StageClock

@@ -123,7 +123,6 @@ def quantize(
     """Put the UNet's layers into FP8 by explicit quantisation, as far as the error allows; docs/precision.md."""
     from dive_export.fp8_engine import quantize_engine
     from dive_export.fp8_report import read_times
-    from dive_fast.sampling import Sampling
 
     if images % 2:
         raise InputError(f"--images must be even, got {images}: half set the scales, half measure the error")

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dive_fast.reid.data.dataset import LUMA, ImageSet, load_images
+from dive_fast.reid.data.augment import LUMA
+from dive_fast.reid.data.dataset import ImageSet, load_images
 from dive_fast.reid.evaluation.evaluate import embed
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.checkpoint import load_model

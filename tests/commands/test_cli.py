@@ -42,7 +42,7 @@ def test_version_and_no_arguments(run: Run) -> None:
         (ModuleNotFoundError("", name="peft"), 1, "dive-fast: peft is not installed; pip install 'dive-fast[train]'\n"),
     ],
     ids=["failed", "bad-input", "interrupt", "missing-package"],
-)  # fmt: skip
+)
 def test_an_error_is_one_sentence(
     raised: BaseException, code: int, sentence: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +95,18 @@ def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "dive-fast: 12 folders are empty\n/somewhere/else.py:3: DeprecationWarning: old\n"
 
 
+def test_world_make_and_sheet(run: Run, tmp_path: Path) -> None:
+    small = ["--paired-ids", 2, "--test-ids", 1, "--external-ids", 1, "--images-per-camera", 1, "--market-images", 1]
+    code, out, _ = run("world", "make", "--out", tmp_path / "w", *small, "--json")
+    assert code == 0
+    summary = json.loads(out.splitlines()[-1])
+    files = sum(1 for file in (tmp_path / "w").rglob("*.jpg"))
+    assert summary == {"images": files, "world": str(tmp_path / "w")}
+    code, out, _ = run("world", "sheet", "--out", tmp_path / "s.png", "--pids", "1,2", "--zoom", 1)
+    assert (code, out) == (0, f"sheet {tmp_path / 's.png'}: 2 people\n")
+    assert Image.open(tmp_path / "s.png").width > 6 * 64
+
+
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A world of four people with infrared and two without."""
@@ -120,26 +132,26 @@ def test_the_walk_from_photos_to_a_page(run: Run, people: Path, tiny_base: Path,
     adapter, fused, plan, pairs = (tmp_path / name for name in ("adapter", "fused", "plan.json", "pairs"))
     learned = step("personalize", "--model", tiny_base, "--paired", sysu, "--external", market, "--out", adapter,
                    "--external-prefix", 2, "--identity-steps", 2, "--steps", 2, "--rank", 2, "--batch", 2,
-                   "--plot", tmp_path / "loss.png")  # fmt: skip
+                   "--plot", tmp_path / "loss.png")
     assert learned["identities"] == 8
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert step("fuse", "--model", tiny_base, "--adapter", adapter, "--out", fused)["identities"] == 8
     planned = step("plan", "--model", fused, "--photos", market, "--photos-prefix", 2, "--out", plan,
-                   "--pairs", 1, "--steps", 2)  # fmt: skip
+                   "--pairs", 1, "--steps", 2)
     assert (planned["pairs"], planned["identities"]) == (4, 2)
     made = step("synth", "--plan", plan, "--engine", fused, "--out", pairs, "--device", "cpu")
     assert (made["pairs"], made["images"]) == (4, 4)
     assert step("verify", pairs)["problems"] == []
     assert Path(step("report", pairs, "--out", tmp_path / "page.html")["report"]).stat().st_size > 10_000
     trained = step("reid", "train", "--real", sysu, "--synthetic", pairs, "--out", tmp_path / "reid", "--steps", 2,
-                   "--identities", 2, "--per-modality", 2, "--device", "cpu")  # fmt: skip
+                   "--identities", 2, "--per-modality", 2, "--device", "cpu")
     assert trained["identities"] == 8
     scores = step("reid", "eval", "--checkpoint", tmp_path / "reid", "--data", sysu, "--device", "cpu")
     assert 0 < scores["map"] <= 100
 
     arms = [f"baseline={market}", f"oracle={market},{people / 'oracle'}"]
     compared = step("reid", "compare", "--data", sysu, "--arm", arms[0], "--arm", arms[1], "--out", tmp_path / "compare",
-                    "--steps", 2, "--identities", 2, "--missing", "visible", "--seeds", "0", "--device", "cpu")  # fmt: skip
+                    "--steps", 2, "--identities", 2, "--missing", "visible", "--seeds", "0", "--device", "cpu")
     assert set(compared["arms"]) == {"baseline", "oracle"}
 
     next((pairs / "cam3").rglob("*.*g")).unlink()
@@ -156,7 +168,7 @@ def test_names_in_both_sets_are_refused(run: Run, people: Path, tmp_path: Path) 
     photos.mkdir(parents=True)
     Image.new("RGB", (64, 128)).save(photos / "a.jpg")
     code, _, error = run("personalize", "--paired", people / "sysu", "--external", tmp_path / "photos",
-                         "--external-layout", "folder", "--out", tmp_path / "a")  # fmt: skip
+                         "--external-layout", "folder", "--out", tmp_path / "a")
     assert code == 2
     assert "first '0001'; tell the people apart with --external-prefix" in error
 
@@ -165,7 +177,7 @@ def test_excluded_people_are_left_out_and_unknown_ones_refused(
     run: Run, people: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     arguments = ("personalize", "--model", tiny_base, "--paired", people / "sysu", "--steps", 1, "--rank", 2,
-                 "--identity-steps", 0, "--batch", 2, "--out", tmp_path / "adapter")  # fmt: skip
+                 "--identity-steps", 0, "--batch", 2, "--out", tmp_path / "adapter")
     everyone = sorted(p.name for p in (people / "sysu" / "cam1").iterdir())
     code, _, error = run(*arguments, "--exclude", everyone[0][:-1])
     assert code == 2

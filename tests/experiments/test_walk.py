@@ -21,7 +21,7 @@ from dive_fast.experiments.config import DemoConfig, PairConfig, StudyConfig
 from dive_fast.experiments.demo import run_demo
 from dive_fast.experiments.study import run_study
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
-from dive_fast.reid.training.train import ReidConfig
+from dive_fast.reid.training.config import ReidConfig
 from dive_fast.sampling import Sampling
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.personalize import personalize

@@ -13,7 +13,8 @@ from dive_fast.data.sets import SetSpec
 from dive_fast.data.writers import new_path, sysu_name, write_ids
 from dive_fast.io import sha256_file, write_json
 from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
-from dive_fast.reid.models.model import ModelConfig, ReidModel
+from dive_fast.reid.models.config import ModelConfig
+from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import to_dict
 from tests.support.quality import CAMERAS, PIDS, make_dataset, photo
