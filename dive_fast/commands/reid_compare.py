@@ -68,9 +68,11 @@ def compare(
     permutations: Permutations = None,
     baseline: Annotated[str, "Arm that the others are compared with."] = "baseline",
     oracle: Annotated[str, "Arm that trains on the truth, for gap closed."] = "oracle",
-    seeds: Annotated[
-        tuple[int, ...], "Seeds; every arm runs with each. Three are few for a test of significance."
-    ] = (0, 1, 2),
+    seeds: Annotated[tuple[int, ...], "Seeds; every arm runs with each. Three are few for a test of significance."] = (
+        0,
+        1,
+        2,
+    ),
     same_people: SamePeople = False,
     recipe: Recipe = "pocket",
     cache: Annotated[Path | None, "Folder for files of the decoded images, for sets larger than the memory."] = None,

@@ -30,7 +30,9 @@ def trials(
     from dive_fast.reid.evaluation.trials import DIRECTIONS, run_trials
 
     if real.layout != "regdb":
-        raise InputError(f"--real {label(real)}: trials with a model each are RegDB's, as regdb:PATH; for others use reid eval")
+        raise InputError(
+            f"--real {label(real)}: trials with a model each are RegDB's, as regdb:PATH; for others use reid eval"
+        )
     report = run_trials(
         real,
         config_from(recipe, config),

@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from dive_fast.reid.checks import check_fields
+from dive_fast.settings import PositiveInt, Settings, Within
 from dive_fast.types import InputError, Modality, Sample
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Settings):
     """How a data set is searched.
 
     - "pocket": infrared queries search the whole gallery; SYSU-MM01's camera rule.
@@ -63,9 +63,9 @@ class Protocol:
     """Protocol: pocket searches the whole gallery, sysu and llcm draw it as published, regdb searches one trial's images."""
     search: Literal["all", "indoor"] = "all"
     """sysu: visible cameras that are searched."""
-    shots: int = 1
+    shots: PositiveInt = 1
     """sysu: gallery images per identity and camera; 10 is multi-shot."""
-    trials: int = 10
+    trials: PositiveInt = 10
     """sysu and llcm: gallery draws."""
     draw: Literal["seeded", "official"] = "seeded"
     """sysu: galleries as the AGW family draws them, or those of rand_perm_cam.mat; the scores differ."""
@@ -73,12 +73,12 @@ class Protocol:
     """regdb and llcm: modality of the queries, and of the gallery."""
     mode: Literal["standard", "legacy"] = "standard"
     """llcm: legacy repeats the figures published as VIS to IR, whose queries are infrared and whose gallery is visible."""
-    trial: int = 1
+    trial: Annotated[int, Within(1, REGDB_TRIALS)] = 1
     """regdb: number of the trial, 1 to 10."""
 
     def __post_init__(self) -> None:
         """Refuses values out of bounds, and an explicit setting that the protocol does not use."""
-        check_fields(self, shots=(1, None), trials=(1, None), trial=(1, REGDB_TRIALS))
+        super().__post_init__()
         if self.name in ("sysu", "pocket") and self.direction != "ir-to-visible":
             raise InputError(
                 f"direction {self.direction!r} is not defined for protocol {self.name!r}, whose queries are infrared"

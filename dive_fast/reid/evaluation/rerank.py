@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dive_fast.reid.checks import check_fields
+from dive_fast.settings import Fraction, PositiveInt, Settings
 from dive_fast.types import DiveError, InputError
 
 _CHUNK_CELLS = 4_000_000  # distances that are held at a time
@@ -22,18 +22,15 @@ Index = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class RerankConfig:
+class RerankConfig(Settings):
     """Settings of re-ranking; the paper's values."""
 
-    k1: int = 20
+    k1: PositiveInt = 20
     """Neighbours that must be mutual."""
-    k2: int = 6
+    k2: PositiveInt = 6
     """Neighbours whose weights are averaged."""
-    share: float = 0.3
+    share: Fraction = 0.3
     """Fraction of the original distance in the final one (lambda)."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, k1=(1, None), k2=(1, None), share=(0, 1))
 
 
 class Reranked:

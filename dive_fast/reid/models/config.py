@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from dive_fast.reid.checks import check_fields
 from dive_fast.reid.models.backbones import BACKBONES
+from dive_fast.settings import AtLeast, PositiveInt, Settings
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ Pooling = Literal["gem", "avg", "cls"]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """The embedding network and the size of its images.
 
     AGW's model is "resnet50" with `nonlocal_blocks`, pooling "gem" and 1 stripe.
@@ -25,13 +25,13 @@ class ModelConfig:
 
     backbone: BackboneName = "pocket"
     """Backbone: pocket and pocket-vit train on a CPU; resnet50, vit-b16 and clip-vit-b16 take pretrained weights."""
-    height: int = 96
+    height: Annotated[int, AtLeast(32)] = 96
     """Image height in pixels."""
-    width: int = 48
+    width: Annotated[int, AtLeast(32)] = 48
     """Image width in pixels."""
     pooling: Pooling = "gem"
     """Pooling of features: gem or avg of convolutional maps, cls (class token) or avg of a transformer's patches."""
-    stripes: int = 3
+    stripes: PositiveInt = 3
     """Horizontal bands that are pooled separately; 1 pools the whole body."""
     weights: str | None = None
     """Pretrained weights, a local path: a transformers folder of a ResNet, ViT or CLIP, or torchvision's resnet50 file."""
@@ -39,7 +39,7 @@ class ModelConfig:
     """Add AGW's non-local blocks to a convolutional backbone."""
 
     def __post_init__(self) -> None:
-        check_fields(self, height=(32, None), width=(32, None))
+        super().__post_init__()
         backbone = BACKBONES[self.backbone]
         patch, named = backbone.patch, f"backbone {self.backbone!r}"
         allowed = ("gem", "avg") if patch is None else ("cls", "avg")

@@ -4,35 +4,53 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from dive_fast.reid.checks import check_fields
 from dive_fast.reid.data.config import AugmentConfig, Missing
 from dive_fast.reid.models.config import ModelConfig
+from dive_fast.settings import (
+    AtLeast,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Part,
+    PositiveFloat,
+    PositiveInt,
+    Reads,
+    Settings,
+)
 from dive_fast.types import InputError, from_dict
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Points = tuple[tuple[float, float], ...]
 
 
+def _points(text: str) -> Points:
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return tuple((float(part), float(share)) for part, share in pairs)
+    except ValueError as error:
+        raise InputError(f"must be PART:SHARE pairs, as 0:0.5,1:0, got {text!r}") from error
+
+
 @dataclass(frozen=True)
-class ValidationConfig:
+class ValidationConfig(Settings):
     """The identities that the best weights are chosen on, and how often the weights are scored.
 
     With neither `every_steps` nor `every_epochs` the weights are scored every epoch. They are always scored at the end.
     """
 
-    people: int = 0
+    people: NonNegativeInt = 0
     """Identities with real images of both modalities to hold out of training for validation; 0: none."""
     split: int = 0
     """Seed of the choice of these identities; equal for runs that are compared, whatever their own seeds."""
-    every_steps: int | None = None
+    every_steps: PositiveInt | None = None
     """Steps between validations."""
-    every_epochs: int | None = None
+    every_epochs: PositiveInt | None = None
     """Epochs between validations; by default 1."""
 
     def __post_init__(self) -> None:
-        check_fields(self, people=(0, None), every_steps=(1, None), every_epochs=(1, None))
+        super().__post_init__()
         if self.people == 1:
             raise InputError("validation people must be 0 (no validation) or at least 2, got 1")
         if self.every_steps is not None and self.every_epochs is not None:
@@ -42,7 +60,7 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
-class ReidConfig:
+class ReidConfig(Settings):
     """A training recipe; the default is tuned for the pocket world (128x64 images, about 200 identities, one CPU thread).
 
     A batch holds `identities` x (`per_modality` visible + as many infrared) images. The rate `lr` follows `schedule`:
@@ -56,27 +74,27 @@ class ReidConfig:
     """The network."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of the images."""
-    identities: int = 8
+    identities: Annotated[int, AtLeast(2)] = 8
     """Identities a batch."""
-    per_modality: int = 3
+    per_modality: PositiveInt = 3
     """Visible images, and infrared ones, per identity in a batch."""
     missing: Missing = "refuse"
     """What becomes of an identity without infrared: an error, left out, or visible only."""
-    synthetic_share: float | None = None
+    synthetic_share: Fraction | None = None
     """Fraction of a batch's identities that are synthetic (in compare: that not every arm has)."""
-    steps: int | None = 500
+    steps: PositiveInt | None = 500
     """Training steps."""
-    epochs: int | None = None
+    epochs: PositiveInt | None = None
     """Epochs instead of steps; one sees as many images as the larger modality has."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer: AdamW, or SGD with Nesterov's momentum 0.9."""
-    lr: float = 2e-3
+    lr: PositiveFloat = 2e-3
     """Peak learning rate."""
-    backbone_lr: float = 1.0
+    backbone_lr: NonNegativeFloat = 1.0
     """Factor on the learning rate of stems and trunk."""
-    weight_decay: float = 5e-4
+    weight_decay: NonNegativeFloat = 5e-4
     """Weight decay."""
-    warmup: float = 0.1
+    warmup: Fraction = 0.1
     """Fraction of the run over which the learning rate rises."""
     schedule: Literal["cosine", "step", "epochs"] = "cosine"
     """How the learning rate falls: along a cosine, tenfold at drops, or tenfold after drop_epochs."""
@@ -86,15 +104,15 @@ class ReidConfig:
     """Triplet loss: AGW's weighted one, batch-hard with a margin, or CAJ's squared difference."""
     margin: float = 0.3
     """Margin of the hard triplet loss."""
-    smoothing: float = 0.1
+    smoothing: Fraction = 0.1
     """Label smoothing of the cross entropy."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of everything random."""
-    synthetic_schedule: Points | None = None
+    synthetic_schedule: Annotated[Points, Reads(_points, "PART:SHARE,...")] | None = None
     """synthetic_share over the run: (fraction of the run, share) pairs, linear between; equal fractions make a step."""
     exchange_view: bool = False
     """Add every visible image of a batch a second time, with one channel in all three (CAJ)."""
-    warmup_epochs: int = 10
+    warmup_epochs: NonNegativeInt = 10
     """Epochs over which schedule epochs raises the learning rate."""
     drop_epochs: tuple[int, ...] = (20, 50)
     """Epochs after which schedule epochs lowers the learning rate tenfold."""
@@ -104,30 +122,13 @@ class ReidConfig:
     """Train GeM's exponent; AGW keeps it at 3, and SGD at AGW's rates drives it out of the finite range."""
     precision: Precision = "fp32"
     """Precision of the forward pass; weights stay fp32."""
-    clip: float | None = None
+    clip: PositiveFloat | None = None
     """Largest norm of the gradient; none: no clipping."""
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    validation: Annotated[ValidationConfig, Part("validation")] = field(default_factory=ValidationConfig)
     """Identities that the best weights are chosen on."""
 
     def __post_init__(self) -> None:
-        count, rate, fraction = (1, None), (0, None), (0, 1)
-        check_fields(
-            self,
-            identities=(2, None),
-            per_modality=count,
-            synthetic_share=fraction,
-            steps=count,
-            epochs=count,
-            backbone_lr=rate,
-            weight_decay=rate,
-            warmup=fraction,
-            smoothing=fraction,
-            seed=(0, None),
-            warmup_epochs=(0, None),
-        )
-        for name in ("lr", "clip"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise InputError(f"{name} must be above 0, got {value}")
+        super().__post_init__()
         for name in ("warmup", "smoothing"):
             if getattr(self, name) == 1:
                 raise InputError(f"{name} must be below 1, got 1")
