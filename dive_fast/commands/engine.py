@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_export.options import CALIBRATION, BuildConfig, Fp8Config, GraphOptions
-from dive_fast.commands.common import ImageSize, Json, finish, log
+from dive_fast.commands.common import Json, finish, log
 from dive_fast.io import write_json
 from dive_fast.sampling.config import Sampling
-from dive_fast.settings import PositiveInt
+from dive_fast.settings import ImageSize, PositiveInt
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
@@ -123,7 +123,6 @@ def quantize(
     """Put the UNet's layers into FP8 by explicit quantisation, as far as the error allows; docs/precision.md."""
     from dive_export.fp8_engine import quantize_engine
     from dive_export.fp8_report import read_times
-    from dive_fast.sampling import Sampling
 
     if images % 2:
         raise InputError(f"--images must be even, got {images}: half set the scales, half measure the error")
