@@ -148,6 +148,7 @@ def test_defaults_are_those_of_the_rooms() -> None:
     assert tuple(common.numbers(study["seeds"])) == config.seeds
 
 
+@pytest.mark.slow
 def test_world_make_and_sheet(run: Run, tmp_path: Path) -> None:
     small = ["--paired-ids", 2, "--test-ids", 1, "--external-ids", 1, "--images-per-camera", 1, "--market-images", 1]
     code, out, _ = run("world", "make", "--out", tmp_path / "w", *small, "--json")
@@ -222,6 +223,7 @@ def test_the_walk_from_photos_to_a_page(run: Run, people: Path, tiny_base: Path,
     assert step("verify", pairs)["problems"] == []
 
 
+@pytest.mark.slow
 def test_names_in_both_sets_are_refused(run: Run, people: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos" / "0001"
     photos.mkdir(parents=True)
@@ -232,6 +234,7 @@ def test_names_in_both_sets_are_refused(run: Run, people: Path, tmp_path: Path) 
     assert "first '0001'; tell the people apart with --external-prefix" in error
 
 
+@pytest.mark.slow
 def test_excluded_people_are_left_out_and_unknown_ones_refused(
     run: Run, people: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -247,6 +250,7 @@ def test_excluded_people_are_left_out_and_unknown_ones_refused(
     assert everyone[0] not in learned
 
 
+@pytest.mark.slow
 def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both run for minutes; their rooms' own tests do that. Here only what arrives there matters."""
     from dive_fast.experiments import demo, study

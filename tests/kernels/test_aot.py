@@ -123,6 +123,7 @@ def test_what_was_skipped_is_in_the_index(
     assert "0 kernels for no architecture" in said and "skipped: CUDA C++ kernels: no nvcc found" in said
 
 
+@pytest.mark.slow
 def test_a_build_without_torch_makes_the_cuda_kernels_and_the_index(tmp_path: Path) -> None:
     """What happens in pip's isolated build: no torch, no Triton, perhaps nvcc."""
     code = (
@@ -138,6 +139,7 @@ def test_a_build_without_torch_makes_the_cuda_kernels_and_the_index(tmp_path: Pa
     assert len(package.kernels) == (12 if shutil.which("nvcc") else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_cubins_by_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a relative folder, though the compiler runs elsewhere
@@ -201,6 +203,7 @@ def registers_of(elf: bytes) -> int:
     raise AssertionError("no section .nv.info")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("needs_triton")
 def test_cubins_by_triton_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Compiled once, then kept, then compiled again where the source or the file is no longer the same."""
@@ -227,6 +230,7 @@ def test_cubins_by_triton_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFi
     assert read(tmp_path).read(package.kernels[0].cubin)[:4] == b"\x7fELF"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("needs_triton")
 def test_ptx_is_kept_for_the_plugins(tmp_path: Path) -> None:
     assert main([str(tmp_path), "--arch", "90", "--only", "cross_attention-headdim40-*-fp16-*", *NO_CUDA]) == 0

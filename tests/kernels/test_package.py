@@ -417,6 +417,7 @@ def start(folder: Path, made: Package, refuse: int = 0) -> tuple[subprocess.Comp
     return result, log.read_text().splitlines() if log.exists() else []
 
 
+@pytest.mark.slow
 def test_what_the_driver_is_told(fake_driver: Path, make: Callable[..., Package]) -> None:
     """Order, types and bytes of the arguments, null pointers after them, grid, block, shared memory, stream, one load."""
     result, log = start(fake_driver, make(kernel(shared_bytes=100_000)))
@@ -435,6 +436,7 @@ def test_what_the_driver_is_told(fake_driver: Path, make: Callable[..., Package]
     assert triton == "False"
 
 
+@pytest.mark.slow
 def test_the_driver_assembles_ptx(fake_driver: Path, make: Callable[..., Package]) -> None:
     text = b".vers ion and text"
     old = kernel(75, "sm_75", ptx=binary("x.ptx", text))
@@ -444,12 +446,14 @@ def test_the_driver_assembles_ptx(fake_driver: Path, make: Callable[..., Package
     assert log[:2] == ["load  ion and te", "kernel solver_step_kernel"]
 
 
+@pytest.mark.slow
 def test_little_shared_memory_is_not_asked_for(fake_driver: Path, make: Callable[..., Package]) -> None:
     result, log = start(fake_driver, make(kernel(shared_bytes=48 << 10)))
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] for line in log] == ["load", "kernel", "launch", "launch"]
 
 
+@pytest.mark.slow
 def test_shared_memory_that_the_driver_refuses(fake_driver: Path, make: Callable[..., Package]) -> None:
     result, _ = start(fake_driver, make(kernel(shared_bytes=100_000)), refuse=1)
     assert (

@@ -14,6 +14,8 @@ from dive_fast.train.prior import ClassPhotos, Prior, prompt_ids
 from dive_fast.train.samples import Sampler, Samples
 from dive_fast.types import InputError
 
+pytestmark = pytest.mark.slow
+
 PRIOR = Prior(prior_weight=0.5, prior_prompt="a photo of a person", prior_count=3)
 CONFIG = PersonalizeConfig(
     identity_steps=0, steps=4, batch=4, rank=2, warmup=1, save_every=2, prior=PRIOR, samples=Samples(sample_steps=2)

@@ -23,6 +23,8 @@ from dive_fast.reid.training import train as training
 from dive_fast.reid.training.train import ReidConfig
 from dive_fast.types import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def arms(city):

@@ -37,6 +37,7 @@ def run(samples, config, out, **options):
     return train_reid(samples, config, out, progress=False, **options)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_weights_and_others_do_not(city, tiny, tmp_path):
     torch.manual_seed(11)
     first = run(city["train"], tiny, tmp_path / "a")
@@ -58,6 +59,7 @@ def test_the_global_generator_is_left_alone(city, tiny, tmp_path):
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_result(city, tiny, tmp_path, monkeypatch):
     whole = run(city["train"], tiny, tmp_path / "whole")
     batch = PairSampler.batch
@@ -121,6 +123,7 @@ def test_identities_without_infrared(city, tiny, tmp_path):
     assert read_json(dropped / "reid.json", "")["dropped"] == ["0021", "0022", "0023", "0024"]
 
 
+@pytest.mark.slow
 def test_epochs_hard_triplets_sgd_and_average_pooling(city, tiny, tmp_path):
     config = replace(
         tiny, model=replace(tiny.model, pooling="avg"), steps=None, epochs=2, triplet="hard", optimizer="sgd",
@@ -261,6 +264,7 @@ def test_a_gradient_that_is_not_finite_names_the_step(drawn, tiny):
         learner.step(make_batch(images, sampler, 0, tiny), 1.0, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_resumes_and_stays_near(city, tiny, tmp_path, monkeypatch, precision):
     tiny = replace(tiny, steps=4, model=ModelConfig(height=32, width=32, stripes=1))
