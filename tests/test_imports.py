@@ -218,7 +218,7 @@ def test_every_module_has_a_rule_of_its_own_room() -> None:
         ("dive_fast.cli", "import torch", "dive_fast.cli may not import torch"),
         ("dive_fast.bench.run", "from dive_fast.experiments import arms", "which only the command line imports"),
     ],
-)  # fmt: skip
+)
 def test_the_checker_finds(module: str, source: str, reason: str) -> None:
     assert reason in "\n".join(violations(module, source, "x.py"))
 
