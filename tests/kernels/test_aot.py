@@ -24,10 +24,10 @@ from dive_kernels.aot.resources import resources
 from dive_kernels.chips import ARCHITECTURES
 from dive_kernels.cuda_kernels import CUDA_KERNELS
 from dive_kernels.image_epilogue.plan import plan as image_plan
-from dive_kernels.launch import Launch
 from dive_kernels.package import INDEX, Kernel, Package, binary, read
 from dive_kernels.solver_step import StepCoefficients
 from dive_kernels.solver_step.plan import plan
+from tests.support.kernel_cases import compiled_kernel
 
 ROOT = Path(__file__).parents[2]
 NO_CUDA = ("--no-cuda", "not of interest here")
@@ -258,7 +258,7 @@ CHANGES: dict[str, Callable[[Job], Job]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_whatever_changes_the_result_compiles_anew(change: Callable[[Job], Job], job: Job) -> None:
+def test_whatever_changes_the_result_compiles_again(change: Callable[[Job], Job], job: Job) -> None:
     assert change(job).build("triton 3.9.0") != job.build("triton 3.9.0") != job.build("triton 3.6.0")
     assert replace(job, name="other", key={}).build("triton 3.9.0") == job.build("triton 3.9.0")
 
@@ -294,31 +294,9 @@ def test_failures_are_all_said_and_fail_the_build(
 
 
 def made(**changes: Any) -> Kernel:
-    launch: Launch = image_plan(torch.empty(2, 3, 8, 8, device="meta"))[0]
-    kernel = Kernel(
-        name="image_epilogue-planar1-fp32-sm80",
-        op="image_epilogue",
-        dtype="fp32",
-        key={},
-        architecture=80,
-        target="sm_80",
-        kernel=launch.kernel,
-        function="image_epilogue_planar_fp32",
-        arguments=tuple(launch.signature.items()),
-        constants={},
-        warps=8,
-        stages=0,
-        shared_bytes=0,
-        registers=30,
-        spill_bytes=0,
-        null_pointers=0,
-        source_sha256="",
-        compiler="",
-        ptx_version="",
-        build="",
-        cubin=binary("a.cubin", b"a"),
-    )
-    return replace(kernel, **changes)
+    launch = image_plan(torch.empty(2, 3, 8, 8, device="meta"))[0]
+    named = {"name": "image_epilogue-planar1-fp32-sm80", "op": "image_epilogue"}
+    return compiled_kernel(launch, **{**named, **changes})
 
 
 def test_budgets_name_kernel_figure_and_limit(
@@ -381,7 +359,7 @@ def test_two_kernels_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         triton_jobs([80])
 
 
-def test_an_index_of_another_version_is_made_anew(tmp_path: Path) -> None:
+def test_an_index_of_another_version_is_made_again(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text('{"format": 0}')
     assert earlier(tmp_path) == {}
     assert isinstance(finish(tmp_path, [], []), Package) and build.processors() >= 1

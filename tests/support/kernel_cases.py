@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from dive_kernels import table
+from dive_kernels.launch import Launch
+from dive_kernels.package import Kernel, binary
 from dive_kernels.run import capability
+from dive_kernels.sources import source_hash
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -33,6 +36,34 @@ def assert_as_good_as_torch(got: Tensor, plain: Tensor, exact: Tensor) -> None:
     own, torchs = got.double() - exact, plain.double() - exact
     assert own.abs().max().item() <= 2 * torchs.abs().max().item() + unit  # NaN fails
     assert own.square().mean().sqrt().item() <= 2 * torchs.square().mean().sqrt().item() + unit / 4
+
+
+def compiled_kernel(launch: Launch, **changes: Any) -> Kernel:
+    """The entry of a package for a launch, compiled for sm_80."""
+    made: dict[str, Any] = {
+        "name": "made-sm80",
+        "op": "made",
+        "dtype": "fp32",
+        "key": {},
+        "architecture": 80,
+        "target": "sm_80",
+        "kernel": launch.kernel,
+        "function": launch.kernel.partition(":")[2],
+        "arguments": tuple(launch.signature.items()),
+        "constants": launch.constants,
+        "warps": launch.warps,
+        "stages": launch.stages,
+        "shared_bytes": 4096,
+        "registers": 30,
+        "spill_bytes": 0,
+        "null_pointers": 2,
+        "source_sha256": source_hash(launch.kernel),
+        "compiler": "triton 3.9.0",
+        "ptx_version": "8.0",
+        "build": "0" * 64,
+        "cubin": binary("a.cubin", b"a"),
+    }
+    return Kernel(**{**made, **changes})
 
 
 def check_operator(operator: Any, op: Callable[..., Any], given: Sequence[Any], *options: Any) -> None:
