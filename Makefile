@@ -15,10 +15,11 @@ endif
 GPU_RUN := env PYTHONPATH=.:kernels:export $(GPU_PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check kernels kernels-ci kernels-oldest interop bench bench-export gpu-test gpu-bench clean
+.PHONY: help demo quick test check kernels kernels-ci kernels-oldest interop bench bench-export gpu-test gpu-bench clean
 
 help:
 	@echo "make demo      the main job on the pocket world, from photos to a page: demo/index.html"
+	@echo "make quick     lint, format and the quick tests: under a minute, for every edit"
 	@echo "make test      every test that needs no GPU"
 	@echo "make check     lint, format, types, and who may import whom"
 	@echo "make kernels   compile the GPU kernels ahead of time into build/kernels/cubins (no GPU needed)"
@@ -53,8 +54,18 @@ $(VENV)/kernels: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[kernels]'
 	@touch $@
 
+# Each worker has one thread: more would share the same cores.
+WORKERS ?= 2
+TESTS := env OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+# The slowest tests are listed: one of more than a second wants the mark `slow`.
+quick: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(TESTS) -q -r fE -m "not slow" --durations 10 --durations-min 1
+
 test: $(VENV)/rtx $(VENV)/kernels
-	$(PY) -m pytest
+	$(TESTS)
 
 check: $(STAMP)
 	$(PY) -m ruff check .

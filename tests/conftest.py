@@ -12,6 +12,14 @@ from tests.support.tiny import ENGINE_ROWS
 __all__ = ["run"]  # a fixture of every test
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests of exported engines slow: the first one of a session waits half a minute for the export."""
+    for item in items:
+        if {"tiny_engine", "half_bank"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random base model folder. Read only: copy it to change it."""

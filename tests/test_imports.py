@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,8 @@ def modules() -> list[tuple[str, Path]]:
     return found
 
 
-def imports(source: str, file: str) -> Iterator[Import]:
+@cache
+def imports(source: str, file: str) -> list[Import]:
     """Every import statement, those inside functions and under `if TYPE_CHECKING` too."""
 
     def walk(node: ast.AST, eager: bool) -> Iterator[Import]:
@@ -164,7 +166,7 @@ def imports(source: str, file: str) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             yield from walk(child, eager and not function and not typing_only)
 
-    yield from walk(ast.parse(source, file), True)
+    return list(walk(ast.parse(source, file), True))
 
 
 def within(name: str, room: str) -> bool:
@@ -228,7 +230,7 @@ def test_every_module_has_a_rule_of_its_own_room() -> None:
         ("dive_fast.cli", "import torch", "dive_fast.cli may not import torch"),
         ("dive_fast.bench.run", "from dive_fast.experiments import arms", "which only the command line imports"),
     ],
-)  # fmt: skip
+)
 def test_the_checker_finds(module: str, source: str, reason: str) -> None:
     assert reason in "\n".join(violations(module, source, "x.py"))
 
@@ -259,7 +261,7 @@ def file_imports() -> dict[str, set[str]]:
     files = dict(modules())
     imported: dict[str, set[str]] = {}
     for module, path in files.items():
-        targets = {found.target for found in imports(path.read_text(encoding="utf-8"), str(path))}
+        targets = {found.target for found in imports(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))}
         imported[module] = {t if t in files else t.rpartition(".")[0] for t in targets}
     return imported
 

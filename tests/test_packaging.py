@@ -174,6 +174,7 @@ def no_compilers(tmp_path: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_cmake_needs_no_compiler(tmp_path: Path, no_compilers: str) -> None:
     """What was skipped is said, and in the index."""
     said, index = built(tmp_path / "build", PATH=no_compilers, CC="/nowhere", CXX="/nowhere")
@@ -186,6 +187,7 @@ def test_cmake_needs_no_compiler(tmp_path: Path, no_compilers: str) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_cmake_skips_what_it_cannot_compile(tmp_path: Path, no_compilers: str) -> None:
     """The interpreter's switch stands for a machine without Triton."""
     said, index = built(tmp_path / "build", "-DDIVE_KERNELS_AOT=ON", PATH=no_compilers, TRITON_INTERPRET="1")
@@ -194,6 +196,7 @@ def test_cmake_skips_what_it_cannot_compile(tmp_path: Path, no_compilers: str) -
     assert re.search(reason, index["skipped"][0]["why"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_cmake_compiles_cuda_kernels_where_nvcc_is(tmp_path: Path) -> None:
     said, index = built(tmp_path, "-DDIVE_KERNELS_ARCHS=80;90")

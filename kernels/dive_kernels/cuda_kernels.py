@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels by name, for the plans that start them and for nvcc. Imports nothing: a build has no torch."""
+"""Declares the CUDA C++ kernels, for the plans that start them and for nvcc. A build has no torch to import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ OPTIONS = ("-fmad=false", "-std=c++17")  # no multiply-add that the source does 
 
 @dataclass(frozen=True)
 class CudaKernel:
-    """One `extern "C"` function of a file: what it takes, and in how many warps it runs."""
+    """One `extern "C"` function of a file: its arguments and warps."""
 
     kernel: str  # as `Launch.kernel`
     op: str
@@ -17,7 +17,7 @@ class CudaKernel:
     arguments: tuple[tuple[str, str], ...]
     warps: int
     key: dict[str, int] = field(default_factory=dict)
-    stages: int = 0  # means nothing here
+    stages: int = 0  # Triton's only
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ SCALARS: dict[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32":
 
 
 def start(launch: Launch, code: Code) -> None:
-    """Enqueues a launch. The first one of a code on a device loads it, which must not happen while a graph is captured."""
+    """Enqueues a launch. The first launch of a code on a device loads it, which must not happen during graph capture."""
     from cuda.core import LaunchConfig, Stream
     from cuda.core import launch as enqueue
 
@@ -30,7 +30,7 @@ def start(launch: Launch, code: Code) -> None:
 
 
 def packed(launch: Launch, null_pointers: int) -> list[Any]:
-    """Arguments as cuda-python takes them: an int is a pointer, a scalar has the C type of the kernel's parameter."""
+    """Returns the arguments for cuda-python: ints as pointers, scalars in the C type of the kernel's parameter."""
     values: list[Any] = []
     for value, kind in zip(launch.arguments.values(), launch.signature.values(), strict=True):
         values.append(value.data_ptr() if isinstance(value, Tensor) else SCALARS[kind](value))
@@ -39,7 +39,7 @@ def packed(launch: Launch, null_pointers: int) -> list[Any]:
 
 @cache
 def _function(code: Code, device: int) -> Any:
-    """The loaded function, allowed its shared memory on this device."""
+    """Returns the loaded function, with its shared memory allowed on this device."""
     from cuda.bindings import driver
     from cuda.core import ObjectCode
 

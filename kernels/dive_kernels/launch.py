@@ -15,8 +15,8 @@ from torch import Tensor
 from dive_kernels.package import identity
 from dive_kernels.sources import is_cuda
 
-ALIGNMENT = 16  # bytes of a pointer, elements of a stride; what kernels compiled ahead of time may rely on
-# By torch's name: as Triton writes a pointer to it.
+ALIGNMENT = 16  # bytes of a pointer, elements of a stride, in kernels compiled ahead of time
+# torch's type: as Triton writes a pointer to it
 POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -25,16 +25,16 @@ POINTERS = {
     torch.int32: "*i32",
     torch.uint8: "*u8",
 }
-INTERPRETER = 0  # as a compute capability: Triton's interpreter, which knows no limits of a chip
+INTERPRETER = 0  # the compute capability of Triton's interpreter, which has no limits of a chip
 
 
 @dataclass(frozen=True)
 class Launch:
     """A grid of programs of one kernel.
 
-    `kernel` is "module:function", or "folder/file.cu:function" for CUDA C++. `arguments` are the run-time ones in the
-    function's order (tensors, ints, floats), `constants` its `tl.constexpr`. An int named `*_stride` is a multiple of
-    `ALIGNMENT` in what is compiled ahead of time. `device` is where it runs.
+    `kernel` is "module:function", or "folder/file.cu:function" for CUDA C++. `arguments` are the run-time ones (tensors,
+    ints, floats) in the function's order, `constants` its `tl.constexpr`. Kernels compiled ahead of time require that an int
+    named `*_stride` is a multiple of `ALIGNMENT`.
     """
 
     kernel: str
@@ -50,16 +50,16 @@ class Launch:
 
     @property
     def signature(self) -> dict[str, str]:
-        """Type of each run-time argument, as Triton writes it."""
+        """Returns the type of each run-time argument, as Triton writes it."""
         return {name: _type_of(value) for name, value in self.arguments.items()}
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What one compilation is for, next to the architecture."""
+        """Returns what distinguishes one compilation from another for the same architecture."""
         return identity(self.kernel, tuple(self.signature.items()), self.constants, self.warps, self.stages)
 
     def misaligned(self) -> list[str]:
-        """Arguments that what is compiled ahead of time cannot take, with their values. CUDA C++ takes any."""
+        """Names the arguments that a kernel compiled ahead of time cannot take. CUDA C++ takes any alignment."""
         if is_cuda(self.kernel):
             return []
         found = []

@@ -1,4 +1,4 @@
-"""Compiles the CUDA C++ kernels at run time, where no package of compiled ones is at hand: NVRTC through cuda-python."""
+"""Compiles the CUDA C++ kernels at run time by NVRTC, through cuda-python, if they were not compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dive_kernels.sources import source_file
 
 @cache
 def missing() -> str | None:
-    """What compiling here needs and lacks, with the remedy; None if nothing."""
+    """Returns what compiling here lacks, with the remedy; None if nothing."""
     if not has_cuda_python():
         return "cuda-python (pip install 'dive-fast[gpu]') for NVRTC"
     from cuda.bindings import nvrtc
 
     try:
         nvrtc.nvrtcVersion()
-    except RuntimeError:  # the bindings' word for a library that is not there
+    except RuntimeError:  # the bindings could not load the library
         return "the library NVRTC (pip install nvidia-cuda-nvrtc)"
     return None
 
 
 @cache
 def compiled(kernel: str, capability: int) -> tuple[Code | None, list[str]]:
-    """The code of one function for a compute capability, or None and why not. NVRTC needs no GPU; takes about a second."""
+    """Returns the code of one function for a compute capability, or None and why not. Takes about a second, and no GPU."""
     lacking = missing()
     if lacking:
         return None, [f"compiling it here needs {lacking}"]
@@ -36,6 +36,6 @@ def compiled(kernel: str, capability: int) -> tuple[Code | None, list[str]]:
     )
     try:
         code = Program(source.read_text(), "c++", options).compile("cubin")
-    except Exception as error:  # noqa: BLE001 - an NVRTC too old for the chip; the class of that is private
+    except Exception as error:  # noqa: BLE001 - an NVRTC too old for the chip raises a private class
         return None, [f"NVRTC cannot compile it here ({' '.join(str(error).split())[:300]})"]
     return Code(kernel.partition(":")[2], bytes(code.code)), []

@@ -1,8 +1,8 @@
-"""Kernels compiled ahead of time: the folder that `python -m dive_kernels.aot` makes, read and matched with a launch.
+"""Reads the folder of kernels compiled ahead of time, which `python -m dive_kernels.aot` makes.
 
-The folder holds `kernels.json`, the index, and the files that it names: a cubin for each kernel, and PTX where a plugin
-needs it. The index is not trusted: types, limits, file names, sizes and hashes are checked. Importing this file imports
-nothing but the standard library; `driver` loads and starts what is found here.
+The folder holds the index, `kernels.json`, and the files that it names: a cubin for each kernel, and PTX if a plugin
+needs it. Reading checks the index's types, limits, file names, sizes and hashes. This file imports the standard library
+only; `driver` loads and starts the kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 from dive_kernels.sources import PACKAGE, source_file, source_hash
 
-FOLDER = "DIVE_KERNELS_CUBINS"  # names another folder; empty: none, so that Triton compiles everything
+FOLDER = "DIVE_KERNELS_CUBINS"  # names another folder; empty means none, and Triton compiles everything
 SHIPPED = PACKAGE / "cubins"
 INDEX = "kernels.json"
 FORMAT = 1
@@ -89,20 +89,23 @@ class Kernel(Compilation):
         return cls(**{field.name: getattr(source, field.name) for field in fields(Compilation)}, **result)
 
     def runs_on(self, capability: int) -> bool:
-        """CUDA's rule for cubins: the same major version, and no smaller minor one; with an "a" that chip alone."""
+        """Returns whether a chip runs the cubin: CUDA requires the same major version and no smaller minor one.
+
+        A target with an "a" runs on its own chip only.
+        """
         if self.architecture == capability:
             return True
         newer = self.architecture // 10 == capability // 10 and self.architecture < capability
         return newer and not self.target.endswith("a")
 
     def assembles_for(self, capability: int) -> bool:
-        """Whether the driver can make it of the PTX: for every newer chip, but not with an "a"."""
+        """Returns whether the driver can assemble the PTX: for every newer chip, but not from a target with an "a"."""
         return self.ptx is not None and self.architecture < capability and not self.target.endswith("a")
 
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    """A cubin, or PTX that the driver assembles, in memory, and what a start of its function needs beside the launch."""
+    """A cubin, or PTX that the driver assembles, and what starting its function needs beside the launch."""
 
     function: str
     image: bytes
@@ -113,44 +116,45 @@ class Code:
 
 @dataclass(frozen=True)
 class Package:
-    """A folder of kernels; `skipped` says what was not built and why."""
+    """A folder of kernels; `skipped` holds what was not built and why."""
 
     folder: Path
     kernels: tuple[Kernel, ...]
     skipped: tuple[tuple[str, str], ...]
 
     def find(self, wanted: tuple[Any, ...], capability: int) -> Kernel | None:
-        """The kernel of this identity for a compute capability: compiled for it, or for the nearest that it can run.
+        """Returns the kernel of this identity with the nearest cubin that the chip runs.
 
-        If there is none, one whose PTX the driver can assemble.
+        If there is none, returns one whose PTX the driver can assemble.
         """
-        fitting = [kernel for kernel in self.of(wanted) if kernel.runs_on(capability)]
-        fitting = fitting or [kernel for kernel in self.of(wanted) if kernel.assembles_for(capability)]
+        same = self.matching(wanted)
+        fitting = [kernel for kernel in same if kernel.runs_on(capability)]
+        fitting = fitting or [kernel for kernel in same if kernel.assembles_for(capability)]
         return max(fitting, key=lambda kernel: kernel.architecture) if fitting else None
 
-    def of(self, wanted: tuple[Any, ...]) -> Iterator[Kernel]:
-        """Every architecture's kernel of one identity."""
-        return (kernel for kernel in self.kernels if kernel.identity == wanted)
+    def matching(self, wanted: tuple[Any, ...]) -> list[Kernel]:
+        """Returns every architecture's kernel of one identity."""
+        return [kernel for kernel in self.kernels if kernel.identity == wanted]
 
     @property
     def architectures(self) -> list[int]:
         return sorted({kernel.architecture for kernel in self.kernels})
 
     def read(self, binary: Binary) -> bytes:
-        """Contents of one of the folder's files; `ValueError` where it is not the one in the index."""
+        """Returns the contents of a file of the folder. Raises `ValueError` if the file is not the one in the index."""
         return read_binary(self.folder, binary)
 
 
 def identity(
     kernel: str, arguments: Sequence[tuple[str, str]], constants: Mapping[str, Constant], warps: int, stages: int
 ) -> tuple[Any, ...]:
-    """What one compilation is for, next to the architecture."""
+    """Returns what distinguishes one compilation from another for the same architecture."""
     written = tuple(sorted((name, repr(value)) for name, value in constants.items()))
     return kernel, tuple((name, kind) for name, kind in arguments), written, warps, stages
 
 
 def folder() -> Path | None:
-    """Where kernels compiled ahead of time are looked for; None where the user wants none."""
+    """Returns where to look for kernels compiled ahead of time; None if the user wants none."""
     named = os.environ.get(FOLDER)
     if named == "":
         return None
@@ -158,7 +162,10 @@ def folder() -> Path | None:
 
 
 def installed() -> Package | None:
-    """The package of this installation, or None if there is none; `ValueError` where one is named and missing, or broken."""
+    """Returns the package of this installation, or None if there is none.
+
+    Raises `ValueError` if the package is broken, or named by the user and missing.
+    """
     place = folder()
     if place is None or (place == SHIPPED and not (place / INDEX).is_file()):
         return None
@@ -171,16 +178,16 @@ def has_cuda_python() -> bool:
 
 
 def stale(kernel: Kernel) -> str | None:
-    """Why a kernel no longer is what its source says, with the remedy; None if it is."""
+    """Returns why a kernel no longer matches its source, with the remedy; None if it does."""
     if not source_file(kernel.kernel).is_file():
-        return f"{kernel.name} was compiled from a source that this version has not; {MAKE} compiles anew"
+        return f"{kernel.name} was compiled from a source that this version does not have; {MAKE} compiles again"
     if source_hash(kernel.kernel) != kernel.source_sha256:
-        return f"{kernel.name} was compiled from another {source_file(kernel.kernel).name}; {MAKE} compiles it anew"
+        return f"{kernel.name} was compiled from another {source_file(kernel.kernel).name}; {MAKE} compiles it again"
     return None
 
 
 def read(place: Path) -> Package:
-    """The package in a folder; `ValueError` saying what is wrong with its index."""
+    """Returns the package in a folder. Raises `ValueError` with the fault of its index."""
     index = place / INDEX
     if not index.is_file():
         raise ValueError(f"{place}: there is no {INDEX}; {MAKE} writes it, or unset {FOLDER}")
@@ -205,7 +212,7 @@ def read(place: Path) -> Package:
 
 
 def write(package: Package) -> None:
-    """Writes the index, atomically; the files that it names must lie there."""
+    """Writes the index atomically; the files that it names must exist."""
     kernels = [asdict(kernel) for kernel in sorted(package.kernels, key=lambda kernel: kernel.name)]
     skipped = [{"what": what, "why": why} for what, why in package.skipped]
     lists = {"kernels": kernels, "skipped": skipped}
@@ -220,7 +227,7 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 
 def binary(name: str, content: bytes) -> Binary:
-    """How the index describes a file."""
+    """Returns how the index describes a file."""
     return Binary(name, len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -229,9 +236,9 @@ def read_binary(place: Path, wanted: Binary) -> bytes:
     try:
         content = file.read_bytes() if file.stat().st_size == wanted.size else b""
     except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror}); {MAKE} makes it anew") from error
+        raise ValueError(f"{file}: cannot be read ({error.strerror}); {MAKE} makes it again") from error
     if binary(wanted.name, content) != wanted:
-        raise ValueError(f"{file}: is not the file that {INDEX} describes (size or hash differ); {MAKE} makes it anew")
+        raise ValueError(f"{file}: is not the file that {INDEX} describes (size or hash differ); {MAKE} makes it again")
     return content
 
 
@@ -242,11 +249,11 @@ def _read_once(place: Path) -> Package:
 
 @cache
 def code(place: Path, wanted: tuple[Any, ...], capability: int) -> Code | str:
-    """The code for a launch, or why there is none. A stale kernel is said aloud: somebody meant it to be used."""
+    """Returns the code for a launch, or why there is none. Warns of a stale kernel: the user meant it to be used."""
     package = _read_once(place)
     kernel = package.find(wanted, capability)
     if kernel is None:
-        others = sorted({found.architecture for found in package.of(wanted)})
+        others = sorted({found.architecture for found in package.matching(wanted)})
         built = f"only for {', '.join(f'sm_{a}' for a in others)}" if others else "only with other types or constants"
         return f"{place} has {wanted[0]} not for sm_{capability}, {built} ({MAKE} makes it)"
     why = stale(kernel)
@@ -259,7 +266,7 @@ def code(place: Path, wanted: tuple[Any, ...], capability: int) -> Code | str:
 
 
 def _kernel(entry: object) -> Kernel:
-    """One entry of the index, every field checked."""
+    """Returns one entry of the index after checking every field."""
     if not isinstance(entry, dict):
         raise ValueError(f"an entry is {type(entry).__name__}, not an object")
     unknown = set(entry) - {field.name for field in fields(Kernel)}
@@ -326,7 +333,7 @@ def _list(entry: Mapping[str, Any], name: str) -> list[Any]:
 def _text(entry: Any, name: str, pattern: re.Pattern[str] | None = None) -> str:
     value = entry.get(name) if isinstance(entry, dict) else None
     if not isinstance(value, str) or (pattern is not None and not pattern.fullmatch(value)):
-        raise ValueError(f"{name} is {value!r}, which cannot be right")
+        raise ValueError(f"{name} is {value!r}, which is no valid {name}")
     return value
 
 

@@ -1,8 +1,8 @@
-"""Which implementation `auto` takes: the fastest one in a committed table of measurements, read from `table.json`.
+"""Reads the table of measurements, `table.json`, by which `auto` chooses the fastest implementation.
 
-An entry is one op at one size on one GPU: `{"op", "gpu", "capability", "dtype", "key", "work", "ms", ...}`. `key` holds what
-must be the same for a measurement to count (head dim, channels), `work` is how much there is to do (elements of the
-result), `ms` the median milliseconds of each implementation by name. `python -m benchmarks.kernels` writes it.
+An entry is one op at one size on one GPU: `{"op", "gpu", "capability", "dtype", "key", "work", "ms", ...}`. `key` (head dim,
+channels) must be equal for a measurement to count, `work` counts the elements of the result, `ms` holds the median
+milliseconds of each implementation by name. `python -m benchmarks.kernels` writes it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-OWN = "DIVE_KERNELS_TABLE"  # names another table, made by the benchmark on one's own GPU
+OWN = "DIVE_KERNELS_TABLE"  # names another table, which the benchmark made on the user's GPU
 SHIPPED = Path(__file__).with_name("table.json")
 
 
 def measured(
     op: str, capability: int, dtype: torch.dtype, key: Mapping[str, int], work: int
 ) -> dict[str, float] | None:
-    """Milliseconds by implementation of the entry nearest in `work`; None where nobody measured this op, type and key."""
+    """Returns the milliseconds by implementation of the entry nearest in `work`; None if this key was not measured."""
     name = str(dtype).removeprefix("torch.")
     fitting = [
         entry
@@ -38,7 +38,7 @@ def measured(
 
 
 def fastest(times: Mapping[str, float] | None, offered: Sequence[str], unmeasured: str) -> str:
-    """The one of `offered` that took least time, `unmeasured` where none of them was timed."""
+    """Returns the fastest of `offered`, or `unmeasured` if none of them was timed."""
     timed = {name: times[name] for name in offered if times and name in times}
     return min(timed, key=lambda name: timed[name]) if timed else unmeasured
 

@@ -94,6 +94,7 @@ def test_a_worker_for_each_shard_waits_for_the_slowest() -> None:
     assert predict(fleet, 1000).agrees
 
 
+@pytest.mark.slow
 def test_a_thousand_workers_agree_with_the_closed_form() -> None:
     fleet = Fleet(
         rate=12, pairs=2_000_000, bytes_per_image=1.5e5, disk_write=1000, network=25, startup=90, mtbf_hours=200

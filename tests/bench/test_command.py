@@ -43,6 +43,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_bench_writes_everything_and_capacity_reads_it(
     tiny_fused: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_regression_fails_the_command(
     assert json.loads((tmp_path / "compare.json").read_text())["differences"][0]["verdict"] == "slower"
 
 
+@pytest.mark.slow
 def test_capacity_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--pairs", 1_000_000, "--rate", 10, "--bytes-per-image", 100_000, "--disk-write", 100, "--network", 25)
     code, text, _ = run(capsys, "capacity", *given, "--gpus", "1,64,1000", "--out", tmp_path, "--json")

@@ -98,6 +98,7 @@ def tree(folder: Path, delay: float) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_known_difference_is_found(tmp_path: Path) -> None:
     there, here, verdict = 0.02, 0.06, "slower"
     work = tmp_path / "work"
@@ -186,6 +187,7 @@ def test_the_turn_itself_runs_on_this_version(tiny_fused: Path) -> None:
     assert min(found["batch"]["6"]) > min(found["unet"]["6"])  # two calls and more
 
 
+@pytest.mark.slow
 def test_the_turn_leaves_out_what_a_preset_does(tiny_fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guidance at steps 1 and 2 of four."""
     calls: list[int] = []

@@ -37,6 +37,7 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusers_peer, "COMPILE", {"backend": "eager", "fullgraph": True, "dynamic": False})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
 def test_all_peers_draw_the_same_images(contest: Contest) -> None:
     found = compete(contest, ("reference", "tuned", "compiled", "tensorrt"), turns=2)
@@ -73,6 +74,7 @@ def _setting(contest: Contest) -> tuple[Any, torch.device, str]:
     return bench_plan(contest.engine, 4, SAMPLING, people=1), contest.device, contest.precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", ["ours", "reference"])
 def test_failed_parity_is_never_a_speed_up(contest: Contest, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
     found = result_of(contest, monkeypatch, bad)
@@ -86,6 +88,7 @@ def test_failed_parity_is_never_a_speed_up(contest: Contest, monkeypatch: pytest
     assert f"{bad:<12}" in text and text.count("parity failed") >= 1
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_run_says_why(contest: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no C++ compiler was found")
@@ -99,6 +102,7 @@ def test_a_peer_that_cannot_run_says_why(contest: Contest, monkeypatch: pytest.M
         compete(odd, (), turns=1)
 
 
+@pytest.mark.slow
 def test_presets_run_in_the_same_turns_as_other_images(contest: Contest, monkeypatch: pytest.MonkeyPatch) -> None:
     presets = {
         "fast": Preset("fast", Sampling(2, guidance_interval=(0.3, 5.0))),

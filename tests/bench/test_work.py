@@ -45,6 +45,7 @@ def test_attention_never_writes_its_scores(named: bool) -> None:
     assert work.moved == 4 * (2 * 2 * 4 * 100 * 16 + 2 * 2 * 4 * 30 * 16)
 
 
+@pytest.mark.slow
 def test_a_whole_model_counts_as_torch_counts_it(tiny_fused: Path) -> None:
     """Torch's counter on real tensors, where attention runs as math; counted on meta tensors from the configurations."""
     bundle = load_bundle(tiny_fused)
@@ -68,6 +69,7 @@ def test_a_whole_model_counts_as_torch_counts_it(tiny_fused: Path) -> None:
         assert 0 < work.moved < work.unfused, name
 
 
+@pytest.mark.slow
 def test_stable_diffusion_at_its_size_costs_nothing() -> None:
     """372.5 GFLOP a UNet row, 1,248.7 an image decoded, 13.3 a prompt at 512 x 256: counted once before, by other code."""
     from dive_fast.bench.sd15 import TOKENS, sd15

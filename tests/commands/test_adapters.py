@@ -56,6 +56,7 @@ def test_the_page_has_commands_that_exist() -> None:
     assert codes == PUBLISHED_CODES == CODES
 
 
+@pytest.mark.slow
 def test_the_pages_commands_lead_from_published_files_to_pairs(
     step: Callable[..., dict[str, Any]], published: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_import_says_what_it_left_out(run: Run, published: Path, tiny_base: Path
     assert len(json.loads((out / "adapter.json").read_text())["facts"]["imported"]["dropped"]) == 25
 
 
+@pytest.mark.slow
 def test_a_single_file_base_and_people_that_join(
     step: Callable[..., dict[str, Any]], published: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

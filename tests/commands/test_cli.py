@@ -106,6 +106,7 @@ def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "dive-fast: 12 folders are empty\n/somewhere/else.py:3: DeprecationWarning: old\n"
 
 
+@pytest.mark.slow
 def test_world_make_and_sheet(run: Run, tmp_path: Path) -> None:
     small = ["--paired-ids", 2, "--test-ids", 1, "--external-ids", 1, "--images-per-camera", 1, "--market-images", 1]
     code, out, _ = run("world", "make", "--out", tmp_path / "w", *small, "--json")
@@ -229,6 +230,7 @@ def test_the_walk_from_photos_to_a_page(run: Run, people: Path, tiny_base: Path,
     assert step("verify", pairs)["problems"] == []
 
 
+@pytest.mark.slow
 def test_names_in_both_sets_are_refused(run: Run, people: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos" / "0001"
     photos.mkdir(parents=True)
@@ -246,6 +248,7 @@ def test_names_in_both_sets_are_refused(run: Run, people: Path, tmp_path: Path) 
     assert "0001" in error and "prefix=" in error
 
 
+@pytest.mark.slow
 def test_excluded_people_are_left_out_and_unknown_ones_refused(
     run: Run, people: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -276,6 +279,7 @@ def test_excluded_people_are_left_out_and_unknown_ones_refused(
     assert everyone[0] not in learned
 
 
+@pytest.mark.slow
 def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both run for minutes; their rooms' own tests do that. Here only what arrives there matters."""
     from dive_fast.experiments import demo, study

@@ -49,6 +49,7 @@ def test_a_rerun_does_nothing(trees: Path, tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out/shards").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_killed_anywhere_a_rerun_ends_the_same(trees: Path, tmp_path: Path) -> None:
     """A child process is killed at some Python call or other, 14 times; each time a rerun completes its folder."""
     plan = plan_of(trees)

@@ -71,6 +71,7 @@ def test_every_command_of_the_page_parses() -> None:
         parse(words)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*TEST identities")
 def test_the_pages_commands_lead_from_raw_folders_to_pairs(run: Run, places: dict[str, str], tmp_path: Path) -> None:
     def step(name: str, *arguments: str) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from dive_kernels.image_epilogue import image_epilogue
 from tests.support.engines import floats, latents_of
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 COUNTS = (2, 4, 6)
 

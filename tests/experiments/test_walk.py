@@ -51,6 +51,7 @@ def adapter(world, tiny_base, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_arms_differ_in_the_infrared_of_external_people_only(world, tmp_path):
     ours = oracle_infrared(world, 1)  # stands in for generated images
     arms = build_arms(world, tmp_path, ours, per_camera=1)
@@ -87,6 +88,7 @@ def test_an_external_person_without_infrared_is_named(world, tmp_path):
         build_arms(world, tmp_path, [s for s in oracle_infrared(world, 1) if s.pid != "1003"], 1)
 
 
+@pytest.mark.slow
 def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adapter, tmp_path):
     config = DemoConfig(
         world=SPEC, model=str(tiny_base), adapter=str(adapter), learn=LEARN, pairs=PAIRS, shown=2, reid=REID
@@ -114,6 +116,7 @@ def _torch_engine(model, adapter, work, rows, threads=None):
     return load_engine(fused, size=(64, 32))
 
 
+@pytest.mark.slow
 def test_the_study_learns_who_is_missing_and_reports_every_arm(tiny_base, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("dive_fast.experiments.pipeline.build_engine", _torch_engine)
     config = StudyConfig(

@@ -19,6 +19,8 @@ from dive_fast.models import load_bundle
 from dive_fast.types import DiveError, InputError
 from tests.support.tiny import ENGINE_ROWS, HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
 
+pytestmark = pytest.mark.slow
+
 
 class Toy(nn.Module):
     def __init__(self) -> None:

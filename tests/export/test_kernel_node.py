@@ -31,6 +31,8 @@ from tests.support.kernel_nodes import attended, one_node
 from tests.support.tiny import ENGINE_ROWS
 from tests.support.unets import BUILDS, unet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def graph(tiny_fused: Path) -> Graph:

@@ -38,6 +38,8 @@ from tests.support.tensorrt_double import Double, Network, install, retrained
 from tests.support.tensorrt_plugin_double import DataType, TensorDesc
 from tests.support.tiny import ENGINE_ROWS
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 HALF = torch.float16
 # Stable Diffusion 1.5 at 512x256: its first, second and deepest cross-attention of a bank of 12,480 columns

@@ -24,10 +24,10 @@ from dive_kernels.aot.resources import resources
 from dive_kernels.chips import ARCHITECTURES
 from dive_kernels.cuda_kernels import CUDA_KERNELS
 from dive_kernels.image_epilogue.plan import plan as image_plan
-from dive_kernels.launch import Launch
 from dive_kernels.package import INDEX, Kernel, Package, binary, read
 from dive_kernels.solver_step import StepCoefficients
 from dive_kernels.solver_step.plan import plan
+from tests.support.kernel_cases import compiled_kernel
 
 ROOT = Path(__file__).parents[2]
 NO_CUDA = ("--no-cuda", "not of interest here")
@@ -123,6 +123,7 @@ def test_what_was_skipped_is_in_the_index(
     assert "0 kernels for no architecture" in said and "skipped: CUDA C++ kernels: no nvcc found" in said
 
 
+@pytest.mark.slow
 def test_a_build_without_torch_makes_the_cuda_kernels_and_the_index(tmp_path: Path) -> None:
     """What happens in pip's isolated build: no torch, no Triton, perhaps nvcc."""
     code = (
@@ -138,6 +139,7 @@ def test_a_build_without_torch_makes_the_cuda_kernels_and_the_index(tmp_path: Pa
     assert len(package.kernels) == (12 if shutil.which("nvcc") else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_cubins_by_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a relative folder, though the compiler runs elsewhere
@@ -201,6 +203,7 @@ def registers_of(elf: bytes) -> int:
     raise AssertionError("no section .nv.info")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("needs_triton")
 def test_cubins_by_triton_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Compiled once, then kept, then compiled again where the source or the file is no longer the same."""
@@ -227,6 +230,7 @@ def test_cubins_by_triton_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFi
     assert read(tmp_path).read(package.kernels[0].cubin)[:4] == b"\x7fELF"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("needs_triton")
 def test_ptx_is_kept_for_the_plugins(tmp_path: Path) -> None:
     assert main([str(tmp_path), "--arch", "90", "--only", "cross_attention-headdim40-*-fp16-*", *NO_CUDA]) == 0
@@ -254,7 +258,7 @@ CHANGES: dict[str, Callable[[Job], Job]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_whatever_changes_the_result_compiles_anew(change: Callable[[Job], Job], job: Job) -> None:
+def test_whatever_changes_the_result_compiles_again(change: Callable[[Job], Job], job: Job) -> None:
     assert change(job).build("triton 3.9.0") != job.build("triton 3.9.0") != job.build("triton 3.6.0")
     assert replace(job, name="other", key={}).build("triton 3.9.0") == job.build("triton 3.9.0")
 
@@ -290,31 +294,9 @@ def test_failures_are_all_said_and_fail_the_build(
 
 
 def made(**changes: Any) -> Kernel:
-    launch: Launch = image_plan(torch.empty(2, 3, 8, 8, device="meta"))[0]
-    kernel = Kernel(
-        name="image_epilogue-planar1-fp32-sm80",
-        op="image_epilogue",
-        dtype="fp32",
-        key={},
-        architecture=80,
-        target="sm_80",
-        kernel=launch.kernel,
-        function="image_epilogue_planar_fp32",
-        arguments=tuple(launch.signature.items()),
-        constants={},
-        warps=8,
-        stages=0,
-        shared_bytes=0,
-        registers=30,
-        spill_bytes=0,
-        null_pointers=0,
-        source_sha256="",
-        compiler="",
-        ptx_version="",
-        build="",
-        cubin=binary("a.cubin", b"a"),
-    )
-    return replace(kernel, **changes)
+    launch = image_plan(torch.empty(2, 3, 8, 8, device="meta"))[0]
+    named = {"name": "image_epilogue-planar1-fp32-sm80", "op": "image_epilogue"}
+    return compiled_kernel(launch, **{**named, **changes})
 
 
 def test_budgets_name_kernel_figure_and_limit(
@@ -377,7 +359,7 @@ def test_two_kernels_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         triton_jobs([80])
 
 
-def test_an_index_of_another_version_is_made_anew(tmp_path: Path) -> None:
+def test_an_index_of_another_version_is_made_again(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text('{"format": 0}')
     assert earlier(tmp_path) == {}
     assert isinstance(finish(tmp_path, [], []), Package) and build.processors() >= 1

@@ -17,6 +17,7 @@ from dive_kernels import sdpa, table
 from dive_kernels.attention import attention, chosen, why_not_fused
 from dive_kernels.attention.plan import plan
 from tests.support.attention_cases import exact, slices
+from tests.support.kernel_cases import check_operator
 
 
 def test_reference_by_hand() -> None:
@@ -184,11 +185,4 @@ def test_plan_without_a_gpu() -> None:
 
 
 def test_operator_under_compile_and_without_gradients() -> None:
-    given = slices(2, 5, 5, 2, 8, torch.float32, "cpu")
-    torch.library.opcheck(
-        torch.ops.dive.attention.default, (*given, "auto"), test_utils=("test_schema", "test_faketensor")
-    )
-    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(*given), attention(*given))
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        attention(given.query.detach().requires_grad_(), *given[1:]).sum().backward()
+    check_operator(torch.ops.dive.attention, attention, slices(2, 5, 5, 2, 8, torch.float32, "cpu"), "auto")

@@ -11,6 +11,7 @@ import torch
 from dive_kernels.cross_attention import chosen, cross_attention, why_not_fused
 from dive_kernels.cross_attention.plan import key_tiles, plan, why_not_in_shared_memory
 from tests.support.attention_cases import Bank, bank, exact_bank
+from tests.support.kernel_cases import check_operator
 
 
 def test_reference_by_hand() -> None:
@@ -168,12 +169,4 @@ def test_plan_without_a_gpu() -> None:
 
 def test_operator_under_compile_and_without_gradients() -> None:
     given = bank(3, 5, 7, 2, 8, torch.float32, "cpu")
-    torch.library.opcheck(
-        torch.ops.dive.cross_attention.default,
-        (*given, "auto", True),
-        test_utils=("test_schema", "test_faketensor"),
-    )
-    compiled = torch.compile(cross_attention, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(*given), cross_attention(*given))
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        cross_attention(given.query.detach().requires_grad_(), *given[1:]).sum().backward()
+    check_operator(torch.ops.dive.cross_attention, cross_attention, given, "auto", True)

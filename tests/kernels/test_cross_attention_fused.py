@@ -7,30 +7,28 @@ import torch
 
 from dive_kernels.cross_attention import cross_attention, plan
 from tests.support.attention_cases import bank, exact_bank
-from tests.support.kernel_cases import (
-    DEVICE,
-    INTERPRETED,
-    TYPE_IDS,
-    TYPES,
-    assert_as_good_as_torch,
-    needs_a_gpu_or_the_interpreter,
-    shape_id,
-    skip_what_cannot_be_interpreted,
-)
+from tests.support.kernel_cases import DEVICE, INTERPRETED, assert_as_good_as_torch, every_type, shape_id
 
-needs_a_gpu_or_the_interpreter()
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 # Rows, tokens, keys, heads, head dim: every head dim and number of keys around the tiles' sizes.
 SHAPES = [
-    (1, 1, 77, 2, 40), (3, 31, 77, 2, 40), (1, 300, 77, 1, 40), (3, 77, 1, 1, 80), (1, 128, 80, 1, 80), (1, 31, 64, 2, 64),
-    (3, 77, 65, 1, 8), (1, 31, 16, 3, 8), (1, 128, 77, 1, 160), (3, 1, 128, 2, 160), (1, 31, 100, 1, 56), (1, 31, 48, 2, 24),
-]  # fmt: skip
+    (1, 1, 77, 2, 40),
+    (3, 31, 77, 2, 40),
+    (1, 300, 77, 1, 40),
+    (3, 77, 1, 1, 80),
+    (1, 128, 80, 1, 80),
+    (1, 31, 64, 2, 64),
+    (3, 77, 65, 1, 8),
+    (1, 31, 16, 3, 8),
+    (1, 128, 77, 1, 160),
+    (3, 1, 128, 2, 160),
+    (1, 31, 100, 1, 56),
+    (1, 31, 48, 2, 24),
+]
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPE_IDS)
+@every_type
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_error_is_within_twice_plain_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    skip_what_cannot_be_interpreted(dtype)
     given = bank(*shape, dtype, DEVICE)
     got = cross_attention(*given, impl="fused")
     assert got.is_contiguous()
@@ -47,9 +45,8 @@ def test_one_program_works_through_several_tiles(programs: int, monkeypatch: pyt
     assert torch.equal(cross_attention(*given, impl="fused"), alone)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPE_IDS)
+@every_type
 def test_scores_that_overflow_without_their_maximum(dtype: torch.dtype) -> None:
-    skip_what_cannot_be_interpreted(dtype)
     given = bank(1, 31, 77, 2, 40, dtype, DEVICE, scale=8.0)
     scores = given.query[0, :, :40].double() @ given.key[2, :, :40].double().T / 40**0.5
     assert scores.max() > 89  # exp of it is beyond float32

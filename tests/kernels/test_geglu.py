@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dive_kernels.geglu import geglu, why_not_fused
 from dive_kernels.geglu.plan import plan
-from tests.support.kernel_cases import TYPE_IDS, TYPES
+from tests.support.kernel_cases import TYPE_IDS, TYPES, check_operator
 
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KB a thread block may have, by compute capability
 
@@ -82,14 +82,7 @@ def test_explicit_fused_raises_with_every_reason() -> None:
 def test_operator_under_compile_and_without_gradients() -> None:
     x, weight, bias = inputs()
     for given in ((x, weight, bias), (x.transpose(0, 1), weight, None)):
-        torch.library.opcheck(
-            torch.ops.dive.geglu.default, (*given, "auto"), test_utils=("test_schema", "test_faketensor")
-        )
-    compiled = torch.compile(lambda *given: geglu(*given), backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(x, weight, bias), geglu(x, weight, bias))
-    x.requires_grad_()
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        geglu(x, weight, bias).sum().backward()
+        check_operator(torch.ops.dive.geglu, geglu, given, "auto")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -11,21 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dive_kernels.geglu import geglu
+from dive_kernels.geglu import api, geglu
 from dive_kernels.geglu.reference import geglu_reference
-from dive_kernels.run import capability
-from tests.support.kernel_cases import (
-    DEVICE,
-    TYPE_IDS,
-    TYPES,
-    assert_as_good_as_torch,
-    needs_a_gpu_or_the_interpreter,
-    shape_id,
-    skip_what_cannot_be_interpreted,
-)
-
-needs_a_gpu_or_the_interpreter()
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
+from tests.support.kernel_cases import DEVICE, assert_as_good_as_torch, check_auto, every_type, shape_id
 
 # Tokens, K, N: Stable Diffusion's K, sizes inside one tile, around its borders and no multiple of anything.
 SHAPES = [(1, 40, 24), (17, 320, 136), (130, 40, 1280), (31, 41, 33), (1, 1, 1), (64, 64, 128), (300, 8, 40)]
@@ -38,10 +25,9 @@ def inputs(tokens: int, inner: int, outer: int, dtype: torch.dtype) -> tuple[Ten
     return x.to(DEVICE, dtype), weight.to(DEVICE, dtype), bias.to(DEVICE, dtype)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPE_IDS)
+@every_type
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_error_is_within_twice_plain_torchs(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    skip_what_cannot_be_interpreted(dtype)
     given = inputs(*shape, dtype)
     exact = geglu_reference(*(tensor.double() for tensor in given))
     assert_as_good_as_torch(geglu(*given, impl="fused"), geglu_reference(*given), exact)
@@ -88,19 +74,8 @@ def test_tensors_in_two_places_are_refused() -> None:
         geglu(x, weight.cpu(), bias, impl="eager")
 
 
-def test_auto_takes_what_the_table_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The kernel where a measurement has it first, torch's own for another key."""
-    from dive_kernels.geglu import api
-
+def test_auto_takes_what_the_table_says(tmp_path: Path) -> None:
+    """The kernel if a measurement has it first, torch's own for another key."""
     x, weight, bias = inputs(3, 16, 8, torch.float32)
-    entry = {"op": "geglu", "capability": capability(x.device), "dtype": "float32", "key": {"inner": 16, "outer": 8}}
-    table = tmp_path / "table.json"
-    table.write_text(json.dumps({"entries": [{**entry, "work": 24, "ms": {"fused": 1.0, "eager": 2.0}}]}))
-    monkeypatch.setenv("DIVE_KERNELS_TABLE", str(table))
-    planned = []
-    plan = api.plan
-    monkeypatch.setattr(api, "plan", lambda *given: planned.append(given) or plan(*given))
-    geglu(x, weight, bias)
-    assert len(planned) == 1
-    geglu(x, weight[:8], bias[:8])
-    assert len(planned) == 1
+    calls = [lambda: geglu(x, weight, bias), lambda: geglu(x, weight[:8], bias[:8])]
+    check_auto("geglu", api, {"inner": 16, "outer": 8}, calls, tmp_path)

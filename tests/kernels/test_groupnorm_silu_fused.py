@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
-from dive_kernels.groupnorm_silu import groupnorm_silu
-from dive_kernels.run import capability
+from dive_kernels.groupnorm_silu import api, groupnorm_silu
+from dive_kernels.groupnorm_silu.arguments import Arguments
 from tests.support.groupnorm_cases import CASES, Case, exact
-from tests.support.kernel_cases import (
-    DEVICE,
-    TYPE_IDS,
-    TYPES,
-    assert_as_good_as_torch,
-    needs_a_gpu_or_the_interpreter,
-    skip_what_cannot_be_interpreted,
-)
-
-needs_a_gpu_or_the_interpreter()
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
+from tests.support.kernel_cases import DEVICE, assert_as_good_as_torch, check_auto, every_type
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPE_IDS)
+@every_type
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_error_is_within_twice_plain_torchs(case: Case, dtype: torch.dtype) -> None:
     """Plain torch is the two-pass reference: torch's own GroupNorm is far worse on a CPU where the mean is not zero."""
-    skip_what_cannot_be_interpreted(dtype)
     inputs = case.inputs(dtype, DEVICE)
     got = groupnorm_silu(**inputs, impl="fused")
     assert got.is_contiguous(memory_format=torch.channels_last)
@@ -64,20 +52,8 @@ def test_tensors_in_two_places_are_refused() -> None:
         groupnorm_silu(**{**inputs, "bias": inputs["bias"].cpu()}, impl="eager")
 
 
-def test_auto_takes_what_the_table_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The kernels where a measurement has them first, torch's own for another key."""
-    from dive_kernels.groupnorm_silu import api
-
+def test_auto_takes_what_the_table_says(tmp_path: Path) -> None:
+    """The kernels if a measurement has them first, torch's own for another key."""
     inputs = Case(8, 4, shifts=1).inputs(torch.float32, DEVICE)
-    key = {"channels": 8, "skip": 0, "shift": 1, "silu": 1}
-    entry = {"op": "groupnorm_silu", "capability": capability(inputs["x"].device), "dtype": "float32", "key": key}
-    table = tmp_path / "table.json"
-    table.write_text(json.dumps({"entries": [{**entry, "work": 256, "ms": {"fused": 1.0, "eager": 2.0}}]}))
-    monkeypatch.setenv("DIVE_KERNELS_TABLE", str(table))
-    planned = []
-    plan = api.plan
-    monkeypatch.setattr(api, "plan", lambda *given: planned.append(given) or plan(*given))
-    groupnorm_silu(**inputs)
-    assert len(planned) == 1
-    groupnorm_silu(**{**inputs, "silu": False})
-    assert len(planned) == 1
+    calls = [lambda: groupnorm_silu(**inputs), lambda: groupnorm_silu(**{**inputs, "silu": False})]
+    check_auto("groupnorm_silu", api, Arguments(**inputs).key, calls, tmp_path)

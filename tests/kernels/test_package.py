@@ -26,6 +26,7 @@ from dive_kernels import run as running
 from dive_kernels.launch import Launch
 from dive_kernels.package import INDEX, Kernel, Package, binary, read, write
 from dive_kernels.reasons import why_not_here
+from tests.support.kernel_cases import compiled_kernel
 from tests.support.solver_cases import example
 
 CUBIN = b"\x7fELF and no more"
@@ -33,31 +34,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def kernel(architecture: int = 80, target: str = "sm_80", **changes: Any) -> Kernel:
-    launch = example()
-    made = Kernel(
-        name=f"solver_step-order2-fp16-sm{architecture}",
-        op="solver_step",
-        dtype="fp16",
-        key={"order": 2},
-        architecture=architecture,
-        target=target,
-        kernel=launch.kernel,
-        function="solver_step_kernel",
-        arguments=tuple(launch.signature.items()),
-        constants=launch.constants,
-        warps=launch.warps,
-        stages=launch.stages,
-        shared_bytes=4096,
-        registers=40,
-        spill_bytes=0,
-        null_pointers=2,
-        source_sha256=sources.source_hash(launch.kernel),
-        compiler="triton 3.9.0",
-        ptx_version="8.0",
-        build="0" * 64,
-        cubin=binary(f"solver_step-{architecture}.cubin", CUBIN),
-    )
-    return replace(made, **changes)
+    named = {"name": f"solver_step-order2-fp16-sm{architecture}", "op": "solver_step", "dtype": "fp16"}
+    chip = {"architecture": architecture, "target": target, "cubin": binary(f"solver_step-{architecture}.cubin", CUBIN)}
+    return compiled_kernel(example(), **{**named, **chip, **changes})
 
 
 @pytest.fixture
@@ -203,7 +182,7 @@ def test_a_file_that_was_changed_is_refused(make: Callable[..., Package]) -> Non
 
 def test_a_stale_kernel_is_said_aloud_and_not_used(make: Callable[..., Package]) -> None:
     make(kernel(source_sha256="0" * 64))
-    with pytest.warns(RuntimeWarning, match=r"compiled from another fused.py; make kernels compiles it anew"):
+    with pytest.warns(RuntimeWarning, match=r"another fused.py; make kernels"):
         code, reasons = running.match(example(), 80)
     assert code is None and "compiled from another fused.py" in reasons[0]
 
@@ -370,6 +349,7 @@ STARTS = """
 import contextlib, sys, types
 import torch
 from dive_kernels import launch, run
+from tests.support.kernel_cases import compiled_kernel
 from tests.support.solver_cases import example
 torch.cuda.device = lambda _: contextlib.nullcontext()
 torch.cuda.current_stream = lambda _: types.SimpleNamespace(cuda_stream=0x77)
@@ -417,6 +397,7 @@ def start(folder: Path, made: Package, refuse: int = 0) -> tuple[subprocess.Comp
     return result, log.read_text().splitlines() if log.exists() else []
 
 
+@pytest.mark.slow
 def test_what_the_driver_is_told(fake_driver: Path, make: Callable[..., Package]) -> None:
     """Order, types and bytes of the arguments, null pointers after them, grid, block, shared memory, stream, one load."""
     result, log = start(fake_driver, make(kernel(shared_bytes=100_000)))
@@ -435,6 +416,7 @@ def test_what_the_driver_is_told(fake_driver: Path, make: Callable[..., Package]
     assert triton == "False"
 
 
+@pytest.mark.slow
 def test_the_driver_assembles_ptx(fake_driver: Path, make: Callable[..., Package]) -> None:
     text = b".vers ion and text"
     old = kernel(75, "sm_75", ptx=binary("x.ptx", text))
@@ -444,12 +426,14 @@ def test_the_driver_assembles_ptx(fake_driver: Path, make: Callable[..., Package
     assert log[:2] == ["load  ion and te", "kernel solver_step_kernel"]
 
 
+@pytest.mark.slow
 def test_little_shared_memory_is_not_asked_for(fake_driver: Path, make: Callable[..., Package]) -> None:
     result, log = start(fake_driver, make(kernel(shared_bytes=48 << 10)))
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] for line in log] == ["load", "kernel", "launch", "launch"]
 
 
+@pytest.mark.slow
 def test_shared_memory_that_the_driver_refuses(fake_driver: Path, make: Callable[..., Package]) -> None:
     result, _ = start(fake_driver, make(kernel(shared_bytes=100_000)), refuse=1)
     assert (

@@ -6,26 +6,14 @@ import pytest
 import torch
 
 from dive_kernels.solver_step import solver_step
-from tests.support.kernel_cases import (
-    DEVICE,
-    TYPE_IDS,
-    TYPES,
-    assert_as_good_as_torch,
-    needs_a_gpu_or_the_interpreter,
-    shape_id,
-    skip_what_cannot_be_interpreted,
-)
+from tests.support.kernel_cases import DEVICE, assert_as_good_as_torch, every_type, shape_id
 from tests.support.solver_cases import SHAPES, STEP, exact, inputs
-
-needs_a_gpu_or_the_interpreter()
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
 
 @pytest.mark.parametrize("order", [1, 2], ids=["first-order", "second-order"])
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPE_IDS)
+@every_type
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_error_is_within_twice_plain_torchs(shape: tuple[int, ...], dtype: torch.dtype, order: int) -> None:
-    skip_what_cannot_be_interpreted(dtype)
     arguments = inputs(shape, dtype, order == 2, DEVICE)
     plain = solver_step(*arguments, STEP, impl="reference")
     for triple in zip(solver_step(*arguments, STEP, impl="fused"), plain, exact(arguments), strict=True):

@@ -55,10 +55,15 @@ def test_the_fastest_of_what_is_offered() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"entries": [{"op": "attention"}]}', json.dumps({"entries": [entry(0, {"fused": 1.0})]}),
-     json.dumps({"entries": [entry(10, {"fused": -1.0})]})],
+    [
+        "",
+        "[]",
+        '{"entries": [{"op": "attention"}]}',
+        json.dumps({"entries": [entry(0, {"fused": 1.0})]}),
+        json.dumps({"entries": [entry(10, {"fused": -1.0})]}),
+    ],
     ids=["empty", "list", "fields", "no work", "negative time"],
-)  # fmt: skip
+)
 def test_a_broken_table_is_named(own: Path, text: str) -> None:
     own.write_text(text)
     with pytest.raises(

@@ -104,6 +104,7 @@ def test_published_names_load_and_hash_alike(folder, bundle):
     assert load_bundle(folder).fingerprint == bundle.fingerprint
 
 
+@pytest.mark.slow
 def test_fingerprint_is_that_of_the_contents(folder, bundle, tmp_path):
     same = bundle.fingerprint
     assert len(same) == 64
@@ -246,6 +247,7 @@ def test_save_replaces_its_own_folder_and_no_other(bundle, folder, tmp_path):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_failed_save_leaves_the_old_folder(bundle, tmp_path):
     save_bundle(bundle, tmp_path / "saved")
     bundle.scheduler_config = {"_class_name": "PNDMScheduler", "beta_end": float("nan")}

@@ -92,6 +92,7 @@ def test_people_get_their_rows_and_old_rows_stay(bundle, adapter):
     assert len(fused.tokenizer) == len(new) == fused.text_encoder.config.vocab_size
 
 
+@pytest.mark.slow
 def test_fused_bundle_knows_its_origin(bundle, adapter):
     fused = fuse(bundle, adapter)
     assert fused.prompts == PromptTable(

@@ -111,6 +111,7 @@ def test_a_unet_without_attention_is_refused():
         add_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), rank=1, alpha=1)
 
 
+@pytest.mark.slow
 def test_lora_twice_or_absent_is_refused(bundle, adapter):
     for call in (lora_state, remove_lora, lambda unet: set_lora_state(unet, adapter.lora)):
         with pytest.raises(DiveError, match="carries no LoRA layers"):

@@ -35,6 +35,7 @@ def single(bundle, beside: Path) -> Path:
     return write_single_file(bundle, beside / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_one_file_is_the_model_of_the_folder(bundle, single, beside):
     for loaded in (load_bundle(single), load_bundle(single, beside)):
         assert loaded.fingerprint == bundle.fingerprint
@@ -104,6 +105,7 @@ def test_averaged_weights_are_taken_where_there_are_some(bundle, beside):
         load_bundle(path)
 
 
+@pytest.mark.slow
 def test_without_configurations_it_is_stable_diffusion_15(bundle, single, tmp_path):
     """Its sizes are those of the published networks, and the vocabulary may lie in the file's folder itself."""
     from diffusers import AutoencoderKL, UNet2DConditionModel

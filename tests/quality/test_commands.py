@@ -8,6 +8,8 @@ import pytest
 
 from dive_fast import cli
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(capsys):

@@ -161,6 +161,7 @@ class Stop:
         return self.real(extractor, samples, *rest)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_ends_alike(dataset, tmp_path, checkpoint, real, monkeypatch):
     undisturbed = shutil.copytree(dataset, tmp_path / "undisturbed")
     run(undisturbed, checkpoint, real)
@@ -180,6 +181,7 @@ def test_a_stopped_run_goes_on_and_ends_alike(dataset, tmp_path, checkpoint, rea
     assert files(dataset) == files(undisturbed) and rest.images == 40 - 3 * 6
 
 
+@pytest.mark.slow
 def test_a_dataset_that_grew_or_changed_is_scored_where_it_did(tmp_path, checkpoint, real, monkeypatch):
     whole = make_dataset(tmp_path / "whole")
     dataset = make_dataset(tmp_path / "pairs", shards=4)
@@ -194,6 +196,7 @@ def test_a_dataset_that_grew_or_changed_is_scored_where_it_did(tmp_path, checkpo
     assert lines(dataset) == lines(whole)
 
 
+@pytest.mark.slow
 def test_other_settings_need_overwrite(dataset, checkpoint, real, make_net):
     run(dataset, checkpoint, real)
     before = files(dataset)

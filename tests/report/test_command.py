@@ -42,6 +42,7 @@ def test_a_folder_and_a_page(tmp_path, capsys):
     assert "no plan.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, capsys):
     dataset, out = make_dataset(tmp_path / "set", people=20, pairs=40), tmp_path / "out"
     command = [sys.executable, "-m", "dive_fast.cli", "report", str(dataset), "--out", str(out), "--workers", "2"]

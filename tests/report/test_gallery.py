@@ -119,6 +119,7 @@ def test_scores_and_drops(tmp_path):
     assert record["scores"] == [["ir", "identity", 0.9], ["ir", "$x_", 9.0]]
 
 
+@pytest.mark.slow
 def test_thumbnails_show_the_images(tmp_path):
     dataset = make_dataset(tmp_path / "set", people=5, pairs=2)
     build(dataset, tmp_path / "out", workers=2)

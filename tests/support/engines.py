@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import pytest
 from torch import Tensor
 
 from dive_export import GraphOptions
@@ -16,7 +17,7 @@ from dive_fast.sampling import Schedule, add_noise, dpmpp_2m, guided, initial_no
 HALF_BANK = GraphOptions("bank", "fp16", any_size=True)
 KEYS = [("0001", "cam3"), ("0003", "cam1"), ("0002", "cam3")]
 SEEDS = [11, 12, 13]
-BACKENDS = ["torch", "onnxruntime"]
+BACKENDS = ["torch", pytest.param("onnxruntime", marks=pytest.mark.slow)]  # the second opens an exported engine
 
 
 @cache

@@ -44,6 +44,7 @@ def test_parts_that_are_none(number, of):
         part_of(plan_of(), number, of)
 
 
+@pytest.mark.slow
 def test_a_second_start_shares_the_work(tmp_path, undisturbed):
     """Three processes at the same plan and folder: every shard is made once, and each waits for the others' shards."""
     plan, out = plan_of(shard_size=2), tmp_path / "out"
@@ -54,6 +55,7 @@ def test_a_second_start_shares_the_work(tmp_path, undisturbed):
     assert contents(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_shard_in_the_hands_of_a_dead_process_is_taken_over(tmp_path, undisturbed):
     plan, out = plan_of(shard_size=2), tmp_path / "out"
     holder = subprocess.Popen(

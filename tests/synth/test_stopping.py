@@ -34,6 +34,7 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     return contents(out)
 
 
+@pytest.mark.slow
 def test_killed_then_rerun_equals_an_undisturbed_run(tmp_path, undisturbed):
     plan, out = plan_of(shard_size=3), tmp_path / "out"
     process = start_run(plan, out, delay=0.05)
@@ -64,6 +65,7 @@ def test_killed_then_rerun_equals_an_undisturbed_run(tmp_path, undisturbed):
     assert contents(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_ctrl_c(tmp_path, undisturbed):
     plan, out = plan_of(shard_size=3), tmp_path / "out"
     process = start_run(plan, out, delay=0.05)

@@ -19,6 +19,8 @@ from dive_fast.train.personalize import personalize
 from dive_fast.train.photos import BalancedSampler, encode_photos, samples_of
 from dive_fast.types import DiveError, InputError
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PersonalizeConfig(
     identity_steps=12, steps=23, batch=4, rank=2, warmup=1, save_every=5, prior=Prior(1.0, "a person", 3),
     samples=Samples(sheet_every=10, sheet_people=2, sample_steps=1),

@@ -97,6 +97,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_while_a_file_is_written(start, base, photos, undisturbed, tmp_path):
     out, torn = tmp_path / "adapter", 0
     for moment in MOMENTS:
@@ -126,6 +127,7 @@ def test_killed_at_random_moments(start, base, photos, undisturbed, tmp_path, se
     assert _resumed(start, base, photos, out).fingerprint == undisturbed.fingerprint
 
 
+@pytest.mark.slow
 def test_a_second_run_in_one_folder_is_refused_while_the_first_lives(start, base, photos, tmp_path):
     out = tmp_path / "adapter"
     process = start(base, photos, out, CONFIG)

@@ -108,6 +108,7 @@ def _run(work: Path, processes: int) -> dict:
     return load_state(work / "net.state")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path):
     one, two = _run(tmp_path / "one", 1), _run(tmp_path / "two", 2)
     assert one["step"] == two["step"] == 20
@@ -144,6 +145,7 @@ def folders(photos, tmp_path_factory):
     return root / "rgb", root / "ir"
 
 
+@pytest.mark.slow
 def test_gradients_of_rows_and_lora_are_averaged_between_processes(base, folders, tmp_path):
     """Of photos and class photos; two processes of two parts each hold what one process does at once."""
     script = tmp_path / "gradients.py"
@@ -163,6 +165,7 @@ def test_gradients_of_rows_and_lora_are_averaged_between_processes(base, folders
         assert error < 1e-5, learned  # eight terms summed in another order
 
 
+@pytest.mark.slow
 def test_personalize_under_torchrun_and_accelerate_leaves_one_adapter(base, folders, tmp_path):
     """The command: the same adapter as alone, to rounding, and one summary."""
     adapters = {}

@@ -33,6 +33,7 @@ def adapter(base, photos, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_only_rows_and_lora_learn(base, photos, tmp_path):
     bundle = load_bundle(base)
     before = {n: p.clone() for part in ("text_encoder", "unet", "vae") for n, p in _weights(bundle, part)}
@@ -105,6 +106,7 @@ def test_infrared_teaches_no_identity_that_rgb_teaches(base, photos, from_ir):
     assert gradients(lambda s: s.modality == "rgb") == ([True, False], True)
 
 
+@pytest.mark.slow
 def test_learning_onto_takes_a_paired_person_too(base, photos, adapter, tmp_path):
     """With the LoRA fixed a batch of only infrared would have nothing to learn; it must not come up."""
     more = [s for s in photos if s.pid == "0003"]
@@ -124,6 +126,7 @@ def test_a_batch_embedded_in_two_parts_is_the_batch_embedded_at_once(base, photo
         torch.testing.assert_close(learner.embed(ids, torch.tensor(teaches)), whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_undisturbed_one(base, photos, adapter, tmp_path, monkeypatch):
     out = tmp_path / "adapter"
     real = PersonalizedModel.loss
@@ -149,6 +152,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(base, photos, adapter, tmp_path
     assert steps == [0]
 
 
+@pytest.mark.slow
 def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, photos, tmp_path, monkeypatch):
     config = replace(CONFIG, identity_steps=3, identity_noisy_share=0.3, noisy_share=0.6)
     seen, objectives = [], []
@@ -187,6 +191,7 @@ def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, ph
     assert not list((tmp_path / "again.training").glob("*.state"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_returned_and_another_one_refused(base, photos, tmp_path):
     out = tmp_path / "adapter"
     first = personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)

@@ -19,6 +19,7 @@ def _unet(base):
     return unet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_stored_in_half_a_frozen_weight_gives_autocasts_numbers(base, checkpointing):
     stored, cast = _unet(base), _unet(base)

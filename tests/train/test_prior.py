@@ -15,6 +15,8 @@ from dive_fast.train.samples import ImageSampler
 from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.types import InputError
 
+pytestmark = pytest.mark.slow
+
 PRIOR = Prior(prior_weight=0.5, prior_prompt="a photo of a person", prior_count=3)
 CONFIG = PersonalizeConfig(
     identity_steps=0, steps=4, batch=4, rank=2, warmup=1, save_every=2, prior=PRIOR, samples=Samples(sample_steps=2)

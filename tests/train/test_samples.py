@@ -32,6 +32,7 @@ def _images(sheet, rows, columns):
     return images.reshape(rows, HEIGHT + 2, columns, WIDTH + 2, 3).transpose(0, 2, 1, 3, 4)[:, :, :HEIGHT, :WIDTH]
 
 
+@pytest.mark.slow
 def test_sheets_lie_beside_the_log_and_teach_nothing(base, photos, run, tmp_path):
     out, adapter = run
     work = out.with_name("adapter.training")

@@ -19,6 +19,8 @@ from dive_fast.train.photos import encode_photos
 from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.types import DiveError, InputError
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PersonalizeConfig(identity_steps=3, steps=5, batch=4, rank=2, warmup=1, save_every=2)
 
 

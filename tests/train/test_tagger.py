@@ -165,6 +165,7 @@ def test_personalising_starts_at_the_words_that_the_tagger_reads(folder, samples
             assert torch.allclose(rows[person, place], mixed, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_text_noise_changes_what_the_lora_learns_and_nothing_else(samples, tmp_path):
     base = tiny_bundle_folder(tmp_path / "base")
     config = PersonalizeConfig(identity_steps=2, steps=2, batch=2, rank=2, warmup=1)

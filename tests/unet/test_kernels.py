@@ -163,6 +163,7 @@ def test_norms_read_channels_last_images_all_the_way(form: str, linear: bool) ->
         assert x.is_contiguous(memory_format=torch.channels_last), tuple(x.shape)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["plain", "bank", "vae"])
 def test_compiles_to_one_graph(form: str) -> None:

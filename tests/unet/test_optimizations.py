@@ -59,6 +59,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "removed"), CASES, ids=lambda value: value if isinstance(value, str) else "+".join(value)
 )

@@ -31,6 +31,7 @@ def ids(path: Path) -> list[int]:
     return [int(x) for x in line.split(",")]
 
 
+@pytest.mark.slow
 def test_sysu_layout(world):
     train, val = ids(world / "sysu/exp/train_id.txt"), ids(world / "sysu/exp/val_id.txt")
     assert train + val == list(SPEC.paired_pids) == [1, 2, 3, 4, 5, 6] and val
@@ -74,6 +75,7 @@ def test_rerun_of_a_finished_world_changes_nothing(world):
     assert {p: p.stat().st_mtime_ns for p in world.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_interrupted_world_resumes_to_the_same_bytes(world, tmp_path):
     class Stop(Exception):
         pass

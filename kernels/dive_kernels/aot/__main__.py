@@ -1,5 +1,5 @@
-"""`python -m dive_kernels.aot OUT` compiles every kernel into OUT, for those architectures; `make kernels` runs it through
-CMake. `--check-budgets FOLDER` holds a folder's kernels to the registers that budgets.json allows, and to no spills."""
+"""Compiles every kernel into the folder OUT; `make kernels` runs it through CMake. `--check-budgets FOLDER` fails on a
+kernel that spills or takes more registers than budgets.json allows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check_budgets or options.budgets_of:
         return _budgets(options.check_budgets, options.budgets_of)
     if options.out is None:
-        return _complain("the folder for the kernels is missing")
+        return _complain("OUT is missing. Name the folder for the kernels.")
     package, failed = compile_all(options)
     chips = ", ".join(f"sm_{architecture}" for architecture in package.architectures)
     print(f"{len(package.kernels)} kernels for {chips or 'no architecture'} in {package.folder}")
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compile_all(options: argparse.Namespace) -> tuple[Package, list[tuple[str, str]]]:
-    """The folder, and what failed: that is no longer an absence, but a fault."""
+    """Compiles what this machine can; returns the package, and the kernels that failed with their reasons."""
     options.out.mkdir(parents=True, exist_ok=True)
     kernels: list[Kernel] = []
     skipped: list[tuple[str, str]] = []
@@ -87,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-triton", metavar="WHY", help="leave Triton kernels out; the reason goes into the index")
     parser.add_argument("--nvcc", help="CUDA compiler, default the one on PATH or in CUDA_HOME")
     parser.add_argument("--no-cuda", metavar="WHY", help="leave CUDA C++ kernels out; the reason goes into the index")
-    parser.add_argument("--check", action="store_true", help="only say whether Triton kernels could be compiled here")
+    parser.add_argument(
+        "--check", action="store_true", help="fail with the reason if Triton kernels cannot be compiled here"
+    )
     parser.add_argument("--check-budgets", type=Path, metavar="FOLDER", help="fail where a kernel outgrew its budget")
     parser.add_argument("--budgets-of", type=Path, metavar="FOLDER", help="print the registers in use, as budgets.json")
     return parser

@@ -1,4 +1,4 @@
-"""How many registers each kernel may take on each architecture, and that none spills: what CI holds them to."""
+"""Holds kernels to their budgets: registers by architecture, and no spills. CI runs it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from dive_kernels.package import Kernel
 
-STEP, MOST = 8, 255  # registers a thread: in steps of 8 a warp's worth, and no more than 255
+STEP, MOST = 8, 255  # registers a thread: chips hand them out in steps of 8, up to 255
 BUDGETS = Path(__file__).with_name("budgets.json")
 
 
 def load() -> dict[str, dict[str, int]]:
-    """Most registers a thread, by kernel ("op.function") and architecture ("90")."""
+    """Returns the limits of registers a thread, by kernel ("op.function") and architecture ("90")."""
     budgets: dict[str, dict[str, int]] = json.loads(BUDGETS.read_text(encoding="utf-8"))
     return budgets
 
@@ -23,7 +23,7 @@ def name_of(kernel: Kernel) -> str:
 
 
 def used(kernels: Iterable[Kernel]) -> dict[str, dict[str, int]]:
-    """Most registers that any variant takes, as the file of budgets has it: in the steps that the chips hand them out."""
+    """Returns the most registers that any variant takes, rounded up to `STEP`, as budgets.json has them."""
     most: dict[str, dict[str, int]] = {}
     for kernel in sorted(kernels, key=lambda kernel: (name_of(kernel), kernel.architecture)):
         chips = most.setdefault(name_of(kernel), {})
@@ -33,7 +33,7 @@ def used(kernels: Iterable[Kernel]) -> dict[str, dict[str, int]]:
 
 
 def excesses(kernels: Iterable[Kernel], budgets: dict[str, dict[str, int]]) -> list[str]:
-    """Every kernel that spills, takes more registers than its budget, or has none, with figure and limit."""
+    """Names every kernel that spills, exceeds its budget or has none, with figure and limit."""
     found = []
     for kernel in kernels:
         limit = budgets.get(name_of(kernel), {}).get(str(kernel.architecture))

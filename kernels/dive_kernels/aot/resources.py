@@ -1,4 +1,4 @@
-"""What the assembler reports of a kernel."""
+"""Reads the assembler's report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def resources(log: str) -> tuple[int, int]:
-    """Registers, and bytes spilled by stores and loads, a thread, of the one kernel in a report of `ptxas -v`."""
+    """Returns registers and spilled bytes (stores and loads) a thread of the one kernel in a report of `ptxas -v`."""
     registers = re.search(r"Used (\d+) registers", log)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     if registers is None or spills is None:

@@ -52,14 +52,44 @@ def attention_kernel(
     whole = keys // KEY_BLOCK * KEY_BLOCK
     for first in range(0, whole, KEY_BLOCK):
         result_1, result_2, highest, total = _attend(
-            query_1, query_2, key_ptr, value_ptr, first, keys, key_token_stride, value_token_stride,
-            result_1, result_2, highest, total, HEAD_DIM, HEAD_1, HEAD_2, KEY_BLOCK, False,
-        )  # fmt: skip
+            query_1,
+            query_2,
+            key_ptr,
+            value_ptr,
+            first,
+            keys,
+            key_token_stride,
+            value_token_stride,
+            result_1,
+            result_2,
+            highest,
+            total,
+            HEAD_DIM,
+            HEAD_1,
+            HEAD_2,
+            KEY_BLOCK,
+            False,
+        )
     if whole < keys:
         result_1, result_2, highest, total = _attend(
-            query_1, query_2, key_ptr, value_ptr, whole, keys, key_token_stride, value_token_stride,
-            result_1, result_2, highest, total, HEAD_DIM, HEAD_1, HEAD_2, KEY_BLOCK, True,
-        )  # fmt: skip
+            query_1,
+            query_2,
+            key_ptr,
+            value_ptr,
+            whole,
+            keys,
+            key_token_stride,
+            value_token_stride,
+            result_1,
+            result_2,
+            highest,
+            total,
+            HEAD_DIM,
+            HEAD_1,
+            HEAD_2,
+            KEY_BLOCK,
+            True,
+        )
     inverse = (1.0 / total)[:, None]
     _store(out_ptr, start, tokens, heads, result_1 * inverse, QUERY_BLOCK, 0, HEAD_1, HEAD_DIM)
     if HEAD_2:
@@ -68,10 +98,24 @@ def attention_kernel(
 
 @triton.jit
 def _attend(
-    query_1, query_2, key_ptr, value_ptr, first, keys, key_token_stride, value_token_stride,
-    result_1, result_2, highest, total,
-    HEAD_DIM: tl.constexpr, HEAD_1: tl.constexpr, HEAD_2: tl.constexpr, KEY_BLOCK: tl.constexpr, LAST: tl.constexpr,
-):  # fmt: skip
+    query_1,
+    query_2,
+    key_ptr,
+    value_ptr,
+    first,
+    keys,
+    key_token_stride,
+    value_token_stride,
+    result_1,
+    result_2,
+    highest,
+    total,
+    HEAD_DIM: tl.constexpr,
+    HEAD_1: tl.constexpr,
+    HEAD_2: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,
+    LAST: tl.constexpr,
+):
     """Takes one tile of keys into the results, not yet divided by `total`."""
     # exp(x / sqrt(d)) is exp2(x * SCALE): the GPU has exp2
     SCALE: tl.constexpr = 1.4426950408889634 * HEAD_DIM**-0.5
@@ -97,9 +141,16 @@ def _attend(
 
 @triton.jit
 def _load(
-    ptr, first, limit, stride,
-    ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr, LAST: tl.constexpr,
-):  # fmt: skip
+    ptr,
+    first,
+    limit,
+    stride,
+    ROWS: tl.constexpr,
+    START: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    LAST: tl.constexpr,
+):
     """Channels from START on of ROWS tokens from `first` on; 0 outside. Without LAST all these tokens are there."""
     rows, columns = tl.arange(0, ROWS), START + tl.arange(0, WIDTH)
     ptr += tl.cast(first, tl.int64) * stride
@@ -118,9 +169,16 @@ def _load(
 
 @triton.jit
 def _store(
-    ptr, first, limit, heads, values,
-    ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr,
-):  # fmt: skip
+    ptr,
+    first,
+    limit,
+    heads,
+    values,
+    ROWS: tl.constexpr,
+    START: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
     rows, columns = first + tl.arange(0, ROWS), START + tl.arange(0, WIDTH)
     inside = (rows < limit)[:, None]
     if START + WIDTH > HEAD_DIM:

@@ -13,7 +13,7 @@ BAND = 8  # tiles of tokens that share weights
 
 
 class Tile(NamedTuple):
-    """What one program computes, `tokens` x `columns`, stepping through `inner`; and what runs it."""
+    """The `tokens` x `columns` that one program computes in steps of `inner`, and its warps and stages."""
 
     tokens: int
     columns: int
@@ -32,7 +32,7 @@ INTERPRETED_TILE = Tile(32, 64, 64, 1, 1)  # what numpy is quick at
 
 
 def plan(x: Tensor, weight: Tensor, bias: Tensor | None, capability: int) -> tuple[Launch, Tensor]:
-    """The launch on a chip of this compute capability (as 90 for 9.0), and the output [..., N] that it will have written."""
+    """Returns the launch on a chip of that compute capability, and the output [..., N] that it writes."""
     inner, columns = weight.shape[1], weight.shape[0] // 2
     out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype, device=x.device)
     flat = x.view(-1, inner)  # [tokens, K]; api.py has made sure that this needs no copy

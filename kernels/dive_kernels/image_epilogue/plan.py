@@ -13,7 +13,7 @@ NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def plan(images: Tensor) -> tuple[Launch, tuple[Tensor, Tensor]]:
-    """The launch, and the outputs (uint8 [B, H, W, 3], int32 [B]) that it will have written. Any capability takes it.
+    """Returns the launch on any chip, and the outputs (uint8 [B, H, W, 3], int32 [B]) that it writes.
 
     `images` [B, 3, H, W] must be contiguous or channels_last.
     """
@@ -34,5 +34,5 @@ def plan(images: Tensor) -> tuple[Launch, tuple[Tensor, Tensor]]:
 
 
 def block_pixels() -> int:
-    """Pixels of one thread block."""
+    """Returns the pixels of one thread block."""
     return PIXELS * 32 * image_epilogue("fp32", True).warps

@@ -14,7 +14,7 @@ BLOCK = 1024  # elements a program; the op is bound by memory, so its tile hardl
 def plan(
     eps_uncond: Tensor, eps_cond: Tensor, x: Tensor, previous_x0: Tensor | None, step: StepCoefficients
 ) -> tuple[Launch, tuple[Tensor, Tensor]]:
-    """The launch, and the outputs (next x, x0) that it will have written."""
+    """Returns the launch, and the outputs (next x, x0) that it writes."""
     following, x0 = torch.empty_like(x), torch.empty_like(x)
     launch = Launch(
         kernel="dive_kernels.solver_step.fused:solver_step_kernel",

@@ -52,6 +52,7 @@ def as_documented(bundle, folder: Path):
     return pipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pid", ["0002", "0900"])
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 def test_diffusers_draws_what_our_fused_model_draws(layout, pid, bundle, people, tmp_path):
@@ -67,6 +68,7 @@ def test_diffusers_draws_what_our_fused_model_draws(layout, pid, bundle, people,
     assert (image(pipeline(bundle), prompt) - truth).abs().max() > 100 * budget
 
 
+@pytest.mark.slow
 def test_one_person_is_loaded_by_the_folder_alone(bundle, adapter, tmp_path):
     export_adapter(subset(adapter, ["0002"]), tmp_path / "out")
     pipe = pipeline(copy.deepcopy(bundle))

@@ -143,6 +143,7 @@ def test_ranks_alone_may_differ_exactly(bundle, adapter, person, tmp_path):
         assert not b[:, len(down) :].any()
 
 
+@pytest.mark.slow
 def test_an_alpha_of_zero_takes_its_linear_out(bundle, adapter, person, tmp_path):
     pairs = mixed(adapter)
     pairs[A_LINEAR] = (*pairs[A_LINEAR][:2], 0.0)

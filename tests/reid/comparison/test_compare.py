@@ -28,6 +28,8 @@ from dive_fast.reid.training import train as training
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import InputError, Sample
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def arms(city):

@@ -57,6 +57,7 @@ def report(regdb, config, tmp_path_factory):
     return out, run_trials(SetSpec("regdb", regdb), config, out, trials=(1, 2), progress=False)
 
 
+@pytest.mark.slow
 def test_each_trial_has_its_model_and_both_directions(regdb, report):
     out, found = report
     assert [r.direction for r in found.results] == ["infrared to visible", "visible to infrared"]
@@ -150,6 +151,7 @@ def run(capsys, *arguments):
     return int(stop.value.code or 0), *capsys.readouterr()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_commands(regdb, tmp_path, capsys):
     """Train and test a trial, score its checkpoint again, export the features and score those."""

@@ -53,6 +53,7 @@ def test_nonlocal_is_what_the_paper_says(shape):
     np.testing.assert_allclose(block(maps).detach().numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pocket", "resnet50"])
 def test_new_nonlocal_blocks_change_nothing(name):
     maps = []
@@ -133,6 +134,7 @@ def functional_resnet50(images: torch.Tensor, state: dict[str, torch.Tensor]) ->
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "old"), [(".safetensors", False), (".pth", True)])
 def test_torchvision_weights_land(tmp_path, suffix, old):
     state, file = torchvision_state(old), tmp_path / f"resnet50{suffix}"

@@ -77,6 +77,7 @@ def test_gradients_reach_the_stems_of_the_modalities_that_are_there(model):
             assert part not in ("visible", "infrared") or part == absent or parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.slow
 def test_small_models_learn_eight_people(model):
     """Colours in visible and brightness in infrared of 8 people: a model with a broken path does not fit them."""
     generator = torch.Generator().manual_seed(0)
@@ -171,6 +172,7 @@ def test_agw_in_detail():
     assert model.classifier.weight.std().item() == pytest.approx(0.001, rel=0.01)  # of 614,400 draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "extra"), [("vit-b16", 0), ("clip-vit-b16", 2 * 768)])
 def test_base_transformers_have_their_published_size(name, extra):
     """85,798,656 parameters at 224 x 224 in a ViT-B/16 without its head; CLIP has a norm more ahead of its layers."""

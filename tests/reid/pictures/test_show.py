@@ -157,6 +157,7 @@ def test_people_are_sampled_whole_and_of_all_kinds():
     assert sample_people(samples, people, 3) == []
 
 
+@pytest.mark.slow
 def test_tsne_is_seeded_and_keeps_clusters_apart():
     pytest.importorskip("sklearn", reason="t-SNE needs scikit-learn (extra: reid)")
     rng = np.random.default_rng(0)
@@ -210,6 +211,7 @@ def shown(city, checkpoint, tmp_path_factory):
     return page, json.loads((out / "show.json").read_text())
 
 
+@pytest.mark.slow
 def test_pages_show_what_the_record_says(shown, city):
     page, record = shown
     pages = [Seen(page.parent / name) for name in ("index.html", "page-2.html")]
@@ -244,12 +246,14 @@ def test_pages_show_what_the_record_says(shown, city):
     assert any(EVIL in text for seen in pages for text in seen.texts)
 
 
+@pytest.mark.slow
 def test_worst_comes_first(shown):
     for section in shown[1]["sections"]:
         aps = [query["ap"] for query in section["queries"]]
         assert aps == sorted(aps, reverse=section["order"] == "best")
 
 
+@pytest.mark.slow
 def test_sheets_have_frames_of_both_kinds(shown):
     page, record = shown
     rgb = {tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)): colour for colour in (RIGHT, WRONG)}
@@ -267,6 +271,7 @@ def test_sheets_have_frames_of_both_kinds(shown):
     assert seen == {RIGHT, WRONG}
 
 
+@pytest.mark.slow
 def test_features_are_pictured_with_numbers_beside(city, checkpoint, tmp_path):
     pytest.importorskip("sklearn", reason="t-SNE needs scikit-learn (extra: reid)")
     everything = [*city["train"], *city["external"], *city["external_ir"]]
@@ -297,6 +302,7 @@ def test_features_are_pictured_with_numbers_beside(city, checkpoint, tmp_path):
     assert record["shown"] <= 120 and all(set(record["people"]) & kind for kind in kinds)  # one of each
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_choice(city, checkpoint, tmp_path):
     config = ShowConfig(queries=1, orders=("worst",), images=0)
 
@@ -320,6 +326,7 @@ def test_a_folder_belongs_to_one_choice(city, checkpoint, tmp_path):
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_another_trial_shows_another_gallery(city, checkpoint, tmp_path):
     protocol = Protocol("sysu", "indoor", trials=3)
     config = ShowConfig(queries=1, orders=("worst",), images=0)

@@ -111,6 +111,7 @@ def start(launcher, *command):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_loss_gradients_and_norms_are_those_of_the_whole_batch(tmp_path, monkeypatch):
     """In float64, whose rounding is far below any mistake; torch's own norms on one process are the oracle."""
     (script := tmp_path / "norms.py").write_text(NORMS)
@@ -125,6 +126,7 @@ def test_loss_gradients_and_norms_are_those_of_the_whole_batch(tmp_path, monkeyp
             torch.testing.assert_close(rank[name], value, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_leave_the_run_that_one_leaves(tmp_path, capsys):
     """The command on CAJ's three-part batches, with validation, started by accelerate: the same run, to rounding."""
     make_samples(tree := tmp_path / "tree", range(1, 9), (1, 2, 3, 6), each=2)

@@ -39,6 +39,7 @@ def run(samples, config, out, **options):
     return train_reid(samples, config, out, progress=False, **options)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_weights_and_others_do_not(city, tiny, tmp_path):
     torch.manual_seed(11)
     first = run(city["train"], tiny, tmp_path / "a")
@@ -60,6 +61,7 @@ def test_the_global_generator_is_left_alone(city, tiny, tmp_path):
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_result(city, tiny, tmp_path, monkeypatch):
     whole = run(city["train"], tiny, tmp_path / "whole")
     batch = PairSampler.batch
@@ -123,6 +125,7 @@ def test_identities_without_infrared(city, tiny, tmp_path):
     assert read_json(dropped / "reid.json", "")["dropped"] == ["0021", "0022", "0023", "0024"]
 
 
+@pytest.mark.slow
 def test_epochs_hard_triplets_sgd_and_average_pooling(city, tiny, tmp_path):
     config = replace(
         tiny,
@@ -273,6 +276,7 @@ def test_a_gradient_that_is_not_finite_names_the_step(drawn, tiny):
         state.step(make_batch(images, sampler, 0, tiny), 1.0, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_resumes_and_stays_near(city, tiny, tmp_path, monkeypatch, precision):
     tiny = replace(tiny, steps=4, model=ModelConfig(height=32, width=32, stripes=1))

@@ -74,6 +74,7 @@ def test_sets_that_would_choose_wrongly_are_refused(city):
     refuse_test_people(val, {"0999"})
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_named_and_loaded(city, held, tmp_path):
     out = train_reid(city["train"], held, tmp_path, progress=False)
     rows, record = log(out), read_json(out / "reid.json", "")
@@ -108,6 +109,7 @@ def test_without_a_validation_there_is_no_best(city, tiny, tmp_path):
         load_model(out, which="best")
 
 
+@pytest.mark.slow
 def test_validating_changes_nothing_of_the_training(city, held, tmp_path):
     """The same people left out by hand and no validation: the same last weights."""
     out = train_reid(city["train"], held, tmp_path / "with", progress=False)
@@ -129,6 +131,7 @@ def test_validating_changes_nothing_of_the_training(city, held, tmp_path):
     assert (fitted / "best.safetensors").read_bytes() == (out / "best.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_chooses_what_it_would_have_chosen(city, held, tmp_path, monkeypatch):
     whole = train_reid(city["train"], held, tmp_path / "whole", progress=False)
     batch = PairSampler.batch
@@ -157,6 +160,7 @@ def test_features_that_cannot_be_scored_name_the_step(city, held, tmp_path, monk
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.slow
 def test_validation_every_epoch_by_default(city, held, tmp_path):
     config = replace(held, steps=14, validation=ValidationConfig(people=3))
     out = train_reid(city["train"], config, tmp_path, progress=False)  # 5 x 6 images, 8 in a batch: 4 steps an epoch
@@ -223,6 +227,7 @@ def test_the_command_refuses_test_people_for_validation(tree, tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, capsys):
     code, _, error = command(
         capsys,

@@ -45,6 +45,7 @@ def test_people_are_those_in_the_rendered_images():
     assert all(f", {dye} shoes" in text for dye, text in shoes)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     import dive_fast.world.base.tagger_train as room
 
@@ -79,6 +80,7 @@ def _after(function, calls, then):
     return counted
 
 
+@pytest.mark.slow
 def test_a_state_of_other_settings_is_refused(tmp_path, monkeypatch):
     import dive_fast.world.base.tagger_train as room
 

@@ -107,6 +107,7 @@ def test_psnr_of_a_known_error():
     assert psnr(a, a + 16) == pytest.approx(20 * np.log10(255 / 16))
 
 
+@pytest.mark.slow
 def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
@@ -132,6 +133,7 @@ def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatc
         train_base(other, tmp_path / "model2", tmp_path / "work")
 
 
+@pytest.mark.slow
 def test_a_base_learns_on_with_all_but_the_unet_kept(tmp_path):
     train_base(CONFIG, tmp_path / "first", tmp_path / "work")
     onward = replace(CONFIG, start=str(tmp_path / "first"), unet=replace(CONFIG.unet, seed=1))
