@@ -22,7 +22,7 @@ AGAIN = "make the engine again"
 
 
 def read_spec(folder: Path) -> EngineSpec:
-    """`engine.json` of an engine folder; missing, broken or of another shape -> `InputError` with the remedy."""
+    """Reads `engine.json` of an engine folder; raises `InputError` if it is missing, broken or of another version."""
     where = str(folder / "engine.json")
     data = read_json(where, "engine")
     if not isinstance(data, dict):
@@ -58,17 +58,17 @@ def read_spec(folder: Path) -> EngineSpec:
 
 
 def _tuple(value: object) -> object:
-    """JSON has lists where records have tuples; anything else is left for the checks to name."""
+    """JSON has lists where records have tuples; other values are left to the checks."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def parts(spec: EngineSpec) -> tuple[str, ...]:
-    """The networks of an engine of this form."""
+    """Returns the names of the engine's graphs."""
     return (*PARTS, "prompt_bank") if spec.form == "bank" else PARTS
 
 
 def check_files(folder: Path, spec: EngineSpec) -> None:
-    """Raises `InputError` unless the recorded files are inside the folder, present, unchanged, and all that is read."""
+    """Raises `InputError` unless every file to be read is recorded, inside the folder, present and unchanged."""
     missing = [part for part in parts(spec) if spec.files.get(part) not in spec.sha256]
     if missing:
         raise InputError(f"engine {folder}: engine.json names no file with a hash for {', '.join(missing)}; {AGAIN}")
@@ -89,7 +89,7 @@ def check_files(folder: Path, spec: EngineSpec) -> None:
 
 @dataclass(frozen=True)
 class EngineFiles:
-    """All of an engine but its networks, read and checked. `remedy` ends a sentence about what is wrong with it."""
+    """All of an engine but its networks, read and checked. `remedy` ends the errors about its graphs."""
 
     folder: Path
     spec: EngineSpec
@@ -101,7 +101,7 @@ class EngineFiles:
     remedy: str = AGAIN
 
     def resized(self, size: tuple[int, int] | None) -> EngineFiles:
-        """For images of `size` (height, width); `InputError` when it does not pass through the UNet's levels."""
+        """Returns these files for images of `size` (height, width); raises `InputError` if the UNet cannot halve it."""
         if size is None:
             return self
         misfits = self.geometry.misfits(*size)
@@ -112,7 +112,7 @@ class EngineFiles:
 
 
 def read_engine(folder: Path, spec: EngineSpec) -> EngineFiles:
-    """The folder that `dive-fast export` wrote, whose `engine.json` is `spec`; not whole -> `InputError`."""
+    """Reads an engine folder whose `engine.json` is `spec`; raises `InputError` if a file is missing or changed."""
     check_files(folder, spec)
     return read_metadata(folder, spec, PromptTable.read(folder / "prompts.json"), AGAIN)
 
@@ -137,7 +137,7 @@ def read_metadata(folder: Path, spec: EngineSpec, table: PromptTable, remedy: st
 
 
 def signatures(spec: EngineSpec) -> dict[str, tuple[tuple[str, ...], str]]:
-    """The inputs that each graph reads, and the output that is asked of it, by part."""
+    """Returns the input names and the output name of each graph, by part."""
     hidden = "encoder_hidden_states"
     by_image = ("image_index",) if "shared_prefix" in spec.removed else ()
     prompts = (hidden,) if spec.form == "plain" else ("kv_bank", "prompt_index", *by_image)

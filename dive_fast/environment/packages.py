@@ -97,7 +97,7 @@ class CompiledKernels:
 
 
 @dataclass(frozen=True)
-class Facts:
+class Machine:
     """Everything the rows are derived from."""
 
     python: str
@@ -115,11 +115,11 @@ class Facts:
     kernels: CompiledKernels | None = None
 
 
-def collect(folder: Path) -> Facts:
+def collect(folder: Path) -> Machine:
     """Looks at this machine; imports each installed package once, to see whether it really works."""
     packages = {name: _package(name, wanted.module) for name, wanted in known_packages().items() if _version(name)}
     gpus, driver, problem = _gpus(packages)
-    return Facts(
+    return Machine(
         python=f"{platform.python_version()} ({sys.executable})",
         system=platform.platform(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

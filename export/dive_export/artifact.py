@@ -28,7 +28,7 @@ Progress = Callable[[str], None]
 REPORTS = ("engine.json", "export.json", "parity.json", "blocks.json", "fp8.json")
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """The default progress: a line to standard error."""
     print(line, file=sys.stderr, flush=True)
 
@@ -41,7 +41,7 @@ def export_engine(
     *,
     size: tuple[int, int] | None = None,
     options: GraphOptions | None = None,
-    progress: Progress = say,
+    progress: Progress = log,
 ) -> EngineSpec:
     """Exports a fused model folder to an engine folder: ONNX opset 23, for onnxruntime.
 
@@ -106,7 +106,7 @@ def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile, opt
             "torch": torch.__version__,
         },
         form=options.form,
-        removed=options.savings,
+        removed=options.applied,
         any_size=options.any_size,
     )
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dive_export.artifact import Progress, file_hashes, say, staging
+from dive_export.artifact import Progress, file_hashes, log, staging
 from dive_export.calibration import Calibration, sampling_inputs
 from dive_export.fp8 import Fp8Report, LayerTime, quantize
 from dive_export.graphs import Graph, graphs
@@ -53,7 +53,7 @@ def quantize_engine(
     images: int = 8,
     *,
     times: Mapping[str, LayerTime] | None = None,
-    progress: Progress = say,
+    progress: Progress = log,
 ) -> Fp8Report:
     """Writes to `out` the engine folder `engine` with FP8 layers in its UNet (`fp8.quantize`); the report is `fp8.json`.
 

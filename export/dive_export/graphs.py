@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dive_export.kernel_node import NodeBankUnetGraph
+from dive_export.kernel_node import NodeUnetGraph
 from dive_export.options import GraphOptions
 from dive_fast.types import InputError
 from dive_fast.unet.graphs import (
-    BankUnetGraph,
+    CachedUnetGraph,
     IndexedUnetGraph,
-    PromptBankGraph,
+    KVCacheGraph,
     ReducedUnetGraph,
     UnetGraph,
     cross_attentions,
@@ -97,7 +97,7 @@ class Graph:
     vocabulary: int
     check_rows: int
     reference: nn.Module
-    bank: PromptBankGraph | None = None
+    bank: KVCacheGraph | None = None
     embeddings: tuple[int, ...] = ()
 
     def examples(self, rows: int, seed: int = 0) -> dict[str, Tensor]:
@@ -185,7 +185,7 @@ def _unet_graphs(
     bundle: ModelBundle, latents: Shape, embeddings: tuple[int, int], rows_max: int, options: GraphOptions
 ) -> list[Graph]:
     """The UNet in the form asked for; of form "bank" the graph that makes the bank comes first."""
-    unet, removed = bundle.unet, options.savings
+    unet, removed = bundle.unet, options.applied
     timesteps = int(bundle.scheduler_config.get("num_train_timesteps", TIMESTEPS))
     if options.form == "plain":
         reference = UnetGraph(unet)
@@ -193,7 +193,7 @@ def _unet_graphs(
         module: nn.Module = ReducedUnetGraph(unet, removed, timesteps) if inner else reference
         inputs = {"sample": _rows(*latents), "timestep": (1,), "encoder_hidden_states": _rows(*embeddings)}
         return [Graph("unet", _scaled(module, options), inputs, "out_sample", 0, rows_max, reference)]
-    bank = PromptBankGraph(unet)
+    bank = KVCacheGraph(unet)
     width = sum(layer.to_k.out_features for _, layer in cross_attentions(unet))
     prompts = Axis("prompts", 0)
     inputs = {
@@ -204,7 +204,7 @@ def _unet_graphs(
     }
     if "shared_prefix" in removed:
         inputs["image_index"] = _rows()
-    form = NodeBankUnetGraph if "kv_gather" in removed else BankUnetGraph
+    form = NodeUnetGraph if "kv_gather" in removed else CachedUnetGraph
     network: nn.Module = form(unet, removed, timesteps)
     to_bank = Graph(
         "prompt_bank", bank, {"encoder_hidden_states": (prompts, *embeddings)}, "kv_bank", 0, rows_max, bank
@@ -214,4 +214,4 @@ def _unet_graphs(
 
 
 def _scaled(network: nn.Module, options: GraphOptions) -> nn.Module:
-    return WithoutUnitScale(network) if "unit_scale" in options.savings else network
+    return WithoutUnitScale(network) if "unit_scale" in options.applied else network

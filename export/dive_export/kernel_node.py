@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dive_fast.unet.graphs import Bank, BankUnetGraph, cross_attentions
+from dive_fast.unet.graphs import CachedUnetGraph, KVCache, cross_attentions
 from dive_kernels.cross_attention import cross_attention
 
 DOMAIN, NAME, VERSION = "dive", "cross_attention", 1
@@ -26,8 +26,8 @@ INPUTS = ("dive_query", "dive_kv_bank", "dive_prompt_index")
 OUTPUT = "dive_attended"
 
 
-class NodeBankUnetGraph(BankUnetGraph):
-    """`BankUnetGraph` of the same inputs and numbers, whose cross-attentions read the bank themselves."""
+class NodeUnetGraph(CachedUnetGraph):
+    """`CachedUnetGraph` of the same inputs and numbers, whose cross-attentions read the bank themselves."""
 
     gathers = False
 
@@ -44,7 +44,7 @@ class NodeProcessor:
         self.start, self.stop = start, stop
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Bank, attention_mask: None = None
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: KVCache, attention_mask: None = None
     ) -> Tensor:
         query, kv_bank, prompt_index = attn.to_q(hidden_states), *encoder_hidden_states[:2]
         if torch.onnx.is_in_onnx_export():

@@ -135,7 +135,7 @@ class _Insertion:
 
         name = layer.activation
         quantised, result = f"{name}_e4m3", f"{name}_dequantised"
-        if self._new(result):  # layers that read the same tensor share it: queries, keys and values, say
+        if self._new(result):  # layers that read the same tensor share it: queries, keys and values, log
             value = scale_for(largest, np.dtype(tensor_dtype_to_np_dtype(data_type)))
             self.graph.initializer.extend(
                 [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dive_export.artifact import Progress, say, staging
+from dive_export.artifact import Progress, log, staging
 from dive_export.tensorrt_cache import PlanCache
 from dive_export.tensorrt_folder import already_there, write_engine
 from dive_export.tensorrt_job import Build, BuildConfig, free_space
@@ -42,7 +42,7 @@ class Forecast:
 
 
 def build_engine(
-    onnx_folder: Path | str, out: Path | str, config: BuildConfig | None = None, progress: Progress = say
+    onnx_folder: Path | str, out: Path | str, config: BuildConfig | None = None, progress: Progress = log
 ) -> EngineSpec:
     """Builds a TensorRT engine folder at `out` from what `export_engine` wrote.
 
@@ -52,7 +52,7 @@ def build_engine(
     not fit and for other content at `out`; `DiveError` with all that is missing here, or naming part, node and reason.
     """
     config = config or BuildConfig()
-    build = Build.of(Path(onnx_folder), config)
+    build = Build.from_export(Path(onnx_folder), config)
     out = Path(out)
     if not build.obstacles():  # else its GPU and version are not known to compare with
         found = already_there(out, build.spec, build.record(), progress)
@@ -71,8 +71,8 @@ def build_engine(
 
 def dry_run(onnx_folder: Path | str, out: Path | str, config: BuildConfig | None = None) -> Forecast:
     """What `build_engine` would do, need and lack; writes nothing. Raises `InputError` as it does."""
-    build = Build.of(Path(onnx_folder), config or BuildConfig())
-    cache = PlanCache(build.config.cache_folder, say)
+    build = Build.from_export(Path(onnx_folder), config or BuildConfig())
+    cache = PlanCache(build.config.cache_folder, log)
     found = []
     for part, todo in build.parts.items():
         lines = [", ".join(f"{name} {_words(dims)}" for name, dims in shapes.items()) for shapes in todo.profiles]

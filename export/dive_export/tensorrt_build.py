@@ -106,7 +106,7 @@ def parse_error(parser: Any, log: Any) -> str:
 def refit_map(network: Any, graph: Path) -> list[str]:
     """Names of the ONNX weights that the parsed network holds under their own names: what a refit can replace.
 
-    Constants that the parser used up while parsing (scales of a resize, say) are not among them.
+    Constants that the parser used up while parsing (scales of a resize, log) are not among them.
     """
     weights = [tensor.name for tensor in read_graph(graph).graph.initializer if is_weight(tensor)]
     found = [name for name in weights if network.mark_weights_refittable(name)]

@@ -39,7 +39,7 @@ class Build:
     without_kernels: list[str] = field(default_factory=list)  # why the kernels that are asked for cannot be had
 
     @classmethod
-    def of(cls, source: Path, config: BuildConfig) -> Build:
+    def from_export(cls, source: Path, config: BuildConfig) -> Build:
         """Checks the exported folder and works the build out; what does not fit raises `InputError`."""
         exported = exported_spec(source)
         limit = exported.profile.rows_max
@@ -107,7 +107,7 @@ class Build:
 
 
 def _plan_for(config: BuildConfig) -> str | None:
-    """EngineSpec.gpu of the plans; None where only a GPU could say and there is none."""
+    """EngineSpec.gpu of the plans; None where only a GPU could log and there is none."""
     if config.kind.builds_without_gpu:
         return trt.ANY_AMPERE if config.target is None else f"compute capability {config.target}"
     gpu, _ = trt.find_gpu()

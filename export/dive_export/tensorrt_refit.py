@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from dive_export.artifact import Progress, say, staging
+from dive_export.artifact import Progress, log, staging
 from dive_export.tensorrt_cache import Plan, bare, constant, structure
 from dive_export.tensorrt_folder import already_there, exported_spec, write_engine
 from dive_fast.engines import tensorrt_api as trt
@@ -23,7 +23,7 @@ from dive_fast.types import EngineSpec, InputError
 SAME = ("precision", "form", "removed")
 
 
-def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, progress: Progress = say) -> EngineSpec:
+def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, progress: Progress = log) -> EngineSpec:
     """Writes to `out` the refittable TensorRT engine `engine` with the weights and prompts of the export `onnx_folder`.
 
     The export must be of the same graphs. Where the engine's GPU is at hand every plan is really refitted once before

@@ -18,7 +18,7 @@ from dive_fast.engines.compiled_engine import ROW_COUNTS, CompiledEngine
 from dive_fast.engines.torch_engine import TorchEngine
 from dive_fast.models import load_bundle
 from dive_fast.types import DiveError, InputError
-from dive_fast.unet.optimizations import SAVINGS
+from dive_fast.unet.optimizations import OPTIMIZATIONS
 from dive_kernels.image_epilogue import image_epilogue
 from tests.support.engines import floats, latents_of
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
@@ -132,7 +132,7 @@ def test_one_conditioning_serves_all_steps_and_is_the_bank(engine: CompiledEngin
 
 def test_says_what_it_is(engine: CompiledEngine, tiny_fused: Path, eager: TorchEngine) -> None:
     spec = engine.spec
-    assert (spec.backend, spec.form, spec.removed, spec.row_counts) == ("torch-compiled", "bank", SAVINGS, COUNTS)
+    assert (spec.backend, spec.form, spec.removed, spec.row_counts) == ("torch-compiled", "bank", OPTIMIZATIONS, COUNTS)
     assert (spec.profile.rows_min, spec.profile.rows_opt, spec.profile.rows_max) == (1, 6, 6)
     assert spec.versions["torch"] == torch.__version__ and spec.model_fingerprint == eager.spec.model_fingerprint
     assert engine.fingerprint != eager.fingerprint

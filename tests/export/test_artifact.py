@@ -17,7 +17,7 @@ from dive_export.resources import INTERVAL, STATM, Resources
 from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError, to_dict
-from dive_fast.unet.optimizations import SAVINGS
+from dive_fast.unet.optimizations import OPTIMIZATIONS
 from tests.support.engines import HALF_BANK
 from tests.support.tiny import ENGINE_ROWS
 
@@ -63,7 +63,7 @@ def test_parity_is_recorded_for_every_part_and_row_count(tiny_engine: Path) -> N
 def test_the_bank_form_is_whole_and_measured_too(half_bank: Path) -> None:
     spec = read_spec(half_bank)
     assert set(spec.files) == {"text_encoder", "prompt_bank", "unet", "vae_decoder", "vae_encoder"}
-    assert (spec.form, spec.precision, spec.removed, spec.any_size) == ("bank", "fp16", SAVINGS, True)
+    assert (spec.form, spec.precision, spec.removed, spec.any_size) == ("bank", "fp16", OPTIMIZATIONS, True)
     on_disk = {p.relative_to(half_bank).as_posix() for p in half_bank.rglob("*") if p.is_file()}
     assert on_disk == {*spec.sha256, "engine.json", "export.json", "parity.json"}
     for part, record in json.loads((half_bank / "parity.json").read_text()).items():

@@ -107,7 +107,7 @@ def test_tensorrt_takes_an_fp8_engine(quantised: Path, tmp_path: Path, double: D
 def test_tensorrt_rtx_builds_the_unet_for_gpus_that_have_fp8(quantised: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'dive-fast[rtx]'")
     rows = {"rows": (4,), "vae_rows": (2,), "text_rows": (2,), "prompts_max": 16}
-    job = Build.of(quantised, BuildConfig("tensorrt-rtx", **rows, target="8.9", cache=tmp_path)).parts["unet"]
+    job = Build.from_export(quantised, BuildConfig("tensorrt-rtx", **rows, target="8.9", cache=tmp_path)).parts["unet"]
     module = trt.load(trt.flavour("tensorrt-rtx"))
     assert build_plan(trt.flavour("tensorrt-rtx"), module, job, quiet).data
     with pytest.raises(DiveError, match="fp8_e4m3"):

@@ -66,7 +66,7 @@ def test_all_four_graphs_build(plans: Path, tiny_engine: Path) -> None:
 def test_the_bank_form_builds_in_half_precision_and_any_size(
     half_bank: Path, config: BuildConfig, tmp_path: Path
 ) -> None:
-    build = Build.of(half_bank, config)
+    build = Build.from_export(half_bank, config)
     unet = build.parts["unet"].profiles
     assert [shapes["sample"][0] for shapes in unet] == [(2, 2, 2), (4, 4, 4)]  # images: with guidance, and without
     assert all(shapes["image_index"] == ((4, 4, 4),) for shapes in unet)
@@ -162,7 +162,7 @@ def test_refittable_plans_need_a_gpu_and_say_so(tiny_engine: Path, config: Build
     stripped = replace(config, refittable=True)
     with pytest.raises(DiveError, match="tensorrt-rtx builds refittable plans with a GPU only, and "):
         build_engine(tiny_engine, tmp_path / "plans", stripped, quiet)
-    todo = Build.of(tiny_engine, stripped).parts["text_encoder"]
+    todo = Build.from_export(tiny_engine, stripped).parts["text_encoder"]
     with pytest.raises(DiveError, match="build text_encoder: tensorrt-rtx failed .*; refittable plans need a GPU"):
         build_plan(trt.RTX, rtx, todo, quiet)
 

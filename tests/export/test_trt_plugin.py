@@ -18,7 +18,7 @@ import torch
 
 from dive_export import GraphOptions, export_engine, tensorrt_job, trt_plugin
 from dive_export.fp8_engine import exported_graphs
-from dive_export.kernel_node import NodeBankUnetGraph, attributes, kernel_nodes
+from dive_export.kernel_node import NodeUnetGraph, attributes, kernel_nodes
 from dive_export.onnx import measure_parity
 from dive_export.tensorrt import BuildConfig, build_engine, dry_run, refit_engine
 from dive_export.tensorrt_build import PartBuild, build_plan
@@ -29,7 +29,7 @@ from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.node_runner import read_graph
 from dive_fast.engines.tensorrt_net import CudaLane, Net
 from dive_fast.types import DiveError, InputError
-from dive_fast.unet.optimizations import SAVINGS
+from dive_fast.unet.optimizations import OPTIMIZATIONS
 from dive_kernels import package
 from tests.support import tensorrt_plugin_double
 from tests.support.kernel_cases import assert_as_good_as_torch
@@ -348,9 +348,9 @@ def config(tmp_path: Path) -> BuildConfig:
 
 def test_the_exported_folder_says_so_and_is_within_budget(half: Path, tiny_fused: Path) -> None:
     spec = json.loads((half / "engine.json").read_text())
-    assert spec["removed"] == [*SAVINGS, "kv_gather"]
+    assert spec["removed"] == [*OPTIMIZATIONS, "kv_gather"]
     *_, parts = exported_graphs(tiny_fused, half)  # as dive-fast quantize finds it again
-    assert any(isinstance(module, NodeBankUnetGraph) for module in parts["unet"].module.modules())
+    assert any(isinstance(module, NodeUnetGraph) for module in parts["unet"].module.modules())
     parity = measure_parity(parts["unet"], half / "unet/model.onnx", "fp16")
     assert 0 < parity.worst <= parity.budget
 
@@ -473,7 +473,7 @@ def test_tensorrt_rtx_builds_through_the_body_and_knows_no_node_without_it(half:
     """What is parsed for the plugin can be taken for nothing else: without the plugin that is an error."""
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'dive-fast[rtx]'")
     rows = {"rows": (4,), "vae_rows": (2,), "text_rows": (2,)}
-    todo = Build.of(half, BuildConfig("tensorrt-rtx", **rows, cache=tmp_path / "cache")).parts["unet"]
+    todo = Build.from_export(half, BuildConfig("tensorrt-rtx", **rows, cache=tmp_path / "cache")).parts["unet"]
     assert len(build_plan(trt.RTX, rtx, todo, quiet).data) > 1 << 16
 
     def parsed(model: Any) -> Any:

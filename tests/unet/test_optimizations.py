@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dive_export.graphs import Graph, graphs
 from dive_export.options import Form, GraphOptions
 from dive_fast.models import ModelBundle, fuse, load_adapter, load_bundle
-from dive_fast.unet.optimizations import SAVINGS, WithoutUnitScale, copied
+from dive_fast.unet.optimizations import OPTIMIZATIONS, WithoutUnitScale, copied
 
 ROWS = 6
 # Two orders of the same float64 sums differ by what rounding does to them: by what float32 differs from float64, times
@@ -54,8 +54,8 @@ def allowed(pocket: ModelBundle, exact_pocket: ModelBundle) -> float:
 
 
 CASES = [
-    *itertools.product(["plain"], [(), *[(name,) for name in SAVINGS if name != "shared_prefix"]]),
-    *itertools.product(["bank"], [(), *[(name,) for name in SAVINGS], SAVINGS]),
+    *itertools.product(["plain"], [(), *[(name,) for name in OPTIMIZATIONS if name != "shared_prefix"]]),
+    *itertools.product(["bank"], [(), *[(name,) for name in OPTIMIZATIONS], OPTIMIZATIONS]),
 ]
 
 
@@ -110,7 +110,7 @@ def test_nothing_is_divided_by_one(pocket: ModelBundle) -> None:
 
 
 def test_the_prefix_runs_once_an_image(pocket: ModelBundle) -> None:
-    graph = unet_graph(pocket, "bank", SAVINGS)
+    graph = unet_graph(pocket, "bank", OPTIMIZATIONS)
     assert isinstance(graph.module, WithoutUnitScale)
     unet = graph.module.network.unet
     seen: dict[str, int] = {}
@@ -136,7 +136,7 @@ def test_the_prefix_runs_once_an_image(pocket: ModelBundle) -> None:
 def test_the_model_given_is_left_alone_and_its_weights_are_shared(pocket: ModelBundle) -> None:
     names = [name for name, _ in pocket.unet.named_modules()]
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in pocket.unet.state_dict().items()}
-    graph = unet_graph(pocket, "bank", SAVINGS)
+    graph = unet_graph(pocket, "bank", OPTIMIZATIONS)
     assert [name for name, _ in pocket.unet.named_modules()] == names
     after = pocket.unet.state_dict()
     assert list(after) == list(before)
