@@ -89,7 +89,7 @@ class Geometry:
 
     @classmethod
     def from_configs(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], where: str) -> Geometry:
-        """From the two config.json of a diffusers model; anything odd in them raises `InputError` naming `where`."""
+        """Reads the configs of a diffusers model's UNet and VAE; raises `InputError` naming `where` for a bad one."""
         try:
             if vae.get("shift_factor") is not None:
                 raise ValueError("a VAE with a shift_factor is not supported")
@@ -105,8 +105,14 @@ class Geometry:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.channels, height // self.vae_scale, width // self.vae_scale
 
+    def own_size(self, unet: Any) -> tuple[int, int]:
+        """(height, width) in pixels that a UNet was trained at, from its config."""
+        sample = unet.sample_size  # of latents, one number or two
+        height, width = (sample, sample) if isinstance(sample, int) else sample
+        return height * self.vae_scale, width * self.vae_scale
+
     def misfits(self, height: int, width: int) -> list[str]:
-        """Why an image size does not pass through the UNet's levels and back; empty when it does."""
+        """Returns every reason why the UNet cannot halve an image size."""
         multiple = self.vae_scale * 2**self.unet_halvings
         reason = f"is not a multiple of {multiple} = {self.vae_scale} x 2^{self.unet_halvings}"
         return [f"{name} {size} {reason}" for name, size in (("height", height), ("width", width)) if size % multiple]

@@ -21,7 +21,7 @@ from dive_fast.engines.torch_engine import TorchEngine, opening
 from dive_fast.io import brief
 from dive_fast.sampling import repeated
 from dive_fast.types import DiveError, InputError, Profile
-from dive_fast.unet.graphs import CachedUnetGraph, KVCacheGraph, other_traits
+from dive_fast.unet.graphs import CachedUnetGraph, KVCacheGraph, VaeDecoderGraph, other_traits
 from dive_fast.unet.kernels import Workload, use_kernels
 from dive_fast.unet.optimizations import OPTIMIZATIONS, WithoutUnitScale
 from dive_kernels.image_epilogue import image_epilogue
@@ -85,7 +85,7 @@ class CompiledEngine(TorchEngine):
         self._prompt_bank = KVCacheGraph(self._unet_module)
         bank_unet = CachedUnetGraph(self._unet_module, OPTIMIZATIONS, timesteps)
         self._unet_module = bank_unet.unet  # frees the projections that the K/V cache replaces
-        self._graph, self._decoder_module = WithoutUnitScale(bank_unet), _Decoder(self._vae)
+        self._graph, self._decoder_module = WithoutUnitScale(bank_unet), VaeDecoderGraph(self._vae)
         work = Workload(usual, self.latent_shape[1:], bundle.tokenizer.model_max_length, compiled=True)
         self.kernels = {
             "unet": use_kernels(bank_unet, workload=work),
@@ -226,18 +226,6 @@ class Replay:
                 own.copy_(given, non_blocking=True)
         self._graph.replay()
         return self._out.clone()
-
-
-class _Decoder(nn.Module):
-    """Unscaled latents [B, C, h, w] -> images [B, 3, H, W] in about -1..1."""
-
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latents: Tensor) -> Tensor:
-        image: Tensor = self.vae.decode(latents, return_dict=False)[0]
-        return image
 
 
 def _padded(tensor: Tensor, count: int) -> Tensor:

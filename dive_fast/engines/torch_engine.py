@@ -37,7 +37,7 @@ class TorchEngine(EngineBase):
     ) -> None:
         """`size` is (height, width) in pixels, by default the UNet's own. Raises `InputError` when it does not fit."""
         geometry = Geometry.from_configs(bundle.unet.config, bundle.vae.config, "model")
-        height, width = size or _own_size(bundle, geometry)
+        height, width = size or geometry.own_size(bundle.unet.config)
         misfits = geometry.misfits(height, width)
         if misfits:
             raise InputError(f"torch engine: {'; '.join(misfits)}; choose another size")
@@ -168,10 +168,3 @@ def _placed(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """
     nn.Module.to(module, device, dtype)
     return module.to(memory_format=torch.channels_last) if device.type == "cuda" else module
-
-
-def _own_size(bundle: ModelBundle, geometry: Geometry) -> tuple[int, int]:
-    """(height, width) in pixels that the UNet was trained at; its config gives latents, one number or two."""
-    sample = bundle.unet.config.sample_size
-    height, width = (sample, sample) if isinstance(sample, int) else sample
-    return height * geometry.vae_scale, width * geometry.vae_scale

@@ -19,6 +19,18 @@ from dive_fast.unet.optimizations import copied, fuse_qkv, time_embedding, use_t
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D")
 
 
+class VaeDecoderGraph(nn.Module):
+    """latent_sample [B, C, h, w], unscaled -> sample [B, 3, H, W] in about -1..1."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        image: Tensor = self.vae.decode(latent_sample, return_dict=False)[0]
+        return image
+
+
 class UnetGraph(nn.Module):
     """sample [R, C, h, w], timestep int64 [1], encoder_hidden_states [R, L, D] -> out_sample [R, C, h, w].
 

@@ -1,4 +1,4 @@
-"""What a UNet really reads while it samples, and how large the values inside it get then."""
+"""The inputs of a UNet while it samples, and the largest values inside it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Inputs = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs of a UNet graph, one mapping a call: `scales` set the scales, `held_out` measure the error.
+    """Inputs of a UNet graph, one mapping per call: `scales` set the scales, `held_out` measure the error.
 
-    Both should come from sampling with other seeds and people (`sampling_inputs`), or the error flatters.
+    Seeds and identities of the two should differ (`sampling_inputs`), or the error is too small.
     """
 
     scales: Sequence[Inputs]
@@ -107,10 +107,9 @@ def _example_shape(graph: Graph) -> tuple[int, ...]:
 def peaks(
     model: Any, path: Path, names: Sequence[str], calls: Sequence[Inputs], percentile: float, provider: str = CPU
 ) -> dict[str, float]:
-    """How large the tensors called `names` get: the largest over `calls` of each call's percentile of |value|.
+    """Returns, for each tensor in `names`, the largest percentile of |value| of any call; 100 is the largest value.
 
-    100 is the largest value; p means that a share of (100 - p) % is larger. `model` is that of `path` and may lie
-    outside its weights. Computed inside the graph, so that only numbers leave it.
+    `model` is the graph of `path`, with or without its weights. The graph computes the percentiles itself.
     """
     from onnx import ModelProto, TensorProto, ValueInfoProto
     from onnx.helper import make_node, make_tensor
@@ -152,10 +151,9 @@ def peaks(
 
 @contextmanager
 def opened(model: Any, path: Path, provider: str = CPU, beside: Path | None = None) -> Iterator[Any]:
-    """An onnxruntime session of `model`, which is used up; its file lies in a temporary folder meanwhile.
+    """Yields an onnxruntime session of `model`, which is used up, from a temporary file: models may exceed 2 GB.
 
-    A file, as more than 2 GB do not pass otherwise. `path` is where the weights outside of `model` are; `beside` is where
-    the folder is made, by default the system's place for such.
+    `path` is the graph whose external weights `model` refers to; `beside` is the temporary folder's parent.
     """
     with tempfile.TemporaryDirectory(prefix=".dive-fp8-", dir=beside) as folder:
         file = Path(folder) / "model.onnx"

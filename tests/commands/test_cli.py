@@ -98,7 +98,7 @@ def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[s
 
 def test_defaults_are_those_of_the_rooms() -> None:
     """Commands state their defaults, for `--help` without heavy imports; they must not drift from the configs."""
-    from dive_export.fp8 import Fp8Config
+    from dive_export.options import Fp8Config
     from dive_fast.experiments.pipeline import PairConfig
     from dive_fast.experiments.study import StudyConfig
     from dive_fast.reid.evaluation.protocols import Protocol

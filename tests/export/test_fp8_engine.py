@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dive_export import GraphOptions, export_engine
-from dive_export.fp8 import Fp8Config
 from dive_export.fp8_engine import quantize_engine
+from dive_export.options import Fp8Config
 from dive_export.tensorrt import BuildConfig
 from dive_export.tensorrt_build import build_plan
 from dive_export.tensorrt_job import Build

@@ -177,13 +177,23 @@ SMALL = """
     [
         (("", ""), [("a", "*fp16"), ("n", "fp32")], ["t", "s", "n"], "takes n as fp32; TensorRT passes addresses and"),
         (("", ""), [("a", "*fp16"), ("n", "*i64")], ["t", "s", "n"], r"k_param_1 has 32 bits, which n, \*i64, has not"),
-        (("[k_param_1]", "[k_param_2]"), [("a", "*fp16"), ("n", "i32")], ["t", "s", "n"], "reads k_param_2, the scratch"),
-        (("[k_param_0]", "[k_param_0+0]"), [("a", "*fp16"), ("n", "i32")], ["t", "s", "n"], "read otherwise than as one"),
+        (
+            ("[k_param_1]", "[k_param_2]"),
+            [("a", "*fp16"), ("n", "i32")],
+            ["t", "s", "n"],
+            "reads k_param_2, the scratch",
+        ),
+        (
+            ("[k_param_0]", "[k_param_0+0]"),
+            [("a", "*fp16"), ("n", "i32")],
+            ["t", "s", "n"],
+            "read otherwise than as one",
+        ),
         (("", ""), [("a", "*fp16"), ("n", "i32")], ["t", "n"], "is to be passed t, n; it takes"),
         ((".entry", ".func"), [], [], "holds not exactly one kernel"),
         (("", ""), [("a", "*fp16")] * 4, ["t", "s"], "has 3 parameters, its arguments are 4"),
     ],
-)  # fmt: skip
+)
 def test_ptx_of_another_form_is_refused_not_guessed(
     change: tuple[str, str], arguments: list[tuple[str, str]], passed: list[str], message: str
 ) -> None:

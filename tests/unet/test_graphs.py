@@ -157,8 +157,13 @@ def test_a_bank_graph_has_the_names_that_engines_read(half_bank: Path) -> None:
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     half, whole = onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64
     assert kinds == {
-        "sample": half, "timestep": whole, "kv_bank": half, "prompt_index": whole, "image_index": whole, "out_sample": half,
-    }  # fmt: skip
+        "sample": half,
+        "timestep": whole,
+        "kv_bank": half,
+        "prompt_index": whole,
+        "image_index": whole,
+        "out_sample": half,
+    }
     scales = {node.input[2] for node in graph.node if node.op_type == "Resize"}  # float32 in any graph
     assert {tensor.data_type for tensor in graph.initializer if tensor.name not in scales} == {half, whole}
     _, graph = nodes(half_bank / "prompt_bank/model.onnx")

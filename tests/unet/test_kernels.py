@@ -242,8 +242,9 @@ def test_auto_takes_what_was_measured_as_fastest(measured: Callable[..., tuple[s
     assert measured({"sdpa": 1.0, "fused": 2.0})[0] is None
     site = Site("geglu", "ff", "", {"inner": 1, "outer": 1}, 1, (), lambda: [])
     assert fastest(site, torch.device("cuda"), torch.float16, True) == (
-        None, "not measured in float16 on compute capability 90",
-    )  # fmt: skip
+        None,
+        "not measured in float16 on compute capability 90",
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,11 +275,14 @@ def test_modules_that_are_no_unet_or_have_kernels_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"resnet_time_scale_shift": "scale_shift"}, r"resnets.0.norm1 \(groupnorm_silu: time_embedding_norm scale_shift"),
+        (
+            {"resnet_time_scale_shift": "scale_shift"},
+            r"resnets.0.norm1 \(groupnorm_silu: time_embedding_norm scale_shift",
+        ),
         ({"act_fn": "gelu"}, "groupnorm_silu: activation GELU"),
         ({"dropout": 0.5}, "dropout 0.5 in training mode"),
     ],
-)  # fmt: skip
+)
 def test_other_builds_are_refused_with_the_layers_names_or_left_alone(changes: dict[str, Any], reason: str) -> None:
     graph, _ = networks("plain", **changes)
     graph.train("dropout" in changes)
