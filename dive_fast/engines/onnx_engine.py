@@ -206,4 +206,4 @@ class OnnxEngine(FolderEngine):
             layer = first_bad_layer(self._networks[network].path, arrays)
         except DiveError as error:  # the caller still reports that the output is bad
             return str(error)
-        return None if layer is None else layer.sentence()
+        return None if layer is None else layer.describe()

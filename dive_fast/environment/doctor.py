@@ -15,7 +15,7 @@ RTX_BUILD, TRITON = "tensorrt-rtx-build", "triton-kernels"  # what is no backend
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `no` is a thing that is absent, `broken` one that is there and does not work."""
+    """One line of the table. `no`: absent or not usable; `broken`: installed but failing."""
 
     area: Literal["machine", "packages", "engines", "assets"]
     name: str
@@ -25,13 +25,13 @@ class Row:
 
 
 def rows(machine: Machine) -> list[Row]:
-    """The whole table, worst news included."""
+    """Returns the whole table."""
     assets = [*_asset_rows(machine), _kernel_row(machine)]
     return [*_machine_rows(machine), *_package_rows(machine), *_engine_rows(machine), *assets]
 
 
 def table(listed: Iterable[Row]) -> str:
-    """Rows as text, one heading an area."""
+    """Formats rows, with a heading for each area."""
     lines: list[str] = []
     area = ""
     for row in listed:

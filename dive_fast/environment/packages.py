@@ -1,4 +1,4 @@
-"""What this machine has: Python, memory, GPUs, packages that import and packages that do not, shipped assets."""
+"""Finds what this machine has: Python, memory, GPUs, packages and whether they import, shipped assets."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PACKAGES = {
 }
 
 
-# Where a loaded NVIDIA driver shows itself: Linux, and Linux within Windows.
+# Present with a loaded NVIDIA driver, on Linux and on Linux within Windows.
 DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
 
 
@@ -78,7 +78,7 @@ def known_packages() -> dict[str, Wanted]:
 
 @dataclass(frozen=True)
 class Package:
-    """An installed distribution; `error` is what importing it raised."""
+    """An installed distribution; `error` is the error of its import."""
 
     version: str
     error: str | None = None
@@ -86,7 +86,7 @@ class Package:
 
 @dataclass(frozen=True)
 class CompiledKernels:
-    """The folder of kernels compiled ahead of time; `error` is what reading it raised."""
+    """The folder of kernels compiled ahead of time; `error` is the error of reading it."""
 
     folder: str
     count: int = 0
@@ -98,7 +98,7 @@ class CompiledKernels:
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything the rows are derived from."""
+    """Everything that doctor's rows are derived from."""
 
     python: str
     system: str
@@ -111,12 +111,12 @@ class Machine:
     gpu_problem: str | None = None
     torch_problem: str | None = None  # why torch, if it is there, uses no GPU
     refusals: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of a backend's `why_not`, by name and device
-    assets: dict[str, int | None] = field(default_factory=dict)  # bytes, None = absent
+    assets: dict[str, int | None] = field(default_factory=dict)  # bytes, None: absent
     kernels: CompiledKernels | None = None
 
 
 def collect(folder: Path) -> Machine:
-    """Looks at this machine; imports each installed package once, to see whether it really works."""
+    """Inspects this machine; imports each installed package once to test it."""
     packages = {name: _package(name, wanted.module) for name, wanted in known_packages().items() if _version(name)}
     gpus, driver, problem = _gpus(packages)
     return Machine(
@@ -167,7 +167,7 @@ def _torch_problem() -> str | None:
 
 
 def _refusals(packages: dict[str, Package]) -> dict[str, tuple[str, ...]]:
-    """What each backend whose packages work says of each of its devices."""
+    """Returns the reasons of each backend whose packages work, by name and device."""
     working = {known.module for name, known in known_packages().items() if works(packages, name)}
     found = {}
     for row in BACKENDS.values():
@@ -181,7 +181,7 @@ def _refusals(packages: dict[str, Package]) -> dict[str, tuple[str, ...]]:
 
 
 def _gpus(packages: dict[str, Package]) -> tuple[tuple[str, ...], str | None, str | None]:
-    """Names of the GPUs, the CUDA version of the driver, and why there are none."""
+    """Returns the GPUs' names, the driver's CUDA version, and why there is no GPU."""
     if works(packages, "cuda-python"):
         return _gpus_by_driver()
     if works(packages, "torch"):
@@ -215,7 +215,7 @@ def _gpus_by_driver() -> tuple[tuple[str, ...], str | None, str | None]:
 
 
 def _kernels() -> CompiledKernels | None:
-    """What was compiled ahead of time. The reader of the index needs the standard library only."""
+    """Returns what was compiled ahead of time; reading the index needs the standard library only."""
     package = importlib.import_module("dive_kernels.package")
     place = package.folder()
     try:
@@ -234,7 +234,7 @@ def _kernels() -> CompiledKernels | None:
 
 
 def memory() -> tuple[int, int] | None:
-    """Total and available bytes, where the system tells (Linux)."""
+    """Returns total and available bytes on Linux, else None."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
@@ -243,5 +243,5 @@ def memory() -> tuple[int, int] | None:
 
 
 def _size(file: Path) -> int | None:
-    """Bytes of the asset's folder, None unless `file`, which marks it complete, is there."""
+    """Returns the bytes of an asset's folder, None without `file`, which marks it complete."""
     return sum(f.stat().st_size for f in file.parent.rglob("*") if f.is_file()) if file.is_file() else None

@@ -150,7 +150,7 @@ def test_what_it_cannot_serve_is_refused(engine: CompiledEngine, tmp_path: Path,
     assert engine.unsupported(Request(7, HEIGHT, 48)) == ["rows 7 > rows_max 6", "width 48 is not this engine's 32"]
     with pytest.raises(InputError, match="rows 7 > rows_max 6"):
         engine.eps(torch.zeros(7, *LATENT_SHAPE), 1, engine.condition(given(1, 1, 1)[0]), torch.zeros(7).long())
-    with pytest.raises(InputError, match="outside the bank of 1 prompts"):
+    with pytest.raises(InputError, match="1 prompts"):
         engine.eps(torch.zeros(1, *LATENT_SHAPE), 1, engine.condition(given(1, 1, 1)[0]), torch.tensor([1]))
     (tmp_path / "unet").mkdir()
     for graph in ("model_index.json", "unet/model.onnx"):
@@ -200,7 +200,7 @@ def test_check_finite_names_the_layer_or_says_that_the_model_is_right(tiny_fused
     with pytest.raises(DiveError, match=r"unet at timestep 7: not finite in 1 of 2 rows \(1\)"):
         engine.eps(latents, 7, nan_prompt, torch.tensor([0, 2]))
     fast, engine._fast_unet = engine._fast_unet, lambda *feeds: torch.full((2, *LATENT_SHAPE), torch.nan)
-    with pytest.raises(DiveError, match="by eager torch is finite: a compiled layer or a kernel is wrong"):
+    with pytest.raises(DiveError, match="a compiled layer or a kernel is wrong"):
         engine.eps(latents, 7, bank, index)
     engine._fast_unet = fast
     layers = {

@@ -110,7 +110,7 @@ def test_only_sizes_that_pass_the_halvings_get_graphs(tiny_fused: Path) -> None:
     parts, size = graphs(bundle, (48, 96), ENGINE_ROWS)
     assert size == (48, 96) and parts[1].inputs["sample"][1:] == (8, 6, 12)
     for size in ((40, 32), (64, 0), (-16, 16)):
-        with pytest.raises(InputError, match="multiple of 16"):
+        with pytest.raises(InputError, match="multiple of 16|> 0"):
             graphs(bundle, size, ENGINE_ROWS)
 
 

@@ -35,6 +35,7 @@ from tests.support import tensorrt_plugin_double
 from tests.support.kernel_cases import assert_as_good_as_torch
 from tests.support.kernel_nodes import attended, one_node
 from tests.support.tensorrt_double import Double, Network, install, retrained
+from tests.support.tensorrt_engines import quiet
 from tests.support.tensorrt_plugin_double import DataType, TensorDesc
 from tests.support.tiny import ENGINE_ROWS
 
@@ -46,10 +47,6 @@ SITES = {
     "d=80": Site(HALF, 8, 640, 512, 640, 77, 12480),
     "d=160": Site(HALF, 8, 1920, 32, 1280, 77, 12480),
 }
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def compiled(out: Path, launches: list[tuple[Any, int]]) -> Path:
@@ -172,26 +169,19 @@ SMALL = """
 """
 
 
+A_N = [("a", "*fp16"), ("n", "i32")]
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "passed", "message"),
     [
-        (("", ""), [("a", "*fp16"), ("n", "fp32")], ["t", "s", "n"], "takes n as fp32; TensorRT passes addresses and"),
-        (("", ""), [("a", "*fp16"), ("n", "*i64")], ["t", "s", "n"], r"k_param_1 has 32 bits, which n, \*i64, has not"),
-        (
-            ("[k_param_1]", "[k_param_2]"),
-            [("a", "*fp16"), ("n", "i32")],
-            ["t", "s", "n"],
-            "reads k_param_2, the scratch",
-        ),
-        (
-            ("[k_param_0]", "[k_param_0+0]"),
-            [("a", "*fp16"), ("n", "i32")],
-            ["t", "s", "n"],
-            "read otherwise than as one",
-        ),
-        (("", ""), [("a", "*fp16"), ("n", "i32")], ["t", "n"], "is to be passed t, n; it takes"),
-        ((".entry", ".func"), [], [], "holds not exactly one kernel"),
-        (("", ""), [("a", "*fp16")] * 4, ["t", "s"], "has 3 parameters, its arguments are 4"),
+        (("", ""), [("a", "*fp16"), ("n", "fp32")], ["t", "s", "n"], "n as fp32"),
+        (("", ""), [("a", "*fp16"), ("n", "*i64")], ["t", "s", "n"], r"k_param_1 has 32 bits.* n, \*i64"),
+        (("[k_param_1]", "[k_param_2]"), A_N, ["t", "s", "n"], "reads k_param_2"),
+        (("[k_param_0]", "[k_param_0+0]"), A_N, ["t", "s", "n"], "k_param_0 is read"),
+        (("", ""), A_N, ["t", "n"], "passed t, n"),
+        ((".entry", ".func"), [], [], "exactly one kernel"),
+        (("", ""), [("a", "*fp16")] * 4, ["t", "s"], "3 parameters, its arguments are 4"),
     ],
 )
 def test_ptx_of_another_form_is_refused_not_guessed(
@@ -343,7 +333,9 @@ def tiny_kernels(half: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def double(trtp: Any, monkeypatch: pytest.MonkeyPatch) -> PluginDouble:
+def double(trtp: Any, tiny_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> PluginDouble:
+    """The stand-in, installed beside the kernels of the tiny model."""
+    monkeypatch.setenv(package.FOLDER, str(tiny_kernels))
     module = PluginDouble()
     install(monkeypatch, module)
     return module
@@ -366,15 +358,8 @@ def test_the_exported_folder_says_so_and_is_within_budget(half: Path, tiny_fused
 
 
 def test_a_build_takes_the_plugin_names_its_kernels_and_caches_them_apart(
-    half: Path,
-    tiny_kernels: Path,
-    tmp_path: Path,
-    trtp: Any,
-    double: PluginDouble,
-    config: BuildConfig,
-    monkeypatch: pytest.MonkeyPatch,
+    half: Path, tiny_kernels: Path, tmp_path: Path, trtp: Any, double: PluginDouble, config: BuildConfig
 ) -> None:
-    monkeypatch.setenv(package.FOLDER, str(tiny_kernels))
     build_engine(half, tmp_path / "plans", config, quiet)
     (model,) = double.parsed
     assert not model.functions and trtp.op.dive.cross_attention
@@ -397,14 +382,8 @@ def test_a_build_takes_the_plugin_names_its_kernels_and_caches_them_apart(
 
 
 def test_a_refit_keeps_the_kernels_and_names_them(
-    half: Path,
-    tiny_kernels: Path,
-    tmp_path: Path,
-    double: PluginDouble,
-    config: BuildConfig,
-    monkeypatch: pytest.MonkeyPatch,
+    half: Path, tiny_kernels: Path, tmp_path: Path, double: PluginDouble, config: BuildConfig
 ) -> None:
-    monkeypatch.setenv(package.FOLDER, str(tiny_kernels))
     build_engine(half, tmp_path / "a", replace(config, refittable=True), quiet)
     refit_engine(tmp_path / "a", retrained(half, tmp_path / "other"), tmp_path / "b", quiet)
     names = [json.loads((tmp_path / folder / "build.json").read_text())["kernels"] for folder in "ab"]
@@ -412,17 +391,11 @@ def test_a_refit_keeps_the_kernels_and_names_them(
 
 
 def test_a_failed_build_tells_of_the_way_without_kernels(
-    half: Path,
-    tiny_kernels: Path,
-    tmp_path: Path,
-    double: PluginDouble,
-    config: BuildConfig,
-    monkeypatch: pytest.MonkeyPatch,
+    half: Path, tiny_kernels: Path, tmp_path: Path, double: PluginDouble, config: BuildConfig
 ) -> None:
-    monkeypatch.setenv(package.FOLDER, str(tiny_kernels))
     build_engine(half, tmp_path / "body", replace(config, kernels=False), quiet)  # the other parts' plans
     double.fails = True
-    with pytest.raises(DiveError, match="build unet: tensorrt failed .*is about dive::cross_attention, build without"):
+    with pytest.raises(DiveError, match="build unet: tensorrt failed .*dive::cross_attention"):
         build_engine(half, tmp_path / "plans", config, quiet)
     assert not (tmp_path / "plans").exists()
 
@@ -432,10 +405,7 @@ def test_everything_that_is_missing_is_told_with_its_remedy(
 ) -> None:
     monkeypatch.setenv(package.FOLDER, "")
     monkeypatch.delattr(PluginDouble, "QuickPluginCreationRequest")
-    with pytest.raises(
-        DiveError,
-        match="11.4.0 has no ahead-of-time Python plugins; no kernels compiled ahead .*make kernels makes them",
-    ):
+    with pytest.raises(DiveError, match="11.4.0 has no ahead-of-time Python plugins; .*make kernels"):
         build_engine(half, tmp_path / "plans", config, quiet)
     assert not (tmp_path / "plans").exists() and not double.calls
     missing = dry_run(half, tmp_path / "plans", config).missing
@@ -446,9 +416,7 @@ def test_everything_that_is_missing_is_told_with_its_remedy(
 def test_kernels_of_other_sizes_are_told_once_for_all_nodes(
     half: Path, tmp_path: Path, double: PluginDouble, config: BuildConfig, sd15: package.Package
 ) -> None:
-    with pytest.raises(
-        DiveError, match=r"has no PTX of .*head dim \d+ and 32 keys \(make kernels makes those of"
-    ) as caught:
+    with pytest.raises(DiveError, match=r"head dim \d+ and 32 keys .*make kernels") as caught:
         build_engine(half, tmp_path / "plans", config, quiet)
     assert str(caught.value).count("has no PTX") == len(
         {(site.channels // site.heads) for site in sites(read_graph(half / "unet/model.onnx").graph).values()}
@@ -459,14 +427,14 @@ def test_a_graph_without_the_nodes_is_refused(
     half: Path, tmp_path: Path, double: PluginDouble, config: BuildConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensorrt_job, "kernel_nodes", lambda graph: [])
-    with pytest.raises(InputError, match="has no node for the kernels; export it again with --form bank --kernels"):
+    with pytest.raises(InputError, match="--form bank --kernels"):
         build_engine(half, tmp_path / "plans", config, quiet)
 
 
 def test_options_that_do_not_go_with_kernels_are_refused() -> None:
-    with pytest.raises(InputError, match="kernels: tensorrt-rtx takes no compiled Python plugins, use tensorrt"):
+    with pytest.raises(InputError, match="kernels: tensorrt-rtx"):
         BuildConfig("tensorrt-rtx", kernels=True)
-    with pytest.raises(InputError, match="kernels are for this GPU alone, compatibility is ampere"):
+    with pytest.raises(InputError, match="kernels.* compatibility is ampere"):
         BuildConfig(kernels=True, compatibility="ampere")
 
 
@@ -475,7 +443,7 @@ def test_nodes_of_free_sizes_have_no_plugin(half: Path) -> None:
     node = kernel_nodes(model.graph)[0]
     (query,) = (value for value in model.graph.value_info if value.name == node.input[0])
     query.type.tensor_type.shape.dim[1].dim_param = "height*width"
-    with pytest.raises(ValueError, match=rf"{node.name} reads tensors of free size \(height\*width\)"):
+    with pytest.raises(ValueError, match=rf"{node.name} .*height\*width"):
         sites(model.graph)
 
 
