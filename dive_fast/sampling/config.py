@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from dive_fast.settings import NonNegativeFloat, PositiveInt, Reads, Settings
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -15,30 +16,38 @@ STRENGTH = 0.7
 """Mode photo-guided: the fraction of the steps that run on a photo, so how far the infrared image may leave it."""
 
 
+def read_interval(text: str) -> tuple[float, float] | None:
+    """Returns the two noise levels of "LOW,HIGH"; None, no limits, of "all"."""
+    try:
+        low, high = (None, None) if text == "all" else map(float, text.split(","))
+    except ValueError as error:
+        raise InputError(f"two noise levels LOW,HIGH are needed, or all, got {text!r}") from error
+    return None if low is None or high is None else (low, high)
+
+
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Settings):
     """Steps and guidance of DPM-Solver++ 2M. Raises one `InputError` with everything that is wrong with them."""
 
-    steps: int = 20
+    steps: PositiveInt = 20
     """DPM-Solver++ steps; DiVE on Stable Diffusion 1.5 takes 50."""
-    guidance: float = 2.0
+    guidance: NonNegativeFloat = 2.0
     """Scale of classifier-free guidance, 1 = none; DiVE on Stable Diffusion 1.5 takes 7.5."""
-    guidance_interval: tuple[float, float] | None = None
-    """LOW,HIGH: guidance only at noise levels LOW < sigma <= HIGH (noise-to-signal ratios, arXiv 2404.07724)."""
+    guidance_interval: Annotated[tuple[float, float] | None, Reads(read_interval, "LOW,HIGH|all")] = None
+    """Guidance only at noise levels LOW < sigma <= HIGH (noise-to-signal ratios, arXiv 2404.07724); all: at every step."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         interval = self.guidance_interval
         reasons = []
-        if type(self.steps) is not int or self.steps < 1:
-            reasons.append(f"steps must be a whole number >= 1, got {self.steps!r}")
-        if not (_is_finite(self.guidance) and self.guidance >= 0):
-            reasons.append(f"guidance must be a number >= 0, got {self.guidance!r}")
-        if interval is not None and not (
-            len(interval) == 2 and all(map(_is_finite, interval)) and 0 <= interval[0] < interval[1]
-        ):
-            reasons.append(f"guidance_interval must be two noise levels, 0 <= low < high, got {interval!r}")
+        if type(self.steps) is not int:
+            reasons.append(f"steps must be a whole number, got {self.steps!r}")
+        if not math.isfinite(self.guidance):
+            reasons.append(f"guidance must be finite, got {self.guidance}")
+        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1] < math.inf):
+            reasons.append(f"guidance_interval must be two noise levels, 0 <= low < high, got {interval}")
         if reasons:
-            raise InputError(f"sampling: {'; '.join(reasons)}")
+            raise InputError("; ".join(reasons))
         object.__setattr__(self, "guidance", float(self.guidance))  # equal settings are equal in JSON, too
         if interval is not None:
             object.__setattr__(self, "guidance_interval", (float(interval[0]), float(interval[1])))
@@ -69,10 +78,6 @@ class Sampling:
         interval = self.guidance_interval
         at = "" if interval is None or self.guidance == 1.0 else " at sigma {:g} to {:g}".format(*interval)
         return f"{self.steps} step{'s' * (self.steps != 1)}, {guidance}{at}"
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
