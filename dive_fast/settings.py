@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dive_fast.types import InputError
 
 
-@dataclass(frozen=True)
-class AtLeast:
-    """The least value of a setting, as in `Annotated[int, AtLeast(1)]`."""
+class Bound:
+    """The values that a setting may have, as in `Annotated[int, AtLeast(1)]`; `str` describes them."""
 
+    def __contains__(self, value: Any) -> bool:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AtLeast(Bound):
     low: float
 
     def __str__(self) -> str:
@@ -25,9 +31,18 @@ class AtLeast:
 
 
 @dataclass(frozen=True)
-class Within:
-    """The least and the greatest value of a setting."""
+class Above(Bound):
+    low: float
 
+    def __str__(self) -> str:
+        return f"above {self.low}"
+
+    def __contains__(self, value: Any) -> bool:
+        return bool(value > self.low)
+
+
+@dataclass(frozen=True)
+class Within(Bound):
     low: float
     high: float
 
@@ -39,8 +54,8 @@ class Within:
 
 
 @dataclass(frozen=True)
-class OneOf:
-    """The values of a setting where they are known at runtime only; `Literal` holds those that the source lists."""
+class OneOf(Bound):
+    """Values that are known at runtime only; `Literal` holds those that the source lists."""
 
     values: tuple[str, ...]
 
@@ -54,6 +69,7 @@ class OneOf:
 PositiveInt = Annotated[int, AtLeast(1)]
 NonNegativeInt = Annotated[int, AtLeast(0)]
 NonNegativeFloat = Annotated[float, AtLeast(0)]
+PositiveFloat = Annotated[float, Above(0)]
 Fraction = Annotated[float, Within(0, 1)]
 
 
@@ -67,10 +83,11 @@ class Reads:
 
 @dataclass(frozen=True)
 class Part:
-    """How the command line shows a record within a record: option names start with `prefix`; `only` selects fields."""
+    """How the command line shows a record: option names start with `prefix`; `only` and `skip` select fields."""
 
     prefix: str = ""
     only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
 
 
 def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -87,14 +104,39 @@ def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def violation(hint: Any, value: Any) -> str | None:
-    """Returns the choice or bound of `hint` that `value` violates, as a text to follow the setting's name; or None."""
-    if value is None:
-        return None
+    """Returns what `hint` requires and `value` is not, as a text to follow the setting's name; None if `value` is valid."""
     kind, metadata = unwrap(hint)
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        return f"must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}"
-    bounds = (note for note in metadata if isinstance(note, (AtLeast, Within, OneOf)))
-    return next((f"must be {bound}, got {value!r}" for bound in bounds if value not in bound), None)
+    bounds = [note for note in metadata if isinstance(note, Bound)]
+    if not _has_type(value, hint):
+        return f"must be {_describe(kind)}, got {value!r}"
+    return next((f"must be {one}, got {value!r}" for one in bounds if value is not None and value not in one), None)
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _has_type(value, parts[0])
+    if origin in (Union, UnionType):
+        return any(_has_type(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if hint in (int, float):
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    if origin is not tuple:
+        return hint is Any or isinstance(value, origin or hint)
+    if not isinstance(value, tuple):
+        return False
+    each = parts[:1] * len(value) if parts[-1] is ... else parts
+    return len(value) == len(each) and all(map(_has_type, value, each))
+
+
+def _describe(kind: Any) -> str:
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if get_origin(kind) is tuple:
+        return f"a list of {_describe(unwrap(parts[0])[0])}" if parts[-1] is ... else f"{len(parts)} values"
+    return {int: "a whole number", float: "a number", str: "a text"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 @cache
@@ -104,7 +146,7 @@ def type_hints(of: Callable[..., Any]) -> dict[str, Any]:
 
 
 class Settings:
-    """Base of config records: raises one `InputError` for all values that violate their types' choices or bounds."""
+    """Base of config records: raises one `InputError` for all values outside their fields' types, choices and bounds."""
 
     def __post_init__(self) -> None:
         record: Any = type(self)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dive_fast.data.sets import SET_HELP, SetSpec, parse_set
+from dive_fast.data.sets import SetSpec, parse_set
 from dive_fast.engines.registry import choices
 from dive_fast.environment.packages import backends_here
 from dive_fast.options import Changes

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dive_export.options import BuildConfig, Fp8Config, GraphOptions
+from dive_export.options import CALIBRATION, BuildConfig, Fp8Config, GraphOptions
 from dive_fast.commands.common import ImageSize, Json, finish, log
 from dive_fast.io import write_json
-from dive_fast.settings import NonNegativeFloat, PositiveInt
+from dive_fast.sampling.config import Sampling
+from dive_fast.settings import PositiveInt
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
@@ -110,11 +111,10 @@ def quantize(
     model: Annotated[Path, "Fused model folder that the engine was exported from; it samples the calibration inputs."],
     out: Annotated[Path, "Engine folder to write, its UNet with FP8 layers."],
     config: Fp8Config,
+    sampling: Sampling = CALIBRATION,
     images: Annotated[
         PositiveInt, "Images sampled for calibration, an even number: half set scales, half are held out."
     ] = 8,
-    steps: Annotated[PositiveInt, "Denoising steps of the calibration images."] = 10,
-    guidance: Annotated[NonNegativeFloat, "Guidance of the calibration images."] = 2.0,
     times: Annotated[
         Path | None, "Timing table of a GPU (docs/precision.md): layers that FP8 does not speed up stay."
     ] = None,
@@ -123,13 +123,11 @@ def quantize(
     """Put the UNet's layers into FP8 by explicit quantisation, as far as the error allows; docs/precision.md."""
     from dive_export.fp8_engine import quantize_engine
     from dive_export.fp8_report import read_times
-    from dive_fast.sampling import Sampling
 
     if images % 2:
         raise InputError(f"--images must be even, got {images}: half set the scales, half measure the error")
     table = None if times is None else read_times(times)
-    sampling = Sampling(steps, guidance)
-    report = quantize_engine(engine, model, out, config, sampling, images=images, times=table, progress=log)
+    report = quantize_engine(engine, model, out, config, sampling, images, times=table, progress=log)
     text = (
         f"engine {out}: {len(report.quantised)} of {len(report.layers)} layers in FP8, "
         f"error {report.error:.1%} of {report.budget:.1%} allowed"

@@ -16,25 +16,26 @@ STRENGTH = 0.7
 """Mode photo-guided: the fraction of the steps that run on a photo, so how far the infrared image may leave it."""
 
 
-def read_interval(text: str) -> tuple[float, float] | None:
-    """Returns the two noise levels of "LOW,HIGH"; None, no limits, of "all"."""
+def _interval(text: str) -> tuple[float, float] | None:
+    if text == "all":
+        return None
     try:
-        low, high = (None, None) if text == "all" else map(float, text.split(","))
+        low, high = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"two noise levels LOW,HIGH are needed, or all, got {text!r}") from error
-    return None if low is None or high is None else (low, high)
+        raise InputError(f"must be LOW,HIGH, two noise levels, or all, got {text!r}") from error
+    return low, high
 
 
 @dataclass(frozen=True)
 class Sampling(Settings):
-    """Steps and guidance of DPM-Solver++ 2M. Raises one `InputError` with everything that is wrong with them."""
+    """Steps and guidance of DPM-Solver++ 2M."""
 
     steps: PositiveInt = 20
     """DPM-Solver++ steps; DiVE on Stable Diffusion 1.5 takes 50."""
     guidance: NonNegativeFloat = 2.0
     """Scale of classifier-free guidance, 1 = none; DiVE on Stable Diffusion 1.5 takes 7.5."""
-    guidance_interval: Annotated[tuple[float, float] | None, Reads(read_interval, "LOW,HIGH|all")] = None
-    """Guidance only at noise levels LOW < sigma <= HIGH (noise-to-signal ratios, arXiv 2404.07724); all: at every step."""
+    guidance_interval: Annotated[tuple[float, float], Reads(_interval, "LOW,HIGH|all")] | None = None
+    """Guidance only at noise levels LOW < sigma <= HIGH (noise-to-signal ratios, arXiv 2404.07724)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -96,7 +96,7 @@ def _reference_inputs(
     if bank:
         inputs["prompt_index"] = prompt_index
     if "image_index" in graph.inputs:
-        inputs["image_index"] = repeated(torch.arange(len(latents)), rows)
+        inputs["image_index"] = torch.arange(rows) % len(latents)
     return inputs
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from dive_export.artifact import Progress, file_hashes, say, staging
 from dive_export.calibration import Calibration, sampling_inputs
-from dive_export.fp8 import Fp8Config, Fp8Report, LayerTime, quantize
+from dive_export.fp8 import Fp8Report, LayerTime, quantize
 from dive_export.graphs import Graph, graphs
-from dive_export.options import GraphOptions
+from dive_export.options import CALIBRATION, Fp8Config, GraphOptions
 from dive_export.tensorrt_folder import exported_spec
 from dive_fast.io import clear_disk_errors, write_json
 from dive_fast.sampling.config import Sampling
@@ -21,8 +21,6 @@ from dive_fast.types import EngineSpec, InputError, to_dict
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
     from dive_fast.models.prompts import PromptKey
-
-CALIBRATION = Sampling(steps=10)
 
 
 def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle, EngineSpec, dict[str, Graph]]:
@@ -52,8 +50,8 @@ def quantize_engine(
     out: Path | str,
     config: Fp8Config | None = None,
     sampling: Sampling = CALIBRATION,
-    *,
     images: int = 8,
+    *,
     times: Mapping[str, LayerTime] | None = None,
     progress: Progress = say,
 ) -> Fp8Report:
@@ -70,7 +68,7 @@ def quantize_engine(
     if spec.precision == "bf16":
         raise InputError(f"quantize: {engine} is bf16; export it in fp16 or fp32")
     file = spec.files["unet"]
-    calibration = _calibration(bundle, parts["unet"], images, sampling)
+    calibration = _calibration(bundle, parts["unet"], sampling, images)
     with clear_disk_errors(out), staging(out) as folder:
         for name in spec.sha256:
             if not name.startswith(file):  # the graph, or its weights beside it
@@ -83,7 +81,7 @@ def quantize_engine(
     return report
 
 
-def _calibration(bundle: ModelBundle, graph: Graph, images: int, sampling: Sampling) -> Calibration:
+def _calibration(bundle: ModelBundle, graph: Graph, sampling: Sampling, images: int) -> Calibration:
     keys = _keys(bundle, images)
     scales, held_out = (
         sampling_inputs(bundle, graph, keys[half::2], range(half, len(keys), 2), sampling) for half in (0, 1)

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 from dive_fast.engines import load_engine
-from dive_fast.engines.engine_folder import OnnxEngine
+from dive_fast.engines.onnx_engine import OnnxEngine
 from dive_fast.engines.onnx_session import Network, Place, place
 from dive_fast.types import DiveError, InputError
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH

@@ -11,7 +11,7 @@ import torch
 from dive_export.tensorrt import refit_engine
 from dive_fast.engines import load_engine
 from dive_fast.engines import tensorrt_api as trt
-from dive_fast.engines.engine_folder import read_spec
+from dive_fast.engines.registry import BACKENDS, Choice
 from dive_fast.engines.tensorrt_engine import TensorRTEngine, open_tensorrt
 from dive_fast.types import DiveError, InputError
 from tests.support.tensorrt_double import STREAM, Double, LaneDouble, double, install, retrained
@@ -35,6 +35,10 @@ def engine(tiny_engine: Path, tmp_path: Path, double: Double) -> TensorRTEngine:
     found = opened(built(tiny_engine, tmp_path / "plans"), double)
     double.calls.clear()
     return found
+
+
+def choice(device: str, graphs: bool = False) -> Choice:
+    return Choice(BACKENDS["tensorrt"], "tensorrt", "a test", device=device, graphs=graphs)
 
 
 def inputs(rows: int, prompts: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -119,6 +123,7 @@ def test_graphs_are_captured_once_a_profile_after_a_plain_call(
     first = engine.eps(latents, 500, bank, index)
     assert lane.captured == 1
     assert torch.equal(engine.eps(latents, 500, bank, index), first) and lane.captured == 1
+    assert double.calls[-1] == ("replay",)
     assert not torch.equal(engine.eps(latents, 20, bank, index), first)
     engine.decode(latents)
     assert lane.captured == 1  # the UNet's calls alone
@@ -169,7 +174,18 @@ def test_a_plan_that_does_not_load_or_lies_about_its_size_is_named(
     plan.write_bytes(b"?")
     spec["sha256"]["unet/model.plan"] = sha256_file(plan)
     (folder / "engine.json").write_text(json.dumps(spec))
-    with pytest.raises(DiveError, match="unet/model.plan cannot be loaded .*not compatible.*; build it again"):
+    with pytest.raises(DiveError, match="unet/model.plan cannot be loaded .*not compatible"):
+        opened(folder, double)
+
+
+@pytest.mark.parametrize("change", [{"__version__": "11.5.0"}, {"gpu": "NVIDIA Other"}])
+def test_a_plan_of_another_version_or_gpu_does_not_load(
+    tiny_engine: Path, tmp_path: Path, double: Double, change: dict[str, str]
+) -> None:
+    """engine.json is checked before; this is what TensorRT itself says of the plan."""
+    folder = built(tiny_engine, tmp_path / "plans")
+    vars(double).update(change)
+    with pytest.raises(DiveError, match="text_encoder/model.plan cannot be loaded .*(11.4.0|NVIDIA Double)"):
         opened(folder, double)
 
 
@@ -180,14 +196,14 @@ def test_every_reason_is_told_at_once(tiny_engine: Path, tmp_path: Path) -> None
     if torch.cuda.is_available() or trt.version(trt.TENSORRT):
         pytest.skip("this machine has a GPU or tensorrt, so it has other reasons")
     with pytest.raises(DiveError) as caught:
-        open_tensorrt(folder, read_spec(folder), "cpu", None, "a test")
-    for reason in ("device cpu: TensorRT runs on a GPU only", "tensorrt is not installed", "NVIDIA Double (compute"):
+        open_tensorrt(folder, choice("cpu"))
+    for reason in ("device cpu: tensorrt has cuda only", "tensorrt is not installed", "NVIDIA Double (compute"):
         assert reason in str(caught.value)
     assert not isinstance(caught.value, InputError)
     plan = folder / "unet/model.plan"
     plan.write_bytes(plan.read_bytes()[:-1])  # truncated
     with pytest.raises(InputError, match=r"unet/model.plan differs from its hash.*tensorrt is not installed"):
-        open_tensorrt(folder, read_spec(folder), "auto", None, "a test")
+        open_tensorrt(folder, choice("auto"))
 
 
 def test_an_engine_of_another_gpu_or_version_is_refused(
@@ -195,10 +211,10 @@ def test_an_engine_of_another_gpu_or_version_is_refused(
 ) -> None:
     folder = built(tiny_engine, tmp_path / "plans")
     install(monkeypatch, double, "NVIDIA H200")
-    monkeypatch.setattr(trt, "version", lambda kind: "11.5.0")
+    double.__version__ = "11.5.0"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DiveError) as caught:
-        open_tensorrt(folder, read_spec(folder), "cuda", None, "a test")
+        open_tensorrt(folder, choice("cuda"))
     for reason in (
         "tensorrt 11.4.0's, here is 11.5.0",
         "built for NVIDIA Double",
@@ -216,7 +232,7 @@ def test_a_built_engine_gives_the_graphs_numbers(tiny_engine: Path, tmp_path: Pa
         pytest.skip("; ".join(missing) or "torch sees no GPU")
     for name, options in (("plans", {}), ("stripped", {"refittable": True})):
         folder = built(tiny_engine, tmp_path / name, **options)
-        engine = open_tensorrt(folder, read_spec(folder), "cuda", None, "a test", use_graphs=bool(options))
+        engine = open_tensorrt(folder, choice("cuda", graphs=bool(options)))
         oracle = load_engine(tiny_engine, device="cpu")
         for rows in (4, 8, 4):
             latents, embeddings, index = inputs(rows)

@@ -20,7 +20,7 @@ from dive_export.calibration import Calibration, peaks, sampling_inputs
 from dive_export.fp8 import Fp8Config, LayerTime, quantize, read_times, timing_gate, write_quantized
 from dive_export.graphs import graphs
 from dive_fast.models import load_bundle
-from dive_fast.sampling import Sampling
+from dive_fast.sampling.config import Sampling
 from dive_fast.types import InputError, to_dict
 from tests.support.tiny import ENGINE_ROWS
 
@@ -255,8 +255,10 @@ def test_the_tiny_unet_is_quantised_within_its_budget_on_real_sampling(
 ) -> None:
     bundle = load_bundle(tiny_fused)
     unet = next(graph for graph in graphs(bundle, None, ENGINE_ROWS)[0] if graph.part == "unet")
-    scales = sampling_inputs(bundle, unet, [("0001", "cam1"), ("0002", "cam3")], [1, 2], Sampling(4, 5.0))
-    held_out = sampling_inputs(bundle, unet, [("0003", "cam3")], [3], Sampling(4, 5.0))
+    scales = sampling_inputs(
+        bundle, unet, [("0001", "cam1"), ("0002", "cam3")], [1, 2], Sampling(steps=4, guidance=5.0)
+    )
+    held_out = sampling_inputs(bundle, unet, [("0003", "cam3")], [3], Sampling(steps=4, guidance=5.0))
     assert len(scales) == 4 and scales[0]["sample"].shape[0] == 4  # a call a step, two rows an image
     timesteps = [int(call["timestep"][0]) for call in scales]
     assert timesteps == sorted(timesteps, reverse=True)

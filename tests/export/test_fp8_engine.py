@@ -19,7 +19,8 @@ from dive_export.tensorrt_build import build_plan
 from dive_export.tensorrt_job import Build
 from dive_fast.engines import Engine, load_engine
 from dive_fast.engines import tensorrt_api as trt
-from dive_fast.sampling import Sampling, Schedule, dpmpp_2m, guided, initial_noise
+from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
+from dive_fast.sampling.config import Sampling
 from dive_fast.types import DiveError
 from tests.support.cli import Run
 from tests.support.tensorrt_double import Double, double
@@ -40,7 +41,7 @@ def bank(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def quantised(bank: Path, tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantised") / "engine"
-    quantize_engine(bank, tiny_fused, out, Fp8Config(float(BUDGET)), Sampling(4, 2.0), images=4, progress=quiet)
+    quantize_engine(bank, tiny_fused, out, Fp8Config(float(BUDGET)), Sampling(steps=4), 4, progress=quiet)
     return out
 
 
