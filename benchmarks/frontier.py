@@ -28,19 +28,20 @@ from dive_fast.bench.parity import psnr, worst_rms
 from dive_fast.data.images import open_image
 from dive_fast.engines import Engine, load_engine
 from dive_fast.experiments.arms import BASELINES, build_arms, external_photos, heldout_sides, oracle_infrared
-from dive_fast.experiments.pipeline import PairConfig, learn_missing, make_pairs
-from dive_fast.experiments.study import StudyConfig
+from dive_fast.experiments.config import PairConfig, StudyConfig
+from dive_fast.experiments.pipeline import learn_missing, make_pairs
 from dive_fast.io import atomic_write, read_json, write_json
 from dive_fast.models import fuse, load_bundle, save_bundle
 from dive_fast.reid.comparison.compare import compare
 from dive_fast.reid.comparison.significance import paired_t
-from dive_fast.reid.training.train import ReidConfig
+from dive_fast.reid.training.config import ReidConfig
 from dive_fast.sampling import PRESETS, Sampling
 from dive_fast.synth import make_plan
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.render import Renderer
 from dive_fast.types import Sample
-from dive_fast.world.trees import WorldSpec, build_world
+from dive_fast.world.config import WorldSpec
+from dive_fast.world.trees import build_world
 
 PARTS = ("pairs", "likeness", "reid", "speed", "summary")
 FIRST = "50-steps"  # what the others are held against

@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 
 from benchmarks.machine import commit, interleaved, processor, versions
-from dive_fast.data.filters import Filters
+from dive_fast.data.config import PrepareConfig
 from dive_fast.data.images import open_image
 from dive_fast.data.prepare import PreparePlan, claimed, finish, pack
 from dive_fast.data.prepared import open_prepared, prepared_images
 from dive_fast.data.sets import SetSpec, read_sets
 from dive_fast.models import ModelBundle, load_bundle
-from dive_fast.train.photos import BalancedDraw, encode_photos
+from dive_fast.train.photos import BalancedSampler, encode_photos
 from dive_fast.train.prepared import encode_shards, load_prepared
 from dive_fast.types import Sample
 
@@ -37,7 +37,8 @@ BATCH = 16  # DiVE's
 
 def _photos(folder: Path, size: tuple[int, int], count: int) -> Path:
     """A folder of `count` JPEG photos of the pocket world's people, brought to `size`."""
-    from dive_fast.world.trees import WorldSpec, build_world
+    from dive_fast.world.config import WorldSpec
+    from dive_fast.world.trees import build_world
 
     people = -(-count // 10)
     build_world(folder / "world", WorldSpec(0, 1, 1, people, 1, 10))
@@ -51,9 +52,9 @@ def _photos(folder: Path, size: tuple[int, int], count: int) -> Path:
 
 def _prepared(raw: Path, out: Path, bundle: ModelBundle) -> list[Sample]:
     """Prepares the folder `raw` in `out`, and gives its samples."""
-    plan = PreparePlan(tuple(read_sets([SetSpec("folder", raw)])), (), Filters(), ())
+    plan = PreparePlan(tuple(read_sets([SetSpec("folder", raw)])), (), PrepareConfig(strict=True), ())
     with claimed(out, plan):
-        pack(plan, out, set(), True, lambda _: None)
+        pack(plan, out, set(), lambda _: None)
         encode_shards(plan, out, set(range(plan.shards)), bundle, lambda _: None)
         finish(plan, out)
     return [image.sample for image in plan.images]
@@ -75,7 +76,7 @@ def measure(size: tuple[int, int], count: int, repeats: int, bundle: ModelBundle
         samples = _prepared(_photos(Path(folder), size, count), out, bundle)
         difference = _same(samples, out, bundle)
         photos = load_prepared(out, bundle)
-        draw = BalancedDraw(photos.samples, BATCH, 0.5, seed=0)
+        draw = BalancedSampler(photos.samples, BATCH, 0.5, seed=0)
 
         def batches() -> None:
             for step in range(-(-count // BATCH)):

@@ -27,10 +27,10 @@ from benchmarks.machine import commit, interleaved, processor, versions
 from dive_fast.models import load_bundle
 from dive_fast.models.lora import lora_targets
 from dive_fast.train.config import Compute, PersonalizeConfig
-from dive_fast.train.course import Course, stages_of
-from dive_fast.train.loop import Trainer
+from dive_fast.train.loop import TrainState
 from dive_fast.train.photos import image_size
 from dive_fast.train.precision import autocast, half, loss_scaler
+from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.types import Sample
 
 PEER = "diffusers' example"
@@ -56,13 +56,13 @@ def _ours(options: argparse.Namespace, folder: Path, identity_steps: int) -> tup
     )
     bundle = load_bundle(options.model)
     samples = _samples(folder, image_size(bundle))
-    course = Course(bundle, samples, config, None, options.device, progress=False)
-    stages = stages_of(config, folder, "", progress=False)
-    lesson = course.lessons(stages, course.encoded(samples, progress=False), None)[-1]
-    course.learner.learns(lesson.rows, lesson.lora)
-    trainer = Trainer(lesson.stage, course.learner.groups, lesson.loss_at, lesson.clip)
+    trainer = Trainer(bundle, samples, config, None, options.device, progress=False)
+    configs = phase_configs(config, folder, "", progress=False)
+    phase = trainer.phases(configs, trainer.encode(samples, progress=False), None)[-1]
+    trainer.model.set_trainable(phase.rows, phase.lora)
+    train = TrainState(phase.config, trainer.model.groups, phase.loss_at, phase.clip)
     steps = itertools.count()
-    return lambda: trainer.step(next(steps))[0], sum(parameter.numel() for parameter in trainer.parameters)
+    return lambda: train.step(next(steps))[0], sum(parameter.numel() for parameter in train.parameters)
 
 
 class _Peer:
@@ -111,16 +111,11 @@ class _Peer:
         return loss.detach()
 
     def _learn(self, loss: torch.Tensor) -> None:
-        if self.scaler is None:
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
-            self.optimizer.step()
-        else:
-            self.scaler.scale(loss).backward()
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
 
 

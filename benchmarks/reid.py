@@ -30,18 +30,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from benchmarks.machine import commit, interleaved, processor, versions
 from dive_fast.experiments.arms import build_arms, heldout_sides, oracle_infrared
 from dive_fast.reid.data.dataset import load_images
-from dive_fast.reid.evaluation.evaluate import score
+from dive_fast.reid.evaluation.evaluate import embed
 from dive_fast.reid.evaluation.metrics import evaluate
-from dive_fast.reid.evaluation.protocols import Protocol, trial_galleries
+from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.reid.training.config import ReidConfig, learning_rate
-from dive_fast.reid.training.learner import Learner
 from dive_fast.reid.training.losses import cross_entropy, weighted_triplet
 from dive_fast.reid.training.recipes import recipe
 from dive_fast.reid.training.train import train_reid
+from dive_fast.reid.training.train_state import TrainState
 from dive_fast.types import Sample
-from dive_fast.world.trees import WorldSpec, build_world
+from dive_fast.world.config import WorldSpec
+from dive_fast.world.trees import build_world
 
 KINDS = {"ours": "fp32", "ours, bf16": "bf16", "plain": "fp32"}
 PACKAGES = ("torch", "numpy", "pillow")
@@ -135,8 +136,8 @@ def plain_training(samples: Sequence[Sample], config: ReidConfig, steps: int, wo
     data = PlainDataset(samples, config)
     size = config.identities * 2 * config.per_modality
     loader = DataLoader(data, size, sampler=PlainSampler(data, config, steps), num_workers=workers)
-    learner = Learner(config, len(data.label), "cpu")
-    model, optimizer = learner.model.train(), learner.optimizer
+    state = TrainState(config, len(data.label), "cpu")
+    model, optimizer = state.model.train(), state.optimizer
     for step, (images, labels, infrared) in enumerate(loader):
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * learning_rate(step, steps, config, steps // (config.epochs or 1))
@@ -144,7 +145,7 @@ def plain_training(samples: Sequence[Sample], config: ReidConfig, steps: int, wo
         loss = cross_entropy(logits, labels, config.smoothing) + weighted_triplet(features, labels)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(learner.parameters, config.clip or float("inf"))
+        torch.nn.utils.clip_grad_norm_(state.parameters, config.clip or float("inf"))
         optimizer.step()
         loss.item()
     return model.eval()
@@ -154,11 +155,10 @@ def train(folder: Path, seeds: int, epochs: int) -> dict[str, Any]:
     """Whole trainings, decoding and all, in turns; seconds an epoch, and mAP of each."""
     samples, query, gallery = training_set(folder)
     sides = [load_images(side, 96, 48) for side in (query, gallery)]
-    protocol = Protocol()
-    trials = trial_galleries(gallery, protocol)
+    task = RetrievalTask.from_samples(query, gallery)
 
     def quality(model: ReidModel) -> float:
-        return score(model, *sides, trials, protocol, checkpoint="", dataset="pocket").map
+        return task.result(task.score_features(*(embed(model, side) for side in sides)), checkpoint="").map
 
     workers = fastest_loader(samples)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}

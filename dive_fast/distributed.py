@@ -1,8 +1,4 @@
-"""The processes that `torchrun` or `accelerate launch` started for one training: who there is, and what they agree on.
-
-Of accelerate's `Accelerator` nothing is used (`dive_fast.train.parallel` says why); what its launcher was told is held
-against the run's own settings.
-"""
+"""Process groups of trainings that `torchrun` or `accelerate launch` started."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from contextlib import contextmanager
 
 from dive_fast.types import InputError
 
-# What `accelerate launch` sets for ways to train that only its own library carries out.
+# Set by `accelerate launch` for modes that only its own library implements.
 _FOREIGN = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -23,9 +19,9 @@ _FOREIGN = {
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Joins the ranks that a launcher started (WORLD_SIZE says so), for the time of the block; else does nothing.
+    """Joins the process group of a launcher (WORLD_SIZE > 1) for the block; does nothing without one.
 
-    `device` is "cpu", or "cuda" for one GPU a rank.
+    `device` is "cpu", or "cuda" for one GPU per rank.
     """
     import torch.distributed as dist
 
@@ -44,40 +40,40 @@ def process_group(device: str) -> Iterator[None]:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This process's number and how many there are; (0, 1) outside a process group."""
+    """Returns rank and world size; (0, 1) outside a process group."""
     import torch.distributed as dist
 
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def leading() -> bool:
-    """Whether this process does what only one may do: write, print."""
+    """Returns whether this is rank 0, which alone writes and prints."""
     return rank_and_size()[0] == 0
 
 
 def check_launcher(precision: str, option: str = "--mixed-precision") -> None:
-    """Raises `InputError` where `accelerate launch` was told what a run of this mixed `precision` would not do.
+    """Raises `InputError` when `accelerate launch` was started for a mode or precision other than this run's.
 
-    `precision` is "no", "bf16" or "fp16"; `option` is how the run is told.
+    `precision` is "no", "bf16" or "fp16", and `option` the option that sets it.
     """
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if told not in ("no", precision):
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", precision):
         raise InputError(
-            f"accelerate launch says mixed precision {told}, the run {precision}; give {option} {told} too"
+            f"accelerate launch has mixed precision {launched}, this run {precision}; add {option} {launched}"
         )
     foreign = [what for name, what in _FOREIGN.items() if os.environ.get(name, "false").lower() == "true"]
     compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO")
     foreign += [] if compiler.upper() == "NO" else [f"the compiler {compiler}"]
     if foreign:
         raise InputError(
-            f"accelerate launch asks for {', '.join(foreign)}; this training shares batches between processes and no more:"
-            " start it with --multi_gpu alone"
+            f"accelerate launch asks for {', '.join(foreign)}, which this training does not support: start it with"
+            " --multi_gpu alone"
         )
 
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """The first rank runs the block before the others: it makes a file, they find it made."""
+    """Runs the block on rank 0 before the other ranks, which then find its files."""
     import torch.distributed as dist
 
     rank, size = rank_and_size()

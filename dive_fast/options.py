@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from dive_fast.settings import AtLeast, OneOf, Part, Reads, Within, type_hints, unwrap, violation
+from dive_fast.settings import Bound, OneOf, Part, Reads, type_hints, unwrap, violation
 from dive_fast.types import InputError
 
 C = TypeVar("C")
@@ -74,7 +74,7 @@ class Option:
     def help(self) -> str:
         """Returns the help text with bounds and default appended."""
         kind, metadata = unwrap(self.hint)
-        notes = [str(note) for note in metadata if isinstance(note, (AtLeast, Within))]
+        notes = [str(note) for note in metadata if isinstance(note, Bound) and not isinstance(note, OneOf)]
         if self.default is MISSING:
             notes += [] if self.positional else ["required"]
         elif kind is bool:
@@ -94,13 +94,18 @@ def options(command: Callable[..., Any]) -> list[Option]:
 
 def call(command: Callable[..., Any], words: list[str], name: str) -> Any:
     """Runs a command with the arguments in `words`; raises `InputError` for those that it does not take."""
+    positional, named = parse(command, words, name)
+    return command(*positional, **named)
+
+
+def parse(command: Callable[..., Any], words: list[str], name: str) -> tuple[list[Any], dict[str, Any]]:
+    """Returns the positional and the keyword arguments of `command` in `words`."""
     known = {".".join(option.route): option for option in options(command)}
     found, rest = _parser(command, known, name).parse_known_args(words)
     if rest:
         near = get_close_matches(rest[0].partition("=")[0], [option.flag for option in known.values()], 1)
-        raise InputError(
-            f"{name} does not take {rest[0]!r}. {f'Do you mean {near[0]}?' if near else f'See {name} --help.'}"
-        )
+        remedy = f"Do you mean {near[0]}?" if near else f"See {name} --help."
+        raise InputError(f"{name} does not take {rest[0]!r}. {remedy}")
     given = {known[key].route: value for key, value in vars(found).items()}
     missing = [option.flag for option in known.values() if option.default is MISSING and option.route not in given]
     if missing:
@@ -117,7 +122,7 @@ def call(command: Callable[..., Any], words: list[str], name: str) -> Any:
             positional.append(value)
         else:
             named[option.name] = value
-    return command(*positional, **named)
+    return positional, named
 
 
 def _parameters(command: Callable[..., Any]) -> Iterator[Option]:
@@ -138,12 +143,14 @@ def _fields(record: Any, base: Any) -> Iterator[Option]:
 
 def _leaves(found: Iterator[Option], route: Route, part: Part) -> Iterator[Option]:
     for option in found:
-        if route and not (option.name in part.only if part.only else option.text):
+        inner = _note(unwrap(option.hint)[1], Part)
+        shown = option.name in part.only if part.only else option.text or inner
+        if route and (not shown or option.name in part.skip):
             continue
         here = (*route, option.name)
         if option.record is not None:
-            inner = _note(unwrap(option.hint)[1], Part) or part
-            yield from _leaves(_fields(option.record, option.default), here, inner)
+            fields_below = _fields(option.record, option.default)
+            yield from _leaves(fields_below, here, inner or Part(part.prefix))
         else:
             yield replace(option, route=here, prefix=part.prefix)
 

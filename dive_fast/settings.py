@@ -12,10 +12,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from dive_fast.types import InputError
 
 
-@dataclass(frozen=True)
-class AtLeast:
-    """The least value of a setting, as in `Annotated[int, AtLeast(1)]`."""
+class Bound:
+    """The values that a setting may have, as in `Annotated[int, AtLeast(1)]`; `str` describes them."""
 
+    def __contains__(self, value: Any) -> bool:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AtLeast(Bound):
     low: float
 
     def __str__(self) -> str:
@@ -26,9 +31,18 @@ class AtLeast:
 
 
 @dataclass(frozen=True)
-class Within:
-    """The least and the greatest value of a setting."""
+class Above(Bound):
+    low: float
 
+    def __str__(self) -> str:
+        return f"above {self.low}"
+
+    def __contains__(self, value: Any) -> bool:
+        return bool(value > self.low)
+
+
+@dataclass(frozen=True)
+class Within(Bound):
     low: float
     high: float
 
@@ -40,8 +54,8 @@ class Within:
 
 
 @dataclass(frozen=True)
-class OneOf:
-    """The values of a setting where they are known at runtime only; `Literal` holds those that the source lists."""
+class OneOf(Bound):
+    """Values that are known at runtime only; `Literal` holds those that the source lists."""
 
     values: tuple[str, ...]
 
@@ -55,6 +69,7 @@ class OneOf:
 PositiveInt = Annotated[int, AtLeast(1)]
 NonNegativeInt = Annotated[int, AtLeast(0)]
 NonNegativeFloat = Annotated[float, AtLeast(0)]
+PositiveFloat = Annotated[float, Above(0)]
 Fraction = Annotated[float, Within(0, 1)]
 
 
@@ -68,10 +83,11 @@ class Reads:
 
 @dataclass(frozen=True)
 class Part:
-    """How the command line shows a record within a record: option names start with `prefix`; `only` selects fields."""
+    """How the command line shows a record: option names start with `prefix`; `only` and `skip` select fields."""
 
     prefix: str = ""
     only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
 
 
 def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -90,7 +106,7 @@ def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 def violation(hint: Any, value: Any) -> str | None:
     """Returns what `hint` requires and `value` is not, as a text to follow the setting's name; None if `value` is valid."""
     kind, metadata = unwrap(hint)
-    bounds = [note for note in metadata if isinstance(note, (AtLeast, Within, OneOf))]
+    bounds = [note for note in metadata if isinstance(note, Bound)]
     if not _has_type(value, hint):
         return f"must be {_describe(kind)}, got {value!r}"
     return next((f"must be {one}, got {value!r}" for one in bounds if value is not None and value not in one), None)

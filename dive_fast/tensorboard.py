@@ -1,4 +1,4 @@
-"""Training scalars for TensorBoard, beside the logs that trainings keep themselves."""
+"""Training scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dive_fast.types import DiveError
 
 
 def require_tensorboard() -> None:
-    """Raises `DiveError` with the extra to install; call it before training that logs to TensorBoard."""
+    """Raises `DiveError` that names the extra to install."""
     if importlib.util.find_spec("tensorboard") is None:
         raise DiveError("a TensorBoard log needs tensorboard; pip install 'dive-fast[tensorboard]'")
 
 
 class TensorBoardLog:
-    """Scalars by step in the TensorBoard folder `path`; on resume, those from the resumed step on are hidden there."""
+    """Writes scalars by step to the TensorBoard folder `path`; on resume, hides those from the resumed step on."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         require_tensorboard()
@@ -26,4 +26,4 @@ class TensorBoardLog:
     def add(self, step: int, **values: float) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # so that no kill takes away what the state knows
+        self._writer.flush()  # a kill then loses none

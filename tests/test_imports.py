@@ -67,7 +67,9 @@ RULES: dict[str, Rule] = {
         (*BASICS, "dive_fast.data", "dive_fast.engines", "dive_fast.models.prompts", "dive_fast.sampling")
     ),
     "dive_fast.synth.manifest": Rule((*BASICS, "dive_fast.synth.planfile", "dive_fast.synth.records")),
-    "dive_fast.merge": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.marks")),
+    "dive_fast.merge": Rule(
+        (*BASICS, "dive_fast.data", "dive_fast.report.rows", "dive_fast.synth.manifest", "dive_fast.synth.marks")
+    ),
     "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.planfile")),
     "dive_fast.reid": Rule(
         (
@@ -88,6 +90,7 @@ RULES: dict[str, Rule] = {
             "dive_fast.synth.records",
             "dive_fast.synth.marks",
             "dive_fast.report.html",
+            "dive_fast.report.rows",
         )
     ),
     "dive_fast.world": Rule((*GROUND, "dive_fast.data", "dive_fast.models", "dive_fast.sampling", "dive_fast.train")),
@@ -292,6 +295,7 @@ HEAVY = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "onnx", "m
         "import dive_fast",
         "from dive_fast.cli import main; main(['--help'])",
         "from dive_fast.data.sets import parse_set; parse_set('sysu:PATH')",
+        "import dive_fast.data.config, dive_fast.merge.config, dive_fast.quality.config, dive_fast.report.config",
     ],
 )
 def test_a_fresh_process_loads_nothing_heavy(statement: str) -> None:

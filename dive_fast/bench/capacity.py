@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 from dive_fast.io import read_json
+from dive_fast.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Settings, Within
 from dive_fast.types import InputError
 
 TOLERANCE = 0.05  # of the time, beside one shard's: how far the simulation may be from the closed form
@@ -23,38 +24,37 @@ RUNS = 20  # whose mean is taken: one run of few shards is a draw of chance
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """The job and what is assumed of the machines; rates are a worker's (one GPU's), disk and network all workers' together.
+class Fleet(Settings):
+    """The job and what is assumed of the machines. The rate is one worker's (one GPU's); all workers share the disk."""
 
-    `rate` images/s; `disk_write` MB/s; `network` Gb/s between workers and disk; `startup` s until a worker computes, after
-    a failure too; `mtbf_hours` of a worker (the shard that it was at is lost); `rate_spread` is the standard deviation of
-    the workers' rates over their mean.
-    """
-
-    rate: float
-    pairs: int
-    bytes_per_image: float
-    images_per_pair: int = 2
-    disk_write: float = math.inf
-    network: float = math.inf
-    shard_pairs: int = 64
-    startup: float = 60.0
-    mtbf_hours: float = math.inf
-    rate_spread: float = 0.05
+    rate: PositiveFloat
+    """Images/s of one worker."""
+    pairs: PositiveInt
+    """Pairs to generate."""
+    bytes_per_image: PositiveFloat
+    """Bytes of an image on the disk."""
+    images_per_pair: Annotated[int, Within(1, 2)] = 2
+    """Generated sides of a pair; 1 with real RGB."""
+    disk_write: PositiveFloat = math.inf
+    """MB/s that the one disk of all workers writes."""
+    network: PositiveFloat = math.inf
+    """Gb/s from all workers together to that disk."""
+    shard_size: PositiveInt = 64
+    """Pairs per shard, as in dive-fast plan; a failing worker loses its shard."""
+    startup: NonNegativeFloat = 60.0
+    """Seconds until a worker computes, after a failure too."""
+    mtbf_hours: PositiveFloat = math.inf
+    """Mean hours between failures of one worker."""
+    rate_spread: NonNegativeFloat = 0.05
+    """Standard deviation of the workers' rates over their mean."""
 
     def __post_init__(self) -> None:
-        bad = [f"{f.name} must be > 0, got {getattr(self, f.name)}" for f in fields(self) if not self._sound(f.name)]
-        if bad:
-            raise InputError(f"capacity: {'; '.join(bad)}")
+        super().__post_init__()
         if self.compute_seconds > HOPELESS * 3600 * self.mtbf_hours:
             raise InputError(
                 f"capacity: a shard takes {self.compute_seconds:,.0f} s and a worker fails every "
                 f"{3600 * self.mtbf_hours:,.0f} s, so that hardly any is finished; plan smaller shards"
             )
-
-    def _sound(self, name: str) -> bool:
-        value = getattr(self, name)
-        return value >= 0 if name in ("startup", "rate_spread") else value > 0
 
     @property
     def images(self) -> int:
@@ -62,7 +62,7 @@ class Fleet:
 
     @property
     def shards(self) -> int:
-        return math.ceil(self.pairs / self.shard_pairs)
+        return math.ceil(self.pairs / self.shard_size)
 
     @property
     def shard_images(self) -> float:

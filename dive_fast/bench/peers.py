@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dive_fast.bench import diffusers_peer
 from dive_fast.bench.batch import bench_plan, render, start_of
+from dive_fast.bench.config import BASELINES
 from dive_fast.bench.parity import Allowance, Parity, exact_images, parity, worst_rms
 from dive_fast.bench.timing import Ratio, Spread, interleaved, ratio, spread
 from dive_fast.engines import Engine, load_engine
@@ -33,14 +34,6 @@ if TYPE_CHECKING:
 Run = Callable[["Start"], NDArray[np.uint8]]
 Advance = Callable[[str], object]
 OURS = "ours"
-HOW = {
-    "reference": "DiVE's configuration: diffusers, LoRA of rank 128 unfused, autocast on a GPU, text encoder at every call",
-    "tuned": "diffusers: LoRA fused, no autocast, channels-last, fused QKV, max-autotune, prompts encoded once",
-    "compiled": "our loop, the whole UNet by torch.compile max-autotune",
-    "onnxruntime": "our loop, form plain exported to onnxruntime",
-    "tensorrt": "our loop, a TensorRT engine",
-}
-PEERS = tuple(HOW)
 
 
 @dataclass(frozen=True)
@@ -105,17 +98,6 @@ class ContestResult:
     results: list[PeerResult]
     left_out: dict[str, str] = field(default_factory=dict)
     presets: list[PresetResult] = field(default_factory=list)
-
-
-def chosen(text: str, known: Sequence[str] = PEERS, option: str = "--peers") -> tuple[str, ...]:
-    """Those `known` that a comma-separated list names, or all, or none; another name raises `InputError`."""
-    if text in ("all", "none"):
-        return tuple(known) if text == "all" else ()
-    names = tuple(part.strip() for part in text.split(","))
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise InputError(f"{option}: {unknown[0]!r} is unknown; give all, none, or some of {', '.join(known)}")
-    return names
 
 
 def compete(contest: Contest, peers: Sequence[str], turns: int, advance: Advance = lambda _: None) -> ContestResult:
@@ -194,7 +176,7 @@ def _result(
     fair = found[OURS].passed and found[name].passed and name != OURS
     return PeerResult(
         name,
-        contest.engine.describe() if name == OURS else HOW[name],
+        contest.engine.describe() if name == OURS else BASELINES[name],
         spread(times[name]),
         spread([1e3 * images / ms for ms in times[name]]),
         found[name],

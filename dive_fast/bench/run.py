@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dive_fast.bench.ceilings import measure_ceilings
+from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.machine import commit, hardware, versions
 from dive_fast.bench.measure import Counted, check_rows, measure_job, measure_rows
 from dive_fast.bench.peers import Contest, compete
@@ -21,35 +22,13 @@ from dive_fast.engines.registry import BACKENDS, EXPORTED
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.io import read_json
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
-from dive_fast.sampling.config import Sampling
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
-    from dive_fast.synth.planfile import ImageFormat
 
 Say = Callable[[str], object]
 MODELS = ("pocket", "sd15")  # any other name is a folder
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """What is measured: see `measure_rows` and `compete`. Without `counted` nothing is held against a floor."""
-
-    rows: tuple[int, ...] = (2, 8, 32, 64)
-    sampling: Sampling = field(default_factory=Sampling)
-    image_format: ImageFormat = "png"
-    repeats: int = 10
-    turns: int = 5
-    peers: tuple[str, ...] = ()
-    peer_rows: int = 36
-    tensorrt: Path | None = None
-    presets: tuple[str, ...] = ()
-
-    @property
-    def competes(self) -> bool:
-        """Whether there is anybody beside the engine's plain sampling."""
-        return bool(self.peers or self.presets)
 
 
 @dataclass(frozen=True)
@@ -159,7 +138,7 @@ def run_bench(
     contest = _contest(subject, config, work)
     work_of, ceilings = model_work(subject), measure_ceilings(engine.device, _dtype(engine))
     counted = Counted(work_of, ceilings, sampling, engine)
-    least = counted.least_seconds(config.rows, config.repeats, config.turns)
+    least = counted.least_seconds(config.rows, config.repeats, config.rounds)
     say(
         f"estimate: at least {least:,.0f} s{' beside the peers' if config.competes else ''}, the counted work at the "
         f"measured {ceilings.tflops:.3g} TFLOP/s of this machine; fewer --rows, --repeats and --turns shorten it"
@@ -169,7 +148,7 @@ def run_bench(
         config.rows,
         sampling,
         repeats=config.repeats,
-        turns=config.turns,
+        turns=config.rounds,
         image_format=config.image_format,
         counted=counted,
         advance=advance,
@@ -196,7 +175,9 @@ def run_bench(
         job=job,
     )
     keep(found)
-    return found if contest is None else replace(found, peers=compete(contest, config.peers, config.turns, advance))
+    return (
+        found if contest is None else replace(found, peers=compete(contest, config.baselines, config.rounds, advance))
+    )
 
 
 def _contest(subject: Subject, config: BenchConfig, work: Path) -> Contest | None:
@@ -212,14 +193,21 @@ def _contest(subject: Subject, config: BenchConfig, work: Path) -> Contest | Non
             "model that the engine was made of"
         )
     return Contest(
-        subject.engine, bundle, subject.model, work, config.sampling, config.peer_rows, config.tensorrt, config.presets
+        subject.engine,
+        bundle,
+        subject.model,
+        work,
+        config.sampling,
+        config.baseline_rows,
+        config.tensorrt,
+        config.presets,
     )
 
 
 def _conditions(engine: Engine, config: BenchConfig) -> dict[str, Any]:
     return {
         "UNet calls": config.repeats,
-        "turns": config.turns,
+        "turns": config.rounds,
         "warm-up": "one batch and one UNet call of each row count; one call of each peer, by which its parity is measured",
         "data": "normal noise by seed, real prompts; never zeros",
         "clock": "device events" if engine.device.type == "cuda" else "host",
@@ -230,5 +218,5 @@ def _conditions(engine: Engine, config: BenchConfig) -> dict[str, Any]:
 
 def parts(config: BenchConfig) -> int:
     """How often `run_bench` advances."""
-    contest = 3 + len(config.peers) if config.competes else 0
-    return len(set(config.rows)) + 1 + config.turns + 1 + contest
+    contest = 3 + len(config.baselines) if config.competes else 0
+    return len(set(config.rows)) + 1 + config.rounds + 1 + contest

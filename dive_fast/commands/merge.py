@@ -73,8 +73,11 @@ def merge(
     from tqdm import tqdm
 
     from dive_fast.data.sets import EXTERNAL, PAIRED, parse_set
-    from dive_fast.merge import MergeConfig, asked_for, finished_report, parse_dataset, read_inputs, survey
-    from dive_fast.merge import merge as write
+    from dive_fast.merge.config import MergeConfig
+    from dive_fast.merge.inputs import parse_dataset, read_inputs
+    from dive_fast.merge.plan import survey
+    from dive_fast.merge.write import asked_for, finished_report
+    from dive_fast.merge.write import merge as write
 
     height_width = image_size(size)
     assert height_width is not None  # only None gives None
@@ -122,7 +125,7 @@ def manifest(
     """Write a dataset's manifest, with scores and what a filter dropped, as a Parquet table (needs pyarrow)."""
     from tqdm import tqdm
 
-    from dive_fast.merge import write_parquet
+    from dive_fast.merge.table import write_parquet
 
     with tqdm(desc="table", unit="pair") as bar:
         pairs = write_parquet(dataset, parquet, bar.update)

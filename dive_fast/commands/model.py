@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import (
-    SET_HELP,
     Adapter,
     Base,
     Device,
@@ -18,7 +17,7 @@ from dive_fast.commands.common import (
     finish,
     torch_device,
 )
-from dive_fast.data.sets import all_samples, read_sets
+from dive_fast.data.sets import SET_HELP, all_samples, read_sets
 from dive_fast.io import nearest
 from dive_fast.settings import NonNegativeFloat
 from dive_fast.train.config import PersonalizeConfig
@@ -102,7 +101,7 @@ def personalize(
 
 def _with_pocket_phrase(config: PersonalizeConfig) -> PersonalizeConfig:
     """Replaces the phrase "pocket" by the phrase and, unless one is given, the template of the shipped adapter."""
-    from dive_fast.world.persons import CAPTION_TEMPLATE, caption_phrase
+    from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
 
     if config.phrase != "pocket":
         return config

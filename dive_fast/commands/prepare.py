@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dive_fast.commands.common import (
-    SET_HELP,
     Base,
     Device,
     Json,
@@ -17,10 +16,8 @@ from dive_fast.commands.common import (
     log,
     torch_device,
 )
-from dive_fast.data.counts import count_sets
-from dive_fast.data.filters import Filters, apply_filters
-from dive_fast.data.sets import read_sets
-from dive_fast.settings import PositiveInt
+from dive_fast.data.config import PrepareConfig
+from dive_fast.data.sets import SET_HELP, read_sets
 from dive_fast.types import to_dict
 
 if TYPE_CHECKING:
@@ -31,12 +28,10 @@ if TYPE_CHECKING:
 def prepare(
     out: Annotated[Path, "Folder to write: WebDataset tars, latents, and the report prepared.json."],
     photos: Annotated[Sequence[PhotoSet], f"A set of photos: {SET_HELP}"],
-    filters: Filters,
+    config: PrepareConfig,
     model: Base = "pocket",
     tokenizer: Tokenizer = None,
     latents: Annotated[bool, "Cache the latents of --model's VAE; a later run of the same sets can add them."] = True,
-    shard_size: Annotated[PositiveInt, "Images per tar."] = 1_000,
-    strict: Annotated[bool, "Stop at a damaged image instead of leaving it out."] = False,
     dry_run: Annotated[
         bool, "Only count, and report what filters leave out and what space is needed; write nothing."
     ] = False,
@@ -52,7 +47,7 @@ def prepare(
     from dive_fast.data.counts import table
     from dive_fast.data.prepare import megabytes
 
-    plan = _plan(photos, filters, shard_size)
+    plan = _plan(photos, config)
     log(table(plan.read))
     for record in plan.dropped:
         log(record.sentence())
@@ -65,20 +60,22 @@ def prepare(
             json,
         )
         return
-    report = _make(plan, out, strict, bundle)
+    report = _make(plan, out, bundle)
     finish(_text(out, report), _summary(out, report), json)
 
 
-def _plan(photos: Sequence[PhotoSet], filters: Filters, shard_size: int) -> PreparePlan:
+def _plan(photos: Sequence[PhotoSet], config: PrepareConfig) -> PreparePlan:
     from tqdm import tqdm
 
+    from dive_fast.data.counts import count_sets
+    from dive_fast.data.filters import apply_filters
     from dive_fast.data.prepare import PreparePlan
 
     sets = read_sets(photos)
     total = sum(len(named.samples) for named in sets)
-    with tqdm(total=total, desc="sizes", unit="image", disable=not filters.tall) as bar:
-        left, dropped = apply_filters(sets, filters, bar.update)
-    return PreparePlan(tuple(left), tuple(count_sets(sets)), filters, tuple(dropped), shard_size)
+    with tqdm(total=total, desc="sizes", unit="image", disable=not config.tall) as bar:
+        left, dropped = apply_filters(sets, config, bar.update)
+    return PreparePlan(tuple(left), tuple(count_sets(sets)), config, tuple(dropped))
 
 
 def _bundle(model: str, tokenizer: Path | None, device: str) -> ModelBundle:
@@ -101,7 +98,7 @@ def _needed(plan: PreparePlan, out: Path, finished: set[int], bundle: ModelBundl
     return needed
 
 
-def _make(plan: PreparePlan, out: Path, strict: bool, bundle: ModelBundle | None) -> dict[str, Any]:
+def _make(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> dict[str, Any]:
     """Packs, encodes and reports what is not there yet; gives what `prepared.json` says."""
     from tqdm import tqdm
 
@@ -111,11 +108,11 @@ def _make(plan: PreparePlan, out: Path, strict: bool, bundle: ModelBundle | None
 
     total = len(plan.images)
     with claimed(out, plan):
-        finished = finished_shards(out, plan, strict)
+        finished = finished_shards(out, plan)
         check_space(out, _needed(plan, out, finished, bundle))
         done = sum(len(plan.shard(number)) for number in finished)
         with tqdm(total=total, initial=done, desc="verify and pack", unit="image") as bar:
-            pack(plan, out, finished, strict, bar.update)
+            pack(plan, out, finished, bar.update)
         if bundle is not None:
             from dive_fast.train.prepared import encode_shards, encoder_fingerprint, missing_latents
 

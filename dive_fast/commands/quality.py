@@ -47,7 +47,8 @@ def score(
     json: Json = False,
 ) -> None:
     """Score every generated image by a ReID net that saw real images only; rerun to resume."""
-    from dive_fast.quality.score import ScoreConfig, score_dataset
+    from dive_fast.quality.config import ScoreConfig
+    from dive_fast.quality.score import score_dataset
 
     config = ScoreConfig(tuple(names(scores)), percentile, batch)
     facts = score_dataset(
@@ -101,16 +102,14 @@ def filter_pairs(
     json: Json = False,
 ) -> None:
     """Drop pairs by their scores, and show what was dropped and what was just kept; no image is deleted."""
+    from dive_fast.quality.config import FilterConfig
     from dive_fast.quality.filter import filter_dataset
     from dive_fast.quality.filter import undo as take_back
     from dive_fast.quality.filter_page import write_filter_page
-    from dive_fast.quality.rules import parse
-    from dive_fast.quality.sidecar import read_facts
+    from dive_fast.quality.sidecar import read_metadata
 
-    kinds = {"min": min or [], "max": max or [], "keep-share": keep_share or []}
-    wanted = [parse(kind, text) for kind, texts in kinds.items() for text in texts]
     if undo:
-        if wanted:
+        if min or max or keep_share:
             raise InputError("filter: --undo goes with no threshold")
         back = take_back(dataset)
         finish(
@@ -119,8 +118,10 @@ def filter_pairs(
             json,
         )
         return
-    record, tally = filter_dataset(dataset, wanted, allow_lost=allow_lost)
-    report = write_filter_page(dataset, page or dataset / "scores" / "filter.html", tally, read_facts(dataset))
+    record, tally = filter_dataset(
+        dataset, FilterConfig(tuple(min or ()), tuple(max or ()), tuple(keep_share or ()), allow_lost)
+    )
+    report = write_filter_page(dataset, page or dataset / "scores" / "filter.html", tally, read_metadata(dataset))
     lines = [f"dataset {dataset}: {record['dropped']:,} of {record['pairs']:,} pairs are dropped; see {report}"]
     lines += [f"{count:,} by {rule}" for rule, count in record["by_threshold"].items()]
     lines += [f"{len(pids):,} identities have no {side} image left" for side, pids in record["identities_lost"].items()]
@@ -149,11 +150,12 @@ def compare_sets(
     json: Json = False,
 ) -> None:
     """KID and FID between a dataset's generated images and real ones, per camera and over all."""
+    from dive_fast.quality.config import CompareConfig
     from dive_fast.quality.sets import compare_sets as run
     from dive_fast.quality.sets import table
 
     tool = _extractor(net, extractor, size, torch_device(device), batch)
-    rows, lacking = run(dataset, _specs(real), tool, most=most, seed=seed, kept_only=kept_only, out=out)
+    rows, lacking = run(dataset, _specs(real), tool, CompareConfig(most, seed, kept_only), out=out)
     if lacking:
         say(f"note: too few images to compare for {', '.join(lacking)}, in the dataset or in the real sets")
     finish(
@@ -162,13 +164,13 @@ def compare_sets(
 
 
 def _extractor(net: Path | None, script: Path | None, size: str, device: str, batch: int) -> Extractor:
-    from dive_fast.quality.extractor import NetFeatures, open_script
-    from dive_fast.quality.net import open_net
+    from dive_fast.quality.extractor import ReidFeatures, open_script
+    from dive_fast.quality.reid_extractor import open_extractor
 
     if (net is None) == (script is None):
         raise InputError("compare-sets: give either --net or --extractor")
     if net is not None:
-        return NetFeatures(open_net(net, device, batch))
+        return ReidFeatures(open_extractor(net, device, batch))
     assert script is not None
     height, width = image_size(size) or (299, 299)
     return open_script(script, height, width, device, batch)
@@ -185,8 +187,9 @@ def card(
 ) -> None:
     """Write the dataset's card, README.md: origin, counts, scores, how images are marked, privacy."""
     from dive_fast.quality.card import write_card
+    from dive_fast.quality.config import CardConfig
 
-    path = write_card(dataset, model=model, licence=licence, contact=contact)
+    path = write_card(dataset, CardConfig(model, licence, contact))
     finish(f"card {path}", {"card": path}, json)
 
 

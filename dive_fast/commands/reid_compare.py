@@ -3,128 +3,109 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import typer
-
-from dive_fast.commands.common import Device, Json, finish, numbers, say, torch_device
-from dive_fast.commands.reid_inputs import joined, protocol_of, test_sides
-from dive_fast.commands.reid_options import (
-    Backbone,
-    Direction,
-    Draw,
-    Identities,
-    Missing,
-    Mode,
-    PerModality,
+from dive_fast.commands.common import Device, Json, PhotoSet, finish, log, torch_device
+from dive_fast.commands.reid_inputs import (
+    Name,
     Permutations,
-    Precision,
-    ProtocolName,
-    Rate,
+    Real,
+    Recipe,
+    Rules,
     SamePeople,
-    Search,
-    Setting,
-    Share,
-    Shots,
-    Steps,
-    Trials,
-    Weights,
+    config_from,
+    join_training,
+    label,
+    protocol_from,
+    test_set,
+    test_sides,
 )
-from dive_fast.commands.reid_train import config_of
+from dive_fast.data.sets import READERS, SetSpec, parse_set
+from dive_fast.options import Changes
+from dive_fast.reid.training.config import ReidConfig
+from dive_fast.settings import Part, PositiveInt, Reads
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
     from dive_fast.types import Sample
 
-ONLY = "only:"
-_SETTINGS = (
-    "steps", "epochs", "identities", "per_modality", "missing", "synthetic_share", "lr", "backbone", "weights", "precision",
-)  # fmt: skip
+
+class _Arm(NamedTuple):
+    """One arm: the sets and the datasets that it trains on, and whether the real sets are left out."""
+
+    name: str
+    sets: list[SetSpec]
+    datasets: list[Path]
+    apart: bool
+
+
+def _arm(text: str) -> _Arm:
+    name, _, given = text.partition("=")
+    apart = given.startswith("only:")
+    given = given.removeprefix("only:")
+    # A comma before a key of a set does not separate two sources.
+    sources = [part.strip() for part in re.split(r",(?!(?:prefix|camera|split|trial)=)", given)] if given else []
+    if not name or not all(sources) or (apart and not sources):
+        raise InputError(f"must be NAME[=[only:]SOURCE,...], without empty sources, got {text!r}")
+    named = [source for source in sources if source.partition(":")[0] in READERS]
+    return _Arm(name, [parse_set(one) for one in named], [Path(one) for one in sources if one not in named], apart)
 
 
 def compare(
-    context: typer.Context,
-    data: Annotated[
-        str,
-        typer.Option(
-            help="What arms share for training, and whose test list is searched: a SYSU-MM01 tree, or sysu:PATH, llcm:PATH."
-        ),
-    ],
+    real: Real,
     arm: Annotated[
-        list[str],
-        typer.Option(
-            help="NAME or NAME=FOLDER[,FOLDER]: what an arm trains on beside --data, each a dataset from dive-fast "
-            "synth, a SYSU-MM01 tree or a Market-1501 tree. NAME=only:FOLDER[,FOLDER] trains without --data, as "
-            "synthetic-only=only:runs/pairs. Repeat for each arm."
-        ),
+        Sequence[Annotated[_Arm, Reads(_arm, "NAME[=SOURCE,...]")]],
+        "What an arm trains on beside --real: each source is a dataset folder from dive-fast synth, or a set LAYOUT:PATH. "
+        "NAME=only:SOURCE,... trains without --real, as synthetic-only=only:runs/pairs.",
     ],
-    out: Annotated[Path, typer.Option(help="Folder for every training and the table.")],
-    baseline: Annotated[str, typer.Option(help="Arm that the others are compared with.")] = "baseline",
-    oracle: Annotated[str, typer.Option(help="Arm that sees the truth, for gap closed.")] = "oracle",
-    seeds: Annotated[
-        str,
-        typer.Option(
-            help="Seeds, comma-separated; every arm runs with each. Three are few for a test of significance."
-        ),
-    ] = "0,1,2",
-    same_people: SamePeople = False,
-    recipe: Annotated[
-        Literal["pocket", "agw", "caj"],
-        typer.Option(help="Settings of every training, see reid train; only options that are given change a recipe."),
-    ] = "pocket",
-    steps: Steps = 500,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs instead of steps; an arm with more images has more steps.")
-    ] = None,
-    identities: Identities = 8,
-    per_modality: PerModality = 3,
-    missing: Missing = "refuse",
-    synthetic_share: Share = None,
-    lr: Rate = 2e-3,
-    backbone: Backbone = "pocket",
-    weights: Weights = None,
-    precision: Precision = "fp32",
-    setting: Setting = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder for files of the decoded images, for sets that memory cannot hold.")
-    ] = None,
-    protocol: ProtocolName = "pocket",
-    search: Search = "all",
-    shots: Shots = 1,
-    trials: Trials = 10,
-    draw: Draw = "seeded",
+    out: Annotated[Path, "Folder for every training and the table."],
+    config: Annotated[Changes[ReidConfig], Part(skip=("seed",))],
+    rules: Rules,
+    test: Annotated[PhotoSet | None, "Set whose test split is searched; by default the first of --real."] = None,
+    protocol: Name = "pocket",
     permutations: Permutations = None,
-    direction: Direction = "ir-to-visible",
-    mode: Mode = "standard",
+    baseline: Annotated[str, "Arm that the others are compared with."] = "baseline",
+    oracle: Annotated[str, "Arm that trains on the truth, for gap closed."] = "oracle",
+    seeds: Annotated[tuple[int, ...], "Seeds; every arm runs with each. Three are few for a test of significance."] = (
+        0,
+        1,
+        2,
+    ),
+    same_people: SamePeople = False,
+    recipe: Recipe = "pocket",
+    cache: Annotated[Path | None, "Folder for files of the decoded images, for sets larger than the memory."] = None,
     device: Device = "auto",
-    workers: Annotated[
-        int, typer.Option(min=1, help="Trainings at once, sharing the cores; on CPUs try 2 or more.")
-    ] = 1,
+    workers: Annotated[PositiveInt, "Trainings at once, sharing the cores; on CPUs try 2 or more."] = 1,
     json: Json = False,
 ) -> None:
     """Train several training sets alike, with several seeds, and print one table with significance; rerun to resume."""
     from dive_fast.reid.comparison.compare import compare as run
 
-    config = config_of(context, _SETTINGS)
-    arms, apart = _arms(arm, data, same_people)
+    arms: dict[str, list[Sample]] = {}
+    for one in arm:
+        if one.name in arms:
+            raise InputError(f"--arm {one.name!r} is given twice")
+        arms[one.name] = join_training([] if one.apart else real, one.sets, one.datasets, same_people)
     if baseline not in arms:
-        say(f"no arm is called {baseline!r} (--baseline), so there is nothing to compare with: scores only")
-    rules, tables = protocol_of(data, protocol, search, shots, trials, draw, permutations, direction, mode)
-    query, gallery = test_sides(data, rules)
+        log(f"no arm is called {baseline!r} (--baseline), so there is nothing to compare with: scores only")
+    searched = test_set(test or SetSpec(real[0].layout, real[0].root, trial=real[0].trial))
+    chosen, tables = protocol_from(searched, protocol, rules, permutations)
+    query, gallery = test_sides(searched, chosen)
     run(
         arms,
         query,
         gallery,
-        config,
-        numbers(seeds),
+        config_from(recipe, config),
+        seeds,
         out,
         baseline=baseline,
         oracle=oracle,
-        apart=apart,
-        protocol=rules,
+        apart=[one.name for one in arm if one.apart],
+        protocol=chosen,
         permutations=tables,
-        dataset=data,
+        dataset=label(searched),
         device=torch_device(device),
         workers=workers,
         cache=cache,
@@ -133,7 +114,7 @@ def compare(
 
 
 def show_comparison(folder: Path, as_json: bool) -> None:
-    """The table that a comparison left in `folder`, and its numbers."""
+    """Prints the table that a comparison left in `folder`, and its numbers."""
     from dive_fast.io import read_json
 
     record = read_json(folder / "compare.json", "comparison")
@@ -142,29 +123,3 @@ def show_comparison(folder: Path, as_json: bool) -> None:
         if arm.get("significance") is not None:
             scores[arm["name"]]["verdict"] = arm["significance"]["verdict"]
     finish((folder / "table.txt").read_text(encoding="utf-8").rstrip(), {"compare": folder, "arms": scores}, as_json)
-
-
-def _arms(options: list[str], data: str, same_people: bool) -> tuple[dict[str, list[Sample]], list[str]]:
-    """Every arm's training samples, and the names of those that are without --data's."""
-    arms: dict[str, list[Sample]] = {}
-    apart = []
-    for option in options:
-        name, _, given = option.partition("=")
-        if name in arms:
-            raise InputError(f"--arm {name!r} is given twice")
-        shared = [data]
-        if given.startswith(ONLY):
-            apart.append(name)
-            shared, given = [], given.removeprefix(ONLY)
-            if not given:
-                raise InputError(f"--arm {option!r} trains on nothing; name its folders, as {name}=only:runs/pairs")
-        arms[name] = joined(shared, _folders(given), same_people)
-    return arms, apart
-
-
-def _folders(text: str) -> list[str]:
-    """The comma-separated folders or sets of an arm; a comma before a set's option does not part them."""
-    parts = re.split(r",(?!(?:prefix|camera|split|trial)=)", text) if text else []
-    if not all(part.strip() for part in parts):
-        raise InputError(f"--arm has an empty folder: {text!r}")
-    return [part.strip() for part in parts]

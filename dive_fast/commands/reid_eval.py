@@ -5,101 +5,83 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from dive_fast.commands.common import Device, Json, finish, torch_device
-from dive_fast.commands.reid_inputs import protocol_of, test_set, test_sides
-from dive_fast.commands.reid_options import (
-    Direction,
-    Draw,
-    Flip,
-    Mode,
+from dive_fast.commands.reid_inputs import (
+    Name,
     OtherPeople,
     Permutations,
-    ProtocolName,
     Rerank,
-    Search,
-    Shots,
-    Trials,
+    Rules,
+    Test,
+    label,
+    protocol_from,
+    test_set,
+    test_sides,
 )
-from dive_fast.types import InputError
+from dive_fast.reid.evaluation.protocols import Protocol
+from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
-    from dive_fast.reid.evaluation.evaluate import ReidResult
+    from dive_fast.data.sets import SetSpec
     from dive_fast.reid.evaluation.protocols import Permutations as Tables
-    from dive_fast.reid.evaluation.protocols import Protocol
     from dive_fast.reid.evaluation.rerank import RerankConfig
+    from dive_fast.reid.evaluation.results import ReidResult
 
 
 def evaluate(
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder, from dive-fast reid train.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="What to test on, real images only: a SYSU-MM01 tree, or sysu:PATH, regdb:PATH,trial=N, llcm:PATH."
-        ),
-    ] = None,
+    rules: Rules,
+    checkpoint: Annotated[Path | None, "Checkpoint folder, from dive-fast reid train."] = None,
+    test: Test | None = None,
     features: Annotated[
         Path | None,
-        typer.Option(
-            help="Score features of other code instead: a .mat file or a folder of .npy files with query_f, gallery_f, "
-            "query_label, gallery_label, query_cam, gallery_cam. Without --data these are one trial as they stand."
-        ),
+        "Score features of other code instead: a .mat file or a folder of .npy files with query_f, gallery_f, query_label, "
+        "gallery_label, query_cam, gallery_cam. Without --test they are one trial as they are.",
     ] = None,
     distances: Annotated[
-        Path | None,
-        typer.Option(
-            help="Score distances of other code instead: likewise with 'distance', or one .npy file and --data."
-        ),
+        Path | None, "Score distances of other code instead: likewise with 'distance', or one .npy file and --test."
     ] = None,
-    protocol: ProtocolName = "pocket",
-    search: Search = "all",
-    shots: Shots = 1,
-    trials: Trials = 10,
-    draw: Draw = "seeded",
+    protocol: Name = "pocket",
     permutations: Permutations = None,
-    direction: Direction = "ir-to-visible",
-    mode: Mode = "standard",
     rerank: Rerank = False,
     other_people: OtherPeople = False,
-    flip: Flip = True,
+    flip: Annotated[bool, "Average each embedding with its mirror image's."] = True,
     export: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write features, labels, cameras and distances: a .mat file, or a folder of .npy files."
-        ),
+        Path | None, "Also write features, labels, cameras and distances: a .mat file, or a folder of .npy files."
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+    out: Annotated[Path | None, "JSON file for the result."] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Evaluate a checkpoint, or features or distances of other code, under a named protocol."""
     from dive_fast.io import write_json
     from dive_fast.reid.evaluation.rerank import RerankConfig
-    from dive_fast.types import to_dict
 
-    given = [name for name, value in (("--checkpoint", checkpoint), ("--features", features), ("--distances", distances))
-             if value is not None]  # fmt: skip
+    sources = {"--checkpoint": checkpoint, "--features": features, "--distances": distances}
+    given = [name for name, value in sources.items() if value is not None]
     if len(given) != 1:
         raise InputError(f"give one of --checkpoint, --features and --distances, got {' and '.join(given) or 'none'}")
     if out is not None and out.is_dir():
         raise InputError(f"--out {out} is a folder; name a JSON file")
-    rules, tables = protocol_of(data, protocol, search, shots, trials, draw, permutations, direction, mode)
+    if checkpoint is None and export is not None:
+        raise InputError("--export writes a checkpoint's features; give --checkpoint")
+    searched = None if test is None else test_set(test)
+    chosen, tables = protocol_from(searched, protocol, rules, permutations)
     config = RerankConfig() if rerank else None
     if checkpoint is not None:
-        result = _checkpoint(checkpoint, data, rules, tables, config, flip, torch_device(device), export, other_people)
-    elif export is not None:
-        raise InputError("--export writes a checkpoint's features; give --checkpoint")
+        if searched is None:
+            raise InputError("--checkpoint requires images to test on; name the set with --test")
+        computes_on = torch_device(device)
+        result = _checkpoint(checkpoint, searched, chosen, tables, config, flip, computes_on, export, other_people)
     else:
-        result = _other_code(features, distances, data, rules, tables, config)
+        result = _other_code(features, distances, searched, chosen, tables, config)
     if out is not None:
         write_json(out, to_dict(result))
-    finish(result.line(), to_dict(result), json)
+    finish(result.describe(), to_dict(result), json)
 
 
 def _checkpoint(
     checkpoint: Path,
-    data: str | None,
+    spec: SetSpec,
     protocol: Protocol,
     tables: Tables | None,
     rerank: RerankConfig | None,
@@ -108,47 +90,43 @@ def _checkpoint(
     export: Path | None,
     other_people: bool,
 ) -> ReidResult:
-    from dive_fast.reid.evaluation.evaluate import Labels, check_sides, extract, score_features
-    from dive_fast.reid.evaluation.feature_files import check_target, write_exchange
-    from dive_fast.reid.evaluation.protocols import draw_trials, drawn
+    from dive_fast.reid.evaluation.evaluate import extract
+    from dive_fast.reid.evaluation.feature_files import check_target, write_features
+    from dive_fast.reid.evaluation.task import RetrievalTask
 
-    if data is None:
-        raise InputError("--checkpoint needs images to test on; name the data set with --data")
     if export is not None:
         check_target(export)
-    query, gallery = test_sides(data, protocol)
-    check_sides(query, gallery, protocol)
-    trials = drawn(draw_trials(query, gallery, protocol, tables), protocol)
+    query, gallery = test_sides(spec, protocol)
+    name = label(spec)
+    task = RetrievalTask.from_samples(query, gallery, protocol, tables, name)
     found = extract(checkpoint, query, gallery, flip=flip, device=device, other_people=other_people)
     if export is not None:
-        facts = {"dataset": data, "protocol": protocol.facts(), "checkpoint": found.checkpoint, "flip": flip}
-        write_exchange(export, query, gallery, found, test_set(data).root, facts)
-    return score_features(
-        found.query, found.gallery, Labels.of(query, gallery), trials, protocol, checkpoint=found.checkpoint, dataset=data,
-        flip=flip, rerank=rerank, other_people=other_people,
-    )  # fmt: skip
+        metadata = {"dataset": name, "protocol": protocol.metadata(), "checkpoint": found.checkpoint, "flip": flip}
+        write_features(export, query, gallery, found, spec.root, metadata)
+    scores = task.score_features(found.query, found.gallery, rerank)
+    return task.result(scores, found.checkpoint, flip=flip, rerank=rerank, other_people=other_people)
 
 
 def _other_code(
     features: Path | None,
     distances: Path | None,
-    data: str | None,
+    spec: SetSpec | None,
     protocol: Protocol,
     tables: Tables | None,
     rerank: RerankConfig | None,
 ) -> ReidResult:
-    from dive_fast.reid.evaluation.feature_files import read_exchange
-    from dive_fast.reid.evaluation.interop import score_exchanged
+    from dive_fast.reid.evaluation.feature_files import read_features
+    from dive_fast.reid.evaluation.interop import score_feature_file
 
     file = features if features is not None else distances
     assert file is not None
-    return score_exchanged(
-        read_exchange(file),
+    return score_feature_file(
+        read_features(file),
         "features" if features is not None else "distances",
         protocol,
-        dataset=data if data is not None else str(file),
-        sides=None if data is None else test_sides(data, protocol),
-        root=Path() if data is None else test_set(data).root,
+        dataset=label(spec) if spec is not None else str(file),
+        sides=None if spec is None else test_sides(spec, protocol),
+        root=Path() if spec is None else spec.root,
         permutations=tables,
         rerank=rerank,
     )

@@ -1,150 +1,136 @@
-"""What `dive-fast reid` reads: training samples of folders and sets, query and gallery of a test half, and the protocol."""
+"""What `dive-fast reid` commands read: options that they share, training samples, test sides and the protocol."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from dive_fast.commands.common import say
+from dive_fast.commands.common import PhotoSet, log
+from dive_fast.data.sets import PAIRED, SET_HELP, SetSpec, read_set, read_sets
+from dive_fast.options import Changes
+from dive_fast.reid.evaluation.protocols import Protocol, ProtocolName
+from dive_fast.reid.training.config import ReidConfig
+from dive_fast.reid.training.recipes import RECIPES, override, recipe
+from dive_fast.settings import OneOf, Part
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
-    from dive_fast.data.sets import SetSpec
-    from dive_fast.reid.evaluation.protocols import Permutations, Protocol
+    from dive_fast.reid.evaluation.protocols import Permutations as Tables
     from dive_fast.types import Sample
+
+Real = Annotated[Sequence[PhotoSet], f"Real photos to train on: {SET_HELP}"]
+Test = Annotated[PhotoSet, f"Set to test on, of RGB and infrared; split=test unless split=val is given. {SET_HELP}"]
+SamePeople = Annotated[bool, "A name in a real set and in an added set or dataset means one person."]
+Rerank = Annotated[bool, "Re-rank by k-reciprocal neighbours (k1 20, k2 6, lambda 0.3)."]
+OtherPeople = Annotated[
+    bool, "The checkpoint was trained on another data set: its identities are not the test's, even with equal names."
+]
+Recipe = Annotated[
+    str,
+    OneOf(tuple(RECIPES)),
+    "Settings to start from: for the pocket world on a CPU, or as published by AGW or CAJ. The defaults shown are those of "
+    "pocket; options that are given override the recipe.",
+]
+Name = Annotated[ProtocolName, "pocket searches the whole gallery, sysu and llcm draw it, regdb searches a trial's."]
+Rules = Annotated[Changes[Protocol], Part(only=("search", "shots", "trials", "draw", "direction", "mode"))]
+Permutations = Annotated[
+    Path | None, "sysu: the official rand_perm_cam.mat, if it is not in the set's exp folder; implies --draw official."
+]
 
 _PROTOCOLS = {"sysu": ("pocket", "sysu"), "regdb": ("regdb",), "llcm": ("llcm",)}
 
 
-def joined(real: Sequence[Path | str], others: Sequence[Path | str], same_people: bool) -> list[Sample]:
-    """The training samples of all folders and sets; a name on both sides must be said to be one person, not two."""
-    known, added = _read(real), _read(others)
-    shared = {sample.pid for sample in known} & {sample.pid for sample in added}
-    if shared and not same_people:
-        raise InputError(
-            f"{len(shared):,} identity names, first {min(shared)!r}, are in {', '.join(map(str, real))} and in "
-            f"{', '.join(map(str, others))}; if they are the same people, say --same-people"
-        )
-    return [*known, *added]
+def config_from(name: str, changes: Changes[ReidConfig]) -> ReidConfig:
+    """Returns the recipe called `name` with the options that were given."""
+    return override(recipe(name), {route[-1]: value for route, value in changes.given.items()})
 
 
-def _read(folders: Sequence[Path | str]) -> list[Sample]:
-    """The training samples of folders and sets about the same people; a folder's layout says how to read it."""
-    from dive_fast.data.market import read_market
-    from dive_fast.data.sets import read_set
-    from dive_fast.data.sysu import read_sysu
+def label(spec: SetSpec) -> str:
+    """Returns the text that names a set in records: its layout, path and trial."""
+    trial = f",trial={spec.trial}" if spec.layout == "regdb" else ""
+    return f"{spec.layout}:{spec.root}{trial}"
+
+
+def join_training(
+    real: Sequence[SetSpec], added: Sequence[SetSpec], datasets: Sequence[Path], same_people: bool
+) -> list[Sample]:
+    """Reads the training samples of all sets and of datasets from dive-fast synth.
+
+    Raises `InputError` for an identity of `real` that is in the others too, unless `same_people`.
+    """
+    from dive_fast.data.sets import all_samples
     from dive_fast.synth import manifest
 
-    samples: list[Sample] = []
-    for folder in folders:
-        spec, path = set_of(folder), Path(folder)
-        if spec is not None:
-            samples += read_set(spec)
-        elif (path / "plan.json").is_file():
-            samples += manifest.samples(path)
-        elif (path / "bounding_box_train").is_dir():
-            samples += read_market(path)
-        else:
-            samples += read_sysu(path, "trainval")
-    return samples
+    known = all_samples(read_sets(real)) if real else []
+    others = [sample for spec in added for sample in read_set(spec)]
+    others += [sample for dataset in datasets for sample in manifest.samples(dataset)]
+    shared = {sample.pid for sample in known} & {sample.pid for sample in others}
+    if shared and not same_people:
+        raise InputError(
+            f"{len(shared):,} identity names, first {min(shared)!r}, are in the real sets and in the added ones; if they "
+            "are the same people, give --same-people"
+        )
+    return [*known, *others]
 
 
-def set_of(data: Path | str) -> SetSpec | None:
-    """The set that LAYOUT:PATH[,OPTION=VALUE ...] names; None for a folder."""
-    from dive_fast.data.sets import EXTERNAL, PAIRED, parse_set
-
-    layouts = (*PAIRED, *EXTERNAL)
-    return parse_set(str(data), layouts) if re.match(rf"({'|'.join(layouts)}):", str(data)) else None
-
-
-def test_set(data: Path | str) -> SetSpec:
-    """The set to test on: a folder is SYSU-MM01's tree; the split is the test's unless another is named."""
-    from dive_fast.data.sets import PAIRED, SetSpec
-
-    spec = set_of(data) or SetSpec("sysu", Path(data))
+def test_set(spec: SetSpec) -> SetSpec:
+    """Returns the set with its test split, or the validation split if that is given."""
     if spec.layout not in PAIRED:
-        raise InputError(f"{data} has no infrared images to test on; give a set of {', '.join(PAIRED)}")
+        raise InputError(f"{label(spec)} has no infrared images to test on; give a set of {', '.join(PAIRED)}")
     if spec.split not in (None, "test", "val"):
         raise InputError(
-            f"{data}: split {spec.split!r} is trained on; test on split test (or, to choose settings, val)"
+            f"{label(spec)}: split {spec.split} is trained on; test on split test (or, to choose settings, val)"
         )
     return replace(spec, split=spec.split or "test")
 
 
-def protocol_of(
-    data: Path | str | None,
-    name: str,
-    search: str = "all",
-    shots: int = 1,
-    trials: int = 10,
-    draw: str = "seeded",
-    permutations: Path | None = None,
-    direction: str = "ir-to-visible",
-    mode: str = "standard",
-) -> tuple[Protocol, Permutations | None]:
-    """The protocol of the options and, for official draws, the permutations; RegDB's trial is that of `data`.
+def protocol_from(
+    spec: SetSpec | None, name: ProtocolName, rules: Changes[Protocol], permutations: Path | None = None
+) -> tuple[Protocol, Tables | None]:
+    """Returns the protocol of the options and, for official draws, the permutations.
 
-    Raises `InputError` for a protocol that is another data set's.
+    The protocol's trial is that of `spec`. Raises `InputError` for a protocol of another data set.
     """
-    from dive_fast.reid.evaluation.protocols import Protocol, read_permutations
+    from dive_fast.reid.evaluation.protocols import read_permutations
 
-    spec = None if data is None else test_set(data)
     if spec is not None and name not in _PROTOCOLS[spec.layout]:
-        raise InputError(
-            f"--protocol {name} is not for {spec.layout} ({data}); it takes {' or '.join(_PROTOCOLS[spec.layout])}"
-        )
-    protocol = Protocol(
-        name,  # type: ignore[arg-type]
-        search,  # type: ignore[arg-type]
-        shots,
-        trials,
-        "official" if permutations is not None else draw,  # type: ignore[arg-type]
-        direction,  # type: ignore[arg-type]
-        mode,  # type: ignore[arg-type]
-        spec.trial if spec is not None else 1,
+        allowed = " or ".join(_PROTOCOLS[spec.layout])
+        raise InputError(f"--protocol {name} is not for {spec.layout}; {label(spec)} takes {allowed}")
+    protocol = rules.apply_to(Protocol(name))
+    protocol = replace(
+        protocol,
+        draw="official" if permutations is not None else protocol.draw,
+        trial=1 if spec is None else spec.trial,
     )
     if protocol.draw != "official":
         return protocol, None
-    if permutations is not None:
-        return protocol, read_permutations(permutations)
-    if spec is None:
-        raise InputError("--draw official needs the data set (--data) or its rand_perm_cam.mat (--permutations)")
-    return protocol, read_permutations(spec.root / "exp/rand_perm_cam.mat")
+    if permutations is None and spec is None:
+        raise InputError("--draw official requires the data set (--test) or its rand_perm_cam.mat (--permutations)")
+    return protocol, read_permutations(permutations or spec.root / "exp/rand_perm_cam.mat")  # type: ignore[union-attr]
 
 
-def test_sides(data: Path | str, protocol: Protocol | None = None) -> tuple[list[Sample], list[Sample]]:
-    """Queries and gallery of the test identities, in the modalities that the protocol searches."""
-    from dive_fast.data.sets import read_set
-    from dive_fast.data.sysu import read_sysu
-    from dive_fast.reid.evaluation.protocols import Protocol
-
-    protocol, spec = protocol or Protocol(), test_set(data)
-    if protocol.name not in _PROTOCOLS[spec.layout] or spec.trial != protocol.trial:
-        raise InputError(
-            f"protocol {protocol.name!r}, trial {protocol.trial}, is not that of {data}; protocol_of makes it"
-        )
-    if set_of(data) is None:
-        samples = read_sysu(spec.root, "test")
-    else:
-        samples = read_set(spec)
+def test_sides(spec: SetSpec, protocol: Protocol) -> tuple[list[Sample], list[Sample]]:
+    """Reads query and gallery of the test identities, in the modalities that the protocol searches."""
+    samples = read_set(spec)
     if protocol.name != "pocket":
-        _say_if_incomplete(spec, samples, str(data))
+        _log_incomplete(spec, samples)
     return (
-        [s for s in samples if s.modality == protocol.query_modality],
-        [s for s in samples if s.modality == protocol.gallery_modality],
+        [sample for sample in samples if sample.modality == protocol.query_modality],
+        [sample for sample in samples if sample.modality == protocol.gallery_modality],
     )
 
 
-def _say_if_incomplete(spec: SetSpec, samples: Sequence[Sample], data: str) -> None:
-    """A copy that is not whole gives numbers that cannot be compared with published ones."""
+def _log_incomplete(spec: SetSpec, samples: Sequence[Sample]) -> None:
+    """Warns of a copy with missing images, whose scores cannot be compared with published ones."""
     from dive_fast.data.counts import ALL, PUBLISHED
 
     for modality, word in (("ir", "infrared"), ("rgb", "visible")):
         published = PUBLISHED.get((spec.layout, spec.split or ""), {}).get((ALL, modality))
         count = sum(sample.modality == modality for sample in samples)
         if published is not None and count != published[1]:
-            say(f"note: {data} has {count:,} {word} test images, {spec.layout} as published {published[1]:,}: do not "
-                "compare its scores with published ones")  # fmt: skip
+            log(
+                f"note: {label(spec)} has {count:,} {word} test images, {spec.layout} as published {published[1]:,}: do not "
+                "compare its scores with published ones"
+            )

@@ -2,90 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from dive_fast.commands.common import Device, Json, finish, names, torch_device
-from dive_fast.commands.reid_inputs import joined, protocol_of, test_sides
-from dive_fast.commands.reid_options import (
-    Direction,
-    Draw,
-    Flip,
-    Mode,
+from dive_fast.commands.common import Device, Json, PhotoSet, finish, torch_device
+from dive_fast.commands.reid_inputs import (
+    Name,
     OtherPeople,
     Permutations,
-    ProtocolName,
-    Search,
-    Shots,
-    Trials,
+    Rules,
+    Test,
+    join_training,
+    label,
+    protocol_from,
+    test_set,
+    test_sides,
 )
+from dive_fast.data.sets import SET_HELP
+from dive_fast.reid.pictures.config import ShowConfig
 
 
 def show(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder, from dive-fast reid train.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="What to search, real images only: a SYSU-MM01 tree, or sysu:PATH, regdb:PATH,trial=N, llcm:PATH."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the pages (open index.html) and PNGs.")],
-    features_of: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Folder or set whose images the picture of features shows beside queries and gallery: a dataset from "
-            "dive-fast synth, a SYSU-MM01 or a Market-1501 tree, or LAYOUT:PATH; may be repeated."
-        ),
-    ] = None,
-    queries: Annotated[int, typer.Option(min=1, help="Queries shown for each camera and order.")] = 6,
-    orders: Annotated[
-        str, typer.Option(help="Which queries, comma-separated: random, worst (lowest AP first), best.")
-    ] = "random,worst,best",
-    top: Annotated[int, typer.Option(min=1, help="Gallery images shown for each query.")] = 10,
-    shown_trial: Annotated[int, typer.Option(min=1, help="Which of the protocol's trials is shown, from 1.")] = 1,
-    per_page: Annotated[int, typer.Option(min=1, help="Queries on a page.")] = 48,
-    tsne: Annotated[bool, typer.Option(help="Picture and count features; needs scikit-learn.")] = True,
-    images: Annotated[int, typer.Option(min=1, help="Images in the picture of features, at most.")] = 1500,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of random choices and of t-SNE.")] = 0,
-    protocol: ProtocolName = "pocket",
-    search: Search = "all",
-    shots: Shots = 1,
-    trials: Trials = 10,
-    draw: Draw = "seeded",
+    checkpoint: Annotated[Path, "Checkpoint folder, from dive-fast reid train."],
+    test: Test,
+    out: Annotated[Path, "Folder for the pages (open index.html) and PNGs."],
+    config: ShowConfig,
+    rules: Rules,
+    protocol: Name = "pocket",
     permutations: Permutations = None,
-    direction: Direction = "ir-to-visible",
-    mode: Mode = "standard",
+    photos: Annotated[
+        Sequence[PhotoSet], f"Photos that the picture of features shows beside queries and gallery: {SET_HELP}"
+    ] = (),
+    synthetic: Annotated[
+        Sequence[Path], "Dataset folder from dive-fast synth that the picture of features shows too."
+    ] = (),
     other_people: OtherPeople = False,
-    flip: Flip = True,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Look at what a checkpoint finds: queries with their nearest gallery images, and features in a plane."""
-    from dive_fast.reid.pictures.show import ShowConfig, show_retrieval
+    from dive_fast.reid.pictures.show import show_retrieval
 
-    rules, tables = protocol_of(data, protocol, search, shots, trials, draw, permutations, direction, mode)
-    query, gallery = test_sides(data, rules)
+    searched = test_set(test)
+    chosen, tables = protocol_from(searched, protocol, rules, permutations)
+    query, gallery = test_sides(searched, chosen)
     page = show_retrieval(
         checkpoint,
         query,
         gallery,
         out,
-        ShowConfig(
-            queries,
-            tuple(names(orders)),
-            top,
-            shown_trial,
-            per_page,
-            images=images if tsne else 0,
-            seed=seed,
-            flip=flip,
-        ),
-        protocol=rules,
-        dataset=data,
+        config,
+        protocol=chosen,
+        dataset=label(searched),
         permutations=tables,
-        features_of=joined([], features_of, True) if features_of else None,
+        features_of=join_training([], photos, synthetic, True) if photos or synthetic else None,
         other_people=other_people,
         device=torch_device(device),
     )

@@ -30,17 +30,20 @@ def report(
     json: Json = False,
 ) -> None:
     """Show a dataset's pairs, scores and counts in a gallery; rerun to bring it up to date."""
+    from dive_fast.report.config import ReportConfig
+
+    config = ReportConfig(workers, people, pairs)
     problems = _problems(dataset) if check else None
     if out.suffix.lower() in (".html", ".htm"):
         from dive_fast.report.sheet import write_sheet
 
-        page = write_sheet(dataset, out, people, pairs, problems)
+        page = write_sheet(dataset, out, config, problems)
         finish(f"report {page}", {"report": page}, json)
         return
     from dive_fast.report.gallery import write_gallery
     from dive_fast.types import to_dict
 
-    made = write_gallery(dataset, out, workers=workers, problems=problems)
+    made = write_gallery(dataset, out, config, problems=problems)
     for note in made.notes:
         say(f"note: {note}")
     finish(

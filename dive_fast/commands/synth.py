@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from dive_fast.commands.common import (
-    SET_HELP,
     Backend,
     Device,
     EnginePrecision,
@@ -20,7 +19,7 @@ from dive_fast.commands.common import (
     finish,
     log,
 )
-from dive_fast.data.sets import read_set
+from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
 from dive_fast.sampling.config import STRENGTH, Sampling
 from dive_fast.settings import Fraction, NonNegativeInt, PositiveInt, Reads

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dive_fast.data.names import natural_key
 from dive_fast.data.sets import NamedSet, split_of
-from dive_fast.types import MODALITIES, Sample
+from dive_fast.types import MODALITIES
 
 ALL = "all"
 _Published = dict[tuple[str, str], tuple["int | None", int]]
@@ -66,27 +66,24 @@ def _rows(named: NamedSet) -> Iterator[Count]:
             groups[ALL] = samples
         for camera, group in groups.items():
             known = published.get((camera, modality), (None, None))
-            yield Count(named.name, split, camera, modality, len(_people(group)), len(group), *known)
-
-
-def _people(samples: Sequence[Sample]) -> set[str]:
-    return {sample.pid for sample in samples}
+            yield Count(named.name, split, camera, modality, len({s.pid for s in group}), len(group), *known)
 
 
 def table(rows: Sequence[Count]) -> str:
     """The rows as aligned text."""
     head = ("set", "split", "camera", "modality", "people", "images", "published people", "images")
-    lines = [head] + [
-        (row.set, row.split, row.camera, row.modality, f"{row.identities:,}", f"{row.images:,}",
-         _figure(row.published_identities), _figure(row.published_images))
+    lines = [
+        (
+            *(row.set, row.split, row.camera, row.modality, f"{row.identities:,}", f"{row.images:,}"),
+            *("" if n is None else f"{n:,}" for n in (row.published_identities, row.published_images)),
+        )
         for row in rows
-    ]  # fmt: skip
-    columns = [
-        [f"{text:{side}{max(map(len, column))}}" for text in column]
-        for column, side in zip(zip(*lines, strict=True), "<<<<>>>>", strict=True)
     ]
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+    return align([head, *lines], "<<<<>>>>")
 
 
-def _figure(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
+def align(lines: Sequence[Sequence[str]], sides: str) -> str:
+    """Lines of cells as text; `sides` has a "<" or ">" for each column."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = ([f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(text).rstrip() for text in texts)

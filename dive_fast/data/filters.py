@@ -7,19 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dive_fast.data.config import PrepareConfig
+from dive_fast.data.images import header_size
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.data.sets import NamedSet
-from dive_fast.settings import PositiveInt, Settings
-
-
-@dataclass(frozen=True)
-class Filters(Settings):
-    """Which photos of a training set are left out; the defaults leave out none. DiVE uses 12 images and `tall`."""
-
-    min_images: PositiveInt = 1
-    """Leave out identities of RGB-only sets with fewer photos; DiVE uses 12. Paired sets keep all of their identities."""
-    tall: bool = False
-    """Leave out images that are not at least twice as high as wide, as DiVE does."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class Dropped:
 
 
 def apply_filters(
-    sets: Sequence[NamedSet], filters: Filters, progress: Callable[[int], object] = lambda _: None
+    sets: Sequence[NamedSet], config: PrepareConfig, progress: Callable[[int], object] = lambda _: None
 ) -> tuple[list[NamedSet], list[Dropped]]:
     """The sets without what the filters leave out, and a record for each rule that left something out of a set.
 
@@ -52,11 +43,11 @@ def apply_filters(
     dropped: list[Dropped] = []
     left = []
     for named in sets:
-        if filters.min_images > 1 and not named.spec.paired:
+        if config.min_images > 1 and not named.spec.paired:
             counts = Counter(sample.pid for sample in named.samples)
-            wanted = [counts[sample.pid] >= filters.min_images for sample in named.samples]
-            named = _keep(named, f"of people with fewer than {filters.min_images} images", wanted, dropped)
-        if filters.tall:
+            wanted = [counts[sample.pid] >= config.min_images for sample in named.samples]
+            named = _keep(named, f"of people with fewer than {config.min_images} images", wanted, dropped)
+        if config.tall:
             wanted = [_is_tall(sample.path, progress) for sample in named.samples]
             named = _keep(named, "not twice as high as wide", wanted, dropped)
         left.append(named)
@@ -75,7 +66,6 @@ def _keep(named: NamedSet, rule: str, wanted: Sequence[bool], dropped: list[Drop
 
 
 def _is_tall(path: Path, progress: Callable[[int], object]) -> bool:
-    from dive_fast.data.images import header_size
 
     size = header_size(path)
     progress(1)

@@ -11,12 +11,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from dive_fast.data.config import PrepareConfig
 from dive_fast.data.counts import Count, count_sets
-from dive_fast.data.filters import Dropped, Filters
+from dive_fast.data.filters import Dropped
 from dive_fast.data.prepared import (
     FORMAT,
     LatentFile,
-    ShardFacts,
+    ShardHashes,
     latents_path,
     latents_record_path,
     read_latents_record,
@@ -24,7 +25,7 @@ from dive_fast.data.prepared import (
 from dive_fast.data.sets import NamedSet, settings_of
 from dive_fast.data.shards import (
     DamagedImage,
-    Shard,
+    PackedShard,
     SourceImage,
     index_path,
     pack_shard,
@@ -38,17 +39,14 @@ from dive_fast.types import DiveError, InputError
 
 @dataclass(frozen=True)
 class PreparePlan:
-    """Everything that decides what a prepared set holds; `sets` are those left by `filters`, `read` the counts before."""
+    """Everything that decides what a prepared set holds; `sets` are those left by the filters, `read` the counts before."""
 
     sets: tuple[NamedSet, ...]
     read: tuple[Count, ...]
-    filters: Filters
+    config: PrepareConfig
     dropped: tuple[Dropped, ...]
-    shard_size: int = 1_000
 
     def __post_init__(self) -> None:
-        if self.shard_size < 1:
-            raise InputError(f"a shard holds at least 1 image, got {self.shard_size}")
         if not any(named.samples for named in self.sets):
             raise InputError("no image is left to prepare; loosen the filters")
 
@@ -60,10 +58,10 @@ class PreparePlan:
 
     @property
     def shards(self) -> int:
-        return -(-len(self.images) // self.shard_size)
+        return -(-len(self.images) // self.config.shard_size)
 
     def shard(self, number: int) -> list[SourceImage]:
-        return self.images[number * self.shard_size : (number + 1) * self.shard_size]
+        return self.images[number * self.config.shard_size : (number + 1) * self.config.shard_size]
 
     @cached_property
     def settings(self) -> list[dict[str, Any]]:
@@ -74,7 +72,7 @@ class PreparePlan:
     def id(self) -> str:
         """Names what is prepared: sets, filters, every image's name and person; not the bytes, which a repair may change."""
         rows = [[i.name, i.sample.pid, i.sample.camera, i.sample.modality] for i in self.images]
-        return sha256_bytes(canonical_json([self.settings, asdict(self.filters), self.shard_size, rows]).encode())
+        return sha256_bytes(canonical_json([self.settings, self.config.filters, self.config.shard_size, rows]).encode())
 
 
 def claimed(out: Path, plan: PreparePlan) -> AbstractContextManager[None]:
@@ -83,12 +81,12 @@ def claimed(out: Path, plan: PreparePlan) -> AbstractContextManager[None]:
     return claim_folder(out, "plan.json", content, "prepared set", (named.spec.root for named in plan.sets))
 
 
-def finished_shards(out: Path, plan: PreparePlan, strict: bool = False) -> set[int]:
+def finished_shards(out: Path, plan: PreparePlan) -> set[int]:
     """The shards that need no packing: index and tar are there, and no source's size has changed since.
 
-    With `strict`, one that left images out is packed again, to fail on them or to find them repaired.
+    With `config.strict`, one that left images out is packed again, to fail on them or to find them repaired.
     """
-    return {number for number in range(plan.shards) if _is_finished(out, plan, number, strict)}
+    return {number for number in range(plan.shards) if _is_finished(out, plan, number)}
 
 
 def space_needed(plan: PreparePlan, finished: set[int]) -> int:
@@ -112,13 +110,13 @@ def check_space(out: Path, needed: int) -> None:
         )
 
 
-def pack(plan: PreparePlan, out: Path, finished: set[int], strict: bool, progress: Callable[[int], object]) -> None:
+def pack(plan: PreparePlan, out: Path, finished: set[int], progress: Callable[[int], object]) -> None:
     """Packs every shard that is not `finished`; `progress` is told of each image. Only inside `claimed`."""
     if len(finished) < plan.shards:
         (out / "prepared.json").unlink(missing_ok=True)  # it would speak of other shards than these
     for number in range(plan.shards):
         if number not in finished:
-            pack_shard(out, number, plan.shard(number), strict, progress)
+            pack_shard(out, number, plan.shard(number), plan.config.strict, progress)
 
 
 def finish(plan: PreparePlan, out: Path) -> None:
@@ -130,7 +128,7 @@ def finish(plan: PreparePlan, out: Path) -> None:
         "format": FORMAT,
         "id": plan.id,
         "sets": plan.settings,
-        "filters": asdict(plan.filters),
+        "filters": plan.config.filters,
         "images": sum(len(shard.images) for shard in shards),
         "identities": len({image.pid for shard in shards for image in shard.images}),
         "read": [asdict(row) for row in plan.read],
@@ -138,13 +136,13 @@ def finish(plan: PreparePlan, out: Path) -> None:
         "damaged": [asdict(image) for image in damaged],
         "duplicates": _duplicates(shards),
         "prepared": [asdict(row) for row in count_sets(sets)],
-        "shards": [asdict(_facts(out, number, shard)) for number, shard in enumerate(shards)],
+        "shards": [asdict(_hashes(out, number, shard)) for number, shard in enumerate(shards)],
         "latents": [asdict(record) for record in _latents(out, shards)],
     }
     write_json(out / "prepared.json", report)
 
 
-def _is_finished(out: Path, plan: PreparePlan, number: int, strict: bool) -> bool:
+def _is_finished(out: Path, plan: PreparePlan, number: int) -> bool:
     if not (index_path(out, number).is_file() and tar_path(out, number).is_file()):
         return False
     shard = read_shard(out, number)
@@ -152,7 +150,7 @@ def _is_finished(out: Path, plan: PreparePlan, number: int, strict: bool) -> boo
     sizes |= {(image.set, image.path): image.bytes for image in shard.damaged}
     return (
         tar_path(out, number).stat().st_size == shard.bytes
-        and not (strict and shard.damaged)
+        and not (plan.config.strict and shard.damaged)
         and all(sizes.get((image.set, image.path)) == _size(image) for image in plan.shard(number))
     )
 
@@ -172,7 +170,7 @@ def _without(sets: Sequence[NamedSet], damaged: Sequence[DamagedImage]) -> list[
     ]
 
 
-def _duplicates(shards: Sequence[Shard]) -> list[list[str]]:
+def _duplicates(shards: Sequence[PackedShard]) -> list[list[str]]:
     """Images that are the same byte for byte, as lists of their names."""
     names: dict[str, list[str]] = {}
     for image in chain.from_iterable(shard.images for shard in shards):
@@ -180,11 +178,11 @@ def _duplicates(shards: Sequence[Shard]) -> list[list[str]]:
     return [same for same in names.values() if len(same) > 1]
 
 
-def _facts(out: Path, number: int, shard: Shard) -> ShardFacts:
-    return ShardFacts(len(shard.images), shard.bytes, shard.sha256, sha256_file(index_path(out, number)))
+def _hashes(out: Path, number: int, shard: PackedShard) -> ShardHashes:
+    return ShardHashes(len(shard.images), shard.bytes, shard.sha256, sha256_file(index_path(out, number)))
 
 
-def _latents(out: Path, shards: Sequence[Shard]) -> list[LatentFile]:
+def _latents(out: Path, shards: Sequence[PackedShard]) -> list[LatentFile]:
     """The records of all latents, or nothing unless every shard has its own, of these very images and by one encoder."""
     records = []
     for number, shard in enumerate(shards):

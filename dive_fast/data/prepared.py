@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class ShardFacts:
+class ShardHashes:
     """What `prepared.json` says of one shard: its images, and the hashes of its tar and its index."""
 
     images: int
@@ -49,7 +49,7 @@ class Prepared:
     """An opened prepared set; `report` is all of `prepared.json`."""
 
     folder: Path
-    shards: tuple[ShardFacts, ...]
+    shards: tuple[ShardHashes, ...]
     latents: tuple[LatentFile, ...]  # one a shard, or none at all
     report: dict[str, Any]
 
@@ -85,7 +85,7 @@ def open_prepared(folder: Path | str) -> Prepared:
         raise InputError(f"prepared set: {path} lists no shards; delete it and run dive-fast prepare again")
     return Prepared(
         folder,
-        tuple(from_dict(ShardFacts, row, str(path)) for row in rows),
+        tuple(from_dict(ShardHashes, row, str(path)) for row in rows),
         tuple(from_dict(LatentFile, row, str(path)) for row in latents),
         report,
     )

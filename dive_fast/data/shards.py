@@ -75,7 +75,7 @@ class DamagedImage:
 
 
 @dataclass(frozen=True)
-class Shard:
+class PackedShard:
     """A finished shard's index."""
 
     bytes: int
@@ -94,7 +94,7 @@ def index_path(out: Path, number: int) -> Path:
 
 def pack_shard(
     out: Path, number: int, sources: Sequence[SourceImage], strict: bool, progress: Callable[[int], object]
-) -> Shard:
+) -> PackedShard:
     """Writes shard `number` of `out`, one image in memory at a time, each verified by decoding it whole.
 
     An image that is damaged or cannot be read is left out and recorded; with `strict` it raises `InputError`. `progress`
@@ -120,12 +120,12 @@ def pack_shard(
                     _add(tar, images[-1].file, data)
                     _add(tar, _info_name(images[-1]), _info(images[-1]))
                 progress(1)
-        shard = Shard(temporary.stat().st_size, sha256_file(temporary), tuple(images), tuple(damaged))
+        shard = PackedShard(temporary.stat().st_size, sha256_file(temporary), tuple(images), tuple(damaged))
     atomic_write(index_path(out, number), canonical_json(to_dict(shard)) + "\n")
     return shard
 
 
-def read_shard(out: Path, number: int) -> Shard:
+def read_shard(out: Path, number: int) -> PackedShard:
     """The index of a finished shard; one that is missing or not as written raises `InputError`."""
     path = index_path(out, number)
     data = read_json(path, "prepared shard")
@@ -137,7 +137,7 @@ def read_shard(out: Path, number: int) -> Shard:
             f"prepared shard: {path} names another modality than {MODALITIES}; delete it and prepare again"
         )
     damaged = tuple(from_dict(DamagedImage, row, str(path)) for row in data["damaged"])
-    return from_dict(Shard, {**data, "images": images, "damaged": damaged}, str(path))
+    return from_dict(PackedShard, {**data, "images": images, "damaged": damaged}, str(path))
 
 
 def image_bytes(stream: BinaryIO, image: PackedImage, where: Path) -> bytes:

@@ -28,41 +28,24 @@ def sysu_name(camera: str, pid: str, number: int, suffix: str = ".jpg") -> str:
     return f"{camera}/{pid}/{number:04d}{suffix}"
 
 
-class SysuTreeWriter:
-    """Names the files of a SYSU-MM01 tree under `root` and writes its identity lists; never replaces anything."""
+def new_path(root: Path, name: str) -> Path:
+    """`root/name` for a file still to be written; one that exists or lies outside `root` raises `InputError`."""
+    path = root / name
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{path} exists already and is not overwritten; remove it or choose another folder")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{path} leads out of {root}, by a link or by '..'; choose another folder")
+    return path
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
 
-    def image_path(self, camera: str, pid: str, number: int, suffix: str = ".jpg") -> Path:
-        """`root/camN/PID/%04d.jpg` for an image that is still to be written; raises as `sysu_name` and `new_path`."""
-        return self.new_path(sysu_name(camera, pid, number, suffix))
+def write_ids(root: Path, **splits: Iterable[str]) -> None:
+    """Writes exp/{train,val,test}_id.txt of the given `splits`, sorted, for an SYSU-MM01 tree.
 
-    def new_path(self, name: str) -> Path:
-        """`root/name` for a file still to be written; one that exists or lies outside `root` raises `InputError`."""
-        path = self.root / name
-        if path.exists() or path.is_symlink():
-            raise InputError(f"{path} exists already and is not overwritten; remove it or choose another folder")
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise InputError(f"{path} leads out of {self.root}, by a link or by '..'; choose another folder")
-        return path
-
-    def write_ids(
-        self,
-        train: Iterable[str] | None = None,
-        val: Iterable[str] | None = None,
-        test: Iterable[str] | None = None,
-    ) -> None:
-        """Writes exp/{train,val,test}_id.txt, sorted; None leaves a list alone. Writing the same again changes nothing.
-
-        Raises `InputError` when a list of other identities is there already. Warns about names that are no number:
-        this project reads them, SYSU readers of the AGW family parse integers.
-        """
-        for split, given in (("train", train), ("val", val), ("test", test)):
-            if given is not None:
-                self._write_list(self.root / "exp" / f"{split}_id.txt", given)
-
-    def _write_list(self, path: Path, given: Iterable[str]) -> None:
+    A list of the same identities stays; one of others raises `InputError`. Warns about names that are no number: this
+    project reads them, SYSU readers of the AGW family parse integers.
+    """
+    for split, given in splits.items():
+        path = root / "exp" / f"{split}_id.txt"
         pids = _sorted_pids(given, str(path))
         if not path.exists():
             atomic_write(path, id_list(pids, str(path)))
@@ -71,7 +54,7 @@ class SysuTreeWriter:
 
 
 def id_list(given: Iterable[str], where: str) -> str:
-    """What exp/*_id.txt holds of identities, sorted; warns about names that are no number."""
+    """The text of exp/*_id.txt, identities sorted; warns about names that are no number."""
     pids = _sorted_pids(given, where)
     words = [pid for pid in pids if not is_number(pid)]
     if words:

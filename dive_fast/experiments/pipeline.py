@@ -1,42 +1,31 @@
-"""The walk from photos to pairs in one place, for the demo and the study: learn, fuse, export, plan, synthesize."""
+"""The walk of demo and study: render a world, learn, fuse, export, make pairs, train and compare ReID models."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dive_fast.engines import Engine, load_engine
+from dive_fast.experiments.arms import BASELINES, build_arms, external_photos, heldout_sides, paired_photos
+from dive_fast.experiments.config import PairConfig, StudyConfig
 from dive_fast.models import fuse, load_adapter, load_bundle
 from dive_fast.models.adapter import Adapter
 from dive_fast.models.bundle import save_bundle
-from dive_fast.sampling.config import STRENGTH, Sampling
+from dive_fast.reid.comparison.compare import Comparison, compare
 from dive_fast.synth.local import Summary, synthesize
 from dive_fast.synth.manifest import samples as manifest_samples
 from dive_fast.synth.plan import make_plan
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.personalize import personalize
-from dive_fast.types import PairMode, Sample
-
-
-@dataclass(frozen=True)
-class PairConfig:
-    """How pairs are made; `per_camera` counts pairs per identity and infrared camera."""
-
-    mode: PairMode = "real-rgb"
-    per_camera: int = 5
-    sampling: Sampling = field(default_factory=Sampling)
-    strength: float = STRENGTH
-    seed: int = 0
-    rows: int = 64
-    infrared: tuple[str, ...] = ("cam3", "cam6")
-    visible: tuple[str, ...] = ("cam1", "cam4")  # synthetic mode only
+from dive_fast.types import InputError, Sample
+from dive_fast.world.trees import build_world
 
 
 class Timings:
-    """Seconds by stage, in the order in which the stages ran."""
+    """Seconds of each stage, in running order."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -51,22 +40,22 @@ class Timings:
 def learn_missing(
     model: str | Path, adapter: str | Path, photos: Sequence[Sample], out: Path, config: PersonalizeConfig
 ) -> Adapter:
-    """The adapter, extended by those people of `photos` whom it does not know yet; only their rows learn."""
+    """Returns the adapter with the missing identities of `photos` learned."""
     known = load_adapter(adapter)
     pids = {identity.pid for identity in known.identities}
     new = [s for s in photos if s.pid not in pids]
     if not new:
         return known
-    return personalize(load_bundle(model), new, out, config, onto=known)
+    return personalize(load_bundle(model), new, out, config, init_from=known)
 
 
 def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int, threads: int | None = None) -> Engine:
-    """Fuses and exports into folders of `work` named by the adapter (so each is made once), and opens the engine."""
+    """Fuses and exports into folders of `work` that are named by the adapter, once, and opens the engine."""
     from dive_export import export_engine
 
     name = adapter.fingerprint[:12]
     fused, engine = work / f"fused-{name}", work / f"engine-{name}"
-    if not fused.is_dir():  # save_bundle leaves a whole folder or none
+    if not fused.is_dir():  # save_bundle writes atomically
         save_bundle(fuse(load_bundle(model), adapter), fused)
     export_engine(fused, engine, rows_max=rows)
     return load_engine(engine, threads=threads)
@@ -75,7 +64,7 @@ def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int, thr
 def make_pairs(
     engine: Engine, photos: Sequence[Sample], photo_root: Path, out: Path, config: PairConfig
 ) -> tuple[list[Sample], Summary]:
-    """Pairs of the people of `photos` in `out` (resumed if begun); the generated samples and what the run took."""
+    """Makes pairs of the identities of `photos` in `out`; returns the generated samples and the run's summary."""
     height, width = engine.spec.profile.height, engine.spec.profile.width
     plan = make_plan(
         mode=config.mode,
@@ -95,3 +84,48 @@ def make_pairs(
     )
     summary = synthesize(plan, engine, out, rows=config.rows)
     return [s for s in manifest_samples(out) if s.source == "synthetic"], summary
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The results of a walk. `photos` are RGB photos of external identities, `infrared` their generated infrared."""
+
+    world: Path
+    photos: list[Sample]
+    engine: Engine
+    infrared: list[Sample]
+    summary: Summary
+    comparison: Comparison
+    timings: Timings
+
+
+def run_walk(config: StudyConfig, out: Path) -> Walk:
+    """Runs the walk in `out`, or resumes it; `compare` writes its table, JSON and plot to `out/compare`."""
+    if config.adapter == "pocket" and config.world.seed != 0:
+        raise InputError(
+            f"the shipped adapter has the identities of world seed 0, not of seed {config.world.seed}; with --world-seed"
+            " give --adapter none"
+        )
+    timings = Timings()
+    world = out / "world"
+    with timings.stage("world"):
+        build_world(world, config.world)
+    photos = external_photos(world)
+    with timings.stage("learn"):
+        if config.adapter is None:
+            everyone = [*paired_photos(world), *photos]
+            adapter = personalize(load_bundle(config.model), everyone, out / "adapter", config.learn)
+        else:
+            adapter = learn_missing(config.model, config.adapter, photos, out / "adapter", config.learn)
+    with timings.stage("fuse and export"):
+        engine = build_engine(config.model, adapter, out, config.pairs.rows)
+    with timings.stage("pairs"):
+        made, summary = make_pairs(engine, photos, world / "market", out / "pairs", config.pairs)
+    infrared = [s for s in made if s.modality == "ir"]
+    query, gallery = heldout_sides(world)
+    arms = build_arms(world, out, infrared, config.pairs.per_camera)
+    with timings.stage("reid"):
+        comparison = compare(
+            arms, query, gallery, config.reid, config.seeds, out / "compare", baseline=BASELINES, workers=config.workers
+        )
+    return Walk(world, photos, engine, infrared, summary, comparison, timings)

@@ -10,10 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from dive_fast.data.images import decode_image
-from dive_fast.data.writers import SysuTreeWriter
+from dive_fast.data.writers import new_path
 from dive_fast.io import atomic_write, clear_disk_errors, sha256_bytes
+from dive_fast.merge.config import How
 from dive_fast.merge.inputs import Shot
-from dive_fast.merge.plan import How
 from dive_fast.synth.marks import jpeg_marks, png_marks, read_marks
 from dive_fast.types import DiveError, InputError
 
@@ -27,7 +27,7 @@ def place(root: Path, name: str, source: Path, how: How, sha256: str | None = No
     """
     if is_there(root / name):
         return
-    target = SysuTreeWriter(root).new_path(name)
+    target = new_path(root, name)
     if how == "copy":
         atomic_write(target, read_bytes(source, sha256))
         return
@@ -58,7 +58,7 @@ def place_image(root: Path, name: str, shot: Shot, how: How, three_channels: boo
         return False
     if not is_there(root / name):
         data = read_bytes(source, shot.sha256)
-        atomic_write(SysuTreeWriter(root).new_path(name), converted(data, suffix, str(source)))
+        atomic_write(new_path(root, name), converted(data, suffix, str(source)))
     return True
 
 

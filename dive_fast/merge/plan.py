@@ -8,7 +8,6 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
@@ -17,32 +16,9 @@ from dive_fast.data.layouts import NATIVE, labels_of, naming
 from dive_fast.data.names import canonical_pid, is_number, natural_key
 from dive_fast.data.sysu import read_ids
 from dive_fast.io import canonical_json
+from dive_fast.merge.config import MergeConfig
 from dive_fast.merge.inputs import Inputs, Progress, Shot, name_some
 from dive_fast.types import MODALITIES, InputError, Modality
-
-How = Literal["copy", "symlink", "link"]
-Missing = Literal["keep", "drop", "refuse"]
-
-
-@dataclass(frozen=True)
-class MergeConfig:
-    """`layout` and `how` files get there; `size` is the arrays' (height, width); `cameras` renames cameras of new names.
-
-    `missing`: what becomes of people seen in one modality only. `same_people`: a name in a dataset and elsewhere is one
-    person. `number_people`: names that are not four digits become free numbers of four digits.
-    """
-
-    layout: str
-    how: How = "copy"
-    size: tuple[int, int] = (288, 144)
-    missing: Missing = "keep"
-    same_people: bool = False
-    number_people: bool = False
-    cameras: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def arrays(self) -> bool:
-        return self.layout == "agw"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dive_fast.data.layout_names import Naming
 from dive_fast.data.layout_trees import train_and_val
 from dive_fast.data.prepare import check_space
 from dive_fast.data.sets import SetSpec, settings_of
-from dive_fast.data.writers import SysuTreeWriter
+from dive_fast.data.writers import write_ids
 from dive_fast.io import (
     atomic_path,
     canonical_json,
@@ -34,9 +34,10 @@ from dive_fast.io import (
     write_json,
     write_jsonl,
 )
+from dive_fast.merge.config import MergeConfig
 from dive_fast.merge.files import place, place_image, read_bytes
 from dive_fast.merge.inputs import Dataset, Progress
-from dive_fast.merge.plan import MergeConfig, Placed, Survey, carried, val_people
+from dive_fast.merge.plan import Placed, Survey, carried, val_people
 from dive_fast.merge.pool import in_order
 from dive_fast.types import MODALITIES, InputError, to_dict
 
@@ -196,7 +197,7 @@ def _write_sysu_lists(survey: Survey, work: Path) -> None:
     """exp/train_id.txt and val_id.txt; test_id.txt, where there is one, was carried over."""
     if survey.config.layout in ("sysu", "agw"):
         train, val = train_and_val((person.name for person in survey.people), val_people(survey))
-        SysuTreeWriter(work).write_ids(train=train, val=val or None)
+        write_ids(work, train=train, **({"val": val} if val else {}))
 
 
 def _report(survey: Survey, asked: dict[str, Any], counts: Counter[str]) -> dict[str, Any]:

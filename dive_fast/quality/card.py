@@ -14,8 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from dive_fast import __version__
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import atomic_write, read_json, sha256_bytes
+from dive_fast.quality.config import CardConfig
 from dive_fast.quality.dataset import dataset_hash
-from dive_fast.quality.sidecar import facts_path
+from dive_fast.quality.sidecar import metadata_path
 from dive_fast.synth.manifest import dataset_plan, dropped, read_manifest
 from dive_fast.types import MODALITIES, InputError, Modality
 
@@ -42,13 +43,10 @@ class Contents:
     engines: Counter[str] = field(default_factory=Counter)
 
 
-def write_card(
-    dataset: Path, *, model: Path | None = None, licence: str | None = None, contact: str | None = None
-) -> Path:
+def write_card(dataset: Path, config: CardConfig = CardConfig()) -> Path:
     """Writes README.md into the dataset, or updates its own.
 
-    `model` is the engine or fused folder that made the images; the card then names its adapter and base. Raises
-    `InputError` for a README.md that this did not write or that was edited since, and for another model.
+    Raises `InputError` for a README.md that this did not write or that was edited since, and for another model.
     """
     path = dataset / NAME
     if path.exists() and not _ours(path.read_bytes()):
@@ -67,13 +65,13 @@ def write_card(
     try:
         body = page.get_template("card.md").render(
             name=dataset.resolve().name,
-            origin=list(_origin(plan, found, model)),
+            origin=list(_origin(plan, found, config.model)),
             mode=plan.mode,
             modes=MODES,
             planned=len(plan.pairs),
             found=found,
-            licence=licence,
-            contact=contact,
+            licence=config.licence,
+            contact=config.contact,
             side_names=SIDE_NAMES,
             **_counts(found),
             **_quality(dataset),
@@ -160,11 +158,11 @@ def _counts(found: Contents) -> dict[str, Any]:
 
 
 def _quality(dataset: Path) -> dict[str, Any]:
-    facts, sets = _optional(facts_path(dataset)), _optional(dataset / "scores" / "sets.json")
+    metadata, sets = _optional(metadata_path(dataset)), _optional(dataset / "scores" / "sets.json")
     return {
-        "facts": facts,
-        "stale": facts is not None and facts["records"] != dataset_hash(dataset),
-        "scores": [] if facts is None else list(_scores(facts)),
+        "metadata": metadata,
+        "stale": metadata is not None and metadata["records"] != dataset_hash(dataset),
+        "scores": [] if metadata is None else list(_scores(metadata)),
         "filter": _optional(dataset / "filter.json"),
         "sets": sets,
         "distances": [] if sets is None else [_distance(row) for row in sets["rows"]],
@@ -181,10 +179,10 @@ def _optional(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _scores(facts: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for name, held in facts["scores"].items():
+def _scores(metadata: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, held in metadata["scores"].items():
         for side in MODALITIES:
-            made, real = (facts[kind].get(name, {}).get(side) for kind in ("made", "real"))
+            made, real = (metadata[kind].get(name, {}).get(side) for kind in ("made", "real"))
             if made:
                 yield name, SIDE_NAMES[side], "high" if held["high_is_good"] else "low", _span(made), _span(real)
 

@@ -29,7 +29,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Shard:
+class DatasetShard:
     """A finished shard: its number, the SHA-256 of its record file, and its pairs in plan order."""
 
     number: int
@@ -54,10 +54,10 @@ def shard_numbers(dataset: Path) -> list[int]:
     return found
 
 
-def read_shard(dataset: Path, number: int) -> Shard:
+def read_shard(dataset: Path, number: int) -> DatasetShard:
     """One shard's pairs; a record that is broken or leads out of the dataset raises `InputError`."""
     path = dataset / shard_name(number)
-    return Shard(number, sha256_file(path), tuple(_pair(record) for record in manifest.read_shard(path)))
+    return DatasetShard(number, sha256_file(path), tuple(_pair(record) for record in manifest.read_shard(path)))
 
 
 def records_hash(shards: Sequence[tuple[int, str]]) -> str:

@@ -1,4 +1,4 @@
-"""What set-level distances look at: the ReID net's features, or those of any TorchScript net."""
+"""Features that set-level distances compare: a ReID model's, or those of any TorchScript file."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ import torch
 from tqdm import tqdm
 
 from dive_fast.io import brief, sha256_file
-from dive_fast.quality.net import CHUNK, F32, Net
+from dive_fast.quality.reid_extractor import CHUNK, F32, ReidExtractor
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.types import DiveError, InputError, Sample
 
 
 class Extractor(Protocol):
-    """Samples to float32 [N, D]; `facts` say which."""
+    """Samples to float32 [N, D]; `metadata` identifies the features."""
 
     @property
-    def facts(self) -> dict[str, Any]: ...
+    def metadata(self) -> dict[str, Any]: ...
 
     def features(self, samples: Sequence[Sample], progress: str | None = None) -> F32: ...
 
 
 @dataclass(frozen=True)
-class NetFeatures:
-    """The ReID net's unit embeddings at length sqrt(D): entries of about 1, as the kernel of KID expects."""
+class ReidFeatures:
+    """A ReID model's unit embeddings scaled to length sqrt(D): entries of about 1, as the kernel of KID expects."""
 
-    net: Net
+    extractor: ReidExtractor
 
     @property
-    def facts(self) -> dict[str, Any]:
-        return {"kind": "reid", "sha256": self.net.facts["sha256"], "dims": self.net.dims}
+    def metadata(self) -> dict[str, Any]:
+        return {"kind": "reid", "sha256": self.extractor.metadata["sha256"], "dims": self.extractor.dims}
 
     def features(self, samples: Sequence[Sample], progress: str | None = None) -> F32:
-        return self.net.features(samples, False, progress).identity * np.float32(np.sqrt(self.net.dims))
+        return self.extractor.features(samples, False, progress).identity * np.float32(np.sqrt(self.extractor.dims))
 
 
 @dataclass(frozen=True)
 class ScriptFeatures:
-    """A TorchScript file: RGB images float32 [B, 3, H, W] in 0..1 to [B, D]. What it normalises is its own business."""
+    """A TorchScript file: RGB images float32 [B, 3, H, W] in 0..1 to [B, D]; the file normalises them itself."""
 
     module: torch.jit.ScriptModule
     height: int
     width: int
     device: str
     batch: int
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
     def features(self, samples: Sequence[Sample], progress: str | None = None) -> F32:
         parts = []
@@ -67,11 +67,13 @@ class ScriptFeatures:
         try:
             found = self.module(pixels)
         except RuntimeError as error:  # torch's own, whatever the script does
-            raise DiveError(f"extractor {self.facts['file']} fails on [B, 3, H, W] images: {brief(error)}") from error
+            raise DiveError(
+                f"extractor {self.metadata['file']} fails on [B, 3, H, W] images: {brief(error)}"
+            ) from error
         if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(pixels):
-            raise DiveError(f"extractor {self.facts['file']} must give [B, D] for [B, 3, H, W] images")
+            raise DiveError(f"extractor {self.metadata['file']} must give [B, D] for [B, 3, H, W] images")
         if not found.isfinite().all():
-            raise DiveError(f"extractor {self.facts['file']} gives numbers that are not finite")
+            raise DiveError(f"extractor {self.metadata['file']} gives numbers that are not finite")
         return found.float().cpu().numpy()
 
 
@@ -83,5 +85,5 @@ def open_script(path: Path, height: int, width: int, device: str = "cpu", batch:
         module = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise InputError(f"extractor {path} is no TorchScript file (torch.jit.save): {brief(error)}") from error
-    facts = {"kind": "torchscript", "file": path.name, "sha256": sha256_file(path), "size": f"{height}x{width}"}
-    return ScriptFeatures(module, height, width, device, batch, facts)
+    metadata = {"kind": "torchscript", "file": path.name, "sha256": sha256_file(path), "size": f"{height}x{width}"}
+    return ScriptFeatures(module, height, width, device, batch, metadata)

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import sha256_file, write_json, write_jsonl
-from dive_fast.quality.rules import Rule, Shares, Wanted, check_names, plain_rules
-from dive_fast.quality.sidecar import Scored, facts_path, read_facts, read_scored, read_scores
+from dive_fast.quality.config import FilterConfig, Threshold
+from dive_fast.quality.rules import Rule, Shares, check_names, plain_rules
+from dive_fast.quality.sidecar import Scored, metadata_path, read_metadata, read_scored, read_scores
 from dive_fast.types import MODALITIES, InputError, Modality
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ class Tally:
     _kept: dict[Modality, set[str]] = field(default_factory=lambda: {side: set() for side in MODALITIES})
     _examples: dict[tuple[str, Modality, Kind], list[tuple[float, int, Example]]] = field(default_factory=dict)
 
-    def judge(self, scored: Scored) -> list[str]:
+    def add(self, scored: Scored) -> list[str]:
         """Counts a pair and returns the reasons to drop it; none: it stays. A rejected pair is out already."""
         if not scored.pair.made:
             return []
@@ -117,22 +118,18 @@ class Tally:
         }
 
 
-def filter_dataset(
-    dataset: Path, wanted: Sequence[Wanted], *, allow_lost: bool = False, progress: bool = True
-) -> tuple[dict[str, Any], Tally]:
+def filter_dataset(dataset: Path, config: FilterConfig, *, progress: bool = True) -> tuple[dict[str, Any], Tally]:
     """Drops every pair of `dataset` that breaks a threshold and returns what `filter.json` holds, and the tally.
 
-    All pairs are judged, those too that an earlier filter dropped: a filter replaces the one before. No image is removed.
-    Raises `InputError`, and changes nothing, for a dataset that is not scored, unknown scores, and, unless `allow_lost`,
-    an identity that would be left without a modality.
+    A filter replaces the one before: it judges the pairs that an earlier one dropped, too. No image is removed. Raises
+    `InputError`, and changes nothing, for a dataset that is not scored, unknown scores, and, without `allow_lost`, an
+    identity that would be left without a modality.
     """
-    if not wanted:
-        raise InputError("filter: give a threshold (--min, --max, --keep-share), or --undo")
-    facts = read_facts(dataset)
-    check_names(wanted, facts)
-    rules = [*plain_rules(wanted, facts), *_share_rules(dataset, wanted, facts, progress)]
+    metadata, wanted = read_metadata(dataset), config.thresholds
+    check_names(wanted, metadata)
+    rules = [*plain_rules(wanted, metadata), *_share_rules(dataset, wanted, metadata, progress)]
     tally = Tally(rules)
-    write_jsonl(dataset / DROPPED, _dropped_rows(dataset, tally, allow_lost, facts["pairs"], progress))
+    write_jsonl(dataset / DROPPED, _dropped_rows(dataset, tally, config.allow_lost, metadata["pairs"], progress))
     record = _record(dataset, tally)
     write_json(dataset / RECORD, record)
     return record, tally
@@ -149,10 +146,10 @@ def undo(dataset: Path) -> int:
     return count
 
 
-def _share_rules(dataset: Path, wanted: Sequence[Wanted], facts: dict[str, Any], progress: bool) -> list[Rule]:
-    shares = Shares(wanted, facts)
+def _share_rules(dataset: Path, wanted: Sequence[Threshold], metadata: dict[str, Any], progress: bool) -> list[Rule]:
+    shares = Shares(wanted, metadata)
     if shares.wanted:
-        for scores in _bar(read_scores(dataset), facts["pairs"], "read scores", progress):
+        for scores in _bar(read_scores(dataset), metadata["pairs"], "read scores", progress):
             shares.add(scores)
     return shares.rules()
 
@@ -166,7 +163,7 @@ def _dropped_rows(
 ) -> Iterator[dict[str, Any]]:
     """The lines of dropped.jsonl. A refusal at the end leaves the file that was there as it was."""
     for scored in _bar(read_scored(dataset), total, "filter", progress):
-        reasons = tally.judge(scored)
+        reasons = tally.add(scored)
         if reasons:
             yield {"pair_id": scored.pair.pair_id, "reasons": reasons}
     lost = tally.lost()
@@ -184,7 +181,7 @@ def _record(dataset: Path, tally: Tally) -> dict[str, Any]:
     lost = tally.lost()
     return {
         "version": VERSION,
-        "scores": sha256_file(facts_path(dataset)),
+        "scores": sha256_file(metadata_path(dataset)),
         "thresholds": [
             {
                 "score": r.score,

@@ -21,9 +21,9 @@ IDENTITIES = 30  # rows of the table, most dropped first
 HEIGHT = 296  # pixels of a picture: twice what the page shows
 
 
-def write_filter_page(dataset: Path, out: Path, tally: Tally, facts: dict[str, Any]) -> Path:
-    """Writes the page; `facts` is what scores.json holds, which says where training images lie."""
-    roots = {str(entry["name"]): Path(entry["root"]) for entry in facts["sets"]["train"]}
+def write_filter_page(dataset: Path, out: Path, tally: Tally, metadata: dict[str, Any]) -> Path:
+    """Writes the page; `metadata` is what scores.json holds, which says where training images lie."""
+    roots = {str(entry["name"]): Path(entry["root"]) for entry in metadata["sets"]["train"]}
     return write_page(
         out,
         f"What the filter dropped from {dataset.name}",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dive_fast.data.sets import NamedSet, SetSpec, all_samples, read_sets, settings_of
 from dive_fast.quality.measures import centroids
-from dive_fast.quality.net import F32, Features, Net
+from dive_fast.quality.reid_extractor import F32, Features, ReidExtractor
 from dive_fast.synth.marks import read_marks
 from dive_fast.types import MODALITIES, InputError, Modality, Sample
 
@@ -83,12 +83,12 @@ def read_real(specs: Sequence[SetSpec]) -> list[NamedSet]:
     return sets
 
 
-def real_images(sets: Sequence[NamedSet], net: Net, tone: bool, progress: str | None) -> RealImages:
+def real_images(sets: Sequence[NamedSet], extractor: ReidExtractor, tone: bool, progress: str | None) -> RealImages:
     """Decodes every image of the sets and keeps its features."""
     samples = all_samples(sets)
-    return RealImages(tuple(sets), tuple(samples), net.features(samples, tone, progress))
+    return RealImages(tuple(sets), tuple(samples), extractor.features(samples, tone, progress))
 
 
-def set_facts(sets: Sequence[NamedSet]) -> list[dict[str, Any]]:
+def set_metadata(sets: Sequence[NamedSet]) -> list[dict[str, Any]]:
     """What says where a set's images lie and how they were read; `root` is of the machine that scored."""
     return [{"name": named.name, "root": str(named.spec.root.absolute()), **settings_of(named.spec)} for named in sets]

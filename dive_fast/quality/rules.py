@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from dive_fast.io import nearest
+from dive_fast.quality.config import CALIBRATED, Threshold
 from dive_fast.types import MODALITIES, InputError, Modality
-
-CALIBRATED = "calibrated"  # in place of a number: the threshold that scores.json holds
 
 
 @dataclass(frozen=True)
@@ -46,37 +44,9 @@ class Rule:
         return f"{side}{self.score} {'<=' if self.most else '>='} {self.limit:.6g}{note}"
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A threshold as asked for: `value` is a number, "calibrated", or with `share` the part of the images to keep."""
-
-    score: str
-    side: Modality | None
-    value: str
-    kind: str  # "min", "max", "keep-share"
-
-
-def parse(kind: str, text: str) -> Wanted:
-    """ "[SIDE.]SCORE=VALUE", as identity=0.1, ir.modality=0.5, memorisation=calibrated."""
-    match = re.fullmatch(r"(?:(rgb|ir)\.)?([a-z_]+)=(\S+)", text)
-    value = match[3] if match else ""
-    if not match or not (_number(value) or (value == CALIBRATED and kind == "max")):
-        raise InputError(
-            f"--{kind} {text!r} is not [SIDE.]SCORE=NUMBER, as identity=0.1 or ir.modality=0.5"
-            + (f", or SCORE={CALIBRATED}" if kind == "max" else "")
-        )
-    if kind == "keep-share" and not 0 < float(value) <= 1:
-        raise InputError(f"--keep-share {text!r}: a share is above 0 and at most 1")
-    return Wanted(match[2], match[1], value, kind)  # type: ignore[arg-type]
-
-
-def _number(text: str) -> bool:
-    return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", text) is not None
-
-
-def check_names(wanted: Iterable[Wanted], facts: Mapping[str, Any]) -> None:
+def check_names(wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> None:
     """Raises `InputError` for scores that the dataset does not have."""
-    known = facts["scores"]
+    known = metadata["scores"]
     for rule in wanted:
         if rule.score not in known:
             raise InputError(
@@ -84,21 +54,21 @@ def check_names(wanted: Iterable[Wanted], facts: Mapping[str, Any]) -> None:
             )
 
 
-def plain_rules(wanted: Iterable[Wanted], facts: Mapping[str, Any]) -> list[Rule]:
+def plain_rules(wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> list[Rule]:
     """The rules whose limit needs no look at the dataset's own scores."""
     rules: list[Rule] = []
     for one in wanted:
         if one.kind == "keep-share":
             continue
         if one.value == CALIBRATED:
-            rules += _calibrated(one, facts)
+            rules += _calibrated(one, metadata)
         else:
             rules.append(Rule(one.score, float(one.value), one.kind == "max", one.side))
     return rules
 
 
-def _calibrated(one: Wanted, facts: Mapping[str, Any]) -> list[Rule]:
-    held = facts.get("thresholds", {}).get(one.score, {})
+def _calibrated(one: Threshold, metadata: Mapping[str, Any]) -> list[Rule]:
+    held = metadata.get("thresholds", {}).get(one.score, {})
     sides = [side for side in MODALITIES if side in held and one.side in (None, side)]
     if not sides:
         raise InputError(f"--max {one.score}={CALIBRATED}: scores.json holds no threshold for it; give a number")
@@ -120,9 +90,9 @@ class Shares:
     A pair counts by the worse of its sides. Pairs at the limit are kept, so ties may keep a few more.
     """
 
-    def __init__(self, wanted: Iterable[Wanted], facts: Mapping[str, Any]) -> None:
+    def __init__(self, wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> None:
         self.wanted = [one for one in wanted if one.kind == "keep-share"]
-        self._most = [not facts["scores"][one.score]["high_is_good"] for one in self.wanted]
+        self._most = [not metadata["scores"][one.score]["high_is_good"] for one in self.wanted]
         self._values = [array("d") for _ in self.wanted]
 
     def add(self, scores: Mapping[Modality, Mapping[str, float]]) -> None:

@@ -1,7 +1,7 @@
 """Scoring a dataset: shard after shard, safe to stop, in memory that does not grow with the number of pairs.
 
-First every shard's images are looked at once, and what came of it is kept (`store`). Then diversity is computed identity
-by identity, and the score files are written, `scores.json` last.
+First each shard's features and scores are computed and stored (`store`). Then diversity is computed identity by identity,
+and the score files are written, `scores.json` last.
 """
 
 from __future__ import annotations
@@ -27,34 +27,19 @@ from dive_fast.io import (
     write_json,
     write_jsonl,
 )
-from dive_fast.quality.dataset import Shard, dataset_hash, read_shard, records_hash, shard_numbers
-from dive_fast.quality.judge import MEANINGS, PER_IMAGE, QUANTILES, Judge
+from dive_fast.quality.config import MEANINGS, ScoreConfig
+from dive_fast.quality.dataset import DatasetShard, dataset_hash, read_shard, records_hash, shard_numbers
 from dive_fast.quality.measures import F32, nearest_other
-from dive_fast.quality.net import Net, open_net
-from dive_fast.quality.real import read_real, real_images, set_facts
-from dive_fast.quality.sidecar import VERSION, facts_path, nearest_path, scores_path
-from dive_fast.quality.spread import Spread
+from dive_fast.quality.quantiles import RunningQuantiles
+from dive_fast.quality.real import read_real, real_images, set_metadata
+from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
+from dive_fast.quality.scorer import PER_IMAGE, Scorer
+from dive_fast.quality.sidecar import VERSION, metadata_path, nearest_path, scores_path
 from dive_fast.quality.store import FeatureStore, Stored
 from dive_fast.reid.data.dataset import fingerprint
 from dive_fast.types import MODALITIES, DiveError, InputError, Modality
 
 Group = tuple[str, str]  # identity and camera
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """`scores` to give; `percentile` of the memorisation threshold; `batch` images a call of the net."""
-
-    scores: tuple[str, ...] = tuple(MEANINGS)
-    percentile: float = 99.9
-    batch: int = 128
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.scores if name not in MEANINGS]
-        if unknown or not self.scores:
-            raise InputError(f"scores must be some of {', '.join(MEANINGS)}, got {list(self.scores)}")
-        if not 50 <= self.percentile <= 100:
-            raise InputError(f"percentile must be within 50..100, got {self.percentile}")
 
 
 def score_dataset(
@@ -68,23 +53,28 @@ def score_dataset(
     device: str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores every generated image of `dataset` by the net in `checkpoint`, and returns what `scores.json` then holds.
+    """Scores every generated image of `dataset` by the ReID model in `checkpoint` and returns the content of `scores.json`.
 
     `real` are the sets that identities and modalities are known from, `train` those that the generator learned from (by
-    default the same). A rerun looks only at shards that are new or changed; with another net, other sets or other
+    default the same). A rerun looks only at shards that are new or changed; with another model, other sets or other
     settings it raises `InputError`, unless `again`, which throws the old scores away.
-    Raises `InputError` before any work for a net that saw synthetic images and sets that lack people or modalities.
+    Raises `InputError` before any work for a model that saw synthetic images and sets that lack people or modalities.
     """
     shard_numbers(dataset)
-    net = open_net(checkpoint, device, config.batch)
+    extractor = open_extractor(checkpoint, device, config.batch)
     sets = read_real(real), read_real(train or real)
-    settings = _settings(net, sets, config)
+    settings = _settings(extractor, sets, config)
     with _claimed(dataset):
         _check_settings(dataset, settings, again)
-        facts = _known_facts(dataset)
-        if facts is not None and not again and facts.get("records") == dataset_hash(dataset) and _complete(dataset):
-            return facts
-        run = _Run(dataset, net, _judge(dataset, net, sets, config, progress), settings, progress)
+        metadata = _known_metadata(dataset)
+        if (
+            metadata is not None
+            and not again
+            and metadata.get("records") == dataset_hash(dataset)
+            and _complete(dataset)
+        ):
+            return metadata
+        run = _Run(dataset, extractor, _scorer(dataset, extractor, sets, config, progress), settings, progress)
         if again:
             _clear(dataset)
         write_json(_settings_path(dataset), settings)
@@ -97,12 +87,14 @@ def score_dataset(
             ) from error
 
 
-def _settings(net: Net, sets: tuple[list[NamedSet], list[NamedSet]], config: ScoreConfig) -> dict[str, Any]:
+def _settings(
+    extractor: ReidExtractor, sets: tuple[list[NamedSet], list[NamedSet]], config: ScoreConfig
+) -> dict[str, Any]:
     """What another run must share to go on with this one's files; not where the images lie."""
     real, train = sets
     known = fingerprint(all_samples(real))
     return {
-        "net": net.facts["sha256"],
+        "net": extractor.metadata["sha256"],
         "real": known,
         "train": known if train is real else fingerprint(all_samples(train)),
         "scores": [name for name in MEANINGS if name in config.scores],
@@ -129,8 +121,8 @@ def _claimed(dataset: Path) -> Iterator[None]:
 
 def _check_settings(dataset: Path, settings: dict[str, Any], again: bool) -> None:
     """Raises `InputError` when scores/ is of other settings, unless those scores are to be thrown away."""
-    path, facts = _settings_path(dataset), _known_facts(dataset)
-    held = facts["settings"] if facts is not None else settings
+    path, metadata = _settings_path(dataset), _known_metadata(dataset)
+    held = metadata["settings"] if metadata is not None else settings
     if path.exists():  # of a run that was stopped, too
         held = read_json(path, "score settings")
     if canonical_json(held) != canonical_json(settings) and not again:
@@ -139,15 +131,15 @@ def _check_settings(dataset: Path, settings: dict[str, Any], again: bool) -> Non
         )
 
 
-def _known_facts(dataset: Path) -> dict[str, Any] | None:
+def _known_metadata(dataset: Path) -> dict[str, Any] | None:
     """What scores.json holds; None when there is none. Whatever else lies there raises `InputError`."""
-    path = facts_path(dataset)
+    path = metadata_path(dataset)
     if not path.is_file():
         return None
-    facts = read_json(path, "scores")
-    if not isinstance(facts, dict) or not isinstance(facts.get("settings"), dict):
+    metadata = read_json(path, "scores")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("settings"), dict):
         raise InputError(f"{path} is not what dive-fast score wrote; move it away and score again")
-    return facts
+    return metadata
 
 
 def _complete(dataset: Path) -> bool:
@@ -155,14 +147,14 @@ def _complete(dataset: Path) -> bool:
 
 
 def _difference(held: object, settings: dict[str, Any]) -> str:
-    names = {"net": "another net", "real": "other real images", "train": "other training images"}
+    names = {"net": "another ReID model", "real": "other real images", "train": "other training images"}
     changed = [key for key in settings if not isinstance(held, dict) or held.get(key) != settings[key]]
     return ", ".join(names.get(key, f"another {key}") for key in changed)
 
 
 def _clear(dataset: Path) -> None:
     """Removes score files, and nothing that has another name than they."""
-    facts_path(dataset).unlink(missing_ok=True)
+    metadata_path(dataset).unlink(missing_ok=True)
     for folder, suffix in ((dataset / "scores", ".jsonl"), (dataset / "scores" / "nearest", ".jsonl"),
                            (FeatureStore(dataset).folder, ".npz")):  # fmt: skip
         for entry in list(os.scandir(folder)) if folder.is_dir() else []:
@@ -171,34 +163,38 @@ def _clear(dataset: Path) -> None:
                 os.unlink(entry.path)
 
 
-def _judge(
-    dataset: Path, net: Net, sets: tuple[list[NamedSet], list[NamedSet]], config: ScoreConfig, progress: bool
-) -> Judge:
-    """The judge of this dataset; whatever the real sets lack is said before a generated image is opened."""
+def _scorer(
+    dataset: Path,
+    extractor: ReidExtractor,
+    sets: tuple[list[NamedSet], list[NamedSet]],
+    config: ScoreConfig,
+    progress: bool,
+) -> Scorer:
+    """The scorer of this dataset; raises for what the real sets lack before a generated image is opened."""
     real, train = sets
-    known = real_images(real, net, "modality" in config.scores, "real images" if progress else None)
+    known = real_images(real, extractor, "modality" in config.scores, "real images" if progress else None)
     same = [named.spec for named in train] == [named.spec for named in real]
-    learned = known if same else real_images(train, net, False, "training images" if progress else None)
-    judge = Judge(known, learned, frozenset(config.scores), config.percentile)
+    learned = known if same else real_images(train, extractor, False, "training images" if progress else None)
+    scorer = Scorer(known, learned, frozenset(config.scores), config.percentile)
     pids: set[str] = set()
     sides: set[Modality] = set()
     for number in shard_numbers(dataset):
         for pair, side in read_shard(dataset, number).made:
             pids.add(pair.pid)
             sides.add(side)
-    judge.check(pids, sides)
-    return judge
+    scorer.check(pids, sides)
+    return scorer
 
 
 @dataclass(frozen=True)
 class _Run:
     dataset: Path
-    net: Net
-    judge: Judge
+    extractor: ReidExtractor
+    scorer: Scorer
     settings: dict[str, Any]
     progress: bool
 
-    def key(self, shard: Shard) -> str:
+    def key(self, shard: DatasetShard) -> str:
         """What decides a shard's features and scores by image; a shard that was made anew has another."""
         return sha256_bytes(canonical_json([self.settings, shard.number, shard.sha256]).encode())
 
@@ -213,16 +209,16 @@ class _Run:
                 store.write(number, self.key(shard), self._see(shard))
         return found
 
-    def _see(self, shard: Shard) -> Stored:
+    def _see(self, shard: DatasetShard) -> Stored:
         made = shard.made
         if not made:
             empty = np.empty((0, len(PER_IMAGE)), np.float32)
-            return Stored(np.empty((0, self.net.dims), np.float32), empty, np.empty(0, np.int64))
-        features = self.net.features(shard.samples(self.dataset), "modality" in self.judge.wanted)
-        values, neighbour = self.judge.values(features, [pair.pid for pair, _ in made], [side for _, side in made])
+            return Stored(np.empty((0, self.extractor.dims), np.float32), empty, np.empty(0, np.int64))
+        features = self.extractor.features(shard.samples(self.dataset), "modality" in self.scorer.wanted)
+        values, neighbour = self.scorer.values(features, [pair.pid for pair, _ in made], [side for _, side in made])
         return Stored(features.identity, values, neighbour)
 
-    def stored(self, shard: Shard) -> Stored:
+    def stored(self, shard: DatasetShard) -> Stored:
         """What is kept of the shard; a damaged file is made again."""
         store = FeatureStore(self.dataset)
         kept = store.read(shard.number, self.key(shard), len(shard.made))
@@ -234,11 +230,11 @@ class _Run:
     def write(self, shards: Sequence[tuple[int, str]], sets: tuple[list[NamedSet], list[NamedSet]]) -> dict[str, Any]:
         """Writes every score file and then `scores.json`, whose content is returned."""
         numbers = [number for number, _ in shards]
-        diversity = iter(self._diversity(numbers)) if "diversity" in self.judge.wanted else None
-        spreads: dict[tuple[str, Modality], Spread] = {}
+        diversity = iter(self._diversity(numbers)) if "diversity" in self.scorer.wanted else None
+        quantiles_of: dict[tuple[str, Modality], RunningQuantiles] = {}
         over: Counter[Modality] = Counter()
-        thresholds = self.judge.thresholds()
-        limits = {side: facts["value"] for side, facts in thresholds["memorisation"].items()}
+        thresholds = self.scorer.thresholds()
+        limits = {side: metadata["value"] for side, metadata in thresholds["memorisation"].items()}
         pairs = 0
         for number in tqdm(numbers, desc="write scores", unit="shard", disable=not self.progress, leave=False):
             shard = read_shard(self.dataset, number)
@@ -249,28 +245,28 @@ class _Run:
                 for side in MODALITIES:
                     of_side = column[sides == side] if len(sides) else column
                     if len(of_side) and not np.isnan(of_side).all():
-                        spreads.setdefault((name, side), Spread()).add(of_side)
+                        quantiles_of.setdefault((name, side), RunningQuantiles()).add(of_side)
                         if name == "memorisation" and side in limits:
                             over[side] += int((of_side > limits[side]).sum())
             write_jsonl(scores_path(self.dataset, number), _rows(shard, columns))
-        for side, facts in thresholds["memorisation"].items():
-            facts["over"] = over[side]
-        facts = self._facts(spreads, thresholds, sets) | {
+        for side, metadata in thresholds["memorisation"].items():
+            metadata["over"] = over[side]
+        metadata = self._metadata(quantiles_of, thresholds, sets) | {
             "pairs": pairs,
             "shards": len(numbers),
             "records": records_hash(shards),
         }
-        write_json(facts_path(self.dataset), facts)
-        return facts
+        write_json(metadata_path(self.dataset), metadata)
+        return metadata
 
-    def _columns(self, shard: Shard, diversity: F32 | None) -> dict[str, F32]:
+    def _columns(self, shard: DatasetShard, diversity: F32 | None) -> dict[str, F32]:
         """The scores of a shard by name, NaN where there is none; writes down the nearest training images beside."""
         kept = self.stored(shard)
-        columns = {name: kept.values[:, n] for n, name in enumerate(PER_IMAGE) if name in self.judge.wanted}
+        columns = {name: kept.values[:, n] for n, name in enumerate(PER_IMAGE) if name in self.scorer.wanted}
         if diversity is not None:
             columns["diversity"] = diversity
-        if "memorisation" in self.judge.wanted:
-            names = [self.judge.train.names[at] for at in kept.nearest]
+        if "memorisation" in self.scorer.wanted:
+            names = [self.scorer.train.names[at] for at in kept.nearest]
             write_jsonl(nearest_path(self.dataset, shard.number), _by_pair(shard, names))
         return columns
 
@@ -298,35 +294,35 @@ class _Run:
             while queue and waiting.get(queue[0]) == 0:
                 yield values.pop(queue.popleft())
 
-    def _facts(
+    def _metadata(
         self,
-        spreads: dict[tuple[str, Modality], Spread],
+        quantiles_of: dict[tuple[str, Modality], RunningQuantiles],
         thresholds: dict[str, Any],
         sets: tuple[list[NamedSet], list[NamedSet]],
     ) -> dict[str, Any]:
         made: dict[str, dict[str, Any]] = {}
-        for (name, side), spread in sorted(spreads.items()):
-            made.setdefault(name, {})[side] = spread.quantiles(QUANTILES)
-        report = self.judge.probe_report
+        for (name, side), running in sorted(quantiles_of.items()):
+            made.setdefault(name, {})[side] = running.quantiles()
+        report = self.scorer.probe_report
         probe = None if report is None else {"auc": round(report.auc, 4), "accuracy": round(report.accuracy, 4)}
         return {
             "version": VERSION,
-            "net": self.net.facts,
+            "net": self.extractor.metadata,
             "settings": self.settings,
-            "sets": {"real": set_facts(sets[0]), "train": set_facts(sets[1])},
+            "sets": {"real": set_metadata(sets[0]), "train": set_metadata(sets[1])},
             "scores": {
                 name: {"meaning": meaning, "high_is_good": good}
                 for name, (meaning, good) in MEANINGS.items()
-                if name in self.judge.wanted
+                if name in self.scorer.wanted
             },
             "thresholds": thresholds,
             "probe": probe,
-            "real": self.judge.on_real(),
+            "real": self.scorer.on_real(),
             "made": made,
         }
 
 
-def _groups(shard: Shard) -> list[Group]:
+def _groups(shard: DatasetShard) -> list[Group]:
     return [(pair.pid, pair.cameras[side]) for pair, side in shard.made]
 
 
@@ -343,7 +339,7 @@ def _finish(parts: list[tuple[F32, int, np.ndarray]], values: dict[int, F32], wa
         start += len(part)
 
 
-def _rows(shard: Shard, columns: dict[str, F32]) -> Iterator[dict[str, Any]]:
+def _rows(shard: DatasetShard, columns: dict[str, F32]) -> Iterator[dict[str, Any]]:
     by_row = [
         {name: round(float(column[row]), 5) for name, column in columns.items() if not np.isnan(column[row])}
         for row in range(len(shard.made))
@@ -351,7 +347,7 @@ def _rows(shard: Shard, columns: dict[str, F32]) -> Iterator[dict[str, Any]]:
     return _by_pair(shard, by_row, {})
 
 
-def _by_pair(shard: Shard, values: Sequence[Any], absent: Any = None) -> Iterator[dict[str, Any]]:
+def _by_pair(shard: DatasetShard, values: Sequence[Any], absent: Any = None) -> Iterator[dict[str, Any]]:
     """A line for every pair, with the value of each generated side; a photo side has `absent`, or is absent if None."""
     row = 0
     for pair in shard.pairs:

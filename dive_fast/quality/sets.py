@@ -8,19 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
+from dive_fast.data.counts import align
 from dive_fast.data.names import natural_key
 from dive_fast.data.sets import NamedSet, SetSpec, all_samples
 from dive_fast.io import write_json
+from dive_fast.quality.config import FEWEST, CompareConfig
 from dive_fast.quality.dataset import dataset_hash, read_shard, shard_numbers
 from dive_fast.quality.distances import frechet, kid, moments
 from dive_fast.quality.extractor import Extractor
-from dive_fast.quality.net import F32
-from dive_fast.quality.real import read_real, set_facts
+from dive_fast.quality.real import read_real, set_metadata
+from dive_fast.quality.reid_extractor import F32
 from dive_fast.synth.manifest import dropped
 from dive_fast.types import MODALITIES, InputError, Modality, Sample, to_dict
 
 ALL = "all"
-FEWEST = 4  # images of a set: two blocks of two
 
 
 @dataclass(frozen=True)
@@ -54,24 +55,19 @@ def compare_sets(
     dataset: Path,
     real: Sequence[SetSpec],
     extractor: Extractor,
+    config: CompareConfig = CompareConfig(),
     *,
-    most: int = 50_000,
-    seed: int = 0,
-    kept_only: bool = False,
     out: Path | None = None,
     progress: bool = True,
 ) -> tuple[list[SetDistance], list[str]]:
     """Distances of `dataset`'s generated images to `real` ones, and the cameras that have no real images.
 
-    Of each camera at most `most` images of each set are looked at, drawn by `seed`; `kept_only` leaves out what a filter
-    dropped. A row "all" of a modality holds those of its cameras that both sets have, one after the other.
+    A row "all" of a modality joins those of its cameras that both sets have.
     `out`, by default scores/sets.json, gets the rows as JSON. Raises `InputError` when no camera is in both sets.
     """
-    if most < FEWEST:
-        raise InputError(f"compare-sets needs at least {FEWEST} images of a camera, got --most {most}")
     sets = read_real(real)
-    made = _sampled(dataset, most, seed, kept_only)
-    known = _real_by_camera(sets, made, most, seed)
+    made = _sampled(dataset, config)
+    known = _real_by_camera(sets, made, config)
     lacking = [camera for camera in made if len(known.get(camera, [])) < FEWEST or len(made[camera]) < FEWEST]
     cameras = [camera for camera in made if camera not in lacking]
     if not cameras:
@@ -79,17 +75,15 @@ def compare_sets(
             f"no camera has {FEWEST} images in {dataset} and in the real sets; the dataset has {', '.join(made)}: give a "
             "real set with those cameras"
         )
-    rows = list(_rows({camera: (made[camera], known[camera]) for camera in cameras}, extractor, seed, progress))
+    rows = list(_rows({camera: (made[camera], known[camera]) for camera in cameras}, extractor, config.seed, progress))
     write_json(
         out or dataset / "scores" / "sets.json",
         {
             "version": 1,
             "records": dataset_hash(dataset),
-            "extractor": extractor.facts,
-            "sets": set_facts(sets),
-            "most": most,
-            "seed": seed,
-            "kept_only": kept_only,
+            "extractor": extractor.metadata,
+            "sets": set_metadata(sets),
+            **to_dict(config),
             "rows": [to_dict(row) for row in rows],
             "cameras_without_real": lacking,
         },
@@ -97,10 +91,10 @@ def compare_sets(
     return rows, lacking
 
 
-def _sampled(dataset: Path, most: int, seed: int, kept_only: bool) -> dict[str, list[Sample]]:
+def _sampled(dataset: Path, config: CompareConfig) -> dict[str, list[Sample]]:
     """By camera at most `most` generated images, by Algorithm R (Vitter 1985): one walk, whatever the dataset's size."""
-    gone = dropped(dataset) if kept_only else set()
-    random, seen = np.random.default_rng(seed), dict[str, int]()
+    gone = dropped(dataset) if config.kept_only else set()
+    random, seen = np.random.default_rng(config.seed), dict[str, int]()
     held: dict[str, list[Sample]] = {}
     for number in shard_numbers(dataset):
         for pair, side in read_shard(dataset, number).made:
@@ -109,25 +103,29 @@ def _sampled(dataset: Path, most: int, seed: int, kept_only: bool) -> dict[str, 
                 continue
             seen[camera] = seen.get(camera, 0) + 1
             kept = held.setdefault(camera, [])
-            if len(kept) < most:
+            if len(kept) < config.most:
                 kept.append(pair.sample(dataset, side))
-            elif (place := int(random.integers(seen[camera]))) < most:
+            elif (place := int(random.integers(seen[camera]))) < config.most:
                 kept[place] = pair.sample(dataset, side)
     if not held:
-        raise InputError(f"dataset {dataset} has no generated image" + (" that the filter kept" if kept_only else ""))
+        raise InputError(
+            f"dataset {dataset} has no generated image" + (" that the filter kept" if config.kept_only else "")
+        )
     return {camera: held[camera] for camera in sorted(held, key=natural_key)}
 
 
 def _real_by_camera(
-    sets: Sequence[NamedSet], made: dict[str, list[Sample]], most: int, seed: int
+    sets: Sequence[NamedSet], made: dict[str, list[Sample]], config: CompareConfig
 ) -> dict[str, list[Sample]]:
     """Real images of the cameras in `made`, of the same modality; at most `most` of each."""
-    random, found = np.random.default_rng([seed, 1]), dict[str, list[Sample]]()
+    random, found = np.random.default_rng([config.seed, 1]), dict[str, list[Sample]]()
     for sample in all_samples(sets):
         if sample.camera in made and sample.modality == made[sample.camera][0].modality:
             found.setdefault(sample.camera, []).append(sample)
     return {
-        camera: listed if len(listed) <= most else [listed[n] for n in sorted(random.choice(len(listed), most, False))]
+        camera: listed
+        if len(listed) <= config.most
+        else [listed[n] for n in sorted(random.choice(len(listed), config.most, False))]
         for camera, listed in found.items()
     }
 
@@ -177,20 +175,19 @@ def _halves(real: F32, pids: Sequence[str], seed: int) -> tuple[F32, F32] | None
 def table(rows: Sequence[SetDistance]) -> str:
     """The rows as aligned text; KID times 1,000, as papers give it."""
     lines = [("camera", "side", "made", "real", "KID x1000", "+-", "FID", "real KID x1000", "real FID")]
-    lines += [
-        (row.camera, row.side, f"{row.made:,}", f"{row.real:,}", _figure(row.kid, 1000), _figure(row.kid_error, 1000),
-         _figure(row.fid) + ("*" if row.rank_deficient else ""), _figure(row.real_kid, 1000), _figure(row.real_fid))
-        for row in rows
-    ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = "<<" + ">" * (len(widths) - 2)
-    text = ["  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip() for line in lines]
+    for row in rows:
+        fid = _figure(row.fid) + ("*" if row.rank_deficient else "")
+        value, error, real = (_figure(kid, 1000) for kid in (row.kid, row.kid_error, row.real_kid))
+        lines.append(
+            (row.camera, row.side, f"{row.made:,}", f"{row.real:,}", value, error, fid, real, _figure(row.real_fid))
+        )
+    text = align(lines, "<<>>>>>>>")
     notes = ["FID is biased upward for few images, by about 1/N: compare it only at equal N, and prefer KID."]
     if any(row.rank_deficient for row in rows):
         notes.append(
             f"* no more images than the {rows[0].dims} dimensions: the covariance has no full rank, FID is mostly bias."
         )
-    return "\n".join([*text, *notes])
+    return "\n".join([text, *notes])
 
 
 def _figure(value: float | None, scale: float = 1) -> str:

@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 
 from dive_fast.io import atomic_path
 from dive_fast.quality.measures import unit
-from dive_fast.quality.net import F32
-
-KEY_LENGTH = 64
+from dive_fast.quality.reid_extractor import F32
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Rows in the order of `Shard.made`: features [n, D], scores [n, k], and each one's nearest training image."""
+    """Rows in the order of `DatasetShard.made`: features [n, D], scores [n, k], and each one's nearest training image."""
 
     features: F32
     values: F32
@@ -26,7 +24,7 @@ class Stored:
 
 
 class FeatureStore:
-    """scores/features/NNNNN.npz, features in half precision: 2 D bytes an image, 576 with the pocket net.
+    """scores/features/NNNNN.npz, features in half precision: 2 D bytes an image, 576 with the pocket ReID model.
 
     A shard's file names what it was made by and from (`key`); one of another key, or a damaged one, counts as missing.
     """

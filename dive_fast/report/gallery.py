@@ -17,11 +17,13 @@ from tqdm import tqdm
 from dive_fast.io import atomic_write, claim_folder, clear_disk_errors
 from dive_fast.report import thumbs
 from dive_fast.report.chunks import BLOCK, RECORDS, write_chunk
+from dive_fast.report.config import ReportConfig
 from dive_fast.report.plots import can_plot, plot_scores, plot_throughput, when
 from dive_fast.report.rows import DatasetRows, Meaning, score_meanings
 from dive_fast.report.tally import STATUS
 from dive_fast.report.throughput import TIMES, Throughput, read_times, throughput
 from dive_fast.report.walk import Walk
+from dive_fast.synth.manifest import DROPPED
 from dive_fast.types import InputError
 
 FORMAT = 1
@@ -46,18 +48,16 @@ class GallerySummary:
 def write_gallery(
     dataset: Path,
     out: Path,
+    config: ReportConfig = ReportConfig(),
     *,
-    workers: int | None = None,
     problems: Sequence[str] | None = None,
     progress: bool = True,
 ) -> GallerySummary:
     """Writes the gallery of `dataset` into the folder `out`; run again, it makes only the thumbnails that changed.
 
-    `workers` processes make thumbnails (None: a few). `problems` are what verify found, None: it was not asked.
+    `problems` are what verify found; None if it did not run.
     Raises `InputError` for a dataset without finished pairs, and for an `out` that holds anything else.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers must be at least 1, got {workers}")
     rows = DatasetRows(dataset)
     meanings = score_meanings(dataset)
     if next((True for shard in rows if shard.rows), None) is None:
@@ -65,7 +65,7 @@ def write_gallery(
     claim = {"format": FORMAT, "plan_id": rows.plan.plan_id}
     with claim_folder(out, "report.json", claim, "report", [rows.dataset]), clear_disk_errors(out):
         walk = Walk(rows, out)
-        packs = thumbs.make_packs(walk.jobs(), workers or thumbs.default_workers())
+        packs = thumbs.make_packs(walk.jobs(), config.workers or thumbs.default_workers())
         with tqdm(total=len(rows.plan.pairs), desc="report", unit="pair", disable=not progress) as bar:
             for pack in packs:
                 walk.add(pack)
@@ -76,11 +76,11 @@ def write_gallery(
         notes = _notes(rows, walk, missing, damaged)
         rates = throughput(read_times(dataset) or walk.events)
         index = {
-            **_facts(rows, walk, out),
+            **_metadata(rows, walk, out),
             "missing": missing,
             "damaged": damaged,
             "scores": _scores(walk, meanings),
-            "throughput": _throughput_facts(dataset, rates),
+            "throughput": _throughput_metadata(dataset, rates),
             "plots": _plots(walk, out / "plots", rates) if can_plot() else [],
             "problems": None if problems is None else list(problems),
             "notes": notes if can_plot() else [*notes, NO_PLOTS],
@@ -97,7 +97,7 @@ def write_gallery(
     )
 
 
-def _facts(rows: DatasetRows, walk: Walk, out: Path) -> dict[str, Any]:
+def _metadata(rows: DatasetRows, walk: Walk, out: Path) -> dict[str, Any]:
     plan, tally = rows.plan, walk.tally
     settings = ("plan_id", "mode", "model_fingerprint", "seed", "precision", "strength", "height", "width")
     return {
@@ -136,7 +136,9 @@ def _notes(rows: DatasetRows, walk: Walk, missing: int, damaged: int) -> list[st
         f"unfinished: {pairs:,} of {planned:,} planned pairs are made; run synth again to finish it": pairs < planned,
         f"{missing:,} images are missing; dive-fast verify says which": missing,
         f"{damaged:,} images cannot be read; dive-fast verify says which": damaged,
-        f"dropped.jsonl names {rows.strays:,} pairs that are not in the dataset; filter again": rows.strays,
+        f"dropped.jsonl names {rows.strays[DROPPED]:,} pairs that are not in the dataset; filter again": rows.strays[
+            DROPPED
+        ],
     }
     return [note for note, true in found.items() if true]
 
@@ -147,7 +149,7 @@ def _scores(walk: Walk, meanings: dict[str, Meaning]) -> list[dict[str, Any]]:
             **key._asdict(),
             **asdict(meanings.get(key.name, Meaning())),
             "column": score.column,
-            "blocks": walk.facts.blocks[score.column],
+            "blocks": walk.numbers.blocks[score.column],
             "count": score.count,
             "mean": score.total / score.count,
             "low": score.low,
@@ -157,7 +159,7 @@ def _scores(walk: Walk, meanings: dict[str, Meaning]) -> list[dict[str, Any]]:
     ]
 
 
-def _throughput_facts(dataset: Path, rates: Throughput | None) -> dict[str, Any] | None:
+def _throughput_metadata(dataset: Path, rates: Throughput | None) -> dict[str, Any] | None:
     if rates is None:
         return None
     return {
@@ -172,7 +174,7 @@ def _throughput_facts(dataset: Path, rates: Throughput | None) -> dict[str, Any]
 
 def _plots(walk: Walk, folder: Path, rates: Throughput | None) -> list[dict[str, str]]:
     cameras = list(walk.tally.cameras)
-    plots = plot_scores(folder, walk.tally.scores, cameras, walk.facts)
+    plots = plot_scores(folder, walk.tally.scores, cameras, walk.numbers)
     return plots if rates is None else [*plots, plot_throughput(folder, rates)]
 
 

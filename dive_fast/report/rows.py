@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,9 +14,10 @@ from typing import Any, NamedTuple
 from dive_fast.io import read_json, read_jsonl
 from dive_fast.synth.manifest import DROPPED, dataset_plan, read_shard, shard_files
 from dive_fast.synth.planfile import SynthesisPlan
-from dive_fast.types import MODALITIES, InputError, PairRecord
+from dive_fast.types import MODALITIES, InputError, Modality, PairRecord
 
 SIDES = ("pair", *MODALITIES)
+SideScores = dict[Modality, dict[str, float]]
 
 
 class ScoreKey(NamedTuple):
@@ -35,7 +37,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardRows:
     """The rows of one shard; `written` is when its file was, in Unix seconds."""
 
     rows: list[Row]
@@ -51,29 +53,38 @@ class Meaning:
 
 
 class DatasetRows:
-    """Iterates over the shards of a dataset in plan order; memory for one shard, whatever the dataset.
+    """Iterates over the shards of a dataset in plan order, one shard in memory at a time.
 
-    `strays` counts, once it is read, the lines of dropped.jsonl about pairs that the dataset does not hold.
+    `strays` counts, after a whole pass, the lines of dropped.jsonl and of scores/ about pairs that the dataset lacks.
     Raises `InputError` for no plan, a broken shard, or broken scores.
     """
 
     def __init__(self, dataset: Path) -> None:
         self.dataset = dataset
         self.plan = dataset_plan(dataset)
-        self.strays = 0
+        self.strays: Counter[str] = Counter()
 
-    def __iter__(self) -> Iterator[Shard]:
-        self.strays = 0
+    def __iter__(self) -> Iterator[ShardRows]:
+        self.strays.clear()
         drops = _Drops(self.dataset, self.plan)
         for path in shard_files(self.dataset):
             records = list(read_shard(path))
-            scores = _shard_scores(self.dataset, path.name)
-            reasons = drops.of(records)
-            yield Shard(
-                [Row(record, _scores(record, scores), reasons.get(record.spec.pair_id)) for record in records],
-                path.stat().st_mtime,
-            )
-        self.strays = drops.strays()
+            scored = self.dataset / "scores" / path.name
+            scores = dict(score_lines(scored)) if scored.exists() else {}
+            reasons = drops.reasons(records)
+            rows = [_row(record, scores.pop(record.spec.pair_id, {}), reasons) for record in records]
+            self.strays["scores"] += len(scores)
+            yield ShardRows(rows, path.stat().st_mtime)
+        self.strays[DROPPED] = drops.strays()
+
+
+def _row(record: PairRecord, scores: SideScores, reasons: dict[str, list[str]]) -> Row:
+    sides: dict[str, dict[str, float]] = {"pair": record.scores, **scores}
+    return Row(
+        record,
+        {ScoreKey(side, name): float(value) for side, named in sides.items() for name, value in named.items()},
+        reasons.get(record.spec.pair_id),
+    )
 
 
 def score_meanings(dataset: Path) -> dict[str, Meaning]:
@@ -95,42 +106,24 @@ def _meaning(entry: Any) -> Meaning:
     return Meaning(str(entry.get("meaning", "")), good if isinstance(good, bool) else None)
 
 
-def _scores(record: PairRecord, scored: dict[str, dict[ScoreKey, float]]) -> dict[ScoreKey, float]:
-    own = {ScoreKey("pair", name): value for name, value in record.scores.items()}
-    return own | scored.get(record.spec.pair_id, {})
-
-
-def _shard_scores(dataset: Path, name: str) -> dict[str, dict[ScoreKey, float]]:
-    """Scores by pair id of one shard; nothing when it has none yet."""
-    path = dataset / "scores" / name
-    if not path.exists():
-        return {}
-    found = {}
+def score_lines(path: Path) -> Iterator[tuple[str, SideScores]]:
+    """The pair ids and scores of one file of scores/; a broken line raises `InputError` with its number."""
     for number, line in enumerate(read_jsonl(path, "scores"), start=1):
+        where = f"{path} line {number}"
         if not isinstance(line, dict) or not isinstance(line.get("pair_id"), str):
-            raise InputError(f"{path} line {number} names no pair_id; delete the file and score again")
-        found[line["pair_id"]] = {
-            ScoreKey(side, score): _number(value, f"{path} line {number} {side} {score}")
-            for side in MODALITIES
-            for score, value in _object(line.get(side, {}), f"{path} line {number} {side}").items()
-        }
-    return found
+            raise InputError(f"{where} names no pair_id; run dive-fast score --again")
+        yield line["pair_id"], {side: _side_scores(line.get(side, {}), f"{where} {side}") for side in MODALITIES}
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected an object of scores, got {value!r}; delete the file and score again")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise InputError(f"{where} is {json.dumps(value)}, which is no finite number; delete the file and score again")
-    return float(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _side_scores(scores: Any, where: str) -> dict[str, float]:
+    if not isinstance(scores, dict):
+        raise InputError(f"{where}: expected an object of scores, got {scores!r}; run dive-fast score --again")
+    for name, value in scores.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise InputError(
+                f"{where} {name} is {json.dumps(value)}, which is no finite number; run dive-fast score --again"
+            )
+    return scores
 
 
 class _Drops:
@@ -144,7 +137,7 @@ class _Drops:
         self._next = next(self._lines, None)
         self._strays = 0
 
-    def of(self, records: list[PairRecord]) -> dict[str, list[str]]:
+    def reasons(self, records: list[PairRecord]) -> dict[str, list[str]]:
         """Why pairs of a shard were dropped, by pair id; takes every line up to the shard's last pair."""
         ids = {record.spec.pair_id for record in records}
         last = max((self._place(r.spec.pid, r.spec.index) for r in records), default=-1)
@@ -166,7 +159,11 @@ class _Drops:
         """(number in the plan, pair id, reasons) of each line; -1 for one that is not planned."""
         for number, line in enumerate(read_jsonl(path, "dropped pairs") if path.exists() else (), start=1):
             pair_id, reasons = (line.get("pair_id"), line.get("reasons")) if isinstance(line, dict) else (None, None)
-            if not isinstance(pair_id, str) or not isinstance(reasons, list) or not all(map(_is_text, reasons)):
+            if (
+                not isinstance(pair_id, str)
+                or not isinstance(reasons, list)
+                or not all(isinstance(reason, str) for reason in reasons)
+            ):
                 raise InputError(f"{path} line {number} needs a pair_id and a list of reasons; filter again")
             pid, _, index = pair_id.rpartition("-")[0].rpartition("-")  # PID-INDEX-CAMERA
             known = index.isascii() and index.isdecimal() and len(index) < 12

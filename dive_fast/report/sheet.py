@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dive_fast.report.config import ReportConfig
 from dive_fast.report.html import Cell, Person, paragraph, person_row, section, table, write_page
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import InputError, PairRecord
@@ -15,11 +16,11 @@ _PROBLEMS = 50
 
 
 def write_sheet(
-    dataset: Path, out: Path, people: int = 24, pairs: int = 4, problems: Sequence[str] | None = None
+    dataset: Path, out: Path, config: ReportConfig = ReportConfig(), problems: Sequence[str] | None = None
 ) -> Path:
-    """Writes a page with the first `pairs` pairs of the first `people` identities, and the `problems` that verify found.
+    """Writes a page with the first pairs of the first identities, and the `problems` that verify found, if it ran.
 
-    None: it was not asked. A dataset without finished pairs raises `InputError`.
+    A dataset without finished pairs raises `InputError`.
     """
     shown: dict[str, list[PairRecord]] = {}
     pids: set[str] = set()
@@ -27,9 +28,9 @@ def write_sheet(
     for record in read_manifest(dataset):
         total += 1
         pids.add(record.spec.pid)
-        if record.spec.pid in shown or len(shown) < people:
+        if record.spec.pid in shown or len(shown) < config.people:
             kept = shown.setdefault(record.spec.pid, [])
-            if len(kept) < pairs:
+            if len(kept) < config.pairs:
                 kept.append(record)
     if not total:
         raise InputError(f"dataset {dataset} has no finished pair yet; run synth again")

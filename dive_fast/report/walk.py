@@ -15,7 +15,7 @@ from dive_fast.report.tally import Tally
 from dive_fast.report.throughput import Event
 from dive_fast.report.thumbs import PACK, Pack, PackJob, pack_job, pack_name
 
-_FACTS = {"pid": "I", "rgb": "H", "ir": "H", "status": "B", "reasons": "I"}
+_NUMBERS = {"pid": "I", "rgb": "H", "ir": "H", "status": "B", "reasons": "I"}
 
 
 class Walk:
@@ -26,7 +26,7 @@ class Walk:
         self.events: list[Event] = []
         self.packs_made = 0
         self.flaw_counts = np.zeros(16, np.int64)  # pairs by their bits of thumbs.MISSING and DAMAGED
-        self.facts = Columns(out / "data", _FACTS, BLOCK)
+        self.numbers = Columns(out / "data", _NUMBERS, BLOCK)
         self._rows, self._out = rows, out
         self._flaws = Columns(out / "data", {"flaws": "B"}, BLOCK)
         self._packs = Columns(out / "data", {"packs": "I"}, BLOCK // PACK)
@@ -38,7 +38,7 @@ class Walk:
         rows = chain.from_iterable(self._shards())
         for number, pack in enumerate(_batches(self._chunked(rows), PACK)):
             yield pack_job(self._rows.dataset, self._out / "thumbs", number, [row.record for row in pack])
-        self.facts.finish()
+        self.numbers.finish()
 
     def add(self, pack: Pack) -> None:
         """Takes note of the next pack."""
@@ -64,7 +64,7 @@ class Walk:
 
     def remove_others(self, data: set[str]) -> None:
         """Removes what an earlier run left: thumbnails and data that are neither this walk's nor in `data`."""
-        names = chain(data, self.facts.names(), self._flaws.names(), self._packs.names())
+        names = chain(data, self.numbers.names(), self._flaws.names(), self._packs.names())
         mine = {f"{name}.js" for name in names} | {f"{record_chunk(number)}.js" for number in range(self._chunks)}
         _remove_others(self._out / "thumbs", self._pack_names)
         _remove_others(self._out / "data", mine)
@@ -80,7 +80,7 @@ class Walk:
             for row in chunk:
                 numbers = self.tally.add(row)
                 scores = {self.tally.scores[key].column: value for key, value in row.scores.items()}
-                self.facts.append(numbers, scores)
+                self.numbers.append(numbers, scores)
             write_chunk(self._out / "data", record_chunk(self._chunks), [_record(row) for row in chunk])
             self._chunks += 1
             yield from chunk

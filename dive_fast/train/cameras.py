@@ -1,4 +1,4 @@
-"""Code words of cameras, the same on every machine and in every run."""
+"""Code words of cameras, equal on every machine and in every run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from collections.abc import Sequence
 
 from dive_fast.types import Camera, Sample
 
-# The codes of the published checkpoints, so that ours and theirs name cameras alike.
+# The codes of DiVE's published checkpoints.
 PUBLISHED_CODES = {
-    "cam1": "W5Eq", "cam2": "2Agp", "cam3": "8miP", "cam4": "HXY6", "cam5": "ITaw", "cam6": "dx1V", "cam7": "hFOc",
-}  # fmt: skip
+    "cam1": "W5Eq",
+    "cam2": "2Agp",
+    "cam3": "8miP",
+    "cam4": "HXY6",
+    "cam5": "ITaw",
+    "cam6": "dx1V",
+    "cam7": "hFOc",
+}
 
 
 def camera_code(name: str) -> str:
-    """The fixed code word of a camera: the published one, else four characters derived from its name."""
+    """Returns the code word of a camera: the published one, else four characters derived from its name."""
     if name in PUBLISHED_CODES:
         return PUBLISHED_CODES[name]
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -23,6 +29,6 @@ def camera_code(name: str) -> str:
 
 
 def cameras_of(samples: Sequence[Sample]) -> tuple[Camera, ...]:
-    """The cameras of a training set with their codes, sorted by name."""
+    """Returns the cameras of a training set with their codes, sorted by name."""
     modality = {s.camera: s.modality for s in samples}
     return tuple(Camera(name, modality[name], camera_code(name)) for name in sorted(modality))

@@ -1,4 +1,4 @@
-"""Loss curves as pictures, from the logs that training loops leave behind."""
+"""Loss curves, drawn from training logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dive_fast.types import DiveError, InputError
 
 @dataclass(frozen=True)
 class Curve:
-    """One panel: a value of a `LossLog` over its steps."""
+    """One panel: a value of a `LossLog` over steps."""
 
     log: Path
     value: str
@@ -22,7 +22,7 @@ class Curve:
 
 
 def require_matplotlib() -> None:
-    """Raises `DiveError` with the extra to install; call it before work that ends in a picture."""
+    """Raises `DiveError` that names the extra to install."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
@@ -30,9 +30,9 @@ def require_matplotlib() -> None:
 
 
 def plot_curves(curves: Sequence[Curve], out: Path, smooth: int = 15) -> None:
-    """Draws each curve, raw and as a mean over `smooth` records, side by side into the PNG file `out`."""
+    """Draws the curves side by side, raw and as a mean over `smooth` records, into the PNG file `out`."""
     require_matplotlib()
-    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+    from matplotlib.figure import Figure  # pyplot would need a window system
 
     figure = Figure(figsize=(4 * len(curves), 3.2))
     axes = figure.subplots(1, len(curves), squeeze=False)

@@ -1,4 +1,4 @@
-"""What a personalising run would take, said before it is begun: steps, views of each person, memory, disk and time."""
+"""Estimates of a personalization run before it starts: steps, views per identity, memory, disk and time."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import numpy as np
 
 from dive_fast.data.prepare import megabytes
 from dive_fast.train.config import PersonalizeConfig
-from dive_fast.train.course import Course, Lesson, stages_of
-from dive_fast.train.loop import Stage, Trainer
-from dive_fast.train.needs import PeakMemory, optimizer_bytes, tensor_bytes
+from dive_fast.train.loop import PhaseConfig, TrainState
+from dive_fast.train.memory import PeakMemory, optimizer_bytes, tensor_bytes
 from dive_fast.train.personalize import check_disk, finished_adapter, run_id, training_folder
-from dive_fast.train.photos import BalancedDraw, LatentPhotos, Photos, only, samples_of, teaching
+from dive_fast.train.photos import BalancedSampler, LatentPhotos, Photos, only, samples_of, teaching
 from dive_fast.train.prior import ClassPhotos, prompt_ids
+from dive_fast.train.trainer import Phase, Trainer, phase_configs
 from dive_fast.types import Sample
 
 if TYPE_CHECKING:
     from dive_fast.models.adapter import Adapter
     from dive_fast.models.bundle import ModelBundle
 
-WARM_UP, TIMED = 2, 3  # steps of each stage; memory is followed in the last one of the warm-up
-_FEW = 16  # photos of each modality that the timed steps learn from
+WARM_UP, TIMED = 2, 3  # steps of each phase; memory is measured in the last one of the warm-up
+_FEW = 16  # photos of each modality in the timed steps
 
 
 @dataclass(frozen=True)
-class StageForecast:
-    """One stage: its steps and those of them that a stopped run has done, values that learn, and what a step takes.
+class PhaseForecast:
+    """One phase: its steps, those that a stopped run has done, its trained values, and the cost of a step.
 
-    `optimizer_bytes` are AdamW's moments and the average; `step_bytes`, an estimate, gradients and activations.
+    `optimizer_bytes` are AdamW's moments and the average; `step_bytes` are gradients and activations, an estimate.
     """
 
     name: str
@@ -47,15 +47,15 @@ class StageForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A dry run's result. Bytes are a process's; `seen` are views of a person: mean, least and most."""
+    """A dry run's result. Bytes are per process; `seen` are expected views per identity: mean, least and most."""
 
     photos: int
     people: int
     cameras: tuple[str, ...]
     batch: int
     seen: tuple[float, float, float]
-    hardly_seen: int  # people with less than one view to be expected
-    stages: tuple[StageForecast, ...]
+    hardly_seen: int  # identities with less than one expected view
+    stages: tuple[PhaseForecast, ...]  # the phases, by the key that --json has
     weights_bytes: int
     latents_bytes: int
     disk_bytes: int
@@ -64,35 +64,35 @@ class Forecast:
 
     @property
     def memory_bytes(self) -> int:
-        """Of the device, in the stage that takes most."""
-        return self.weights_bytes + max(stage.optimizer_bytes + stage.step_bytes for stage in self.stages)
+        """Device memory in the largest phase."""
+        return self.weights_bytes + max(phase.optimizer_bytes + phase.step_bytes for phase in self.stages)
 
     @property
     def seconds(self) -> float:
-        return self.encode_seconds + sum((stage.steps - stage.done) * stage.seconds for stage in self.stages)
+        return self.encode_seconds + sum((phase.steps - phase.done) * phase.seconds for phase in self.stages)
 
     def text(self) -> str:
         mean, least, most = self.seen
         lines = [
             "dry run: nothing was written",
-            f"data: {self.photos:,} photos of {self.people:,} people, cameras {', '.join(self.cameras)}",
-            f"views of a person: {mean:,.1f} on average, {least:,.1f} the least, {most:,.1f} the most (expected)",
+            f"data: {self.photos:,} photos of {self.people:,} identities, cameras {', '.join(self.cameras)}",
+            f"expected views per identity: mean {mean:,.1f}, least {least:,.1f}, most {most:,.1f}",
         ]
         if self.hardly_seen:
-            lines.append(f"{self.hardly_seen:,} people get less than one view: more steps, or --exclude them")
-        for stage in self.stages:
-            left = f", {stage.done:,} of them done" if stage.done else ""
+            lines.append(f"{self.hardly_seen:,} identities have less than one view: raise --steps or --exclude them")
+        for phase in self.stages:
+            done = f" ({phase.done:,} done)" if phase.done else ""
             lines.append(
-                f"{stage.name}: {stage.steps:,} steps of {self.batch} photos{left}; {stage.trainable:,} values learn;"
-                f" {stage.seconds:.3g} s a step; {megabytes(stage.optimizer_bytes)} of optimizer and average, about"
-                f" {megabytes(stage.step_bytes)} of gradients and activations"
+                f"{phase.name}: {phase.steps:,} steps of {self.batch} photos{done}; {phase.trainable:,} trained values;"
+                f" {phase.seconds:.3g} s per step; {megabytes(phase.optimizer_bytes)} of optimizer and average, about"
+                f" {megabytes(phase.step_bytes)} of gradients and activations"
             )
         lines += [
             f"memory: about {megabytes(self.memory_bytes)} on {self.device}, {megabytes(self.weights_bytes)} of it weights;"
-            f" {megabytes(self.latents_bytes)} of latents in main memory (activations are an estimate)",
+            f" {megabytes(self.latents_bytes)} of latents in main memory",
             f"disk: at most {megabytes(self.disk_bytes)}",
-            f"time: about {_duration(self.seconds)}, of which {_duration(self.encode_seconds)} to encode photos (medians of"
-            f" {TIMED} steps of each stage after {WARM_UP}; class photos, sheets and loading not counted)",
+            f"time: about {_duration(self.seconds)}, of which {_duration(self.encode_seconds)} to encode photos"
+            " (without class photos, sheets and loading)",
         ]
         return "\n".join(lines)
 
@@ -102,49 +102,55 @@ def dry_run(
     photos: Photos,
     out: Path,
     config: PersonalizeConfig,
-    onto: Adapter | None = None,
+    init_from: Adapter | None = None,
     device: str = "cpu",
     class_photos: Sequence[Path] = (),
 ) -> Forecast:
-    """What `personalize` with these arguments would take, from a few real steps on a few of the photos.
+    """Estimates the cost of `personalize` with these arguments from a few steps on a few of the photos.
 
-    Writes nothing; `bundle` is changed in place and used up. Raises what `personalize` would raise before training.
+    Writes nothing; `bundle` is changed in place and cannot be used afterwards. Raises what `personalize` raises before
+    training.
     """
-    run = run_id(bundle, samples_of(photos), config, onto, class_photos)
-    stages = stages_of(config, training_folder(out), run, progress=False)
+    run = run_id(bundle, samples_of(photos), config, init_from, class_photos)
+    configs = phase_configs(config, training_folder(out), run, progress=False)
     finished = finished_adapter(out, run) is not None
-    done = {stage.name: stage.steps if finished else _done(stage) for stage in stages}
-    course = Course(bundle, photos, config, onto, device, progress=False)
-    check_disk(course, out)
-    samples = samples_of(course.photos)
-    few = only(course.photos, _few(samples))
+    done = {phase.name: phase.steps if finished else _done(phase) for phase in configs}
+    trainer = Trainer(bundle, photos, config, init_from, device, progress=False)
+    check_disk(trainer, out)
+    samples = samples_of(trainer.photos)
+    few = only(trainer.photos, _few(samples))
     begun = time.perf_counter()
-    latents = course.encoded(few, progress=False)
+    latents = trainer.encode(few, progress=False)
     encoding = 0.0 if isinstance(few, LatentPhotos) else (time.perf_counter() - begun) / len(few) * len(samples)
     stand_in = None
-    if config.prior.prior_weight:  # what is on a photo takes no longer or shorter
+    if config.prior.prior_weight:  # the cost of a photo does not depend on its content
         stand_in = ClassPhotos(latents.latents[:, 0], prompt_ids(bundle, config.prior.prior_prompt))
-    lessons = course.lessons(stages, latents, stand_in)
-    views = list(_views(samples, lessons, config).values())
+    phases = trainer.phases(configs, latents, stand_in)
+    views = list(_views(samples, phases, config).values())
     return Forecast(
-        photos=len(samples), people=len({sample.pid for sample in samples}),
-        cameras=tuple(camera.name for camera in course.cameras), batch=config.batch,
-        seen=(statistics.fmean(views), min(views), max(views)), hardly_seen=sum(count < 1 for count in views),
-        stages=tuple(_forecast(course, lesson, done[lesson.stage.name]) for lesson in lessons),
+        photos=len(samples),
+        people=len({sample.pid for sample in samples}),
+        cameras=tuple(camera.name for camera in trainer.cameras),
+        batch=config.batch,
+        seen=(statistics.fmean(views), min(views), max(views)),
+        hardly_seen=sum(count < 1 for count in views),
+        stages=tuple(_forecast(trainer, phase, done[phase.config.name]) for phase in phases),
         weights_bytes=tensor_bytes([bundle.text_encoder, bundle.unet]),
-        latents_bytes=latents.latents[0].nbytes * len(samples), disk_bytes=course.disk_needed(), encode_seconds=encoding,
-        device=str(course.learner.device),
-    )  # fmt: skip
+        latents_bytes=latents.latents[0].nbytes * len(samples),
+        disk_bytes=trainer.disk_bytes(),
+        encode_seconds=encoding,
+        device=str(trainer.model.device),
+    )
 
 
-def _done(stage: Stage) -> int:
-    """The steps after which a stopped run will go on."""
-    state = stage.saved()
+def _done(phase: PhaseConfig) -> int:
+    """The number of steps after which a stopped run resumes."""
+    state = phase.saved_state()
     return 0 if state is None else int(state["step"])
 
 
 def _few(samples: Sequence[Sample]) -> np.ndarray:
-    """Bool [N]: some photos of each modality, spread evenly, as the steps need both where both are there."""
+    """Selects some photos of each modality, spread evenly, bool [N]; the steps need both modalities."""
     kept = np.zeros(len(samples), dtype=bool)
     for modality in ("rgb", "ir"):
         rows = np.array([i for i, sample in enumerate(samples) if sample.modality == modality], dtype=np.int64)
@@ -153,36 +159,40 @@ def _few(samples: Sequence[Sample]) -> np.ndarray:
     return kept
 
 
-def _views(samples: Sequence[Sample], lessons: Sequence[Lesson], config: PersonalizeConfig) -> dict[str, float]:
-    """How many photos of each person all lessons draw, on average over seeds."""
+def _views(samples: Sequence[Sample], phases: Sequence[Phase], config: PersonalizeConfig) -> dict[str, float]:
+    """The expected number of photos of each identity over all phases."""
     views = dict.fromkeys((sample.pid for sample in samples), 0.0)
-    for lesson in lessons:
-        taught = samples if lesson.lora else samples_of(only(samples, teaching(samples)))
-        draw = BalancedDraw(taught, config.batch, config.ir_share, config.seed)
-        for pid, count in draw.expected(lesson.stage.steps).items():
+    for phase in phases:
+        taught = samples if phase.lora else samples_of(only(samples, teaching(samples)))
+        batches = BalancedSampler(taught, config.batch, config.ir_share, config.seed)
+        for pid, count in batches.expected(phase.config.steps).items():
             views[pid] += count
     return views
 
 
-def _forecast(course: Course, lesson: Lesson, done: int) -> StageForecast:
-    """Does a few steps of a lesson."""
-    course.learner.learns(lesson.rows, lesson.lora)
-    trainer = Trainer(lesson.stage, course.learner.groups, lesson.loss_at, lesson.clip)
+def _forecast(trainer: Trainer, phase: Phase, done: int) -> PhaseForecast:
+    """Runs and measures a few steps of a phase."""
+    trainer.model.set_trainable(phase.rows, phase.lora)
+    train = TrainState(phase.config, trainer.model.groups, phase.loss_at, phase.clip)
     for step in range(WARM_UP - 1):
-        trainer.step(step)
+        train.step(step)
     with PeakMemory() as memory:
-        trainer.step(WARM_UP - 1)
+        train.step(WARM_UP - 1)
     seconds = []
     for step in range(WARM_UP, WARM_UP + TIMED):
         begun = time.perf_counter()
-        loss, _ = trainer.step(step)
+        loss, _ = train.step(step)
         loss.item()  # waits for a GPU
         seconds.append(time.perf_counter() - begun)
-    return StageForecast(
-        name=lesson.stage.name, steps=lesson.stage.steps, done=done,
-        trainable=sum(parameter.numel() for parameter in trainer.parameters), seconds=statistics.median(seconds),
-        optimizer_bytes=optimizer_bytes(trainer.parameters, bool(lesson.stage.average)), step_bytes=memory.peak,
-    )  # fmt: skip
+    return PhaseForecast(
+        name=phase.config.name,
+        steps=phase.config.steps,
+        done=done,
+        trainable=sum(parameter.numel() for parameter in train.parameters),
+        seconds=statistics.median(seconds),
+        optimizer_bytes=optimizer_bytes(train.parameters, bool(phase.config.average)),
+        step_bytes=memory.peak,
+    )
 
 
 def _duration(seconds: float) -> str:

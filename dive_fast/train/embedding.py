@@ -1,4 +1,4 @@
-"""A vocabulary of which only some rows learn: textual inversion without touching the rest of the table."""
+"""A token embedding whose last rows are trained and whose vocabulary is frozen: textual inversion (arXiv 2208.01618)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
     from dive_fast.models.phrase import Phrase
 
-_LEAST = 7.0  # a word that a tagger rules out starts at a thousandth of the likeliest one's weight
+_LEAST = 7.0  # a word that a tagger excludes starts at a thousandth of the likeliest one's weight
 
 
 class LearnedRows(torch.nn.Module):
-    """The rows of people who are put into words alike; calling it gives them, float [people * words, D].
+    """The embedding rows of identities with a common phrase; calling it returns them, float [identities * words, D].
 
-    `choices` holds float [words, D] for each learned word of the phrase: one row is where a free vector starts, several
-    are mixed by weights that start equal. Free vectors are `free` [people, F, D], weights `logits` [people, M, W].
+    `choices` holds float [words, D] for each learned word: one row is the start of a free vector, several are mixed by
+    weights that start equal. Free vectors are `free` [identities, F, D], mix weights `logits` [identities, M, W].
     """
 
     words: Tensor
     absent: Tensor
     order: Tensor
 
-    def __init__(self, choices: Sequence[Tensor], people: int) -> None:
+    def __init__(self, choices: Sequence[Tensor], identities: int) -> None:
         super().__init__()
         free = [k for k, rows in enumerate(choices) if len(rows) == 1]
         mixed = [k for k, rows in enumerate(choices) if len(rows) > 1]
@@ -36,29 +36,28 @@ class LearnedRows(torch.nn.Module):
             words[row, : len(choices[k])] = choices[k]
             absent[row, len(choices[k]) :] = -torch.inf
         start = torch.stack([choices[k][0] for k in free]) if free else torch.zeros(0, width)
-        self.free = torch.nn.Parameter(start.repeat(people, 1, 1))
-        self.logits = torch.nn.Parameter(torch.zeros(people, len(mixed), most))
+        self.free = torch.nn.Parameter(start.repeat(identities, 1, 1))
+        self.logits = torch.nn.Parameter(torch.zeros(identities, len(mixed), most))
         self.register_buffer("words", words)
         self.register_buffer("absent", absent)
         self.register_buffer("order", torch.tensor([*free, *mixed]).argsort())
 
     def start_at(self, logits: Tensor) -> None:
-        """Starts the mixed words at `logits` [people, M, W] instead of equal weights; how far a word may lag is bounded, so
-        that learning can still find it."""
+        """Starts the mixed words at `logits` [identities, M, W], clamped to leave training able to choose any word."""
         with torch.no_grad():
             top = (logits + self.absent).amax(dim=-1, keepdim=True)
             self.logits.copy_((logits - top).clamp(min=-_LEAST))
 
     def forward(self) -> Tensor:
         weights = torch.softmax(self.logits + self.absent, dim=-1)
-        with torch.autocast(self.words.device.type, enabled=False):  # a mix of words keeps all its digits
+        with torch.autocast(self.words.device.type, enabled=False):  # mixes stay float32
             mixed = torch.einsum("pmw,mwd->pmd", weights, self.words)
         rows: Tensor = torch.cat([self.free, mixed], dim=1)[:, self.order]
         return rows.flatten(0, 1)
 
 
 def choices_of(phrase: Phrase, tokenizer: Any, table: Tensor) -> list[Tensor]:
-    """The rows in the vocabulary `table` [V, D] of the words that each learned word of a phrase starts from."""
+    """Returns the rows of `table` [V, D] that each learned word of a phrase starts from."""
 
     def row(word: str) -> Tensor:
         return table[tokenizer(word, add_special_tokens=False)["input_ids"]].mean(dim=0)
@@ -67,11 +66,7 @@ def choices_of(phrase: Phrase, tokenizer: Any, table: Tensor) -> list[Tensor]:
 
 
 class PartlyLearned(torch.nn.Module):
-    """Token embedding whose first rows are frozen and whose last rows are learned.
-
-    Only what `rows` is made of gets gradients, so neither weight decay nor the optimizer's moments can move the vocabulary
-    (Gal et al., arXiv 2208.01618, learn one such row).
-    """
+    """Token embedding with a frozen vocabulary and learned last rows, which alone have parameters."""
 
     def __init__(self, frozen: Tensor, rows: LearnedRows) -> None:
         super().__init__()
@@ -79,7 +74,7 @@ class PartlyLearned(torch.nn.Module):
         self.rows = rows
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """Token ids int64 [...] to embeddings [..., D]; ids past the frozen table name learned rows."""
+        """Maps token ids int64 [...] to embeddings [..., D]; ids past the frozen table are learned rows."""
         vocabulary: Tensor = self.frozen  # type: ignore[assignment]
         learned = token_ids >= len(vocabulary)
         old = torch.nn.functional.embedding(token_ids.clamp(max=len(vocabulary) - 1), vocabulary)

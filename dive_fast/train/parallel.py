@@ -1,15 +1,9 @@
-"""Data-parallel training under `torchrun` or `accelerate launch`: every rank takes its rows of each batch, and gradients
-are averaged.
+"""Data-parallel training under `torchrun` or `accelerate launch`: each rank computes its rows of a batch.
 
-A batch is the same whatever the number of ranks and of parts that a rank works through in turn, so a run on two cards
-(or with two processes on two cores, which small models use better than two threads) gives one process's numbers to
-rounding.
+Batches do not depend on the numbers of ranks and parts, so all of them give one process's results to rounding.
 
-`accelerate launch` starts ranks as `torchrun` does, and what it was told is held against the run's own settings. Of
-accelerate's `Accelerator` nothing is used. It shares out data by wrapping a loader, so that batches depend on the number
-of processes, where ours are a function of the step. It averages gradients by wrapping the forward of one module, where
-ours lie in two, one of them run twice a step. It saves a state as several files, which a kill can tear. And it is
-global: a process has one precision for good. What is left, autocast and loss scaling, is torch's (`precision`).
+accelerate's `Accelerator` does not fit: its batches depend on the number of processes, it averages the gradients of one
+module (ours are in two, one of them called twice a step), and it saves a state as several files, which a kill can tear.
 """
 
 from __future__ import annotations
@@ -30,7 +24,7 @@ _part: ContextVar[tuple[int, int]] = ContextVar("part", default=(0, 1))
 
 @contextmanager
 def part_of_batch(part: int, parts: int) -> Iterator[None]:
-    """Within the block, this rank's rows of a batch are those of part number `part` of its `parts`."""
+    """Limits this rank's rows of a batch to part number `part` of its `parts` for the block."""
     token = _part.set((part, parts))
     try:
         yield
@@ -39,19 +33,19 @@ def part_of_batch(part: int, parts: int) -> Iterator[None]:
 
 
 def my_rows(batch: int) -> slice:
-    """Which rows of a batch this rank computes now; a batch that cannot be shared evenly raises `InputError`."""
+    """Returns the rows of a batch that this rank computes now; a batch that does not divide evenly raises `InputError`."""
     rank, size = rank_and_size()
     part, parts = _part.get()
     if batch % (size * parts):
         by = f"{size} processes" if parts == 1 else f"{size} processes in {parts} parts each"
-        raise InputError(f"a batch of {batch} cannot be shared evenly by {by}; choose a multiple of {size * parts}")
+        raise InputError(f"a batch of {batch} cannot be divided evenly among {by}; choose a multiple of {size * parts}")
     each = batch // (size * parts)
     first = (rank * parts + part) * each
     return slice(first, first + each)
 
 
 def average_gradients(parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
-    """Averages gradients over the ranks in place, a missing one counting as zero, and returns the averaged loss."""
+    """Averages gradients over the ranks in place (a missing one is zero) and returns the averaged loss."""
     import torch
     import torch.distributed as dist
 

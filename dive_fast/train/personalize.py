@@ -1,8 +1,7 @@
-"""Textual inversion of identities + modality LoRA on a frozen base: DiVE's recipe (arXiv 2503.12472), repeatable.
+"""Textual inversion of identities and a modality LoRA on a frozen base: DiVE's recipe (arXiv 2503.12472), resumable.
 
-Vocabulary rows for each person, LoRA on every attention projection of the UNet, a fixed code word per camera. Only the
-rows and the LoRA learn; the rows have no weight decay, which would pull every identity towards nobody. DiVE learns one
-row a person; here a person may be a phrase of several (`Phrase`).
+Trains vocabulary rows for each identity (DiVE: one; here as many as its `Phrase` has) and a LoRA on every attention
+projection of the UNet; each camera has a fixed code word. Rows have no weight decay.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from dive_fast.distributed import first_rank_first, leading
 from dive_fast.io import clear_disk_errors, lock_folder, sha256_bytes
 from dive_fast.models.adapter import Adapter, load_adapter, save_adapter
 from dive_fast.train.config import Compute, PersonalizeConfig, Samples
-from dive_fast.train.course import STAGES, Course, stages_of
 from dive_fast.train.curves import Curve
-from dive_fast.train.loop import run_stage
+from dive_fast.train.loop import run_phase
 from dive_fast.train.photos import Photos, samples_of
-from dive_fast.train.prior import made_id
+from dive_fast.train.prior import class_photos_id
+from dive_fast.train.trainer import PHASES, Trainer, phase_configs
 from dive_fast.types import InputError, Sample
 
 if TYPE_CHECKING:
@@ -35,46 +34,44 @@ def personalize(
     photos: Photos,
     out: Path,
     config: PersonalizeConfig,
-    onto: Adapter | None = None,
+    init_from: Adapter | None = None,
     progress: bool = True,
     device: str = "cpu",
     class_photos: Sequence[Path] = (),
 ) -> Adapter:
-    """Learns the people (and, without `onto`, the cameras) of `photos`; `bundle` is changed in place and used up.
+    """Learns the identities of `photos` and, without `init_from`, their cameras; writes and returns the adapter.
 
-    People first, from RGB photos and the base as it is, which knows what its words look like; then the LoRA, with the people
-    fixed. Learned together, as DiVE does and `identity_steps` 0 asks for, each takes up what the other lacks.
+    Identities learn first, on RGB photos and the base; then the LoRA, with identities frozen. With `identity_steps` 0 both
+    learn at once, as in DiVE. With `init_from`, an adapter of this base, its LoRA and identities stay bit for bit and only
+    rows of new identities learn. `bundle` is changed in place and cannot be used afterwards.
 
-    With `onto`, a trained adapter of this base, its LoRA and its identities stay bit for bit and only the rows of new
-    people learn. The adapter folder `out` appears whole at the end; beside it `out`.training holds the loss log and the
-    state from which an unfinished run resumes. In a process group the ranks share each batch. Bad data raises
-    `InputError` before any training, a full disk `DiveError`.
-
-    `photos` are files, encoded here, or the latents of a prepared set. `class_photos` are files for `config.prior`, which
-    without them has the base make some.
+    `photos` are files or the latents of a prepared set. `class_photos` are the files for `config.prior`; without any the
+    base generates them. The folder `out` appears whole at the end; `out`.training holds loss logs and the states from which
+    a rerun resumes. Bad data raises `InputError` before training, a full disk `DiveError`.
     """
-    run, work = run_id(bundle, samples_of(photos), config, onto, class_photos), training_folder(out)
+    run, work = run_id(bundle, samples_of(photos), config, init_from, class_photos), training_folder(out)
     finished = finished_adapter(out, run)
     if finished is not None:
-        _clear(work)
+        _remove_states(work)
         return finished
-    stages = stages_of(config, work, run, progress)
-    for begun in stages:
-        begun.saved()  # of other settings: said before the photos are encoded
-    course = Course(bundle, photos, config, onto, device, progress)
-    check_disk(course, out)
-    with _claimed(out):
-        latents = course.encoded(course.photos, progress and leading())
-        prior = course.class_photos(class_photos, work, progress and leading())
-        for lesson in course.lessons(stages, latents, prior):
-            course.learner.learns(lesson.rows, lesson.lora)
-            run_stage(lesson.stage, course.learner.groups, lesson.loss_at, lesson.clip, course.watch(lesson.stage))
+    configs = phase_configs(config, work, run, progress)
+    for phase_config in configs:
+        phase_config.saved_state()  # refuses other settings before photos are encoded
+    trainer = Trainer(bundle, photos, config, init_from, device, progress)
+    check_disk(trainer, out)
+    with _locked(out):
+        latents = trainer.encode(trainer.photos, progress and leading())
+        prior = trainer.class_photos(class_photos, work, progress and leading())
+        for phase in trainer.phases(configs, latents, prior):
+            trainer.model.set_trainable(phase.rows, phase.lora)
+            callback = trainer.sheet_callback(phase.config)
+            run_phase(phase.config, trainer.model.groups, phase.loss_at, phase.clip, callback)
         facts = {**asdict(config), "photos": len(latents.samples), "run": run}
-        adapter = course.learner.adapter(course.cameras, facts)
+        adapter = trainer.model.adapter(trainer.cameras, facts)
         with first_rank_first():
             if finished_adapter(out, run) is None:
                 save_adapter(adapter, out)
-                _clear(work)
+                _remove_states(work)
     return adapter
 
 
@@ -83,7 +80,7 @@ def training_folder(out: Path) -> Path:
 
 
 def finished_adapter(out: Path, run: str) -> Adapter | None:
-    """What a run left in `out`, None if it is not finished; what another run left there raises `InputError`."""
+    """Returns the adapter that the run `run` finished in `out`, if any; another run's adapter raises `InputError`."""
     if not (out / "adapter.json").exists():
         return None
     adapter = load_adapter(out)
@@ -92,17 +89,17 @@ def finished_adapter(out: Path, run: str) -> Adapter | None:
     return adapter
 
 
-def check_disk(course: Course, out: Path) -> None:
-    """Raises `DiveError` when the disk of `out` has too little space for what a run is still to write."""
-    there = sum(file.stat().st_size for file in training_folder(out).glob("*") if file.is_file())
-    check_space(out, max(0, course.disk_needed() - there))
+def check_disk(trainer: Trainer, out: Path) -> None:
+    """Raises `DiveError` when the disk of `out` has too little space for the rest of the run."""
+    written = sum(file.stat().st_size for file in training_folder(out).glob("*") if file.is_file())
+    check_space(out, max(0, trainer.disk_bytes() - written))
 
 
 @contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """Keeps other runs away from `out` while the block runs, and clears away what a killed one left half written.
+def _locked(out: Path) -> Iterator[None]:
+    """Locks `out` against other runs for the block and removes temporary files of a killed one.
 
-    Raises `InputError` when another run is at work there.
+    Raises `InputError` when another run has the lock.
     """
     if not leading():
         yield
@@ -120,8 +117,8 @@ def _claimed(out: Path) -> Iterator[None]:
         yield
 
 
-def _clear(work: Path) -> None:
-    """Removes what a finished run needs no more."""
+def _remove_states(work: Path) -> None:
+    """Removes states and class photos, which a finished run does not need."""
     for pattern in ("*.state", "class-*.safetensors"):
         for file in work.glob(pattern):
             file.unlink(missing_ok=True)
@@ -129,24 +126,26 @@ def _clear(work: Path) -> None:
 
 def loss_curves(out: Path) -> list[Curve]:
     """The training losses of the adapter folder `out`."""
-    logs = {name: training_folder(out) / f"{name}-loss.jsonl" for name in STAGES}
+    logs = {name: training_folder(out) / f"{name}-loss.jsonl" for name in PHASES}
     return [Curve(path, "loss", f"{name}: loss") for name, path in logs.items() if path.exists()]
 
 
 def run_id(
-    bundle: ModelBundle, samples: Sequence[Sample], config: PersonalizeConfig, onto: Adapter | None,
+    bundle: ModelBundle,
+    samples: Sequence[Sample],
+    config: PersonalizeConfig,
+    init_from: Adapter | None,
     class_photos: Sequence[Path],
-) -> str:  # fmt: skip
-    """Names what a run learns from, so that a state is never resumed with other data or settings.
+) -> str:
+    """Returns the id of a run's data and settings, so that no state is resumed with others.
 
-    What changes the numbers by rounding at most, and what is only looked at, may differ.
+    Settings that change results by rounding at most, and those of sheets, do not count.
     """
     names = [f"{s.pid}/{s.camera}/{s.path.name}" for s in samples] + [f"class/{path.name}" for path in class_photos]
-    learns = replace(
-        config, save_every=1, tensorboard=False, samples=Samples(), compute=Compute(config.compute.mixed_precision)
-    )
-    parts = [bundle.fingerprint, onto.fingerprint if onto else "", repr(learns), *names]
+    precision = Compute(config.compute.mixed_precision)
+    settings = replace(config, save_every=1, tensorboard=False, samples=Samples(), compute=precision)
+    parts = [bundle.fingerprint, init_from.fingerprint if init_from else "", repr(settings), *names]
     if config.prior.prior_weight and not class_photos:
-        samples_by = config.samples.sample_steps, config.samples.sample_guidance
-        parts.append(made_id(bundle, config.prior, *samples_by, config.seed))
+        steps, guidance = config.samples.sample_steps, config.samples.sample_guidance
+        parts.append(class_photos_id(bundle, config.prior, steps, guidance, config.seed))
     return sha256_bytes("\n".join(parts).encode())

@@ -1,4 +1,4 @@
-"""Training photos as latents, and which of them a step sees."""
+"""Training photos as latents, and the batches of them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LatentPhotos:
-    """Scaled latents float32 [N, 2, C, h, w] (each photo and its mirror image) with the samples they came from.
+    """Scaled latents float32 [N, 2, C, h, w] of photos (each and its mirror image), and their samples.
 
-    `teaching` as the function of that name says.
+    `teaching` is the result of the function of that name.
     """
 
     latents: torch.Tensor
@@ -30,7 +30,7 @@ class LatentPhotos:
     teaching: np.ndarray
 
     def only(self, kept: np.ndarray) -> LatentPhotos:
-        """The photos for which `kept`, bool [N], says so."""
+        """Returns the photos where `kept`, bool [N], is true."""
         import torch
 
         samples = tuple(sample for sample, keep in zip(self.samples, kept, strict=True) if keep)
@@ -38,7 +38,7 @@ class LatentPhotos:
 
 
 Photos = Sequence[Sample] | LatentPhotos
-"""Training photos as files, or encoded."""
+"""Training photos, as files or encoded."""
 
 
 def samples_of(photos: Photos) -> Sequence[Sample]:
@@ -46,35 +46,49 @@ def samples_of(photos: Photos) -> Sequence[Sample]:
 
 
 def only(photos: Photos, kept: np.ndarray) -> Photos:
-    """The photos for which `kept`, bool [N], says so."""
+    """Returns the photos where `kept`, bool [N], is true."""
     if isinstance(photos, LatentPhotos):
         return photos.only(kept)
     return [sample for sample, keep in zip(photos, kept, strict=True) if keep]
 
 
 def teaching(samples: Sequence[Sample]) -> np.ndarray:
-    """Bool [N]: RGB photos, and every photo of a person who has none."""
+    """Returns the photos that train identities, bool [N]: RGB photos, and all photos of an identity without any."""
     visible = {s.pid for s in samples if s.modality == "rgb"}
     return np.array([s.modality == "rgb" or s.pid not in visible for s in samples], dtype=bool)
 
 
-def latent_size(bundle: ModelBundle) -> tuple[int, int]:
-    """Height and width of a photo's latents; for Stable Diffusion 1.5 64 x 32, as one number is a height for us."""
+def latent_shape(bundle: ModelBundle) -> tuple[int, int, int]:
+    """Shape (C, h, w) of an image's latents; a single `sample_size`, as in Stable Diffusion 1.5, is a height: 64 x 32."""
     size = bundle.unet.config.sample_size
     height, width = (size, size // 2) if isinstance(size, int) else size
-    return height, width
+    return int(bundle.vae.config.latent_channels), height, width
 
 
 def image_size(bundle: ModelBundle) -> tuple[int, int]:
-    """Height and width in pixels that a model was trained at; for Stable Diffusion 1.5 it is DiVE's 512 x 256."""
+    """Height and width in pixels of the model's images; for Stable Diffusion 1.5 DiVE's 512 x 256."""
     factor = 2 ** (len(bundle.vae.config.block_out_channels) - 1)
-    height, width = latent_size(bundle)
+    _, height, width = latent_shape(bundle)
     return height * factor, width * factor
 
 
+def to_signal(pixels: np.ndarray) -> torch.Tensor:
+    """Pixels uint8 [B, H, W, 3] as contiguous float32 [B, 3, H, W] in -1..1."""
+    import torch
+
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+
+
+def to_pixels(signal: torch.Tensor) -> np.ndarray:
+    """Images [B, 3, H, W] in -1..1 as uint8 [B, H, W, 3] on the CPU."""
+    import torch
+
+    return signal.float().add(1).mul(127.5).round().clamp(0, 255).permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+
+
 @contextmanager
-def visiting(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Within the block, `network` is on `device`; then on the CPU again, where it does not take a GPU's memory."""
+def on_device(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Moves `network` to `device` for the block, then back to the CPU to free a GPU's memory."""
     network.to(device)
     try:
         yield
@@ -85,9 +99,9 @@ def visiting(network: torch.nn.Module, device: torch.device) -> Iterator[None]:
 def encode_photos(
     bundle: ModelBundle, samples: Sequence[Sample], batch: int = 32, progress: bool = True
 ) -> LatentPhotos:
-    """Decodes, resizes to the model's size and encodes every photo and its mirror image, once.
+    """Encodes every photo, resized to the model's size, and its mirror image, on the VAE's device.
 
-    The VAE computes where it is. A missing or truncated photo raises `InputError` that names it.
+    A missing or truncated photo raises `InputError` that names it.
     """
     import torch
     from tqdm import tqdm
@@ -100,18 +114,18 @@ def encode_photos(
     with torch.inference_mode():
         for i in tqdm(range(0, len(samples), batch), desc="encode photos", unit="batch", disable=not progress):
             block = [photo_pixels(s.path, height, width) for s in samples[i : i + batch]]
-            x = torch.from_numpy(np.stack(block)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+            x = to_signal(np.stack(block))
             both = torch.stack([x, x.flip(-1)], dim=1).flatten(0, 1)
             mean = bundle.vae.encode(both.to(bundle.vae.device)).latent_dist.mean * scale
             parts.append(mean.cpu().unflatten(0, (-1, 2)))
     return LatentPhotos(torch.cat(parts).clone(), tuple(samples), teaching(samples))
 
 
-class BalancedDraw:
-    """Which photos a step sees: identities evenly within each modality, infrared at a fixed share.
+class BalancedSampler:
+    """Draws a step's photos: a fixed fraction of infrared, identities evenly within each modality.
 
-    Drawn by (seed, step), so a resumed run sees what an undisturbed one would have seen. `counts` are a step's photos of
-    each modality.
+    Batches depend on (seed, step) only, so a resumed run sees those of an uninterrupted one. `counts` are a batch's photos
+    per modality.
     """
 
     def __init__(self, samples: Sequence[Sample], batch: int, ir_share: float, seed: int) -> None:
@@ -125,17 +139,17 @@ class BalancedDraw:
         self.counts = {"ir": infrared, "rgb": batch - infrared}
 
     def __call__(self, step: int) -> tuple[np.ndarray, np.random.Generator]:
-        """Photo indices int64 [batch], and the generator for whatever else the step draws."""
+        """Returns photo indices int64 [batch], and the generator for all other draws of the step."""
         rng = np.random.default_rng([self.seed, step])
         picked = [i for kind, count in self.counts.items() for i in self._pick(rng, self._groups[kind], count)]
         return np.array(picked, dtype=np.int64), rng
 
     def expected(self, steps: int) -> dict[str, float]:
-        """How many photos of each person `steps` steps draw, on average over seeds."""
-        seen = {pid: 0.0 for people in self._groups.values() for pid in people}
-        for kind, people in self._groups.items():
-            for pid in people:
-                seen[pid] += steps * self.counts[kind] / len(people)
+        """Returns the expected number of photos drawn of each identity in `steps` steps."""
+        seen = {pid: 0.0 for identities in self._groups.values() for pid in identities}
+        for kind, identities in self._groups.items():
+            for pid in identities:
+                seen[pid] += steps * self.counts[kind] / len(identities)
         return seen
 
     @staticmethod

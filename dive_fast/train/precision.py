@@ -1,11 +1,7 @@
-"""Mixed precision: half-precision arithmetic over float32 weights that learn.
-
-Torch's own autocast and loss scaling, which accelerate's `Accelerator` wraps; see `parallel` for why it is not used.
-"""
+"""Mixed precision: half-precision arithmetic with float32 trained weights, by torch's autocast and loss scaling."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from dive_fast.train.config import Precision
@@ -29,27 +25,28 @@ def check_precision(precision: Precision, device: str) -> None:
     if precision == "fp16" and device == "cpu":
         raise InputError("mixed precision fp16 needs a GPU; on a CPU choose bf16 or no")
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError(f"mixed precision bf16: {torch.cuda.get_device_name()} does not compute in it; choose fp16")
+        raise InputError(f"mixed precision bf16: {torch.cuda.get_device_name()} does not support it; choose fp16")
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """What forward passes run in; it does nothing for "no"."""
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context of forward passes; disabled for "no"."""
     import torch
 
     dtype = half(precision)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler | None:
-    """Keeps the gradients of fp16, whose range is small, from vanishing; None where nothing is to be scaled."""
+def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling, which keeps fp16 gradients from underflow; disabled for other precisions."""
     import torch
 
-    return torch.amp.GradScaler(device.type) if precision == "fp16" else None
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def halve_frozen(network: torch.nn.Module, precision: Precision) -> None:
-    """Stores in half precision, in place, what autocast would round to it at each use: the weights of linear and
-    convolution layers that do not learn. The numbers stay those of autocast; norms, embeddings and LoRA stay float32.
+    """Stores frozen linear and convolution weights in half precision, in place, which autocast would cast at each use.
+
+    Outputs equal those of autocast; norms, embeddings and LoRA stay float32.
     """
     import torch
 

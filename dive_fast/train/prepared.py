@@ -1,4 +1,4 @@
-"""A prepared set's latents: made beside its images, a file a shard, and loaded without the raw tree."""
+"""Latents of a prepared set: one file per shard, written beside its images and read without the raw tree."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dive_fast.data.prepared import (
     packed_images,
     read_latents_record,
 )
-from dive_fast.data.shards import Shard, read_shard
+from dive_fast.data.shards import PackedShard, read_shard
 from dive_fast.io import atomic_path, sha256_file, write_json
 from dive_fast.models.files import fingerprint_of, write_tensors
-from dive_fast.train.photos import LatentPhotos, encode_photos, image_size, teaching
+from dive_fast.train.photos import LatentPhotos, encode_photos, image_size, latent_shape, teaching
 from dive_fast.types import InputError, Sample, to_dict
 
 if TYPE_CHECKING:
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from dive_fast.models.bundle import ModelBundle
 
 _NAME = "latents"
-_BLOCK = 256  # photos handed to the encoder at a time, which is how often progress is told
+_BLOCK = 256  # photos between two reports of progress
 _HEADERS = 2_048  # bytes of a file's header and its record, at most
-# What changes an encoder's numbers and does not show in the shapes of its tensors.
+# Settings that change an encoder's output and show in no tensor's shape.
 _ENCODER_CONFIG = ("act_fn", "block_out_channels", "down_block_types", "norm_num_groups", "scaling_factor")
 
 
 def encoder_fingerprint(bundle: ModelBundle) -> str:
-    """Names what decides a photo's latents: the VAE's encoder, its scaling, and the size that photos are brought to.
+    """Returns the id of a photo's latents: of the VAE's encoder, its scaling and the image size.
 
-    Decoder, UNet and text encoder have no part in it, so latents stay good while those are trained.
+    It does not depend on decoder, UNet and text encoder, so latents stay valid while those are trained.
     """
     config = {name: bundle.vae.config[name] for name in _ENCODER_CONFIG}
     tensors = {
@@ -47,17 +47,10 @@ def encoder_fingerprint(bundle: ModelBundle) -> str:
     return fingerprint_of([list(image_size(bundle)), config], tensors)
 
 
-def latent_shape(bundle: ModelBundle) -> tuple[int, int, int, int]:
-    """What one photo becomes: itself and its mirror image, (2, C, h, w)."""
-    height, width = image_size(bundle)
-    factor = 2 ** (len(bundle.vae.config.block_out_channels) - 1)
-    return 2, int(bundle.vae.config.latent_channels), height // factor, width // factor
-
-
 def missing_latents(plan: PreparePlan, out: Path, packed: set[int], encoder: str) -> set[int]:
-    """The shards whose latents are to be made; only those in `packed` can have theirs.
+    """Returns the shards whose latents are missing; shards outside `packed` always are.
 
-    Raises `InputError` when the folder has latents by another encoder: they are not replaced, but may be deleted.
+    Raises `InputError` when the folder has latents of another encoder, which are never replaced.
     """
     missing = set(range(plan.shards))
     for number in range(plan.shards):
@@ -74,17 +67,17 @@ def missing_latents(plan: PreparePlan, out: Path, packed: set[int], encoder: str
 
 
 def latent_space(plan: PreparePlan, shards: set[int], bundle: ModelBundle) -> int:
-    """Bytes that the latents of `shards` will take at most."""
+    """Returns the bytes that the latents of `shards` take at most."""
     photos = sum(len(plan.shard(number)) for number in shards)
-    return photos * prod(latent_shape(bundle)) * 4 + len(shards) * _HEADERS
+    return photos * 2 * prod(latent_shape(bundle)) * 4 + len(shards) * _HEADERS
 
 
 def encode_shards(
     plan: PreparePlan, out: Path, shards: set[int], bundle: ModelBundle, progress: Callable[[int], object]
 ) -> None:
-    """Encodes the packed images of `shards`, in order, one shard in memory at a time; `progress` is told of images done.
+    """Encodes the packed images of `shards` in order on the VAE's device, one shard in memory at a time.
 
-    Photos are read from the raw tree. The VAE computes where it is.
+    Photos are read from the raw tree. `progress` is called with numbers of images done.
     """
     encoder = encoder_fingerprint(bundle)
     for number in sorted(shards):
@@ -95,17 +88,17 @@ def encode_shards(
         with atomic_path(path) as temporary:
             write_tensors(temporary, {_NAME: _encoded(bundle, samples, progress)})
             record = LatentFile(
-                temporary.stat().st_size, sha256_file(temporary), encoder, list(latent_shape(bundle)), shard.sha256
+                temporary.stat().st_size, sha256_file(temporary), encoder, [2, *latent_shape(bundle)], shard.sha256
             )
         write_json(latents_record_path(out, number), to_dict(record))
 
 
 def load_prepared(folder: Path | str, bundle: ModelBundle) -> LatentPhotos:
-    """The set's latents, float32, with its samples: what `encode_photos` makes of the raw tree, without decoding anything.
+    """Reads the set's latents, float32, and samples; they equal the result of `encode_photos` on the raw tree.
 
-    Samples have paths that are the same on every machine and lead to no file; `prepared_images` gives the images. All
-    latents lie in memory: 64 KiB a photo for Stable Diffusion 1.5 at 512 x 256. Raises `InputError` for a set that is not
-    finished, has no latents or those of another VAE, and for files that are missing or damaged.
+    The samples' paths are equal on every machine and lead to no file. All latents are in memory: 64 KiB per photo for
+    Stable Diffusion 1.5 at 512 x 256. Raises `InputError` for an unfinished set, one without latents or with those of
+    another VAE, and for missing or damaged files.
     """
     import torch
 
@@ -113,7 +106,7 @@ def load_prepared(folder: Path | str, bundle: ModelBundle) -> LatentPhotos:
     _check_encoder(prepared, bundle)
     numbers = range(len(prepared.shards))
     samples = [image.sample() for number in numbers for image in packed_images(prepared, number)]
-    latents = torch.empty((len(samples), *latent_shape(bundle)))
+    latents = torch.empty((len(samples), 2, *latent_shape(bundle)))
     first = 0
     for number in numbers:
         count = prepared.shards[number].images
@@ -122,7 +115,7 @@ def load_prepared(folder: Path | str, bundle: ModelBundle) -> LatentPhotos:
     return LatentPhotos(latents, tuple(samples), teaching(samples))
 
 
-def _is_whole(out: Path, number: int, record: LatentFile, shard: Shard) -> bool:
+def _is_whole(out: Path, number: int, record: LatentFile, shard: PackedShard) -> bool:
     path = latents_path(out, number)
     return path.is_file() and path.stat().st_size == record.bytes and record.tar == shard.sha256
 
@@ -131,7 +124,7 @@ def _encoded(bundle: ModelBundle, samples: Sequence[Sample], progress: Callable[
     """Latents [N, 2, C, h, w] of the samples' files."""
     import torch
 
-    latents = torch.empty((len(samples), *latent_shape(bundle)))
+    latents = torch.empty((len(samples), 2, *latent_shape(bundle)))
     for i in range(0, len(samples), _BLOCK):
         block = samples[i : i + _BLOCK]
         latents[i : i + _BLOCK] = encode_photos(bundle, block, progress=False).latents
@@ -153,7 +146,7 @@ def _check_encoder(prepared: Prepared, bundle: ModelBundle) -> None:
 
 
 def _read(prepared: Prepared, number: int) -> torch.Tensor:
-    """The latents of one shard, read only if they are the very bytes that were written."""
+    """Reads the latents of one shard after a check of their hash."""
     from safetensors.torch import load_file
 
     path = latents_path(prepared.folder, number)

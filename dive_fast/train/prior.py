@@ -1,4 +1,4 @@
-"""Prior preservation (DreamBooth, arXiv 2208.12242): photos of people in general, so that the LoRA forgets none of them."""
+"""Prior preservation (DreamBooth, arXiv 2208.12242): class photos that keep the LoRA from forgetting other people."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from dive_fast.models.bundle import ModelBundle
     from dive_fast.train.config import Prior
-    from dive_fast.train.samples import Sampler
+    from dive_fast.train.samples import ImageSampler
 
 _NAME = "latents"
-_BATCH = 16  # class photos that the base makes at a time
+_BATCH = 16  # class photos that the base generates at once
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ClassPhotos:
     ids: torch.Tensor
 
     def draw(self, step: int, batch: int, seed: int) -> tuple[torch.Tensor, torch.Generator]:
-        """The latents [batch, C, h, w] of a step, and a generator for its noise: neither has to do with the photos' own."""
+        """Returns a step's latents [batch, C, h, w] and a generator for its noise, independent of the photos' draws."""
         import torch
 
         rng = np.random.default_rng([seed, step, 1])
@@ -43,7 +43,7 @@ class ClassPhotos:
 
 
 def prompt_ids(bundle: ModelBundle, text: str) -> torch.Tensor:
-    """Token ids int64 [1, L]; a text longer than the model reads raises `InputError`."""
+    """Returns token ids int64 [1, L]; a text longer than the model reads raises `InputError`."""
     import torch
 
     length = bundle.tokenizer.model_max_length
@@ -54,34 +54,31 @@ def prompt_ids(bundle: ModelBundle, text: str) -> torch.Tensor:
 
 
 def read_class_photos(bundle: ModelBundle, files: Sequence[Path], prompt: str, progress: bool) -> ClassPhotos:
-    """The given photos, each and its mirror image; a damaged one raises `InputError` that names it."""
+    """Encodes the given photos, each and its mirror image; a damaged one raises `InputError` that names it."""
     latents = encode_photos(bundle, [Sample(file, "class", "class") for file in files], progress=progress).latents
     return ClassPhotos(latents.flatten(0, 1), prompt_ids(bundle, prompt))
 
 
-def made_class_photos(sampler: Sampler, prior: Prior, seed: int, work: Path, progress: bool) -> ClassPhotos:
-    """What the base answers to the class prompt, made before it has learned anything and kept in `work` for a resumed run.
-
-    Latents are sampled and learned from as they are: no image is decoded.
-    """
+def generate_class_photos(sampler: ImageSampler, prior: Prior, seed: int, work: Path, progress: bool) -> ClassPhotos:
+    """Samples latents of the class prompt from the untrained base, once, and stores them in `work` for a resumed run."""
     ids = prompt_ids(sampler.bundle, prior.prior_prompt)
-    name = made_id(sampler.bundle, prior, sampler.steps, sampler.guidance, seed)[:16]
+    name = class_photos_id(sampler.bundle, prior, sampler.steps, sampler.guidance, seed)[:16]
     path = work / f"class-{name}.safetensors"
     with first_rank_first():
         if not path.exists():
-            latents = _made(sampler, ids, prior.prior_count, seed, progress)
+            latents = _sample(sampler, ids, prior.prior_count, seed, progress)
             with atomic_path(path) as temporary:
                 write_tensors(temporary, {_NAME: latents})
     return ClassPhotos(read_tensors(path)[_NAME], ids)
 
 
-def made_id(bundle: ModelBundle, prior: Prior, steps: int, guidance: float, seed: int) -> str:
-    """Names the class photos that a base makes."""
-    facts = (bundle.fingerprint, prior.prior_prompt, prior.prior_count, steps, guidance, seed)
-    return sha256_bytes(repr(facts).encode())
+def class_photos_id(bundle: ModelBundle, prior: Prior, steps: int, guidance: float, seed: int) -> str:
+    """Returns the id of the class photos that a base generates."""
+    settings = (bundle.fingerprint, prior.prior_prompt, prior.prior_count, steps, guidance, seed)
+    return sha256_bytes(repr(settings).encode())
 
 
-def _made(sampler: Sampler, ids: torch.Tensor, count: int, seed: int, progress: bool) -> torch.Tensor:
+def _sample(sampler: ImageSampler, ids: torch.Tensor, count: int, seed: int, progress: bool) -> torch.Tensor:
     import torch
     from tqdm import tqdm
 

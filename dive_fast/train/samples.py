@@ -1,4 +1,4 @@
-"""Pictures from a model in training: sheets of the same people through the same cameras, to see how far learning is."""
+"""Images sampled from a model in training, and sheets of the same identities in every camera."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw
-
 from dive_fast.io import atomic_path
 from dive_fast.models.prompts import PromptBank
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.train.config import Precision
-from dive_fast.train.photos import latent_size, visiting
+from dive_fast.train.contact_sheet import contact_sheet
+from dive_fast.train.photos import latent_shape, on_device, to_pixels
 from dive_fast.train.precision import autocast
 
 if TYPE_CHECKING:
@@ -22,13 +21,12 @@ if TYPE_CHECKING:
 
     from dive_fast.models.bundle import ModelBundle
 
-_HEADER, _MARGIN, _GAP = 16, 72, 2
-_INK, _PAPER = (20, 20, 20), (255, 255, 255)
+_MARGIN = 72
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """Samples from a bundle as it is now, on the device where its UNet is; nothing in it changes."""
+class ImageSampler:
+    """Samples images from a bundle in its current state, on its UNet's device; changes nothing in it."""
 
     bundle: ModelBundle
     precision: Precision
@@ -36,7 +34,7 @@ class Sampler:
     guidance: float
 
     def text(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings [U, L, D] of token ids int64 [U, L]."""
+        """Returns embeddings [U, L, D] of token ids int64 [U, L]."""
         import torch
 
         device = self.bundle.unet.device
@@ -45,14 +43,13 @@ class Sampler:
         return embeddings
 
     def latents(self, text: torch.Tensor, index: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """Scaled latents float32 [B, C, h, w] on the CPU of the prompts `index` int64 [B], one for each seed.
+        """Returns scaled latents float32 [B, C, h, w] on the CPU for the prompts `index` int64 [B] and their `seeds`.
 
-        `text` [U, L, D] are embeddings, the empty prompt's first.
+        `text` [U, L, D] are embeddings; the first is that of the empty prompt.
         """
         import torch
 
         unet = self.bundle.unet
-        height, width = latent_size(self.bundle)
 
         def eps_rows(latents: torch.Tensor, timestep: int, rows: torch.Tensor) -> torch.Tensor:
             with autocast(self.precision, unet.device):
@@ -60,53 +57,36 @@ class Sampler:
             return output.float()
 
         with torch.no_grad():
-            noise = initial_noise(seeds, (int(unet.config.in_channels), height, width)).to(unet.device)
+            noise = initial_noise(seeds, latent_shape(self.bundle)).to(unet.device)
             schedule = Schedule.from_config(self.bundle.scheduler_config, self.steps)
             return dpmpp_2m(guided(eps_rows, index.to(unet.device), 0, self.guidance), noise, schedule).cpu()
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """Pixels uint8 [B, H, W, 3] of scaled latents; the VAE visits the UNet's device for it, in float32."""
+        """Returns pixels uint8 [B, H, W, 3] of scaled latents, decoded in float32 on the UNet's device."""
         import torch
 
         vae, device = self.bundle.vae, self.bundle.unet.device
-        with torch.no_grad(), visiting(vae, device):
-            images = vae.decode(latents.to(device) / float(vae.config.scaling_factor)).sample
-        pixels = images.float().add(1).mul(127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
-        return pixels.to("cpu", torch.uint8).numpy()
+        with torch.no_grad(), on_device(vae, device):
+            return to_pixels(vae.decode(latents.to(device) / float(vae.config.scaling_factor)).sample)
 
 
 class SheetMaker:
-    """Makes the sheets of one run, of some `people`: each one's images start from one noise, the same on every sheet."""
+    """Writes sheets of some identities; an identity's images start from equal noise on every sheet."""
 
-    def __init__(self, sampler: Sampler, prompts: PromptBank, people: int) -> None:
+    def __init__(self, sampler: ImageSampler, prompts: PromptBank, identities: int) -> None:
         known, self.cameras = prompts.table.identities, [camera.name for camera in prompts.table.cameras]
-        count = min(people, len(known))
+        count = min(identities, len(known))
         self.pids = [known[i * len(known) // count].pid for i in range(count)]
         self._sampler, self._prompts = sampler, prompts
 
     def write(self, out: Path) -> None:
-        """Samples a sheet from the model as it is now and writes the PNG file `out`."""
-        rows = [self._row(pid, number) for number, pid in enumerate(self.pids)]
+        """Samples a sheet from the model in its current state and writes the PNG file `out`."""
+        rows = [list(self._row(pid, number)) for number, pid in enumerate(self.pids)]
         with atomic_path(out) as temporary:
-            _drawn(rows, self.pids, self.cameras).save(temporary, format="png")
+            contact_sheet(rows, self.pids, self.cameras, _MARGIN).save(temporary, format="png")
 
     def _row(self, pid: str, seed: int) -> np.ndarray:
         keys = [None, *((pid, camera) for camera in self.cameras)]
         text, index = self._prompts.encode(self._sampler.text, keys)
         latents = self._sampler.latents(text, index[1:], [seed] * len(self.cameras))
         return self._sampler.decode(latents)
-
-
-def _drawn(rows: Sequence[np.ndarray], names: Sequence[str], cameras: Sequence[str]) -> Image.Image:
-    """One sheet of rows of images uint8 [columns, H, W, 3], with the names of rows and columns."""
-    height, width = rows[0].shape[1:3]
-    sheet = Image.new("RGB", (_MARGIN + len(cameras) * (width + _GAP), _HEADER + len(rows) * (height + _GAP)), _PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for column, camera in enumerate(cameras):
-        pen.text((_MARGIN + column * (width + _GAP) + 2, 2), camera, fill=_INK)
-    for row, (name, images) in enumerate(zip(names, rows, strict=True)):
-        top = _HEADER + row * (height + _GAP)
-        pen.text((2, top + height // 2), name, fill=_INK)
-        for column, image in enumerate(images):
-            sheet.paste(Image.fromarray(image), (_MARGIN + column * (width + _GAP), top))
-    return sheet

@@ -1,9 +1,7 @@
-"""Which words of a phrase describe a person, read off photos: pedestrian attribute recognition (PAR) for textual inversion.
+"""Pedestrian attribute recognition: predicts the words of a phrase from photos, where textual inversion starts.
 
-A phrase's mixed words start equal and are then learned through the UNet's noise: thousands of steps for dyes, and no
-number of steps tells weaves (docs/log.md). A small classifier that was trained on captions like the base's reads both off
-the photos at once. A tagger is a folder of `tagger.json` (phrase, image size) and `tagger.safetensors`, and belongs to one
-phrase.
+Without it, the UNet's loss needs thousands of steps to learn dyes and never learns weaves (docs/log.md). A tagger is a
+folder of `tagger.json` (phrase, image size) and `tagger.safetensors`, and belongs to one phrase.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from dive_fast.data.images import photo_pixels
 from dive_fast.io import read_json, write_json
 from dive_fast.models.files import read_tensors, replaced_folder, resolve, write_tensors
 from dive_fast.models.phrase import Phrase
+from dive_fast.train.photos import teaching
 from dive_fast.types import InputError, Sample
 
 if TYPE_CHECKING:
@@ -28,12 +27,12 @@ if TYPE_CHECKING:
 FORMAT = "dive-fast tagger 1"
 WIDTHS = (32, 48, 64, 96, 96, 128)
 _STRIDES = (2, 2, 1, 2, 1, 2)
-_ROWS, _COLUMNS = 8, 2  # a garment's place in a pedestrian's photo is its height, less so left or right
-_INDEPENDENT = 3.0  # photos of one person err alike, so however many there are, they count as this many
+_ROWS, _COLUMNS = 8, 2  # a garment's place in a photo is its height
+_INDEPENDENT = 3.0  # photos of one identity have correlated errors and count as at most so many
 
 
 class TaggerNet(torch.nn.Module):
-    """Convolutions, then one linear read-out over coarse places; `choices` is the number of words of each mixed word."""
+    """Convolutions and a linear read-out over coarse places; `choices` are the numbers of words of each mixed word."""
 
     prior: Tensor
 
@@ -46,16 +45,16 @@ class TaggerNet(torch.nn.Module):
             size = 3 if i else 5
             layers += [
                 torch.nn.Conv2d(before, width, size, stride, size // 2, bias=False),
-                torch.nn.GroupNorm(width // 8, width),  # no running statistics: a resumed run equals an undisturbed one
+                torch.nn.GroupNorm(width // 8, width),  # keeps no running statistics, which no state saves
                 torch.nn.SiLU(),
             ]
             before = width
         self.body = torch.nn.Sequential(*layers)
         self.readout = torch.nn.Linear(before * _ROWS * _COLUMNS, sum(self.choices))
-        self.register_buffer("prior", torch.zeros(sum(self.choices)))  # log share of each word in the training captions
+        self.register_buffer("prior", torch.zeros(sum(self.choices)))  # log frequency of each word in training captions
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Log probabilities [N, words] for each mixed word of photos uint8 [N, H, W, 3]."""
+        """Returns log probabilities [N, words] of each mixed word for photos uint8 [N, H, W, 3]."""
         x = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
         places = torch.nn.functional.adaptive_avg_pool2d(self.body(x), (_ROWS, _COLUMNS)).flatten(1)
         return [part.log_softmax(dim=1) for part in self.readout(places).split(self.choices, dim=1)]
@@ -63,31 +62,31 @@ class TaggerNet(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Tagger:
-    """A trained net with the phrase that it reads and the photo size (height, width) that it saw."""
+    """A trained classifier with its phrase and photo size (height, width)."""
 
     phrase: Phrase
     net: TaggerNet
     size: tuple[int, int]
 
-    def person(self, photos: Sequence[np.ndarray]) -> list[Tensor]:
-        """Logits [words] for each mixed word of one person, from photos uint8 [H, W, 3] of the tagger's size.
+    def logits(self, photos: Sequence[np.ndarray]) -> list[Tensor]:
+        """Returns logits [words] of each mixed word of one identity, from photos uint8 [H, W, 3] of the tagger's size.
 
-        The photos' evidence beyond the prior is averaged and counts as that of `_INDEPENDENT` photos, fewer if there are.
+        The photos' mean log likelihood ratio to the prior counts `_INDEPENDENT` times, or once per photo if those are fewer.
         """
         prior = self.net.prior.split(self.net.choices)
         with torch.inference_mode():
-            said = self.net(torch.from_numpy(np.stack(photos)))
+            predicted = self.net(torch.from_numpy(np.stack(photos)))
         weight = min(_INDEPENDENT, float(len(photos)))
-        return [(logp - before).mean(dim=0) * weight + before for logp, before in zip(said, prior, strict=True)]
+        return [(logp - before).mean(dim=0) * weight + before for logp, before in zip(predicted, prior, strict=True)]
 
 
 def mixed_words(phrase: Phrase) -> list[list[str]]:
-    """The words that each mixed word of a phrase chooses from; free vectors are left out."""
+    """Returns the words that each mixed word of a phrase chooses from."""
     return [words for words in phrase.choices if len(words) > 1]
 
 
 def save_tagger(tagger: Tagger, folder: Path) -> None:
-    """Writes the folder whole or not at all; replaces only a tagger."""
+    """Writes a tagger folder atomically; replaces only another tagger."""
     with replaced_folder(folder, lambda found: (found / "tagger.json").is_file()) as new:
         write_tensors(new / "tagger.safetensors", tagger.net.state_dict(), torch.float16)
         height, width = tagger.size
@@ -96,7 +95,7 @@ def save_tagger(tagger: Tagger, folder: Path) -> None:
 
 
 def load_tagger(path: Path | str) -> Tagger:
-    """The tagger in a folder; "pocket" is the shipped one. A missing, broken or foreign one raises `InputError`."""
+    """Reads a tagger folder, or the shipped one, "pocket"; a missing or damaged one raises `InputError`."""
     folder = resolve(path, "pocket-tagger")
     description = read_json(folder / "tagger.json", "tagger")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -114,35 +113,35 @@ def load_tagger(path: Path | str) -> Tagger:
     return Tagger(phrase, net.eval().requires_grad_(False), size)  # type: ignore[arg-type]
 
 
-def read_people(tagger: Tagger, samples: Sequence[Sample], phrase: Phrase, progress: bool = True) -> Tensor:
-    """Logits of the mixed words of everybody in `samples`, float32 [people, mixed words, most words], people sorted by pid.
+def tag_identities(tagger: Tagger, samples: Sequence[Sample], phrase: Phrase, progress: bool = True) -> Tensor:
+    """Returns logits of the mixed words of all identities, sorted by pid, float32 [identities, mixed words, most words].
 
-    RGB photos count, infrared ones only of a person who has no other, as in learning. Places past a word's choices are 0. A
-    tagger of another phrase raises `InputError`.
+    Uses the photos that train identities (`teaching`). Logits past a word's choices are 0. A tagger of another phrase raises
+    `InputError`.
     """
     from tqdm import tqdm
 
-    from dive_fast.train.photos import teaching
-
     if tagger.phrase.text != phrase.text:
-        raise InputError("the tagger reads another phrase than the one that is to be learned; give its own --phrase")
-    by_person: dict[str, list[Sample]] = {}
+        raise InputError("the tagger of --words-from has another phrase than this training; give its own --phrase")
+    by_identity: dict[str, list[Sample]] = {}
     for sample, teaches in zip(samples, teaching(samples), strict=True):
         if teaches:
-            by_person.setdefault(sample.pid, []).append(sample)
+            by_identity.setdefault(sample.pid, []).append(sample)
     words = [len(choice) for choice in mixed_words(phrase)]
-    out = torch.zeros(len(by_person), len(words), max(words, default=0))
+    out = torch.zeros(len(by_identity), len(words), max(words, default=0))
     height, width = tagger.size
-    for row, pid in enumerate(tqdm(sorted(by_person), desc="read words", unit="person", disable=not progress)):
-        photos = [photo_pixels(sample.path, height, width) for sample in by_person[pid]]
-        for k, logits in enumerate(tagger.person(photos)):
+    for row, pid in enumerate(tqdm(sorted(by_identity), desc="tag", unit="identity", disable=not progress)):
+        photos = [photo_pixels(sample.path, height, width) for sample in by_identity[pid]]
+        for k, logits in enumerate(tagger.logits(photos)):
             out[row, k, : len(logits)] = logits
     return out
 
 
 def tagger_loss(net: TaggerNet, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum of cross entropies of photos uint8 [N, H, W, 3] and labels int64 [N, mixed words]; the share that is right."""
-    said = net(images)
-    loss = torch.stack([torch.nn.functional.nll_loss(logp, labels[:, k]) for k, logp in enumerate(said)]).sum()
-    right = torch.stack([(logp.argmax(dim=1) == labels[:, k]).float().mean() for k, logp in enumerate(said)]).mean()
+    """Returns the summed cross entropy of photos uint8 [N, H, W, 3] with labels int64 [N, mixed words], and the accuracy."""
+    predicted = net(images)
+    loss = torch.stack([torch.nn.functional.nll_loss(logp, labels[:, k]) for k, logp in enumerate(predicted)]).sum()
+    right = torch.stack(
+        [(logp.argmax(dim=1) == labels[:, k]).float().mean() for k, logp in enumerate(predicted)]
+    ).mean()
     return loss, {"right": right}

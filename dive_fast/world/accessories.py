@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dive_fast.world.canvas import Canvas, Part
-from dive_fast.world.persons import Person
+from dive_fast.world.pedestrians import Pedestrian
 
 
-def draw_head_upright(canvas: Canvas, person: Person, front: bool) -> None:
-    """Draw the head as seen from the front or from behind."""
+def draw_head_upright(canvas: Canvas, person: Pedestrian, front: bool) -> None:
+    """Draws the head as seen from the front or from behind."""
     style = person.hair_style
     if style == "long":
         if front:  # falls on both shoulders and leaves the neck free
@@ -34,8 +34,8 @@ def draw_head_upright(canvas: Canvas, person: Person, front: bool) -> None:
     _hat(canvas, person, 0, "front" if front else "hidden")
 
 
-def draw_head_side(canvas: Canvas, person: Person) -> None:
-    """Draw the head in profile, looking towards +x."""
+def draw_head_side(canvas: Canvas, person: Pedestrian) -> None:
+    """Draws the head in profile, looking towards +x."""
     style = person.hair_style
     canvas.oval(Part.SKIN, 0.012, 0.070, 0.054, 0.068)
     canvas.oval(Part.SKIN, 0.064, 0.086, 0.013, 0.013)
@@ -60,7 +60,7 @@ def draw_head_side(canvas: Canvas, person: Person) -> None:
     _hat(canvas, person, 0.002, "side")
 
 
-def _hat(canvas: Canvas, person: Person, centre: float, brim: str) -> None:
+def _hat(canvas: Canvas, person: Pedestrian, centre: float, brim: str) -> None:
     """A beanie covers the skull; a cap sits higher and has a brim, seen from the "front", "side" or "hidden"."""
     if person.hat == "beanie":
         canvas.ribbon(
@@ -78,9 +78,9 @@ def _hat(canvas: Canvas, person: Person, centre: float, brim: str) -> None:
 
 
 def draw_bag_upright(
-    canvas: Canvas, person: Person, front: bool, shoulder: float, hands: list[tuple[float, float]]
+    canvas: Canvas, person: Pedestrian, front: bool, shoulder: float, hands: list[tuple[float, float]]
 ) -> None:
-    """Draw what a front or back view shows of the bag; `hands` are the left and the right one in the image."""
+    """Draws what a front or back view shows of the bag; `hands` are the left and the right one in the image."""
     if person.bag == "backpack" and front:
         for side in (-1, 1):
             canvas.strap(Part.BAG, [(side * 0.062, 0.165), (side * 0.068, 0.30), (side * 0.090, 0.36)], 0.0135)
@@ -100,7 +100,7 @@ def draw_bag_upright(
 
 
 def draw_backpack_side(canvas: Canvas, depth: float) -> None:
-    """Draw a backpack behind a trunk of half depth `depth`, with the strap around the shoulder."""
+    """Draws a backpack behind a trunk of half depth `depth`, with the strap around the shoulder."""
     bulge = [(-0.022, 0.185, 0.030), (-0.034, 0.21, 0.046), (-0.040, 0.40, 0.056), (-0.030, 0.42, 0.046)]
     canvas.ribbon(Part.BAG, [(x - depth, y, w) for x, y, w in bulge], upright=True)
     strap = [(-depth + 0.010, 0.175), (depth * 0.66, 0.215), (depth * 0.5, 0.30), (-depth + 0.006, 0.36)]
@@ -108,13 +108,13 @@ def draw_backpack_side(canvas: Canvas, depth: float) -> None:
 
 
 def draw_satchel(canvas: Canvas, x: float) -> None:
-    """Draw a satchel's body at hip height, centred on `x`."""
+    """Draws a satchel's body at hip height, centred on `x`."""
     canvas.ribbon(Part.BAG, [(x, 0.425, 0.060), (x, 0.44, 0.068), (x, 0.545, 0.068), (x, 0.555, 0.060)], upright=True)
     canvas.crease([(x - 0.06, 0.485), (x, 0.505), (x + 0.06, 0.485)], 90)
 
 
 def draw_handbag(canvas: Canvas, x: float, y: float) -> None:
-    """Draw a handbag hanging from a hand at (x, y)."""
+    """Draws a handbag hanging from a hand at (x, y)."""
     canvas.strap(
         Part.BAG,
         [(x - 0.034, y + 0.085), (x - 0.020, y + 0.015), (x + 0.020, y + 0.015), (x + 0.034, y + 0.085)],

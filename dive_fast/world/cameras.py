@@ -1,4 +1,4 @@
-"""Where photos are taken: RGB and infrared cameras, their backdrops and their faults."""
+"""RGB and infrared cameras: their backdrops, light and noise."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dive_fast.world.optics import RGB
+from dive_fast.world.pedestrians import RGB
 
 IMAGE_HEIGHT, IMAGE_WIDTH = 128, 64
 
 
 @dataclass(frozen=True)
 class Backdrop:
-    """A wall, a floor and one upright feature; positions in image pixels, colours in 0..1."""
+    """A wall, a floor and one pillar or door; positions in image pixels, colours in 0..1."""
 
     wall: RGB
     floor: RGB
@@ -50,52 +50,39 @@ def _grey(value: float) -> RGB:
 
 _HALL = Backdrop((0.74, 0.68, 0.56), (0.45, 0.38, 0.31), (0.55, 0.34, 0.22), 96, 0.10, 12, 15, 22, 0)
 _CORRIDOR = Backdrop((0.56, 0.63, 0.66), (0.36, 0.40, 0.42), (0.82, 0.84, 0.82), 90, -0.14, 50, 9, 0, 60)
+_DARK_CORRIDOR = replace(_CORRIDOR, wall=_grey(0.44), floor=_grey(0.24), feature=_grey(0.62))
 _SQUARE = Backdrop((0.70, 0.80, 0.90), (0.62, 0.60, 0.55), (0.42, 0.52, 0.38), 84, 0.0, 54, 16, 36, 0)
 _STREET = Backdrop((0.48, 0.36, 0.31), (0.30, 0.30, 0.33), (0.24, 0.20, 0.22), 100, 0.18, 8, 10, 0, 34)
 _LOBBY = Backdrop((0.30, 0.30, 0.30), (0.50, 0.50, 0.50), (0.16, 0.16, 0.16), 92, 0.12, 46, 14, 26, 0)
+_PARK = Backdrop((0.62, 0.70, 0.54), (0.66, 0.63, 0.56), (0.36, 0.46, 0.30), 80, 0.05, 10, 18, 20, 0)
+_PLAZA = Backdrop((0.72, 0.74, 0.76), (0.54, 0.56, 0.58), (0.46, 0.50, 0.58), 88, -0.10, 52, 12, 0, 0)
+_ALLEY = Backdrop((0.50, 0.44, 0.40), (0.58, 0.52, 0.46), (0.70, 0.62, 0.50), 94, 0.12, 48, 14, 30, 0)
+_YARD = Backdrop((0.44, 0.52, 0.44), (0.46, 0.46, 0.44), (0.28, 0.36, 0.28), 86, 0.0, 30, 0, 0, 44)
+_MARKET = Backdrop((0.80, 0.76, 0.70), (0.50, 0.46, 0.44), (0.60, 0.30, 0.26), 98, -0.16, 14, 10, 0, 0)
+_STATION = Backdrop((0.52, 0.58, 0.68), (0.40, 0.42, 0.48), (0.66, 0.68, 0.70), 92, 0.08, 56, 14, 24, 0)
 
-SYSU_CAMERAS: dict[str, WorldCamera] = {
-    "cam1": WorldCamera("cam1", "rgb", _HALL, "bright warm indoor", (1.06, 1.0, 0.90), 1.04, 0.02, 0.012, 0.04),
-    "cam2": WorldCamera("cam2", "rgb", _CORRIDOR, "dim cool indoor", (0.92, 0.99, 1.08), 0.84, 0.02, 0.016, 0.08),
-    "cam4": WorldCamera("cam4", "rgb", _SQUARE, "bright cool outdoor", (0.97, 1.0, 1.05), 1.12, 0.05, 0.010, 0.03),
-    "cam5": WorldCamera("cam5", "rgb", _STREET, "dim warm outdoor", (1.05, 0.98, 0.92), 0.88, 0.00, 0.014, 0.06),
-    # cam3 stands where cam2 does: same geometry, only what the infrared light makes of it differs.
-    "cam3": WorldCamera(
-        "cam3", "ir", replace(_CORRIDOR, wall=_grey(0.44), floor=_grey(0.24), feature=_grey(0.62)),
-        "dim indoor", gain=0.86, lift=0.03, noise=0.017, blur=0.08, lamp=(30.0, 52.0), falloff=0.50,
-    ),
-    "cam6": WorldCamera(
-        "cam6", "ir", _LOBBY,
-        "dim outdoor", gain=0.95, lift=0.01, noise=0.021, blur=0.06, lamp=(40.0, 66.0), falloff=0.68,
-    ),
-}  # fmt: skip
 
-MARKET_CAMERAS: dict[str, WorldCamera] = {
-    "c1": WorldCamera(
-        "c1", "rgb", Backdrop((0.62, 0.70, 0.54), (0.66, 0.63, 0.56), (0.36, 0.46, 0.30), 80, 0.05, 10, 18, 20, 0),
-        "bright warm outdoor", (1.04, 1.02, 0.94), 1.08, 0.03, 0.010, 0.04,
-    ),
-    "c2": WorldCamera(
-        "c2", "rgb", Backdrop((0.72, 0.74, 0.76), (0.54, 0.56, 0.58), (0.46, 0.50, 0.58), 88, -0.10, 52, 12, 0, 0),
-        "bright cool outdoor", (0.96, 1.0, 1.06), 1.06, 0.04, 0.012, 0.06,
-    ),
-    "c3": WorldCamera(
-        "c3", "rgb", Backdrop((0.50, 0.44, 0.40), (0.58, 0.52, 0.46), (0.70, 0.62, 0.50), 94, 0.12, 48, 14, 30, 0),
-        "dim warm outdoor", (1.05, 1.0, 0.92), 0.92, 0.02, 0.014, 0.05,
-    ),
-    "c4": WorldCamera(
-        "c4", "rgb", Backdrop((0.44, 0.52, 0.44), (0.46, 0.46, 0.44), (0.28, 0.36, 0.28), 86, 0.0, 30, 0, 0, 44),
-        "dim cool outdoor", (0.95, 1.02, 1.0), 0.90, 0.02, 0.012, 0.09,
-    ),
-    "c5": WorldCamera(
-        "c5", "rgb", Backdrop((0.80, 0.76, 0.70), (0.50, 0.46, 0.44), (0.60, 0.30, 0.26), 98, -0.16, 14, 10, 0, 0),
-        "bright warm outdoor", (1.05, 0.99, 0.93), 1.02, 0.00, 0.012, 0.03,
-    ),
-    "c6": WorldCamera(
-        "c6", "rgb", Backdrop((0.52, 0.58, 0.68), (0.40, 0.42, 0.48), (0.66, 0.68, 0.70), 92, 0.08, 56, 14, 24, 0),
-        "dim cool outdoor", (0.94, 1.0, 1.06), 0.94, 0.03, 0.018, 0.10,
-    ),
-}  # fmt: skip
+def _named(*cameras: WorldCamera) -> dict[str, WorldCamera]:
+    return {camera.name: camera for camera in cameras}
+
+
+# cam3 shares its place with cam2: equal geometry, other light.
+SYSU_CAMERAS = _named(
+    WorldCamera("cam1", "rgb", _HALL, "bright warm indoor", (1.06, 1.0, 0.90), 1.04, 0.02, 0.012, 0.04),
+    WorldCamera("cam2", "rgb", _CORRIDOR, "dim cool indoor", (0.92, 0.99, 1.08), 0.84, 0.02, 0.016, 0.08),
+    WorldCamera("cam4", "rgb", _SQUARE, "bright cool outdoor", (0.97, 1.0, 1.05), 1.12, 0.05, 0.010, 0.03),
+    WorldCamera("cam5", "rgb", _STREET, "dim warm outdoor", (1.05, 0.98, 0.92), 0.88, 0.00, 0.014, 0.06),
+    WorldCamera("cam3", "ir", _DARK_CORRIDOR, "dim indoor", _grey(1), 0.86, 0.03, 0.017, 0.08, (30.0, 52.0), 0.50),
+    WorldCamera("cam6", "ir", _LOBBY, "dim outdoor", _grey(1), 0.95, 0.01, 0.021, 0.06, (40.0, 66.0), 0.68),
+)
+MARKET_CAMERAS = _named(
+    WorldCamera("c1", "rgb", _PARK, "bright warm outdoor", (1.04, 1.02, 0.94), 1.08, 0.03, 0.010, 0.04),
+    WorldCamera("c2", "rgb", _PLAZA, "bright cool outdoor", (0.96, 1.0, 1.06), 1.06, 0.04, 0.012, 0.06),
+    WorldCamera("c3", "rgb", _ALLEY, "dim warm outdoor", (1.05, 1.0, 0.92), 0.92, 0.02, 0.014, 0.05),
+    WorldCamera("c4", "rgb", _YARD, "dim cool outdoor", (0.95, 1.02, 1.0), 0.90, 0.02, 0.012, 0.09),
+    WorldCamera("c5", "rgb", _MARKET, "bright warm outdoor", (1.05, 0.99, 0.93), 1.02, 0.00, 0.012, 0.03),
+    WorldCamera("c6", "rgb", _STATION, "dim cool outdoor", (0.94, 1.0, 1.06), 0.94, 0.03, 0.018, 0.10),
+)
 
 
 def _random_backdrop(rng: np.random.Generator) -> Backdrop:
@@ -117,28 +104,40 @@ def _random_backdrop(rng: np.random.Generator) -> Backdrop:
 
 
 def random_rgb_camera(rng: np.random.Generator) -> WorldCamera:
-    """Draw from the continuous family of RGB cameras; its words match its light and colour cast."""
+    """Draws an RGB camera whose words match its light and colour cast."""
     warmth, gain = float(rng.uniform(-1, 1)), float(rng.uniform(0.82, 1.14))
     words = ["bright" if gain > 0.98 else "dim", "warm" if warmth > 0 else "cool"]
     words.append("indoor" if rng.random() < 0.5 else "outdoor")
     return WorldCamera(
-        "random", "rgb", _random_backdrop(rng), " ".join(words),
-        cast=(1 + 0.07 * warmth, 1.0, 1 - 0.10 * warmth), gain=gain, lift=float(rng.uniform(0, 0.05)),
-        noise=float(rng.uniform(0.008, 0.018)), blur=float(rng.uniform(0.02, 0.10)),
-    )  # fmt: skip
+        "random",
+        "rgb",
+        _random_backdrop(rng),
+        " ".join(words),
+        cast=(1 + 0.07 * warmth, 1.0, 1 - 0.10 * warmth),
+        gain=gain,
+        lift=float(rng.uniform(0, 0.05)),
+        noise=float(rng.uniform(0.008, 0.018)),
+        blur=float(rng.uniform(0.02, 0.10)),
+    )
 
 
 def random_grey_camera(rng: np.random.Generator) -> WorldCamera:
-    """An infrared-LIKE camera: luma through a random tone curve, lamp fall-off, noise.
+    """Draws a camera that looks like infrared: luma through a random tone curve, lamp fall-off, noise.
 
-    It never sees NIR reflectances, so training the autoencoder on it teaches the look of grey images (which any
-    natural-image autoencoder knows) and nothing about which garments shine.
+    It shows no NIR reflectance, so the base model learns grey images from it and nothing of infrared.
     """
     tone = np.linspace(0.08, 0.92, 5) * rng.uniform(0.0, 1.0) + rng.uniform(0.0, 0.7, 5)
     tone = 0.05 + rng.uniform(0.6, 0.9) * (tone - tone.min()) / (tone.max() - tone.min())
     return WorldCamera(
-        "grey", "grey", _random_backdrop(rng), "dim" if rng.random() < 0.5 else "bright",
-        gain=float(rng.uniform(0.9, 1.1)), lift=float(rng.uniform(0, 0.05)), noise=float(rng.uniform(0.012, 0.03)),
-        blur=float(rng.uniform(0.02, 0.10)), lamp=(float(rng.uniform(20, 44)), float(rng.uniform(40, 76))),
-        falloff=float(rng.uniform(0.0, 0.7)), tone=tuple(float(t) for t in tone),
-    )  # fmt: skip
+        "grey",
+        "grey",
+        _random_backdrop(rng),
+        "dim" if rng.random() < 0.5 else "bright",
+        gain=float(rng.uniform(0.9, 1.1)),
+        lift=float(rng.uniform(0, 0.05)),
+        noise=float(rng.uniform(0.012, 0.03)),
+        blur=float(rng.uniform(0.02, 0.10)),
+        lamp=(float(rng.uniform(20, 44)), float(rng.uniform(40, 76))),
+        falloff=float(rng.uniform(0.0, 0.7)),
+        tone=tuple(float(t) for t in tone),
+    )

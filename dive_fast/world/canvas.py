@@ -1,8 +1,4 @@
-"""A canvas in body coordinates: a part map and a shade map, drawn together.
-
-Colour is unknown here, so one drawing serves every camera: RGB and infrared photos of the same shot have the same
-silhouette by construction.
-"""
+"""A canvas in body coordinates: a part map and a shade map without colours, equal for all cameras of a shot."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from enum import IntEnum
 from PIL import Image, ImageDraw
 
 from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH
-from dive_fast.world.persons import Person, Shot
+from dive_fast.world.pedestrians import Pedestrian, Shot
 
 SUPERSAMPLE = 2
 HEIGHT, WIDTH = IMAGE_HEIGHT * SUPERSAMPLE, IMAGE_WIDTH * SUPERSAMPLE
@@ -24,7 +20,7 @@ BACKGROUND_SHADE = 140
 Spine = list[tuple[float, float, float]]  # (x, y, half width), in body heights; y is 0 at the crown, 1 at the soles
 
 _OVAL_ANGLES = tuple(math.pi * i / 8 for i in range(9))
-# A cylinder's shade: (share of the half width, grey level), from its dark rim to its bright ridge.
+# A cylinder's shade: (fraction of the half width, grey level), from its dark rim to its bright ridge.
 _RINGS = ((1.0, 128), (0.74, 168), (0.46, 194), (0.20, 214))
 
 
@@ -46,7 +42,7 @@ class Part(IntEnum):
 class Canvas:
     """The part map and the shade map of one person in one shot (PIL "L" images of HEIGHT x WIDTH)."""
 
-    def __init__(self, person: Person, shot: Shot):
+    def __init__(self, person: Pedestrian, shot: Shot):
         self.unit = FULL_HEIGHT * person.height * shot.scale
         self.crown = GROUND + shot.dy * SUPERSAMPLE - self.unit
         self.centre = WIDTH / 2 + shot.dx * SUPERSAMPLE
@@ -60,7 +56,7 @@ class Canvas:
         return (self.centre + self.sign * x * self.unit, self.crown + y * self.unit)
 
     def ribbon(self, part: Part, spine: Spine, upright: bool = False, tint: int = 0) -> None:
-        """Draw a limb or a trunk along a spine, shaded like a cylinder lit from the upper left.
+        """Draws a limb or a trunk along a spine, shaded like a cylinder lit from the upper left.
 
         Cross-sections are horizontal if `upright`, else at right angles to the spine; `tint` brightens or darkens.
         """
@@ -68,8 +64,10 @@ class Canvas:
         if upright:
             across = [(self.sign * w * self.unit, 0.0) for _, _, w in spine]
         else:
-            across = [(nx * s[2] * self.unit, ny * s[2] * self.unit)
-                      for (nx, ny), s in zip(_normals(middle, self.sign), spine, strict=True)]  # fmt: skip
+            normals = _normals(middle, self.sign)
+            across = [
+                (nx * w * self.unit, ny * w * self.unit) for (nx, ny), (_, _, w) in zip(normals, spine, strict=True)
+            ]
         rims = list(zip(middle, across, strict=True))
         for inset, level in _RINGS:
             shift = (inset - 1.0) * 0.22 * self.sign  # the light comes from the image's left, mirrored or not
@@ -81,16 +79,16 @@ class Canvas:
             self._shade_pen.polygon(outline, fill=level + tint)
 
     def oval(self, part: Part, x: float, y: float, rx: float, ry: float, tint: int = 0) -> None:
-        """Draw a shaded ellipse."""
+        """Draws a shaded ellipse."""
         spine = [(x, y - ry * math.cos(a), rx * math.sin(a)) for a in _OVAL_ANGLES]
         self.ribbon(part, spine, upright=True, tint=tint)
 
     def strap(self, part: Part, points: list[tuple[float, float]], width: float) -> None:
-        """Draw a band of half width `width` through some points."""
+        """Draws a band of half width `width` through some points."""
         self.ribbon(part, [(x, y, width) for x, y in points])
 
     def crease(self, points: list[tuple[float, float]], level: int, pixels: int = 2) -> None:
-        """Draw a fold or a seam: shade only."""
+        """Draws a fold or a seam: shade only."""
         self._shade_pen.line([self._at(x, y) for x, y in points], fill=level, width=pixels)
 
 

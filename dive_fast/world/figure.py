@@ -16,11 +16,11 @@ from dive_fast.world.accessories import (
     draw_satchel,
 )
 from dive_fast.world.canvas import HEIGHT, NEUTRAL_SHADE, WIDTH, Canvas, Part, Spine
-from dive_fast.world.persons import Person, Shot
+from dive_fast.world.pedestrians import Pedestrian, Shot
 
 
-def draw_figure(person: Person, shot: Shot) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Draw a person in the pose of a shot.
+def draw_figure(person: Pedestrian, shot: Shot) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Draws a person in the pose of a shot.
 
     Returns the part map, uint8 [HEIGHT, WIDTH] of `Part`; the shade, float32 of the same shape, 1 = neutral; and
     the (row, column) of the middle of the shoulders, to which weaves are anchored.
@@ -38,18 +38,18 @@ def draw_figure(person: Person, shot: Shot) -> tuple[np.ndarray, np.ndarray, tup
     return parts, shade, (round(canvas.crown + 0.18 * canvas.unit), round(canvas.centre))
 
 
-# Where outerwear ends and how much it flares: (body heights from the crown, share of the hips). Other tops end at 0.49.
+# Where outerwear ends and how much it flares: (body heights from the crown, factor of the hips). Other tops end at 0.49.
 _HEM = {"jacket": (0.525, 1.04), "coat": (0.72, 1.30)}
 
 
-def _bulk(person: Person) -> float:
+def _bulk(person: Pedestrian) -> float:
     """How much outerwear widens a body."""
     return person.build * {"jacket": 1.08, "coat": 1.12}.get(person.top, 1.0)
 
 
 def _leg(
     canvas: Canvas,
-    person: Person,
+    person: Pedestrian,
     hip: float,
     knee: tuple[float, float],
     foot: tuple[float, float],
@@ -83,7 +83,7 @@ def _leg(
         canvas.ribbon(Part.BOTTOM, [(hip, 0.48, 0.064 * b), (hip + t * (kx - hip), 0.68, 0.056 * b)], tint=tint)
 
 
-def _skirt(canvas: Canvas, person: Person, half_width: float, sway: float) -> None:
+def _skirt(canvas: Canvas, person: Pedestrian, half_width: float, sway: float) -> None:
     flare = 1.15 if person.top == "coat" else 1.45  # a coat holds it in
     canvas.ribbon(
         Part.BOTTOM,
@@ -96,7 +96,7 @@ def _skirt(canvas: Canvas, person: Person, half_width: float, sway: float) -> No
 
 def _arm(
     canvas: Canvas,
-    person: Person,
+    person: Pedestrian,
     shoulder: tuple[float, float],
     elbow: tuple[float, float],
     hand: tuple[float, float],
@@ -121,7 +121,7 @@ def _arm(
         canvas.crease([(ex - 0.025, ey), (ex + 0.025, ey + 0.008)], 145)
 
 
-def _trunk(canvas: Canvas, person: Person, shoulder: float, waist: float, hip: float) -> None:
+def _trunk(canvas: Canvas, person: Pedestrian, shoulder: float, waist: float, hip: float) -> None:
     """The torso's garment, from the neck to its hem."""
     canvas.ribbon(Part.SKIN, [(0, 0.10, 0.030), (0, 0.19, 0.034)], upright=True, tint=-25)
     spine: Spine = [
@@ -139,7 +139,7 @@ def _trunk(canvas: Canvas, person: Person, shoulder: float, waist: float, hip: f
     canvas.crease([(-waist * 0.7, 0.415), (0, 0.425), (waist * 0.7, 0.41)], 158)
 
 
-def _draw_upright(canvas: Canvas, person: Person, shot: Shot, front: bool) -> None:
+def _draw_upright(canvas: Canvas, person: Pedestrian, shot: Shot, front: bool) -> None:
     """Front and back views: a walk seen end on, so legs and arms shorten in turn."""
     b, stride = _bulk(person), math.sin(shot.phase)
     shoulder, waist, hip = 0.108 * b, 0.088 * b, 0.094 * b
@@ -166,7 +166,7 @@ def _draw_upright(canvas: Canvas, person: Person, shot: Shot, front: bool) -> No
     draw_bag_upright(canvas, person, front, shoulder, hands)
 
 
-def _front_details(canvas: Canvas, person: Person) -> None:
+def _front_details(canvas: Canvas, person: Pedestrian) -> None:
     if person.top in _HEM:
         canvas.crease([(0, 0.18), (0, _HEM[person.top][0])], 70, 3)
         canvas.crease([(-0.045, 0.16), (-0.03, 0.22), (0, 0.25), (0.03, 0.22), (0.045, 0.16)], 95)
@@ -177,7 +177,7 @@ def _front_details(canvas: Canvas, person: Person) -> None:
         canvas.oval(Part.SKIN, 0, 0.158, 0.036, 0.020)
 
 
-def _draw_side(canvas: Canvas, person: Person, shot: Shot) -> None:
+def _draw_side(canvas: Canvas, person: Pedestrian, shot: Shot) -> None:
     """Side view, walking towards +x: legs and arms swing in opposition."""
     b, swing = _bulk(person), math.sin(shot.phase)
     _arm(canvas, person, (0, 0.20), (0.060 * swing, 0.345), (0.115 * swing + 0.030, 0.475), -45)
@@ -203,8 +203,8 @@ def _draw_side(canvas: Canvas, person: Person, shot: Shot) -> None:
     draw_head_side(canvas, person)
 
 
-def _apply_pattern(parts: np.ndarray, canvas: Canvas, person: Person, view: str) -> None:
-    """Recolour, in place, the pixels of the top that show its second dye."""
+def _apply_pattern(parts: np.ndarray, canvas: Canvas, person: Pedestrian, view: str) -> None:
+    """Recolours, in place, the pixels of the top that show its second dye."""
     rows = (np.arange(HEIGHT)[:, None] - canvas.crown) / canvas.unit - 0.16
     columns = (np.arange(WIDTH)[None, :] - canvas.centre) / canvas.unit
     if person.pattern == "horizontal":

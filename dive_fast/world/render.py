@@ -9,24 +9,13 @@ import numpy as np
 from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH, Backdrop, WorldCamera
 from dive_fast.world.canvas import HEIGHT, SUPERSAMPLE, WIDTH, Part
 from dive_fast.world.figure import draw_figure
-from dive_fast.world.optics import (
-    DYES,
-    GLOSS,
-    HAIRS,
-    LUMA_WEIGHTS,
-    RGB,
-    SKINS,
-    WEAVE_MARGIN,
-    WEAVE_ROW,
-    garment_nir,
-    weave_maps,
-)
-from dive_fast.world.persons import ACCESSORY_MATERIAL, Person, Shot
+from dive_fast.world.optics import GLOSS, LUMA_WEIGHTS, WEAVE_MARGIN, WEAVE_ROW, garment_nir, weave_maps
+from dive_fast.world.pedestrians import ACCESSORY_MATERIAL, DYES, HAIRS, RGB, SKINS, Pedestrian, Shot
 
 _DARK: RGB = (0.07, 0.06, 0.06)
 
 
-def _garments(person: Person) -> dict[Part, tuple[str, str]]:
+def _garments(person: Pedestrian) -> dict[Part, tuple[str, str]]:
     """(material, dye) of every part that is cloth; absent hats and bags are never drawn."""
     out = {
         Part.TOP: (person.top_material, person.top_dye),
@@ -41,7 +30,7 @@ def _garments(person: Person) -> dict[Part, tuple[str, str]]:
     return out
 
 
-def _palette(person: Person, modality: str) -> tuple[np.ndarray, np.ndarray]:
+def _palette(person: Pedestrian, modality: str) -> tuple[np.ndarray, np.ndarray]:
     """Reflectance, float32 [parts, 3 or 1], and weave row, intp [parts], of every part."""
     rgb = np.zeros((len(Part), 3), dtype=np.float32)
     nir = np.zeros((len(Part), 1), dtype=np.float32)
@@ -77,7 +66,7 @@ def _weave_window(box: tuple[slice, slice], anchor: tuple[int, int]) -> tuple[sl
     return slice(row + box[0].start, row + box[0].stop), slice(column + box[1].start, column + box[1].stop)
 
 
-def _foreground(person: Person, shot: Shot, modality: str) -> tuple[np.ndarray, np.ndarray, tuple[slice, slice]]:
+def _foreground(person: Pedestrian, shot: Shot, modality: str) -> tuple[np.ndarray, np.ndarray, tuple[slice, slice]]:
     """The lit person, premultiplied, float32 [h, w, C], its coverage [h, w, 1], and the box of the image they fill."""
     parts, shade, anchor = draw_figure(person, shot)
     box = _covered_box(parts)
@@ -173,8 +162,8 @@ def _expose(scene: np.ndarray, camera: WorldCamera, shot: Shot) -> np.ndarray:
     return exposed
 
 
-def render(person: Person, camera: WorldCamera, shot: Shot, noise: bool = True) -> np.ndarray:
-    """Photograph a person: uint8 [128, 64, 3]; infrared and grey cameras give three equal channels.
+def render(person: Pedestrian, camera: WorldCamera, shot: Shot, noise: bool = True) -> np.ndarray:
+    """Photographs a person: uint8 [128, 64, 3]; infrared and grey cameras give three equal channels.
 
     The same shot has the same geometry in every camera. `noise=False` leaves out blur and sensor noise, which no
     autoencoder is asked to keep.

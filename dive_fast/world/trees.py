@@ -1,4 +1,4 @@
-"""The world as files: a SYSU-MM01 tree, a Market-1501 tree, and the oracle's true infrared."""
+"""Files of a world: a SYSU-MM01 tree, a Market-1501 tree, and the oracle's true infrared."""
 
 from __future__ import annotations
 
@@ -12,61 +12,24 @@ from PIL import Image
 from dive_fast.io import atomic_write, canonical_json, read_json, write_json
 from dive_fast.types import InputError
 from dive_fast.world.cameras import MARKET_CAMERAS, SYSU_CAMERAS, WorldCamera
-from dive_fast.world.persons import world_person, world_shot
+from dive_fast.world.config import WorldSpec
+from dive_fast.world.pedestrians import world_pedestrian, world_shot
 from dive_fast.world.render import render
 
 WORLD_VERSION = 3
-TEST_FIRST_PID = 301  # fixed, so that the test identities do not change with the number of paired ones
-EXTERNAL_FIRST_PID = 1001  # SYSU identities end below 534
-MAX_PAIRED, MAX_TEST, MAX_EXTERNAL = 300, 200, 8999
-VAL_SHARE = 6  # one in this many paired identities is listed in val_id.txt; readers train on train + val
+VAL_EVERY = 6  # one in so many paired identities is in val_id.txt; readers train on train + val
 INFRARED = tuple(name for name, camera in SYSU_CAMERAS.items() if camera.modality == "ir")
 
 
 @dataclass(frozen=True)
-class WorldSpec:
-    """How large a world is. An image depends on the seed and its own place alone, never on the size."""
-
-    seed: int = 0
-    paired_ids: int = 48  # identities with real RGB and infrared, for training
-    test_ids: int = 40  # held-out identities, in all six cameras
-    external_ids: int = 160  # identities with RGB only
-    images_per_camera: int = 10  # of every paired or test identity
-    market_images: int = 10  # of every external identity, over the six Market cameras
-
-    def __post_init__(self) -> None:
-        limits = {"paired_ids": MAX_PAIRED, "test_ids": MAX_TEST, "external_ids": MAX_EXTERNAL,
-                  "images_per_camera": 9999, "market_images": 9999}  # fmt: skip
-        wrong = [f"{k} must be 1..{limits[k]}, got {getattr(self, k)}" for k in limits
-                 if not 1 <= getattr(self, k) <= limits[k]]  # fmt: skip
-        if wrong:
-            raise InputError("world: " + "; ".join(wrong))
-
-
-@dataclass(frozen=True)
 class WorldImage:
-    """One file of a world: where it goes and what it shows. `shot_camera` is the camera whose shot it shares."""
+    """One image file of a world. `shot_camera` is the camera whose shot it shows."""
 
     path: str  # relative to the world
     pid: int
     camera: WorldCamera
     shot_camera: str
     index: int
-
-
-def paired_pids(spec: WorldSpec) -> range:
-    """Identities with both modalities to train on."""
-    return range(1, spec.paired_ids + 1)
-
-
-def heldout_pids(spec: WorldSpec) -> range:
-    """Held-out identities with both modalities."""
-    return range(TEST_FIRST_PID, TEST_FIRST_PID + spec.test_ids)
-
-
-def external_pids(spec: WorldSpec) -> range:
-    """Identities of the RGB-only tree."""
-    return range(EXTERNAL_FIRST_PID, EXTERNAL_FIRST_PID + spec.external_ids)
 
 
 def _market_camera(index: int) -> str:
@@ -82,12 +45,12 @@ def _oracle_path(camera: str, pid: int, index: int) -> str:
 
 
 def plan_images(spec: WorldSpec) -> Iterator[WorldImage]:
-    """Every image of a world, in writing order."""
-    for pid in (*paired_pids(spec), *heldout_pids(spec)):
+    """Yields every image of a world in writing order."""
+    for pid in (*spec.paired_pids, *spec.test_pids):
         for name, camera in SYSU_CAMERAS.items():
             for index in range(spec.images_per_camera):
                 yield WorldImage(f"sysu/{name}/{pid:04d}/{index + 1:04d}.jpg", pid, camera, name, index)
-    for pid in external_pids(spec):
+    for pid in spec.external_pids:
         for index in range(spec.market_images):
             name = _market_camera(index)
             yield WorldImage(_market_path(pid, index), pid, MARKET_CAMERAS[name], name, index)
@@ -96,9 +59,9 @@ def plan_images(spec: WorldSpec) -> Iterator[WorldImage]:
 
 
 def _jpeg(spec: WorldSpec, image: WorldImage) -> bytes:
-    """The bytes of one image: colour 4:4:4, or one grey channel from an infrared camera."""
+    """Returns the JPEG of an image: colour 4:4:4, or one grey channel for infrared."""
     shot = world_shot(spec.seed, image.pid, image.shot_camera, image.index)
-    pixels = render(world_person(spec.seed, image.pid), image.camera, shot)
+    pixels = render(world_pedestrian(spec.seed, image.pid), image.camera, shot)
     picture = Image.fromarray(pixels[..., 0] if image.camera.modality == "ir" else pixels)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=95, subsampling=0)
@@ -106,9 +69,9 @@ def _jpeg(spec: WorldSpec, image: WorldImage) -> bytes:
 
 
 def _id_lists(spec: WorldSpec) -> dict[str, str]:
-    """The text of every id list, by path relative to the world."""
-    paired, test, external = list(paired_pids(spec)), list(heldout_pids(spec)), list(external_pids(spec))
-    split = len(paired) - len(paired) // VAL_SHARE
+    """Returns the text of every id list by path."""
+    paired, test, external = list(spec.paired_pids), list(spec.test_pids), list(spec.external_pids)
+    split = len(paired) - len(paired) // VAL_EVERY
     lists = {
         "sysu/exp/train_id.txt": paired[:split],
         "sysu/exp/val_id.txt": paired[split:],
@@ -123,7 +86,7 @@ def _id_lists(spec: WorldSpec) -> dict[str, str]:
 
 
 def _oracle_pairs(spec: WorldSpec) -> str:
-    """JSON lines: an RGB photo of an external identity and the true infrared of the same shot, by camera."""
+    """Returns JSON lines of RGB photos of external identities with the true infrared of their shots."""
     rows = (
         {
             "pid": f"{pid:04d}",
@@ -131,36 +94,35 @@ def _oracle_pairs(spec: WorldSpec) -> str:
             "rgb": _market_path(pid, index),
             "ir": {camera: _oracle_path(camera, pid, index) for camera in INFRARED},
         }
-        for pid in external_pids(spec)
+        for pid in spec.external_pids
         for index in range(spec.market_images)
     )
     return "".join(canonical_json(row) + "\n" for row in rows)
 
 
 def _claim(out: Path, spec: WorldSpec) -> None:
-    """Make sure that `out` is empty of worlds or holds this one, whole or in part."""
+    """Marks `out` as this world's; raises `InputError` if it holds another world or data set."""
     record = {"version": WORLD_VERSION, "spec": asdict(spec)}
     marker = out / "spec.json"
     if marker.exists():
         found = read_json(marker, "world")
         if found != record:
             raise InputError(
-                f"{out} holds another world ({canonical_json(found)}), asked for {canonical_json(record)}; "
-                "choose another folder or remove this one"
+                f"{out} holds another world ({canonical_json(found)} instead of {canonical_json(record)}); "
+                "choose another --out or delete it"
             )
         return
-    foreign = [name for name in ("sysu", "market", "oracle", "world.json") if (out / name).exists()]
-    if foreign:
-        raise InputError(f"{out} holds {', '.join(foreign)} but no spec.json of a world; choose another folder")
+    unexpected = [name for name in ("sysu", "market", "oracle", "world.json") if (out / name).exists()]
+    if unexpected:
+        raise InputError(f"{out} holds {', '.join(unexpected)} but no spec.json of a world; choose another --out")
     write_json(marker, record)
 
 
 def build_world(out: Path | str, spec: WorldSpec, progress: Callable[[int, int], None] | None = None) -> int:
-    """Write a world below `out` and return how many images were missing and are now written.
+    """Writes the missing images of a world to `out` and returns their number.
 
-    `spec.json` is written first and `world.json` last: a tree with `world.json` is whole. A rerun with the same spec
-    writes what is missing and nothing else; one with another spec raises `InputError`. `progress(done, total)` is
-    called after every image.
+    Writes `spec.json` first and `world.json` last: a world with `world.json` is complete. Another spec raises `InputError`.
+    `progress(done, total)` is called after every image.
     """
     out = Path(out)
     _claim(out, spec)

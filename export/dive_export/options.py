@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from dive_fast.io import user_cache
 from dive_fast.sampling.config import Sampling
-from dive_fast.settings import NonNegativeFloat, PositiveInt, Reads, Settings, Within
+from dive_fast.settings import Above, NonNegativeFloat, PositiveInt, Reads, Settings, Within
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Fp8Config(Settings):
     budget: NonNegativeFloat = 0.05
     """Most error of the UNet's output on held-out inputs in the worst call: the root mean square difference from the graph
     before, over that graph's root mean square."""
-    percentile: Annotated[float, Within(1e-9, 100)] = 100.0
+    percentile: Annotated[float, Above(0), Within(0, 100)] = 100.0
     """Percentile of activations that becomes the largest value of FP8 (e4m3: 448); 100: the largest activation."""
     # Layers that stay as they are: ends of the network and the time embedding, which are cheap and which every step passes.
     keep: tuple[str, ...] = ("conv_in", "conv_out", "time_embedding.*", "*.time_emb_proj")

@@ -47,36 +47,46 @@ class Binary:
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """One compilation of a kernel: what it is for, how to start it, and what it takes of the chip."""
+class Compilation:
+    """What one kernel is compiled from, for one architecture."""
 
     name: str
     op: str
     dtype: str
     key: dict[str, int]  # what this variant is for: head_dim, channels, ...
     architecture: int  # 90 for compute capability 9.0
-    target: str  # as the assembler calls it: sm_90a; with an "a" it runs on this architecture alone
     kernel: str  # as `Launch.kernel`
-    function: str
     arguments: tuple[tuple[str, str], ...]  # name and type of each, in order
     constants: dict[str, Constant]
     warps: int
     stages: int
+    source_sha256: str
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """As `Launch.identity`."""
+        return identity(self.kernel, self.arguments, self.constants, self.warps, self.stages)
+
+
+@dataclass(frozen=True)
+class Kernel(Compilation):
+    """A compiled kernel: its files, how to start it, and what it takes of the chip."""
+
+    target: str  # as the assembler calls it: sm_90a; with an "a" it runs on this architecture alone
+    function: str
     shared_bytes: int
     registers: int  # a thread
     spill_bytes: int  # a thread, stores and loads
     null_pointers: int  # to append to the arguments: Triton's scratch memory, which these kernels do not use
-    source_sha256: str
     compiler: str
     ptx_version: str
     build: str  # hash of all that the compilation depends on
     cubin: Binary
     ptx: Binary | None = None
 
-    @property
-    def identity(self) -> tuple[Any, ...]:
-        """As `Launch.identity`."""
-        return identity(self.kernel, self.arguments, self.constants, self.warps, self.stages)
+    @classmethod
+    def from_compilation(cls, source: Compilation, **result: Any) -> Kernel:
+        return cls(**{field.name: getattr(source, field.name) for field in fields(Compilation)}, **result)
 
     def runs_on(self, capability: int) -> bool:
         """CUDA's rule for cubins: the same major version, and no smaller minor one; with an "a" that chip alone."""

@@ -1,8 +1,8 @@
-"""Why a kernel cannot take what it is given, in words with value and limit; all reasons at once."""
+"""Why a kernel or an op cannot take its inputs: every reason at once, each with the value and the limit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,10 +18,9 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 def why_not_here(
     tensors: Mapping[str, Tensor], types: Sequence[torch.dtype] = FLOATS, language: str = "triton"
 ) -> list[str]:
-    """Why no kernel of ours runs on these tensors here: what is installed, devices, types.
+    """Returns why no kernel of ours runs on these tensors here: missing packages, devices, types.
 
-    `language` is what the op's kernel is written in, "triton" or "cuda": what can compile it, and whether on a CPU an
-    interpreter can run it.
+    `language` of the kernel, "triton" or "cuda", decides what can compile it, and whether an interpreter runs it on a CPU.
     """
     reasons = []
     cpu = language == "triton" and interpreted()
@@ -29,14 +28,13 @@ def why_not_here(
         if tensor.device.type != "cuda" and not cpu:
             reasons.append(f"needs CUDA tensors, {name} is on {tensor.device}")
         if tensor.dtype not in types:
-            reasons.append(
-                f"needs {' or '.join(str(t).removeprefix('torch.') for t in types)}, {name} is {tensor.dtype}"
-            )
+            known = " or ".join(str(t).removeprefix("torch.") for t in types)
+            reasons.append(f"needs {known}, {name} is {tensor.dtype}")
     return why_no_code(next(iter(tensors.values())).device, language) + reasons
 
 
 def why_no_code(device: torch.device, language: str) -> list[str]:
-    """Why there is neither a compiler for our kernels nor kernels compiled ahead of time, as one reason; or nothing."""
+    """Returns one reason if this machine has neither a compiler for the kernels nor kernels compiled ahead of time."""
     if language == "triton" and has_triton():
         return []
     if language == "cuda" and nvrtc.missing() is None:
@@ -55,19 +53,61 @@ def why_no_code(device: torch.device, language: str) -> list[str]:
     return [f"needs {lacking}, or kernels compiled ahead of time ({MAKE}) with cuda-python; neither is here"]
 
 
+def against_fused(
+    op: str, impl: str, offered: Sequence[str], misfits: Sequence[str], why_not_fused: Callable[[], list[str]]
+) -> list[str]:
+    """Returns the reasons against the kernel that `auto` has to know; an implementation asked for by name needs none.
+
+    Raises `ValueError` if the op has no such `impl`, for `misfits` (what no implementation takes), and if `impl` is
+    "fused" and the kernel cannot run.
+    """
+    choose(op, impl, offered)
+    refuse(op, misfits)
+    reasons = why_not_fused() if impl in ("auto", "fused") else []
+    if impl == "fused":
+        refuse(f"{op}: impl='fused' cannot run", reasons)
+    return reasons
+
+
 def refuse(op: str, reasons: Sequence[str]) -> None:
-    """`ValueError` with every reason, if there is one."""
+    """Raises `ValueError` with every reason, if there is one."""
     if reasons:
         raise ValueError(f"{op}: {'; '.join(reasons)}")
 
 
 def choose(op: str, impl: str, offered: Sequence[str]) -> None:
-    """`ValueError` for an implementation that the op has not."""
+    """Raises `ValueError` if the op does not offer this implementation."""
     if impl not in offered:
         raise ValueError(f"{op}: impl must be {', '.join(offered[:-1])} or {offered[-1]}, got {impl!r}")
 
 
+def present(**tensors: Tensor | None) -> dict[str, Tensor]:
+    """Returns the tensors that are not None, by name."""
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
 def one_place(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Tensors that are not where the first one is."""
+    """Names the tensors that are not on the device of the first."""
     (first, where), *others = ((name, tensor.device) for name, tensor in tensors.items())
     return [f"{name} is on {device}, {first} on {where}" for name, device in others if device != where]
+
+
+def one_type(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names the tensors that are not floating point, or not of the first one's type."""
+    reasons = []
+    first, dtype = next((name, tensor.dtype) for name, tensor in tensors.items())
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            reasons.append(f"{name} must be floating point, got {tensor.dtype}")
+        elif tensor.dtype != dtype:
+            reasons.append(f"{name} is {tensor.dtype}, {first} is {dtype}")
+    return reasons
+
+
+def last_strides(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names the tensors whose last dimension has gaps between its elements."""
+    return [
+        f"needs a last stride of 1, {name} has strides {tuple(tensor.stride())}"
+        for name, tensor in tensors.items()
+        if tensor.ndim and tensor.shape[-1] > 1 and tensor.stride(-1) != 1
+    ]

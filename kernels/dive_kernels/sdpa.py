@@ -1,4 +1,4 @@
-"""What `cross_attention` and `attention` share: heads, torch's own attention by backend, and what `auto` takes."""
+"""What `cross_attention` and `attention` share: heads, tiles, torch's own attention by backend, and what `auto` takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.backends.cuda import (
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dive_kernels.reasons import one_place
+from dive_kernels.reasons import last_strides, one_place, one_type
 from dive_kernels.run import capability
 from dive_kernels.table import fastest, measured
 
@@ -36,7 +36,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def head_tiles(head_dim: int) -> tuple[int, int]:
-    """Columns of the one or two tiles that hold a head's channels; the second is 0 where one wastes no more.
+    """Returns the columns of the one or two tiles that hold a head's channels; the second is 0 if one wastes no more.
 
     Tiles are powers of two from 16 on: 40 is 32 + 16 (of which 8 are used), 80 is 64 + 16, 160 is 128 + 32.
     """
@@ -49,19 +49,29 @@ def head_tiles(head_dim: int) -> tuple[int, int]:
 
 
 def tile(count: int) -> int:
-    """The smallest tile for `count` rows or columns: a power of two, 16 at least, as tensor cores want it."""
+    """Returns the smallest tile for `count` rows or columns: a power of two, at least 16 for tensor cores."""
     return max(16, 1 << (count - 1).bit_length())
 
 
-def misfits(tensors: Mapping[str, Tensor], heads: int) -> list[str]:
-    """What no implementation can work with: devices, types, ranks and heads of query, key and value."""
-    query = tensors["query"]
-    reasons = one_place(tensors)
-    if not query.is_floating_point():
-        reasons.append(f"query must be floating point, got {query.dtype}")
+def head_constants(head_dim: int) -> dict[str, int]:
+    """Returns the kernels' constants for a head."""
+    first, second = head_tiles(head_dim)
+    return {"HEAD_DIM": head_dim, "HEAD_1": first, "HEAD_2": second}
+
+
+def strides(first: str, **tensors: Tensor) -> dict[str, int]:
+    """Returns the strides of [R, T, C] as the kernels' arguments; `first` names the first dimension."""
+    found = {}
     for name, tensor in tensors.items():
-        if tensor.dtype != query.dtype:
-            reasons.append(f"{name} is {tensor.dtype}, query {query.dtype}")
+        found |= {f"{name}_{first}_stride": tensor.stride(0), f"{name}_token_stride": tensor.stride(1)}
+    return found
+
+
+def misfits(tensors: Mapping[str, Tensor], heads: int) -> list[str]:
+    """Returns what no implementation can take: devices, types, ranks and heads of query, key and value."""
+    query = tensors["query"]
+    reasons = one_place(tensors) + one_type(tensors)
+    for name, tensor in tensors.items():
         if tensor.ndim != 3:
             reasons.append(f"{name} must have 3 dimensions, got shape {tuple(tensor.shape)}")
         elif query.ndim == 3 and tensor.shape[-1] != query.shape[-1]:
@@ -72,14 +82,11 @@ def misfits(tensors: Mapping[str, Tensor], heads: int) -> list[str]:
 
 
 def why_not_tiled(tensors: Mapping[str, Tensor], heads: int) -> list[str]:
-    """Head dims and strides that neither kernel takes."""
-    reasons = []
+    """Returns the head dims and strides that neither kernel takes."""
+    reasons = last_strides(tensors)
     head_dim = _head_dim(tensors["query"], heads)
     if head_dim is not None and (head_dim % 8 or head_dim > LARGEST_HEAD_DIM):
         reasons.append(f"needs a head dim that is a multiple of 8 from 8 to {LARGEST_HEAD_DIM}, got {head_dim}")
-    for name, tensor in tensors.items():
-        if tensor.ndim and tensor.stride(-1) != 1:
-            reasons.append(f"needs channels next to each other, {name} has strides {tuple(tensor.stride())}")
     return reasons
 
 
@@ -89,15 +96,15 @@ def _head_dim(query: Tensor, heads: int) -> int | None:
 
 
 def library(op: str, query: Tensor, key: Tensor, value: Tensor, heads: int, impl: str) -> Tensor:
-    """torch's attention of [R, T, C] to [R, S, C] by a backend of its own choice (`sdpa`) or by the one named.
+    """Returns torch's attention of [R, T, C] to [R, S, C]; `impl` names the backend, "sdpa" leaves it to torch.
 
-    `ValueError` with torch's reasons where that backend cannot.
+    Raises `ValueError` with torch's reasons if that backend cannot run.
     """
     q, k, v = (split_heads(x, heads) for x in (query, key, value))
     if impl == "sdpa":
         result = functional.scaled_dot_product_attention(q, k, v)
     else:
-        with warnings.catch_warnings(record=True) as said:  # torch gives its reasons as warnings
+        with warnings.catch_warnings(record=True) as caught:  # torch gives its reasons as warnings
             warnings.simplefilter("always")
             try:
                 with sdpa_kernel(BACKENDS[impl]):
@@ -105,11 +112,11 @@ def library(op: str, query: Tensor, key: Tensor, value: Tensor, heads: int, impl
             except RuntimeError as error:
                 if not any(text in str(error) for text in NO_BACKEND):
                     raise
-                reasons = [str(warning.message).partition(" (Triggered internally")[0] for warning in said]
+                reasons = [str(warning.message).partition(" (Triggered internally")[0] for warning in caught]
                 where = f"{query.device}, {query.dtype}, head dim {q.shape[-1]}"
                 why = "; ".join(reasons or [str(error).splitlines()[0]])
                 raise ValueError(f"{op}: impl={impl!r} cannot run on {where}: {why}") from error
-        for warning in said:
+        for warning in caught:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return result.transpose(1, 2).flatten(2).contiguous()
 
@@ -124,9 +131,9 @@ def choice(
     work: int,
     against_fused: Sequence[str],
 ) -> tuple[str, str]:
-    """What `auto` runs, and why: the fastest that can run here in the table of measurements; unmeasured, torch's choice.
+    """Returns what `auto` runs, and why: the fastest in the table that can run here, or torch's choice if unmeasured.
 
-    The tensors are as `library` takes them, `table_key` and `work` as the table has them.
+    The tensors are as in `library`, `table_key` and `work` as in `table`; `against_fused` holds reasons against our kernel.
     """
     if query.device.type != "cuda":
         return "sdpa", f"query is on {query.device}, our kernel is for CUDA"

@@ -2,60 +2,34 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import re
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
 def is_cuda(kernel: str) -> bool:
-    """Whether a kernel's name is a CUDA C++ one, "folder/file.cu:function", and not a Triton one, "module:function"."""
+    """Returns whether a kernel's name is CUDA C++, "folder/file.cu:function", and not Triton, "module:function"."""
     return kernel.partition(":")[0].endswith(".cu")
 
 
 def source_file(kernel: str) -> Path:
-    """The file that defines a kernel; of both kinds of names only what lies in this package is a kernel of ours."""
+    """Returns the file of this package that defines a kernel."""
     name = kernel.partition(":")[0]
-    return PACKAGE / name if is_cuda(kernel) else _module_file(name)
+    return PACKAGE / name if is_cuda(kernel) else PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py")
 
 
 @cache
 def source_hash(kernel: str) -> str:
-    """SHA-256 over the kernel's file and every file of this package that it takes in, by name and content.
+    """Returns the SHA-256 of the kernel's file and the headers beside it, by name and content.
 
-    Line ends count as "\\n": a checkout may have others.
+    A Triton kernel's file imports nothing of this package, and a CUDA C++ one includes only headers of its folder (a test
+    checks both). Line ends count as "\\n".
     """
-    found: dict[str, bytes] = {}
-    waiting = [source_file(kernel)]
-    while waiting:
-        file = waiting.pop()
-        name = file.relative_to(PACKAGE).as_posix()
-        if name not in found:
-            found[name] = file.read_bytes().replace(b"\r\n", b"\n")
-            waiting += _taken_in(file, found[name].decode())
+    file = source_file(kernel)
     digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(f"{name} {len(found[name])}\n".encode() + found[name])
+    for part in (file, *sorted(file.parent.glob("*.h"))):
+        content = part.read_bytes().replace(b"\r\n", b"\n")
+        digest.update(f"{part.relative_to(PACKAGE).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()
-
-
-def _taken_in(file: Path, text: str) -> list[Path]:
-    """Files of this package that one file imports or includes."""
-    if file.suffix != ".py":
-        return [file.parent / name for name in INCLUDE.findall(text)]
-    names = set()
-    for node in ast.walk(ast.parse(text, str(file))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    files = (_module_file(name) for name in sorted(names) if name.startswith(f"{PACKAGE.name}."))
-    return [found for found in files if found.is_file()]
-
-
-def _module_file(module: str) -> Path:
-    return PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")

@@ -15,7 +15,7 @@ from dive_fast.bench.simulate import simulate
 from dive_fast.types import InputError
 
 # 1,000 pairs of two images in shards of 10 pairs: 100 shards of 20 images, 10 s each at 2 images/s; 4 MB a shard.
-PLAIN = Fleet(rate=2.0, pairs=1000, bytes_per_image=2e5, shard_pairs=10, startup=30.0, rate_spread=0.0)
+PLAIN = Fleet(rate=2.0, pairs=1000, bytes_per_image=2e5, shard_size=10, startup=30.0, rate_spread=0.0)
 
 
 def test_one_worker_by_hand() -> None:
@@ -155,7 +155,7 @@ def test_the_rate_of_a_bench(tmp_path: Path) -> None:
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(InputError, match="rate must be > 0, got 0; pairs must be > 0, got -3"):
+    with pytest.raises(InputError, match="rate must be above 0, got 0; pairs must be at least 1, got -3"):
         Fleet(rate=0, pairs=-3, bytes_per_image=1)
     with pytest.raises(InputError, match="a shard takes 10 s and a worker fails every 1 s, .*plan smaller shards"):
         replace(PLAIN, mtbf_hours=1 / 3600)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
-import typer
-from dive_fast.commands.sampling import PresetName
 from PIL import Image
 
 from dive_fast import cli
 from dive_fast.bench import compare
-from dive_fast.bench.capacity import Fleet
-from dive_fast.bench.run import BenchConfig, Subject, chosen_backend, run_bench
+from dive_fast.bench.config import BenchConfig
+from dive_fast.bench.run import Subject, chosen_backend, run_bench
 from dive_fast.bench.timing import Ratio
 from dive_fast.commands import bench as command
-from dive_fast.commands.common import numbers
-from dive_fast.sampling import PRESETS, Sampling
 from dive_fast.types import InputError
 
 
@@ -39,9 +34,9 @@ SMALL = (
     3,
     "--repeats",
     2,
-    "--turns",
+    "--rounds",
     2,
-    "--peer-rows",
+    "--baseline-rows",
     4,
     "--device",
     "cpu",
@@ -60,7 +55,7 @@ def test_bench_writes_everything_and_capacity_reads_it(
         "--backend",
         "torch",
         *SMALL,
-        "--peers",
+        "--baselines",
         "reference",
         "--out",
         out,
@@ -98,11 +93,11 @@ def test_bench_writes_everything_and_capacity_reads_it(
 
 def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny_base: Path, tmp_path: Path) -> None:
     subject = command._subject(
-        tiny_fused, None, "torch", "cpu", "cpu", "auto", None, BenchConfig(), tmp_path
+        command._Choice(tiny_fused, None, "torch", "cpu", "cpu", "auto", None), BenchConfig(), tmp_path
     )  # a fused model is the peers' model, too
     assert subject.folder == subject.model == tiny_fused and subject.engine.spec.backend == "torch"
     engine = subject.engine
-    config = BenchConfig(rows=(2,), peers=("reference",))
+    config = BenchConfig(rows=(2,), baselines=("reference",))
     with pytest.raises(InputError, match="give it as --model FOLDER beside --engine"):
         run_bench(Subject("x", engine, tiny_fused), config, tmp_path, print)
     with pytest.raises(InputError, match="the engine is of model .*, --model .* is"):
@@ -112,12 +107,12 @@ def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--fail-below", 0.9), "--fail-below is of --compare"),
-        (("--compare", "HEAD", "--fail-below", 0.9, "--turns", 4), "with at least 5 --turns"),
-        (("--peers", "best"), "'best' is unknown; give all, none, or some of reference, tuned"),
+        (("--fail-below", 0.9), "--fail-below requires --compare"),
+        (("--compare", "HEAD", "--fail-below", 0.9, "--rounds", 4), "at least 5 --rounds"),
+        (("--baselines", "best"), "--baselines: 'best' is unknown; give all, none, or some of reference, tuned"),
         (("--presets", "best"), "--presets: 'best' is unknown; give all, none, or some of exact, fast, turbo"),
-        (("--compare", "HEAD", "--precision", "fp16"), "leave out --engine, --peers, --presets and --precision"),
-        (("--rows", "2,x"), "expected whole numbers"),
+        (("--compare", "HEAD", "--precision", "fp16"), "leave out --engine, --baselines, --presets and"),
+        (("--rows", "2,x"), "--rows must be a whole number"),
         (("--compare", "no-such-ref"), "names no commit|needs a git checkout"),
     ],
 )
@@ -174,25 +169,6 @@ def test_capacity_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert Image.open(tmp_path / "capacity.png").width > 500
     code, _, error = run(capsys, "capacity", "--pairs", 5, "--rate", 10)
     assert code == 2 and "--bytes-per-image" in error
-
-
-def test_defaults_are_those_of_the_room() -> None:
-    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-    bench = {option.name: option.default for option in commands["bench"].params}
-    config = vars(BenchConfig())
-    for name in ("repeats", "turns", "peer_rows", "tensorrt", "image_format"):
-        assert bench[name] == config[name]
-    assert bench["guidance"] == Sampling().guidance
-    names = get_args(get_args(get_args(PresetName)[0])[0])
-    assert names == tuple(PRESETS)
-    assert tuple(numbers(command.ROWS)) == BenchConfig().rows
-    assert compare.FEWEST_TURNS == command.FEWEST_TURNS
-    capacity = {option.name: option.default for option in commands["capacity"].params}
-    fleet = vars(Fleet(1, 1, 1))
-    for name in ("images_per_pair", "disk_write", "network", "startup", "mtbf_hours", "rate_spread"):
-        assert capacity[name] == fleet[name]
-    assert capacity["shard_size"] == fleet["shard_pairs"]
-    assert math.isinf(fleet["network"])
 
 
 def test_the_backend_that_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:

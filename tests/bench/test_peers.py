@@ -14,7 +14,7 @@ import torch
 from dive_fast.bench import diffusers_peer, peers
 from dive_fast.bench.batch import bench_plan, start_of
 from dive_fast.bench.parity import Allowance, exact_images, parity, psnr, worst_rms
-from dive_fast.bench.peers import Contest, ContestResult, chosen, compete
+from dive_fast.bench.peers import Contest, ContestResult, compete
 from dive_fast.bench.results import peer_lines
 from dive_fast.engines import load_engine
 from dive_fast.models import has_lora, load_bundle
@@ -186,13 +186,6 @@ def test_parity_by_hand() -> None:
     assert psnr(255.0) == 0
     assert Allowance(1.0).psnr == pytest.approx(psnr(1.0) - 6.02, abs=0.01)
     assert not parity(np.full_like(exact, np.nan), exact, Allowance(100.0)).passed
-
-
-def test_the_list_of_peers() -> None:
-    assert chosen("none") == () and len(chosen("all")) == 5
-    assert chosen("tuned, reference") == ("tuned", "reference")
-    with pytest.raises(InputError, match="'fastest' is unknown"):
-        chosen("tuned,fastest")
 
 
 @pytest.mark.gpu

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dive_fast.data.filters import Filters, apply_filters
+from dive_fast.data.config import PrepareConfig
+from dive_fast.data.filters import apply_filters
 from dive_fast.data.images import open_image
 from dive_fast.data.prepare import PreparePlan
 from dive_fast.data.prepared import open_prepared, prepared_images, prepared_samples
@@ -73,7 +74,7 @@ def test_the_same_wherever_the_trees_lie(trees: Path, tmp_path: Path) -> None:
 
 def test_the_report(trees: Path, tmp_path: Path) -> None:
     shutil.copy(trees / "sysu/cam1/0001/0001.jpg", trees / "market/bounding_box_train/0011_c1s1_000001_01.jpg")
-    plan = plan_of(trees, Filters(min_images=2))
+    plan = plan_of(trees, min_images=2)
     report = prepare(plan, tmp_path / "out")
     assert (report["images"], report["identities"], report["latents"], report["damaged"]) == (13, 4, [], [])
     assert report["sets"] == [
@@ -118,7 +119,7 @@ def test_memory_is_bounded_by_an_image(tmp_path: Path) -> None:
     for i in range(1, 80):
         os.link(first, tmp_path / f"raw/0001/{i}.png")
     sets = read_sets([SetSpec("folder", tmp_path / "raw")])
-    plan = PreparePlan(tuple(sets), (), Filters(), (), shard_size=80)
+    plan = PreparePlan(tuple(sets), (), PrepareConfig(shard_size=80), ())
     tracemalloc.start()
     report = prepare(plan, tmp_path / "out")
     peak = tracemalloc.get_traced_memory()[1]
@@ -161,4 +162,4 @@ def test_damage_to_a_prepared_set_is_found(trees: Path, tmp_path: Path) -> None:
 def test_nothing_left_to_prepare(trees: Path) -> None:
     sets = read_sets([SetSpec("market", trees / "market")])
     with pytest.raises(InputError, match="filters"):
-        PreparePlan(tuple(apply_filters(sets, Filters(min_images=9))[0]), (), Filters(min_images=9), ())
+        PreparePlan(tuple(apply_filters(sets, PrepareConfig(min_images=9))[0]), (), PrepareConfig(min_images=9), ())

@@ -28,15 +28,15 @@ def trees(tmp_path: Path) -> Path:
 def test_strict_stops_and_a_repair_is_taken_up(trees: Path, tmp_path: Path) -> None:
     whole = (trees / "sysu/cam3/0002/0001.jpg").read_bytes()
     cut = break_file(trees / "sysu/cam3/0002/0001.jpg")
-    plan = plan_of(trees)
+    plan, strict = plan_of(trees), plan_of(trees, strict=True)
     with pytest.raises(InputError, match=r"image sysu/cam3/0002/0001\.jpg is damaged"):
-        prepare(plan, tmp_path / "out", strict=True)
+        prepare(strict, tmp_path / "out")
     assert finished_shards(tmp_path / "out", plan) == {0}
     assert prepare(plan, tmp_path / "out")["images"] == 13
     with pytest.raises(InputError, match=r"0001\.jpg is damaged"):
-        prepare(plan, tmp_path / "out", strict=True)
+        prepare(strict, tmp_path / "out")
     cut.write_bytes(whole)
-    assert prepare(plan, tmp_path / "out", strict=True)["images"] == 14
+    assert prepare(strict, tmp_path / "out")["images"] == 14
     assert contents(tmp_path / "out") == contents_of(plan, tmp_path / "undisturbed")
 
 

@@ -9,8 +9,9 @@ from typing import get_args
 import pytest
 
 from dive_fast.commands import common
+from dive_fast.data.config import PrepareConfig
 from dive_fast.data.counts import Count, count_sets, table
-from dive_fast.data.filters import Dropped, Filters, apply_filters
+from dive_fast.data.filters import Dropped, apply_filters
 from dive_fast.data.prepare import PreparePlan
 from dive_fast.data.sets import (
     EXTERNAL,
@@ -83,7 +84,7 @@ def test_a_new_reader_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "flat (flat folders; takes camera=, split=train)" in set_help()
     sets = read_sets([f"flat:{tmp_path / 'flat'},camera=cam8,prefix=f"])
     assert [(s.pid, s.camera) for s in all_samples(sets)] == [("f0001", "cam8"), ("f0001", "cam8"), ("f0002", "cam8")]
-    filters = Filters(min_images=2)
+    filters = PrepareConfig(min_images=2)
     left, dropped = apply_filters(sets, filters)
     plan = PreparePlan(tuple(left), tuple(count_sets(sets)), filters, tuple(dropped))
     report = prepare(plan, tmp_path / "out")
@@ -158,7 +159,7 @@ def test_filters_count_people_before_shapes(tmp_path: Path) -> None:
         [(s, read_set(s)) for s in (SetSpec("folder", tmp_path / "f"), SetSpec("folder", tmp_path / "s/cam1", "9"))]
     )
     counted: list[int] = []
-    left, dropped = apply_filters(sets[:1], Filters(min_images=3, tall=True), counted.append)
+    left, dropped = apply_filters(sets[:1], PrepareConfig(min_images=3, tall=True), counted.append)
     assert [left[0].file_name(s) for s in left[0].samples] == ["0003/0.png", "0003/broken.png"]
     assert dropped == [
         Dropped("folder", "of people with fewer than 3 images", ("0002/0.png", "0002/1.png"), ("0002",)),
@@ -167,15 +168,15 @@ def test_filters_count_people_before_shapes(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert sum(counted) == 7
     assert len(sets[0].samples) == 9
-    assert apply_filters(sets, Filters()) == (sets, [])
+    assert apply_filters(sets, PrepareConfig()) == (sets, [])
     with pytest.raises(InputError, match="at least 1, got 0"):
-        Filters(min_images=0)
+        PrepareConfig(min_images=0)
 
 
 def test_few_images_do_not_drop_paired_people(tmp_path: Path) -> None:
     sysu, market = mixed_trees(tmp_path)
     sets = read_sets([SetSpec("sysu", sysu), SetSpec("market", market, "1")])
-    left, _ = apply_filters(sets, Filters(min_images=3))
+    left, _ = apply_filters(sets, PrepareConfig(min_images=3))
     assert {s.pid for s in all_samples(left)} == {"0001", "0002", "10011"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import COMMANDS
+from tests.support.cli import parse
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,9 +18,4 @@ def test_commands_exist(page: str) -> None:
     lines = re.findall(r"^dive-fast ([^`\n]+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) >= 7
     for line in lines:
-        name, *arguments = shlex.split(line, comments=True)
-        command = COMMANDS.commands[name]
-        if name == "reid":
-            name, *arguments = arguments
-            command = command.commands[name]
-        command.make_context(name, list(arguments))
+        parse(shlex.split(line, comments=True))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.cli import COMMANDS, Run
+from dive_fast import cli
+from tests.support.cli import Run, parse
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training-an-adapter.md").read_text(encoding="utf-8")
 LAUNCH = "accelerate launch --multi_gpu --num_processes 4 -m dive_fast.cli "
@@ -66,12 +67,8 @@ def test_every_command_of_the_page_parses() -> None:
         *("fuse", "export", "plan", "synth", "verify", "report"),
     ]
     in_sentences = [shlex.split(line) for line in re.findall(r"`dive-fast ([^`\n]+)`", PAGE)]
-    for name, *arguments in [*commands(), *(words for words in in_sentences if words[0] in COMMANDS.commands)]:
-        command = COMMANDS.commands[name]
-        if name == "reid":
-            name, *arguments = arguments
-            command = command.commands[name]  # type: ignore[attr-defined]
-        command.make_context(name, list(arguments))
+    for words in [*commands(), *(words for words in in_sentences if words[0] in {*cli.COMMANDS, *cli.GROUPS})]:
+        parse(words)
 
 
 @pytest.mark.filterwarnings("ignore:.*TEST identities")

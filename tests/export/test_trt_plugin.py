@@ -53,15 +53,13 @@ def compiled(out: Path, launches: list[tuple[Any, int]]) -> Path:
     """A folder of kernels as `make kernels` makes it, of these launches for these architectures, with PTX."""
     pytest.importorskip("triton", reason="triton is not installed: make kernels")
     from dive_kernels.aot.examples import Example
-    from dive_kernels.aot.job import Job
     from dive_kernels.aot.triton_kernels import compile_job
-    from dive_kernels.sources import source_hash
 
     out.mkdir(parents=True, exist_ok=True)
     kernels = []
     for i, (launch, architecture) in enumerate(launches):
         example = Example("cross_attention", "fp16", [launch], {"number": i}, ptx=True)
-        kernels.append(compile_job(Job.of(example, launch, architecture, source_hash(launch.kernel)), out))
+        kernels += [compile_job(job, out) for job in example.jobs(architecture)]
     package.write(package.Package(out, tuple(kernels), ()))
     return out
 

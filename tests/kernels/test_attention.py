@@ -77,7 +77,7 @@ def test_explicit_fused_raises_with_every_reason() -> None:
     with pytest.raises(ValueError, match="impl='fused' cannot run") as error:
         attention(query, key, key[:, :3], 4, impl="fused")
     for part in (
-        "key is torch.float64, query torch.float32",
+        "key is torch.float64, query is torch.float32",
         "value has 24 channels, query 48",
         "needs rows of query and rows and tokens of key and value that agree, got query (3, 5, 48), key (2, 7, 24), ",
         "needs CUDA tensors, value is on cpu",
@@ -95,7 +95,7 @@ GOOD = {name: torch.zeros(2, 5, 16) for name in ("query", "key", "value")} | {"h
     [
         ({"query": torch.zeros(5, 16)}, r"query must have 3 dimensions, got shape \(5, 16\)"),
         ({"query": torch.zeros(2, 5, 16, dtype=torch.int32)}, "query must be floating point, got torch.int32"),
-        ({"value": torch.zeros(2, 5, 16).half()}, "value is torch.float16, query torch.float32"),
+        ({"value": torch.zeros(2, 5, 16).half()}, "value is torch.float16, query is torch.float32"),
         ({"heads": 3}, "heads must divide the 16 channels of query, got 3"),
         ({"key": torch.zeros(2, 0, 16), "value": torch.zeros(2, 0, 16)}, "needs a key at least, got none"),
         ({"key": torch.zeros(1, 5, 16)}, "needs rows of query and rows and tokens of key and value that agree"),

@@ -65,7 +65,7 @@ def test_explicit_fused_raises_with_every_reason() -> None:
     with pytest.raises(ValueError, match="impl='fused' cannot run") as error:
         cross_attention(query, key, key[:, :3], torch.zeros(2, dtype=torch.int32), 4, impl="fused")
     for part in (
-        "key is torch.float64, query torch.float32",
+        "key is torch.float64, query is torch.float32",
         "key has 24 channels, query 48",
         "needs a value for each key, got key (2, 129, 24), value (2, 3, 24)",
         "needs an index for each of the 3 rows of query, prompt_index has shape (2,)",
@@ -93,7 +93,7 @@ GOOD = {
     [
         ({"query": torch.zeros(5, 16)}, r"query must have 3 dimensions, got shape \(5, 16\)"),
         ({"query": torch.zeros(2, 5, 16, dtype=torch.int32)}, "query must be floating point, got torch.int32"),
-        ({"key": torch.zeros(3, 7, 16).half()}, "key is torch.float16, query torch.float32"),
+        ({"key": torch.zeros(3, 7, 16).half()}, "key is torch.float16, query is torch.float32"),
         ({"heads": 3}, "heads must divide the 16 channels of query, got 3"),
         ({"heads": 0}, "heads must divide the 16 channels of query, got 0"),
         ({"key": torch.zeros(3, 0, 16), "value": torch.zeros(3, 0, 16)}, "needs a prompt and a key at least"),

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from dive_kernels.groupnorm_silu import groupnorm_silu, why_not_fused
+from dive_kernels.groupnorm_silu.arguments import Arguments
 from dive_kernels.groupnorm_silu.plan import plan
 from dive_kernels.launch import Launch
 from tests.support.groupnorm_cases import CASES, Case
@@ -40,7 +41,7 @@ def test_the_reference_computes_half_types_in_float32(dtype: torch.dtype) -> Non
 
 
 def launches(case: Case, dtype: torch.dtype = torch.float16) -> list[Launch]:
-    planned, out = plan(**case.inputs(dtype, "meta"))
+    planned, out = plan(Arguments(**case.inputs(dtype, "meta")))
     assert out.shape == (case.rows, case.own + case.others, *case.size)
     assert out.is_contiguous(memory_format=torch.channels_last)
     return planned

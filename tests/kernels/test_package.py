@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -207,40 +208,38 @@ def test_a_stale_kernel_is_said_aloud_and_not_used(make: Callable[..., Package])
     assert code is None and "compiled from another fused.py" in reasons[0]
 
 
-def test_the_source_hash_covers_what_a_kernel_takes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "PACKAGE", tmp_path / "dive_kernels")
-    files = {
-        "op/fused.py": "import triton\nfrom dive_kernels.common import tiles\nimport dive_kernels.op.more\n",
-        "op/more.py": "from dive_kernels.common.tiles import f\n",
-        "op/api.py": "",
-        "common/tiles.py": "from dive_kernels.op import more\n",
-        "cpp/a.cu": '#include "a.h"\n#include <cmath>\n',
-        "cpp/a.h": "",
-    }
-    for name, text in files.items():
-        (tmp_path / "dive_kernels" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "dive_kernels" / name).write_text(text)
+@pytest.mark.parametrize(
+    ("changed", "stale"),
+    [("op/fused.py", ["triton"]), ("op/api.py", []), ("cpp/a.cu", ["cuda"]), ("cpp/a.h", ["cuda"])],
+)
+def test_the_source_hash_covers_a_kernel_and_its_headers(
+    changed: str, stale: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path)
+    for name in ("op/fused.py", "op/api.py", "cpp/a.cu", "cpp/a.h"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1\n")
+    kernels = {"triton": "dive_kernels.op.fused:f", "cuda": "cpp/a.cu:f"}
 
-    def hashes() -> list[str]:
+    def hashes() -> dict[str, str]:
         sources.source_hash.cache_clear()
-        return [sources.source_hash(name) for name in ("dive_kernels.op.fused:f", "cpp/a.cu:f")]
+        return {name: sources.source_hash(kernel) for name, kernel in kernels.items()}
 
     before = hashes()
-    changed = {}
-    for name in files:
-        path = tmp_path / "dive_kernels" / name
-        path.write_text(files[name] + " \n")
-        changed[name] = [a != b for a, b in zip(before, hashes(), strict=True)]
-        path.write_text(files[name])
+    (tmp_path / changed).write_bytes(b"1\r\n")
+    assert hashes() == before
+    (tmp_path / changed).write_text("2\n")
+    after = hashes()
     sources.source_hash.cache_clear()
-    assert changed == {
-        "op/fused.py": [True, False],
-        "op/more.py": [True, False],
-        "op/api.py": [False, False],
-        "common/tiles.py": [True, False],
-        "cpp/a.cu": [False, True],
-        "cpp/a.h": [False, True],
-    }
+    assert [name for name in kernels if after[name] != before[name]] == stale
+
+
+def test_kernels_take_in_nothing_that_their_hash_does_not_cover() -> None:
+    for file in sources.PACKAGE.glob("*/fused.py"):
+        assert "dive_kernels" not in file.read_text(), file
+    for file in sources.PACKAGE.glob("*/*.cu"):
+        headers = re.findall(r'#include "(.+)"', file.read_text())
+        assert all((file.parent / name).is_file() and "/" not in name for name in headers), file
 
 
 @pytest.fixture

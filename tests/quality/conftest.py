@@ -1,4 +1,4 @@
-"""A few coloured people, real and "generated", and an untrained net: features need not be good to be checked."""
+"""A few coloured people, real and "generated", and an untrained ReID model: features need not be good to be checked."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from dive_fast.data.sets import SetSpec
-from dive_fast.data.writers import SysuTreeWriter
+from dive_fast.data.writers import new_path, sysu_name, write_ids
 from dive_fast.io import sha256_file, write_json
-from dive_fast.quality.net import Net, open_net
-from dive_fast.reid.models.model import ModelConfig, ReidModel
+from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
+from dive_fast.reid.models.config import ModelConfig
+from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import to_dict
 from tests.support.quality import CAMERAS, PIDS, make_dataset, photo
@@ -31,14 +32,13 @@ def one_thread():
 def real(tmp_path_factory) -> SetSpec:
     """A SYSU tree of all people: 3 images by each of two RGB and two infrared cameras."""
     root = tmp_path_factory.mktemp("real")
-    writer = SysuTreeWriter(root)
     for pid in PIDS:
         for camera in CAMERAS:
             for number in range(1, 4):
-                path = writer.image_path(camera.name, pid, number)
+                path = new_path(root, sysu_name(camera.name, pid, number))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 photo(pid, camera.name, number).save(path)
-    writer.write_ids(train=PIDS[:-1], val=PIDS[-1:])
+    write_ids(root, train=PIDS[:-1], val=PIDS[-1:])
     return SetSpec("sysu", root)
 
 
@@ -47,7 +47,7 @@ MakeNet = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_net(tmp_path_factory) -> MakeNet:
-    """Writes the checkpoint of an untrained net; `record` changes what its reid.json says (None: leaves that out)."""
+    """Writes the checkpoint of an untrained model; `record` changes what its reid.json says (None: leaves that out)."""
 
     def make(seed: int = 0, **record: object) -> Path:
         out = tmp_path_factory.mktemp("net")
@@ -73,8 +73,8 @@ def checkpoint(make_net) -> Path:
 
 
 @pytest.fixture(scope="session")
-def net(checkpoint) -> Net:
-    return open_net(checkpoint)
+def extractor(checkpoint) -> ReidExtractor:
+    return open_extractor(checkpoint)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from dive_fast.data.sets import read_set
 from dive_fast.io import write_json, write_jsonl
 from dive_fast.quality.card import write_card
+from dive_fast.quality.config import CardConfig
 from dive_fast.quality.score import score_dataset
 from dive_fast.types import InputError
 from tests.support.quality import PIDS, make_dataset, rejected
@@ -39,27 +40,27 @@ def test_photos_scores_filter_and_origin(tmp_path, real, checkpoint):
     dataset = make_dataset(
         tmp_path / "pairs", mode="real-rgb", photos=read_set(real), photo_root=real.root, pids=PIDS[:3], shards=3
     )
-    facts = score_dataset(dataset, checkpoint, [real], progress=False)
+    metadata = score_dataset(dataset, checkpoint, [real], progress=False)
+    from dive_fast.quality.config import FilterConfig
     from dive_fast.quality.filter import filter_dataset
-    from dive_fast.quality.rules import parse
 
-    filter_dataset(dataset, [parse("max", "memorisation=2")], progress=False)
+    filter_dataset(dataset, FilterConfig(max=("memorisation=2",)), progress=False)
     engine = tmp_path / "engine"
     write_json(engine / "engine.json", {"model_fingerprint": "model-1"})
     write_json(engine / "prompts.json", {"base_fingerprint": "base-1", "adapter_fingerprint": "adapter-1"})
-    text = write_card(dataset, model=engine, licence="CC BY-NC 4.0", contact="a@b.c").read_text()
-    made = facts["made"]["identity"]["ir"]
+    text = write_card(dataset, CardConfig(engine, "CC BY-NC 4.0", "a@b.c")).read_text()
+    made = metadata["made"]["identity"]["ir"]
     for words in ("9 pairs of 3 identities", "3 are missing", "| adapter's fingerprint | `adapter-1` |", "`base-1`",
                   f"| identity | infrared | high | {made['5%']:.3f}, {made['50%']:.3f}, {made['95%']:.3f} |",
-                  facts["net"]["sha256"], "A filter drops 0 of 9 pairs", "memorisation at most 2", "holds real photos",
+                  metadata["net"]["sha256"], "A filter drops 0 of 9 pairs", "memorisation at most 2", "holds real photos",
                   "Memorisation check, infrared: 0 of 9 generated", "Licence: CC BY-NC 4.0", "a@b.c"):  # fmt: skip
         assert words in text, words
     assert "TO BE FILLED IN" not in text and "earlier state" not in text
     rejected(dataset, 0, 0)
     assert "scores are of an earlier state" in write_card(dataset).read_text()
     write_json(engine / "engine.json", {"model_fingerprint": "model-2"})
-    with pytest.raises(InputError, match="is of another model"):
-        write_card(dataset, model=engine)
+    with pytest.raises(InputError, match="another model"):
+        write_card(dataset, CardConfig(engine))
 
 
 def test_only_its_own_card_is_replaced(dataset):
@@ -68,16 +69,16 @@ def test_only_its_own_card_is_replaced(dataset):
     assert "1 pairs are dropped" in write_card(dataset).read_text()
     edited = path.read_text().replace("TO BE FILLED IN", "mine")
     path.write_text(edited)
-    with pytest.raises(InputError, match="edited since, and is not overwritten"):
+    with pytest.raises(InputError, match=r"README\.md"):
         write_card(dataset)
     assert path.read_text() == edited
     path.write_text("# my notes\n")
-    with pytest.raises(InputError, match="was not written by dive-fast card"):
+    with pytest.raises(InputError, match=r"README\.md"):
         write_card(dataset)
 
 
 def test_a_broken_sidecar_is_named(dataset):
     write_json(dataset / "filter.json", {"dropped": 3})
-    with pytest.raises(InputError, match="filter.json or sets.json is not as dive-fast wrote it"):
+    with pytest.raises(InputError, match=r"filter\.json"):
         write_card(dataset)
     assert not (dataset / "README.md").exists()

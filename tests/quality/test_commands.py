@@ -23,14 +23,13 @@ def test_defaults_are_the_rooms():
     import inspect
 
     from dive_fast.commands import quality
-    from dive_fast.quality.score import ScoreConfig
-    from dive_fast.quality.sets import compare_sets
+    from dive_fast.quality.config import CompareConfig, ScoreConfig
 
     score = {name: value.default for name, value in inspect.signature(quality.score).parameters.items()}
     config = ScoreConfig()
     assert (tuple(score["scores"].split(",")), score["percentile"], score["batch"]) == tuple(vars(config).values())
-    mine, room = (inspect.signature(function).parameters for function in (quality.compare_sets, compare_sets))
-    assert all(mine[name].default == room[name].default for name in ("most", "seed", "kept_only", "out"))
+    compare = inspect.signature(quality.compare_sets).parameters
+    assert all(compare[name].default == value for name, value in vars(CompareConfig()).items())
 
 
 def test_score_filter_compare_and_card(run, dataset, checkpoint, real, make_net):
@@ -60,7 +59,7 @@ def test_bad_input_ends_with_2(run, dataset, checkpoint, real, make_net):
     seen = make_net(synthetic=1)
     for arguments, words in (
         (("score", dataset, "--net", seen, "--real", f"sysu:{real.root}"), "trained on 1 synthetic images"),
-        (("score", dataset, "--net", checkpoint, "--real", "tree:x"), "is not LAYOUT:PATH"),
+        (("score", dataset, "--net", checkpoint, "--real", "tree:x"), "LAYOUT:PATH"),
         (("filter", dataset), "give a threshold"),
         (("filter", dataset, "--undo", "--min", "identity=1"), "--undo goes with no threshold"),
         (("compare-sets", dataset, "--real", f"sysu:{real.root}"), "either --net or --extractor"),

@@ -13,10 +13,12 @@ import torch
 
 from dive_fast.data.sets import SetSpec, read_set
 from dive_fast.quality import score
-from dive_fast.quality.net import Net
-from dive_fast.quality.score import ScoreConfig, score_dataset
+from dive_fast.quality.config import ScoreConfig
+from dive_fast.quality.reid_extractor import ReidExtractor
+from dive_fast.quality.score import score_dataset
 from dive_fast.quality.store import FeatureStore
-from dive_fast.reid.data.dataset import load_images, normalise
+from dive_fast.reid.data.augment import normalise
+from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, InputError
@@ -48,7 +50,7 @@ def embedded(checkpoint, samples):
 
 
 def test_scores_are_what_they_say(dataset, checkpoint, real):
-    facts = run(dataset, checkpoint, real)
+    metadata = run(dataset, checkpoint, real)
     found, nearest = lines(dataset), lines(dataset, "nearest")
     photos = read_set(real)
     known = embedded(checkpoint, photos)
@@ -69,20 +71,37 @@ def test_scores_are_what_they_say(dataset, checkpoint, real):
             centre[pid] = made[row] @ mean / np.linalg.norm(mean)
         own = centre.pop(record.spec.pid)
         assert scores["identity"] == pytest.approx(own - max(centre.values()), abs=2e-5)
-        group = [n for n, (r, s) in enumerate(sides) if n != row and s == side
-                 and (r.spec.pid, getattr(r.spec, s)) == (record.spec.pid, getattr(record.spec, side))]  # fmt: skip
+        group = [
+            n
+            for n, (r, s) in enumerate(sides)
+            if n != row
+            and s == side
+            and (r.spec.pid, getattr(r.spec, s)) == (record.spec.pid, getattr(record.spec, side))
+        ]
         assert scores["diversity"] == pytest.approx(
             1 - max(made[n] @ made[row] for n in group), abs=1e-3
         )  # half precision
-        alike = {f"sysu/{s.path.relative_to(real.root)}": f @ made[row]
-                 for s, f in zip(photos, known, strict=True) if s.modality == side}  # fmt: skip
+        alike = {
+            f"sysu/{s.path.relative_to(real.root)}": f @ made[row]
+            for s, f in zip(photos, known, strict=True)
+            if s.modality == side
+        }
         assert scores["memorisation"] == pytest.approx(max(alike.values()), abs=2e-5)
         assert alike[nearest[record.spec.pair_id][side]] == pytest.approx(max(alike.values()), abs=2e-5)
-    within = [[max(known[n] @ known[m] for m in range(len(photos)) if m != n and photos[m].pid == photos[n].pid
-                   and photos[m].modality == side) for n in range(len(photos)) if photos[n].modality == side]
-              for side in ("rgb", "ir")]  # fmt: skip
+    within = [
+        [
+            max(
+                known[n] @ known[m]
+                for m in range(len(photos))
+                if m != n and photos[m].pid == photos[n].pid and photos[m].modality == side
+            )
+            for n in range(len(photos))
+            if photos[n].modality == side
+        ]
+        for side in ("rgb", "ir")
+    ]
     for side, similar in zip(("rgb", "ir"), within, strict=True):
-        assert facts["thresholds"]["memorisation"][side]["value"] == pytest.approx(
+        assert metadata["thresholds"]["memorisation"][side]["value"] == pytest.approx(
             np.quantile(similar, 0.999), abs=2e-5
         )
 
@@ -92,20 +111,20 @@ def test_modality_is_about_tone_and_not_about_colour(tmp_path, checkpoint, real)
     dataset = make_dataset(tmp_path / "pairs")
     grey = next(read_manifest(dataset))
     photo(grey.spec.pid, "cam1", 50).convert("L").save(dataset / grey.files["ir"])
-    facts = run(dataset, checkpoint, real)
+    metadata = run(dataset, checkpoint, real)
     found = lines(dataset)
     fake = found.pop(grey.spec.pair_id)["ir"]["modality"]
     assert fake < 0.5 < min(row["ir"]["modality"] for row in found.values())
     assert min(row["rgb"]["modality"] for row in found.values()) > 0.5
-    assert facts["probe"]["auc"] > 0.95 and facts["real"]["modality"]["ir"]["50%"] > 0.5
+    assert metadata["probe"]["auc"] > 0.95 and metadata["real"]["modality"]["ir"]["50%"] > 0.5
 
 
 def test_a_copy_of_a_training_image_is_above_the_threshold(dataset, checkpoint, real):
     record = next(read_manifest(dataset))
     stolen = next(s for s in read_set(real) if s.modality == "ir" and s.pid == record.spec.pid)
     shutil.copy(stolen.path, dataset / record.files["ir"])
-    facts = run(dataset, checkpoint, real)
-    limit = facts["thresholds"]["memorisation"]["ir"]
+    metadata = run(dataset, checkpoint, real)
+    limit = metadata["thresholds"]["memorisation"]["ir"]
     over = [p for p, row in lines(dataset).items() if row["ir"]["memorisation"] > limit["value"]]
     assert over == [record.spec.pair_id] and limit["over"] == 1
 
@@ -116,28 +135,30 @@ def test_photo_sides_rejected_pairs_and_lone_images(tmp_path, checkpoint, real):
         tmp_path / "pairs", mode="real-rgb", pairs=1, photos=photos, photo_root=real.root, pids=PIDS[:3]
     )
     rejected(dataset, 0, 1)
-    facts = run(dataset, checkpoint, real)
+    metadata = run(dataset, checkpoint, real)
     rows = list(lines(dataset).values())
     assert all(row["rgb"] == {} for row in rows)
     assert rows[1]["ir"] == {}
     assert all(set(row["ir"]) == {"identity", "modality", "memorisation"} for n, row in enumerate(rows) if n != 1)
-    assert "diversity" not in facts["made"] and facts["pairs"] == 6
+    assert "diversity" not in metadata["made"] and metadata["pairs"] == 6
 
 
 class Stop:
-    """Stands before `Net.features`: counts images of the dataset that are looked at, and interrupts after some calls."""
+    """Wraps `ReidExtractor.features`: counts images of the dataset that it sees, and interrupts after some calls."""
 
     def __init__(self, monkeypatch, after: int = 10**9):
-        self.images, self.left, self.real = 0, after, Net.features
-        monkeypatch.setattr(Net, "features", lambda net, samples, *rest: self(net, samples, *rest))
+        self.images, self.left, self.real = 0, after, ReidExtractor.features
+        monkeypatch.setattr(
+            ReidExtractor, "features", lambda extractor, samples, *rest: self(extractor, samples, *rest)
+        )
 
-    def __call__(self, net, samples, *rest):
+    def __call__(self, extractor, samples, *rest):
         if samples[0].source == "synthetic":
             if not self.left:
                 raise KeyboardInterrupt
             self.left -= 1
             self.images += len(samples)
-        return self.real(net, samples, *rest)
+        return self.real(extractor, samples, *rest)
 
 
 def test_a_stopped_run_goes_on_and_ends_alike(dataset, tmp_path, checkpoint, real, monkeypatch):
@@ -177,25 +198,25 @@ def test_other_settings_need_again(dataset, checkpoint, real, make_net):
     run(dataset, checkpoint, real)
     before = files(dataset)
     other = make_net(seed=1)
-    with pytest.raises(InputError, match="scores by another net; say --again"):
+    with pytest.raises(InputError, match="another ReID model.*--again"):
         run(dataset, other, real)
     with pytest.raises(InputError, match="another percentile"):
         run(dataset, checkpoint, real, config=ScoreConfig(percentile=99))
     assert files(dataset) == before
     shutil.rmtree(FeatureStore(dataset).folder)
-    with pytest.raises(InputError, match="scores by another net"):
+    with pytest.raises(InputError, match="another ReID model"):
         run(dataset, other, real)
     assert run(dataset, checkpoint, real) == json.loads(before["scores.json"])
-    facts = run(dataset, other, real, again=True)
-    assert facts["net"]["sha256"] != json.loads(before["scores.json"])["net"]["sha256"]
+    metadata = run(dataset, other, real, again=True)
+    assert metadata["net"]["sha256"] != json.loads(before["scores.json"])["net"]["sha256"]
     assert files(dataset)["00000.jsonl"] != before["00000.jsonl"]
 
 
 def test_scores_can_be_left_out(dataset, checkpoint, real):
-    facts = run(dataset, checkpoint, real, config=ScoreConfig(("diversity",)))
-    assert set(facts["scores"]) == set(facts["made"]) == {"diversity"}
+    metadata = run(dataset, checkpoint, real, config=ScoreConfig(("diversity",)))
+    assert set(metadata["scores"]) == set(metadata["made"]) == {"diversity"}
     assert all(set(row[side]) == {"diversity"} for row in lines(dataset).values() for side in ("rgb", "ir"))
-    assert facts["probe"] is None and facts["thresholds"] == {"memorisation": {}}
+    assert metadata["probe"] is None and metadata["thresholds"] == {"memorisation": {}}
     with pytest.raises(InputError, match="must be some of identity"):
         ScoreConfig(("beauty",))
 
@@ -210,11 +231,11 @@ def test_refusals(dataset, checkpoint, real, make_net, tmp_path):
     shutil.copytree(dataset / "cam1", generated)
     for net, sets, train, message in (
         (make_net(synthetic=3), real, (), "trained on 3 synthetic images"),
-        (make_net(synthetic=None), real, (), "does not say whether it saw synthetic"),
-        (checkpoint, few, (), "4 of 5 identities have no image in the real sets"),
-        (checkpoint, only_rgb, (), "score modality needs real images of two people in RGB and two in infrared"),
-        (checkpoint, real, (only_rgb,), "no training image is ir"),
-        (checkpoint, SetSpec("folder", generated), (), "is a generated image, its own marks say"),
+        (make_net(synthetic=None), real, (), "reid.json"),
+        (checkpoint, few, (), "4 of 5 identities"),
+        (checkpoint, only_rgb, (), "modality"),
+        (checkpoint, real, (only_rgb,), "no training image is ir.*--train"),
+        (checkpoint, SetSpec("folder", generated), (), "generated image"),
     ):
         with pytest.raises(InputError, match=message):
             run(dataset, net, sets, train)

@@ -11,8 +11,9 @@ import torch
 
 from dive_fast.data.sets import SetSpec, read_set
 from dive_fast.io import write_jsonl
+from dive_fast.quality.config import CompareConfig
 from dive_fast.quality.distances import frechet, kid, moments
-from dive_fast.quality.extractor import NetFeatures, open_script
+from dive_fast.quality.extractor import ReidFeatures, open_script
 from dive_fast.quality.sets import compare_sets, table
 from dive_fast.synth.manifest import samples
 from dive_fast.types import DiveError, InputError
@@ -23,7 +24,7 @@ from tests.support.quality import PIDS, make_dataset, photo
 class Recorder:
     """Features are three numbers of the file's name; remembers what it was asked for."""
 
-    facts: dict = field(default_factory=lambda: {"kind": "fake"})
+    metadata: dict = field(default_factory=lambda: {"kind": "fake"})
     asked: list = field(default_factory=list)
 
     def features(self, wanted, progress=None):
@@ -70,16 +71,16 @@ def test_the_floor_is_between_different_people(dataset, real, monkeypatch):
 
 def test_images_are_drawn_where_there_are_many_and_dropped_ones_left_out(dataset, real):
     few, again, other = (Recorder() for _ in range(3))
-    rows, _ = compare_sets(dataset, [real], few, most=6, progress=False)
-    compare_sets(dataset, [real], again, most=6, progress=False)
-    compare_sets(dataset, [real], other, most=6, seed=1, progress=False)
+    rows, _ = compare_sets(dataset, [real], few, CompareConfig(most=6), progress=False)
+    compare_sets(dataset, [real], again, CompareConfig(most=6), progress=False)
+    compare_sets(dataset, [real], other, CompareConfig(most=6, seed=1), progress=False)
     assert [(row.made, row.real) for row in rows[:4]] == [(6, 6)] * 4
     assert few.asked == again.asked != other.asked
     gone = [s for s in samples(dataset) if s.pid == "0001"]
     write_jsonl(dataset / "dropped.jsonl", [{"pair_id": f"0001-{n:05d}-{c}", "reasons": []}
                                             for n, c in enumerate(("cam3", "cam6", "cam3", "cam6"))])  # fmt: skip
     kept = Recorder()
-    rows, _ = compare_sets(dataset, [real], kept, kept_only=True, progress=False)
+    rows, _ = compare_sets(dataset, [real], kept, CompareConfig(kept_only=True), progress=False)
     assert rows[0].made == 8 and not any(s in gone for asked in kept.asked for s in asked)
 
 
@@ -94,12 +95,12 @@ def test_cameras_without_real_images_are_named(dataset, tmp_path):
         compare_sets(dataset, [SetSpec("folder", root)], Recorder(), progress=False)
 
 
-def test_the_nets_features_and_the_table(tmp_path, real, net):
+def test_the_models_features_and_the_table(tmp_path, real, extractor):
     dataset = make_dataset(tmp_path / "pairs", pids=PIDS[:4])
-    rows, _ = compare_sets(dataset, [real], NetFeatures(net), progress=False)
-    found = NetFeatures(net).features(samples(dataset))
+    rows, _ = compare_sets(dataset, [real], ReidFeatures(extractor), progress=False)
+    found = ReidFeatures(extractor).features(samples(dataset))
     np.testing.assert_allclose(np.square(found).mean(1), 1, rtol=1e-5)  # entries of about 1, whatever D
-    assert rows[0].dims == net.dims and rows[0].rank_deficient
+    assert rows[0].dims == extractor.dims and rows[0].rank_deficient
     text = table(rows)
     assert f"{rows[0].fid:.2f}*" in text and "FID is biased" in text and "full rank" in text
     assert f"{1000 * rows[0].kid:.2f}" in text.splitlines()[1]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from dive_fast.reid.data.dataset import AugmentConfig
-from dive_fast.reid.models.model import ModelConfig
-from dive_fast.reid.training.train import ReidConfig
+from dive_fast.reid.data.config import AugmentConfig
+from dive_fast.reid.models.config import ModelConfig
+from dive_fast.reid.training.config import ReidConfig
+from dive_fast.reid.training.train import train_reid
 from dive_fast.types import Sample
 from tests.support.reid import make_samples
 
@@ -32,6 +35,13 @@ def city(tmp_path_factory) -> dict[str, list[Sample]]:
         "query": [s for s in test if s.modality == "ir"],
         "gallery": [s for s in test if s.modality == "rgb"],
     }
+
+
+@pytest.fixture(scope="session")
+def checkpoint(city, tmp_path_factory) -> Path:
+    """A model of the training people; tests only read it."""
+    config = ReidConfig(model=ModelConfig(height=64, width=32, stripes=2), identities=4, per_modality=2, steps=10)
+    return train_reid(city["train"], config, tmp_path_factory.mktemp("reid"), progress=False)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from dive_fast.report.config import ReportConfig
 from dive_fast.report.gallery import write_gallery
 from tests.support.dataset import add_scores, change_records, drop, make_dataset, raw_records
 
@@ -69,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     change_records(dataset, lambda r: r["spec"].update(pid=EVIL) if r["spec"]["pid"] == "0002" else None)
     add_scores(dataset, lambda n: None if n in (5, 70) else {"ir": {"identity": abs(n - 35.5) - 20, EVIL: 1.0}})
     drop(dataset, [(raw_records(dataset)[3]["spec"]["pair_id"], [f"{EVIL} 0.1 < 0.5"])])
-    write_gallery(dataset, root / "out", workers=1, problems=[EVIL], progress=False)
+    write_gallery(dataset, root / "out", ReportConfig(workers=1), problems=[EVIL], progress=False)
     return root / "out"
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dive_fast.report import chunks, gallery
+from dive_fast.report.config import ReportConfig
 from dive_fast.report.gallery import write_gallery
 from dive_fast.types import InputError
 from tests.support.dataset import add_scores, change_records, drop, make_dataset, raw_records
@@ -35,7 +36,8 @@ def column(out: Path, name: str, block: int = 0) -> np.ndarray:
 
 
 def build(dataset: Path, out: Path, **options: Any) -> gallery.GallerySummary:
-    return write_gallery(dataset, out, **{"workers": 1, "progress": False, **options})
+    config = ReportConfig(workers=options.pop("workers", 1))
+    return write_gallery(dataset, out, config, **{"progress": False, **options})
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -224,7 +226,7 @@ def test_refusals(tmp_path):
     build(dataset, tmp_path / "out")
     with pytest.raises(InputError, match="another report"):
         build(make_dataset(tmp_path / "set2", people=2), tmp_path / "out")
-    with pytest.raises(InputError, match="--workers.* 0"):
+    with pytest.raises(InputError, match="workers.* 0"):
         build(dataset, tmp_path / "out", workers=0)
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"):

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from dive_fast.report import html
+from dive_fast.report.config import ReportConfig
 from dive_fast.report.sheet import write_sheet
 from dive_fast.types import InputError
 from tests.support.dataset import change_records, make_dataset, raw_records
@@ -35,7 +36,7 @@ def test_a_sheet_holds_the_first_pairs_of_the_first_people(tmp_path):
     change_records(
         dataset, lambda r: r["spec"].update(pid="<img src=x onerror=1>") if r["spec"]["pid"] == "0001" else None
     )
-    text = write_sheet(dataset, tmp_path / "page.html", people=2, pairs=3, problems=["<b>"]).read_text()
+    text = write_sheet(dataset, tmp_path / "page.html", ReportConfig(people=2, pairs=3), problems=["<b>"]).read_text()
     assert "24 pairs of 3 identities" in text
     assert text.count("<img ") == 2 * 3 * 2
     assert "&lt;img src=x onerror=1&gt;" in text

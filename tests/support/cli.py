@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dive_fast import cli
+from dive_fast import cli, options
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -30,3 +30,9 @@ def function_of(command: str) -> Callable[..., Any]:
     module, function = cli.locate(command)
     found: Callable[..., Any] = getattr(import_module(f"dive_fast.commands.{module}"), function)
     return found
+
+
+def parse(words: list[str]) -> dict[str, Any]:
+    """Returns the keyword arguments of a command line, like ["world", "make", "--out", "w"], without running it."""
+    command = words[0] if words[0] in cli.COMMANDS else " ".join(words[:2])
+    return options.parse(function_of(command), words[len(command.split()) :], command)[1]

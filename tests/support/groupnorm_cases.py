@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dive_kernels.groupnorm_silu.arguments import Arguments
 from dive_kernels.groupnorm_silu.reference import groupnorm_silu_reference
 
 
@@ -69,4 +70,4 @@ CASES = {
 def exact(inputs: dict[str, Any]) -> Tensor:
     """The float64 oracle on the very same inputs."""
     doubled = {name: value.double() if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    return groupnorm_silu_reference(**doubled)
+    return groupnorm_silu_reference(Arguments(**doubled))

@@ -15,7 +15,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from dive_fast.data.sets import parse_set
 from dive_fast.io import sha256_file, write_json
-from dive_fast.merge import MergeConfig, merge, parse_dataset, read_inputs, survey
+from dive_fast.merge.config import MergeConfig
+from dive_fast.merge.inputs import parse_dataset, read_inputs
+from dive_fast.merge.plan import survey
+from dive_fast.merge.write import merge
 from dive_fast.sampling import Sampling
 from dive_fast.synth.manifest import shard_lines
 from dive_fast.synth.plan import make_plan, save_plan

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from dive_fast.cli import app
 from dive_fast.sampling import Sampling, Schedule
 from dive_fast.synth import load_plan, synthesize
 from dive_fast.synth.plan import save_plan
 from dive_fast.types import InputError
+from tests.support.cli import Run
 from tests.support.fake_engine import SCHEDULER_CONFIG, FakeEngine, plan_of
 
 
@@ -30,11 +29,11 @@ def test_a_plan_keeps_its_settings_on_disk(tmp_path: Path) -> None:
     assert len({plan.plan_id, plan_of().plan_id, plan_of(precision="fp16").plan_id}) == 3
 
 
-def test_options_override_a_preset(tmp_path: Path, tiny_engine: Path) -> None:
+def test_options_override_a_preset(tmp_path: Path, tiny_engine: Path, run: Run) -> None:
     def planned(*options: str) -> tuple[object, ...]:
-        command = ["plan", "--model", str(tiny_engine), "--mode", "synthetic", "--rgb", "cam1", "--out"]
-        done = CliRunner().invoke(app, [*command, str(tmp_path / "p.json"), *options])
-        assert done.exit_code == 0, done.output
+        command = ("plan", "--model", tiny_engine, "--mode", "synthetic", "--rgb", "cam1", "--out", tmp_path / "p.json")
+        code, _, error = run(*command, *options)
+        assert code == 0, error
         plan = load_plan(tmp_path / "p.json")
         return plan.sampling, plan.precision
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dive_fast.train.diffusion import Objective, noisy_batch, snr_weight
+from dive_fast.train.diffusion import DiffusionLoss, noisy_batch, snr_weight
 from dive_fast.types import InputError
 
 NOISE_SCHEDULE = {
@@ -18,7 +18,7 @@ def test_noising_and_targets_match_diffusers():
     from diffusers import DDPMScheduler
 
     reference = DDPMScheduler.from_config(NOISE_SCHEDULE)
-    objective = Objective.from_config({**NOISE_SCHEDULE, "prediction_type": "v_prediction"}, 1.0)
+    objective = DiffusionLoss.from_config({**NOISE_SCHEDULE, "prediction_type": "v_prediction"}, 1.0)
     latents = torch.randn(16, 4, 4, 2)
     noisy, noise, timesteps = noisy_batch(latents, objective.alphas, torch.Generator().manual_seed(0))
     assert torch.allclose(noisy, reference.add_noise(latents, noise, timesteps), atol=1e-6)
@@ -29,7 +29,7 @@ def test_noising_and_targets_match_diffusers():
 
 
 def test_more_timesteps_come_from_the_noisier_half():
-    alphas = Objective.from_config(NOISE_SCHEDULE, 3.0).alphas
+    alphas = DiffusionLoss.from_config(NOISE_SCHEDULE, 3.0).alphas
     for share in (0.25, 0.5, 0.75):
         _, _, timesteps = noisy_batch(torch.zeros(64, 1, 1, 1), alphas, torch.Generator().manual_seed(0), share)
         noisier = timesteps >= 500
@@ -41,7 +41,7 @@ def test_more_timesteps_come_from_the_noisier_half():
 
 
 def test_epsilon_models_are_weighted_towards_noise():
-    objective = Objective.from_config(NOISE_SCHEDULE, 3.0)
+    objective = DiffusionLoss.from_config(NOISE_SCHEDULE, 3.0)
     latents, noise = torch.randn(2, 4, 4, 4, 2)
     timesteps = torch.tensor([0, 300, 600, 999])
     torch.testing.assert_close(objective.target(latents, noise, timesteps), noise)
@@ -56,7 +56,7 @@ def test_min_snr_weights_are_the_papers(prediction):
     from diffusers.training_utils import compute_snr
 
     config = {**NOISE_SCHEDULE, "prediction_type": prediction}
-    objective = replace(Objective.from_config(config, 3.0), weighting="min-snr", snr_gamma=4.0)
+    objective = replace(DiffusionLoss.from_config(config, 3.0), weighting="min-snr", snr_gamma=4.0)
     timesteps = torch.tensor([0, 100, 400, 700, 999])
     snr = compute_snr(DDPMScheduler.from_config(config), timesteps)
     capped = torch.minimum(snr, torch.tensor(4.0))
@@ -68,7 +68,7 @@ def test_min_snr_weights_are_the_papers(prediction):
 def test_plain_weights_count_every_timestep_alike():
     for prediction in ("epsilon", "v_prediction"):
         plain = replace(
-            Objective.from_config({**NOISE_SCHEDULE, "prediction_type": prediction}, 3.0), weighting="plain"
+            DiffusionLoss.from_config({**NOISE_SCHEDULE, "prediction_type": prediction}, 3.0), weighting="plain"
         )
         for objective in (plain, replace(plain, of_epsilon=True)):
             assert torch.equal(objective.weights(torch.tensor([0, 500, 999])), torch.ones(3))
@@ -81,7 +81,7 @@ def test_an_error_of_v_can_count_as_the_error_of_epsilon_that_it_makes():
     config = {**NOISE_SCHEDULE, "prediction_type": "v_prediction"}
     solver = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
     solver.set_timesteps(1000)
-    objective = replace(Objective.from_config(config, 3.0), of_epsilon=True)
+    objective = replace(DiffusionLoss.from_config(config, 3.0), of_epsilon=True)
     latents, noise, wrong = torch.randn(3, 4, 4, 4, 2, dtype=torch.float64)
     timesteps = torch.tensor([20, 300, 600, 990])
     alpha = objective.alphas.double()[timesteps].view(-1, 1, 1, 1)
@@ -92,7 +92,7 @@ def test_an_error_of_v_can_count_as_the_error_of_epsilon_that_it_makes():
         solver._step_index = (solver.timesteps == timestep).nonzero().item()
         said, true = (solver.convert_model_output(v[i], sample=noisy[i]) for v in (target + wrong, target))
         expected.append((said - true).square().mean())
-    epsilon = Objective.from_config(NOISE_SCHEDULE, 3.0)
+    epsilon = DiffusionLoss.from_config(NOISE_SCHEDULE, 3.0)
     weighted = wrong.square().mean(dim=(1, 2, 3)) * objective.weights(timesteps)
     torch.testing.assert_close(
         weighted, torch.stack(expected) * epsilon.weights(timesteps), rtol=1e-4, atol=1e-8
@@ -102,4 +102,4 @@ def test_an_error_of_v_can_count_as_the_error_of_epsilon_that_it_makes():
 
 def test_a_model_of_another_prediction_is_not_trained():
     with pytest.raises(InputError, match="'sample'"):
-        Objective.from_config({"prediction_type": "sample"}, 8.0)
+        DiffusionLoss.from_config({"prediction_type": "sample"}, 8.0)

@@ -131,10 +131,10 @@ def test_a_second_run_in_one_folder_is_refused_while_the_first_lives(start, base
     process = start(base, photos, out, CONFIG)
     _wait(process, lambda: (tmp_path / "adapter.training" / "identities.state").exists())
     os.kill(process.pid, signal.SIGSTOP)  # it lives, and cannot end before the second has looked
-    with pytest.raises(InputError, match="another run is writing to"):
+    with pytest.raises(InputError, match="another run"):
         personalize(load_bundle(base), photos, out, CONFIG, progress=False)
     _kill(process)
     settings = replace(CONFIG, seed=1)
-    with pytest.raises(InputError, match="other data or settings"):  # the lock went with the process
+    with pytest.raises(InputError, match=r"identities\.state"):  # the lock went with the process
         personalize(load_bundle(base), photos, out, settings, progress=False)
     assert Path(tmp_path / "adapter.training" / "identities.state").exists()

@@ -11,16 +11,16 @@ import torch
 
 from dive_fast.tensorboard import require_tensorboard
 from dive_fast.train.loop import (
+    Callback,
     LossLog,
     MovingAverage,
-    Stage,
-    Trainer,
-    Watch,
+    PhaseConfig,
+    TrainState,
     batch_indices,
     check_finite,
     cosine_lr,
     load_state,
-    run_stage,
+    run_phase,
     save_state,
 )
 from dive_fast.train.parallel import my_rows
@@ -74,7 +74,7 @@ def test_state_round_trip_and_a_torn_file(tmp_path):
     assert state["step"] == 7
     assert torch.equal(state["tensor"], torch.arange(3.0))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match="delete it to start this stage anew"):
+    with pytest.raises(InputError, match=r"run\.state"):
         load_state(path)
 
 
@@ -92,25 +92,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(bad):
         check_finite(bad, 12, "personalize")
 
 
-def _quadratic_stage(work, steps, identity="a"):
-    """A stage that pulls two parameters to 1; the second at a tenth of the rate."""
+def _quadratic_phase(work, steps, identity="a"):
+    """A phase that pulls two parameters to 1; the second at a tenth of the rate."""
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
     groups = [
         {"params": parameters[:1], "weight_decay": 0.0},
         {"params": parameters[1:], "weight_decay": 0.0, "lr_scale": 0.1},
     ]
-    stage = Stage("toy", work, steps, 0.1, warmup=1, save_every=3, average=0.0, identity=identity, progress=False)
+    phase = PhaseConfig("toy", work, steps, 0.1, warmup=1, save_every=3, average=0.0, identity=identity, progress=False)
 
     def loss_at(step):
         return sum((p - 1).square().sum() for p in parameters), {"step_again": float(step)}
 
-    return stage, groups, loss_at, parameters
+    return phase, groups, loss_at, parameters
 
 
-def test_a_stage_resumes_to_the_very_numbers_of_an_undisturbed_one(tmp_path):
-    stage, groups, loss_at, whole = _quadratic_stage(tmp_path / "whole", 8)
-    run_stage(stage, groups, loss_at)
-    stage, groups, loss_at, _ = _quadratic_stage(tmp_path / "cut", 8)
+def test_a_phase_resumes_to_the_very_numbers_of_an_uninterrupted_one(tmp_path):
+    phase, groups, loss_at, whole = _quadratic_phase(tmp_path / "whole", 8)
+    run_phase(phase, groups, loss_at)
+    phase, groups, loss_at, _ = _quadratic_phase(tmp_path / "cut", 8)
 
     def stop(step):
         if step == 5:
@@ -118,49 +118,51 @@ def test_a_stage_resumes_to_the_very_numbers_of_an_undisturbed_one(tmp_path):
         return loss_at(step)
 
     with pytest.raises(KeyboardInterrupt):
-        run_stage(stage, groups, stop)
-    stage, groups, loss_at, resumed = _quadratic_stage(tmp_path / "cut", 8)
-    run_stage(stage, groups, loss_at)
+        run_phase(phase, groups, stop)
+    phase, groups, loss_at, resumed = _quadratic_phase(tmp_path / "cut", 8)
+    run_phase(phase, groups, loss_at)
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
     assert whole[0][0] > 3 * whole[1][0] > 0  # the group's share of the rate
 
 
 def test_a_state_of_other_data_is_refused(tmp_path):
-    stage, groups, loss_at, _ = _quadratic_stage(tmp_path, 3)
-    run_stage(stage, groups, loss_at)
-    stage, groups, loss_at, _ = _quadratic_stage(tmp_path, 3, identity="b")
-    with pytest.raises(InputError, match="other data or settings"):
-        run_stage(stage, groups, loss_at)
+    phase, groups, loss_at, _ = _quadratic_phase(tmp_path, 3)
+    run_phase(phase, groups, loss_at)
+    phase, groups, loss_at, _ = _quadratic_phase(tmp_path, 3, identity="b")
+    with pytest.raises(InputError, match=r"toy\.state"):
+        run_phase(phase, groups, loss_at)
 
 
 def test_clipping_touches_only_what_it_is_told_to(tmp_path):
-    stage, groups, loss_at, parameters = _quadratic_stage(tmp_path, 1)
-    run_stage(stage, groups, lambda step: (1e6 * loss_at(step)[0], {}), clip=parameters[1:])
+    phase, groups, loss_at, parameters = _quadratic_phase(tmp_path, 1)
+    run_phase(phase, groups, lambda step: (1e6 * loss_at(step)[0], {}), clip=parameters[1:])
     assert parameters[0].grad.norm() > 1e6
     assert parameters[1].grad.norm() <= 1.0 + 1e-5
 
 
-def _net_stage(work, **settings):
+def _net_phase(work, **settings):
     """A small net that learns a function of batches of 8 rows."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
-    stage = Stage("net", work, **{"steps": 9, "lr": 0.01, "warmup": 2, "save_every": 4, "progress": False, **settings})
+    phase = PhaseConfig(
+        "net", work, **{"steps": 9, "lr": 0.01, "warmup": 2, "save_every": 4, "progress": False, **settings}
+    )
 
     def loss_at(step):
         x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))[my_rows(8)]
         error = (net(x) - x.sum(dim=1, keepdim=True).sin()).square().mean()
         return error, {"error": error.detach()}
 
-    return stage, [{"params": list(net.parameters()), "weight_decay": 0.0}], loss_at, list(net.parameters())
+    return phase, [{"params": list(net.parameters()), "weight_decay": 0.0}], loss_at, list(net.parameters())
 
 
 @pytest.mark.parametrize("parts", [2, 8])
 def test_a_batch_in_parts_teaches_what_the_whole_batch_teaches(tmp_path, parts):
     runs = {}
     for name, accumulate in (("whole", 1), ("parts", parts)):
-        stage, groups, loss_at, parameters = _net_stage(tmp_path / name, accumulate=accumulate)
-        trainer = Trainer(stage, groups, loss_at)
-        loss, numbers = trainer.step(0)
+        phase, groups, loss_at, parameters = _net_phase(tmp_path / name, accumulate=accumulate)
+        train = TrainState(phase, groups, loss_at)
+        loss, numbers = train.step(0)
         runs[name] = (loss, numbers["error"], [p.grad.clone() for p in parameters])
     (loss, error, whole), (loss_in_parts, error_in_parts, parts_) = runs["whole"], runs["parts"]
     torch.testing.assert_close(loss_in_parts, loss)
@@ -170,17 +172,17 @@ def test_a_batch_in_parts_teaches_what_the_whole_batch_teaches(tmp_path, parts):
 
 
 def test_a_batch_that_cannot_be_split_is_refused(tmp_path):
-    stage, groups, loss_at, _ = _net_stage(tmp_path, accumulate=3)
-    with pytest.raises(InputError, match="a batch of 8 cannot be shared evenly by 1 processes in 3 parts each"):
-        run_stage(stage, groups, loss_at)
+    phase, groups, loss_at, _ = _net_phase(tmp_path, accumulate=3)
+    with pytest.raises(InputError, match="batch of 8 .* 3 parts"):
+        run_phase(phase, groups, loss_at)
 
 
 def test_without_an_average_the_last_values_stay(tmp_path):
     results = {}
     for average in (0.0, 0.9):
-        stage, groups, loss_at, parameters = _net_stage(tmp_path / str(average), average=average)
-        run_stage(stage, groups, loss_at)
-        state = load_state(stage.state_path)
+        phase, groups, loss_at, parameters = _net_phase(tmp_path / str(average), average=average)
+        run_phase(phase, groups, loss_at)
+        state = load_state(phase.state_path)
         results[average] = state["parameters"]
         assert len(state["average"]) == (len(parameters) if average else 0)
         averaged = all(torch.equal(a, b) for a, b in zip(parameters, state["parameters"], strict=True))
@@ -189,20 +191,20 @@ def test_without_an_average_the_last_values_stay(tmp_path):
 
 
 def test_watching_shows_the_average_and_changes_nothing(tmp_path):
-    stage, groups, loss_at, alone = _net_stage(tmp_path / "alone", average=0.9)
-    run_stage(stage, groups, loss_at)
+    phase, groups, loss_at, alone = _net_phase(tmp_path / "alone", average=0.9)
+    run_phase(phase, groups, loss_at)
     seen = {}
     for name in ("watched", "shorter"):
-        stage, groups, loss_at, parameters = _net_stage(tmp_path / name, average=0.9)
+        phase, groups, loss_at, parameters = _net_phase(tmp_path / name, average=0.9)
         look = lambda done, p=parameters: seen.update({done: p[0].detach().clone()})  # noqa: E731
         if name == "watched":
-            run_stage(stage, groups, loss_at, watch=Watch(3, look))
+            run_phase(phase, groups, loss_at, callback=Callback(3, look))
             assert all(torch.equal(a, b) for a, b in zip(parameters, alone, strict=True))
         else:  # stopped at the first look, it would have left what was looked at; rates depend on the planned steps
-            trainer = Trainer(stage, groups, loss_at)
+            train = TrainState(phase, groups, loss_at)
             for step in range(3):
-                trainer.step(step)
-            trainer.average.copy_to_parameters()
+                train.step(step)
+            train.average.copy_to_parameters()
             assert torch.equal(parameters[0], seen[3])
     assert sorted(seen) == [3, 6, 9]
     assert not torch.equal(seen[3], seen[6])
@@ -212,7 +214,7 @@ def test_loss_scaling_leaves_out_a_step_that_overflows_and_resumes_with_its_scal
     """fp16's loop on a CPU, with a net in float32."""
 
     def run(name, precision, stop=math.inf):
-        stage, groups, loss_at, parameters = _net_stage(tmp_path / name, precision=precision, save_every=1)
+        phase, groups, loss_at, parameters = _net_phase(tmp_path / name, precision=precision, save_every=1)
 
         def in_float32(step):
             if step == stop:
@@ -222,8 +224,8 @@ def test_loss_scaling_leaves_out_a_step_that_overflows_and_resumes_with_its_scal
             return loss * (1e38 if step == 2 else 1), numbers
 
         with pytest.raises(KeyboardInterrupt) if stop < math.inf else nullcontext():
-            run_stage(stage, groups, in_float32)
-        return parameters, load_state(stage.state_path)
+            run_phase(phase, groups, in_float32)
+        return parameters, load_state(phase.state_path)
 
     scaled, state = run("scaled", "fp16")
     assert state["scaler"]["scale"] == 2.0**15
@@ -233,34 +235,34 @@ def test_loss_scaling_leaves_out_a_step_that_overflows_and_resumes_with_its_scal
 
 
 def test_a_step_whose_gradients_overflow_is_left_out_and_halves_the_scale(tmp_path):
-    stage, groups, loss_at, parameters = _net_stage(tmp_path, precision="fp16", average=0.0)
-    trainer = Trainer(stage, groups, lambda step: (loss_at(step)[0].float() * (1e38 if step == 0 else 1), {}))
+    phase, groups, loss_at, parameters = _net_phase(tmp_path, precision="fp16", average=0.0)
+    train = TrainState(phase, groups, lambda step: (loss_at(step)[0].float() * (1e38 if step == 0 else 1), {}))
     before = [p.detach().clone() for p in parameters]
-    loss, numbers = trainer.step(0)
+    loss, numbers = train.step(0)
     assert torch.isfinite(loss)  # the loss is, what comes back from it is not
     assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
-    assert trainer.scaler.get_scale() == 2.0**15
-    trainer.step(1)
+    assert train.scaler.get_scale() == 2.0**15
+    train.step(1)
     assert not any(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
 
 
 def test_scaling_by_a_power_of_two_changes_no_gradient(tmp_path):
     gradients = []
     for precision in ("no", "fp16"):
-        stage, groups, loss_at, parameters = _net_stage(tmp_path, precision=precision)
+        phase, groups, loss_at, parameters = _net_phase(tmp_path, precision=precision)
 
         def in_float32(step, loss_at=loss_at):
             with torch.autocast("cpu", enabled=False):
                 return loss_at(step)
 
-        Trainer(stage, groups, in_float32, clip=[]).step(0)
+        TrainState(phase, groups, in_float32, clip=[]).step(0)
         gradients.append([p.grad for p in parameters])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_a_log_without_tensorboard_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DiveError, match=r"pip install 'dive-fast\[tensorboard\]'"):
+    with pytest.raises(DiveError, match=r"dive-fast\[tensorboard\]"):
         require_tensorboard()
 
 
@@ -268,7 +270,7 @@ def test_a_tensorboard_log_resumes_without_doubles(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    stage, groups, loss_at, _ = _net_stage(tmp_path, steps=45, save_every=5, tensorboard=True)
+    phase, groups, loss_at, _ = _net_phase(tmp_path, steps=45, save_every=5, tensorboard=True)
 
     def stop(step):
         if step == 33:
@@ -276,12 +278,12 @@ def test_a_tensorboard_log_resumes_without_doubles(tmp_path):
         return loss_at(step)
 
     with pytest.raises(KeyboardInterrupt):
-        run_stage(stage, groups, stop)
-    stage, groups, loss_at, _ = _net_stage(tmp_path, steps=45, save_every=5, tensorboard=True)
-    run_stage(stage, groups, loss_at)
+        run_phase(phase, groups, stop)
+    phase, groups, loss_at, _ = _net_phase(tmp_path, steps=45, save_every=5, tensorboard=True)
+    run_phase(phase, groups, loss_at)
     events = EventAccumulator(str(tmp_path / "tensorboard" / "net"))
     events.Reload()
-    logged = [json.loads(line) for line in stage.log_path.read_text().splitlines()]
+    logged = [json.loads(line) for line in phase.log_path.read_text().splitlines()]
     assert [event.step for event in events.Scalars("loss")] == [0, 10, 20, 30, 40] == [row["step"] for row in logged]
     for event, row in zip(events.Scalars("error"), logged, strict=True):
         assert event.value == pytest.approx(row["error"], abs=1e-6)

@@ -20,7 +20,7 @@ STAGE = """
 import sys
 from pathlib import Path
 import torch
-from dive_fast.train.loop import Stage, run_stage
+from dive_fast.train.loop import PhaseConfig, run_phase
 from dive_fast.distributed import process_group
 from dive_fast.train.parallel import my_rows
 
@@ -34,8 +34,8 @@ with process_group("cpu"):
         x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))[my_rows(8)]
         return (net(x) - x.sum(dim=1, keepdim=True).sin()).square().mean(), {}
 
-    stage = Stage("net", Path(sys.argv[1]), steps=20, lr=0.01, warmup=2, save_every=5, progress=False)
-    run_stage(stage, [{"params": [*net.parameters(), unused], "weight_decay": 0.0}], loss_at)
+    stage = PhaseConfig("net", Path(sys.argv[1]), steps=20, lr=0.01, warmup=2, save_every=5, progress=False)
+    run_phase(stage, [{"params": [*net.parameters(), unused], "weight_decay": 0.0}], loss_at)
 """
 
 
@@ -48,7 +48,7 @@ from dive_fast.data.folder import read_folder
 from dive_fast.models import load_bundle
 from dive_fast.train import loop
 from dive_fast.distributed import process_group, rank_and_size
-from dive_fast.train.course import Course, stages_of
+from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.train.config import Compute, PersonalizeConfig, Prior
 from dive_fast.train.prior import ClassPhotos, prompt_ids
 
@@ -60,14 +60,14 @@ with process_group("cpu"):
     )
     samples = [*read_folder(visible, "cam1"), *read_folder(infrared, "cam3", "ir")]
     bundle = load_bundle(base)
-    course = Course(bundle, samples, config, None, "cpu", False)
+    trainer = Trainer(bundle, samples, config, None, "cpu", False)
     generator = torch.Generator().manual_seed(1)
-    for parameter in course.learner.lora:  # B starts at zero, and A would have no gradient
+    for parameter in trainer.model.lora:  # B starts at zero, and A would have no gradient
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    photos = course.encoded(samples, False)
+    photos = trainer.encode(samples, False)
     prior = ClassPhotos(photos.latents[:, 0], prompt_ids(bundle, config.prior.prior_prompt))
-    (lesson,) = course.lessons(stages_of(config, out, "", False), photos, prior)
-    learned = {"rows": [course.learner.rows.free], "lora": course.learner.lora}
+    (phase,) = trainer.phases(phase_configs(config, out, "", False), photos, prior)
+    learned = {"rows": [trainer.model.rows.free], "lora": trainer.model.lora}
     own = {}
 
     def flat():  # where a rank's photos teach no identity, its rows have no gradient
@@ -81,7 +81,7 @@ with process_group("cpu"):
         return real(parameters, loss)
 
     loop.average_gradients = kept
-    loss, _ = loop.Trainer(lesson.stage, course.learner.groups, lesson.loss_at, clip=[]).step(0)
+    loss, _ = loop.TrainState(phase.config, trainer.model.groups, phase.loss_at, clip=[]).step(0)
     rank, size = rank_and_size()
     torch.save({"own": own, "averaged": flat(), "loss": loss}, out / f"{rank}-of-{size}.pt")
 """
@@ -129,7 +129,7 @@ def test_alone_a_process_takes_every_row():
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
     monkeypatch.setattr(parallel, "rank_and_size", lambda: (1, 4))
     assert parallel.my_rows(8) == slice(2, 4)
-    with pytest.raises(InputError, match="a batch of 6 cannot be shared evenly by 4 processes"):
+    with pytest.raises(InputError, match="batch of 6 .* 4 processes"):
         parallel.my_rows(6)
 
 
@@ -192,9 +192,9 @@ def test_what_accelerate_was_told_and_the_run_would_not_do_is_refused(monkeypatc
     ranks.check_launcher("bf16")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     ranks.check_launcher("bf16")
-    with pytest.raises(InputError, match="says mixed precision bf16, the run no; give --mixed-precision bf16 too"):
+    with pytest.raises(InputError, match="--mixed-precision bf16"):
         ranks.check_launcher("no")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    with pytest.raises(InputError, match="asks for FSDP, the compiler INDUCTOR"):
+    with pytest.raises(InputError, match="FSDP, the compiler INDUCTOR"):
         ranks.check_launcher("bf16")

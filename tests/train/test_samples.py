@@ -11,8 +11,8 @@ from dive_fast.engines import load_engine
 from dive_fast.models import fuse, load_bundle, save_bundle
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
 from dive_fast.train.config import PersonalizeConfig, Samples
-from dive_fast.train.course import Course
 from dive_fast.train.personalize import personalize
+from dive_fast.train.trainer import Trainer
 from tests.support.tiny import HEIGHT, WIDTH
 
 SAMPLES = Samples(sheet_every=2, sheet_people=2, sample_steps=3, sample_guidance=1.5)
@@ -67,8 +67,10 @@ def test_sampling_in_half_precision_is_near(base, photos):
     latents = {}
     for precision in ("no", "bf16"):
         config = replace(CONFIG, compute=replace(CONFIG.compute, mixed_precision=precision), samples=SAMPLES)
-        course = Course(load_bundle(base), photos, config, None, "cpu", False)
-        text = course.sampler.text(torch.tensor([course.captions._ids(""), course.captions._ids("a person")]))
-        latents[precision] = course.sampler.latents(text, torch.tensor([1, 1]), [5, 6])
+        trainer = Trainer(load_bundle(base), photos, config, None, "cpu", False)
+        text = trainer.sampler.text(
+            torch.tensor([trainer.captions.tokenize(""), trainer.captions.tokenize("a person")])
+        )
+        latents[precision] = trainer.sampler.latents(text, torch.tensor([1, 1]), [5, 6])
     error = (latents["bf16"] - latents["no"]).norm() / latents["no"].norm()
     assert 0 < error < 0.05

@@ -13,7 +13,7 @@ from dive_fast.models.phrase import Phrase
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.embedding import LearnedRows
 from dive_fast.train.personalize import personalize
-from dive_fast.train.tagger import Tagger, TaggerNet, load_tagger, mixed_words, read_people, save_tagger
+from dive_fast.train.tagger import Tagger, TaggerNet, load_tagger, mixed_words, save_tagger, tag_identities
 from dive_fast.types import InputError, Sample
 from tests.support.tiny import tiny_bundle_folder
 
@@ -38,7 +38,7 @@ def photo(value):
 
 
 def test_one_photo_is_taken_at_its_word():
-    said = Tagger(PHRASE, Says(), (8, 8)).person([photo(1)])
+    said = Tagger(PHRASE, Says(), (8, 8)).logits([photo(1)])
     assert torch.allclose(said[0].softmax(0), torch.tensor([0.6, 0.4]))
     assert torch.allclose(said[1].softmax(0), torch.tensor([0.1, 0.1, 0.8]))
 
@@ -46,10 +46,10 @@ def test_one_photo_is_taken_at_its_word():
 def test_more_photos_add_evidence_but_not_without_end():
     """Two photos multiply (by the prior once); of six, each kind thrice, the mean counts three times."""
     tagger = Tagger(PHRASE, Says(), (8, 8))
-    two = tagger.person([photo(0), photo(1)])[1].softmax(0)
+    two = tagger.logits([photo(0), photo(1)])[1].softmax(0)
     product = torch.tensor([0.6 * 0.1 / 0.2, 0.2 * 0.1 / 0.3, 0.2 * 0.8 / 0.5])
     assert torch.allclose(two, product / product.sum(), atol=1e-6)
-    six = tagger.person([photo(0), photo(1)] * 3)[1].softmax(0)
+    six = tagger.logits([photo(0), photo(1)] * 3)[1].softmax(0)
     prior = torch.tensor(SHARES[1])
     cubed = (torch.tensor([0.6 * 0.1, 0.2 * 0.1, 0.2 * 0.8]).sqrt() / prior) ** 3 * prior
     assert torch.allclose(six, cubed / cubed.sum(), atol=1e-6)
@@ -57,7 +57,7 @@ def test_more_photos_add_evidence_but_not_without_end():
 
 def test_rows_start_at_the_words_and_no_word_is_out_of_reach():
     choices = [torch.eye(4)[:1], torch.eye(4)[1:3], torch.eye(4)[1:4]]
-    rows = LearnedRows(choices, people=2)
+    rows = LearnedRows(choices, identities=2)
     rows.start_at(torch.tensor([[[0.0, 0.0, 99.0], [5.0, 0.0, -40.0]], [[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]))
     first = rows().reshape(2, 3, 4).detach()
     assert torch.allclose(first[0, 1], torch.tensor([0, 0.5, 0.5, 0]))  # the third place is past this word's choices
@@ -130,18 +130,18 @@ def samples(tmp_path_factory):
 
 def test_people_are_read_from_rgb_alone_in_the_order_of_their_names(folder, samples):
     tagger = load_tagger(folder)
-    read = read_people(tagger, samples, PHRASE, progress=False)
+    read = tag_identities(tagger, samples, PHRASE, progress=False)
     assert read.shape == (2, 2, 3)
     photos = [np.asarray(Image.open(s.path).resize((32, 64), Image.Resampling.LANCZOS)) for s in samples]
     for row, mine in enumerate((photos[2:], photos[:1])):
-        for k, logits in enumerate(tagger.person(mine)):
+        for k, logits in enumerate(tagger.logits(mine)):
             assert torch.equal(read[row, k, : len(logits)], logits)
     assert read[0, 0, 2] == 0
 
 
 def test_a_tagger_of_another_phrase_is_refused(folder, samples):
     with pytest.raises(InputError, match="another phrase"):
-        read_people(load_tagger(folder), samples, Phrase("{a|of} photo"), progress=False)
+        tag_identities(load_tagger(folder), samples, Phrase("{a|of} photo"), progress=False)
 
 
 def test_personalising_starts_at_the_words_that_the_tagger_reads(folder, samples, tmp_path):
@@ -156,7 +156,7 @@ def test_personalising_starts_at_the_words_that_the_tagger_reads(folder, samples
         identity_steps=1, steps=1, batch=2, rank=2, warmup=1, phrase=PHRASE.text, words_from=str(folder), mix_lr=0.0
     )
     adapter = personalize(bundle, samples, tmp_path / "adapter", config, progress=False)
-    read = read_people(load_tagger(folder), samples, PHRASE, progress=False)
+    read = tag_identities(load_tagger(folder), samples, PHRASE, progress=False)
     rows = adapter.embeddings.reshape(2, 3, -1)
     for person in range(2):
         for k, (place, words) in enumerate(((0, ("a", "of")), (2, ("a", "of", "person")))):

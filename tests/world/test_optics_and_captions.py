@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
+from dive_fast.world.base.data import base_identities
 from dive_fast.world.cameras import MARKET_CAMERAS, SYSU_CAMERAS, random_grey_camera, random_rgb_camera
-from dive_fast.world.optics import DYES, MATERIALS, garment_nir, luma, weave_maps
-from dive_fast.world.persons import base_person, caption, caption_words, sample_person, sample_shot, world_person
+from dive_fast.world.captions import caption, caption_words
+from dive_fast.world.optics import garment_nir, luma, weave_maps
+from dive_fast.world.pedestrians import DYES, MATERIALS, sample_pedestrian, sample_shot, world_pedestrian
 
 
 def random_garments(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Luma and NIR, each [count], of the tops of random persons."""
     rng = np.random.default_rng(0)
-    tops = [(p.top_material, p.top_dye) for p in (sample_person(rng) for _ in range(count))]
+    tops = [(p.top_material, p.top_dye) for p in (sample_pedestrian(rng) for _ in range(count))]
     return np.array([luma(DYES[d].rgb) for _, d in tops]), np.array([garment_nir(m, d) for m, d in tops])
 
 
@@ -47,7 +49,7 @@ def test_captions_stay_in_the_closed_vocabulary_and_short():
     known = set(caption_words())
     used: set[str] = set()
     for _ in range(1500):
-        words = caption(sample_person(rng), random_rgb_camera(rng).words, sample_shot(rng)).split()
+        words = caption(sample_pedestrian(rng), random_rgb_camera(rng).words, sample_shot(rng)).split()
         assert len(words) <= 40
         used.update(words)
     for camera in (*SYSU_CAMERAS.values(), *MARKET_CAMERAS.values(), random_grey_camera(rng)):
@@ -58,7 +60,7 @@ def test_captions_stay_in_the_closed_vocabulary_and_short():
 
 def test_dropping_phrases_shortens_captions():
     rng = np.random.default_rng(2)
-    person, shot = sample_person(rng), sample_shot(rng)
+    person, shot = sample_pedestrian(rng), sample_shot(rng)
     full = caption(person, "bright warm indoor", shot)
     assert caption(person, "bright warm indoor", shot, drop=1.0, rng=rng) == "a photo of a person"
     partial = [caption(person, "bright warm indoor", shot, drop=0.4, rng=rng) for _ in range(20)]
@@ -69,8 +71,8 @@ def test_dropping_phrases_shortens_captions():
 
 
 def test_base_and_world_identities_never_meet():
-    base = {base_person(0, i) for i in range(300)}
-    world = {world_person(0, i) for i in range(300)}
+    base = set(base_identities(0, 300))
+    world = {world_pedestrian(0, i) for i in range(300)}
     assert len(base) == len(world) == 300
     assert not base & world
-    assert world_person(0, 7) == world_person(0, 7) != world_person(1, 7)
+    assert world_pedestrian(0, 7) == world_pedestrian(0, 7) != world_pedestrian(1, 7)

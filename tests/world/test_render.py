@@ -8,7 +8,17 @@ import pytest
 from dive_fast.world.cameras import SYSU_CAMERAS, Backdrop, WorldCamera, random_grey_camera, random_rgb_camera
 from dive_fast.world.canvas import HEIGHT, WIDTH, Part
 from dive_fast.world.figure import draw_figure
-from dive_fast.world.persons import BAGS, BOTTOMS, HAIR_STYLES, HATS, PATTERNS, TOPS, VIEWS, sample_person, sample_shot
+from dive_fast.world.pedestrians import (
+    BAGS,
+    BOTTOMS,
+    HAIR_STYLES,
+    HATS,
+    PATTERNS,
+    TOPS,
+    VIEWS,
+    sample_pedestrian,
+    sample_shot,
+)
 from dive_fast.world.render import render
 from dive_fast.world.sheets import identity_sheet
 
@@ -17,7 +27,7 @@ BLACK_ROOM = Backdrop((0, 0, 0), (0, 0, 0), (0, 0, 0), 90, 0, 0, 0, 0, 0)
 
 def draws(count: int, seed: int = 0):
     rng = np.random.default_rng(seed)
-    return [(sample_person(rng), sample_shot(rng)) for _ in range(count)]
+    return [(sample_pedestrian(rng), sample_shot(rng)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("name", SYSU_CAMERAS)

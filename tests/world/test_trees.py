@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dive_fast.types import InputError
-from dive_fast.world.trees import WorldSpec, build_world, external_pids, heldout_pids, paired_pids, plan_images
+from dive_fast.world.config import WorldSpec
+from dive_fast.world.trees import build_world, plan_images
 
 SPEC = WorldSpec(seed=3, paired_ids=6, test_ids=2, external_ids=2, images_per_camera=2, market_images=7)
 
@@ -32,12 +33,12 @@ def ids(path: Path) -> list[int]:
 
 def test_sysu_layout(world):
     train, val = ids(world / "sysu/exp/train_id.txt"), ids(world / "sysu/exp/val_id.txt")
-    assert train + val == list(paired_pids(SPEC)) == [1, 2, 3, 4, 5, 6] and val
-    assert ids(world / "sysu/exp/test_id.txt") == list(heldout_pids(SPEC)) == [301, 302]
-    assert ids(world / "sysu/exp/available_id.txt") == [*paired_pids(SPEC), *heldout_pids(SPEC)]
+    assert train + val == list(SPEC.paired_pids) == [1, 2, 3, 4, 5, 6] and val
+    assert ids(world / "sysu/exp/test_id.txt") == list(SPEC.test_pids) == [301, 302]
+    assert ids(world / "sysu/exp/available_id.txt") == [*SPEC.paired_pids, *SPEC.test_pids]
     for camera in range(1, 7):
         folders = sorted(p.name for p in (world / f"sysu/cam{camera}").iterdir())
-        assert folders == [f"{pid:04d}" for pid in (*paired_pids(SPEC), *heldout_pids(SPEC))]
+        assert folders == [f"{pid:04d}" for pid in (*SPEC.paired_pids, *SPEC.test_pids)]
         names = [sorted(p.name for p in (world / f"sysu/cam{camera}" / f).iterdir()) for f in folders]
         assert all(n == ["0001.jpg", "0002.jpg"] for n in names)
 
@@ -45,7 +46,7 @@ def test_sysu_layout(world):
 def test_market_layout(world):
     names = sorted(p.name for p in (world / "market/bounding_box_train").iterdir())
     assert len(names) == 2 * 7 and names[0] == "1001_c1s1_000001_00.jpg"
-    assert {n[:4] for n in names} == {f"{pid:04d}" for pid in external_pids(SPEC)}
+    assert {n[:4] for n in names} == {f"{pid:04d}" for pid in SPEC.external_pids}
     assert {n[5:7] for n in names} == {f"c{i}" for i in range(1, 7)}
     assert (world / "market/query").is_dir() and (world / "market/bounding_box_test").is_dir()
 
@@ -64,7 +65,7 @@ def test_oracle_pairs_are_the_same_shots(world):
         assert set(row["ir"]) == {"cam3", "cam6"}
         assert all((world / path).is_file() for path in (row["rgb"], *row["ir"].values()))
         assert {shots[path] for path in row["ir"].values()} == {shots[row["rgb"]]}
-    assert ids(world / "oracle/exp/train_id.txt") == list(external_pids(SPEC))
+    assert ids(world / "oracle/exp/train_id.txt") == list(SPEC.external_pids)
 
 
 def test_rerun_of_a_finished_world_changes_nothing(world):

@@ -4,44 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dive_fast.io import atomic_write
+from dive_fast.reid.comparison.records import Arm, Comparison, PeopleTest, SeedTest, Significance
 from dive_fast.reid.comparison.significance import LEVEL, needed_deviations
-from dive_fast.reid.evaluation.protocols import sentence
-
-if TYPE_CHECKING:
-    from dive_fast.reid.comparison.compare import Arm, Comparison
-    from dive_fast.reid.comparison.significance import PeopleTest, SeedTest, Significance
+from dive_fast.reid.evaluation.protocols import describe
 
 HEADER = (
-    "arm", "people", "no IR", "visible", "infrared", "mAP %", "rank-1 %", "mAP vs baseline",
-    "significant (p seeds / people)", "gap closed",
-)  # fmt: skip
+    "arm",
+    "people",
+    "no IR",
+    "visible",
+    "infrared",
+    "mAP %",
+    "rank-1 %",
+    "mAP vs baseline",
+    "significant (p seeds / people)",
+    "gap closed",
+)
 _FEW_SEEDS = 5
 
 
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """One row of cells per arm, in the order of `HEADER`; "-" where there is nothing to say."""
-    return [_row(arm, comparison) for arm in comparison.arms]
+    """Returns one row of cells per arm, in the order of `HEADER`; "-" for an absent value."""
+    return [_row(arm, comparison.label(arm.name)) for arm in comparison.arms]
 
 
-def _row(arm: Arm, comparison: Comparison) -> tuple[str, ...]:
-    made = f" ({arm.synthetic:,} synthetic images)" if arm.synthetic else ""
-    role = comparison.role(arm.name)
+def _row(arm: Arm, label: str) -> tuple[str, ...]:
+    synthetic = f" ({arm.synthetic:,} synthetic images)" if arm.synthetic else ""
     return (
-        f"{arm.name} [{role}]" if role else arm.name,
+        label,
         f"{arm.identities:,}",
         f"{arm.without_infrared:,}",
         f"{arm.visible:,}",
-        f"{arm.infrared:,}{made}",
-        spread(arm.map_mean, arm.map_deviation),
+        f"{arm.infrared:,}{synthetic}",
+        format_std(arm.map_mean, arm.map_deviation),
         f"{arm.rank1_mean:.1f}",
-        spread(arm.difference_mean, arm.difference_deviation, sign="+"),
+        format_std(arm.difference_mean, arm.difference_deviation, sign="+"),
         _significance(arm.significance),
-        spread(_percent(arm.gap_closed_mean), _percent(arm.gap_closed_deviation), digits=0, unit=" %"),
+        _percent(arm.gap_closed_mean, arm.gap_closed_deviation),
     )
 
 
@@ -59,30 +62,33 @@ def _p_value(test: SeedTest | PeopleTest | None) -> str:
     return "<0.001" if test.p_holm < 0.001 else f"{test.p_holm:.3f}"
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def mean_deviation(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean and sample deviation: neither where a value is None, no deviation of a single value."""
+def mean_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Returns mean and sample standard deviation: neither where a value is None, no deviation of a single value."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None, None
     return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
 
 
-def spread(mean: float | None, deviation: float | None, sign: str = "", digits: int = 1, unit: str = "") -> str:
+def format_std(mean: float | None, std: float | None, sign: str = "", digits: int = 1) -> str:
     """ "16.2 ± 0.4", without the deviation when there is none, "-" without a mean."""
     if mean is None:
         return "-"
     text = f"{mean:{sign}.{digits}f}"
-    return (text if deviation is None else f"{text} ± {deviation:.{digits}f}") + unit
+    return text if std is None else f"{text} ± {std:.{digits}f}"
+
+
+def _percent(mean: float | None, std: float | None) -> str:
+    """ "52 ± 9 %" of fractions, "-" without a mean."""
+    if mean is None:
+        return "-"
+    return f"{format_std(100 * mean, None if std is None else 100 * std, digits=0)} %"
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What the numbers are of, and what they cannot say."""
+    """Returns what the numbers were measured on, and their limits."""
     lines = [
-        f"{comparison.dataset}, {sentence(comparison.protocol)}: {comparison.queries:,} queries, {comparison.gallery:,} "
+        f"{comparison.dataset}, {describe(comparison.protocol)}: {comparison.queries:,} queries, {comparison.gallery:,} "
         "gallery images.",
         f"Mean ± sample deviation over seeds {', '.join(map(str, comparison.seeds))}; differences are paired by seed.",
     ]
@@ -105,7 +111,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _tests(comparison: Comparison) -> list[str]:
-    """How significance was tested, the intervals, and what was not found significant."""
+    """How significance was tested, the intervals, and the arms without significance."""
     tested = {a.name: a.significance for a in comparison.arms if a.significance is not None}
     if not tested:
         return []
@@ -118,9 +124,7 @@ def _tests(comparison: Comparison) -> list[str]:
         f"are below {LEVEL}."
     ]
     if by_people is None:
-        lines.append(
-            "Over people nothing was tested: the AP of each query is not there for every run, or one person is asked for."
-        )
+        lines.append("Over people nothing was tested: all queries show one person.")
     else:
         lines.append(f"Tested over {by_people.queries:,} queries of {by_people.people:,} people.")
     if seeds == 1:
@@ -149,15 +153,12 @@ def _interval(name: str, found: Significance) -> str:
 
 def _other_gap(baseline: str, gaps: dict[str, list[float | None]]) -> str:
     """ "Of the gap from baseline, closed: grey -20 ± 8 %, ours 52 ± 9 %." """
-    cells = []
-    for arm, shares in gaps.items():
-        mean, deviation = mean_deviation(shares)
-        cells.append(f"{arm} {spread(_percent(mean), _percent(deviation), digits=0, unit=' %')}")
-    return f"Of the gap from {baseline}, closed: {', '.join(cells)}."
+    cells = ", ".join(f"{arm} {_percent(*mean_std(fractions))}" for arm, fractions in gaps.items())
+    return f"Of the gap from {baseline}, closed: {cells}."
 
 
 def as_text(comparison: Comparison) -> str:
-    """The table with aligned columns, then the notes."""
+    """Returns the table with aligned columns, then the notes."""
     table = [HEADER, *rows(comparison)]
     widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
 
@@ -170,13 +171,13 @@ def as_text(comparison: Comparison) -> str:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The table in Markdown, then the notes."""
+    """Returns the table in Markdown, then the notes."""
     lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows(comparison)]
     table = ["| " + " | ".join(cells) + " |" for cells in lines]
     return "\n".join([*table, "", *(f"{note}  " for note in notes(comparison))]) + "\n"
 
 
 def write_tables(comparison: Comparison, out: Path) -> None:
-    """`table.txt` and `table.md` in `out`."""
+    """Writes `table.txt` and `table.md` into `out`."""
     atomic_write(out / "table.txt", as_text(comparison))
     atomic_write(out / "table.md", as_markdown(comparison))

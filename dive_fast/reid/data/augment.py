@@ -1,4 +1,4 @@
-"""Random changes of whole batches: drawn first, so that they can be shared out, then carried out."""
+"""Random changes of whole batches: drawn first, so processes can share a batch, then applied."""
 
 from __future__ import annotations
 
@@ -9,51 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dive_fast.types import InputError
+from dive_fast.reid.data.config import AugmentConfig
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)  # ImageNet's, which pretrained backbones expect
-DEVIATION = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 LUMA = torch.tensor([0.299, 0.587, 0.114])
-# What CAJ writes into a box's channels after normalisation: another value in each, so an erased box has a colour.
-CHANNEL_FILL = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Random changes of training images; 0 turns any of them off.
-
-    `flip` probability of mirroring; `crop` largest shift in pixels, `fill` what is seen beyond the border: its own pixels
-    repeated ("edge") or "black" (pad and crop). `erase` probability of a box over 2 % to `erase_most` of the image (random
-    erasing, arXiv:1708.04896), `erase_fill` grey ("mean") or another value in each channel ("channels", CAJ).
-    `exchange` probability that a visible image keeps only one channel, or its luma, in all three (channel exchange, CAJ,
-    ICCV 2021); `brightness` largest relative change.
-    """
-
-    flip: float = 0.5
-    crop: int = 6
-    erase: float = 0.5
-    exchange: float = 0.5
-    brightness: float = 0.2
-    fill: Literal["edge", "black"] = "edge"
-    erase_most: float = 0.3
-    erase_fill: Literal["mean", "channels"] = "mean"
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "erase", "exchange", "brightness"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"augment {name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.crop < 0:
-            raise InputError(f"augment crop must be 0 or more pixels, got {self.crop}")
-        if not 0.02 <= self.erase_most <= 1:
-            raise InputError(f"augment erase_most must be between 0.02 and 1, got {self.erase_most}")
-        for name, values in (("fill", ("edge", "black")), ("erase_fill", ("mean", "channels"))):
-            if getattr(self, name) not in values:
-                raise InputError(f"augment {name} must be one of {values}, got {getattr(self, name)!r}")
+CHANNEL_FILL = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)  # CAJ's, after normalisation
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What becomes of each image of a batch; all on the CPU, first axis B.
+    """The changes of each image of a batch, on the CPU.
 
     `mirrored`, `exchanged`, `erased` bool [B]; `shift` int64 [B, 2], rows and columns; `weights` float32 [B, 3] of the
     channels where exchanged; `gain` float32 [B]; `box` float32 [B, 4] in pixels: top, left, height, width.
@@ -67,17 +33,17 @@ class Draws:
     box: Tensor
     erased: Tensor
 
-    def of(self, rows: Tensor) -> Draws:
-        """The draws of some images of the batch, `rows` int64 [B']."""
+    def take(self, rows: Tensor) -> Draws:
+        """Returns the draws of some images of the batch, `rows` int64 [B']."""
         return Draws(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 def draw(
     count: int, height: int, width: int, config: AugmentConfig, generator: torch.Generator, exchange_all: bool = False
 ) -> Draws:
-    """The changes of `count` images, from a CPU generator in a fixed order, so equal generators give equal batches.
+    """Draws the changes of `count` images from a CPU generator in a fixed order: equal generators give equal batches.
 
-    With `exchange_all` every image is one channel in all three: CAJ's second view of the visible images.
+    With `exchange_all` every image keeps one channel in all three: CAJ's second view of the visible images.
     """
     mirrored = torch.rand(count, generator=generator) < config.flip
     shift = torch.randint(-config.crop, config.crop + 1, (2, count), generator=generator)
@@ -96,27 +62,24 @@ def draw(
 
 
 def moved(images: Tensor, rows: Tensor, draws: Draws, fill: Literal["edge", "black"]) -> Tensor:
-    """The `rows` (int64 [B]) of uint8 [N, 3, H, W], mirrored or not and shifted both ways: uint8 [B, 3, H, W], on the CPU.
+    """Mirrors and shifts the `rows` (int64 [B]) of uint8 [N, 3, H, W] as drawn: uint8 [B, 3, H, W], on the CPU.
 
-    Copies slices with numpy, one image after the other: cheaper than a gather by pixel, and no thread of torch's is needed,
-    so that it can go on beside a training step.
+    It copies slices with numpy, one image after the other. This is cheaper than a gather by pixel, and uses no thread of
+    torch, so it can run beside a training step.
     """
     height, width = images.shape[2:]
     out = np.empty((len(rows), 3, height, width), np.uint8)
-    source = images.numpy()
+    source, edge = images.numpy(), fill == "edge"
     shifts, mirrored = draws.shift.tolist(), draws.mirrored.tolist()
     for target, row, (down, right), mirror in zip(out, rows.tolist(), shifts, mirrored, strict=True):
         image = source[row, :, :, ::-1] if mirror else source[row]
         y, x = slice(max(0, -down), height - max(0, down)), slice(max(0, -right), width - max(0, right))
-        if y.start >= y.stop or x.start >= x.stop:  # shifted by more than the image: only small ones
-            image = np.pad(
-                image, ((0, 0), (abs(down),) * 2, (abs(right),) * 2), "edge" if fill == "edge" else "constant"
-            )
+        if y.start >= y.stop or x.start >= x.stop:  # the shift exceeds the image: only in small ones
+            image = np.pad(image, ((0, 0), (abs(down),) * 2, (abs(right),) * 2), "edge" if edge else "constant")
             y0, x0 = down + abs(down), right + abs(right)
             target[:] = image[:, y0 : y0 + height, x0 : x0 + width]
             continue
         target[:, y, x] = image[:, y.start + down : y.stop + down, x.start + right : x.stop + right]
-        edge = fill == "edge"
         target[:, y, : x.start] = target[:, y, x.start : x.start + 1] if edge else 0
         target[:, y, x.stop :] = target[:, y, x.stop - 1 : x.stop] if edge else 0
         target[:, : y.start] = target[:, y.start : y.start + 1] if edge else 0
@@ -125,9 +88,9 @@ def moved(images: Tensor, rows: Tensor, draws: Draws, fill: Literal["edge", "bla
 
 
 def coloured(images: Tensor, infrared: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
-    """Channels exchanged, brightness changed, normalised, boxes erased: uint8 [B, 3, H, W] and bool [B] to float32.
+    """Exchanges channels, changes brightness, normalises and erases boxes: uint8 [B, 3, H, W] and bool [B] to float32.
 
-    On the device of `images`.
+    The result is on the device of `images`.
     """
     device = images.device
     pixels = images.float()
@@ -137,7 +100,7 @@ def coloured(images: Tensor, infrared: Tensor, draws: Draws, config: AugmentConf
         pixels[exchanged] = torch.einsum("bchw,bc->bhw", pixels[exchanged], weights)[:, None]
     if config.brightness:
         pixels = pixels.mul_(draws.gain.to(device).view(-1, 1, 1, 1)).clamp_(max=255)
-    torch.addcmul(*_normaliser(pixels), out=pixels)  # in place: a fresh tensor of this size costs more than the sum
+    torch.addcmul(*_normaliser(pixels), out=pixels)  # in place: a new tensor of this size costs more than the sum
     if config.erase:
         boxes = _boxes(draws.box.to(device), *images.shape[2:]) & draws.erased.to(device).view(-1, 1, 1, 1)
         if config.erase_fill == "mean":
@@ -148,23 +111,23 @@ def coloured(images: Tensor, infrared: Tensor, draws: Draws, config: AugmentConf
 
 
 def augment(images: Tensor, infrared: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Randomly changed and normalised images: uint8 [B, 3, H, W] and bool [B], on the CPU, to float32 [B, 3, H, W]."""
+    """Changes randomly and normalises uint8 [B, 3, H, W], given infrared bool [B], to float32 [B, 3, H, W]; on the CPU."""
     draws = draw(len(images), images.shape[2], images.shape[3], config, generator)
     return coloured(moved(images, torch.arange(len(images)), draws, config.fill), infrared, draws, config)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Pixels in 0..255, [B, 3, H, W], to float32 of about zero mean and unit deviation."""
+    """Maps pixels in 0..255, [B, 3, H, W], to float32 of about zero mean and unit standard deviation."""
     return torch.addcmul(*_normaliser(images.float()))
 
 
 def _normaliser(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The terms of `addcmul`: what is added, `pixels`, and what they are multiplied by."""
-    return (-MEAN / DEVIATION).to(pixels.device), pixels, (1 / (255 * DEVIATION)).to(pixels.device)
+    """The arguments of `addcmul`."""
+    return (-MEAN / STD).to(pixels.device), pixels, (1 / (255 * STD)).to(pixels.device)
 
 
 def _boxes(box: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in each image's box: float32 [B, 4] to bool [B, 1, H, W]."""
+    """A mask of each image's box: float32 [B, 4] to bool [B, 1, H, W]."""
     top, left, box_height, box_width = box.T[:, :, None, None, None]
     y = torch.arange(height, device=box.device).view(1, 1, -1, 1) - top
     x = torch.arange(width, device=box.device).view(1, 1, 1, -1) - left

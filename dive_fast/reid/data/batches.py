@@ -1,4 +1,4 @@
-"""Batches of a training by step number, the next one made ready while a step computes."""
+"""Batches of a training by step number; a thread prepares the next one during a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dive_fast.reid.training.parallel import my_rows
 class Batch:
     """This rank's images of a batch, moved but not yet coloured: uint8 [B, 3, H, W], `infrared` bool and `labels` int64 [B].
 
-    Where there is a second view, it comes last: `views` images that are visible ones again.
+    A second view of the visible images comes last.
     """
 
     images: Tensor
@@ -29,7 +29,7 @@ class Batch:
     draws: tuple[Draws, ...]  # of the batch, and of the views
 
     def pixels(self, config: ReidConfig, device: torch.device | str) -> Tensor:
-        """What the model sees: float32 [B, 3, H, W] on `device`."""
+        """Returns the model's input, float32 [B, 3, H, W] on `device`."""
         images, start, parts = self.images.to(device), 0, []
         for draws in self.draws:
             rows = slice(start, start + len(draws.gain))
@@ -39,27 +39,27 @@ class Batch:
 
 
 def make_batch(images: ImageSet, sampler: PairSampler, step: int, config: ReidConfig) -> Batch:
-    """Batch number `step`, a function of that and the config alone; draws are those of the whole batch on every rank."""
+    """Returns batch number `step`, which depends on that and the config alone; every rank draws for the whole batch."""
     rows = torch.from_numpy(sampler.batch(step))
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     height, width = images.images.shape[2:]
     own = torch.arange(len(rows))[my_rows(len(rows), config.identities)]
     draws = draw(len(rows), height, width, config.augment, generator)
-    parts = [(rows[own], draws.of(own))]
+    parts = [(rows[own], draws.take(own))]
     if config.exchange_view:
         visible = (~images.infrared[rows]).nonzero()[:, 0]
-        again = draw(len(visible), height, width, config.augment, generator, exchange_all=True)
+        views = draw(len(visible), height, width, config.augment, generator, exchange_all=True)
         mine = torch.isin(visible, own).nonzero()[:, 0]
-        parts.append((rows[visible[mine]], again.of(mine)))
+        parts.append((rows[visible[mine]], views.take(mine)))
     every = torch.cat([part for part, _ in parts])
     pixels = torch.cat([moved(images.images, part, its, config.augment.fill) for part, its in parts])
     return Batch(pixels, images.infrared[every], images.labels[every], tuple(its for _, its in parts))
 
 
 def batches(images: ImageSet, sampler: PairSampler, steps: range, config: ReidConfig) -> Iterator[Batch]:
-    """The batches of `steps`, each made while its predecessor is in use.
+    """Yields the batches of `steps`, preparing each while its predecessor is in use.
 
-    The thread only copies bytes and draws few numbers, so it takes no threads from the step beside it.
+    The thread only copies bytes and draws few numbers, so it takes no cores from the step.
     """
     with ThreadPoolExecutor(1) as ahead:
         coming = None

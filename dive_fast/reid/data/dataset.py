@@ -1,4 +1,4 @@
-"""Person images, decoded once and held in memory or in a file that is mapped into it."""
+"""Person images, decoded once and held in memory or in a file mapped into it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +19,7 @@ from tqdm import tqdm
 from dive_fast.data.images import open_image
 from dive_fast.environment.packages import memory
 from dive_fast.io import canonical_json, clear_disk_errors, lock_folder, sha256_bytes, sha256_file
-from dive_fast.reid.data.augment import DEVIATION, LUMA, MEAN, AugmentConfig, augment, normalise
 from dive_fast.types import MODALITIES, InputError, Sample
-
-__all__ = [
-    "DEVIATION",
-    "LUMA",
-    "MEAN",
-    "AugmentConfig",
-    "ImageSet",
-    "Table",
-    "augment",
-    "check_samples",
-    "fingerprint",
-    "load_images",
-    "normalise",
-    "take",
-]
 
 _DECODERS = 4
 _GB = 1e9
@@ -43,8 +27,8 @@ _GB = 1e9
 
 @dataclass(frozen=True)
 class Table:
-    """What is known of samples without opening them, row by row: `labels` int64 [N], an index into `pids` (sorted);
-    `infrared` and `synthetic` bool [N].
+    """What samples say without being opened, row by row: `labels` int64 [N], an index into `pids` (sorted); `infrared` and
+    `synthetic` bool [N].
     """
 
     labels: Tensor
@@ -53,7 +37,7 @@ class Table:
     pids: tuple[str, ...]
 
     @staticmethod
-    def of(samples: Sequence[Sample]) -> Table:
+    def from_samples(samples: Sequence[Sample]) -> Table:
         pids = tuple(sorted({s.pid for s in samples}))
         label = {pid: i for i, pid in enumerate(pids)}
         return Table(
@@ -65,28 +49,22 @@ class Table:
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """Decoded images and what is known of them, row by row in the order of `samples`.
-
-    `images` uint8 [N, 3, H, W]; `labels` int64 [N], an index into `pids` (sorted); `infrared` and `synthetic` bool [N].
-    """
+class ImageSet(Table):
+    """A `Table` with its `samples` and their decoded images, uint8 [N, 3, H, W]."""
 
     samples: tuple[Sample, ...]
     images: Tensor
-    labels: Tensor
-    infrared: Tensor
-    synthetic: Tensor
-    pids: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    def take(self, rows: Sequence[int]) -> ImageSet:
+        """Returns some images as a set, copied; its labels count its own identities."""
+        return _image_set([self.samples[row] for row in rows], self.images[list(rows)])
 
-def take(images: ImageSet, rows: Sequence[int]) -> ImageSet:
-    """Some images of a set as one of their own, copied; its labels count its own people."""
-    samples = tuple(images.samples[row] for row in rows)
-    table = Table.of(samples)
-    return replace(images, samples=samples, images=images.images[list(rows)], **vars(table))
+
+def _image_set(samples: Sequence[Sample], images: Tensor) -> ImageSet:
+    return ImageSet(**vars(Table.from_samples(samples)), samples=tuple(samples), images=images)
 
 
 def load_images(
@@ -94,9 +72,9 @@ def load_images(
 ) -> ImageSet:
     """Decodes and resizes `samples` to `height` x `width`; `progress` names a progress bar.
 
-    With `cache`, a folder, the images lie in a file there, made once and mapped into memory: sets that memory cannot hold,
-    and several processes that share one copy. Raises `InputError` for an empty list, a file that is listed twice, one that
-    is missing or broken, and images that free memory cannot hold.
+    With `cache`, a folder, a file there holds the images, written once and mapped into memory: for sets larger than memory,
+    and for processes that share one copy. Raises `InputError` for an empty list, a file that is listed twice, missing or
+    broken, and images that exceed free memory.
     """
     what = progress or "images"
     check_samples(samples, what)
@@ -106,7 +84,7 @@ def load_images(
         _check_memory(len(samples), height, width, what)
         images = np.empty((len(samples), 3, height, width), np.uint8)
         _decode(samples, range(len(samples)), images, progress)
-    return ImageSet(tuple(samples), torch.from_numpy(images), **vars(Table.of(samples)))
+    return _image_set(samples, torch.from_numpy(images))
 
 
 def _decode(
@@ -116,7 +94,7 @@ def _decode(
     progress: str | None,
     done: NDArray[np.bool_] | None = None,
 ) -> None:
-    """Fills `rows` of `images` [N, 3, H, W], and says so in `done`."""
+    """Fills `rows` of `images` [N, 3, H, W] and marks them in `done`."""
     height, width = images.shape[2:]
 
     def decode(row: int) -> None:
@@ -137,19 +115,19 @@ def _check_memory(count: int, height: int, width: int, what: str) -> None:
     needed, free = count * 3 * height * width, _free_memory()
     if free is not None and needed > free:
         raise InputError(
-            f"{what}: {count:,} images of {height}x{width} take {needed / _GB:.1f} GB of memory and {free / _GB:.1f} GB are "
-            "free; give a folder for a file of them (reid train --cache), or make the images smaller"
+            f"{what}: {count:,} images of {height}x{width} need {needed / _GB:.1f} GB of memory, {free / _GB:.1f} GB are "
+            "free; give --cache, or smaller images"
         )
 
 
 def _free_memory() -> int | None:
-    """Bytes that can be taken without swapping, where the system tells (Linux)."""
+    """Bytes that are free without swapping; None where the system does not report them."""
     found = memory()
     return None if found is None else found[1]
 
 
 def _cached(samples: Sequence[Sample], height: int, width: int, cache: Path, progress: str | None) -> NDArray[np.uint8]:
-    """The images as a file in `cache`, named by what they hold; one that a kill left half made is completed."""
+    """The images as a file in `cache`, named by its content; an interrupted one is completed."""
     shape = (len(samples), 3, height, width)
     name = sha256_bytes(f"{fingerprint(samples)} {height}x{width}".encode())[:16]
     path = cache / f"images-{name}.u8"
@@ -157,26 +135,24 @@ def _cached(samples: Sequence[Sample], height: int, width: int, cache: Path, pro
     if not path.is_file():
         with clear_disk_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
-            partial, marks = cache / f".{path.name}.partial", cache / f".{path.name}.done"
+            partial, flags = cache / f".{path.name}.partial", cache / f".{path.name}.done"
             with open(cache / f".{path.name}.lock", "w", encoding="utf-8") as lock:
                 lock_folder(lock, cache)
-                for file, length in ((partial, size), (marks, len(samples))):
+                for file, length in ((partial, size), (flags, len(samples))):
                     _reserve(file, length)
-                images, done = np.memmap(partial, np.uint8, "r+", shape=shape), np.memmap(marks, np.bool_, "r+")
+                images, done = np.memmap(partial, np.uint8, "r+", shape=shape), np.memmap(flags, np.bool_, "r+")
                 _decode(samples, np.flatnonzero(~done).tolist(), images, progress, done)
                 images.flush()
                 os.replace(partial, path)
-                marks.unlink()
+                flags.unlink()
     elif path.stat().st_size != size:
-        raise InputError(
-            f"{path} has {path.stat().st_size:,} bytes, expected {size:,}; delete it to have it made again"
-        )
-    # Mode "c": torch warns of memory that it cannot write to, and what is written must not reach the file.
+        raise InputError(f"{path} has {path.stat().st_size:,} bytes, expected {size:,}; delete it and rerun")
+    # Mode "c": torch warns about read-only memory, and writes must not reach the file.
     return np.asarray(np.memmap(path, np.uint8, "c", shape=shape))
 
 
 def _reserve(file: Path, size: int) -> None:
-    """Makes `file` `size` bytes long, the new ones 0, and takes the room: a mapped file that finds none ends the process."""
+    """Makes `file` `size` bytes long, new ones 0, and allocates the disk space: a full disk kills a process that maps it."""
     with open(file, "a+b") as stream:
         if hasattr(os, "posix_fallocate") and size > os.fstat(stream.fileno()).st_size:
             os.posix_fallocate(stream.fileno(), 0, size)
@@ -184,7 +160,7 @@ def _reserve(file: Path, size: int) -> None:
 
 
 def check_samples(samples: Sequence[Sample], what: str) -> None:
-    """Raises `InputError` for no samples, unknown modalities and files that are listed twice, however they are spelt."""
+    """Raises `InputError` for no samples, unknown modalities and files that are listed twice, in any spelling."""
     if not samples:
         raise InputError(f"{what}: no samples; the list is empty")
     wrong = next((s for s in samples if s.modality not in MODALITIES), None)
@@ -196,7 +172,7 @@ def check_samples(samples: Sequence[Sample], what: str) -> None:
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """A hash of what the images hold and how they are labelled, wherever the files lie."""
+    """Returns a hash of the images' content and labels, independent of the files' places."""
     try:
         rows = [[s.pid, s.camera, s.modality, s.source, sha256_file(s.path)] for s in samples]
     except OSError as error:

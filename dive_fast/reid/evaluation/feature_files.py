@@ -1,4 +1,4 @@
-"""Features and distances to and from other code: a MATLAB file, or a folder of .npy files, of the same names inside.
+"""Feature files: features and distances to and from other code, as a MATLAB file or a folder of .npy files.
 
     query_f      float [Q, D]    features            gallery_f      float [G, D]
     query_label  int [Q]         identities          gallery_label  int [G]
@@ -6,14 +6,14 @@
     query_name   str [Q]         files (optional)    gallery_name   str [G]
     distance     float [Q, G]    smaller is nearer
 
-The names are those that test code of the AGW family writes and reads; in a .mat file lists are [1, N], as MATLAB's. What
-we write is in the order of our readers (camera, identity, file) and has everything: features, labels, cameras, file
-names relative to the data set, and cosine distances before any re-ranking. In a folder `exchange.json` comes last.
+The test code of the AGW family writes and reads these names; in a .mat file lists are [1, N], as MATLAB's. Files that this
+module writes hold all of them, in the order of the readers (camera, identity, file), with file names relative to the data
+set and cosine distances before re-ranking. A folder also holds `exchange.json`, written last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,74 +23,67 @@ from numpy.typing import NDArray
 
 from dive_fast.data.names import canonical_pid, is_number
 from dive_fast.io import atomic_path, brief, sha256_bytes, sha256_file, write_json
-from dive_fast.reid.evaluation.evaluate import Extracted, Labels
+from dive_fast.reid.evaluation.evaluate import Extracted
 from dive_fast.reid.evaluation.protocols import camera_number
+from dive_fast.reid.evaluation.task import Labels
 from dive_fast.types import InputError, Sample
 
 SIDES = ("query", "gallery")
+PARTS = ("f", "label", "cam", "name")
 DISTANCE, RECORD = "distance", "exchange.json"
-KEYS = (*(f"{side}_{what}" for side in SIDES for what in ("f", "label", "cam", "name")), DISTANCE)
+KEYS = (*(f"{side}_{part}" for side in SIDES for part in PARTS), DISTANCE)
 _MATLAB_LIMIT = 2**31 - 1  # bytes of a variable in a MATLAB 5 file
 _CHUNK_CELLS = 4_000_000
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side of a file, None for what it lacks: features [N, D], identities, camera numbers int [N], file names."""
-
-    features: NDArray[Any] | None
-    ids: tuple[str, ...] | None
-    cams: NDArray[np.int64] | None
-    names: tuple[str, ...] | None
-
-
-@dataclass(frozen=True)
-class Exchanged:
-    """What a file of other code holds; `distances` [Q, G] or None. `sha256` is that of the file, or of all in the folder."""
+class FeatureFile:
+    """The checked arrays of a feature file, by those of `KEYS` that it has, and the SHA-256 of its content."""
 
     path: Path
-    query: Side
-    gallery: Side
-    distances: NDArray[Any] | None
+    arrays: Mapping[str, NDArray[Any]]
     sha256: str
 
-    def labels(self, cameras: bool = True) -> Labels:
-        """Identities and cameras as the file has them; `InputError` when it lacks them."""
-        lists: list[NDArray[Any]] = []
-        for name, side in zip(SIDES, (self.query, self.gallery), strict=True):
-            if side.ids is None or (cameras and side.cams is None):
-                field = f"{name}_label" if side.ids is None else f"{name}_cam"
-                raise InputError(f"{self.path} has no {field}; add it, or name the data set with --data")
-            lists += [np.array(side.ids), side.cams if side.cams is not None else np.zeros(len(side.ids), np.int64)]
-        return Labels(lists[0], lists[2], lists[1], lists[3])
+    def require(self, key: str) -> NDArray[Any]:
+        """Returns an array; raises `InputError` when the file lacks it."""
+        if key not in self.arrays:
+            remedy = "" if key == DISTANCE or key.endswith("_f") else ", or name the data set with --data"
+            raise InputError(f"{self.path} has no {key}; add it{remedy}")
+        return self.arrays[key]
 
-    def unit_features(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Both sides' features at unit length (float64 stays so, else float32); `InputError` when the file lacks them."""
+    def labels(self, cameras: bool = True) -> Labels:
+        """Returns the file's identities and cameras; without `cameras` the latter may be absent and are 0."""
+        ids = [self.require(f"{side}_label") for side in SIDES]
+        if cameras:
+            cams = [self.require(f"{side}_cam") for side in SIDES]
+        else:
+            cams = [np.zeros(len(side), np.int64) for side in ids]
+        return Labels(*ids, *cams)
+
+    def unit_features(self) -> list[NDArray[Any]]:
+        """Returns both sides' features at unit length; float64 stays, other types become float32."""
         found = []
-        for name, side in zip(SIDES, (self.query, self.gallery), strict=True):
-            if side.features is None:
-                raise InputError(f"{self.path} has no {name}_f; features are [images, size] under that name")
-            features = side.features if side.features.dtype == np.float64 else side.features.astype(np.float32)
+        for key in (f"{side}_f" for side in SIDES):
+            features = self.require(key)
+            features = features if features.dtype == np.float64 else features.astype(np.float32)
             length = np.linalg.norm(features, axis=1, keepdims=True)
             if not length.all():
-                raise InputError(
-                    f"{self.path}: {name}_f has rows of zeros, whose direction is unknown; extract them again"
-                )
+                raise InputError(f"{self.path}: {key} has rows of zeros, which have no direction; extract them again")
             found.append(features / length)
-        return found[0], found[1]
+        return found
 
 
-def read_exchange(path: Path | str) -> Exchanged:
-    """Reads a .mat file, a folder of .npy files, or a lone .npy file of distances; the file is not trusted.
+def read_features(path: Path | str) -> FeatureFile:
+    """Reads a .mat file, a folder of .npy files, or a lone .npy file of distances; the file is untrusted.
 
-    Raises `InputError` for another kind of file, a damaged one, pickled objects, wrong shapes, lists that do not fit
-    each other, NaN, infinite features, and labels or cameras that are not whole numbers.
+    Raises `InputError` for another kind of file, a damaged one, pickled objects, wrong shapes, lists of different lengths,
+    NaN, infinite features, and labels or cameras that are not whole numbers.
     """
     path = Path(path)
     if path.is_dir():
         arrays = {key: _load_npy(path / f"{key}.npy") for key in KEYS if (path / f"{key}.npy").is_file()}
         digest = sha256_bytes("".join(sha256_file(path / f"{key}.npy") for key in arrays).encode())
-    elif not path.is_file():
+    elif not path.exists():
         raise InputError(
             f"{path} does not exist; give a .mat file, a folder of .npy files, or an .npy file of distances"
         )
@@ -101,18 +94,22 @@ def read_exchange(path: Path | str) -> Exchanged:
     else:
         raise InputError(f"{path} is no .mat file, no folder of .npy files and no .npy file of distances")
     if not arrays:
+        raise InputError(f"{path} holds none of {', '.join(KEYS)}")
+    check = {"f": _features, "label": _ids, "cam": _whole, "name": _text, DISTANCE: _matrix}
+    arrays = {key: check[key.rpartition("_")[2]](array, f"{path}: {key}") for key, array in arrays.items()}
+    widths = [arrays[key].shape[1] for key in ("query_f", "gallery_f") if key in arrays]
+    if len(set(widths)) > 1:
         raise InputError(
-            f"{path} holds none of {', '.join(KEYS)}; see dive_fast.reid.evaluation.feature_files for what they are"
+            f"{path}: query_f has {widths[0]} values an image, gallery_f {widths[1]}; take both of one model"
         )
-    sides = [_side(name, arrays, path) for name in SIDES]
-    features = [side.features for side in sides]
-    if features[0] is not None and features[1] is not None and features[0].shape[1] != features[1].shape[1]:
-        raise InputError(f"{path}: query_f has {features[0].shape[1]} values an image and gallery_f {features[1].shape[1]}; "
-                         "take both of one model")  # fmt: skip
-    distances = _matrix(DISTANCE, arrays[DISTANCE], path) if DISTANCE in arrays else None
-    for side, name, size in zip(sides, SIDES, (None, None) if distances is None else distances.shape, strict=True):
-        _check_lengths(side, name, size, path)
-    return Exchanged(path, sides[0], sides[1], distances, digest)
+    for axis, side in enumerate(SIDES):
+        lengths = {key: len(array) for key, array in arrays.items() if key.startswith(side)}
+        if DISTANCE in arrays:
+            lengths[f"{DISTANCE} ({('rows', 'columns')[axis]})"] = arrays[DISTANCE].shape[axis]
+        if len(set(lengths.values())) > 1:
+            counts = ", ".join(f"{key} {length:,}" for key, length in lengths.items())
+            raise InputError(f"{path}: the counts of images differ: {counts}; give arrays of the same images")
+    return FeatureFile(path, arrays, digest)
 
 
 def _load_npy(path: Path) -> NDArray[Any]:
@@ -120,7 +117,7 @@ def _load_npy(path: Path) -> NDArray[Any]:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises many kinds for a damaged header
         raise InputError(
-            f"{path} is no readable .npy file of plain numbers or text ({brief(error)}); save it again"
+            f"{path} is no readable .npy file of numbers or text ({brief(error)}); save it again"
         ) from error
 
 
@@ -135,7 +132,7 @@ def _scipy_io() -> Any:
 
 
 def _load_mat(path: Path) -> dict[str, NDArray[Any]]:
-    """The variables that we know; a vector of MATLAB ([1, N] or [N, 1]) is a list."""
+    """The variables of `KEYS`; MATLAB's vectors, [1, N] or [N, 1], become lists."""
     io = _scipy_io()
     try:
         found = io.loadmat(str(path), variable_names=KEYS)
@@ -150,75 +147,53 @@ def _load_mat(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _side(name: str, arrays: Mapping[str, NDArray[Any]], path: Path) -> Side:
-    features = arrays.get(f"{name}_f")
-    label, cam, names = (arrays.get(f"{name}_{what}") for what in ("label", "cam", "name"))
-    return Side(
-        None if features is None else _matrix(f"{name}_f", features, path, finite=True),
-        None if label is None else _ids(f"{name}_label", label, path),
-        None if cam is None else _whole(f"{name}_cam", cam, path),
-        None if names is None else _text(f"{name}_name", names, path),
-    )
-
-
-def _matrix(key: str, array: NDArray[Any], path: Path, finite: bool = False) -> NDArray[Any]:
+def _matrix(array: NDArray[Any], name: str, finite: bool = False) -> NDArray[Any]:
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
-        raise InputError(
-            f"{path}: {key} must be numbers in two dimensions, got {array.dtype} of shape {list(array.shape)}"
-        )
+        raise InputError(f"{name} must be numbers in two dimensions, got {array.dtype} of shape {list(array.shape)}")
     for start in range(0, len(array), rows := max(1, _CHUNK_CELLS // array.shape[1])):
         part = array[start : start + rows]
         if np.isnan(part).any() or (finite and not np.isfinite(part).all()):
-            raise InputError(f"{path}: {key} holds {'NaN or infinity' if finite else 'NaN'} in rows {start} to "
-                             f"{start + len(part) - 1}; make it again")  # fmt: skip
+            last = start + len(part) - 1
+            raise InputError(
+                f"{name} holds {'NaN or infinity' if finite else 'NaN'} in rows {start} to {last}; make it again"
+            )
     return array
 
 
-def _whole(key: str, array: NDArray[Any], path: Path) -> NDArray[np.int64]:
-    """Whole numbers; MATLAB's doubles are taken if they are whole."""
+def _features(array: NDArray[Any], name: str) -> NDArray[Any]:
+    return _matrix(array, name, finite=True)
+
+
+def _whole(array: NDArray[Any], name: str) -> NDArray[np.int64]:
+    """Whole numbers, also where they are stored as MATLAB's doubles."""
     if array.ndim != 1 or array.dtype.kind not in "fiu" or not (np.isfinite(array) & (array == np.floor(array))).all():
-        raise InputError(
-            f"{path}: {key} must be a list of whole numbers, got {array.dtype} of shape {list(array.shape)}"
-        )
+        raise InputError(f"{name} must be a list of whole numbers, got {array.dtype} of shape {list(array.shape)}")
     return array.astype(np.int64)
 
 
-def _ids(key: str, array: NDArray[Any], path: Path) -> tuple[str, ...]:
-    if array.dtype.kind in "UO":
-        texts = _text(key, array, path)
-    else:
-        texts = tuple(map(str, _whole(key, array, path).tolist()))
+def _ids(array: NDArray[Any], name: str) -> NDArray[Any]:
+    texts = (_text(array, name) if array.dtype.kind in "UO" else _whole(array, name).astype(str)).tolist()
     if any(not text or text.startswith("-") for text in texts):
-        raise InputError(f"{path}: {key} has images without an identity (empty or below 0); leave them out")
-    return tuple(canonical_pid(text, f"{path}: {key}") for text in texts)
+        raise InputError(f"{name} has images without an identity (empty or below 0); leave them out")
+    return np.array([canonical_pid(text, name) for text in texts])
 
 
-def _text(key: str, array: NDArray[Any], path: Path) -> tuple[str, ...]:
+def _text(array: NDArray[Any], name: str) -> NDArray[Any]:
     """Texts of a list, of a padded character matrix, or of MATLAB's cells."""
     flat = array.ravel().tolist() if array.ndim == 1 else []
     cells = [cell.ravel().tolist()[0] if isinstance(cell, np.ndarray) and cell.size == 1 else cell for cell in flat]
     if not cells or not all(isinstance(cell, str) for cell in cells):
-        raise InputError(f"{path}: {key} must be a list of texts, got {array.dtype} of shape {list(array.shape)}")
-    return tuple(cell.rstrip() for cell in cells)
-
-
-def _check_lengths(side: Side, name: str, size: int | None, path: Path) -> None:
-    lists = {"f": side.features, "label": side.ids, "cam": side.cams, "name": side.names}
-    lengths = {f"{name}_{what}": len(array) for what, array in lists.items() if array is not None}
-    if size is not None:
-        lengths[f"{DISTANCE} ({'rows' if name == 'query' else 'columns'})"] = size
-    if len(set(lengths.values())) > 1:
-        counts = ", ".join(f"{key} {length:,}" for key, length in lengths.items())
-        raise InputError(f"{path}: these count different images: {counts}; they must be of the same images")
+        raise InputError(f"{name} must be a list of texts, got {array.dtype} of shape {list(array.shape)}")
+    return np.array([cell.rstrip() for cell in cells])
 
 
 def file_name(sample: Sample, root: Path) -> str:
-    """The sample's file relative to the data set, in POSIX spelling."""
+    """Returns the sample's file relative to the data set, in POSIX spelling."""
     return sample.path.relative_to(root).as_posix() if sample.path.is_relative_to(root) else sample.path.name
 
 
 def check_target(out: Path | str) -> None:
-    """Raises `InputError` for a place that `write_exchange` cannot write: neither FILE.mat nor a folder."""
+    """Raises `InputError` for a path that `write_features` cannot write: neither FILE.mat nor a folder."""
     out = Path(out)
     if out.suffix == ".mat":
         _scipy_io()
@@ -226,73 +201,59 @@ def check_target(out: Path | str) -> None:
         raise InputError(f"cannot export to {out}; name a FILE.mat or a folder")
 
 
-def write_exchange(
+def write_features(
     out: Path | str,
     query: Sequence[Sample],
     gallery: Sequence[Sample],
     features: Extracted,
     root: Path,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
 ) -> None:
     """Writes both sides' features, labels, cameras, file names and distances to `out`, FILE.mat or a folder.
 
-    `facts` (data set, protocol, checkpoint) go into the folder's `exchange.json`. Raises `InputError` for another kind of
-    file (see `check_target`) and for a matrix that a MATLAB 5 file cannot hold.
+    `metadata` (data set, protocol, checkpoint) goes into the folder's `exchange.json`. Raises `InputError` for another kind
+    of file (see `check_target`) and for a matrix that a MATLAB 5 file cannot hold.
     """
     check_target(out)
     out = Path(out)
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     numbers = all(is_number(sample.pid) for sample in [*query, *gallery])
-    for name, samples, values in zip(SIDES, (query, gallery), (features.query, features.gallery), strict=True):
-        arrays |= _listed(name, samples, values, root, numbers)
+    for side, samples, values in zip(SIDES, (query, gallery), (features.query, features.gallery), strict=True):
+        pids = [sample.pid for sample in samples]
+        lists = (
+            values,
+            np.array([int(pid) for pid in pids] if numbers else pids),
+            np.array([camera_number(sample.camera) for sample in samples]),
+            np.array([file_name(sample, root) for sample in samples]),
+        )
+        arrays |= {f"{side}_{part}": array for part, array in zip(PARTS, lists, strict=True)}
     if out.suffix == ".mat":
         _write_mat(out, arrays, features)
-    else:
-        for key, array in arrays.items():
-            with atomic_path(out / f"{key}.npy") as path, open(path, "wb") as stream:
-                np.save(stream, array, allow_pickle=False)
-        _write_distances(out / f"{DISTANCE}.npy", features)
-        write_json(out / RECORD, {**facts, "queries": len(query), "gallery": len(gallery), "metric": "cosine distance"})
-
-
-def _listed(
-    name: str, samples: Sequence[Sample], values: NDArray[Any], root: Path, numbers: bool
-) -> dict[str, NDArray[Any]]:
-    pids = [sample.pid for sample in samples]
-    return {
-        f"{name}_f": values,
-        f"{name}_label": np.array([int(pid) for pid in pids] if numbers else pids),
-        f"{name}_cam": np.array([camera_number(sample.camera) for sample in samples]),
-        f"{name}_name": np.array([file_name(sample, root) for sample in samples]),
-    }
-
-
-def _distance_rows(features: Extracted) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    rows = max(1, _CHUNK_CELLS // len(features.gallery))
-    for start in range(0, len(features.query), rows):
-        part = slice(start, min(start + rows, len(features.query)))
-        yield part, 1 - features.query[part] @ features.gallery.T
+        return
+    for key, array in arrays.items():
+        with atomic_path(out / f"{key}.npy") as path, open(path, "wb") as stream:
+            np.save(stream, array, allow_pickle=False)
+    _write_distances(out / f"{DISTANCE}.npy", features)
+    write_json(out / RECORD, {**metadata, "queries": len(query), "gallery": len(gallery), "metric": "cosine distance"})
 
 
 def _write_distances(path: Path, features: Extracted) -> None:
+    """Writes the distances a few rows at a time: the whole matrix may exceed memory."""
     shape = (len(features.query), len(features.gallery))
+    rows = max(1, _CHUNK_CELLS // shape[1])
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        for _, values in _distance_rows(features):
+        for start in range(0, shape[0], rows):
+            values = 1 - features.query[start : start + rows] @ features.gallery.T
             stream.write(values.astype("<f4", copy=False).tobytes())
 
 
-def _write_mat(out: Path, arrays: dict[str, Any], features: Extracted) -> None:
-    io = _scipy_io()
+def _write_mat(out: Path, arrays: dict[str, NDArray[Any]], features: Extracted) -> None:
     sizes = {key: array.nbytes for key, array in arrays.items()}
     sizes[DISTANCE] = 4 * len(features.query) * len(features.gallery)
     over = [key for key, size in sizes.items() if size > _MATLAB_LIMIT]
     if over:
-        raise InputError(
-            f"{out}: {', '.join(over)} would pass the 2 GB that a MATLAB 5 file allows; export to a folder"
-        )
-    distances = np.empty((len(features.query), len(features.gallery)), np.float32)
-    for part, values in _distance_rows(features):
-        distances[part] = values
+        raise InputError(f"{out}: {', '.join(over)} exceed the 2 GB of a MATLAB 5 variable; export to a folder")
+    distances = 1 - features.query @ features.gallery.T
     with atomic_path(out) as path, open(path, "wb") as stream:
-        io.savemat(stream, {**arrays, DISTANCE: distances}, do_compression=False)
+        _scipy_io().savemat(stream, {**arrays, DISTANCE: distances}, do_compression=False)

@@ -10,16 +10,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.reid.evaluation.evaluate import Labels, ReidResult, check_sides, score_distances, score_features
-from dive_fast.reid.evaluation.feature_files import DISTANCE, SIDES, Exchanged, Side, file_name
-from dive_fast.reid.evaluation.metrics import Drawn
-from dive_fast.reid.evaluation.protocols import Permutations, Protocol, camera_number, draw_trials, drawn
+from dive_fast.reid.evaluation.feature_files import DISTANCE, PARTS, SIDES, FeatureFile, file_name
+from dive_fast.reid.evaluation.protocols import Permutations, Protocol, Trial, camera_number
 from dive_fast.reid.evaluation.rerank import RerankConfig
+from dive_fast.reid.evaluation.results import ReidResult
+from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.types import InputError, Sample
 
 
-def score_exchanged(
-    exchanged: Exchanged,
+def score_feature_file(
+    file: FeatureFile,
     what: Literal["features", "distances"],
     protocol: Protocol,
     *,
@@ -31,114 +31,94 @@ def score_exchanged(
 ) -> ReidResult:
     """Scores other code's features (by cosine distance) or distances under a protocol.
 
-    With `sides`, query and gallery of a data set below `root`, the file must be of all their images, and the protocol's
-    trials are drawn. Without them the file's own labels and cameras count, its images being one trial "as given".
+    `sides` are query and gallery of a data set below `root`: the file must be of all their images, and the protocol draws
+    the trials. Without `sides` the file's labels and cameras count, and its images are one trial "as given".
     """
-    trials = [Drawn()]
     if sides is None:
-        labels = exchanged.labels(cameras=protocol.rule != "regdb")
+        task = RetrievalTask(file.labels(cameras=protocol.rule != "regdb"), [Trial()], protocol, dataset)
     else:
-        check_sides(*sides, protocol)
-        trials = drawn(draw_trials(*sides, protocol, permutations), protocol)
-        exchanged, labels = aligned(exchanged, *sides, root), Labels.of(*sides)
+        task = RetrievalTask.from_samples(*sides, protocol, permutations, dataset)
+        file = aligned(file, *sides, root)
     if what == "features":
-        result = score_features(
-            *exchanged.unit_features(), labels, trials, protocol, checkpoint=exchanged.sha256, dataset=dataset,
-            rerank=rerank, source="features",
-        )  # fmt: skip
+        query, gallery = file.unit_features()
+        scores = task.score_features(query, gallery, rerank)
     elif rerank is not None:
-        raise InputError(
-            "re-ranking compares queries with queries and gallery with gallery, so it needs features; give --features"
-        )
-    elif exchanged.distances is None:
-        raise InputError(f"{exchanged.path} has no {DISTANCE}; distances are [queries, gallery] under that name")
+        raise InputError("--rerank compares features within each side, and distances lack them; give --features")
     else:
-        result = score_distances(
-            exchanged.distances, labels, trials, protocol, checkpoint=exchanged.sha256, dataset=dataset
-        )
+        scores = task.score_distances(file.require(DISTANCE))
+    result = task.result(scores, file.sha256, rerank=rerank, source=what)
     if sides is None:
         return replace(result, protocol={**result.protocol, "shots": "as given", "trials": 1, "draw": "as given"})
     return result
 
 
-def aligned(exchanged: Exchanged, query: Sequence[Sample], gallery: Sequence[Sample], root: Path) -> Exchanged:
-    """The same features or distances, row by row those of `query` and `gallery`, whose files lie below `root`.
+def aligned(file: FeatureFile, query: Sequence[Sample], gallery: Sequence[Sample], root: Path) -> FeatureFile:
+    """Returns the same features or distances with the rows of `query` and `gallery`, whose files lie below `root`.
 
-    Files are matched by name where the file has names. Otherwise its order must be that of our readers, which identities
-    and cameras are compared with, as far as it has them: labels may be others than ours (as RegDB's lists number people
-    anew) if each stands for one person. Raises `InputError` for images that are missing, too many, or labelled differently.
+    Rows are matched by file name where the file has names. Otherwise the file must be in the order of the readers, which
+    its identities and cameras confirm, if present. Its labels may differ from the data set's, as RegDB's lists do, if each
+    stands for one identity. Raises `InputError` for images that are missing, too many, or labelled differently.
     """
-    rows = [
-        _rows(side, name, samples, root, exchanged)
-        for side, name, samples in zip((exchanged.query, exchanged.gallery), SIDES, (query, gallery), strict=True)
-    ]
-    sides = [_picked(side, order) for side, order in zip((exchanged.query, exchanged.gallery), rows, strict=True)]
-    _check_people(sides, (query, gallery), exchanged.path)
-    for side, name, samples in zip(sides, SIDES, (query, gallery), strict=True):
-        _check_cameras(side, name, samples, exchanged.path)
-    distances = exchanged.distances
-    if distances is not None:
-        for axis, order in enumerate(rows):
-            distances = distances if order is None else np.take(distances, order, axis=axis)
-    return Exchanged(exchanged.path, sides[0], sides[1], distances, exchanged.sha256)
+    arrays = dict(file.arrays)
+    for axis, (side, samples) in enumerate(zip(SIDES, (query, gallery), strict=True)):
+        rows = _rows(file, axis, samples, root)
+        if rows is not None:
+            arrays |= {key: arrays[key][rows] for part in PARTS if (key := f"{side}_{part}") in arrays}
+            if DISTANCE in arrays:
+                arrays[DISTANCE] = np.take(arrays[DISTANCE], rows, axis=axis)
+    found = replace(file, arrays=arrays)
+    _check_identities(found, (query, gallery))
+    for side, samples in zip(SIDES, (query, gallery), strict=True):
+        _check_cameras(found, f"{side}_cam", samples)
+    return found
 
 
-def _rows(
-    side: Side, name: str, samples: Sequence[Sample], root: Path, exchanged: Exchanged
-) -> NDArray[np.intp] | None:
-    """Which row of the file each sample is; None where they stand in the same order."""
-    if side.names is None:
-        known = side.features if side.features is not None else side.ids
-        axis = SIDES.index(name)
-        count = (
-            len(known) if known is not None else 0 if exchanged.distances is None else exchanged.distances.shape[axis]
-        )
-        if count != len(samples):
-            raise InputError(f"{exchanged.path} has {count:,} {name} images, the data set {len(samples):,}; give all, in "
-                             f"the order of dive-fast (camera, identity, file) or with {name}_name")  # fmt: skip
+def _rows(file: FeatureFile, axis: int, samples: Sequence[Sample], root: Path) -> NDArray[np.intp] | None:
+    """The file's row of each sample; None where both are in the same order."""
+    side = SIDES[axis]
+    if f"{side}_name" not in file.arrays:
+        counts = [len(file.arrays[key]) for part in PARTS if (key := f"{side}_{part}") in file.arrays]
+        counts += [file.arrays[DISTANCE].shape[axis]] if DISTANCE in file.arrays else [0]
+        if counts[0] != len(samples):
+            raise InputError(
+                f"{file.path} has {counts[0]:,} {side} images, the data set {len(samples):,}; give all images, in the order "
+                f"of dive-fast (camera, identity, file) or with {side}_name"
+            )
         return None
-    place = {text: row for row, text in enumerate(side.names)}
+    names = file.arrays[f"{side}_name"].tolist()
+    place = {name: row for row, name in enumerate(names)}
     wanted = [file_name(sample, root) for sample in samples]
-    lacking, extra = [text for text in wanted if text not in place], len(side.names) - len(wanted)
-    if lacking or extra or len(place) != len(side.names):
-        first = f", first {lacking[0]}" if lacking else ""
-        raise InputError(f"{exchanged.path}: {name}_name lists {len(side.names):,} images ({len(place):,} different), the "
-                         f"data set has {len(wanted):,}, of which {len(lacking):,} are not listed{first}")  # fmt: skip
-    return np.array([place[text] for text in wanted])
+    missing = [name for name in wanted if name not in place]
+    if missing or len(names) != len(wanted) or len(place) != len(names):
+        first = f", first {missing[0]}" if missing else ""
+        raise InputError(
+            f"{file.path}: {side}_name lists {len(names):,} images ({len(place):,} different), the data set has "
+            f"{len(wanted):,}, of which {len(missing):,} are not listed{first}"
+        )
+    return np.array([place[name] for name in wanted])
 
 
-def _picked(side: Side, rows: NDArray[np.intp] | None) -> Side:
-    if rows is None:
-        return side
-    return Side(
-        None if side.features is None else side.features[rows],
-        None if side.ids is None else tuple(side.ids[row] for row in rows),
-        None if side.cams is None else side.cams[rows],
-        None if side.names is None else tuple(side.names[row] for row in rows),
-    )
-
-
-def _check_people(sides: Sequence[Side], samples: Sequence[Sequence[Sample]], path: Path) -> None:
-    """Each label of the file stands for one person of the data set, and each person has one label."""
-    person: dict[str, str] = {}
-    label: dict[str, str] = {}
-    for side, name, listed in zip(sides, SIDES, samples, strict=True):
-        for own, sample in zip(side.ids or (), listed, strict=side.ids is not None):
-            if person.setdefault(own, sample.pid) != sample.pid or label.setdefault(sample.pid, own) != own:
+def _check_identities(file: FeatureFile, sides: Sequence[Sequence[Sample]]) -> None:
+    """Each label of the file must stand for one identity of the data set, and each identity must have one label."""
+    pids: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    for side, samples in zip(SIDES, sides, strict=True):
+        own = file.arrays.get(f"{side}_label")
+        for label, sample in zip(() if own is None else own.tolist(), samples, strict=own is not None):
+            if pids.setdefault(label, sample.pid) != sample.pid or labels.setdefault(sample.pid, label) != label:
                 raise InputError(
-                    f"{path}: {name}_label {own} is of {sample.path} (identity {sample.pid}), but label {own} stood for "
-                    f"{person[own]} and that identity's label was {label.get(sample.pid, own)}; the "
-                    "rows are in another order"
+                    f"{file.path}: {side}_label {label} is of {sample.path} (identity {sample.pid}), but earlier rows pair "
+                    f"label {label} with identity {pids[label]} and identity {sample.pid} with label "
+                    f"{labels.get(sample.pid, label)}; the rows are in another order"
                 )
 
 
-def _check_cameras(side: Side, name: str, samples: Sequence[Sample], path: Path) -> None:
-    for row, sample in enumerate(samples if side.cams is not None and not _is_regdb(samples) else ()):
-        assert side.cams is not None
-        if side.cams[row] != camera_number(sample.camera):
-            raise InputError(f"{path}: {name}_cam says {side.cams[row]} for row {row}, but {sample.path} is by camera "
-                             f"{sample.camera!r}; the rows are in another order")  # fmt: skip
-
-
-def _is_regdb(samples: Sequence[Sample]) -> bool:
-    return all(sample.camera.startswith("regdb-") for sample in samples)  # whose cameras other code numbers as it likes
+def _check_cameras(file: FeatureFile, key: str, samples: Sequence[Sample]) -> None:
+    if key not in file.arrays or all(sample.camera.startswith("regdb-") for sample in samples):
+        return  # other code numbers RegDB's cameras in ways of its own
+    for row, (number, sample) in enumerate(zip(file.arrays[key].tolist(), samples, strict=True)):
+        if number != camera_number(sample.camera):
+            raise InputError(
+                f"{file.path}: {key} says {number} for row {row}, but {sample.path} is by camera {sample.camera!r}; the "
+                "rows are in another order"
+            )

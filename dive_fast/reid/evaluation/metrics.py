@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dive_fast.reid.evaluation.protocols import Rule, Trial
 from dive_fast.types import InputError
 
-Rule = Literal["sysu", "llcm", "regdb"]
-RULES: tuple[Rule, ...] = ("sysu", "llcm", "regdb")
+RULES: tuple[Rule, ...] = get_args(Rule)
 Index = NDArray[np.intp]
 Rows = Callable[[slice], NDArray[Any]]
-CHUNK_CELLS = 2_000_000  # distances in work at a time; see `evaluate_trials` for what that bounds
+CHUNK_CELLS = 2_000_000  # distances that `score_trials` holds at a time
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,15 @@ class RankMetrics:
 
 @dataclass(frozen=True)
 class QueryScores:
-    """What the averages are made of, float64 [Q] each, NaN for a query that is invalid.
+    """Scores of each query, float64 [Q] each, NaN for an invalid query.
 
-    `first`: how many images (identities, where the rule counts each once) rank before the first hit; `ap`: average
-    precision; `inp`: positives over the rank of the last one.
+    `first`: images (identities, where the rule counts each once) that rank before the first hit; `ap`: average precision;
+    `inp`: positives over the rank of the last one.
     """
 
     first: NDArray[np.float64]
     ap: NDArray[np.float64]
     inp: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One trial: the rows (`query`) and columns (`gallery`) of the distances that it is about; None is all of them."""
-
-    query: Sequence[int] | Index | None = None
-    gallery: Sequence[int] | Index | None = None
 
 
 def evaluate(
@@ -63,55 +55,32 @@ def evaluate(
     protocol: Rule = "sysu",
     max_rank: int = 20,
 ) -> RankMetrics:
-    """CMC, mAP and mINP of a distance matrix under a data set's rule.
+    """Returns CMC, mAP and mINP of a distance matrix under a data set's rule.
 
     `distances` [Q, G], smaller is nearer, equal distances rank in gallery order; ids [Q] and [G] integers or strings;
     cameras [Q] and [G] integers (not needed by "regdb").
-    - "sysu": a camera-3 query ignores camera-2 gallery items (same place); in the CMC each gallery identity counts once.
-    - "llcm": gallery items of the query's identity AND camera are ignored; in the CMC each gallery identity counts once.
-    - "regdb": nothing is ignored, plain CMC.
+    - "sysu": a camera-3 query ignores camera-2 gallery items (same place); the CMC counts each gallery identity once.
+    - "llcm": a query ignores gallery items of its identity AND camera; the CMC counts each gallery identity once.
+    - "regdb": a query ignores nothing; plain CMC.
 
-    A query whose identity is absent from what remains of the gallery is invalid and adds nothing.
+    A query without its identity in the remaining gallery is invalid and left out of the averages.
     Raises `InputError` for NaN distances, shapes that do not fit, missing cameras, and when no query is valid.
     """
-    (metrics,) = evaluate_trials(
-        distances, query_ids, gallery_ids, query_cams, gallery_cams, trials=[Drawn()], protocol=protocol,
-        max_rank=max_rank,
-    )  # fmt: skip
-    return metrics
-
-
-def evaluate_trials(
-    distances: ArrayLike | Rows,
-    query_ids: ArrayLike | Sequence[str],
-    gallery_ids: ArrayLike | Sequence[str],
-    query_cams: ArrayLike | None = None,
-    gallery_cams: ArrayLike | None = None,
-    *,
-    trials: Sequence[Drawn],
-    protocol: Rule = "sysu",
-    max_rank: int = 20,
-) -> list[RankMetrics]:
-    """`evaluate` for several draws from one set of distances, labels being prepared once.
-
-    `distances` may be a function that makes the rows of a slice [q, G] when they are needed. What is in use beside the
-    arrays given is bounded by `CHUNK_CELLS`, whatever Q and the number of trials: 17 MB for float32 and 33 MB for float64
-    distances were measured, 81 MB when all are equal, and 180 MB when all images are of one person as well.
-    """
-    scores = score_trials(distances, query_ids, gallery_ids, query_cams, gallery_cams, trials=trials, protocol=protocol)
     if max_rank < 1:
         raise InputError(f"max_rank must be at least 1, got {max_rank}")
-    return [summary(one, max_rank, protocol) for one in scores]
+    cameras = query_cams, gallery_cams
+    (scores,) = score_trials(distances, query_ids, gallery_ids, *cameras, trials=[Trial()], protocol=protocol)
+    return summary(scores, max_rank, protocol)
 
 
 def summary(scores: QueryScores, max_rank: int = 20, protocol: Rule = "sysu") -> RankMetrics:
-    """The averages over the valid queries; `InputError` when there is none."""
+    """Returns the averages over the valid queries; raises `InputError` without any."""
     valid = ~np.isnan(scores.first)
     count = int(valid.sum())
     if not count:
         raise InputError(
             f"no valid query: none of the {len(valid)} queries has its identity in its gallery (rule {protocol!r}); "
-            "check that query and gallery are of the same people and camera ids are right"
+            "check identities and camera numbers of both sides"
         )
     cmc = (scores.first[valid][:, None] < np.arange(1, max_rank + 1)).mean(axis=0)
     return RankMetrics(cmc, float(scores.ap[valid].mean()), float(scores.inp[valid].mean()), count)
@@ -124,10 +93,15 @@ def score_trials(
     query_cams: ArrayLike | None = None,
     gallery_cams: ArrayLike | None = None,
     *,
-    trials: Sequence[Drawn],
+    trials: Sequence[Trial],
     protocol: Rule = "sysu",
 ) -> list[QueryScores]:
-    """Per trial, the score of each of its queries in the order of the trial; arguments as in `evaluate_trials`."""
+    """Returns the scores of each trial's queries, in the trial's order; arguments as in `evaluate`.
+
+    `distances` may be a function that returns the rows [q, G] of a slice. Beside the arrays given, memory is bounded by
+    `CHUNK_CELLS` whatever Q and the number of trials. Measured: 17 MB for float32 and 33 MB for float64 distances, 81 MB
+    when all are equal, 180 MB when all images are of one identity as well.
+    """
     if protocol not in RULES:
         raise InputError(f"protocol must be one of {', '.join(RULES)}, got {protocol!r}")
     ids = [_checked_ids(name, i) for name, i in (("query_ids", query_ids), ("gallery_ids", gallery_ids))]
@@ -140,18 +114,18 @@ def score_trials(
     cams = _checked_cams(query_cams, gallery_cams, shape) if protocol != "regdb" else None
     _, codes = np.unique(np.concatenate(ids), return_inverse=True)
     labels = _Labels(codes[: shape[0]], codes[shape[0] :], cams, protocol)
-    plans = [_Plan(drawn, labels) for drawn in trials]
+    scorers = [_TrialScorer(trial, labels) for trial in trials]
     for start in range(0, shape[0], rows := max(1, CHUNK_CELLS // shape[1])):
         part = slice(start, min(start + rows, shape[0]))
         block = _checked_block(rows_of(part), part, shape[1])
-        for plan in plans:
-            plan.add(block, part)
-    return [plan.scores for plan in plans]
+        for scorer in scorers:
+            scorer.add(block, part)
+    return [scorer.scores for scorer in scorers]
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """Both sides' identities as small numbers, their cameras, and the rule."""
+    """Both sides' identities as codes, their cameras, and the rule."""
 
     query: Index
     gallery: Index
@@ -159,18 +133,17 @@ class _Labels:
     rule: Rule
 
 
-class _Plan:
-    """One trial: who sees which columns, and the scores found so far."""
+class _TrialScorer:
+    """The columns that each query of a trial sees, and the scores so far."""
 
-    def __init__(self, drawn: Drawn, labels: _Labels):
+    def __init__(self, trial: Trial, labels: _Labels):
         self._labels = labels
-        query = _all_or(drawn.query, len(labels.query), "query")
-        gallery = _all_or(drawn.gallery, len(labels.gallery), "gallery")
+        query = _all_or(trial.query, len(labels.query), "query")
+        gallery = _all_or(trial.gallery, len(labels.gallery), "gallery")
         by_row = np.argsort(query, kind="stable")
-        self._rows, self._places = query[by_row], by_row  # ascending, and where each stands in the trial
+        self._rows, self._places = query[by_row], by_row  # ascending rows, and their places in the trial
         self._groups = list(_groups(self._rows, gallery, labels))
-        empty = np.full((3, len(query)), np.nan)
-        self.scores = QueryScores(*empty)
+        self.scores = QueryScores(*np.full((3, len(query)), np.nan))
 
     def add(self, block: NDArray[Any], part: slice) -> None:
         """Scores the trial's queries among the rows `part`, whose distances are `block`."""
@@ -190,16 +163,16 @@ def _all_or(chosen: Sequence[int] | Index | None, count: int, side: str) -> Inde
         return np.arange(count)
     index = np.asarray(chosen, np.intp)
     if index.ndim != 1 or (len(index) and not 0 <= index.min() <= index.max() < count) or len(set(index)) < len(index):
-        raise InputError(f"a trial names {side} images by different numbers from 0 to {count - 1}")
+        raise InputError(f"a trial's {side} rows must be different numbers from 0 to {count - 1}")
     return index
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """The gallery columns that a group of queries sees, an identity's side by side: a segment each.
+    """The gallery columns that a group of queries sees, sorted by identity: one segment per identity.
 
-    `order` columns; `places` their places in the gallery as given, which decide between equal distances; `codes` the
-    identities present, ascending; `starts` [identities + 1] the segments' bounds.
+    `order` columns; `places` their places in the trial's gallery, which rank equal distances; `codes` the identities
+    present, ascending; `starts` [identities + 1] the segments' bounds.
     """
 
     order: Index
@@ -209,7 +182,7 @@ class _Seen:
 
 
 def _groups(rows: Index, gallery: Index, labels: _Labels) -> Iterator[tuple[Index, _Seen]]:
-    """Places in `rows` of queries that see the same columns, and these."""
+    """Yields the places in `rows` of queries that see the same columns, and these columns."""
     if labels.rule != "sysu" or labels.cams is None:
         yield np.arange(len(rows)), _seen(gallery, labels)
         return
@@ -237,9 +210,9 @@ def _picked(block: NDArray[Any], rows: Index, columns: Index) -> NDArray[Any]:
 def _scores(
     values: NDArray[Any], rows: Index, seen: _Seen, labels: _Labels
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """`QueryScores` of queries `rows`, whose distances to `seen` are `values` [q, columns] (overwritten where they tie).
+    """`QueryScores` of the queries `rows`, whose distances to `seen` are `values` [q, columns] (overwritten where they tie).
 
-    Only places of positives count, so a row is sorted without its indices, and each positive looked up in it.
+    Only the places of positives count, so each row is sorted by value alone, and each positive is looked up in it.
     """
     count = len(rows)
     segment = np.minimum(np.searchsorted(seen.codes, labels.query[rows]), len(seen.codes) - 1)
@@ -277,7 +250,7 @@ def _scores(
 def _places(values: NDArray[Any], row: Index, column: Index, seen: _Seen) -> tuple[Index, NDArray[Any]]:
     """The place (from 0) of each `values[row, column]` in its row, and the value.
 
-    In rows where one has an equal, the values become places themselves, equals in gallery order.
+    Rows in which such a value has an equal get places instead of values, equal values in gallery order.
     """
     own = values[row, column]
     ranked = np.sort(values, axis=1)
@@ -320,15 +293,16 @@ def _rows_of(distances: ArrayLike, shape: tuple[int, int]) -> Rows:
 
 
 def _checked_block(block: NDArray[Any], part: slice, width: int) -> NDArray[Any]:
-    """The rows as float32, float64 or int64; places must fit into them exactly."""
+    """The rows as float32, float64 or int64, each of which holds places exactly."""
     if block.dtype.kind not in "fiub":
         raise InputError(f"distances must be numbers, got dtype {block.dtype}")
     if block.dtype.kind in "iub":
         return block.astype(np.int64)
     broken = int(np.isnan(block.max(axis=1)).sum())
     if broken:
-        raise InputError(f"distances hold NaN in {broken} of the rows {part.start} to {part.stop - 1}; the features behind "
-                         "them are broken")  # fmt: skip
+        raise InputError(
+            f"distances hold NaN in {broken} of the rows {part.start} to {part.stop - 1}; extract the features again"
+        )
     return block.astype(np.float32 if block.dtype.itemsize <= 4 and width < 2**24 else np.float64, copy=False)
 
 

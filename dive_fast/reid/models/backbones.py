@@ -1,36 +1,36 @@
-"""The backbones by name: what makes the stems and the trunk of a `ReidModel`."""
+"""The backbones: one row each. A row's module is imported when the backbone is built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
-
-from dive_fast.reid.models.convolutional import Parts, pocket, resnet50
-from dive_fast.reid.models.vit import BASE, POCKET, clip, vit
-
-if TYPE_CHECKING:
-    from dive_fast.reid.models.model import ModelConfig
+from typing import Any
 
 
 @dataclass(frozen=True)
-class Builder:
-    """`build` makes random weights, or those of `config.weights` where `pretrained` says that there can be any.
+class Backbone:
+    """A backbone's builder and what its weights and images must be.
 
-    `patch` is the side of a transformer's patches in pixels, whose trunk gives tokens [B, 1 + patches, D], the class
-    token first; None is a convolutional net, whose trunk gives maps [B, C, h, w].
+    `builder` is "module:function"; the function takes a `ModelConfig` and returns the visible stem, the infrared stem, the
+    trunk and the trunk's channels. `pretrained` says whether `ModelConfig.weights` may be given. `patch` is the side of a
+    transformer's patches in pixels: its trunk returns tokens [B, 1 + patches, D], the class token first. A convolutional
+    trunk has no patch and returns maps [B, C, h, w].
     """
 
-    build: Callable[[ModelConfig], Parts]
+    builder: str
     patch: int | None = None
     pretrained: bool = False
 
+    def build(self, config: Any) -> tuple[Any, Any, Any, int]:
+        module, _, function = self.builder.partition(":")
+        parts: tuple[Any, Any, Any, int] = getattr(importlib.import_module(module), function)(config)
+        return parts
 
-BACKBONES: dict[str, Builder] = {
-    "pocket": Builder(pocket),
-    "pocket-vit": Builder(partial(vit, sizes=POCKET), patch=POCKET.patch),
-    "resnet50": Builder(resnet50, pretrained=True),
-    "vit-b16": Builder(partial(vit, sizes=BASE), patch=BASE.patch, pretrained=True),
-    "clip-vit-b16": Builder(partial(clip, sizes=BASE), patch=BASE.patch, pretrained=True),
+
+BACKBONES = {
+    "pocket": Backbone("dive_fast.reid.models.convolutional:pocket"),
+    "pocket-vit": Backbone("dive_fast.reid.models.vit:pocket_vit", patch=8),
+    "resnet50": Backbone("dive_fast.reid.models.convolutional:resnet50", pretrained=True),
+    "vit-b16": Backbone("dive_fast.reid.models.vit:vit_b16", patch=16, pretrained=True),
+    "clip-vit-b16": Backbone("dive_fast.reid.models.vit:clip_vit_b16", patch=16, pretrained=True),
 }

@@ -1,25 +1,23 @@
-"""Convolutional backbones: the pocket net and ResNet-50, with AGW's non-local blocks on request."""
+"""Convolutional backbones: the pocket net and ResNet-50, with AGW's non-local blocks as an option."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.models.weights import folder_model, read_state, resnet50_state, transformers
 from dive_fast.types import InputError
 
-if TYPE_CHECKING:
-    from dive_fast.reid.models.model import ModelConfig
-
 Parts = tuple[nn.Module, nn.Module, nn.Module, int]  # visible stem, infrared stem, trunk, channels
 
-AGW_BLOCKS = (0, 2, 3, 0)  # non-local blocks behind the last blocks of each of ResNet-50's stages
-RESNET_FORM = (
+AGW_BLOCKS = (0, 2, 3, 0)  # non-local blocks after the last blocks of each of ResNet-50's stages
+RESNET_FIELDS = (
     "embedding_size",
     "hidden_sizes",
     "depths",
@@ -47,11 +45,11 @@ class _Residual(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """Non-local block (Wang et al., CVPR 2018, arXiv:1711.07971) of dot products, as AGW uses it: [B, C, H, W] to the same.
+    """Dot-product non-local block (Wang et al., CVPR 2018, arXiv:1711.07971) as AGW uses it: [B, C, H, W] to the same.
 
-    At each of the N = H * W positions i it adds `out(sum over j of (query_i . key_j) value_j / N)`; query, key and value
-    are 1 x 1 convolutions to C / 2 channels (the paper's width; AGW's released code has a single inner channel). `out`
-    ends in a batch norm of weight and bias 0, so that a new block is the identity and a pretrained net stays what it is.
+    At each of the N = H * W positions i it adds `out(sum over j of (query_i . key_j) value_j / N)`; query, key and value are
+    1 x 1 convolutions to C / 2 channels (the paper's width; AGW's released code has one channel). `out` ends in a batch norm
+    of weight and bias 0, so a new block is the identity and keeps pretrained features.
     """
 
     def __init__(self, channels: int):
@@ -69,25 +67,22 @@ class NonLocal(nn.Module):
         with torch.autocast(maps.device.type, enabled=False):  # cubic in the maps: float16 overflows
             query, key, value = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (query, key, value))
             key = key.transpose(1, 2) / positions
-            # No softmax stands between the products, so the order with the smaller matrix in the middle is free to take.
+            # Without a softmax the products are associative: the smaller matrix goes in the middle.
             mixed = value @ (key @ query) if positions < inner else (value @ key) @ query
             return maps + self.out(mixed.unflatten(2, maps.shape[2:]))
 
 
 def pocket(config: ModelConfig) -> Parts:
-    """Strides 2, 4, 8 and 96 channels: small enough that a CPU thread trains it in a minute.
-
-    With `nonlocal_blocks` one stands at the end of each of its two stages.
-    """
+    """Strides 2, 4, 8 and 96 channels: a CPU thread trains it in a minute; a non-local block may end each of two stages."""
     visible, infrared = _conv(3, 24, 2), _conv(3, 24, 2)
     layers = [_conv(24, 48, 2), _Residual(48), _conv(48, 96, 2), _Residual(96)]
-    if config.nonlocal_blocks:  # made last, so that one seed gives the other layers equal weights with and without
+    if config.nonlocal_blocks:  # created last: the other layers get equal weights with and without
         layers = [*layers[:2], NonLocal(48), *layers[2:], NonLocal(96)]
     return visible, infrared, nn.Sequential(*layers), 96
 
 
 def resnet50(config: ModelConfig) -> Parts:
-    """ResNet-50 with its last stride removed: random, or of a transformers folder or a torchvision state dict."""
+    """ResNet-50 with its last stride removed; random weights, a transformers folder, or a torchvision state dict."""
     net = _resnet50(config.weights)
     for module in net.encoder.stages[-1].layers[0].modules():
         if isinstance(module, nn.Conv2d):  # finer maps at the end help retrieval (Luo et al., CVPRW 2019)
@@ -101,16 +96,18 @@ def resnet50(config: ModelConfig) -> Parts:
 
 
 def _resnet50(weights: str | None) -> Any:
-    """transformers' ResNetModel of ResNet-50's form."""
+    """transformers' ResNetModel in ResNet-50's sizes."""
     library = transformers()
-    form = library.ResNetConfig()
+    config = library.ResNetConfig()
     if weights is None:
-        return library.ResNetModel(form)
+        return library.ResNetModel(config)
     if Path(weights).is_dir():
-        return folder_model(library.ResNetModel, form, weights, name="ResNet-50", fields=RESNET_FORM)
+        return folder_model(library.ResNetModel, config, weights, name="ResNet-50", fields=RESNET_FIELDS)
     if not Path(weights).is_file():
-        raise InputError(f"weights: {weights} does not exist; give a folder of a transformers ResNet-50, or torchvision's "
-                         "resnet50 state dict (.pth or .safetensors)")  # fmt: skip
-    net = library.ResNetModel(form)
+        raise InputError(
+            f"weights: {weights} does not exist; give a folder of a transformers ResNet-50, or torchvision's resnet50 state "
+            "dict (.pth or .safetensors)"
+        )
+    net = library.ResNetModel(config)
     net.load_state_dict(resnet50_state(read_state(Path(weights)), net.state_dict(), weights))
     return net

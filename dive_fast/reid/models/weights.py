@@ -1,4 +1,4 @@
-"""Pretrained weights from local files, which are untrusted: everything that a net needs must land, in the right shape."""
+"""Pretrained weights from local, untrusted files; a net gets all of its tensors, in the right shapes, or an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dive_fast.types import DiveError, InputError
 
 
 def transformers() -> ModuleType:
-    """The library; where it is missing, `DiveError` says how to install it."""
+    """Returns the library; raises `DiveError` without it."""
     try:
         import transformers as library
     except ImportError as error:
@@ -28,11 +28,11 @@ def transformers() -> ModuleType:
 def folder_model(
     cls: Any, form: Any, folder: str, *, name: str, fields: Sequence[str], kinds: Sequence[str] = (), **options: Any
 ) -> nn.Module:
-    """A transformers model `cls` in float32 with the weights of `folder`, and the configuration `form`.
+    """Returns a transformers model `cls` in float32 with the weights of `folder` and the configuration `form`.
 
-    The folder's configuration must be of model type `form.model_type` or one of `kinds` and equal `form` in `fields`;
-    of the rest only `image_size` counts, which is written into `form`: a net rebuilt from `form` alone, as from a
-    checkpoint, then computes the same. Raises `InputError` for another net, and for weights that are damaged or not whole.
+    The folder's configuration must be of model type `form.model_type` or one of `kinds` and equal `form` in `fields`. Of
+    its other fields only `image_size` is read, into `form`; so a net rebuilt from `form`, as from a checkpoint, computes
+    the same. Raises `InputError` for another net, and for damaged or incomplete weights.
     """
     path = Path(folder)
     if not (path / "config.json").is_file():
@@ -40,23 +40,24 @@ def folder_model(
     record = read_json(path / "config.json", "weights")
     kind = record.get("model_type") if isinstance(record, dict) else None
     if kind not in (form.model_type, *kinds):
-        raise InputError(f"weights: {folder} is not a {name}: its config.json says model_type {kind!r}, "
-                         f"expected {' or '.join(map(repr, (form.model_type, *kinds)))}")  # fmt: skip
+        expected = " or ".join(map(repr, (form.model_type, *kinds)))
+        raise InputError(f"weights: {folder} is not a {name}: config.json has model_type {kind!r}, expected {expected}")
     with _quiet(), _as_input_error(folder, name):
         given = type(form).from_pretrained(folder, local_files_only=True)
-        _same_form(given, form, fields, folder, name)
+        _check_same(given, form, fields, folder, name)
         if hasattr(form, "image_size"):
             form.image_size = given.image_size
         net, info = cls.from_pretrained(
             folder, config=form, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
         )
-    if info["missing_keys"]:
-        raise InputError(f"weights: {folder} lacks {len(info['missing_keys'])} tensors of a {name}, as "
-                         f"{min(info['missing_keys'])}; copy or save it again")  # fmt: skip
+    if missing := info["missing_keys"]:
+        raise InputError(
+            f"weights: {folder} lacks {len(missing)} tensors of a {name}, as {min(missing)}; save it again"
+        )
     return net
 
 
-def _same_form(given: Any, form: Any, fields: Sequence[str], folder: str, name: str) -> None:
+def _check_same(given: Any, form: Any, fields: Sequence[str], folder: str, name: str) -> None:
     values = {f: [_plain(getattr(config, f)) for config in (given, form)] for f in fields}
     wrong = [f"{f} is {found}, expected {wanted}" for f, (found, wanted) in values.items() if found != wanted]
     if wrong:
@@ -64,7 +65,7 @@ def _same_form(given: Any, form: Any, fields: Sequence[str], folder: str, name: 
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON gives it back: tuples as lists."""
+    """`value` as JSON returns it: tuples as lists."""
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -75,14 +76,12 @@ def _as_input_error(folder: str, name: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # transformers and safetensors raise many kinds for a damaged or foreign folder
-        raise InputError(
-            f"weights: {folder} cannot be read as a {name} ({brief(error)}); copy or save it again"
-        ) from error
+        raise InputError(f"weights: {folder} cannot be read as a {name} ({brief(error)}); save it again") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers draws a bar and reports unused tensors for every load; what is missing is checked above."""
+    """Silences transformers' progress bar and its report of unused tensors; `folder_model` checks for missing ones."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -97,7 +96,7 @@ def _quiet() -> Iterator[None]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a `.safetensors` file or of a pickle that holds nothing else; otherwise `InputError`."""
+    """Reads the named tensors of a `.safetensors` file, or of a pickle that holds nothing else."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -105,9 +104,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler fed with broken bytes raises anything
-        raise InputError(f"weights: {path} is no safetensors file or pickle of tensors alone ({brief(error, 120)}); "
-                         "save the model's state_dict() as safetensors") from error  # fmt: skip
+    except Exception as error:  # the unpickler raises any kind for broken bytes
+        raise InputError(
+            f"weights: {path} is no safetensors file or pickle of tensors ({brief(error, 120)}); save the model's "
+            "state_dict() as safetensors"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"weights: {path} is not a state dict of names and tensors; save the model's state_dict()")
     return state
@@ -118,7 +119,7 @@ _PARTS = {"conv": "convolution", "bn": "normalization", "0": "convolution", "1":
 
 
 def _transformers_name(name: str) -> str:
-    """transformers' name of a tensor that torchvision's ResNet calls `name`; another name stays."""
+    """transformers' name of torchvision's ResNet tensor `name`; other names stay."""
     if stem := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
         return f"embedder.embedder.{_PARTS[stem[1]]}.{stem[2]}"
     if not (block := _BLOCK.fullmatch(name)):
@@ -131,21 +132,20 @@ def _transformers_name(name: str) -> str:
 
 
 def resnet50_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """torchvision's resnet50 state dict under the names of `wanted`, the state of a transformers ResNetModel.
+    """Renames torchvision's resnet50 state dict to the names of `wanted`, the state of a transformers ResNetModel.
 
-    The classifier `fc` is left out. Counts of batches, which files of before 2018 lack, are `wanted`'s own then.
+    The classifier `fc` is left out. Files from before 2018 lack the counts of batches; `wanted`'s own stay there.
     Raises `InputError` naming `where` for tensors that are missing, left over, or of another shape.
     """
-    named = {_transformers_name(name): tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    counts = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
-    named = {**counts, **named}
+    named = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
+    named |= {_transformers_name(name): tensor for name, tensor in state.items() if not name.startswith("fc.")}
     wrong = {
-        "lacks": sorted(set(wanted) - set(named)),
-        "has the unknown": sorted(set(named) - set(wanted)),
-        "has another shape of": sorted(n for n in set(named) & set(wanted) if named[n].shape != wanted[n].shape),
+        "lacks": set(wanted) - set(named),
+        "has the unknown": set(named) - set(wanted),
+        "has another shape of": {n for n in set(named) & set(wanted) if named[n].shape != wanted[n].shape},
     }
     for what, names in wrong.items():
         if names:
-            raise InputError(f"weights: {where} is not torchvision's resnet50: it {what} {names[0]} "
-                             f"({len(names)} such tensors)")  # fmt: skip
+            detail = f"it {what} {min(names)} ({len(names)} such tensors)"
+            raise InputError(f"weights: {where} is not torchvision's resnet50: {detail}")
     return named

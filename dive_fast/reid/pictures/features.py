@@ -1,4 +1,4 @@
-"""Where real and synthetic images lie in feature space: shares of neighbours (numbers), and t-SNE (a picture)."""
+"""Real and synthetic images in feature space: right neighbours as numbers, t-SNE as a picture."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FEWEST = 8  # images of a t-SNE picture
 
 
 @dataclass(frozen=True)
-class Share:
-    """A mean share over `images`, and what it would be if neighbours came at random; None if nothing could be counted."""
+class MeanShare:
+    """A mean fraction over `images`, and its value for random neighbours; None if no image counts."""
 
     images: int
     share: float | None
@@ -29,35 +29,35 @@ class Share:
 
 @dataclass(frozen=True)
 class GroupShares:
-    """What lies nearest to a group's images among the real ones.
+    """The nearest real images of a group's images.
 
-    `trained`: the images are of people whom the net was trained on, or (False) of others.
-    `visible` and `infrared`: the share of the nearest visible (infrared) real images that show the same person.
-    `modality`: the share of the nearest real images, of any kind, that have the image's own modality.
+    `trained`: the group's identities were in training, or (False) were not. `visible` and `infrared`: the fraction of the
+    nearest visible (infrared) real images that show the same identity. `modality`: the fraction of the nearest real images,
+    of any kind, that have the image's own modality.
     """
 
     group: str
     trained: bool
     images: int
-    visible: Share
-    infrared: Share
-    modality: Share
+    visible: MeanShare
+    infrared: MeanShare
+    modality: MeanShare
 
 
 def group_of(sample: Sample) -> str:
-    """One of `GROUPS`."""
+    """Returns one of `GROUPS`."""
     return f"{sample.source} {'infrared' if sample.modality == 'ir' else 'visible'}"
 
 
 def neighbour_shares(
     features: F32, samples: Sequence[Sample], trained: Collection[str] = (), neighbours: int = NEIGHBOURS
 ) -> list[GroupShares]:
-    """`GroupShares` of every group that is there, from unit `features` float32 [N, D].
+    """Returns `GroupShares` of every group that `samples` have, from unit `features` float32 [N, D].
 
-    A net knows the people it was `trained` on far better than others, so these are groups of their own.
-    For every image the real ones by its own camera of its own person (itself included) are left out: they are almost
-    copies, which generated images have none of. Of each image the nearest `neighbours` count, or as many as there are
-    right ones if those are fewer, so that every share can reach 1. An image that has no right one is not counted.
+    A net knows the identities that it was `trained` on far better, so these form groups of their own. For every image the
+    real images by its camera of its identity (itself included) are left out: they are almost copies, which generated images
+    lack. The nearest `neighbours` of each image count, or as many as there are right ones if those are fewer, so every
+    fraction can reach 1. An image without right ones is not counted.
     """
     table = _Table(features, samples, trained)
     kinds = {"visible": ~table.infrared, "infrared": table.infrared}
@@ -87,10 +87,10 @@ class _Table:
 
 def _share(
     table: _Table, rows: NDArray[np.int64], kind: NDArray[np.bool_], wanted: NDArray[np.bool_] | None, neighbours: int
-) -> Share:
-    """The mean share of right images among the nearest real ones of a `kind` (bool [N]) of each row.
+) -> MeanShare:
+    """The mean fraction of right images among the nearest real ones of a `kind` (bool [N]) of each row.
 
-    Right are the `wanted` ones (bool [N]), or those of the row's own person if that is None.
+    The `wanted` images (bool [N]) are right, or with None those of the row's identity.
     """
     pool = np.flatnonzero(table.real & kind)
     shares, chances = [], []
@@ -112,9 +112,9 @@ def _share(
         shares.append(near.sum(axis=1) / most)
         chances.append(right.sum(axis=1) / seen)
     if not shares:
-        return Share(0, None, None)
+        return MeanShare(0, None, None)
     values, chance = np.concatenate(shares), np.concatenate(chances)
-    return Share(len(values), float(values.mean()), float(chance.mean()))
+    return MeanShare(len(values), float(values.mean()), float(chance.mean()))
 
 
 def _largest(values: F32, count: int) -> NDArray[np.int64]:
@@ -126,7 +126,7 @@ def _largest(values: F32, count: int) -> NDArray[np.int64]:
 
 
 def people_in_turn(samples: Sequence[Sample], trained: Collection[str] = (), seed: int = 0) -> list[str]:
-    """All people in random order, one of each kind at a time: those with images of the same groups, trained on or not."""
+    """Returns all identities in random order, alternating between kinds: equal groups of images, trained on or not."""
     groups: dict[str, frozenset[str]] = {}
     for sample in samples:
         groups[sample.pid] = groups.get(sample.pid, frozenset()) | {group_of(sample)}
@@ -140,7 +140,7 @@ def people_in_turn(samples: Sequence[Sample], trained: Collection[str] = (), see
 
 
 def sample_people(samples: Sequence[Sample], people: Sequence[str], images: int) -> list[int]:
-    """Rows of at most `images` samples, in order: whole people, the first of `people` that fit."""
+    """Returns the rows of at most `images` samples, in order: all images of the first of `people` that fit."""
     rows: dict[str, list[int]] = {}
     for row, sample in enumerate(samples):
         rows.setdefault(sample.pid, []).append(row)
@@ -152,22 +152,22 @@ def sample_people(samples: Sequence[Sample], people: Sequence[str], images: int)
 
 
 def require_tsne() -> None:
-    """Raises `DiveError` when the picture could not be drawn."""
+    """Raises `DiveError` without scikit-learn."""
     try:
         import sklearn.manifold  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401
     except ImportError as error:
         raise DiveError(
-            "the picture of features needs scikit-learn; pip install 'dive-fast[reid]', or say --no-tsne"
+            "the picture of features needs scikit-learn; pip install 'dive-fast[reid]', or give --no-tsne"
         ) from error
 
 
 def tsne(features: F32, seed: int = 0) -> F32:
-    """t-SNE (van der Maaten and Hinton, JMLR 2008) of unit features float32 [N, D] to float32 [N, 2], started from PCA."""
+    """Maps unit features float32 [N, D] to float32 [N, 2] by t-SNE (van der Maaten and Hinton, JMLR 2008), PCA first."""
     require_tsne()
     from sklearn.manifold import TSNE
 
     if len(features) < _FEWEST:
-        raise DiveError(f"a t-SNE picture needs at least {_FEWEST} images, got {len(features)}; say --no-tsne")
+        raise DiveError(f"a t-SNE picture needs at least {_FEWEST} images, got {len(features)}; give --no-tsne")
     perplexity = min(30.0, (len(features) - 1) / 3)
     found: F32 = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features).astype(np.float32)
     return found

@@ -1,25 +1,24 @@
-"""What each query finds, in order, and which queries are worth a look."""
+"""The gallery images that each query finds, in order, and the choice of queries to show."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.reid.evaluation.metrics import Drawn, Rule, score_trials
-from dive_fast.reid.evaluation.protocols import camera_number
-from dive_fast.types import InputError, Sample
-
-Order = Literal["random", "worst", "best"]
-ORDERS: tuple[Order, ...] = get_args(Order)
+from dive_fast.reid.evaluation.metrics import score_trials
+from dive_fast.reid.evaluation.protocols import Rule, Trial
+from dive_fast.reid.evaluation.task import Labels
+from dive_fast.reid.pictures.config import Order
+from dive_fast.types import Sample
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One gallery image as a query finds it; `rank` counts from 1, without the images that the query ignores."""
+    """One gallery image that a query finds; `rank` counts from 1, without the images that the query ignores."""
 
     row: int
     rank: int
@@ -29,9 +28,9 @@ class Hit:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What query `row` finds: the nearest `top`, and the first right image (in `top` or behind it).
+    """The images that query `row` finds: the nearest `top`, and the first right image (in `top` or after it).
 
-    `ap` is in 0..1, `matches` the number of right images in what it searches.
+    `ap` is in 0..1, `matches` the number of right images that it searches.
     """
 
     row: int
@@ -45,8 +44,8 @@ class Ranking:
 class Retrieval:
     """Queries, the gallery of one trial and their distances float32 [Q, G].
 
-    `ignored` bool [Q, G] marks what a query does not see (None: it sees everything), `aps` float64 [Q] is each query's
-    AP in 0..1, NaN for one without a match, and `hits` bool [Q] whether its nearest image is right.
+    `ignored` bool [Q, G] masks the images that a query ignores (None: none), `aps` float64 [Q] is each query's AP in 0..1,
+    NaN for one without a match, and `hits` bool [Q] tells whether its nearest image is right.
     """
 
     query: tuple[Sample, ...]
@@ -57,15 +56,15 @@ class Retrieval:
     hits: NDArray[np.bool_]
 
     def cameras(self) -> list[str]:
-        """The queries' cameras, sorted."""
+        """Returns the queries' cameras, sorted."""
         return sorted({s.camera for s in self.query})
 
     def rows_of(self, camera: str) -> NDArray[np.int64]:
-        """Rows of that camera's queries that have a match, in order."""
+        """Returns the rows of that camera's queries that have a match, in order."""
         return np.flatnonzero(np.array([s.camera == camera for s in self.query]) & ~np.isnan(self.aps))
 
     def ranking(self, row: int, top: int) -> Ranking:
-        """What the query `row` finds; it must have a match."""
+        """Returns what query `row` finds; it must have a match."""
         order = np.argsort(self.distances[row], kind="stable")
         if self.ignored is not None:
             order = order[~self.ignored[row][order]]
@@ -82,9 +81,9 @@ class Retrieval:
 
 
 def choose(retrieval: Retrieval, camera: str, order: Order, count: int, seed: int = 0) -> list[int]:
-    """Up to `count` query rows of a camera: at random (by `seed`), or those with the lowest or highest AP first.
+    """Returns up to `count` query rows of a camera: at random (by `seed`), or by lowest or highest AP.
 
-    Nobody comes twice before everybody came once, because one person's queries are alike.
+    One identity's queries are alike, so no identity repeats while others are left.
     """
     rows = retrieval.rows_of(camera)
     if order == "random":
@@ -92,10 +91,10 @@ def choose(retrieval: Retrieval, camera: str, order: Order, count: int, seed: in
     else:
         sign = 1 if order == "worst" else -1
         rows = rows[np.argsort(sign * retrieval.aps[rows], kind="stable")]
-    return _everybody_first(rows, [s.pid for s in retrieval.query], count)
+    return _in_turns(rows, [s.pid for s in retrieval.query], count)
 
 
-def _everybody_first(rows: Sequence[int] | NDArray[Any], pids: Sequence[str], count: int) -> list[int]:
+def _in_turns(rows: Sequence[int] | NDArray[Any], pids: Sequence[str], count: int) -> list[int]:
     seen: dict[str, int] = {}
     turn = []
     for row in rows:
@@ -104,28 +103,20 @@ def _everybody_first(rows: Sequence[int] | NDArray[Any], pids: Sequence[str], co
     return [int(rows[i]) for i in np.argsort(turn, kind="stable")[:count]]
 
 
-def check_orders(orders: Sequence[str]) -> tuple[Order, ...]:
-    """The orders by name; an unknown one, one given twice, or none at all raises `InputError`."""
-    wrong = [name for name in orders if name not in ORDERS]
-    if wrong or not orders or len(set(orders)) < len(orders):
-        raise InputError(f"orders are different ones of {', '.join(ORDERS)}, got {', '.join(orders) or 'none'}")
-    return tuple(name for name in ORDERS if name in orders)
-
-
 def retrieve(
     query: Sequence[Sample],
     gallery: Sequence[Sample],
     features: tuple[NDArray[np.float32], NDArray[np.float32]],
     rule: Rule,
 ) -> Retrieval:
-    """The retrieval of one trial's sides from their unit features float32 [Q, D] and [G, D], by cosine distance."""
+    """Returns one trial's retrieval by cosine distance of its sides' unit features, float32 [Q, D] and [G, D]."""
     distances = 1 - features[0] @ features[1].T
-    people = [np.array([s.pid for s in side]) for side in (query, gallery)]
-    cameras = [np.array([camera_number(s.camera) for s in side]) for side in (query, gallery)]
-    (scores,) = score_trials(distances, *people, *cameras, trials=[Drawn()], protocol=rule)
+    labels = Labels.from_samples(query, gallery)
+    ids, cams = (labels.query_ids, labels.gallery_ids), (labels.query_cams, labels.gallery_cams)
+    (scores,) = score_trials(distances, *ids, *cams, trials=[Trial()], protocol=rule)
     ignored = None
     if rule == "sysu":  # the two cameras share a place
-        ignored = (cameras[0][:, None] == 3) & (cameras[1] == 2)
+        ignored = (cams[0][:, None] == 3) & (cams[1] == 2)
     elif rule == "llcm":
-        ignored = (people[0][:, None] == people[1]) & (cameras[0][:, None] == cameras[1])
+        ignored = (ids[0][:, None] == ids[1]) & (cams[0][:, None] == cams[1])
     return Retrieval(tuple(query), tuple(gallery), distances, ignored, scores.ap, scores.first == 0)

@@ -1,4 +1,4 @@
-"""Retrieval as one PNG: a row for each query, right and wrong told apart by colour, line and mark."""
+"""Retrieval as one PNG: a row per query, right and wrong marked by colour, line and sign."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INK, _MUTED, _PAPER, _QUERY = "#22272e", "#6b7280", "white", "#6b7280"
 
 
 def write_sheet(path: Path, retrieval: Retrieval, section: Section, most: int = 6) -> None:
-    """Draws the first `most` queries of the section, whose rows may end in a right image from behind the top."""
+    """Draws the first `most` queries of the section; a row may end in the first right image after the top."""
     rankings = section.rankings[:most]
     columns = 1 + max(len(list(shown(ranking))) for ranking in rankings)
     height = _HEAD + _CELL[1] + _FOOT + _GAP
@@ -71,7 +71,7 @@ def _dashed(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
 
 
 def _badge(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], right: bool) -> None:
-    """A tick or a cross drawn by lines, so that no font needs to have it."""
+    """Draws a tick or a cross as lines, which needs no font."""
     x, y, s = box[0], box[1], _BADGE
     pen.rectangle((x, y, x + s, y + s), RIGHT if right else WRONG)
     if right:

@@ -1,23 +1,23 @@
-"""Pictures of a retrieval: what queries find, and where real and synthetic images lie in feature space."""
+"""Pictures of a retrieval: what queries find, and real and synthetic images in feature space."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from dive_fast.io import canonical_json, read_json, sha256_bytes, write_json
 from dive_fast.reid.comparison.plots import require_matplotlib
-from dive_fast.reid.data.dataset import check_samples, load_images
-from dive_fast.reid.evaluation.evaluate import check_sides, check_strangers, embed, seen_people
-from dive_fast.reid.evaluation.protocols import Permutations, Protocol, draw_trials, sentence
-from dive_fast.reid.models.model import ReidModel
+from dive_fast.reid.data.dataset import check_samples
+from dive_fast.reid.evaluation.evaluate import check_unseen, embed_files, seen_identities
+from dive_fast.reid.evaluation.protocols import Permutations, Protocol, describe, draw_trials
+from dive_fast.reid.evaluation.task import check_sides
+from dive_fast.reid.pictures.config import ORDERS, ShowConfig
 from dive_fast.reid.pictures.features import (
     NEIGHBOURS,
     neighbour_shares,
@@ -27,46 +27,15 @@ from dive_fast.reid.pictures.features import (
     tsne,
 )
 from dive_fast.reid.pictures.page import Section, split_pages, write_pages
-from dive_fast.reid.pictures.plots import MOST_PEOPLE, draw_features, feature_section
-from dive_fast.reid.pictures.rank import ORDERS, Retrieval, check_orders, choose, retrieve
+from dive_fast.reid.pictures.plots import draw_features, feature_section
+from dive_fast.reid.pictures.rank import Retrieval, choose, retrieve
 from dive_fast.reid.pictures.sheet import write_sheet
 from dive_fast.reid.training.checkpoint import load_model
-from dive_fast.reid.training.config import ReidConfig
 from dive_fast.report import html
 from dive_fast.types import InputError, Sample
 
 RECORD = "show.json"
-_CHUNK = 512  # images decoded at once: 64 MB at 288x144
-
-
-@dataclass(frozen=True)
-class ShowConfig:
-    """What is shown: `queries` of each query camera in each of `orders`, with `top` images of `shown_trial`'s gallery.
-
-    A page has at most `per_page` queries. Features of at most `counted` images are counted and of `images` pictured (0: none
-    are), `people` of them in colours. Random choices come from `seed`. `flip` as in `evaluate_reid`.
-    """
-
-    queries: int = 6
-    orders: tuple[str, ...] = ORDERS
-    top: int = 10
-    shown_trial: int = 1
-    per_page: int = 48
-    counted: int = 10_000
-    images: int = 1500
-    people: int = 8
-    seed: int = 0
-    flip: bool = True
-
-    def __post_init__(self) -> None:
-        check_orders(self.orders)
-        for name in ("queries", "top", "shown_trial", "per_page", "counted"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.images < 0 or not 0 <= self.people <= MOST_PEOPLE:
-            raise InputError(
-                f"images must be 0 or more and people 0 to {MOST_PEOPLE}, got {self.images}, {self.people}"
-            )
+Embeddings = dict[Path, NDArray[np.float32]]
 
 
 def show_retrieval(
@@ -74,7 +43,7 @@ def show_retrieval(
     query: Sequence[Sample],
     gallery: Sequence[Sample],
     out: Path | str,
-    config: ShowConfig = ShowConfig(),
+    config: ShowConfig = ShowConfig(),  # noqa: B008 - frozen
     *,
     protocol: Protocol = Protocol(),  # noqa: B008 - frozen
     dataset: str = "pocket",
@@ -86,49 +55,62 @@ def show_retrieval(
 ) -> Path:
     """Writes pages, `sheets/*.png`, `features-*.png` and `show.json` into `out`; returns the page to open, `index.html`.
 
-    Features are pictured and counted of the test half, and of `features_of`. `out` must be new, empty or
-    hold the pictures of the same checkpoint, images and choices, which are then made again.
-    Raises `InputError` as `evaluate_reid` does, and for an `out` that holds anything else.
+    The pictures and counts of features are of the test half and of `features_of`. `out` must be new, empty or of the same
+    checkpoint, images and settings; its pictures are then made again. Raises `InputError` as `evaluate_reid` does, and for
+    an `out` with other files.
     """
     out = Path(out)
     check_sides(query, gallery, protocol)
     trials = draw_trials(query, gallery, protocol, permutations)
     if config.shown_trial > len(trials):
-        raise InputError(f"trial {config.shown_trial} is not there: the protocol has {len(trials)}")
-    pictured = list({s.path: s for s in [*(features_of or ()), *query, *gallery]}.values())
-    if config.images:
+        raise InputError(f"the protocol has {len(trials)} trials, got trial {config.shown_trial} to show")
+    trial = trials[config.shown_trial - 1]
+    pictured = list({s.path: s for s in [*(features_of or ()), *query, *gallery]}.values()) if config.images else []
+    if pictured:
         require_matplotlib()
         require_tsne()
         check_samples(pictured, "features")
     model, recipe, record = load_model(checkpoint, device)
     if not other_people:
-        check_strangers(seen_people(record), query, gallery)
-    facts = {
-        **protocol.facts(),
+        check_unseen(seen_identities(record), query, gallery)
+    metadata = {
+        **protocol.metadata(),
         "dataset": dataset,
         "checkpoint": record["sha256"],
         "shown_trial": config.shown_trial,
         "synthetic_in_training": record.get("synthetic"),
         "other_people": other_people,
     }
-    settings = {"config": asdict(config), "facts": facts, "images": _listed([*query, *gallery, *pictured])}
+    listed = [[str(s.path), s.pid, s.camera, s.modality, s.source] for s in [*query, *gallery, *pictured]]
+    images = sha256_bytes(canonical_json(listed).encode())
+    settings = {"config": asdict(config), "facts": metadata, "images": images}
     _claim(out, settings)
 
-    features = _Embedder(model, recipe, config.flip, progress)
-    sides = {"query": list(query), "gallery": list(gallery)}
-    sides[protocol.drawn_side] = [sides[protocol.drawn_side][i] for i in trials[config.shown_trial - 1]]
-    vectors = features(sides["query"], "queries"), features(sides["gallery"], "gallery")
-    retrieval = retrieve(sides["query"], sides["gallery"], vectors, protocol.rule)
+    trained = set(record["pids"])
+    people = people_in_turn(pictured, trained, config.seed)
+    counted = [pictured[i] for i in sample_people(pictured, people, config.counted)]
+    query = [query[i] for i in trial.query] if trial.query is not None else query
+    gallery = [gallery[i] for i in trial.gallery] if trial.gallery is not None else gallery
+    needed = list({s.path: s for s in [*query, *gallery, *counted]}.values())
+    size = recipe.model.height, recipe.model.width
+    vectors = embed_files(model, needed, size, flip=config.flip, progress="images" if progress else None)
+    embeddings = dict(zip((s.path for s in needed), vectors, strict=True))
+    sides = _rows(embeddings, query), _rows(embeddings, gallery)
+    retrieval = retrieve(query, gallery, sides, protocol.rule)
     sections = list(_sections(retrieval, config))
     for section in sections:
         write_sheet(out / "sheets" / f"{section.name}.png", retrieval, section)
-    found = _pictured(pictured, features, set(record["pids"]), config, out) if config.images else None
+    found, after = None, ""
+    if pictured:
+        drawn = _draw_features(counted, _rows(embeddings, counted), people, trained, config, out)
+        found = {"images": len(pictured), "identities": len(people), **drawn}
+        after = feature_section(found, record.get("synthetic"), out)
     write_pages(
         out,
         f"Retrieval in {Path(dataset).name}",
-        _lead(facts, retrieval, config),
-        [_cameras(retrieval)],
-        [] if found is None else [feature_section(found, facts["synthetic_in_training"], out)],
+        _lead(metadata, retrieval, config),
+        _cameras(retrieval),
+        after,
         retrieval,
         split_pages(sections, config.per_page),
     )
@@ -136,15 +118,8 @@ def show_retrieval(
     return out / "index.html"
 
 
-def _listed(samples: Sequence[Sample]) -> str:
-    """A hash of which files are shown, and as whom."""
-    return sha256_bytes(
-        canonical_json([[str(s.path), s.pid, s.camera, s.modality, s.source] for s in samples]).encode()
-    )
-
-
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Makes `out` the folder of these pictures; names of files follow from the settings, so no other run's stay behind."""
+    """Marks `out` as the folder of these pictures; settings determine file names, so no other run's files remain."""
     if (out / RECORD).exists():
         known = read_json(out / RECORD, "pictures of a retrieval")
         if not isinstance(known, dict) or any(
@@ -159,42 +134,26 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     write_json(out / RECORD, {**settings, "finished": False})
 
 
-class _Embedder:
-    """Unit features of samples, a chunk of images in memory at a time, no image twice."""
-
-    def __init__(self, model: ReidModel, config: ReidConfig, flip: bool, progress: bool):
-        self._model, self._flip, self._progress = model, flip, progress
-        self._size = (config.model.height, config.model.width)
-        self._known: dict[Path, NDArray[np.float32]] = {}
-
-    def __call__(self, samples: Sequence[Sample], what: str) -> NDArray[np.float32]:
-        """float32 [N, D], in the order of `samples`; `what` names the progress bar."""
-        check_samples(samples, what)
-        new = [s for s in samples if s.path not in self._known]
-        starts = range(0, len(new), _CHUNK)
-        for start in tqdm(starts, desc=what, unit="chunk", disable=not self._progress, leave=False):
-            part = new[start : start + _CHUNK]
-            vectors = embed(self._model, load_images(part, *self._size), self._flip)
-            self._known.update(zip((s.path for s in part), vectors, strict=True))
-        return np.stack([self._known[s.path] for s in samples])
+def _rows(embeddings: Embeddings, samples: Sequence[Sample]) -> NDArray[np.float32]:
+    return np.stack([embeddings[s.path] for s in samples])
 
 
 def _sections(retrieval: Retrieval, config: ShowConfig) -> Iterator[Section]:
     for camera in retrieval.cameras():
-        for order in check_orders(config.orders):
+        for order in (order for order in ORDERS if order in config.orders):
             rows = choose(retrieval, camera, order, config.queries, config.seed)
             if rows:
                 name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{camera}-{order}")
                 yield Section(camera, order, name, tuple(retrieval.ranking(row, config.top) for row in rows))
 
 
-def _lead(facts: dict[str, Any], retrieval: Retrieval, config: ShowConfig) -> str:
+def _lead(metadata: dict[str, Any], retrieval: Retrieval, config: ShowConfig) -> str:
     return (
-        f"{facts['dataset']}, {sentence(facts)}: {len(retrieval.query):,} queries, {len(retrieval.gallery):,} gallery "
-        f"images of trial {config.shown_trial}; checkpoint {facts['checkpoint'][:12]}. Right answers have a whole green "
+        f"{metadata['dataset']}, {describe(metadata)}: {len(retrieval.query):,} queries, {len(retrieval.gallery):,} gallery "
+        f"images of trial {config.shown_trial}; checkpoint {metadata['checkpoint'][:12]}. Right answers have a solid green "
         "frame and a tick, wrong ones a dashed orange frame and a cross; the numbers are rank and cosine distance. Gallery "
-        f"images that a query must ignore are not shown. After the nearest {config.top} comes the first right image, "
-        "if it is not among them."
+        f"images that a query must ignore are not shown. After the nearest {config.top} comes the first right image, if it "
+        "is not among them."
     )
 
 
@@ -209,7 +168,7 @@ def _cameras(retrieval: Retrieval) -> str:
 
 
 def _record(retrieval: Retrieval, sections: Sequence[Section]) -> dict[str, Any]:
-    """What the pages show, for a program: files as they were read, AP in 0..1, ranks from 1."""
+    """The content of the pages for a program: files as they were read, AP in 0..1, ranks from 1."""
     return {
         "queries": len(retrieval.query),
         "gallery": len(retrieval.gallery),
@@ -237,28 +196,28 @@ def _record(retrieval: Retrieval, sections: Sequence[Section]) -> dict[str, Any]
     }
 
 
-def _pictured(
-    samples: Sequence[Sample], features: _Embedder, trained: set[str], config: ShowConfig, out: Path
+def _draw_features(
+    counted: Sequence[Sample],
+    features: NDArray[np.float32],
+    people: Sequence[str],
+    trained: set[str],
+    config: ShowConfig,
+    out: Path,
 ) -> dict[str, Any]:
-    """Draws the pictures of features and returns the numbers that stand beside them."""
-    people = people_in_turn(samples, trained, config.seed)
-    counted = [samples[i] for i in sample_people(samples, people, config.counted)]
+    """Draws the pictures of features [N, D] and returns the numbers beside them."""
     among = {s.pid for s in counted}
     rows = sample_people(counted, [pid for pid in people if pid in among], config.images)
     shown = [counted[i] for i in rows]
     if not shown:
-        raise InputError(f"no person has as few as {config.images} images; raise images, or leave the picture out")
-    vectors = features(counted, "features")
+        raise InputError(f"every person has more than {config.images} images; raise --images, or give --no-tsne")
     pictured = {s.pid for s in shown}
     coloured = [pid for pid in people if pid in pictured][: config.people]
-    draw_features(tsne(vectors[rows], config.seed), shown, coloured, out)
+    draw_features(tsne(features[rows], config.seed), shown, coloured, out)
     return {
-        "images": len(samples),
-        "identities": len(people),
         "counted": len(counted),
         "counted_identities": len(among),
         "shown": len(rows),
         "people": coloured,
         "neighbours": NEIGHBOURS,
-        "shares": [asdict(group) for group in neighbour_shares(vectors, counted, trained)],
+        "shares": [asdict(group) for group in neighbour_shares(features, counted, trained)],
     }

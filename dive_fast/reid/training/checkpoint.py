@@ -1,9 +1,9 @@
-"""A run's folder: the state it resumes from, and the weights and record that it ends with."""
+"""A run's folder: the state that it resumes from, and the final weights and record."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,9 @@ Which = Literal["best", "last"]
 
 @dataclass
 class Progress:
-    """How far a run is: `step` steps done, a row of the log for each, and the best validation so far with its weights.
+    """The steps done, a log row for each, and the best validation so far with its weights.
 
-    Those wait in the state, on the CPU, for the end of the run: a file of theirs could be newer than the state.
+    The best weights stay in the state, on the CPU, until the run ends: a file of theirs could be newer than the state.
     """
 
     step: int = 0
@@ -34,49 +34,50 @@ class Progress:
 
 
 def finished(out: Path, run: dict[str, Any]) -> bool:
-    """Whether `out` holds the result of `run`; that of another run raises `InputError`."""
+    """Returns whether `out` holds the result of `run`; raises `InputError` for the result of another run."""
     if not (out / RECORD).exists():
         return False
-    record = read_json(out / RECORD, "reid checkpoint")
-    if not isinstance(record, dict) or not _same(record, run):
-        raise _other_run(out)
+    _check_same(read_json(out / RECORD, "reid checkpoint"), run, out)
     return True
 
 
-def save(out: Path, learner: dict[str, Any], progress: Progress, run: dict[str, Any]) -> None:
-    """Writes what `resume` needs to go on, `learner` being what learns, and the log so far."""
+def save(out: Path, state: dict[str, Any], progress: Progress, run: dict[str, Any]) -> None:
+    """Writes the log and what `resume` returns."""
     write_jsonl(out / LOG, progress.rows)
     with atomic_path(out / STATE) as path:
-        torch.save({**learner, **vars(progress), "run": canonical_json(run)}, path)
+        torch.save({**state, **vars(progress), "run": canonical_json(run)}, path)
 
 
 def resume(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, Progress]:
-    """The last save: what learns (None if there is no save), and how far it is."""
+    """Returns the train state of the last save (None without one) and the progress."""
     if not (out / STATE).exists():
         return None, Progress()
     try:
         state = torch.load(out / STATE, map_location="cpu", weights_only=True)
         stored = json.loads(state["run"])
-        progress = Progress(state["step"], state["rows"], state.get("best"), state.get("best_weights", {}))
+        progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{out / STATE} is damaged ({type(error).__name__}); delete it to train afresh") from error
-    if not _same(stored, run):
-        raise _other_run(out)
+        raise InputError(
+            f"{out / STATE} is damaged ({type(error).__name__}); delete it to train from the start"
+        ) from error
+    _check_same(stored, run, out)
     return state, progress
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's tensors, on the CPU."""
+    """Returns a copy of a model's tensors, on the CPU."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def finish(out: Path, model: torch.nn.Module, progress: Progress, run: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Writes the log, the weights and, last, the record that makes the run a finished one."""
+def finish(
+    out: Path, model: torch.nn.Module, progress: Progress, run: dict[str, Any], metadata: dict[str, Any]
+) -> None:
+    """Writes the log, the weights and, last, the record, which marks the run as finished."""
     write_jsonl(out / LOG, progress.rows)
     _write_weights(out / WEIGHTS, weights_of(model))
     record = {
         **run,
-        **facts,
+        **metadata,
         "steps": progress.step,
         "loss": progress.rows[-1]["loss"],
         "sha256": sha256_file(out / WEIGHTS),
@@ -93,30 +94,21 @@ def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
         save_file(weights, temporary)
 
 
-def _same(stored: Any, run: dict[str, Any]) -> bool:
-    """Whether a record's config and images are those of `run`; a field that is younger than the record has its default."""
+def _check_same(stored: Any, run: dict[str, Any], out: Path) -> None:
+    """Raises `InputError` unless a record has the config and images of `run`."""
     run = json.loads(canonical_json(run))  # tuples as lists
-    if not isinstance(stored, dict) or any(stored.get(key) != value for key, value in run.items() if key != "config"):
-        return False
-    config = stored.get("config")
-    if config == run.get("config"):
-        return True
-    return isinstance(config, dict) and config_from_dict(config, RECORD) == config_from_dict(
-        run.get("config"), "config"
-    )
-
-
-def _other_run(out: Path) -> InputError:
-    return InputError(f"{out} holds a run with another config or other images; choose another out or delete it")
+    if not isinstance(stored, dict) or any(stored.get(key) != value for key, value in run.items()):
+        raise InputError(f"{out} holds a run with another config or other images; choose another --out or delete it")
 
 
 def load_model(
     checkpoint: Path | str, device: str = "cpu", which: Which | None = None
 ) -> tuple[ReidModel, ReidConfig, dict[str, Any]]:
-    """The trained model in evaluation mode, its config, and `reid.json`; a damaged checkpoint raises `InputError`.
+    """Returns the trained model in evaluation mode, its config, and `reid.json`.
 
-    `which` weights: those of the "last" step, or those that were "best" in validation; by default the best, if the run
-    had a validation. The record's `sha256` is that of the weights loaded, and `which` says which they are.
+    `which` selects the weights of the "last" step or the "best" in validation; by default the best if the run had a
+    validation. The record's `sha256` is that of the loaded weights, and `which` says which they are. Raises `InputError`
+    for a damaged checkpoint.
     """
     checkpoint = Path(checkpoint)
     record = read_json(checkpoint / RECORD, "reid checkpoint")
@@ -127,11 +119,13 @@ def load_model(
     which = which or ("best" if "best" in record else "last")
     name, described = (BEST, record.get("best")) if which == "best" else (WEIGHTS, record)
     if not isinstance(described, dict) or "sha256" not in described:
-        raise InputError(f"{where}: the run had no validation, so no weights are the best; ask for the last ones")
+        raise InputError(f"{where}: the run had no validation, so it has no best weights; load the last ones")
     digest = described["sha256"]
     weights = checkpoint / name
     if not weights.is_file() or sha256_file(weights) != digest:
         raise InputError(f"{weights} is missing or not the file that {RECORD} describes; train again")
-    model = ReidModel(replace(config.model, weights=None), len(record["pids"]))  # pretrained ones are long absorbed
+    model = ReidModel(
+        replace(config.model, weights=None), len(record["pids"])
+    )  # the checkpoint replaces pretrained ones
     model.load_state_dict(load_file(weights))
     return model.eval().to(device), config, {**record, "sha256": digest, "which": which}

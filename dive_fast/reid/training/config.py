@@ -1,147 +1,170 @@
-"""The training recipe."""
+"""Settings of a ReID training, and what follows from them alone: the learning rate and the synthetic fraction of a step."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from dive_fast.reid.data.augment import AugmentConfig
-from dive_fast.reid.data.sampler import Missing
-from dive_fast.reid.models.model import ModelConfig
+from dive_fast.reid.data.config import AugmentConfig, Missing
+from dive_fast.reid.models.config import ModelConfig
+from dive_fast.settings import (
+    AtLeast,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Part,
+    PositiveFloat,
+    PositiveInt,
+    Reads,
+    Settings,
+)
 from dive_fast.types import InputError, from_dict
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Points = tuple[tuple[float, float], ...]
 
 
-@dataclass(frozen=True)
-class ValidationConfig:
-    """Whom the best weights are chosen on: `people` identities with real images of both modalities, held out of training.
+def _points(text: str) -> Points:
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return tuple((float(part), float(share)) for part, share in pairs)
+    except ValueError as error:
+        raise InputError(f"must be PART:SHARE pairs, as 0:0.5,1:0, got {text!r}") from error
 
-    `split` is the seed of that choice: equal for runs that are compared, whatever their own seeds. They are scored every
-    `every_steps` or `every_epochs` (neither: every epoch) and at the end.
+
+@dataclass(frozen=True)
+class ValidationConfig(Settings):
+    """The identities that the best weights are chosen on, and how often the weights are scored.
+
+    With neither `every_steps` nor `every_epochs` the weights are scored every epoch. They are always scored at the end.
     """
 
-    people: int = 0
+    people: NonNegativeInt = 0
+    """Identities with real images of both modalities to hold out of training for validation; 0: none."""
     split: int = 0
-    every_steps: int | None = None
-    every_epochs: int | None = None
+    """Seed of the choice of these identities; equal for runs that are compared, whatever their own seeds."""
+    every_steps: PositiveInt | None = None
+    """Steps between validations."""
+    every_epochs: PositiveInt | None = None
+    """Epochs between validations; by default 1."""
 
     def __post_init__(self) -> None:
-        if self.people < 0 or self.people == 1:
-            raise InputError(f"validation people must be 0 (no validation) or at least 2, got {self.people}")
+        super().__post_init__()
+        if self.people == 1:
+            raise InputError("validation people must be 0 (no validation) or at least 2, got 1")
         if self.every_steps is not None and self.every_epochs is not None:
-            raise InputError("give every_steps or every_epochs of the validation, not both")
-        if min(self.every_steps or 1, self.every_epochs or 1) < 1 or 0 in (self.every_steps, self.every_epochs):
-            raise InputError("every_steps and every_epochs of the validation must be at least 1")
+            raise InputError(
+                f"give every_steps or every_epochs, not both: got {self.every_steps} and {self.every_epochs}"
+            )
 
 
 @dataclass(frozen=True)
-class ReidConfig:
-    """A training recipe; the default is tuned for the pocket world (128x64 images, about 200 people, one CPU thread).
+class ReidConfig(Settings):
+    """A training recipe; the default is tuned for the pocket world (128x64 images, about 200 identities, one CPU thread).
 
-    A batch is `identities` x (`per_modality` visible + as many infrared); `missing` and `synthetic_share` as in
-    `PairSampler`. `synthetic_schedule` lets that share change over the run: (part of the run, share) pairs, linear between
-    them, a step where two pairs have the same part. With `exchange_view` every visible image of a batch comes a second time
-    as one channel in all three (CAJ), as the batch's third part.
+    A batch holds `identities` x (`per_modality` visible + as many infrared) images. The rate `lr` follows `schedule`:
 
-    The run lasts `steps`, or `epochs` (AGW's count: one sees as many images as the larger modality has) when `steps` is
-    None. The rate `lr` rises linearly over the first `warmup` of the run and then falls as a "cosine" to 0, or tenfold at
-    each of the `drops` ("step"; all fractions of the run); or it changes between epochs alone ("epochs"), rising over
-    `warmup_epochs` and falling tenfold after each of `drop_epochs`, as AGW's. `backbone_lr` scales it for stems and trunk.
-    `decay_all`: the weight decay is for norms and biases too. `gem_learns`: so does GeM's exponent, which is 3 in AGW and
-    at rates of SGD soon leaves the range in which powers are finite.
-
-    Loss: cross entropy with label `smoothing` plus the "weighted" or "hard" triplet (`margin` is for "hard"), or CAJ's
-    "squared" one. `clip` is the largest norm of the gradient; `precision` that of the forward pass, over float32 weights.
+    - "cosine" and "step" rise linearly over the first `warmup` of the run; then "cosine" falls to 0, and "step" falls
+      tenfold at each of the `drops`.
+    - "epochs" changes between epochs only: it rises over `warmup_epochs`, then falls tenfold after each of `drop_epochs`.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    identities: int = 8
-    per_modality: int = 3
+    """Random changes of the images."""
+    identities: Annotated[int, AtLeast(2)] = 8
+    """Identities a batch."""
+    per_modality: PositiveInt = 3
+    """Visible images, and infrared ones, per identity in a batch."""
     missing: Missing = "refuse"
-    synthetic_share: float | None = None
-    steps: int | None = 500
-    epochs: int | None = None
+    """What becomes of an identity without infrared: an error, left out, or visible only."""
+    synthetic_share: Fraction | None = None
+    """Fraction of a batch's identities that are synthetic (in compare: that not every arm has)."""
+    steps: PositiveInt | None = 500
+    """Training steps."""
+    epochs: PositiveInt | None = None
+    """Epochs instead of steps; one sees as many images as the larger modality has."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = 2e-3
-    backbone_lr: float = 1.0
-    weight_decay: float = 5e-4
-    warmup: float = 0.1
+    """Optimizer: AdamW, or SGD with Nesterov's momentum 0.9."""
+    lr: PositiveFloat = 2e-3
+    """Peak learning rate."""
+    backbone_lr: NonNegativeFloat = 1.0
+    """Factor on the learning rate of stems and trunk."""
+    weight_decay: NonNegativeFloat = 5e-4
+    """Weight decay."""
+    warmup: Fraction = 0.1
+    """Fraction of the run over which the learning rate rises."""
     schedule: Literal["cosine", "step", "epochs"] = "cosine"
+    """How the learning rate falls: along a cosine, tenfold at drops, or tenfold after drop_epochs."""
     drops: tuple[float, ...] = (0.33, 0.83)
+    """Fractions of the run at which schedule step lowers the learning rate tenfold."""
     triplet: Literal["weighted", "hard", "squared"] = "weighted"
+    """Triplet loss: AGW's weighted one, batch-hard with a margin, or CAJ's squared difference."""
     margin: float = 0.3
-    smoothing: float = 0.1
-    seed: int = 0
-    synthetic_schedule: Points | None = None
+    """Margin of the hard triplet loss."""
+    smoothing: Fraction = 0.1
+    """Label smoothing of the cross entropy."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random."""
+    synthetic_schedule: Annotated[Points, Reads(_points, "PART:SHARE,...")] | None = None
+    """synthetic_share over the run: (fraction of the run, share) pairs, linear between; equal fractions make a step."""
     exchange_view: bool = False
-    warmup_epochs: int = 10
+    """Add every visible image of a batch a second time, with one channel in all three (CAJ)."""
+    warmup_epochs: NonNegativeInt = 10
+    """Epochs over which schedule epochs raises the learning rate."""
     drop_epochs: tuple[int, ...] = (20, 50)
+    """Epochs after which schedule epochs lowers the learning rate tenfold."""
     decay_all: bool = False
+    """Apply the weight decay to norms and biases too."""
     gem_learns: bool = True
+    """Train GeM's exponent; AGW keeps it at 3, and SGD at AGW's rates drives it out of the finite range."""
     precision: Precision = "fp32"
-    clip: float | None = None
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Precision of the forward pass; weights stay fp32."""
+    clip: PositiveFloat | None = None
+    """Largest norm of the gradient; none: no clipping."""
+    validation: Annotated[ValidationConfig, Part("validation")] = field(default_factory=ValidationConfig)
+    """Identities that the best weights are chosen on."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("warmup", "smoothing"):
+            if getattr(self, name) == 1:
+                raise InputError(f"{name} must be below 1, got 1")
         if (self.steps is None) == (self.epochs is None):
             raise InputError(f"give either steps or epochs, got steps {self.steps} and epochs {self.epochs}")
-        if (self.steps or self.epochs or 0) < 1:
-            raise InputError("steps or epochs must be at least 1")
-        for name, values in (
-            ("optimizer", ("adam", "sgd")),
-            ("schedule", ("cosine", "step", "epochs")),
-            ("triplet", ("weighted", "hard", "squared")),
-            ("precision", ("fp32", "bf16", "fp16")),
-        ):
-            if getattr(self, name) not in values:
-                raise InputError(f"{name} must be one of {values}, got {getattr(self, name)!r}")
-        if not (self.lr > 0 and 0 <= self.warmup < 1 and 0 <= self.smoothing < 1):
-            raise InputError(f"lr must be above 0, warmup and smoothing within 0..1, got {self.lr}, {self.warmup}, "
-                             f"{self.smoothing}")  # fmt: skip
-        if self.clip is not None and not self.clip > 0:
-            raise InputError(f"clip must be above 0 (none: no clipping), got {self.clip}")
-        if self.warmup_epochs < 0:
-            raise InputError(f"warmup_epochs must be 0 or more, got {self.warmup_epochs}")
-        if self.synthetic_schedule is not None:
-            _check_schedule(self.synthetic_schedule, self.synthetic_share)
-
-
-def _check_schedule(points: Points, share: float | None) -> None:
-    if share is not None:
-        raise InputError("give synthetic_share or synthetic_schedule, not both")
-    parts = [part for part, _ in points]
-    if not points or parts != sorted(parts) or not all(0 <= value <= 1 for point in points for value in point):
-        raise InputError(
-            f"synthetic_schedule is (part of the run, share) pairs within 0..1, parts rising, got {points}"
-        )
+        points = self.synthetic_schedule
+        if points is None:
+            return
+        if self.synthetic_share is not None:
+            raise InputError(
+                f"give synthetic_share or synthetic_schedule, not both: got {self.synthetic_share} and {points}"
+            )
+        parts = [part for part, _ in points]
+        if not points or parts != sorted(parts) or not all(0 <= value <= 1 for point in points for value in point):
+            raise InputError(f"synthetic_schedule needs pairs within 0..1 whose first values rise, got {points}")
 
 
 def config_from_dict(data: Any, where: str) -> ReidConfig:
-    """The config that `to_dict` made into JSON; absent fields have their defaults.
+    """Returns the config of a JSON object that `to_dict` made; absent fields have their defaults.
 
-    Unknown ones raise `InputError` naming `where`.
+    Raises `InputError` naming `where` for unknown fields and for values that a field does not allow.
     """
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}")
     nested: dict[str, type] = {"model": ModelConfig, "augment": AugmentConfig, "validation": ValidationConfig}
-    records: dict[str, Any] = {name: from_dict(cls, data[name], where) for name, cls in nested.items() if name in data}
-    try:
-        tuples: dict[str, Any] = {name: tuple(data[name]) for name in ("drops", "drop_epochs") if name in data}
-        if data.get("synthetic_schedule") is not None:
-            tuples["synthetic_schedule"] = tuple((part, share) for part, share in data["synthetic_schedule"])
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{where}: drops, drop_epochs and synthetic_schedule are lists of numbers ({error})"
-        ) from error
-    return from_dict(ReidConfig, {**data, **records, **tuples}, where)
+    parts: dict[str, Any] = {name: from_dict(cls, data[name], where) for name, cls in nested.items() if name in data}
+    return from_dict(ReidConfig, {**{name: tuples(value) for name, value in data.items()}, **parts}, where)
+
+
+def tuples(value: Any) -> Any:
+    """Returns a JSON value with its lists as tuples."""
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def learning_rate(step: int, total: int, config: ReidConfig, per_epoch: int = 1) -> float:
-    """The factor on `lr` at `step` (from 0) of `total`; `per_epoch` steps are an epoch (schedule "epochs" alone asks)."""
+    """Returns the factor on `lr` at `step` (from 0) of `total`; `per_epoch` steps are an epoch (schedule "epochs" only)."""
     if config.schedule == "epochs":
         epoch = step // per_epoch
         if epoch < config.warmup_epochs:
@@ -155,10 +178,10 @@ def learning_rate(step: int, total: int, config: ReidConfig, per_epoch: int = 1)
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (total - warmup))
 
 
-def share_at(step: int, total: int, points: Points) -> float:
-    """The share of synthetic identities at `step` (from 0) of `total`; the first and last points hold beyond them.
+def synthetic_fraction(step: int, total: int, points: Points) -> float:
+    """Returns the fraction of synthetic identities at `step` (from 0) of `total`; the outer points hold beyond them.
 
-    The last step is at part 1 of the run. At a part that two points have, the later one holds.
+    The last step is at 1. Where two points have the same first value, the later one holds.
     """
     part = step / max(1, total - 1)
     before = [point for point in points if point[0] <= part]

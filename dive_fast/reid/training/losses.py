@@ -12,13 +12,14 @@ from dive_fast.types import InputError
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross entropy of `logits` [B, C] and `labels` int64 [B], targets smoothed (Inception, arXiv:1512.00567).
 
-    Raises `InputError` for a label outside 0..C-1, which on a GPU would otherwise kill the process without a name.
+    Raises `InputError` for a label outside 0..C-1, which would otherwise kill a GPU process without naming it.
     """
     classes = logits.shape[1]
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise InputError(f"labels must be within 0..{classes - 1} for {classes} identities, got {low}..{high}; "
-                         "were data sets merged without relabelling?")  # fmt: skip
+        raise InputError(
+            f"labels must be within 0..{classes - 1} for {classes} identities, got {low}..{high}; relabel merged data sets"
+        )
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
@@ -47,18 +48,18 @@ def squared_difference_triplet(features: Tensor, labels: Tensor) -> Tensor:
 
     For each anchor i, with x = (sum over positives of w+ d) - (sum over negatives of w- d), d Euclidean distances, w+ the
     softmax of d over the positives and w- that of -d over the negatives: mean over i of log(1 + exp(sign(x) x^2)). The
-    square keeps its sign, so that an anchor whose positives are farther is pushed the harder the more they are, and one
-    that is right already fades out. `features` [B, D] (of all views of a batch, CAJ's third one included), `labels` int64
-    [B]; the modality plays no part. As in AGW's and CAJ's code an anchor is one of its own positives, at distance 0.
-    Unlike that code x^2 has no ceiling (88 there, beyond which the hardest anchors get no gradient: softplus needs none),
-    and the weights' denominators have no constant added. Raises `InputError` for a batch of one identity.
+    square keeps its sign: anchors with far positives get larger gradients, and those that are right already fade out.
+    `features` [B, D] (of all views of a batch), `labels` int64 [B]; the modality has no effect. As in AGW's and CAJ's code
+    an anchor is one of its own positives, at distance 0. Unlike that code x^2 has no ceiling (88 there, above which the
+    hardest anchors get no gradient; softplus needs none), and the weights' denominators have no constant added.
+    Raises `InputError` for a batch of one identity.
     """
     difference = _weighted_difference(features, labels)
     return F.softplus(difference * difference.abs()).mean()
 
 
 def _weighted_difference(features: Tensor, labels: Tensor) -> Tensor:
-    """Each anchor's mean distance to its positives less that to its negatives, weighted by how hard they are, [B]."""
+    """Each anchor's mean distance to its positives minus that to its negatives, both weighted by hardness, [B]."""
     distances, same = _pairs(features, labels)
     hard_far = torch.softmax(distances.masked_fill(~same, float("-inf")), 1)
     hard_near = torch.softmax((-distances).masked_fill(same, float("-inf")), 1)
@@ -66,7 +67,7 @@ def _weighted_difference(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def _pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean distances [B, B], in float32 at least, under autocast too, and whether a pair shares its identity, bool."""
+    """Euclidean distances [B, B], at least float32 also under autocast, and whether a pair shares its identity, bool."""
     if labels.shape != features.shape[:1]:
         raise InputError(f"labels must have shape [{len(features)}], got {list(labels.shape)}")
     same = labels[:, None] == labels
@@ -76,5 +77,5 @@ def _pairs(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         squares = (features**2).sum(1)
         squared = squares[:, None] + squares - 2 * features @ features.T
-    # The root's slope is infinite at 0, so the smallest distances are held at 1e-6 and get no gradient.
+    # The root's slope is infinite at 0: the clamp gives the smallest distances no gradient.
     return squared.clamp(min=1e-12).sqrt(), same

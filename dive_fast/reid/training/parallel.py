@@ -1,8 +1,8 @@
-"""Training shared by processes: each computes its people of every batch, and all learn what one process would.
+"""Training on several processes: each computes its identities of every batch, and all take one process's step.
 
-A batch's losses compare all of its people, and batch norms average over all of its images. So every rank computes the loss
-of the whole batch from everybody's features, its own with their gradient; norms take their statistics over the ranks;
-and gradients are summed. That is one process's step, up to the order of sums.
+A batch's losses compare all of its identities, and batch norms average over all of its images. So every rank computes the
+loss of the whole batch from all features, its own with their gradient; norms take their statistics over the ranks; and
+gradients are summed. That is one process's step, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from dive_fast.types import InputError
 
 
 def my_rows(rows: int, identities: int) -> slice:
-    """Which of a batch's `rows`, its identities one after the other, this rank computes.
+    """Returns this rank's slice of a batch's `rows`, which are ordered by identity.
 
-    Identities that cannot be shared evenly raise `InputError`.
+    Raises `InputError` for identities that the ranks cannot share evenly.
     """
     rank, size = rank_and_size()
     if identities % size:
-        raise InputError(f"a batch of {identities} identities cannot be shared evenly by {size} processes; choose a "
-                         f"multiple of {size}")  # fmt: skip
+        raise InputError(
+            f"{size} processes cannot share {identities} identities evenly; set --identities to a multiple"
+        )
     return slice(rank * rows // size, (rank + 1) * rows // size)
 
 
 def gathered(own: Tensor) -> Tensor:
-    """The rows of all ranks, one after the other, [ranks * B, ...]: this rank's with their gradient, others' without."""
+    """Returns the rows of all ranks in order, [ranks * B, ...]: this rank's with their gradient, others' without."""
     rank, size = rank_and_size()
     if size == 1:
         return own
@@ -57,9 +58,9 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def share_norms(model: nn.Module) -> nn.Module:
-    """`model` with the statistics of its batch norms taken over all ranks; parameters and their names stay.
+    """Makes the batch norms of `model` take their statistics over all ranks; parameters and their names stay.
 
-    On a GPU by torch's own `SyncBatchNorm`, which a CPU lacks. Alone, a process keeps its norms.
+    On a GPU torch's `SyncBatchNorm` does this, which a CPU lacks. A single process keeps its norms.
     """
     if rank_and_size()[1] == 1:
         return model
@@ -69,16 +70,16 @@ def share_norms(model: nn.Module) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                setattr(parent, name, SharedNorm.of(child))
+                setattr(parent, name, SharedNorm.from_norm(child))
     return model
 
 
 class SharedNorm(nn.modules.batchnorm._BatchNorm):
-    """A batch norm of [B, C] or [B, C, H, W] whose mean and variance are those of all ranks' rows together."""
+    """A batch norm of [B, C] or [B, C, H, W] with mean and variance over the rows of all ranks."""
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> SharedNorm:
-        """A norm with the parameters and buffers of another."""
+    def from_norm(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> SharedNorm:
+        """Returns a norm with the parameters and buffers of another."""
         shared = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         shared._parameters, shared._buffers = norm._parameters, norm._buffers
         return shared
@@ -98,13 +99,13 @@ class SharedNorm(nn.modules.batchnorm._BatchNorm):
         mean = _over_ranks(values.sum(axes)) / count
         centred = values - mean.view(shape)
         variance = _over_ranks(centred.square().sum(axes)) / count
-        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        self._update_statistics(mean.detach(), variance.detach() * count / (count - 1))
         scale = torch.rsqrt(variance + self.eps) * self.weight
         return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        """Moves the running statistics, with the variance of the population, as torch's norms do."""
+    def _update_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        """Updates the running statistics, with the population's variance, as torch's norms do."""
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         assert self.momentum is not None
         self.num_batches_tracked.add_(1)

@@ -14,18 +14,16 @@ from tqdm import tqdm
 
 from dive_fast.distributed import check_launcher, first_rank_first, leading, process_group, rank_and_size
 from dive_fast.reid.data.batches import batches
-from dive_fast.reid.data.dataset import ImageSet, Table, check_samples, fingerprint, load_images, take
+from dive_fast.reid.data.dataset import ImageSet, Table, check_samples, fingerprint, load_images
 from dive_fast.reid.data.sampler import PairSampler
 from dive_fast.reid.training import checkpoint
 from dive_fast.reid.training.checkpoint import Progress
-from dive_fast.reid.training.config import ReidConfig, learning_rate, share_at
-from dive_fast.reid.training.learner import Learner
+from dive_fast.reid.training.config import ReidConfig, learning_rate, synthetic_fraction
 from dive_fast.reid.training.parallel import my_rows
+from dive_fast.reid.training.train_state import TrainState
 from dive_fast.reid.training.validation import Validation, check_validation, held_out, split
 from dive_fast.tensorboard import TensorBoardLog, require_tensorboard
 from dive_fast.types import InputError, Sample, to_dict
-
-__all__ = ["ReidConfig", "fit", "train_reid"]
 
 
 def train_reid(
@@ -42,15 +40,15 @@ def train_reid(
 ) -> Path:
     """Trains on `train` and returns `out`, which then holds `model.safetensors`, `reid.json` and `log.jsonl`.
 
-    With people held out for validation (`config.validation`), or other people's samples in `val`, also the weights that
-    were best on them, `best.safetensors`. With `cache`, a folder, the decoded images lie there (`load_images`). With
-    `tensorboard` the log is also written for it, to `out/tensorboard`.
+    With identities held out for validation (`config.validation`), or samples of others in `val`, `out` also holds the best
+    weights, `best.safetensors`. `cache` is a folder for the decoded images (`load_images`). `tensorboard` also writes the
+    log to `out/tensorboard`.
 
-    A run that was stopped goes on from its last save (every `save_every` steps) to the result that it would have had;
-    a finished one is returned as it is. On one machine equal seeds give equal weights. Under `torchrun` or `accelerate
-    launch --multi_gpu` the processes share each batch's people and learn what one would, to rounding.
+    A stopped run resumes from its last save (every `save_every` steps) and ends with the same result; a finished one is
+    returned unchanged. On one machine equal seeds give equal weights. Under `torchrun` or `accelerate launch --multi_gpu`
+    the processes share each batch's identities and take the steps of one process, to rounding.
     Raises `InputError` for bad samples (see `load_images`, `PairSampler`, `check_validation`) or an `out` of another run,
-    and `DiveError` when loss or gradient is no longer finite.
+    and `DiveError` for a loss or gradient that is not finite.
     """
     out = Path(out)
     check_launcher({"fp32": "no"}.get(config.precision, config.precision), "--precision")
@@ -61,7 +59,7 @@ def train_reid(
         check_samples(val, "validation images")
         check_validation(train, val)
         if config.validation.people:
-            raise InputError("validation: give samples for it or a number of people to hold out, not both")
+            raise InputError("validation: give --val or --validation-people, not both")
     run = {"config": to_dict(config), "data": fingerprint(train)}
     if val is not None:
         run["val_data"] = fingerprint(val)
@@ -71,18 +69,16 @@ def train_reid(
     if config.validation.people:
         rows, val_rows = split(train, held_out(train, config.validation))
         train, val, chosen = [train[row] for row in rows], [train[row] for row in val_rows], _held_out_by(config)
-    table = Table.of(train)
-    pair_sampler(table, config, table.synthetic.numpy())  # says what is wrong with the people before hours of decoding
+    table = Table.from_samples(train)
+    pair_sampler(table, config, table.synthetic.numpy())  # raises for bad identities before hours of decoding
     with process_group(device):
         size = config.model.height, config.model.width
         bars = ("train images", "validation images") if progress and leading() else (None, None)
-        with first_rank_first() if cache is not None else nullcontext():  # which makes the files
+        with first_rank_first() if cache is not None else nullcontext():  # the first rank writes the cache
             images = load_images(train, *size, progress=bars[0], cache=cache)
             val_images = None if val is None else load_images(val, *size, progress=bars[1], cache=cache)
-        return fit(
-            images, config, out, run=run, val=val_images, chosen=chosen, device=device, progress=progress,
-            save_every=save_every, tensorboard=tensorboard,
-        )  # fmt: skip
+        options: dict[str, Any] = {"device": device, "progress": progress, "save_every": save_every}
+        return fit(images, config, out, run=run, val=val_images, chosen=chosen, tensorboard=tensorboard, **options)
 
 
 def fit(
@@ -100,94 +96,80 @@ def fit(
     added: Sequence[str] | None = None,
     tensorboard: bool = False,
 ) -> Path:
-    """`train_reid` on images that are in memory already; `run` is what a resumed run must share.
+    """Trains as `train_reid` does, on decoded images; `run` is what a resumed run must share.
 
-    `added` names the identities whom `config.synthetic_share` is for; by default those that have a synthetic image.
-    Without `val`, people are held out of `images` if the config says so; `chosen` says in the record how `val` came about.
+    `config.synthetic_share` counts the identities `added`, by default those with a synthetic image. Without `val`, the
+    config may hold identities of `images` out; the record says how `val` was `chosen`.
     """
     with process_group(device):
+        leads = leading()
         if val is None and config.validation.people:
             rows, val_rows = split(images.samples, held_out(images.samples, config.validation))
-            images, val, chosen = take(images, rows), take(images, val_rows), _held_out_by(config)
+            images, val, chosen = images.take(rows), images.take(val_rows), _held_out_by(config)
         counted = images.synthetic.numpy()
         if added is not None:
             counted = np.isin(np.array(images.pids)[images.labels.numpy()], list(added))
         sampler = pair_sampler(images, config, counted)
-        if sampler.dropped and progress and leading():
+        if sampler.dropped and progress and leads:
             names = ", ".join(sampler.dropped[:10])
             print(f"left out {len(sampler.dropped)} identities that lack a modality: {names} ...")
-        validation = None if val is None else Validation.of(val, config.validation, sampler.steps_per_epoch, chosen)
-        learner = Learner(config, len(images.pids), device)
+        per_epoch = sampler.steps_per_epoch
+        validation = None if val is None else Validation.from_images(val, config.validation, per_epoch, chosen)
+        state = TrainState(config, len(images.pids), device)
+        saved, done = checkpoint.resume(out, run)
+        if saved is not None:
+            state.restore(saved)
+        total = _total(sampler, config)
+        scalars = TensorBoardLog(out / "tensorboard", done.step + 1) if tensorboard and leads else None
+        state.model.train()
+        steps = range(done.step, total)
+        bar = tqdm(steps, initial=done.step, total=total, desc="reid", unit="step", disable=not (progress and leads))
         with _repeatable(device):
-            _run(learner, images, sampler, validation, out, run, progress, save_every, on_step, tensorboard)
+            for step, batch in zip(bar, batches(images, sampler, steps, config), strict=True):
+                scale = learning_rate(step, total, config, per_epoch)
+                row = {"step": step + 1, "lr": config.lr * scale, **state.step(batch, scale, step + 1)}
+                done.step = step + 1
+                done.rows.append(row)
+                if leads and validation is not None and validation.due(step + 1, total):
+                    row |= _validate(validation, state, done)
+                if scalars is not None:
+                    scalars.add(step + 1, **{name: value for name, value in row.items() if name != "step"})
+                if on_step is not None:
+                    on_step()
+                bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.2f}")
+                if leads and (step + 1) % save_every == 0 and step + 1 < total:
+                    checkpoint.save(out, state.state(), done, run)
+        metadata = {
+            "pids": list(images.pids),
+            "images": len(images),
+            "infrared": int(images.infrared.sum()),
+            "synthetic": int(images.synthetic.sum()),
+            "dropped": list(sampler.dropped),
+        }
+        if validation is not None:
+            metadata["validation"] = validation.metadata()
+        with first_rank_first():  # so every rank finds the result
+            if leads:
+                checkpoint.finish(out, state.model, done, run, metadata)
     return out
 
 
-def _run(
-    learner: Learner,
-    images: ImageSet,
-    sampler: PairSampler,
-    validation: Validation | None,
-    out: Path,
-    run: dict[str, Any],
-    progress: bool,
-    save_every: int,
-    on_step: Callable[[], None] | None,
-    tensorboard: bool,
-) -> None:
-    """The steps from the last save to the end; the first rank alone writes and validates."""
-    config, leads = learner.config, leading()
-    state, done = checkpoint.resume(out, run)
-    if state is not None:
-        learner.restore(state)
-    total = _total(sampler, config)
-    scalars = TensorBoardLog(out / "tensorboard", done.step + 1) if tensorboard and leads else None
-    learner.model.train()
-    steps = range(done.step, total)
-    bar = tqdm(steps, initial=done.step, total=total, desc="reid", unit="step", disable=not (progress and leads))
-    for step, batch in zip(bar, batches(images, sampler, steps, config), strict=True):
-        scale = learning_rate(step, total, config, sampler.steps_per_epoch)
-        row = {"step": step + 1, "lr": config.lr * scale, **learner.step(batch, scale, step + 1)}
-        done.step = step + 1
-        done.rows.append(row)
-        if leads and validation is not None and validation.due(step + 1, total):
-            row |= _validate(validation, learner, done)
-        if scalars is not None:
-            scalars.add(step + 1, **{name: value for name, value in row.items() if name != "step"})
-        if on_step is not None:
-            on_step()
-        bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.2f}")
-        if leads and (step + 1) % save_every == 0 and step + 1 < total:
-            checkpoint.save(out, learner.state(), done, run)
-    facts = {
-        "pids": list(images.pids),
-        "images": len(images),
-        "infrared": int(images.infrared.sum()),
-        "synthetic": int(images.synthetic.sum()),
-        "dropped": list(sampler.dropped),
-    }
-    if validation is not None:
-        facts["validation"] = validation.facts()
-    with first_rank_first():  # so that every rank finds the result
-        if leads:
-            checkpoint.finish(out, learner.model, done, run, facts)
-
-
-def _validate(validation: Validation, learner: Learner, done: Progress) -> dict[str, float]:
-    """Scores the weights and keeps them if they are the best so far; of equals, the first."""
-    scores = validation.score(learner.model, done.step)
+def _validate(validation: Validation, state: TrainState, done: Progress) -> dict[str, float]:
+    """Scores the weights and keeps them if they are the best so far; of equal ones, the first."""
+    scores = validation.score(state.model, done.step)
     if done.best is None or scores["val_map"] > done.best["val_map"]:
         done.best = {"step": done.step, **scores}
-        done.best_weights = checkpoint.weights_of(learner.model)
+        done.best_weights = checkpoint.weights_of(state.model)
     return scores
 
 
-def pair_sampler(table: Table | ImageSet, config: ReidConfig, counted: NDArray[np.bool_]) -> PairSampler:
-    """The sampler of a training, following the schedule of the share if there is one; `counted` marks synthetic images."""
+def pair_sampler(table: Table, config: ReidConfig, counted: NDArray[np.bool_]) -> PairSampler:
+    """Returns the sampler of a training, with the schedule of the synthetic fraction; `counted` marks synthetic images."""
     my_rows(0, config.identities)
     if config.missing == "visible" and rank_and_size()[1] > 1:
-        raise InputError("missing='visible' can leave a process without infrared images, and its stem's norms without "
-                         "partners; with several processes choose 'drop' or 'refuse'")  # fmt: skip
+        raise InputError(
+            "--missing visible needs one process: others could lack infrared images for their norms; choose drop or refuse"
+        )
     sampler = PairSampler(
         table.labels.numpy(),
         table.infrared.numpy(),
@@ -202,7 +184,7 @@ def pair_sampler(table: Table | ImageSet, config: ReidConfig, counted: NDArray[n
     points = config.synthetic_schedule
     if points is not None:
         total = _total(sampler, config)
-        sampler.follow(lambda step: share_at(step, total, points), total)
+        sampler.follow(lambda step: synthetic_fraction(step, total, points), total)
     return sampler
 
 
@@ -215,7 +197,7 @@ def _held_out_by(config: ReidConfig) -> str:
 
 
 def _repeatable(device: str) -> AbstractContextManager[None]:
-    """On a GPU: convolutions whose sums come in the same order every time, for the time of the block."""
+    """On a GPU, makes convolutions sum in the same order every time within the block."""
     if device == "cpu":
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)

@@ -1,4 +1,4 @@
-"""Choosing the best weights of a run on people who are in neither training nor test."""
+"""Validation: the best weights of a run are chosen on identities that are in neither training nor test."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dive_fast.reid.data.dataset import ImageSet, take
-from dive_fast.reid.evaluation.evaluate import score
-from dive_fast.reid.evaluation.protocols import Protocol
+from dive_fast.reid.data.dataset import ImageSet
+from dive_fast.reid.evaluation.evaluate import embed
+from dive_fast.reid.evaluation.protocols import Protocol, Trial
+from dive_fast.reid.evaluation.task import Labels, RetrievalTask
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.config import ValidationConfig
 from dive_fast.types import DiveError, InputError, Sample
@@ -18,52 +19,50 @@ PROTOCOL = Protocol()  # the whole gallery at once: nothing is drawn, so scores 
 
 
 def held_out(samples: Sequence[Sample], config: ValidationConfig) -> tuple[str, ...]:
-    """The `config.people` identities, sorted, that training leaves out, by a draw that `config.split` seeds.
+    """Returns the `config.people` identities, sorted, that training leaves out, drawn by the seed `config.split`.
 
-    Only people with real images of both modalities come into question, as scores are of real images. Each has a number
-    of its own in the draw, so that two training sets which share people choose the same ones of them, more or less.
-    Raises `InputError` when there are too few.
+    Only identities with real images of both modalities are drawn. The draw ranks each identity on its own, so training sets
+    that share identities leave out mostly the same ones. Raises `InputError` for too few identities.
     """
     real = {kind: {s.pid for s in samples if s.source == "real" and s.modality == kind} for kind in ("rgb", "ir")}
     both = real["rgb"] & real["ir"]
     if len(both) < config.people:
         raise InputError(
-            f"validation is to hold out {config.people} people, and {len(both)} have real images of both modalities; hold "
-            "out fewer"
+            f"--validation-people {config.people} exceeds the {len(both)} identities with real images of both modalities"
         )
     drawn = sorted(both, key=lambda pid: hashlib.sha256(f"{config.split}:{pid}".encode()).digest())
     return tuple(sorted(drawn[: config.people]))
 
 
 def split(samples: Sequence[Sample], people: Collection[str]) -> tuple[list[int], list[int]]:
-    """Rows of `samples` to train on, and rows to validate on: the real images of `people`, whose others nobody gets."""
+    """Returns the rows to train on and to validate on: the real images of `people`; their synthetic ones are unused."""
     names = set(people)
     train = [row for row, s in enumerate(samples) if s.pid not in names]
     return train, [row for row, s in enumerate(samples) if s.pid in names and s.source == "real"]
 
 
 def check_validation(train: Sequence[Sample], val: Sequence[Sample]) -> None:
-    """Refuses a validation set that would choose wrongly: people of the training, synthetic images, one modality only."""
+    """Raises `InputError` for validation identities that are in training, synthetic images, and a missing modality."""
     shared = sorted({s.pid for s in train} & {s.pid for s in val})
     if shared:
         raise InputError(
-            f"validation: {len(shared)} people are in training too ({', '.join(shared[:5])}); leave them out there"
+            f"validation: {len(shared)} identities are in training too ({', '.join(shared[:5])}); leave them out"
         )
-    made = next((s for s in val if s.source != "real"), None)
-    if made:
-        raise InputError(f"validation: {made.path} is a synthetic image; choose on real ones only")
+    synthetic = next((s for s in val if s.source != "real"), None)
+    if synthetic:
+        raise InputError(f"validation: {synthetic.path} is a synthetic image; give real ones only")
     kinds = {s.modality for s in val}
     if kinds != {"rgb", "ir"}:
         raise InputError(f"validation needs visible and infrared images, got only {', '.join(sorted(kinds)) or 'none'}")
 
 
 def refuse_test_people(val: Sequence[Sample], test: Collection[str]) -> None:
-    """Raises `InputError` when validation holds people of a test list: what is chosen on them cannot be tested on them."""
+    """Raises `InputError` for validation identities of a test list: weights chosen on them cannot be tested on them."""
     tested = sorted({s.pid for s in val} & set(test))
     if tested:
         raise InputError(
-            f"validation: {len(tested)} people are of the test list ({', '.join(tested[:5])}); weights chosen on them "
-            "could not be tested on them: give the val split, or --validation-people"
+            f"validation: {len(tested)} identities are in the test list ({', '.join(tested[:5])}); give the val split, or "
+            "--validation-people"
         )
 
 
@@ -77,43 +76,42 @@ class Validation:
     chosen: str
 
     @classmethod
-    def of(cls, images: ImageSet, config: ValidationConfig, per_epoch: int, chosen: str) -> Validation:
-        """Infrared queries and visible gallery of `images`; `per_epoch` steps are an epoch."""
-        every = config.every_steps or per_epoch * (config.every_epochs or 1)
-        infrared = images.infrared.tolist()
-        query, gallery = (
-            take(images, [row for row, flag in enumerate(infrared) if flag is kind]) for kind in (True, False)
-        )
-        return cls(query, gallery, every, chosen)
+    def from_images(cls, images: ImageSet, config: ValidationConfig, per_epoch: int, chosen: str) -> Validation:
+        """Searches the visible images with the infrared ones; `per_epoch` steps are an epoch."""
+        query, gallery = (images.take(kind.nonzero()[:, 0].tolist()) for kind in (images.infrared, ~images.infrared))
+        return cls(query, gallery, config.every_steps or per_epoch * (config.every_epochs or 1), chosen)
 
     def due(self, done: int, total: int) -> bool:
-        """Whether weights are scored after `done` steps of `total`: at regular times, and at the end."""
+        """Returns whether to score the weights after `done` steps of `total`: at regular steps, and at the end."""
         return done % self.every == 0 or done == total
 
     def score(self, model: ReidModel, step: int) -> dict[str, float]:
-        """mAP, rank-1 and mINP in percent after `step` steps; the model is left in training mode.
+        """Returns mAP, rank-1 and mINP in percent after `step` steps; the model stays in training mode.
 
-        Raises `DiveError` naming the step when features cannot be scored: they are not finite, or nobody can be found.
+        Raises `DiveError` naming the step for features that are not finite or find nobody.
         """
+        labels = Labels.from_samples(self.query.samples, self.gallery.samples)
+        task = RetrievalTask(labels, [Trial()], PROTOCOL, "validation")
         model.eval()
-        rows = [range(len(self.gallery))]
         try:
-            result = score(model, self.query, self.gallery, rows, PROTOCOL, checkpoint="", dataset="validation")
+            result = task.result(
+                task.score_features(embed(model, self.query), embed(model, self.gallery)), checkpoint=""
+            )
         except InputError as error:
-            raise DiveError(f"validation after step {step}: {error}; features that are not finite need a lower lr, or clip, "
-                            "or pretrained weights") from error  # fmt: skip
+            raise DiveError(
+                f"validation after step {step}: {error}; lower lr, set clip, or use pretrained weights"
+            ) from error
         finally:
             model.train()
         return {"val_map": result.map, "val_rank1": result.rank1, "val_minp": result.minp}
 
-    def facts(self) -> dict[str, Any]:
-        """What the run's record says of it."""
-        people = sorted(set(self.query.pids) | set(self.gallery.pids))
+    def metadata(self) -> dict[str, Any]:
+        """Returns what the run's record holds of the validation."""
         return {
-            "people": people,
+            "people": sorted(set(self.query.pids) | set(self.gallery.pids)),
             "query": len(self.query),
             "gallery": len(self.gallery),
             "every": self.every,
             "chosen": self.chosen,
-            "protocol": PROTOCOL.facts(),
+            "protocol": PROTOCOL.metadata(),
         }

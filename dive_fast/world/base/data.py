@@ -12,10 +12,11 @@ import numpy as np
 
 from dive_fast.io import atomic_path
 from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH, random_grey_camera, random_rgb_camera
-from dive_fast.world.persons import Person, Shot, caption, sample_person, sample_shot
+from dive_fast.world.captions import caption
+from dive_fast.world.pedestrians import Pedestrian, Shot, sample_pedestrian, sample_shot
 from dive_fast.world.render import render
 
-# Keeps base identities apart from every world's: a world seeds its persons with a hash, never with this word.
+# Separates base identities from those of every world, which are seeded with a hash.
 _NAMESPACE = 0xBA5E
 _CODE_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -29,35 +30,35 @@ class BaseImages:
 
 
 def _random_code(rng: np.random.Generator) -> str:
-    """A meaningless camera word, so that the text encoder has met such words before the LoRA gives them a meaning."""
+    """A meaningless camera word, to which a LoRA can later give a meaning."""
     return "".join(_CODE_LETTERS[i] for i in rng.integers(0, len(_CODE_LETTERS), 4))
 
 
-def _person(seed: int, index: int) -> tuple[np.random.Generator, Person]:
-    """Who is in image `index`, and the generator of the rest of it."""
+def _person(seed: int, index: int) -> tuple[np.random.Generator, Pedestrian]:
+    """The identity in image `index`, and the generator of the rest of the image."""
     rng = np.random.default_rng([_NAMESPACE, seed, index])
-    return rng, sample_person(rng)
+    return rng, sample_pedestrian(rng)
 
 
-def base_people(seed: int, count: int) -> list[Person]:
-    """Who is in the images of `render_base_images`, in order."""
+def base_identities(seed: int, count: int) -> list[Pedestrian]:
+    """Returns the identities in the images of `render_base_images`, in order."""
     return [_person(seed, index)[1] for index in range(count)]
 
 
-def _grey_caption(person: Person, camera_words: str, shot: Shot, drop: float, rng: np.random.Generator) -> str:
-    """As `caption`, with a last phrase like "dim grey indoor" that is never left out: a model is not to guess it."""
+def _grey_caption(person: Pedestrian, camera_words: str, shot: Shot, drop: float, rng: np.random.Generator) -> str:
+    """As `caption`, with a last phrase like "dim grey indoor" that is never left out."""
     text = caption(person, "", shot, drop=drop, rng=rng)
     scene = "indoor" if rng.random() < 0.5 else "outdoor"
     return " , ".join([*(phrase for phrase in text.split(" , ") if phrase), f"{camera_words} grey {scene}"])
 
 
-def _one(seed: int, index: int, grey_share: float, noise_share: float) -> tuple[np.ndarray, str]:
+def _one(seed: int, index: int, grey_fraction: float, noise_fraction: float) -> tuple[np.ndarray, str]:
     rng, person = _person(seed, index)
     shot = sample_shot(rng)
-    grey = rng.random() < grey_share
+    grey = rng.random() < grey_fraction
     camera = random_grey_camera(rng) if grey else random_rgb_camera(rng)
-    image = render(person, camera, shot, noise=bool(rng.random() < noise_share))
-    # Half the captions are complete; the rest leave phrases out, as captions of real photos do.
+    image = render(person, camera, shot, noise=bool(rng.random() < noise_fraction))
+    # Half of the captions leave phrases out, as captions of real photos do.
     drop = 0.0 if rng.random() < 0.5 else 0.3
     if grey:
         text = _grey_caption(person, camera.words, shot, drop, rng)
@@ -69,8 +70,8 @@ def _one(seed: int, index: int, grey_share: float, noise_share: float) -> tuple[
 
 
 def _chunk(task: tuple[int, int, int, float, float]) -> tuple[int, np.ndarray, list[str]]:
-    seed, start, stop, grey_share, noise_share = task
-    pairs = [_one(seed, i, grey_share, noise_share) for i in range(start, stop)]
+    seed, start, stop, grey_fraction, noise_fraction = task
+    pairs = [_one(seed, i, grey_fraction, noise_fraction) for i in range(start, stop)]
     return start, np.stack([image for image, _ in pairs]), [text for _, text in pairs]
 
 
@@ -78,16 +79,16 @@ def render_base_images(
     seed: int,
     count: int,
     *,
-    grey_share: float,
-    noise_share: float,
+    grey_fraction: float,
+    noise_fraction: float,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
     chunk: int = 250,
 ) -> BaseImages:
-    """Renders `count` images; image i depends on (seed, i) and the two shares only, never on `workers`."""
+    """Renders `count` images; image i depends on (seed, i) and the two fractions only."""
     images = np.empty((count, IMAGE_HEIGHT, IMAGE_WIDTH, 3), dtype=np.uint8)
     captions: list[str] = [""] * count
-    tasks = [(seed, i, min(i + chunk, count), grey_share, noise_share) for i in range(0, count, chunk)]
+    tasks = [(seed, i, min(i + chunk, count), grey_fraction, noise_fraction) for i in range(0, count, chunk)]
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         for start, block, texts in pool.map(_chunk, tasks):
             images[start : start + len(block)] = block
@@ -97,25 +98,16 @@ def render_base_images(
     return BaseImages(images, captions)
 
 
-def cached_images(path: Path, seed: int, count: int, *, grey_share: float, noise_share: float) -> BaseImages:
-    """`render_base_images` with a progress bar, kept in `path`, so that a rerun reads them."""
+def cached_images(path: Path, seed: int, count: int, *, grey_fraction: float, noise_fraction: float) -> BaseImages:
+    """Returns `render_base_images`, rendered once with a progress bar and stored in `path`."""
     from tqdm import tqdm
 
     if not path.exists():
         with tqdm(total=count, desc="render", unit="image") as bar:
-            rendered = render_base_images(
-                seed, count, grey_share=grey_share, noise_share=noise_share, progress=bar.update
+            made = render_base_images(
+                seed, count, grey_fraction=grey_fraction, noise_fraction=noise_fraction, progress=bar.update
             )
-        save_images(path, rendered)
-    return load_images(path)
-
-
-def save_images(path: Path, data: BaseImages) -> None:
-    """Caches rendered images beside a training run, so that a resumed run starts at once."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, images=data.images, captions=np.array(data.captions))
-
-
-def load_images(path: Path) -> BaseImages:
+        with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, images=made.images, captions=np.array(made.captions))
     with np.load(path, allow_pickle=False) as data:
         return BaseImages(data["images"], [str(text) for text in data["captions"]])

@@ -1,52 +1,35 @@
-"""The pocket base model: Stable Diffusion 1.5's classes and scheduler, small enough for a laptop to sample.
+"""The pocket base model: Stable Diffusion 1.5's classes and scheduler at a size that a laptop can sample.
 
-Latents are 16 x 8 with 16 channels: as many numbers a photo as a factor-4 autoencoder with 4 channels would keep,
-at a quarter of the positions, so one UNet row costs 0.6 GFLOP.
+Latents are 16 x 8 with 16 channels: as many numbers as 4 channels at twice the resolution, with a quarter of the positions;
+one UNet row takes 0.6 GFLOP.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dive_fast.world.base.config import BaseShape
 from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH
-from dive_fast.world.persons import caption_words
+from dive_fast.world.captions import caption_words
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-# Words of the personalise templates; with these in the vocabulary a prompt is a dozen tokens, not fifty.
+# Words of the personalization templates; in the vocabulary they shorten a prompt from fifty tokens to a dozen.
 TEMPLATE_WORDS = (
     "an the one this image picture snapshot frame shot view photograph still capture cropped full body surveillance "
     "camera cam street pedestrian walking standing seen by from in on at with of to taken recorded"
 )
 
 
-@dataclass(frozen=True)
-class BaseShape:
-    """Sizes of the three networks. The defaults are the shipped model's."""
-
-    latent_channels: int = 16
-    vae_channels: tuple[int, ...] = (16, 32, 64, 96)
-    unet_channels: tuple[int, ...] = (96, 128, 144)
-    text_width: int = 128
-    text_layers: int = 2
-    heads: int = 4
-    tokens: int = 77  # of a prompt, as CLIP
-
-    @property
-    def factor(self) -> int:
-        return 2 ** (len(self.vae_channels) - 1)
-
-
 def build_tokenizer(folder: Path, shape: BaseShape) -> CLIPTokenizer:
     """Trains a CLIP-style byte-level BPE on the closed vocabulary of captions and saves it to `folder`.
 
-    Every caption word becomes one token; anything else (camera codes) falls apart into characters.
+    Every caption word becomes one token; other words (camera codes) become characters.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -68,15 +51,20 @@ def build_tokenizer(folder: Path, shape: BaseShape) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     tokenizer = CLIPTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"),
-        bos_token=BOS, eos_token=EOS, unk_token=EOS, pad_token=EOS, model_max_length=shape.tokens,
-    )  # fmt: skip
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=EOS,
+        pad_token=EOS,
+        model_max_length=shape.tokens,
+    )
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
 def new_vae(shape: BaseShape) -> AutoencoderKL:
-    """Autoencoder from [B, 3, H, W] in -1..1 to latents [B, latent_channels, H / factor, W / factor]."""
+    """Returns an untrained autoencoder, [B, 3, H, W] in -1..1 to latents [B, latent_channels, H / factor, W / factor]."""
     from diffusers import AutoencoderKL
 
     levels = len(shape.vae_channels)
@@ -95,7 +83,7 @@ def new_vae(shape: BaseShape) -> AutoencoderKL:
 
 
 def new_text_encoder(shape: BaseShape, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """CLIP's text transformer: token ids [P, tokens] to embeddings [P, tokens, text_width]."""
+    """Returns CLIP's text transformer, untrained, from token ids [P, tokens] to embeddings [P, tokens, text_width]."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
@@ -115,7 +103,7 @@ def new_text_encoder(shape: BaseShape, tokenizer: CLIPTokenizer) -> CLIPTextMode
 
 
 def new_unet(shape: BaseShape) -> UNet2DConditionModel:
-    """The denoiser; as in Stable Diffusion 1.5 its coarsest level has no attention."""
+    """Returns an untrained UNet; as in Stable Diffusion 1.5, its coarsest level has no attention."""
     from diffusers import UNet2DConditionModel
 
     levels = len(shape.unet_channels)
@@ -128,15 +116,14 @@ def new_unet(shape: BaseShape) -> UNet2DConditionModel:
         block_out_channels=shape.unet_channels,
         layers_per_block=1,
         cross_attention_dim=shape.text_width,
-        attention_head_dim=shape.heads,  # diffusers' name for the number of heads, kept for SD 1.5's sake
+        attention_head_dim=shape.heads,  # the number of heads, as in SD 1.5's config
         norm_num_groups=16,
     )
 
 
-# Stable Diffusion 1.5's scheduler with two changes that 16 x 8 latents need. Its end (there 0.012) would leave the picture's
-# mean colour readable at the last timestep, and sampling would take it from the noise instead of the prompt (arXiv
-# 2305.08891). Closer to pure noise a predicted epsilon no longer tells the picture: its error there is multiplied
-# by a hundred, so the UNet predicts v (arXiv 2202.00512), as Stable Diffusion 2 does.
+# Stable Diffusion 1.5's scheduler with two changes for 16 x 8 latents. A beta_end of 0.012 would leave the mean colour
+# readable at the last timestep, and sampling would take it from the noise (arXiv 2305.08891). Nearer to pure noise, the
+# error of a predicted epsilon is multiplied by a hundred, so the UNet predicts v (arXiv 2202.00512).
 SCHEDULER_CONFIG: dict[str, object] = {
     "beta_start": 0.00085,
     "beta_end": 0.02,

@@ -1,8 +1,7 @@
-"""A start for the pocket autoencoder: its encoder begins as the principal components of 8 x 8 patches.
+"""The pocket autoencoder's encoder: the principal components of 8 x 8 patches.
 
-From random weights an autoencoder of this size spends thousands of steps agreeing with itself on a code, hue last
-(colour was still missing after 600 steps: docs/log.md). Principal components are a good code at step 0, so training
-starts with a decoder that learns to read it.
+From random weights, encoder and decoder need thousands of steps to agree on a code, and learn hue last (docs/log.md).
+Principal components are a good code at step 0, and only the decoder trains.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
-_CONSTANT = 30.0  # of the channels that pin the last norm's variance, in units of the components' deviation
-_POSTERIOR_STD = 0.05  # noise on the latents while training, so that the decoder forgives small errors
+_CONSTANT = 30.0  # of the channels that fix the last norm's variance, in units of the components' std
+_POSTERIOR_STD = 0.05  # noise on the latents in training, which makes the decoder robust to small errors
 
 
 def start_from_components(vae: AutoencoderKL, images: np.ndarray) -> None:
-    """Sets `vae` in place from `images` uint8 [N, H, W, 3]: residual branches silent, encoder linear.
+    """Sets `vae` in place from `images` uint8 [N, H, W, 3]: residual branches output zero, the encoder is linear.
 
-    The encoder's down-sampling convolutions become nested principal component projections (2 x 2 blocks, again and
-    again), and the last norm + SiLU passes values through, as silu(x) - silu(-x) = x. Components are scaled to the
-    square root of their deviation: half-way to whitening, so that diffusion neither ignores detail nor drowns in it.
+    Each down-sampling convolution projects 2 x 2 blocks on their principal components; the last norm and SiLU pass values
+    through, as silu(x) - silu(-x) = x. Components are scaled to the square root of their std, half-way to whitening, as a
+    balance of detail and layout for diffusion.
     """
     import torch
 
@@ -35,9 +34,10 @@ def start_from_components(vae: AutoencoderKL, images: np.ndarray) -> None:
                 module.conv2.bias.zero_()
         encoder: Any = vae.encoder
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-        width = _copy_in(encoder.conv_in, x.shape[1])
+        width = x.shape[1]
+        _keep(encoder.conv_in, width)
         for level, block in enumerate(encoder.down_blocks):
-            if level > 0 and block.resnets[0].conv_shortcut is not None:  # without one the input passes as it is
+            if level > 0 and block.resnets[0].conv_shortcut is not None:
                 _keep(block.resnets[0].conv_shortcut, width)
             if block.downsamplers is None:
                 break
@@ -46,12 +46,12 @@ def start_from_components(vae: AutoencoderKL, images: np.ndarray) -> None:
             basis, _ = _components(blocks, min(conv.out_channels, blocks.shape[1]))
             _project(conv, basis, width)
             x, width = torch.einsum("oi,nihw->nohw", basis, blocks), basis.shape[0]
-        basis, deviation = _components(x, vae.config.latent_channels)
-        _last_projection(encoder, basis / deviation[:, None], width)
-        _read_out(encoder, vae.quant_conv, deviation)
-        # Diffusion ends in zero-mean noise; off-centre latents would spend its first steps on a constant.
+        basis, std = _components(x, vae.config.latent_channels)
+        _last_projection(encoder, basis / std[:, None], width)
+        _read_out(encoder, vae.quant_conv, std)
+        # Diffusion starts from zero-mean noise: centre the latents.
         mean = vae.encode(torch.from_numpy(images[:256]).permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean
-        _bias(vae.quant_conv)[: len(deviation)] -= mean.mean(dim=(0, 2, 3))
+        _bias(vae.quant_conv)[: len(std)] -= mean.mean(dim=(0, 2, 3))
 
 
 def _space_to_depth(x: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ def _space_to_depth(x: torch.Tensor) -> torch.Tensor:
 
 
 def _components(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Principal directions [count, C] of the channels of `x` about zero, and their deviations [count]."""
+    """Returns the principal directions [count, C] of the channels of `x` about zero, and their stds [count]."""
     import torch
 
     rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).double()
@@ -73,30 +73,22 @@ def _components(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor
 
 def _bias(conv: torch.nn.Conv2d) -> torch.Tensor:
     if conv.bias is None:
-        raise ValueError("an autoencoder's convolutions have biases; this one does not")
+        raise ValueError("the convolutions of the autoencoder need biases")
     return conv.bias
 
 
-def _copy_in(conv: torch.nn.Conv2d, channels: int) -> int:
-    conv.weight.mul_(0.1)
-    conv.weight[:channels] = 0
-    _bias(conv).zero_()
-    for i in range(channels):
-        conv.weight[i, i, 1, 1] = 1
-    return channels
-
-
 def _keep(conv: torch.nn.Conv2d, channels: int) -> None:
-    """Lets the first `channels` through unchanged; further outputs start small."""
+    """Makes the first `channels` an identity; further outputs start small."""
     conv.weight.mul_(0.1)
     conv.weight[:channels] = 0
     _bias(conv).zero_()
+    centre = conv.kernel_size[0] // 2
     for i in range(channels):
-        conv.weight[i, i] = 1
+        conv.weight[i, i, centre, centre] = 1
 
 
 def _project(conv: torch.nn.Conv2d, basis: torch.Tensor, channels: int) -> None:
-    """A stride-2 convolution (padded right and below) that applies `basis` [K, 4 channels] to 2 x 2 blocks."""
+    """Makes a stride-2 convolution (padded right and below) apply `basis` [K, 4 channels] to 2 x 2 blocks."""
     conv.weight.mul_(0.1)
     _bias(conv).zero_()
     conv.weight[: len(basis)] = 0
@@ -106,10 +98,10 @@ def _project(conv: torch.nn.Conv2d, basis: torch.Tensor, channels: int) -> None:
 
 
 def _last_projection(encoder: Any, basis: torch.Tensor, channels: int) -> None:
-    """Writes unit-deviation components as +x and -x pairs, spread over the groups of the last norm.
+    """Outputs components of unit std as pairs +x and -x, distributed over the groups of the last norm.
 
-    The remaining channels of each group are large constants of both signs, so that the group's mean is zero and its
-    variance nearly the same for every image: the norm then divides by a constant.
+    The other channels of each group are large constants of both signs: the group's mean is zero and its variance nearly
+    constant, so the norm divides by a constant.
     """
     conv, norm = encoder.down_blocks[-1].resnets[0].conv_shortcut, encoder.conv_norm_out
     conv.weight.zero_()
@@ -134,23 +126,23 @@ def _layout(encoder: Any, components: int) -> list[tuple[int, int, int]]:
     return [(c // per_group, c, (c // per_group) * size + 2 * (c % per_group)) for c in range(components)]
 
 
-def _read_out(encoder: Any, quant_conv: torch.nn.Conv2d, deviation: torch.Tensor) -> None:
-    """Undoes the norm's division and scales each component to the square root of its (relative) deviation."""
+def _read_out(encoder: Any, quant_conv: torch.nn.Conv2d, std: torch.Tensor) -> None:
+    """Undoes the norm's division and scales each component to the square root of its relative std."""
     import torch
 
     norm, conv = encoder.conv_norm_out, encoder.conv_out
-    count = len(deviation)
-    scales = (deviation / deviation.mean()).sqrt()
+    count = len(std)
+    scales = (std / std.mean()).sqrt()
     size = norm.num_channels // norm.num_groups
     conv.weight.zero_()
     _bias(conv).zero_()
     layout = _layout(encoder, count)
     for group, component, at in layout:
         used = 2 * len([1 for g, _, _ in layout if g == group])
-        # variance of a group: the constants' plus one per used channel (components have unit deviation)
-        spread = (((size - used) * _CONSTANT**2 + used) / size) ** 0.5
-        conv.weight[component, at, 1, 1] = scales[component] * spread
-        conv.weight[component, at + 1, 1, 1] = -scales[component] * spread
+        # variance of a group: the constants' plus one per used channel (components have unit std)
+        group_std = (((size - used) * _CONSTANT**2 + used) / size) ** 0.5
+        conv.weight[component, at, 1, 1] = scales[component] * group_std
+        conv.weight[component, at + 1, 1, 1] = -scales[component] * group_std
     conv.bias[count:] = 2 * float(np.log(_POSTERIOR_STD))
     quant_conv.weight.copy_(torch.eye(2 * count).view(2 * count, 2 * count, 1, 1))
     _bias(quant_conv).zero_()

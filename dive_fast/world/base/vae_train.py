@@ -1,19 +1,24 @@
-"""First stage of the pocket base: its decoder, on RGB and on infrared-like grey images (see vae_start for the encoder)."""
+"""First phase of the pocket base: the decoder, on RGB and grey images (see vae_start for the encoder)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dive_fast.io import atomic_path
-from dive_fast.train.loop import Stage, batch_indices, run_stage
-from dive_fast.train.parallel import my_rows
-from dive_fast.world.base.model import BaseShape, new_vae
+from dive_fast.train.loop import Loss
+from dive_fast.train.photos import to_pixels, to_signal
+from dive_fast.world.base.config import BaseShape, VaeConfig
+from dive_fast.world.base.fit import fit
+from dive_fast.world.base.model import new_vae
+from dive_fast.world.base.report import save_grid
 from dive_fast.world.base.vae_start import start_from_components
+from dive_fast.world.cameras import SYSU_CAMERAS, WorldCamera, random_grey_camera, random_rgb_camera
+from dive_fast.world.pedestrians import sample_pedestrian, sample_shot
+from dive_fast.world.render import render
 
 if TYPE_CHECKING:
     import torch
@@ -22,28 +27,8 @@ if TYPE_CHECKING:
 _START_IMAGES = 1500
 
 
-@dataclass(frozen=True)
-class VaeConfig:
-    """Training of the autoencoder; `chroma` weighs colour differences, which a plain loss learns last."""
-
-    steps: int = 6000
-    batch: int = 32
-    lr: float = 1.5e-3
-    warmup: int = 100
-    chroma: float = 1.0
-    seed: int = 0
-    save_every: int = 200
-
-
-def to_signal(images: np.ndarray) -> torch.Tensor:
-    """uint8 [B, H, W, 3] to contiguous float32 [B, 3, H, W] in -1..1."""
-    import torch
-
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
-
-
 def start_vae(images: np.ndarray, shape: BaseShape, seed: int, path: Path) -> AutoencoderKL:
-    """The untrained autoencoder whose encoder is final, kept in `path` so that every later stage has the same one."""
+    """Returns the autoencoder with its final encoder and an untrained decoder, stored in `path` for later phases."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -61,7 +46,7 @@ def start_vae(images: np.ndarray, shape: BaseShape, seed: int, path: Path) -> Au
 
 
 def encode_latents(vae: AutoencoderKL, images: np.ndarray, batch: int = 32) -> torch.Tensor:
-    """Unscaled posterior means, float32 [N, C, h, w], of uint8 images."""
+    """Returns unscaled posterior means, float32 [N, C, h, w], of uint8 images."""
     import torch
 
     with torch.inference_mode():
@@ -72,7 +57,7 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray, batch: int = 32) -> t
 def _loss(
     vae: AutoencoderKL, x: torch.Tensor, noise: torch.Tensor, config: VaeConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reconstruction loss (absolute + squared, with extra weight on colour) and the PSNR in dB."""
+    """Returns the reconstruction loss (absolute + squared, with extra weight on colour) and the PSNR in dB."""
     import torch
 
     with torch.no_grad():
@@ -88,63 +73,42 @@ def _loss(
 def train_decoder(
     vae: AutoencoderKL, images: np.ndarray, shape: BaseShape, config: VaeConfig, work: Path, device: str = "cpu"
 ) -> None:
-    """Trains decoder and post-quantisation of `vae` in place on `images` uint8 [N, H, W, 3]; resumes from `work`.
-
-    `vae` comes and goes on the CPU.
-    """
+    """Trains decoder and post-quantisation of `vae`, on the CPU, in place on images uint8 [N, H, W, 3]."""
     import torch
 
     vae.requires_grad_(False).to(device)
-    parameters = [
-        *vae.decoder.requires_grad_(True).parameters(),
-        *vae.post_quant_conv.requires_grad_(True).parameters(),
-    ]
     latent = (config.batch, shape.latent_channels, images.shape[1] // shape.factor, images.shape[2] // shape.factor)
 
-    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        mine = my_rows(config.batch)
-        x = to_signal(images[batch_indices(len(images), config.batch, step, config.seed)[mine]])
-        noise = torch.randn(latent, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + step))
-        loss, decibels = _loss(vae, x.to(device), noise[mine].to(device), config)
+    def loss_on(rows: np.ndarray, mine: slice, generator: torch.Generator) -> Loss:
+        noise = torch.randn(latent, generator=generator)
+        loss, decibels = _loss(vae, to_signal(images[rows[mine]]).to(device), noise[mine].to(device), config)
         return loss, {"psnr": decibels}
 
-    stage = Stage(
-        "decoder", work, config.steps, config.lr, config.warmup, config.save_every, betas=(0.9, 0.98), average=0.998
-    )
-    run_stage(stage, [{"params": parameters, "weight_decay": 0.0}], loss_at)
-    vae.eval().requires_grad_(False).cpu()
+    networks = [vae.decoder, vae.post_quant_conv]
+    fit("decoder", networks, len(images), loss_on, config, work, device, betas=(0.9, 0.98), average=0.998)
+    vae.eval().cpu()
 
 
 def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch: int = 16) -> np.ndarray:
-    """uint8 images through encoder and decoder and back to uint8, same shape."""
+    """Encodes and decodes uint8 images; returns uint8 of the same shape."""
     import torch
 
-    parts = []
     with torch.inference_mode():
-        for i in range(0, len(images), batch):
-            x = to_signal(images[i : i + batch])
-            y = vae.decode(vae.encode(x).latent_dist.mean).sample
-            parts.append(((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-    return np.concatenate(parts)
+        blocks = [to_signal(images[i : i + batch]) for i in range(0, len(images), batch)]
+        return np.concatenate([to_pixels(vae.decode(vae.encode(x).latent_dist.mean).sample) for x in blocks])
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 arrays of one shape."""
+    """Returns the peak signal-to-noise ratio in dB of two uint8 arrays of one shape."""
     mse = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return float(10 * np.log10(255.0**2 / mse))
 
 
-def judge(vae: AutoencoderKL, sheet: Path, count: int = 96) -> dict[str, float]:
-    """PSNR in dB on unseen photos without sensor noise (RGB, grey and, though never trained on, true infrared).
+def evaluate_vae(vae: AutoencoderKL, sheet: Path, count: int = 96) -> dict[str, float]:
+    """Returns the PSNR in dB on unseen photos without noise: RGB, grey and infrared, on which it was never trained.
 
     Writes a sheet of originals above reconstructions.
     """
-    from PIL import Image
-
-    from dive_fast.world.cameras import SYSU_CAMERAS, WorldCamera, random_grey_camera, random_rgb_camera
-    from dive_fast.world.persons import sample_person, sample_shot
-    from dive_fast.world.render import render
-
     cameras: dict[str, Callable[[np.random.Generator, int], WorldCamera]] = {
         "rgb": lambda rng, _: random_rgb_camera(rng),
         "grey": lambda rng, _: random_grey_camera(rng),
@@ -153,12 +117,10 @@ def judge(vae: AutoencoderKL, sheet: Path, count: int = 96) -> dict[str, float]:
     report, rows = {}, []
     for kind, camera in cameras.items():
         rng = np.random.default_rng([0x7E57, len(kind)])
-        photos = [render(sample_person(rng), camera(rng, i), sample_shot(rng), noise=False) for i in range(count)]
+        photos = [render(sample_pedestrian(rng), camera(rng, i), sample_shot(rng), noise=False) for i in range(count)]
         images = np.stack(photos)
-        again = reconstruct(vae, images)
-        report[f"psnr_{kind}"] = round(psnr(images, again), 2)
-        rows += [np.concatenate(images[:12], axis=1), np.concatenate(again[:12], axis=1)]
-    picture = Image.fromarray(np.concatenate(rows))
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(sheet)
+        decoded = reconstruct(vae, images)
+        report[f"psnr_{kind}"] = round(psnr(images, decoded), 2)
+        rows += [images[:12], decoded[:12]]
+    save_grid(rows, sheet)
     return report

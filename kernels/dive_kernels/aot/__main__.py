@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dive_kernels.aot import budgets, nvcc, triton_kernels
 from dive_kernels.aot.build import compile_jobs, finish, processors, triton_jobs
-from dive_kernels.aot.chips import ARCHITECTURES
+from dive_kernels.chips import ARCHITECTURES
 from dive_kernels.package import Kernel, Package, read
 
 TRITON = "Triton kernels"

@@ -1,7 +1,7 @@
 """What is compiled: example launches of every op at the sizes of Stable Diffusion 1.5, made by the ops' own plans.
 
-Tensors are on the device "meta", so that nothing is computed. Sizes that a kernel takes at run time (rows, tokens) need
-one example; what is a constant of the kernel (head dim, keys, channels) needs one each.
+Tensors are on the device "meta", so nothing is computed. Sizes that a kernel takes at run time (rows, tokens) need one
+example; each value of a kernel's constants (head dim, keys, channels) needs its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dive_kernels.aot.job import Job
 from dive_kernels.launch import Launch
+from dive_kernels.sources import source_hash
 
 HEADS = 8
 HEAD_DIMS = (40, 80, 160)
@@ -24,13 +26,34 @@ FLOATS = {"fp32": torch.float32, **HALVES}
 
 @dataclass(frozen=True)
 class Example:
-    """One use of an op: the launches that do it. `ptx` keeps the PTX too, for TensorRT's plugins."""
+    """The launches of one use of an op. `ptx` keeps the PTX too, for TensorRT's plugins."""
 
     op: str
     dtype: str
     launches: list[Launch]
     key: dict[str, int] = field(default_factory=dict)
     ptx: bool = False
+
+    def jobs(self, architecture: int) -> Iterator[Job]:
+        """Yields the compilation of each launch."""
+        key = "".join(f"-{name.replace('_', '')}{value}" for name, value in self.key.items())
+        for launch in self.launches:
+            function = launch.kernel.partition(":")[2].removesuffix("_kernel")
+            part = "" if function == self.op else f"-{function}"
+            yield Job(
+                name=f"{self.op}{part}{key}-{self.dtype}-sm{architecture}",
+                op=self.op,
+                dtype=self.dtype,
+                key=self.key,
+                architecture=architecture,
+                kernel=launch.kernel,
+                arguments=tuple(launch.signature.items()),
+                constants=launch.constants,
+                warps=launch.warps,
+                stages=launch.stages,
+                source_sha256=source_hash(launch.kernel),
+                keep_ptx=self.ptx,
+            )
 
 
 def meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -77,6 +100,7 @@ def attention(capability: int) -> Iterator[Example]:
 
 def groupnorm_silu(capability: int) -> Iterator[Example]:
     """Every norm of the UNet and of the VAE's decoder: around a resnet's first convolution, and a transformer's."""
+    from dive_kernels.groupnorm_silu.arguments import Arguments
     from dive_kernels.groupnorm_silu.plan import plan
 
     plain = [(channels, 0, False, silu) for channels in (320, 640, 1280) for silu in (True, False)]
@@ -88,9 +112,8 @@ def groupnorm_silu(capability: int) -> Iterator[Example]:
             x, skip = _image(own, dtype), _image(others, dtype) if others else None
             weight = meta(own + others, dtype=dtype)
             shift = meta(36, own, dtype=dtype) if shifted else None
-            launches, _ = plan(x, weight, weight, 32, 1e-5, skip, shift, silu)
-            key = {"channels": own + others, "skip": others, "shift": int(shifted), "silu": int(silu)}
-            yield Example("groupnorm_silu", name, launches, key)
+            given = Arguments(x, weight, weight, 32, 1e-5, skip, shift, silu)
+            yield Example("groupnorm_silu", name, plan(given)[0], given.key)
 
 
 def geglu(capability: int) -> Iterator[Example]:

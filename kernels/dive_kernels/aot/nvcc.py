@@ -1,4 +1,4 @@
-"""CUDA C++ kernels -> cubins and resource figures, by nvcc. Needs neither torch nor Triton, so any build can do it."""
+"""Compiles CUDA C++ kernels to cubins and resource figures by nvcc. Needs neither torch nor Triton."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 from dive_kernels.aot.resources import resources
 from dive_kernels.cuda_kernels import CUDA_KERNELS, OPTIONS, CudaKernel
-from dive_kernels.package import Binary, Kernel, binary, write_atomically
+from dive_kernels.package import Binary, Compilation, Kernel, binary, write_atomically
 from dive_kernels.sources import source_file, source_hash
 
 WHAT = "CUDA C++ kernels"
 
 
 def find() -> str | None:
-    """nvcc on PATH, or of the toolkit that CUDA_HOME names."""
+    """Returns nvcc on PATH or in CUDA_HOME."""
     return shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(os.environ.get("CUDA_HOME", "")) / "bin"))
 
 
 def compile_all(nvcc: str, architectures: Sequence[int], out: Path) -> tuple[list[Kernel], list[tuple[str, str]]]:
-    """Every CUDA C++ kernel for what this nvcc knows; and what it does not, with the reason."""
+    """Compiles every CUDA C++ kernel; returns the kernels, and the architectures that this nvcc does not know."""
     version, known = _version(nvcc), _known(nvcc)
     sources = sorted({source_file(kernel.kernel) for kernel in CUDA_KERNELS})
     kernels: list[Kernel] = []
@@ -52,24 +52,21 @@ def _compile(
     out: Path,
     ptx: Binary | None,
 ) -> list[Kernel]:
-    """One cubin with all functions of a file."""
+    """Compiles all functions of a file to one cubin."""
     options = ["-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v"]
-    cubin, said = _run(nvcc, source, options, out, f"{source.stem}-sm_{architecture}.cubin")
-    reports = dict(re.findall(r"entry function '(\w+)'(.*?)(?=Compiling|\Z)", said, re.DOTALL))
-    return [
-        replace(_kernel(function, reports[function.function], version, architecture, cubin), ptx=ptx)
-        for function in functions
-    ]
+    cubin, log = _run(nvcc, source, options, out, f"{source.stem}-sm_{architecture}.cubin")
+    reports = dict(re.findall(r"entry function '(\w+)'(.*?)(?=Compiling|\Z)", log, re.DOTALL))
+    return [_kernel(function, reports[function.function], version, architecture, cubin, ptx) for function in functions]
 
 
 def _ptx(nvcc: str, source: Path, architecture: int, out: Path) -> Binary:
-    """The same as PTX, which a driver can assemble for chips that are newer than any cubin."""
+    """Compiles a file to PTX, which a driver can assemble for chips that are newer than any cubin."""
     options = ["-ptx", f"-arch=compute_{architecture}"]
     return _run(nvcc, source, options, out, f"{source.stem}-compute_{architecture}.ptx")[0]
 
 
 def _run(nvcc: str, source: Path, options: Sequence[str], out: Path, name: str) -> tuple[Binary, str]:
-    """One file in the folder, and what the compiler said."""
+    """Writes one file into the folder; returns it and the compiler's messages."""
     temporary = out.resolve() / f".{name}.{os.getpid()}"  # the compiler runs in the source's folder
     command = [nvcc, *options, *OPTIONS, "-o", str(temporary), source.name]
     result = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, check=False)
@@ -81,45 +78,45 @@ def _run(nvcc: str, source: Path, options: Sequence[str], out: Path, name: str) 
     return binary(name, content), result.stderr
 
 
-def _kernel(function: CudaKernel, report: str, version: str, architecture: int, cubin: Binary) -> Kernel:
+def _kernel(
+    function: CudaKernel, report: str, version: str, architecture: int, cubin: Binary, ptx: Binary | None
+) -> Kernel:
     registers, spills = resources(report)
-    hashed = source_hash(function.kernel)
     compiler = f"nvcc {version} {' '.join(OPTIONS)}"
     layout = "".join(f"-{name}{value}" for name, value in function.key.items())
-    return Kernel(
+    source = Compilation(
+        **asdict(function),
         name=f"{function.op}{layout}-{function.dtype}-sm{architecture}",
-        op=function.op,
-        dtype=function.dtype,
-        key=function.key,
         architecture=architecture,
-        target=f"sm_{architecture}",
-        kernel=function.kernel,
-        function=function.function,
-        arguments=function.arguments,
         constants={},
-        warps=function.warps,
-        stages=function.stages,
+        source_sha256=source_hash(function.kernel),
+    )
+    hashed = json.dumps([source.kernel, architecture, source.source_sha256, compiler])
+    return Kernel.from_compilation(
+        source,
+        target=f"sm_{architecture}",
+        function=function.function,
         shared_bytes=0,
         registers=registers,
         spill_bytes=spills,
         null_pointers=0,
-        source_sha256=hashed,
         compiler=compiler,
         ptx_version="",
-        build=hashlib.sha256(json.dumps([function.kernel, architecture, hashed, compiler]).encode()).hexdigest(),
+        build=hashlib.sha256(hashed.encode()).hexdigest(),
         cubin=cubin,
+        ptx=ptx,
     )
 
 
 def _version(nvcc: str) -> str:
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release [\d.]+, V([\d.]+)", said)
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release [\d.]+, V([\d.]+)", text)
     if found is None:
-        raise ValueError(f"{nvcc} --version names no release: {said.strip()[:200]!r}")
+        raise ValueError(f"{nvcc} --version names no release: {text.strip()[:200]!r}")
     return found[1]
 
 
 def _known(nvcc: str) -> set[int]:
-    """Architectures that this nvcc compiles for."""
-    said = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
-    return {int(number) for number in re.findall(r"sm_(\d+)\b", said)}
+    """Returns the architectures that this nvcc compiles for."""
+    text = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    return {int(number) for number in re.findall(r"sm_(\d+)\b", text)}

@@ -1,4 +1,4 @@
-"""Triton kernels -> cubin, PTX and resource figures. Needs no GPU; Triton brings its own assembler."""
+"""Compiles Triton kernels to cubins, PTX and resource figures. Needs no GPU: Triton brings its own assembler."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dive_kernels.aot.chips import PTX_VERSIONS, SHARED_LIMITS
 from dive_kernels.aot.job import Job
 from dive_kernels.aot.resources import resources
+from dive_kernels.chips import PTX_VERSIONS, shared_limit
 from dive_kernels.package import Kernel, binary, write_atomically
 from dive_kernels.sources import source_hash
 
 ALIGNED = [["tt.divisibility", 16]]  # what `Launch.misaligned` checks before a start
 ENTRY = re.compile(r"\.entry\s+\w+\s*\(([^)]*)\)")
-# A path in a cubin would make it another file on each machine, and nobody steps through what is shipped.
+# Without line information: a path in a cubin would make it another file on each machine.
 ENVIRONMENT = {"TRITON_DISABLE_LINE_INFO": "1", "TRITON_DUMP_PTXAS_LOG": "1"}
 
 
 def missing() -> str | None:
-    """Why nothing can be compiled here, or None."""
+    """Returns why nothing can be compiled here, or None."""
     for package in ("torch", "triton"):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed; pip install 'dive-fast[torch,kernels]'"
@@ -36,50 +36,40 @@ def missing() -> str | None:
 
 
 def compiler(architecture: int) -> str:
-    """What compiles, with the options that change the result."""
+    """Returns the compiler, with the options that change the result."""
     triton = importlib.import_module("triton")
     return f"triton {triton.__version__}, ptx {PTX_VERSIONS[architecture]}, fp fusion, no line info"
 
 
 def compile_job(job: Job, out: Path) -> Kernel:
-    """Compiles and writes the files of one kernel; `ValueError` where the result cannot run on its architecture."""
-    with tempfile.TemporaryDirectory() as cache:  # nothing of an earlier compilation, whose log is gone
+    """Compiles one kernel and writes its files. Raises `ValueError` if the result cannot run on its architecture."""
+    with tempfile.TemporaryDirectory() as cache:  # a cached result would come without its log
         try:
             compiled, log = _compile(job, cache)
-        except Exception as error:  # noqa: BLE001 - Triton raises of its own, which other processes cannot unpickle
+        except Exception as error:  # noqa: BLE001 - other processes cannot unpickle Triton's own classes
             raise ValueError(f"Triton cannot compile it: {_brief(error)}") from None
     if source_hash(job.kernel) != job.source_sha256:
         raise ValueError("its source changed while it was compiled; compile again")
     meta, ptx, cubin = compiled.metadata, compiled.asm["ptx"], compiled.asm["cubin"]
-    limit = SHARED_LIMITS[job.architecture]
+    limit = shared_limit(job.architecture)
     if meta.shared > limit:
         raise ValueError(f"needs {meta.shared} bytes of shared memory, sm_{job.architecture} has {limit}")
     if meta.global_scratch_size or meta.profile_scratch_size:
-        raise ValueError("needs scratch memory in global memory, which the loader does not give")
+        raise ValueError("needs scratch memory in global memory, which the loader does not provide")
     registers, spills = resources(log)
     files = {"cubin": binary(f"{job.name}.cubin", cubin)}
     write_atomically(out / files["cubin"].name, cubin)
     if job.keep_ptx:
         files["ptx"] = binary(f"{job.name}.ptx", ptx.encode())
         write_atomically(out / files["ptx"].name, ptx.encode())
-    return Kernel(
-        name=job.name,
-        op=job.op,
-        dtype=job.dtype,
-        key=job.key,
-        architecture=job.architecture,
+    return Kernel.from_compilation(
+        job,
         target=_directive(ptx, "target").split(",")[0],
-        kernel=job.kernel,
         function=meta.name,
-        arguments=job.arguments,
-        constants=job.constants,
-        warps=job.warps,
-        stages=job.stages,
         shared_bytes=meta.shared,
         registers=registers,
         spill_bytes=spills,
         null_pointers=parameters(ptx) - len(job.arguments),
-        source_sha256=job.source_sha256,
         compiler=compiler(job.architecture),
         ptx_version=_directive(ptx, "version"),
         build=job.build(compiler(job.architecture)),
@@ -88,7 +78,7 @@ def compile_job(job: Job, out: Path) -> Kernel:
 
 
 def parameters(ptx: str) -> int:
-    """How many parameters the one kernel of a PTX text has."""
+    """Returns the number of parameters of the one kernel in a PTX text."""
     entry = ENTRY.search(ptx)
     if entry is None:
         raise ValueError("the PTX has no kernel")
@@ -96,7 +86,7 @@ def parameters(ptx: str) -> int:
 
 
 def _compile(job: Job, cache: str) -> tuple[Any, str]:
-    """What Triton compiled and what its assembler reported, which Triton prints."""
+    """Returns what Triton compiled, and its assembler's report, which Triton prints."""
     os.environ.update(ENVIRONMENT, TRITON_CACHE_DIR=cache)
     import triton
     from triton.backends.compiler import GPUTarget
@@ -128,7 +118,7 @@ def _compile(job: Job, cache: str) -> tuple[Any, str]:
 
 
 def _brief(error: BaseException) -> str:
-    """Where and what, of the error at the bottom: between the two Triton quotes the source."""
+    """Returns the first and last line of the error at the bottom; between them Triton quotes the source."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]

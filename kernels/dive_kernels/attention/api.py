@@ -1,4 +1,4 @@
-"""The one place that chooses an implementation of `attention`, and the torch operator around it."""
+"""Chooses an implementation of `attention` and wraps it as a torch operator."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dive_kernels.sdpa import IMPLS, choice, library, misfits, why_not_tiled
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, *, impl: str = "auto") -> Tensor:
-    """Query [R, T, C] attends to key and value [R, S, C], scaled by 1 / sqrt(C / heads): [R, T, C], contiguous.
+    """Returns attention of query [R, T, C] to key and value [R, S, C], scaled by 1 / sqrt(C / heads): [R, T, C], contiguous.
 
     All three may be slices of a fused projection [R, T, 3C]; none is copied. `auto` takes what `chosen` names. `fused`
-    is our kernel, `sdpa` torch's attention, and `cudnn`, `flash` and `efficient` the same by that backend alone: each
-    runs or raises `ValueError` with every reason why it cannot. There are no gradients.
+    is our kernel, `sdpa` torch's attention; `cudnn`, `flash` and `efficient` fix its backend. Each runs or raises
+    `ValueError` with every reason against it. There are no gradients.
     """
     result: Tensor = torch.ops.dive.attention(query, key, value, heads, impl)
     return result
 
 
 def chosen(query: Tensor, key: Tensor, value: Tensor, heads: int) -> tuple[str, str]:
-    """The implementation that `auto` takes for these tensors, and why."""
+    """Returns the implementation that `auto` takes for these tensors, and why."""
     rows, tokens, channels = query.shape
     reasons = why_not_fused(query, key, value, heads)
     scores = rows * heads * tokens * key.shape[1]
@@ -32,7 +32,7 @@ def chosen(query: Tensor, key: Tensor, value: Tensor, heads: int) -> tuple[str, 
 
 
 def why_not_fused(query: Tensor, key: Tensor, value: Tensor, heads: int) -> list[str]:
-    """Every reason why the kernel cannot take these tensors; empty if it can."""
+    """Returns every reason why the kernel cannot take these tensors; empty if it can."""
     tensors = {"query": query, "key": key, "value": value}
     return [*_misfits(query, key, value, heads), *why_not_here(tensors), *why_not_tiled(tensors, heads)]
 
@@ -60,7 +60,7 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, heads: int, impl: str) -> T
 
 
 def _misfits(query: Tensor, key: Tensor, value: Tensor, heads: int) -> list[str]:
-    """What no implementation can work with."""
+    """Returns what no implementation can take."""
     reasons = misfits({"query": query, "key": key, "value": value}, heads)
     if key.shape[:2] != value.shape[:2] or key.shape[:1] != query.shape[:1]:
         reasons.append(

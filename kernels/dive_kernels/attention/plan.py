@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from dive_kernels.launch import INTERPRETER, Launch
-from dive_kernels.sdpa import head_tiles
+from dive_kernels.sdpa import head_constants, head_tiles, strides
 
 
 def plan(query: Tensor, key: Tensor, value: Tensor, heads: int, capability: int) -> tuple[Launch, Tensor]:
-    """The launch on a chip of that compute capability, and the output [R, T, C] that it will have written."""
+    """Returns the launch on a chip of that compute capability, and the output [R, T, C] that it writes."""
     rows, tokens, channels = query.shape
     head_dim = channels // heads
-    head_1, head_2 = head_tiles(head_dim)
     query_block, key_block, warps, stages = shape(head_dim, query.dtype, capability)
     out = query.new_empty(query.shape)
     launch = Launch(
@@ -26,21 +25,10 @@ def plan(query: Tensor, key: Tensor, value: Tensor, heads: int, capability: int)
             "heads": heads,
             "tokens": tokens,
             "keys": key.shape[1],
-            "query_row_stride": query.stride(0),
-            "query_token_stride": query.stride(1),
-            "key_row_stride": key.stride(0),
-            "key_token_stride": key.stride(1),
-            "value_row_stride": value.stride(0),
-            "value_token_stride": value.stride(1),
+            **strides("row", query=query, key=key, value=value),
             "out_ptr": out,
         },
-        constants={
-            "HEAD_DIM": head_dim,
-            "HEAD_1": head_1,
-            "HEAD_2": head_2,
-            "QUERY_BLOCK": query_block,
-            "KEY_BLOCK": key_block,
-        },
+        constants={**head_constants(head_dim), "QUERY_BLOCK": query_block, "KEY_BLOCK": key_block},
         warps=warps,
         stages=stages,
     )
@@ -48,7 +36,7 @@ def plan(query: Tensor, key: Tensor, value: Tensor, heads: int, capability: int)
 
 
 def shape(head_dim: int, dtype: torch.dtype, capability: int) -> tuple[int, int, int, int]:
-    """Queries and keys of a tile, warps and pipeline stages.
+    """Returns queries and keys of a tile, warps and pipeline stages.
 
     Registers a thread of Triton 3.9 at head dims 40, 80, 160, no spills: sm_80 128, 168, 255; sm_86 and sm_89 128, 179,
     255; sm_90 126, 121, 188; sm_100 127, 128, 189; sm_120 128, 212, 254. Chosen by these and by occupancy, not by time.

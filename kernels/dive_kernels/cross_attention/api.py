@@ -1,4 +1,4 @@
-"""The one place that chooses an implementation of `cross_attention`, and the torch operator around it."""
+"""Chooses an implementation of `cross_attention` and wraps it as a torch operator."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def cross_attention(
     impl: str = "auto",
     validate: bool = True,
 ) -> Tensor:
-    """Row r of query [R, T, C] attends to key and value [P, L, C] of prompt `prompt_index[r]`: [R, T, C], contiguous.
+    """Returns attention of row r of query [R, T, C] to key and value [P, L, C] of prompt `prompt_index[r]`: [R, T, C].
 
-    Scaled by 1 / sqrt(C / heads). `key` and `value` may be views into a bank, as `kv_bank[:, 0, :, a:b]`; `prompt_index`
-    is int64. `auto` takes what `chosen` names. `fused` is our kernel, which reads the bank in place; `sdpa` is torch's
-    attention to a gathered copy, and `cudnn`, `flash` and `efficient` the same by that backend alone. Each runs or
-    raises `ValueError` with every reason why it cannot. There are no gradients.
+    Scores are scaled by 1 / sqrt(C / heads). `key` and `value` may be views into a bank, as `kv_bank[:, 0, :, a:b]`;
+    `prompt_index` is int64; the result is contiguous. `auto` takes what `chosen` names. `fused` is our kernel, which reads
+    the bank in place; `sdpa` is torch's attention to a gathered copy; `cudnn`, `flash` and `efficient` fix its backend.
+    Each runs or raises `ValueError` with every reason against it. There are no gradients.
 
-    `validate` raises `ValueError` for an index outside [0, P), which on CUDA waits for the device; it is not done while
-    a CUDA graph is captured. Whether or not, the kernel and the reference write NaN to such rows and read nothing
-    outside; the others raise torch's own error.
+    `validate` raises `ValueError` for an index outside [0, P). On CUDA that waits for the device, so it is skipped while a
+    CUDA graph is captured. Without it the kernel and the reference write NaN to such rows and read nothing outside; the
+    others raise torch's own error.
     """
     result: Tensor = torch.ops.dive.cross_attention(query, key, value, prompt_index, heads, impl, validate)
     return result
 
 
 def chosen(query: Tensor, key: Tensor, value: Tensor, prompt_index: Tensor, heads: int) -> tuple[str, str]:
-    """The implementation that `auto` takes for these tensors, and why."""
+    """Returns the implementation that `auto` takes for these tensors, and why."""
     rows, _, channels = query.shape
     reasons = why_not_fused(query, key, value, prompt_index, heads)
     key, value = (x[:1].expand(rows, -1, -1) for x in (key, value))  # shaped as the gathered ones
@@ -47,7 +47,7 @@ def chosen(query: Tensor, key: Tensor, value: Tensor, prompt_index: Tensor, head
 
 
 def why_not_fused(query: Tensor, key: Tensor, value: Tensor, prompt_index: Tensor, heads: int) -> list[str]:
-    """Every reason why the kernel cannot take these tensors; empty if it can."""
+    """Returns every reason why the kernel cannot take these tensors; empty if it can."""
     tensors = {"query": query, "key": key, "value": value}
     reasons = [
         *_misfits(query, key, value, prompt_index, heads),
@@ -94,7 +94,7 @@ def _fake(
 
 
 def _misfits(query: Tensor, key: Tensor, value: Tensor, prompt_index: Tensor, heads: int) -> list[str]:
-    """What no implementation can work with."""
+    """Returns what no implementation can take."""
     reasons = misfits({"query": query, "key": key, "value": value}, heads)
     if key.shape[:2] != value.shape[:2]:
         reasons.append(
@@ -115,7 +115,7 @@ def _misfits(query: Tensor, key: Tensor, value: Tensor, prompt_index: Tensor, he
 
 
 def _unknown(prompt_index: Tensor, prompts: int) -> list[str]:
-    """Indices that name no prompt."""
+    """Returns one reason if an index names no prompt."""
     unknown = (prompt_index < 0) | (prompt_index >= prompts)
     rows: list[int] = unknown.nonzero().flatten().tolist()
     if not rows:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dive_kernels.chips import shared_limit
 from dive_kernels.launch import INTERPRETER, Launch
-from dive_kernels.sdpa import head_tiles, tile
+from dive_kernels.sdpa import head_constants, head_tiles, strides, tile
 
 LARGEST_KEYS = 128
 PROGRAMS = 4096  # below this many programs, each has one tile of queries: a large GPU runs some 600 at once
@@ -16,12 +17,12 @@ LARGEST_STEPS = 8
 def plan(
     query: Tensor, key: Tensor, value: Tensor, prompt_index: Tensor, heads: int, capability: int
 ) -> tuple[Launch, Tensor]:
-    """The launch on a chip of that compute capability, and the output [R, T, C] that it will have written."""
+    """Returns the launch on a chip of that compute capability, and the output [R, T, C] that it writes."""
     rows, tokens, channels = query.shape
     prompts, keys, _ = key.shape
     head_dim = channels // heads
     block, warps, stages = shape(head_dim, query.dtype, capability)
-    (head_1, head_2), (keys_1, keys_2) = head_tiles(head_dim), key_tiles(keys)
+    keys_1, keys_2 = key_tiles(keys)
     tiles = -(-tokens // block)
     steps = max(1, min(LARGEST_STEPS, tiles, rows * heads * tiles // PROGRAMS))
     out = query.new_empty(query.shape)
@@ -38,22 +39,11 @@ def plan(
             "keys": keys,
             "prompts": prompts,
             "steps": steps,
-            "query_row_stride": query.stride(0),
-            "query_token_stride": query.stride(1),
-            "key_prompt_stride": key.stride(0),
-            "key_token_stride": key.stride(1),
-            "value_prompt_stride": value.stride(0),
-            "value_token_stride": value.stride(1),
+            **strides("row", query=query),
+            **strides("prompt", key=key, value=value),
             "out_ptr": out,
         },
-        constants={
-            "HEAD_DIM": head_dim,
-            "HEAD_1": head_1,
-            "HEAD_2": head_2,
-            "KEYS_1": keys_1,
-            "KEYS_2": keys_2,
-            "BLOCK": block,
-        },
+        constants={**head_constants(head_dim), "KEYS_1": keys_1, "KEYS_2": keys_2, "BLOCK": block},
         warps=warps,
         stages=stages,
     )
@@ -61,7 +51,7 @@ def plan(
 
 
 def shape(head_dim: int, dtype: torch.dtype, capability: int) -> tuple[int, int, int]:
-    """Queries of a tile, warps and pipeline stages.
+    """Returns queries of a tile, warps and pipeline stages.
 
     Registers a thread of Triton 3.9 and 3.6 at head dims 40, 80, 160 with 77 keys, no spills: sm_80 108 to 180, sm_86 and
     sm_89 130 to 185, sm_90 86 to 200, sm_100 95 to 168, sm_120 110 to 188. Chosen by these and shared memory, not by time.
@@ -76,12 +66,12 @@ def shape(head_dim: int, dtype: torch.dtype, capability: int) -> tuple[int, int,
 
 
 def key_tiles(keys: int) -> tuple[int, int]:
-    """Rows of the one or two tiles that hold every key; the second is 0 where one does. 77 are 64 + 16."""
+    """Returns the rows of the one or two tiles that hold every key; the second is 0 if one does. 77 are 64 + 16."""
     return (tile(keys), 0) if keys <= 64 else (64, tile(keys - 64))
 
 
 def why_not_in_shared_memory(head_dim: int, keys: int, dtype: torch.dtype, capability: int) -> list[str]:
-    """Whether all keys and values of a head fit a chip; in a half type they do everywhere.
+    """Returns one reason if the keys and values of a head do not fit a chip; in a half type they fit every chip.
 
     The bytes are an upper bound: keys, values, and what Triton needs to pass queries and probabilities between threads.
     """
@@ -93,8 +83,3 @@ def why_not_in_shared_memory(head_dim: int, keys: int, dtype: torch.dtype, capab
     needed = 4 * (2 * all_keys * (first + second) + block * (all_keys + first))
     limit = shared_limit(capability)
     return [f"needs {needed} bytes of shared memory a block, sm_{capability} has {limit}"] if needed > limit else []
-
-
-def shared_limit(capability: int) -> int:
-    """Bytes of shared memory that a block may have (CUDA C++ Programming Guide, technical specifications)."""
-    return (227 if 90 <= capability < 120 else 163 if capability in (80, 87) else 99) << 10

@@ -6,18 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dive_kernels.groupnorm_silu.arguments import Arguments
 
-def groupnorm_silu_eager(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    skip: Tensor | None,
-    shift: Tensor | None,
-    silu: bool,
-) -> Tensor:
-    """As the reference, but sums are rounded to the type of `x` in between, as a diffusers UNet has it."""
+
+def groupnorm_silu_eager(given: Arguments) -> Tensor:
+    """Computes the reference with sums rounded to the type of `x` in between, as a diffusers UNet does."""
+    x, weight, bias, groups, eps, skip, shift, silu = given
     if shift is not None:
         x = x + shift[:, :, None, None]
     if skip is not None:

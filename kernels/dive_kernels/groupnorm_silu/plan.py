@@ -1,4 +1,4 @@
-"""How the two fused kernels are called: x is read twice, the result written once, the concat never made."""
+"""How the two fused kernels are called: they read x twice, write the result once and never make the concat."""
 
 from __future__ import annotations
 
@@ -7,33 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dive_kernels.groupnorm_silu.arguments import Arguments
 from dive_kernels.launch import Launch
 
 MODULE = "dive_kernels.groupnorm_silu.fused"
 COLUMNS = 64  # of a tile: every channel count of Stable Diffusion is a multiple, and 64 halves are one cache line
 STATISTICS_TOKENS = 32  # of a tile; float32 mean and deviations of each element stay in registers
 APPLY_TOKENS = 64
-# Both are estimates, which no GPU has timed: tiles of a chunk, at least, so that its merge is the smaller part of it;
-# programs wanted for the statistics, a few waves of what 132 multiprocessors hold at a time.
-LEAST_TURNS = 4
-PROGRAMS = 4096
+# Estimates; no GPU has timed them.
+LEAST_TURNS = 4  # tiles of a chunk, at least: merging chunks costs less than reading them
+PROGRAMS = 4096  # of the statistics: a few waves of what 132 multiprocessors hold at a time
 PARTS = 256  # of a tile's statistics, over all its groups, merged at a time: two elements a thread
 
 
-def plan(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    skip: Tensor | None,
-    shift: Tensor | None,
-    silu: bool,
-) -> tuple[list[Launch], Tensor]:
-    """Statistics, then normalisation, to be run in this order; and the output [R, C1 + C2, h, w], channels_last."""
+def plan(given: Arguments) -> tuple[list[Launch], Tensor]:
+    """Returns the statistics' launch, then the normalisation's, and the output [R, C1 + C2, h, w], channels_last."""
+    x, weight, bias, groups, eps, skip, shift, silu = given
     rows, own, height, width = x.shape
-    others = 0 if skip is None else skip.shape[1]
-    channels, tokens = own + others, height * width
+    channels, others, tokens = given.key["channels"], given.key["skip"], height * width
     shape = tile_shape(channels, groups)
     tiles = -(-channels // shape["BLOCK_C"])
     chunk_tokens = tokens_of_chunk(rows * tiles, tokens)
@@ -75,7 +66,7 @@ def plan(
 
 
 def tile_shape(channels: int, groups: int) -> dict[str, int]:
-    """Columns of a tile, and how groups and tiles overlap at most (see fused.py)."""
+    """Returns the columns of a tile, and how groups and tiles overlap at most (see fused.py)."""
     block, group = min(COLUMNS, _power_of_two(channels)), channels // groups
     slots = max(((g + 1) * group - 1) // block - g * group // block + 1 for g in range(groups))
     last = channels - 1
@@ -84,7 +75,7 @@ def tile_shape(channels: int, groups: int) -> dict[str, int]:
 
 
 def tokens_of_chunk(columns: int, tokens: int) -> int:
-    """Tokens that one program of the statistics reads, where `columns` tiles over all rows can run side by side."""
+    """Returns the tokens that one program of the statistics reads, if `columns` tiles of all rows run side by side."""
     wanted = -(-PROGRAMS // max(columns, 1))
     turns = max(-(-tokens // (wanted * STATISTICS_TOKENS)), LEAST_TURNS)
     return turns * STATISTICS_TOKENS

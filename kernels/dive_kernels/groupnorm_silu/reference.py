@@ -5,22 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dive_kernels.groupnorm_silu.arguments import Arguments
 
-def groupnorm_silu_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    skip: Tensor | None = None,
-    shift: Tensor | None = None,
-    silu: bool = True,
-) -> Tensor:
-    """Group Normalization (Wu and He, 2018), then SiLU, of `x` [R, C1, h, w], in the type of `x`, channels_last.
 
-    `skip` [R, C2, h, w] follows `x` along the channels; `shift` [R or 1, C1] is added to every pixel of `x` before.
+def groupnorm_silu_reference(given: Arguments) -> Tensor:
+    """Returns Group Normalization (Wu and He, 2018), then SiLU: [R, C1 + C2, h, w] in the type of `x`, channels_last.
+
     The arithmetic is float32 for half types.
     """
+    x, weight, bias, groups, eps, skip, shift, silu = given
     compute = torch.promote_types(x.dtype, torch.float32)
     value = x.to(compute)
     if shift is not None:

@@ -11,17 +11,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 
-from dive_fast.io import read_json, write_json
+from dive_fast.io import read_json
 from dive_fast.reid.comparison import compare as comparing
 from dive_fast.reid.comparison import runs as running
 from dive_fast.reid.comparison.compare import compare
+from dive_fast.reid.comparison.records import PeopleTest, SeedTest, Significance
 from dive_fast.reid.comparison.table import as_text
-from dive_fast.reid.data.augment import AugmentConfig
-from dive_fast.reid.models.model import ModelConfig
+from dive_fast.reid.data.config import AugmentConfig
+from dive_fast.reid.evaluation.protocols import Protocol
+from dive_fast.reid.evaluation.results import ReidResult
+from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.training import train as training
-from dive_fast.reid.training.train import ReidConfig
-from dive_fast.types import InputError
+from dive_fast.reid.training.config import ReidConfig
+from dive_fast.types import InputError, Sample
 
 
 @pytest.fixture(scope="module")
@@ -104,28 +108,23 @@ def test_an_error_of_a_worker_is_the_error_of_the_comparison(arms, city, config,
 def test_a_result_of_other_data_is_not_taken_over(arms, city, config, tmp_path):
     run({"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,))
     for changed in ({"ours": arms["ours"][:-1]}, {"ours": arms["baseline"]}):
-        with pytest.raises(InputError, match="choose another out"):
+        with pytest.raises(InputError, match="result.json"):
             run(changed, city, config, tmp_path, seeds=(0,))
-    with pytest.raises(InputError, match="choose another out"):
+    with pytest.raises(InputError, match="result.json"):
         run({"ours": arms["ours"]}, city, replace(config, lr=1e-4), tmp_path, seeds=(0,))
 
 
 def fake(maps):
-    """`_comparison` on made-up results."""
-    from dive_fast.reid.evaluation.evaluate import ReidResult
-    from dive_fast.reid.evaluation.protocols import Protocol
-    from dive_fast.reid.training.train import ReidConfig
-    from dive_fast.types import Sample
+    """`_comparison` on made-up results of one query."""
 
     def result(value):
-        return ReidResult("x", Protocol().facts(), "sysu", "ir", 1, 1, 1, value, 0, 0, 0, value, 0, 0, 0, True, "")
+        return ReidResult("x", Protocol().metadata(), "sysu", "ir", 1, 1, 1, value, 0, 0, 0, value, 0, 0, 0, True, "")
 
-    def build(baseline="baseline", oracle="oracle"):
+    def build(baseline=("baseline",), oracle="oracle"):
         arms = {name: [Sample("a", "1", "cam3", modality="ir")] for name in maps}
         results = {name: [result(v) for v in values] for name, values in maps.items()}
-        return comparing._comparison(
-            arms, results, range(len(next(iter(maps.values())))), baseline, oracle, ReidConfig()
-        )
+        seeds, aps = range(len(next(iter(maps.values())))), {name: np.zeros(1) for name in maps}
+        return comparing._comparison(arms, results, seeds, baseline, oracle, ReidConfig(), (), aps, ["1"])
 
     return build
 
@@ -193,7 +192,7 @@ def test_refusals(arms, city, config, tmp_path):
         run({"ours": []}, city, config, tmp_path)
     with pytest.raises(InputError, match=r"\.\./ours"):
         run({"../ours": arms["ours"]}, city, config, tmp_path)
-    with pytest.raises(InputError, match="people of the test set"):
+    with pytest.raises(InputError, match="'ours'.*0101"):
         run({"ours": arms["ours"] + city["gallery"]}, city, config, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -247,8 +246,6 @@ def test_every_arm_is_tested_against_the_baseline(made):
 
 
 def test_the_table_says_what_was_found_and_what_was_not():
-    from dive_fast.reid.comparison.significance import PeopleTest, SeedTest, Significance
-
     def found(p_seeds, p_people, sign, verdict):
         seeds = SeedTest(3, sign, sign - 1, sign + 1, p_seeds, p_seeds)
         return Significance(seeds, PeopleTest(800, 40, sign, sign - 2, sign + 2, p_people, p_people, False), verdict)
@@ -274,45 +271,11 @@ def test_the_table_says_what_was_found_and_what_was_not():
     assert "must be 2.5 of its deviations" in text  # t(0.975, 2) / sqrt(3) = 4.303 / 1.732
 
 
-def test_results_of_the_first_version_are_known_again(arms, city, config, copied, monkeypatch):
-    """They lack younger settings, the protocol's direction and APs; the APs come from the checkpoint, without training."""
-    first, tmp_path = copied
-    for path in tmp_path.rglob("*.json"):
-        record = read_json(path, "")
-        for owner in (record, record.get("run", {})):
-            for name in ("precision", "clip", "validation", "exchange_view", "decay_all"):
-                owner.get("config", {}).pop(name, None)
-            for name in ("direction", "mode"):
-                owner.get("protocol", {}).pop(name, None)
-        for name in ("minp_deviation", "per_trial", "rerank", "source", "other_people"):
-            record.get("result", {}).pop(name, None)
-        write_json(path, record)
-    for path in tmp_path.rglob("queries.safetensors"):
-        path.unlink()
-    monkeypatch.setattr(running, "fit", None)
-    again = run(arms, city, config, tmp_path)
-    assert [arm.significance for arm in again.arms] == [arm.significance for arm in first.arms]
-    assert [arm.map for arm in again.arms] == [arm.map for arm in first.arms]
-    with pytest.raises(InputError, match="choose another out"):
-        run(arms, city, replace(config, clip=1.0), tmp_path)
-
-
-def test_an_old_result_without_weights_keeps_its_scores_untested(arms, city, config, copied, monkeypatch):
-    first, tmp_path = copied
-    for name in ("queries", "model"):
-        (tmp_path / "ours" / "seed-1" / f"{name}.safetensors").unlink()
-    monkeypatch.setattr(running, "fit", None)
-    again = run(arms, city, config, tmp_path)
-    assert [arm.map for arm in again.arms] == [arm.map for arm in first.arms]
-    assert again.arm("oracle").significance.people is None and again.arm("oracle").significance.verdict == "untested"
-    assert "Over people nothing was tested" in (tmp_path / "table.txt").read_text()
-
-
 def test_damaged_aps_are_named(arms, city, config, copied):
     _, tmp_path = copied
     path = tmp_path / "ours" / "seed-0" / "queries.safetensors"
     path.write_bytes(path.read_bytes()[:30])
-    with pytest.raises(InputError, match="queries.safetensors is damaged .* only the scoring is repeated"):
+    with pytest.raises(InputError, match="queries.safetensors"):
         run({"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,))
     shutil.copy(tmp_path / "ours" / "seed-0" / "model.safetensors", path)
     with pytest.raises(InputError, match=r"queries.safetensors"):
@@ -351,7 +314,7 @@ def test_people_whom_an_arm_cannot_train_on_are_said_before_any_training(arms, c
     with pytest.raises(InputError, match=r"arm 'baseline': 4 of 12 identities lack a modality \(no infrared: 0021"):
         run({"ours": arms["ours"], "baseline": arms["baseline"]}, city, strict, tmp_path)
     only = {"synthetic-only": pairs_of(city["external"])}
-    with pytest.raises(InputError, match="none of its 4 people has both visible and infrared"):
+    with pytest.raises(InputError, match="'synthetic-only'.* 4 identities"):
         run({**arms, **only}, city, config, tmp_path, apart=["synthetic-only"])
     few = {"synthetic-only": [s for s in pairs_of(city["external"] + city["external_ir"]) if s.pid != "0021"]}
     with pytest.raises(InputError, match="arm 'synthetic-only': a batch needs 4 identities, got 3"):
@@ -362,18 +325,12 @@ def test_people_whom_an_arm_cannot_train_on_are_said_before_any_training(arms, c
 
 
 def test_a_trial_with_people_of_its_own_is_refused(arms, city, config, tmp_path):
-    from dive_fast.reid.evaluation.protocols import Protocol
-
     with pytest.raises(InputError, match="dive-fast reid trials"):
         run(arms, city, config, tmp_path, protocol=Protocol("regdb"))
 
 
 def test_draws_of_sysu_are_averaged_for_each_query(arms, city, config, tmp_path):
-    from dive_fast.reid.evaluation.protocols import Protocol
-
     found = run({"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,), protocol=Protocol("sysu", trials=3))
-    from safetensors.numpy import load_file
-
     aps = load_file(tmp_path / "ours" / "seed-0" / "queries.safetensors")["ap"]
     assert aps.shape == (3, 24)
     assert 100 * aps.mean() == pytest.approx(found.arm("ours").map[0], abs=1e-4)

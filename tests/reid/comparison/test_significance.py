@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
+from dive_fast.reid.comparison.records import PeopleTest
 from dive_fast.reid.comparison.significance import (
-    PeopleTest,
     against,
     bootstrap_mean,
     flip_signs,
@@ -29,10 +29,10 @@ def test_t_test_of_three_seeds_by_hand():
     assert needed_deviations(3) == pytest.approx(quantile / 3**0.5)
 
 
-def test_t_test_without_any_spread():
+def test_t_test_without_variance():
     assert paired_t([0.0, 0.0]) == (1.0, 0.0, 0.0)
     assert paired_t([2.0, 2.0]) == (0.0, 2.0, 2.0)
-    with pytest.raises(InputError, match="at least two"):
+    with pytest.raises(InputError, match=r"\[1\]"):
         paired_t([1.0])
 
 
@@ -115,10 +115,8 @@ def test_nothing_is_claimed_where_nothing_was_tested():
     before, after, pids = people(30, 0.05)
     one = against("base", {"base": [40.0], "ours": [45.0]}, {"base": before, "ours": after}, pids)["ours"]
     assert one.seeds is None and one.people is not None and one.verdict == "untested"
-    unknown = against("base", {"base": [40.0, 41.0], "ours": [45.0, 46.1]}, None, pids)["ours"]
-    assert unknown.people is None and unknown.verdict == "untested"
     alone = against("base", {"base": [40.0, 41.0], "ours": [45.0, 46.1]}, {"base": before, "ours": after}, ["a"] * 120)
-    assert alone["ours"].people is None
+    assert alone["ours"].people is None and alone["ours"].verdict == "untested"
 
 
 def test_p_values_are_corrected_for_all_arms_and_queries_without_a_match_left_out():
@@ -133,5 +131,5 @@ def test_p_values_are_corrected_for_all_arms_and_queries_without_a_match_left_ou
         tests = [getattr(found[name], kind) for name in ("ours", "grey")]
         assert [t.p_holm for t in tests] == pytest.approx(holm([t.p for t in tests]))
     assert found["ours"].seeds.p_holm == 2 * found["ours"].seeds.p
-    with pytest.raises(InputError, match="same test half"):
+    with pytest.raises(InputError, match="48 APs for 47 queries"):
         against("base", maps, aps, pids[:-1])

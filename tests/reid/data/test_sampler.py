@@ -121,7 +121,7 @@ def test_the_share_follows_its_schedule():
 def test_a_schedule_that_asks_for_too_many_is_refused_before_any_step():
     labels, infrared = city(people=10)
     pairs = sampler(labels, infrared, identities=4, synthetic=(labels >= 8) & infrared)
-    with pytest.raises(InputError, match="asks for 3 synthetic identities a batch, there are 2"):
+    with pytest.raises(InputError, match="3 synthetic identities.* 2"):
         pairs.follow(lambda step: step / 40, 40)
 
 
@@ -131,7 +131,6 @@ def test_a_schedule_that_asks_for_too_many_is_refused_before_any_step():
         ({"identities": 7}, "needs 7 identities, got 6"),
         ({"identities": 1}, "at least 2"),
         ({"per_modality": 0}, "1 image"),
-        ({"missing": "guess"}, "guess"),
     ],
 )
 def test_bad_options(change, message):
@@ -142,7 +141,7 @@ def test_bad_options(change, message):
 def test_bad_labels():
     with pytest.raises(InputError, match="0 or more"):
         sampler([-1, 0], [True, False])
-    with pytest.raises(InputError, match=r"within 0\.\.2 for 3 identities, got 5; were data sets merged"):
+    with pytest.raises(InputError, match=r"0\.\.2 for 3 identities, got 5"):
         sampler(*city(people=6), names="abc")
     with pytest.raises(InputError, match="equally long"):
         sampler([0, 1], [True])

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from dive_fast.reid.evaluation.evaluate import Extracted
-from dive_fast.reid.evaluation.feature_files import KEYS, check_target, read_exchange, write_exchange
-from dive_fast.reid.evaluation.interop import aligned, score_exchanged
+from dive_fast.reid.evaluation.feature_files import KEYS, check_target, read_features, write_features
+from dive_fast.reid.evaluation.interop import aligned, score_feature_file
 from dive_fast.reid.evaluation.metrics import evaluate
-from dive_fast.reid.evaluation.protocols import Protocol, trial_galleries
+from dive_fast.reid.evaluation.protocols import Protocol, draw_trials
 from dive_fast.reid.evaluation.rerank import RerankConfig, rerank
 from dive_fast.types import InputError, Sample
 
@@ -28,8 +28,10 @@ def world(people=("0007", "0002", "0011"), each=3):
     def side(cameras, modality):
         return [
             Sample(root / f"cam{c}" / pid / f"{n:04d}.jpg", pid, f"cam{c}", modality=modality)
-            for c in cameras for pid in sorted(people) for n in range(1, each + 1)
-        ]  # fmt: skip
+            for c in cameras
+            for pid in sorted(people)
+            for n in range(1, each + 1)
+        ]
 
     query, gallery = side((3, 6), "ir"), side((1, 2, 4, 5), "rgb")
     rng = np.random.default_rng(0)
@@ -45,19 +47,19 @@ def plain(samples):
 @pytest.mark.parametrize("target", ["out.mat", "folder"])
 def test_what_is_written_is_read_back(tmp_path, target):
     query, gallery, features, root = world()
-    write_exchange(tmp_path / target, query, gallery, features, root, {"dataset": "toy"})
-    found = read_exchange(tmp_path / target)
-    for side, samples, values in ((found.query, query, features.query), (found.gallery, gallery, features.gallery)):
-        np.testing.assert_array_equal(side.features, values)
-        assert side.ids == tuple(s.pid for s in samples)
-        assert side.cams.tolist() == plain(samples)[1].tolist()
-        assert side.names == tuple(s.path.relative_to(root).as_posix() for s in samples)
-    np.testing.assert_allclose(found.distances, 1 - features.query @ features.gallery.T, atol=1e-6)
+    write_features(tmp_path / target, query, gallery, features, root, {"dataset": "toy"})
+    found = read_features(tmp_path / target)
+    for side, samples, values in (("query", query, features.query), ("gallery", gallery, features.gallery)):
+        np.testing.assert_array_equal(found.arrays[f"{side}_f"], values)
+        assert found.arrays[f"{side}_label"].tolist() == [s.pid for s in samples]
+        assert found.arrays[f"{side}_cam"].tolist() == plain(samples)[1].tolist()
+        assert found.arrays[f"{side}_name"].tolist() == [s.path.relative_to(root).as_posix() for s in samples]
+    np.testing.assert_allclose(found.arrays["distance"], 1 - features.query @ features.gallery.T, atol=1e-6)
 
 
 def test_mat_is_what_the_agw_family_reads(tmp_path):
     query, gallery, features, root = world()
-    write_exchange(tmp_path / "out.mat", query, gallery, features, root, {})
+    write_features(tmp_path / "out.mat", query, gallery, features, root, {})
     found = scipy_io.loadmat(tmp_path / "out.mat")
     assert found["query_f"].shape == (18, 8) and found["gallery_f"].dtype == np.float32
     for name, samples in (("query", query), ("gallery", gallery)):
@@ -68,30 +70,36 @@ def test_mat_is_what_the_agw_family_reads(tmp_path):
 
 def test_names_that_are_no_numbers_stay_texts(tmp_path):
     query, gallery, features, root = world(people=("a", "b c", "Person_10"))
-    write_exchange(tmp_path / "out.mat", query, gallery, features, root, {})
-    found = read_exchange(tmp_path / "out.mat")
-    assert found.query.ids == tuple(s.pid for s in query) and found.gallery.ids == tuple(s.pid for s in gallery)
+    write_features(tmp_path / "out.mat", query, gallery, features, root, {})
+    found = read_features(tmp_path / "out.mat")
+    labels = found.labels()
+    assert labels.query_ids.tolist() == [s.pid for s in query] and labels.gallery_ids.tolist() == [
+        s.pid for s in gallery
+    ]
     aligned(found, query, gallery, root)
 
 
 def test_folder_holds_plain_arrays_and_a_record(tmp_path):
     query, gallery, features, root = world(people=("a", "b c"))
-    write_exchange(tmp_path / "out", query, gallery, features, root, {"dataset": "toy"})
+    write_features(tmp_path / "out", query, gallery, features, root, {"dataset": "toy"})
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
         [*(f"{k}.npy" for k in KEYS), "exchange.json"]
     )
     names = np.load(tmp_path / "out" / "query_label.npy")
     assert names.dtype.kind == "U" and set(names) == {"a", "b c"}
-    assert read_exchange(tmp_path / "out").query.ids == tuple(s.pid for s in query)
 
 
 def agw_file(path, query, gallery, features, **changes):
     """What the AGW family's test code saves, as MATLAB's doubles; None leaves a field out."""
     (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
     content = {
-        "gallery_f": features.gallery, "gallery_label": gid.astype(float), "gallery_cam": gcam,
-        "query_f": features.query, "query_label": qid.astype(float), "query_cam": qcam,
-    }  # fmt: skip
+        "gallery_f": features.gallery,
+        "gallery_label": gid.astype(float),
+        "gallery_cam": gcam,
+        "query_f": features.query,
+        "query_label": qid.astype(float),
+        "query_cam": qcam,
+    }
     scipy_io.savemat(path, {key: value for key, value in {**content, **changes}.items() if value is not None})
     return path
 
@@ -99,35 +107,35 @@ def agw_file(path, query, gallery, features, **changes):
 def test_features_of_other_code_as_given(tmp_path):
     query, gallery, features, _ = world()
     scaled = replace(features, query=5 * features.query)  # cosine does not care
-    found = read_exchange(agw_file(tmp_path / "f.mat", query, gallery, scaled))
-    result = score_exchanged(found, "features", Protocol("sysu"), dataset="theirs")
+    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, scaled))
+    result = score_feature_file(found, "features", Protocol("sysu"), dataset="theirs")
     (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
     expected = evaluate(1 - features.query @ features.gallery.T, qid, gid, qcam, gcam)
     assert result.map == pytest.approx(100 * expected.map)
     assert (result.source, result.checkpoint) == ("features", found.sha256)
     assert (result.protocol["draw"], result.protocol["trials"], result.gallery) == ("as given", 1, 36)
-    assert "draw as given" in result.line() and "features " + found.sha256[:12] in result.line()
+    assert "draw as given" in result.describe() and "features " + found.sha256[:12] in result.describe()
 
 
 def test_features_are_drawn_from_under_a_protocol(tmp_path):
     query, gallery, features, root = world()
     protocol = Protocol("sysu", trials=4)
-    found = read_exchange(agw_file(tmp_path / "f.mat", query, gallery, features))
-    result = score_exchanged(found, "features", protocol, dataset="x", sides=(query, gallery), root=root)
+    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features))
+    result = score_feature_file(found, "features", protocol, dataset="x", sides=(query, gallery), root=root)
     (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
     distances = 1 - features.query @ features.gallery.T
     maps = [
         100 * evaluate(distances[:, rows], qid, gid[rows], qcam, gcam[rows]).map
-        for rows in trial_galleries(gallery, protocol)
+        for rows in (trial.gallery for trial in draw_trials(query, gallery, protocol))
     ]
     np.testing.assert_allclose(result.per_trial["map"], maps)
-    assert result.protocol == protocol.facts()
+    assert result.protocol == protocol.metadata()
 
 
 def test_reranking_of_other_code_s_features(tmp_path):
     query, gallery, features, _ = world()
-    found = read_exchange(agw_file(tmp_path / "f.mat", query, gallery, features))
-    result = score_exchanged(found, "features", Protocol("regdb"), dataset="x", rerank=RerankConfig(5, 2))
+    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features))
+    result = score_feature_file(found, "features", Protocol("regdb"), dataset="x", rerank=RerankConfig(5, 2))
     distances = rerank(features.query, features.gallery, RerankConfig(5, 2))
     expected = evaluate(distances, plain(query)[0], plain(gallery)[0], protocol="regdb")
     assert result.map == pytest.approx(100 * expected.map)
@@ -138,20 +146,20 @@ def test_distances_of_other_code(tmp_path):
     distances = np.random.default_rng(1).random((18, 36))
     np.save(tmp_path / "d.npy", distances)
     sides = (query, gallery)
-    result = score_exchanged(
-        read_exchange(tmp_path / "d.npy"), "distances", Protocol(), dataset="x", sides=sides, root=root
+    result = score_feature_file(
+        read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x", sides=sides, root=root
     )
     (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
     assert result.map == pytest.approx(100 * evaluate(distances, qid, gid, qcam, gcam).map)
     assert result.source == "distances"
     with pytest.raises(InputError, match="has no query_label"):
-        score_exchanged(read_exchange(tmp_path / "d.npy"), "distances", Protocol(), dataset="x")
+        score_feature_file(read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x")
     with pytest.raises(InputError, match="give --features"):
-        score_exchanged(
-            read_exchange(tmp_path / "d.npy"), "distances", Protocol(), dataset="x", sides=sides, rerank=RerankConfig()
+        score_feature_file(
+            read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x", sides=sides, rerank=RerankConfig()
         )
     with pytest.raises(InputError, match="has no query_f"):
-        score_exchanged(read_exchange(tmp_path / "d.npy"), "features", Protocol(), dataset="x", sides=sides)
+        score_feature_file(read_features(tmp_path / "d.npy"), "features", Protocol(), dataset="x", sides=sides)
 
 
 def test_named_files_may_stand_in_any_order(tmp_path):
@@ -159,27 +167,33 @@ def test_named_files_may_stand_in_any_order(tmp_path):
     order = np.random.default_rng(2).permutation(18), np.random.default_rng(3).permutation(36)
     shuffled = Extracted(features.query[order[0]], features.gallery[order[1]], "")
     sides = [[samples[i] for i in rows] for samples, rows in zip((query, gallery), order, strict=True)]
-    write_exchange(tmp_path / "f.mat", *sides, shuffled, root, {})
-    got = aligned(read_exchange(tmp_path / "f.mat"), query, gallery, root)
-    np.testing.assert_array_equal(got.query.features, features.query)
-    np.testing.assert_array_equal(got.gallery.features, features.gallery)
-    np.testing.assert_allclose(got.distances, 1 - features.query @ features.gallery.T, atol=1e-6)
-    assert got.query.ids == tuple(s.pid for s in query)
+    write_features(tmp_path / "f.mat", *sides, shuffled, root, {})
+    got = aligned(read_features(tmp_path / "f.mat"), query, gallery, root)
+    np.testing.assert_array_equal(got.arrays["query_f"], features.query)
+    np.testing.assert_array_equal(got.arrays["gallery_f"], features.gallery)
+    np.testing.assert_allclose(got.arrays["distance"], 1 - features.query @ features.gallery.T, atol=1e-6)
+    assert got.arrays["query_label"].tolist() == [s.pid for s in query]
     with pytest.raises(InputError, match=r"of which 1 are not listed, first cam3/0002/0099\.jpg"):
-        aligned(read_exchange(tmp_path / "f.mat"), [replace(query[0], path=root / "cam3/0002/0099.jpg"), *query[1:]],
-                gallery, root)  # fmt: skip
+        aligned(
+            read_features(tmp_path / "f.mat"),
+            [replace(query[0], path=root / "cam3/0002/0099.jpg"), *query[1:]],
+            gallery,
+            root,
+        )
 
 
 def test_other_labels_that_stand_for_one_person_each_are_fine(tmp_path):
     """RegDB's lists count people anew in every trial."""
     query, gallery, features, root = world()
     anew = {2: 0, 7: 1, 11: 2}
-    labels = {f"{name}_label": np.array([anew[i] for i in plain(samples)[0].tolist()])
-              for name, samples in (("query", query), ("gallery", gallery))}  # fmt: skip
-    found = read_exchange(agw_file(tmp_path / "f.mat", query, gallery, features, **labels))
+    labels = {
+        f"{name}_label": np.array([anew[i] for i in plain(samples)[0].tolist()])
+        for name, samples in (("query", query), ("gallery", gallery))
+    }
+    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, **labels))
     aligned(found, query, gallery, root)
     labels["gallery_label"] = np.roll(labels["gallery_label"], 1)
-    found = read_exchange(agw_file(tmp_path / "f.mat", query, gallery, features, **labels))
+    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, **labels))
     with pytest.raises(InputError, match="rows are in another order"):
         aligned(found, query, gallery, root)
 
@@ -187,7 +201,7 @@ def test_other_labels_that_stand_for_one_person_each_are_fine(tmp_path):
 def test_other_cameras_are_told(tmp_path):
     query, gallery, features, root = world()
     cams = np.roll(plain(query)[1], 9)
-    found = read_exchange(agw_file(tmp_path / "f.mat", query, gallery, features, query_cam=cams))
+    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, query_cam=cams))
     with pytest.raises(InputError, match="query_cam says 6 for row 0"):
         aligned(found, query, gallery, root)
     with pytest.raises(InputError, match="has 18 query images, the data set 17"):
@@ -197,7 +211,7 @@ def test_other_cameras_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"query_f": np.ones((18, 7))}, "query_f has 7 values an image and gallery_f 8"),
+        ({"query_f": np.ones((18, 7))}, "query_f has 7 .*gallery_f 8"),
         ({"query_f": np.full((18, 8), np.nan)}, "query_f holds NaN or infinity in rows 0 to 17"),
         ({"query_f": np.full((18, 8), np.inf)}, "query_f holds NaN or infinity"),
         (
@@ -217,22 +231,22 @@ def test_bad_contents_are_named(tmp_path, changes, message):
     query, gallery, features, _ = world()
     path = agw_file(tmp_path / "f.mat", query, gallery, features, **changes)
     with pytest.raises(InputError, match=message):
-        read_exchange(path)
+        read_features(path)
 
 
 @pytest.mark.parametrize(("missing", "field"), [("query_label", "query_label"), ("gallery_cam", "gallery_cam")])
 def test_missing_lists_are_named(tmp_path, missing, field):
     query, gallery, features, _ = world()
-    found = read_exchange(agw_file(tmp_path / "f.mat", query, gallery, features, **{missing: None}))
+    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, **{missing: None}))
     with pytest.raises(InputError, match=f"has no {field}"):
-        score_exchanged(found, "features", Protocol("sysu"), dataset="x")
+        score_feature_file(found, "features", Protocol("sysu"), dataset="x")
 
 
 def test_a_feature_of_zeros_has_no_direction(tmp_path):
     query, gallery, features, _ = world()
-    found = read_exchange(agw_file(tmp_path / "f.mat", query, gallery, features, query_f=np.zeros((18, 8))))
+    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, query_f=np.zeros((18, 8))))
     with pytest.raises(InputError, match="rows of zeros"):
-        score_exchanged(found, "features", Protocol("sysu"), dataset="x")
+        score_feature_file(found, "features", Protocol("sysu"), dataset="x")
 
 
 class Bomb:
@@ -252,12 +266,17 @@ def test_untrusted_files(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").touch()
     for name, message in (
-        ("noise.mat", "no readable MATLAB file"), ("v73.mat", "MATLAB 7.3"), ("objects.npy", "no readable .npy file"),
-        ("pickle.npy", "no readable .npy file"), ("short.npy", "no readable .npy file"), ("empty", "holds none of query_f"),
-        ("text.txt", "is no .mat file"), ("nowhere", "does not exist"),
-    ):  # fmt: skip
+        ("noise.mat", "no readable MATLAB file"),
+        ("v73.mat", "MATLAB 7.3"),
+        ("objects.npy", "no readable .npy file"),
+        ("pickle.npy", "no readable .npy file"),
+        ("short.npy", "no readable .npy file"),
+        ("empty", "holds none of query_f"),
+        ("text.txt", "is no .mat file"),
+        ("nowhere", "does not exist"),
+    ):
         with pytest.raises(InputError, match=message):
-            read_exchange(tmp_path / name)
+            read_features(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dive_fast.reid.evaluation import metrics
-from dive_fast.reid.evaluation.metrics import Drawn, evaluate, evaluate_trials, score_trials
+from dive_fast.reid.evaluation.metrics import evaluate, score_trials, summary
+from dive_fast.reid.evaluation.protocols import Trial
 from dive_fast.types import InputError
 
 
@@ -162,8 +163,9 @@ def test_trials_equal_a_matrix_of_their_own(protocol, monkeypatch):
     distances, ids, cams = random_case(3)
     monkeypatch.setattr(metrics, "CHUNK_CELLS", 7 * 40)  # trials' queries fall into several chunks
     rng = np.random.default_rng(4)
-    trials = [Drawn(rng.permutation(30)[:20], rng.permutation(40)[:17]), Drawn(None, [5, 3, 8, 21]), Drawn([7, 2, 29])]
-    got = evaluate_trials(distances, *ids, *cams, trials=trials, protocol=protocol)
+    trials = [Trial(rng.permutation(30)[:20], rng.permutation(40)[:17]), Trial(None, [5, 3, 8, 21]), Trial([7, 2, 29])]
+    scores = score_trials(distances, *ids, *cams, trials=trials, protocol=protocol)
+    got = [summary(one, protocol=protocol) for one in scores]
     for one, trial in zip(got, trials, strict=True):
         q = np.arange(30) if trial.query is None else np.asarray(trial.query)
         g = np.arange(40) if trial.gallery is None else np.asarray(trial.gallery)
@@ -177,7 +179,7 @@ def test_trials_equal_a_matrix_of_their_own(protocol, monkeypatch):
 
 def test_scores_stand_in_the_order_of_the_trial():
     distances, ids, cams = random_case(5)
-    whole, part = score_trials(distances, *ids, *cams, trials=[Drawn(), Drawn([7, 2, 29])])
+    whole, part = score_trials(distances, *ids, *cams, trials=[Trial(), Trial([7, 2, 29])])
     np.testing.assert_array_equal(part.ap, whole.ap[[7, 2, 29]])
     np.testing.assert_array_equal(part.first, whole.first[[7, 2, 29]])
 
@@ -191,9 +193,9 @@ def test_rows_are_asked_for_a_chunk_at_a_time(monkeypatch):
         asked.append(range(30)[part])
         return distances[part]
 
-    (got,) = evaluate_trials(rows, *ids, *cams, trials=[Drawn()])
+    (scores,) = score_trials(rows, *ids, *cams, trials=[Trial()])
     assert asked == [range(11), range(11, 22), range(22, 30)]
-    assert got.map == evaluate(distances, *ids, *cams).map
+    assert summary(scores).map == evaluate(distances, *ids, *cams).map
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int32, np.uint8])
@@ -215,11 +217,11 @@ def test_neighbouring_floats_are_not_ties():
 
 
 @pytest.mark.parametrize(
-    ("trial", "message"), [(Drawn([0, 0]), "different numbers"), (Drawn(None, [2]), "0 to 1"), (Drawn([-1]), "0 to 0")]
+    ("trial", "message"), [(Trial([0, 0]), "different numbers"), (Trial(None, [2]), "0 to 1"), (Trial([-1]), "0 to 0")]
 )
 def test_bad_trials_are_named(trial, message):
     with pytest.raises(InputError, match=message):
-        evaluate_trials(trials=[trial], **GOOD)
+        score_trials(trials=[trial], **GOOD)
 
 
 def test_the_arrays_given_stay_as_they_are():
@@ -233,8 +235,12 @@ def test_far_faster_than_the_usual_loop():
     rng = np.random.default_rng(0)
     queries, gallery = 150, 3000
     distances = rng.random((queries, gallery), np.float32)
-    arguments = (rng.integers(0, 90, queries), rng.integers(0, 90, gallery), rng.choice([3, 6], queries),
-                 rng.choice([1, 2, 4, 5], gallery))  # fmt: skip
+    arguments = (
+        rng.integers(0, 90, queries),
+        rng.integers(0, 90, gallery),
+        rng.choice([3, 6], queries),
+        rng.choice([1, 2, 4, 5], gallery),
+    )
     evaluate(distances, *arguments)
     ours = math.inf
     for _ in range(5):  # the best of five: a busy machine may stop any of them for longer than it takes

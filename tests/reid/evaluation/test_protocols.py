@@ -8,74 +8,82 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dive_fast.reid.evaluation.protocols import Protocol, camera_number, draw_trials, read_permutations, trial_galleries
+from dive_fast.reid.evaluation.protocols import Protocol, Trial, camera_number, describe, draw_trials, read_permutations
 from dive_fast.types import InputError, Sample
 
 
 def gallery(people=("0007", "0002", "0011"), cameras=(5, 1, 4, 2), each=12):
     samples = [
-        Sample(Path(f"cam{c}/{pid}/{n:04d}.jpg"), pid, f"cam{c}") for pid in people for c in cameras
-        for n in range(each, 0, -1) if (pid, c) != ("0002", 4)
-    ]  # fmt: skip
+        Sample(Path(f"cam{c}/{pid}/{n:04d}.jpg"), pid, f"cam{c}")
+        for pid in people
+        for c in cameras
+        for n in range(each, 0, -1)
+        if (pid, c) != ("0002", 4)
+    ]
     random.Random(5).shuffle(samples)
     return samples
 
 
-def agw(samples, cameras, trial):
-    """`process_gallery_sysu` of mangye16/Cross-Modal-Re-ID-baseline, on a listing instead of a disk."""
+def drawn(samples, protocol, tables=None):
+    """Rows of each trial, from the side that the protocol draws."""
+    return [getattr(trial, protocol.drawn_side) for trial in draw_trials(samples, samples, protocol, tables)]
+
+
+def drawn_by_loop(samples, cameras, trial):
+    """`process_gallery_sysu` of mangye16/Cross-Modal-Re-ID-baseline, and its LLCM version, on a listing, not a disk."""
     random.seed(trial)
-    drawn = []
+    found = []
     for pid in sorted({s.pid for s in samples}):
         for camera in cameras:
-            files = sorted(str(s.path) for s in samples if s.pid == pid and s.camera == f"cam{camera}")
+            files = sorted(str(s.path) for s in samples if s.pid == pid and s.camera == camera)
             if files:
-                drawn.append(random.choice(files))
-    return drawn
+                found.append(random.choice(files))
+    return found
 
 
 @pytest.mark.parametrize(("search", "cameras"), [("all", (1, 2, 4, 5)), ("indoor", (1, 2))])
 def test_seeded_single_shot_is_agws_draw(search, cameras):
     samples = gallery()
-    trials = trial_galleries(samples, Protocol("sysu", search))
+    trials = drawn(samples, Protocol("sysu", search))
     assert len(trials) == 10
     for trial, rows in enumerate(trials):
-        assert [str(samples[r].path) for r in rows] == agw(samples, cameras, trial)
+        assert [str(samples[r].path) for r in rows] == drawn_by_loop(samples, [f"cam{c}" for c in cameras], trial)
 
 
 def test_drawing_leaves_the_global_generator_alone():
     random.seed(1)
     expected = random.random()
     random.seed(1)
-    trial_galleries(gallery(), Protocol("sysu"))
+    drawn(gallery(), Protocol("sysu"))
     assert random.random() == expected
 
 
 def test_multi_shot_takes_ten_or_what_there_is():
-    full = trial_galleries(gallery(), Protocol("sysu", shots=10, trials=2))
+    full = drawn(gallery(), Protocol("sysu", shots=10, trials=2))
     assert [len(rows) for rows in full] == [110, 110] and full[0] != full[1]
     assert all(len(set(rows)) == len(rows) for rows in full)
-    assert len(trial_galleries(gallery(each=4), Protocol("sysu", shots=10))[0]) == 44
+    assert len(drawn(gallery(each=4), Protocol("sysu", shots=10))[0]) == 44
 
 
 def test_pocket_searches_everything_once():
     samples = gallery()
-    assert trial_galleries(samples, Protocol("pocket")) == [list(range(len(samples)))]
-    assert Protocol("pocket").facts()["trials"] == 1
+    assert draw_trials(samples, samples, Protocol("pocket")) == [Trial()]
+    assert Protocol("pocket").metadata()["trials"] == 1
 
 
 def test_official_draw_takes_the_first_numbers_of_the_permutation():
     samples = gallery(cameras=(1, 2))
     tables = {(c, int(p)): np.array([[3, 1, 2], [12, 5, 1]]) for c in (1, 2) for p in ("0002", "0007", "0011")}
-    rows = trial_galleries(samples, Protocol("sysu", "indoor", trials=2, draw="official"), tables)
+    rows = drawn(samples, Protocol("sysu", "indoor", trials=2, draw="official"), tables)
     assert {samples[r].path.stem for r in rows[0]} == {"0003"} and {samples[r].path.stem for r in rows[1]} == {"0012"}
     assert len(rows[0]) == 6
     with pytest.raises(InputError, match="trial 2"):
-        trial_galleries(samples, Protocol("sysu", "indoor", trials=3, draw="official"), tables)
+        drawn(samples, Protocol("sysu", "indoor", trials=3, draw="official"), tables)
     tables[1, 7] = np.array([[40]])
     with pytest.raises(InputError, match="0040"):
-        trial_galleries(samples, Protocol("sysu", "indoor", trials=1, draw="official"), tables)
+        drawn(samples, Protocol("sysu", "indoor", trials=1, draw="official"), tables)
     with pytest.raises(InputError, match="rand_perm_cam"):
-        trial_galleries(samples, Protocol("sysu", draw="official"))
+        drawn(samples, Protocol("sysu", draw="official"))
 
 
 def test_permutations_are_read_from_matlabs_cells(tmp_path):
@@ -101,13 +109,9 @@ def test_a_broken_permutation_file_is_named(tmp_path):
 
 def test_refusals():
     with pytest.raises(InputError, match="empty"):
-        trial_galleries([], Protocol())
+        drawn([], Protocol())
     with pytest.raises(InputError, match="searched cameras"):
-        trial_galleries(gallery(cameras=(4, 5)), Protocol("sysu", "indoor"))
-    with pytest.raises(InputError, match="search"):
-        Protocol(search="outdoor")
-    with pytest.raises(InputError, match="shots"):
-        Protocol(shots=0)
+        drawn(gallery(cameras=(4, 5)), Protocol("sysu", "indoor"))
     assert camera_number("cam12") == 12
     with pytest.raises(InputError, match="lobby"):
         camera_number("lobby")
@@ -117,23 +121,14 @@ def llcm(people=("0003", "0001"), each=5):
     """Both modalities by cameras 1, 2 and 9; camera 3 films in visible light only."""
     samples = [
         Sample(Path(f"test_{kind}/cam{c}/{pid}/{pid}_c{c:02d}_f{n}.jpg"), pid, f"llcm-{kind}{c}", modality=modality)
-        for kind, modality in (("vis", "rgb"), ("nir", "ir")) for c in (9, 1, 3, 2) for pid in people
-        for n in range(each, 0, -1) if (kind, c) != ("nir", 3)
-    ]  # fmt: skip
+        for kind, modality in (("vis", "rgb"), ("nir", "ir"))
+        for c in (9, 1, 3, 2)
+        for pid in people
+        for n in range(each, 0, -1)
+        if (kind, c) != ("nir", 3)
+    ]
     random.Random(6).shuffle(samples)
     return [s for s in samples if s.modality == "ir"], [s for s in samples if s.modality == "rgb"]
-
-
-def drawn_by_loop(samples, kind, cameras, trial):
-    """`process_gallery_llcm` of the AGW and DEEN family on a listing."""
-    random.seed(trial)
-    drawn = []
-    for pid in sorted({s.pid for s in samples}):
-        for camera in cameras:
-            files = sorted(str(s.path) for s in samples if s.pid == pid and s.camera == f"llcm-{kind}{camera}")
-            if files:
-                drawn.append(random.choice(files))
-    return drawn
 
 
 @pytest.mark.parametrize(
@@ -150,35 +145,42 @@ def test_llcm_draws(direction, mode, kind, drawn_side, asks):
     infrared, visible = llcm()
     query, gallery = (infrared, visible) if asks == "ir" else (visible, infrared)
     samples = query if drawn_side == "query" else gallery
-    trials = draw_trials(query, gallery, protocol)
+    trials = [getattr(trial, drawn_side) for trial in draw_trials(query, gallery, protocol)]
     cameras = (1, 2, 3, 9) if kind == "vis" else (1, 2, 9)
     assert len(trials) == 10 and len(trials[0]) == 2 * len(cameras)
     for trial, rows in enumerate(trials):
-        assert [str(samples[r].path) for r in rows] == drawn_by_loop(samples, kind, cameras, trial)
+        assert [str(samples[r].path) for r in rows] == drawn_by_loop(
+            samples, [f"llcm-{kind}{c}" for c in cameras], trial
+        )
 
 
 def test_drawing_from_the_wrong_side_is_refused():
     infrared, visible = llcm()
-    with pytest.raises(InputError, match="draws its query images"):
-        trial_galleries(visible, Protocol("llcm", direction="visible-to-ir", mode="legacy"))
-    with pytest.raises(InputError, match="draws its gallery images"):
-        trial_galleries(infrared, Protocol("llcm"))
+    with pytest.raises(InputError, match="query images of modality ir"):
+        drawn(visible, Protocol("llcm", direction="visible-to-ir", mode="legacy"))
+    with pytest.raises(InputError, match="gallery images of modality rgb"):
+        drawn(infrared, Protocol("llcm"))
 
 
 def test_regdb_searches_all_of_its_trial():
     samples = [Sample(Path(f"Visible/{p}/{n}.bmp"), f"{p:04d}", "regdb-visible1") for p in (3, 9) for n in range(4)]
-    assert trial_galleries(samples, Protocol("regdb", trial=7)) == [list(range(8))]
-    assert Protocol("regdb", trial=7).facts()["trial"] == 7 and Protocol("regdb").rule == "regdb"
+    assert draw_trials(samples, samples, Protocol("regdb", trial=7)) == [Trial()]
+    assert Protocol("regdb", trial=7).metadata()["trial"] == 7 and Protocol("regdb").rule == "regdb"
 
 
 def test_facts_say_what_ran_and_what_it_was_published_as():
-    assert Protocol("sysu", "indoor", shots=10, draw="official").facts() == {
-        "protocol": "sysu", "search": "indoor", "shots": 10, "trials": 10, "draw": "official",
-        "direction": "ir-to-visible", "mode": "standard",
-    }  # fmt: skip
+    assert Protocol("sysu", "indoor", shots=10, draw="official").metadata() == {
+        "protocol": "sysu",
+        "search": "indoor",
+        "shots": 10,
+        "trials": 10,
+        "draw": "official",
+        "direction": "ir-to-visible",
+        "mode": "standard",
+    }
     legacy = Protocol("llcm", direction="visible-to-ir", mode="legacy")
-    assert legacy.facts()["direction"] == "ir-to-visible" and legacy.facts()["published_as"] == "visible-to-ir"
-    assert legacy.sentence() == (
+    assert legacy.metadata()["direction"] == "ir-to-visible" and legacy.metadata()["published_as"] == "visible-to-ir"
+    assert describe(legacy.metadata()) == (
         "protocol llcm (all search, shots 1 query, whole gallery, trials 10, draw seeded), infrared to visible, mode legacy "
         "(published as visible to infrared)"
     )
@@ -187,17 +189,19 @@ def test_facts_say_what_ran_and_what_it_was_published_as():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "sysu", "direction": "visible-to-ir"}, "infrared queries and a visible gallery only"),
-        ({"name": "pocket", "direction": "visible-to-ir"}, "infrared queries and a visible gallery only"),
+        ({"name": "sysu", "direction": "visible-to-ir"}, "direction 'visible-to-ir'.*'sysu'"),
+        ({"name": "pocket", "direction": "visible-to-ir"}, "direction 'visible-to-ir'.*'pocket'"),
         ({"name": "regdb", "shots": 10}, "shots 10 is for protocol 'sysu'"),
         ({"name": "llcm", "search": "indoor"}, "search 'indoor' is for protocol 'sysu'"),
         ({"name": "llcm", "draw": "official"}, "draw 'official' is for protocol 'sysu'"),
-        ({"name": "regdb", "trials": 3}, "draws nothing"),
-        ({"name": "regdb", "trial": 11}, "1 to 10, got 11"),
-        ({"name": "llcm", "trial": 2}, "got 2 for 'llcm'"),
-        ({"name": "llcm", "mode": "legacy"}, "published for LLCM as VIS to IR"),
-        ({"name": "regdb", "direction": "visible-to-ir", "mode": "legacy"}, "published for LLCM"),
-        ({"name": "market"}, "protocol name must be one of"),
+        ({"name": "regdb", "trials": 3}, "trials 3"),
+        ({"name": "regdb", "trial": 11}, "trial .*11"),
+        ({"name": "llcm", "trial": 2}, "trial 2.*'llcm'"),
+        ({"name": "llcm", "mode": "legacy"}, "'llcm' and 'ir-to-visible'"),
+        ({"name": "regdb", "direction": "visible-to-ir", "mode": "legacy"}, "'regdb' and 'visible-to-ir'"),
+        ({"name": "market"}, "name .*'market'"),
+        ({"search": "outdoor"}, "search .*'outdoor'"),
+        ({"shots": 0}, "shots .*0"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings, message):
@@ -210,14 +214,14 @@ def test_settings_without_meaning_are_refused(settings, message):
 )
 def test_another_data_set_is_refused(name, camera):
     with pytest.raises(InputError, match=f"protocol '{name}' is for .*{camera}"):
-        trial_galleries([Sample(Path("a.jpg"), "0001", camera)], Protocol(name))
+        drawn([Sample(Path("a.jpg"), "0001", camera)], Protocol(name))
 
 
 def test_official_multi_shot_is_camera_by_camera_then_person_by_person():
     samples = gallery(people=("0011", "0002"), cameras=(2, 1))
     numbers = np.array([[4, 2, 9, 1, 3, 5, 6, 7, 8, 10, 11, 12], np.arange(12, 0, -1)])
     tables = {(c, int(p)): numbers for c in (1, 2) for p in ("0002", "0011")}
-    rows = trial_galleries(samples, Protocol("sysu", "indoor", shots=10, trials=2, draw="official"), tables)
+    rows = drawn(samples, Protocol("sysu", "indoor", shots=10, trials=2, draw="official"), tables)
     expected = [f"cam{c}/{p}/{n:04d}.jpg" for c in (1, 2) for p in ("0002", "0011") for n in numbers[1][:10]]
     assert [samples[r].path.as_posix() for r in rows[1]] == expected
 
@@ -225,4 +229,4 @@ def test_official_multi_shot_is_camera_by_camera_then_person_by_person():
 def test_official_needs_numbers():
     samples = [Sample(Path("cam1/0001/front.jpg"), "0001", "cam1")]
     with pytest.raises(InputError, match="'front'"):
-        trial_galleries(samples, Protocol("sysu", trials=1, draw="official"), {(1, 1): np.array([[1]])})
+        drawn(samples, Protocol("sysu", trials=1, draw="official"), {(1, 1): np.array([[1]])})

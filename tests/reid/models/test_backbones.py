@@ -12,16 +12,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dive_fast.reid.data.dataset import normalise
+from dive_fast.reid.data.augment import normalise
 from dive_fast.reid.models import convolutional as backbones_conv
 from dive_fast.reid.models.backbones import BACKBONES
+from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.models.convolutional import NonLocal
-from dive_fast.reid.models.model import ModelConfig
-from dive_fast.reid.models.vit import CLIP, HALF, Sizes, clip, resize_positions, vit
+from dive_fast.reid.models.vit import BASE, CLIP, HALF, clip, resize_positions, vit
 from dive_fast.reid.models.weights import read_state, resnet50_state
 from dive_fast.types import InputError
 
-TINY = Sizes(width=24, depth=2, heads=3, hidden=40, patch=16)
+TINY = dict(zip(BASE, (24, 2, 3, 40, 16), strict=True))
 IMAGE = (64, 32)
 
 
@@ -197,7 +197,7 @@ def save_vit(folder: Path, whole: bool = False, **changes):
     from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
     torch.manual_seed(5)
-    config = ViTConfig(**{**TINY.form(), "image_size": 64, **changes})
+    config = ViTConfig(**{**TINY, "image_size": 64, **changes})
     saved = ViTForImageClassification(config) if whole else ViTModel(config, add_pooling_layer=False)
     net = saved.vit if whole else saved
     nn.init.normal_(net.embeddings.patch_embeddings.projection.bias)
@@ -209,7 +209,7 @@ def save_clip(folder: Path, whole: bool = False, **changes):
     from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
     torch.manual_seed(5)
-    vision = {**TINY.form(), "image_size": 64, **changes}
+    vision = {**TINY, "image_size": 64, **changes}
     if not whole:
         net = CLIPVisionModel(CLIPVisionConfig(**vision))
         net.save_pretrained(folder)
@@ -233,7 +233,7 @@ def pixels() -> torch.Tensor:
 def tokens_of(build, name: str, folder: Path) -> torch.Tensor:
     torch.manual_seed(0)
     visible, infrared, trunk, channels = build(ModelConfig(name, *IMAGE, "cls", 1, str(folder)), TINY)
-    assert channels == TINY.width
+    assert channels == TINY["hidden_size"]
     images = normalise(pixels())
     with torch.no_grad():
         ways = [trunk.eval()(stem.eval()(images)) for stem in (visible, infrared)]
@@ -241,8 +241,8 @@ def tokens_of(build, name: str, folder: Path) -> torch.Tensor:
     return ways[0]
 
 
-def as_expected(mean, deviation) -> torch.Tensor:
-    return (pixels() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(deviation).view(3, 1, 1)
+def as_expected(mean, std) -> torch.Tensor:
+    return (pixels() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["ViT", "with its classifier"])
@@ -250,7 +250,7 @@ def as_expected(mean, deviation) -> torch.Tensor:
 def test_vit_equals_transformers(tmp_path, whole, size):
     net = save_vit(tmp_path, whole, image_size=size)
     if size != 64:  # transformers interpolates from squares only
-        grid, target = (2, 6), (IMAGE[0] // TINY.patch, IMAGE[1] // TINY.patch)
+        grid, target = (2, 6), (IMAGE[0] // TINY["patch_size"], IMAGE[1] // TINY["patch_size"])
         positions = resize_positions(net.embeddings.position_embeddings[0], grid, target)
         net.embeddings.interpolate_pos_encoding = lambda *_: positions[None]
     with torch.no_grad():
@@ -340,8 +340,11 @@ def test_other_folders_are_refused(tmp_path):
         with pytest.raises(InputError, match=message):
             tokens_of(vit, "vit-b16", tmp_path / folder)
     save_vit(tmp_path / "vit")
-    for config, message in (("[]", "model_type None"), ("{", "not valid JSON"),
-                            ('{"model_type": "vit", "hidden_size": "wide"}', "cannot be read as a ViT")):  # fmt: skip
+    for config, message in (
+        ("[]", "model_type None"),
+        ("{", "not valid JSON"),
+        ('{"model_type": "vit", "hidden_size": "wide"}', "cannot be read as a ViT"),
+    ):
         (tmp_path / "empty" / "config.json").write_text(config)
         with pytest.raises(InputError, match=message):
             tokens_of(vit, "vit-b16", tmp_path / "empty")

@@ -15,11 +15,11 @@ from PIL import Image
 
 from dive_fast.reid.evaluation.metrics import RULES
 from dive_fast.reid.evaluation.protocols import Protocol
+from dive_fast.reid.pictures.config import ShowConfig
 from dive_fast.reid.pictures.features import GROUPS, neighbour_shares, people_in_turn, sample_people, tsne
 from dive_fast.reid.pictures.page import RIGHT, THUMB, WRONG, Section, split_pages
 from dive_fast.reid.pictures.rank import choose, retrieve
-from dive_fast.reid.pictures.show import ShowConfig, show_retrieval
-from dive_fast.reid.training.train import ReidConfig, train_reid
+from dive_fast.reid.pictures.show import show_retrieval
 from dive_fast.types import DiveError, InputError, Sample
 
 EVIL = '<img src=x onerror="alert(1)">'
@@ -199,14 +199,6 @@ class Seen(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(city, tmp_path_factory):
-    from dive_fast.reid.models.model import ModelConfig
-
-    config = ReidConfig(model=ModelConfig(height=64, width=32, stripes=2), identities=4, per_modality=2, steps=10)
-    return train_reid(city["train"], config, tmp_path_factory.mktemp("reid"), progress=False)
-
-
-@pytest.fixture(scope="module")
 def shown(city, checkpoint, tmp_path_factory):
     """Pages without a picture of features, of a test half in which a person has an evil name."""
     out = tmp_path_factory.mktemp("shown") / "out"
@@ -285,9 +277,12 @@ def test_features_are_pictured_with_numbers_beside(city, checkpoint, tmp_path):
     record = json.loads((tmp_path / "out" / "show.json").read_text())["features"]
     groups = {(group["group"], group["trained"]): group for group in record["shares"]}
     assert {key: group["images"] for key, group in groups.items()} == {
-        ("real visible", True): 48, ("real visible", False): 72, ("real infrared", True): 48, ("real infrared", False): 24,
+        ("real visible", True): 48,
+        ("real visible", False): 72,
+        ("real infrared", True): 48,
+        ("real infrared", False): 24,
         ("synthetic infrared", False): 24,
-    }  # fmt: skip
+    }
     made = groups["synthetic infrared", False]
     assert made["infrared"]["share"] is None  # external people have no real infrared
     share = made["visible"]
@@ -332,14 +327,19 @@ def test_another_trial_shows_another_gallery(city, checkpoint, tmp_path):
     for trial in (1, 3):
         out = tmp_path / str(trial)
         show_retrieval(
-            checkpoint, city["query"], city["gallery"], out, replace(config, shown_trial=trial), protocol=protocol,
+            checkpoint,
+            city["query"],
+            city["gallery"],
+            out,
+            replace(config, shown_trial=trial),
+            protocol=protocol,
             progress=False,
-        )  # fmt: skip
+        )
         record = json.loads((out / "show.json").read_text())
         assert record["gallery"] == 12
         files.append({hit["file"] for s in record["sections"] for q in s["queries"] for hit in q["top"]})
     assert files[0] != files[1]
-    with pytest.raises(InputError, match="trial 4 is not there"):
+    with pytest.raises(InputError, match="3 trials, got trial 4"):
         show_retrieval(
             checkpoint,
             city["query"],
@@ -351,9 +351,9 @@ def test_another_trial_shows_another_gallery(city, checkpoint, tmp_path):
 
 
 def test_refusals(city, checkpoint, tmp_path):
-    with pytest.raises(InputError, match="orders are different ones of random, worst, best"):
+    with pytest.raises(InputError, match="random.*worst.*best.*wurst"):
         ShowConfig(orders=("wurst",))
-    with pytest.raises(InputError, match="trained on"):
+    with pytest.raises(InputError, match="0001"):
         train = city["train"]
         sides = ([s for s in train if s.modality == kind] for kind in ("ir", "rgb"))
         show_retrieval(checkpoint, *sides, tmp_path / "out", ShowConfig(images=0), progress=False)

@@ -27,14 +27,54 @@ from tests.support.reid import make_samples
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ACCELERATE = [
-    "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
-    "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes", "2",
-]  # fmt: skip
+    "accelerate.commands.accelerate_cli",
+    "launch",
+    "--multi_gpu",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+    "--num_processes",
+    "2",
+]
 COMMAND = [
-    "reid", "train", "--recipe", "caj", "--backbone", "pocket", "--steps", "4", "--identities", "4", "--per-modality", "2",
-    "--height", "64", "--width", "32", "--set", "warmup_epochs=0", "--set", "nonlocal_blocks=false", "--lr", "0.005",
-    "--clip", "1", "--set", "backbone_lr=1", "--set", "every_steps=2", "--validation-people", "2", "--device", "cpu",
-]  # fmt: skip
+    "reid",
+    "train",
+    "--recipe",
+    "caj",
+    "--backbone",
+    "pocket",
+    "--steps",
+    "4",
+    "--identities",
+    "4",
+    "--per-modality",
+    "2",
+    "--height",
+    "64",
+    "--width",
+    "32",
+    "--set",
+    "warmup_epochs=0",
+    "--set",
+    "nonlocal_blocks=false",
+    "--lr",
+    "0.005",
+    "--clip",
+    "1",
+    "--set",
+    "backbone_lr=1",
+    "--set",
+    "every_steps=2",
+    "--validation-people",
+    "2",
+    "--device",
+    "cpu",
+]
 NORMS = """
 import sys
 import torch
@@ -121,11 +161,11 @@ def test_a_batch_that_cannot_be_shared_is_refused(city, tiny, tmp_path, monkeypa
     for module in (parallel, training):
         monkeypatch.setattr(module, "rank_and_size", lambda: (1, 3))
     assert parallel.my_rows(36, 9) == slice(12, 24)
-    with pytest.raises(InputError, match="4 identities cannot be shared evenly by 3 processes"):
+    with pytest.raises(InputError, match="3 processes .*4 identities"):
         train_reid(city["train"], tiny, tmp_path, progress=False)
     for module in (parallel, training):
         monkeypatch.setattr(module, "rank_and_size", lambda: (1, 2))
-    with pytest.raises(InputError, match="missing='visible' can leave a process without infrared"):
+    with pytest.raises(InputError, match="--missing visible"):
         train_reid(city["train"], replace(tiny, missing="visible"), tmp_path, progress=False)
 
 

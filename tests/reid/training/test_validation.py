@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from dive_fast import cli
-from dive_fast.data.writers import SysuTreeWriter
-from dive_fast.io import read_json, sha256_file, write_json
+from dive_fast.data.writers import new_path, sysu_name, write_ids
+from dive_fast.io import read_json, sha256_file
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.data.sampler import PairSampler
-from dive_fast.reid.evaluation.evaluate import score
-from dive_fast.reid.evaluation.protocols import Protocol
+from dive_fast.reid.evaluation.evaluate import embed
+from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.reid.training.config import ValidationConfig
@@ -45,7 +45,7 @@ def test_people_are_drawn_among_those_with_both_real_modalities(city):
     assert held_out(samples[::-1], config) == people != held_out(samples, replace(config, split=1))
     without = [s for s in samples if s.pid != people[0]]
     assert set(people[1:]) < set(held_out(without, config))  # one gone, and the others stay
-    with pytest.raises(InputError, match="hold out 9 people, and 8 have real images of both"):
+    with pytest.raises(InputError, match="people 9 .* 8 identities"):
         held_out(samples, replace(config, people=9))
 
 
@@ -63,13 +63,13 @@ def test_nobody_is_on_both_sides_and_synthetic_images_on_neither(city):
 def test_sets_that_would_choose_wrongly_are_refused(city):
     train, val = city["train"], city["query"] + city["gallery"]
     for bad, message in (
-        (val + train[:1], "1 people are in training too .0001"),
+        (val + train[:1], "1 identities .*0001"),
         ([replace(val[0], source="synthetic"), *val[1:]], "is a synthetic image"),
         (city["query"], "got only ir"),
     ):
         with pytest.raises(InputError, match=message):
             check_validation(train, bad)
-    with pytest.raises(InputError, match=r"1 people are of the test list .0103"):
+    with pytest.raises(InputError, match="1 identities .*0103"):
         refuse_test_people(val, {"0103", "0999"})
     refuse_test_people(val, {"0999"})
 
@@ -87,14 +87,15 @@ def test_the_best_weights_are_kept_named_and_loaded(city, held, tmp_path):
     assert record["images"] == 5 * 12 and record["validation"]["query"] == 3 * 6
 
     samples = [s for s in city["train"] if s.pid in people]
-    query, gallery = (load_images([s for s in samples if s.modality == kind], 64, 32) for kind in ("ir", "rgb"))
+    sides = [[s for s in samples if s.modality == kind] for kind in ("ir", "rgb")]
+    task = RetrievalTask.from_samples(*sides)
     for which, step in (("best", best), ("last", 12), (None, best)):
         model, config, found = load_model(out, which=which)
         assert config == held and found["which"] == (which or "best")
         file = out / ("model.safetensors" if which == "last" else "best.safetensors")
         assert found["sha256"] == sha256_file(file)
-        result = score(model, query, gallery, [range(len(gallery))], Protocol(), checkpoint="", dataset="")
-        assert result.map == pytest.approx(scored[step])
+        scores = task.score_features(*(embed(model, load_images(side, 64, 32)) for side in sides))
+        assert task.result(scores, checkpoint="").map == pytest.approx(scored[step])
     (out / "best.safetensors").write_bytes((out / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match=r"best\.safetensors is missing or not the file"):
         load_model(out)
@@ -116,9 +117,12 @@ def test_validating_changes_nothing_of_the_training(city, held, tmp_path):
     a, b = (load_file(folder / "model.safetensors") for folder in (out, plain))
     assert all(torch.equal(a[name], b[name]) for name in b)
     given = train_reid(
-        rest, replace(held, validation=ValidationConfig(every_steps=2)), tmp_path / "given", progress=False,
+        rest,
+        replace(held, validation=ValidationConfig(every_steps=2)),
+        tmp_path / "given",
+        progress=False,
         val=[s for s in city["train"] if s.pid in people],
-    )  # fmt: skip
+    )
     assert read_json(given / "reid.json", "")["best"]["val_map"] == read_json(out / "reid.json", "")["best"]["val_map"]
     images = load_images(city["train"], 64, 32)
     fitted = fit(images, held, tmp_path / "fit", run={"config": to_dict(held)}, progress=False)
@@ -162,11 +166,11 @@ def test_validation_every_epoch_by_default(city, held, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"people": 1}, "at least 2"),
-        ({"people": -1}, "at least 2"),
-        ({"every_steps": 0}, "at least 1"),
-        ({"every_epochs": 0}, "at least 1"),
-        ({"every_steps": 2, "every_epochs": 2}, "not both"),
+        ({"people": 1}, "people .*got 1"),
+        ({"people": -1}, "people .*got -1"),
+        ({"every_steps": 0}, "every_steps .*got 0"),
+        ({"every_epochs": 0}, "every_epochs .*got 0"),
+        ({"every_steps": 2, "every_epochs": 3}, "every_steps or every_epochs.* 2 and 3"),
     ],
 )
 def test_bad_config(change, message):
@@ -177,15 +181,15 @@ def test_bad_config(change, message):
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """A SYSU tree: people 1 to 5 to train, 6 to 8 to validate, 9 to test."""
-    writer = SysuTreeWriter(root := tmp_path_factory.mktemp("tree"))
+    root = tmp_path_factory.mktemp("tree")
     for pid in range(1, 10):
         for camera in (1, 2, 3, 6):
             for number in (1, 2):
-                path = writer.image_path(f"cam{camera}", f"{pid:04d}", number)
+                path = new_path(root, sysu_name(f"cam{camera}", f"{pid:04d}", number))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 photo(pid, camera, number).save(path)
     names = [f"{pid:04d}" for pid in range(1, 10)]
-    writer.write_ids(train=names[:5], val=names[5:8], test=names[8:])
+    write_ids(root, train=names[:5], val=names[5:8], test=names[8:])
     return root
 
 
@@ -201,7 +205,7 @@ SMALL = ["--steps", 2, "--identities", 4, "--per-modality", 2, "--height", 64, "
 def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, capsys):
     code, out, error = command(capsys, "--real", tree, "--val", tree, "--out", tmp_path / "a", *SMALL, "--json")
     assert code == 0, error
-    assert "3 people of --val are left out of training" in error
+    assert "3 people of --val" in error
     record = read_json(tmp_path / "a" / "reid.json", "")
     assert record["pids"] == ["0001", "0002", "0003", "0004", "0005"]
     assert record["validation"]["people"] == ["0006", "0007", "0008"]
@@ -211,7 +215,7 @@ def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, 
 def test_the_command_refuses_test_people_for_validation(tree, tmp_path, capsys):
     for val in (f"sysu:{tree},split=test", f"sysu:{tree},split=all"):
         code, _, error = command(capsys, "--real", tree, "--val", val, "--out", tmp_path / "b", *SMALL)
-        assert code == 2 and "1 people are of the test list (0009)" in error
+        assert code == 2 and "0009" in error
     code, _, error = command(capsys, "--real", tree, "--val", f"llcm:{tree}", "--out", tmp_path / "b", *SMALL)
     assert code == 2 and "llcm has no validation split" in error
     assert not (tmp_path / "b").exists()
@@ -219,9 +223,25 @@ def test_the_command_refuses_test_people_for_validation(tree, tmp_path, capsys):
 
 def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, capsys):
     code, _, error = command(
-        capsys, "--real", tree, "--out", tmp_path / "c", "--recipe", "caj", "--backbone", "pocket", *SMALL, "--set",
-        "nonlocal_blocks=false", "--set", "drop_epochs=[2,3]", "--validation-people", 2, "--lr", 0.01,
-    )  # fmt: skip
+        capsys,
+        "--real",
+        tree,
+        "--out",
+        tmp_path / "c",
+        "--recipe",
+        "caj",
+        "--backbone",
+        "pocket",
+        *SMALL,
+        "--set",
+        "nonlocal_blocks=false",
+        "--set",
+        "drop_epochs=[2,3]",
+        "--validation-people",
+        2,
+        "--lr",
+        0.01,
+    )
     assert code == 0, error
     config = read_json(tmp_path / "c" / "reid.json", "")["config"]
     assert (config["triplet"], config["exchange_view"], config["drop_epochs"], config["lr"]) == (
@@ -233,23 +253,10 @@ def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, capsys):
     assert (config["steps"], config["epochs"], config["smoothing"], config["seed"]) == (2, None, 0, 0)
     assert config["model"] == config["model"] | {"backbone": "pocket", "height": 64, "stripes": 1}
     for bad, message in (
-        (["--set", "erase"], "give each setting once"),
-        (["--set", "speed=3"], "no setting speed"),
+        (["--set", "erase"], "erase"),
+        (["--set", "speed=3"], "speed"),
         (["--synthetic-schedule", "0-1"], "PART:SHARE"),
         (["--synthetic-schedule", "0:0.5,1:0", "--set", "synthetic_share=0.5"], "not both"),
     ):
         code, _, error = command(capsys, "--real", tree, "--out", tmp_path / "d", *SMALL, *bad)
         assert code == 2 and message in error
-
-
-def test_a_record_that_is_older_than_a_field_is_still_the_same_run(city, tiny, tmp_path):
-    out = train_reid(city["train"], tiny, tmp_path, progress=False)
-    record = read_json(out / "reid.json", "")
-    for name in ("precision", "clip", "validation", "exchange_view", "drop_epochs"):
-        del record["config"][name]
-    del record["config"]["augment"]["fill"]
-    write_json(out / "reid.json", record)
-    assert train_reid(city["train"], tiny, out, progress=False) == out
-    assert load_model(out)[1] == tiny
-    with pytest.raises(InputError, match="another config"):
-        train_reid(city["train"], replace(tiny, clip=1.0), out, progress=False)

@@ -7,9 +7,11 @@ import torch
 from dive_fast.models.phrase import Phrase
 from dive_fast.train.tagger import load_tagger, mixed_words
 from dive_fast.types import InputError
-from dive_fast.world.base.data import base_people, render_base_images
-from dive_fast.world.base.tagger_train import TaggerConfig, train_tagger
-from dive_fast.world.persons import caption_phrase, phrase_words, world_person
+from dive_fast.world.base.config import TaggerConfig
+from dive_fast.world.base.data import base_identities, render_base_images
+from dive_fast.world.base.tagger_train import train_tagger
+from dive_fast.world.captions import caption_phrase, phrase_words
+from dive_fast.world.pedestrians import world_pedestrian
 
 CONFIG = TaggerConfig(images=40, steps=6, batch=4, warmup=1, save_every=2)
 
@@ -17,14 +19,14 @@ CONFIG = TaggerConfig(images=40, steps=6, batch=4, warmup=1, save_every=2)
 def test_true_words_are_choices_of_the_phrase():
     choices = Phrase(caption_phrase()).choices
     for pid in range(1, 300):
-        words = phrase_words(world_person(0, pid))
+        words = phrase_words(world_pedestrian(0, pid))
         assert len(words) == len(choices)
         assert all(word in options for word, options in zip(words, choices, strict=True))
 
 
 def test_true_words_of_a_known_person():
     person = next(
-        p for pid in range(1, 2000) if (p := world_person(0, pid)).pattern == "horizontal" and p.bag == "none"
+        p for pid in range(1, 2000) if (p := world_pedestrian(0, pid)).pattern == "horizontal" and p.bag == "none"
     )
     words = phrase_words(person)
     top = [person.top_dye, "and", person.second_dye, "striped", person.top_material, person.top, person.top_dye]
@@ -33,9 +35,11 @@ def test_true_words_of_a_known_person():
 
 
 def test_people_are_those_in_the_rendered_images():
-    captions = render_base_images(4, 40, grey_share=0.0, noise_share=1.0, workers=1).captions
+    captions = render_base_images(4, 40, grey_fraction=0.0, noise_fraction=1.0, workers=1).captions
     shoes = [
-        (person.shoe_dye, text) for person, text in zip(base_people(4, 40), captions, strict=True) if " shoes" in text
+        (person.shoe_dye, text)
+        for person, text in zip(base_identities(4, 40), captions, strict=True)
+        if " shoes" in text
     ]
     assert len(shoes) > 20
     assert all(f", {dye} shoes" in text for dye, text in shoes)
@@ -80,5 +84,5 @@ def test_a_state_of_other_settings_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(room, "_JUDGED", 10)
     train_tagger(CONFIG, tmp_path / "a", tmp_path / "work")
-    with pytest.raises(InputError, match="other data or settings"):
+    with pytest.raises(InputError, match=r"tagger\.state"):
         train_tagger(TaggerConfig(images=40, steps=4, batch=8, save_every=2), tmp_path / "b", tmp_path / "work")

@@ -9,16 +9,17 @@ import torch
 from PIL import Image
 
 from dive_fast.models import load_bundle
+from dive_fast.train.photos import to_signal
 from dive_fast.types import InputError
 from dive_fast.world.base import train as base_train
+from dive_fast.world.base.config import BaseShape, BaseTrainConfig, TextConfig, UnetConfig, VaeConfig
 from dive_fast.world.base.data import render_base_images
-from dive_fast.world.base.model import BaseShape, build_tokenizer, new_vae
-from dive_fast.world.base.text_train import TextConfig, binding_labels, bindings, train_text_encoder
-from dive_fast.world.base.train import BaseTrainConfig, sample_captions, train_base
-from dive_fast.world.base.unet_train import UnetConfig
+from dive_fast.world.base.model import build_tokenizer, new_vae
+from dive_fast.world.base.text_train import binding_labels, bindings, train_text_encoder
+from dive_fast.world.base.train import sample_captions, train_base
 from dive_fast.world.base.vae_start import start_from_components
-from dive_fast.world.base.vae_train import VaeConfig, psnr, to_signal
-from dive_fast.world.persons import caption_words
+from dive_fast.world.base.vae_train import psnr
+from dive_fast.world.captions import caption_words
 
 SHAPE = BaseShape(latent_channels=8, vae_channels=(8, 16, 16, 32), unet_channels=(16, 32), text_width=16, heads=2)
 CONFIG = BaseTrainConfig(
@@ -33,11 +34,11 @@ CONFIG = BaseTrainConfig(
 
 @pytest.fixture(scope="module")
 def images():
-    return render_base_images(1, 60, grey_share=0.35, noise_share=0.0, workers=1, chunk=30)
+    return render_base_images(1, 60, grey_fraction=0.35, noise_fraction=0.0, workers=1, chunk=30)
 
 
 def test_images_depend_on_their_index_and_not_on_the_split_of_work(images):
-    again = render_base_images(1, 20, grey_share=0.35, noise_share=0.0, workers=1, chunk=7)
+    again = render_base_images(1, 20, grey_fraction=0.35, noise_fraction=0.0, workers=1, chunk=7)
     assert np.array_equal(again.images, images.images[:20])
     assert again.captions == images.captions[:20]
 
@@ -48,7 +49,7 @@ def test_grey_images_say_so_in_their_captions_and_no_other_does(images):
     said = [caption.split(" , ")[-1].split()[-2:] for caption in images.captions]
     assert [words in (["grey", "indoor"], ["grey", "outdoor"]) for words in said] == grey
     assert all(phrase.strip() for caption in images.captions for phrase in caption.split(" , "))
-    colour = render_base_images(1, 20, grey_share=0.0, noise_share=0.5, workers=1).images
+    colour = render_base_images(1, 20, grey_fraction=0.0, noise_fraction=0.5, workers=1).images
     assert all(np.ptp(image.astype(int), axis=-1).max() > 20 for image in colour)
 
 
@@ -97,7 +98,7 @@ def test_the_started_encoder_is_affine_to_a_few_percent(images):
 
 def test_too_many_components_for_the_last_norm_are_refused(images):
     vae = new_vae(BaseShape(latent_channels=16, vae_channels=(8, 16, 16, 32)))
-    with pytest.raises(ValueError, match="16 latent channels need groups of 6 channels, got 4"):
+    with pytest.raises(ValueError, match="16 latent channels .* 6 channels, got 4"):
         start_from_components(vae, images.images)
 
 
@@ -126,7 +127,7 @@ def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatc
     alone = sample_captions(bundle, ["red shirt"], [2], steps=2)
     assert made.shape == (2, 128, 64, 3)
     assert np.abs(made[1].astype(int) - alone[0].astype(int)).max() <= 1
-    with pytest.raises(InputError, match="another config"):
+    with pytest.raises(InputError, match="--work"):
         other = BaseTrainConfig(shape=SHAPE, vae=CONFIG.vae, text=CONFIG.text, unet=UnetConfig(batch=3), vae_images=40)
         train_base(other, tmp_path / "model2", tmp_path / "work")
 
@@ -143,7 +144,7 @@ def test_a_base_learns_on_with_all_but_the_unet_kept(tmp_path):
         assert all(torch.equal(a, b) for a, b in pairs) == same, part
     caught = [np.load(tmp_path / work / "unet-images.npz")["captions"].tolist() for work in ("work", "more")]
     assert not set(caught[0]) & set(caught[1])
-    with pytest.raises(InputError, match="another config"):
+    with pytest.raises(InputError, match="--work"):
         train_base(CONFIG, tmp_path / "third", tmp_path / "more")
 
 
@@ -183,5 +184,5 @@ def test_labels_are_for_the_last_token_of_a_noun_and_rare_ones_are_left_out(tmp_
 
 def test_too_few_captions_are_refused(tmp_path):
     tokenizer = build_tokenizer(tmp_path / "tokenizer", SHAPE)
-    with pytest.raises(InputError, match="2 captions are too few"):
+    with pytest.raises(InputError, match="2 captions"):
         train_text_encoder(["red shirt", "blue shirt"], tokenizer, SHAPE, CONFIG.text, tmp_path)

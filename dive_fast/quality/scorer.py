@@ -11,42 +11,21 @@ import numpy as np
 
 from dive_fast.data.names import abbreviate
 from dive_fast.quality.measures import F32, I64, left_out_margins, margins, nearest, nearest_within
-from dive_fast.quality.net import Features
 from dive_fast.quality.probe import Probe, ProbeReport, fit, held_out
+from dive_fast.quality.quantiles import quantiles
 from dive_fast.quality.real import RealImages
+from dive_fast.quality.reid_extractor import Features
 from dive_fast.types import MODALITIES, InputError, Modality
 
-QUANTILES = (0.01, 0.05, 0.5, 0.95, 0.99)
 PER_IMAGE = (
     "identity",
     "modality",
     "memorisation",
-)  # the columns of `Judge.values`; diversity needs the others' features
-MEANINGS: dict[str, tuple[str, bool]] = {
-    "identity": (
-        "cosine similarity to the centroid of the identity's real RGB images (infrared ones if it has no RGB), minus that "
-        "to the nearest other identity's in the same modality; above 0 the nearest identity is the right one",
-        True,
-    ),
-    "modality": (
-        "probability that the image is of its modality, by a linear probe on the net's features of real images' luma",
-        True,
-    ),
-    "diversity": (
-        "1 - cosine similarity to the most alike other generated image of the same identity and camera; absent if there "
-        "is none; 0 for a copy",
-        True,
-    ),
-    "memorisation": (
-        "cosine similarity to the most alike training image of the same modality; the threshold is what real images of "
-        "one person hardly ever reach among themselves",
-        False,
-    ),
-}
+)  # the columns of `Scorer.values`; diversity needs the others' features
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """Scores images row by row; `wanted` names the scores that are asked for."""
 
     real: RealImages
@@ -177,9 +156,3 @@ class Judge:
     def _alike(images: RealImages, side: Modality) -> F32:
         rows = images.rows(side)
         return nearest_within(images.features.identity[rows], images.labels(rows))
-
-
-def quantiles(values: F32) -> dict[str, float]:
-    """{"1%": ..., "50%": ...} and the mean."""
-    found = {f"{100 * q:g}%": round(float(np.quantile(values, q)), 4) for q in QUANTILES}
-    return {**found, "mean": round(float(values.mean(dtype=np.float64)), 4)}

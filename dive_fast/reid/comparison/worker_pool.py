@@ -1,4 +1,4 @@
-"""Independent runs of a comparison side by side: two cores train two small models sooner than one model with two threads."""
+"""A pool of worker processes: two cores train two small models faster than one model with two threads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _steps_done: Any = None  # in a worker: the counter that it shares with the pare
 
 
 def run_all(jobs: Sequence[Job], work: Callable[[Job], None], workers: int, total: int | None, progress: bool) -> None:
-    """Calls `work` (a module's function) on every job in `workers` processes; the first error is raised here.
+    """Calls `work` (a module's function) on every job in `workers` processes and raises the first error here.
 
-    Each process gets its share of the cores as threads. `total` is the number of steps that all jobs report through
-    `count_step`, for the progress bar (None: not known). On an error or Ctrl-C the processes end; what they saved stays.
+    Each process gets an equal part of the cores as threads. `total` is the number of steps that all jobs report through
+    `count_step`, for the progress bar (None: unknown). On an error or Ctrl-C the processes end; what they saved stays.
     """
     context = multiprocessing.get_context("spawn")
     done = context.Value("l", 0)
@@ -28,8 +28,7 @@ def run_all(jobs: Sequence[Job], work: Callable[[Job], None], workers: int, tota
         context.Pool(workers, _start_worker, (done, threads)) as pool,
         tqdm(total=total, desc="reid", unit="step", disable=not progress) as bar,
     ):
-        # One job a task: they are few and long.
-        pending = [pool.apply_async(work, (job,)) for job in jobs]
+        pending = [pool.apply_async(work, (job,)) for job in jobs]  # one job a task: they are few and long
         while pending:
             pending[0].wait(_POLL_SECONDS)
             bar.update(done.value - bar.n)

@@ -2,7 +2,7 @@
 
 import torch
 
-from dive_fast.train.needs import PeakMemory, optimizer_bytes, tensor_bytes
+from dive_fast.train.memory import PeakMemory, optimizer_bytes, tensor_bytes
 
 
 def test_peak_memory_counts_what_is_alive_at_once():

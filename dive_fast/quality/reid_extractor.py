@@ -1,4 +1,4 @@
-"""The net that judges: a ReID checkpoint that has seen real images only."""
+"""Features of images by a ReID checkpoint that was trained on real images only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dive_fast.reid.data.dataset import LUMA, ImageSet, load_images
+from dive_fast.reid.data.augment import LUMA
+from dive_fast.reid.data.dataset import ImageSet, load_images
 from dive_fast.reid.evaluation.evaluate import embed
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.checkpoint import load_model
@@ -27,8 +28,8 @@ CHUNK = 512  # images decoded at once: 7 MB at 96x48 pixels, 64 MB at 288x144
 class Features:
     """Unit rows, float32 [N, D]: `identity` by each image's own stem, `tone` of its luma by the visible stem.
 
-    `tone` knows no colour, and all images take the same way, so what tells the modalities apart there is how bright
-    things are in infrared and not that infrared is grey, nor which stem an image went through.
+    `tone` sees no colour and uses one stem for all images: there the modalities differ by brightness alone, not by
+    infrared being grey nor by the stem.
     """
 
     identity: F32
@@ -39,13 +40,13 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Net:
-    """An opened checkpoint; `facts` is what the scores say of it."""
+class ReidExtractor:
+    """An opened checkpoint; `metadata` identifies it in scores.json."""
 
     model: ReidModel
     height: int
     width: int
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     batch: int = 128
 
     @property
@@ -76,10 +77,10 @@ class Net:
         return embed(self.model, as_visible, batch=self.batch)
 
 
-def open_net(checkpoint: Path | str, device: str = "cpu", batch: int = 128) -> Net:
-    """The net in `checkpoint`; one that has seen generated images, or does not say, raises `InputError`.
+def open_extractor(checkpoint: Path | str, device: str = "cpu", batch: int = 128) -> ReidExtractor:
+    """Opens `checkpoint`; one that was trained on generated images, or does not say, raises `InputError`.
 
-    A net that has learned from generated images finds in them what it learned from them: it cannot judge them.
+    A model trained on generated images finds in them what it learned from them: it cannot score them.
     """
     model, config, record = load_model(checkpoint, device)
     synthetic = record.get("synthetic")
@@ -87,14 +88,14 @@ def open_net(checkpoint: Path | str, device: str = "cpu", batch: int = 128) -> N
         raise InputError(f"{checkpoint}: reid.json does not say whether it saw synthetic images; train it again")
     if synthetic:
         raise InputError(
-            f"{checkpoint} was trained on {synthetic:,} synthetic images, so it cannot judge any; give a net that was "
+            f"{checkpoint} was trained on {synthetic:,} synthetic images, so it cannot score any; give a checkpoint "
             "trained on real images only (dive-fast reid train --real)"
         )
-    facts = {
+    metadata = {
         "sha256": record["sha256"],
         "data": record.get("data"),
         "images": record.get("images"),
         "identities": len(record["pids"]),
         "synthetic": 0,
     }
-    return Net(model, config.model.height, config.model.width, facts, batch)
+    return ReidExtractor(model, config.model.height, config.model.width, metadata, batch)

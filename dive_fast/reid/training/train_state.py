@@ -1,4 +1,4 @@
-"""What learns, and one step of it: forward, loss, checks, gradients, optimizer."""
+"""The state of a training, and one step of it: forward, loss, checks, gradients, optimizer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from dive_fast.reid.training.losses import (
 from dive_fast.reid.training.parallel import gathered, share_norms, sum_gradients
 from dive_fast.types import DiveError, InputError
 
-MOST_SKIPPED = 20  # in a row; each halves the scale, from 65,536: it is then below 0.1, and no gradient is that large
+MOST_SKIPPED = 20  # in a row; each halves the scale, which then falls from 65,536 below 0.1: no gradient is that large
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Learner:
-    """A model, its optimizer and, at fp16, the scale of its loss; moved a step at a time.
+class TrainState:
+    """A model, its optimizer and, at fp16, the scale of its loss.
 
-    `skipped` counts the steps in a row whose gradient left the range of fp16: those change nothing but the scale.
+    `skipped` counts the consecutive steps whose gradient left the range of fp16; those change nothing but the scale.
     """
 
     def __init__(self, config: ReidConfig, classes: int, device: str):
@@ -47,10 +47,10 @@ class Learner:
         self.skipped = 0
 
     def step(self, batch: Batch, scale: float, number: int) -> dict[str, float]:
-        """Moves the model on a batch with `scale` times its rates; the losses, the share of right answers, and the
-        gradient's norm before clipping. `number` is the step's, for messages.
+        """Trains on a batch with `scale` times the learning rates; `number` is the step's, for messages.
 
-        Raises `DiveError` when the loss is not finite, or the gradient, at fp16 `MOST_SKIPPED` times in a row.
+        Returns the losses, the fraction of right answers, and the gradient's norm before clipping. Raises `DiveError` for a
+        loss that is not finite, or a gradient, at fp16 after `MOST_SKIPPED` such steps in a row.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * scale
@@ -66,14 +66,14 @@ class Learner:
         names = ("loss", "cross_entropy", "triplet", "accuracy")
         values = dict(zip(names, torch.stack([loss, entropy, triplet, right]).tolist(), strict=True))
         if not math.isfinite(values["loss"]):
-            raise DiveError(f"the loss is {values['loss']} at step {number} (cross entropy {values['cross_entropy']}, "
-                            f"triplet {values['triplet']}); {self._remedy()}")  # fmt: skip
+            parts = f"cross entropy {values['cross_entropy']}, triplet {values['triplet']}"
+            raise DiveError(f"the loss is {values['loss']} at step {number} ({parts}); {self._remedy()}")
         self.optimizer.zero_grad()
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        return {**values, **self._move(number, values["loss"])}
+        return {**values, **self._update(number, values["loss"])}
 
-    def _move(self, number: int, loss: float) -> dict[str, float]:
-        """The optimizer's step, if the gradient is finite, and its norm; at fp16 the scale used and the steps skipped."""
+    def _update(self, number: int, loss: float) -> dict[str, float]:
+        """Steps the optimizer if the gradient is finite; returns its norm, at fp16 also the scale and the steps skipped."""
         sum_gradients(self.parameters)
         scale = None if self.scaler is None else self.scaler.get_scale()
         if self.scaler is not None:
@@ -81,17 +81,19 @@ class Learner:
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
         if self.skipped and (self.scaler is None or self.skipped >= MOST_SKIPPED):
-            again = "" if scale is None else f", for {self.skipped} steps in a row, now at a loss scale of {scale:g}"
-            raise DiveError(f"the gradient's norm is {norm} at step {number} (loss {loss:g}){again}; {self._remedy()}")
+            repeated = "" if scale is None else f", for {self.skipped} steps in a row, at a loss scale of {scale:g}"
+            raise DiveError(
+                f"the gradient's norm is {norm} at step {number} (loss {loss:g}){repeated}; {self._remedy()}"
+            )
         if self.config.clip is not None and not self.skipped:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, torch.tensor(norm))
         if self.scaler is None:
             self.optimizer.step()
         else:
-            self.scaler.step(self.optimizer)  # leaves the step out if the gradient is not finite, on every rank alike
+            self.scaler.step(self.optimizer)  # skips the step if the gradient is not finite, on every rank alike
             self.scaler.update()
-        facts = {} if self.skipped else {"gradient_norm": norm}
-        return facts if scale is None else {**facts, "scale": scale, "skipped": self.skipped}
+        values = {} if self.skipped else {"gradient_norm": norm}
+        return values if scale is None else {**values, "scale": scale, "skipped": self.skipped}
 
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = _HALF.get(self.config.precision)
@@ -102,7 +104,7 @@ class Learner:
         return lower if self.config.precision == "fp32" else f"{lower}, or train in fp32 (now {self.config.precision})"
 
     def state(self) -> dict[str, Any]:
-        """What `restore` goes on from, tensors and numbers."""
+        """Returns what `restore` continues from."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -115,13 +117,13 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        self.skipped = state.get("skipped", 0)
+        self.skipped = state["skipped"]
 
 
 def check_precision(precision: str, device: str) -> None:
-    """Raises `InputError` when `device`, "cpu" or "cuda", cannot train in this precision."""
+    """Raises `InputError` for a precision that `device`, "cpu" or "cuda", cannot train in."""
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError(f"precision bf16: {torch.cuda.get_device_name()} does not compute in it; choose fp16")
+        raise InputError(f"precision bf16: {torch.cuda.get_device_name()} lacks it; choose fp16")
 
 
 def _triplet(features: Tensor, labels: Tensor, config: ReidConfig) -> Tensor:
@@ -133,7 +135,7 @@ def _triplet(features: Tensor, labels: Tensor, config: ReidConfig) -> Tensor:
 
 
 def _optimizer(model: ReidModel, config: ReidConfig) -> torch.optim.Optimizer:
-    """Norms, biases and pooling exponents are not decayed unless all is; stems and trunk learn at `backbone_lr`."""
+    """Norms, biases and pooling exponents decay only with `decay_all`; stems and trunk learn at `backbone_lr`."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""What training needs of memory and disk, before it is begun."""
+"""Estimates of the memory that training needs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_iter
 
 
 class PeakMemory(TorchDispatchMode):
-    """Within the block, follows the bytes of the tensors that operations make: `peak` is the most alive at once.
+    """Measures the bytes of tensors that operations in the block create; `peak` is the largest sum alive at once.
 
-    Tensors that were there before do not count, and what a kernel takes for itself is not seen: an estimate.
+    An estimate: tensors from before the block and a kernel's own workspace do not count.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class PeakMemory(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         made = [value.untyped_storage() for value in tree_iter(result) if isinstance(value, torch.Tensor)]
         for storage in made:
-            if storage._cdata not in given | self._alive:  # else it is a view, or was written in place
+            if storage._cdata not in given | self._alive:  # otherwise a view, or written in place
                 self._begin(storage)
         return result
 
@@ -53,5 +53,5 @@ def tensor_bytes(networks: Iterable[torch.nn.Module]) -> int:
 
 
 def optimizer_bytes(parameters: Iterable[torch.nn.Parameter], average: bool) -> int:
-    """Bytes that AdamW keeps for float32 parameters, two moments each, and their average if there is one."""
+    """Bytes of AdamW's two moments of float32 parameters, and of their moving average if `average`."""
     return sum(parameter.numel() for parameter in parameters) * 4 * (3 if average else 2)

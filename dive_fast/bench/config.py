@@ -1,0 +1,63 @@
+"""What `dive-fast bench` measures. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from dive_fast.sampling.config import PRESETS, Sampling
+from dive_fast.settings import PositiveInt, Reads, Settings
+from dive_fast.types import InputError
+
+BASELINES = {
+    "reference": "DiVE's configuration: diffusers, LoRA of rank 128 unfused, autocast on a GPU, text encoder at every call",
+    "tuned": "diffusers: LoRA fused, no autocast, channels-last, fused QKV, max-autotune, prompts encoded once",
+    "compiled": "our loop, the whole UNet by torch.compile max-autotune",
+    "onnxruntime": "our loop, form plain exported to onnxruntime",
+    "tensorrt": "our loop, a TensorRT engine",
+}
+
+
+def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    def read(text: str) -> tuple[str, ...]:
+        if text in ("all", "none"):
+            return known if text == "all" else ()
+        names = tuple(part.strip() for part in text.split(","))
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise InputError(f"{unknown[0]!r} is unknown; give all, none, or some of {', '.join(known)}")
+        return names
+
+    return read
+
+
+@dataclass(frozen=True)
+class BenchConfig(Settings):
+    """What is measured, see `measure_rows` and `compete`."""
+
+    rows: tuple[int, ...] = (2, 8, 32, 64)
+    """UNet rows per call; with --compare 2,32."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How images are sampled."""
+    image_format: Literal["png", "jpg"] = "png"
+    """Format that images are written in."""
+    repeats: PositiveInt = 10
+    """Timed UNet calls of each row count."""
+    rounds: PositiveInt = 5
+    """Timed batches of each row count, and interleaved rounds of the baselines."""
+    baselines: Annotated[tuple[str, ...], Reads(_some_of(tuple(BASELINES)), "NAME,...|all|none")] = ()
+    """Baselines to measure on equal terms: reference, tuned, compiled, onnxruntime, tensorrt."""
+    baseline_rows: PositiveInt = 36
+    """UNet rows per call of the baselines; DiVE's 18 images are 36."""
+    tensorrt: Path | None = None
+    """Built engine folder for the baseline tensorrt."""
+    presets: Annotated[tuple[str, ...], Reads(_some_of(tuple(PRESETS)), "NAME,...|all|none")] = ()
+    """Presets to measure in the rounds of the baselines, on as many rows. Their images differ; docs/presets.md compares
+    them."""
+
+    @property
+    def competes(self) -> bool:
+        """Whether anything is measured beside the engine's plain sampling."""
+        return bool(self.baselines or self.presets)

@@ -1,0 +1,90 @@
+"""The settings of `dive-fast world study` and `dive-fast demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from dive_fast.reid.training.config import ReidConfig
+from dive_fast.sampling.config import STRENGTH, Sampling
+from dive_fast.settings import Fraction, NonNegativeInt, Part, PositiveInt, Reads, Settings
+from dive_fast.train.config import PersonalizeConfig
+from dive_fast.types import PairMode
+from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
+from dive_fast.world.config import WorldSpec
+
+
+@dataclass(frozen=True)
+class PairConfig(Settings):
+    """How pairs are made."""
+
+    mode: PairMode = "real-rgb"
+    """Whether the RGB side is the real photo, generated, or both sides are generated from the photo."""
+    per_camera: PositiveInt = 5
+    """Pairs per identity and infrared camera."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How images are sampled."""
+    strength: Fraction = STRENGTH
+    """Fraction of the noise schedule that photo-guided pairs start from."""
+    seed: NonNegativeInt = 0
+    """Seed of the pairs' noise."""
+    rows: PositiveInt = 64
+    """UNet batch rows of the engine."""
+    infrared: tuple[str, ...] = ("cam3", "cam6")
+    """Infrared cameras."""
+    visible: tuple[str, ...] = ("cam1", "cam4")
+    """RGB cameras of synthetic pairs."""
+
+
+def _adapter(text: str) -> str | None:
+    return None if text == "none" else text
+
+
+@dataclass(frozen=True)
+class StudyConfig(Settings):
+    """Everything that a study depends on."""
+
+    world: Annotated[WorldSpec, Part("world", only=("seed",))] = field(default_factory=WorldSpec)
+    model: str = "pocket"
+    """Base model folder; pocket is the shipped one."""
+    adapter: Annotated[str, Reads(_adapter, "FOLDER|none")] | None = "pocket"
+    """Adapter to start from; pocket is the shipped one, and none trains one on the world's own photos."""
+    learn: Annotated[PersonalizeConfig, Part("learn", only=("steps",))] = field(
+        default_factory=lambda: PersonalizeConfig(
+            identity_steps=300,
+            steps=60,
+            batch=16,
+            save_every=50,
+            mix_lr=0.01,
+            words_from="pocket",
+            text_noise=0.25,
+            phrase=caption_phrase(),
+            template=CAPTION_TEMPLATE,
+            phrase_drop=0.25,
+        )
+    )
+    pairs: Annotated[PairConfig, Part(only=("per_camera", "sampling"))] = field(default_factory=PairConfig)
+    reid: Annotated[ReidConfig, Part("reid", only=("steps",))] = field(
+        default_factory=lambda: ReidConfig(steps=1000, missing="visible", synthetic_share=0.25)
+    )
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the ReID trainings; every arm runs with each."""
+    workers: PositiveInt = 2
+    """ReID trainings that run at once."""
+
+
+@dataclass(frozen=True)
+class DemoConfig(StudyConfig):
+    """A study of minutes on two cores, in which some external identities are new to the adapter."""
+
+    world: WorldSpec = field(
+        default_factory=lambda: WorldSpec(test_ids=24, external_ids=40, images_per_camera=5, market_images=8)
+    )
+    learn: PersonalizeConfig = field(
+        default_factory=lambda: PersonalizeConfig(steps=60, batch=16, save_every=50, mix_lr=0.01, words_from="pocket")
+    )
+    pairs: PairConfig = field(default_factory=lambda: PairConfig(per_camera=3, sampling=Sampling(steps=16)))
+    reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350, missing="visible", synthetic_share=0.25))
+    seeds: tuple[int, ...] = (0,)
+    shown: int = 8
+    """Identities on the page, which are also made in the other two pair modes."""

@@ -1,0 +1,224 @@
+"""The trained parts of personalization, identity rows and a LoRA in a frozen model, and the captions that train them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dive_fast.models.adapter import Adapter, merge_identities
+from dive_fast.models.fuse import add_identity_tokens
+from dive_fast.models.lora import add_lora, lora_state, remove_lora, set_lora_state
+from dive_fast.models.phrase import Phrase, some_parts
+from dive_fast.models.prompts import TEMPLATES, check_vocabulary, render
+from dive_fast.train.config import PersonalizeConfig
+from dive_fast.train.diffusion import DiffusionLoss, noisy_batch
+from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
+from dive_fast.train.parallel import my_rows
+from dive_fast.train.photos import BalancedSampler, LatentPhotos
+from dive_fast.train.precision import halve_frozen
+from dive_fast.types import Camera, Identity, InputError, Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from dive_fast.models.bundle import ModelBundle
+    from dive_fast.train.prior import ClassPhotos
+
+
+def identity_word(pid: str) -> str:
+    """Returns the vocabulary word of an identity; it depends on the name alone, so new identities rename none."""
+    return f"person_{pid.lower()}"
+
+
+@dataclass(frozen=True)
+class IdentityPrompts:
+    """The identities to learn and their text in captions. The first of `templates` is the adapter's."""
+
+    identities: tuple[Identity, ...]
+    phrase: Phrase
+    templates: tuple[str, ...]
+
+    @classmethod
+    def from_config(cls, pids: Sequence[str], config: PersonalizeConfig, init_from: Adapter | None) -> IdentityPrompts:
+        """Takes phrase and template from `init_from` where there is one, else from `config`."""
+        source = config if init_from is None else init_from
+        phrase = Phrase(source.phrase)
+        identities = tuple(phrase.identity(pid, identity_word(pid)) for pid in pids)
+        templates = TEMPLATES if source.template is None else (source.template,)
+        check_vocabulary(identities, (), templates, "personalize")
+        return cls(identities, phrase, templates)
+
+
+class Captions:
+    """Token ids of training captions."""
+
+    def __init__(
+        self, bundle: ModelBundle, cameras: Sequence[Camera], prompts: IdentityPrompts, config: PersonalizeConfig
+    ) -> None:
+        self._tokenizer, self._config = bundle.tokenizer, config
+        self._code = {camera.name: camera.code for camera in cameras}
+        self._placeholder = {identity.pid: identity.placeholder for identity in prompts.identities}
+        length, placeholder = bundle.tokenizer.model_max_length, prompts.identities[0].placeholder
+        code = max(self._code.values(), key=lambda code: len(self.tokenize(code)))
+        longest = [render(template, code, placeholder) for template in prompts.templates]
+        fits = [len(self.tokenize(text)) <= length for text in longest]  # a truncated caption might lack the identity
+        if not fits[0]:
+            raise InputError(f"caption {longest[0]!r} is longer than the {length} tokens that the model reads")
+        self._templates = [template for template, short in zip(prompts.templates, fits, strict=True) if short]
+
+    def ids(self, sample: Sample, rng: np.random.Generator) -> list[int]:
+        """Draws one caption of a photo: a template, the camera's code alone, or the empty text."""
+        config = self._config
+        kind, which = rng.random(), int(rng.integers(len(self._templates)))
+        if kind < config.empty_captions:
+            text = ""
+        elif kind < config.empty_captions + config.bare_code:
+            text = self._code[sample.camera]
+        else:
+            identity = some_parts(self._placeholder[sample.pid], config.phrase_drop, rng)
+            text = render(self._templates[which], self._code[sample.camera], identity)
+        return self.tokenize(text)
+
+    def tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, padding="max_length", truncation=False)["input_ids"]
+        return ids
+
+
+class PersonalizedModel:
+    """A frozen model with trainable identity rows and a LoRA, which is frozen too if it comes from `init_from`."""
+
+    def __init__(
+        self, bundle: ModelBundle, prompts: IdentityPrompts, config: PersonalizeConfig, init_from: Adapter | None
+    ) -> None:
+        import torch
+
+        self.bundle, self.prompts, self.config, self.init_from = bundle, prompts, config, init_from
+        self.base_fingerprint = bundle.fingerprint
+        torch.manual_seed(config.seed)
+        table = bundle.text_encoder.get_input_embeddings().weight.detach()
+        self.device = table.device
+        self.rows = LearnedRows(choices_of(prompts.phrase, bundle.tokenizer, table), len(prompts.identities))
+        self.rows.to(self.device)
+        add_identity_tokens(bundle, prompts.identities, self.rows().detach())
+        bundle.text_encoder.set_input_embeddings(PartlyLearned(table, self.rows))
+        self.lora: list[torch.nn.Parameter] = []
+        if init_from is None:
+            self.lora = add_lora(bundle.unet, config.rank, float(config.rank))
+        else:
+            add_lora(bundle.unet, init_from.rank, init_from.alpha)
+            set_lora_state(bundle.unet, init_from.lora)
+            bundle.unet.requires_grad_(False)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The trainable parameters as optimizer groups."""
+        config = self.config
+        groups: list[dict[str, Any]] = [
+            {"params": [self.rows.free], "weight_decay": 0.0, "lr_scale": config.token_lr},
+            {"params": [self.rows.logits], "weight_decay": 0.0, "lr_scale": config.mix_lr},
+            {"params": self.lora, "weight_decay": config.weight_decay, "lr_scale": config.lora_lr},
+        ]
+        return [group for group in groups if any(p.numel() and p.requires_grad for p in group["params"])]
+
+    def to(self, device: str) -> None:
+        """Moves text encoder and UNet to `device`, frozen weights in half precision with mixed precision."""
+        compute = self.config.compute
+        for network in (self.bundle.text_encoder, self.bundle.unet):
+            halve_frozen(network, compute.mixed_precision)
+            network.to(device)
+        if compute.checkpointing:
+            self.bundle.unet.enable_gradient_checkpointing()
+        self.device = self.rows.free.device
+
+    def set_trainable(self, rows: bool, lora: bool) -> None:
+        self.rows.requires_grad_(rows)
+        for parameter in self.lora:
+            parameter.requires_grad_(lora)
+
+    def loss(
+        self, step: int, photos: LatentPhotos, captions: Captions, batches: BalancedSampler, diffusion: DiffusionLoss
+    ) -> torch.Tensor:
+        """The loss of this process's rows of a step's batch of photos."""
+        import torch
+
+        rows, rng = batches(step)
+        ids = torch.tensor([captions.ids(photos.samples[i], rng) for i in rows])
+        mirrored = torch.from_numpy(rng.integers(0, 2, len(rows)))
+        latents = photos.latents[torch.from_numpy(rows), mirrored]
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        noised = noisy_batch(latents, diffusion.alphas, generator, diffusion.noisy_share)
+        teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
+        mine = my_rows(len(rows))
+        text = self.embed(ids[mine], teaches[mine])
+        if self.config.text_noise and self.lora and self.lora[0].requires_grad:
+            shape = (len(rows), *text.shape[1:])  # of the whole batch: all rank counts draw equal noise
+            jitter = torch.randn(shape, generator=generator)[mine].to(self.device)
+            text = text + self.config.text_noise * text.detach().std(dim=-1, keepdim=True) * jitter
+        return self._weighted_error(latents, noised, text, mine, diffusion)
+
+    def class_loss(self, step: int, photos: ClassPhotos, diffusion: DiffusionLoss) -> torch.Tensor:
+        """The loss of a step's class photos, as many as photos; it trains no identity."""
+        import torch
+
+        latents, generator = photos.draw(step, self.config.batch, self.config.seed)
+        noised = noisy_batch(latents, diffusion.alphas, generator, diffusion.noisy_share)
+        mine = my_rows(len(latents))
+        ids = photos.ids.expand(mine.stop - mine.start, -1)
+        text = self.embed(ids, torch.zeros(len(ids), dtype=torch.bool))
+        return self._weighted_error(latents, noised, text, mine, diffusion)
+
+    def _weighted_error(
+        self,
+        latents: torch.Tensor,
+        noised: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        text: torch.Tensor,
+        mine: slice,
+        diffusion: DiffusionLoss,
+    ) -> torch.Tensor:
+        """The weighted error of the UNet on the rows `mine` of a noised batch, given their text embeddings."""
+        noisy, noise, timesteps = noised
+        output = self.bundle.unet(noisy[mine].to(self.device), timesteps[mine].to(self.device), text).sample
+        target = diffusion.target(latents, noise, timesteps)[mine].to(self.device)
+        weights = diffusion.weights(timesteps)[mine].to(self.device)
+        return ((output - target).square().mean(dim=(1, 2, 3)) * weights).mean()
+
+    def embed(self, ids: torch.Tensor, teaches: torch.Tensor) -> torch.Tensor:
+        """Returns text embeddings [B, L, D] of ids [B, L]; where `teaches` bool [B] is false, identities get no gradient.
+
+        Both inputs are on the CPU, where selecting rows does not wait for a GPU. Infrared photos train the LoRA, but no
+        identity that has RGB photos: its rows would store what only its infrared shows, the LoRA would read it there, and
+        would find nothing in identities known from RGB alone.
+        """
+        import torch
+
+        parts, rows = [], []
+        for learns, which in ((False, ~teaches), (True, teaches)):
+            if bool(which.any()):
+                with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                    parts.append(self.bundle.text_encoder(ids[which].to(self.device)).last_hidden_state)
+                rows.append(which.nonzero()[:, 0])
+        return torch.cat(parts)[torch.cat(rows).argsort().to(self.device)]
+
+    def adapter(self, cameras: tuple[Camera, ...], facts: dict[str, Any]) -> Adapter:
+        """Takes the LoRA out of the UNet and returns everything trained, with the identities and LoRA of `init_from`."""
+        rows = self.rows().detach().cpu()
+        if self.init_from is not None:
+            merged = merge_identities(self.init_from, self.prompts.identities, rows)
+            return replace(merged, facts={**self.init_from.facts, "onto": facts, "run": facts["run"]})
+        state = lora_state(self.bundle.unet)
+        remove_lora(self.bundle.unet)
+        return Adapter(
+            base_fingerprint=self.base_fingerprint,
+            identities=self.prompts.identities,
+            cameras=cameras,
+            embeddings=rows,
+            lora=state,
+            rank=self.config.rank,
+            alpha=float(self.config.rank),
+            template=self.prompts.templates[0],
+            phrase=self.prompts.phrase.text,
+            facts=facts,
+        )

@@ -1,0 +1,248 @@
+"""The phases of personalization: what each trains, its loss, and the disk space that a run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dive_fast.distributed import check_launcher, leading
+from dive_fast.models.prompts import PromptBank, PromptTable
+from dive_fast.tensorboard import require_tensorboard
+from dive_fast.train.cameras import cameras_of
+from dive_fast.train.config import PersonalizeConfig
+from dive_fast.train.diffusion import DiffusionLoss
+from dive_fast.train.loop import Callback, Loss, LossAt, PhaseConfig
+from dive_fast.train.memory import optimizer_bytes
+from dive_fast.train.model import Captions, IdentityPrompts, PersonalizedModel
+from dive_fast.train.parallel import my_rows, part_of_batch
+from dive_fast.train.photos import (
+    BalancedSampler,
+    LatentPhotos,
+    Photos,
+    encode_photos,
+    image_size,
+    latent_shape,
+    on_device,
+    only,
+    samples_of,
+    teaching,
+)
+from dive_fast.train.precision import check_precision
+from dive_fast.train.prior import ClassPhotos, generate_class_photos, read_class_photos
+from dive_fast.train.samples import ImageSampler, SheetMaker
+from dive_fast.train.tagger import load_tagger, tag_identities
+from dive_fast.types import Camera, Identity, InputError, Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from dive_fast.models.adapter import Adapter
+    from dive_fast.models.bundle import ModelBundle
+
+PHASES = ("identities", "personalize")
+_LOG_LINE = 200  # bytes of a logged step at most, TensorBoard's included
+_SMALL_FILES = 2_000_000  # an adapter's JSON, and what file systems round up
+
+
+def phase_configs(config: PersonalizeConfig, work: Path, run: str, progress: bool) -> tuple[PhaseConfig, PhaseConfig]:
+    """Returns the phase of identities alone, which may have no steps, and the phase of the LoRA or of everything."""
+    identities, lora = (
+        PhaseConfig(
+            name,
+            work,
+            steps,
+            lr=1.0,
+            warmup=config.warmup,
+            save_every=config.save_every,
+            average=config.average,
+            identity=run,
+            progress=progress,
+            accumulate=config.compute.accumulate,
+            precision=config.compute.mixed_precision,
+            tensorboard=config.tensorboard,
+        )
+        for name, steps in zip(PHASES, (config.identity_steps, config.steps), strict=True)
+    )
+    return identities, lora
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of training: the parts that it trains, its loss, and the parameters that are clipped together."""
+
+    config: PhaseConfig
+    rows: bool
+    lora: bool
+    loss_at: LossAt
+    clip: Sequence[torch.nn.Parameter]
+
+
+class Trainer:
+    """Identities and, without `init_from`, a LoRA in a model on `device`, with the photos that train them.
+
+    `bundle` is changed in place. Data or settings that cannot work raise `InputError` before any photo is encoded.
+    """
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        photos: Photos,
+        config: PersonalizeConfig,
+        init_from: Adapter | None,
+        device: str,
+        progress: bool,
+    ) -> None:
+        _check_settings(photos, config, init_from, device)
+        samples = samples_of(photos)
+        prompts = IdentityPrompts.from_config(sorted({s.pid for s in samples}), config, init_from)
+        self.cameras = _known_cameras(bundle, samples, prompts.identities, init_from)
+        if init_from is not None and not config.identities_from_ir:  # the LoRA is frozen: other photos train nothing
+            photos = only(photos, teaching(samples))
+        _check_taught(samples_of(photos), config, alone=init_from is None and config.identity_steps > 0)
+        self.photos, self.config, self.init_from, self.bundle = photos, config, init_from, bundle
+        self.model = PersonalizedModel(bundle, prompts, config, init_from)
+        if config.words_from is not None:
+            tagger = load_tagger(config.words_from)
+            words = tag_identities(tagger, samples_of(photos), prompts.phrase, progress and leading())
+            self.model.rows.start_at(words)
+        self.captions = Captions(bundle, self.cameras, prompts, config)  # the tokenizer now has the identities' words
+        self.model.to(device)
+
+    @property
+    def sampler(self) -> ImageSampler:
+        samples, precision = self.config.samples, self.config.compute.mixed_precision
+        return ImageSampler(self.bundle, precision, samples.sample_steps, samples.sample_guidance)
+
+    def encode(self, photos: Photos, progress: bool) -> LatentPhotos:
+        """Returns photos of this training as latents; a damaged one raises `InputError` that names it."""
+        if isinstance(photos, LatentPhotos):
+            return photos
+        with on_device(self.bundle.vae, self.model.device):
+            return encode_photos(self.bundle, photos, progress=progress)
+
+    def class_photos(self, files: Sequence[Path], work: Path, progress: bool) -> ClassPhotos | None:
+        """Returns the class photos in `files`, or generates them into `work`; None where their weight is 0."""
+        prior = self.config.prior
+        if not prior.prior_weight:
+            return None
+        if not files:  # the untrained LoRA adds nothing
+            return generate_class_photos(self.sampler, prior, self.config.seed, work, progress)
+        with on_device(self.bundle.vae, self.model.device):
+            return read_class_photos(self.bundle, files, prior.prior_prompt, progress)
+
+    def phases(
+        self, configs: tuple[PhaseConfig, PhaseConfig], photos: LatentPhotos, prior: ClassPhotos | None
+    ) -> list[Phase]:
+        """Returns the phases that train on `photos`, in order."""
+        config, lora, (alone, whole) = self.config, self.model.lora, configs
+        everything = DiffusionLoss.from_config(
+            self.bundle.scheduler_config,
+            config.weight_cap,
+            config.noisy_share,
+            weighting=config.weighting,
+            snr_gamma=config.snr_gamma,
+        )
+        rows = replace(everything, noisy_share=config.identity_noisy_share, of_epsilon=True)
+        if self.init_from is not None:
+            return [Phase(whole, True, True, self._loss_at(photos, rows, None), lora)]
+        last = Phase(whole, not config.identity_steps, True, self._loss_at(photos, everything, prior), lora)
+        if not config.identity_steps:
+            return [last]
+        return [Phase(alone, True, False, self._loss_at(photos.only(photos.teaching), rows, None), []), last]
+
+    def _loss_at(self, photos: LatentPhotos, diffusion: DiffusionLoss, prior: ClassPhotos | None) -> LossAt:
+        batches = BalancedSampler(photos.samples, self.config.batch, self.config.ir_share, self.config.seed)
+
+        def loss_at(step: int) -> Loss:
+            loss = self.model.loss(step, photos, self.captions, batches, diffusion)
+            if prior is None:
+                return loss, {}
+            class_loss = self.model.class_loss(step, prior, diffusion)
+            return loss + self.config.prior.prior_weight * class_loss, {"prior": class_loss.detach()}
+
+        return loss_at
+
+    def sheet_callback(self, phase: PhaseConfig) -> Callback | None:
+        """Returns the callback that writes sheets of samples beside the phase's log; None without sheets."""
+        samples, prompts = self.config.samples, self.model.prompts
+        if not samples.sheet_every:
+            return None
+        table = PromptTable(prompts.identities, self.cameras, prompts.templates[0], self.model.base_fingerprint, "")
+        maker = SheetMaker(self.sampler, PromptBank(self.bundle.tokenizer, table), samples.sheet_people)
+        return Callback(samples.sheet_every, lambda step: maker.write(phase.work / f"{phase.name}-{step:08d}.png"))
+
+    def disk_bytes(self) -> int:
+        """Returns the bytes that a run writes at most: adapter, states (new beside old), logs, sheets and class photos."""
+        config, samples = self.config, self.config.samples
+        parameters = [self.model.rows.free, self.model.rows.logits, *self.model.lora]
+        trained = sum(parameter.numel() for parameter in parameters) * 4
+        adapter = trained + (0 if self.init_from is None else _tensor_bytes(self.init_from))
+        states = 2 * (trained + optimizer_bytes(parameters, bool(config.average)))
+        steps = config.identity_steps + config.steps
+        images = min(samples.sheet_people, len(self.model.prompts.identities)) * len(self.cameras)
+        sheets = steps // samples.sheet_every * images * prod(image_size(self.bundle)) * 3 if samples.sheet_every else 0
+        class_photos = (
+            config.prior.prior_count * prod(latent_shape(self.bundle)) * 4 if config.prior.prior_weight else 0
+        )
+        return adapter + states + steps // 10 * _LOG_LINE + sheets + class_photos + _SMALL_FILES
+
+
+def _check_settings(photos: Photos, config: PersonalizeConfig, init_from: Adapter | None, device: str) -> None:
+    """Raises `InputError` for settings that cannot work here or together, `DiveError` for a missing extra."""
+    if not samples_of(photos):
+        raise InputError("there are no training photos; check the data folder and the filters")
+    check_precision(config.compute.mixed_precision, device)
+    check_launcher(config.compute.mixed_precision)
+    with part_of_batch(0, config.compute.accumulate):
+        my_rows(config.batch)
+    if config.tensorboard:
+        require_tensorboard()
+    if init_from is not None and config.prior.prior_weight:
+        raise InputError("class photos train a LoRA, and --onto keeps its adapter's LoRA; leave --prior-weight out")
+    if config.words_from is not None and isinstance(photos, LatentPhotos):
+        raise InputError("--words-from needs photos, and a prepared set has latents only; give the raw sets instead")
+
+
+def _tensor_bytes(adapter: Adapter) -> int:
+    return sum(tensor.nbytes for tensor in (adapter.embeddings, *adapter.lora.values()))
+
+
+def _check_taught(samples: Sequence[Sample], config: PersonalizeConfig, alone: bool) -> None:
+    """Raises `InputError` for identities that no batch trains; `alone` if a phase trains identities alone."""
+    teaches = teaching(samples) | (config.identities_from_ir and not alone)
+    taught = samples_of(only(samples, teaches))
+    drawn = BalancedSampler(taught if alone else samples, config.batch, config.ir_share, config.seed).counts
+    never = sorted({s.pid for s in samples} - {s.pid for s in taught if drawn[s.modality]})
+    if never:
+        raise InputError(
+            f"{len(never):,} identities would stay untrained, first {never[0]!r}: no batch of {config.batch} with an"
+            f" infrared fraction of {config.ir_share} has photos that train them; change --batch or --ir-share, or --exclude"
+            " them"
+        )
+
+
+def _known_cameras(
+    bundle: ModelBundle, samples: Sequence[Sample], identities: tuple[Identity, ...], init_from: Adapter | None
+) -> tuple[Camera, ...]:
+    """Returns the cameras of the photos, or of `init_from`, which must fit the base and the photos (else `InputError`)."""
+    cameras = cameras_of(samples)
+    if init_from is None:
+        return cameras
+    if init_from.base_fingerprint != bundle.fingerprint:
+        raise InputError(
+            f"the adapter of --onto was trained on base {init_from.base_fingerprint[:12]}…, this base is"
+            f" {bundle.fingerprint[:12]}…; give the base model that it was trained on"
+        )
+    known = [camera.name for camera in init_from.cameras]
+    unknown = [camera.name for camera in cameras if camera.name not in known]
+    if unknown:
+        raise InputError(f"the adapter knows cameras {sorted(known)}, not {unknown}; its LoRA cannot learn new ones")
+    taken = sorted({i.pid for i in init_from.identities} & {i.pid for i in identities})
+    if taken:
+        raise InputError(
+            f"the adapter already has {len(taken)} of these identities, first {taken[0]!r}; leave them out"
+        )
+    return init_from.cameras

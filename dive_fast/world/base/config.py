@@ -1,0 +1,118 @@
+"""The settings of `dive-fast world train-base` and `train-tagger`. Importing them loads neither torch nor numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from dive_fast.settings import Fraction, NonNegativeFloat, NonNegativeInt, Part, PositiveInt, Settings
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """Sizes of the three networks; the defaults are the shipped model's."""
+
+    latent_channels: int = 16
+    """Channels of the latents."""
+    vae_channels: tuple[int, ...] = (16, 32, 64, 96)
+    """Channels of the autoencoder's levels."""
+    unet_channels: tuple[int, ...] = (96, 128, 144)
+    """Channels of the UNet's levels."""
+    text_width: int = 128
+    """Width of the text encoder."""
+    text_layers: int = 2
+    """Layers of the text encoder."""
+    heads: int = 4
+    """Attention heads of text encoder and UNet."""
+    tokens: int = 77
+    """Tokens of a prompt, as CLIP."""
+
+    @property
+    def factor(self) -> int:
+        return 2 ** (len(self.vae_channels) - 1)
+
+
+@dataclass(frozen=True)
+class FitConfig(Settings):
+    """Training of one network."""
+
+    steps: PositiveInt
+    """Training steps."""
+    batch: PositiveInt
+    """Images or captions per step."""
+    lr: NonNegativeFloat
+    """Peak learning rate."""
+    warmup: NonNegativeInt
+    """Steps of linear learning-rate warm-up."""
+    seed: NonNegativeInt = 0
+    """Seed of initial weights, batches and noise."""
+    save_every: PositiveInt = 200
+    """Steps between saved states, from which a rerun resumes."""
+
+
+@dataclass(frozen=True)
+class VaeConfig(FitConfig):
+    """Training of the autoencoder's decoder."""
+
+    steps: PositiveInt = 6000
+    batch: PositiveInt = 32
+    lr: NonNegativeFloat = 1.5e-3
+    warmup: NonNegativeInt = 100
+    chroma: float = 1.0
+    """Weight of colour differences, which a plain loss learns last."""
+
+
+@dataclass(frozen=True)
+class TextConfig(FitConfig):
+    """Training of the text encoder on captions alone."""
+
+    steps: PositiveInt = 4000
+    batch: PositiveInt = 256
+    lr: NonNegativeFloat = 1.5e-3
+    warmup: NonNegativeInt = 200
+    save_every: PositiveInt = 250
+
+
+@dataclass(frozen=True)
+class UnetConfig(FitConfig):
+    """Training of the UNet by v-prediction; at batches of 16, a rate of 7e-4 is better."""
+
+    steps: PositiveInt = 12000
+    batch: PositiveInt = 256
+    lr: NonNegativeFloat = 1e-3
+    warmup: NonNegativeInt = 500
+    empty_captions: Fraction = 0.1
+    """Fraction of empty captions, for classifier-free guidance (arXiv 2207.12598)."""
+
+
+@dataclass(frozen=True)
+class TaggerConfig(FitConfig):
+    """Training of the tagger."""
+
+    steps: PositiveInt = 2600
+    batch: PositiveInt = 64
+    lr: NonNegativeFloat = 3e-3
+    warmup: NonNegativeInt = 100
+    save_every: PositiveInt = 100
+    images: PositiveInt = 48000
+    """Number of rendered photos."""
+
+
+@dataclass(frozen=True)
+class BaseTrainConfig(Settings):
+    """Everything that the pocket base depends on."""
+
+    shape: BaseShape = field(default_factory=BaseShape)
+    vae: Annotated[VaeConfig, Part("vae", only=("steps", "batch"))] = field(default_factory=VaeConfig)
+    text: Annotated[TextConfig, Part("text", only=("steps", "batch"))] = field(default_factory=TextConfig)
+    unet: Annotated[UnetConfig, Part("unet", only=("steps", "batch", "lr"))] = field(default_factory=UnetConfig)
+    vae_images: PositiveInt = 20000
+    """Number of rendered images for the autoencoder."""
+    unet_images: PositiveInt = 100000
+    """Number of rendered images for text encoder and UNet."""
+    unet_grey: Fraction = 0.35
+    """Fraction of grey photos among the UNet's images: luma through a tone curve, which shows nothing of infrared; Stable
+    Diffusion has seen millions of them."""
+    start: str | None = None
+    """Base model whose UNet continues training on photos of other identities, with autoencoder and text encoder frozen;
+    pocket is the shipped one."""
