@@ -27,9 +27,12 @@ def read_spec(folder: Path) -> EngineSpec:
     data = read_json(where, "engine")
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}; {AGAIN}")
-    profile = from_dict(Profile, data.get("profile"), where)
-    lists = {name: _tuple(data[name]) for name in ("removed", "row_counts") if name in data}
-    spec = from_dict(EngineSpec, {**data, "profile": profile, **lists}, where)
+    try:
+        profile = from_dict(Profile, data.get("profile"), where)
+        lists = {name: _tuple(data[name]) for name in ("removed", "row_counts") if name in data}
+        spec = from_dict(EngineSpec, {**data, "profile": profile, **lists}, where)
+    except InputError as error:  # of another version of dive-fast
+        raise InputError(f"{error}; {AGAIN}") from error
     problems = [
         f"{name} must be text"
         for name in ("backend", "precision", "model_fingerprint")
