@@ -29,40 +29,34 @@ def read_spec(folder: Path) -> EngineSpec:
         raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}; {AGAIN}")
     try:
         profile = from_dict(Profile, data.get("profile"), where)
-        lists = {name: _tuple(data[name]) for name in ("removed", "row_counts") if name in data}
+        lists = {name: tuple(value) for name in ("removed", "row_counts") if isinstance(value := data.get(name), list)}
         spec = from_dict(EngineSpec, {**data, "profile": profile, **lists}, where)
     except InputError as error:  # of another version of dive-fast
         raise InputError(f"{error}; {AGAIN}") from error
-    problems = [
-        f"{name} must be text"
-        for name in ("backend", "precision", "model_fingerprint")
-        if not isinstance(getattr(spec, name), str)
-    ]
-    for name in ("files", "sha256", "versions"):
-        table = getattr(spec, name)
-        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-            problems.append(f"{name} must map names to text")
-    if not all(type(size) is int and size > 0 for size in to_dict(profile).values()):
-        problems.append("profile must hold whole numbers > 0")
-    if not isinstance(spec.gpu, (str, type(None))):
-        problems.append("gpu must be text or null")
-    if spec.form not in ("plain", "bank"):
-        problems.append(f"form must be plain or bank, not {spec.form!r}")
-    if not isinstance(spec.removed, tuple) or not all(isinstance(name, str) for name in spec.removed):
-        problems.append("removed must be a list of names")
-    counts = spec.row_counts
-    if not isinstance(counts, tuple) or not all(type(count) is int and count > 0 for count in counts):
-        problems.append("row_counts must be a list of whole numbers > 0")
-    if not isinstance(spec.any_size, bool):
-        problems.append("any_size must be true or false")
+    texts, tables = ("backend", "precision", "model_fingerprint"), ("files", "sha256", "versions")
+    checks = {
+        **{f"{name} must be text": isinstance(getattr(spec, name), str) for name in texts},
+        **{f"{name} must map names to text": _maps_to_text(getattr(spec, name)) for name in tables},
+        "profile must hold whole numbers > 0": _counts(tuple(to_dict(profile).values())),
+        "gpu must be text or null": isinstance(spec.gpu, (str, type(None))),
+        f"form must be plain or bank, not {spec.form!r}": spec.form in ("plain", "bank"),
+        "removed must be a list of names": isinstance(spec.removed, tuple)
+        and all(isinstance(name, str) for name in spec.removed),
+        "row_counts must be a list of whole numbers > 0": _counts(spec.row_counts),
+        "any_size must be true or false": isinstance(spec.any_size, bool),
+    }
+    problems = [problem for problem, good in checks.items() if not good]
     if problems:
         raise InputError(f"{where}: {', '.join(problems)}; {AGAIN}")
     return spec
 
 
-def _tuple(value: object) -> object:
-    """JSON has lists where records have tuples; other values are left to the checks."""
-    return tuple(value) if isinstance(value, list) else value
+def _maps_to_text(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, tuple) and all(type(count) is int and count > 0 for count in value)
 
 
 def parts(spec: EngineSpec) -> tuple[str, ...]:
