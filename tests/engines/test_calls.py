@@ -40,10 +40,10 @@ def test_rows_over_the_limit_are_refused_not_split(engine: EngineBase) -> None:
 def test_wrong_shapes_are_refused_with_both_shapes(engine: EngineBase) -> None:
     bank = engine.condition(torch.zeros(2, 32, TEXT_WIDTH))
     good = torch.zeros(2, *LATENT_SHAPE)
-    with pytest.raises(InputError, match=r"latents must be \[rows, 8, 8, 4\], got \[2, 8, 9, 4\]"):
+    with pytest.raises(InputError, match=r"latents .*\[rows, 8, 8, 4\].*\[2, 8, 9, 4\]"):
         engine.eps(torch.zeros(2, 8, 9, 4), 1, bank, torch.tensor([0, 1]))
     for odd in ([0], [0, 1, 0]):
-        with pytest.raises(InputError, match=r"prompt_index must be \[2\] as the latents, or a multiple"):
+        with pytest.raises(InputError, match=r"prompt_index .*\[2\]"):
             engine.eps(good, 1, bank, torch.tensor(odd))
     rows = engine.spec.profile.rows_max + 2
     with pytest.raises(InputError, match=f"UNet: rows {rows} >"):
@@ -144,7 +144,7 @@ def test_torch_takes_another_size(tiny_fused: Path) -> None:
     engine = load_engine(tiny_fused, size=(32, 48))
     assert engine.latent_shape == (8, 4, 6)
     assert engine.decode(torch.zeros(2, 8, 4, 6)).shape == (2, 32, 48, 3)
-    with pytest.raises(InputError, match="width 40 is not a multiple of 16 = 8 x 2"):
+    with pytest.raises(InputError, match="width 40 .*16"):
         load_engine(tiny_fused, size=(64, 40))
 
 

@@ -155,7 +155,7 @@ def test_what_it_cannot_serve_is_refused(engine: CompiledEngine, tmp_path: Path,
     (tmp_path / "unet").mkdir()
     for graph in ("model_index.json", "unet/model.onnx"):
         (tmp_path / graph).touch()
-    with pytest.raises(InputError, match="'torch-compiled' cannot open .* give the fused model folder"):
+    with pytest.raises(InputError, match="'torch-compiled' .*fused model"):
         load_engine(tmp_path, "torch-compiled")
     with pytest.raises(DiveError, match="precision fp16: on a CPU"):
         load_engine(tiny_fused, "torch-compiled", precision="fp16")
@@ -168,9 +168,7 @@ def test_what_it_cannot_serve_is_refused(engine: CompiledEngine, tmp_path: Path,
         with pytest.raises(InputError, match=message):
             CompiledEngine(bundle, CPU, **options)  # type: ignore[arg-type]
     bundle.unet.register_to_config(center_input_sample=True)
-    with pytest.raises(
-        InputError, match="this UNet has center_input_sample, unlike .*; open the folder with --backend torch"
-    ):
+    with pytest.raises(InputError, match="center_input_sample.*--backend torch"):
         CompiledEngine(bundle, CPU)
 
 
@@ -197,7 +195,7 @@ def test_check_finite_names_the_layer_or_says_that_the_model_is_right(tiny_fused
     bank = engine.condition(embeddings)
     assert engine.eps(latents, 7, bank, index).isfinite().all()
     nan_prompt = Conditioning(torch.cat([bank.states, torch.full_like(bank.states, torch.nan)]))
-    with pytest.raises(DiveError, match=r"unet at timestep 7: not finite in 1 of 2 rows \(1\)"):
+    with pytest.raises(DiveError, match=r"unet at timestep 7: .* 1 of 2 rows \(1\)"):
         engine.eps(latents, 7, nan_prompt, torch.tensor([0, 2]))
     fast, engine._fast_unet = engine._fast_unet, lambda *feeds: torch.full((2, *LATENT_SHAPE), torch.nan)
     with pytest.raises(DiveError, match="a compiled layer or a kernel is wrong"):
@@ -216,7 +214,7 @@ def test_check_finite_names_the_layer_or_says_that_the_model_is_right(tiny_fused
     }
     for name, (layer, call) in layers.items():
         layer.weight.data.fill_(torch.nan)
-        with pytest.raises(DiveError, match=f"not finite in 2 of 2 rows .*{re.escape(name)} is the first"):
+        with pytest.raises(DiveError, match=f"2 of 2 rows .*{re.escape(name)}"):
             call()
 
 

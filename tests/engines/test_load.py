@@ -167,9 +167,7 @@ def test_a_provider_that_is_listed_but_does_not_come_up(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    with pytest.raises(
-        DiveError, match=r"bring up CUDAExecutionProvider and offers CPUEx.* \(.*cannot open shared object"
-    ):
+    with pytest.raises(DiveError, match=r"CUDAExecutionProvider.* CPUEx.* \(.*cannot open shared object"):
         load_engine(tiny_engine, device="cuda")
     [(name, options)] = asked[-1]
     assert (name, options["user_compute_stream"], options["use_tf32"]) == ("CUDAExecutionProvider", "1234", False)

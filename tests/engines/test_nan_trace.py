@@ -97,7 +97,7 @@ def test_bad_inputs_and_files_are_told_apart_from_bad_layers(tmp_path: Path) -> 
     ):
         with pytest.raises(InputError, match=problem):
             first_bad_layer(path, inputs)
-    with pytest.raises(DiveError, match="has no Nowhere, only .*CPUExecutionProvider"):
+    with pytest.raises(DiveError, match="Nowhere.*CPUExecutionProvider"):
         first_bad_layer(path, {"x": np.ones((1, 4))}, "Nowhere")
     path.with_name("model.onnx.data").unlink()
     with pytest.raises(InputError, match="the weights of w. cannot be read"):
@@ -105,7 +105,7 @@ def test_bad_inputs_and_files_are_told_apart_from_bad_layers(tmp_path: Path) -> 
     bf16 = onnx.load(path, load_external_data=False)
     bf16.graph.input[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
     onnx.save(bf16, path)
-    with pytest.raises(InputError, match="is bf16, .*; look into the fp32 or fp16 export"):
+    with pytest.raises(InputError, match="bf16.*fp32 or fp16"):
         first_bad_layer(path, {"x": np.ones((1, 4))})
     path.write_bytes(b"no graph")
     with pytest.raises(InputError, match="not an ONNX graph"):

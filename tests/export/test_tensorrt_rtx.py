@@ -136,7 +136,7 @@ def test_an_operator_that_it_does_not_know_is_named_with_its_node(
     spec = json.loads((source / "engine.json").read_text())
     spec["sha256"]["text_encoder/model.onnx"] = sha256_file(path)
     (source / "engine.json").write_text(json.dumps(spec))
-    with pytest.raises(DiveError, match=rf"build text_encoder: node {node.name} \(Det\) is refused, UNSUPPORTED_NODE"):
+    with pytest.raises(DiveError, match=rf"build text_encoder: node {node.name} \(Det\).*UNSUPPORTED_NODE"):
         build_engine(source, tmp_path / "plans", config, quiet)
     assert {path.name for path in tmp_path.iterdir()} == {"export"}
 
@@ -160,21 +160,21 @@ def test_a_refit_reaches_every_weight_matrix(tiny_engine: Path) -> None:
 def test_refittable_plans_need_a_gpu_and_say_so(tiny_engine: Path, config: BuildConfig, tmp_path: Path) -> None:
     """Refused at once; and if tried, this is how tensorrt-rtx 1.7.1 fails: it runs the weights' preparation on the GPU."""
     stripped = replace(config, refittable=True)
-    with pytest.raises(DiveError, match="tensorrt-rtx builds refittable plans with a GPU only, and "):
+    with pytest.raises(DiveError, match="refittable"):
         build_engine(tiny_engine, tmp_path / "plans", stripped, quiet)
     todo = Build.from_export(tiny_engine, stripped).parts["text_encoder"]
-    with pytest.raises(DiveError, match="build text_encoder: tensorrt-rtx failed .*; refittable plans need a GPU"):
+    with pytest.raises(DiveError, match="build text_encoder: .*refittable"):
         build_plan(trt.RTX, rtx, todo, quiet)
 
 
 @no_gpu
 def test_a_plan_does_not_load_without_a_gpu(plans: Path) -> None:
-    with pytest.raises(DiveError, match=r"the plan cannot be loaded \(.*[Cc]uda.*\); build it again on this machine"):
+    with pytest.raises(DiveError, match=r"the plan .*[Cc]uda"):
         trt.open_plan(rtx, trt.logger(rtx), (plans / "vae_encoder/model.plan").read_bytes(), "the plan")
 
 
 def test_a_refit_of_plans_with_weights_is_refused(plans: Path, tiny_engine: Path, tmp_path: Path) -> None:
-    with pytest.raises(DiveError, match="hold their weights; build it with refittable"):
+    with pytest.raises(DiveError, match="refittable"):
         refit_engine(plans, tiny_engine, tmp_path / "b", quiet)
 
 

@@ -260,13 +260,13 @@ def test_unknown_names_are_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_modules_that_are_no_unet_or_have_kernels_are_refused() -> None:
-    with pytest.raises(InputError, match="Linear holds no UNet2DConditionModel or AutoencoderKL"):
+    with pytest.raises(InputError, match="Linear"):
         use_kernels(nn.Linear(2, 2))
     graph, _ = networks("plain")
     for op in OPS:
         with (
             use_kernels(graph, impl="reference", ops=(op,)),
-            pytest.raises(InputError, match="UnetGraph has kernels already; restore"),
+            pytest.raises(InputError, match="UnetGraph .*restore"),
         ):
             use_kernels(graph)
     use_kernels(graph)
@@ -287,7 +287,7 @@ def test_other_builds_are_refused_with_the_layers_names_or_left_alone(changes: d
     graph, _ = networks("plain", **changes)
     graph.train("dropout" in changes)
     before = parts(graph)
-    with pytest.raises(InputError, match=f"impl 'reference' does not fit .*{reason}.*; leave these ops out"):
+    with pytest.raises(InputError, match=f"'reference' .*{reason}"):
         use_kernels(graph, impl="reference")
     assert parts(graph) == before
     assert f"left as it is ({reason.split(': ')[-1].split(' ')[0]}" in use_kernels(graph).report
