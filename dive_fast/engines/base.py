@@ -218,16 +218,16 @@ class EngineBase:
         """Splits [P, ...] into the rows of one call each."""
         return torch.split(prompts, min(TEXT_ROWS, self.spec.profile.rows_max))
 
-    def _checked(self, network: str, answer: Tensor, given: Tensor | None = None, when: str = "") -> Tensor:
-        """`answer` [rows, ...]; with `check_finite`, raises `DiveError` when it or `given`, its input, is not finite."""
-        bad = _rows_not_finite(answer) if self.check_finite else []
+    def _checked(self, network: str, output: Tensor, given: Tensor | None = None, when: str = "") -> Tensor:
+        """Returns `output` [rows, ...]; with `check_finite`, raises `DiveError` if it or its input `given` is not finite."""
+        bad = _rows_not_finite(output) if self.check_finite else []
         if not bad:
-            return answer
+            return output
         if given is not None and _rows_not_finite(given):
             raise DiveError(f"{network}{when}: its input is not finite; check what computed the input")
         numbers = f"{', '.join(map(str, bad[:4]))}{', ...' if len(bad) > 4 else ''}"
         remedy = self._first_bad_layer(network) or f"{self.spec.precision} may be too narrow, use fp32 or bf16"
-        raise DiveError(f"{network}{when}: not finite in {len(bad)} of {len(answer)} rows ({numbers}); {remedy}")
+        raise DiveError(f"{network}{when}: not finite in {len(bad)} of {len(output)} rows ({numbers}); {remedy}")
 
     def _first_bad_layer(self, network: str) -> str | None:
         """Names the first layer of `network` with a value that is not finite in its last call, and a remedy."""

@@ -35,7 +35,9 @@ def open_onnx(folder: Path, choice: Choice) -> Engine:
 
         reasons = []
         if choice.backend.name == "onnxruntime-tensorrt":
-            reasons.append("backend onnxruntime-tensorrt: it must know the precision beforehand, from an engine.json")
+            reasons.append(
+                "backend onnxruntime-tensorrt: it reads the precision from an engine.json, and the folder has none"
+            )
         kind, because = _provider(folder, choice, reasons)
         files = read_optimum(folder)
         return _on_provider(
@@ -114,7 +116,7 @@ def _spec_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
     """Every reason why onnxruntime cannot run an engine of this spec as `choice` asks."""
     reasons = []
     if spec.backend != EXPORTED:
-        reasons.append(f"engine.json says backend {spec.backend!r}, which this version does not know")
+        reasons.append(f"engine.json has the unknown backend {spec.backend!r}")
     if spec.gpu is not None:
         reasons.append(f"it was built for the GPU {spec.gpu!r}, onnxruntime engines are for any machine")
     if spec.precision not in choice.backend.precisions:

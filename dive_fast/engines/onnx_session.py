@@ -201,7 +201,7 @@ def _why_down(kind: Provider) -> str:
             ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"), mode)
     except OSError as error:
         return brief(error)
-    return "its libraries load, so the GPU or its driver does not answer; see onnxruntime's log on standard error"
+    return "its libraries load, so the GPU or its driver fails; see onnxruntime's log on standard error"
 
 
 def _value(value: Any, path: Path) -> Value:

@@ -86,7 +86,7 @@ class TensorRTEngine(FolderEngine):
         check_finite: bool = False,
         use_graphs: bool = False,
     ) -> None:
-        """`module` is tensorrt or tensorrt_rtx. A plan that does not load, or is not as `engine.json` says, raises."""
+        """`module` is tensorrt or tensorrt_rtx. Raises for a plan that does not load or does not fit `engine.json`."""
         super().__init__(files, device, f"{device} ({files.spec.gpu})", chosen, check_finite)
         without_weights = _refittable(files.folder)
         self._nets = {
@@ -111,8 +111,8 @@ class TensorRTEngine(FolderEngine):
             return Conditioning(embeddings.to(self.device, unet.dtypes["encoder_hidden_states"]))
         if len(embeddings) > unet.most("kv_bank"):
             raise InputError(
-                f"a bank of {len(embeddings)} prompts is more than the {unet.most('kv_bank')} that this engine takes; "
-                "condition fewer at a time, or build with a larger prompts_max"
+                f"{len(embeddings)} prompts exceed the engine's {unet.most('kv_bank')}; condition fewer at a time, or build "
+                "with a larger --prompts-max"
             )
         dtype = unet.dtypes["kv_bank"]
         bank = self._in_parts("prompt_bank", "encoder_hidden_states", embeddings, dtype)
@@ -149,10 +149,10 @@ class TensorRTEngine(FolderEngine):
         ):
             found = self._nets[part].profiles[0][name][1:]
             if found != sizes:
-                wrong.append(f"{part} takes rows of {found}, engine.json says {sizes}")
+                wrong.append(f"{part} takes rows of {found}, engine.json has {sizes}")
         most = self._nets["unet"].most(rows)
         if most < profile.rows_max:
-            wrong.append(f"unet takes up to {most} rows, engine.json says {profile.rows_max}")
+            wrong.append(f"unet takes up to {most} rows, engine.json has {profile.rows_max}")
         if wrong:
             raise InputError(f"engine {folder}: {'; '.join(wrong)}; {AGAIN}")
 

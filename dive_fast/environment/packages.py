@@ -199,7 +199,7 @@ def _gpus_by_driver() -> tuple[tuple[str, ...], str | None, str | None]:
     def call(name: str, *arguments: object) -> tuple[object, ...]:
         error, *values = getattr(driver, name)(*arguments)
         if error != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"{name} answers {error.name}")
+            raise RuntimeError(f"{name} returned {error.name}")
         return tuple(values)
 
     try:

@@ -163,8 +163,8 @@ class _Meter:
         self.expected = self._outputs(np.zeros(self.count, bool))
         if not all(0 < np.linalg.norm(array.astype(np.float64)) < math.inf for array in self.expected):
             raise InputError(
-                f"fp8: {path} gives no finite numbers, or only zeros, of a held-out call; "
-                "first_bad_layer tells where, so mend the graph or the call"
+                f"fp8: {path} has outputs that are not finite, or only zeros, in a held-out call; "
+                "first_bad_layer names the layer"
             )
 
     def error(self, choice: np.ndarray) -> float:

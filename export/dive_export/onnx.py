@@ -47,7 +47,7 @@ class Parity:
 
     `errors` maps a number of rows to the root mean square difference of the worst row, `largest` to the largest
     absolute one. `budget` bounds the former: `BUDGET` times the worst row's own error against float64 of torch, with
-    operands rounded to the graph's precision. `measured` says what ran.
+    operands rounded to the graph's precision. `measured` describes what ran.
     """
 
     budget: float
@@ -144,7 +144,7 @@ def _quiet(what: str) -> Iterator[None]:
         while cause.__cause__ is not None:  # the exporter wraps the cause
             cause = cause.__cause__
         reason = brief(cause)
-        if isinstance(cause, OSError) and cause.errno in (None, *FULL):  # numpy tells of a short write without a number
+        if isinstance(cause, OSError) and cause.errno in (None, *FULL):  # numpy reports a short write without errno
             raise OSError(cause.errno or errno.ENOSPC, reason) from error
         print(chatter.getvalue(), file=sys.stderr)
         raise DiveError(f"{what}: the ONNX exporter failed ({type(cause).__name__}: {reason})") from error

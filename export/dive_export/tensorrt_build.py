@@ -86,14 +86,14 @@ def _remedy(kind: trt.Flavour, todo: PartBuild) -> str:
     if todo.refittable and gpu is None:
         return f"; refittable plans need a GPU to build and {why}, build on a machine with one or leave refittable out"
     if todo.kernels:
-        return "; if the line above is about dive::cross_attention, build without kernels: the plugin is new"
-    return "; the line above says which layer, choose another precision or form for the export"
+        return "; if the layer is dive::cross_attention, build without --kernels: the plugin is new"
+    return "; the layer is named above, choose another --precision or --form for the export"
 
 
 def parse_error(parser: Any, log: Any) -> str:
     """Describes the parser's first error: the node, its operator and the reason."""
     if not parser.num_errors:
-        return f"the parser says {trt.first(log.errors)}"
+        return f"the parser reports {trt.first(log.errors)}"
     error = parser.get_error(0)
     node = (
         f"node {error.node_name() or error.node()} ({error.node_operator()})" if error.node_operator() else "the graph"

@@ -111,7 +111,7 @@ class PlanCache:
         except (InputError, OSError, KeyError, TypeError):
             damaged = True
         if damaged:
-            self.progress(f"build cache: {path} is damaged, that part is built again")
+            self.progress(f"build cache: {path} is damaged, the part is built again")
             path.with_suffix(".json").unlink()
             return None
         return plan if not plan.refittable or plan.fixed == fixed_hash(graph, plan.refittable) else None
@@ -137,7 +137,7 @@ def timings(kind: trt.Flavour, config: Any, path: Path, progress: Callable[[str]
     known = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
-        progress(f"timing cache: {path} does not fit this machine, tactics are timed anew")
+        progress(f"timing cache: {path} is for another machine, tactics are timed again")
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     yield

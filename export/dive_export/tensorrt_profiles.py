@@ -75,7 +75,7 @@ def activations(graph: Path, shapes: Shapes) -> int:
             if isinstance(name, str):  # as in 2*height_over_2
                 factor, _, symbol = name.rpartition("*")
                 known[symbol] = most // int(factor or 1)
-    weights = {tensor.name for tensor in model.initializer}  # the exporter tells their shapes, too
+    weights = {tensor.name for tensor in model.initializer}  # whose shapes the exporter writes too
     sizes = {}
     for value in (*model.value_info, *model.input, *model.output):
         if value.name in weights:

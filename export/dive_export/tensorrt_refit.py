@@ -1,4 +1,4 @@
-"""Writes a refittable engine with another adapter's weights, to a folder of its own: the same plans, other weights.
+"""Writes a refittable engine with another adapter's weights, to another folder: the same plans, other weights.
 
 The plans hold no weights; the runtime refits them from the folder's graphs when it opens the engine.
 """
@@ -102,7 +102,7 @@ def first_difference(old: Path, new: Path, refittable: set[str]) -> str:
         if a is None or b is None:
             return f"it has {len(two.graph.initializer)} weights, not {len(one.graph.initializer)}"
         if (a.name, a.data_type, list(a.dims)) != (b.name, b.data_type, list(b.dims)):
-            return f"weight {b.name} {list(b.dims)} stands for {a.name} {list(a.dims)}"
+            return f"weight {b.name} {list(b.dims)} is in place of {a.name} {list(a.dims)}"
         if a.name not in refittable and constant(a, old.parent) != constant(b, new.parent):
             return f"{a.name} has another value, and is part of the plan"
     return ""

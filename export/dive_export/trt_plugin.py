@@ -87,7 +87,7 @@ def call_of(site: Site, rows: int, capability: int, kernels: package.Package) ->
     kernel = kernels.find(launch.identity, capability)
     reasons = launch.misaligned()
     if site.start * site.dtype.itemsize % ALIGNMENT:
-        reasons.append(f"column {site.start} of the bank lies at an address that is no multiple of {ALIGNMENT}")
+        reasons.append(f"the address of column {site.start} is no multiple of {ALIGNMENT}")
     programs, rest = divmod(launch.grid[0], rows)
     if rest or any(n != 1 for n in launch.grid[1:]):
         reasons.append(f"the grid {launch.grid} is no multiple of {rows} rows")
