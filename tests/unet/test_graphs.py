@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dive_export.graphs import graphs
+from dive_export.kernel_node import NodeUnetGraph
 from dive_export.onnx import UPCAST, export_graph, measure_parity
 from dive_export.options import GraphOptions
 from dive_fast.models import load_bundle
@@ -24,9 +25,12 @@ from tests.support.tiny import ENGINE_ROWS
 from tests.support.unets import BUILDS, unet
 
 
+@pytest.mark.parametrize("kind", [CachedUnetGraph, NodeUnetGraph])
 @pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("removed", [(), OPTIMIZATIONS], ids=["none", "all"])
-def test_bank_and_plain_agree(build: str, removed: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("optimizations", [(), OPTIMIZATIONS], ids=["none", "all"])
+def test_every_variant_equals_the_plain_unet(
+    kind: type[CachedUnetGraph], build: str, optimizations: tuple[str, ...]
+) -> None:
     """The same float64 sums in another order: 1e-13 is 500 roundings of numbers of about 1."""
     network = unet(**BUILDS[build])
     generator = torch.Generator().manual_seed(0)
@@ -36,8 +40,8 @@ def test_bank_and_plain_agree(build: str, removed: tuple[str, ...]) -> None:
     given = (sample, step, KVCacheGraph(network)(embeddings), prompts, images)
     with torch.no_grad():
         expected = IndexedUnetGraph(network)(sample, step, embeddings, prompts, images)
-        rows = given if removed else (sample[images], *given[1:4])
-        found = CachedUnetGraph(network, removed, 1000)(*rows)
+        rows = given if optimizations else (sample[images], *given[1:4])
+        found = kind(network, optimizations, 1000)(*rows)
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
 
