@@ -104,12 +104,12 @@ class CompiledEngine(TorchEngine):
         return f"{super().describe()}; kernels in the {found}"
 
     def condition(self, embeddings: Tensor) -> Conditioning:
-        banks = []
+        caches = []
         for part in self.by_prompts(embeddings):
             given = part.to(self.device, self.dtype)
-            bank = self._run("prompt_bank", lambda given=given: self._prompt_bank(given))  # type: ignore[misc]
-            banks.append(self._checked("prompt_bank", bank, part).to(self.dtype))
-        return Conditioning(torch.cat(banks))
+            cache = self._run("prompt_bank", lambda given=given: self._prompt_bank(given))  # type: ignore[misc]
+            caches.append(self._checked("prompt_bank", cache, part).to(self.dtype))
+        return Conditioning(torch.cat(caches))
 
     def _pixels(self, images: Tensor) -> tuple[Tensor, bool]:
         if self.device.type != "cuda":

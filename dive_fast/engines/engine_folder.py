@@ -138,13 +138,13 @@ def signatures(spec: EngineSpec) -> dict[str, tuple[tuple[str, ...], str]]:
     hidden = "encoder_hidden_states"
     by_image = ("image_index",) if "shared_prefix" in spec.removed else ()
     prompts = (hidden,) if spec.form == "plain" else ("kv_bank", "prompt_index", *by_image)
-    bank = {} if spec.form == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
+    cached = {} if spec.form == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
     return {
         "text_encoder": (("input_ids",), "last_hidden_state"),
         "unet": (("sample", "timestep", *prompts), "out_sample"),
         "vae_decoder": (("latent_sample",), "sample"),
         "vae_encoder": (("sample",), "latent_parameters"),
-        **bank,
+        **cached,
     }
 
 

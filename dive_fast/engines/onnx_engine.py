@@ -166,12 +166,12 @@ class OnnxEngine(FolderEngine):
         columns = self._networks["prompt_bank"].outputs["kv_bank"].dimensions[-1]
         if not isinstance(columns, int):
             raise InputError(f"{self._networks['prompt_bank'].path} leaves the last dimension of kv_bank open; {AGAIN}")
-        parts_of_cache = []
+        caches = []
         for part in self.by_prompts(embeddings):
             shape = (len(part), 2, part.shape[1], columns)
             cache = self._run("prompt_bank", "kv_bank", shape, encoder_hidden_states=part)
-            parts_of_cache.append(self._checked("prompt_bank", cache, part))
-        return Conditioning(torch.cat(parts_of_cache))
+            caches.append(self._checked("prompt_bank", cache, part))
+        return Conditioning(torch.cat(caches))
 
     def _text(self, token_ids: Tensor) -> Tensor:
         shape = (*token_ids.shape, self._text_width)

@@ -115,8 +115,8 @@ class TensorRTEngine(FolderEngine):
                 "with a larger --prompts-max"
             )
         dtype = unet.dtypes["kv_bank"]
-        bank = self._in_parts("prompt_bank", "encoder_hidden_states", embeddings, dtype)
-        return Conditioning(self._checked("prompt_bank", bank, embeddings))
+        cache = self._in_parts("prompt_bank", "encoder_hidden_states", embeddings, dtype)
+        return Conditioning(self._checked("prompt_bank", cache, embeddings))
 
     def _text(self, token_ids: Tensor) -> Tensor:
         return self._in_parts("text_encoder", "input_ids", token_ids)

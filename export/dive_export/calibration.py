@@ -87,13 +87,13 @@ def _reference_inputs(
 ) -> dict[str, Tensor]:
     """What `graph.reference` reads for a call of `Engine.eps`, in order."""
     rows = len(prompt_index)
-    bank = "kv_bank" in graph.inputs
+    cached = "kv_bank" in graph.inputs
     inputs = {
         "sample": latents if "image_index" in graph.inputs else repeated(latents, rows),
         "timestep": torch.tensor([timestep]),
-        "encoder_hidden_states": embeddings if bank else embeddings[prompt_index],
+        "encoder_hidden_states": embeddings if cached else embeddings[prompt_index],
     }
-    if bank:
+    if cached:
         inputs["prompt_index"] = prompt_index
     if "image_index" in graph.inputs:
         inputs["image_index"] = torch.arange(rows) % len(latents)
@@ -119,7 +119,7 @@ def peaks(
     graph = probed.graph
     graph.initializer.extend(
         [
-            make_tensor("peak_share", TensorProto.DOUBLE, [], [(100 - percentile) / 100]),
+            make_tensor("peak_fraction", TensorProto.DOUBLE, [], [(100 - percentile) / 100]),
             make_tensor("peak_one", TensorProto.DOUBLE, [], [1.0]),
             make_tensor("peak_flat", TensorProto.INT64, [1], [-1]),
         ]
@@ -132,7 +132,7 @@ def peaks(
             ("Reshape", [f"{output}_size", "peak_flat"], "flat", {}),
             ("Size", [name], "count", {}),
             ("Cast", [f"{output}_count"], "double", {"to": TensorProto.DOUBLE}),
-            ("Mul", [f"{output}_double", "peak_share"], "above", {}),
+            ("Mul", [f"{output}_double", "peak_fraction"], "above", {}),
             ("Floor", [f"{output}_above"], "whole", {}),
             ("Add", [f"{output}_whole", "peak_one"], "rank", {}),
             ("Cast", [f"{output}_rank"], "integer", {"to": TensorProto.INT64}),

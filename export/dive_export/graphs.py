@@ -77,7 +77,7 @@ class Graph:
     token ids. `check_rows` limits the row counts at which parity is measured.
 
     `reference` is the library's own network in float32, which `module` must equal. It reads the same inputs, but
-    `encoder_hidden_states` [P, L, D] in place of a `kv_bank`, which `bank` computes from them.
+    `encoder_hidden_states` [P, L, D] in place of a `kv_bank`, which `cache` computes from them.
     """
 
     part: str
@@ -87,7 +87,7 @@ class Graph:
     vocabulary: int
     check_rows: int
     reference: nn.Module
-    bank: KVCacheGraph | None = None
+    cache: KVCacheGraph | None = None
     embeddings: tuple[int, ...] = ()
 
     def examples(self, rows: int, seed: int = 0) -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ class Graph:
         generator = torch.Generator("cpu").manual_seed(seed)
         sizes = {"rows": rows, "images": max(1, rows // 2), "prompts": max(1, rows - 1)}
         shapes = dict(self.inputs)
-        if self.bank is not None:
+        if self.cache is not None:
             prompts, *_ = shapes["kv_bank"]
             names = ["encoder_hidden_states" if name == "kv_bank" else name for name in shapes]
             shapes = dict(zip(names, shapes.values(), strict=True))
@@ -111,10 +111,10 @@ class Graph:
 
     def feeds(self, examples: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns the inputs of `module` that correspond to `examples`, those of `reference`."""
-        if self.bank is None:
+        if self.cache is None:
             return examples
         with torch.no_grad():
-            kv_bank = self.bank(examples["encoder_hidden_states"])
+            kv_bank = self.cache(examples["encoder_hidden_states"])
         return {name: kv_bank if name == "kv_bank" else examples[name] for name in self.inputs}
 
     def _example(self, name: str, shape: list[int], sizes: dict[str, int], generator: torch.Generator) -> Tensor:
@@ -174,7 +174,7 @@ def _unet_graphs(
         module: nn.Module = ReducedUnetGraph(unet, chosen, timesteps) if inner else reference
         inputs = {"sample": _rows(*latents), "timestep": (1,), "encoder_hidden_states": _rows(*embeddings)}
         return [Graph("unet", _scaled(module, options), inputs, "out_sample", 0, rows_max, reference)]
-    bank = KVCacheGraph(unet)
+    cache = KVCacheGraph(unet)
     width = sum(layer.to_k.out_features for _, layer in cross_attentions(unet))
     prompts = Axis("prompts", 0)
     inputs = {
@@ -185,13 +185,13 @@ def _unet_graphs(
     }
     if "shared_prefix" in chosen:
         inputs["image_index"] = _rows()
-    form = NodeUnetGraph if "kv_gather" in chosen else CachedUnetGraph
-    network: nn.Module = form(unet, chosen, timesteps)
-    to_bank = Graph(
-        "prompt_bank", bank, {"encoder_hidden_states": (prompts, *embeddings)}, "kv_bank", 0, rows_max, bank
+    variant = NodeUnetGraph if "kv_gather" in chosen else CachedUnetGraph
+    network: nn.Module = variant(unet, chosen, timesteps)
+    to_cache = Graph(
+        "prompt_bank", cache, {"encoder_hidden_states": (prompts, *embeddings)}, "kv_bank", 0, rows_max, cache
     )
     module, indexed = _scaled(network, options), IndexedUnetGraph(unet)
-    return [to_bank, Graph("unet", module, inputs, "out_sample", 0, rows_max, indexed, bank, embeddings)]
+    return [to_cache, Graph("unet", module, inputs, "out_sample", 0, rows_max, indexed, cache, embeddings)]
 
 
 def _scaled(network: nn.Module, options: GraphOptions) -> nn.Module:

@@ -49,8 +49,8 @@ class Site:
     def launch(self, rows: int, prompts: int, capability: int) -> Launch:
         """Returns the launch with which torch starts the kernel."""
         query = torch.empty(rows, self.tokens, self.channels, dtype=self.dtype, device="meta")
-        bank = torch.empty(prompts, 2, self.keys, self.width, dtype=self.dtype, device="meta")
-        key, value = bank[..., self.start : self.start + self.channels].unbind(1)
+        cache = torch.empty(prompts, 2, self.keys, self.width, dtype=self.dtype, device="meta")
+        key, value = cache[..., self.start : self.start + self.channels].unbind(1)
         index = torch.empty(rows, dtype=torch.int64, device="meta")
         launch, _ = plan(query, key, value, index, self.heads, capability)
         return launch
@@ -125,12 +125,12 @@ def sites(graph: Any) -> dict[str, Site]:
     values = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input)}
     found = {}
     for node in kernel_nodes(graph):
-        query, bank = (values[name] for name in node.input[:2])
-        free = [d.dim_param for d in (*query.shape.dim[1:], *bank.shape.dim[1:]) if not d.dim_value]
+        query, cache = (values[name] for name in node.input[:2])
+        free = [d.dim_param for d in (*query.shape.dim[1:], *cache.shape.dim[1:]) if not d.dim_value]
         if free:
             raise ValueError(f"{node.name} reads tensors of free size ({', '.join(free)})")
         dtype = getattr(torch, tensor_dtype_to_np_dtype(query.elem_type).name)
-        (tokens, channels), (_, keys, width) = ([d.dim_value for d in value.shape.dim[1:]] for value in (query, bank))
+        (tokens, channels), (_, keys, width) = ([d.dim_value for d in value.shape.dim[1:]] for value in (query, cache))
         given = attributes(node)
         found[node.name] = Site(dtype, given["heads"], given["start"], tokens, channels, keys, width)
     return found

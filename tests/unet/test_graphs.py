@@ -113,7 +113,7 @@ def shapes(graph: onnx.GraphProto) -> dict[str, list[str | int]]:
 
 @pytest.fixture(scope="module")
 def unreduced(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plain UNet without any saving, in bfloat16: with `half_bank` and `tiny_engine` all forms and precisions."""
+    """The plain UNet without optimizations, in bfloat16: with `half_bank` and `tiny_engine` all variants and precisions."""
     graph = next(
         g for g in graphs(load_bundle(tiny_fused), None, 4, GraphOptions(optimizations=()))[0] if g.part == "unet"
     )

@@ -1,4 +1,4 @@
-"""Each saving leaves the numbers alone but for float64's own rounding, on the pocket model; and really saves."""
+"""Each optimization changes numbers by float64 rounding only, on the pocket model, and reduces the work."""
 
 from __future__ import annotations
 
