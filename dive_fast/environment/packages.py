@@ -73,7 +73,8 @@ def backends_here() -> list[str]:
 def known_packages() -> dict[str, Wanted]:
     """`PACKAGES`, and those that only a backend's row names."""
     rows = BACKENDS.values()
-    return {**{name: Wanted(module, row.extra) for row in rows for name, module in row.packages.items()}, **PACKAGES}
+    named = {name: Wanted(module, row.extra) for row in rows for name, module in row.packages.items()}
+    return {**PACKAGES, **{name: wanted for name, wanted in named.items() if name not in PACKAGES}}
 
 
 @dataclass(frozen=True)
