@@ -204,7 +204,7 @@ def test_gpus_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probing._gpus(installed) == (("GPU 0", "GPU 1"), "13.1", None)
     failure = SimpleNamespace(name="CUDA_ERROR_NO_DEVICE")
     monkeypatch.setattr(probing.importlib, "import_module", lambda _: FakeDriver(failure))
-    assert probing._gpus(installed) == ((), None, "cuInit answers CUDA_ERROR_NO_DEVICE")
+    assert probing._gpus(installed) == ((), None, "cuInit returned CUDA_ERROR_NO_DEVICE")
 
 
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
