@@ -24,6 +24,7 @@ from dive_export.options import Fp8Config
 from dive_fast.models import load_bundle
 from dive_fast.sampling.config import Sampling
 from dive_fast.types import InputError, to_dict
+from tests.support.tensorrt_engines import rtx_parser
 from tests.support.tiny import ENGINE_ROWS
 
 KINDS = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}
@@ -292,12 +293,8 @@ def test_tensorrt_rtx_builds_fp8_for_gpus_that_have_it_only(tmp_path: Path) -> N
     quantize(path, tmp_path / "b.onnx", Calibration([call], [call]), EVERYTHING)
 
     def build(target: Any) -> Any:
-        builder = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR))
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, builder.logger)
-        assert parser.parse_from_file(str(tmp_path / "b.onnx")), [
-            str(parser.get_error(i)) for i in range(parser.num_errors)
-        ]
+        log, builder, network, parser = rtx_parser(trt)
+        assert parser.parse_from_file(str(tmp_path / "b.onnx")), log.errors
         config, profile = builder.create_builder_config(), builder.create_optimization_profile()
         profile.set_shape("sample", (2, 16, 8, 4), (2, 16, 8, 4), (2, 16, 8, 4))
         config.add_optimization_profile(profile)

@@ -28,6 +28,7 @@ from dive_fast.unet.graphs import cross_attentions
 from dive_fast.unet.optimizations import OPTIMIZATIONS
 from tests.support.kernel_cases import assert_as_good_as_torch
 from tests.support.kernel_nodes import attended, one_node
+from tests.support.tensorrt_engines import rtx_parser
 from tests.support.tiny import ENGINE_ROWS
 
 
@@ -161,12 +162,7 @@ def test_it_is_made_on_request_and_for_banks_only() -> None:
 def test_tensorrt_rtx_parses_each_node_as_its_body(exported: Path) -> None:
     """Every attention reads other columns: the parser keeps the bodies' names apart, though they are the same."""
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'dive-fast[rtx]'")
-    from dive_fast.engines import tensorrt_api as trt
-
-    log = trt.logger(rtx)
-    builder = rtx.Builder(log)
-    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = rtx.OnnxParser(network, log)
+    log, _, network, parser = rtx_parser(rtx)
     assert parser.parse_from_file(str(exported)), log.errors
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     made_by = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}

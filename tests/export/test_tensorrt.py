@@ -16,6 +16,7 @@ from dive_fast.engines import tensorrt_api as trt
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, EngineSpec, InputError
 from tests.support.tensorrt_double import Double, double, install, retrained
+from tests.support.tensorrt_engines import quiet
 from tests.support.tiny import ENGINE_ROWS, HEIGHT, WIDTH
 
 __all__ = ["double"]  # a fixture
@@ -26,10 +27,6 @@ PARTS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 @pytest.fixture
 def config(tmp_path: Path) -> BuildConfig:
     return BuildConfig(rows=(2, 8), vae_rows=(1, 4), text_rows=(4,), cache=tmp_path / "cache")
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def parts_built(double: Double) -> list[str]:

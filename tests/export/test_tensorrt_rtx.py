@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from dive_export import tensorrt_job
-from dive_export.tensorrt import BuildConfig, build_engine, refit_engine
+from dive_export.tensorrt import BuildConfig, build_engine
 from dive_export.tensorrt_build import PartBuild, build_plan, refit_map
 from dive_export.tensorrt_cache import PlanCache
 from dive_export.tensorrt_job import Build
@@ -24,6 +24,7 @@ from dive_export.tensorrt_profiles import profiles, weights_size
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, EngineSpec, Profile
+from tests.support.tensorrt_engines import quiet, rtx_parser
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'dive-fast[rtx]'")
 ROOT = Path(__file__).parents[2]
@@ -45,10 +46,6 @@ def plans(tiny_engine: Path, config: BuildConfig, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("rtx") / "plans"
     build_engine(tiny_engine, folder, config, quiet)
     return folder
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def check_built(folder: Path, source: Path, parts: int) -> None:
@@ -145,10 +142,8 @@ def test_a_refit_reaches_every_weight_matrix(tiny_engine: Path) -> None:
     """The parser's own word of what it holds under the ONNX names, against the file."""
     for part in ("unet", "text_encoder", "vae_decoder", "vae_encoder"):
         path = tiny_engine / part / "model.onnx"
-        log = trt.logger(rtx)
-        builder = rtx.Builder(log)
-        network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        assert rtx.OnnxParser(network, log).parse_from_file(str(path))
+        _, _, network, parser = rtx_parser(rtx)
+        assert parser.parse_from_file(str(path))
         found = refit_map(network, path)
         tensors = onnx.load(path, load_external_data=False).graph.initializer
         floats = {tensor.name for tensor in tensors if tensor.data_type == onnx.TensorProto.FLOAT}
@@ -171,11 +166,6 @@ def test_refittable_plans_need_a_gpu_and_say_so(tiny_engine: Path, config: Build
 def test_a_plan_does_not_load_without_a_gpu(plans: Path) -> None:
     with pytest.raises(DiveError, match=r"the plan .*[Cc]uda"):
         trt.open_plan(rtx, trt.logger(rtx), (plans / "vae_encoder/model.plan").read_bytes(), "the plan")
-
-
-def test_a_refit_of_plans_with_weights_is_refused(plans: Path, tiny_engine: Path, tmp_path: Path) -> None:
-    with pytest.raises(DiveError, match="refittable"):
-        refit_engine(plans, tiny_engine, tmp_path / "b", quiet)
 
 
 @pytest.mark.slow

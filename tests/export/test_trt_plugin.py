@@ -35,7 +35,7 @@ from tests.support import tensorrt_plugin_double
 from tests.support.kernel_cases import assert_as_good_as_torch
 from tests.support.kernel_nodes import attended, one_node
 from tests.support.tensorrt_double import Double, Network, install, retrained
-from tests.support.tensorrt_engines import quiet
+from tests.support.tensorrt_engines import quiet, rtx_parser
 from tests.support.tensorrt_plugin_double import DataType, TensorDesc
 from tests.support.tiny import ENGINE_ROWS
 
@@ -453,10 +453,7 @@ def test_tensorrt_rtx_builds_through_the_body_and_knows_no_node_without_it(half:
     assert len(build_plan(trt.RTX, rtx, todo, quiet).data) > 1 << 16
 
     def parsed(model: Any) -> Any:
-        log = trt.logger(rtx)
-        builder = rtx.Builder(log)
-        network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = rtx.OnnxParser(network, log)
+        *_, parser = rtx_parser(rtx)
         done = parser.parse(model.SerializeToString(), str(todo.graph))  # as bytes: its weights are found all the same
         return None if done else parser.get_error(0).node_operator()
 
