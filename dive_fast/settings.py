@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
@@ -88,6 +89,17 @@ class Part:
     prefix: str = ""
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Returns (height, width) of "512x256"; raises `InputError` for any other form."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise InputError(f"an image size is HEIGHTxWIDTH, as 512x256, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+ImageSize = Annotated[tuple[int, int], Reads(image_size, "HEIGHTxWIDTH")]
 
 
 def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:

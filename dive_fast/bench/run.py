@@ -141,7 +141,7 @@ def run_bench(
     least = counted.least_seconds(config.rows, config.repeats, config.rounds)
     say(
         f"estimate: at least {least:,.0f} s{' beside the peers' if config.competes else ''}, the counted work at the "
-        f"measured {ceilings.tflops:.3g} TFLOP/s of this machine; fewer --rows, --repeats and --turns shorten it"
+        f"measured {ceilings.tflops:.3g} TFLOP/s of this machine; fewer --rows, --repeats and --rounds shorten it"
     )
     rows = measure_rows(
         engine,
@@ -185,7 +185,7 @@ def _contest(subject: Subject, config: BenchConfig, work: Path) -> Contest | Non
     if not config.competes:
         return None
     if subject.model is None:
-        raise InputError("--peers and --presets need the fused model: give it as --model FOLDER beside --engine")
+        raise InputError("--baselines and --presets need the fused model: give it as --model FOLDER beside --engine")
     bundle, wanted = load_bundle(subject.model), subject.engine.spec.model_fingerprint
     if bundle.fingerprint != wanted:
         raise InputError(

@@ -10,19 +10,17 @@ from dive_fast.commands.common import (
     Backend,
     Device,
     EnginePrecision,
-    ImageSize,
     Json,
     PhotoSet,
     PresetName,
     Threads,
-    choose_preset,
     finish,
     log,
 )
 from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
-from dive_fast.sampling.config import STRENGTH, Sampling
-from dive_fast.settings import Fraction, NonNegativeInt, PositiveInt, Reads
+from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
+from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveInt, Reads
 from dive_fast.types import DiveError, InputError, PairMode, to_dict
 
 if TYPE_CHECKING:
@@ -78,7 +76,7 @@ def plan(
     from dive_fast.synth.plan import read_overrides
 
     known = _model(model)
-    chosen = choose_preset(preset, sampling)
+    chosen = Preset("none", Sampling()) if preset is None else PRESETS[preset]
     required = chosen.precision if precision is None else None if precision == "any" else precision
     height, width = size or known.size
     samples = _photos(mode, photos)
@@ -90,7 +88,7 @@ def plan(
         rgb=rgb or _rgb_cameras(mode, known.table),
         pairs_per_identity=pairs,
         seed=seed,
-        sampling=chosen.sampling,
+        sampling=sampling.apply_to(chosen.sampling),
         precision=required,
         height=height,
         width=width,

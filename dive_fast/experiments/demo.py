@@ -15,17 +15,17 @@ from dive_fast.report import html
 from dive_fast.types import PairMode, Sample
 
 _HOW_TO = """# the same with Stable Diffusion 1.5 (SD15), SYSU-MM01 and Market-1501; that size wants a GPU
-dive-fast personalize --model SD15 --paired SYSU-MM01 --external Market-1501 --external-prefix 1 \\
+dive-fast personalize --model SD15 --photos sysu:SYSU-MM01 --photos market:Market-1501,prefix=1 \\
     --identity-steps 0 --rank 128 --steps 400000 --lora-lr 5e-5 --token-lr 5e-5 --out runs/adapter
 dive-fast fuse --model SD15 --adapter runs/adapter --out runs/fused
 dive-fast export --model runs/fused --out runs/engine
-dive-fast plan --model runs/engine --photos Market-1501 --photos-prefix 1 --steps 50 --guidance 7.5 \\
+dive-fast plan --model runs/engine --photos market:Market-1501,prefix=1 --steps 50 --guidance 7.5 \\
     --out runs/plan.json
 dive-fast synth --plan runs/plan.json --engine runs/engine --out runs/pairs
 dive-fast verify runs/pairs
 dive-fast report runs/pairs --out runs/report
-dive-fast reid train --real SYSU-MM01 --synthetic runs/pairs --out runs/reid
-dive-fast reid eval --checkpoint runs/reid --data SYSU-MM01 --protocol sysu"""
+dive-fast reid train --real sysu:SYSU-MM01 --synthetic runs/pairs --out runs/reid
+dive-fast reid eval --checkpoint runs/reid --test sysu:SYSU-MM01 --protocol sysu"""
 
 
 _OTHER_MODES: dict[PairMode, str] = {"synthetic": "both sides generated", "photo-guided": "from its photo"}

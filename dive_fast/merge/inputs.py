@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,12 @@ from dive_fast.data.layouts import NATIVE
 from dive_fast.data.names import abbreviate, canonical_pid, natural_key
 from dive_fast.data.sets import NamedSet, SetSpec, read_sets
 from dive_fast.io import sha256_bytes
+from dive_fast.merge.config import Dataset
 from dive_fast.merge.pool import in_order
 from dive_fast.synth.manifest import dropped, read_manifest
 from dive_fast.types import MODALITIES, InputError, Sample
 
 Progress = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A synthesized dataset, and what is put before its people's names."""
-
-    root: Path
-    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,14 +63,6 @@ class Inputs:
                         continue
                     photos.add(key)
                 yield shot
-
-
-def parse_dataset(text: str) -> Dataset:
-    """The dataset that "PATH[,prefix=P]" names."""
-    match = re.fullmatch(r"(.+?)(?:,prefix=([^,]*))?", text)
-    if not match:
-        raise InputError(f"dataset {text!r} is not PATH[,prefix=P]")
-    return Dataset(Path(match[1]), match[2] or "")
 
 
 def read_inputs(

@@ -125,6 +125,8 @@ def filter_dataset(dataset: Path, config: FilterConfig, *, progress: bool = True
     `InputError`, and changes nothing, for a dataset that is not scored, unknown scores, and, without `allow_lost`, an
     identity that would be left without a modality.
     """
+    if not config.thresholds:
+        raise InputError("filter: give a threshold (--min, --max, --keep-share), or --undo")
     metadata, wanted = read_metadata(dataset), config.thresholds
     check_names(wanted, metadata)
     rules = [*plain_rules(wanted, metadata), *_share_rules(dataset, wanted, metadata, progress)]

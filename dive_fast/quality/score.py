@@ -49,7 +49,7 @@ def score_dataset(
     train: Sequence[SetSpec] = (),
     config: ScoreConfig = ScoreConfig(),
     *,
-    again: bool = False,
+    overwrite: bool = False,
     device: str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def score_dataset(
 
     `real` are the sets that identities and modalities are known from, `train` those that the generator learned from (by
     default the same). A rerun looks only at shards that are new or changed; with another model, other sets or other
-    settings it raises `InputError`, unless `again`, which throws the old scores away.
+    settings it raises `InputError`, unless `overwrite`, which throws the old scores away.
     Raises `InputError` before any work for a model that saw synthetic images and sets that lack people or modalities.
     """
     shard_numbers(dataset)
@@ -65,17 +65,17 @@ def score_dataset(
     sets = read_real(real), read_real(train or real)
     settings = _settings(extractor, sets, config)
     with _claimed(dataset):
-        _check_settings(dataset, settings, again)
+        _check_settings(dataset, settings, overwrite)
         metadata = _known_metadata(dataset)
         if (
             metadata is not None
-            and not again
+            and not overwrite
             and metadata.get("records") == dataset_hash(dataset)
             and _complete(dataset)
         ):
             return metadata
         run = _Run(dataset, extractor, _scorer(dataset, extractor, sets, config, progress), settings, progress)
-        if again:
+        if overwrite:
             _clear(dataset)
         write_json(_settings_path(dataset), settings)
         try:
@@ -119,15 +119,15 @@ def _claimed(dataset: Path) -> Iterator[None]:
         yield
 
 
-def _check_settings(dataset: Path, settings: dict[str, Any], again: bool) -> None:
+def _check_settings(dataset: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Raises `InputError` when scores/ is of other settings, unless those scores are to be thrown away."""
     path, metadata = _settings_path(dataset), _known_metadata(dataset)
     held = metadata["settings"] if metadata is not None else settings
     if path.exists():  # of a run that was stopped, too
         held = read_json(path, "score settings")
-    if canonical_json(held) != canonical_json(settings) and not again:
+    if canonical_json(held) != canonical_json(settings) and not overwrite:
         raise InputError(
-            f"{dataset / 'scores'} holds scores by {_difference(held, settings)}; say --again to replace them"
+            f"{dataset / 'scores'} holds scores by {_difference(held, settings)}; give --overwrite to replace them"
         )
 
 

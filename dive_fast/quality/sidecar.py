@@ -48,7 +48,7 @@ def read_metadata(dataset: Path) -> dict[str, Any]:
         or metadata.get("version") != VERSION
         or not isinstance(metadata.get("scores"), dict)
     ):
-        raise InputError(f"{path} is no description of scores that this version reads; run dive-fast score --again")
+        raise InputError(f"{path} is no description of scores that this version reads; run dive-fast score --overwrite")
     if metadata.get("records") != dataset_hash(dataset):
         raise InputError(f"dataset {dataset} has other pairs than were scored; run dive-fast score again")
     return metadata
@@ -62,7 +62,7 @@ def read_scored(dataset: Path) -> Iterator[Scored]:
             pair_id, scores = next(rows, ("", {}))
             if pair_id != pair.pair_id:
                 where = f"{scores_path(dataset, number)} line {line}"
-                raise InputError(f"{where} is not about pair {pair.pair_id}; run dive-fast score --again")
+                raise InputError(f"{where} is not about pair {pair.pair_id}; run dive-fast score --overwrite")
             yield Scored(number, pair, scores)
 
 

@@ -111,17 +111,17 @@ def score_lines(path: Path) -> Iterator[tuple[str, SideScores]]:
     for number, line in enumerate(read_jsonl(path, "scores"), start=1):
         where = f"{path} line {number}"
         if not isinstance(line, dict) or not isinstance(line.get("pair_id"), str):
-            raise InputError(f"{where} names no pair_id; run dive-fast score --again")
+            raise InputError(f"{where} names no pair_id; run dive-fast score --overwrite")
         yield line["pair_id"], {side: _side_scores(line.get(side, {}), f"{where} {side}") for side in MODALITIES}
 
 
 def _side_scores(scores: Any, where: str) -> dict[str, float]:
     if not isinstance(scores, dict):
-        raise InputError(f"{where}: expected an object of scores, got {scores!r}; run dive-fast score --again")
+        raise InputError(f"{where}: expected an object of scores, got {scores!r}; run dive-fast score --overwrite")
     for name, value in scores.items():
         if type(value) not in (int, float) or not math.isfinite(value):
             raise InputError(
-                f"{where} {name} is {json.dumps(value)}, which is no finite number; run dive-fast score --again"
+                f"{where} {name} is {json.dumps(value)}, which is no finite number; run dive-fast score --overwrite"
             )
     return scores
 

@@ -201,7 +201,9 @@ def _check_settings(photos: Photos, config: PersonalizeConfig, init_from: Adapte
     if config.tensorboard:
         require_tensorboard()
     if init_from is not None and config.prior.prior_weight:
-        raise InputError("class photos train a LoRA, and --onto keeps its adapter's LoRA; leave --prior-weight out")
+        raise InputError(
+            "class photos train a LoRA, and --init-from keeps its adapter's LoRA; leave --prior-weight out"
+        )
     if config.words_from is not None and isinstance(photos, LatentPhotos):
         raise InputError("--words-from needs photos, and a prepared set has latents only; give the raw sets instead")
 
@@ -233,7 +235,7 @@ def _known_cameras(
         return cameras
     if init_from.base_fingerprint != bundle.fingerprint:
         raise InputError(
-            f"the adapter of --onto was trained on base {init_from.base_fingerprint[:12]}…, this base is"
+            f"the adapter of --init-from was trained on base {init_from.base_fingerprint[:12]}…, this base is"
             f" {bundle.fingerprint[:12]}…; give the base model that it was trained on"
         )
     known = [camera.name for camera in init_from.cameras]

@@ -69,7 +69,7 @@ def test_the_pages_commands_lead_from_published_files_to_pairs(
     for name, *arguments in commands():
         if name == "export":  # takes half a minute; the fused folder is an engine too
             continue
-        placed = [places.get(argument, argument).replace("runs/engine", "runs/fused") for argument in arguments]
+        placed = [_placed(argument, places).replace("runs/engine", "runs/fused") for argument in arguments]
         placed = [str(tmp_path / argument) if argument.startswith("runs/") else argument for argument in placed]
         smaller = {"plan": ["--pairs", "1", "--steps", "2", "--ir", "cam3"], "synth": ["--device", "cpu"]}
         if name == "plan" and "--photos" in placed:
@@ -93,6 +93,11 @@ def test_the_pages_commands_lead_from_published_files_to_pairs(
     exec(code, names)
     assert names["pipe"].tokenizer.convert_tokens_to_ids("<class_1>") == len(names["pipe"].tokenizer) - 1
     assert names["pipe"].get_active_adapters()
+
+
+def _placed(argument: str, places: dict[str, str]) -> str:
+    layout, colon, path = argument.partition(":")
+    return f"{layout}:{places[path]}" if colon and path in places else places.get(argument, argument)
 
 
 def test_import_says_what_it_left_out(run: Run, published: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -141,7 +146,7 @@ def test_a_single_file_base_and_people_that_join(
         == step("fuse", "--model", tiny_base, "--adapter", tmp_path / "a", "--out", tmp_path / "f")["fingerprint"]
     )
     torch.save({"<ann>": torch.ones(2, 32)}, tmp_path / "ann.bin")
-    joined = step("import", tmp_path / "ann.bin", *one, "--onto", tmp_path / "a", "--out", tmp_path / "c")
+    joined = step("import", tmp_path / "ann.bin", *one, "--init-from", tmp_path / "a", "--out", tmp_path / "c")
     assert (made["identities"], joined["identities"]) == (2, 3)
     exported = step("export-adapter", "--adapter", tmp_path / "c", "--pids", "ann", "--out", tmp_path / "d")
     assert (exported["identities"], exported["rank"]) == (1, 4)

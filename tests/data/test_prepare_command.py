@@ -30,7 +30,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def sets(tmp_path: Path) -> list[str]:
     sysu, market = mixed_trees(tmp_path / "raw")
-    return ["--paired", f"sysu:{sysu}", "--external", f"market:{market},prefix=1"]
+    return ["--photos", f"sysu:{sysu}", "--photos", f"market:{market},prefix=1"]
 
 
 def last_line(out: str) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def test_what_is_refused(run: Run, sets: list[str], tmp_path: Path, monkeypatch:
     out = ["--out", tmp_path / "out"]
     code, _, error = run(*out)
     assert code == 2
-    assert "sysu:PATH" in error
-    code, _, error = run(*out, "--paired", "market:M")
+    assert "--photos" in error
+    code, _, error = run(*out, "--photos", "cuhk03:M")
     assert code == 2
     assert "sysu, regdb, llcm" in error
     code, _, error = run(*out, *sets[:3], sets[3].removesuffix(",prefix=1"))

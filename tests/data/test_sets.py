@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from dive_fast.commands import common
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.counts import Count, count_sets, table
 from dive_fast.data.filters import Dropped, apply_filters
 from dive_fast.data.prepare import PreparePlan
 from dive_fast.data.sets import (
-    EXTERNAL,
     PAIRED,
     READERS,
     Reader,
@@ -92,19 +89,17 @@ def test_a_new_reader_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert report["sets"] == [{"name": "flat", "layout": "flat", "split": "train", "prefix": "f", "camera": "cam8"}]
 
 
-def test_layouts_of_commands_are_those_that_are_read() -> None:
-    assert get_args(common.Layout) == EXTERNAL
-    assert get_args(common.PairedLayout) == PAIRED
+def test_an_unknown_layout_is_refused() -> None:
     with pytest.raises(InputError, match="cuhk03"):
         read_set(spec("cuhk03"))
 
 
-def test_commands_read_by_layout(tmp_path: Path) -> None:
+def test_sets_are_read_by_their_text(tmp_path: Path) -> None:
     sysu, market = mixed_trees(tmp_path)
-    assert {s.pid for s in common.read_photos(market, "market", "cam9", "1")} == {"10002", "10007", "10011"}
-    assert len(common.read_paired(sysu)) == 8
+    assert {s.pid for s in read_set(parse_set(f"market:{market},camera=cam9,prefix=1"))} == {"10002", "10007", "10011"}
+    assert len(read_set(parse_set(f"sysu:{sysu}"))) == 8
     write(sysu / "exp/test_id.txt", "2")
-    assert {s.pid for s in common.read_paired(sysu, "sysu", "test", prefix="5")} == {"50002"}
+    assert {s.pid for s in read_set(parse_set(f"sysu:{sysu},split=test,prefix=5"))} == {"50002"}
 
 
 def test_people_of_one_modality_are_told(tmp_path: Path) -> None:

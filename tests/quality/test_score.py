@@ -194,7 +194,7 @@ def test_a_dataset_that_grew_or_changed_is_scored_where_it_did(tmp_path, checkpo
     assert lines(dataset) == lines(whole)
 
 
-def test_other_settings_need_again(dataset, checkpoint, real, make_net):
+def test_other_settings_need_overwrite(dataset, checkpoint, real, make_net):
     run(dataset, checkpoint, real)
     before = files(dataset)
     other = make_net(seed=1)
@@ -207,7 +207,7 @@ def test_other_settings_need_again(dataset, checkpoint, real, make_net):
     with pytest.raises(InputError, match="another ReID model"):
         run(dataset, other, real)
     assert run(dataset, checkpoint, real) == json.loads(before["scores.json"])
-    metadata = run(dataset, other, real, again=True)
+    metadata = run(dataset, other, real, overwrite=True)
     assert metadata["net"]["sha256"] != json.loads(before["scores.json"])["net"]["sha256"]
     assert files(dataset)["00000.jsonl"] != before["00000.jsonl"]
 

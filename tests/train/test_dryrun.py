@@ -130,7 +130,7 @@ def test_the_command_prints_the_forecast(base, photos, tmp_path, capsys):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(sample.path.read_bytes())
     with pytest.raises(SystemExit) as stop:
-        main(["personalize", "--model", str(base), "--external", str(root), "--external-layout", "folder", "--out",
+        main(["personalize", "--model", str(base), "--photos", f"folder:{root}", "--out",
               str(tmp_path / "out"), "--batch", "2", "--rank", "2", "--steps", "7", "--dry-run", "--json"])  # fmt: skip
     assert not stop.value.code
     lines = capsys.readouterr().out.splitlines()

@@ -173,8 +173,8 @@ def test_personalize_under_torchrun_and_accelerate_leaves_one_adapter(base, fold
     ):
         out = tmp_path / name
         said = _start(
-            launcher, processes, "-m", "dive_fast.cli", "personalize", "--model", base, "--external", folders[0],
-            "--external-layout", "folder", "--out", out, "--identity-steps", 2, "--steps", 4, "--rank", 2,
+            launcher, processes, "-m", "dive_fast.cli", "personalize", "--model", base, "--photos", f"folder:{folders[0]}",
+            "--out", out, "--identity-steps", 2, "--steps", 4, "--rank", 2,
             "--batch", 4, "--accumulate", parts,
         )  # fmt: skip
         assert said.count("4 identities") == 1

@@ -200,7 +200,7 @@ def test_the_command_learns_from_a_prepared_set_without_its_raw_tree(base, photo
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(sample.path.read_bytes())
     prepared = tmp_path / "prepared"
-    sets = ["--external", f"folder:{raw}"]
+    sets = ["--photos", f"folder:{raw}"]
     code, _, error = _command(capsys, "prepare", "--out", prepared, "--model", base, *sets)
     assert code == 0, error
     short = [
@@ -218,9 +218,7 @@ def test_the_command_learns_from_a_prepared_set_without_its_raw_tree(base, photo
         "0002",
         "--json",
     ]
-    code, out, error = _command(
-        capsys, "personalize", "--external", raw, "--external-layout", "folder", "--out", tmp_path / "a", *short
-    )
+    code, out, error = _command(capsys, "personalize", *sets, "--out", tmp_path / "a", *short)
     assert code == 0, error
     raw.rename(tmp_path / "gone")
     code, out, error = _command(capsys, "personalize", "--prepared", prepared, "--out", tmp_path / "b", *short)
@@ -234,7 +232,7 @@ def test_the_command_learns_from_a_prepared_set_without_its_raw_tree(base, photo
 
 def test_the_command_refuses_options_that_do_not_go_together(base, photos, tmp_path, capsys):
     (tmp_path / "none").mkdir()
-    raw = ["--external", photos[0].path.parent]
+    raw = ["--photos", f"folder:{photos[0].path.parent}"]
     cases = [
         (["--prepared", "p", *raw], "--prepared"),
         ([*raw, "--prior-photos", tmp_path], "--prior-weight"),

@@ -47,7 +47,7 @@ class FeatureFile:
     def require(self, key: str) -> NDArray[Any]:
         """Returns an array; raises `InputError` when the file lacks it."""
         if key not in self.arrays:
-            remedy = "" if key == DISTANCE or key.endswith("_f") else ", or name the data set with --data"
+            remedy = "" if key == DISTANCE or key.endswith("_f") else ", or name the data set with --test"
             raise InputError(f"{self.path} has no {key}; add it{remedy}")
         return self.arrays[key]
 

@@ -157,7 +157,7 @@ def require_tsne() -> None:
         import sklearn.manifold  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401
     except ImportError as error:
         raise DiveError(
-            "the picture of features needs scikit-learn; pip install 'dive-fast[reid]', or give --no-tsne"
+            "the picture of features needs scikit-learn; pip install 'dive-fast[reid]', or give --images 0"
         ) from error
 
 
@@ -167,7 +167,7 @@ def tsne(features: F32, seed: int = 0) -> F32:
     from sklearn.manifold import TSNE
 
     if len(features) < _FEWEST:
-        raise DiveError(f"a t-SNE picture needs at least {_FEWEST} images, got {len(features)}; give --no-tsne")
+        raise DiveError(f"a t-SNE picture needs at least {_FEWEST} images, got {len(features)}; give --images 0")
     perplexity = min(30.0, (len(features) - 1) / 3)
     found: F32 = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features).astype(np.float32)
     return found

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from dive_fast.commands import reid_inputs
+from dive_fast.data.sets import parse_set
+from dive_fast.options import Changes
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.evaluation.evaluate import check_unseen, embed, evaluate_reid, extract, seen_identities
 from dive_fast.reid.evaluation.metrics import evaluate
@@ -180,22 +182,26 @@ def test_people_that_weights_were_chosen_on_are_no_strangers(city):
         check_unseen(seen_identities(record), city["query"], city["gallery"])
 
 
+def _protocol(data, name, permutations=None, **settings):
+    spec = None if data is None else reid_inputs.test_set(parse_set(data))
+    changes = Changes({(key,): value for key, value in settings.items()})
+    return reid_inputs.protocol_from(spec, name, changes, permutations)
+
+
 def test_what_commands_take_for_a_test_set(tmp_path):
-    assert reid_inputs.set_of(tmp_path / "SYSU-MM01") is None
-    assert reid_inputs.test_set("SYSU").layout == "sysu" and reid_inputs.test_set("SYSU").split == "test"
-    assert reid_inputs.test_set("sysu:SYSU,split=val").split == "val"
+    assert reid_inputs.test_set(parse_set("sysu:SYSU")).split == "test"
+    assert reid_inputs.test_set(parse_set("sysu:SYSU,split=val")).split == "val"
     for data, name, settings, message in (
-        ("market:Market", "pocket", {}, "has no infrared images"),
-        ("sysu:SYSU,split=train", "sysu", {}, "split 'train' is trained on"),
+        ("market:Market", "pocket", {}, "market:Market has no infrared images"),
+        ("sysu:SYSU,split=train", "sysu", {}, "split train"),
         ("llcm:LLCM", "sysu", {}, "--protocol sysu is not for llcm"),
-        ("SYSU", "regdb", {}, "--protocol regdb is not for sysu"),
-        (None, "sysu", {"draw": "official"}, "needs the data set"),
-        (tmp_path, "sysu", {"draw": "official"}, "no readable 'rand_perm_cam'"),
+        ("sysu:SYSU", "regdb", {}, "--protocol regdb is not for sysu"),
+        (None, "sysu", {"draw": "official"}, "--test"),
+        (f"sysu:{tmp_path}", "sysu", {"draw": "official"}, "no readable 'rand_perm_cam'"),
     ):
         with pytest.raises(InputError, match=message):
-            reid_inputs.protocol_of(data, name, **settings)
-    with pytest.raises(InputError, match="is not that of"):
-        reid_inputs.test_sides(f"regdb:{tmp_path},trial=2", Protocol("regdb"))
+            _protocol(data, name, **settings)
+    assert _protocol("regdb:R,trial=2", "regdb")[0].trial == 2
 
 
 def test_official_draws_are_found_beside_the_data(tmp_path):
@@ -205,9 +211,9 @@ def test_official_draws_are_found_beside_the_data(tmp_path):
     cells[0, 0][0, 0] = np.array([[2, 1]])
     (tmp_path / "exp").mkdir()
     savemat(tmp_path / "exp/rand_perm_cam.mat", {"rand_perm_cam": cells})
-    protocol, tables = reid_inputs.protocol_of(tmp_path, "sysu", draw="official")
+    protocol, tables = _protocol(f"sysu:{tmp_path}", "sysu", draw="official")
     assert protocol.draw == "official" and tables[1, 1].tolist() == [[2, 1]]
-    protocol, tables = reid_inputs.protocol_of(None, "sysu", permutations=tmp_path / "exp/rand_perm_cam.mat")
+    protocol, tables = _protocol(None, "sysu", permutations=tmp_path / "exp/rand_perm_cam.mat")
     assert protocol.draw == "official" and tables
 
 
@@ -222,8 +228,8 @@ def test_official_draws_are_found_beside_the_data(tmp_path):
 def test_llcm_s_sides_are_read_by_direction(tmp_path, direction, mode, asked, searched):
     files = [f"test_{kind}/cam{c}/0002/{n}_c{c:02d}.jpg" for kind in ("vis", "nir") for c in (1, 2) for n in range(3)]
     write(touch(tmp_path, *files) / "idx/test_id.txt", "2")
-    protocol, _ = reid_inputs.protocol_of(f"llcm:{tmp_path}", "llcm", direction=direction, mode=mode)
-    query, gallery = reid_inputs.test_sides(f"llcm:{tmp_path}", protocol)
+    protocol, _ = _protocol(f"llcm:{tmp_path}", "llcm", direction=direction, mode=mode)
+    query, gallery = reid_inputs.test_sides(reid_inputs.test_set(parse_set(f"llcm:{tmp_path}")), protocol)
     assert {s.camera for s in query} == {f"llcm-{asked}1", f"llcm-{asked}2"} and len(query) == 6
     assert {s.camera for s in gallery} == {f"llcm-{searched}1", f"llcm-{searched}2"}
     check_sides(query, gallery, protocol)

@@ -12,7 +12,8 @@ import pytest
 from dive_fast import cli
 from dive_fast.commands import reid_inputs
 from dive_fast.data.regdb import read_regdb
-from dive_fast.data.sets import SetSpec
+from dive_fast.data.sets import SetSpec, parse_set
+from dive_fast.options import Changes
 from dive_fast.reid.evaluation import trials as module
 from dive_fast.reid.evaluation.evaluate import evaluate_reid
 from dive_fast.reid.evaluation.protocols import Protocol
@@ -104,8 +105,8 @@ def test_other_settings_are_refused(regdb, config, report):
 
 def test_a_model_of_another_trial_is_refused(regdb, report):
     out, _ = report
-    data = f"regdb:{regdb},trial=2"
-    protocol, _ = reid_inputs.protocol_of(data, "regdb")
+    data = reid_inputs.test_set(parse_set(f"regdb:{regdb},trial=2"))
+    protocol, _ = reid_inputs.protocol_from(data, "regdb", Changes({}))
     assert protocol.trial == 2
     query, gallery = reid_inputs.test_sides(data, protocol)
     with pytest.raises(InputError, match="4 identities .*0001"):
@@ -154,11 +155,11 @@ def test_commands(regdb, tmp_path, capsys):
     """Train and test a trial, score its checkpoint again, export the features and score those."""
     small = ["--steps", 2, "--identities", 4, "--per-modality", 1, "--device", "cpu", "--json"]
     code, out, _ = run(
-        capsys, "reid", "trials", "--data", f"regdb:{regdb}", "--out", tmp_path / "t", "--trials", 2, *small
+        capsys, "reid", "trials", "--real", f"regdb:{regdb}", "--out", tmp_path / "t", "--trials", 2, *small
     )
     assert code == 0
     (forth, back) = json.loads(out.splitlines()[-1])["results"]
-    data = ["--data", f"regdb:{regdb},trial=2", "--protocol", "regdb", "--json"]
+    data = ["--test", f"regdb:{regdb},trial=2", "--protocol", "regdb", "--json"]
 
     def score(*arguments):
         code, out, error = run(capsys, "reid", "eval", *arguments, *data)
@@ -174,14 +175,14 @@ def test_commands(regdb, tmp_path, capsys):
     assert score("--features", tmp_path / "f.mat")["map"] == pytest.approx(again["map"])
     assert score("--distances", tmp_path / "f.mat")["map"] == pytest.approx(again["map"])
     assert score(*checkpoint, "--rerank")["rerank"] == {"k1": 20, "k2": 6, "share": 0.3}
-    code, _, error = run(capsys, "reid", "eval", *checkpoint, "--data", f"regdb:{regdb}", "--protocol", "regdb")
+    code, _, error = run(capsys, "reid", "eval", *checkpoint, "--test", f"regdb:{regdb}", "--protocol", "regdb")
     assert code == 2 and "4 identities of the test set" in error
-    code, _, error = run(capsys, "reid", "eval", *checkpoint, "--data", f"regdb:{regdb}")
+    code, _, error = run(capsys, "reid", "eval", *checkpoint, "--test", f"regdb:{regdb}")
     assert code == 2 and "--protocol pocket is not for regdb" in error
-    code, _, error = run(capsys, "reid", "eval", "--data", f"regdb:{regdb}", "--protocol", "regdb")
+    code, _, error = run(capsys, "reid", "eval", "--test", f"regdb:{regdb}", "--protocol", "regdb")
     assert code == 2 and "give one of --checkpoint, --features and --distances, got none" in error
 
 
 def test_training_reads_sets_by_their_spec(regdb):
-    samples = reid_inputs.joined([f"regdb:{regdb},trial=2"], [], False)
+    samples = reid_inputs.join_training([parse_set(f"regdb:{regdb},trial=2")], [], [], False)
     assert samples == read_regdb(regdb, "train", 2)

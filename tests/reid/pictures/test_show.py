@@ -167,7 +167,7 @@ def test_tsne_is_seeded_and_keeps_clusters_apart():
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     assert (distances.argmin(axis=1) // 15 == np.arange(45) // 15).all()
-    with pytest.raises(DiveError, match="--no-tsne"):
+    with pytest.raises(DiveError, match="--images 0"):
         tsne(features[:5])
 
 
@@ -372,9 +372,9 @@ def test_the_command_hands_its_options_on(tmp_path, monkeypatch):
         return out / "index.html"
 
     monkeypatch.setattr(show, "show_retrieval", show_retrieval)
-    monkeypatch.setattr(reid_show, "joined", lambda real, others, same: [*real, *others])
+    monkeypatch.setattr(reid_show, "join_training", lambda real, sets, datasets, same: [*sets, *datasets])
     monkeypatch.setattr(reid_show, "test_sides", lambda data, protocol: ([], []))
-    options = ["reid", "show", "--checkpoint", "c", "--data", "sysu", "--out", str(tmp_path), "--device", "cpu"]
+    options = ["reid", "show", "--checkpoint", "c", "--test", "sysu:s", "--out", str(tmp_path), "--device", "cpu"]
     with pytest.raises(SystemExit, match="0"):
         cli.main(options)
     assert seen["config"] == ShowConfig() and seen["features_of"] is None and seen["protocol"] == Protocol()
@@ -393,6 +393,6 @@ def test_the_command_hands_its_options_on(tmp_path, monkeypatch):
         "7",
     ]
     with pytest.raises(SystemExit, match="0"):
-        cli.main([*options, *changed, "--no-tsne", "--no-flip", "--protocol", "sysu", "--features-of", "pairs"])
+        cli.main([*options, *changed, "--images", "0", "--no-flip", "--protocol", "sysu", "--synthetic", "pairs"])
     assert seen["config"] == ShowConfig(2, ("worst", "random"), 5, 3, 9, images=0, seed=7, flip=False)
-    assert seen["features_of"] == ["pairs"] and seen["protocol"].name == "sysu"
+    assert seen["features_of"] == [Path("pairs")] and seen["protocol"].name == "sysu"

@@ -58,18 +58,17 @@ COMMAND = [
     "64",
     "--width",
     "32",
-    "--set",
-    "warmup_epochs=0",
-    "--set",
-    "nonlocal_blocks=false",
+    "--warmup-epochs",
+    "0",
+    "--no-nonlocal-blocks",
     "--lr",
     "0.005",
     "--clip",
     "1",
-    "--set",
-    "backbone_lr=1",
-    "--set",
-    "every_steps=2",
+    "--backbone-lr",
+    "1",
+    "--validation-every-steps",
+    "2",
     "--validation-people",
     "2",
     "--device",
@@ -134,9 +133,9 @@ def test_two_processes_leave_the_run_that_one_leaves(tmp_path, capsys):
         (tree / "exp" / f"{name}_id.txt").write_text(people + "\n")
     one, two = tmp_path / "one", tmp_path / "two"
     with pytest.raises(SystemExit) as stop:
-        cli.main([*COMMAND, "--real", str(tree), "--out", str(one)])
+        cli.main([*COMMAND, "--real", f"sysu:{tree}", "--out", str(one)])
     assert not stop.value.code
-    said = start(ACCELERATE, "-m", "dive_fast.cli", *COMMAND, "--real", tree, "--out", two)
+    said = start(ACCELERATE, "-m", "dive_fast.cli", *COMMAND, "--real", f"sysu:{tree}", "--out", two)
     assert said == capsys.readouterr().out.replace("/one", "/two") and "48 images of 6 identities" in said
     rows = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (one, two)]
     assert [row.keys() for row in rows[0]] == [row.keys() for row in rows[1]]

@@ -203,7 +203,9 @@ SMALL = ["--steps", 2, "--identities", 4, "--per-modality", 2, "--height", 64, "
 
 
 def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, capsys):
-    code, out, error = command(capsys, "--real", tree, "--val", tree, "--out", tmp_path / "a", *SMALL, "--json")
+    code, out, error = command(
+        capsys, "--real", f"sysu:{tree}", "--val", f"sysu:{tree}", "--out", tmp_path / "a", *SMALL, "--json"
+    )
     assert code == 0, error
     assert "3 people of --val" in error
     record = read_json(tmp_path / "a" / "reid.json", "")
@@ -214,9 +216,9 @@ def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, 
 
 def test_the_command_refuses_test_people_for_validation(tree, tmp_path, capsys):
     for val in (f"sysu:{tree},split=test", f"sysu:{tree},split=all"):
-        code, _, error = command(capsys, "--real", tree, "--val", val, "--out", tmp_path / "b", *SMALL)
+        code, _, error = command(capsys, "--real", f"sysu:{tree}", "--val", val, "--out", tmp_path / "b", *SMALL)
         assert code == 2 and "0009" in error
-    code, _, error = command(capsys, "--real", tree, "--val", f"llcm:{tree}", "--out", tmp_path / "b", *SMALL)
+    code, _, error = command(capsys, "--real", f"sysu:{tree}", "--val", f"llcm:{tree}", "--out", tmp_path / "b", *SMALL)
     assert code == 2 and "llcm has no validation split" in error
     assert not (tmp_path / "b").exists()
 
@@ -225,7 +227,7 @@ def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, capsys):
     code, _, error = command(
         capsys,
         "--real",
-        tree,
+        f"sysu:{tree}",
         "--out",
         tmp_path / "c",
         "--recipe",
@@ -233,10 +235,9 @@ def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, capsys):
         "--backbone",
         "pocket",
         *SMALL,
-        "--set",
-        "nonlocal_blocks=false",
-        "--set",
-        "drop_epochs=[2,3]",
+        "--no-nonlocal-blocks",
+        "--drop-epochs",
+        "2,3",
         "--validation-people",
         2,
         "--lr",
@@ -253,10 +254,10 @@ def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, capsys):
     assert (config["steps"], config["epochs"], config["smoothing"], config["seed"]) == (2, None, 0, 0)
     assert config["model"] == config["model"] | {"backbone": "pocket", "height": 64, "stripes": 1}
     for bad, message in (
-        (["--set", "erase"], "erase"),
-        (["--set", "speed=3"], "speed"),
+        (["--erase", "2"], "--erase"),
+        (["--speed", "3"], "--speed"),
         (["--synthetic-schedule", "0-1"], "PART:SHARE"),
-        (["--synthetic-schedule", "0:0.5,1:0", "--set", "synthetic_share=0.5"], "not both"),
+        (["--synthetic-schedule", "0:0.5,1:0", "--synthetic-share", "0.5"], "not both"),
     ):
-        code, _, error = command(capsys, "--real", tree, "--out", tmp_path / "d", *SMALL, *bad)
+        code, _, error = command(capsys, "--real", f"sysu:{tree}", "--out", tmp_path / "d", *SMALL, *bad)
         assert code == 2 and message in error
