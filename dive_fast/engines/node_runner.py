@@ -142,7 +142,6 @@ def cast_inputs(graph: Any, inputs: Mapping[str, np.ndarray], where: str) -> dic
 
 
 def _reads(node: Any) -> list[str]:
-    """Returns the names that a node and its subgraphs read."""
     names = [name for name in node.input if name]
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs]:
@@ -217,7 +216,6 @@ def array_of(tensor: Any) -> np.ndarray:
 def _run_slice(
     model: Any, span: range, live: Mapping[str, np.ndarray], weights: Mapping[str, Any], provider: str, where: str
 ) -> dict[str, np.ndarray]:
-    """The outputs of the nodes of `span`, by name."""
     from onnx import ModelProto, ValueInfoProto
     from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
 

@@ -60,7 +60,6 @@ def why_not_tensorrt(device: str) -> list[str]:
 
 
 def _missing(kind: Provider) -> list[str]:
-    """Every reason why a provider of GPUs does not run here."""
     import onnxruntime
 
     listed, reasons = onnxruntime.get_available_providers(), []
@@ -113,7 +112,6 @@ def _on_provider(
 
 
 def _spec_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
-    """Every reason why onnxruntime cannot run an engine of this spec as `choice` asks."""
     reasons = []
     if spec.backend != EXPORTED:
         reasons.append(f"engine.json has the unknown backend {spec.backend!r}")

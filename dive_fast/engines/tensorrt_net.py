@@ -95,7 +95,6 @@ class Net:
         return answer.to(dtype or answer.dtype)
 
     def _fitting(self, feeds: Mapping[str, Tensor]) -> int:
-        """Returns the index of the profile with least padding."""
         fits = [
             (sum(shapes[name][0] for name in feeds if name not in self._ranged), i)
             for i, shapes in enumerate(self.profiles)

@@ -99,13 +99,11 @@ class TorchEngine(EngineBase):
         return call().float()
 
     def _module(self, network: str) -> nn.Module:
-        """Returns the module that a call of `network` runs."""
         module: nn.Module = {"text_encoder": self._text_encoder, "unet": self._unet_module}.get(network, self._vae)
         return module
 
     @torch.inference_mode()
     def _first_bad_layer(self, network: str) -> str | None:
-        """Runs the last call again with a hook on every layer."""
         module = self._module(network)
         found: list[str] = []
 

@@ -168,7 +168,6 @@ def _torch_problem() -> str | None:
 
 
 def _refusals(packages: dict[str, Package]) -> dict[str, tuple[str, ...]]:
-    """Returns the reasons of each backend whose packages work, by name and device."""
     working = {known.module for name, known in known_packages().items() if works(packages, name)}
     found = {}
     for row in BACKENDS.values():
@@ -182,7 +181,6 @@ def _refusals(packages: dict[str, Package]) -> dict[str, tuple[str, ...]]:
 
 
 def _gpus(packages: dict[str, Package]) -> tuple[tuple[str, ...], str | None, str | None]:
-    """Returns the GPUs' names, the driver's CUDA version, and why there is no GPU."""
     if works(packages, "cuda-python"):
         return _gpus_by_driver()
     if works(packages, "torch"):

@@ -225,7 +225,6 @@ class _Choices:
                 self._change(owner, attribute, ours.replacement(kinds[type(layer)], layer))
 
     def _resnet(self, name: str, layer: Any, skip: int) -> nn.Module | None:
-        """Both norms of a resnet; `skip` of the first one's channels come from the way down."""
         odd = _odd_resnet(layer)
         shifted = layer.time_emb_proj is not None
         first = self._choose_norm(f"{name}.norm1", layer.norm1, True, odd, skip=skip)
@@ -372,7 +371,6 @@ def fastest(site: Site, device: torch.device, dtype: torch.dtype, compiled: bool
 
 
 def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
-    """Yields every module below `model`: its name, its parent, its name there, itself."""
     for prefix, owner in model.named_modules():
         for attribute, layer in owner.named_children():
             yield f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, layer
@@ -405,7 +403,6 @@ def _sizes(model: Any, latents: tuple[int, int] | None) -> Callable[[str], tuple
 
 
 def _skips(model: Any) -> dict[nn.Module, int]:
-    """Returns the number of skip channels of each resnet in a UNet's up blocks."""
     found: dict[nn.Module, int] = {}
     if isinstance(model, UNet2DConditionModel) and model.mid_block is not None:
         channels = model.mid_block.resnets[-1].out_channels

@@ -87,7 +87,6 @@ def _check_packages(check: bool) -> None:
 
 
 def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile, options: GraphOptions) -> EngineSpec:
-    """Returns the spec without the files' hashes."""
     import diffusers
     import onnx
     import torch
@@ -168,7 +167,6 @@ def _write_parity(parts: list[Graph], folder: Path, spec: EngineSpec, progress: 
 
 
 def _copy_metadata(bundle: ModelBundle, fused: Path, folder: Path, parts: Collection[str]) -> None:
-    """Copies vocabulary, noise schedule, prompts and the networks' configs."""
     for name in ("tokenizer", "scheduler"):
         shutil.copytree(fused / name, folder / name)
     shutil.copyfile(fused / "prompts.json", folder / "prompts.json")

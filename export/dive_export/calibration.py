@@ -85,7 +85,6 @@ def sampling_inputs(
 def _reference_inputs(
     graph: Graph, latents: Tensor, timestep: int, embeddings: Tensor, prompt_index: Tensor
 ) -> dict[str, Tensor]:
-    """What `graph.reference` reads for a call of `Engine.eps`, in order."""
     rows = len(prompt_index)
     cached = "kv_bank" in graph.inputs
     inputs = {

@@ -146,7 +146,6 @@ def _with_peaks(
 
 
 def _switched(report: Fp8Report, layers: Sequence[Layer], model: Any, path: Path) -> Any:
-    """Returns the graph with a switch for each of the report's quantised layers."""
     largest = {layer.name: layer.largest or 0.0 for layer in report.quantised}
     chosen = [layer for layer in layers if layer.name in largest]
     return insert(model, path, chosen, {layer.activation: largest[layer.name] for layer in chosen}, switched=True)
@@ -205,7 +204,6 @@ def _error_gate(report: Fp8Report, meter: _Meter, progress: Progress) -> tuple[F
 
 
 def _error_of_file(written: Path, original: Path, calls: Sequence[Inputs], provider: str) -> float:
-    """Measures a written graph against the original."""
     graph = read_graph(original).graph
     cast = [cast_inputs(graph, call, str(original)) for call in calls]
     outputs = []

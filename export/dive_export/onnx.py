@@ -116,7 +116,6 @@ def _check_weights(part: str, path: Path) -> None:
 
 
 def _free_axes(graph: Graph) -> tuple[dict[int, torch.export.Dim] | None, ...]:
-    """Returns the free dimensions of each input."""
     axes = {axis.name: axis for shape in graph.inputs.values() for axis in shape if isinstance(axis, Axis)}
     dims = {
         name: torch.export.Dim(name, min=1)

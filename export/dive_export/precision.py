@@ -93,6 +93,5 @@ def upcast_bfloat16(path: Path, out: Path) -> None:
 
 
 def _tensors(graph: Any) -> list[Any]:
-    """Initializers and the tensors of Constant nodes."""
     constants = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
     return [*graph.initializer, *constants]

@@ -177,7 +177,6 @@ class _Insertion:
         return result
 
     def _new(self, name: str) -> bool:
-        """Whether this is the first call with `name`."""
         fresh = name not in self.made
         self.made.add(name)
         return fresh

@@ -64,7 +64,6 @@ def build_plan(kind: trt.Flavour, module: Any, todo: PartBuild, progress: Callab
 
 
 def _network(module: Any, log: Any, todo: PartBuild) -> tuple[Any, Any]:
-    """Returns a builder and the part's parsed network."""
     builder = module.Builder(log)
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, log)
@@ -103,9 +102,9 @@ def parse_error(parser: Any, log: Any) -> str:
 
 
 def refit_map(network: Any, graph: Path) -> list[str]:
-    """Names of the ONNX weights that the parsed network holds under their own names: what a refit can replace.
+    """Returns the ONNX weights that a refit can replace: those that the parsed network knows by name.
 
-    Constants that the parser used up while parsing (scales of a resize, log) are not among them.
+    Constants that the parser folds (scales of a resize, say) are not among them.
     """
     weights = [tensor.name for tensor in read_graph(graph).graph.initializer if is_weight(tensor)]
     found = [name for name in weights if network.mark_weights_refittable(name)]

@@ -107,7 +107,7 @@ class Build:
 
 
 def _plan_for(config: BuildConfig) -> str | None:
-    """EngineSpec.gpu of the plans; None where only a GPU could log and there is none."""
+    """Returns EngineSpec.gpu of the plans; None if it depends on a GPU and there is none."""
     if config.kind.builds_without_gpu:
         return trt.ANY_AMPERE if config.target is None else f"compute capability {config.target}"
     gpu, _ = trt.find_gpu()
@@ -180,7 +180,6 @@ def _part_build(
 
 
 def _key(todo: PartBuild, exported: EngineSpec, config: BuildConfig, gpu: str | None) -> str:
-    """Returns the cache key of a plan: the hash of everything that it depends on."""
     files = {name: digest for name, digest in exported.sha256.items() if name.startswith(f"{todo.part}/model.onnx.")}
     inputs = {
         "format": FORMAT,

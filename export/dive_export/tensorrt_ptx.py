@@ -60,7 +60,6 @@ def repassed(ptx: str, arguments: Sequence[tuple[str, str]], views: Mapping[str,
 
 
 def _parameter(text: str) -> tuple[str, str]:
-    """Name and bits of a parameter."""
     found = PARAMETER.search(text)
     if found is None:
         raise ValueError(f"{text.strip()!r} is no parameter of a form that Triton writes")
