@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import commit, interleaved, processor, versions
 from dive_export.options import GraphOptions
+from dive_fast.sampling import repeated
 from dive_fast.unet.graphs import CachedUnetGraph, KVCacheGraph, UnetGraph
 from dive_fast.unet.kernels import Workload, use_kernels
 
@@ -64,7 +65,7 @@ class Inputs:
         self.images = noise(images, unet.config.in_channels, height, width)
         self.prompts = noise(PROMPTS + 1, tokens, unet.config.cross_attention_dim)
         self.timestep = torch.tensor([500], device=device)
-        self.image_index = (torch.arange(rows) % images).to(device)
+        self.image_index = repeated(torch.arange(images), rows).to(device)
         asked = torch.arange(images) % PROMPTS + 1
         self.prompt_index = torch.cat([torch.zeros_like(asked), asked]).to(device)
 
