@@ -27,7 +27,7 @@ def write_sheet(path: Path, retrieval: Retrieval, section: Section, most: int = 
     for number, ranking in enumerate(rankings):
         top = _GAP + number * height
         query = retrieval.query[ranking.row]
-        pen.text((_GAP, top), f"{query.pid}: {summary(ranking)}", _INK, _font(15))
+        pen.text((_GAP, top), f"{query.pid}: {summary(ranking)}", _INK, ImageFont.load_default(15))
         _draw(sheet, (_GAP, top + _HEAD), query, None, "query")
         for column, hit in enumerate(shown(ranking), start=1):
             left = _GAP + column * (_CELL[0] + _GAP)
@@ -35,10 +35,6 @@ def write_sheet(path: Path, retrieval: Retrieval, section: Section, most: int = 
             _draw(sheet, (left, top + _HEAD), sample, hit, f"{hit.rank}. {hit.distance:.3f}")
     with atomic_path(path) as temporary:
         sheet.save(temporary, "PNG")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def _draw(sheet: Image.Image, corner: tuple[int, int], sample: Sample, hit: Hit | None, caption: str) -> None:
@@ -56,8 +52,8 @@ def _draw(sheet: Image.Image, corner: tuple[int, int], sample: Sample, hit: Hit 
         _dashed(pen, box)
     if hit is not None:
         _badge(pen, box, hit.right)
-    pen.text((left, box[3] + 3), caption, _INK, _font(13))
-    pen.text((left, box[3] + 18), f"{sample.pid} {sample.camera}", _MUTED, _font(12))
+    pen.text((left, box[3] + 3), caption, _INK, ImageFont.load_default(13))
+    pen.text((left, box[3] + 18), f"{sample.pid} {sample.camera}", _MUTED, ImageFont.load_default(12))
 
 
 def _dashed(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:

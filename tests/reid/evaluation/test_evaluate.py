@@ -12,7 +12,7 @@ from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.evaluation.evaluate import check_unseen, embed, evaluate_reid, extract, seen_identities
 from dive_fast.reid.evaluation.metrics import evaluate
 from dive_fast.reid.evaluation.protocols import Protocol, draw_trials
-from dive_fast.reid.evaluation.rerank import RerankConfig, rerank
+from dive_fast.reid.evaluation.rerank import RerankConfig, Reranked
 from dive_fast.reid.evaluation.task import check_sides
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.types import InputError
@@ -122,7 +122,7 @@ def test_reranking_looks_at_one_trial_at_a_time(city, checkpoint):
     )
     for trial, drawn in enumerate(draw_trials(city["query"], city["gallery"], protocol)):
         rows = drawn.gallery
-        distances = rerank(found.query, found.gallery[rows], config)
+        distances = Reranked(found.query, found.gallery[rows], config).rows(slice(None))
         expected = evaluate(distances, ids[0], ids[1][rows], cams[0], cams[1][rows])
         assert result.per_trial["map"][trial] == pytest.approx(100 * expected.map)
 

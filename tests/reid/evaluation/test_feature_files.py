@@ -15,7 +15,7 @@ from dive_fast.reid.evaluation.feature_files import KEYS, check_target, read_fea
 from dive_fast.reid.evaluation.interop import aligned, score_feature_file
 from dive_fast.reid.evaluation.metrics import evaluate
 from dive_fast.reid.evaluation.protocols import Protocol, draw_trials
-from dive_fast.reid.evaluation.rerank import RerankConfig, rerank
+from dive_fast.reid.evaluation.rerank import RerankConfig, Reranked
 from dive_fast.types import InputError, Sample
 
 scipy_io = pytest.importorskip("scipy.io")
@@ -136,7 +136,7 @@ def test_reranking_of_other_code_s_features(tmp_path):
     query, gallery, features, _ = world()
     found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features))
     result = score_feature_file(found, "features", Protocol("regdb"), dataset="x", rerank=RerankConfig(5, 2))
-    distances = rerank(features.query, features.gallery, RerankConfig(5, 2))
+    distances = Reranked(features.query, features.gallery, RerankConfig(5, 2)).rows(slice(None))
     expected = evaluate(distances, plain(query)[0], plain(gallery)[0], protocol="regdb")
     assert result.map == pytest.approx(100 * expected.map)
 
