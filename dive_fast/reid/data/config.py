@@ -29,7 +29,7 @@ class AugmentConfig:
     erase_most: float = 0.3
     """Largest fraction of the image that an erased box covers; the smallest is 0.02."""
     erase_fill: Literal["mean", "channels"] = "mean"
-    """Content of an erased box: the mean grey, or a value of its own in each channel (CAJ)."""
+    """Content of an erased box: the mean grey, or another value in each channel (CAJ)."""
 
     def __post_init__(self) -> None:
         fraction = (0, 1)

@@ -53,7 +53,7 @@ class Protocol:
     - "pocket": infrared queries search the whole gallery; SYSU-MM01's camera rule.
     - "sysu": infrared queries search `trials` draws of `shots` gallery images per identity and camera. For more than one
       shot no common code exists, so these seeded draws are this project's.
-    - "regdb": each of ten trials has lists and a model of its own; one modality searches all images of the other.
+    - "regdb": each of ten trials has its own lists and model; one modality searches all images of the other.
     - "llcm": `trials` draws of one gallery image per identity and camera. Mode "legacy" repeats the test code of the AGW
       and DEEN family for the figures published as VIS to IR: the code swaps the sides twice, so drawn infrared images
       search all visible ones. It requires the direction that the figures are published under.

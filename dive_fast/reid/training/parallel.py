@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce  # the gradient is summed over the ranks too
 
 from dive_fast.distributed import rank_and_size
+from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import InputError
 
 
@@ -29,6 +30,15 @@ def my_rows(rows: int, identities: int) -> slice:
             f"{size} processes cannot share {identities} identities evenly; set --identities to a multiple"
         )
     return slice(rank * rows // size, (rank + 1) * rows // size)
+
+
+def check_processes(config: ReidConfig) -> None:
+    """Raises `InputError` for a config whose batches the ranks cannot share."""
+    my_rows(0, config.identities)
+    if config.missing == "visible" and rank_and_size()[1] > 1:
+        raise InputError(
+            "--missing visible needs one process: others could lack infrared images for their norms; choose drop or refuse"
+        )
 
 
 def gathered(own: Tensor) -> Tensor:

@@ -209,11 +209,9 @@ def test_every_arm_spends_as_many_places_on_the_people_common_to_all(arms, city,
     class Watched(training.PairSampler):
         def batch(self, step):
             rows = super().batch(step)
-            batches.setdefault(len(self._visible), []).append({self._name(int(i)) for i in self._labels_of(rows)})
+            people = {pid for pid, own in zip(self._pids, self._visible, strict=True) if np.isin(rows, own).any()}
+            batches.setdefault(len(self._visible), []).append(people)
             return rows
-
-        def _labels_of(self, rows):
-            return [label for label, own in self._visible.items() if np.isin(rows, own).any()]
 
     monkeypatch.setattr(running, "fit", watched)
     monkeypatch.setattr(training, "PairSampler", Watched)

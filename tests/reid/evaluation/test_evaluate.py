@@ -22,15 +22,7 @@ from tests.support.trees import touch, write
 def test_result_says_how_it_came_about(city, checkpoint):
     result = evaluate_reid(checkpoint, city["query"], city["gallery"], dataset="city", progress=False)
     assert result.dataset == "city" and result.direction == "infrared to visible" and result.rule == "sysu"
-    assert result.protocol == {
-        "protocol": "pocket",
-        "search": "all",
-        "shots": "whole gallery",
-        "trials": 1,
-        "draw": "none",
-        "direction": "ir-to-visible",
-        "mode": "standard",
-    }
+    assert result.protocol == Protocol().metadata()
     assert (result.queries, result.gallery, result.valid_queries) == (24, 48, 24)
     assert result.checkpoint == load_model(checkpoint)[2]["sha256"]
     assert 0 < result.minp <= 100 and 0 < result.map <= 100 and result.rank1 <= result.rank5 <= result.rank20 <= 100
@@ -66,6 +58,11 @@ def test_sysu_trials_are_averaged(city, checkpoint):
     assert one.gallery == three.gallery == 12  # 6 people, 2 cameras, 1 shot
     assert one.map_deviation == 0 < three.map_deviation
     assert three.protocol["trials"] == 3 and three.protocol["search"] == "indoor"
+    assert set(three.per_trial) == {"rank1", "rank5", "rank10", "rank20", "map", "minp"}
+    for name in ("rank1", "map", "minp"):
+        values = three.per_trial[name]
+        assert len(values) == 3 and getattr(three, name) == pytest.approx(np.mean(values))
+        assert getattr(three, f"{name}_deviation") == pytest.approx(np.std(values, ddof=1))
 
 
 def test_refusals(city, checkpoint):
@@ -81,27 +78,10 @@ def test_refusals(city, checkpoint):
             evaluate_reid(checkpoint, *sides, progress=False)
 
 
-def test_every_trial_s_values_are_kept(city, checkpoint):
-    protocol = Protocol("sysu", "indoor", trials=3)
-    result = evaluate_reid(checkpoint, city["query"], city["gallery"], protocol=protocol, progress=False)
-    assert set(result.per_trial) == {"rank1", "rank5", "rank10", "rank20", "map", "minp"}
-    for name in ("rank1", "map", "minp"):
-        values = result.per_trial[name]
-        assert len(values) == 3 and getattr(result, name) == pytest.approx(np.mean(values))
-        assert getattr(result, f"{name}_deviation") == pytest.approx(np.std(values, ddof=1))
-
-
 def test_line_says_all_that_the_numbers_are_of(city, checkpoint):
     protocol = Protocol("sysu", "indoor", trials=2)
-    result = evaluate_reid(
-        checkpoint,
-        city["query"],
-        city["gallery"],
-        protocol=protocol,
-        dataset="city",
-        progress=False,
-        rerank=RerankConfig(k1=5, k2=2),
-    )
+    options = {"protocol": protocol, "dataset": "city", "rerank": RerankConfig(k1=5, k2=2), "progress": False}
+    result = evaluate_reid(checkpoint, city["query"], city["gallery"], **options)
     scores, facts = result.describe().split("\n")
     assert scores.startswith(f"mAP {result.map:.2f} ± {result.map_deviation:.2f}, rank-1 {result.rank1:.2f} ± ")
     assert facts == (
@@ -212,17 +192,17 @@ def test_official_draws_are_found_beside_the_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("direction", "mode", "asked", "searched"),
+    ("settings", "asked", "searched"),
     [
-        ("ir-to-visible", "standard", "nir", "vis"),
-        ("visible-to-ir", "standard", "vis", "nir"),
-        ("visible-to-ir", "legacy", "nir", "vis"),
+        ({}, "nir", "vis"),
+        ({"direction": "visible-to-ir"}, "vis", "nir"),
+        ({"direction": "visible-to-ir", "mode": "legacy"}, "nir", "vis"),
     ],
 )
-def test_llcm_s_sides_are_read_by_direction(tmp_path, direction, mode, asked, searched):
+def test_llcm_s_sides_are_read_by_direction(tmp_path, settings, asked, searched):
     files = [f"test_{kind}/cam{c}/0002/{n}_c{c:02d}.jpg" for kind in ("vis", "nir") for c in (1, 2) for n in range(3)]
     write(touch(tmp_path, *files) / "idx/test_id.txt", "2")
-    protocol, _ = reid_inputs.protocol_of(f"llcm:{tmp_path}", "llcm", direction=direction, mode=mode)
+    protocol, _ = reid_inputs.protocol_of(f"llcm:{tmp_path}", "llcm", **settings)
     query, gallery = reid_inputs.test_sides(f"llcm:{tmp_path}", protocol)
     assert {s.camera for s in query} == {f"llcm-{asked}1", f"llcm-{asked}2"} and len(query) == 6
     assert {s.camera for s in gallery} == {f"llcm-{searched}1", f"llcm-{searched}2"}

@@ -17,11 +17,11 @@ from dive_fast.reid.models import convolutional as backbones_conv
 from dive_fast.reid.models.backbones import BACKBONES
 from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.models.convolutional import NonLocal
-from dive_fast.reid.models.vit import BASE, CLIP, HALF, clip, resize_positions, vit
+from dive_fast.reid.models.vit import CLIP, HALF, SIZES, clip, resize_positions, vit
 from dive_fast.reid.models.weights import read_state, resnet50_state
 from dive_fast.types import InputError
 
-TINY = dict(zip(BASE, (24, 2, 3, 40, 16), strict=True))
+TINY = dict(zip(SIZES, (24, 2, 3, 40, 16), strict=True))
 IMAGE = (64, 32)
 
 
@@ -99,9 +99,8 @@ def torchvision_state(old: bool = False) -> dict[str, torch.Tensor]:
         inner, outputs = 32 * 2**stage, 128 * 2**stage
         for block in range(depth):
             where = f"layer{stage}.{block}"
-            for number, (o, i, size) in enumerate(
-                ((inner, inputs, 1), (inner, inner, 3), (outputs, inner, 1)), start=1
-            ):
+            convolutions = (inner, inputs, 1), (inner, inner, 3), (outputs, inner, 1)
+            for number, (o, i, size) in enumerate(convolutions, start=1):
                 conv(f"{where}.conv{number}", o, i, size)
                 norm(f"{where}.bn{number}", o)
             if block == 0:
