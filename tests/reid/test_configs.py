@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import subprocess
 import sys
 from dataclasses import fields
@@ -106,7 +107,7 @@ def test_every_field_has_a_help_text(record):
     body = ast.parse(inspect.getsource(record)).body[0].body
     documented = {
         field.target.id
-        for field, text in zip(body, body[1:], strict=False)
+        for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
     }
     assert documented == {field.name for field in fields(record)}

@@ -13,7 +13,7 @@ set and cosine distances before re-ranking. A folder also holds `exchange.json`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,6 +96,7 @@ def read_features(path: Path | str) -> FeatureFile:
         raise InputError(f"{path} is no .mat file, no folder of .npy files and no .npy file of distances")
     if not arrays:
         raise InputError(f"{path} holds none of {', '.join(KEYS)}")
+    check: dict[str, Callable[[NDArray[Any], str], NDArray[Any]]]
     check = {"f": partial(_matrix, finite=True), "label": _ids, "cam": _whole, "name": _text, DISTANCE: _matrix}
     arrays = {key: check[key.rpartition("_")[2]](array, f"{path}: {key}") for key, array in arrays.items()}
     widths = [arrays[key].shape[1] for key in ("query_f", "gallery_f") if key in arrays]

@@ -68,9 +68,9 @@ def neighbour_shares(
     for name, in_training in itertools.product(GROUPS, (True, False)):
         rows = np.flatnonzero((group == name) & (known == in_training))
         if len(rows):
-            shares = [_share(features, samples, rows, pool, None, neighbours) for pool in kinds.values()]
+            shares = {kind: _share(features, samples, rows, pool, None, neighbours) for kind, pool in kinds.items()}
             own = _share(features, samples, rows, np.full(len(samples), True), kinds[name.split()[1]], neighbours)
-            found.append(GroupShares(name, in_training, len(rows), *shares, own))
+            found.append(GroupShares(name, in_training, len(rows), modality=own, **shares))
     return found
 
 

@@ -61,7 +61,7 @@ class ReidConfig:
     per_modality: int = 3
     """Visible images, and infrared ones, per identity in a batch."""
     missing: Missing = "refuse"
-    """Identities without infrared images: refuse raises an error, drop leaves them out, visible takes visible images only."""
+    """Identities without infrared images: refuse raises an error, drop leaves them out, visible takes visible ones only."""
     synthetic_share: float | None = None
     """Fraction of a batch's identities that are synthetic (in compare: that not every arm has)."""
     steps: int | None = 500

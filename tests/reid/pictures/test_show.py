@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -376,20 +377,7 @@ def test_the_command_hands_its_options_on(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         cli.main(options)
     assert seen["config"] == ShowConfig() and seen["features_of"] is None and seen["protocol"] == Protocol()
-    changed = [
-        "--queries",
-        "2",
-        "--orders",
-        "worst,random",
-        "--top",
-        "5",
-        "--shown-trial",
-        "3",
-        "--per-page",
-        "9",
-        "--seed",
-        "7",
-    ]
+    changed = shlex.split("--queries 2 --orders worst,random --top 5 --shown-trial 3 --per-page 9 --seed 7")
     with pytest.raises(SystemExit, match="0"):
         cli.main([*options, *changed, "--no-tsne", "--no-flip", "--protocol", "sysu", "--features-of", "pairs"])
     assert seen["config"] == ShowConfig(2, ("worst", "random"), 5, 3, 9, images=0, seed=7, flip=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,59 +22,19 @@ from dive_fast.reid.training import parallel
 from dive_fast.reid.training.config import config_from_dict
 from dive_fast.reid.training.train import train_reid
 from dive_fast.types import InputError
-from tests.reid.conftest import make_samples
+from tests.support.city import make_samples
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ACCELERATE = [
-    "accelerate.commands.accelerate_cli",
-    "launch",
-    "--multi_gpu",
-    "--num_machines",
-    "1",
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-    "--main_process_port",
-    "0",
-    "--num_processes",
-    "2",
-]
-COMMAND = [
-    "reid",
-    "train",
-    "--recipe",
-    "caj",
-    "--backbone",
-    "pocket",
-    "--steps",
-    "4",
-    "--identities",
-    "4",
-    "--per-modality",
-    "2",
-    "--height",
-    "64",
-    "--width",
-    "32",
-    "--lr",
-    "0.005",
-    "--set",
-    "warmup_epochs=0",
-    "--set",
-    "nonlocal_blocks=false",
-    "--clip",
-    "1",
-    "--set",
-    "backbone_lr=1",
-    "--set",
-    "every_steps=2",
-    "--validation-people",
-    "2",
-    "--device",
-    "cpu",
-]
+ACCELERATE = shlex.split(
+    "accelerate.commands.accelerate_cli launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no "
+    "--main_process_port 0 --num_processes 2"
+)
+COMMAND = shlex.split(
+    "reid train --recipe caj --backbone pocket --steps 4 --identities 4 --per-modality 2 --height 64 --width 32 --lr 0.005 "
+    "--set warmup_epochs=0 --set nonlocal_blocks=false --clip 1 --set backbone_lr=1 --set every_steps=2 "
+    "--validation-people 2 --device cpu"
+)
 NORMS = """
 import sys
 import torch

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dive_fast import cli
 from dive_fast.data.writers import SysuTreeWriter
 from dive_fast.io import read_json, sha256_file
 from dive_fast.reid.data.dataset import load_images
@@ -22,7 +22,8 @@ from dive_fast.reid.training.config import ValidationConfig
 from dive_fast.reid.training.train import fit, train_reid
 from dive_fast.reid.training.validation import check_validation, held_out, refuse_test_people, split
 from dive_fast.types import DiveError, InputError, to_dict
-from tests.reid.conftest import photo
+from tests.support.city import photo
+from tests.support.cli import Run
 
 
 @pytest.fixture
@@ -178,17 +179,11 @@ def tree(tmp_path_factory):
     return root
 
 
-def command(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["reid", "train", *map(str, arguments), "--device", "cpu"])
-    return int(stop.value.code or 0), *capsys.readouterr()
+SMALL = ["--device", "cpu", "--steps", 2, "--identities", 4, "--per-modality", 2, "--height", 64, "--width", 32]
 
 
-SMALL = ["--steps", 2, "--identities", 4, "--per-modality", 2, "--height", 64, "--width", 32]
-
-
-def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, capsys):
-    code, out, error = command(capsys, "--real", tree, "--val", tree, "--out", tmp_path / "a", *SMALL, "--json")
+def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, run: Run):
+    code, out, error = run("reid", "train", "--real", tree, "--val", tree, "--out", tmp_path / "a", *SMALL, "--json")
     assert code == 0, error
     assert "3 people of --val" in error
     record = read_json(tmp_path / "a" / "reid.json", "")
@@ -197,30 +192,21 @@ def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, 
     assert json.loads(out.splitlines()[-1])["best"]["step"] == 2
 
 
-def test_the_command_refuses_test_people_for_validation(tree, tmp_path, capsys):
+def test_the_command_refuses_test_people_for_validation(tree, tmp_path, run: Run):
     for val in (f"sysu:{tree},split=test", f"sysu:{tree},split=all"):
-        code, _, error = command(capsys, "--real", tree, "--val", val, "--out", tmp_path / "b", *SMALL)
+        code, _, error = run("reid", "train", "--real", tree, "--val", val, "--out", tmp_path / "b", *SMALL)
         assert code == 2 and "0009" in error
-    code, _, error = command(capsys, "--real", tree, "--val", f"llcm:{tree}", "--out", tmp_path / "b", *SMALL)
+    code, _, error = run("reid", "train", "--real", tree, "--val", f"llcm:{tree}", "--out", tmp_path / "b", *SMALL)
     assert code == 2 and "llcm has no validation split" in error
     assert not (tmp_path / "b").exists()
 
 
-def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, capsys):
-    changed = [
-        "--recipe",
-        "caj",
-        "--backbone",
-        "pocket",
-        "--set",
-        "nonlocal_blocks=false",
-        "--set",
-        "drop_epochs=[2,3]",
-        "--lr",
-        "0.01",
-    ]
+def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, run: Run):
+    changed = shlex.split(
+        "--recipe caj --backbone pocket --set nonlocal_blocks=false --set drop_epochs=[2,3] --lr 0.01"
+    )
     arguments = ["--real", tree, "--out", tmp_path / "c", *SMALL, *changed, "--validation-people", 2]
-    code, _, error = command(capsys, *arguments)
+    code, _, error = run("reid", "train", *arguments)
     assert code == 0, error
     config = read_json(tmp_path / "c" / "reid.json", "")["config"]
     changed = {"triplet": "squared", "exchange_view": True, "drop_epochs": [2, 3], "lr": 0.01}
@@ -233,5 +219,5 @@ def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, capsys):
         (["--synthetic-schedule", "0-1"], "PART:SHARE"),
         (["--synthetic-schedule", "0:0.5,1:0", "--set", "synthetic_share=0.5"], "not both"),
     ):
-        code, _, error = command(capsys, "--real", tree, "--out", tmp_path / "d", *SMALL, *bad)
+        code, _, error = run("reid", "train", "--real", tree, "--out", tmp_path / "d", *SMALL, *bad)
         assert code == 2 and message in error
