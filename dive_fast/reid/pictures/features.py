@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dive_fast.reid.pictures.rank import occurrences
 from dive_fast.types import DiveError, Sample
 
 F32 = NDArray[np.float32]
@@ -125,13 +125,9 @@ def people_in_turn(samples: Sequence[Sample], trained: Collection[str] = (), see
     groups: dict[str, frozenset[str]] = {}
     for sample in samples:
         groups[sample.pid] = groups.get(sample.pid, frozenset()) | {group_of(sample)}
-    before: Counter[tuple[frozenset[str], bool]] = Counter()
-    place = {}
-    for pid in np.random.default_rng([seed, 0]).permutation(sorted(groups)).tolist():
-        kind = groups[pid], pid in trained
-        place[pid] = before[kind], -len(groups[pid])
-        before[kind] += 1
-    return sorted(place, key=lambda pid: place[pid])
+    people = np.random.default_rng([seed, 0]).permutation(sorted(groups)).tolist()
+    turns = dict(zip(people, occurrences((groups[pid], pid in trained) for pid in people), strict=True))
+    return sorted(people, key=lambda pid: (turns[pid], -len(groups[pid])))
 
 
 def sample_people(samples: Sequence[Sample], people: Sequence[str], images: int) -> list[int]:

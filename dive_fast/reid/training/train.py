@@ -66,8 +66,8 @@ def train_reid(
         return out
     chosen = "given"
     if config.validation.people:
-        rows, val_rows = split(train, held_out(train, config.validation))
-        train, val, chosen = [train[row] for row in rows], [train[row] for row in val_rows], _held_out_by(config)
+        train, val = split(train, set(held_out(train, config.validation)))
+        chosen = f"held out of training, draw {config.validation.split}"
     table = Table.from_samples(train)
     check_processes(config)
     PairSampler(table, config, table.synthetic.numpy())  # raises for bad identities before hours of decoding
@@ -98,14 +98,11 @@ def fit(
 ) -> Path:
     """Trains as `train_reid` does, on decoded images; `run` is what a resumed run must share.
 
-    `config.synthetic_share` counts the identities `added`, by default those with a synthetic image. Without `val`, the
-    config may hold identities of `images` out; the record says how `val` was `chosen`.
+    `config.synthetic_share` counts the identities `added`, by default those with a synthetic image. The record names how
+    `val` was `chosen`.
     """
     with process_group(device):
         leads = leading()
-        if val is None and config.validation.people:
-            rows, val_rows = split(images.samples, held_out(images.samples, config.validation))
-            images, val, chosen = images.take(rows), images.take(val_rows), _held_out_by(config)
         counted = images.synthetic.numpy()
         if added is not None:
             counted = np.isin(np.array(images.pids)[images.labels.numpy()], list(added))
@@ -162,10 +159,6 @@ def _validate(validation: Validation, state: TrainState, done: Progress) -> dict
         done.best = {"step": done.step, **scores}
         done.best_weights = checkpoint.weights_of(state.model)
     return scores
-
-
-def _held_out_by(config: ReidConfig) -> str:
-    return f"held out of training, draw {config.validation.split}"
 
 
 def _repeatable(device: str) -> AbstractContextManager[None]:

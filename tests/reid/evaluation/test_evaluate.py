@@ -65,19 +65,6 @@ def test_sysu_trials_are_averaged(city, checkpoint):
         assert getattr(three, f"{name}_deviation") == pytest.approx(np.std(values, ddof=1))
 
 
-def test_refusals(city, checkpoint):
-    query, gallery = city["query"], city["gallery"]
-    for sides, message in (
-        (([], gallery), "query"),
-        ((query, []), "gallery"),
-        ((gallery, query), "expected ir"),
-        ((query, [replace(gallery[0], source="synthetic"), *gallery[1:]]), "synthetic"),
-        ((query, [replace(s, pid="0999") for s in gallery]), "no valid query"),
-    ):
-        with pytest.raises(InputError, match=message):
-            evaluate_reid(checkpoint, *sides, progress=False)
-
-
 def test_line_says_all_that_the_numbers_are_of(city, checkpoint):
     protocol = Protocol("sysu", "indoor", trials=2)
     options = {"protocol": protocol, "dataset": "city", "rerank": RerankConfig(k1=5, k2=2), "progress": False}
@@ -140,9 +127,13 @@ def test_both_directions_and_the_legacy_one(city, checkpoint):
         run(infrared, visible, direction="visible-to-ir")
 
 
-def test_sides_are_checked_before_any_image_is_opened(city):
+def test_sides_are_checked_before_any_image_is_opened(city, checkpoint):
     query, gallery = city["query"], city["gallery"]
     for sides, protocol, message in (
+        (([], gallery), Protocol(), "query"),
+        ((query, []), Protocol(), "gallery"),
+        ((gallery, query), Protocol(), "expected ir"),
+        ((query, [replace(gallery[0], source="synthetic"), *gallery[1:]]), Protocol(), "synthetic"),
         ((query, [*gallery, gallery[0]]), Protocol(), "query and gallery list 1 file"),
         ((query, [replace(gallery[0], pid=""), *gallery[1:]]), Protocol(), "without an identity"),
         ((query, gallery), Protocol("regdb"), "protocol 'regdb' is for RegDB"),
@@ -151,6 +142,8 @@ def test_sides_are_checked_before_any_image_is_opened(city):
     ):
         with pytest.raises(InputError, match=message):
             evaluate_reid("no/checkpoint", *sides, protocol=protocol, progress=False)
+    with pytest.raises(InputError, match="no valid query"):
+        evaluate_reid(checkpoint, query, [replace(s, pid="0999") for s in gallery], progress=False)
 
 
 def test_people_that_weights_were_chosen_on_are_no_strangers(city):
