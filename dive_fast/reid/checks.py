@@ -39,7 +39,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    """ "one of 'gem', 'avg'", "int or None", "list of (float, float)"."""
+    """ "one of 'gem', 'avg'", "int or None", "tuple of (float, float)"."""
     options = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(_describe, options))
@@ -47,5 +47,5 @@ def _describe(hint: Any) -> str:
         return f"one of {', '.join(map(repr, options))}"
     if get_origin(hint) is tuple:
         parts = [_describe(option) for option in options if option is not Ellipsis]
-        return f"list of {parts[0]}" if options[-1] is Ellipsis else f"({', '.join(parts)})"
+        return f"tuple of {parts[0]}" if options[-1] is Ellipsis else f"({', '.join(parts)})"
     return "None" if hint is type(None) else str(hint.__name__)
