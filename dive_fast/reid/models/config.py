@@ -24,7 +24,7 @@ class ModelConfig:
     """
 
     backbone: BackboneName = "pocket"
-    """Backbone: pocket and pocket-vit train on a CPU; resnet50, vit-b16 and clip-vit-b16 take pretrained weights."""
+    """Backbone; the pocket ones train on a CPU, the others take pretrained weights."""
     height: int = 96
     """Image height in pixels."""
     width: int = 48

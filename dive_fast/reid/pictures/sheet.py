@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dive_fast.io import atomic_path
 from dive_fast.reid.pictures.page import RIGHT, THUMB, WRONG, Section, shown, summary, thumbnail
@@ -40,10 +40,8 @@ def write_sheet(path: Path, retrieval: Retrieval, section: Section, most: int = 
 def _draw(sheet: Image.Image, corner: tuple[int, int], sample: Sample, hit: Hit | None, caption: str) -> None:
     left, top = corner
     pen = ImageDraw.Draw(sheet)
-    picture = thumbnail(sample.path)
     inner = (_CELL[0] - 2 * _FRAME, _CELL[1] - 2 * _FRAME)
-    scale = min(inner[0] / picture.width, inner[1] / picture.height)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    picture = ImageOps.contain(thumbnail(sample.path), inner, Image.Resampling.LANCZOS)
     sheet.paste(picture, (left + (_CELL[0] - picture.width) // 2, top + (_CELL[1] - picture.height) // 2))
     box = (left, top, left + _CELL[0] - 1, top + _CELL[1] - 1)
     if hit is None or hit.right:

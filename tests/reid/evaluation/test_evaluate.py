@@ -167,7 +167,7 @@ def test_what_commands_take_for_a_test_set(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             reid_inputs.protocol_of(data, name, **settings)
-    with pytest.raises(InputError, match="is not that of"):
+    with pytest.raises(InputError, match="trial=2"):
         reid_inputs.test_sides(f"regdb:{tmp_path},trial=2", Protocol("regdb"))
 
 

@@ -139,13 +139,13 @@ def test_distances_of_other_code(tmp_path):
     (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
     assert result.map == pytest.approx(100 * evaluate(distances, qid, gid, qcam, gcam).map)
     assert result.source == "distances"
-    with pytest.raises(InputError, match="has no query_label"):
+    with pytest.raises(InputError, match="query_label"):
         score_feature_file(read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x")
     with pytest.raises(InputError, match="give --features"):
         score_feature_file(
             read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x", sides=sides, rerank=RerankConfig()
         )
-    with pytest.raises(InputError, match="has no query_f"):
+    with pytest.raises(InputError, match="query_f"):
         score_feature_file(read_features(tmp_path / "d.npy"), "features", Protocol(), dataset="x", sides=sides)
 
 
@@ -160,7 +160,7 @@ def test_named_files_may_stand_in_any_order(tmp_path):
     np.testing.assert_array_equal(got.arrays["gallery_f"], features.gallery)
     np.testing.assert_allclose(got.arrays["distance"], 1 - features.query @ features.gallery.T, atol=1e-6)
     assert got.arrays["query_label"].tolist() == [s.pid for s in query]
-    with pytest.raises(InputError, match=r"of which 1 are not listed, first cam3/0002/0099\.jpg"):
+    with pytest.raises(InputError, match=r"1 .*cam3/0002/0099\.jpg"):
         aligned(
             read_features(tmp_path / "f.mat"),
             [replace(query[0], path=root / "cam3/0002/0099.jpg"), *query[1:]],
@@ -181,7 +181,7 @@ def test_other_labels_that_stand_for_one_person_each_are_fine(tmp_path):
     aligned(found, query, gallery, root)
     labels["gallery_label"] = np.roll(labels["gallery_label"], 1)
     found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, **labels))
-    with pytest.raises(InputError, match="rows are in another order"):
+    with pytest.raises(InputError, match="gallery_label"):
         aligned(found, query, gallery, root)
 
 
@@ -191,7 +191,7 @@ def test_other_cameras_are_told(tmp_path):
     found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, query_cam=cams))
     with pytest.raises(InputError, match="query_cam says 6 for row 0"):
         aligned(found, query, gallery, root)
-    with pytest.raises(InputError, match="has 18 query images, the data set 17"):
+    with pytest.raises(InputError, match="18 query .* 17"):
         aligned(found, query[1:], gallery, root)
 
 
@@ -229,7 +229,7 @@ def test_missing_lists_are_named(tmp_path, missing):
 def test_a_feature_of_zeros_has_no_direction(tmp_path):
     query, gallery, features, _ = world()
     found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, query_f=np.zeros((18, 8))))
-    with pytest.raises(InputError, match="rows of zeros"):
+    with pytest.raises(InputError, match="query_f .*zeros"):
         score_feature_file(found, "features", Protocol("sysu"), dataset="x")
 
 
@@ -259,5 +259,5 @@ def test_targets(tmp_path):
     check_target(tmp_path / "new.mat")
     check_target(tmp_path / "new")
     for bad in ("one.npy", "one.npz"):
-        with pytest.raises(InputError, match="name a FILE.mat or a folder"):
+        with pytest.raises(InputError, match=bad):
             check_target(tmp_path / bad)

@@ -128,7 +128,7 @@ def test_bad_settings_are_named(spec, settings, message, config, tmp_path):
 
 
 def test_a_missing_list_is_said_before_any_training(regdb, config, tmp_path):
-    with pytest.raises(InputError, match=r"train_visible_3\.txt does not exist"):
+    with pytest.raises(InputError, match=r"train_visible_3\.txt"):
         run_trials(SetSpec("regdb", regdb), config, tmp_path, trials=(1, 3), progress=False)
     assert not (tmp_path / "trial-1").exists()
 
@@ -155,7 +155,7 @@ def test_commands(regdb, tmp_path, run: Run):
     def score(*arguments):
         code, out, error = run("reid", "eval", *arguments, *data)
         assert code == 0, error
-        assert "do not compare" in error  # 12 test images, not 2,060
+        assert "12 " in error and "2,060" in error  # not all test images: scores are not comparable
         return json.loads(out.splitlines()[-1])
 
     checkpoint = ["--checkpoint", tmp_path / "t/trial-2", "--device", "cpu"]
@@ -169,9 +169,9 @@ def test_commands(regdb, tmp_path, run: Run):
     code, _, error = run("reid", "eval", *checkpoint, "--data", f"regdb:{regdb}", "--protocol", "regdb")
     assert code == 2 and "4 identities of the test set" in error
     code, _, error = run("reid", "eval", *checkpoint, "--data", f"regdb:{regdb}")
-    assert code == 2 and "--protocol pocket is not for regdb" in error
+    assert code == 2 and "--protocol pocket" in error and "regdb" in error
     code, _, error = run("reid", "eval", "--data", f"regdb:{regdb}", "--protocol", "regdb")
-    assert code == 2 and "give one of --checkpoint, --features and --distances, got none" in error
+    assert code == 2 and all(f"--{name}" in error for name in ("checkpoint", "features", "distances"))
 
 
 def test_training_reads_sets_by_their_spec(regdb):

@@ -276,7 +276,7 @@ def test_the_folder_says_how_its_images_are_normalised(tmp_path):
     torch.testing.assert_close(tokens_of(vit, "vit-b16", tmp_path), expected, rtol=1e-4, atol=1e-5)
     for wrong in ({}, {"image_mean": [0.5], "image_std": [0.5]}, {**own, "image_std": [0.4, 0, 0.6]}, []):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(wrong))
-        with pytest.raises(InputError, match="preprocessor_config.json must hold"):
+        with pytest.raises(InputError, match="preprocessor_config.json.*image_mean"):
             tokens_of(vit, "vit-b16", tmp_path)
 
 
@@ -362,13 +362,13 @@ def test_damaged_weights_are_refused(tmp_path):
     with pytest.raises(InputError, match="lacks 1 tensors .*layernorm_after"):
         tokens_of(vit, "vit-b16", tmp_path)
     save_file({**state, name: torch.zeros(7)}, file, metadata={"format": "pt"})
-    with pytest.raises(InputError, match="cannot be read as a ViT"):
+    with pytest.raises(InputError, match=tmp_path.name):
         tokens_of(vit, "vit-b16", tmp_path)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(InputError, match="cannot be read as a ViT"):
+    with pytest.raises(InputError, match=tmp_path.name):
         tokens_of(vit, "vit-b16", tmp_path)
     file.unlink()
-    with pytest.raises(InputError, match="cannot be read as a ViT"):
+    with pytest.raises(InputError, match=tmp_path.name):
         tokens_of(vit, "vit-b16", tmp_path)
 
 
