@@ -1,7 +1,6 @@
 """Processes that share each batch must learn what one process learns, whoever starts them."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +50,7 @@ from dive_fast.distributed import process_group, rank_and_size
 from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.train.config import Compute, PersonalizeConfig, Prior
 from dive_fast.train.prior import ClassPhotos, prompt_ids
+from tests.support.training import randomize_lora
 
 base, visible, infrared, out, parts = *map(Path, sys.argv[1:5]), int(sys.argv[5])
 torch.set_num_threads(1)
@@ -61,9 +61,7 @@ with process_group("cpu"):
     samples = [*read_folder(visible, "cam1"), *read_folder(infrared, "cam3", "ir")]
     bundle = load_bundle(base)
     trainer = Trainer(bundle, samples, config, None, "cpu", False)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in trainer.model.lora:  # B starts at zero, and A would have no gradient
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    randomize_lora(trainer)
     photos = trainer.encode(samples, False)
     prior = ClassPhotos(photos.latents[:, 0], prompt_ids(bundle, config.prior.prior_prompt))
     (phase,) = trainer.phases(phase_configs(config, out, "", False), photos, prior)
@@ -131,17 +129,6 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
     assert parallel.my_rows(8) == slice(2, 4)
     with pytest.raises(InputError, match="batch of 6 .* 4 processes"):
         parallel.my_rows(6)
-
-
-@pytest.fixture(scope="module")
-def folders(photos, tmp_path_factory):
-    """The photos as one folder a person, RGB and infrared apart."""
-    root = tmp_path_factory.mktemp("folders")
-    for sample in photos:
-        path = root / sample.modality / sample.pid / sample.path.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(sample.path, path)
-    return root / "rgb", root / "ir"
 
 
 def test_gradients_of_rows_and_lora_are_averaged_between_processes(base, folders, tmp_path):

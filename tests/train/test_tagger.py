@@ -165,14 +165,8 @@ def test_personalising_starts_at_the_words_that_the_tagger_reads(folder, samples
             assert torch.allclose(rows[person, place], mixed, atol=1e-6)
 
 
-def test_text_noise_changes_what_the_lora_learns_and_nothing_else(samples, tmp_path):
-    base = tiny_bundle_folder(tmp_path / "base")
+def test_text_noise_changes_what_the_lora_learns_and_nothing_else(samples, tmp_path, learn):
     config = PersonalizeConfig(identity_steps=2, steps=2, batch=2, rank=2, warmup=1)
-    made = [
-        personalize(
-            load_bundle(base), samples, tmp_path / f"{noise}", replace(config, text_noise=noise), progress=False
-        )
-        for noise in (0.0, 0.5)
-    ]
+    made = [learn(samples, tmp_path / f"{noise}", replace(config, text_noise=noise)) for noise in (0.0, 0.5)]
     assert torch.equal(made[0].embeddings, made[1].embeddings)
     assert any(not torch.equal(made[0].lora[key], made[1].lora[key]) for key in made[0].lora)
