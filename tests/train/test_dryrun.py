@@ -20,18 +20,23 @@ from dive_fast.types import DiveError, InputError
 from tests.support.training import interrupted
 
 CONFIG = PersonalizeConfig(
-    identity_steps=12, steps=23, batch=4, rank=2, warmup=1, save_every=5, prior=Prior(1.0, "a person", 3),
+    identity_steps=12,
+    steps=23,
+    batch=4,
+    rank=2,
+    warmup=1,
+    save_every=5,
+    prior=Prior(1.0, "a person", 3),
     samples=Samples(sheet_every=10, sheet_people=2, sample_steps=1),
-)  # fmt: skip
+)
 
 
 def test_a_dry_run_writes_nothing_and_says_what_the_run_takes(base, learn, photos, tmp_path, monkeypatch):
     forecast = dry_run(load_bundle(base), photos, tmp_path / "adapter", CONFIG)
     assert not list(tmp_path.iterdir())
     assert (forecast.photos, forecast.people, forecast.cameras) == (14, 4, ("cam1", "cam3"))
-    assert [(phase.name, phase.steps, phase.done) for phase in forecast.stages] == [
-        ("identities", 12, 0), ("personalize", 23, 0),
-    ]  # fmt: skip
+    steps = [(phase.name, phase.steps, phase.done) for phase in forecast.stages]
+    assert steps == [("identities", 12, 0), ("personalize", 23, 0)]
     assert forecast.stages[0].trainable == 4 * 32
     states = {}
     real = room._remove_states  # the states, read before a finished run removes them

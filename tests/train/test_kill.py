@@ -22,9 +22,15 @@ from dive_fast.train.personalize import personalize
 from dive_fast.types import InputError
 
 CONFIG = PersonalizeConfig(
-    identity_steps=6, steps=8, batch=4, rank=2, warmup=1, save_every=1, prior=Prior(0.5, "a person", 2),
+    identity_steps=6,
+    steps=8,
+    batch=4,
+    rank=2,
+    warmup=1,
+    save_every=1,
+    prior=Prior(0.5, "a person", 2),
     samples=Samples(sample_steps=1),
-)  # fmt: skip
+)
 SLOW = 0.04  # seconds that a file takes to reach the disk, so that kills fall into saving
 
 

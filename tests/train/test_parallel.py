@@ -1,6 +1,7 @@
 """Processes that share each batch must learn what one process learns, whoever starts them."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -85,10 +86,10 @@ with process_group("cpu"):
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 # On a CPU, accelerate starts several processes only if it is told that they are for GPUs.
-ACCELERATE = [
-    "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
-    "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes",
-]  # fmt: skip
+ACCELERATE = shlex.split(
+    "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"
+    " --main_process_port 0 --num_processes"
+)
 
 
 def _start(launcher: list[str], processes: int, *command: object) -> str:
@@ -159,11 +160,11 @@ def test_personalize_under_torchrun_and_accelerate_leaves_one_adapter(base, fold
         ("four", ACCELERATE, 2, 2),
     ):
         out = tmp_path / name
-        said = _start(
-            launcher, processes, "-m", "dive_fast.cli", "personalize", "--model", base, "--external", folders[0],
-            "--external-layout", "folder", "--out", out, "--identity-steps", 2, "--steps", 4, "--rank", 2,
-            "--batch", 4, "--accumulate", parts,
-        )  # fmt: skip
+        settings = (
+            f"--identity-steps 2 --steps 4 --rank 2 --batch 4 --accumulate {parts} --external-layout folder".split()
+        )
+        files = ("--model", base, "--external", folders[0], "--out", out)
+        said = _start(launcher, processes, "-m", "dive_fast.cli", "personalize", *files, *settings)
         assert said.count("4 identities") == 1
         adapters[name] = load_adapter(out)
     for name in ("two", "four"):
