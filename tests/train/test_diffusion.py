@@ -87,8 +87,8 @@ def test_an_error_of_v_can_count_as_the_error_of_epsilon_that_it_makes():
     expected = []
     for i, timestep in enumerate(timesteps):
         solver._step_index = (solver.timesteps == timestep).nonzero().item()
-        said, true = (solver.convert_model_output(v[i], sample=noisy[i]) for v in (target + wrong, target))
-        expected.append((said - true).square().mean())
+        predicted, true = (solver.convert_model_output(v[i], sample=noisy[i]) for v in (target + wrong, target))
+        expected.append((predicted - true).square().mean())
     epsilon = DiffusionLoss.from_config(NOISE_SCHEDULE, 3.0)
     weighted = wrong.square().mean(dim=(1, 2, 3)) * objective.weights(timesteps)
     torch.testing.assert_close(

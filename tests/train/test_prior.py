@@ -59,7 +59,7 @@ def test_a_draw_is_a_function_of_the_step(base):
 
 
 def test_the_base_makes_class_photos_once(learn, photos, tmp_path, monkeypatch):
-    """A run stopped and resumed equals an undisturbed one, and makes no class photo again."""
+    """A run stopped and resumed equals an uninterrupted one, and makes no class photo again."""
     calls = []
     real = ImageSampler.latents
 

@@ -175,9 +175,9 @@ def test_the_command_learns_from_a_prepared_set_without_its_raw_tree(base, folde
     short = f"--identity-steps 2 --steps 2 --batch 2 --rank 2 --model {base} --exclude 0002 --json".split()
     files = ("--external", raw, "--external-layout", "folder")
     for out, photos in (("a", files), ("b", ("--prepared", prepared))):
-        code, said, error = _command(capsys, "personalize", *photos, "--out", tmp_path / out, *short)
+        code, output, error = _command(capsys, "personalize", *photos, "--out", tmp_path / out, *short)
         assert code == 0, error
-        assert json.loads(said.splitlines()[-1])["photos"] == 6
+        assert json.loads(output.splitlines()[-1])["photos"] == 6
         shutil.rmtree(raw, ignore_errors=True)
     from_files, from_latents = load_adapter(tmp_path / "a"), load_adapter(tmp_path / "b")
     assert [i.pid for i in from_latents.identities] == ["0001", "0003", "0004"]
