@@ -79,10 +79,10 @@ class DatasetRows:
 
 
 def _row(record: PairRecord, scores: SideScores, reasons: dict[str, list[str]]) -> Row:
-    sides: dict[str, dict[str, float]] = {"pair": record.scores, **scores}
+    sides = [("pair", record.scores), *scores.items()]
     return Row(
         record,
-        {ScoreKey(side, name): float(value) for side, named in sides.items() for name, value in named.items()},
+        {ScoreKey(side, name): float(value) for side, named in sides for name, value in named.items()},
         reasons.get(record.spec.pair_id),
     )
 

@@ -14,6 +14,7 @@ import torch
 from dive_fast.data.sets import SetSpec, read_set
 from dive_fast.quality import score
 from dive_fast.quality.config import ScoreConfig
+from dive_fast.quality.dataset import read_shard, shard_numbers
 from dive_fast.quality.reid_extractor import ReidExtractor
 from dive_fast.quality.score import score_dataset
 from dive_fast.quality.store import FeatureStore
@@ -238,14 +239,24 @@ def test_two_runs_at_once_are_refused(dataset, checkpoint, real):
 
 
 def test_memory_holds_one_group_at_a_time(tmp_path, checkpoint, real, monkeypatch):
-    """A plan has person after person, so features of a person are let go before the next but one comes."""
-    most, finish = [0], score._finish
+    """A plan has person after person: features of one are let go before the next but one comes."""
+    alive, most, stored = [0], [0], score._Run.stored
     dataset = make_dataset(tmp_path / "pairs", pairs=3)
 
-    def counting(parts, values, waiting):
-        most[0] = max(most[0], len(values))
-        return finish(parts, values, waiting)
+    class Tracked(np.ndarray):
+        def __array_finalize__(self, _):
+            alive[0] += len(self)
+            most[0] = max(most[0], alive[0])
 
-    monkeypatch.setattr(score, "_finish", counting)
+        def __del__(self):
+            alive[0] -= len(self)
+
+    def tracked(run, shard):
+        kept = stored(run, shard)
+        return replace(kept, features=kept.features.view(Tracked))
+
+    monkeypatch.setattr(score._Run, "stored", tracked)
     run(dataset, checkpoint, real, config=ScoreConfig(("diversity",)))
-    assert 0 < most[0] <= 3  # of 10 shards: those that one person's pairs touch
+    rows = [len(read_shard(dataset, number).made) for number in shard_numbers(dataset)]
+    assert len(rows) == 10
+    assert 0 < most[0] <= 3 * max(rows)
