@@ -37,7 +37,7 @@ def write_filter_page(dataset: Path, out: Path, tally: Tally, metadata: dict[str
         ),
         section("By camera", _counts("camera", tally.pairs_by_camera, tally.dropped_by_camera, None)),
         section("By identity", *_identities(tally)),
-    )  # fmt: skip
+    )
 
 
 def _rows(dataset: Path, tally: Tally, rule: Rule, side: Modality, roots: dict[str, Path]) -> Iterator[str]:

@@ -31,7 +31,10 @@ def test_new_names_follow_kept_ones() -> None:
     assert sysu is not None
     assert sysu.keep("cam1/0001/0041.JPG", "0001", "cam1") == "cam1/0001/0041.JPG"
     assert [sysu.add("0001", camera, "rgb", ".png") for camera in ("cam1", "cam2", "cam1")] == [
-        "cam1/0001/0042.png", "cam2/0001/0001.png", "cam1/0001/0043.png"]  # fmt: skip
+        "cam1/0001/0042.png",
+        "cam2/0001/0001.png",
+        "cam1/0001/0043.png",
+    ]
     with pytest.raises(InputError, match=r"cam1/0001/0041\.JPG"):
         sysu.keep("cam1/1/0041.JPG", "0001", "cam1")
     regdb = naming("regdb", 4)

@@ -41,9 +41,13 @@ def test_what_the_tars_hold(trees: Path, tmp_path: Path) -> None:
         raw = (trees / "sysu/cam3/0001/0002.jpg").read_bytes()
         assert tar.extractfile("00000005.jpg").read() == raw  # type: ignore[union-attr]
         assert json.loads(tar.extractfile("00000005.json").read()) == {  # type: ignore[union-attr]
-            "pid": "0001", "camera": "cam3", "modality": "ir", "set": "sysu", "path": "cam3/0001/0002.jpg",
+            "pid": "0001",
+            "camera": "cam3",
+            "modality": "ir",
+            "set": "sysu",
+            "path": "cam3/0001/0002.jpg",
             "sha256": sha256_bytes(raw),
-        }  # fmt: skip
+        }
         offsets = {m.name: m.offset_data for m in members}
     shard = read_shard(tmp_path / "out", 1)
     assert all(offsets[image.file] == image.offset for image in shard.images)
@@ -82,9 +86,13 @@ def test_the_report(trees: Path, tmp_path: Path) -> None:
         {"name": "market", "layout": "market", "split": "train", "prefix": "1", "camera": "cam7"},
     ]
     assert report["dropped"] == [
-        {"set": "market", "rule": "of people with fewer than 2 images", "identities": ["10002"],
-         "images": ["bounding_box_train/0002_c1s1_000001_01.jpg"]},
-    ]  # fmt: skip
+        {
+            "set": "market",
+            "rule": "of people with fewer than 2 images",
+            "identities": ["10002"],
+            "images": ["bounding_box_train/0002_c1s1_000001_01.jpg"],
+        },
+    ]
     same = ["sysu/cam1/0001/0001.jpg", "market/bounding_box_train/0011_c1s1_000001_01.jpg"]
     assert report["duplicates"] == [same]
     assert [(row["set"], row["identities"], row["images"]) for row in report["read"]][2] == ("market", 3, 6)

@@ -44,8 +44,9 @@ def test_prepare_with_latents(run: Run, sets: list[str], tiny_base: Path, tmp_pa
 
     out = tmp_path / "out"
     (tmp_path / "raw/sysu/cam1/0002/0002.jpg").write_bytes(b"")
-    code, text, error = run("--out", out, *sets, "--min-images", 2, "--model", tiny_base, "--device", "cpu",
-                            "--shard-size", 4, "--json")  # fmt: skip
+    code, text, error = run(
+        "--out", out, *sets, "--min-images", 2, "--model", tiny_base, "--device", "cpu", "--shard-size", 4, "--json"
+    )
     assert code == 0
     assert "market: 1 images left out, of people with fewer than 2 images, nothing is left of 1 people (10002)" in error
     assert "1 damaged images are left out: sysu/cam1/0002/0002.jpg; prepared.json says why" in text

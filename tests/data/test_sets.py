@@ -163,9 +163,13 @@ def test_filters_count_people_before_shapes(tmp_path: Path) -> None:
     assert [left[0].file_name(s) for s in left[0].samples] == ["0003/0.png", "0003/broken.png"]
     assert dropped == [
         Dropped("folder", "of people with fewer than 3 images", ("0002/0.png", "0002/1.png"), ("0002",)),
-        Dropped("folder", "not twice as high as wide",
-                ("0003/1.png", "0003/2.png", "0004/0.png", "0004/1.png", "0004/2.png"), ("0004",)),
-    ]  # fmt: skip
+        Dropped(
+            "folder",
+            "not twice as high as wide",
+            ("0003/1.png", "0003/2.png", "0004/0.png", "0004/1.png", "0004/2.png"),
+            ("0004",),
+        ),
+    ]
     assert sum(counted) == 7
     assert len(sets[0].samples) == 9
     assert apply_filters(sets, PrepareConfig()) == (sets, [])

@@ -11,7 +11,7 @@ import pytest
 
 from dive_fast import cli
 from dive_fast.io import write_json
-from tests.quality.conftest import PIDS, SIZE, photo
+from tests.support.quality import PIDS, SIZE, photo
 
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from dive_fast.types import DiveError, InputError
 from tests.support.merging import (
     agw_arrays,
     agw_lines,
-    change,
     contents,
     dataset,
     drop,
@@ -58,11 +58,22 @@ def test_sysu_tree(tmp_path: Path, real: Path, pairs: Path) -> None:
     assert got == [
         f"{camera}/{name}"
         for camera in ("cam1", "cam3")
-        for name in ("0001/0001.jpg", "0001/0007.jpg", "0001/0008.png", "0001/0009.png",
-                     "0002/0001.jpg", "0002/0007.jpg", "0005/0001.png", "0005/0002.png")
-    ]  # fmt: skip
+        for name in (
+            "0001/0001.jpg",
+            "0001/0007.jpg",
+            "0001/0008.png",
+            "0001/0009.png",
+            "0002/0001.jpg",
+            "0002/0007.jpg",
+            "0005/0001.png",
+            "0005/0002.png",
+        )
+    ]
     assert {name: (out / "exp" / f"{name}_id.txt").read_text() for name in ("train", "val", "test")} == {
-        "train": "1,5\n", "val": "2\n", "test": "3\n"}  # fmt: skip
+        "train": "1,5\n",
+        "val": "2\n",
+        "test": "3\n",
+    }
     assert len(read_sysu(out, "test")) == 4
     for name, data in before[0].items():
         if name.endswith(".jpg"):
@@ -70,11 +81,20 @@ def test_sysu_tree(tmp_path: Path, real: Path, pairs: Path) -> None:
     rows = {row["file"]: row for row in provenance(out)}
     assert len(rows) == 16 + 4
     assert rows["cam3/0003/0007.jpg"] == {
-        "file": "cam3/0003/0007.jpg", "part": "test", "kind": "real", "set": "sysu", "source": "cam3/0003/0007.jpg"
-    }  # fmt: skip
+        "file": "cam3/0003/0007.jpg",
+        "part": "test",
+        "kind": "real",
+        "set": "sysu",
+        "source": "cam3/0003/0007.jpg",
+    }
     made = rows["cam3/0001/0009.png"]
     assert (made["kind"], made["set"], made["source"], made["pair_id"], made["converted"]) == (
-        "synthetic", "synthetic", "cam3/0001/0002.png", "0001-00001-cam3", True)  # fmt: skip
+        "synthetic",
+        "synthetic",
+        "cam3/0001/0002.png",
+        "0001-00001-cam3",
+        True,
+    )
     assert made["sha256"] == sha256(before[1]["cam3/0001/0002.png"]).hexdigest()
     with Image.open(out / made["file"]) as image, Image.open(pairs / made["source"]) as source:
         assert (image.mode, source.mode) == ("RGB", "L")
@@ -85,7 +105,7 @@ def test_sysu_tree(tmp_path: Path, real: Path, pairs: Path) -> None:
 
 def test_dropped_and_rejected_pairs_are_left_out(tmp_path: Path, pairs: Path) -> None:
     records = list(read_manifest(pairs))
-    save_records(pairs, [change(records[0], status="rejected"), *records[1:]])
+    save_records(pairs, [replace(records[0], status="rejected"), *records[1:]])
     drop(pairs, records[3].spec.pair_id)
     out = joined(tmp_path / "new", "sysu", [], [str(pairs)])
     assert [row["pair_id"] for row in provenance(out)] == [r.spec.pair_id for r in records[1:3] for _ in "12"]
@@ -215,9 +235,14 @@ def test_llcm(tmp_path: Path) -> None:
 
 
 def market(root: Path) -> Path:
-    for name in ("bounding_box_train/0002_c1s1_000451_03.jpg", "bounding_box_train/0002_c1s2_000007_01.jpg",
-                 "bounding_box_train/0007_c3s1_000001_01.jpg", "query/0003_c1s1_000001_00.jpg",
-                 "bounding_box_test/0003_c2s1_000001_00.jpg", "bounding_box_test/-1_c2s1_000002_00.jpg"):  # fmt: skip
+    for name in (
+        "bounding_box_train/0002_c1s1_000451_03.jpg",
+        "bounding_box_train/0002_c1s2_000007_01.jpg",
+        "bounding_box_train/0007_c3s1_000001_01.jpg",
+        "query/0003_c1s1_000001_00.jpg",
+        "bounding_box_test/0003_c2s1_000001_00.jpg",
+        "bounding_box_test/-1_c2s1_000002_00.jpg",
+    ):
         photo(root / name, len(name))
     return root
 
@@ -227,8 +252,14 @@ def test_market(tmp_path: Path) -> None:
     out = joined(tmp_path / "new", "market", [f"market:{real}"], [str(made)], same_people=True)
     names = sorted(path.name for path in (out / "bounding_box_train").glob("*.jpg"))  # as torchreid and fast-reid look
     assert names == [
-        "0002_c1s1_000451_03.jpg", "0002_c1s1_000452_00.jpg", "0002_c1s2_000007_01.jpg", "0002_c3s1_000001_00.jpg",
-        "0007_c3s1_000001_01.jpg", "0009_c1s1_000001_00.jpg", "0009_c3s1_000001_00.jpg"]  # fmt: skip
+        "0002_c1s1_000451_03.jpg",
+        "0002_c1s1_000452_00.jpg",
+        "0002_c1s2_000007_01.jpg",
+        "0002_c3s1_000001_00.jpg",
+        "0007_c3s1_000001_01.jpg",
+        "0009_c1s1_000001_00.jpg",
+        "0009_c3s1_000001_00.jpg",
+    ]
     assert [s.path.name for s in read_market(out)] == names
     for folder in ("query", "bounding_box_test"):
         assert contents(out / folder) == contents(real / folder)
@@ -247,7 +278,11 @@ def test_photos_come_once(tmp_path: Path) -> None:
     made = dataset(tmp_path / "pairs", ["0001"], pairs=4, photos=photos)
     alone = provenance(joined(tmp_path / "alone", "agw", [], [str(made)]))
     assert [(row["kind"], row["modality"]) for row in alone] == [
-        ("real", "rgb"), ("synthetic", "ir"), ("real", "rgb"), *[("synthetic", "ir")] * 3]  # fmt: skip
+        ("real", "rgb"),
+        ("synthetic", "ir"),
+        ("real", "rgb"),
+        *[("synthetic", "ir")] * 3,
+    ]
     both = provenance(
         joined(tmp_path / "both", "agw", [f"folder:{tmp_path / 'photos'}"], [str(made)], same_people=True)
     )
@@ -318,7 +353,7 @@ def test_refused(tmp_path: Path, real: Path, pairs: Path) -> None:
 
 def test_what_the_manifest_promises_is_checked(tmp_path: Path, pairs: Path) -> None:
     records = list(read_manifest(pairs))
-    twice = change(records[1], files={**records[1].files, "ir": records[0].files["ir"]})
+    twice = replace(records[1], files={**records[1].files, "ir": records[0].files["ir"]})
     save_records(pairs, [records[0], twice, *records[2:]])
     with pytest.raises(InputError, match=r"0001\.png .*0001-00000-cam3 .*0001-00001-cam3"):
         joined(tmp_path / "new", "sysu", [], [str(pairs)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from dive_fast.merge import table
 from dive_fast.merge.table import write_parquet
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, InputError
-from tests.support.merging import change, dataset, drop, provenance, save_records, sysu
+from tests.support.merging import dataset, drop, provenance, save_records, sysu
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def pairs(tmp_path: Path) -> Path:
     """Seven pairs in three shards; shard 1 has no scores yet, one pair is dropped."""
     root = dataset(tmp_path / "pairs", ["0001"], pairs=7)
     records = list(read_manifest(root))
-    save_records(root, [change(records[0], scores={"psnr": 31.5}), *records[1:]])
+    save_records(root, [replace(records[0], scores={"psnr": 31.5}), *records[1:]])
     for shard, wanted in ((0, records[:3]), (2, records[6:])):
         rows = [{"pair_id": r.spec.pair_id, "rgb": {}, "ir": {"identity": r.spec.index / 8}} for r in wanted]
         (root / "scores").mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from dive_fast.quality.card import write_card
 from dive_fast.quality.config import CardConfig
 from dive_fast.quality.score import score_dataset
 from dive_fast.types import InputError
-from tests.quality.conftest import PIDS, make_dataset, rejected
+from tests.support.quality import PIDS, make_dataset, rejected
 
 
 def test_a_bare_dataset(dataset):
@@ -29,10 +29,19 @@ def test_a_bare_dataset(dataset):
         "| seed of the run | 3 |",
         "| engine's fingerprint | `engine-1` (20 pairs) |",
     )
-    words = ("20 pairs of 5 identities", "0 are missing", "1 pairs are recorded as rejected", "dive_fast:synthetic",
-             "Consent",
-             "No image here is a photo", "not scored", "No filter is applied", "TO BE FILLED IN", "dive-fast verify",
-             "Memorisation (images that copy a training photo) was not checked")  # fmt: skip
+    words = (
+        "20 pairs of 5 identities",
+        "0 are missing",
+        "1 pairs are recorded as rejected",
+        "dive_fast:synthetic",
+        "Consent",
+        "No image here is a photo",
+        "not scored",
+        "No filter is applied",
+        "TO BE FILLED IN",
+        "dive-fast verify",
+        "Memorisation (images that copy a training photo) was not checked",
+    )
     assert [piece for piece in (*rows, *words) if piece not in text] == []
 
 
@@ -50,10 +59,20 @@ def test_photos_scores_filter_and_origin(tmp_path, real, checkpoint):
     write_json(engine / "prompts.json", {"base_fingerprint": "base-1", "adapter_fingerprint": "adapter-1"})
     text = write_card(dataset, CardConfig(engine, "CC BY-NC 4.0", "a@b.c")).read_text()
     made = metadata["made"]["identity"]["ir"]
-    for words in ("9 pairs of 3 identities", "3 are missing", "| adapter's fingerprint | `adapter-1` |", "`base-1`",
-                  f"| identity | infrared | high | {made['5%']:.3f}, {made['50%']:.3f}, {made['95%']:.3f} |",
-                  metadata["net"]["sha256"], "A filter drops 0 of 9 pairs", "memorisation at most 2", "holds real photos",
-                  "Memorisation check, infrared: 0 of 9 generated", "Licence: CC BY-NC 4.0", "a@b.c"):  # fmt: skip
+    for words in (
+        "9 pairs of 3 identities",
+        "3 are missing",
+        "| adapter's fingerprint | `adapter-1` |",
+        "`base-1`",
+        f"| identity | infrared | high | {made['5%']:.3f}, {made['50%']:.3f}, {made['95%']:.3f} |",
+        metadata["net"]["sha256"],
+        "A filter drops 0 of 9 pairs",
+        "memorisation at most 2",
+        "holds real photos",
+        "Memorisation check, infrared: 0 of 9 generated",
+        "Licence: CC BY-NC 4.0",
+        "a@b.c",
+    ):
         assert words in text, words
     assert "TO BE FILLED IN" not in text and "earlier state" not in text
     rejected(dataset, 0, 0)

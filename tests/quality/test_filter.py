@@ -18,7 +18,7 @@ from dive_fast.quality.rules import Shares
 from dive_fast.quality.sidecar import metadata_path, nearest_path, read_metadata, scores_path
 from dive_fast.synth.manifest import samples
 from dive_fast.types import InputError
-from tests.quality.conftest import PIDS, make_dataset, rejected
+from tests.support.quality import PIDS, make_dataset, rejected
 
 
 def scored(dataset: Path, real_root: Path, value=lambda n: n / 10) -> Path:
@@ -27,8 +27,13 @@ def scored(dataset: Path, real_root: Path, value=lambda n: n / 10) -> Path:
     for number in shard_numbers(dataset):
         rows, near = [], []
         for pair in read_shard(dataset, number).pairs:
-            rows.append({"pair_id": pair.pair_id, "rgb": {"identity": 5.0, "memorisation": 0.1},
-                         "ir": {"identity": value(n), "memorisation": -value(n)}})  # fmt: skip
+            rows.append(
+                {
+                    "pair_id": pair.pair_id,
+                    "rgb": {"identity": 5.0, "memorisation": 0.1},
+                    "ir": {"identity": value(n), "memorisation": -value(n)},
+                }
+            )
             near.append({"pair_id": pair.pair_id, "ir": f"sysu/cam3/{pair.pid}/0001.jpg"})
             n += 1
         write_jsonl(scores_path(dataset, number), rows)
@@ -40,9 +45,15 @@ def scored(dataset: Path, real_root: Path, value=lambda n: n / 10) -> Path:
     limit = {"value": -0.25, "percentile": 99.9, "images": 9, "over": 5}
     write_json(
         metadata_path(dataset),
-        {"version": 1, "scores": names, "records": dataset_hash(dataset), "pairs": n,
-         "thresholds": {"memorisation": {"ir": limit}}, "sets": {"train": [{"name": "sysu", "root": str(real_root)}]}},
-    )  # fmt: skip
+        {
+            "version": 1,
+            "scores": names,
+            "records": dataset_hash(dataset),
+            "pairs": n,
+            "thresholds": {"memorisation": {"ir": limit}},
+            "sets": {"train": [{"name": "sysu", "root": str(real_root)}]},
+        },
+    )
     return dataset
 
 
@@ -77,9 +88,11 @@ def test_what_is_dropped_and_why(ready):
     assert record["by_threshold"] == {"identity >= 0.15": 2, "ir.memorisation <= -0.25": 3}
     assert record["by_identity"]["0001"] == {"pairs": 4, "dropped": 3} and record["by_identity"]["0002"]["dropped"] == 0
     assert record["by_camera"] == {
-        "cam1": {"pairs": 10, "dropped": 2}, "cam2": {"pairs": 10, "dropped": 1},
-        "cam3": {"pairs": 10, "dropped": 2}, "cam6": {"pairs": 10, "dropped": 1},
-    }  # fmt: skip
+        "cam1": {"pairs": 10, "dropped": 2},
+        "cam2": {"pairs": 10, "dropped": 1},
+        "cam3": {"pairs": 10, "dropped": 2},
+        "cam6": {"pairs": 10, "dropped": 1},
+    }
     assert json.loads((ready / "filter.json").read_text()) == record
     assert len(samples(ready)) == 2 * 17
 
@@ -177,8 +190,10 @@ def test_the_page_shows_both_sides_of_a_limit_worst_first(tmp_path, real):
     dataset = scored(make_dataset(tmp_path / "pairs", pairs=4), real.root, value=lambda n: (n * 7 % 40) / 100)
     _, tally = run(dataset, ("min", "ir.identity=0.2"), ("max", "ir.memorisation=-0.1"), allow_lost=True)
     rule = tally.rules[0]
-    shown = {kind: [example.value for example in tally.examples(rule, "ir", kind)]
-             for kind in ("worst", "just dropped", "just kept")}  # fmt: skip
+    shown = {
+        kind: [example.value for example in tally.examples(rule, "ir", kind)]
+        for kind in ("worst", "just dropped", "just kept")
+    }
     assert shown["worst"] == [0.0, 0.01, 0.02, 0.03, 0.04, 0.05]
     assert shown["just dropped"] == [0.14, 0.15, 0.16, 0.17, 0.18, 0.19]
     assert shown["just kept"] == [0.2, 0.21, 0.22, 0.23, 0.24, 0.25]

@@ -22,7 +22,7 @@ from dive_fast.reid.data.dataset import load_images, normalise
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, InputError
-from tests.quality.conftest import PIDS, make_dataset, photo, rejected
+from tests.support.quality import PIDS, make_dataset, photo, rejected
 
 
 def run(dataset: Path, checkpoint: Path, real: SetSpec, train: tuple = (), **options):
@@ -71,18 +71,35 @@ def test_scores_are_what_they_say(dataset, checkpoint, real):
             centre[pid] = made[row] @ mean / np.linalg.norm(mean)
         own = centre.pop(record.spec.pid)
         assert scores["identity"] == pytest.approx(own - max(centre.values()), abs=2e-5)
-        group = [n for n, (r, s) in enumerate(sides) if n != row and s == side
-                 and (r.spec.pid, getattr(r.spec, s)) == (record.spec.pid, getattr(record.spec, side))]  # fmt: skip
+        group = [
+            n
+            for n, (r, s) in enumerate(sides)
+            if n != row
+            and s == side
+            and (r.spec.pid, getattr(r.spec, s)) == (record.spec.pid, getattr(record.spec, side))
+        ]
         assert scores["diversity"] == pytest.approx(
             1 - max(made[n] @ made[row] for n in group), abs=1e-3
         )  # half precision
-        alike = {f"sysu/{s.path.relative_to(real.root)}": f @ made[row]
-                 for s, f in zip(photos, known, strict=True) if s.modality == side}  # fmt: skip
+        alike = {
+            f"sysu/{s.path.relative_to(real.root)}": f @ made[row]
+            for s, f in zip(photos, known, strict=True)
+            if s.modality == side
+        }
         assert scores["memorisation"] == pytest.approx(max(alike.values()), abs=2e-5)
         assert alike[nearest[record.spec.pair_id][side]] == pytest.approx(max(alike.values()), abs=2e-5)
-    within = [[max(known[n] @ known[m] for m in range(len(photos)) if m != n and photos[m].pid == photos[n].pid
-                   and photos[m].modality == side) for n in range(len(photos)) if photos[n].modality == side]
-              for side in ("rgb", "ir")]  # fmt: skip
+    within = [
+        [
+            max(
+                known[n] @ known[m]
+                for m in range(len(photos))
+                if m != n and photos[m].pid == photos[n].pid and photos[m].modality == side
+            )
+            for n in range(len(photos))
+            if photos[n].modality == side
+        ]
+        for side in ("rgb", "ir")
+    ]
     for side, similar in zip(("rgb", "ir"), within, strict=True):
         assert metadata["thresholds"]["memorisation"][side]["value"] == pytest.approx(
             np.quantile(similar, 0.999), abs=2e-5

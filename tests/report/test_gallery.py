@@ -94,10 +94,16 @@ def test_scores_and_drops(tmp_path):
     (dataset / "scores/scores.json").write_text(
         json.dumps({"scores": {"identity": {"meaning": "likeness", "high_is_good": True}}})
     )
-    drop(dataset, [
-        (ids[0], ["identity 0.00 < 0.10"]), (ids[9], ["identity 0.9 > 0.8", "modality 0.1 < 0.5"]),
-        ("0001-99999-cam3", ["x"]), ("never-planned", ["x"]), (ids[20], []),
-    ])  # fmt: skip
+    drop(
+        dataset,
+        [
+            (ids[0], ["identity 0.00 < 0.10"]),
+            (ids[9], ["identity 0.9 > 0.8", "modality 0.1 < 0.5"]),
+            ("0001-99999-cam3", ["x"]),
+            ("never-planned", ["x"]),
+            (ids[20], []),
+        ],
+    )
     summary = build(dataset, tmp_path / "out")
     assert summary.notes == ["dropped.jsonl names 2 pairs that are not in the dataset; filter again"]
     index = chunk(tmp_path / "out", "index")
