@@ -19,8 +19,8 @@ from dive_fast.data.prepared import open_prepared, prepared_images, prepared_sam
 from dive_fast.data.sets import SetSpec, read_sets
 from dive_fast.data.shards import read_shard, tar_path
 from dive_fast.io import sha256_bytes
-from dive_fast.types import InputError
 from tests.support.preparing import break_file, contents, plan_of, prepare
+from tests.support.refusals import refused
 from tests.support.trees import mixed_trees, photo
 
 
@@ -138,8 +138,7 @@ def test_memory_is_bounded_by_an_image(tmp_path: Path) -> None:
 
 def test_damage_to_a_prepared_set_is_found(trees: Path, tmp_path: Path) -> None:
     out, plan = tmp_path / "out", plan_of(trees)
-    with pytest.raises(InputError, match=r"prepared\.json.*dive-fast prepare"):
-        open_prepared(out)
+    refused(r"prepared\.json.*dive-fast prepare", open_prepared, out)
     prepare(plan, out)
     tar = out / "shards/00001.tar"
     whole = tar.read_bytes()
@@ -147,27 +146,27 @@ def test_damage_to_a_prepared_set_is_found(trees: Path, tmp_path: Path) -> None:
     tar.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     images = prepared_images(open_prepared(out))
     assert len([next(images) for _ in range(7)]) == 7
-    with pytest.raises(InputError, match=r"00001\.tar: 00000007\.jpg is damaged"):
-        next(images)
+    refused(r"00001\.tar: 00000007\.jpg is damaged", next, images)
     tar.write_bytes(whole[:middle])
-    with pytest.raises(InputError, match=r"00001\.tar: 00000007\.jpg is damaged"):
-        list(prepared_images(open_prepared(out)))
+    refused(r"00001\.tar: 00000007\.jpg is damaged", list, prepared_images(open_prepared(out)))
     tar.unlink()
-    with pytest.raises(InputError, match=r"00001\.tar is missing"):
-        list(prepared_images(open_prepared(out)))
+    refused(r"00001\.tar is missing", list, prepared_images(open_prepared(out)))
     index = out / "shards/00002.json"
     index.write_text(index.read_text().replace("10011", "10012"))
-    with pytest.raises(InputError, match=r"00002\.json is damaged"):
-        prepared_samples(open_prepared(out))
+    refused(r"00002\.json is damaged", prepared_samples, open_prepared(out))
     (out / "prepared.json").unlink()
-    with pytest.raises(InputError, match="not finished.*dive-fast prepare"):
-        open_prepared(out)
+    refused("not finished.*dive-fast prepare", open_prepared, out)
     (out / "prepared.json").write_text('{"format": 2}')
-    with pytest.raises(InputError, match="version"):
-        open_prepared(out)
+    refused("version", open_prepared, out)
 
 
 def test_nothing_left_to_prepare(trees: Path) -> None:
     sets = read_sets([SetSpec("market", trees / "market")])
-    with pytest.raises(InputError, match="filters"):
-        PreparePlan(tuple(apply_filters(sets, PrepareConfig(min_images=9))[0]), (), PrepareConfig(min_images=9), ())
+    refused(
+        "filters",
+        PreparePlan,
+        tuple(apply_filters(sets, PrepareConfig(min_images=9))[0]),
+        (),
+        PrepareConfig(min_images=9),
+        (),
+    )

@@ -21,7 +21,7 @@ from dive_fast.data.market import read_market
 from dive_fast.data.regdb import read_regdb
 from dive_fast.data.sysu import read_sysu
 from dive_fast.synth.manifest import read_manifest
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
 from tests.support.merging import (
     agw_arrays,
     agw_lines,
@@ -33,6 +33,7 @@ from tests.support.merging import (
     save_records,
     sysu,
 )
+from tests.support.refusals import refused
 from tests.support.trees import photo
 from tests.support.trees import write as write_lines
 
@@ -135,16 +136,14 @@ def test_links_between_file_systems(tmp_path: Path, real: Path, monkeypatch: pyt
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", refuse)
-    with pytest.raises(DiveError, match="--how symlink"):
-        joined(tmp_path / "new", "sysu", [f"sysu:{real}"], how="link")
+    refused("--how symlink", joined, tmp_path / "new", "sysu", [f"sysu:{real}"], how="link", error=DiveError)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=8 * 48 * 24 * 3 - 1)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    with pytest.raises(DiveError, match="free space.*--out"):
-        joined(tmp_path / "new", "agw", [], [str(pairs)], size=(48, 24))
+    refused("free space.*--out", joined, tmp_path / "new", "agw", [], [str(pairs)], size=(48, 24), error=DiveError)
     assert contents(tmp_path / "new.merging").keys() == {"merge.json"}
     joined(tmp_path / "small", "agw", [], [str(pairs)], size=(24, 24))
 
@@ -313,32 +312,22 @@ def test_people_of_one_modality(tmp_path: Path, pairs: Path) -> None:
     assert set(agw_arrays(kept)["train_rgb_resized_label"]) == {0, 1, 2, 3}
     out = joined(tmp_path / "dropped", "agw", *sources, missing="drop")
     assert {tuple(set(labels)) for name, labels in agw_arrays(out).items() if name.endswith("label")} == {(0, 1)}
-    with pytest.raises(InputError, match="one modality"):
-        joined(tmp_path / "refused", "agw", *sources, missing="refuse")
+    refused("one modality", joined, tmp_path / "refused", "agw", *sources, missing="refuse")
 
 
 def test_refused(tmp_path: Path, real: Path, pairs: Path) -> None:
     tested = dataset(tmp_path / "tested", ["0003"])
     out = tmp_path / "new"
-    with pytest.raises(InputError, match=r"1 people .*set sysu .*\(0003\)"):
-        joined(out, "sysu", [f"sysu:{real}"], [str(tested)], same_people=True)
-    with pytest.raises(InputError, match="3 people of the test half|1 people of the test half"):
-        joined(out, "agw", [f"sysu:{real},split=all"])
-    with pytest.raises(InputError, match=r"synthetic, sysu \(0001\).*--same-people"):
-        joined(out, "sysu", [f"sysu:{real}"], [str(pairs)])
-    with pytest.raises(InputError, match="prefix=1"):
-        joined(out, "sysu", [f"sysu:{real}", f"folder:{real / 'cam1'},camera=cam2"])
-    with pytest.raises(InputError, match="'cam9'"):
-        joined(out, "sysu", [], [str(pairs)], cameras={"cam3": "cam9"})
-    with pytest.raises(InputError, match="more than once"):
-        joined(out, "sysu", [], [str(pairs), str(pairs / "../pairs")])
-    with pytest.raises(InputError, match="nothing to merge"):
-        joined(out, "sysu")
-    with pytest.raises(InputError, match="lies in .*SYSU"):
-        joined(real / "new", "sysu", [f"sysu:{real}"])
+    refused(r"1 people .*set sysu .*\(0003\)", joined, out, "sysu", [f"sysu:{real}"], [str(tested)], same_people=True)
+    refused("3 people of the test half|1 people of the test half", joined, out, "agw", [f"sysu:{real},split=all"])
+    refused(r"synthetic, sysu \(0001\).*--same-people", joined, out, "sysu", [f"sysu:{real}"], [str(pairs)])
+    refused("prefix=1", joined, out, "sysu", [f"sysu:{real}", f"folder:{real / 'cam1'},camera=cam2"])
+    refused("'cam9'", joined, out, "sysu", [], [str(pairs)], cameras={"cam3": "cam9"})
+    refused("more than once", joined, out, "sysu", [], [str(pairs), str(pairs / "../pairs")])
+    refused("nothing to merge", joined, out, "sysu")
+    refused("lies in .*SYSU", joined, real / "new", "sysu", [f"sysu:{real}"])
     (real / "cam1/0002/0007.jpg").write_bytes((real / "cam1/0002/0007.jpg").read_bytes()[:400])
-    with pytest.raises(InputError, match=r"1 of 8 .*0002/0007\.jpg is damaged"):
-        joined(out, "sysu", [f"sysu:{real}"])
+    refused(r"1 of 8 .*0002/0007\.jpg is damaged", joined, out, "sysu", [f"sysu:{real}"])
     assert not out.exists()
     assert not (tmp_path / "new.merging").exists()
     out.mkdir()  # an empty folder may be there
@@ -346,8 +335,7 @@ def test_refused(tmp_path: Path, real: Path, pairs: Path) -> None:
     shutil.rmtree(out)
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="exists"):
-        joined(out, "sysu", [], [str(pairs)])
+    refused("exists", joined, out, "sysu", [], [str(pairs)])
     assert contents(out) == {"mine.txt": b"mine"}
 
 
@@ -355,15 +343,12 @@ def test_what_the_manifest_promises_is_checked(tmp_path: Path, pairs: Path) -> N
     records = list(read_manifest(pairs))
     twice = replace(records[1], files={**records[1].files, "ir": records[0].files["ir"]})
     save_records(pairs, [records[0], twice, *records[2:]])
-    with pytest.raises(InputError, match=r"0001\.png .*0001-00000-cam3 .*0001-00001-cam3"):
-        joined(tmp_path / "new", "sysu", [], [str(pairs)])
+    refused(r"0001\.png .*0001-00000-cam3 .*0001-00001-cam3", joined, tmp_path / "new", "sysu", [], [str(pairs)])
     save_records(pairs, records)
     Image.new("L", (16, 32)).save(pairs / "cam3/0005/0002.png")
-    with pytest.raises(InputError, match=r"cam3/0005/0002\.png"):
-        joined(tmp_path / "new", "sysu", [], [str(pairs)])
+    refused(r"cam3/0005/0002\.png", joined, tmp_path / "new", "sysu", [], [str(pairs)])
     (pairs / "cam3/0005/0002.png").unlink()
-    with pytest.raises(InputError, match="0005-00001-cam3.*dive-fast verify"):
-        joined(tmp_path / "other", "sysu", [], [str(pairs)])
+    refused("0005-00001-cam3.*dive-fast verify", joined, tmp_path / "other", "sysu", [], [str(pairs)])
 
 
 @pytest.mark.parametrize("layout", ["sysu", "agw"])
@@ -392,13 +377,11 @@ joined(__import__("pathlib").Path({str(out)!r}), *{sources!r}, **{options!r})
     assert not out.exists()
     assert not {"provenance.jsonl", "merged.json", "exp/train_id.txt"} & contents(work).keys()
     assert list(work.glob(".*.tmp"))
-    with pytest.raises(InputError, match="unfinished merge.*--out"):
-        joined(out, *sources, **{**options, "how": "symlink"})
+    refused("unfinished merge.*--out", joined, out, *sources, **{**options, "how": "symlink"})
     joined(out, *sources, **options)
     assert contents(out) == contents(whole)
     assert not work.exists()
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     joined(out, *sources, **options)  # the same again changes nothing
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == stamps
-    with pytest.raises(InputError, match="other sets or .*--out"):
-        joined(out, *sources, **{**options, "how": "symlink"})
+    refused("other sets or .*--out", joined, out, *sources, **{**options, "how": "symlink"})

@@ -13,8 +13,9 @@ from dive_fast import cli
 from dive_fast.merge import table
 from dive_fast.merge.table import write_parquet
 from dive_fast.synth.manifest import read_manifest
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
 from tests.support.merging import dataset, drop, provenance, save_records, sysu
+from tests.support.refusals import refused
 
 
 @pytest.fixture
@@ -61,25 +62,21 @@ def test_every_pair_is_a_row(tmp_path: Path, pairs: Path, monkeypatch: pytest.Mo
     assert [row["score_ir_identity"] for row in rows] == [0, 0.125, 0.25, None, None, None, 0.75]
     assert [row["score_psnr"] for row in rows] == [31.5] + [None] * 6
     assert [row["drop_reasons"] for row in rows if row["dropped"]] == [["identity 0.31 < 0.50"]]
-    with pytest.raises(InputError, match="exists"):
-        write_parquet(pairs, tmp_path / "pairs.parquet")
+    refused("exists", write_parquet, pairs, tmp_path / "pairs.parquet")
 
 
 def test_sidecars_of_another_dataset(tmp_path: Path, pairs: Path) -> None:
     pytest.importorskip("pyarrow")
     drop(pairs, "0009-00000-cam3")
-    with pytest.raises(InputError, match=r"dropped\.jsonl .*1 pairs"):
-        write_parquet(pairs, tmp_path / "pairs.parquet")
+    refused(r"dropped\.jsonl .*1 pairs", write_parquet, pairs, tmp_path / "pairs.parquet")
     (pairs / "scores/00001.jsonl").write_text('{"pair_id": "0001-00003-cam3", "ir": {"identity": "high"}}\n')
-    with pytest.raises(InputError, match=r"00001\.jsonl line 1 ir identity"):
-        write_parquet(pairs, tmp_path / "pairs.parquet")
+    refused(r"00001\.jsonl line 1 ir identity", write_parquet, pairs, tmp_path / "pairs.parquet")
     assert list(tmp_path.glob("*.parquet")) == []
 
 
 def test_without_pyarrow(tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DiveError, match=r"pip install 'dive-fast\[parquet\]'"):
-        write_parquet(pairs, tmp_path / "pairs.parquet")
+    refused(r"pip install 'dive-fast\[parquet\]'", write_parquet, pairs, tmp_path / "pairs.parquet", error=DiveError)
 
 
 def test_commands(tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from dive_fast.data.sets import read_set
 from dive_fast.io import write_json, write_jsonl
 from dive_fast.quality.card import write_card
 from dive_fast.quality.config import CardConfig
 from dive_fast.quality.score import score_dataset
-from dive_fast.types import InputError
 from tests.support.quality import PIDS, make_dataset, rejected
+from tests.support.refusals import refused
 
 
 def test_a_bare_dataset(dataset):
@@ -78,8 +76,7 @@ def test_photos_scores_filter_and_origin(tmp_path, real, checkpoint):
     rejected(dataset, 0, 0)
     assert "scores are of an earlier state" in write_card(dataset).read_text()
     write_json(engine / "engine.json", {"model_fingerprint": "model-2"})
-    with pytest.raises(InputError, match="another model"):
-        write_card(dataset, CardConfig(engine))
+    refused("another model", write_card, dataset, CardConfig(engine))
 
 
 def test_only_its_own_card_is_replaced(dataset):
@@ -88,16 +85,13 @@ def test_only_its_own_card_is_replaced(dataset):
     assert "1 pairs are dropped" in write_card(dataset).read_text()
     edited = path.read_text().replace("TO BE FILLED IN", "mine")
     path.write_text(edited)
-    with pytest.raises(InputError, match=r"README\.md"):
-        write_card(dataset)
+    refused(r"README\.md", write_card, dataset)
     assert path.read_text() == edited
     path.write_text("# my notes\n")
-    with pytest.raises(InputError, match=r"README\.md"):
-        write_card(dataset)
+    refused(r"README\.md", write_card, dataset)
 
 
 def test_a_broken_sidecar_is_named(dataset):
     write_json(dataset / "filter.json", {"dropped": 3})
-    with pytest.raises(InputError, match=r"filter\.json"):
-        write_card(dataset)
+    refused(r"filter\.json", write_card, dataset)
     assert not (dataset / "README.md").exists()

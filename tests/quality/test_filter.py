@@ -17,8 +17,8 @@ from dive_fast.quality.filter_page import write_filter_page
 from dive_fast.quality.rules import Shares
 from dive_fast.quality.sidecar import metadata_path, nearest_path, read_metadata, scores_path
 from dive_fast.synth.manifest import samples
-from dive_fast.types import InputError
 from tests.support.quality import PIDS, make_dataset, rejected
+from tests.support.refusals import refused
 
 
 def scored(dataset: Path, real_root: Path, value=lambda n: n / 10) -> Path:
@@ -108,8 +108,7 @@ def test_a_filter_replaces_the_one_before_and_can_be_undone(ready):
     assert undo(ready) == 3
     assert not (ready / "dropped.jsonl").exists() and not (ready / "filter.json").exists()
     assert len(samples(ready)) == 2 * 20
-    with pytest.raises(InputError, match="no filter to undo"):
-        undo(ready)
+    refused("no filter to undo", undo, ready)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.9, 0.86, 0.5, 0.05])
@@ -133,8 +132,7 @@ def test_a_share_counts_a_pair_by_its_worse_side_and_keeps_ties():
 def test_identities_may_not_lose_a_modality_unless_allowed(ready):
     run(ready, ("min", "identity=0.05"))
     before = (ready / "dropped.jsonl").read_bytes(), (ready / "filter.json").read_bytes()
-    with pytest.raises(InputError, match=r"8 of 20 pairs .*2 identities .*\(0001, 0002\).*--allow-lost"):
-        run(ready, ("min", "identity=0.75"))
+    refused(r"8 of 20 pairs .*2 identities .*\(0001, 0002\).*--allow-lost", run, ready, ("min", "identity=0.75"))
     assert before == ((ready / "dropped.jsonl").read_bytes(), (ready / "filter.json").read_bytes())
     record, _ = run(ready, ("min", "identity=0.75"), allow_lost=True)
     assert record["identities_lost"] == {"rgb": ["0001", "0002"], "ir": ["0001", "0002"]}
@@ -157,17 +155,13 @@ def test_scores_of_another_state_are_refused(ready, tmp_path, real):
     path = scores_path(ready, 3)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     write_jsonl(path, rows[::-1])
-    with pytest.raises(InputError, match=r"00003\.jsonl line 1 "):
-        run(ready, ("min", "identity=0"))
+    refused(r"00003\.jsonl line 1 ", run, ready, ("min", "identity=0"))
     write_jsonl(path, [{**row, "ir": {"identity": "high"}} for row in rows])
-    with pytest.raises(InputError, match="line 1 ir"):
-        run(ready, ("min", "identity=0"))
+    refused("line 1 ir", run, ready, ("min", "identity=0"))
     rejected(ready, 6, 0)
-    with pytest.raises(InputError, match="dive-fast score"):
-        run(ready, ("min", "identity=0"))
+    refused("dive-fast score", run, ready, ("min", "identity=0"))
     assert not (ready / "dropped.jsonl").exists()
-    with pytest.raises(InputError, match="dive-fast score"):
-        run(make_dataset(tmp_path / "bare"), ("min", "identity=0"))
+    refused("dive-fast score", run, make_dataset(tmp_path / "bare"), ("min", "identity=0"))
 
 
 @pytest.mark.parametrize(
@@ -182,8 +176,7 @@ def test_scores_of_another_state_are_refused(ready, tmp_path, real):
     ],
 )
 def test_thresholds_that_make_no_sense(ready, kind, text, message):
-    with pytest.raises(InputError, match=message):
-        run(ready, (kind, text))
+    refused(message, run, ready, (kind, text))
 
 
 def test_the_page_shows_both_sides_of_a_limit_worst_first(tmp_path, real):

@@ -21,8 +21,9 @@ from dive_fast.quality.store import FeatureStore
 from dive_fast.reid.data.dataset import load_images, normalise
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.synth.manifest import read_manifest
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
 from tests.support.quality import PIDS, make_dataset, photo, rejected
+from tests.support.refusals import refused
 
 
 def run(dataset: Path, checkpoint: Path, real: SetSpec, train: tuple = (), **options):
@@ -165,8 +166,7 @@ def test_a_stopped_run_goes_on_and_ends_alike(dataset, tmp_path, checkpoint, rea
     undisturbed = shutil.copytree(dataset, tmp_path / "undisturbed")
     run(undisturbed, checkpoint, real)
     Stop(monkeypatch, after=3)
-    with pytest.raises(DiveError, match="run the same command again"):
-        run(dataset, checkpoint, real)
+    refused("run the same command again", run, dataset, checkpoint, real, error=DiveError)
     assert not (dataset / "scores" / "scores.json").exists()
     monkeypatch.undo()
     rest = Stop(monkeypatch)
@@ -198,14 +198,11 @@ def test_other_settings_need_again(dataset, checkpoint, real, make_net):
     run(dataset, checkpoint, real)
     before = files(dataset)
     other = make_net(seed=1)
-    with pytest.raises(InputError, match="another ReID model.*--again"):
-        run(dataset, other, real)
-    with pytest.raises(InputError, match="another percentile"):
-        run(dataset, checkpoint, real, config=ScoreConfig(percentile=99))
+    refused("another ReID model.*--again", run, dataset, other, real)
+    refused("another percentile", run, dataset, checkpoint, real, config=ScoreConfig(percentile=99))
     assert files(dataset) == before
     shutil.rmtree(FeatureStore(dataset).folder)
-    with pytest.raises(InputError, match="another ReID model"):
-        run(dataset, other, real)
+    refused("another ReID model", run, dataset, other, real)
     assert run(dataset, checkpoint, real) == json.loads(before["scores.json"])
     metadata = run(dataset, other, real, again=True)
     assert metadata["net"]["sha256"] != json.loads(before["scores.json"])["net"]["sha256"]
@@ -217,8 +214,7 @@ def test_scores_can_be_left_out(dataset, checkpoint, real):
     assert set(metadata["scores"]) == set(metadata["made"]) == {"diversity"}
     assert all(set(row[side]) == {"diversity"} for row in lines(dataset).values() for side in ("rgb", "ir"))
     assert metadata["probe"] is None and metadata["thresholds"] == {"memorisation": {}}
-    with pytest.raises(InputError, match="must be some of identity"):
-        ScoreConfig(("beauty",))
+    refused("must be some of identity", ScoreConfig, ("beauty",))
 
 
 def test_refusals(dataset, checkpoint, real, make_net, tmp_path):
@@ -237,11 +233,9 @@ def test_refusals(dataset, checkpoint, real, make_net, tmp_path):
         (checkpoint, real, (only_rgb,), "no training image is ir.*--train"),
         (checkpoint, SetSpec("folder", generated), (), "generated image"),
     ):
-        with pytest.raises(InputError, match=message):
-            run(dataset, net, sets, train)
+        refused(message, run, dataset, net, sets, train)
         assert not list((dataset / "scores").glob("*.jsonl"))
-    with pytest.raises(InputError, match="no synthesized dataset"):
-        run(tmp_path, checkpoint, real)
+    refused("no synthesized dataset", run, tmp_path, checkpoint, real)
 
 
 def test_two_runs_at_once_are_refused(dataset, checkpoint, real):
@@ -251,8 +245,7 @@ def test_two_runs_at_once_are_refused(dataset, checkpoint, real):
     folder.mkdir(parents=True)
     with (folder / ".lock").open("a") as stream:
         lock_folder(stream, folder)
-        with pytest.raises(InputError, match="another run is writing"):
-            run(dataset, checkpoint, real)
+        refused("another run is writing", run, dataset, checkpoint, real)
 
 
 def test_memory_holds_one_group_at_a_time(tmp_path, checkpoint, real, monkeypatch):
