@@ -25,10 +25,10 @@ def label_array(modality: Modality) -> str:
 
 
 class ArrayWriter:
-    """Writes the four arrays image by image; used as a context, at whose good end they appear, all of them or none.
+    """Writes the four arrays image by image; as a context, which ends with all of them or none.
 
-    `counts` is the number of images a modality, which a .npy file states ahead of them. The rows go through plain files and
-    not through a memory map: a full disk is then an error that can be told, where a map's page dies of SIGBUS.
+    `counts`: images by modality, for the .npy headers. Rows go through plain files: a full disk raises an error, where a
+    memory map would die of SIGBUS.
     """
 
     def __init__(self, folder: Path, counts: dict[Modality, int], size: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""The test half of a set, which a tree that adds to its training half carries over as it is."""
+"""The test half of a set, which a tree that adds to its training half copies unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dive_fast.types import Sample
 
 @dataclass(frozen=True)
 class HeldOut:
-    """`people` under the set's prefix, whom nobody may train on; `images` and `papers` (lists, draws) as they lie."""
+    """`people` under the set's prefix, whom no training may use; `images` and `papers` (lists, draws) as they lie."""
 
     people: frozenset[str]
     images: tuple[Path, ...]
@@ -24,10 +24,7 @@ class HeldOut:
 
 
 def held_out(spec: SetSpec) -> HeldOut | None:
-    """What a set tests on; None for a copy without its test lists or folders.
-
-    None for MSMT17 too, whose people of query and gallery count anew from 0000, and for folders, which have no such half.
-    """
+    """What a set tests on; None for MSMT17, for folders, and for a copy without its test lists or folders."""
     reader = _READERS.get(spec.layout)
     found = reader(spec) if reader else None
     if found is None:
@@ -70,7 +67,7 @@ def _llcm(spec: SetSpec) -> _Found | None:
 
 
 def _market(spec: SetSpec) -> _Found | None:
-    """Junk and background boxes are part of the gallery, but nobody."""
+    """Junk and background boxes belong to the gallery, but to no identity."""
     folders = [folder for folder in (spec.root / "query", spec.root / "bounding_box_test") if folder.is_dir()]
     images = tuple(file for folder in folders for file in image_files(folder))
     numbers = {file.name.split("_")[0] for file in images}

@@ -35,7 +35,7 @@ def read_lists(lists: Sequence[Path], root: Path, expected: str) -> list[list[Li
 
 
 def _lines(path: Path, expected: str) -> Iterator[tuple[str, str]]:
-    """Every line that is not blank, and what to call it in an error."""
+    """Every non-blank line, and its place for errors."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

@@ -33,8 +33,8 @@ def camera_modality(camera: str) -> Modality:
 def read_sysu(root: Path | str, split: SysuSplit = "train") -> list[Sample]:
     """Every image of the split's identities, sorted by camera, identity and file number.
 
-    "trainval" joins two lists; "all" takes every identity folder and needs no exp/. An identity that is listed but has
-    no image is reported by a warning. Raises `InputError` when the folder is not such a tree or has no image to give.
+    "trainval" joins two lists; "all" takes every identity folder and needs no exp/. Warns of listed identities without
+    images. Raises `InputError` for a folder that is no such tree or has no image.
     """
     root = Path(root)
     require_split("SYSU", split, get_args(SysuSplit))

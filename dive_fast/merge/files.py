@@ -1,4 +1,4 @@
-"""One image into the new tree: copied, linked, or converted where a layout's trainers could not use it as it is."""
+"""One image into the new tree: copied, linked, or converted to what a layout's trainers can use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JPEG_QUALITY = 95
 
 
 def place(root: Path, name: str, source: Path, how: How, sha256: str | None = None) -> None:
-    """Brings the bytes of `source` to `root/name`; one that is there already, from an earlier run, stays.
+    """Copies or links `source` to `root/name`, unless an earlier run did.
 
     With `sha256`, a copy of other bytes raises `InputError`; links do not read the file. A failing link raises `DiveError`.
     """
@@ -45,10 +45,10 @@ def place(root: Path, name: str, source: Path, how: How, sha256: str | None = No
 
 
 def place_image(root: Path, name: str, shot: Shot, how: How, three_channels: bool) -> bool:
-    """As `place`, for a training image; gives whether it was converted.
+    """As `place`, for a training image; returns whether it was converted.
 
-    An image that brings its name stays as it is. Others are converted where the new name's suffix is another format, or,
-    with `three_channels`, the image is no RGB: PNG and BMP without loss, JPEG at quality 95 without chroma subsampling.
+    An image that brings its name stays as it is. Others are converted to the new suffix's format, and to RGB with
+    `three_channels`: PNG and BMP without loss, JPEG at quality 95 without chroma subsampling.
     """
     source = shot.sample.path
     suffix = Path(name).suffix
@@ -99,7 +99,7 @@ def _format(suffix: str) -> str:
 
 
 def _mode(source: Path) -> str:
-    """The header's mode, as L for grey; a file without a readable header raises as decoding it does."""
+    """The header's mode, as L for grey; an unreadable file raises as decoding does."""
     try:
         with Image.open(source) as image:
             return image.mode

@@ -1,4 +1,4 @@
-"""What is merged: sets of real photos, read and verified, and the finished pairs of synthesized datasets, streamed."""
+"""The inputs of a merge: verified photos of real sets, and the finished pairs of synthesized datasets, streamed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A synthesized dataset, and what is put before its people's names."""
+    """A synthesized dataset, and the prefix of its identity names."""
 
     root: Path
     prefix: str = ""
@@ -30,9 +30,9 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Shot:
-    """One image to be merged: `file` is its name in its set or dataset `origin`; `own` if that is a name of the new layout.
+    """One image to merge: `file` is its name in its set or dataset `origin`; `own` marks a name of the new layout.
 
-    `size` is in bytes; `pair_id` is the pair that brought it, None for an image of a real set.
+    `size` is in bytes; `pair_id` is None for an image of a real set.
     """
 
     sample: Sample
@@ -46,7 +46,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that is merged: photos verified, held-out halves of real sets by name, datasets still to be streamed."""
+    """Verified photos, held-out halves of real sets by name, and datasets still to be streamed."""
 
     sets: tuple[NamedSet, ...]
     photos: tuple[Shot, ...]
@@ -84,10 +84,10 @@ def parse_dataset(text: str) -> Dataset:
 def read_inputs(
     specs: Sequence[SetSpec], datasets: Sequence[Dataset], layout: str, progress: Progress = lambda _: None
 ) -> Inputs:
-    """Reads the sets as one mixture, decodes and hashes every photo, and finds what they hold out for tests.
+    """Reads and joins the sets, decodes and hashes every photo, and finds what the sets hold out for tests.
 
-    Raises `InputError` when there is nothing to merge, for what `read_sets` refuses, a damaged photo and a dataset that
-    is named twice. `progress` is told of each photo.
+    Raises `InputError` for no input, a damaged photo, a dataset named twice, and as `read_sets`. `progress` is called for
+    each photo.
     """
     if not specs and not datasets:
         raise InputError("there is nothing to merge; give --real, --synthetic or both")
@@ -133,7 +133,7 @@ def _photos(sets: Sequence[NamedSet], layout: str, progress: Progress) -> tuple[
 
 
 def _verified(path: Path) -> tuple[str, int] | InputError:
-    """The file's hash and size, or what is wrong with it."""
+    """The file's hash and size, or its error."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Deciding a merge before anything is written: who is in it, what they are called, and everything that speaks against it."""
+"""Deciding a merge before anything is written: who takes part, under which names, and every reason to refuse."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Placed:
-    """One training image and where it goes: its name in the tree (None: a row of an array), its person's name and label."""
+    """One training image, its name in the tree (None: a row of an array), and its person's name and label."""
 
     shot: Shot
     name: str | None
@@ -44,7 +44,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found and decided: people, images by (modality, source), their bytes, RegDB's trial, a hash of all of it."""
+    """The decided merge: people, images by (modality, source), bytes, RegDB's trial, and a hash of all of it."""
 
     inputs: Inputs
     config: MergeConfig
@@ -55,7 +55,7 @@ class Survey:
     digest: str
 
     def count(self, modality: Modality) -> int:
-        return sum(count for (kind, _), count in self.images.items() if kind == modality)
+        return _total(self.images, modality)
 
     @property
     def total(self) -> int:
@@ -71,7 +71,7 @@ class Survey:
         return naming(self.config.layout, self.trial)
 
     def placed(self, names: Naming | None) -> Iterator[Placed]:
-        """Every training image in order, named by the fresh `names`; the same at every call."""
+        """Every training image in order, named by the fresh `names`; equal at every call."""
         for shot in self.inputs.shots():
             person = self.by_pid.get(shot.sample.pid)
             if person is not None:
@@ -81,7 +81,7 @@ class Survey:
 
 @dataclass
 class _Found:
-    """What one pass over all images counts: small numbers a person, one 64-bit hash a generated file."""
+    """Counts of one pass over all images: a few numbers a person, one 64-bit hash a generated file."""
 
     counts: dict[str, dict[tuple[Modality, str], int]] = field(default_factory=dict)
     origins: dict[str, set[str]] = field(default_factory=dict)
@@ -92,11 +92,11 @@ class _Found:
 
 
 def survey(inputs: Inputs, config: MergeConfig, progress: Progress = lambda _: None) -> Survey:
-    """Walks through every image once, and decides; `progress` is told of each image.
+    """Walks through every image once and decides; `progress` is called for each image.
 
-    Raises `InputError` for: a layout's readers that could not read a person's or camera's name, files that are missing or
-    listed twice, test people among those to train on, names that stand in a dataset and elsewhere without `same_people`,
-    two sets' test halves for one tree. Warns of what some trainers would misread, and of people seen in one modality.
+    Raises `InputError` for names that the layout's readers cannot read, files that are missing or listed twice, test people
+    among those to train on, names in a dataset and elsewhere without `same_people`, and two test halves for one tree. Warns
+    of names that some trainers misread, and of people seen in one modality.
     """
     trial = _trial(inputs)
     found = _walk(inputs, config, progress)
@@ -172,7 +172,7 @@ def _hash64(shot: Shot) -> int:
 
 
 def _check_twice(inputs: Inputs, files: array[int]) -> None:
-    """Eight bytes a file find what might be listed twice; only those few are then looked at by name."""
+    """Eight-byte hashes find possible repeats; only those are compared by name."""
     hashes = np.sort(np.frombuffer(files, dtype=np.uint64)) if files else np.empty(0, dtype=np.uint64)
     doubtful = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     seen: dict[tuple[str, str], str] = {}
@@ -257,7 +257,7 @@ def _check_layout(config: MergeConfig, trial: int, found: _Found, people: list[s
 
 
 def _check_kept_names(survey: Survey) -> None:
-    """Names of photos that stay are checked now; those that are counted up cannot clash."""
+    """Checks the names that photos keep; counted names cannot clash."""
     names = survey.naming()
     for shot in survey.inputs.photos:
         if shot.own and shot.sample.pid in survey.by_pid:

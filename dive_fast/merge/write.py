@@ -1,4 +1,4 @@
-"""Writing a merge: beside its place in OUT.merging, safe to kill, and OUT appears when everything is in it.
+"""Writing a merge in OUT.merging, safe to kill; OUT appears when everything is in it.
 
 Images and arrays first, then lists, `people.json`, `provenance.jsonl` and last the report `merged.json`.
 """
@@ -46,7 +46,7 @@ REPORT = "merged.json"
 
 
 def asked_for(specs: Sequence[SetSpec], datasets: Sequence[Dataset], config: MergeConfig) -> dict[str, Any]:
-    """What a merge is asked to join, and how, as `merged.json` holds it."""
+    """The inputs and options of a merge, as `merged.json` holds them."""
     return {
         "sets": [{"root": str(spec.root.resolve()), **settings_of(spec)} for spec in specs],
         "datasets": [{"root": str(dataset.root.resolve()), "prefix": dataset.prefix} for dataset in datasets],
@@ -55,10 +55,7 @@ def asked_for(specs: Sequence[SetSpec], datasets: Sequence[Dataset], config: Mer
 
 
 def finished_report(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of a finished merge of the same in `out`, None when `out` is still to be written.
-
-    Raises `InputError` for anything else in `out`: nothing is added to a folder that exists.
-    """
+    """The report of a finished merge of the same in `out`, None for no or an empty folder; else raises `InputError`."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if (out / REPORT).is_file():
@@ -70,10 +67,10 @@ def finished_report(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dict[str, Any]:
-    """Writes what `survey` decided as the new folder `out` and gives its report; `progress` is told of each image.
+    """Writes the new folder `out` and returns its report; `progress` is called for each image.
 
-    A run that was killed is continued by the next: images that are there stay, arrays and lists are written anew.
-    Raises `InputError` when `out` exists or lies in a set, or OUT.merging is of another merge or being written to.
+    Continues a killed run: images that exist stay, arrays and lists are rewritten. Raises `InputError` when `out` exists or
+    lies in a set, and when OUT.merging belongs to another merge or another run.
     """
     inputs, config = survey.inputs, survey.config
     asked = asked_for([named.spec for named in inputs.sets], list(inputs.datasets.values()), config)
@@ -97,7 +94,7 @@ def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dic
 
 
 def _check_space(survey: Survey, work: Path) -> None:
-    """Of arrays and of copies, as the originals' sizes are; what an earlier run wrote is not counted again."""
+    """Checks the space for arrays, or for copies minus what an earlier run wrote."""
     config = survey.config
     needed = 0
     if config.arrays:
@@ -109,13 +106,13 @@ def _check_space(survey: Survey, work: Path) -> None:
 
 
 def _written(survey: Survey, work: Path, counts: Counter[str], progress: Progress) -> Iterator[dict[str, Any]]:
-    """Writes every image, and gives the row of `provenance.jsonl` that tells where it came from."""
+    """Writes every image and yields its row of `provenance.jsonl`."""
     yield from _carry(survey, work, counts, progress)
     yield from (_arrays if survey.config.arrays else _files)(survey, work, counts, progress)
 
 
 def _carry(survey: Survey, work: Path, counts: Counter[str], progress: Progress) -> Iterator[dict[str, Any]]:
-    """The test half, under its own names; its lists are copied even where images are links."""
+    """Copies or links the test half under its own names; its lists are always copied."""
     config, inputs = survey.config, survey.inputs
     for origin in carried(inputs, config):
         half, root = inputs.held_out[origin], inputs.roots[origin]
@@ -162,7 +159,7 @@ def _arrays(survey: Survey, work: Path, counts: Counter[str], progress: Progress
 
 
 def agw_pixels(data: bytes, placed: Placed, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The image as pre_process_sysu.py of the AGW family has it, uint8 [height, width, 3]: RGB, resized by Lanczos."""
+    """The image as pre_process_sysu.py of the AGW family makes it, uint8 [height, width, 3]: RGB, Lanczos."""
     height, width = size
     image = decode_image(data, str(placed.shot.sample.path))
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
@@ -186,7 +183,7 @@ def _origin(placed: Placed) -> dict[str, Any]:
 
 @contextmanager
 def _lists(work: Path, names: Naming) -> Iterator[dict[str, IO[str]]]:
-    """The lists of a layout that has them, by modality; they appear when the block ends well."""
+    """The open list files of a layout that has them, by modality; they appear when the block ends well."""
     with ExitStack() as stack:
         files = names.lists if isinstance(names, ListNaming) else {}
         temporaries = {side: stack.enter_context(atomic_path(work / name)) for side, name in files.items()}
@@ -194,7 +191,7 @@ def _lists(work: Path, names: Naming) -> Iterator[dict[str, IO[str]]]:
 
 
 def _write_sysu_lists(survey: Survey, work: Path) -> None:
-    """exp/train_id.txt and val_id.txt; test_id.txt, where there is one, was carried over."""
+    """Writes exp/train_id.txt and val_id.txt; `_carry` brings test_id.txt."""
     if survey.config.layout in ("sysu", "agw"):
         train, val = train_and_val((person.name for person in survey.people), val_people(survey))
         write_ids(work, train=train, **({"val": val} if val else {}))
