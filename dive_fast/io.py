@@ -126,7 +126,7 @@ def sha256_file(path: Path | str) -> str:
     """Hex SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 20):
+        while chunk := stream.read(1 << 18):
             digest.update(chunk)
     return digest.hexdigest()
 

@@ -101,12 +101,6 @@ def packed_images(prepared: Prepared, number: int) -> tuple[PackedImage, ...]:
     return read_shard(prepared.folder, number).images
 
 
-def prepared_samples(prepared: Prepared) -> list[Sample]:
-    """Every image as a sample, in the set's order; see `PackedImage.sample` for their paths."""
-    numbers = range(len(prepared.shards))
-    return [image.sample() for number in numbers for image in packed_images(prepared, number)]
-
-
 def prepared_images(prepared: Prepared) -> Iterator[tuple[Sample, Image.Image]]:
     """Every image as RGB with its sample, one at a time, from the tars; a missing or damaged tar raises `InputError`."""
     for number in range(len(prepared.shards)):

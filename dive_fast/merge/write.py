@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dive_fast.data.images import decode_image
-from dive_fast.data.layout_arrays import ArrayWriter, image_array
+from dive_fast.data.layout_arrays import array_writer, image_array
 from dive_fast.data.layout_lists import ListNaming
 from dive_fast.data.layout_names import Naming
 from dive_fast.data.layout_trees import train_and_val
@@ -149,10 +149,10 @@ def _arrays(survey: Survey, work: Path, counts: Counter[str], progress: Progress
         return agw_pixels(read_bytes(placed.shot.sample.path, placed.shot.sha256), placed, config.size)
 
     totals = {modality: survey.count(modality) for modality in MODALITIES}
-    with ArrayWriter(work, totals, config.size) as arrays:
+    with array_writer(work, totals, config.size) as add:
         for placed, image in in_order(pixels, survey.placed(None)):
             modality = placed.shot.sample.modality
-            row = arrays.add(modality, image, placed.label)
+            row = add(modality, image, placed.label)
             counts["converted"] += 1
             progress(1)
             yield {"file": image_array(modality), "row": row, "converted": True, **_origin(placed)}

@@ -28,8 +28,7 @@ from dive_fast.io import (
 )
 from dive_fast.quality.config import MEANINGS, ScoreConfig
 from dive_fast.quality.dataset import DatasetShard, dataset_hash, read_shard, records_hash, shard_numbers
-from dive_fast.quality.measures import F32, nearest_other
-from dive_fast.quality.quantiles import RunningQuantiles
+from dive_fast.quality.measures import F32, RunningQuantiles, nearest_other
 from dive_fast.quality.real import read_real, real_images, set_metadata
 from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
 from dive_fast.quality.scorer import PER_IMAGE, Scorer

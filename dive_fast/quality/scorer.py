@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from dive_fast.data.names import abbreviate
-from dive_fast.quality.measures import F32, I64, left_out_margins, margins, nearest, nearest_within
+from dive_fast.quality.measures import F32, I64, left_out_margins, margins, nearest, nearest_within, quantiles
 from dive_fast.quality.probe import Probe, ProbeReport, fit, held_out
-from dive_fast.quality.quantiles import quantiles
 from dive_fast.quality.real import RealImages
 from dive_fast.quality.reid_extractor import Features
 from dive_fast.types import MODALITIES, InputError, Modality

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dive_fast.commands import merge
-from dive_fast.data.layout_arrays import ArrayWriter
+from dive_fast.data.layout_arrays import array_writer
 from dive_fast.data.layout_heldout import held_out
 from dive_fast.data.layout_trees import train_and_val
 from dive_fast.data.layouts import LAYOUTS, NATIVE, labels_of, naming
@@ -95,13 +95,13 @@ def test_held_out_people(tmp_path: Path) -> None:
 
 def test_arrays_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.arange(4 * 2 * 3, dtype=np.uint8).reshape(4, 2, 3)
-    with ArrayWriter(tmp_path, {"rgb": 2, "ir": 1}, (4, 2)) as arrays:
-        rows = [arrays.add("rgb", pixels, 5), arrays.add("ir", 255 - pixels, 2), arrays.add("rgb", pixels[::-1], 3)]
+    with array_writer(tmp_path, {"rgb": 2, "ir": 1}, (4, 2)) as add:
+        rows = [add("rgb", pixels, 5), add("ir", 255 - pixels, 2), add("rgb", pixels[::-1], 3)]
         assert not list(tmp_path.glob("*.npy"))
-        refused("rgb", arrays.add, "rgb", pixels, 0, error=DiveError)
+        refused("rgb", add, "rgb", pixels, 0, error=DiveError)
         refused(
             r"uint8 \(4, 2, 3\), got uint8 \(2, 4, 3\)",
-            arrays.add,
+            add,
             "rgb",
             pixels.transpose(1, 0, 2),
             0,
@@ -113,9 +113,9 @@ def test_arrays_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     assert (labels.dtype, labels.tolist()) == (np.int64, [5, 3])
     with (
         pytest.raises(DiveError, match="1, 'ir': 0}"),
-        ArrayWriter(tmp_path / "b", {"rgb": 2, "ir": 0}, (4, 2)) as b,
+        array_writer(tmp_path / "b", {"rgb": 2, "ir": 0}, (4, 2)) as add,
     ):
-        b.add("rgb", pixels, 0)
-    with pytest.raises(DiveError, match="disk is full"), ArrayWriter(tmp_path / "b", {"rgb": 1, "ir": 0}, (4, 2)):
+        add("rgb", pixels, 0)
+    with pytest.raises(DiveError, match="disk is full"), array_writer(tmp_path / "b", {"rgb": 1, "ir": 0}, (4, 2)):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list((tmp_path / "b").iterdir()) == []

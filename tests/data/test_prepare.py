@@ -15,7 +15,7 @@ from dive_fast.data.config import PrepareConfig
 from dive_fast.data.filters import apply_filters
 from dive_fast.data.images import open_image
 from dive_fast.data.prepare import PreparePlan
-from dive_fast.data.prepared import open_prepared, prepared_images, prepared_samples
+from dive_fast.data.prepared import open_prepared, packed_images, prepared_images
 from dive_fast.data.sets import SetSpec, read_sets
 from dive_fast.data.shards import read_shard, tar_path
 from dive_fast.io import sha256_bytes
@@ -64,7 +64,6 @@ def test_read_without_the_raw_trees(trees: Path, tmp_path: Path) -> None:
     read = list(prepared_images(prepared))
     assert [image.tobytes() for _, image in read] == pixels
     assert [(s.pid, s.camera, s.modality, s.path.as_posix()) for s, _ in read] == given
-    assert prepared_samples(prepared) == [sample for sample, _ in read]
     assert given[8] == ("10002", "cam7", "rgb", "market/bounding_box_train/0002_c1s1_000001_01.jpg")
 
 
@@ -153,7 +152,7 @@ def test_damage_to_a_prepared_set_is_found(trees: Path, tmp_path: Path) -> None:
     refused(r"00001\.tar is missing", list, prepared_images(open_prepared(out)))
     index = out / "shards/00002.json"
     index.write_text(index.read_text().replace("10011", "10012"))
-    refused(r"00002\.json is damaged", prepared_samples, open_prepared(out))
+    refused(r"00002\.json is damaged", packed_images, open_prepared(out), 2)
     (out / "prepared.json").unlink()
     refused("not finished.*dive-fast prepare", open_prepared, out)
     (out / "prepared.json").write_text('{"format": 2}')
