@@ -1,4 +1,4 @@
-"""The filter's report: counts, and pictures of what fell just below, or just above, each threshold."""
+"""The filter's report: counts, and pictures from just below and just above each threshold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEIGHT = 296  # pixels of a picture: twice what the page shows
 
 
 def write_filter_page(dataset: Path, out: Path, tally: Tally, metadata: dict[str, Any]) -> Path:
-    """Writes the page; `metadata` is what scores.json holds, which says where training images lie."""
+    """Writes the page; `metadata` is the content of scores.json, which locates training images."""
     roots = {str(entry["name"]): Path(entry["root"]) for entry in metadata["sets"]["train"]}
     return write_page(
         out,
@@ -67,7 +67,7 @@ def _cells(dataset: Path, example: Example, roots: dict[str, Path]) -> Iterator[
 
 
 def _training(dataset: Path, example: Example, roots: dict[str, Path]) -> Cell:
-    """The training image that the example is most like."""
+    """The training image that is most like the example."""
     for row in read_jsonl(nearest_path(dataset, example.scored.shard), "nearest training images"):
         if isinstance(row, dict) and row.get("pair_id") == example.scored.pair.pair_id:
             name, _, file = str(row.get(example.side)).partition("/")
@@ -77,7 +77,7 @@ def _training(dataset: Path, example: Example, roots: dict[str, Path]) -> Cell:
 
 
 def _picture(path: Path, caption: str, made: bool) -> Cell:
-    """The image at the page's size; one that cannot be shown is grey, and its caption says why."""
+    """The image at the page's size; a grey one with a caption for an unreadable file."""
     try:
         image = open_image(path)
     except InputError:

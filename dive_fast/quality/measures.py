@@ -41,7 +41,7 @@ def margins(features: F32, labels: I64, centres: F32) -> F32:
 
 
 def left_out_margins(features: F32, labels: I64, classes: int) -> F32:
-    """`margins` of the images that the centroids are made of, each left out of its own; lone images are left out."""
+    """`margins` of the centroids' own images, each left out of its centroid; lone images are skipped."""
     counts = np.bincount(labels, minlength=classes)
     rows = counts[labels] > 1
     sums = _sums(features, labels, classes)
@@ -52,7 +52,7 @@ def left_out_margins(features: F32, labels: I64, classes: int) -> F32:
 
 
 def nearest(features: F32, bank: F32) -> tuple[F32, I64]:
-    """The highest cosine similarity of each row to a row of `bank` [N, D], and which row that is."""
+    """The highest cosine similarity of each row to a row of `bank` [N, D], and that row's index."""
     best, at = np.empty(len(features), np.float32), np.empty(len(features), np.int64)
     step = max(1, _BLOCK // len(bank))
     for start in range(0, len(features), step):

@@ -51,12 +51,12 @@ def score_dataset(
     device: str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores every generated image of `dataset` by the ReID model in `checkpoint` and returns the content of `scores.json`.
+    """Scores every generated image of `dataset` by a ReID checkpoint and returns the content of `scores.json`.
 
-    `real` are the sets that identities and modalities are known from, `train` those that the generator learned from (by
-    default the same). A rerun looks only at shards that are new or changed; with another model, other sets or other
-    settings it raises `InputError`, unless `again`, which throws the old scores away.
-    Raises `InputError` before any work for a model that saw synthetic images and sets that lack people or modalities.
+    Identities and modalities are those of the sets `real`; the generator learned from `train` (default: the same). A rerun
+    scores only new and changed shards. With another model, other sets or other settings it raises `InputError`; `again`
+    deletes the old scores instead. A model that saw synthetic images, and sets that lack people or modalities, raise
+    `InputError` before any work.
     """
     shard_numbers(dataset)
     extractor = open_extractor(checkpoint, device, config.batch)
@@ -94,7 +94,7 @@ def _settings_path(dataset: Path) -> Path:
 
 @contextmanager
 def _claimed(dataset: Path) -> Iterator[None]:
-    """Keeps other runs away from scores/ while the block runs."""
+    """Locks scores/ while the block runs."""
     folder = FeatureStore(dataset).folder
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def _claimed(dataset: Path) -> Iterator[None]:
 
 
 def _check_settings(dataset: Path, settings: dict[str, Any], again: bool) -> None:
-    """Raises `InputError` when scores/ is of other settings, unless those scores are to be thrown away."""
+    """Raises `InputError` when scores/ has other settings, unless `again`."""
     path, metadata = _settings_path(dataset), _known_metadata(dataset)
     held = metadata["settings"] if metadata is not None else settings
     if path.exists():  # of a run that was stopped, too
@@ -117,7 +117,7 @@ def _check_settings(dataset: Path, settings: dict[str, Any], again: bool) -> Non
 
 
 def _known_metadata(dataset: Path) -> dict[str, Any] | None:
-    """What scores.json holds; None when there is none. Whatever else lies there raises `InputError`."""
+    """The content of scores.json; None when there is none. A malformed one raises `InputError`."""
     path = metadata_path(dataset)
     if not path.is_file():
         return None
@@ -138,7 +138,7 @@ def _difference(held: object, settings: dict[str, Any]) -> str:
 
 
 def _clear(dataset: Path) -> None:
-    """Removes score files, and nothing that has another name than they."""
+    """Removes score files only."""
     metadata_path(dataset).unlink(missing_ok=True)
     scores = dataset / "scores"
     for folder, suffix in ((scores, ".jsonl"), (scores / "nearest", ".jsonl"), (FeatureStore(dataset).folder, ".npz")):
@@ -155,7 +155,7 @@ def _scorer(
     config: ScoreConfig,
     progress: bool,
 ) -> Scorer:
-    """The scorer of this dataset; raises for what the real sets lack before a generated image is opened."""
+    """The scorer of this dataset; checks the real sets before it opens a generated image."""
     known = real_images(real, extractor, "modality" in config.scores, "real images" if progress else None)
     same = [named.spec for named in train] == [named.spec for named in real]
     learned = known if same else real_images(train, extractor, False, "training images" if progress else None)
@@ -207,7 +207,7 @@ class _Run:
         return kept
 
     def write(self, shards: Sequence[tuple[int, str]]) -> dict[str, Any]:
-        """Writes every score file and then `scores.json`, whose content is returned."""
+        """Writes every score file and then `scores.json`, and returns the latter's content."""
         numbers = [number for number, _ in shards]
         diversity = self._diversity(numbers) if "diversity" in self.scorer.wanted else {}
         quantiles_of: dict[tuple[str, Modality], RunningQuantiles] = {}
@@ -321,7 +321,7 @@ def _rows(shard: DatasetShard, columns: dict[str, F32]) -> Iterator[dict[str, An
 
 
 def _by_pair(shard: DatasetShard, values: Sequence[Any], absent: Any = None) -> Iterator[dict[str, Any]]:
-    """A line for every pair, with the value of each generated side; a photo side has `absent`, or is absent if None."""
+    """A line for every pair with the value of each generated side; other sides get `absent`, if given."""
     row = 0
     for pair in shard.pairs:
         line: dict[str, Any] = {"pair_id": pair.pair_id}

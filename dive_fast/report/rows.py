@@ -1,4 +1,4 @@
-"""A dataset read once, pair by pair, each joined with its scores and with why a filter dropped it."""
+"""A dataset's pairs, each joined with its scores and the reasons why a filter dropped it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SideScores = dict[Modality, dict[str, float]]
 
 
 class ScoreKey(NamedTuple):
-    """A score and what it is of: "rgb", "ir", or "pair" for one that the pair's own record has."""
+    """A score and its side: "rgb", "ir", or "pair" for one of the pair's own record."""
 
     side: str
     name: str
@@ -27,7 +27,7 @@ class ScoreKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One finished pair. `reasons` says why a filter dropped it; None: it was not dropped."""
+    """One finished pair. `reasons` are those of a filter that dropped it; None if none did."""
 
     record: PairRecord
     scores: dict[ScoreKey, float]
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of one shard; `written` is when its file was, in Unix seconds."""
+    """The rows of one shard; `written` is its file's time in Unix seconds."""
 
     rows: list[Row]
     written: float
@@ -44,7 +44,7 @@ class ShardRows:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a score says; `high_is_good` None where nobody wrote it down."""
+    """A score's description; `high_is_good` is None if unknown."""
 
     text: str = ""
     high_is_good: bool | None = None
@@ -84,7 +84,7 @@ def _row(record: PairRecord, scores: dict[str, SideScores], drops: dict[str, lis
 
 
 def score_meanings(dataset: Path) -> dict[str, Meaning]:
-    """What scores/scores.json says of each score; nothing when there is no such file."""
+    """Each score's description in scores/scores.json; empty without such a file."""
     path = dataset / "scores" / "scores.json"
     if not path.exists():
         return {}
@@ -123,7 +123,7 @@ def _side_scores(scores: Any, where: str) -> dict[str, float]:
 
 
 def _drops(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The pair ids and reasons of dropped.jsonl; nothing when there is no such file."""
+    """The pair ids and reasons of dropped.jsonl; empty without such a file."""
     for number, line in enumerate(read_jsonl(path, "dropped pairs") if path.exists() else (), start=1):
         pair_id, reasons = (line.get("pair_id"), line.get("reasons")) if isinstance(line, dict) else (None, None)
         texts = isinstance(reasons, list) and all(isinstance(reason, str) for reason in reasons)

@@ -1,4 +1,4 @@
-"""A few pairs of a synthesized dataset side by side, identity by identity, on one page that holds its images."""
+"""A few pairs of a dataset side by side, identity by identity, on one page that contains its images."""
 
 from __future__ import annotations
 
