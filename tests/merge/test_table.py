@@ -95,14 +95,7 @@ def test_commands(tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str
         "merge",
         "--real",
         f"sysu:{real}",
-        "--synthetic",
-        pairs,
-        "--layout",
-        "sysu",
-        "--how",
-        "symlink",
-        "--out",
-        out,
+        *f"--synthetic {pairs} --layout sysu --how symlink --out {out}".split(),
     )
     assert run(*command)[0] == 2
     code, lines, _ = run(*command, "--same-people", "--camera", "cam1=cam2", "--json")

@@ -72,16 +72,9 @@ def test_scores_are_what_they_say(dataset, checkpoint, real):
             centre[pid] = made[row] @ mean / np.linalg.norm(mean)
         own = centre.pop(record.spec.pid)
         assert scores["identity"] == pytest.approx(own - max(centre.values()), abs=2e-5)
-        group = [
-            n
-            for n, (r, s) in enumerate(sides)
-            if n != row
-            and s == side
-            and (r.spec.pid, getattr(r.spec, s)) == (record.spec.pid, getattr(record.spec, side))
-        ]
-        assert scores["diversity"] == pytest.approx(
-            1 - max(made[n] @ made[row] for n in group), abs=1e-3
-        )  # half precision
+        keys = [(side, r.spec.pid, getattr(r.spec, side)) for r, side in sides]
+        closest = max(made[n] @ made[row] for n, key in enumerate(keys) if n != row and key == keys[row])
+        assert scores["diversity"] == pytest.approx(1 - closest, abs=1e-3)  # half precision
         alike = {
             f"sysu/{s.path.relative_to(real.root)}": f @ made[row]
             for s, f in zip(photos, known, strict=True)
@@ -89,22 +82,12 @@ def test_scores_are_what_they_say(dataset, checkpoint, real):
         }
         assert scores["memorisation"] == pytest.approx(max(alike.values()), abs=2e-5)
         assert alike[nearest[record.spec.pair_id][side]] == pytest.approx(max(alike.values()), abs=2e-5)
-    within = [
-        [
-            max(
-                known[n] @ known[m]
-                for m in range(len(photos))
-                if m != n and photos[m].pid == photos[n].pid and photos[m].modality == side
-            )
-            for n in range(len(photos))
-            if photos[n].modality == side
-        ]
-        for side in ("rgb", "ir")
-    ]
-    for side, similar in zip(("rgb", "ir"), within, strict=True):
-        assert metadata["thresholds"]["memorisation"][side]["value"] == pytest.approx(
-            np.quantile(similar, 0.999), abs=2e-5
-        )
+    for side in ("rgb", "ir"):
+        rows = [n for n, photo in enumerate(photos) if photo.modality == side]
+        others = [[m for m in rows if m != n and photos[m].pid == photos[n].pid] for n in rows]
+        similar = [max(known[n] @ known[m] for m in same) for n, same in zip(rows, others, strict=True)]
+        value = metadata["thresholds"]["memorisation"][side]["value"]
+        assert value == pytest.approx(np.quantile(similar, 0.999), abs=2e-5)
 
 
 def test_modality_is_about_tone_and_not_about_colour(tmp_path, checkpoint, real):

@@ -100,14 +100,7 @@ def test_cameras_without_real_images_are_named(dataset, tmp_path):
         photo(pid, "cam1", 1).save(root / pid / "1.png")
     rows, lacking = compare_sets(dataset, [SetSpec("folder", root, camera="cam1")], Recorder(), progress=False)
     assert [row.camera for row in rows] == ["cam1"] and lacking == ["cam2", "cam3", "cam6"]
-    refused(
-        "the dataset has cam1, cam2, cam3, cam6",
-        compare_sets,
-        dataset,
-        [SetSpec("folder", root)],
-        Recorder(),
-        progress=False,
-    )
+    refused("cam1, cam2, cam3, cam6", compare_sets, dataset, [SetSpec("folder", root)], Recorder(), progress=False)
 
 
 def test_the_models_features_and_the_table(tmp_path, real, extractor):

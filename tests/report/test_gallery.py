@@ -88,22 +88,13 @@ def test_columns_in_blocks(tmp_path):
 def test_scores_and_drops(tmp_path):
     dataset = make_dataset(tmp_path / "set", people=2, pairs=6)
     ids = [record["spec"]["pair_id"] for record in raw_records(dataset)]
-    add_scores(
-        dataset, lambda n: None if n == 3 else {"rgb": {}, "ir": {"identity": n / 10} | ({"$x_": n} if n else {})}
-    )
-    (dataset / "scores/scores.json").write_text(
-        json.dumps({"scores": {"identity": {"meaning": "likeness", "high_is_good": True}}})
-    )
-    drop(
-        dataset,
-        [
-            (ids[0], ["identity 0.00 < 0.10"]),
-            (ids[9], ["identity 0.9 > 0.8", "modality 0.1 < 0.5"]),
-            ("0001-99999-cam3", ["x"]),
-            ("never-planned", ["x"]),
-            (ids[20], []),
-        ],
-    )
+    scored = [{"rgb": {}, "ir": {"identity": n / 10} | ({"$x_": n} if n else {})} for n in range(24)]
+    add_scores(dataset, lambda n: None if n == 3 else scored[n])
+    meanings = {"scores": {"identity": {"meaning": "likeness", "high_is_good": True}}}
+    (dataset / "scores/scores.json").write_text(json.dumps(meanings))
+    unknown = [("0001-99999-cam3", ["x"]), ("never-planned", ["x"])]
+    reasons = ["identity 0.9 > 0.8", "modality 0.1 < 0.5"]
+    drop(dataset, [(ids[0], ["identity 0.00 < 0.10"]), (ids[9], reasons), *unknown, (ids[20], [])])
     summary = build(dataset, tmp_path / "out")
     assert summary.notes == ["dropped.jsonl names 2 pairs that are not in the dataset; filter again"]
     index = chunk(tmp_path / "out", "index")
