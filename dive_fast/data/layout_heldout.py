@@ -16,11 +16,11 @@ from dive_fast.types import Sample
 
 @dataclass(frozen=True)
 class HeldOut:
-    """`people` under the set's prefix, whom no training may use; `images` and `papers` (lists, draws) as they lie."""
+    """`people` under the set's prefix, whom no training may use; `images` and `list_files` (lists, draws) as they lie."""
 
     people: frozenset[str]
     images: tuple[Path, ...]
-    papers: tuple[Path, ...]
+    list_files: tuple[Path, ...]
 
 
 def held_out(spec: SetSpec) -> HeldOut | None:
@@ -29,8 +29,8 @@ def held_out(spec: SetSpec) -> HeldOut | None:
     found = reader(spec) if reader else None
     if found is None:
         return None
-    people, images, papers = found
-    return HeldOut(frozenset(canonical_pid(spec.prefix + pid, str(spec.root)) for pid in people), images, papers)
+    people, images, list_files = found
+    return HeldOut(frozenset(canonical_pid(spec.prefix + pid, str(spec.root)) for pid in people), images, list_files)
 
 
 _Found = tuple[set[str], tuple[Path, ...], tuple[Path, ...]]

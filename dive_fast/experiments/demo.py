@@ -100,7 +100,7 @@ def _of(samples: Sequence[Sample], pid: str, camera: str | None = None) -> list[
     return [s for s in samples if s.pid == pid and (camera is None or s.camera == camera)]
 
 
-def _person(made: _Made, oracle: Sequence[Sample], pid: str) -> html.Person:
+def _person(made: _Made, oracle: Sequence[Sample], pid: str) -> html.PictureRow:
     """What the model saw of a person, what it made, and what it never saw."""
     cells: list[html.Cell | None] = [html.Cell(s.path, "photo it learned from") for s in _of(made.photos, pid)[:2]]
     cells.append(None)
@@ -112,7 +112,7 @@ def _person(made: _Made, oracle: Sequence[Sample], pid: str) -> html.Person:
     for mode, samples in made.others.items():
         cells.append(None)
         cells += [html.Cell(s.path, f"{names[mode]}, {s.camera}", made=True) for s in _of(samples, pid)[:2]]
-    return html.Person(pid, "learned live" if pid in made.new else "known to the shipped adapter", cells)
+    return html.PictureRow(pid, "learned live" if pid in made.new else "known to the shipped adapter", cells)
 
 
 def _page(out: Path, made: _Made, timings: Timings, comparison: Comparison, engine: str, summary: Summary) -> Path:
@@ -129,7 +129,7 @@ def _page(out: Path, made: _Made, timings: Timings, comparison: Comparison, engi
         html.section(
             "Pairs, identity by identity",
             html.paragraph("Green frames mark generated images; the rest are photos of the pocket world."),
-            *(html.person_row(_person(made, oracle, pid)) for pid in made.shown),
+            *(html.picture_row(_person(made, oracle, pid)) for pid in made.shown),
         ),
         html.section(
             "Did they help a ReID model?",

@@ -13,7 +13,7 @@ from dive_fast.data.images import decode_image
 from dive_fast.data.writers import new_path
 from dive_fast.io import atomic_write, clear_disk_errors, sha256_bytes
 from dive_fast.merge.config import How
-from dive_fast.merge.inputs import Shot
+from dive_fast.merge.inputs import MergeImage
 from dive_fast.synth.marks import jpeg_marks, png_marks, read_marks
 from dive_fast.types import DiveError, InputError
 
@@ -44,20 +44,20 @@ def place(root: Path, name: str, source: Path, how: How, sha256: str | None = No
             raise
 
 
-def place_image(root: Path, name: str, shot: Shot, how: How, three_channels: bool) -> bool:
+def place_image(root: Path, name: str, image: MergeImage, how: How, three_channels: bool) -> bool:
     """As `place`, for a training image; returns whether it was converted.
 
     An image that brings its name stays as it is. Others are converted to the new suffix's format, and to RGB with
     `three_channels`: PNG and BMP without loss, JPEG at quality 95 without chroma subsampling.
     """
-    source = shot.sample.path
+    source = image.sample.path
     suffix = Path(name).suffix
     same = _format(suffix) == _format(source.suffix)
-    if same and (shot.own or not three_channels or _mode(source) == "RGB"):
-        place(root, name, source, how, shot.sha256)
+    if same and (image.own or not three_channels or _mode(source) == "RGB"):
+        place(root, name, source, how, image.sha256)
         return False
     if not is_there(root / name):
-        data = read_bytes(source, shot.sha256)
+        data = read_bytes(source, image.sha256)
         atomic_write(new_path(root, name), converted(data, suffix, str(source)))
     return True
 

@@ -116,8 +116,8 @@ def _carry(survey: Survey, work: Path, counts: Counter[str], progress: Progress)
     config, inputs = survey.config, survey.inputs
     for origin in carried(inputs, config):
         half, root = inputs.held_out[origin], inputs.roots[origin]
-        for paper in half.papers:
-            place(work, paper.relative_to(root).as_posix(), paper, "copy")
+        for path in half.list_files:
+            place(work, path.relative_to(root).as_posix(), path, "copy")
         names = ((path, path.relative_to(root).as_posix()) for path in half.images)
         for (_, name), _ in in_order(lambda item: place(work, item[1], item[0], config.how), names):
             counts["test"] += 1
@@ -130,14 +130,14 @@ def _files(survey: Survey, work: Path, counts: Counter[str], progress: Progress)
     assert names is not None  # only arrays have none
 
     def write(placed: Placed) -> bool:
-        return place_image(work, str(placed.name), placed.shot, config.how, names.three_channels)
+        return place_image(work, str(placed.name), placed.image, config.how, names.three_channels)
 
     with _lists(work, names) as lists:
         for placed, changed in in_order(write, survey.placed(names)):
             if changed:
                 counts["converted"] += 1
             if lists:
-                lists[placed.shot.sample.modality].write(f"{placed.name} {placed.label}\n")
+                lists[placed.image.sample.modality].write(f"{placed.name} {placed.label}\n")
             progress(1)
             yield {"file": placed.name, "converted": changed, **_origin(placed)}
 
@@ -146,12 +146,12 @@ def _arrays(survey: Survey, work: Path, counts: Counter[str], progress: Progress
     config = survey.config
 
     def pixels(placed: Placed) -> NDArray[np.uint8]:
-        return agw_pixels(read_bytes(placed.shot.sample.path, placed.shot.sha256), placed, config.size)
+        return agw_pixels(read_bytes(placed.image.sample.path, placed.image.sha256), placed, config.size)
 
     totals = {modality: survey.count(modality) for modality in MODALITIES}
     with array_writer(work, totals, config.size) as add:
         for placed, image in in_order(pixels, survey.placed(None)):
-            modality = placed.shot.sample.modality
+            modality = placed.image.sample.modality
             row = add(modality, image, placed.label)
             counts["converted"] += 1
             progress(1)
@@ -161,19 +161,19 @@ def _arrays(survey: Survey, work: Path, counts: Counter[str], progress: Progress
 def agw_pixels(data: bytes, placed: Placed, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The image as pre_process_sysu.py of the AGW family makes it, uint8 [height, width, 3]: RGB, Lanczos."""
     height, width = size
-    image = decode_image(data, str(placed.shot.sample.path))
+    image = decode_image(data, str(placed.image.sample.path))
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _origin(placed: Placed) -> dict[str, Any]:
-    shot, sample = placed.shot, placed.shot.sample
+    image, sample = placed.image, placed.image.sample
     return {
         "part": "train",
         "kind": sample.source,
-        "set": shot.origin,
-        "source": shot.file,
-        "sha256": shot.sha256,
-        "pair_id": shot.pair_id,
+        "set": image.origin,
+        "source": image.file,
+        "sha256": image.sha256,
+        "pair_id": image.pair_id,
         "pid": sample.pid,
         "label": placed.label,
         "camera": sample.camera,

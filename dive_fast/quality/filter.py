@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import sha256_file, write_json, write_jsonl
 from dive_fast.quality.config import FilterConfig, Threshold
-from dive_fast.quality.rules import Rule, Shares, check_names, plain_rules
+from dive_fast.quality.rules import FractionLimits, Rule, check_names, plain_rules
 from dive_fast.quality.sidecar import Scored, metadata_path, read_metadata, read_scored, read_scores
 from dive_fast.types import MODALITIES, InputError, Modality
 
@@ -126,7 +126,7 @@ def filter_dataset(dataset: Path, config: FilterConfig, *, progress: bool = True
     """
     metadata, wanted = read_metadata(dataset), config.thresholds
     check_names(wanted, metadata)
-    rules = [*plain_rules(wanted, metadata), *_share_rules(dataset, wanted, metadata, progress)]
+    rules = [*plain_rules(wanted, metadata), *_fraction_rules(dataset, wanted, metadata, progress)]
     tally = Tally(rules)
     write_jsonl(dataset / DROPPED, _dropped_rows(dataset, tally, config.allow_lost, metadata["pairs"], progress))
     record = _record(dataset, tally)
@@ -145,12 +145,12 @@ def undo(dataset: Path) -> int:
     return count
 
 
-def _share_rules(dataset: Path, wanted: Sequence[Threshold], metadata: dict[str, Any], progress: bool) -> list[Rule]:
-    shares = Shares(wanted, metadata)
-    if shares.wanted:
+def _fraction_rules(dataset: Path, wanted: Sequence[Threshold], metadata: dict[str, Any], progress: bool) -> list[Rule]:
+    limits = FractionLimits(wanted, metadata)
+    if limits.wanted:
         for scores in _bar(read_scores(dataset), metadata["pairs"], "read scores", progress):
-            shares.add(scores)
-    return shares.rules()
+            limits.add(scores)
+    return limits.rules()
 
 
 def _bar(rows: Iterator[T], total: int, title: str, progress: bool) -> Iterator[T]:
@@ -195,12 +195,12 @@ def _record(dataset: Path, tally: Tally) -> dict[str, Any]:
         "dropped": tally.dropped,
         "dropped_sha256": sha256_file(dataset / DROPPED),
         "by_threshold": {str(rule): tally.by_rule[str(rule)] for rule in tally.rules},
-        "by_camera": _shares_of(tally.pairs_by_camera, tally.dropped_by_camera),
-        "by_identity": _shares_of(tally.pairs_of, tally.dropped_of),
+        "by_camera": _drop_counts(tally.pairs_by_camera, tally.dropped_by_camera),
+        "by_identity": _drop_counts(tally.pairs_of, tally.dropped_of),
         "without_score": dict(tally.without),
         "identities_lost": {side: pids for side, pids in lost.items() if pids},
     }
 
 
-def _shares_of(total: Counter[str], dropped: Counter[str]) -> dict[str, dict[str, int]]:
+def _drop_counts(total: Counter[str], dropped: Counter[str]) -> dict[str, dict[str, int]]:
     return {name: {"pairs": total[name], "dropped": dropped[name]} for name in sorted(total, key=natural_key)}

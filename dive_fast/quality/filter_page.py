@@ -13,7 +13,7 @@ from dive_fast.io import read_jsonl
 from dive_fast.quality.filter import KINDS, Example, Tally
 from dive_fast.quality.rules import Rule
 from dive_fast.quality.sidecar import nearest_path
-from dive_fast.report.html import Cell, Person, paragraph, person_row, section, table, write_page
+from dive_fast.report.html import Cell, PictureRow, paragraph, picture_row, section, table, write_page
 from dive_fast.synth.records import is_inside
 from dive_fast.types import InputError, Modality
 
@@ -45,7 +45,7 @@ def _rows(dataset: Path, tally: Tally, rule: Rule, side: Modality, roots: dict[s
         examples = tally.examples(rule, side, kind)
         if examples:
             cells = [cell for example in examples for cell in _cells(dataset, example, roots)]
-            yield person_row(Person(kind, _range(examples), cells))
+            yield picture_row(PictureRow(kind, _range(examples), cells))
 
 
 def _range(examples: list[Example]) -> str:

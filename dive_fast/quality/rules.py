@@ -84,7 +84,7 @@ def _calibrated(one: Threshold, metadata: Mapping[str, Any]) -> list[Rule]:
     ]
 
 
-class Shares:
+class FractionLimits:
     """The limits that keep a fraction of the pairs, from all scores: 8 bytes a pair and rule.
 
     The worse side of a pair counts. Pairs at the limit are kept, so ties may keep a few more.

@@ -90,7 +90,7 @@ def test_held_out_people(tmp_path: Path) -> None:
     touch(tmp_path, "cam1/0006/0001.jpg", "exp/rand_perm_cam.mat")
     half = held_out(SetSpec("sysu", tmp_path))
     assert half is not None
-    assert [path.name for path in half.papers] == ["test_id.txt", "rand_perm_cam.mat"]
+    assert [path.name for path in half.list_files] == ["test_id.txt", "rand_perm_cam.mat"]
 
 
 def test_arrays_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from dive_fast.quality.config import FilterConfig, parse_threshold
 from dive_fast.quality.dataset import dataset_hash, read_shard, shard_numbers
 from dive_fast.quality.filter import SHOWN, filter_dataset, undo
 from dive_fast.quality.filter_page import write_filter_page
-from dive_fast.quality.rules import Shares
+from dive_fast.quality.rules import FractionLimits
 from dive_fast.quality.sidecar import metadata_path, nearest_path, read_metadata, scores_path
 from dive_fast.synth.manifest import samples
 from tests.support.quality import PIDS, make_dataset, rejected
@@ -122,10 +122,10 @@ def test_a_share_keeps_the_best(ready, share):
 
 def test_a_share_counts_a_pair_by_its_worse_side_and_keeps_ties():
     metadata = {"scores": {"identity": {"high_is_good": True}}}
-    shares = Shares([parse_threshold("keep-share", "identity=0.5")], metadata)
+    limits = FractionLimits([parse_threshold("keep-share", "identity=0.5")], metadata)
     for rgb, ir in ((0.9, 0.1), (0.2, 0.9), (0.3, 0.3), (0.2, 0.2)):
-        shares.add({"rgb": {"identity": rgb}, "ir": {"identity": ir}})
-    (rule,) = shares.rules()
+        limits.add({"rgb": {"identity": rgb}, "ir": {"identity": ir}})
+    (rule,) = limits.rules()
     assert rule.limit == 0.2 and not rule.breaks(0.2)
 
 

@@ -12,7 +12,7 @@ from tests.support.refusals import refused
 def test_text_is_escaped_and_images_are_inside(tmp_path):
     picture = tmp_path / "a.png"
     Image.new("L", (4, 8), 100).save(picture)
-    row = html.person_row(html.Person("<b>1</b>", 'say "x"', [html.Cell(picture, "a & b", made=True), None]))
+    row = html.picture_row(html.PictureRow("<b>1</b>", 'say "x"', [html.Cell(picture, "a & b", made=True), None]))
     assert "<b>" not in row
     assert "a &amp; b" in row
     assert 'src="data:image/png;base64,' in row
