@@ -202,7 +202,7 @@ def _check_held_out(inputs: Inputs, config: MergeConfig, people: set[str]) -> No
     brought = carried(inputs, config)
     for named in inputs.sets:
         half = inputs.held_out.get(named.name)
-        # gt_bbox holds Market's test people: whoever names it was told so, and Market is then no test set of the tree
+        # gt_bbox holds Market's test people and its reader warns of that: Market is then no test set of the tree
         exempt = named.spec.layout == "market-gt-bbox" and named.name not in brought
         clash = people & half.people if half and not exempt else set()
         if clash:
@@ -227,7 +227,7 @@ def _people_kept(found: _Found, config: MergeConfig) -> list[str]:
             warnings.warn(f"{message}; cross-modality trainers need both: --missing drop leaves them out", stacklevel=3)
     kept = [pid for pid in found.counts if config.missing == "keep" or pid not in single]
     if not kept:
-        raise InputError("nobody is left to merge: every person is seen in one modality only")
+        raise InputError("no identity is left to merge: all are seen in one modality only; use --missing keep")
     return kept
 
 

@@ -171,7 +171,7 @@ def _dropped_rows(
         raise InputError(
             f"filter: {tally.dropped:,} of {tally.pairs:,} pairs would go, and {len(gone):,} identities would be left "
             f"without {' or '.join(side for side in MODALITIES if lost[side])} images ({abbreviate(gone)}); lower the "
-            "thresholds, or say --allow-lost"
+            "thresholds, or use --allow-lost"
         )
     (dataset / RECORD).unlink(missing_ok=True)  # from here on the old one would describe another file
 

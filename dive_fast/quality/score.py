@@ -112,7 +112,7 @@ def _check_settings(dataset: Path, settings: dict[str, Any], again: bool) -> Non
         held = read_json(path, "score settings")
     if canonical_json(held) != canonical_json(settings) and not again:
         raise InputError(
-            f"{dataset / 'scores'} holds scores by {_difference(held, settings)}; say --again to replace them"
+            f"{dataset / 'scores'} holds scores by {_difference(held, settings)}; use --again to replace them"
         )
 
 

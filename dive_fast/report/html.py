@@ -63,7 +63,7 @@ def picture_row(person: PictureRow) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], mark: str | None = None) -> str:
-    """An HTML table; the row whose first cell is `mark` stands out."""
+    """An HTML table; the row whose first cell is `mark` is highlighted."""
     return str(_PARTS.table(header, rows, mark))
 
 

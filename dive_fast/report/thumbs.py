@@ -25,7 +25,7 @@ CELL = (80, 160)  # pixels of one side; multiples of 16, so that no JPEG block s
 QUALITY = 82
 MISSING, DAMAGED = {"rgb": 1, "ir": 2}, {"rgb": 4, "ir": 8}
 
-_VERSION = 1  # of the drawing; another one makes every pack anew
+_VERSION = 1  # of the drawing; a new one redraws every pack
 _GREY, _CROSS = (128, 128, 128), (160, 160, 160)
 
 
@@ -83,7 +83,7 @@ def make_pack(job: PackJob) -> Pack:
                 flaws[at] |= _draw(sheet, corner, job.dataset / name, DAMAGED[side])
             if flaws[at] & (MISSING[side] | DAMAGED[side]):
                 _cross(sheet, corner)
-    digest = _digest(job, flaws)  # one with damaged images is drawn anew at each run, and is well once they are
+    digest = _digest(job, flaws)  # a pack with damaged images is redrawn at each run
     with atomic_path(job.folder / pack_name(job.number, digest)) as temporary:
         sheet.save(temporary, "JPEG", quality=QUALITY)
     return Pack(job.number, digest, bytes(flaws), made=True)
