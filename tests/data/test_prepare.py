@@ -9,8 +9,6 @@ import tarfile
 import tracemalloc
 from pathlib import Path
 
-import pytest
-
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.filters import apply_filters
 from dive_fast.data.images import open_image
@@ -21,13 +19,7 @@ from dive_fast.data.shards import read_shard, tar_path
 from dive_fast.io import sha256_bytes
 from tests.support.preparing import break_file, contents, plan_of, prepare
 from tests.support.refusals import refused
-from tests.support.trees import mixed_trees, photo
-
-
-@pytest.fixture
-def trees(tmp_path: Path) -> Path:
-    mixed_trees(tmp_path / "raw")
-    return tmp_path / "raw"
+from tests.support.trees import photo
 
 
 def test_what_the_tars_hold(trees: Path, tmp_path: Path) -> None:

@@ -17,13 +17,7 @@ from dive_fast.data.prepare import PreparePlan, check_space, claimed, finished_s
 from dive_fast.types import DiveError, InputError
 from tests.support.preparing import break_file, contents, contents_of, plan_of, prepare
 from tests.support.refusals import refused
-from tests.support.trees import mixed_trees, photo
-
-
-@pytest.fixture
-def trees(tmp_path: Path) -> Path:
-    mixed_trees(tmp_path / "raw")
-    return tmp_path / "raw"
+from tests.support.trees import photo
 
 
 def test_strict_stops_and_a_repair_is_taken_up(trees: Path, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dive_fast import cli
 from dive_fast.merge import table
 from dive_fast.merge.table import write_parquet
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError
+from tests.support.cli import Run
 from tests.support.merging import dataset, drop, provenance, save_records, sysu
 from tests.support.refusals import refused
 
@@ -79,34 +79,22 @@ def test_without_pyarrow(tmp_path: Path, pairs: Path, monkeypatch: pytest.Monkey
     refused(r"pip install 'dive-fast\[parquet\]'", write_parquet, pairs, tmp_path / "pairs.parquet", error=DiveError)
 
 
-def test_commands(tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(tmp_path: Path, pairs: Path, run: Run) -> None:
     pytest.importorskip("pyarrow")
-
-    def run(*arguments: object) -> tuple[int, list[str], str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        done = capsys.readouterr()
-        return int(stop.value.code or 0), done.out.splitlines(), done.err
-
-    code, lines, _ = run("manifest", pairs, "--parquet", tmp_path / "p.parquet", "--json")
-    assert (code, json.loads(lines[-1])) == (0, {"parquet": str(tmp_path / "p.parquet"), "pairs": 7})
+    code, text, _ = run("manifest", pairs, "--parquet", tmp_path / "p.parquet", "--json")
+    assert (code, json.loads(text.splitlines()[-1])) == (0, {"parquet": str(tmp_path / "p.parquet"), "pairs": 7})
     real, out = sysu(tmp_path / "SYSU"), tmp_path / "new"
-    command = (
-        "merge",
-        "--real",
-        f"sysu:{real}",
-        *f"--synthetic {pairs} --layout sysu --how symlink --out {out}".split(),
-    )
+    command = f"merge --real sysu:{real} --synthetic {pairs} --layout sysu --how symlink --out {out}".split()
     assert run(*command)[0] == 2
-    code, lines, _ = run(*command, "--same-people", "--camera", "cam1=cam2", "--json")
+    code, text, _ = run(*command, "--same-people", "--camera", "cam1=cam2", "--json")
     assert code == 0
-    assert lines[0] == (
+    assert text.splitlines()[0] == (
         f"merged tree {out}: 2 people to train on, images: 4 real ir, 6 synthetic ir, 4 real rgb, 6 synthetic rgb; "
         "4 test images of sysu"
     )
-    assert json.loads(lines[-1])["test"] == 4
+    assert json.loads(text.splitlines()[-1])["test"] == 4
     assert len([row for row in provenance(out) if row.get("camera") == "cam2"]) == 6
     code, again, error = run(*command, "--same-people", "--camera", "cam1=cam2", "--json")
-    assert (code, again) == (0, lines)
+    assert (code, again) == (0, text)
     assert "is finished already" in error
     assert run(*command, "--camera", "cam1")[0] == 2

@@ -4,20 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from dive_fast import cli
-
-
-@pytest.fixture
-def run(capsys):
-    def runner(*arguments: object):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        return int(stop.value.code or 0), *capsys.readouterr()
-
-    return runner
-
 
 def test_defaults_are_the_rooms():
     import inspect

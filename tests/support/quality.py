@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from dive_fast.data.sets import SetSpec
+from dive_fast.data.writers import new_path, sysu_name, write_ids
 from dive_fast.synth.manifest import read_shard, shard_name
-from tests.support.dataset import write_dataset, write_shard
+from tests.support.dataset import CAMERAS, write_dataset, write_shard
 
 PIDS = tuple(f"{number:04d}" for number in range(1, 6))
 SIZE = (32, 64)  # width, height
@@ -47,3 +50,23 @@ def rejected(dataset: Path, number: int, line: int) -> None:
     records = list(read_shard(dataset / shard_name(number)))
     records[line] = replace(records[line], status="rejected")
     write_shard(dataset, number, records)
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory) -> SetSpec:
+    """A SYSU tree of all people: 3 images by each of two RGB and two infrared cameras."""
+    root = tmp_path_factory.mktemp("real")
+    for pid in PIDS:
+        for camera in CAMERAS:
+            for number in range(1, 4):
+                path = new_path(root, sysu_name(camera.name, pid, number))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                photo(pid, camera.name, number).save(path)
+    write_ids(root, train=PIDS[:-1], val=PIDS[-1:])
+    return SetSpec("sysu", root)
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """5 people, 4 pairs each, in 7 shards of 3: a person's images lie in several shards."""
+    return make_dataset(tmp_path / "pairs")
