@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from dive_fast.data.config import PrepareConfig
@@ -54,7 +55,7 @@ def apply_filters(
 
 
 def _keep(named: NamedSet, rule: str, wanted: Sequence[bool], dropped: list[Dropped]) -> NamedSet:
-    kept = [sample for sample, wants in zip(named.samples, wanted, strict=True) if wants]
+    kept = list(compress(named.samples, wanted))
     gone = [sample for sample, wants in zip(named.samples, wanted, strict=True) if not wants]
     if gone:
         people = {sample.pid for sample in gone} - {sample.pid for sample in kept}
