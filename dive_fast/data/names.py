@@ -89,6 +89,16 @@ def check_tree(samples: list[Sample], root: Path, wanted: Iterable[str], expecte
     return samples
 
 
+def list_text(path: Path, expected: str, form: str) -> str:
+    """The text of a data set's list, which should have the given `form`; a missing or binary one raises `InputError`."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; expected {expected}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text; expected {form}") from error
+
+
 def require_split(layout: str, split: str, known: Sequence[str]) -> None:
     if split not in known:
         raise InputError(f"{layout} split must be one of {', '.join(known)}, got {split!r}")
