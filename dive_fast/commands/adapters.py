@@ -48,12 +48,12 @@ def import_adapter(
 ) -> None:
     """Make an adapter of the published DiVE weights, or of another tool's LoRA and textual inversion."""
     from dive_fast import models
-    from dive_fast.models import interop as foreign
+    from dive_fast.models import interop
 
-    cameras = [foreign.parse_camera(text) for text in camera or []]
+    cameras = [interop.parse_camera(text) for text in camera or []]
     base = models.load_adapter(onto) if onto is not None else None
     bundle = models.load_bundle(model, tokenizer)
-    imported = foreign.import_adapter(bundle, sources, cameras, template, drop_unsupported, base)
+    imported = interop.import_adapter(bundle, sources, cameras, template, drop_unsupported, base)
     models.save_adapter(imported.adapter, out)
     _say_what_is_missing(imported)
     adapter = imported.adapter
@@ -91,12 +91,12 @@ def export_adapter(
 ) -> None:
     """Write an adapter as LoRA and textual inversion that diffusers loads; dive-fast import reads it again."""
     from dive_fast import models
-    from dive_fast.models import interop as foreign
+    from dive_fast.models import interop
 
     exported = models.load_adapter(adapter)
     if pids is not None:
         exported = models.subset(exported, names(pids))
-    foreign.export_adapter(exported, out, layout)
+    interop.export_adapter(exported, out, layout)
     finish(
         f"{layout} files {out}: LoRA of rank {exported.rank}, {len(exported.identities):,} identities",
         {"folder": out, "layout": layout, "identities": len(exported.identities), "rank": exported.rank},

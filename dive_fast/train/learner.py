@@ -205,12 +205,12 @@ class Learner:
         rows = self.rows().detach().cpu()
         if self.onto is not None:
             merged = merge_identities(self.onto, self.people.identities, rows)
-            return replace(merged, facts={**self.onto.facts, "onto": facts, "run": facts["run"]})
+            return replace(merged, metadata={**self.onto.metadata, "onto": facts, "run": facts["run"]})
         state = lora_state(self.bundle.unet)
         remove_lora(self.bundle.unet)
         return Adapter(
             base_fingerprint=self.base_fingerprint, identities=self.people.identities, cameras=cameras, embeddings=rows,
             lora=state, rank=self.config.rank, alpha=float(self.config.rank), template=self.people.templates[0],
             phrase=self.people.phrase.text,
-            facts=facts,
+            metadata=facts,
         )  # fmt: skip
