@@ -17,7 +17,7 @@ from dive_fast.io import read_json, write_json
 from dive_fast.models.files import fingerprint_of, read_tensors, replaced_folder, resolve, write_tensors
 from dive_fast.models.lora import check_rank, lora_pairs
 from dive_fast.models.phrase import ONE_WORD, Phrase
-from dive_fast.models.prompts import DEFAULT_TEMPLATE, check_vocabulary, find, parse_records
+from dive_fast.models.prompts import DEFAULT_TEMPLATE, check_vocabulary, find, parse_table
 from dive_fast.types import Camera, Identity, InputError, to_dict
 
 if TYPE_CHECKING:
@@ -133,15 +133,10 @@ def read_description(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise InputError(f"{path}: format is {found!r}, this version reads {FORMAT!r}; make it again")
-    for name, kind in {"base_fingerprint": str, "template": str, "phrase": str, _METADATA: dict}.items():
-        if not isinstance(data.get(name), kind):
-            raise InputError(f"{path}: {name} must be {kind.__name__}, got {data.get(name)!r}")
-    return {
-        **{name: data.get(name) for name in ("base_fingerprint", "template", "phrase", "rank", "alpha")},
-        "identities": parse_records(Identity, data.get("identities"), f"{path} identities"),
-        "cameras": parse_records(Camera, data.get("cameras"), f"{path} cameras"),
-        "metadata": data[_METADATA],
-    }
+    if not isinstance(data.get(_METADATA), dict):
+        raise InputError(f"{path}: {_METADATA} must be a JSON object, got {data.get(_METADATA)!r}")
+    fields = parse_table(data, ("base_fingerprint", "template", "phrase"), str(path))
+    return {**fields, "rank": data.get("rank"), "alpha": data.get("alpha"), "metadata": data[_METADATA]}
 
 
 def save_adapter(adapter: Adapter, path: Path | str, dtype: torch.dtype | None = None) -> None:

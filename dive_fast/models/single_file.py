@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.io import brief
-from dive_fast.models.files import check_safetensors, config_file, has_vocabulary, load_tokenizer, read_config
+from dive_fast.models.files import ASSETS, check_safetensors, config_file, has_vocabulary, load_tokenizer, read_config
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -25,37 +25,8 @@ _PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.",
 }
-# Stable Diffusion 1.5's settings that differ from the defaults of diffusers and transformers; its whole scheduler.
-_CONFIGS: dict[str, dict[str, Any]] = {
-    "unet": {"sample_size": 64, "cross_attention_dim": 768},
-    "vae": {
-        "sample_size": 512,
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-    },
-    "text_encoder": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "projection_dim": 768,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-    },
-    "scheduler": {
-        "_class_name": "PNDMScheduler",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "clip_sample": False,
-        "trained_betas": None,
-    },
-}
+# Stable Diffusion 1.5's settings, where they differ from the defaults of diffusers and transformers.
+_DEFAULTS = ASSETS / "sd15"
 
 
 def load_parts(path: Path, beside: Path | None) -> dict[str, Any]:
@@ -76,8 +47,10 @@ def load_parts(path: Path, beside: Path | None) -> dict[str, Any]:
             f"model {path} is a single file, which has no vocabulary, and {beside} has no tokenizer/ either; put the"
             " tokenizer folder of Stable Diffusion 1.5 there or name it with --tokenizer"
         )
-    files = {part: config_file(beside, part) for part in _CONFIGS}
-    configs = {part: read_config(file, part) if file.is_file() else _CONFIGS[part] for part, file in files.items()}
+    configs = {}
+    for part in (*_PREFIXES, "scheduler"):
+        file = config_file(beside, part)
+        configs[part] = read_config(file if file.is_file() else config_file(_DEFAULTS, part), part)
     tensors = _read(path)
     networks = {part: _network(path, part, configs[part], tensors) for part in _PREFIXES}
     return {"tokenizer": load_tokenizer(folder), "scheduler_config": configs["scheduler"], **networks}
@@ -90,15 +63,13 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
     check_safetensors(path)
     tensors = load_file(path)
-    kind = infer_diffusers_model_type(tensors)  # "v1" for a file of no known kind, too
     missing = [prefix for prefix in _PREFIXES.values() if not any(name.startswith(prefix) for name in tensors)]
-    if kind != "v1" or missing:
-        found = (
-            f"no tensors under {missing[0]}… (first {min(tensors, default='none')!r})" if missing else "other tensors"
-        )
+    if missing:
+        kind = infer_diffusers_model_type(tensors)  # "v1" for anything unknown
         raise InputError(
-            f"model {path} has {found}, diffusers takes it for {kind!r}; only a whole Stable Diffusion 1 model is read"
-            " from one file, Stable Diffusion 2 from its diffusers folder"
+            f"model {path} has no tensors under {missing[0]}… (first {min(tensors, default='none')!r}; diffusers takes it"
+            f" for {kind!r}); only a whole Stable Diffusion 1 model is read from one file, Stable Diffusion 2 from its"
+            " diffusers folder"
         )
     return tensors
 

@@ -11,7 +11,7 @@ import numpy as np
 from dive_fast.models.adapter import Adapter, merge_identities
 from dive_fast.models.fuse import add_identity_tokens
 from dive_fast.models.lora import add_lora, lora_state, remove_lora, set_lora_state
-from dive_fast.models.phrase import Phrase, some_parts
+from dive_fast.models.phrase import Phrase, drop_parts
 from dive_fast.models.prompts import TEMPLATES, check_vocabulary, render
 from dive_fast.train.diffusion import Objective, noisy_batch
 from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
@@ -79,7 +79,7 @@ class Captions:
         elif kind < config.empty_captions + config.bare_code:
             text = self._code[sample.camera]
         else:
-            person = some_parts(self._placeholder[sample.pid], config.phrase_drop, rng)
+            person = drop_parts(self._placeholder[sample.pid], config.phrase_drop, rng)
             text = render(self._templates[which], self._code[sample.camera], person)
         return self._ids(text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,3 @@ def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[st
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def copy_without_weights(folder: Path, to: Path) -> Path:
-    """A model's configurations and vocabulary."""
-    return Path(shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors")))

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import read_json, sha256_file
+from dive_fast.io import sha256_file
 from dive_fast.models.adapter import Adapter, merge_identities, read_description
 from dive_fast.models.bundle import ModelBundle
 from dive_fast.models.fuse import check_base, check_new_tokens
 from dive_fast.models.interop.cameras import find_cameras
 from dive_fast.models.interop.embeddings import Learned, read_embeddings
 from dive_fast.models.interop.lora import ConvertedLora, convert
-from dive_fast.models.interop.lora_scale import Scaling
 from dive_fast.models.interop.sources import CAMERAS, IDENTITIES, PEFT_CONFIG, Sources, find_sources
 from dive_fast.models.interop.states import State
 from dive_fast.models.lora import lora_targets
@@ -116,8 +115,7 @@ def _lora(bundle: ModelBundle, state: State, peft_config: Path | None, drop_unsu
     features = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
     if not features:
         raise InputError("the base model's UNet has no attention that could carry a LoRA; give another base model")
-    scaling = Scaling.parse(read_json(peft_config, "LoRA"), str(peft_config)) if peft_config is not None else None
-    return convert(state, features, scaling, drop_unsupported)
+    return convert(state, features, peft_config, drop_unsupported)
 
 
 def _joined(bundle: ModelBundle, sources: Sources, adapter: Adapter, described: bool) -> Imported:

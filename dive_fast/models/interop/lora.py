@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dive_fast.models.interop.lora_names import ALPHA, A, B, split_keys, summarise
-from dive_fast.models.interop.lora_scale import Scaling, scaling_of
+from dive_fast.models.interop.lora_scale import Scaling, read_scaling
 from dive_fast.models.interop.states import State
 from dive_fast.types import InputError
 
@@ -55,14 +56,14 @@ class _Pair(NamedTuple):
 def convert(
     state: State,
     linears: Mapping[str, tuple[int, int]],
-    scaling: Scaling | None = None,
+    peft_config: Path | None = None,
     drop_unsupported: bool = False,
 ) -> ConvertedLora:
     """Converts the LoRA in `state` for a UNet whose attention `linears` are given by name, with (in, out) features.
 
-    `scaling` is that of an `adapter_config.json`; the file's own header overrides it. Ranks are padded to the largest
-    with zeros, which is exact; where the factors alpha / rank differ, they go into B, rounded once to float32. A file of
-    which nothing lands, with shapes of another model, or (unless dropped) with further layers raises `InputError`.
+    `peft_config` is an `adapter_config.json`, which the file's own header overrides. Ranks are padded to the largest with
+    zeros, which is exact; where the factors alpha / rank differ, they go into B, rounded once to float32. A file of which
+    nothing lands, with shapes of another model, or (unless dropped) with further layers raises `InputError`.
     """
     layers, others = _layers(state, linears)
     fitting = {name: keys for name, keys in layers.items() if name in linears and keys.keys() <= {A, B, ALPHA}}
@@ -74,7 +75,7 @@ def convert(
             f" has {summarise(unsupported)}, first {unsupported[0]!r}, needed is attention as {next(iter(linears))!r};"
             f" {_REMEDY}"
         )
-    scaling = scaling_of(state) or scaling
+    scaling = read_scaling(state, peft_config)
     pairs = {name: _pair(state, name, keys, linears[name], scaling) for name, keys in fitting.items()}
     if unsupported and not drop_unsupported:
         raise InputError(

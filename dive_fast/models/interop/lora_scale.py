@@ -6,13 +6,14 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+from dive_fast.io import read_json
 from dive_fast.models.interop.states import State
 from dive_fast.types import InputError
 
-_DIFFUSERS_HEADER = "lora_adapter_metadata"  # as diffusers names it in the header of its files
 _UNSUPPORTED = {"use_dora": "DoRA", "fan_in_fan_out": "transposed weights"}
 _Number = TypeVar("_Number", int, float)
 
@@ -24,9 +25,9 @@ class Scaling:
     where: str
     r: int
     lora_alpha: float
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    use_rslora: bool = False  # rank-stabilised: alpha / sqrt(rank)
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    use_rslora: bool  # rank-stabilised: alpha / sqrt(rank)
 
     def alpha_of(self, linear: str, rank: int) -> float:
         """The alpha with which `linear` gets alpha / rank * B A; another rank than the configured raises `InputError`."""
@@ -73,17 +74,17 @@ def _matching(pattern: Mapping[str, _Number], linear: str, default: _Number) -> 
     return default
 
 
-def scaling_of(state: State) -> Scaling | None:
-    """Reads the UNet's configuration in the header of a file that diffusers saved; None if there is none."""
-    text = state.metadata.get(_DIFFUSERS_HEADER)
-    if text is None:
-        return None
-    where = f"the header of {state.path}"
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid JSON ({error}); save the file again") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{where} must be a JSON object, got {type(data).__name__}; save the file again")
-    of_unet = {key.removeprefix("unet."): value for key, value in data.items() if key.startswith("unet.")}
-    return Scaling.parse(of_unet, where) if of_unet else None
+def read_scaling(state: State, peft_config: Path | None) -> Scaling | None:
+    """Reads the configuration of the UNet's LoRA: the header that diffusers writes, else PEFT's `adapter_config.json`."""
+    header = state.metadata.get("lora_adapter_metadata")
+    if header is not None:
+        where = f"the header of {state.path}"
+        try:
+            data = json.loads(header)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where} is not valid JSON ({error}); save the file again") from error
+        if isinstance(data, dict):
+            data = {key.removeprefix("unet."): value for key, value in data.items() if key.startswith("unet.")}
+        if data != {}:
+            return Scaling.parse(data, where)
+    return Scaling.parse(read_json(peft_config, "LoRA"), str(peft_config)) if peft_config is not None else None

@@ -201,16 +201,16 @@ def test_identities_join_an_adapter(bundle, adapter, tmp_path):
 
 
 def test_missing_and_repeated_sources_are_named(bundle, adapter, published, tmp_path):
-    person = saved(tmp_path / "e.pt", A1111)
+    embeddings = saved(tmp_path / "e.pt", A1111)
     lora = write_lora(tmp_path / "lora.bin", adapter, "diffusers")
     model = saved(tmp_path / "unet.bin", {"conv_in.weight": torch.zeros(2, 2), "conv_in.bias": torch.zeros(3)})
     for sources, part in [
-        ([person], r"no LoRA in .*e\.pt.*--onto"),
+        ([embeddings], r"no LoRA in .*e\.pt.*--onto"),
         ([lora], r"no embeddings in .*lora\.bin"),
         ([model], r"unet\.bin"),
         ([published, lora], r"pytorch_lora_weights\.safetensors and .*lora\.bin"),
         ([published, published / "dataset_info.json"], r"dataset_info\.json and"),
-        ([lora, person, person], "'Some Body' occurs more than once"),
+        ([lora, embeddings, embeddings], "'Some Body' occurs more than once"),
     ]:
         with pytest.raises(InputError, match=part):
             import_adapter(bundle, sources, CAMERAS)

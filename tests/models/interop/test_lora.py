@@ -14,15 +14,15 @@ from dive_fast.models import fuse
 from dive_fast.models.interop import import_adapter
 from dive_fast.models.lora import lora_pairs
 from dive_fast.types import InputError
-from tests.support.lora_layouts import CAMERAS, NAMES, kohya, write_lora, write_person
+from tests.support.lora_layouts import CAMERAS, NAMES, kohya, write_identity, write_lora
 from tests.support.models import assert_same_tensors, diffusers_pipeline, run_unet
 
 A_LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
 @pytest.fixture
-def person(adapter, tmp_path) -> Path:
-    return write_person(tmp_path / "person.safetensors", adapter)
+def identity(adapter, tmp_path) -> Path:
+    return write_identity(tmp_path / "identity.safetensors", adapter)
 
 
 def take(bundle, *paths: Path, drop_unsupported: bool = False):
@@ -31,14 +31,14 @@ def take(bundle, *paths: Path, drop_unsupported: bool = False):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 @pytest.mark.parametrize("layout", NAMES)
-def test_every_layout_gives_the_same_adapter(layout, suffix, bundle, adapter, person, tmp_path):
+def test_every_layout_gives_the_same_adapter(layout, suffix, bundle, adapter, identity, tmp_path):
     path = write_lora(tmp_path / f"lora{suffix}", adapter, layout)
-    imported = take(bundle, path, person)
+    imported = take(bundle, path, identity)
     made = imported.adapter
     assert (made.rank, made.alpha, made.base_fingerprint) == (adapter.rank, adapter.alpha, bundle.fingerprint)
     assert_same_tensors(made.lora, adapter.lora)
     assert (imported.landed, imported.linears, imported.dropped) == (32, 32, ())
-    assert {file["name"] for file in made.metadata["imported"]["files"]} >= {path.name, "person.safetensors"}
+    assert {file["name"] for file in made.metadata["imported"]["files"]} >= {path.name, "identity.safetensors"}
 
 
 def mixed(adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
@@ -64,9 +64,9 @@ def write_mixed(path: Path, pairs, dtype: torch.dtype = torch.float32) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64])
-def test_mixed_ranks_and_alphas_become_one_to_rounding(dtype, bundle, adapter, person, tmp_path):
+def test_mixed_ranks_and_alphas_become_one_to_rounding(dtype, bundle, adapter, identity, tmp_path):
     pairs = mixed(adapter)
-    made = take(bundle, write_mixed(tmp_path / "lora.safetensors", pairs, dtype), person).adapter
+    made = take(bundle, write_mixed(tmp_path / "lora.safetensors", pairs, dtype), identity).adapter
     assert (made.rank, made.alpha) == (4, 4.0)
     for linear, (a, b) in lora_pairs(made.lora).items():
         down, up, alpha = pairs[linear]
@@ -76,21 +76,21 @@ def test_mixed_ranks_and_alphas_become_one_to_rounding(dtype, bundle, adapter, p
         assert bool(((b.double() @ a.double() - exact).abs() <= bound).all())
 
 
-def assert_acts_as_in_diffusers(bundle, path: Path, person: Path) -> None:
-    ours = run_unet(fuse(bundle, take(bundle, path, person).adapter).unet)
+def assert_acts_as_in_diffusers(bundle, path: Path, identity: Path) -> None:
+    ours = run_unet(fuse(bundle, take(bundle, path, identity).adapter).unet)
     pipe = diffusers_pipeline(bundle)
     pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
     plain, truth = run_unet(pipe.unet), run_unet(pipe.unet.double())
     assert (ours.double() - truth).abs().max() <= 2 * (plain.double() - truth).abs().max()
 
 
-def test_mixed_ranks_act_as_in_diffusers(bundle, adapter, person, tmp_path):
+def test_mixed_ranks_act_as_in_diffusers(bundle, adapter, identity, tmp_path):
     """One alpha: of several in kohya's layout diffusers 0.42 keeps the most frequent one for all attention."""
     pairs = {linear: (a, b, 3.0) for linear, (a, b, _) in mixed(adapter).items()}
-    assert_acts_as_in_diffusers(bundle, write_mixed(tmp_path / "lora.safetensors", pairs), person)
+    assert_acts_as_in_diffusers(bundle, write_mixed(tmp_path / "lora.safetensors", pairs), identity)
 
 
-def test_the_header_that_diffusers_writes_counts(bundle, adapter, person, tmp_path):
+def test_the_header_that_diffusers_writes_counts(bundle, adapter, identity, tmp_path):
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
 
@@ -103,13 +103,13 @@ def test_the_header_that_diffusers_writes_counts(bundle, adapter, person, tmp_pa
     config = LoraConfig(r=4, lora_alpha=10.0, target_modules=list(pairs), alpha_pattern=alphas, rank_pattern=ranks)
     header = {**config.to_dict(), "target_modules": sorted(config.target_modules)}
     StableDiffusionPipeline.save_lora_weights(tmp_path, state, unet_lora_adapter_metadata=header)
-    assert_acts_as_in_diffusers(bundle, tmp_path / "pytorch_lora_weights.safetensors", person)
+    assert_acts_as_in_diffusers(bundle, tmp_path / "pytorch_lora_weights.safetensors", identity)
 
 
-def test_with_one_factor_ranks_may_differ_exactly_and_alpha_0_removes_a_linear(bundle, adapter, person, tmp_path):
+def test_with_one_factor_ranks_may_differ_exactly_and_alpha_0_removes_a_linear(bundle, adapter, identity, tmp_path):
     """Zeros pad the smaller ranks and no number changes."""
     pairs = {linear: (a, b, 1.5 * len(a)) for linear, (a, b, _) in mixed(adapter).items()}
-    made = take(bundle, write_mixed(tmp_path / "lora.safetensors", pairs), person).adapter
+    made = take(bundle, write_mixed(tmp_path / "lora.safetensors", pairs), identity).adapter
     assert (made.rank, made.alpha) == (4, 6.0)
     for linear, (a, b) in lora_pairs(made.lora).items():
         down, up, _ = pairs[linear]
@@ -118,15 +118,15 @@ def test_with_one_factor_ranks_may_differ_exactly_and_alpha_0_removes_a_linear(b
         assert not a[len(down) :].any()
         assert not b[:, len(down) :].any()
     pairs[A_LINEAR] = (*pairs[A_LINEAR][:2], 0.0)
-    made = take(bundle, write_mixed(tmp_path / "lora.safetensors", pairs), person).adapter
+    made = take(bundle, write_mixed(tmp_path / "lora.safetensors", pairs), identity).adapter
     assert not made.lora[f"{A_LINEAR}.lora_B.weight"].any()
 
 
-def test_linears_without_lora_stay_as_they_are(bundle, adapter, person, tmp_path):
+def test_linears_without_lora_stay_as_they_are(bundle, adapter, identity, tmp_path):
     few = {key: tensor for key, tensor in adapter.lora.items() if ".attn2." in key}
     path = tmp_path / "lora.safetensors"
     save_file({"unet." + key: tensor for key, tensor in few.items()}, path)
-    imported = take(bundle, path, person)
+    imported = take(bundle, path, identity)
     assert (imported.landed, imported.linears) == (16, 32)
     fused, before = fuse(bundle, imported.adapter).unet.state_dict(), bundle.unet.state_dict()
     changed = {name.removesuffix(".weight") for name in before if not torch.equal(before[name], fused[name])}
@@ -134,12 +134,12 @@ def test_linears_without_lora_stay_as_they_are(bundle, adapter, person, tmp_path
 
 
 @pytest.mark.parametrize("rooted", [False, True])
-def test_pefts_configuration_counts(rooted, bundle, adapter, person, tmp_path):
+def test_pefts_configuration_counts(rooted, bundle, adapter, identity, tmp_path):
     adapter = replace(adapter, alpha=10.0)
     path = write_lora(tmp_path / "adapter_model.safetensors", adapter, "peft")
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 10.0, "alpha_pattern": {"attn2.to_k": 1.0}}
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_rslora": rooted}))
-    made = take(bundle, path, person).adapter
+    made = take(bundle, path, identity).adapter
     for linear, (a, b) in lora_pairs(made.lora).items():
         alpha = 1.0 if linear.endswith("attn2.to_k") else 10.0
         down, up = lora_pairs(adapter.lora)[linear]
@@ -161,13 +161,13 @@ FURTHER = {
 }
 
 
-def test_layers_that_no_adapter_holds_are_named_and_dropped_only_on_request(bundle, adapter, person, tmp_path):
+def test_layers_that_no_adapter_holds_are_named_and_dropped_only_on_request(bundle, adapter, identity, tmp_path):
     path = write_lora(tmp_path / "lora.safetensors", adapter, "kohya", **FURTHER)
     with pytest.raises(InputError, match="32 of its 36 .*--drop-unsupported") as caught:
-        take(bundle, path, person)
+        take(bundle, path, identity)
     for group in ("text encoder", "feed-forward layers", "projections around attention"):
         assert f"1 of {group}" in str(caught.value)
-    imported = take(bundle, path, person, drop_unsupported=True)
+    imported = take(bundle, path, identity, drop_unsupported=True)
     assert sorted(imported.dropped) == sorted(
         {key.split(".")[0] for key in FURTHER if key[0] == "l"} | {list(FURTHER)[-1]}
     )
@@ -175,29 +175,29 @@ def test_layers_that_no_adapter_holds_are_named_and_dropped_only_on_request(bund
     assert_same_tensors(imported.adapter.lora, adapter.lora)
     save_file(FURTHER, path)
     with pytest.raises(InputError, match="none of its 4"):
-        take(bundle, path, person, drop_unsupported=True)
+        take(bundle, path, identity, drop_unsupported=True)
 
 
 @pytest.mark.parametrize("part", ["dora_scale", "lora_mid.weight"])
-def test_a_linear_with_parts_of_another_form_does_not_land_in_half(part, bundle, adapter, person, tmp_path):
+def test_a_linear_with_parts_of_another_form_does_not_land_in_half(part, bundle, adapter, identity, tmp_path):
     name = kohya(f"{A_LINEAR}.lora_A.weight").split(".")[0]
     path = write_lora(tmp_path / "lora.safetensors", adapter, "kohya", **{f"{name}.{part}": torch.ones(1)})
     with pytest.raises(InputError, match=f"31 of its 32 .*'{A_LINEAR} as {part}'"):
-        take(bundle, path, person)
-    imported = take(bundle, path, person, drop_unsupported=True)
+        take(bundle, path, identity)
+    imported = take(bundle, path, identity, drop_unsupported=True)
     assert imported.dropped == (f"{A_LINEAR} as {part}",)
     assert not imported.adapter.lora[f"{A_LINEAR}.lora_B.weight"].any()
 
 
-def test_loha_and_a_lora_of_stable_diffusion_xl_are_recognised(bundle, person, tmp_path):
+def test_loha_and_a_lora_of_stable_diffusion_xl_are_recognised(bundle, identity, tmp_path):
     path, name = tmp_path / "other.safetensors", kohya(f"{A_LINEAR}.lora_A.weight").split(".")[0]
     save_file({f"{name}.hada_w{i}_{x}": torch.zeros(4, 4) for i in (1, 2) for x in "ab"}, path)
     with pytest.raises(InputError, match=r"'.*attn2.to_k as hada_w1_a'"):
-        take(bundle, path, person)
+        take(bundle, path, identity)
     name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     save_file({f"{name}.lora_down.weight": torch.zeros(4, 2048), f"{name}.lora_up.weight": torch.zeros(640, 4)}, path)
     with pytest.raises(InputError, match="2048 wide, as Stable Diffusion XL"):
-        take(bundle, path, person)
+        take(bundle, path, identity)
 
 
 A_KEY, B_KEY = (f"unet.{A_LINEAR}.lora_{part}.weight" for part in "AB")
@@ -214,12 +214,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("changes", "part"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_lora_is_named(changes, part, bundle, adapter, person, tmp_path):
+def test_a_broken_lora_is_named(changes, part, bundle, adapter, identity, tmp_path):
     path = write_lora(tmp_path / "lora.safetensors", adapter, "diffusers")
     tensors = {**load_file(path), **changes}
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
     with pytest.raises(InputError, match=f"^[^\n]*{part}[^\n]*$"):
-        take(bundle, path, person)
+        take(bundle, path, identity)
 
 
 CONFIGURATIONS = {
@@ -236,18 +236,18 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.parametrize(("text", "part"), CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
-def test_a_bad_configuration_is_named(text, part, bundle, adapter, person, tmp_path):
+def test_a_bad_configuration_is_named(text, part, bundle, adapter, identity, tmp_path):
     path = write_lora(tmp_path / "peft" / "adapter_model.safetensors", adapter, "peft")
     config = path.with_name("adapter_config.json")
     config.unlink()
     if text is not None:
         config.write_text(text)
     with pytest.raises(InputError, match=part):
-        take(bundle, path, person)
+        take(bundle, path, identity)
 
 
-def test_a_configuration_is_read_from_wherever_it_is_named(bundle, adapter, person, tmp_path):
+def test_a_configuration_is_read_from_wherever_it_is_named(bundle, adapter, identity, tmp_path):
     path = write_lora(tmp_path / "peft" / "adapter_model.safetensors", replace(adapter, alpha=6.0), "peft")
     (tmp_path / "elsewhere").mkdir()
     config = path.with_name("adapter_config.json").rename(tmp_path / "elsewhere" / "adapter_config.json")
-    assert take(bundle, path, person, config).adapter.alpha == 6.0
+    assert take(bundle, path, identity, config).adapter.alpha == 6.0
