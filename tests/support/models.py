@@ -1,4 +1,4 @@
-"""What tests of models share: diffusers' own pipeline, files to break, and what two adapters have in common."""
+"""What tests of models share: diffusers' own pipeline, comparisons, and files to break."""
 
 from __future__ import annotations
 
@@ -52,6 +52,16 @@ def assert_same_adapter(one: Adapter, other: Adapter) -> None:
 def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+class CallsWhenOpened:
+    """Pickled, it makes whoever opens the file carelessly run `call(*arguments)`."""
+
+    def __init__(self, call: Callable[..., object], *arguments: str) -> None:
+        self.reduced = call, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, ...]]:
+        return self.reduced
 
 
 def edit_json(path: Path, **changes: object) -> None:

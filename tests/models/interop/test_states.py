@@ -15,66 +15,38 @@ from safetensors.torch import save_file
 
 from dive_fast.models.interop.states import LARGEST_PICKLE, read_state
 from dive_fast.types import InputError
+from tests.support.models import CallsWhenOpened
+
+PAYLOADS = {
+    "open": (lambda trace: CallsWhenOpened(open, str(trace), "w"), r"_?io\.open"),
+    "system": (lambda trace: CallsWhenOpened(os.system, f"touch {trace}"), r"(posix|nt)\.system"),
+}
+WRITERS: dict[str, Callable[[Path, object], object]] = {
+    "torch": lambda path, value: torch.save(value, path),
+    "old torch": lambda path, value: torch.save(value, path, _use_new_zipfile_serialization=False),
+    "pickle": lambda path, value: path.write_bytes(pickle.dumps(value, protocol=2)),
+}
 
 
-class Writes:
-    """Pickled, it is an order to run `open(path, "w")`: a payload that leaves a trace wherever it is opened."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
-        return open, (str(self.path), "w")
-
-
-class Runs:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-        return os.system, (f"touch {self.path}",)
-
-
-def as_torch_saves(path: Path, value: object) -> None:
-    torch.save(value, path)
-
-
-def as_pickle_dumps(path: Path, value: object) -> None:
-    path.write_bytes(pickle.dumps(value, protocol=2))
-
-
-def as_old_torch_saved(path: Path, value: object) -> None:
-    torch.save(value, path, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.parametrize("write", [as_torch_saves, as_pickle_dumps, as_old_torch_saved])
-@pytest.mark.parametrize(("payload", "called"), [(Writes, r"_?io\.open"), (Runs, r"(posix|nt)\.system")])
-def test_a_pickle_that_wants_to_run_something_is_refused_and_runs_nothing(payload, called, write, tmp_path):
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(("payload", "called"), PAYLOADS.values(), ids=PAYLOADS.keys())
+def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(payload, called, writer, tmp_path, monkeypatch):
     trace, path = tmp_path / "trace", tmp_path / "learned_embeds.bin"
-    write(path, {"more": payload(trace), "<class_0>": torch.zeros(4)})
-    with pytest.raises(InputError, match=f"^{re.escape(str(path))}[^\n]* {called} [^\n]*$"):
-        read_state(path)
-    assert not trace.exists()
-    if write is as_pickle_dumps:  # the payload is real: opened the careless way, it runs
+    WRITERS[writer](path, {"more": payload(trace), "<class_0>": torch.zeros(4)})
+    for allow in ("0", "1"):  # not even the environment can allow it
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", allow)
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))}[^\n]* {called} [^\n]*$"):
+            read_state(path)
+        assert not trace.exists()
+    if writer == "pickle":  # the payload is real: opened carelessly, it runs
         pickle.loads(path.read_bytes())
         assert trace.exists()
 
 
-def test_a_pickle_of_a_newer_protocol_runs_nothing_either(tmp_path):
+def test_a_pickle_of_a_newer_protocol_calls_nothing_either(tmp_path):
     """torch reads protocol 2; of others it does not get as far as a name."""
-    (tmp_path / "a.bin").write_bytes(pickle.dumps(Writes(tmp_path / "trace"), protocol=4))
-    with (
-        pytest.warns(UserWarning, match="protocol 4"),
-        pytest.raises(InputError, match="a.bin"),
-    ):
-        read_state(tmp_path / "a.bin")
-    assert not (tmp_path / "trace").exists()
-
-
-def test_the_environment_cannot_allow_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    torch.save({"more": Writes(tmp_path / "trace")}, tmp_path / "a.bin")
-    with pytest.raises(InputError, match="a.bin.*open"):
+    (tmp_path / "a.bin").write_bytes(pickle.dumps(CallsWhenOpened(open, str(tmp_path / "trace"), "w"), protocol=4))
+    with pytest.warns(UserWarning, match="protocol 4"), pytest.raises(InputError, match="a.bin"):
         read_state(tmp_path / "a.bin")
     assert not (tmp_path / "trace").exists()
 
