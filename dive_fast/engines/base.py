@@ -12,7 +12,7 @@ from torch import Tensor
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile
 
 if TYPE_CHECKING:
-    from dive_fast.models.prompts import PromptBank
+    from dive_fast.models.prompts import PromptEncoder
 
 TEXT_ROWS = 64  # prompts encoded per call; a bank may hold thousands
 ROWS_MAX = 1024  # of an engine whose networks name no limit: memory is the real one, and it is not known here
@@ -58,7 +58,7 @@ class Engine(Protocol):
     """
 
     spec: EngineSpec
-    prompts: PromptBank
+    prompts: PromptEncoder
     scheduler_config: dict[str, Any]
     device: torch.device
     fingerprint: str
@@ -148,7 +148,7 @@ class EngineBase:
     """
 
     spec: EngineSpec
-    prompts: PromptBank
+    prompts: PromptEncoder
     scheduler_config: dict[str, Any]
     device: torch.device
     fingerprint: str

@@ -14,7 +14,7 @@ from torch import Tensor
 from dive_fast.engines.base import Conditioning, EngineBase, Geometry, Kept, by_row, on_device
 from dive_fast.engines.onnx_session import PROVIDERS, Network, Place
 from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
-from dive_fast.models.prompts import PromptBank, PromptTable
+from dive_fast.models.prompts import PromptEncoder, PromptTable
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, from_dict, to_dict
 
 PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -99,7 +99,7 @@ class EngineFiles:
 
     folder: Path
     spec: EngineSpec
-    prompts: PromptBank
+    prompts: PromptEncoder
     scheduler_config: dict[str, Any]
     geometry: Geometry
     text_width: int
@@ -133,7 +133,7 @@ def read_facts(folder: Path, spec: EngineSpec, table: PromptTable, remedy: str) 
     return EngineFiles(
         folder=folder,
         spec=spec,
-        prompts=PromptBank(folder / "tokenizer", table),
+        prompts=PromptEncoder(folder / "tokenizer", table),
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json", "engine"),
         geometry=geometry,
         text_width=width,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dive_fast.engines.base import ROWS_MAX, Conditioning, EngineBase, Geometry, Kept, by_row
 from dive_fast.io import canonical_json, sha256_bytes
-from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptTable
+from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptEncoder, PromptTable
 from dive_fast.types import EngineSpec, InputError, Profile
 from dive_fast.unet.graphs import depths, other_traits, split_call
 
@@ -54,7 +54,7 @@ class TorchEngine(EngineBase):
         table = bundle.prompts or PromptTable((), (), DEFAULT_TEMPLATE, model, "")
         super().__init__(
             spec=spec,
-            prompts=PromptBank(bundle.tokenizer, table),
+            prompts=PromptEncoder(bundle.tokenizer, table),
             scheduler_config=bundle.scheduler_config,
             device=device,
             fingerprint=sha256_bytes(canonical_json([model, self.backend, precision]).encode()),

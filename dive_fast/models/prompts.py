@@ -156,7 +156,7 @@ class PromptTable:
         write_json(path, to_dict(self))
 
 
-class PromptBank:
+class PromptEncoder:
     """The prompts of a model as text, token ids and embeddings; each distinct prompt is encoded once.
 
     `tokenizer` is a CLIP tokenizer that knows the table's placeholders, or the folder of one, read at the first use.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_fast.distributed import check_launcher, leading
-from dive_fast.models.prompts import PromptBank, PromptTable
+from dive_fast.models.prompts import PromptEncoder, PromptTable
 from dive_fast.tensorboard import require_tensorboard
 from dive_fast.train.cameras import cameras_of
 from dive_fast.train.diffusion import Objective
@@ -150,7 +150,7 @@ class Course:
         if not samples.sheet_every:
             return None
         table = PromptTable(people.identities, self.cameras, people.templates[0], self.learner.base_fingerprint, "")
-        maker = SheetMaker(self.sampler, PromptBank(self._bundle.tokenizer, table), samples.sheet_people)
+        maker = SheetMaker(self.sampler, PromptEncoder(self._bundle.tokenizer, table), samples.sheet_people)
         return Watch(samples.sheet_every, lambda step: maker.write(stage.work / f"{stage.name}-{step:08d}.png"))
 
     def disk_needed(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from dive_fast.io import atomic_path
-from dive_fast.models.prompts import PromptBank
+from dive_fast.models.prompts import PromptEncoder
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.train.photos import latent_size, visiting
 from dive_fast.train.precision import Precision, autocast
@@ -87,7 +87,7 @@ class Sampler:
 class SheetMaker:
     """Makes the sheets of one run, of some `people`: each one's images start from one noise, the same on every sheet."""
 
-    def __init__(self, sampler: Sampler, prompts: PromptBank, people: int) -> None:
+    def __init__(self, sampler: Sampler, prompts: PromptEncoder, people: int) -> None:
         known, self.cameras = prompts.table.identities, [camera.name for camera in prompts.table.cameras]
         count = min(people, len(known))
         self.pids = [known[i * len(known) // count].pid for i in range(count)]

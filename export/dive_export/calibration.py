@@ -60,7 +60,7 @@ def sampling_inputs(
     but one of `reuse` steps (`Course`); its `deep` is what the last whole call left. Raises `InputError` for keys that
     the model does not know, and where no call is short.
     """
-    from dive_fast.models.prompts import PromptBank
+    from dive_fast.models.prompts import PromptEncoder
 
     if bundle.prompts is None:
         raise InputError("calibration: the model has no prompts.json; fuse an adapter into the base first")
@@ -88,7 +88,7 @@ def sampling_inputs(
         return out
 
     with torch.no_grad():
-        embeddings, index = PromptBank(bundle.tokenizer, bundle.prompts).encode(
+        embeddings, index = PromptEncoder(bundle.tokenizer, bundle.prompts).encode(
             lambda ids: bundle.text_encoder(ids, return_dict=True).last_hidden_state, [None, *keys]
         )
         eps = guided(eps_rows, index[1:], int(index[0]), guidance)

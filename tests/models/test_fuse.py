@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dive_fast.models import (
-    PromptBank,
+    PromptEncoder,
     PromptTable,
     add_identity_tokens,
     add_lora,
@@ -115,14 +115,14 @@ def test_fused_folder_opens_here_and_in_plain_diffusers(bundle, adapter, tmp_pat
 
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "fused", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    bank = PromptBank(again.tokenizer, again.prompts)
-    embeddings, _ = bank.encode(lambda ids: again.text_encoder(ids)[0], [("0002", "cam3"), None])
+    encoder = PromptEncoder(again.tokenizer, again.prompts)
+    embeddings, _ = encoder.encode(lambda ids: again.text_encoder(ids)[0], [("0002", "cam3"), None])
     latents = torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     options = {"num_inference_steps": 3, "latents": latents, "output_type": "latent"}
-    by_text = pipe(bank.prompt("0002", "cam3"), **options).images
+    by_text = pipe(encoder.prompt("0002", "cam3"), **options).images
     by_embedding = pipe(prompt_embeds=embeddings[:1], negative_prompt_embeds=embeddings[1:], **options).images
     assert torch.equal(by_text, by_embedding)
-    assert not torch.allclose(pipe(bank.prompt("0001", "cam3"), **options).images, by_text)
+    assert not torch.allclose(pipe(encoder.prompt("0001", "cam3"), **options).images, by_text)
 
 
 def test_another_base_is_refused(bundle, adapter, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dive_fast.models import DEFAULT_TEMPLATE, TEMPLATES, PromptBank, PromptTable, fuse, render, save_bundle
+from dive_fast.models import DEFAULT_TEMPLATE, TEMPLATES, PromptEncoder, PromptTable, fuse, render, save_bundle
 from dive_fast.types import Camera, Identity, InputError, to_dict
 from tests.support.models import diffusers_pipeline
 from tests.support.tiny import MAX_TOKENS, TEXT_WIDTH, tiny_adapter
@@ -104,11 +104,11 @@ def test_broken_json_is_named(changes, part, tmp_path):
     assert "prompts.json" in str(caught.value) or part == "'uv'"
 
 
-def test_bank_equals_diffusers_encode_prompt(fused):
-    bank = PromptBank(fused.tokenizer, fused.prompts)
+def test_embeddings_equal_diffusers_encode_prompt(fused):
+    encoder = PromptEncoder(fused.tokenizer, fused.prompts)
     keys = [("0001", "cam1"), ("0003", "cam3")]
-    ours, index = bank.encode(encode_with(fused), [*keys, None])
-    prompts = [bank.prompt(*key) for key in keys]
+    ours, index = encoder.encode(encode_with(fused), [*keys, None])
+    prompts = [encoder.prompt(*key) for key in keys]
     theirs, negative = diffusers_pipeline(fused).encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
     torch.testing.assert_close(ours[:2], theirs, rtol=0, atol=0)
     torch.testing.assert_close(ours[2:], negative[:1], rtol=0, atol=0)
@@ -116,8 +116,8 @@ def test_bank_equals_diffusers_encode_prompt(fused):
 
 
 def test_token_ids_hold_the_placeholder_as_one_token(fused):
-    bank = PromptBank(fused.tokenizer, fused.prompts)
-    ids = bank.token_ids([("0002", "cam3"), None])
+    encoder = PromptEncoder(fused.tokenizer, fused.prompts)
+    ids = encoder.token_ids([("0002", "cam3"), None])
     assert ids.shape == (2, MAX_TOKENS)
     assert ids.dtype == torch.int64
     tokens = fused.tokenizer.convert_ids_to_tokens(ids[0].tolist())
@@ -125,29 +125,29 @@ def test_token_ids_hold_the_placeholder_as_one_token(fused):
     assert tokens[:12] == [*words, "person</w>", "<|endoftext|>"]
     empty = fused.tokenizer.convert_ids_to_tokens(ids[1].tolist())
     assert empty == ["<|startoftext|>"] + ["<|endoftext|>"] * (MAX_TOKENS - 1)
-    assert bank.token_ids([]).shape == (0, MAX_TOKENS)
+    assert encoder.token_ids([]).shape == (0, MAX_TOKENS)
 
 
 def test_each_distinct_prompt_is_encoded_once(fused):
-    bank, seen = PromptBank(fused.tokenizer, fused.prompts), []
+    encoder, seen = PromptEncoder(fused.tokenizer, fused.prompts), []
 
     def encode_text(token_ids: torch.Tensor) -> torch.Tensor:
         seen.append(tuple(token_ids.shape))
         return fused.text_encoder(token_ids)[0]
 
     keys = [("0002", "cam3"), None, ("0001", "cam1"), ("0002", "cam3"), None]
-    embeddings, index = bank.encode(encode_text, keys)
+    embeddings, index = encoder.encode(encode_text, keys)
     assert seen == [(3, MAX_TOKENS)]
     assert embeddings.shape == (3, MAX_TOKENS, TEXT_WIDTH)
     assert index.dtype == torch.int64
     assert index.tolist() == [0, 1, 2, 0, 1]
-    alone, _ = bank.encode(encode_with(fused), [("0001", "cam1")])
+    alone, _ = encoder.encode(encode_with(fused), [("0001", "cam1")])
     torch.testing.assert_close(embeddings[2], alone[0])
 
 
 def test_identities_and_cameras_change_the_embedding(fused):
     keys = [("0001", "cam1"), ("0002", "cam1"), ("0001", "cam3")]
-    embeddings, _ = PromptBank(fused.tokenizer, fused.prompts).encode(encode_with(fused), keys)
+    embeddings, _ = PromptEncoder(fused.tokenizer, fused.prompts).encode(encode_with(fused), keys)
     assert not torch.equal(embeddings[0], embeddings[1])
     assert not torch.equal(embeddings[0], embeddings[2])
 
@@ -157,9 +157,9 @@ def test_an_identity_of_several_words_gets_a_token_for_each(bundle):
     several = (replace(adapter.identities[0], placeholder="<a.0><a.1>"), *adapter.identities[1:])
     rows = torch.cat([adapter.embeddings[:1] + 1, adapter.embeddings])
     fused = fuse(bundle, replace(adapter, identities=several, embeddings=rows))
-    bank = PromptBank(fused.tokenizer, fused.prompts)
+    encoder = PromptEncoder(fused.tokenizer, fused.prompts)
     first = len(bundle.tokenizer)
-    ids, other = bank.token_ids([("0001", "cam1"), ("0002", "cam1")]).tolist()
+    ids, other = encoder.token_ids([("0001", "cam1"), ("0002", "cam1")]).tolist()
     assert [i for i in ids if i >= first] == [first, first + 1]
     assert [i for i in other if i >= first] == [first + 2]
     table = fused.text_encoder.get_input_embeddings().weight
@@ -168,23 +168,23 @@ def test_an_identity_of_several_words_gets_a_token_for_each(bundle):
 
 def test_a_placeholder_that_would_be_spelled_out_is_refused(bundle, fused):
     with pytest.raises(InputError, match="'<class_0>'"):
-        PromptBank(bundle.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
+        PromptEncoder(bundle.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
 
 
 def test_a_prompt_that_would_be_cut_is_refused(bundle):
     adapter = replace(tiny_adapter(bundle), template="{token}" + " surveillance" * 3 + " {cam}")
     fused = fuse(bundle, adapter)
     with pytest.raises(InputError, match=r"4\d tokens.* 32"):
-        PromptBank(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
+        PromptEncoder(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
 
 
 def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, tmp_path):
     save_bundle(fused, tmp_path / "fused")
-    bank = PromptBank(tmp_path / "fused" / "tokenizer", PromptTable.read(tmp_path / "fused" / "prompts.json"))
-    assert bank.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
-    expected = PromptBank(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
-    assert torch.equal(bank.token_ids([("0001", "cam1")]), expected)
-    missing = PromptBank(tmp_path / "nowhere", fused.prompts)
+    encoder = PromptEncoder(tmp_path / "fused" / "tokenizer", PromptTable.read(tmp_path / "fused" / "prompts.json"))
+    assert encoder.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
+    expected = PromptEncoder(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
+    assert torch.equal(encoder.token_ids([("0001", "cam1")]), expected)
+    missing = PromptEncoder(tmp_path / "nowhere", fused.prompts)
     with pytest.raises(InputError, match="nowhere"):
         missing.token_ids([None])
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from dive_fast.io import sha256_file
-from dive_fast.models import DEFAULT_TEMPLATE, PromptBank, fuse, load_adapter, save_adapter
+from dive_fast.models import DEFAULT_TEMPLATE, PromptEncoder, fuse, load_adapter, save_adapter
 from dive_fast.models.interop import import_adapter, parse_camera
 from dive_fast.models.interop.embeddings import read_embeddings
 from dive_fast.models.interop.states import read_state
@@ -128,9 +128,9 @@ def test_the_published_folder_becomes_an_adapter(bundle, published, tmp_path):
     save_adapter(made, tmp_path / "adapter")
     assert load_adapter(tmp_path / "adapter").fingerprint == made.fingerprint
     fused = fuse(bundle, made)
-    bank = PromptBank(fused.tokenizer, fused.prompts)
-    assert bank.prompt("0534", "cam3") == "a 8miP photo of a <class_1> person"
-    assert bank.token_ids([("0534", "cam3"), None]).shape == (2, fused.tokenizer.model_max_length)
+    encoder = PromptEncoder(fused.tokenizer, fused.prompts)
+    assert encoder.prompt("0534", "cam3") == "a 8miP photo of a <class_1> person"
+    assert encoder.token_ids([("0534", "cam3"), None]).shape == (2, fused.tokenizer.model_max_length)
 
 
 def test_a_camera_that_the_user_names_overrides_the_file(bundle, published):
@@ -190,7 +190,7 @@ def test_identities_join_an_adapter(bundle, adapter, tmp_path):
     assert made.metadata["seed"] == adapter.metadata["seed"]
     assert [file["name"] for file in made.metadata["joined"][0]["files"]] == ["e.pt"]
     fused = fuse(bundle, made)
-    ids = PromptBank(fused.tokenizer, fused.prompts).token_ids([("Some Body", "cam1")])[0].tolist()
+    ids = PromptEncoder(fused.tokenizer, fused.prompts).token_ids([("Some Body", "cam1")])[0].tolist()
     first = ids.index(fused.tokenizer.convert_tokens_to_ids("<some_body.0>"))
     assert fused.tokenizer.convert_ids_to_tokens(ids[first : first + 3]) == [f"<some_body.{i}>" for i in range(3)]
     with pytest.raises(InputError, match="cameras and template"):
