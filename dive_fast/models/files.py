@@ -1,4 +1,4 @@
-"""Networks, tensors and folders on disk: read with clear errors, written whole or not at all, hashed."""
+"""Networks, tensors and folders on disk: read with errors that name the file, written whole or not at all, hashed."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 def resolve(path: Path | str, shipped: str) -> Path:
-    """The folder that `path` names; "pocket" is the one shipped with the package."""
+    """Returns the folder that `path` names; "pocket" is the one shipped with the package."""
     return ASSETS / shipped if str(path) == "pocket" else Path(path)
 
 
 def config_file(folder: Path, part: str) -> Path:
-    """Where a model folder holds the configuration of a network or of the scheduler."""
+    """The file in a model folder with the configuration of a network or of the scheduler."""
     return folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
 
 
 def read_config(path: Path, part: str) -> dict[str, Any]:
-    """Reads a configuration of diffusers or transformers; `InputError` if it is none."""
+    """Reads a configuration of diffusers or transformers; anything else raises `InputError`."""
     config = read_json(path, part)
     if not isinstance(config, dict) or (part == "scheduler" and not isinstance(config.get("_class_name"), str)):
         raise InputError(f"{part}: {path} is no configuration of diffusers; copy it again")
@@ -49,7 +49,7 @@ def has_vocabulary(folder: Path) -> bool:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The CLIP tokenizer in `folder`, added tokens included; missing or broken files -> `InputError`."""
+    """Loads the CLIP tokenizer in `folder` with its added tokens; missing or broken files raise `InputError`."""
     from transformers import CLIPTokenizer
 
     if not has_vocabulary(folder):
@@ -96,7 +96,7 @@ def _network_class(part: str, options: dict[str, Any]) -> Any:
 
 
 def _weights_variant(folder: Path, part: str) -> str | None:
-    """None for the plain file name, "fp16" where only that one was downloaded; every weights file opened to check."""
+    """Returns None for the plain file name, "fp16" if only that one is there; opens every weights file to check it."""
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
         check_safetensors(file)
@@ -137,7 +137,7 @@ def check_safetensors(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file on the CPU as float32; a missing or broken file -> `InputError`."""
+    """Reads all tensors of a safetensors file as float32 on the CPU; a missing or broken file raises `InputError`."""
     from safetensors.torch import load_file
 
     check_safetensors(path)
@@ -154,7 +154,7 @@ def write_tensors(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `tensors` as safetensors, floating-point ones cast to `dtype` if given (fp16 halves what is shipped)."""
+    """Writes `tensors` as safetensors, floating-point ones cast to `dtype` if given (fp16 halves shipped files)."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -47,7 +47,7 @@ def check_base(trained_on: str, bundle: ModelBundle, what: str) -> None:
     """Raises `InputError` unless `trained_on` is the fingerprint of `bundle`."""
     if trained_on != bundle.fingerprint:
         raise InputError(
-            f"{what} was trained on base {trained_on[:12]}…, this base is {bundle.fingerprint[:12]}…;"
+            f"{what} belongs to base {trained_on[:12]}…, this base is {bundle.fingerprint[:12]}…;"
             " give the base model it was trained on"
         )
 

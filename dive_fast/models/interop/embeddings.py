@@ -90,14 +90,16 @@ def _read(state: State) -> list[Learned]:
 
 def _dive(state: State) -> list[Learned]:
     vectors, names = state.values[_DIVE], state.values.get("name2placeholder")
-    for name, value in ((_DIVE, vectors), ("name2placeholder", names)):
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise InputError(f"{state.path}: {name} must map names, got {type(value).__name__}; copy the file again")
-    odd = sorted(set(vectors) ^ set(names.values()), key=str)
-    if odd or not names:
+    maps = isinstance(vectors, dict) and isinstance(names, dict) and bool(names)
+    if not maps or not all(isinstance(part, str) for part in (*vectors, *names, *names.values())):
         raise InputError(
-            f"{state.path}: {_DIVE} and name2placeholder disagree on {len(odd)} of {len(vectors)} tokens"
-            f"{f', first {odd[0]!r}' if odd else ''}; copy the file again"
+            f"{state.path}: {_DIVE} must map tokens to vectors, and name2placeholder names to tokens; copy the file again"
+        )
+    odd = sorted(set(vectors) ^ set(names.values()))
+    if odd:
+        raise InputError(
+            f"{state.path}: {_DIVE} and name2placeholder disagree on {len(odd)} tokens, first {odd[0]!r};"
+            " copy the file again"
         )
     return [_learned(state, token, vectors[token], _folder_name(name)) for name, token in names.items()]
 

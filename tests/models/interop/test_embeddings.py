@@ -94,8 +94,8 @@ BROKEN = {
     "DiVE, nobody": ("e.bin", {"learned_embeds_dict": {}, "name2placeholder": {}}, "learned_embeds_dict"),
     "DiVE, a name of no token": (
         "e.bin",
-        {"learned_embeds_dict": {"<class_0>": ROWS[0]}, "name2placeholder": {"1": 2}},
-        "disagree|name2placeholder",
+        {"learned_embeds_dict": {"<class_0>": ROWS[0]}, "name2placeholder": {"1": ["<class_0>"]}},
+        "name2placeholder",
     ),
 }
 
