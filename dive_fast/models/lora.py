@@ -20,8 +20,14 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 def lora_targets(unet: Any) -> list[str]:
-    """Returns the names of the linears that carry LoRA: to_q, to_k, to_v, to_out.0 of every attn1 and attn2."""
-    return [name for name, _ in unet.named_modules() if _TARGETS.fullmatch(name)]
+    """Returns the names of the linears that carry LoRA: to_q, to_k, to_v, to_out.0 of every attn1 and attn2.
+
+    A UNet without them raises `InputError`.
+    """
+    names = [name for name, _ in unet.named_modules() if _TARGETS.fullmatch(name)]
+    if not names:
+        raise InputError("LoRA: the UNet has no attention (to_q, to_k, to_v, to_out.0); use another base model")
+    return names
 
 
 def lora_shapes(unet: Any, rank: int) -> dict[str, tuple[int, int]]:
@@ -70,8 +76,6 @@ def check_lora_state(unet: Any, state: Mapping[str, torch.Tensor], rank: int) ->
             f"LoRA of rank {rank}: {len(landed)} of {len(expected)} keys land, {'; '.join(problems)};"
             " use the adapter with the base model it was trained on"
         )
-    if not landed:
-        raise InputError("LoRA: the UNet has no attention (to_q, to_k, to_v, to_out.0) that could carry it")
 
 
 def has_lora(unet: Any) -> bool:
@@ -90,8 +94,6 @@ def add_lora(unet: Any, rank: int, alpha: float) -> list[torch.nn.Parameter]:
     targets = lora_targets(unet)
     if has_lora(unet):
         raise DiveError("the UNet already carries LoRA layers; remove_lora first")
-    if not targets:
-        raise InputError("LoRA: the UNet has no attention (to_q, to_k, to_v, to_out.0) that could carry it")
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian"))
     return [parameter for name, parameter in unet.named_parameters() if ".lora_" in name]
 

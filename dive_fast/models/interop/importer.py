@@ -13,9 +13,8 @@ from dive_fast.models.bundle import ModelBundle
 from dive_fast.models.fuse import check_base, check_new_tokens
 from dive_fast.models.interop.cameras import find_cameras
 from dive_fast.models.interop.embeddings import Learned, read_embeddings
-from dive_fast.models.interop.lora import ConvertedLora, convert
+from dive_fast.models.interop.lora import convert
 from dive_fast.models.interop.sources import CAMERAS, IDENTITIES, PEFT_CONFIG, Sources, find_sources
-from dive_fast.models.interop.states import State
 from dive_fast.models.lora import lora_targets
 from dive_fast.models.phrase import ONE_WORD
 from dive_fast.models.prompts import DEFAULT_TEMPLATE
@@ -63,7 +62,9 @@ def import_adapter(
     identities, rows = _identities(bundle, sources, exported.get("identities"))
     if sources.lora is None:
         raise InputError(f"no LoRA in {sources.describe()}; give one, or the adapter that the identities join (--onto)")
-    converted = _lora(bundle, sources.lora, sources.descriptions.get(PEFT_CONFIG), drop_unsupported)
+    linears = {name: bundle.unet.get_submodule(name) for name in lora_targets(bundle.unet)}
+    features = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
+    converted = convert(sources.lora, features, sources.descriptions.get(PEFT_CONFIG), drop_unsupported)
     adapter = Adapter(
         base_fingerprint=bundle.fingerprint,
         identities=identities,
@@ -76,7 +77,7 @@ def import_adapter(
         phrase=exported.get("phrase", ONE_WORD),
         metadata={"imported": {**_provenance(sources), "dropped": list(converted.dropped)}},
     )
-    return Imported(adapter, converted.landed, len(converted.lora) // 2, converted.dropped, tuple(sources.files))
+    return Imported(adapter, converted.landed, len(linears), converted.dropped, tuple(sources.files))
 
 
 def _identities(
@@ -108,14 +109,6 @@ def _by_word(learned: Sequence[Learned], identities: Sequence[Identity], sources
             " export the adapter again"
         )
     return [by_token[word] for word in words]
-
-
-def _lora(bundle: ModelBundle, state: State, peft_config: Path | None, drop_unsupported: bool) -> ConvertedLora:
-    linears = {name: bundle.unet.get_submodule(name) for name in lora_targets(bundle.unet)}
-    features = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
-    if not features:
-        raise InputError("the base model's UNet has no attention that could carry a LoRA; give another base model")
-    return convert(state, features, peft_config, drop_unsupported)
 
 
 def _joined(bundle: ModelBundle, sources: Sources, adapter: Adapter, described: bool) -> Imported:
