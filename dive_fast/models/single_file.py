@@ -115,15 +115,16 @@ def _converted(path: Path, part: str, module: Any, tensors: Mapping[str, torch.T
     """Returns the tensors of `part` under the names of `module`, and possibly others; a missing one may be None."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith(_PREFIXES[part])}
+    own: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name.startswith(_PREFIXES[part])}
     if part == "text_encoder":  # some files, and newer transformers, leave out "text_model."
         plain = {name.removeprefix(_PREFIXES[part]).removeprefix("text_model."): t for name, t in own.items()}
         return {name: plain.get(name.removeprefix("text_model.")) for name in module.state_dict()}
     if part == "vae":
-        return convert_ldm_vae_checkpoint(own, dict(module.config))  # type: ignore[no-any-return]
+        found: dict[str, Any] = convert_ldm_vae_checkpoint(own, dict(module.config))
+        return found
     if any(name.startswith("model_ema.") for name in tensors):
         own = {name: tensors.get("model_ema." + name.removeprefix("model.").replace(".", "")) for name in own}
-    found: dict[str, Any] = convert_ldm_unet_checkpoint(own, dict(module.config))
+    found = convert_ldm_unet_checkpoint(own, dict(module.config))
     used = {id(tensor) for tensor in found.values()}
     left = sorted(name for name, tensor in own.items() if id(tensor) not in used)
     if left:

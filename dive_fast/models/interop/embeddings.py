@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dive_fast.models.interop.states import State, as_float
 from dive_fast.types import Identity, InputError
@@ -89,7 +89,8 @@ def _read(state: State) -> list[Learned]:
 
 
 def _dive(state: State) -> list[Learned]:
-    vectors, names = state.values[_DIVE], state.values.get("name2placeholder")
+    vectors: Any = state.values[_DIVE]
+    names: Any = state.values.get("name2placeholder")
     maps = isinstance(vectors, dict) and isinstance(names, dict) and bool(names)
     if not maps or not all(isinstance(part, str) for part in (*vectors, *names, *names.values())):
         raise InputError(

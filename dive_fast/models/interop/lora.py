@@ -139,7 +139,7 @@ def _number(state: State, key: str) -> float:
 def _text_width(state: State, layers: Mapping[str, _Keys]) -> str:
     """The width of the text that the LoRA reads and the model that has this width, for an error; "" if unknown."""
     for linear, keys in layers.items():
-        shape = getattr(state.values.get(keys.get(A, "")), "shape", ())
+        shape: tuple[int, ...] = getattr(state.values.get(keys.get(A, "")), "shape", ())
         if linear.endswith(("attn2.to_k", "attn2_to_k", "attn2.to_v", "attn2_to_v")) and len(shape) == 2:
             return f" (it reads text {shape[1]} wide, as {_MODELS.get(shape[1], 'another model')})"
     return ""
