@@ -65,11 +65,12 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_network(folder: Path, part: str) -> Any:
     """Loads one network of a model folder in float32; missing tensors or other shapes raise, and never start random."""
-    options = {"variant": _weights_variant(folder / part, part), "use_safetensors": True, "local_files_only": True}
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    options["variant"] = _weights_variant(folder / part, part)
     with _quiet_transformers():
         try:
-            cls = _network_class(part, options)
-            module, info = cls.from_pretrained(str(folder / part), output_loading_info=True, **options)
+            cls, more = _network_class(part)
+            module, info = cls.from_pretrained(str(folder / part), **options, **more)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise InputError(
                 f"model {folder}: {part} cannot be loaded ({brief(error)}); copy the folder again"
@@ -83,16 +84,17 @@ def load_network(folder: Path, part: str) -> Any:
     return module.float().eval().requires_grad_(False)
 
 
-def _network_class(part: str, options: dict[str, Any]) -> Any:
+def _network_class(part: str) -> tuple[Any, dict[str, bool]]:
+    """Returns the class of a network and the options that only its library has."""
     if part == "text_encoder":
         from transformers import CLIPTextModel
 
-        return CLIPTextModel
+        return CLIPTextModel, {}
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.utils import is_accelerate_available
 
-    options["low_cpu_mem_usage"] = bool(is_accelerate_available())  # diffusers warns where it has to find this out
-    return UNet2DConditionModel if part == "unet" else AutoencoderKL
+    cls = UNet2DConditionModel if part == "unet" else AutoencoderKL
+    return cls, {"low_cpu_mem_usage": bool(is_accelerate_available())}  # without it, diffusers warns each time
 
 
 def _weights_variant(folder: Path, part: str) -> str | None:
