@@ -3,8 +3,8 @@
 Such a file holds weights only. The vocabulary, and configurations other than Stable Diffusion 1.5's, come from a folder
 beside it or one that the user names: `tokenizer/` (or its files), `unet/config.json` and so on, as diffusers lays them out.
 
-diffusers' converters rename the tensors. Its `from_single_file` is not used: it wants a whole configuration folder or the
-network, leaves missing tensors random and drops those that it does not know. Here each one must land.
+diffusers' converters rename the tensors. Its `from_single_file` is not used: it needs a whole configuration folder or the
+network, drops unknown tensors, and fills a missing one with random numbers or fails without its name. Here each must land.
 """
 
 from __future__ import annotations

@@ -141,7 +141,8 @@ def _text_width(state: State, layers: Mapping[str, _Keys]) -> str:
     for linear, keys in layers.items():
         shape: tuple[int, ...] = getattr(state.values.get(keys.get(A, "")), "shape", ())
         if linear.endswith(("attn2.to_k", "attn2_to_k", "attn2.to_v", "attn2_to_v")) and len(shape) == 2:
-            return f" (it reads text {shape[1]} wide, as {_MODELS.get(shape[1], 'another model')})"
+            model = _MODELS.get(shape[1])
+            return f" (it reads text {shape[1]} wide{f', as {model}' if model else ''})"
     return ""
 
 
