@@ -1,4 +1,4 @@
-"""Records that every room shares. Standard library only, frozen, JSON-able."""
+"""Records that every room shares: frozen, JSON-able, standard library only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PAIR_MODES: tuple[PairMode, ...] = ("real-rgb", "synthetic", "photo-guided")
 
 
 class DiveError(Exception):
-    """The work failed (exit code 1). The message is one sentence: what, where and the remedy."""
+    """The work failed (exit code 1). The message says what failed, where, and the remedy."""
 
     exit_code = 1
 
 
 class InputError(DiveError):
-    """The input is bad (exit code 2). The message is one sentence: what, where and the remedy."""
+    """The input is bad (exit code 2). The message says what is wrong, where, and the remedy."""
 
     exit_code = 2
 
@@ -31,12 +31,12 @@ R = TypeVar("R")
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """A record as JSON can hold it; nested records become dicts, tuples stay tuples, which JSON writes as lists."""
+    """Returns a record for JSON: nested records become dicts; tuples stay, which JSON writes as lists."""
     return asdict(record)
 
 
 def from_dict(cls: type[R], data: object, where: str) -> R:
-    """Builds a flat record from untrusted JSON; unknown or missing fields raise `InputError` naming `where`."""
+    """Builds a flat record from untrusted JSON; unknown or missing fields raise `InputError`, which names `where`."""
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a JSON object for {cls.__name__}, got {type(data).__name__}")
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
@@ -53,9 +53,9 @@ def from_dict(cls: type[R], data: object, where: str) -> R:
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera and the code word that stands for it in prompts.
+    """A camera and its code word in prompts.
 
-    `code` is fixed once, stored with the adapter and never drawn again: a new code would be one the LoRA never saw.
+    `code` is drawn once and stored with the adapter, since the LoRA was trained on this code.
     """
 
     name: str
@@ -69,20 +69,20 @@ class Camera:
 
 @dataclass(frozen=True)
 class Identity:
-    """A person and what stands for them in prompts: a learned word like `<class_12>`, or a phrase with several of them."""
+    """An identity and its placeholder in prompts: a learned word like `<class_12>`, or a phrase with several of them."""
 
     pid: str
     placeholder: str
 
     @property
     def words(self) -> list[str]:
-        """The learned words of the placeholder, in order; each is one token with one row of its own."""
+        """The learned words of the placeholder, in order; each is one token with its own vocabulary row."""
         return re.findall(r"<[^<>]*>", self.placeholder)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file of one person by one camera."""
+    """One image file of one identity by one camera."""
 
     path: Path
     pid: str
@@ -93,11 +93,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class PairSpec:
-    """What one pair is to be, before it is made.
+    """The order for one pair.
 
-    `seed` depends on (run seed, pid, index) only, so it is independent of sharding, batch and machine, and both
-    generated sides of a pair start from the same noise. `rgb` and `ir` are camera names; `photo` is the real RGB
-    photo, relative to the plan's `photo_root` (None when both sides are generated).
+    `seed` depends on (run seed, pid, index) only, never on sharding, batch or machine; both generated sides start from
+    the same noise. `rgb` and `ir` are camera names; `photo` is the real RGB photo, relative to the plan's `photo_root`
+    (None when both sides are generated).
     """
 
     pair_id: str
@@ -149,7 +149,7 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class PairRecord:
-    """One finished pair: its spec, its files (relative to the dataset), their hashes and bytes, and what made them."""
+    """One finished pair: its spec, its files (relative to the dataset) with hashes and bytes, and the engine."""
 
     spec: PairSpec
     files: dict[str, str]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.models import add_lora, lora_shapes, set_lora_state
 from dive_fast.models.lora import lora_pairs
-from dive_fast.models.prompts import PromptBank
+from dive_fast.models.prompts import PromptEncoder
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Pipeline:
             raise InputError("diffusers: the model knows no prompts; fuse an adapter into it first (dive-fast fuse)")
         self._dtype, self._device, self._plan = DTYPES[precision], device, plan
         self._autocast, self._encode_each = autocast, encode_each
-        self._prompts = PromptBank(bundle.tokenizer, bundle.prompts)
+        self._prompts = PromptEncoder(bundle.tokenizer, bundle.prompts)
         self._kept: dict[Any, Tensor] = {}
         for module in (bundle.text_encoder, bundle.unet, bundle.vae):
             nn.Module.to(module, device, self._dtype)

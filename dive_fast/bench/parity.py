@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dive_fast.models.prompts import PromptBank
+from dive_fast.models.prompts import PromptEncoder
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, repeated
 from dive_fast.types import DiveError, InputError
 
@@ -88,7 +88,7 @@ def exact_images(
         nn.Module.to(module, device, dtype)
     if bundle.prompts is None:
         raise InputError("parity: the model knows no prompts; fuse an adapter into it first (dive-fast fuse)")
-    bank = PromptBank(bundle.tokenizer, bundle.prompts)
+    bank = PromptEncoder(bundle.tokenizer, bundle.prompts)
     schedule = Schedule.from_config(bundle.scheduler_config, plan.sampling.steps)
 
     def encode(ids: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dive_fast.sampling import repeated
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile
 
 if TYPE_CHECKING:
-    from dive_fast.models.prompts import PromptBank
+    from dive_fast.models.prompts import PromptEncoder
 
 TEXT_ROWS = 64  # prompts encoded per call; a run may have thousands
 ROWS_MAX = 1024  # of an engine whose networks name no limit: memory is the real one
@@ -43,7 +43,7 @@ class Engine(Protocol):
     """
 
     spec: EngineSpec
-    prompts: PromptBank
+    prompts: PromptEncoder
     scheduler_config: dict[str, Any]
     device: torch.device
     fingerprint: str
@@ -130,7 +130,7 @@ class EngineBase:
     """
 
     spec: EngineSpec
-    prompts: PromptBank
+    prompts: PromptEncoder
     scheduler_config: dict[str, Any]
     device: torch.device
     fingerprint: str

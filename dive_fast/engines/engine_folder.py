@@ -12,7 +12,7 @@ from torch import Tensor
 from dive_fast.engines.base import EngineBase, Geometry, on_device, row_inputs
 from dive_fast.engines.registry import Choice
 from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
-from dive_fast.models.prompts import PromptBank, PromptTable
+from dive_fast.models.prompts import PromptEncoder, PromptTable
 from dive_fast.sampling import repeated
 from dive_fast.types import EngineSpec, InputError, Profile, from_dict, to_dict
 
@@ -90,7 +90,7 @@ class EngineFiles:
 
     folder: Path
     spec: EngineSpec
-    prompts: PromptBank
+    prompts: PromptEncoder
     scheduler_config: dict[str, Any]
     geometry: Geometry
     text_width: int
@@ -124,7 +124,7 @@ def read_metadata(folder: Path, spec: EngineSpec, table: PromptTable, remedy: st
     return EngineFiles(
         folder=folder,
         spec=spec,
-        prompts=PromptBank(folder / "tokenizer", table),
+        prompts=PromptEncoder(folder / "tokenizer", table),
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json", "engine"),
         geometry=geometry,
         text_width=width,

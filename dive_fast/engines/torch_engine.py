@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dive_fast.engines.base import ROWS_MAX, Conditioning, Engine, EngineBase, Geometry, row_inputs
 from dive_fast.engines.registry import Choice
 from dive_fast.io import canonical_json, sha256_bytes
-from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptTable
+from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptEncoder, PromptTable
 from dive_fast.types import EngineSpec, InputError, Profile
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class TorchEngine(EngineBase):
         table = bundle.prompts or PromptTable((), (), DEFAULT_TEMPLATE, model, "")
         super().__init__(
             spec=spec,
-            prompts=PromptBank(bundle.tokenizer, table),
+            prompts=PromptEncoder(bundle.tokenizer, table),
             scheduler_config=bundle.scheduler_config,
             device=device,
             fingerprint=sha256_bytes(canonical_json([model, self.backend, precision]).encode()),

@@ -4,14 +4,14 @@ from dive_fast.models.adapter import Adapter, load_adapter, merge_identities, sa
 from dive_fast.models.bundle import ModelBundle, load_bundle, save_bundle
 from dive_fast.models.fuse import add_identity_tokens, fuse
 from dive_fast.models.lora import add_lora, has_lora, lora_shapes, lora_state, lora_targets, remove_lora, set_lora_state
-from dive_fast.models.prompts import DEFAULT_TEMPLATE, TEMPLATES, PromptBank, PromptKey, PromptTable, render
+from dive_fast.models.prompts import DEFAULT_TEMPLATE, TEMPLATES, PromptEncoder, PromptKey, PromptTable, render
 
 __all__ = [
     "DEFAULT_TEMPLATE",
     "TEMPLATES",
     "Adapter",
     "ModelBundle",
-    "PromptBank",
+    "PromptEncoder",
     "PromptKey",
     "PromptTable",
     "add_identity_tokens",

@@ -1,4 +1,4 @@
-"""What personalising learns: rows for each person and a LoRA for the cameras, with the base model they belong to.
+"""An adapter: vocabulary rows of the learned identities and a LoRA for the cameras, for one base model.
 
 A folder of `adapter.json`, `identities.safetensors` (`embeddings` [T, D]) and `lora.safetensors` (PEFT keys behind
 `unet.`, so plain diffusers' `load_lora_weights` reads that file too).
@@ -17,25 +17,24 @@ from dive_fast.io import read_json, write_json
 from dive_fast.models.files import fingerprint_of, read_tensors, replaced_folder, resolve, write_tensors
 from dive_fast.models.lora import check_rank, lora_pairs
 from dive_fast.models.phrase import ONE_WORD, Phrase
-from dive_fast.models.prompts import DEFAULT_TEMPLATE, check_vocabulary, find, parse_records
+from dive_fast.models.prompts import DEFAULT_TEMPLATE, check_vocabulary, find, parse_table
 from dive_fast.types import Camera, Identity, InputError, to_dict
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = "dive-fast adapter 2"
-_FIELDS = ("base_fingerprint", "identities", "cameras", "template", "phrase", "rank", "alpha", "facts")
+_METADATA = "facts"  # the key of `metadata` in files
 _UNET = "unet."
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """People and cameras learned on one base model. Checked when made: what does not fit raises `InputError`.
+    """Identities and cameras learned on one base model. Invalid or inconsistent fields raise `InputError`.
 
     `embeddings` is float32 [T, D], rows by the words of `identities[0]`, then `identities[1]`, ...; `lora` maps PEFT
-    keys to float32 A [rank, in] and B [out, rank]; `phrase` is how further people are put into words (`Phrase`), those
-    learned have it in their placeholders; `facts` are JSON notes on the training. Tensors are on the CPU and are not to
-    be changed.
+    keys to float32 A [rank, in] and B [out, rank]; `phrase` describes further identities (`Phrase`), those learned have
+    their own in the placeholder; `metadata` is JSON about the training. Tensors are on the CPU; do not change them.
     """
 
     base_fingerprint: str
@@ -47,7 +46,7 @@ class Adapter:
     alpha: float
     template: str = DEFAULT_TEMPLATE
     phrase: str = ONE_WORD
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_vocabulary(self.identities, self.cameras, [self.template], "adapter")
@@ -58,8 +57,8 @@ class Adapter:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of everything in the adapter but its facts."""
-        described = {key: value for key, value in _description(self).items() if key != "facts"}
+        """Hex SHA-256 of everything in the adapter but its metadata."""
+        described = {key: value for key, value in describe(self).items() if key != _METADATA}
         return fingerprint_of(described, {"identities/embeddings": self.embeddings, **self.lora})
 
 
@@ -88,22 +87,24 @@ def _check_lora(lora: dict[str, torch.Tensor], rank: int) -> None:
 
 
 def merge_identities(adapter: Adapter, identities: Sequence[Identity], rows: torch.Tensor) -> Adapter:
-    """A new adapter with further people, `rows` float [T, D] by their words; LoRA and the other rows stay bit for bit.
+    """Returns the adapter with further identities and their `rows`, float [T, D] by word; the rest stays bit for bit.
 
     A pid or placeholder that the adapter already holds, or another width, raises `InputError`.
     """
     import torch
 
     check_rows(identities, rows, "new identities")
-    if rows.shape[1] != adapter.embeddings.shape[1]:
-        widths = f"rows are {rows.shape[1]} wide, those of the adapter {adapter.embeddings.shape[1]}"
-        raise InputError(f"new identities: {widths}; learn them on the adapter's base model")
+    widths = rows.shape[1], adapter.embeddings.shape[1]
+    if widths[0] != widths[1]:
+        raise InputError(
+            f"new identities: rows are {widths[0]} wide, those of the adapter {widths[1]}; learn them on its base model"
+        )
     merged = torch.cat([adapter.embeddings, rows.detach().to("cpu", adapter.embeddings.dtype)])
     return replace(adapter, identities=(*adapter.identities, *identities), embeddings=merged)
 
 
 def subset(adapter: Adapter, pids: Sequence[str]) -> Adapter:
-    """A new adapter with only `pids`, in that order; an unknown one raises `InputError`."""
+    """Returns the adapter with only `pids`, in that order; an unknown one raises `InputError`."""
     known = {identity.pid: identity for identity in adapter.identities}
     kept = tuple(find(pid, known, "identities", "adapter") for pid in pids)
     row_of = {word: row for row, word in enumerate(w for identity in adapter.identities for w in identity.words)}
@@ -111,11 +112,31 @@ def subset(adapter: Adapter, pids: Sequence[str]) -> Adapter:
     return replace(adapter, identities=kept, embeddings=adapter.embeddings[rows])
 
 
-def _description(adapter: Adapter) -> dict[str, Any]:
-    values = {name: getattr(adapter, name) for name in _FIELDS}
-    values["identities"] = [to_dict(identity) for identity in adapter.identities]
-    values["cameras"] = [to_dict(camera) for camera in adapter.cameras]
-    return {"format": FORMAT, **values, "alpha": float(adapter.alpha)}
+def describe(adapter: Adapter) -> dict[str, Any]:
+    """Returns all but the tensors, as `adapter.json` holds it and `read_description` reads it."""
+    return {
+        "format": FORMAT,
+        "base_fingerprint": adapter.base_fingerprint,
+        "identities": [to_dict(identity) for identity in adapter.identities],
+        "cameras": [to_dict(camera) for camera in adapter.cameras],
+        "template": adapter.template,
+        "phrase": adapter.phrase,
+        "rank": adapter.rank,
+        "alpha": float(adapter.alpha),
+        _METADATA: adapter.metadata,
+    }
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Reads all fields of `Adapter` but its tensors; another format or a broken file raises `InputError`."""
+    data = read_json(path, "adapter")
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise InputError(f"{path}: format is {found!r}, this version reads {FORMAT!r}; make it again")
+    if not isinstance(data.get(_METADATA), dict):
+        raise InputError(f"{path}: {_METADATA} must be a JSON object, got {data.get(_METADATA)!r}")
+    fields = parse_table(data, ("base_fingerprint", "template", "phrase"), str(path))
+    return {**fields, "rank": data.get("rank"), "alpha": data.get("alpha"), "metadata": data[_METADATA]}
 
 
 def save_adapter(adapter: Adapter, path: Path | str, dtype: torch.dtype | None = None) -> None:
@@ -126,16 +147,16 @@ def save_adapter(adapter: Adapter, path: Path | str, dtype: torch.dtype | None =
     with replaced_folder(Path(path), lambda folder: (folder / "adapter.json").is_file()) as folder:
         write_tensors(folder / "identities.safetensors", {"embeddings": adapter.embeddings})
         write_tensors(folder / "lora.safetensors", diffusers_lora(adapter), dtype, diffusers_metadata(adapter))
-        write_json(folder / "adapter.json", _description(adapter))
+        write_json(folder / "adapter.json", describe(adapter))
 
 
 def diffusers_lora(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """The LoRA under the names that diffusers reads."""
+    """Returns the LoRA under the names that diffusers reads."""
     return {_UNET + key: tensor for key, tensor in adapter.lora.items()}
 
 
 def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
-    """The header from which diffusers learns rank and alpha; without it, it assumes alpha = rank."""
+    """Returns the header from which diffusers reads rank and alpha; without it, it assumes alpha = rank."""
     targets = sorted({key.split(".lora_")[0] for key in adapter.lora})
     config = {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": targets}
     config |= {"rank_pattern": {}, "alpha_pattern": {}}  # diffusers 0.37 does not open a header without them
@@ -143,44 +164,22 @@ def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
 
 
 def load_adapter(path: Path | str) -> Adapter:
-    """The adapter in a folder, float32; "pocket" is the one shipped with the package.
+    """Reads the adapter in a folder, as float32; "pocket" is the one shipped with the package.
 
-    A missing, broken or inconsistent file raises `InputError` that says which and what was expected.
+    A missing, broken or inconsistent file raises `InputError` with its name and what was expected.
     """
     folder = resolve(path, "pocket-adapter")
     if not (folder / "adapter.json").is_file():
         raise InputError(f"adapter {folder} has no adapter.json; give a folder that `dive-fast personalize` wrote")
-    data = read_json(folder / "adapter.json", "adapter")
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise InputError(f"adapter {folder}: format is {found!r}, this version reads {FORMAT!r}; make it again")
     try:
-        return _build(folder, data)
+        description = read_description(folder / "adapter.json")
+        tensors, lora = (read_tensors(folder / name) for name in ("identities.safetensors", "lora.safetensors"))
+        if set(tensors) != {"embeddings"}:
+            raise InputError(f"identities.safetensors must hold one tensor 'embeddings', found {sorted(tensors)}")
+        other = [key for key in lora if not key.startswith(_UNET)]
+        if other:
+            raise InputError(f"lora.safetensors: {len(other)} of {len(lora)} keys lack the prefix {_UNET!r}")
+        lora = {key.removeprefix(_UNET): tensor for key, tensor in lora.items()}
+        return Adapter(**description, embeddings=tensors["embeddings"], lora=lora)
     except InputError as error:
         raise InputError(f"adapter {folder} cannot be used: {error}") from error
-
-
-def _build(folder: Path, data: dict[str, Any]) -> Adapter:
-    kinds = {"base_fingerprint": str, "template": str, "phrase": str, "facts": dict}
-    for name, kind in kinds.items():
-        if not isinstance(data.get(name), kind):
-            raise InputError(f"adapter.json: {name} must be {kind.__name__}, got {data.get(name)!r}")
-    tensors = read_tensors(folder / "identities.safetensors")
-    if set(tensors) != {"embeddings"}:
-        raise InputError(f"identities.safetensors must hold one tensor 'embeddings', found {sorted(tensors)}")
-    lora = read_tensors(folder / "lora.safetensors")
-    odd = sorted(key for key in lora if not key.startswith(_UNET))
-    if odd:
-        raise InputError(f"lora.safetensors: {len(odd)} of {len(lora)} keys lack the prefix 'unet.', first {odd[0]!r}")
-    return Adapter(
-        base_fingerprint=data["base_fingerprint"],
-        identities=parse_records(Identity, data.get("identities"), "adapter.json identities"),
-        cameras=parse_records(Camera, data.get("cameras"), "adapter.json cameras"),
-        template=data["template"],
-        phrase=data["phrase"],
-        rank=data.get("rank"),  # type: ignore[arg-type]  # checked by Adapter
-        alpha=data.get("alpha"),  # type: ignore[arg-type]
-        facts=data["facts"],
-        embeddings=tensors["embeddings"],
-        lora={key.removeprefix(_UNET): tensor for key, tensor in lora.items()},
-    )

@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.5 model as its parts: loaded from, and saved to, diffusers' layouts. Never the network."""
+"""A Stable Diffusion 1.5 model as its parts, loaded from and saved to diffusers' layouts. Never the network."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from dive_fast.io import read_json, write_json
 from dive_fast.models.files import (
     WEIGHTS,
+    config_file,
     fingerprint_of,
     load_network,
     load_tokenizer,
+    read_config,
     replaced_folder,
     resolve,
     write_tensors,
@@ -23,7 +25,7 @@ from dive_fast.models.files import (
 from dive_fast.models.lora import has_lora
 from dive_fast.models.prompts import PromptTable
 from dive_fast.models.single_file import load_parts
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError, InputError, to_dict
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +40,8 @@ PART_CLASSES = {
 }
 # Older transformers name the text encoder's tensors with this prefix, newer ones read both forms: files carry it.
 TEXT_PREFIX = "text_model."
-TEXT_CONFIG = (  # what changes the text encoder's numbers and does not show in the shapes of its tensors
-    "num_attention_heads",
-    "hidden_act",
-    "layer_norm_eps",
-)
+# What changes the text encoder's output but not the shapes of its tensors.
+TEXT_CONFIG = ("num_attention_heads", "hidden_act", "layer_norm_eps")
 EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim")
 
 
@@ -50,7 +49,7 @@ EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "
 class ModelBundle:
     """The parts of one model, float32, in eval mode, without gradients, on the CPU as loaded.
 
-    `prompts` is set for a fused model. `scheduler_config` is `scheduler_config.json` as it stands.
+    `prompts` is set for a fused model. `scheduler_config` holds `scheduler_config.json` unchanged.
     """
 
     tokenizer: Any
@@ -64,8 +63,8 @@ class ModelBundle:
     def fingerprint(self) -> str:
         """Hex SHA-256 of weights, configurations, vocabulary and prompts, the same on every machine.
 
-        It names the model as it was loaded: computed at the first use (about 10 s for SD 1.5) and then kept, so
-        identity tokens added for training do not change it. Raises `DiveError` if LoRA layers are already in place.
+        It names the model as loaded: computed at the first use (about 10 s for SD 1.5) and then kept, so identity tokens
+        added for training do not change it. Raises `DiveError` if LoRA layers are already in place.
         """
         if has_lora(self.unet):
             raise DiveError("the UNet already carries LoRA layers; read bundle.fingerprint before add_lora")
@@ -74,19 +73,17 @@ class ModelBundle:
             for part in WEIGHTS
             for name, tensor in getattr(self, part).state_dict().items()
         }
-        return fingerprint_of(self._facts(), tensors)
-
-    def _facts(self) -> dict[str, Any]:
         text_config = self.text_encoder.config
-        return {
+        metadata = {
             "unet": _settings(self.unet.config, type(self.unet).__name__),
             "vae": _settings(self.vae.config, type(self.vae).__name__),
             "text_encoder": {name: getattr(text_config, name) for name in TEXT_CONFIG},
             "scheduler": _settings(self.scheduler_config, str(self.scheduler_config.get("_class_name"))),
             "vocabulary": self.tokenizer.get_vocab(),
             "max_tokens": self.tokenizer.model_max_length,
-            "prompts": None if self.prompts is None else self.prompts.to_json(),
+            "prompts": None if self.prompts is None else to_dict(self.prompts),
         }
+        return fingerprint_of(metadata, tensors)
 
 
 def _canonical_name(name: str) -> str:
@@ -94,23 +91,23 @@ def _canonical_name(name: str) -> str:
 
 
 def _settings(config: Any, class_name: str) -> dict[str, Any]:
-    """The entries of a diffusers config that differ from its class's defaults, so a newer library adds nothing."""
+    """Returns the entries of a diffusers config that differ from its class's defaults: a newer library adds nothing."""
     import diffusers
 
-    plain = json.loads(json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}))
     cls = getattr(diffusers, class_name, None)
     parameters = inspect.signature(cls.__init__).parameters if cls is not None else {}
     defaults = {k: p.default for k, p in parameters.items() if p.default is not inspect.Parameter.empty}
     defaults = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
+    plain = json.loads(json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}))
     return {"class": class_name, **{k: v for k, v in plain.items() if k not in defaults or defaults[k] != v}}
 
 
 def load_bundle(path: Path | str, tokenizer: Path | str | None = None) -> ModelBundle:
-    """The model in a diffusers folder, or Stable Diffusion 1 in one `.safetensors` file; "pocket" is the shipped one.
+    """Loads a diffusers folder, or Stable Diffusion 1 in one `.safetensors` file; "pocket" is the shipped model.
 
-    Everything comes as float32 (files may be fp16), in eval mode, with gradients off. Reads safetensors only and
-    never the network. A single file has no vocabulary: that is looked for beside it, or in the folder `tokenizer`
-    (`single_file`). A missing, broken or unsupported part raises `InputError` that says what was found.
+    The networks are float32 (files may be fp16), in eval mode, with gradients off. Reads safetensors only and never the
+    network. A single file has no vocabulary: that lies beside it, or in the folder `tokenizer` (`single_file`). A
+    missing, broken or unsupported part raises `InputError` with what was found.
     """
     folder = resolve(path, "pocket-base")
     if folder.is_file():
@@ -132,7 +129,7 @@ def _from_folder(folder: Path) -> ModelBundle:
         text_encoder=load_network(folder, "text_encoder"),
         unet=load_network(folder, "unet"),
         vae=load_network(folder, "vae"),
-        scheduler_config=_scheduler_config(folder),
+        scheduler_config=read_config(config_file(folder, "scheduler"), "scheduler"),
         prompts=PromptTable.read(folder / "prompts.json") if (folder / "prompts.json").is_file() else None,
     )
 
@@ -156,68 +153,47 @@ def _check_model_index(folder: Path) -> None:
             raise InputError(f"model {folder}: {part} is a {cls}; supported: {', '.join(allowed)}")
 
 
-def _scheduler_config(folder: Path) -> dict[str, Any]:
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path, "scheduler")
-    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
-        raise InputError(f"scheduler: {path} names no _class_name; copy the model folder again")
-    return config
-
-
 def _mismatches(bundle: ModelBundle) -> list[str]:
-    """Why these parts cannot work together; empty if they can."""
+    """Returns why these parts cannot work together; empty if they can."""
     unet, vae, text = bundle.unet.config, bundle.vae.config, bundle.text_encoder.config
-    prediction = bundle.scheduler_config.get("prediction_type", "epsilon")
+    prediction, predictions = bundle.scheduler_config.get("prediction_type", "epsilon"), ("epsilon", "v_prediction")
     longest, tokens = text.max_position_embeddings, bundle.tokenizer.model_max_length
     vocabulary, rows = len(bundle.tokenizer), bundle.text_encoder.get_input_embeddings().weight.shape[0]
+    channels, latents = (unet.in_channels, unet.out_channels), vae.latent_channels
+    read, given = unet.cross_attention_dim, text.hidden_size
     extra = [name for name in EXTRA_INPUTS if unet.get(name) is not None]
-    checks = [
-        (
-            prediction in ("epsilon", "v_prediction"),
-            f"the UNet predicts {prediction!r}, needs 'epsilon' or 'v_prediction'",
-        ),
-        (
-            unet.in_channels == unet.out_channels == vae.latent_channels,
-            f"UNet {unet.in_channels} -> {unet.out_channels} channels, VAE latents {vae.latent_channels}, need equal",
-        ),
-        (
-            unet.cross_attention_dim == text.hidden_size,
-            f"UNet reads embeddings {unet.cross_attention_dim} wide, the text encoder gives {text.hidden_size}",
-        ),
-        (not extra, f"the UNet wants further inputs ({', '.join(extra)})"),
-        (tokens <= longest, f"the tokenizer pads to {tokens} tokens, the text encoder reads {longest}"),
-        (vocabulary <= rows, f"the tokenizer knows {vocabulary} tokens, the text encoder has {rows} rows"),
-    ]
-    return [problem for ok, problem in checks if not ok]
+    problems = {
+        f"the UNet predicts {prediction!r}, needs one of {predictions}": prediction not in predictions,
+        f"UNet {channels[0]} -> {channels[1]} channels, VAE latents {latents}, need equal": {*channels} != {latents},
+        f"UNet reads embeddings {read} wide, the text encoder gives {given}": read != given,
+        f"the UNet wants further inputs ({', '.join(extra)})": bool(extra),
+        f"the tokenizer pads to {tokens} tokens, the text encoder reads {longest}": tokens > longest,
+        f"the tokenizer knows {vocabulary} tokens, the text encoder has {rows} rows": vocabulary > rows,
+    }
+    return [problem for problem, found in problems.items() if found]
 
 
 def save_bundle(bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None = None) -> None:
     """Writes the model as a diffusers folder (safetensors), with `prompts.json` if it is fused; whole or not at all.
 
-    `dtype` casts the weights in the files, such as torch.float16 for shipping: read again, that is another model with
-    another fingerprint. Replaces a folder that this function wrote; any other that is not empty raises `InputError`.
+    `dtype` casts the weights in the files, such as torch.float16 for shipping; the rounded model has another fingerprint.
+    Replaces a folder that this function wrote; any other that is not empty raises `InputError`.
     """
     if has_lora(bundle.unet):
         raise DiveError(f"cannot save {path}: the UNet carries LoRA layers; remove_lora or fuse first")
     with replaced_folder(Path(path), _written_here) as folder:
         for part in ("unet", "vae"):
             module = getattr(bundle, part)
-            module.save_config(folder / part)
-            _forget_origin(folder / part / "config.json")
+            config = json.loads(module.to_json_string())
+            config.pop("_name_or_path", None)  # diffusers notes the folder that the model was read from
+            write_json(config_file(folder, part), config)
             write_tensors(folder / part / WEIGHTS[part], module.state_dict(), dtype)
         _save_text_encoder(bundle.text_encoder, folder / "text_encoder", dtype)
         bundle.tokenizer.save_pretrained(folder / "tokenizer")
-        write_json(folder / "scheduler" / "scheduler_config.json", bundle.scheduler_config)
+        write_json(config_file(folder, "scheduler"), bundle.scheduler_config)
         if bundle.prompts is not None:
             bundle.prompts.write(folder / "prompts.json")
         write_json(folder / "model_index.json", _model_index(bundle))
-
-
-def _forget_origin(path: Path) -> None:
-    """diffusers notes the folder that a model was read from: of no use elsewhere, and nobody else's business."""
-    config = read_json(path, "model config")
-    config.pop("_name_or_path", None)
-    write_json(path, config)
 
 
 def _save_text_encoder(text_encoder: Any, folder: Path, dtype: torch.dtype | None) -> None:
@@ -237,15 +213,11 @@ def _model_index(bundle: ModelBundle) -> dict[str, Any]:
         "_class_name": PIPELINE,
         "_diffusers_version": diffusers.__version__,
         "_dive_fast": "save_bundle",  # marks the folder as one that may be replaced; diffusers ignores it
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
         "requires_safety_checker": False,
-        "safety_checker": [None, None],
+        **{part: [None, None] for part in ("feature_extractor", "image_encoder", "safety_checker")},
+        **{part: ["transformers", PART_CLASSES[part][0]] for part in ("text_encoder", "tokenizer")},
+        **{part: ["diffusers", PART_CLASSES[part][0]] for part in ("unet", "vae")},
         "scheduler": ["diffusers", bundle.scheduler_config["_class_name"]],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
     }
 
 

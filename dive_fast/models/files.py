@@ -1,4 +1,4 @@
-"""Networks, tensors and folders on disk: read with clear errors, written whole or not at all, hashed."""
+"""Networks, tensors and folders on disk: read with errors that name the file, written whole or not at all, hashed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import brief, canonical_json, clear_disk_errors
+from dive_fast.io import brief, canonical_json, clear_disk_errors, read_json
 from dive_fast.types import DiveError, InputError
 
 if TYPE_CHECKING:
@@ -26,8 +26,21 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
 def resolve(path: Path | str, shipped: str) -> Path:
-    """The folder that `path` names; "pocket" is the one shipped with the package."""
+    """Returns the folder that `path` names; "pocket" is the one shipped with the package."""
     return ASSETS / shipped if str(path) == "pocket" else Path(path)
+
+
+def config_file(folder: Path, part: str) -> Path:
+    """The file in a model folder with the configuration of a network or of the scheduler."""
+    return folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+
+
+def read_config(path: Path, part: str) -> dict[str, Any]:
+    """Reads a configuration of diffusers or transformers; anything else raises `InputError`."""
+    config = read_json(path, part)
+    if not isinstance(config, dict) or (part == "scheduler" and not isinstance(config.get("_class_name"), str)):
+        raise InputError(f"{part}: {path} is no configuration of diffusers; copy it again")
+    return config
 
 
 def has_vocabulary(folder: Path) -> bool:
@@ -36,7 +49,7 @@ def has_vocabulary(folder: Path) -> bool:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The CLIP tokenizer in `folder`, added tokens included; missing or broken files -> `InputError`."""
+    """Loads the CLIP tokenizer in `folder` with its added tokens; missing or broken files raise `InputError`."""
     from transformers import CLIPTokenizer
 
     if not has_vocabulary(folder):
@@ -51,14 +64,17 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_network(folder: Path, part: str) -> Any:
-    """One network of the folder; tensors that are missing or have other shapes raise, never start random."""
-    variant = _weights_variant(folder / part, part)
+    """Loads one network of a model folder in float32; missing tensors or other shapes raise, and never start random."""
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    options["variant"] = _weights_variant(folder / part, part)
     with _quiet_transformers():
         try:
-            module, info = _from_pretrained(folder / part, part, variant)
+            cls, more = _network_class(part)
+            module, info = cls.from_pretrained(str(folder / part), **options, **more)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            detail = brief(error)
-            raise InputError(f"model {folder}: {part} cannot be loaded ({detail}); copy the folder again") from error
+            raise InputError(
+                f"model {folder}: {part} cannot be loaded ({brief(error)}); copy the folder again"
+            ) from error
     wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
     if wrong:
         raise InputError(
@@ -68,8 +84,21 @@ def load_network(folder: Path, part: str) -> Any:
     return module.float().eval().requires_grad_(False)
 
 
+def _network_class(part: str) -> tuple[Any, dict[str, bool]]:
+    """Returns the class of a network and the options that only its library has."""
+    if part == "text_encoder":
+        from transformers import CLIPTextModel
+
+        return CLIPTextModel, {}
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.utils import is_accelerate_available
+
+    cls = UNet2DConditionModel if part == "unet" else AutoencoderKL
+    return cls, {"low_cpu_mem_usage": bool(is_accelerate_available())}  # without it, diffusers warns each time
+
+
 def _weights_variant(folder: Path, part: str) -> str | None:
-    """None for the plain file name, "fp16" where only that one was downloaded; every weights file opened to check."""
+    """Returns None for the plain file name, "fp16" if only that one is there; opens every weights file to check it."""
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
         check_safetensors(file)
@@ -82,29 +111,9 @@ def _weights_variant(folder: Path, part: str) -> str | None:
     raise InputError(f"model part {folder} has no {plain} (found {found}); convert its weights to safetensors first")
 
 
-def _from_pretrained(folder: Path, part: str, variant: str | None) -> tuple[Any, dict[str, Any]]:
-    options: dict[str, Any] = {"variant": variant, "use_safetensors": True, "local_files_only": True}
-    if part == "text_encoder":
-        from transformers import CLIPTextModel
-
-        cls: Any = CLIPTextModel
-    else:
-        cls, options["low_cpu_mem_usage"] = _diffusers_class(part)
-    module, info = cls.from_pretrained(str(folder), output_loading_info=True, **options)
-    return module, info
-
-
-def _diffusers_class(part: str) -> tuple[Any, bool]:
-    """The class, and whether accelerate is there to load it in place: without, diffusers would warn each time."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.utils import is_accelerate_available
-
-    return UNet2DConditionModel if part == "unet" else AutoencoderKL, bool(is_accelerate_available())
-
-
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """transformers draws a bar for every load; the commands here draw their own."""
+    """Turns off transformers' progress bar of each load; the commands here draw their own."""
     from transformers.utils import logging
 
     was_on = logging.is_progress_bar_enabled()
@@ -130,7 +139,7 @@ def check_safetensors(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file on the CPU as float32; a missing or broken file -> `InputError`."""
+    """Reads all tensors of a safetensors file as float32 on the CPU; a missing or broken file raises `InputError`."""
     from safetensors.torch import load_file
 
     check_safetensors(path)
@@ -147,7 +156,7 @@ def write_tensors(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `tensors` as safetensors, floating-point ones cast to `dtype` if given (fp16 halves what is shipped)."""
+    """Writes `tensors` as safetensors, floating-point ones cast to `dtype` if given (fp16 halves shipped files)."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -163,15 +172,15 @@ def write_tensors(
     path.chmod(0o644)  # safetensors leaves its files readable by their owner only
 
 
-def fingerprint_of(facts: Any, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex SHA-256 over JSON facts and tensors as float32: the same on every machine and for every storage order."""
-    hashes = {name: [list(tensor.shape), _tensor_hash(tensor)] for name, tensor in tensors.items()}
-    return hashlib.sha256(canonical_json([facts, hashes]).encode()).hexdigest()
+def fingerprint_of(metadata: Any, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 over JSON `metadata` and tensors as float32: the same on every machine and for every storage order."""
 
+    def digest(tensor: torch.Tensor) -> str:
+        array = tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False)
+        return hashlib.sha256(array.tobytes()).hexdigest()
 
-def _tensor_hash(tensor: torch.Tensor) -> str:
-    array = tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False)
-    return hashlib.sha256(array.tobytes()).hexdigest()
+    hashes = {name: [list(tensor.shape), digest(tensor)] for name, tensor in tensors.items()}
+    return hashlib.sha256(canonical_json([metadata, hashes]).encode()).hexdigest()
 
 
 @contextmanager

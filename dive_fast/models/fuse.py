@@ -1,4 +1,4 @@
-"""People and cameras written into the model itself: new vocabulary rows, LoRA added to the weights. No PEFT is left."""
+"""Fuses an adapter into its base model: new vocabulary rows, and the LoRA added to the weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dive_fast.models.adapter import Adapter, check_rows
 from dive_fast.models.bundle import ModelBundle
@@ -22,26 +22,34 @@ def add_identity_tokens(bundle: ModelBundle, identities: Sequence[Identity], row
     """Gives each word of the identities its own vocabulary row, in place, and returns the token ids.
 
     `rows` is float [T, D] by word, D the text encoder's width; the old rows stay bit for bit, gradients stay off. A word
-    that the tokenizer already knows, or rows of another shape, raises `InputError` before anything is changed.
+    that the tokenizer already knows, or rows of another shape, raises `InputError` before anything changes.
     """
     check_new_tokens(bundle, identities, rows)
-    bundle.fingerprint  # noqa: B018  # taken before the change: it names the model as loaded
-    return _insert_tokens(bundle.tokenizer, bundle.text_encoder, identities, rows)
+    bundle.fingerprint  # noqa: B018  # computed before the change, since it names the model as loaded
+    return _insert_tokens(bundle, identities, rows)
 
 
-def _insert_tokens(tokenizer: Any, text_encoder: Any, identities: Sequence[Identity], rows: torch.Tensor) -> list[int]:
+def _insert_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: torch.Tensor) -> list[int]:
     import torch
     from tokenizers import AddedToken
 
     # not normalized: matched in the raw text as one whole token, before lower-casing and splitting
     words = [word for identity in identities for word in identity.words]
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
-    table = text_encoder.get_input_embeddings().weight
+    bundle.tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    table = bundle.text_encoder.get_input_embeddings().weight
     grown = torch.cat([table.detach(), rows.detach().to(table.device, table.dtype)])
-    embedding = torch.nn.Embedding.from_pretrained(grown, freeze=True)
-    text_encoder.set_input_embeddings(embedding)
-    text_encoder.config.vocab_size = grown.shape[0]
-    return [tokenizer.convert_tokens_to_ids(word) for word in words]
+    bundle.text_encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(grown, freeze=True))
+    bundle.text_encoder.config.vocab_size = grown.shape[0]
+    return [bundle.tokenizer.convert_tokens_to_ids(word) for word in words]
+
+
+def check_base(trained_on: str, bundle: ModelBundle, what: str) -> None:
+    """Raises `InputError` unless `trained_on` is the fingerprint of `bundle`."""
+    if trained_on != bundle.fingerprint:
+        raise InputError(
+            f"{what} belongs to base {trained_on[:12]}…, this base is {bundle.fingerprint[:12]}…;"
+            " give the base model it was trained on"
+        )
 
 
 def check_new_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: torch.Tensor) -> None:
@@ -62,8 +70,7 @@ def check_new_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: 
             f"the tokenizer already knows {len(known)} of {len(words)} placeholders, first {known[0]!r};"
             " start from a base model without them or choose other placeholders"
         )
-    if len(tokenizer) != table.shape[0]:
-        # the next ids the tokenizer gives out would not be the next rows of the table
+    if len(tokenizer) != table.shape[0]:  # a new token's id would not be that of its row
         raise InputError(
             f"the tokenizer knows {len(tokenizer)} tokens but the text encoder has {table.shape[0]} rows;"
             " use a model folder whose tokenizer and text encoder belong together"
@@ -71,37 +78,29 @@ def check_new_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: 
 
 
 def fuse(bundle: ModelBundle, adapter: Adapter, scale: float = 1.0) -> ModelBundle:
-    """A new bundle that knows the adapter's people and cameras; the given one is untouched.
+    """Returns a new bundle with the adapter's identities and cameras, without PEFT; `bundle` is untouched.
 
-    LoRA is added as scale * alpha / rank * B A, in float64, then rounded once to the weight's dtype. An adapter trained
-    on another base, or one that does not fit, raises `InputError`; a UNet that carries LoRA layers `DiveError`.
+    Adds scale * alpha / rank * B A to each weight, in float64, and rounds once to the weight's dtype. An adapter of
+    another base, or one that does not fit, raises `InputError`; a UNet that carries LoRA layers `DiveError`.
     """
+    import torch
+
     if not math.isfinite(scale):
         raise InputError(f"fuse: scale must be a finite number, got {scale!r}; 1.0 is as trained")
     if has_lora(bundle.unet):
         raise DiveError("fuse: the UNet already carries LoRA layers; remove_lora first")
-    if adapter.base_fingerprint != bundle.fingerprint:
-        raise InputError(
-            f"the adapter was trained on base {adapter.base_fingerprint[:12]}…, this base is"
-            f" {bundle.fingerprint[:12]}…; give the base model it was trained on"
-        )
+    check_base(adapter.base_fingerprint, bundle, "the adapter")
     check_lora_state(bundle.unet, adapter.lora, adapter.rank)
     check_new_tokens(bundle, adapter.identities, adapter.embeddings)
     prompts = PromptTable(
         adapter.identities, adapter.cameras, adapter.template, adapter.base_fingerprint, adapter.fingerprint
     )
-    fused = replace(copy.deepcopy(bundle), prompts=prompts)  # replace: the copy's cached fingerprint is not kept
-    _insert_tokens(fused.tokenizer, fused.text_encoder, adapter.identities, adapter.embeddings)
-    _add_to_weights(fused.unet, adapter, scale)
-    return fused
-
-
-def _add_to_weights(unet: Any, adapter: Adapter, scale: float) -> None:
-    import torch
-
+    fused = replace(copy.deepcopy(bundle), prompts=prompts)  # `replace` drops the copy's cached fingerprint
+    _insert_tokens(fused, adapter.identities, adapter.embeddings)
     factor = scale * adapter.alpha / adapter.rank  # as PEFT scales it
     with torch.no_grad():
         for name, (a, b) in lora_pairs(adapter.lora).items():
-            weight = unet.get_submodule(name).weight
+            weight = fused.unet.get_submodule(name).weight
             product = b.to(weight.device).double() @ a.to(weight.device).double()
             weight.copy_(weight.double() + factor * product)
+    return fused

@@ -1,4 +1,4 @@
-"""LoRA on the attention of a UNet: put in by PEFT, read out and written back with every key counted.
+"""LoRA on the attention of a UNet: PEFT adds and removes it, and every key of a state is counted.
 
 A key is a linear's name plus `.lora_A.weight` [rank, in] or `.lora_B.weight` [out, rank], as PEFT names them.
 """
@@ -20,12 +20,18 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 def lora_targets(unet: Any) -> list[str]:
-    """Names of the linears that carry LoRA: to_q, to_k, to_v, to_out.0 of every attn1 and attn2."""
-    return [name for name, _ in unet.named_modules() if _TARGETS.fullmatch(name)]
+    """Returns the names of the linears that carry LoRA: to_q, to_k, to_v, to_out.0 of every attn1 and attn2.
+
+    A UNet without them raises `InputError`.
+    """
+    names = [name for name, _ in unet.named_modules() if _TARGETS.fullmatch(name)]
+    if not names:
+        raise InputError("LoRA: the UNet has no attention (to_q, to_k, to_v, to_out.0); use another base model")
+    return names
 
 
 def lora_shapes(unet: Any, rank: int) -> dict[str, tuple[int, int]]:
-    """The keys that LoRA of this rank has on `unet`, and their shapes."""
+    """Returns the keys of a LoRA of this rank on `unet`, and their shapes."""
     shapes: dict[str, tuple[int, int]] = {}
     for name in lora_targets(unet):
         linear = unet.get_submodule(name)
@@ -35,7 +41,7 @@ def lora_shapes(unet: Any, rank: int) -> dict[str, tuple[int, int]]:
 
 
 def lora_pairs(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A and B by linear; a key that is neither, or without its partner, raises `InputError`."""
+    """Returns A and B by linear; a key that is neither, or without its partner, raises `InputError`."""
     names = {key.removesuffix(_A).removesuffix(_B) for key in state}
     odd = sorted(key for key in state if not key.endswith((_A, _B)))
     odd += sorted(name for name in names if name + _A not in state or name + _B not in state)
@@ -59,17 +65,17 @@ def check_lora_state(unet: Any, state: Mapping[str, torch.Tensor], rank: int) ->
     """
     expected = lora_shapes(unet, rank)
     landed = expected.keys() & state.keys()
-    problems = [("fit no attention of this UNet", sorted(state.keys() - expected.keys()))]
-    problems += [("are missing", sorted(expected.keys() - state.keys()))]
-    problems += [("have another shape", sorted(k for k in landed if tuple(state[k].shape) != expected[k]))]
-    words = [f"{len(keys)} {what} (first {keys[0]!r})" for what, keys in problems if keys]
-    if words:
+    found = {
+        "fit no attention of this UNet": sorted(state.keys() - expected.keys()),
+        "are missing": sorted(expected.keys() - state.keys()),
+        "have another shape": sorted(k for k in landed if tuple(state[k].shape) != expected[k]),
+    }
+    problems = [f"{len(keys)} {problem} (first {keys[0]!r})" for problem, keys in found.items() if keys]
+    if problems:
         raise InputError(
-            f"LoRA of rank {rank}: {len(landed)} of {len(expected)} keys land, {'; '.join(words)};"
+            f"LoRA of rank {rank}: {len(landed)} of {len(expected)} keys land, {'; '.join(problems)};"
             " use the adapter with the base model it was trained on"
         )
-    if not landed:
-        raise InputError("LoRA: the UNet has no attention (to_q, to_k, to_v, to_out.0) that could carry it")
 
 
 def has_lora(unet: Any) -> bool:
@@ -77,10 +83,10 @@ def has_lora(unet: Any) -> bool:
 
 
 def add_lora(unet: Any, rank: int, alpha: float) -> list[torch.nn.Parameter]:
-    """Puts LoRA layers into `unet` in place (PEFT, A gaussian, B zero) and returns their parameters, all trainable.
+    """Adds LoRA layers to `unet` in place (PEFT, A gaussian, B zero) and returns their parameters, all trainable.
 
-    The UNet computes what it did before until B is trained. A bad rank or alpha, or a UNet without attention ->
-    `InputError`; LoRA already present -> `DiveError`.
+    With B zero, the output is unchanged. A bad rank or alpha, or a UNet without attention, raises `InputError`; LoRA
+    already present raises `DiveError`.
     """
     from peft import LoraConfig
 
@@ -88,14 +94,12 @@ def add_lora(unet: Any, rank: int, alpha: float) -> list[torch.nn.Parameter]:
     targets = lora_targets(unet)
     if has_lora(unet):
         raise DiveError("the UNet already carries LoRA layers; remove_lora first")
-    if not targets:
-        raise InputError("LoRA: the UNet has no attention (to_q, to_k, to_v, to_out.0) that could carry it")
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian"))
     return [parameter for name, parameter in unet.named_parameters() if ".lora_" in name]
 
 
 def lora_state(unet: Any) -> dict[str, torch.Tensor]:
-    """A copy of the LoRA in `unet`: PEFT keys, float32, on the CPU. No LoRA -> `DiveError`."""
+    """Returns a copy of the LoRA in `unet`: PEFT keys, float32, on the CPU. Without LoRA raises `DiveError`."""
     from peft.utils import get_peft_model_state_dict
 
     if not has_lora(unet):
@@ -104,7 +108,7 @@ def lora_state(unet: Any) -> dict[str, torch.Tensor]:
 
 
 def set_lora_state(unet: Any, state: Mapping[str, torch.Tensor]) -> None:
-    """Writes `state` into the LoRA layers of `unet`; a key that does not land or is left over raises `InputError`."""
+    """Writes `state` into the LoRA layers of `unet`; a missing or unknown key raises `InputError`."""
     import torch
 
     layers = {n.replace(".default.", "."): p for n, p in unet.named_parameters() if ".lora_" in n}
@@ -118,7 +122,7 @@ def set_lora_state(unet: Any, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def remove_lora(unet: Any) -> None:
-    """Takes the LoRA layers out of `unet` in place; its own weights are as before. No LoRA -> `DiveError`."""
+    """Removes the LoRA layers from `unet` in place and leaves its own weights; without LoRA raises `DiveError`."""
     if not has_lora(unet):
         raise DiveError("the UNet carries no LoRA layers to remove")
     unet.unload_lora()

@@ -1,4 +1,4 @@
-"""How a person is put into words: a phrase in which some words are learned for each person."""
+"""Phrases: text that describes an identity, in which some words are learned for each identity."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _PARTS = " , "
 
 @dataclass(frozen=True)
 class Phrase:
-    """Text in which braces mark the learned words: `{person}` a free vector that starts from that word, and
-    `{red|green|blue}` a mix of these words. `ONE_WORD` is DiVE's one free vector a person.
+    """Text in which braces mark the learned words.
 
-    In a phrase the frozen text encoder binds each learned word to its noun, as in any caption, and a mix of words cannot
-    leave the words' span. So a red coat is much the same vector for every person, and what the LoRA learns of it from a
-    few paired people holds for the others (docs/log.md). Yuan et al., arXiv 2306.00926, learn identities in such a span.
+    `{person}` is a free vector that starts from that word, `{red|green|blue}` a mix of these words. `ONE_WORD` is DiVE's
+    one free vector for each identity. In a phrase, the frozen text encoder binds each learned word to its noun, as in any
+    caption, and a mix cannot leave the span of its words. So a red coat is much the same vector for every identity, and
+    what the LoRA learns of it from a few paired identities holds for the others (docs/log.md). Yuan et al., arXiv
+    2306.00926, learn identities in such a span.
 
-    Text without a learned word, an empty mark, or one with `<` or `>` raises `InputError`.
+    Text without a learned word, with empty braces, or with `<` or `>` raises `InputError`.
     """
 
     text: str
@@ -43,21 +44,21 @@ class Phrase:
 
     @cached_property
     def choices(self) -> list[list[str]]:
-        """For each learned word, the one word that it starts from or the several that it mixes."""
+        """For each learned word, the word that it starts from or the words that it mixes."""
         return [slot.split("|") for slot in _SLOT.findall(self.text)]
 
     def identity(self, pid: str, name: str) -> Identity:
-        """The identity whose learned words are `<name>`, or `<name.0>`, `<name.1>`, ... where there are several."""
+        """Returns the identity whose learned words are `<name>`, or `<name.0>`, `<name.1>`, ... if there are several."""
         if len(self.choices) == 1:
             return Identity(pid, _SLOT.sub(f"<{name}>", self.text))
         numbers = iter(range(len(self.choices)))
         return Identity(pid, _SLOT.sub(lambda _: f"<{name}.{next(numbers)}>", self.text))
 
 
-def some_parts(placeholder: str, drop: float, rng: np.random.Generator) -> str:
-    """The phrase whole in two of five captions, else without each part (between " , ") with probability `drop`.
+def drop_parts(placeholder: str, drop: float, rng: np.random.Generator) -> str:
+    """Drops each part of a phrase (between " , ") with probability `drop`; two of five captions keep the whole phrase.
 
-    The first part always stays: it says that there is a person.
+    The first part always stays, since it names the person.
     """
     parts = placeholder.split(_PARTS)
     if drop <= 0 or len(parts) == 1 or rng.random() < 0.4:

@@ -1,12 +1,12 @@
-"""Prompts: which text stands for which person by which camera, and those texts encoded once each.
+"""Prompts: the text of an identity by a camera, its token ids and its embeddings.
 
-Nothing unknown passes as text: a person or camera that the model never learned raises instead of becoming letters.
+An identity or a camera that the model never learned raises instead of being spelled out as letters.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PromptKey = tuple[str, str] | None
-"""(pid, camera), or None for the empty prompt that guidance compares with."""
+"""(pid, camera), or None for the empty prompt of guidance."""
 
 DEFAULT_TEMPLATE = "a {cam} photo of a {token} person"
 
-# Captions for training: many sentences, so that the token and the code carry the meaning and not the words around them.
+# Captions for training: in many sentences, the token and the code carry the meaning, not the words around them.
 TEMPLATES: tuple[str, ...] = (
     DEFAULT_TEMPLATE,
     "{cam} photo, a {token} person",
@@ -53,7 +53,7 @@ _Named = TypeVar("_Named")
 
 
 def render(template: str, code: str, token: str) -> str:
-    """The prompt of one camera code and one identity token."""
+    """Returns the prompt of one camera code and one identity token."""
     return template.format(cam=code, token=token)
 
 
@@ -85,8 +85,21 @@ def check_vocabulary(
             raise InputError(f"{where}: template {template!r} must contain {{cam}} once and {{token}} once")
 
 
-def parse_records(cls: type[_Named], items: object, where: str) -> tuple[_Named, ...]:
-    """Flat records of text fields (Identity, Camera) from untrusted JSON."""
+def parse_table(data: object, texts: Sequence[str], where: str) -> dict[str, Any]:
+    """Returns the identities, cameras and `texts` fields of untrusted JSON; another type raises `InputError`."""
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}")
+    for name in texts:
+        if not isinstance(data.get(name), str):
+            raise InputError(f"{where}: {name} must be text, got {data.get(name)!r}")
+    records = {
+        "identities": _parse_records(Identity, data.get("identities"), f"{where} identities"),
+        "cameras": _parse_records(Camera, data.get("cameras"), f"{where} cameras"),
+    }
+    return {**{name: data[name] for name in texts}, **records}
+
+
+def _parse_records(cls: type[_Named], items: object, where: str) -> tuple[_Named, ...]:
     if not isinstance(items, list):
         raise InputError(f"{where}: expected a list of {cls.__name__}, got {type(items).__name__}")
     for item in items:
@@ -95,8 +108,8 @@ def parse_records(cls: type[_Named], items: object, where: str) -> tuple[_Named,
     return tuple(from_dict(cls, item, where) for item in items)
 
 
-def find(name: str, known: dict[str, _Named], kind: str, holder: str) -> _Named:
-    """The record called `name`, or `InputError` with the count and the nearest name."""
+def find(name: str, known: Mapping[str, _Named], kind: str, holder: str) -> _Named:
+    """Returns the record called `name`; an unknown name raises `InputError` with the count and the nearest name."""
     if name not in known:
         raise InputError(f"{holder} holds {len(known)} {kind}, {name!r} is not one of them{nearest(name, known)}")
     return known[name]
@@ -104,7 +117,7 @@ def find(name: str, known: dict[str, _Named], kind: str, holder: str) -> _Named:
 
 @dataclass(frozen=True)
 class PromptTable:
-    """`prompts.json`: everything that turns (pid, camera) into text, and which base and adapter it belongs to."""
+    """`prompts.json`: what turns (pid, camera) into text, and the base model and adapter that it belongs to."""
 
     identities: tuple[Identity, ...]
     cameras: tuple[Camera, ...]
@@ -124,42 +137,27 @@ class PromptTable:
         return {camera.name: camera for camera in self.cameras}
 
     def identity(self, pid: str) -> Identity:
-        """The identity called `pid`; unknown -> `InputError` with the count and the nearest."""
         return find(pid, self._by_pid, "identities", "the model")
 
     def camera(self, name: str) -> Camera:
-        """The camera called `name`; unknown -> `InputError` with the count and the nearest."""
         return find(name, self._by_camera, "cameras", "the model")
 
     def prompt(self, pid: str, camera: str) -> str:
         return render(self.template, self.camera(camera).code, self.identity(pid).placeholder)
 
-    def to_json(self) -> dict[str, Any]:
-        return to_dict(self)
-
-    @classmethod
-    def from_json(cls, data: object, where: str) -> PromptTable:
-        """The table in untrusted JSON; anything missing, unknown or of the wrong type -> `InputError`."""
-        if not isinstance(data, dict):
-            raise InputError(f"{where}: expected a JSON object for PromptTable, got {type(data).__name__}")
-        data = dict(data)
-        for name, kind in (("identities", Identity), ("cameras", Camera)):
-            data[name] = parse_records(kind, data.get(name), f"{where} {name}")
-        for name in ("template", "base_fingerprint", "adapter_fingerprint"):
-            if not isinstance(data.get(name), str):
-                raise InputError(f"{where}: {name} must be text, got {data.get(name)!r}")
-        return from_dict(cls, data, where)
-
     @classmethod
     def read(cls, path: Path | str) -> PromptTable:
-        return cls.from_json(read_json(path, "prompts"), str(path))
+        """Reads `prompts.json`; anything missing, unknown or of the wrong type raises `InputError`."""
+        data = read_json(path, "prompts")
+        parsed = parse_table(data, ("template", "base_fingerprint", "adapter_fingerprint"), str(path))
+        return from_dict(cls, {**data, **parsed}, str(path))
 
     def write(self, path: Path | str) -> None:
-        write_json(path, self.to_json())
+        write_json(path, to_dict(self))
 
 
-class PromptBank:
-    """The prompts of a model, as text, as token ids and as embeddings; each distinct prompt is encoded once.
+class PromptEncoder:
+    """The prompts of a model as text, token ids and embeddings; each distinct prompt is encoded once.
 
     `tokenizer` is a CLIP tokenizer that knows the table's placeholders, or the folder of one, read at the first use.
     """
@@ -182,11 +180,11 @@ class PromptBank:
         return added
 
     def prompt(self, pid: str, camera: str) -> str:
-        """The text of `pid` by `camera`; an unknown one -> `InputError` with the count and the nearest."""
+        """Returns the text of `pid` by `camera`; an unknown one raises `InputError` with the count and the nearest."""
         return self.table.prompt(pid, camera)
 
     def token_ids(self, keys: Sequence[PromptKey]) -> Tensor:
-        """Token ids of `keys`, padded to the model's length: int64 [P, L].
+        """Returns the token ids of `keys`, padded to the model's length: int64 [P, L].
 
         Raises `InputError` for an unknown key, a placeholder that the tokenizer lacks, or a prompt that is too long.
         """
@@ -196,9 +194,9 @@ class PromptBank:
         return torch.tensor(ids, dtype=torch.int64).reshape(len(ids), self.tokenizer.model_max_length)
 
     def encode(self, encode_text: Callable[[Tensor], Tensor], keys: Sequence[PromptKey]) -> tuple[Tensor, Tensor]:
-        """Embeddings of the U distinct keys, in the order they first occur, and the row of each of the P keys.
+        """Returns the embeddings of the U distinct keys, by first occurrence, and the row of each of the P keys.
 
-        `encode_text` takes token ids int64 [U, L] and gives embeddings [U, L, D]; the rows come back as int64 [P].
+        `encode_text` maps token ids int64 [U, L] to embeddings [U, L, D]; the rows are int64 [P].
         """
         import torch
 
@@ -214,13 +212,10 @@ class PromptBank:
             raise InputError(
                 f"prompt {text!r} has {len(ids)} tokens and the model reads {length}; shorten the template or the code"
             )
-        if key is not None:
-            for word in self.table.identity(key[0]).words:
-                self._check_word(word, ids)
+        for word in self.table.identity(key[0]).words if key is not None else ():
+            token = self._added_tokens.get(word)
+            if token is None or ids.count(token) != 1:  # the word would be spelled out, and the image be of nobody
+                raise InputError(
+                    f"the tokenizer does not read {word!r} as one token; fuse the adapter into its base again"
+                )
         return ids
-
-    def _check_word(self, word: str, ids: list[int]) -> None:
-        """A word of a placeholder that is not one token would be spelled out, and the image would be of nobody."""
-        known = self._added_tokens.get(word)
-        if known is None or ids.count(known) != 1:
-            raise InputError(f"the tokenizer does not read {word!r} as one token; fuse the adapter into its base again")

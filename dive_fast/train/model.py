@@ -11,7 +11,7 @@ import numpy as np
 from dive_fast.models.adapter import Adapter, merge_identities
 from dive_fast.models.fuse import add_identity_tokens
 from dive_fast.models.lora import add_lora, lora_state, remove_lora, set_lora_state
-from dive_fast.models.phrase import Phrase, some_parts
+from dive_fast.models.phrase import Phrase, drop_parts
 from dive_fast.models.prompts import TEMPLATES, check_vocabulary, render
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.diffusion import DiffusionLoss, noisy_batch
@@ -78,7 +78,7 @@ class Captions:
         elif kind < config.empty_captions + config.bare_code:
             text = self._code[sample.camera]
         else:
-            identity = some_parts(self._placeholder[sample.pid], config.phrase_drop, rng)
+            identity = drop_parts(self._placeholder[sample.pid], config.phrase_drop, rng)
             text = render(self._templates[which], self._code[sample.camera], identity)
         return self.tokenize(text)
 
@@ -207,7 +207,7 @@ class PersonalizedModel:
         rows = self.rows().detach().cpu()
         if self.init_from is not None:
             merged = merge_identities(self.init_from, self.prompts.identities, rows)
-            return replace(merged, facts={**self.init_from.facts, "onto": metadata, "run": metadata["run"]})
+            return replace(merged, metadata={**self.init_from.metadata, "onto": metadata, "run": metadata["run"]})
         state = lora_state(self.bundle.unet)
         remove_lora(self.bundle.unet)
         return Adapter(
@@ -220,5 +220,5 @@ class PersonalizedModel:
             alpha=float(self.config.rank),
             template=self.prompts.templates[0],
             phrase=self.prompts.phrase.text,
-            facts=metadata,
+            metadata=metadata,
         )

@@ -84,7 +84,7 @@ def finished_adapter(out: Path, run: str) -> Adapter | None:
     if not (out / "adapter.json").exists():
         return None
     adapter = load_adapter(out)
-    if adapter.facts.get("run") != run:
+    if adapter.metadata.get("run") != run:
         raise InputError(f"{out} holds an adapter of other data or settings; choose another --out or delete it")
     return adapter
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_fast.io import atomic_path
-from dive_fast.models.prompts import PromptBank
+from dive_fast.models.prompts import PromptEncoder
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.train.config import Precision
 from dive_fast.train.contact_sheet import contact_sheet
@@ -70,7 +70,7 @@ class ImageSampler:
             return to_pixels(vae.decode(latents.to(device) / float(vae.config.scaling_factor)).sample)
 
 
-def write_sheet(sampler: ImageSampler, prompts: PromptBank, identities: int, out: Path) -> None:
+def write_sheet(sampler: ImageSampler, prompts: PromptEncoder, identities: int, out: Path) -> None:
     """Samples some identities, spread evenly, in every camera and writes the PNG file `out`.
 
     An identity's images start from equal noise in all cameras and on every sheet.

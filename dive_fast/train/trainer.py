@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_fast.distributed import check_launcher, leading
-from dive_fast.models.prompts import PromptBank, PromptTable
+from dive_fast.models.prompts import PromptEncoder, PromptTable
 from dive_fast.tensorboard import require_tensorboard
 from dive_fast.train.cameras import cameras_of
 from dive_fast.train.config import PersonalizeConfig
@@ -171,7 +171,7 @@ class Trainer:
         if not samples.sheet_every:
             return None
         table = PromptTable(prompts.identities, self.cameras, prompts.templates[0], self.model.base_fingerprint, "")
-        bank = PromptBank(self.bundle.tokenizer, table)
+        bank = PromptEncoder(self.bundle.tokenizer, table)
 
         def write(step: int) -> None:
             write_sheet(self.sampler, bank, samples.sheet_people, phase.work / f"{phase.name}-{step:08d}.png")

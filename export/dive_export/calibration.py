@@ -56,7 +56,7 @@ def sampling_inputs(
     `graph` is the UNet part that will read them, of any form; float32 arrays, in the order of its inputs.
     Raises `InputError` for keys that the model does not know.
     """
-    from dive_fast.models.prompts import PromptBank
+    from dive_fast.models.prompts import PromptEncoder
 
     if bundle.prompts is None:
         raise InputError("calibration: the model has no prompts.json; fuse an adapter into the base first")
@@ -72,7 +72,7 @@ def sampling_inputs(
         return out
 
     with torch.no_grad():
-        embeddings, index = PromptBank(bundle.tokenizer, bundle.prompts).encode(
+        embeddings, index = PromptEncoder(bundle.tokenizer, bundle.prompts).encode(
             lambda ids: bundle.text_encoder(ids, return_dict=True).last_hidden_state, [None, *keys]
         )
         eps = guided(eps_rows, index[1:], int(index[0]), sampling.guidance, sampling.guided_timesteps(schedule))

@@ -80,7 +80,7 @@ def test_the_pages_commands_lead_from_published_files_to_pairs(
     assert (done["import"]["landed"], done["import"]["linears"], done["import"]["dropped"]) == (32, 32, [])
     assert done["import"]["cameras"] == list(CODES)
     assert done["import again"]["fingerprint"] == done["import"]["fingerprint"]  # the codes named, the same adapter
-    assert done["plan"]["pairs"] + done["plan again"]["pairs"] == 3  # both people; and 0534, who has a photo
+    assert done["plan"]["pairs"] + done["plan again"]["pairs"] == 3  # both identities; and 0534, which has a photo
     assert done["synth"]["images"] == 4
     assert done["verify"]["problems"] == []
     python = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -113,22 +113,18 @@ def test_import_says_what_it_left_out(run: Run, published: Path, tiny_base: Path
     out = tmp_path / "adapter"
     code, _, error = run("import", folder, "--model", tiny_base, "--out", out)
     assert code == 2
-    assert "an adapter has no place for 25 of text encoder, first 'text_encoder.layers.0.q_proj'" in error
+    assert "25 of text encoder, first 'text_encoder.layers.0.q_proj'" in error
     assert not out.exists()
     code, text, error = run("import", folder, "--model", tiny_base, "--out", out, "--drop-unsupported")
     assert code == 0
-    lines = error.splitlines()
-    lines = lines[lines.index("left out, as no adapter holds it: 25 layers, all named in adapter.json") :]
-    assert (lines[1], lines[21]) == ("  text_encoder.layers.0.q_proj", "  and 5 more")
-    assert lines[22] == "8 attention linears have no LoRA in the file and stay as in the base"
-    assert text.startswith(
-        f"adapter {out}: 2 identities, LoRA of rank 4 on 24 of 32 attention linears, cameras cam1 (rgb W5Eq)"
-    )
+    assert "25 layers" in error and "text_encoder.layers.0.q_proj" in error and "5 more" in error
+    assert re.search("^8 .*attention", error, re.MULTILINE)
+    assert str(out) in text and "2 identities" in text and "rank 4 on 24 of 32" in text and "cam1 (rgb W5Eq)" in text
     assert len(json.loads((out / "adapter.json").read_text())["facts"]["imported"]["dropped"]) == 25
 
 
 @pytest.mark.slow
-def test_a_single_file_base_and_people_that_join(
+def test_a_single_file_base_and_identities_that_join(
     step: Callable[..., dict[str, Any]], published: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     import torch
@@ -139,14 +135,11 @@ def test_a_single_file_base_and_people_that_join(
     single = write_single_file(load_bundle(tiny_base), tmp_path / "model.safetensors")
     one = ("--model", single, "--tokenizer", tiny_base)
     made = step("import", published, *one, "--out", tmp_path / "a")
-    assert (
-        made["fingerprint"] == step("import", published, "--model", tiny_base, "--out", tmp_path / "b")["fingerprint"]
-    )
+    from_folder = step("import", published, "--model", tiny_base, "--out", tmp_path / "b")
+    assert made["fingerprint"] == from_folder["fingerprint"]
     fused = step("fuse", *one, "--adapter", tmp_path / "a", "--out", tmp_path / "fused")
-    assert (
-        fused["fingerprint"]
-        == step("fuse", "--model", tiny_base, "--adapter", tmp_path / "a", "--out", tmp_path / "f")["fingerprint"]
-    )
+    from_folder = step("fuse", "--model", tiny_base, "--adapter", tmp_path / "a", "--out", tmp_path / "f")
+    assert fused["fingerprint"] == from_folder["fingerprint"]
     torch.save({"<ann>": torch.ones(2, 32)}, tmp_path / "ann.bin")
     joined = step("import", tmp_path / "ann.bin", *one, "--init-from", tmp_path / "a", "--out", tmp_path / "c")
     assert (made["identities"], joined["identities"]) == (2, 3)
@@ -154,29 +147,20 @@ def test_a_single_file_base_and_people_that_join(
     assert (exported["identities"], exported["rank"]) == (1, 4)
 
 
-class _Touches:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., int], tuple[str]]:
-        return os.system, (f"touch {self.path}",)
-
-
-def test_a_pickle_with_orders_runs_none_and_leaves_no_adapter(
+def test_a_pickle_that_calls_something_leaves_no_adapter(
     run: Run, published: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     import torch
 
+    from tests.support.models import CallsWhenOpened
+
     folder = Path(shutil.copytree(published, tmp_path / "lora_ti"))
     path, trace = folder / "learned_embeds-steps-last.bin", tmp_path / "trace"
     state = torch.load(path, weights_only=True)
-    torch.save({**state, "step": _Touches(trace)}, path)
+    torch.save({**state, "step": CallsWhenOpened(os.system, f"touch {trace}")}, path)
     code, out, error = run("import", folder, "--model", tiny_base, "--out", tmp_path / "adapter")
     assert (code, out) == (2, "")
-    said = (
-        f"dive-fast: {path} is a pickle that runs {os.system.__module__}.system when it is opened, so it was not opened"
-    )
-    assert error.splitlines()[-1].startswith(said)
+    assert str(path) in error and f"{os.system.__module__}.system" in error
     assert not trace.exists()
     assert not (tmp_path / "adapter").exists()
 
@@ -184,11 +168,11 @@ def test_a_pickle_with_orders_runs_none_and_leaves_no_adapter(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["import", "nowhere", "--out", "a"], "nowhere does not exist or is no file; give a LoRA or embedding file"),
-        (["import", "x.bin", "--out", "a", "--camera", "cam3"], "write NAME=rgb:CODE or NAME=ir:CODE, as cam3=ir:8miP"),
+        (["import", "nowhere", "--out", "a"], "nowhere"),
+        (["import", "x.bin", "--out", "a", "--camera", "cam3"], "--camera 'cam3'"),
         (["import", "--out", "a"], "Missing argument"),
-        (["export-adapter", "--adapter", "nowhere", "--out", "a"], "nowhere has no adapter.json"),
-        (["export-adapter", "--adapter", "a", "--out", "b", "--layout", "a1111"], "'a1111' is not one of"),
+        (["export-adapter", "--adapter", "nowhere", "--out", "a"], "nowhere"),
+        (["export-adapter", "--adapter", "a", "--out", "b", "--layout", "a1111"], "'a1111'"),
     ],
     ids=["no source", "camera", "no argument", "no adapter", "layout"],
 )

@@ -2,28 +2,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from dive_fast.models import add_identity_tokens, add_lora, fuse, load_bundle, save_bundle
-from dive_fast.models.files import ASSETS, WEIGHTS, resolve
+from dive_fast.models.files import WEIGHTS
 from dive_fast.types import DiveError, Identity, InputError
+from tests.support.models import assert_same_tensors, edit_json, edit_tensors, truncate
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    save_file(change(tensors), path, metadata={"format": "pt"})
 
 
 def test_parts_are_float32_frozen_and_in_eval_mode(bundle):
@@ -39,32 +30,15 @@ def test_parts_equal_those_that_diffusers_loads(base_folder, bundle):
 
     pipe = StableDiffusionPipeline.from_pretrained(base_folder, safety_checker=None, local_files_only=True)
     for part in WEIGHTS:
-        theirs, ours = getattr(pipe, part).state_dict(), getattr(bundle, part).state_dict()
-        assert theirs.keys() == ours.keys()
-        assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+        assert_same_tensors(getattr(pipe, part).state_dict(), getattr(bundle, part).state_dict())
     assert pipe.tokenizer.get_vocab() == bundle.tokenizer.get_vocab()
 
 
-def test_loading_never_opens_a_socket(base_folder, monkeypatch):
-    def refuse(*_args: object, **_kwargs: object) -> None:
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    load_bundle(base_folder)
-
-
-def test_loading_leaves_the_random_state_alone(base_folder):
+def test_neither_network_nor_random_numbers_are_used(base_folder, no_network):
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     load_bundle(base_folder)
     assert torch.equal(before, torch.random.get_rng_state())
-
-
-def test_pocket_names_the_shipped_folder():
-    assert resolve("pocket", "pocket-base") == ASSETS / "pocket-base"
-    assert resolve("other", "pocket-base") == Path("other")
-    assert ASSETS.parent.name == "dive_fast"
 
 
 @pytest.mark.parametrize("variant", ["", ".fp16"], ids=["plain-name", "fp16-name"])
@@ -147,11 +121,8 @@ def test_stable_diffusion_2s_kind_is_read_from_a_folder(folder, tmp_path):
     """Linear projections, heads by block, GELU and v-prediction; and an adapter fuses into it."""
     from diffusers import UNet2DConditionModel
 
-    config = {
-        **json.loads((folder / "unet/config.json").read_text()),
-        "use_linear_projection": True,
-        "attention_head_dim": [2, 4],
-    }
+    config = json.loads((folder / "unet/config.json").read_text())
+    config |= {"use_linear_projection": True, "attention_head_dim": [2, 4]}
     UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
     edit_json(folder / "text_encoder/config.json", hidden_act="gelu")
     edit_json(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
@@ -191,21 +162,17 @@ def test_fingerprint_names_the_model_as_loaded(bundle, base_folder):
     assert loaded.fingerprint == bundle.fingerprint  # taken by add_identity_tokens before its change
     add_lora(bundle.unet, rank=2, alpha=2)
     del bundle.fingerprint
-    with pytest.raises(DiveError, match=r"read bundle\.fingerprint before add_lora"):
+    with pytest.raises(DiveError, match="LoRA"):
         _ = bundle.fingerprint
 
 
-def test_save_and_load_are_exact(bundle, tmp_path):
+def test_save_and_load_are_exact(bundle, base_folder, tmp_path):
     save_bundle(bundle, tmp_path / "saved")
-    again = load_bundle(tmp_path / "saved")
-    assert again.fingerprint == bundle.fingerprint
-    assert again.scheduler_config == bundle.scheduler_config
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["saved"]  # no temporary folder is left
-
-
-def test_a_saved_folder_does_not_tell_where_the_model_was_read(bundle, base_folder, tmp_path):
-    save_bundle(bundle, tmp_path / "again")
-    texts = [path.read_text() for path in (tmp_path / "again").rglob("*.json")]
+    loaded = load_bundle(tmp_path / "saved")
+    assert loaded.fingerprint == bundle.fingerprint
+    assert loaded.scheduler_config == bundle.scheduler_config
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]  # no temporary folder is left
+    texts = [path.read_text() for path in (tmp_path / "saved").rglob("*.json")]
     assert len(texts) > 5 and not any(str(base_folder.parent) in text for text in texts)
 
 
@@ -239,11 +206,10 @@ def test_save_replaces_its_own_folder_and_no_other(bundle, folder, tmp_path):
     save_bundle(bundle, tmp_path / "saved")
     assert not (tmp_path / "saved" / "stray.txt").exists()
     before = sorted(folder.rglob("*"))
-    with pytest.raises(InputError, match="was not written by dive-fast"):
-        save_bundle(bundle, folder)  # someone's base model, whole as it is
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="was not written by dive-fast"):
-        save_bundle(bundle, tmp_path / "file")
+    for other in (folder, tmp_path / "file"):
+        with pytest.raises(InputError, match=str(other)):
+            save_bundle(bundle, other)
     assert sorted(folder.rglob("*")) == before
 
 
@@ -253,23 +219,11 @@ def test_a_failed_save_leaves_the_old_folder(bundle, tmp_path):
     bundle.scheduler_config = {"_class_name": "PNDMScheduler", "beta_end": float("nan")}
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_bundle(bundle, tmp_path / "saved")
+    add_lora(bundle.unet, rank=2, alpha=2)
+    with pytest.raises(DiveError, match="remove_lora"):
+        save_bundle(bundle, tmp_path / "saved")
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
     load_bundle(tmp_path / "saved")
-
-
-def test_save_refuses_lora_layers(bundle, tmp_path):
-    add_lora(bundle.unet, rank=2, alpha=2)
-    with pytest.raises(DiveError, match="remove_lora or fuse first"):
-        save_bundle(bundle, tmp_path / "saved")
-    assert not (tmp_path / "saved").exists()
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def to_bin(path: Path) -> None:
-    path.rename(path.with_name("pytorch_model.bin"))
 
 
 def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -278,28 +232,30 @@ def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def with_other_shape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    tensors["conv_in.weight"] = tensors["conv_in.weight"][:, :3].contiguous()
-    return tensors
+    return {**tensors, "conv_in.weight": tensors["conv_in.weight"][:, :3].contiguous()}
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (shutil.rmtree, "is not a folder"),
-    "no model_index": (lambda f: (f / "model_index.json").unlink(), r"no model_index\.json \(found .*unet"),
-    "index not JSON": (lambda f: (f / "model_index.json").write_text("{"), "is not valid JSON"),
+    "no folder": (shutil.rmtree, "not a folder"),
+    "no model_index": (lambda f: (f / "model_index.json").unlink(), r"model_index\.json .*unet"),
+    "index not JSON": (lambda f: (f / "model_index.json").write_text("{"), r"model_index\.json"),
     "SDXL": (
         lambda f: edit_json(f / "model_index.json", _class_name="StableDiffusionXLPipeline"),
-        "is a StableDiffusionXLPipeline; only StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
     ),
     "other unet class": (
         lambda f: edit_json(f / "model_index.json", unet=["diffusers", "UNet3DConditionModel"]),
-        "unet is a UNet3DConditionModel; supported: UNet2DConditionModel",
+        "unet is a UNet3DConditionModel; .*UNet2DConditionModel",
     ),
-    "no unet folder": (lambda f: shutil.rmtree(f / "unet"), "has no unet"),
-    "no unet config": (lambda f: (f / "unet/config.json").unlink(), "unet cannot be loaded"),
-    "null vae": (lambda f: edit_json(f / "model_index.json", vae=[None, None]), "has no vae"),
-    "pickled unet": (lambda f: to_bin(f / "unet" / WEIGHTS["unet"]), r"no .*safetensors \(found config\.json, pytorch"),
-    "truncated unet": (lambda f: truncate(f / "unet" / WEIGHTS["unet"]), "is not a whole safetensors file"),
-    "truncated text": (lambda f: truncate(f / "text_encoder/model.safetensors"), "is not a whole safetensors file"),
+    "no unet folder": (lambda f: shutil.rmtree(f / "unet"), "no unet"),
+    "no unet config": (lambda f: (f / "unet/config.json").unlink(), "unet"),
+    "null vae": (lambda f: edit_json(f / "model_index.json", vae=[None, None]), "no vae"),
+    "pickled unet": (
+        lambda f: (f / "unet" / WEIGHTS["unet"]).rename(f / "unet/pytorch_model.bin"),
+        "no .*safetensors .*pytorch_model.bin",
+    ),
+    "truncated unet": (lambda f: truncate(f / "unet" / WEIGHTS["unet"]), "unet/.*safetensors"),
+    "truncated text": (lambda f: truncate(f / "text_encoder/model.safetensors"), r"model\.safetensors"),
     "unet lacks a tensor": (lambda f: edit_tensors(f / "unet" / WEIGHTS["unet"], without_one), "unet lacks 1 tensor"),
     "vae lacks a tensor": (lambda f: edit_tensors(f / "vae" / WEIGHTS["vae"], without_one), "vae lacks 1 tensor"),
     "text lacks a tensor": (
@@ -308,42 +264,41 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unet of another shape": (
         lambda f: edit_tensors(f / "unet" / WEIGHTS["unet"], with_other_shape),
-        r"unet cannot be loaded \(.*conv_in\.weight",
+        r"unet .*conv_in\.weight",
     ),
     "text of another width": (
         lambda f: edit_json(f / "text_encoder/config.json", intermediate_size=48),
-        "text_encoder (cannot be loaded|lacks)",
+        "text_encoder",
     ),
-    "no vocabulary": (lambda f: (f / "tokenizer/vocab.json").unlink(), "neither tokenizer.json nor vocab.json"),
-    "broken vocabulary": (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "tokenizer .* cannot be read"),
+    "no vocabulary": (lambda f: (f / "tokenizer/vocab.json").unlink(), "tokenizer.json nor vocab.json"),
+    "broken vocabulary": (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "tokenizer"),
     "no token limit": (
         lambda f: (f / "tokenizer/tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}'),
-        "gives no model_max_length",
+        "model_max_length",
     ),
     "too many tokens": (
         lambda f: edit_json(f / "tokenizer/tokenizer_config.json", model_max_length=77),
-        "pads to 77 tokens, the text encoder reads 32",
+        "77 tokens.* 32",
     ),
-    "no scheduler config": (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "does not exist"),
+    "no scheduler config": (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "scheduler_config.json"),
     "scheduler without class": (
         lambda f: (f / "scheduler/scheduler_config.json").write_text("{}"),
-        "names no _class_name",
+        "scheduler_config.json",
     ),
     "sample prediction": (
         lambda f: edit_json(f / "scheduler/scheduler_config.json", prediction_type="sample"),
-        "predicts 'sample', needs 'epsilon' or 'v_prediction'",
+        "'sample'.*'epsilon'",
     ),
-    "broken prompts": (lambda f: (f / "prompts.json").write_text("[]"), "expected a JSON object for PromptTable"),
+    "broken prompts": (lambda f: (f / "prompts.json").write_text("[]"), "prompts.json"),
 }
 
 
-@pytest.mark.parametrize(("break_it", "words"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_folder_is_named(break_it, words, folder):
+@pytest.mark.parametrize(("break_it", "part"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_folder_is_named(break_it, part, folder):
     break_it(folder)
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=f"^[^\n]*{part}[^\n]*$") as caught:
         load_bundle(folder)
     assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_parts_of_different_models_are_named(folder, bundle, tmp_path):
@@ -351,5 +306,5 @@ def test_parts_of_different_models_are_named(folder, bundle, tmp_path):
 
     config = dict(bundle.vae.config, latent_channels=6)
     AutoencoderKL.from_config(config).save_pretrained(folder / "vae")
-    with pytest.raises(InputError, match="UNet 8 -> 8 channels, VAE latents 6"):
+    with pytest.raises(InputError, match="8 -> 8 channels.* 6"):
         load_bundle(folder)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dive_fast.models import (
-    PromptBank,
+    PromptEncoder,
     PromptTable,
     add_identity_tokens,
     add_lora,
@@ -18,7 +18,7 @@ from dive_fast.models import (
     set_lora_state,
 )
 from dive_fast.types import DiveError, Identity, InputError
-from tests.support.adapters import run
+from tests.support.models import assert_same_tensors, run_unet
 from tests.support.tiny import LATENT_SHAPE, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
 
 
@@ -36,11 +36,11 @@ def test_fused_equals_the_active_adapter(alpha, scale, bundle, adapter):
     adapter = replace(adapter, alpha=alpha)
     fused = fuse(bundle, adapter, scale).unet
     active = with_active_adapter(bundle.unet, adapter, scale)
-    truth = run(active.double())
+    truth = run_unet(active.double())
     # the weights are rounded to float32 once, so the float64 copies agree to that rounding only
-    plain = (run(active.float()).double() - truth).abs().max()
-    assert (run(fused).double() - truth).abs().max() <= 2 * plain
-    assert (scale == 0) == torch.equal(run(fused), run(bundle.unet))
+    plain = (run_unet(active.float()).double() - truth).abs().max()
+    assert (run_unet(fused).double() - truth).abs().max() <= 2 * plain
+    assert (scale == 0) == torch.equal(run_unet(fused), run_unet(bundle.unet))
 
 
 def test_in_float64_fused_and_active_agree_to_rounding(bundle, adapter):
@@ -48,7 +48,7 @@ def test_in_float64_fused_and_active_agree_to_rounding(bundle, adapter):
     adapter = replace(adapter, alpha=10.0)
     fused, active = fuse(bundle, adapter, 0.7).unet, with_active_adapter(bundle.unet, adapter, 0.7)
     assert next(fused.parameters()).dtype == torch.float64
-    torch.testing.assert_close(run(fused), run(active), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(run_unet(fused), run_unet(active), rtol=1e-10, atol=1e-10)
 
 
 def test_one_weight_by_hand(bundle, adapter):
@@ -68,7 +68,7 @@ def test_the_given_bundle_is_untouched_and_no_peft_is_left(bundle, adapter):
     vocabulary, fingerprint = bundle.tokenizer.get_vocab(), bundle.fingerprint
     fused = fuse(bundle, adapter)
     for part in parts:
-        assert all(torch.equal(t, before[part][name]) for name, t in getattr(bundle, part).state_dict().items())
+        assert_same_tensors(getattr(bundle, part).state_dict(), before[part])
     assert bundle.tokenizer.get_vocab() == vocabulary
     assert bundle.prompts is None
     del bundle.fingerprint
@@ -79,14 +79,14 @@ def test_the_given_bundle_is_untouched_and_no_peft_is_left(bundle, adapter):
     for part in parts:
         assert not getattr(fused, part).training
         assert not any(p.requires_grad for p in getattr(fused, part).parameters())
-    assert all(torch.equal(t, before["vae"][name]) for name, t in fused.vae.state_dict().items())
+    assert_same_tensors(fused.vae.state_dict(), before["vae"])
 
 
-def test_people_get_their_rows_and_old_rows_stay(bundle, adapter):
+def test_identities_get_their_rows_and_old_rows_stay(bundle, adapter):
     fused = fuse(bundle, adapter)
     old, new = (b.text_encoder.get_input_embeddings().weight for b in (bundle, fused))
     assert torch.equal(new[: len(old)], old)
-    ids = [fused.tokenizer.convert_tokens_to_ids(person.placeholder) for person in adapter.identities]
+    ids = [fused.tokenizer.convert_tokens_to_ids(identity.placeholder) for identity in adapter.identities]
     assert ids == [len(old), len(old) + 1, len(old) + 2]
     assert torch.equal(new[ids], adapter.embeddings)
     assert len(fused.tokenizer) == len(new) == fused.text_encoder.config.vocab_size
@@ -116,64 +116,53 @@ def test_fused_folder_opens_here_and_in_plain_diffusers(bundle, adapter, tmp_pat
 
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "fused", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    bank = PromptBank(again.tokenizer, again.prompts)
-    embeddings, _ = bank.encode(lambda ids: again.text_encoder(ids)[0], [("0002", "cam3"), None])
+    encoder = PromptEncoder(again.tokenizer, again.prompts)
+    embeddings, _ = encoder.encode(lambda ids: again.text_encoder(ids)[0], [("0002", "cam3"), None])
     latents = torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     options = {"num_inference_steps": 3, "latents": latents, "output_type": "latent"}
-    by_text = pipe(bank.prompt("0002", "cam3"), **options).images
+    by_text = pipe(encoder.prompt("0002", "cam3"), **options).images
     by_embedding = pipe(prompt_embeds=embeddings[:1], negative_prompt_embeds=embeddings[1:], **options).images
     assert torch.equal(by_text, by_embedding)
-    assert not torch.allclose(pipe(bank.prompt("0001", "cam3"), **options).images, by_text)
+    assert not torch.allclose(pipe(encoder.prompt("0001", "cam3"), **options).images, by_text)
 
 
 def test_another_base_is_refused(bundle, adapter, tmp_path):
     other = load_bundle(tiny_bundle_folder(tmp_path / "other", seed=9))
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=f"{bundle.fingerprint[:12]}.*{other.fingerprint[:12]}"):
         fuse(other, adapter)
-    ours, theirs = bundle.fingerprint[:12], other.fingerprint[:12]
-    assert f"trained on base {ours}…, this base is {theirs}…;" in str(caught.value)
 
 
-def test_a_lora_that_does_not_land_is_refused(bundle, adapter):
-    fewer = dict(list(adapter.lora.items())[2:])
-    with pytest.raises(InputError, match="62 of 64 keys land, 2 are missing"):
-        fuse(bundle, replace(adapter, lora=fewer))
-
-
-def test_an_adapter_of_another_width_is_refused(bundle, adapter):
-    with pytest.raises(InputError, match="5 wide, this text encoder's 32"):
+def test_adapters_and_models_that_cannot_be_fused_are_refused(bundle, adapter):
+    with pytest.raises(InputError, match="62 of 64 .* 2 are missing"):
+        fuse(bundle, replace(adapter, lora=dict(list(adapter.lora.items())[2:])))
+    with pytest.raises(InputError, match="5 wide.* 32"):
         fuse(bundle, replace(adapter, embeddings=torch.zeros(3, 5)))
-
-
-@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
-def test_a_scale_that_is_no_number_is_refused(scale, bundle, adapter):
-    with pytest.raises(InputError, match="scale must be a finite number"):
-        fuse(bundle, adapter, scale)
-
-
-def test_a_unet_with_lora_is_refused(bundle, adapter):
+    for scale in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"scale.* {scale}"):
+            fuse(bundle, adapter, scale)
     add_lora(bundle.unet, rank=2, alpha=2)
-    with pytest.raises(DiveError, match="already carries LoRA layers"):
+    with pytest.raises(DiveError, match="LoRA layers"):
         fuse(bundle, adapter)
 
 
 def test_tokens_that_clash_change_nothing(bundle):
     add_identity_tokens(bundle, [Identity("0001", "<class_0>")], torch.ones(1, TEXT_WIDTH))
     size, table = len(bundle.tokenizer), bundle.text_encoder.get_input_embeddings().weight
-    people = [Identity("0002", "<class_1>"), Identity("0003", "<class_0>")]
-    with pytest.raises(InputError, match="already knows 1 of 2 placeholders, first '<class_0>'"):
-        add_identity_tokens(bundle, people, torch.ones(2, TEXT_WIDTH))
-    with pytest.raises(InputError, match="occurs more than once"):
-        add_identity_tokens(bundle, [people[0], people[0]], torch.ones(2, TEXT_WIDTH))
-    with pytest.raises(InputError, match=r"1 identities with 1 words need embeddings \[1, width\]"):
-        add_identity_tokens(bundle, people[:1], torch.ones(2, TEXT_WIDTH))
+    new, clashing = Identity("0002", "<class_1>"), Identity("0003", "<class_0>")
+    for identities, part in [
+        ([new, clashing], "1 of 2 .*'<class_0>'"),
+        ([new, new], "'0002'"),
+        ([new], r"1 words.* \[2, 32\]"),
+    ]:
+        with pytest.raises(InputError, match=part):
+            add_identity_tokens(bundle, identities, torch.ones(2, TEXT_WIDTH))
     assert len(bundle.tokenizer) == size
     assert bundle.text_encoder.get_input_embeddings().weight is table
 
 
 def test_tokens_and_rows_out_of_step_are_refused(bundle):
     bundle.tokenizer.add_tokens(["<stray>"])
-    with pytest.raises(InputError, match="knows 525 tokens but the text encoder has 524 rows"):
+    with pytest.raises(InputError, match="525 tokens.* 524 rows"):
         add_identity_tokens(bundle, [Identity("0001", "<class_0>")], torch.ones(1, TEXT_WIDTH))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from dive_fast.models import add_lora, has_lora, lora_shapes, lora_state, lora_targets, remove_lora, set_lora_state
 from dive_fast.types import DiveError, InputError
-from tests.support.adapters import run
+from tests.support.models import assert_same_tensors, run_unet
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 
 
@@ -30,9 +30,9 @@ def test_sd15_has_128_targets():
 
 
 def test_new_lora_changes_nothing_and_alone_is_trainable(bundle):
-    before = run(bundle.unet)
+    before = run_unet(bundle.unet)
     parameters = add_lora(bundle.unet, rank=3, alpha=6.0)
-    assert torch.equal(run(bundle.unet), before)
+    assert torch.equal(run_unet(bundle.unet), before)
     trainable = [p for p in bundle.unet.parameters() if p.requires_grad]
     assert {id(p) for p in trainable} == {id(p) for p in parameters}
     assert len(parameters) == 64
@@ -48,74 +48,62 @@ def test_gradients_reach_every_b(bundle):
 
 def test_state_goes_in_and_comes_out_unchanged(bundle, adapter):
     add_lora(bundle.unet, rank=adapter.rank, alpha=adapter.alpha)
-    before = run(bundle.unet)
+    before = run_unet(bundle.unet)
     set_lora_state(bundle.unet, adapter.lora)
     state = lora_state(bundle.unet)
-    assert state.keys() == adapter.lora.keys()
-    assert all(torch.equal(state[key], adapter.lora[key]) for key in state)
-    assert not torch.allclose(run(bundle.unet), before)
+    assert_same_tensors(state, adapter.lora)
+    assert not torch.allclose(run_unet(bundle.unet), before)
     state[next(iter(state))].zero_()  # a copy: the layers keep theirs
-    assert all(torch.equal(tensor, adapter.lora[key]) for key, tensor in lora_state(bundle.unet).items())
+    assert_same_tensors(lora_state(bundle.unet), adapter.lora)
 
 
 def test_removed_lora_leaves_the_unet_as_it_was(bundle, adapter):
-    before, output = copy.deepcopy(bundle.unet.state_dict()), run(bundle.unet)
+    before, output = copy.deepcopy(bundle.unet.state_dict()), run_unet(bundle.unet)
     add_lora(bundle.unet, rank=adapter.rank, alpha=adapter.alpha)
     set_lora_state(bundle.unet, adapter.lora)
     assert has_lora(bundle.unet)
     remove_lora(bundle.unet)
     assert not has_lora(bundle.unet)
-    after = bundle.unet.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert torch.equal(run(bundle.unet), output)
+    assert_same_tensors(bundle.unet.state_dict(), before)
+    assert torch.equal(run_unet(bundle.unet), output)
     add_lora(bundle.unet, rank=2, alpha=1)  # and it can carry another
 
 
-def as_old_diffusers(key: str) -> str:
-    """The layout of released checkpoints, of which current diffusers loads nothing, with a warning only."""
-    return key.replace(".to_", ".processor.to_").replace(".lora_A", "_lora.down").replace(".lora_B", "_lora.up")
-
-
 STATES = {
-    "empty": (lambda s: {}, "0 of 64 keys land, 64 are missing"),
-    "old layout": (lambda s: {as_old_diffusers(k): t for k, t in s.items()}, "0 of 64 keys land, 64 fit no attention"),
-    "prefixed": (lambda s: {"unet." + k: t for k, t in s.items()}, r"64 fit no attention .*first 'unet\.down_blocks"),
-    "one missing": (lambda s: dict(list(s.items())[1:]), "63 of 64 keys land, 1 are missing"),
-    "one too many": (lambda s: {**s, "extra": torch.zeros(1)}, r"1 fit no attention of this UNet \(first 'extra'\)"),
-    "one of another shape": (
-        lambda s: {**s, next(iter(s)): torch.zeros(5, 5)},
-        "64 of 64 keys land, 1 have another shape",
-    ),
+    "empty": (lambda s: {}, "0 of 64 .* 64 are missing"),
+    "prefixed": (lambda s: {"unet." + k: t for k, t in s.items()}, r"0 of 64 .* 64 fit .*'unet\.down_blocks"),
+    "one missing": (lambda s: dict(list(s.items())[1:]), "63 of 64 .* 1 are missing"),
+    "one too many": (lambda s: {**s, "extra": torch.zeros(1)}, r"1 fit .*'extra'"),
+    "one of another shape": (lambda s: {**s, next(iter(s)): torch.zeros(5, 5)}, "64 of 64 .* 1 .*shape"),
 }
 
 
-@pytest.mark.parametrize(("change", "words"), STATES.values(), ids=STATES.keys())
-def test_a_state_that_does_not_land_whole_is_refused(change, words, bundle, adapter):
+@pytest.mark.parametrize(("change", "part"), STATES.values(), ids=STATES.keys())
+def test_a_state_that_does_not_land_whole_is_refused(change, part, bundle, adapter):
     add_lora(bundle.unet, rank=adapter.rank, alpha=adapter.alpha)
     before = lora_state(bundle.unet)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=part):
         set_lora_state(bundle.unet, change(adapter.lora))
-    assert all(torch.equal(tensor, before[key]) for key, tensor in lora_state(bundle.unet).items())
+    assert_same_tensors(lora_state(bundle.unet), before)
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(0, 1.0), (-2, 1.0), (1.5, 1.0), (True, 1.0), (2, 0.0), (2, float("nan"))])
 def test_a_bad_rank_or_alpha_is_refused(rank, alpha, bundle):
-    with pytest.raises(InputError, match="must be a"):
+    with pytest.raises(InputError, match="rank|alpha"):
         add_lora(bundle.unet, rank=rank, alpha=alpha)
     assert not has_lora(bundle.unet)
 
 
 def test_a_unet_without_attention_is_refused():
-    with pytest.raises(InputError, match="has no attention"):
+    with pytest.raises(InputError, match="no attention"):
         add_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), rank=1, alpha=1)
 
 
 @pytest.mark.slow
 def test_lora_twice_or_absent_is_refused(bundle, adapter):
     for call in (lora_state, remove_lora, lambda unet: set_lora_state(unet, adapter.lora)):
-        with pytest.raises(DiveError, match="carries no LoRA layers"):
+        with pytest.raises(DiveError, match="no LoRA layers"):
             call(bundle.unet)
     add_lora(bundle.unet, rank=2, alpha=2)
-    with pytest.raises(DiveError, match="already carries LoRA layers"):
+    with pytest.raises(DiveError, match="remove_lora"):
         add_lora(bundle.unet, rank=2, alpha=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from dive_fast.models import fuse, load_bundle, save_bundle
+from dive_fast.models.files import ASSETS
 from dive_fast.models.interop import import_adapter
-from dive_fast.models.single_file import _CONFIGS
 from dive_fast.types import InputError
-from tests.support.adapters import run
 from tests.support.ldm import ldm_tensors, write_single_file
-from tests.support.lora_layouts import CAMERAS, write_lora, write_person
+from tests.support.lora_layouts import CAMERAS, write_identity, write_lora
+from tests.support.models import assert_same_tensors, run_unet, truncate
 
 UNET = "model.diffusion_model."
 
@@ -25,9 +24,7 @@ UNET = "model.diffusion_model."
 @pytest.fixture
 def beside(base_folder: Path, tmp_path: Path) -> Path:
     """A folder without weights: the configurations and the vocabulary of the base model."""
-    folder = tmp_path / "sd"
-    shutil.copytree(base_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    return folder
+    return Path(shutil.copytree(base_folder, tmp_path / "sd", ignore=shutil.ignore_patterns("*.safetensors")))
 
 
 @pytest.fixture
@@ -41,11 +38,10 @@ def test_one_file_is_the_model_of_the_folder(bundle, single, beside):
         assert loaded.fingerprint == bundle.fingerprint
         for part in ("unet", "vae", "text_encoder"):
             ours, theirs = getattr(loaded, part), getattr(bundle, part)
-            assert ours.state_dict().keys() == theirs.state_dict().keys()
-            assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+            assert_same_tensors(ours.state_dict(), theirs.state_dict())
             assert not ours.training
             assert not any(p.requires_grad for p in ours.parameters())
-        assert torch.equal(run(loaded.unet), run(bundle.unet))
+        assert torch.equal(run_unet(loaded.unet), run_unet(bundle.unet))
         ids = torch.arange(64).reshape(2, 32)
         assert torch.equal(loaded.text_encoder(ids)[0], bundle.text_encoder(ids)[0])
 
@@ -60,19 +56,17 @@ def test_diffusers_reads_the_file_alike(single, beside, bundle):
 
 
 def test_the_file_works_wherever_a_folder_does(bundle, single, adapter, tmp_path):
-    person = write_person(tmp_path / "person.safetensors", adapter)
+    identity = write_identity(tmp_path / "identity.safetensors", adapter)
     lora = write_lora(tmp_path / "lora.safetensors", adapter, "kohya")
     loaded = load_bundle(single)
-    fused = fuse(loaded, import_adapter(loaded, [person, lora], CAMERAS).adapter)
+    fused = fuse(loaded, import_adapter(loaded, [identity, lora], CAMERAS).adapter)
     save_bundle(fused, tmp_path / "fused")
     assert load_bundle(tmp_path / "fused").fingerprint == fused.fingerprint
     save_bundle(loaded, tmp_path / "folder")
     assert load_bundle(tmp_path / "folder").fingerprint == bundle.fingerprint
 
 
-def test_neither_network_nor_random_numbers_are_used(single, monkeypatch):
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: pytest.fail("the network was asked"))
+def test_neither_network_nor_random_numbers_are_used(single, no_network):
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     load_bundle(single)
@@ -99,9 +93,8 @@ def test_averaged_weights_are_taken_where_there_are_some(bundle, beside):
     path = write_single_file(bundle, beside / "both.safetensors", **ema, **more)
     state = load_bundle(path).unet.state_dict()
     assert all(torch.equal(state[name], tensor + 1) for name, tensor in bundle.unet.state_dict().items())
-    left_out = min(ema)
-    write_single_file(bundle, path, **{**ema, left_out: None}, **more)
-    with pytest.raises(InputError, match=f"1 averaged weights are missing, first {left_out}"):
+    write_single_file(bundle, path, **{**ema, averaged(UNET + "out.2.bias"): None}, **more)
+    with pytest.raises(InputError, match=r"1 of \d+ tensors of the unet .* conv_out.bias .*missing"):
         load_bundle(path)
 
 
@@ -113,102 +106,67 @@ def test_without_configurations_it_is_stable_diffusion_15(bundle, single, tmp_pa
 
     with torch.device("meta"):
         parts = [
-            UNet2DConditionModel.from_config(_CONFIGS["unet"]),
-            AutoencoderKL.from_config(_CONFIGS["vae"]),
-            CLIPTextModel(CLIPTextConfig(**_CONFIGS["text_encoder"])),
+            UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(ASSETS / "sd15/unet")),
+            AutoencoderKL.from_config(AutoencoderKL.load_config(ASSETS / "sd15/vae")),
+            CLIPTextModel(CLIPTextConfig.from_pretrained(ASSETS / "sd15/text_encoder")),
         ]
     assert [sum(p.numel() for p in part.parameters()) for part in parts] == [859_520_964, 83_653_863, 123_060_480]
     alone = tmp_path / "alone"
     shutil.copytree(single.parent / "tokenizer", alone)
     shutil.copy(single, alone)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"unet .* conv_in.weight \[320, 4, 3, 3\] .*\[32, 8, 3, 3\]"):
         load_bundle(alone / single.name)
-    assert (
-        "tensors of the unet are missing or have another shape, first conv_in.weight [320, 4, 3, 3] ([32, 8, 3, 3])"
-        in str(caught.value)
-    )
-
-
-def move_away(folder: Path) -> None:
-    shutil.rmtree(folder / "tokenizer")
-
-
-def cut(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
 
 
 def replaced(*names: str) -> Callable[[Path], None]:
-    return lambda folder: save_file({name: torch.zeros(2, 3) for name in names}, folder / "model.safetensors")
+    return lambda folder: save_file({name: torch.zeros(2, 1024) for name in names}, folder / "model.safetensors")
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no vocabulary": (move_away, r"is a single file, which has no vocabulary, .* or name it with --tokenizer"),
-    "truncated": (cut, "is not a whole safetensors file"),
-    "bad config": (lambda f: (f / "unet/config.json").write_text("[]"), "is no configuration of diffusers"),
-    "impossible config": (lambda f: (f / "unet/config.json").write_text('{"act_fn": 3}'), "no unet can be made"),
-    "bad scheduler": (lambda f: (f / "scheduler/scheduler_config.json").write_text("{}"), "is no configuration"),
-    "SDXL": (
-        replaced("conditioner.embedders.0.x", UNET + "x"),
-        "is Stable Diffusion XL; only a whole Stable Diffusion 1",
-    ),
-    "SD 2": (
-        replaced("cond_stage_model.model.ln_final.bias", UNET + "x"),
-        r"is Stable Diffusion 2 \(its text encoder is",
-    ),
-    "SD 3": (replaced(UNET + "joint_blocks.0.x"), "is Stable Diffusion 3"),
-    "Flux": (replaced("double_blocks.0.img_attn.norm.key_norm.scale"), "is Flux"),
-    "LoRA": (replaced("lora_unet_down_blocks_0.lora_up.weight"), "is a LoRA"),
-    "UNet of diffusers": (replaced("down_blocks.0.resnets.0.conv1.weight"), "is one network in diffusers' names"),
-    "junk": (replaced("a", "b"), r"has no tensors under model.diffusion_model.… \(first 'a'\)"),
-    "empty": (replaced(), r"has no tensors under model.diffusion_model.… \(first 'none'\)"),
+    "no vocabulary": (lambda f: shutil.rmtree(f / "tokenizer"), "--tokenizer"),
+    "truncated": (lambda f: truncate(f / "model.safetensors"), "model.safetensors"),
+    "bad config": (lambda f: (f / "unet/config.json").write_text("[]"), "unet/config.json"),
+    "impossible config": (lambda f: (f / "unet/config.json").write_text('{"act_fn": 3}'), "no unet"),
+    "bad scheduler": (lambda f: (f / "scheduler/scheduler_config.json").write_text("{}"), "scheduler_config.json"),
+    "SDXL": (replaced("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"), "'xl_base'"),
+    "SD 2": (replaced(UNET + "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"), "'v2'"),
+    "SD 3.5": (replaced(UNET + "joint_blocks.37.x_block.mlp.fc1.weight"), "'sd35_large'"),
+    "LoRA": (replaced("lora_unet_down_blocks_0.lora_up.weight"), "'lora_unet_down_blocks_0.lora_up.weight'"),
+    "UNet of diffusers": (replaced("down_blocks.0.resnets.0.conv1.weight"), "'down_blocks.0.resnets.0.conv1.weight'"),
+    "empty": (replaced(), "model.diffusion_model.… .*'none'"),
 }
 
 
-@pytest.mark.parametrize(("break_it", "words"), BROKEN.values(), ids=BROKEN.keys())
-def test_what_is_no_such_file_is_named(break_it, words, single):
+@pytest.mark.parametrize(("break_it", "part"), BROKEN.values(), ids=BROKEN.keys())
+def test_what_is_no_such_file_is_named(break_it, part, single):
     break_it(single.parent)
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=f"^[^\n]*{part}[^\n]*$"):
         load_bundle(single)
-    assert "\n" not in str(caught.value)
 
 
-TENSORS = {
-    "of the unet": (
-        UNET + "out.2.weight",
-        r"1 of \d+ tensors of the unet .* first conv_out.weight \[8, 32, 3, 3\] \(missing\)",
-    ),
-    "of the vae": (
-        "first_stage_model.quant_conv.bias",
-        r"tensors of the vae .* first quant_conv.bias \[16\] \(missing\)",
-    ),
-    "of the text": (
+CHANGES: dict[str, tuple[str, torch.Tensor | None, str]] = {
+    "no tensor of the unet": (UNET + "out.2.weight", None, r"unet .* conv_out.weight \[8, 32, 3, 3\] .*missing"),
+    "no tensor of the vae": ("first_stage_model.quant_conv.bias", None, r"vae .* quant_conv.bias \[16\] .*missing"),
+    "no tensor of the text": (
         "cond_stage_model.transformer.text_model.final_layer_norm.bias",
-        r"tensors of the text_encoder .* \[32\] \(missing\)",
+        None,
+        r"text_encoder .* \[32\] .*missing",
     ),
+    "another input": (UNET + "label_emb.0.0.bias", torch.zeros(3), "1 tensors .*label_emb"),
+    "nine channels": (UNET + "input_blocks.0.0.weight", torch.zeros(32, 9, 3, 3), r"conv_in.weight .*\[32, 9, 3, 3\]"),
 }
 
 
-@pytest.mark.parametrize(("name", "words"), TENSORS.values(), ids=TENSORS.keys())
-def test_a_missing_tensor_is_named(name, words, bundle, beside):
-    path = write_single_file(bundle, beside / "model.safetensors", **{name: None})
-    with pytest.raises(InputError, match=words):
-        load_bundle(path)
-
-
-def test_inputs_beyond_stable_diffusion_1_are_named(bundle, beside):
-    path = write_single_file(bundle, beside / "model.safetensors", **{UNET + "label_emb.0.0.bias": torch.zeros(3)})
-    with pytest.raises(InputError, match="the UNet has 1 tensors too many for its configuration, first .*label_emb"):
-        load_bundle(path)
-    nine = torch.zeros(32, 9, 3, 3)
-    path = write_single_file(bundle, path, **{UNET + "input_blocks.0.0.weight": nine})
-    with pytest.raises(InputError, match=r"first conv_in.weight \[32, 8, 3, 3\] \(\[32, 9, 3, 3\]\)"):
+@pytest.mark.parametrize(("name", "tensor", "part"), CHANGES.values(), ids=CHANGES.keys())
+def test_tensors_that_do_not_fit_are_named(name, tensor, part, bundle, beside):
+    path = write_single_file(bundle, beside / "model.safetensors", **{name: tensor})
+    with pytest.raises(InputError, match=part):
         load_bundle(path)
 
 
 def test_a_pickled_checkpoint_and_a_tokenizer_for_a_folder_are_refused(beside, base_folder):
     (beside / "model.ckpt").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"is no .safetensors file \(a .ckpt may run code\); convert it"):
+    with pytest.raises(InputError, match=r"model\.ckpt .*\.safetensors"):
         load_bundle(beside / "model.ckpt")
-    with pytest.raises(InputError, match="a folder has its own tokenizer; leave --tokenizer out"):
+    with pytest.raises(InputError, match="--tokenizer"):
         load_bundle(base_folder, beside)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dive_fast.engines import Conditioning, Request
-from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptBank, PromptKey, PromptTable
+from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptEncoder, PromptKey, PromptTable
 from dive_fast.sampling import Sampling, repeated
 from dive_fast.synth import SynthesisPlan, load_plan, make_plan, save_plan, synthesize
 from dive_fast.types import Camera, EngineSpec, Identity, Profile, Sample
@@ -32,7 +32,7 @@ PIDS = tuple(f"{number:04d}" for number in range(1, 6))
 SCHEDULER_CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
-class FakeBank(PromptBank):
+class FakeBank(PromptEncoder):
     """Token ids are the characters of the prompt."""
 
     def token_ids(self, keys: Sequence[PromptKey]) -> Tensor:

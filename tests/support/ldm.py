@@ -1,4 +1,4 @@
-"""A model as one file under the names of Stable Diffusion's first code: the way back from diffusers' names."""
+"""Writes a model as one file under the names of Stable Diffusion's first code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from safetensors.torch import save_file
 
 from dive_fast.models import ModelBundle
 
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-          "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
-AROUND = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0",
-          "time_embedding.linear_2": "time_embed.2", "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+AROUND = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 

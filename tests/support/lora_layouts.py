@@ -1,4 +1,4 @@
-"""An adapter as other tools would have written it: the names and files of DiVE, diffusers, PEFT and kohya."""
+"""Writes an adapter as other tools do: in the names and files of DiVE, diffusers, PEFT and kohya."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES: dict[str, Callable[[str], str]] = {
 
 
 def write_lora(path: Path, adapter: Adapter, layout: str, **further: torch.Tensor) -> Path:
-    """The LoRA of `adapter` under the names of `layout`, and the `further` tensors as they are named."""
+    """The LoRA of `adapter` under the names of `layout`, and `further` tensors under their own."""
     rename = NAMES[layout]
     tensors = {rename(key): tensor for key, tensor in adapter.lora.items()} | further
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +61,9 @@ def write_lora(path: Path, adapter: Adapter, layout: str, **further: torch.Tenso
 def write_dive(folder: Path, adapter: Adapter, codes: dict[str, str]) -> Path:
     """The folder that DiVE publishes; the pids of `adapter` must be numbers, which it writes without leading zeros."""
     write_lora(folder / "pytorch_lora_weights.safetensors", adapter, "attention processors")
-    rows = adapter.embeddings.clone().requires_grad_(True)[
-        torch.arange(len(adapter.embeddings))
-    ]  # as training leaves them
-    names = {str(int(person.pid)): person.placeholder for person in adapter.identities}
+    trained = adapter.embeddings.clone().requires_grad_(True)
+    rows = trained[torch.arange(len(trained))]  # with a graph, as training leaves them
+    names = {str(int(identity.pid)): identity.placeholder for identity in adapter.identities}
     state = {
         "learned_embeds_dict": dict(zip(names.values(), rows, strict=True)),
         "name2placeholder": names,
@@ -81,7 +80,7 @@ def write_dataset_info(path: Path, metadata: object) -> Path:
     return path
 
 
-def write_person(path: Path, adapter: Adapter) -> Path:
-    """One person of `adapter` as diffusers' script of textual inversion leaves it."""
+def write_identity(path: Path, adapter: Adapter) -> Path:
+    """One identity of `adapter` as diffusers' script of textual inversion writes it."""
     save_file({"<somebody>": adapter.embeddings[0]}, path)
     return path

@@ -83,7 +83,7 @@ def tiny_adapter(bundle: ModelBundle, pids: Sequence[str] = ("0001", "0002", "00
         template=DEFAULT_TEMPLATE,
         rank=rank,
         alpha=float(rank),
-        facts={"steps": 0, "seed": seed},
+        metadata={"steps": 0, "seed": seed},
         embeddings=torch.randn(len(pids), width, generator=generator),
         lora=lora,
     )

@@ -75,7 +75,7 @@ def test_bf16_teaches_about_the_same(base, photos, tmp_path):
 def test_a_run_in_bf16_leaves_a_float32_adapter(learn, photos, plain, tmp_path):
     config = replace(CONFIG, compute=Compute("bf16"))
     adapter = learn(photos, tmp_path / "a", config)
-    assert adapter.facts["compute"]["mixed_precision"] == "bf16"
+    assert adapter.metadata["compute"]["mixed_precision"] == "bf16"
     for tensor in (adapter.embeddings, *adapter.lora.values()):
         assert tensor.dtype == torch.float32
         assert not torch.equal(tensor, tensor.bfloat16().float())

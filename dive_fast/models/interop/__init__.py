@@ -1,6 +1,6 @@
-"""LoRA and embeddings of other tools: taken in as adapters, and given back in their layouts."""
+"""LoRA and embeddings of other tools: imported as adapters, and adapters exported in other tools' layouts."""
 
-from dive_fast.models.interop.dive import parse_camera
+from dive_fast.models.interop.cameras import parse_camera
 from dive_fast.models.interop.exporter import export_adapter
 from dive_fast.models.interop.importer import Imported, import_adapter
 

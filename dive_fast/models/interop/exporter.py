@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from dive_fast.models.adapter import Adapter, diffusers_lora, diffusers_metadata
+from dive_fast.io import write_json
+from dive_fast.models.adapter import Adapter, describe, diffusers_lora, diffusers_metadata
 from dive_fast.models.files import replaced_folder, write_tensors
-from dive_fast.models.interop.lora_keys import mangled
-from dive_fast.models.interop.people import People
-from dive_fast.models.interop.sources import EMBEDDING_FILES, LORA_FILES, PEOPLE
+from dive_fast.models.interop.lora_names import kohya_name
+from dive_fast.models.interop.sources import EMBEDDING_FILES, IDENTITIES, LORA_FILES
 from dive_fast.models.lora import lora_pairs
 from dive_fast.types import InputError
 
@@ -20,29 +20,30 @@ Layout = Literal["diffusers", "kohya"]
 
 
 def export_adapter(adapter: Adapter, path: Path, layout: Layout = "diffusers") -> None:
-    """Writes the folder `path`, whole or not at all: the LoRA, the embeddings by word, and `people.json`.
+    """Writes the folder `path`, whole or not at all: the LoRA, the embeddings by word, and `identities.json`.
 
-    Tensors are those of the adapter, bit for bit, in names that `layout` says; `import_adapter` makes the same adapter
-    of the folder. Replaces an older export; any other folder that is not empty, or another layout, raises `InputError`.
+    The tensors keep their bits, `layout` names those of the LoRA; `import_adapter` makes the same adapter of the folder.
+    Replaces an older export; any other folder that is not empty, or another layout, raises `InputError`.
     """
     if layout not in get_args(Layout):
         raise InputError(f"export: layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
     words = [word for identity in adapter.identities for word in identity.words]
-    with replaced_folder(path, lambda folder: (folder / PEOPLE).is_file()) as folder:
+    with replaced_folder(path, lambda folder: (folder / IDENTITIES).is_file()) as folder:
         if layout == "kohya":
             write_tensors(folder / LORA_FILES[0], _kohya(adapter))
         else:
             write_tensors(folder / LORA_FILES[0], diffusers_lora(adapter), metadata=diffusers_metadata(adapter))
         write_tensors(folder / EMBEDDING_FILES[0], dict(zip(words, adapter.embeddings, strict=True)))
-        People.of(adapter).write(folder / PEOPLE)
+        write_json(folder / IDENTITIES, describe(adapter))  # what the layouts cannot hold: pids, cameras, template
 
 
 def _kohya(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Unlike diffusers' `convert_state_dict_to_kohya`, this writes the adapter's alpha, not its rank."""
     import torch
 
     tensors: dict[str, torch.Tensor] = {}
     for linear, (a, b) in lora_pairs(adapter.lora).items():
-        name = mangled(linear)
+        name = kohya_name(linear)
         tensors |= {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b}
-        tensors[f"{name}.alpha"] = torch.tensor(adapter.alpha, dtype=torch.float64)  # whole, as any alpha is
+        tensors[f"{name}.alpha"] = torch.tensor(adapter.alpha, dtype=torch.float64)  # exact for any alpha
     return tensors

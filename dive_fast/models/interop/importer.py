@@ -1,4 +1,4 @@
-"""Files of other tools made into one of our adapters."""
+"""Adapters made of other tools' files."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import read_json, sha256_file
-from dive_fast.models.adapter import Adapter, merge_identities
+from dive_fast.io import sha256_file
+from dive_fast.models.adapter import Adapter, merge_identities, read_description
 from dive_fast.models.bundle import ModelBundle
-from dive_fast.models.fuse import check_new_tokens
-from dive_fast.models.interop.dive import cameras_of
-from dive_fast.models.interop.inversion import read_embeddings
-from dive_fast.models.interop.lora_fold import FoldedLora, fold
-from dive_fast.models.interop.lora_scale import Scaling
-from dive_fast.models.interop.people import People
-from dive_fast.models.interop.sources import Sources, find_sources
-from dive_fast.models.interop.states import State
+from dive_fast.models.fuse import check_base, check_new_tokens
+from dive_fast.models.interop.cameras import find_cameras
+from dive_fast.models.interop.embeddings import Learned, read_embeddings
+from dive_fast.models.interop.lora import convert
+from dive_fast.models.interop.sources import CAMERAS, IDENTITIES, PEFT_CONFIG, Sources, find_sources
 from dive_fast.models.lora import lora_targets
 from dive_fast.models.phrase import ONE_WORD
 from dive_fast.models.prompts import DEFAULT_TEMPLATE
@@ -29,10 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Imported:
-    """An adapter made of other tools' files, and what of them it holds.
+    """An adapter made of other tools' `files`, and what it holds of them.
 
-    The LoRA changes `landed` of the UNet's `linears`; `dropped` are layers of the file left out on request; `files` are
-    those read.
+    The LoRA changes `landed` of the UNet's `linears`; `dropped` are layers of the file left out on request.
     """
 
     adapter: Adapter
@@ -48,87 +44,88 @@ def import_adapter(
     cameras: Sequence[Camera] = (),
     template: str | None = None,
     drop_unsupported: bool = False,
-    onto: Adapter | None = None,
+    init_from: Adapter | None = None,
 ) -> Imported:
-    """The adapter for `bundle` that the LoRA and the embeddings in `paths` (files, or folders with them) amount to.
+    """Makes an adapter for `bundle` of the LoRA and the embeddings in `paths`, files or folders with them.
 
-    `cameras` win over those that a `dataset_info.json` names. With `onto`, an adapter of this base, only embeddings are
-    taken: they join its people, and everything else of it stays. What does not fit, lacks a part or cannot be read
-    raises `InputError`; `drop_unsupported` leaves out layers of a LoRA that no adapter changes.
+    `cameras` override those of a `dataset_info.json`. With `init_from`, an adapter of this base, only embeddings are
+    taken: they join its identities, everything else of it stays. Files that do not fit, lack a part or cannot be read
+    raise `InputError`; `drop_unsupported` leaves out layers of a LoRA that no adapter changes.
     """
     sources = find_sources(paths)
-    if onto is not None:
-        return _joined(bundle, sources, onto, bool(cameras or template is not None))
-    people = People.read(sources.people, bundle.fingerprint) if sources.people is not None else None
-    known = {camera.name: camera for camera in (*(people.cameras if people else ()), *cameras)}
-    identities, rows = _people(bundle, sources, people)
+    if init_from is not None:
+        return _joined(bundle, sources, init_from, bool(cameras or template is not None))
+    path = sources.descriptions.get(IDENTITIES)
+    exported = read_description(path) if path is not None else {}
+    if path is not None:
+        check_base(exported["base_fingerprint"], bundle, str(path))
+    identities, rows = _identities(bundle, sources, exported.get("identities"))
     if sources.lora is None:
         raise InputError(
-            f"no LoRA in {_listed(sources)}; give one, or the adapter that these people are to join (--init-from)"
+            f"no LoRA in {sources.describe()}; give one, or the adapter that the identities join (--init-from)"
         )
-    named = cameras_of(sources.cameras, tuple(known.values()))
-    folded = _lora(bundle, sources.lora, sources.peft, drop_unsupported)
+    linears = {name: bundle.unet.get_submodule(name) for name in lora_targets(bundle.unet)}
+    features = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
+    converted = convert(sources.lora, features, sources.descriptions.get(PEFT_CONFIG), drop_unsupported)
     adapter = Adapter(
         base_fingerprint=bundle.fingerprint,
         identities=identities,
-        cameras=named,
+        cameras=find_cameras(sources.descriptions.get(CAMERAS), (*exported.get("cameras", ()), *cameras)),
         embeddings=rows,
-        lora=folded.lora,
-        rank=folded.rank,
-        alpha=folded.alpha,
-        template=template if template is not None else people.template if people else DEFAULT_TEMPLATE,
-        phrase=people.phrase if people else ONE_WORD,
-        facts={"imported": {**_origin(sources), "dropped": list(folded.dropped)}},
+        lora=converted.lora,
+        rank=converted.rank,
+        alpha=converted.alpha,
+        template=template if template is not None else exported.get("template", DEFAULT_TEMPLATE),
+        phrase=exported.get("phrase", ONE_WORD),
+        metadata={"imported": {**_provenance(sources), "dropped": list(converted.dropped)}},
     )
-    return Imported(adapter, folded.landed, len(folded.lora) // 2, folded.dropped, tuple(sources.files))
+    return Imported(adapter, converted.landed, len(linears), converted.dropped, tuple(sources.files))
 
 
-def _people(bundle: ModelBundle, sources: Sources, people: People | None) -> tuple[tuple[Identity, ...], torch.Tensor]:
-    """Who is in the embedding files, and their rows [T, D] by word."""
+def _identities(
+    bundle: ModelBundle, sources: Sources, exported: tuple[Identity, ...] | None
+) -> tuple[tuple[Identity, ...], torch.Tensor]:
+    """Returns the identities of the embedding files and their rows [T, D] by word; `exported` names them if given."""
     import torch
 
     if not sources.embeddings:
-        raise InputError(f"no embeddings in {_listed(sources)}, so there is no person; give those of at least one too")
+        raise InputError(f"no embeddings in {sources.describe()}; add those of at least one identity")
     width = bundle.text_encoder.get_input_embeddings().weight.shape[1]
     learned = [one for state in sources.embeddings for one in read_embeddings(state, width)]
-    if people is not None and sources.people is not None:
-        identities, learned = people.identities, people.words_of(learned, sources.people)
-    else:
-        identities = tuple(one.identity() for one in learned)
+    if exported is not None:
+        learned = _by_word(learned, exported, sources)
+    identities = exported if exported is not None else tuple(one.identity() for one in learned)
     rows = torch.cat([one.rows for one in learned])
     check_new_tokens(bundle, identities, rows)
     return identities, rows
 
 
-def _lora(bundle: ModelBundle, state: State, peft: Path | None, drop_unsupported: bool) -> FoldedLora:
-    linears = {name: bundle.unet.get_submodule(name) for name in lora_targets(bundle.unet)}
-    features = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
-    if not features:
-        raise InputError("the base model's UNet has no attention that could carry a LoRA; give another base model")
-    scaling = Scaling.parse(read_json(peft, "LoRA"), str(peft)) if peft is not None else None
-    return fold(state, features, scaling, drop_unsupported)
+def _by_word(learned: Sequence[Learned], identities: Sequence[Identity], sources: Sources) -> list[Learned]:
+    """Sorts `learned` by the words of `identities`."""
+    by_token = {one.token: one for one in learned}
+    words = [word for identity in identities for word in identity.words]
+    odd = sorted(set(words) ^ set(by_token)) or [one.token for one in learned if len(one.rows) != 1]
+    if odd:
+        raise InputError(
+            f"{sources.descriptions[IDENTITIES]} and the embeddings disagree on {len(odd)} words, first {odd[0]!r};"
+            " export the adapter again"
+        )
+    return [by_token[word] for word in words]
 
 
-def _joined(bundle: ModelBundle, sources: Sources, onto: Adapter, described: bool) -> Imported:
+def _joined(bundle: ModelBundle, sources: Sources, adapter: Adapter, described: bool) -> Imported:
     if sources.lora is not None:
         raise InputError(f"{sources.lora.path} is a LoRA, and the adapter to join has its own; leave one of them out")
-    if described or sources.cameras or sources.people:
-        raise InputError("cameras and template are those of the adapter to join; leave the other ones out")
-    if onto.base_fingerprint != bundle.fingerprint:
-        raise InputError(
-            f"the adapter to join was trained on base {onto.base_fingerprint[:12]}…, this base is"
-            f" {bundle.fingerprint[:12]}…; give the base model it was trained on"
-        )
-    merged = merge_identities(onto, *_people(bundle, sources, None))
-    joined = [*onto.facts.get("joined", []), _origin(sources)]
-    linears = len(onto.lora) // 2
-    return Imported(replace(merged, facts={**onto.facts, "joined": joined}), linears, linears, (), tuple(sources.files))
+    if described or sources.descriptions:
+        raise InputError("the adapter to join has its own cameras and template; leave the other ones out")
+    check_base(adapter.base_fingerprint, bundle, "the adapter to join")
+    merged = merge_identities(adapter, *_identities(bundle, sources, None))
+    joined = [*adapter.metadata.get("joined", []), _provenance(sources)]
+    merged = replace(merged, metadata={**adapter.metadata, "joined": joined})
+    linears = len(adapter.lora) // 2
+    return Imported(merged, linears, linears, (), tuple(sources.files))
 
 
-def _listed(sources: Sources) -> str:
-    return ", ".join(str(path) for path in sources.files)
-
-
-def _origin(sources: Sources) -> dict[str, Any]:
-    """Names and hashes of the files that were read, for the adapter's facts."""
+def _provenance(sources: Sources) -> dict[str, Any]:
+    """Names and hashes of the files that were read, for the adapter's metadata."""
     return {"files": [{"name": path.name, "sha256": sha256_file(path)} for path in sources.files]}

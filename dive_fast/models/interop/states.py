@@ -1,4 +1,4 @@
-"""Tensor files from elsewhere, read as data only: safetensors, or a pickle of tensors and names that runs nothing."""
+"""Tensor files of other tools, read as data: safetensors, or a pickle of tensors and names of which no code runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 LARGEST_PICKLE = 2 << 30  # bytes; a LoRA of rank 128 on Stable Diffusion 1.5 takes a twentieth
-_ASKED_FOR = re.compile(r"GLOBAL (\S+)")
-# torch's reason stands between advice on how to run the file all the same, and where to read more
-_ADVICE = ("WeightsUnpickler error:", "Check the documentation")
+_FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # what torch's unpickler refused to call
 
 
 @dataclass(frozen=True)
@@ -27,23 +25,23 @@ class State:
     values: dict[str, Any]
     metadata: dict[str, str] = field(default_factory=dict)
 
-    def tensor(self, name: str, shape: str, *ndims: int) -> torch.Tensor:
-        """The tensor called `name` as float32 on the CPU.
-
-        Another type, another number of dimensions than `ndims`, or no number at all in it raises `InputError`, which
-        names the `shape` wanted.
-        """
-        return as_float(self.values[name], f"{self.path}: {name!r}", shape, *ndims)
+    def tensor(self, name: str, *ndims: int) -> torch.Tensor:
+        """The tensor called `name` as float32 on the CPU; see `as_float`."""
+        return as_float(self.values[name], f"{self.path}: {name!r}", *ndims)
 
 
-def as_float(value: object, where: str, shape: str, *ndims: int) -> torch.Tensor:
-    """`value` as a float32 tensor on the CPU with as many dimensions as `ndims` allow; else `InputError`."""
+def as_float(value: object, where: str, *ndims: int) -> torch.Tensor:
+    """Returns `value` as a float32 tensor on the CPU.
+
+    Another type, another number of dimensions than `ndims`, or an empty tensor raises `InputError`.
+    """
     import torch
 
     plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.is_floating_point()
     if not isinstance(value, torch.Tensor) or not plain or value.ndim not in ndims or not value.numel():
         found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-        raise InputError(f"{where} is {found}, expected floating point {shape}; make the file again")
+        wanted = " or ".join(map(str, ndims))
+        raise InputError(f"{where} is {found}, expected floating point in {wanted} dimensions; make the file again")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         # a view that repeats a few bytes: a file of kilobytes that would fill the memory
         raise InputError(f"{where} claims more numbers than the file holds; get the file again from its author")
@@ -51,16 +49,16 @@ def as_float(value: object, where: str, shape: str, *ndims: int) -> torch.Tensor
 
 
 def read_state(path: Path) -> State:
-    """What the file holds; a name that ends in `.safetensors` is read as that, any other as a pickle without code.
+    """Reads a file whose name ends in `.safetensors` as that, any other as a pickle of which no code runs.
 
-    A missing or broken file, or a pickle that wants to run something, raises `InputError`; nothing of it has then run.
+    A missing or broken file, or a pickle that would call something, raises `InputError`.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist or is no file; give a LoRA or embedding file, or a folder with them")
-    return _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
-def _safetensors(path: Path) -> State:
+def _read_safetensors(path: Path) -> State:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -70,33 +68,21 @@ def _safetensors(path: Path) -> State:
     return State(path, load_file(path), metadata)
 
 
-def _pickle(path: Path) -> State:
+def _read_pickle(path: Path) -> State:
     import torch
 
     size = path.stat().st_size
     if size > LARGEST_PICKLE:
         raise InputError(
-            f"{path} is a pickle of {size / 1e9:.1f} GB, and those of LoRA and embeddings are below"
-            f" {LARGEST_PICKLE / 1e9:.1f} GB; give the LoRA or embeddings alone, or as safetensors"
+            f"{path} is a pickle of {size / 1e9:.1f} GB, the limit is {LARGEST_PICKLE / 1e9:.1f} GB;"
+            " give the LoRA or embeddings alone, or as safetensors"
         )
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler fed with broken bytes raises anything
-        raise InputError(_refusal(path, str(error))) from error
+        called = _FORBIDDEN.search(str(error))
+        reason = f"calls {called[1]} when opened" if called else "is no whole file of tensors and names"
+        raise InputError(f"{path} was not opened: it {reason}; copy it again, or ask for safetensors") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise InputError(f"{path} holds a {type(values).__name__}, expected names with tensors; is it the right file?")
+        raise InputError(f"{path} holds a {type(values).__name__}, expected names with tensors; give another file")
     return State(path, values)
-
-
-def _refusal(path: Path, error: str) -> str:
-    asked = _ASKED_FOR.search(error)
-    if asked:
-        return (
-            f"{path} is a pickle that runs {asked[1]} when it is opened, so it was not opened; ask its author for"
-            " safetensors, or for a pickle of tensors and names only"
-        )
-    detail = " ".join(error.rpartition(_ADVICE[0])[2].partition(_ADVICE[1])[0].split())[:80] or "it ends too early"
-    return (
-        f"{path} is not a whole file of tensors and names, and nothing else ({detail}); copy it again, or ask its author"
-        " for safetensors"
-    )

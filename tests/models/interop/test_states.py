@@ -1,4 +1,4 @@
-"""Files of strangers: what they may not do, and how their state is said."""
+"""Tensor files of unknown origin: no code in them runs, and a broken one is named."""
 
 from __future__ import annotations
 
@@ -15,71 +15,38 @@ from safetensors.torch import save_file
 
 from dive_fast.models.interop.states import LARGEST_PICKLE, read_state
 from dive_fast.types import InputError
+from tests.support.models import CallsWhenOpened
+
+PAYLOADS = {
+    "open": (lambda trace: CallsWhenOpened(open, str(trace), "w"), r"_?io\.open"),
+    "system": (lambda trace: CallsWhenOpened(os.system, f"touch {trace}"), r"(posix|nt)\.system"),
+}
+WRITERS: dict[str, Callable[[Path, object], object]] = {
+    "torch": lambda path, value: torch.save(value, path),
+    "old torch": lambda path, value: torch.save(value, path, _use_new_zipfile_serialization=False),
+    "pickle": lambda path, value: path.write_bytes(pickle.dumps(value, protocol=2)),
+}
 
 
-class Writes:
-    """Pickled, it is an order to run `open(path, "w")`: a payload that leaves a trace wherever it is opened."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
-        return open, (str(self.path), "w")
-
-
-class Runs:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-        return os.system, (f"touch {self.path}",)
-
-
-def as_torch_saves(path: Path, value: object) -> None:
-    torch.save(value, path)
-
-
-def as_pickle_dumps(path: Path, value: object) -> None:
-    path.write_bytes(pickle.dumps(value, protocol=2))
-
-
-def as_old_torch_saved(path: Path, value: object) -> None:
-    torch.save(value, path, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.parametrize("write", [as_torch_saves, as_pickle_dumps, as_old_torch_saved])
-@pytest.mark.parametrize(("payload", "called"), [(Writes, r"_?io\.open"), (Runs, r"(posix|nt)\.system")])
-def test_a_pickle_that_wants_to_run_something_is_refused_and_runs_nothing(payload, called, write, tmp_path):
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(("payload", "called"), PAYLOADS.values(), ids=PAYLOADS.keys())
+def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(payload, called, writer, tmp_path, monkeypatch):
     trace, path = tmp_path / "trace", tmp_path / "learned_embeds.bin"
-    write(path, {"more": payload(trace), "<class_0>": torch.zeros(4)})
-    with pytest.raises(InputError) as caught:
-        read_state(path)
-    said = str(caught.value)
-    assert re.match(
-        f"{path} is a pickle that runs {called} when it is opened, so it was not opened; ask its author", said
-    )
-    assert "\n" not in said
-    assert not trace.exists()
-    if write is as_pickle_dumps:  # the payload is real: opened the careless way, it runs
+    WRITERS[writer](path, {"more": payload(trace), "<class_0>": torch.zeros(4)})
+    for allow in ("0", "1"):  # not even the environment can allow it
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", allow)
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))}[^\n]* {called} [^\n]*$"):
+            read_state(path)
+        assert not trace.exists()
+    if writer == "pickle":  # the payload is real: opened carelessly, it runs
         pickle.loads(path.read_bytes())
         assert trace.exists()
 
 
-def test_a_pickle_of_a_newer_protocol_runs_nothing_either(tmp_path):
+def test_a_pickle_of_a_newer_protocol_calls_nothing_either(tmp_path):
     """torch reads protocol 2; of others it does not get as far as a name."""
-    (tmp_path / "a.bin").write_bytes(pickle.dumps(Writes(tmp_path / "trace"), protocol=4))
-    with (
-        pytest.warns(UserWarning, match="protocol 4"),
-        pytest.raises(InputError, match="ask its author for safetensors"),
-    ):
-        read_state(tmp_path / "a.bin")
-    assert not (tmp_path / "trace").exists()
-
-
-def test_the_environment_cannot_allow_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    torch.save({"more": Writes(tmp_path / "trace")}, tmp_path / "a.bin")
-    with pytest.raises(InputError, match="is a pickle that runs"):
+    (tmp_path / "a.bin").write_bytes(pickle.dumps(CallsWhenOpened(open, str(tmp_path / "trace"), "w"), protocol=4))
+    with pytest.warns(UserWarning, match="protocol 4"), pytest.raises(InputError, match="a.bin"):
         read_state(tmp_path / "a.bin")
     assert not (tmp_path / "trace").exists()
 
@@ -100,28 +67,26 @@ def other_archive(path: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "text": (lambda p: p.write_text("version https://git-lfs.github.com"), "is not a whole file of tensors and names"),
-    "web page": (lambda p: p.write_text("<!DOCTYPE html>"), "is not a whole file of tensors and names"),
-    "empty": (lambda p: p.touch(), "is not a whole file of tensors and names"),
-    "noise": (lambda p: p.write_bytes(bytes(range(255, -1, -1)) * 9), "is not a whole file of tensors and names"),
-    "truncated": (truncated, "is not a whole file of tensors and names"),
-    "truncated pickle": (truncated_pickle, "is not a whole file of tensors and names"),
-    "other archive": (other_archive, "is not a whole file of tensors and names"),
-    "a list": (lambda p: torch.save([torch.zeros(2)], p), "holds a list, expected names with tensors"),
-    "a tensor": (lambda p: torch.save(torch.zeros(2), p), "holds a Tensor, expected names with tensors"),
-    "numbered": (lambda p: torch.save({1: torch.zeros(2)}, p), "holds a dict, expected names with tensors"),
-    "a module": (lambda p: torch.save(torch.nn.Linear(2, 2), p), "is a pickle that runs torch.nn.modules.linear.Linear"),
-}  # fmt: skip
+    "text": (lambda p: p.write_text("version https://git-lfs.github.com"), ""),
+    "web page": (lambda p: p.write_text("<!DOCTYPE html>"), ""),
+    "empty": (lambda p: p.touch(), ""),
+    "noise": (lambda p: p.write_bytes(bytes(range(255, -1, -1)) * 9), ""),
+    "truncated": (truncated, ""),
+    "truncated pickle": (truncated_pickle, ""),
+    "other archive": (other_archive, ""),
+    "a list": (lambda p: torch.save([torch.zeros(2)], p), "a list"),
+    "a tensor": (lambda p: torch.save(torch.zeros(2), p), "a Tensor"),
+    "numbered": (lambda p: torch.save({1: torch.zeros(2)}, p), "a dict"),
+    "a module": (lambda p: torch.save(torch.nn.Linear(2, 2), p), r"torch\.nn\.modules\.linear\.Linear"),
+}
 
 
-@pytest.mark.parametrize(("make", "words"), BROKEN.values(), ids=BROKEN.keys())
-def test_a_file_that_is_no_state_is_named(make, words, tmp_path):
+@pytest.mark.parametrize(("make", "value"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_file_that_is_no_state_is_named(make, value, tmp_path):
     path = tmp_path / "lora.bin"
     make(path)
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}[^\n]*{value}[^\n]*$"):
         read_state(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_huge_pickle_is_not_even_opened(tmp_path, monkeypatch):
@@ -129,9 +94,7 @@ def test_a_huge_pickle_is_not_even_opened(tmp_path, monkeypatch):
     path.touch()
     os.truncate(path, LARGEST_PICKLE + 1)  # takes no room
     monkeypatch.setattr(torch, "load", lambda *_args, **_options: pytest.fail("opened"))
-    with pytest.raises(
-        InputError, match=r"is a pickle of 2\.1 GB.*give the LoRA or embeddings alone, or as safetensors"
-    ):
+    with pytest.raises(InputError, match=r"model\.ckpt.* 2\.1 GB.*safetensors"):
         read_state(path)
 
 
@@ -139,15 +102,15 @@ def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path):
     path = tmp_path / "a.bin"
     torch.save({"<a>": torch.zeros(1).expand(1 << 30, 768)}, path)
     assert path.stat().st_size < 10_000
-    with pytest.raises(InputError, match="claims more numbers than the file holds"):
-        read_state(path).tensor("<a>", "[vectors, width]", 2)
+    with pytest.raises(InputError, match="a.bin: '<a>'"):
+        read_state(path).tensor("<a>", 2)
 
 
 def test_a_missing_file_and_a_pickle_called_safetensors_are_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.bin does not exist"):
+    with pytest.raises(InputError, match=r"nowhere\.bin"):
         read_state(tmp_path / "nowhere.bin")
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match=r"a\.safetensors is not a whole safetensors file"):
+    with pytest.raises(InputError, match=r"a\.safetensors"):
         read_state(tmp_path / "a.safetensors")
 
 
@@ -157,6 +120,6 @@ def test_numbers_arrive_as_float32(tmp_path):
     save_file(values, tmp_path / "a.safetensors", metadata={"note": "x"})
     for name in ("a.pt", "a.safetensors"):
         state = read_state(tmp_path / name)
-        assert torch.equal(state.tensor("a", "[1, 2]", 2), values["a"])
-        assert state.tensor("b", "[1]", 1).dtype == torch.float32
+        assert torch.equal(state.tensor("a", 2), values["a"])
+        assert state.tensor("b", 1).dtype == torch.float32
     assert state.metadata == {"note": "x"}

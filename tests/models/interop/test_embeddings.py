@@ -1,4 +1,4 @@
-"""Textual inversion of other tools as people, and DiVE's folder whole."""
+"""Textual inversion of other tools as identities, and DiVE's whole folder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from dive_fast.io import sha256_file
-from dive_fast.models import DEFAULT_TEMPLATE, PromptBank, fuse, load_adapter, save_adapter
+from dive_fast.models import DEFAULT_TEMPLATE, PromptEncoder, fuse, load_adapter, save_adapter
 from dive_fast.models.interop import import_adapter, parse_camera
-from dive_fast.models.interop.inversion import read_embeddings
+from dive_fast.models.interop.embeddings import read_embeddings
 from dive_fast.models.interop.states import read_state
 from dive_fast.types import Camera, Identity, InputError
 from tests.support.lora_layouts import CAMERAS, write_dataset_info, write_dive, write_lora
+from tests.support.models import assert_same_tensors
 from tests.support.tiny import TEXT_WIDTH, tiny_adapter
 
 CODES = {"cam1": "W5Eq", "cam3": "8miP", "cam7": "hFOc"}
@@ -31,8 +32,7 @@ def saved(path: Path, value: dict[str, object]) -> Path:
     return path
 
 
-A1111 = {"string_to_token": {"*": 265}, "string_to_param": {"*": ROWS}, "name": "Some Body", "step": 500,
-         "sd_checkpoint": None, "sd_checkpoint_name": None}  # fmt: skip
+A1111 = {"string_to_token": {"*": 265}, "string_to_param": {"*": ROWS}, "name": "Some Body", "sd_checkpoint": None}
 LAYOUTS = {
     "diffusers": ("e.bin", {"<cat-toy>": ROWS[0]}, [Identity("cat-toy", "<cat-toy>")]),
     "diffusers, safetensors": ("e.safetensors", {"<cat-toy>": ROWS[0].clone()}, [Identity("cat-toy", "<cat-toy>")]),
@@ -58,48 +58,52 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(("name", "value", "identities"), LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_every_layout_names_its_people(name, value, identities, tmp_path):
+def test_every_layout_names_its_identities(name, value, identities, tmp_path):
     learned = read_embeddings(read_state(saved(tmp_path / name, value)), TEXT_WIDTH)
     assert [one.identity() for one in learned] == identities
     rows = torch.cat([one.rows for one in learned])
-    assert torch.equal(
-        rows, {"DiVE": ROWS[[1, 0]]}.get(name, ROWS[: len(rows)]) if "steps" not in name else ROWS[[1, 0]]
-    )
+    assert torch.equal(rows, ROWS[[1, 0]] if "steps" in name else ROWS[: len(rows)])
 
 
 BROKEN = {
-    "another width": ("e.bin", {"<a>": torch.zeros(768)}, "'<a>' is 768 wide, this base model's text encoder 32"),
+    "another width": ("e.bin", {"<a>": torch.zeros(768)}, "'<a>' is 768 wide.* 32"),
     "SDXL": ("e.safetensors", {"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}, "Stable Diffusion XL"),
     "a model": (
         "e.safetensors",
         {"conv_in.weight": torch.zeros(4, 2, 3, 3), "conv_in.bias": torch.zeros(4)},
-        r"neither a LoRA nor embeddings of one width \(2 entries, first 'conv_in.bias'\)",
+        "2 entries, first 'conv_in.bias'",
     ),
-    "nothing": ("e.bin", {}, r"neither a LoRA nor embeddings of one width \(0 entries"),
-    "whole numbers": ("e.bin", {"<a>": torch.zeros(32, dtype=torch.int64)}, "is torch.int64.*expected floating point"),
-    "no vector": ("e.bin", {"<a>": torch.zeros(0, 32)}, r"is torch.float32 \[0, 32\]"),
-    "text": ("e.bin", {"<a>": "a"}, "neither a LoRA nor embeddings"),
-    "no letter": ("e.bin", {"<***>": ROWS[0]}, "has no letter or digit to name a word by"),
-    "A1111, two": ("e.pt", {"string_to_param": {"*": ROWS, "+": ROWS}}, "string_to_param must hold '\\*' alone"),
+    "nothing": ("e.bin", {}, "0 entries"),
+    "whole numbers": ("e.bin", {"<a>": torch.zeros(32, dtype=torch.int64)}, "'<a>' is torch.int64"),
+    "no vector": ("e.bin", {"<a>": torch.zeros(0, 32)}, r"'<a>' is torch.float32 \[0, 32\]"),
+    "text": ("e.bin", {"<a>": "a"}, "1 entries, first '<a>'"),
+    "no letter": ("e.bin", {"<***>": ROWS[0]}, r"<\*\*\*>"),
+    "A1111, two": ("e.pt", {"string_to_param": {"*": ROWS, "+": ROWS}}, "string_to_param"),
     "DiVE, a name too many": (
         "e.bin",
         {"learned_embeds_dict": {"<class_0>": ROWS[0]}, "name2placeholder": {"1": "<class_0>", "2": "<class_1>"}},
-        "0 vectors have no name and 1 names no vector, first '<class_1>'",
+        "first '<class_1>'",
     ),
     "DiVE, a vector too many": (
         "e.bin",
         {"learned_embeds_dict": {"<class_0>": ROWS[0], "<class_1>": ROWS[1]}, "name2placeholder": {"1": "<class_0>"}},
-        "1 vectors have no name and 0 names no vector, first '<class_1>'",
+        "first '<class_1>'",
     ),
-    "DiVE, no names": ("e.bin", {"learned_embeds_dict": {"<class_0>": ROWS[0]}}, "name2placeholder must map names"),
-    "DiVE, no vectors": ("e.bin", {"learned_embeds_dict": ROWS}, "must map tokens to vectors"),
+    "DiVE, no names": ("e.bin", {"learned_embeds_dict": {"<class_0>": ROWS[0]}}, "name2placeholder"),
+    "DiVE, no vectors": ("e.bin", {"learned_embeds_dict": ROWS}, "learned_embeds_dict"),
+    "DiVE, nobody": ("e.bin", {"learned_embeds_dict": {}, "name2placeholder": {}}, "learned_embeds_dict"),
+    "DiVE, a name of no token": (
+        "e.bin",
+        {"learned_embeds_dict": {"<class_0>": ROWS[0]}, "name2placeholder": {"1": ["<class_0>"]}},
+        "name2placeholder",
+    ),
 }
 
 
-@pytest.mark.parametrize(("name", "value", "words"), BROKEN.values(), ids=BROKEN.keys())
-def test_embeddings_that_cannot_be_used_are_named(name, value, words, tmp_path):
+@pytest.mark.parametrize(("name", "value", "part"), BROKEN.values(), ids=BROKEN.keys())
+def test_embeddings_that_cannot_be_used_are_named(name, value, part, tmp_path):
     path = saved(tmp_path / name, value)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=part):
         [one.identity() for one in read_embeddings(read_state(path), TEXT_WIDTH)]
 
 
@@ -115,43 +119,44 @@ def test_the_published_folder_becomes_an_adapter(bundle, published, tmp_path):
     assert made.identities == original.identities
     assert torch.equal(made.embeddings, original.embeddings)
     assert not made.embeddings.requires_grad
-    assert all(torch.equal(made.lora[key], original.lora[key]) for key in original.lora)
+    assert_same_tensors(made.lora, original.lora)
     assert made.cameras == (Camera("cam1", "rgb", "W5Eq"), Camera("cam3", "ir", "8miP"), Camera("cam7", "rgb", "hFOc"))
     assert made.template == DEFAULT_TEMPLATE
     assert (imported.landed, imported.linears, imported.dropped) == (32, 32, ())
-    files = {file["name"]: file["sha256"] for file in made.facts["imported"]["files"]}
+    files = {file["name"]: file["sha256"] for file in made.metadata["imported"]["files"]}
     assert files == {file.name: sha256_file(file) for file in published.iterdir()}
     save_adapter(made, tmp_path / "adapter")
     assert load_adapter(tmp_path / "adapter").fingerprint == made.fingerprint
     fused = fuse(bundle, made)
-    bank = PromptBank(fused.tokenizer, fused.prompts)
-    assert bank.prompt("0534", "cam3") == "a 8miP photo of a <class_1> person"
-    assert bank.token_ids([("0534", "cam3"), None]).shape == (2, fused.tokenizer.model_max_length)
+    encoder = PromptEncoder(fused.tokenizer, fused.prompts)
+    assert encoder.prompt("0534", "cam3") == "a 8miP photo of a <class_1> person"
+    assert encoder.token_ids([("0534", "cam3"), None]).shape == (2, fused.tokenizer.model_max_length)
 
 
-def test_a_camera_that_is_named_wins(bundle, published):
+def test_a_camera_that_the_user_names_overrides_the_file(bundle, published):
     made = import_adapter(bundle, [published], [parse_camera("cam3=ir:abcd"), parse_camera("cam9=ir:q")]).adapter
-    assert {camera.name: (camera.modality, camera.code) for camera in made.cameras} == {
-        "cam1": ("rgb", "W5Eq"), "cam3": ("ir", "abcd"), "cam7": ("rgb", "hFOc"), "cam9": ("ir", "q"),
-    }  # fmt: skip
+    expected = {"cam1": ("rgb", "W5Eq"), "cam3": ("ir", "abcd"), "cam7": ("rgb", "hFOc"), "cam9": ("ir", "q")}
+    assert {camera.name: (camera.modality, camera.code) for camera in made.cameras} == expected
 
 
-INFO = {
-    "no mark": ({"description": "x"}, "has no description with 'Custom metadata:'"),
-    "no description": ({}, "has no description"),
-    "not JSON": ({"description": "Custom metadata:\n{'a'"}, "what follows 'Custom metadata:' is not JSON"),
-    "no codes": ({"description": 'Custom metadata:\n{"dataset": "sysu"}'}, "names no camera_to_description"),
-}
-
-
-@pytest.mark.parametrize(("data", "words"), INFO.values(), ids=INFO.keys())
-def test_a_broken_dataset_info_is_named(data, words, bundle, published):
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"description": "x"},
+        {},
+        {"description": "Custom metadata:\n{'a'"},
+        {"description": 'Custom metadata:\n{"dataset": "sysu"}'},
+        {"description": "Custom metadata:\n[1]"},
+    ],
+    ids=["other text", "no description", "not JSON", "no codes", "a list"],
+)
+def test_a_broken_dataset_info_is_named(data, bundle, published):
     (published / "dataset_info.json").write_text(json.dumps(data))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=r"dataset_info\.json"):
         import_adapter(bundle, [published])
 
 
-def test_cameras_turned_round_and_text_after_the_metadata_are_read(bundle, published):
+def test_codes_the_other_way_round_and_text_around_the_metadata_are_read(bundle, published):
     metadata = {"dataset": "sysu", "description_to_camera": {"W5Eq": "cam1", "8miP": "cam3"}}
     path = write_dataset_info(published / "dataset_info.json", metadata)
     data = json.loads(path.read_text())
@@ -159,60 +164,56 @@ def test_cameras_turned_round_and_text_after_the_metadata_are_read(bundle, publi
     assert [camera.code for camera in import_adapter(bundle, [published]).adapter.cameras] == ["W5Eq", "8miP"]
 
 
-def test_cameras_of_another_set_have_to_be_explained(bundle, published):
+def test_cameras_of_another_set_need_a_modality(bundle, published):
     write_dataset_info(published / "dataset_info.json", {"dataset": "llcm", "camera_to_description": CODES})
-    with pytest.raises(
-        InputError, match=r"of the set 'llcm' .*\(cam1, cam3, cam7\); .*--camera cam1=ir:W5Eq or cam1=rgb"
-    ):
+    with pytest.raises(InputError, match=r"'llcm'.* cam1, cam3, cam7.*--camera cam1=ir:W5Eq"):
         import_adapter(bundle, [published])
     named = [parse_camera(f"{name}=rgb:{code}") for name, code in CODES.items()]
     assert len(import_adapter(bundle, [published], named).adapter.cameras) == 3
     (published / "dataset_info.json").unlink()
-    with pytest.raises(InputError, match="nothing names the cameras; give DiVE's dataset_info.json"):
+    with pytest.raises(InputError, match=r"dataset_info\.json.*--camera"):
         import_adapter(bundle, [published])
 
 
 @pytest.mark.parametrize("text", ["cam3", "cam3=ir", "=ir:x", "cam3=ir:", "cam3=uv:x"])
-def test_a_camera_that_says_too_little_is_refused(text):
-    with pytest.raises(InputError, match="NAME=rgb:CODE or NAME=ir:CODE|modality must be one of"):
+def test_an_incomplete_camera_is_refused(text):
+    with pytest.raises(InputError, match=text if ":x" not in text else text.removesuffix(":x")[-2:]):
         parse_camera(text)
 
 
-def test_people_join_an_adapter(bundle, adapter, tmp_path):
+def test_identities_join_an_adapter(bundle, adapter, tmp_path):
     path = saved(tmp_path / "e.pt", A1111)
-    made = import_adapter(bundle, [path], onto=adapter).adapter
-    assert [person.pid for person in made.identities] == ["0001", "0002", "0003", "Some Body"]
+    made = import_adapter(bundle, [path], init_from=adapter).adapter
+    assert [identity.pid for identity in made.identities] == ["0001", "0002", "0003", "Some Body"]
     assert torch.equal(made.embeddings, torch.cat([adapter.embeddings, ROWS]))
-    assert all(torch.equal(made.lora[key], adapter.lora[key]) for key in adapter.lora)
-    assert made.facts["seed"] == adapter.facts["seed"]
-    assert [file["name"] for file in made.facts["joined"][0]["files"]] == ["e.pt"]
-    bank = PromptBank(fuse(bundle, made).tokenizer, fuse(bundle, made).prompts)
-    ids = bank.token_ids([("Some Body", "cam1")])[0].tolist()
-    first = ids.index(bank.tokenizer.convert_tokens_to_ids("<some_body.0>"))
-    assert bank.tokenizer.convert_ids_to_tokens(ids[first : first + 3]) == [f"<some_body.{i}>" for i in range(3)]
-    with pytest.raises(InputError, match="cameras and template are those of the adapter to join"):
-        import_adapter(bundle, [path], CAMERAS, onto=adapter)
+    assert_same_tensors(made.lora, adapter.lora)
+    assert made.metadata["seed"] == adapter.metadata["seed"]
+    assert [file["name"] for file in made.metadata["joined"][0]["files"]] == ["e.pt"]
+    fused = fuse(bundle, made)
+    ids = PromptEncoder(fused.tokenizer, fused.prompts).token_ids([("Some Body", "cam1")])[0].tolist()
+    first = ids.index(fused.tokenizer.convert_tokens_to_ids("<some_body.0>"))
+    assert fused.tokenizer.convert_ids_to_tokens(ids[first : first + 3]) == [f"<some_body.{i}>" for i in range(3)]
+    with pytest.raises(InputError, match="cameras and template"):
+        import_adapter(bundle, [path], CAMERAS, init_from=adapter)
     lora = write_lora(tmp_path / "lora.bin", adapter, "diffusers")
-    with pytest.raises(InputError, match="is a LoRA, and the adapter to join has its own"):
-        import_adapter(bundle, [path, lora], onto=adapter)
+    with pytest.raises(InputError, match=r"lora\.bin"):
+        import_adapter(bundle, [path, lora], init_from=adapter)
 
 
-def test_what_is_missing_is_said(bundle, adapter, published, tmp_path):
-    person = saved(tmp_path / "e.pt", A1111)
+def test_missing_and_repeated_sources_are_named(bundle, adapter, published, tmp_path):
+    embeddings = saved(tmp_path / "e.pt", A1111)
     lora = write_lora(tmp_path / "lora.bin", adapter, "diffusers")
-    with pytest.raises(InputError, match="no LoRA in .*e.pt; give one, or the adapter .*--init-from"):
-        import_adapter(bundle, [person], CAMERAS)
-    with pytest.raises(InputError, match="no embeddings in .*lora.bin, so there is no person; give"):
-        import_adapter(bundle, [lora], CAMERAS)
     model = saved(tmp_path / "unet.bin", {"conv_in.weight": torch.zeros(2, 2), "conv_in.bias": torch.zeros(3)})
-    with pytest.raises(InputError, match="unet.bin holds neither a LoRA nor embeddings"):
-        import_adapter(bundle, [model], CAMERAS)
-    with pytest.raises(InputError, match="are both LoRA, and an adapter has one"):
-        import_adapter(bundle, [published, lora], CAMERAS)
-    with pytest.raises(InputError, match="say the same kind of thing; leave one out"):
-        import_adapter(bundle, [published, published / "dataset_info.json"])
-    with pytest.raises(InputError, match="pid 'Some Body' occurs more than once"):
-        import_adapter(bundle, [lora, person, person], CAMERAS)
+    for sources, part in [
+        ([embeddings], r"no LoRA in .*e\.pt.*--onto"),
+        ([lora], r"no embeddings in .*lora\.bin"),
+        ([model], r"unet\.bin"),
+        ([published, lora], r"pytorch_lora_weights\.safetensors and .*lora\.bin"),
+        ([published, published / "dataset_info.json"], r"dataset_info\.json and"),
+        ([lora, embeddings, embeddings], "'Some Body' occurs more than once"),
+    ]:
+        with pytest.raises(InputError, match=part):
+            import_adapter(bundle, sources, CAMERAS)
 
 
 def test_folders_are_searched_by_known_names(bundle, adapter, published, tmp_path):
@@ -220,15 +221,13 @@ def test_folders_are_searched_by_known_names(bundle, adapter, published, tmp_pat
     shutil.copy(last, published / "learned_embeds-steps-1000.bin")
     assert len(import_adapter(bundle, [published]).adapter.identities) == 3  # the last one
     last.rename(published / "learned_embeds-steps-2000.bin")
-    with pytest.raises(
-        InputError, match=r"has 2 files of embeddings \(learned_embeds-steps-1000.bin, ...\); name the one"
-    ):
+    with pytest.raises(InputError, match=r"2 files .*learned_embeds-steps-1000\.bin"):
         import_adapter(bundle, [published])
     (published / "learned_embeds-steps-1000.bin").unlink()
     assert len(import_adapter(bundle, [published]).adapter.identities) == 3
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"has neither pytorch_lora_weights.* \(found nothing\); name the files"):
+    with pytest.raises(InputError, match=r"pytorch_lora_weights.*nothing"):
         import_adapter(bundle, [tmp_path / "empty"])
     save_adapter(adapter, tmp_path / "ours")
-    with pytest.raises(InputError, match="is an adapter of dive-fast already"):
+    with pytest.raises(InputError, match="ours.*fuse --adapter"):
         import_adapter(bundle, [tmp_path / "ours"])
