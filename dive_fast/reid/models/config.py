@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from dive_fast.reid.models.backbones import BACKBONES
-from dive_fast.settings import AtLeast, PositiveInt, Settings
+from dive_fast.settings import AtLeast, OneOf, PositiveInt, Settings
 from dive_fast.types import InputError
 
-if TYPE_CHECKING:
-    BackboneName = str
-else:
-    BackboneName = Literal[tuple(BACKBONES)]
+BackboneName = Annotated[str, OneOf(tuple(BACKBONES))]
 Pooling = Literal["gem", "avg", "cls"]
 
 
