@@ -61,7 +61,7 @@ def head_constants(head_dim: int) -> dict[str, int]:
 
 def strides(first: str, **tensors: Tensor) -> dict[str, int]:
     """Returns the strides of [R, T, C] as the kernels' arguments; `first` names the first dimension."""
-    found = {}
+    found: dict[str, int] = {}
     for name, tensor in tensors.items():
         found |= {f"{name}_{first}_stride": tensor.stride(0), f"{name}_token_stride": tensor.stride(1)}
     return found
