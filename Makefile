@@ -25,7 +25,7 @@ help:
 	@echo "make kernels   compile the GPU kernels ahead of time into build/kernels/cubins (no GPU needed)"
 	@echo "make kernels-ci      the same for sm_80 and sm_90, and fail on a kernel that spills or outgrew its registers"
 	@echo "make kernels-oldest  the kernels with the oldest Triton that is supported: interpreter and compiler"
-	@echo "make interop   our engines opened by Hugging Face's optimum and the other way round, in an environment of its own"
+	@echo "make interop   our engines opened by Hugging Face's optimum and the other way round, in a second environment"
 	@echo "make gpu-test  test the kernels on this machine's GPU (GPU_PYTHON=python3 uses your own CUDA torch)"
 	@echo "make bench     time engines, loading, training and the kernels' references on this CPU"
 	@echo "make bench-export  export Stable Diffusion 1.5's configuration: time, memory, sizes, parity"
@@ -44,28 +44,25 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(VENV)/bin/dive-fast demo --out demo
 
-# Tests really build with TensorRT for RTX, which needs no GPU for it (250 MB); the demo does without.
+# The tests build with TensorRT for RTX (250 MB), which needs no GPU for that; the demo needs neither.
 $(VENV)/rtx: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rtx]'
 	@touch $@
 
-# The kernels' tests run under Triton's interpreter, which needs no GPU either (1 GB).
+# The kernels' tests run under Triton's interpreter (1 GB), which needs no GPU.
 $(VENV)/kernels: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[kernels]'
 	@touch $@
 
-# Each worker has one thread: more would share the same cores.
-WORKERS ?= 2
-TESTS := env OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
-
-# The slowest tests are listed: one of more than a second wants the mark `slow`.
+# Two workers of one thread each: more threads would share the same cores. The report lists what takes more than a second:
+# such a test needs the mark `slow`.
 quick: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(TESTS) -q -r fE -m "not slow" --durations 10 --durations-min 1
+	env OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q -r fE -m "not slow" --durations 10 --durations-min 1
 
 test: $(VENV)/rtx $(VENV)/kernels
-	$(TESTS)
+	$(PY) -m pytest
 
 check: $(STAMP)
 	$(PY) -m ruff check .
@@ -86,8 +83,8 @@ kernels-ci: $(VENV)/kernels
 	$(CMAKE) --build build/kernels-ci
 	PYTHONPATH=kernels $(PY) -m dive_kernels.aot --check-budgets build/kernels-ci/cubins
 
-# The lower end of the range in pyproject.toml, first on the path: the environment keeps its own. Its interpreter needs an
-# older numpy than ours: with 2.4 it fails at loops whose bounds are known at run time only.
+# The lower end of the range in pyproject.toml, first on the path; the environment keeps its version. Its interpreter needs
+# an older numpy: with 2.4 it fails at loops whose bounds are known at run time only.
 OLDEST_TRITON := 3.6.0
 OLDEST := build/triton-$(OLDEST_TRITON)
 

@@ -1,7 +1,7 @@
 # Kernels -> cubins and their index, as the target `dive_kernels_aot`, installed beside the package.
 #
-# CUDA C++ kernels are compiled wherever a CUDA compiler is found, Triton kernels where DIVE_KERNELS_AOT is on and Triton
-# is there. `python -m dive_kernels.aot` compiles both; here it is decided what it may use.
+# Compiles CUDA C++ kernels if a CUDA compiler is found, and Triton kernels if DIVE_KERNELS_AOT is on and Triton is
+# installed. `python -m dive_kernels.aot` compiles both; this file decides what it may use.
 
 function(dive_kernels)
   find_package(Python 3.10 COMPONENTS Interpreter)
@@ -17,7 +17,7 @@ function(dive_kernels)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/dive_kernels/*.py
        ${PROJECT_SOURCE_DIR}/kernels/dive_kernels/*/*.py ${PROJECT_SOURCE_DIR}/kernels/dive_kernels/*/*.cu
        ${PROJECT_SOURCE_DIR}/kernels/dive_kernels/*/*.h)
-  set(stamp ${PROJECT_BINARY_DIR}/cubins.stamp) # the index itself would be deleted on a failure, and all be compiled anew
+  set(stamp ${PROJECT_BINARY_DIR}/cubins.stamp) # not the index: a failure would delete it
   add_custom_command(
     OUTPUT ${stamp}
     COMMAND ${run} ${out} --arch ${DIVE_KERNELS_ARCHS} ${triton} ${cuda}

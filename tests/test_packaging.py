@@ -109,7 +109,8 @@ def test_make_alone_lists_its_targets(checkout: Path) -> None:
     result = make(checkout)
     assert result.returncode == 0
     assert all(
-        f"make {target}" in result.stdout for target in ("demo", "test", "check", "kernels", "kernels-ci", "gpu-test")
+        f"make {target}" in result.stdout
+        for target in ("demo", "quick", "test", "check", "kernels", "kernels-ci", "gpu-test")
     )
 
 
@@ -145,7 +146,7 @@ def test_cmake_runs_for_plain_installs_where_it_is_at_hand_and_never_for_editabl
 
 
 def built(folder: Path, *options: str, **environment: str) -> tuple[str, dict[str, Any]]:
-    """Configures, builds and installs by CMake; what configuring said, and the index that was installed."""
+    """Configures, builds and installs by CMake; returns the configuring log and the installed index."""
     if shutil.which("cmake") is None or shutil.which("make") is None:
         pytest.skip("cmake or make is not installed")
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | environment
@@ -154,12 +155,12 @@ def built(folder: Path, *options: str, **environment: str) -> tuple[str, dict[st
         ["cmake", "--build", str(folder)],
         ["cmake", "--install", str(folder), "--prefix", str(folder / "installed")],
     ]
-    said = ""
+    log = ""
     for command in commands:
         result = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout + result.stderr
-        said = said or result.stdout
-    return said, json.loads((folder / "installed" / "dive_kernels" / "cubins" / "kernels.json").read_text())
+        log = log or result.stdout
+    return log, json.loads((folder / "installed" / "dive_kernels" / "cubins" / "kernels.json").read_text())
 
 
 @pytest.fixture
@@ -176,10 +177,10 @@ def no_compilers(tmp_path: Path) -> str:
 
 @pytest.mark.slow
 def test_cmake_needs_no_compiler(tmp_path: Path, no_compilers: str) -> None:
-    """What was skipped is said, and in the index."""
-    said, index = built(tmp_path / "build", PATH=no_compilers, CC="/nowhere", CXX="/nowhere")
-    assert "Triton kernels skipped: DIVE_KERNELS_AOT is off" in said
-    assert "CUDA C++ kernels skipped: no CUDA compiler found" in said
+    """The log and the index name what was skipped."""
+    log, index = built(tmp_path / "build", PATH=no_compilers, CC="/nowhere", CXX="/nowhere")
+    assert "Triton kernels skipped: DIVE_KERNELS_AOT is off" in log
+    assert "CUDA C++ kernels skipped: no CUDA compiler found" in log
     assert index["kernels"] == []
     assert index["skipped"] == [
         {"what": "Triton kernels", "why": "DIVE_KERNELS_AOT was off"},
@@ -189,18 +190,18 @@ def test_cmake_needs_no_compiler(tmp_path: Path, no_compilers: str) -> None:
 
 @pytest.mark.slow
 def test_cmake_skips_what_it_cannot_compile(tmp_path: Path, no_compilers: str) -> None:
-    """The interpreter's switch stands for a machine without Triton."""
-    said, index = built(tmp_path / "build", "-DDIVE_KERNELS_AOT=ON", PATH=no_compilers, TRITON_INTERPRET="1")
+    """The interpreter's switch simulates a machine without Triton."""
+    log, index = built(tmp_path / "build", "-DDIVE_KERNELS_AOT=ON", PATH=no_compilers, TRITON_INTERPRET="1")
     reason = r"(TRITON_INTERPRET|torch is not installed|triton is not installed)"
-    assert re.search(rf"Triton kernels skipped: .*{reason}.*--no-build-isolation", said)
+    assert re.search(rf"Triton kernels skipped: .*{reason}.*--no-build-isolation", log)
     assert re.search(reason, index["skipped"][0]["why"])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_cmake_compiles_cuda_kernels_where_nvcc_is(tmp_path: Path) -> None:
-    said, index = built(tmp_path, "-DDIVE_KERNELS_ARCHS=80;90")
-    assert "CUDA C++ kernels will be compiled for 80;90 by " in said
+    log, index = built(tmp_path, "-DDIVE_KERNELS_ARCHS=80;90")
+    assert "CUDA C++ kernels will be compiled for 80;90 by " in log
     assert {kernel["architecture"] for kernel in index["kernels"]} == {80, 90}
     folder = tmp_path / "installed" / "dive_kernels" / "cubins"
     assert all((folder / kernel["cubin"]["name"]).read_bytes()[:4] == b"\x7fELF" for kernel in index["kernels"])

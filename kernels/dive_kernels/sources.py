@@ -25,7 +25,7 @@ def source_hash(kernel: str) -> str:
     """Returns the SHA-256 of the kernel's file and the headers beside it, by name and content.
 
     A Triton kernel's file imports nothing of this package, and a CUDA C++ one includes only headers of its folder (a test
-    checks both). Line ends count as "\\n".
+    checks both). A checkout's line ends do not count.
     """
     file = source_file(kernel)
     digest = hashlib.sha256()

@@ -119,8 +119,8 @@ def test_what_was_skipped_is_in_the_index(
     skipped = dict(read(tmp_path).skipped)
     assert skipped["CUDA C++ kernels"] == "no nvcc found"
     assert "TRITON_INTERPRET=1 replaces the compiler" in skipped["Triton kernels"]
-    said = capsys.readouterr().out
-    assert "0 kernels for no architecture" in said and "skipped: CUDA C++ kernels: no nvcc found" in said
+    log = capsys.readouterr().out
+    assert "0 kernels for no architecture" in log and "skipped: CUDA C++ kernels: no nvcc found" in log
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def registers_of(elf: bytes) -> int:
         if elf[name : elf.index(b"\0", name)] == b".nv.info":
             at, end = number[8](header + 24), number[8](header + 24) + number[8](header + 32)
             found = []
-            while at < end:  # a record: format, attribute, and where the format says so (4) as many bytes as told
+            while at < end:  # a record: format, attribute, and where the format says so (4) that many bytes
                 if elf[at : at + 2] == b"\x04\x2f":
                     found.append(number[4](at + 8))
                 at += 4 + (number[2](at + 2) if elf[at] == 4 else 0)
@@ -266,7 +266,7 @@ def test_whatever_changes_the_result_compiles_again(change: Callable[[Job], Job]
 @pytest.mark.usefixtures("needs_triton")
 def test_a_plan_that_differs_from_its_kernel_fails(job: Job, tmp_path: Path) -> None:
     swapped = replace(job, arguments=(job.arguments[1], job.arguments[0], *job.arguments[2:]))
-    with pytest.raises(ValueError, match="the plan's arguments .* are not the kernel's .*, in order"):
+    with pytest.raises(ValueError, match="arguments .*eps_cond_ptr"):
         triton_kernels.compile_job(swapped, tmp_path)
 
 
@@ -311,9 +311,9 @@ def test_budgets_name_kernel_figure_and_limit(
     ]
     finish(tmp_path, kernels, [])
     assert main(["--check-budgets", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert "big-sm80 takes 31 registers, the limit is 30" in said
-    assert "new-sm90 takes 30 registers, budgets.json has no limit for it" in said
+    log = capsys.readouterr().err
+    assert "big-sm80 takes 31 registers, the limit is 30" in log
+    assert "new-sm90 takes 30 registers, budgets.json has no limit for it" in log
     finish(tmp_path, kernels[:1], [])
     assert main(["--check-budgets", str(tmp_path)]) == 0
     assert main(["--budgets-of", str(tmp_path)]) == 0
@@ -332,9 +332,9 @@ def test_committed_budgets_are_complete(jobs: list[Job]) -> None:
 
 
 def test_the_assemblers_report() -> None:
-    said = "64 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\nptxas info : Used 96 registers, used 1"
-    assert resources(said) == (96, 28)
-    with pytest.raises(ValueError, match="reported no registers"):
+    log = "64 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\nptxas info : Used 96 registers, used 1"
+    assert resources(log) == (96, 28)
+    with pytest.raises(ValueError, match="no registers"):
         resources("ptxas info    : 0 bytes gmem")
 
 
@@ -355,7 +355,7 @@ def test_two_kernels_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) ->
             yield replace(example, key={})
 
     monkeypatch.setattr(examples, "EXAMPLES", (twice,))
-    with pytest.raises(ValueError, match="two kernels would be called solver_step-fp32-sm80; tell them apart"):
+    with pytest.raises(ValueError, match="solver_step-fp32-sm80"):
         triton_jobs([80])
 
 

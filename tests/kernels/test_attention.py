@@ -80,9 +80,9 @@ def test_explicit_fused_raises_with_every_reason() -> None:
     for part in (
         "key is torch.float64, query is torch.float32",
         "value has 24 channels, query 48",
-        "needs rows of query and rows and tokens of key and value that agree, got query (3, 5, 48), key (2, 7, 24), ",
-        "needs CUDA tensors, value is on cpu",
-        "needs a head dim that is a multiple of 8 from 8 to 160, got 12",
+        "got query (3, 5, 48), key (2, 7, 24), ",
+        "value is on cpu",
+        "from 8 to 160, got 12",
         "query has strides (240, 1, 5)",
     ):
         assert part in str(error.value), part
@@ -94,15 +94,16 @@ GOOD = {name: torch.zeros(2, 5, 16) for name in ("query", "key", "value")} | {"h
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query": torch.zeros(5, 16)}, r"query must have 3 dimensions, got shape \(5, 16\)"),
-        ({"query": torch.zeros(2, 5, 16, dtype=torch.int32)}, "query must be floating point, got torch.int32"),
+        ({"query": torch.zeros(5, 16)}, r"query must have 3 .* got shape \(5, 16\)"),
+        ({"query": torch.zeros(2, 5, 16, dtype=torch.int32)}, "query must be .* got torch.int32"),
         ({"value": torch.zeros(2, 5, 16).half()}, "value is torch.float16, query is torch.float32"),
-        ({"heads": 3}, "heads must divide the 16 channels of query, got 3"),
+        ({"heads": 3}, "heads .* 16 channels of query, got 3"),
+        ({"heads": 0}, "heads .* 16 channels of query, got 0"),
         ({"key": torch.zeros(2, 0, 16), "value": torch.zeros(2, 0, 16)}, "needs a key at least, got none"),
-        ({"key": torch.zeros(1, 5, 16)}, "needs rows of query and rows and tokens of key and value that agree"),
+        ({"key": torch.zeros(1, 5, 16)}, r"got query \(2, 5, 16\), key \(1, 5, 16\)"),
         ({"impl": "fast"}, "impl must be auto, .* flash or efficient, got 'fast'"),
     ],
-    ids=["rank", "integers", "two types", "heads", "no keys", "rows", "impl"],
+    ids=["rank", "integers", "two types", "heads", "no heads", "no keys", "rows", "impl"],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

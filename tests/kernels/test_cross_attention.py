@@ -1,4 +1,4 @@
-"""The reference against float64, what `auto` takes, torch's backends, bad input, and the torch operator."""
+"""The reference against float64, prompts by index, and the torch operator; test_attention.py has what both ops share."""
 
 from __future__ import annotations
 
@@ -54,13 +54,6 @@ def test_an_index_of_no_prompt(wrong: int) -> None:
         cross_attention(*given, impl="sdpa", validate=False)
 
 
-@pytest.mark.parametrize("impl", ["cudnn", "efficient"])
-def test_a_backend_that_cannot_says_so(impl: str) -> None:
-    given = bank(3, 5, 7, 2, 8, torch.float32, "cpu")
-    with pytest.raises(ValueError, match=f"cross_attention: impl='{impl}' cannot run on cpu, .* head dim 8: No viable"):
-        cross_attention(*given, impl=impl)
-
-
 def test_explicit_fused_raises_with_every_reason() -> None:
     query, key = torch.zeros(3, 48, 5).mT, torch.zeros(2, 129, 24, dtype=torch.float64)
     with pytest.raises(ValueError, match="impl='fused' cannot run") as error:
@@ -68,12 +61,12 @@ def test_explicit_fused_raises_with_every_reason() -> None:
     for part in (
         "key is torch.float64, query is torch.float32",
         "key has 24 channels, query 48",
-        "needs a value for each key, got key (2, 129, 24), value (2, 3, 24)",
-        "needs an index for each of the 3 rows of query, prompt_index has shape (2,)",
+        "got key (2, 129, 24), value (2, 3, 24)",
+        "3 rows of query, prompt_index has shape (2,)",
         "prompt_index must be int64, got torch.int32",
-        "needs CUDA tensors, value is on cpu",
+        "value is on cpu",
         "value is torch.float64",
-        "needs a head dim that is a multiple of 8 from 8 to 160, got 12",
+        "from 8 to 160, got 12",
         "query has strides (240, 1, 5)",
         "needs at most 128 keys, got 129",
     ):
@@ -92,16 +85,11 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query": torch.zeros(5, 16)}, r"query must have 3 dimensions, got shape \(5, 16\)"),
-        ({"query": torch.zeros(2, 5, 16, dtype=torch.int32)}, "query must be floating point, got torch.int32"),
-        ({"key": torch.zeros(3, 7, 16).half()}, "key is torch.float16, query is torch.float32"),
-        ({"heads": 3}, "heads must divide the 16 channels of query, got 3"),
-        ({"heads": 0}, "heads must divide the 16 channels of query, got 0"),
-        ({"key": torch.zeros(3, 0, 16), "value": torch.zeros(3, 0, 16)}, "needs a prompt and a key at least"),
+        ({"key": torch.zeros(3, 0, 16), "value": torch.zeros(3, 0, 16)}, r"got key \(3, 0, 16\)"),
         ({"prompt_index": torch.zeros(2, dtype=torch.int32)}, "prompt_index must be int64, got torch.int32"),
         ({"impl": "fast"}, "impl must be auto, .* flash or efficient, got 'fast'"),
     ],
-    ids=["rank", "integers", "two types", "heads", "no heads", "no keys", "int32 index", "impl"],
+    ids=["no keys", "int32 index", "impl"],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -113,17 +101,12 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
     [
         ({"key": torch.zeros(3, 7, 16, device="meta")}, "key is on meta, query on cpu"),
         ({"prompt_index": torch.zeros(2, dtype=torch.int64, device="meta")}, "prompt_index is on meta, query on cpu"),
-        ({"heads": 4}, "needs a head dim that is a multiple of 8 from 8 to 160, got 4"),
-        (
-            {name: torch.zeros(2, 2, 168) for name in ("query", "key", "value")} | {"heads": 1},
-            "needs a head dim that is a multiple of 8 from 8 to 160, got 168",
-        ),
         (
             {"prompt_index": torch.zeros(4, dtype=torch.int64)[::2]},
             "needs a contiguous prompt_index, got strides (2,)",
         ),
     ],
-    ids=["device", "index's device", "small head", "large head", "index's stride"],
+    ids=["device", "index's device", "index's stride"],
 )
 def test_why_not_fused(change: dict[str, Any], reason: str) -> None:
     assert reason in why_not_fused(**{**GOOD, **change})

@@ -72,8 +72,8 @@ def test_explicit_fused_raises_with_every_reason() -> None:
     for part in (
         "x is on cpu",
         "bias is torch.float64",
-        "needs a last stride of 1, weight has strides (1, 24)",
-        "needs one stride from token to token, x (3, 2, 16) has strides (16, 48, 1)",
+        "weight has strides (1, 24)",
+        "x (3, 2, 16) has strides (16, 48, 1)",
     ):
         assert part in str(error.value)
     assert not any("stride" in reason for reason in why_not_fused(x[..., :8], weight[:, :8], bias))

@@ -79,8 +79,8 @@ def test_explicit_fused_raises_with_every_reason() -> None:
     for part in (
         "skip is on cpu",
         "bias is torch.float64",
-        "needs channels_last images, x has strides (256, 32, 4, 1)",
-        "needs a last stride of 1, weight has strides (2,)",
+        "x has strides (256, 32, 4, 1)",
+        "weight has strides (2,)",
     ):
         assert part in str(error.value)
     huge = torch.empty(1, 2**12, 2**10, 2**9, device="meta").to(memory_format=torch.channels_last)

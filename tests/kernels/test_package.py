@@ -1,4 +1,4 @@
-"""The folder of compiled kernels: what is refused in its index, which kernel a launch gets, and what the driver is told.
+"""The folder of compiled kernels: refusals of its index, the kernel that a launch gets, and the calls of the driver.
 
 The driver is a small library of our own with the functions that cuda-python calls, so that its packing of arguments is
 tested too. No kernel runs here.
@@ -100,13 +100,13 @@ def test_a_corrupt_index_is_refused(
 @pytest.mark.parametrize("text", ["", "[", "[]", "null", "[" * 100_000], ids=["empty", "cut", "list", "null", "deep"])
 def test_what_is_no_index_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(text)
-    with pytest.raises(ValueError, match="no index of compiled kernels"):
+    with pytest.raises(ValueError, match=INDEX):
         read(tmp_path)
 
 
 def test_a_folder_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(package.FOLDER, str(tmp_path / "gone"))
-    with pytest.raises(ValueError, match="there is no kernels.json; make kernels writes it, or unset DIVE_KERNELS_CUB"):
+    with pytest.raises(ValueError, match="kernels.json; make kernels .* DIVE_KERNELS_CUBINS"):
         package.installed()
     with pytest.raises(ValueError, match="gone: there is no kernels.json"):  # and not quietly Triton
         running.match(example(), 80)
@@ -223,7 +223,7 @@ def test_kernels_take_in_nothing_that_their_hash_does_not_cover() -> None:
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Launches say that they are for a GPU of compute capability 8.0."""
+    """Launches claim a GPU of compute capability 8.0."""
     monkeypatch.setattr(Launch, "device", property(lambda _: torch.device("cuda", 0)))
     monkeypatch.setattr(running, "capability", lambda _: 80)
 

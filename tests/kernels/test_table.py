@@ -66,9 +66,7 @@ def test_the_fastest_of_what_is_offered() -> None:
 )
 def test_a_broken_table_is_named(own: Path, text: str) -> None:
     own.write_text(text)
-    with pytest.raises(
-        ValueError, match=r"table\.json: no table of kernel measurements .* python -m benchmarks\.kernels"
-    ):
+    with pytest.raises(ValueError, match=r"table\.json: .* python -m benchmarks\.kernels"):
         table.measured("attention", 90, torch.float16, {"head_dim": 40}, 1)
 
 

@@ -1,5 +1,7 @@
-"""Compiles every kernel into the folder OUT; `make kernels` runs it through CMake. `--check-budgets FOLDER` fails on a
-kernel that spills or takes more registers than budgets.json allows."""
+"""Compiles every kernel into the folder OUT; `make kernels` runs it through CMake.
+
+`--check-budgets FOLDER` fails on a kernel that spills or takes more registers than budgets.json allows.
+"""
 
 from __future__ import annotations
 

@@ -50,46 +50,13 @@ def attention_kernel(
     highest = tl.full([QUERY_BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([QUERY_BLOCK], tl.float32)
     whole = keys // KEY_BLOCK * KEY_BLOCK
+    queries, pointers, strides = (query_1, query_2), (key_ptr, value_ptr), (key_token_stride, value_token_stride)
+    state = (result_1, result_2, highest, total)
     for first in range(0, whole, KEY_BLOCK):
-        result_1, result_2, highest, total = _attend(
-            query_1,
-            query_2,
-            key_ptr,
-            value_ptr,
-            first,
-            keys,
-            key_token_stride,
-            value_token_stride,
-            result_1,
-            result_2,
-            highest,
-            total,
-            HEAD_DIM,
-            HEAD_1,
-            HEAD_2,
-            KEY_BLOCK,
-            False,
-        )
+        state = _attend(queries, pointers, strides, first, keys, state, HEAD_DIM, HEAD_1, HEAD_2, KEY_BLOCK, False)
     if whole < keys:
-        result_1, result_2, highest, total = _attend(
-            query_1,
-            query_2,
-            key_ptr,
-            value_ptr,
-            whole,
-            keys,
-            key_token_stride,
-            value_token_stride,
-            result_1,
-            result_2,
-            highest,
-            total,
-            HEAD_DIM,
-            HEAD_1,
-            HEAD_2,
-            KEY_BLOCK,
-            True,
-        )
+        state = _attend(queries, pointers, strides, whole, keys, state, HEAD_DIM, HEAD_1, HEAD_2, KEY_BLOCK, True)
+    result_1, result_2, highest, total = state
     inverse = (1.0 / total)[:, None]
     _store(out_ptr, start, tokens, heads, result_1 * inverse, QUERY_BLOCK, 0, HEAD_1, HEAD_DIM)
     if HEAD_2:
@@ -98,18 +65,12 @@ def attention_kernel(
 
 @triton.jit
 def _attend(
-    query_1,
-    query_2,
-    key_ptr,
-    value_ptr,
+    queries,  # of the head's two tiles
+    pointers,  # of keys and values
+    strides,
     first,
     keys,
-    key_token_stride,
-    value_token_stride,
-    result_1,
-    result_2,
-    highest,
-    total,
+    state,  # results of the two tiles, running maximum and sum
     HEAD_DIM: tl.constexpr,
     HEAD_1: tl.constexpr,
     HEAD_2: tl.constexpr,
@@ -117,6 +78,10 @@ def _attend(
     LAST: tl.constexpr,
 ):
     """Takes one tile of keys into the results, not yet divided by `total`."""
+    query_1, query_2 = queries
+    key_ptr, value_ptr = pointers
+    key_token_stride, value_token_stride = strides
+    result_1, result_2, highest, total = state
     # exp(x / sqrt(d)) is exp2(x * SCALE): the GPU has exp2
     SCALE: tl.constexpr = 1.4426950408889634 * HEAD_DIM**-0.5
     key_1 = _load(key_ptr, first, keys, key_token_stride, KEY_BLOCK, 0, HEAD_1, HEAD_DIM, LAST)
