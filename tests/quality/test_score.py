@@ -70,35 +70,18 @@ def test_scores_are_what_they_say(dataset, checkpoint, real):
             centre[pid] = made[row] @ mean / np.linalg.norm(mean)
         own = centre.pop(record.spec.pid)
         assert scores["identity"] == pytest.approx(own - max(centre.values()), abs=2e-5)
-        group = [
-            n
-            for n, (r, s) in enumerate(sides)
-            if n != row
-            and s == side
-            and (r.spec.pid, getattr(r.spec, s)) == (record.spec.pid, getattr(record.spec, side))
-        ]
+        group = [n for n, (r, s) in enumerate(sides) if n != row and s == side
+                 and (r.spec.pid, getattr(r.spec, s)) == (record.spec.pid, getattr(record.spec, side))]  # fmt: skip
         assert scores["diversity"] == pytest.approx(
             1 - max(made[n] @ made[row] for n in group), abs=1e-3
         )  # half precision
-        alike = {
-            f"sysu/{s.path.relative_to(real.root)}": f @ made[row]
-            for s, f in zip(photos, known, strict=True)
-            if s.modality == side
-        }
+        alike = {f"sysu/{s.path.relative_to(real.root)}": f @ made[row]
+                 for s, f in zip(photos, known, strict=True) if s.modality == side}  # fmt: skip
         assert scores["memorisation"] == pytest.approx(max(alike.values()), abs=2e-5)
         assert alike[nearest[record.spec.pair_id][side]] == pytest.approx(max(alike.values()), abs=2e-5)
-    within = [
-        [
-            max(
-                known[n] @ known[m]
-                for m in range(len(photos))
-                if m != n and photos[m].pid == photos[n].pid and photos[m].modality == side
-            )
-            for n in range(len(photos))
-            if photos[n].modality == side
-        ]
-        for side in ("rgb", "ir")
-    ]
+    within = [[max(known[n] @ known[m] for m in range(len(photos)) if m != n and photos[m].pid == photos[n].pid
+                   and photos[m].modality == side) for n in range(len(photos)) if photos[n].modality == side]
+              for side in ("rgb", "ir")]  # fmt: skip
     for side, similar in zip(("rgb", "ir"), within, strict=True):
         assert facts["thresholds"]["memorisation"][side]["value"] == pytest.approx(
             np.quantile(similar, 0.999), abs=2e-5
