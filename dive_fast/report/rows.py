@@ -125,11 +125,9 @@ def _side_scores(scores: Any, where: str) -> dict[str, float]:
 def _drops(path: Path) -> Iterator[tuple[str, list[str]]]:
     """The pair ids and reasons of dropped.jsonl; empty without such a file."""
     for number, line in enumerate(read_jsonl(path, "dropped pairs") if path.exists() else (), start=1):
-        pair_id, reasons = (line.get("pair_id"), line.get("reasons")) if isinstance(line, dict) else (None, None)
-        if (
-            not isinstance(pair_id, str)
-            or not isinstance(reasons, list)
-            or not all(isinstance(r, str) for r in reasons)
-        ):
+        held: dict[str, Any] = line if isinstance(line, dict) else {}
+        pair_id, reasons = held.get("pair_id"), held.get("reasons")
+        texts = isinstance(reasons, list) and all(isinstance(reason, str) for reason in reasons)
+        if not isinstance(pair_id, str) or not isinstance(reasons, list) or not texts:
             raise InputError(f"{path} line {number} needs a pair_id and a list of reasons; filter again")
         yield pair_id, reasons
