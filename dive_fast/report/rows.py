@@ -131,8 +131,8 @@ class _Drops:
 
     def __init__(self, dataset: Path, plan: SynthesisPlan) -> None:
         self._plan = plan
-        starts = accumulate((person.total for person in plan.people), initial=0)
-        self._places = {p.pid: range(start, start + p.total) for p, start in zip(plan.people, starts, strict=False)}
+        starts = accumulate((person.total for person in plan.identities), initial=0)
+        self._places = {p.pid: range(start, start + p.total) for p, start in zip(plan.identities, starts, strict=False)}
         self._lines = self._read(dataset / DROPPED)
         self._next = next(self._lines, None)
         self._strays = 0

@@ -12,8 +12,8 @@ from PIL import Image
 from dive_fast.io import sha256_file
 from dive_fast.sampling import Sampling
 from dive_fast.synth.manifest import read_shard, shard_lines, shard_name
-from dive_fast.synth.marks import png_marks
 from dive_fast.synth.plan import make_plan, save_plan
+from dive_fast.synth.provenance import png_tags
 from dive_fast.types import MODALITIES, Camera, PairRecord
 
 PIDS = tuple(f"{number:04d}" for number in range(1, 6))
@@ -70,7 +70,7 @@ def make_dataset(
                 numbers[camera, pair.pid] = count = numbers.get((camera, pair.pid), 0) + 1
                 name = f"{camera}/{pair.pid}/{count:04d}.png"
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
-                marks = png_marks({"pair_id": pair.pair_id})
+                marks = png_tags({"pair_id": pair.pair_id})
                 photo(pair.pid, camera, 100 + count).save(out / name, pnginfo=marks)
                 files[side], hashes[side], sizes[side] = name, sha256_file(out / name), (out / name).stat().st_size
             records.append(PairRecord(pair, files, hashes, sizes, "engine-1", {}))
