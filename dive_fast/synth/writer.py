@@ -1,4 +1,4 @@
-"""Files written beside the computation: images and photos by a few threads, a shard's record after its last file."""
+"""A dataset's files, written by threads beside the computation; a shard's record follows its last file."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dive_fast.io import sha256_bytes
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.layout import PairFiles
 from dive_fast.synth.manifest import shard_lines, shard_name
-from dive_fast.synth.marks import jpeg_marks, png_marks
 from dive_fast.synth.planfile import SynthesisPlan
+from dive_fast.synth.provenance import jpeg_tags, png_tags
 from dive_fast.synth.store import Store
 from dive_fast.types import DiveError, InputError, Modality, PairRecord, PairSpec
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 # PNG of 512x256 takes 34 ms in RGB and 12 ms in infrared, outside the interpreter lock.
 THREADS = min(4, os.cpu_count() or 1)
-WAITING = 64  # tasks at most: what a slow disk may hold back in memory
+WAITING = 64  # tasks at most, which a slow disk keeps in memory
 JPEG_QUALITY = 95
 
 
@@ -46,8 +46,7 @@ class Written:
 class DatasetWriter:
     """Writes into one dataset; used as a context, which waits for every file and raises the first failure.
 
-    Queueing blocks while too many tasks wait and raises a failure of an earlier task, so that a full disk stops the
-    run and not only its writing.
+    Queueing blocks while too many tasks wait, and raises the failure of an earlier task: a full disk stops the run.
     """
 
     def __init__(self, store: Store, plan: SynthesisPlan, fingerprint: str, clock: StageClock) -> None:
@@ -82,10 +81,10 @@ class DatasetWriter:
         written: Mapping[str, Future[Written]],
         done: Callable[[], object],
     ) -> None:
-        """Queues shard `number`'s record; `written` has what is to come of every file of its `pairs`; then calls `done`.
+        """Queues shard `number`'s record, which needs `written` for every file of its `pairs`; calls `done` after it.
 
         The queue is first in, first out: when a thread takes the record, its files are written or being written, so
-        waiting for them cannot lock the pool up.
+        waiting for them cannot deadlock.
         """
         self._submit(self._write_record, number, pairs, written, done)
 
@@ -116,9 +115,9 @@ class DatasetWriter:
             picture = picture.convert("L") if side == "ir" else picture
             stream = io.BytesIO()
             if self._plan.image_format == "png":
-                picture.save(stream, "PNG", pnginfo=png_marks(notes))
+                picture.save(stream, "PNG", pnginfo=png_tags(notes))
             else:
-                picture.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=jpeg_marks(notes))
+                picture.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=jpeg_tags(notes))
             return self._write(name, stream.getvalue(), shard)
 
     def _copy_photo(self, source: Path, name: str, shard: int) -> Written:
