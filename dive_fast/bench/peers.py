@@ -214,7 +214,7 @@ def _onnxruntime(contest: Contest, plan: SynthesisPlan) -> Run:
         raise DiveError("our own engine is just that")
     from dive_export import GraphOptions, export_engine
 
-    options: Any = GraphOptions(precision=contest.precision)
+    options: Any = GraphOptions(precision=contest.precision)  # type: ignore[arg-type]
     out = contest.work / "onnxruntime"
     export_engine(contest.folder, out, contest.rows, check=False, size=_size(contest), options=options)
     return _by(_same(load_engine(out, device=contest.device.type), contest), plan)

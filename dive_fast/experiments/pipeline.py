@@ -14,7 +14,8 @@ from dive_fast.experiments.config import PairConfig, StudyConfig
 from dive_fast.models import fuse, load_adapter, load_bundle
 from dive_fast.models.adapter import Adapter
 from dive_fast.models.bundle import save_bundle
-from dive_fast.reid.comparison.compare import Comparison, compare
+from dive_fast.reid.comparison.compare import compare
+from dive_fast.reid.comparison.records import Comparison
 from dive_fast.synth.local import Summary, synthesize
 from dive_fast.synth.manifest import samples as manifest_samples
 from dive_fast.synth.plan import make_plan

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
     from dive_fast.models.prompts import PromptKey
 
+
 def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle, EngineSpec, dict[str, Graph]]:
     """The fused model, the spec and the graphs, by part, of an exported engine; another model raises `InputError`."""
     from dive_fast.models import load_bundle
@@ -37,7 +38,7 @@ def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle,
         raise InputError(
             f"engine {engine} is {spec.precision}; give the one that was exported, before it was quantised"
         )
-    options = GraphOptions(spec.form, spec.precision, spec.removed, spec.any_size)
+    options = GraphOptions(spec.form, spec.precision, spec.removed, spec.any_size)  # type: ignore[arg-type]
     size = (spec.profile.height, spec.profile.width)
     parts, _ = graphs(bundle, size, spec.profile.rows_max, options)
     return bundle, spec, {graph.part: graph for graph in parts}

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dive_export.artifact import Progress, say, staging
+from dive_export.options import BuildConfig
 from dive_export.tensorrt_cache import PlanCache
 from dive_export.tensorrt_folder import already_there, write_engine
-from dive_export.tensorrt_job import Build, BuildConfig, free_space
+from dive_export.tensorrt_job import Build, free_space
 from dive_export.tensorrt_profiles import activations, weights_size
 from dive_export.tensorrt_refit import refit_engine
 from dive_fast.engines import tensorrt_api as trt

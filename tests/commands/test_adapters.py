@@ -117,7 +117,7 @@ def test_import_says_what_it_left_out(run: Run, published: Path, tiny_base: Path
     code, text, error = run("import", folder, "--model", tiny_base, "--out", out, "--drop-unsupported")
     assert code == 0
     lines = error.splitlines()
-    lines = lines[lines.index("left out, as no adapter holds it: 25 layers, all named in adapter.json") :]
+    lines = lines[lines.index("dropped 25 layers that no adapter holds; adapter.json lists all") :]
     assert (lines[1], lines[21]) == ("  text_encoder.layers.0.q_proj", "  and 5 more")
     assert lines[22] == "8 attention linears have no LoRA in the file and stay as in the base"
     assert text.startswith(
@@ -184,9 +184,9 @@ def test_a_pickle_with_orders_runs_none_and_leaves_no_adapter(
     [
         (["import", "nowhere", "--out", "a"], "nowhere does not exist or is no file; give a LoRA or embedding file"),
         (["import", "x.bin", "--out", "a", "--camera", "cam3"], "write NAME=rgb:CODE or NAME=ir:CODE, as cam3=ir:8miP"),
-        (["import", "--out", "a"], "Missing argument"),
+        (["import", "--out", "a"], "missing SOURCES"),
         (["export-adapter", "--adapter", "nowhere", "--out", "a"], "nowhere has no adapter.json"),
-        (["export-adapter", "--adapter", "a", "--out", "b", "--layout", "a1111"], "'a1111' is not one of"),
+        (["export-adapter", "--adapter", "a", "--out", "b", "--layout", "a1111"], "--layout must be one of"),
     ],
     ids=["no source", "camera", "no argument", "no adapter", "layout"],
 )

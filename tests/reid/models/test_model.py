@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from dive_fast.reid.evaluation.evaluate import evaluate_reid
-from dive_fast.reid.models import config as model_config
 from dive_fast.reid.models import convolutional, vit
 from dive_fast.reid.models.backbones import BACKBONES, Backbone
 from dive_fast.reid.models.config import ModelConfig
@@ -221,7 +219,7 @@ def test_a_checkpoint_needs_its_pretrained_folder_no_more(tmp_path, monkeypatch)
         ({"backbone": "vit"}, "backbone .*'vit'"),
         ({"pooling": "max"}, "pooling .*'max'"),
         ({"height": 16}, "height .*16"),
-        ({"width": 2.5}, "width must be int, got 2.5"),
+        ({"width": 2.5}, "width .*2.5"),
         ({"stripes": 0}, "stripes .*got 0"),
         ({"height": 64, "stripes": 5}, "stripes .*1..4 .*got 5"),
         ({"weights": "somewhere"}, "resnet50"),
@@ -248,7 +246,6 @@ def test_a_row_is_all_that_a_new_backbone_needs(city, tiny, tmp_path, monkeypatc
     """It is a choice of the config and its help, it trains, and its checkpoint embeds."""
     monkeypatch.setattr(convolutional, "twice_pocket", twice_pocket, raising=False)
     monkeypatch.setitem(BACKBONES, "twice-pocket", Backbone(f"{convolutional.__name__}:twice_pocket"))
-    monkeypatch.setattr(model_config, "BackboneName", Literal[tuple(BACKBONES)])
     config = recipe(
         "pocket", backbone="twice-pocket", height=64, width=32, stripes=2, steps=2, identities=4, per_modality=2
     )
