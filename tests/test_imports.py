@@ -115,6 +115,7 @@ RULES: dict[str, Rule] = {
             "dive_fast.unet",
             "dive_fast.sampling",
             "dive_kernels",
+            "dive_fast.engines.base",
             "dive_fast.engines.engine_folder",
             "dive_fast.engines.node_runner",
             "dive_fast.engines.tensorrt_api",

@@ -38,18 +38,20 @@ class Sampling(Settings):
     """Guidance only at noise levels LOW < sigma <= HIGH (noise-to-signal ratios, arXiv 2404.07724)."""
 
     def __post_init__(self) -> None:
-        if self.guidance_interval is not None:  # JSON has a list
-            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         super().__post_init__()
-        low, high = self.guidance_interval or (0, 1)
-        if not (0 <= low < high < math.inf and self.guidance < math.inf):
-            raise InputError(
-                f"guidance must be finite and guidance_interval two noise levels, 0 <= low < high, got {self.guidance} and "
-                f"{self.guidance_interval}"
-            )
+        interval = self.guidance_interval
+        reasons = []
+        if type(self.steps) is not int:
+            reasons.append(f"steps must be a whole number, got {self.steps!r}")
+        if not math.isfinite(self.guidance):
+            reasons.append(f"guidance must be finite, got {self.guidance}")
+        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1] < math.inf):
+            reasons.append(f"guidance_interval must be two noise levels, 0 <= low < high, got {interval}")
+        if reasons:
+            raise InputError("; ".join(reasons))
         object.__setattr__(self, "guidance", float(self.guidance))  # equal settings are equal in JSON, too
-        if self.guidance_interval is not None:
-            object.__setattr__(self, "guidance_interval", (float(low), float(high)))
+        if interval is not None:
+            object.__setattr__(self, "guidance_interval", (float(interval[0]), float(interval[1])))
 
     @property
     def every_step_guided(self) -> bool:

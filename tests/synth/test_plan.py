@@ -183,7 +183,7 @@ def edited(path, change):
         (lambda d: d["people"][0].update(pairs=7), "plan_id does not match its content"),
         (lambda d: d.update(extra=1), r"unknown field\(s\) extra"),
         (lambda d: d["sampling"].update(steps=5), "plan_id does not match its content"),
-        (lambda d: d["sampling"].update(steps=0), "sampling: .*steps .* got 0"),
+        (lambda d: d["sampling"].update(steps=0), "sampling: steps .* got 0"),
         (lambda d: d["sampling"].update(steps="4"), "sampling: steps is '4'"),
         (lambda d: d["sampling"].update(steps=True), "sampling: steps is True"),
         (lambda d: d["sampling"].update(guidance_interval=[1]), r"sampling: guidance_interval is \[1\]"),

@@ -50,7 +50,7 @@ def test_camera_of_the_other_modality(tmp_path):
 
 @pytest.mark.parametrize("rows", [0, 1, -4])
 def test_too_few_rows(tmp_path, rows):
-    refused(plan_of(), tmp_path / "out", f"rows must be at least 2, got {rows}", rows=rows)
+    refused(plan_of(), tmp_path / "out", f"rows must be >= 2, got {rows}", rows=rows)
     synthesize(plan_of(guidance=1.0, pids=["0001"]), FakeEngine(), tmp_path / "one", rows=1, progress=False)
 
 
