@@ -20,7 +20,7 @@ class ModelConfig(Settings):
     """
 
     backbone: Annotated[str, OneOf(BACKBONES)] = "pocket"
-    """Backbone: pocket and pocket-vit train on a CPU; resnet50, vit-b16 and clip-vit-b16 take pretrained weights."""
+    """Backbone; the pocket ones train on a CPU, the others take pretrained weights."""
     height: Annotated[int, AtLeast(32)] = 96
     """Image height in pixels."""
     width: Annotated[int, AtLeast(32)] = 48
