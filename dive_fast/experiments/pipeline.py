@@ -50,7 +50,7 @@ def learn_missing(
     return personalize(load_bundle(model), new, out, config, init_from=known)
 
 
-def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int, threads: int | None = None) -> Engine:
+def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int) -> Engine:
     """Fuses and exports into folders of `work` that are named by the adapter, once, and opens the engine."""
     from dive_export import export_engine
 
@@ -59,7 +59,7 @@ def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int, thr
     if not fused.is_dir():  # save_bundle writes atomically
         save_bundle(fuse(load_bundle(model), adapter), fused)
     export_engine(fused, engine, rows_max=rows)
-    return load_engine(engine, threads=threads)
+    return load_engine(engine)
 
 
 def make_pairs(
