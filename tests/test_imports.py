@@ -70,7 +70,7 @@ RULES: dict[str, Rule] = {
     "dive_fast.merge": Rule(
         (*BASICS, "dive_fast.data", "dive_fast.report.rows", "dive_fast.synth.manifest", "dive_fast.synth.marks")
     ),
-    "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.planfile")),
+    "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest")),
     "dive_fast.reid": Rule(
         (
             *GROUND,

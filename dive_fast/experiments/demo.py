@@ -55,7 +55,7 @@ def _of(samples: Sequence[Sample], pid: str, camera: str | None = None) -> list[
 
 def _identity(
     walk: Walk, others: dict[PairMode, list[Sample]], oracle: Sequence[Sample], pid: str, new: bool
-) -> html.Person:
+) -> html.PictureRow:
     """An identity's photos, generated images and true infrared."""
     cells: list[html.Cell | None] = [html.Cell(s.path, "photo it learned from") for s in _of(walk.photos, pid)[:2]]
     cells.append(None)
@@ -67,10 +67,10 @@ def _identity(
         cells.append(None)
         made = _of(others[mode], pid)[:2]
         cells += [html.Cell(s.path, f"{name}, {s.camera}", made=True) for s in made]
-    return html.Person(pid, "learned live" if new else "known to the shipped adapter", cells)
+    return html.PictureRow(pid, "learned live" if new else "known to the shipped adapter", cells)
 
 
-def _page(out: Path, walk: Walk, new: int, identities: Sequence[html.Person]) -> Path:
+def _page(out: Path, walk: Walk, new: int, identities: Sequence[html.PictureRow]) -> Path:
     lead = (
         f"{len({s.pid for s in walk.photos})} identities whom the model has seen in RGB only, {new} of them"
         f" learned just now, in infrared by an exported engine: {walk.summary.images:,} images,"
@@ -84,7 +84,7 @@ def _page(out: Path, walk: Walk, new: int, identities: Sequence[html.Person]) ->
         html.section(
             "Pairs, identity by identity",
             html.paragraph("Green frames mark generated images; the rest are photos of the pocket world."),
-            *map(html.person_row, identities),
+            *map(html.picture_row, identities),
         ),
         html.section(
             "Did they help a ReID model?",

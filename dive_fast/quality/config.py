@@ -11,6 +11,7 @@ from typing import Annotated
 from dive_fast.settings import AtLeast, NonNegativeInt, PositiveInt, Settings, Within
 from dive_fast.types import InputError, Modality
 
+FEWEST = 4  # images of a camera for compare-sets: two blocks of two
 CALIBRATED = "calibrated"  # in place of a number: the threshold that scores.json holds
 
 MEANINGS: dict[str, tuple[str, bool]] = {
@@ -97,9 +98,6 @@ class FilterConfig:
     def thresholds(self) -> list[Threshold]:
         kinds = {"min": self.min, "max": self.max, "keep-share": self.keep_share}
         return [parse_threshold(kind, text) for kind, texts in kinds.items() for text in texts]
-
-
-FEWEST = 4  # images of a camera: two blocks of two
 
 
 @dataclass(frozen=True)

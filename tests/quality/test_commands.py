@@ -4,20 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from dive_fast import cli
-
-
-@pytest.fixture
-def run(capsys):
-    def runner(*arguments: object):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        return int(stop.value.code or 0), *capsys.readouterr()
-
-    return runner
-
 
 def test_score_filter_compare_and_card(run, dataset, checkpoint, real, make_net):
     sets = ("--real", f"sysu:{real.root}")
