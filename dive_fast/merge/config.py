@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from dive_fast.data.layouts import LayoutName
-from dive_fast.settings import ImageSize, Settings
+from dive_fast.data.layouts import LAYOUTS
+from dive_fast.settings import ImageSize, OneOf, Settings
 from dive_fast.types import InputError
 
 How = Literal["copy", "symlink", "link"]
@@ -18,7 +18,7 @@ How = Literal["copy", "symlink", "link"]
 class MergeConfig(Settings):
     """The layout of a merged tree, and how images and people get there."""
 
-    layout: LayoutName
+    layout: Annotated[str, OneOf(LAYOUTS)]
     """sysu: SYSU-MM01's tree; agw: the AGW family's .npy arrays; regdb, llcm: folders and idx lists; market: Market-1501's
     file names, JPEG only."""
     how: How = "copy"
