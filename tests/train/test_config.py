@@ -4,7 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 import pytest
 
@@ -24,7 +24,12 @@ def test_settings_load_neither_torch_nor_numpy():
 def test_every_field_with_a_simple_value_has_a_help_text(room):
     for node in ast.parse(inspect.getsource(room)).body:
         if isinstance(node, ast.ClassDef):
-            inherited = {f.name for parent in getattr(room, node.name).__mro__[1:-1] for f in fields(parent)}
+            inherited = {
+                f.name
+                for parent in getattr(room, node.name).__mro__[1:-1]
+                if is_dataclass(parent)
+                for f in fields(parent)
+            }
             for field, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(field, ast.AnnAssign) and field.target.id not in inherited:
                     nested = "default_factory" in ast.unparse(field)
