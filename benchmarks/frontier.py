@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import commit, interleaved, processor, versions
-from dive_fast.bench.batch import start_of
+from dive_fast.bench.batch import start_batch
 from dive_fast.bench.parity import psnr, worst_rms
 from dive_fast.data.images import open_image
 from dive_fast.engines import Engine, load_engine
@@ -306,7 +306,7 @@ def loop(engine: Engine, setting: PairConfig) -> Callable[[], object]:
         width=profile.width,
         model_fingerprint=engine.spec.model_fingerprint,
     )
-    start = start_of(plan, engine, IMAGES, ("ir",))
+    start = start_batch(plan, engine, IMAGES, ("ir",))
     renderer = Renderer(engine, plan, StageClock("encode", "denoise", "decode"))
     renderer.use_prompts(job.key for job in start.jobs)
     return lambda: renderer.images(start)

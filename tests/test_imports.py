@@ -68,7 +68,7 @@ RULES: dict[str, Rule] = {
     ),
     "dive_fast.synth.manifest": Rule((*BASICS, "dive_fast.synth.planfile", "dive_fast.synth.records")),
     "dive_fast.merge": Rule(
-        (*BASICS, "dive_fast.data", "dive_fast.report.rows", "dive_fast.synth.manifest", "dive_fast.synth.marks")
+        (*BASICS, "dive_fast.data", "dive_fast.report.rows", "dive_fast.synth.manifest", "dive_fast.synth.provenance")
     ),
     "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest")),
     "dive_fast.reid": Rule(
@@ -88,7 +88,7 @@ RULES: dict[str, Rule] = {
             "dive_fast.reid",
             "dive_fast.synth.manifest",
             "dive_fast.synth.records",
-            "dive_fast.synth.marks",
+            "dive_fast.synth.provenance",
             "dive_fast.report.html",
             "dive_fast.report.rows",
         )

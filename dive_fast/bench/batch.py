@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-PEOPLE = 16  # prompts of as many people in a batch, twice as many with both sides
+IDENTITIES = 16  # prompts of as many identities in a batch, twice as many with both sides
 STAGES = ("encode", "bank", "denoise", "decode", "write")
 
 
 def bench_plan(
-    engine: Engine, images: int, sampling: Sampling, people: int = PEOPLE, image_format: ImageFormat = "png"
+    engine: Engine, images: int, sampling: Sampling, identities: int = IDENTITIES, image_format: ImageFormat = "png"
 ) -> SynthesisPlan:
-    """Both sides generated, of up to `people` people of the engine's, at least `images` images of either side.
+    """A plan with both sides generated: up to `identities` of the engine's, at least `images` images a side.
 
     Raises `InputError` for an engine that knows nobody, or cameras of one modality only.
     """
     table, profile = engine.prompts.table, engine.spec.profile
     cameras = {kind: [c.name for c in table.cameras if c.modality == kind][:1] for kind in ("ir", "rgb")}
-    pids = [identity.pid for identity in table.identities][:people]
+    pids = [identity.pid for identity in table.identities][:identities]
     if not (pids and cameras["ir"] and cameras["rgb"]):
         raise InputError(
-            f"bench: the model knows {len(pids)} people and {len(table.cameras)} cameras, and needs a person, an RGB and "
-            "an infrared camera; fuse an adapter into it first (dive-fast fuse)"
+            f"bench: the model has {len(pids)} identities and {len(table.cameras)} cameras; it needs an identity, an RGB "
+            "and an infrared camera; fuse an adapter into it first (dive-fast fuse)"
         )
     return make_plan(
         mode="synthetic",
@@ -60,19 +60,19 @@ def bench_plan(
     )
 
 
-def start_of(
+def start_batch(
     plan: SynthesisPlan,
     engine: Engine,
     images: int,
     sides: Sequence[Modality] = ("rgb", "ir"),
-    person: int | None = None,
+    identity: int | None = None,
 ) -> Start:
-    """A batch of `images` images of the plan's pairs, taken from all people in turn, or of one `person` (its number)."""
+    """A batch of `images` images of the plan's pairs, spread over all identities, or of one `identity` (its number)."""
     files = [entry for number in range(plan.shards) for entry in shard_pairs(plan, number)]
-    if person is None:
+    if identity is None:
         files.sort(key=lambda entry: entry[0].index)
     else:
-        files = [entry for entry in files if entry[0].pid == plan.people[person].pid]
+        files = [entry for entry in files if entry[0].pid == plan.identities[identity].pid]
     jobs = [ImageJob(pair, side, names[side], 0) for pair, names in files for side in sides]
     return prepare(jobs[:images], plan, engine.latent_shape)
 

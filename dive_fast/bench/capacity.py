@@ -11,96 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Any
 
+from dive_fast.bench.fleet import Fleet
+from dive_fast.bench.simulate import simulate
 from dive_fast.io import read_json
-from dive_fast.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Settings, Within
 from dive_fast.types import InputError
 
 TOLERANCE = 0.05  # of the time, beside one shard's: how far the simulation may be from the closed form
 SHARDS = 100_000  # most shards that are simulated, in one run or, of a small job, in several
-HOPELESS = 5  # shards of so many mean times between failures: one try of 150 succeeds
 RUNS = 20  # whose mean is taken: one run of few shards is a draw of chance
-
-
-@dataclass(frozen=True)
-class Fleet(Settings):
-    """The job and what is assumed of the machines. The rate is one worker's (one GPU's); all workers share the disk."""
-
-    rate: PositiveFloat
-    """Images/s of one worker."""
-    pairs: PositiveInt
-    """Pairs to generate."""
-    bytes_per_image: PositiveFloat
-    """Bytes of an image on the disk."""
-    images_per_pair: Annotated[int, Within(1, 2)] = 2
-    """Generated sides of a pair; 1 with real RGB."""
-    disk_write: PositiveFloat = math.inf
-    """MB/s that the one disk of all workers writes."""
-    network: PositiveFloat = math.inf
-    """Gb/s from all workers together to that disk."""
-    shard_size: PositiveInt = 64
-    """Pairs per shard, as in dive-fast plan; a failing worker loses its shard."""
-    startup: NonNegativeFloat = 60.0
-    """Seconds until a worker computes, after a failure too."""
-    mtbf_hours: PositiveFloat = math.inf
-    """Mean hours between failures of one worker."""
-    rate_spread: NonNegativeFloat = 0.05
-    """Standard deviation of the workers' rates over their mean."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compute_seconds > HOPELESS * 3600 * self.mtbf_hours:
-            raise InputError(
-                f"capacity: a shard takes {self.compute_seconds:,.0f} s and a worker fails every "
-                f"{3600 * self.mtbf_hours:,.0f} s, so that hardly any is finished; plan smaller shards"
-            )
-
-    @property
-    def images(self) -> int:
-        return self.pairs * self.images_per_pair
-
-    @property
-    def shards(self) -> int:
-        return math.ceil(self.pairs / self.shard_size)
-
-    @property
-    def shard_images(self) -> float:
-        """Of a mean shard: the last one may be smaller."""
-        return self.images / self.shards
-
-    @property
-    def compute_seconds(self) -> float:
-        """A shard's, undisturbed."""
-        return self.shard_images / self.rate
-
-    @property
-    def shard_seconds(self) -> float:
-        """A shard's, with failures that lose it: (e^(l t) - 1) (1 / l + startup) for t undisturbed seconds and failures at
-        rate l, the mean of a renewal that starts over.
-        """
-        hazard = 1 / (3600 * self.mtbf_hours)
-        return (
-            self.compute_seconds
-            if hazard == 0
-            else math.expm1(hazard * self.compute_seconds) * (1 / hazard + self.startup)
-        )
-
-    @property
-    def shared(self) -> tuple[str, float]:
-        """What all workers share and which of it is slower, with its bytes/s."""
-        disk, network = 1e6 * self.disk_write, 1e9 * self.network / 8
-        return ("disk", disk) if disk <= network else ("network", network)
-
-    @property
-    def write_seconds(self) -> float:
-        """A shard's, through what all share."""
-        return self.shard_images * self.bytes_per_image / self.shared[1]
-
-    @property
-    def binds_at(self) -> float:
-        """Workers from which on the shared disk or network is the limit."""
-        return math.inf if self.write_seconds == 0 else self.shard_seconds / self.write_seconds
 
 
 @dataclass(frozen=True)
@@ -126,11 +46,10 @@ class Prediction:
 
 
 def closed_form(fleet: Fleet, workers: int, shards: int | None = None) -> float:
-    """Seconds from the start to the last record, of all shards or only of so many.
+    """Seconds from the start to the last record of all shards, or of the first `shards`: the longer of compute and disk.
 
-    Compute: shards in turn on the workers, whose last ones end spread over a shard's time, so that with n of them the last
-    is (n - 1) / (2 n + 2) of it later than the mean; with a worker for each shard the slowest one. Or the shared disk: the
-    first shard, then writes without a gap.
+    Compute: the last shards of n workers end spread over a shard's time, the last one (n - 1) / (2 n + 2) of it after the
+    mean; with a worker for each shard, the slowest counts. Disk: the first shard, then writes without a gap.
     """
     if workers < 1:
         raise InputError(f"capacity: workers must be at least 1, got {workers}")
@@ -180,8 +99,6 @@ def _bound(fleet: Fleet, workers: int) -> str:
 
 
 def _checked(fleet: Fleet, found: Prediction, seed: int) -> Prediction:
-    from dive_fast.bench.simulate import simulate
-
     shards = min(fleet.shards, max(SHARDS, 20 * found.workers))
     runs = [simulate(fleet, found.workers, shards, seed + run) for run in range(min(RUNS, max(1, SHARDS // shards)))]
     seconds, expected = fmean(run.seconds for run in runs), closed_form(fleet, found.workers, shards)

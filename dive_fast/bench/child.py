@@ -1,4 +1,4 @@
-"""One turn of `dive-fast bench --compare`: run as a file, on the source tree that its task names.
+"""One round of `dive-fast bench --compare`: run as a file, on the source tree that its task names.
 
 It may meet an old version of dive_fast, so it takes nothing from `dive_fast.bench`, and of the rest only what every version
 has. Reads its task from the first argument (JSON), prints one line of JSON: which dive_fast it was, and the milliseconds of
@@ -38,19 +38,19 @@ class TreeFinder:
 def timed(call: Callable[[], object], repeats: int, cuda: bool) -> list[float]:
     """Milliseconds of each call after one to warm up, the device's work awaited."""
     found = []
-    for turn in range(repeats + 1):
+    for number in range(repeats + 1):
         begun = time.perf_counter()
         call()
         if cuda:
             import torch
 
             torch.cuda.synchronize()
-        if turn:
+        if number:
             found.append(1e3 * (time.perf_counter() - begun))
     return found
 
 
-def engine_of(task: dict[str, Any]) -> Any:
+def open_engine(task: dict[str, Any]) -> Any:
     """The fused model opened as asked; for onnxruntime exported by this very tree, once into its work folder."""
     from dive_fast.engines import load_engine
 
@@ -64,7 +64,7 @@ def engine_of(task: dict[str, Any]) -> Any:
     return load_engine(folder, backend=task["backend"], device=task["device"], threads=task["threads"])
 
 
-def sampler_of(engine: Any, schedule: Any, task: dict[str, Any]) -> Callable[[Any, Any], Any]:
+def sampler_for(engine: Any, schedule: Any, task: dict[str, Any]) -> Callable[[Any, Any], Any]:
     """What the solver asks at each step, for a bank and the index of prompts in it.
 
     Every version knows `guided` with four arguments; a guidance interval is asked only of those that have one.
@@ -80,11 +80,11 @@ def measure(task: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
     """{"unet": {rows: ms}, "batch": {rows: ms}}; a batch goes from prompts to pixels."""
     from dive_fast.sampling import Schedule, dpmpp_2m, initial_noise
 
-    engine = engine_of(task)
+    engine = open_engine(task)
     table = engine.prompts.table
     keys = [(identity.pid, table.cameras[0].name) for identity in table.identities]
     schedule = Schedule.from_config(engine.scheduler_config, task["sampling"]["steps"])
-    sampler = sampler_of(engine, schedule, task)
+    sampler = sampler_for(engine, schedule, task)
     cuda = engine.device.type == "cuda"
     found: dict[str, dict[str, list[float]]] = {"unet": {}, "batch": {}}
     for rows in task["rows"]:

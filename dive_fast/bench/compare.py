@@ -1,7 +1,7 @@
-"""Another commit's speed against this working tree's, on this machine: fresh processes in turn, on the same model.
+"""Another commit's speed against this working tree's, on this machine: fresh processes in rounds, on the same model.
 
-Each turn runs both trees, the one that goes first changing from turn to turn. A process of its own samples what a process
-fixes (where memory lies, say), so the spread between turns is the noise that a difference must rise above.
+Each round runs both trees; which goes first alternates. A new process samples what a process fixes (memory addresses, say),
+so a difference counts only where it exceeds the range of the rounds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dive_fast.sampling.config import Sampling
 from dive_fast.types import DiveError, InputError, to_dict
 
 THERE, HERE = "there", "here"
-FEWEST_TURNS = 5  # by chance all of so few agree in one of 16 comparisons of equals; of more, more rarely
+FEWEST_ROUNDS = 5  # by chance all of so few agree in one of 16 comparisons of equals; of more, more rarely
 Advance = Callable[[str], object]
 
 
@@ -46,10 +46,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Difference:
-    """How many times as fast this working tree is as the other, turn by turn, and whether that is beyond the noise.
+    """How many times as fast this working tree is as the other, round by round, and whether that is beyond the noise.
 
-    `verdict`: faster or slower if every turn says so, else "no difference beyond noise"; of fewer turns than
-    `FEWEST_TURNS` that agree "too few turns to tell".
+    `verdict`: faster or slower if every round says so, else "no difference beyond noise"; of fewer rounds than
+    `FEWEST_ROUNDS` that agree "too few rounds to tell".
     """
 
     what: str
@@ -92,26 +92,26 @@ def _git(folder: Path, *arguments: str) -> bytes | None:
 
 
 def compare_trees(
-    there: Path, task: Task, work: Path, turns: int, here: Path = SOURCE, advance: Advance = lambda _: None
+    there: Path, task: Task, work: Path, rounds: int, here: Path = SOURCE, advance: Advance = lambda _: None
 ) -> list[Difference]:
-    """`task` by both trees in alternating processes, `turns` times. `work` is for what they make.
+    """`task` by both trees in alternating processes, `rounds` times. `work` is for what they make.
 
     Raises `DiveError` with what a process said where it failed: an old version may not know what is asked for.
     """
-    if turns < 1:
-        raise InputError(f"--compare: turns must be at least 1, got {turns}")
+    if rounds < 1:
+        raise InputError(f"--compare: rounds must be at least 1, got {rounds}")
     trees = {THERE: there, HERE: here}
     script = work / "child.py"  # apart from its folder, which holds modules with common names
     shutil.copyfile(str(child.__file__), script)
     times: dict[str, list[dict[str, Any]]] = {THERE: [], HERE: []}
-    for turn in range(turns):
-        for name in (THERE, HERE) if turn % 2 == 0 else (HERE, THERE):
-            times[name].append(_turn(script, trees[name], name, task, work))
-            advance(f"turn {turn + 1} of {turns}, {name}")
+    for number in range(rounds):
+        for name in (THERE, HERE) if number % 2 == 0 else (HERE, THERE):
+            times[name].append(_round(script, trees[name], name, task, work))
+            advance(f"round {number + 1} of {rounds}, {name}")
     return [_difference(what, rows, times) for rows in task.rows for what in ("unet", "batch")]
 
 
-def _turn(script: Path, tree: Path, name: str, task: Task, work: Path) -> dict[str, Any]:
+def _round(script: Path, tree: Path, name: str, task: Task, work: Path) -> dict[str, Any]:
     own = work / name
     own.mkdir(exist_ok=True)
     wanted = {**to_dict(task), "work": str(own), "tree": str(tree)}
@@ -133,12 +133,12 @@ def _turn(script: Path, tree: Path, name: str, task: Task, work: Path) -> dict[s
 
 
 def _difference(what: str, rows: int, times: dict[str, list[dict[str, Any]]]) -> Difference:
-    medians = {name: [statistics.median(t[what][str(rows)]) for t in turns] for name, turns in times.items()}
+    medians = {name: [statistics.median(t[what][str(rows)]) for t in rounds] for name, rounds in times.items()}
     found = ratio(medians[THERE], medians[HERE])
     agree = found.low > 1 or found.high < 1
     verdict = ("faster" if found.low > 1 else "slower") if agree else "no difference beyond noise"
-    if agree and found.n < FEWEST_TURNS:
-        verdict = "too few turns to tell"
+    if agree and found.n < FEWEST_ROUNDS:
+        verdict = "too few rounds to tell"
     there, here = (statistics.median(medians[name]) for name in (THERE, HERE))
     return Difference("UNet call" if what == "unet" else "batch", rows, there, here, found, verdict)
 
@@ -152,10 +152,10 @@ def regression(differences: Sequence[Difference], least: float) -> Difference | 
 def lines(differences: Sequence[Difference], commit: str) -> list[str]:
     """For a reader."""
     return [
-        f"this working tree against {commit[:12]}, how many times as fast (lowest and highest turn):",
+        f"this working tree against {commit[:12]}, how many times as fast (lowest and highest round):",
         *(
             f"  {d.what:<9} {d.rows:>4} rows  {d.faster.median:.3f}x ({d.faster.low:.3f} to {d.faster.high:.3f} in "
-            f"{d.faster.n} turns), {d.ms_there:.4g} to {d.ms_here:.4g} ms: {d.verdict}"
+            f"{d.faster.n} rounds), {d.ms_there:.4g} to {d.ms_here:.4g} ms: {d.verdict}"
             for d in differences
         ),
     ]

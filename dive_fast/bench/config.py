@@ -35,7 +35,7 @@ def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class BenchConfig(Settings):
-    """What is measured, see `measure_rows` and `compete`."""
+    """What is measured, see `measure_rows` and `measure_baselines`."""
 
     rows: tuple[int, ...] = (2, 8, 32, 64)
     """UNet rows per call; with --compare 2,32."""
@@ -58,6 +58,6 @@ class BenchConfig(Settings):
     them."""
 
     @property
-    def competes(self) -> bool:
+    def has_baselines(self) -> bool:
         """Whether anything is measured beside the engine's plain sampling."""
         return bool(self.baselines or self.presets)

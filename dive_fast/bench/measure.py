@@ -1,4 +1,4 @@
-"""One engine measured: UNet calls, whole batches by stage, memory, and how near the machine's own ceilings that is."""
+"""One engine measured: UNet calls, whole batches by stage, memory, and how near the machine's own peaks that is."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from dive_export.resources import Resources
-from dive_fast.bench.batch import PEOPLE, STAGES, bench_plan, start_of, timed_pass
-from dive_fast.bench.timing import Spread, interleaved, spread
+from dive_fast.bench.batch import IDENTITIES, STAGES, bench_plan, start_batch, timed_pass
+from dive_fast.bench.timing import Quantiles, interleaved, quantiles
 from dive_fast.engines.base import Engine, Request
 from dive_fast.sampling import Sampling, Schedule
 from dive_fast.synth.local import synthesize
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
-    from dive_fast.bench.ceilings import Ceilings
-    from dive_fast.bench.work import ModelWork, Work
+    from dive_fast.bench.op_counts import ModelOpCounts, OpCount
+    from dive_fast.bench.roofline import Peaks
     from dive_fast.synth.planfile import ImageFormat, SynthesisPlan
     from dive_fast.synth.render import Start
 
@@ -42,10 +42,10 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Floor:
-    """A call's counted work, what it takes at the measured ceilings, and the share of the measured time that this is.
+class Bound:
+    """A call's counted work, what it takes at the measured peaks, and the `fraction` of the measured time that this is.
 
-    `share` is of the larger of both; above 1 an engine does less than the plain network, or the ceiling was not reached.
+    `fraction` is that of the larger of both. Above 1 an engine computes less than the plain network, or the peak is too low.
     """
 
     gflop: float
@@ -53,7 +53,7 @@ class Floor:
     unfused_gb: float
     arithmetic_ms: float
     traffic_ms: float
-    share: float
+    fraction: float
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ class RowResult:
 
     rows: int
     images: int
-    unet_ms: Spread
-    batch_ms: Spread
-    stages_ms: dict[str, Spread]
-    images_per_second: Spread
+    unet_ms: Quantiles
+    batch_ms: Quantiles
+    stages_ms: dict[str, Quantiles]
+    images_per_second: Quantiles
     pairs_per_second: dict[str, float]
     bytes_per_image: float
     memory: Memory
-    unet_floor: Floor | None = None
-    batch_floor: Floor | None = None
+    unet_bound: Bound | None = None
+    batch_bound: Bound | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Job:
 
 
 def check_rows(engine: Engine, rows: Sequence[int], sampling: Sampling) -> None:
-    """Raises `InputError` with every reason why the engine cannot be asked for these calls."""
+    """Raises `InputError` with every reason why the engine cannot run these calls."""
     profile = engine.spec.profile
     asked = [Request(n, profile.height, profile.width) for n in rows]
     reasons = list(dict.fromkeys(reason for request in asked for reason in engine.unsupported(request)))
@@ -102,18 +102,18 @@ def measure_rows(
     sampling: Sampling,
     *,
     repeats: int,
-    turns: int,
+    rounds: int,
     image_format: ImageFormat = "png",
-    counted: Counted | None = None,
+    counted: Roofline | None = None,
     advance: Advance = lambda _: None,
 ) -> list[RowResult]:
-    """Each row count: a warm-up batch, then `repeats` UNet calls and `turns` batches, row counts in turn.
+    """Each row count: a warm-up batch, then `repeats` UNet calls and `rounds` batches, row counts interleaved.
 
-    `advance` is told of every finished part. Raises `InputError` for rows that the engine cannot take.
+    `advance` is called with the name of every finished part. Raises `InputError` for rows that the engine cannot take.
     """
     check_rows(engine, rows, sampling)
     plan = bench_plan(engine, max(map(sampling.images, rows)), sampling, image_format=image_format)
-    starts = {n: start_of(plan, engine, sampling.images(n)) for n in rows}
+    starts = {n: start_batch(plan, engine, sampling.images(n)) for n in rows}
     for n, start in starts.items():
         timed_pass(engine, plan, start)
         advance(f"warm-up, {n} rows")
@@ -123,21 +123,23 @@ def measure_rows(
     advance("UNet calls")
     passes: dict[int, list[Pass]] = {n: [] for n in rows}
     memory: dict[int, Memory] = {}
-    for turn in range(turns):
+    for number in range(rounds):
         for n, start in starts.items():
             taken, held = _watched(engine, plan, start)
             passes[n].append(taken)
             memory.setdefault(n, held)
-        advance(f"batches, turn {turn + 1} of {turns}")
+        advance(f"batches, round {number + 1} of {rounds}")
     return [_row(n, starts[n], calls[str(n)], passes[n], memory[n], counted) for n in dict.fromkeys(rows)]
 
 
 def measure_job(engine: Engine, rows: int, sampling: Sampling, image_format: ImageFormat = "png") -> Job:
     """`JOB_BATCHES` full batches by `synthesize` into a temporary folder, after a measurement has warmed the engine."""
     pairs = -(-JOB_BATCHES * sampling.images(rows) // 2)
-    most = min(PEOPLE, len(engine.prompts.table.identities), pairs)
-    people = next(count for count in range(most, 0, -1) if pairs % count == 0)  # so that the last batch is full, too
-    plan = bench_plan(engine, pairs, sampling, people, image_format)
+    most = min(IDENTITIES, len(engine.prompts.table.identities), pairs)
+    identities = next(
+        count for count in range(most, 0, -1) if pairs % count == 0
+    )  # so that the last batch is full, too
+    plan = bench_plan(engine, pairs, sampling, identities, image_format)
     with tempfile.TemporaryDirectory(prefix="dive-bench-") as folder:
         done = synthesize(plan, engine, Path(folder) / "out", rows, progress=False)
     return Job(rows, done.images, done.images_per_second, done.times)
@@ -171,78 +173,78 @@ def _row(
     calls: list[float],
     passes: list[Pass],
     memory: Memory,
-    counted: Counted | None,
+    counted: Roofline | None,
 ) -> RowResult:
     images = len(start.jobs)
     totals = [sum(ms for stage, ms in stages.items() if stage != "write") for stages, _ in passes]
-    rate = spread([1e3 * images / ms for ms in totals])
-    unet, batch = spread(calls), spread(totals)
-    floors: dict[str, Floor] = {}
+    rate = quantiles([1e3 * images / ms for ms in totals])
+    unet, batch = quantiles(calls), quantiles(totals)
+    bounds: dict[str, Bound] = {}
     if counted is not None:
-        floors = {
-            "unet_floor": counted.floor([(counted.largest(images), 1)], unet.p50),
-            "batch_floor": counted.floor(counted.batch(images, len({job.key for job in start.jobs})), batch.p50),
+        bounds = {
+            "unet_bound": counted.bound([(counted.largest(images), 1)], unet.p50),
+            "batch_bound": counted.bound(counted.batch(images, len({job.key for job in start.jobs})), batch.p50),
         }
     return RowResult(
         rows=rows,
         images=images,
         unet_ms=unet,
         batch_ms=batch,
-        stages_ms={stage: spread([stages[stage] for stages, _ in passes]) for stage in STAGES},
+        stages_ms={stage: quantiles([stages[stage] for stages, _ in passes]) for stage in STAGES},
         images_per_second=rate,
         pairs_per_second={"both sides generated": rate.p50 / 2, "real RGB": rate.p50},
         bytes_per_image=passes[0][1],
         memory=memory,
-        **floors,
+        **bounds,
     )
 
 
-class Counted:
-    """The counted work of batches by one way of sampling, held against this machine's ceilings."""
+class Roofline:
+    """Counted operations of batches, and the least time that they take at this machine's peaks."""
 
-    def __init__(self, work: ModelWork, ceilings: Ceilings, sampling: Sampling, engine: Engine) -> None:
-        self._work, self._ceilings, self._sampling = work, ceilings, sampling
+    def __init__(self, counts: ModelOpCounts, peaks: Peaks, sampling: Sampling, engine: Engine) -> None:
+        self._counts, self._peaks, self._sampling = counts, peaks, sampling
         schedule = Schedule.from_config(engine.scheduler_config, sampling.steps)
         self._guided = len(sampling.guided_timesteps(schedule))
 
-    def largest(self, images: int) -> Work:
+    def largest(self, images: int) -> OpCount:
         """A UNet call with guidance, if there is any."""
-        return self._work.unet(self._sampling.rows(images))
+        return self._counts.unet(self._sampling.rows(images))
 
-    def batch(self, images: int, prompts: int = 0) -> list[tuple[Work, int]]:
-        """Everything from `prompts` encoded prompts (beside the empty one) to pixels: works, and how often each."""
-        work, sampling = self._work, self._sampling
-        parts = [(work.decode(images), 1)]
+    def batch(self, images: int, prompts: int = 0) -> list[tuple[OpCount, int]]:
+        """The counts of each call from `prompts` prompts (and the empty one) to pixels, and how often it runs."""
+        counts, sampling = self._counts, self._sampling
+        parts = [(counts.decode(images), 1)]
         if prompts:
-            parts.append((work.encode(prompts + (sampling.guidance != 1.0)), 1))
+            parts.append((counts.encode(prompts + (sampling.guidance != 1.0)), 1))
         for rows, count in ((sampling.rows(images), self._guided), (images, sampling.steps - self._guided)):
             if count:
-                parts.append((work.unet(rows), count))
+                parts.append((counts.unet(rows), count))
         return parts
 
-    def floor(self, parts: Sequence[tuple[Work, int]], measured: float) -> Floor:
-        """Of works that follow each other, each so many times: every one has a floor of its own."""
+    def bound(self, parts: Sequence[tuple[OpCount, int]], measured: float) -> Bound:
+        """The bound of calls that follow each other, each `count` times; each call has its own bound."""
         total = [work.times(count) for work, count in parts]
         flops, moved, unfused = (sum(getattr(work, name) for work in total) for name in ("flops", "moved", "unfused"))
-        return Floor(
+        return Bound(
             gflop=flops / 1e9,
             moved_gb=moved / 1e9,
             unfused_gb=unfused / 1e9,
-            arithmetic_ms=self._ceilings.arithmetic_ms(flops),
-            traffic_ms=self._ceilings.traffic_ms(moved),
-            share=self.least_ms(parts) / measured,
+            arithmetic_ms=self._peaks.arithmetic_ms(flops),
+            traffic_ms=self._peaks.traffic_ms(moved),
+            fraction=self.least_ms(parts) / measured,
         )
 
-    def least_ms(self, parts: Sequence[tuple[Work, int]]) -> float:
-        """At the ceilings."""
-        return sum(count * self._ceilings.floor_ms(work.flops, work.moved) for work, count in parts)
+    def least_ms(self, parts: Sequence[tuple[OpCount, int]]) -> float:
+        """The least milliseconds, at the peaks."""
+        return sum(count * self._peaks.bound_ms(work.flops, work.moved) for work, count in parts)
 
-    def least_seconds(self, rows: Sequence[int], repeats: int, turns: int) -> float:
-        """How long `measure_rows` and `measure_job` take at the very least."""
+    def least_seconds(self, rows: Sequence[int], repeats: int, rounds: int) -> float:
+        """The least seconds that `measure_rows` and `measure_job` take."""
         total = 0.0
         for n in rows:
             images = self._sampling.images(n)
-            batches = turns + 1 + (JOB_BATCHES if n == max(rows) else 0)
+            batches = rounds + 1 + (JOB_BATCHES if n == max(rows) else 0)
             total += (repeats + 1) * self.least_ms([(self.largest(images), 1)])
             total += batches * self.least_ms(self.batch(images))
         return total / 1e3

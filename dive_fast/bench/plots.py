@@ -11,10 +11,11 @@ from dive_fast.io import atomic_path
 from dive_fast.types import DiveError
 
 if TYPE_CHECKING:
-    from dive_fast.bench.capacity import Fleet, Prediction
-    from dive_fast.bench.peers import PeerResult, PresetResult
+    from dive_fast.bench.baselines import BaselineResult, PresetResult
+    from dive_fast.bench.capacity import Prediction
+    from dive_fast.bench.fleet import Fleet
     from dive_fast.bench.results import BenchResult
-    from dive_fast.bench.timing import Spread
+    from dive_fast.bench.timing import Quantiles
 
 INK, GRID = "#22272e", "#e5e7eb"
 COLOURS = ("#4c8bd6", "#2a9d8f", "#e08e45", "#b86bd1", "#d65f5f", "#8a9a3b")
@@ -30,12 +31,12 @@ def require_matplotlib() -> None:
 
 
 def plot_bench(result: BenchResult, out: Path) -> list[Path]:
-    """images-per-second.png, stages.png, and, where counted or competed, floor.png and peers.png in the folder `out`."""
+    """images-per-second.png, stages.png, and, where there are any, roofline.png and baselines.png in the folder `out`."""
     made = [_rates(result, out / "images-per-second.png"), _stages(result, out / "stages.png")]
-    if any(row.unet_floor is not None for row in result.rows):
-        made.append(_floors(result, out / "floor.png"))
-    if result.peers is not None:
-        made.append(_peers(result, out / "peers.png"))
+    if any(row.unet_bound is not None for row in result.rows):
+        made.append(_roofline(result, out / "roofline.png"))
+    if result.baselines is not None:
+        made.append(_baselines(result, out / "baselines.png"))
     return made
 
 
@@ -63,25 +64,30 @@ def _stages(result: BenchResult, path: Path) -> Path:
     return path
 
 
-def _floors(result: BenchResult, path: Path) -> Path:
-    rows = [row for row in result.rows if row.unet_floor is not None and row.batch_floor is not None]
-    with figure(path, "Share of the floor: counted work at this machine's measured ceilings") as axes:
+def _roofline(result: BenchResult, path: Path) -> Path:
+    rows = [row for row in result.rows if row.unet_bound is not None and row.batch_bound is not None]
+    with figure(path, "Fraction of the roofline bound: counted work at this machine's measured peaks") as axes:
         for shift, name, colour in ((-0.2, "UNet call", COLOURS[0]), (0.2, "whole batch", COLOURS[1])):
-            floors: list[Any] = [row.unet_floor if name == "UNet call" else row.batch_floor for row in rows]
+            bounds: list[Any] = [row.unet_bound if name == "UNet call" else row.batch_bound for row in rows]
             places = [at + shift for at in range(len(rows))]
-            axes.bar(places, [100 * f.share for f in floors], width=0.38, color=colour, label=name)
+            axes.bar(places, [100 * f.fraction for f in bounds], width=0.38, color=colour, label=name)
         axes.set_xticks(range(len(rows)), [str(row.rows) for row in rows])
         axes.axhline(100, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set(xlabel="UNet rows a call", ylabel="% of the floor")
+        axes.set(xlabel="UNet rows a call", ylabel="% of the bound")
         _legend(axes)
     return path
 
 
-def _peers(result: BenchResult, path: Path) -> Path:
-    assert result.peers is not None
-    peers, presets = result.peers.results, result.peers.presets
-    bars = [*(_peer_bar(peer, first=peer is peers[0]) for peer in peers), *map(_preset_bar, presets)]
-    title = f"Peers at {result.peers.rows} rows; grey: parity failed{'; orange: other images' if presets else ''}"
+def _baselines(result: BenchResult, path: Path) -> Path:
+    assert result.baselines is not None
+    baselines, presets = result.baselines.results, result.baselines.presets
+    bars = [
+        *(_baseline_bar(baseline, first=baseline is baselines[0]) for baseline in baselines),
+        *map(_preset_bar, presets),
+    ]
+    title = (
+        f"Baselines at {result.baselines.rows} rows; grey: parity failed{'; orange: other images' if presets else ''}"
+    )
     with figure(path, title, grid="x", height=1.4 + 0.45 * len(bars)) as axes:
         for at, (_, rate, colour, words) in enumerate(bars):
             axes.barh(at, rate.p50, height=0.6, color=colour)
@@ -96,15 +102,15 @@ def _peers(result: BenchResult, path: Path) -> Path:
     return path
 
 
-def _peer_bar(peer: PeerResult, first: bool) -> tuple[str, Spread, str, str]:
+def _baseline_bar(baseline: BaselineResult, first: bool) -> tuple[str, Quantiles, str, str]:
     """Name, rate, colour and words of a bar; the `first` is ours."""
-    rate = peer.images_per_second
-    ratio = "" if peer.ours_faster is None else f", ours {peer.ours_faster.median:.2f}x"
-    colour = FAILED if not peer.parity.passed else COLOURS[1] if first else COLOURS[0]
-    return peer.name, rate, colour, f"{rate.p50:.3g}/s, {peer.parity.psnr:.0f} dB{ratio}"
+    rate = baseline.images_per_second
+    ratio = "" if baseline.ours_faster is None else f", ours {baseline.ours_faster.median:.2f}x"
+    colour = FAILED if not baseline.parity.passed else COLOURS[1] if first else COLOURS[0]
+    return baseline.name, rate, colour, f"{rate.p50:.3g}/s, {baseline.parity.psnr:.0f} dB{ratio}"
 
 
-def _preset_bar(preset: PresetResult) -> tuple[str, Spread, str, str]:
+def _preset_bar(preset: PresetResult) -> tuple[str, Quantiles, str, str]:
     rate = preset.images_per_second
     faster = ", ".join(f"{ratio.median:.2f}x {name}" for name, ratio in list(preset.faster.items())[:2])
     return preset.name, rate, COLOURS[2], f"{rate.p50:.3g}/s{', ' if faster else ''}{faster}"

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.bench.timing import Spread
+from dive_fast.bench.timing import Quantiles
 from dive_fast.io import atomic_write, write_json
 from dive_fast.types import to_dict
 
 if TYPE_CHECKING:
-    from dive_fast.bench.ceilings import Ceilings
+    from dive_fast.bench.baselines import BaselineResult, BaselineResults, PresetResult
     from dive_fast.bench.measure import Job, RowResult
-    from dive_fast.bench.peers import ContestResult, PeerResult, PresetResult
+    from dive_fast.bench.roofline import Peaks
 
 KIND = "dive-fast bench"
 VERSION = 2
@@ -32,7 +32,7 @@ HEADER = (
     "decode",
     "write ms an image",
     "MB",
-    "UNet: % of floor",
+    "UNet: % of bound",
     "batch",
 )
 COLUMNS = ("part", "name", "rows", "metric", "p5", "p50", "p95", "n")
@@ -58,10 +58,10 @@ class BenchResult:
     versions: dict[str, str]
     commit: str
     gflop: dict[str, float]
-    ceilings: Ceilings
+    peaks: Peaks
     rows: list[RowResult]
     job: Job | None = None
-    peers: ContestResult | None = None
+    baselines: BaselineResults | None = None
     kind: str = KIND
     version: int = VERSION
 
@@ -104,20 +104,20 @@ def _lines(result: BenchResult) -> Iterator[list[Any]]:
             "torch GPU peak MB": row.memory.torch_gpu,
             "GPU in use MB": row.memory.gpu_in_use,
         }
-        for name, floor in (("UNet call", row.unet_floor), ("batch", row.batch_floor)):
-            if floor is not None:
-                single |= {f"{name} GFLOP": floor.gflop, f"{name} share of the floor": floor.share}
+        for name, bound in (("UNet call", row.unet_bound), ("batch", row.batch_bound)):
+            if bound is not None:
+                single |= {f"{name} GFLOP": bound.gflop, f"{name} fraction of the bound": bound.fraction}
         for metric, value in single.items():
             if value is not None:
                 yield ["engine", result.backend, row.rows, metric, "", value, "", 1]
-    if result.peers is not None:
-        timed: list[PeerResult | PresetResult] = [*result.peers.results, *result.peers.presets]
-        for peer in timed:
-            yield _line("peers", peer.name, result.peers.rows, "batch ms", peer.ms)
-            yield _line("peers", peer.name, result.peers.rows, "images/s", peer.images_per_second)
+    if result.baselines is not None:
+        timed: list[BaselineResult | PresetResult] = [*result.baselines.results, *result.baselines.presets]
+        for baseline in timed:
+            yield _line("baselines", baseline.name, result.baselines.rows, "batch ms", baseline.ms)
+            yield _line("baselines", baseline.name, result.baselines.rows, "images/s", baseline.images_per_second)
 
 
-def _line(part: str, name: str, rows: int, metric: str, values: Spread) -> list[Any]:
+def _line(part: str, name: str, rows: int, metric: str, values: Quantiles) -> list[Any]:
     return [part, name, rows, metric, values.p5, values.p50, values.p95, values.n]
 
 
@@ -131,12 +131,12 @@ def finite(value: Any) -> Any:
 
 
 def text(result: BenchResult) -> str:
-    """For a reader: a line a row count, the job, the peers."""
+    """For a reader: a line a row count, the job, the baselines."""
     lines = [f"{result.model}: {result.engine}"]
     work = ", ".join(f"{value:.4g} GFLOP per {name}" for name, value in result.gflop.items())
     lines.append(
-        f"counted work: {work}; measured ceilings: {result.ceilings.tflops:.3g} TFLOP/s ({result.ceilings.precision} matrix "
-        f"product), {result.ceilings.gbytes:.3g} GB/s (copy)"
+        f"counted work: {work}; measured peaks: {result.peaks.tflops:.3g} TFLOP/s ({result.peaks.precision} matrix "
+        f"product), {result.peaks.gbytes:.3g} GB/s (copy)"
     )
     lines += _columns([HEADER, *map(_cells, result.rows)])
     if result.job is not None:
@@ -144,7 +144,7 @@ def text(result: BenchResult) -> str:
             f"whole job, files and all: {result.job.images_per_second:.3g} images/s at {result.job.rows} rows "
             f"({result.job.images} images)"
         )
-    return "\n".join([*lines, *(peer_lines(result.peers) if result.peers is not None else [])])
+    return "\n".join([*lines, *(baseline_lines(result.baselines) if result.baselines is not None else [])])
 
 
 def _cells(row: RowResult) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ def _cells(row: RowResult) -> tuple[str, ...]:
     rate = row.images_per_second
     image = {stage: f"{ms.p50 / row.images:.3g}" for stage, ms in row.stages_ms.items()}
     memory = row.memory.torch_gpu or row.memory.process
-    floors = [f"{100 * floor.share:.0f} %" for floor in (row.unet_floor, row.batch_floor) if floor is not None]
+    bounds = [f"{100 * bound.fraction:.0f} %" for bound in (row.unet_bound, row.batch_bound) if bound is not None]
     return (
         str(row.rows),
         f"{rate.p50:.3g} ({rate.p5:.3g} to {rate.p95:.3g})",
@@ -160,7 +160,7 @@ def _cells(row: RowResult) -> tuple[str, ...]:
         f"{row.unet_ms.p50:.4g}",
         *image.values(),
         "?" if memory is None else f"{memory:.0f}",
-        *(floors or ("?", "?")),
+        *(bounds or ("?", "?")),
     )
 
 
@@ -169,37 +169,38 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def peer_lines(contest: ContestResult) -> list[str]:
-    """A line a peer: speed, parity, and a ratio only where both sides' images are right."""
+def baseline_lines(found: BaselineResults) -> list[str]:
+    """A line a baseline: speed, parity, and a ratio only where both sides' images are right."""
     lines = [
-        f"peers: {contest.rows} rows, {contest.images} images a call, {contest.precision}; images count as right from "
-        f"{contest.least_psnr:.1f} dB against exact networks on (plain diffusers' own rounding, twice over)"
+        f"baselines: {found.rows} rows, {found.images} images a call, {found.precision}; images count as right from "
+        f"{found.least_psnr:.1f} dB against exact networks on (plain diffusers' own rounding, twice over)"
     ]
-    ours_right = contest.results[0].parity.passed
-    for peer in contest.results:
-        rate = peer.images_per_second
+    ours_right = found.results[0].parity.passed
+    for baseline in found.results:
+        rate = baseline.images_per_second
         lines.append(
-            f"  {peer.name:<13} {rate.p50:.3g} images/s ({rate.p5:.3g} to {rate.p95:.3g}), {peer.parity.psnr:.1f} dB, "
-            f"largest difference {peer.parity.largest:.1f} of 255: {_verdict(peer, ours_right)}"
+            f"  {baseline.name:<13} {rate.p50:.3g} images/s ({rate.p5:.3g} to {rate.p95:.3g}), "
+            f"{baseline.parity.psnr:.1f} dB, largest difference {baseline.parity.largest:.1f} of 255: "
+            f"{_verdict(baseline, ours_right)}"
         )
-    for preset in contest.presets:
+    for preset in found.presets:
         rate = preset.images_per_second
         faster = ", ".join(f"{r.median:.2f}x {name} ({r.low:.2f} to {r.high:.2f})" for name, r in preset.faster.items())
         lines.append(
             f"  {preset.name:<13} {rate.p50:.3g} images/s ({rate.p5:.3g} to {rate.p95:.3g}), OTHER images, {preset.how}: "
             f"{faster or 'no ratio, as ours failed parity'}"
         )
-    if contest.presets:
+    if found.presets:
         lines.append("  what the images of presets are worth: docs/presets.md")
-    return [*lines, *(f"  {name:<13} left out: {why}" for name, why in contest.left_out.items())]
+    return [*lines, *(f"  {name:<13} left out: {why}" for name, why in found.left_out.items())]
 
 
-def _verdict(peer: PeerResult, ours_right: bool) -> str:
-    if not peer.parity.passed:
+def _verdict(baseline: BaselineResult, ours_right: bool) -> str:
+    if not baseline.parity.passed:
         return "parity failed"
-    if peer.name == "ours":
+    if baseline.name == "ours":
         return "parity passed"
-    if peer.ours_faster is None or not ours_right:
+    if baseline.ours_faster is None or not ours_right:
         return "no ratio, as ours failed parity"
-    faster = peer.ours_faster
-    return f"ours is {faster.median:.2f}x as fast ({faster.low:.2f} to {faster.high:.2f} in {faster.n} turns)"
+    faster = baseline.ours_faster
+    return f"ours is {faster.median:.2f}x as fast ({faster.low:.2f} to {faster.high:.2f} in {faster.n} rounds)"

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dive_fast.bench.ceilings import measure_ceilings
+from dive_fast.bench.baselines import Setup, measure_baselines
 from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.machine import commit, hardware, versions
-from dive_fast.bench.measure import Counted, check_rows, measure_job, measure_rows
-from dive_fast.bench.peers import Contest, compete
+from dive_fast.bench.measure import Roofline, check_rows, measure_job, measure_rows
+from dive_fast.bench.op_counts import ModelOpCounts
 from dive_fast.bench.results import BenchResult
-from dive_fast.bench.work import ModelWork
+from dive_fast.bench.roofline import measure_peaks
 from dive_fast.engines import Engine, load_engine
 from dive_fast.engines.registry import BACKENDS, EXPORTED
 from dive_fast.engines.torch_engine import DTYPES
@@ -27,7 +27,7 @@ from dive_fast.types import InputError, to_dict
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
 
-Say = Callable[[str], object]
+Log = Callable[[str], object]
 MODELS = ("pocket", "sd15")  # any other name is a folder
 
 
@@ -97,15 +97,15 @@ def open_model(
     return Subject(name, load_engine(out, backend, device, threads), out, folder)
 
 
-def model_work(subject: Subject) -> ModelWork:
-    """Counted on the configurations in the model's folder, or in the engine's, which lacks the text encoder's."""
+def model_op_counts(subject: Subject) -> ModelOpCounts:
+    """Roofline on the configurations in the model's folder, or in the engine's, which lacks the text encoder's."""
     from transformers import CLIPTextConfig
 
     folder, engine = subject.model or subject.folder, subject.engine
     vae = "vae" if (folder / "vae").is_dir() else "vae_decoder"
     unet, decoder = (read_json(folder / part / "config.json", "model") for part in ("unet", vae))
     text = folder / "text_encoder" / "config.json"
-    return ModelWork(
+    return ModelOpCounts(
         unet,
         decoder,
         CLIPTextConfig.from_dict(read_json(text, "model")) if text.is_file() else None,
@@ -124,31 +124,31 @@ def run_bench(
     subject: Subject,
     config: BenchConfig,
     work: Path,
-    say: Say,
-    advance: Say = lambda _: None,
+    log: Log,
+    advance: Log = lambda _: None,
     keep: Callable[[BenchResult], object] = lambda _: None,
 ) -> BenchResult:
-    """Measures `subject` and, if asked for, its peers.
+    """Measures `subject` and, if asked for, its baselines.
 
-    `say` is told of an estimate before anything slow begins; `keep` is given what is there before the peers begin, as they
-    may fail where the engine did not. `work` is a folder for what they make.
+    `log` gets an estimate before anything slow begins. `keep` gets the result before the baselines begin, as they may fail
+    where the engine did not. `work` is a folder for what they make.
     """
     engine, sampling = subject.engine, config.sampling
     check_rows(engine, config.rows, sampling)
-    contest = _contest(subject, config, work)
-    work_of, ceilings = model_work(subject), measure_ceilings(engine.device, _dtype(engine))
-    counted = Counted(work_of, ceilings, sampling, engine)
+    setup = _setup(subject, config, work)
+    work_of, peaks = model_op_counts(subject), measure_peaks(engine.device, _dtype(engine))
+    counted = Roofline(work_of, peaks, sampling, engine)
     least = counted.least_seconds(config.rows, config.repeats, config.rounds)
-    say(
-        f"estimate: at least {least:,.0f} s{' beside the peers' if config.competes else ''}, the counted work at the "
-        f"measured {ceilings.tflops:.3g} TFLOP/s of this machine; fewer --rows, --repeats and --rounds shorten it"
+    log(
+        f"estimate: at least {least:,.0f} s{' beside the baselines' if config.has_baselines else ''}, the counted work "
+        f"at the measured {peaks.tflops:.3g} TFLOP/s of this machine; fewer --rows, --repeats and --rounds shorten it"
     )
     rows = measure_rows(
         engine,
         config.rows,
         sampling,
         repeats=config.repeats,
-        turns=config.rounds,
+        rounds=config.rounds,
         image_format=config.image_format,
         counted=counted,
         advance=advance,
@@ -170,19 +170,21 @@ def run_bench(
         versions=versions(),
         commit=commit(),
         gflop=work_of.gflop(),
-        ceilings=ceilings,
+        peaks=peaks,
         rows=rows,
         job=job,
     )
     keep(found)
     return (
-        found if contest is None else replace(found, peers=compete(contest, config.baselines, config.rounds, advance))
+        found
+        if setup is None
+        else replace(found, baselines=measure_baselines(setup, config.baselines, config.rounds, advance))
     )
 
 
-def _contest(subject: Subject, config: BenchConfig, work: Path) -> Contest | None:
-    """What peers compete for; `InputError` if the model that they run is not at hand, or is not the engine's."""
-    if not config.competes:
+def _setup(subject: Subject, config: BenchConfig, work: Path) -> Setup | None:
+    """What baselines are measured on; `InputError` without the fused model, or for one that the engine was not made of."""
+    if not config.has_baselines:
         return None
     if subject.model is None:
         raise InputError("--baselines and --presets need the fused model: give it as --model FOLDER beside --engine")
@@ -192,7 +194,7 @@ def _contest(subject: Subject, config: BenchConfig, work: Path) -> Contest | Non
             f"the engine is of model {wanted[:12]}, --model {subject.model} is {bundle.fingerprint[:12]}; give the fused "
             "model that the engine was made of"
         )
-    return Contest(
+    return Setup(
         subject.engine,
         bundle,
         subject.model,
@@ -207,16 +209,16 @@ def _contest(subject: Subject, config: BenchConfig, work: Path) -> Contest | Non
 def _conditions(engine: Engine, config: BenchConfig) -> dict[str, Any]:
     return {
         "UNet calls": config.repeats,
-        "turns": config.rounds,
-        "warm-up": "one batch and one UNet call of each row count; one call of each peer, by which its parity is measured",
+        "rounds": config.rounds,
+        "warm-up": "one batch and one UNet call of each row count; one call of each baseline, which measures its parity",
         "data": "normal noise by seed, real prompts; never zeros",
         "clock": "device events" if engine.device.type == "cuda" else "host",
-        "order": "row counts, and peers, in turns",
+        "order": "row counts, and baselines, interleaved",
         "model fingerprint": engine.spec.model_fingerprint,
     }
 
 
 def parts(config: BenchConfig) -> int:
     """How often `run_bench` advances."""
-    contest = 3 + len(config.baselines) if config.competes else 0
-    return len(set(config.rows)) + 1 + config.rounds + 1 + contest
+    setup = 3 + len(config.baselines) if config.has_baselines else 0
+    return len(set(config.rows)) + 1 + config.rounds + 1 + setup

@@ -13,7 +13,7 @@ from dive_fast.types import Camera, Identity
 SIZE = (512, 256)  # height and width in pixels: latents 64 x 32
 TOKENS, VOCABULARY = 77, 49408
 NETWORKS = ("text_encoder", "unet", "vae")
-PEOPLE = 16
+IDENTITIES = 16
 SCHEDULER = {
     "_class_name": "PNDMScheduler",
     "beta_end": 0.012,
@@ -27,7 +27,7 @@ SCHEDULER = {
 
 
 def sd15(real: Collection[str] = NETWORKS, seed: int = 0) -> ModelBundle:
-    """A fused bundle of `PEOPLE` people: random weights for the networks in `real`, meta tensors for the others.
+    """A fused bundle of `IDENTITIES` identities: random weights for the networks in `real`, meta tensors for the others.
 
     The tokenizer is the pocket model's, which knows few words; the text encoder has Stable Diffusion's whole vocabulary,
     so its work and its memory are as they should be. Images are noise: for time and rounding, not to be looked at.
@@ -75,6 +75,6 @@ def _tokenizer() -> Any:
 
 
 def _prompts() -> PromptTable:
-    identities = tuple(Identity(f"{number:04d}", f"<class_{number}>") for number in range(PEOPLE))
+    identities = tuple(Identity(f"{number:04d}", f"<class_{number}>") for number in range(IDENTITIES))
     cameras = (Camera("cam1", "rgb", "W5Eq"), Camera("cam3", "ir", "8miP"))
     return PromptTable(identities, cameras, DEFAULT_TEMPLATE, "random", "random")

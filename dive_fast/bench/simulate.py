@@ -13,7 +13,7 @@ import numpy as np
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
-    from dive_fast.bench.capacity import Fleet
+    from dive_fast.bench.fleet import Fleet
 
 SLOWEST = 0.2  # of the mean rate: no worker of the normal distribution's tail stands still
 DRAWS = 4096  # of the time to a failure, at once
@@ -43,9 +43,7 @@ def simulate(fleet: Fleet, workers: int, shards: int, seed: int = 0) -> Simulate
 class _Simulation:
     def __init__(self, fleet: Fleet, workers: int, shards: int, random: np.random.Generator) -> None:
         drawn = random.standard_normal(workers)
-        spread = np.maximum(
-            SLOWEST, 1 + fleet.rate_spread * (drawn - drawn.mean())
-        )  # the mean rate is the measured one
+        spread = np.maximum(SLOWEST, 1 + fleet.rate_std * (drawn - drawn.mean()))  # the mean rate is the measured one
         self._compute = (fleet.compute_seconds / spread).tolist()
         self._fleet, self._left, self._random = fleet, shards, random
         self._written = [0.0] * workers  # when each one's last shard is on the disk

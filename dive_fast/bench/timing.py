@@ -1,4 +1,4 @@
-"""Calls and stages timed by the device's own clock, candidates in turn, and what is said of the times."""
+"""Calls and stages timed by the device's own clock, candidates interleaved, and what is said of the times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dive_fast.types import InputError
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quantiles:
     """The 5th, 50th and 95th percentile of `n` measurements (linear between neighbours)."""
 
     p5: float
@@ -26,7 +26,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast, turn by turn: least, median and most."""
+    """How many times as fast, round by round: least, median and most."""
 
     low: float
     median: float
@@ -34,18 +34,18 @@ class Ratio:
     n: int
 
 
-def spread(values: Sequence[float]) -> Spread:
+def quantiles(values: Sequence[float]) -> Quantiles:
     """Of at least one measurement."""
     if not values:
         raise InputError("no measurement to summarise; measure at least once")
     p5, p50, p95 = (float(q) for q in np.percentile(values, (5, 50, 95)))
-    return Spread(p5, p50, p95, len(values))
+    return Quantiles(p5, p50, p95, len(values))
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
-    """Their time over ours in each turn: above 1 we are the faster ones."""
-    turns = [t / o for t, o in zip(theirs, ours, strict=True)]
-    return Ratio(min(turns), statistics.median(turns), max(turns), len(turns))
+    """Their time over ours in each round: above 1 we are the faster ones."""
+    rounds = [t / o for t, o in zip(theirs, ours, strict=True)]
+    return Ratio(min(rounds), statistics.median(rounds), max(rounds), len(rounds))
 
 
 class Clock(Protocol):
@@ -80,7 +80,7 @@ class EventClock:
         return float(begin.elapsed_time(end))
 
 
-def clock_of(device: str) -> Clock:
+def device_clock(device: str) -> Clock:
     """The clock of a device type, cpu or cuda."""
     return EventClock() if device == "cuda" else WallClock()
 
@@ -92,19 +92,19 @@ def interleaved(
     warm_up: int = 1,
     before: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, the candidates in turn so that the machine's moods hit all alike.
+    """Milliseconds of each call, the candidates interleaved so that the machine's moods hit all alike.
 
-    By the clock of the `device` type (`clock_of`); `before` runs before each call and is not timed.
+    By the clock of the `device` type (`device_clock`); `before` runs before each call and is not timed.
     """
-    clock = clock_of(device)
+    clock = device_clock(device)
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + warm_up):
+    for number in range(repeats + warm_up):
         for name, run in runs.items():
             before()
             begin = clock.mark()
             run()
             taken = clock.between(begin, clock.mark())
-            if turn >= warm_up:
+            if number >= warm_up:
                 times[name].append(taken)
     return times
 
@@ -116,7 +116,7 @@ class Stages:
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        self._clock = clock_of(device)
+        self._clock = device_clock(device)
         self._marks: list[tuple[str, Any, Any]] = []
 
     @contextmanager

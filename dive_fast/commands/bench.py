@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from dive_fast.bench.capacity import Fleet
 from dive_fast.bench.config import BenchConfig
+from dive_fast.bench.fleet import Fleet
 from dive_fast.commands.common import (
     Backend,
     Device,
@@ -66,13 +66,13 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure an engine: images/s, stages, memory, fraction of the machine's peaks; beside baselines or another commit."""
-    from dive_fast.bench.compare import FEWEST_TURNS
+    from dive_fast.bench.compare import FEWEST_ROUNDS
 
     chosen = Preset("none", Sampling()) if preset is None else PRESETS[preset]
     base = BenchConfig(sampling=chosen.sampling, rows=BenchConfig.rows if compare is None else COMPARE_ROWS)
     measured = config.apply_to(base)
-    if fail_below is not None and (compare is None or measured.rounds < FEWEST_TURNS):
-        raise InputError(f"--fail-below requires --compare and at least {FEWEST_TURNS} --rounds: fewer are noise")
+    if fail_below is not None and (compare is None or measured.rounds < FEWEST_ROUNDS):
+        raise InputError(f"--fail-below requires --compare and at least {FEWEST_ROUNDS} --rounds: fewer are noise")
     choice = _Choice(engine, model, backend, device, torch_device(device), precision, threads)
     with tempfile.TemporaryDirectory(prefix="dive-bench-") as folder:
         work = Path(folder)
@@ -82,7 +82,7 @@ def bench(
                 found = Preset(preset, measured.sampling, chosen.precision)
                 log(f"preset {preset}: {found.describe(subject.engine.spec.precision)}")
             _measure(subject, measured, out, work, json)
-        elif engine is not None or measured.competes or precision != "auto":
+        elif engine is not None or measured.has_baselines or precision != "auto":
             raise InputError(
                 "--compare measures a --model with two source trees; leave out --engine, --baselines, --presets and "
                 "--precision"
@@ -106,7 +106,7 @@ def _subject(choice: _Choice, config: BenchConfig, work: Path) -> Subject:
     name, folder = run.model_folder(choice.model or "auto", where, work)
     backend, why = run.chosen_backend(choice.backend, where)
     log(f"{name}, backend {backend} ({why})")
-    most = max(*config.rows, config.baseline_rows if config.competes else 1)
+    most = max(*config.rows, config.baseline_rows if config.has_baselines else 1)
     return run.open_model(name, folder, backend, where, choice.precision, choice.threads, most, work)
 
 
@@ -181,7 +181,7 @@ def _compare(
         "commit here": machine.commit(),
         "hardware": machine.hardware(choice.computes_on),
         "versions": machine.versions(),
-        "turns": config.rounds,
+        "rounds": config.rounds,
         "differences": [to_dict(difference) for difference in found],
     }
     if out is not None:

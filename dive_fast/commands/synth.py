@@ -96,7 +96,7 @@ def plan(
         overrides=None if overrides is None else read_overrides(overrides),
     )
     save_plan(made, out)
-    identities = len(made.people)
+    identities = len(made.identities)
     finish(
         f"plan {out}: {len(made.pairs):,} pairs of {identities:,} identities in {made.shards:,} shards"
         f"{'' if required is None else f', for {required} engines'}",

@@ -14,7 +14,7 @@ from dive_fast.data.writers import new_path
 from dive_fast.io import atomic_write, clear_disk_errors, sha256_bytes
 from dive_fast.merge.config import How
 from dive_fast.merge.inputs import MergeImage
-from dive_fast.synth.marks import jpeg_marks, png_marks, read_marks
+from dive_fast.synth.provenance import jpeg_tags, png_tags, read_tags
 from dive_fast.types import DiveError, InputError
 
 JPEG_QUALITY = 95
@@ -64,14 +64,14 @@ def place_image(root: Path, name: str, image: MergeImage, how: How, three_channe
 
 def converted(data: bytes, suffix: str, where: str) -> bytes:
     """The image as RGB in another format, infrared in three equal channels; it keeps the marks of a synthetic one."""
-    image, marks = decode_image(data, where), read_marks(data)
+    image, marks = decode_image(data, where), read_tags(data)
     stream = io.BytesIO()
     if suffix == ".png":
-        image.save(stream, "PNG", pnginfo=png_marks(marks) if "synthetic" in marks else None)
+        image.save(stream, "PNG", pnginfo=png_tags(marks) if "synthetic" in marks else None)
     elif suffix == ".bmp":
         image.save(stream, "BMP")
     else:
-        exif = jpeg_marks(marks) if "synthetic" in marks else Image.Exif()
+        exif = jpeg_tags(marks) if "synthetic" in marks else Image.Exif()
         image.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=exif)
     return stream.getvalue()
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dive_fast.data.sets import NamedSet, SetSpec, all_samples, read_sets, settings_of
 from dive_fast.quality.measures import centroids
 from dive_fast.quality.reid_extractor import F32, Features, ReidExtractor
-from dive_fast.synth.marks import read_marks
+from dive_fast.synth.provenance import read_tags
 from dive_fast.types import MODALITIES, InputError, Modality, Sample
 
 I64 = NDArray[np.int64]
@@ -70,7 +70,7 @@ def read_real(specs: Sequence[SetSpec]) -> list[NamedSet]:
     for sample in all_samples(sets):
         try:
             with open(sample.path, "rb") as stream:
-                made = "synthetic" in read_marks(stream)
+                made = "synthetic" in read_tags(stream)
         except OSError as error:
             raise InputError(
                 f"image {sample.path} cannot be read ({error.strerror}); check the set's folder"

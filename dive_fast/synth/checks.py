@@ -48,16 +48,16 @@ def _unknown_prompts(plan: SynthesisPlan, engine: Engine) -> list[str]:
     table = engine.prompts.table
     pids = {identity.pid for identity in table.identities}
     modalities = {camera.name: camera.modality for camera in table.cameras}
-    used = {(camera, "ir") for person in plan.people for camera in person.ir}
+    used = {(camera, "ir") for identity in plan.identities for camera in identity.ir}
     if plan.mode == "synthetic":
-        used |= {(camera, "rgb") for person in plan.people for camera, _ in person.rgb}
+        used |= {(camera, "rgb") for identity in plan.identities for camera, _ in identity.rgb}
     wrong = [
         f"camera {camera} is {modalities[camera]} in the engine and {side} in the plan"
         for camera, side in sorted(used)
         if camera in modalities and modalities[camera] != side
     ]
     return [
-        *_unknown("identities", [person.pid for person in plan.people], pids),
+        *_unknown("identities", [identity.pid for identity in plan.identities], pids),
         *_unknown("cameras", sorted({camera for camera, _ in used}), set(modalities)),
         *wrong,
     ]
@@ -80,7 +80,7 @@ def _photo_trouble(plan: SynthesisPlan, out: Path | str) -> list[str]:
     root, target = Path(plan.photo_root).resolve(), Path(out).resolve()
     if "://" not in str(out) and (target.is_relative_to(root) or root.is_relative_to(target)):
         return [f"{out} lies in the photo folder {root}, or that in it; choose another --out"]
-    photos = dict.fromkeys(photo for person in plan.people for _, photo in person.rgb if photo is not None)
+    photos = dict.fromkeys(photo for identity in plan.identities for _, photo in identity.rgb if photo is not None)
     missing = [photo for photo in photos if not (root / photo).is_file()]
     if not missing:
         return []

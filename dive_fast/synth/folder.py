@@ -15,8 +15,8 @@ from dive_fast.data.names import natural_key
 from dive_fast.data.writers import id_list
 from dive_fast.io import sha256_bytes
 from dive_fast.synth.manifest import SHARD
-from dive_fast.synth.marks import read_marks
 from dive_fast.synth.planfile import SynthesisPlan, read_plan
+from dive_fast.synth.provenance import read_tags
 from dive_fast.synth.store import LocalStore, Store
 from dive_fast.synth.writer import Written
 from dive_fast.types import InputError, PairSpec, to_dict
@@ -114,7 +114,7 @@ def kept(store: Store, plan: SynthesisPlan, pair: PairSpec, name: str, fingerpri
         data = store.read(name)
     except FileNotFoundError:
         return None
-    marks = read_marks(data)
+    marks = read_tags(data)
     if (marks.get("plan_id"), marks.get("pair_id")) != (plan.plan_id, pair.pair_id):
         if data and not _torn(data):
             raise InputError(
@@ -144,10 +144,10 @@ def write_ids(store: Store, plan: SynthesisPlan) -> None:
     """exp/*.txt. The AGW family trains on train and val together and cannot read an empty list, so val gets the last
     identity.
     """
-    people = sorted((person.pid for person in plan.people), key=natural_key)
-    val = people[-1:] if len(people) > 1 else []
+    identities = sorted((identity.pid for identity in plan.identities), key=natural_key)
+    val = identities[-1:] if len(identities) > 1 else []
     with common(store):
-        for split, pids in (("train", people[: len(people) - len(val)]), ("val", val)):
+        for split, pids in (("train", identities[: len(identities) - len(val)]), ("val", val)):
             name, data = f"exp/{split}_id.txt", id_list(pids, f"exp/{split}_id.txt").encode()
             if store.size(name) is None:
                 store.write(name, data)

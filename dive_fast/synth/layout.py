@@ -7,68 +7,68 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from dive_fast.data.writers import sysu_name
-from dive_fast.synth.planfile import PersonPlan, SynthesisPlan
+from dive_fast.synth.planfile import IdentityPlan, SynthesisPlan
 from dive_fast.types import Modality, PairSpec
 
 PairFiles = dict[Modality, str]
 """The two files of a pair, relative to the dataset: {"rgb": "cam1/0001/0001.png", "ir": "cam3/0001/0001.png"}."""
 
 
-class PersonFiles:
+class IdentityFiles:
     """The files of one identity's pairs. Numbers count within (camera, identity), so no two images share a file; a photo
     that stands in several pairs is one file. Raises `InputError` for names that a SYSU tree cannot hold.
     """
 
-    def __init__(self, person: PersonPlan, suffix: str) -> None:
-        self._person, self._suffix = person, suffix
+    def __init__(self, identity: IdentityPlan, suffix: str) -> None:
+        self._identity, self._suffix = identity, suffix
         counts: Counter[str] = Counter()
         self._numbers = []  # of every RGB side within its camera, from 1
-        for camera, _ in person.rgb:
+        for camera, _ in identity.rgb:
             counts[camera] += 1
             self._numbers.append(counts[camera])
         self._sides = counts  # RGB sides by camera
 
     def of(self, index: int) -> PairFiles:
         """The files of the identity's pair `index`, counted from 0."""
-        person = self._person
-        k, camera = divmod(index, len(person.ir))
-        ir = sysu_name(person.ir[camera], person.pid, k + 1, self._suffix)
-        turn, side = divmod(k, len(person.rgb))
-        rgb, photo = person.rgb[side]
+        identity = self._identity
+        k, camera = divmod(index, len(identity.ir))
+        ir = sysu_name(identity.ir[camera], identity.pid, k + 1, self._suffix)
+        turn, side = divmod(k, len(identity.rgb))
+        rgb, photo = identity.rgb[side]
         if photo is not None:
             return {
-                "rgb": sysu_name(rgb, person.pid, self._numbers[side], PurePosixPath(photo).suffix.lower()),
+                "rgb": sysu_name(rgb, identity.pid, self._numbers[side], PurePosixPath(photo).suffix.lower()),
                 "ir": ir,
             }
         # each side is generated anew for every infrared camera, and again at every turn through the sides
-        before = (turn * self._sides[rgb] + self._numbers[side] - 1) * len(person.ir)
-        return {"rgb": sysu_name(rgb, person.pid, before + camera + 1, self._suffix), "ir": ir}
+        before = (turn * self._sides[rgb] + self._numbers[side] - 1) * len(identity.ir)
+        return {"rgb": sysu_name(rgb, identity.pid, before + camera + 1, self._suffix), "ir": ir}
 
 
 def pair_files(plan: SynthesisPlan) -> Iterator[PairFiles]:
     """The files of every pair, in plan order."""
-    for person in plan.people:
-        files = PersonFiles(person, f".{plan.image_format}")
-        yield from (files.of(index) for index in range(person.total))
+    for identity in plan.identities:
+        files = IdentityFiles(identity, f".{plan.image_format}")
+        yield from (files.of(index) for index in range(identity.total))
 
 
 def shard_pairs(plan: SynthesisPlan, number: int) -> list[tuple[PairSpec, PairFiles]]:
     """The pairs of shard `number`, counted from 0, each with its files."""
     first = number * plan.shard_size
-    files: dict[str, PersonFiles] = {}
+    files: dict[str, IdentityFiles] = {}
     found = []
     for n in range(first, min(first + plan.shard_size, len(plan.pairs))):
-        person, index = plan.pairs.place(n)
-        if person.pid not in files:
-            files[person.pid] = PersonFiles(person, f".{plan.image_format}")
-        found.append((person.pair(index, plan.seed), files[person.pid].of(index)))
+        identity, index = plan.pairs.place(n)
+        if identity.pid not in files:
+            files[identity.pid] = IdentityFiles(identity, f".{plan.image_format}")
+        found.append((identity.pair(index, plan.seed), files[identity.pid].of(index)))
     return found
 
 
 def check_names(plan: SynthesisPlan) -> None:
     """Raises `InputError` for an identity, camera or photo whose file a SYSU tree cannot hold."""
-    for person in plan.people:
-        for camera in person.ir if person.pairs else ():
-            sysu_name(camera, person.pid, 1)
-        for camera, photo in person.rgb if person.pairs else ():
-            sysu_name(camera, person.pid, 1, ".png" if photo is None else PurePosixPath(photo).suffix.lower())
+    for identity in plan.identities:
+        for camera in identity.ir if identity.pairs else ():
+            sysu_name(camera, identity.pid, 1)
+        for camera, photo in identity.rgb if identity.pairs else ():
+            sysu_name(camera, identity.pid, 1, ".png" if photo is None else PurePosixPath(photo).suffix.lower())

@@ -1,4 +1,4 @@
-"""Planning a run: which person, by which cameras, from which noise and which photo, fixed before anything is made."""
+"""Planning a run: which identity, by which cameras, from which noise and which photo, fixed before anything is made."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dive_fast.io import canonical_json, nearest, read_json, sha256_bytes
 from dive_fast.sampling.config import STRENGTH, Sampling
 from dive_fast.synth.layout import check_names
 from dive_fast.synth.planfile import (
+    IdentityPlan,
     ImageFormat,
-    PersonPlan,
     RgbSide,
     SynthesisPlan,
     check_plan,
@@ -58,7 +58,7 @@ def make_plan(
     image_format: ImageFormat = "png",
     overrides: Mapping[str, Override] | None = None,
 ) -> SynthesisPlan:
-    """Plans `pairs_per_identity` pairs per identity AND infrared camera: 18 with two cameras are 36 pairs a person.
+    """Plans `pairs_per_identity` pairs per identity AND infrared camera: 18 with two cameras are 36 pairs an identity.
 
     "synthetic": both sides are generated, the k-th pairs of an identity with the k-th of the `rgb` cameras, cycling.
     "real-rgb" and "photo-guided": the RGB side is a photo of `photos` (its real RGB samples; only those of the cameras
@@ -80,7 +80,7 @@ def make_plan(
     if mode != "synthetic":
         root = _photo_root(photo_root, mode)
         pictures = _photos_of(everyone, photos or (), root, seed)
-    people = []
+    identities = []
     for pid in everyone:
         change = own.get(pid, Override())
         pairs = pairs_per_identity if change.pairs is None else change.pairs
@@ -95,8 +95,8 @@ def make_plan(
             sides = tuple((camera, None) for camera in visible)
         else:
             sides = tuple(side for side in pictures[pid] if not visible or side[0] in visible)
-        people.append(PersonPlan(pid, pairs, infrared, sides))
-    _need_photos(people, rgb)
+        identities.append(IdentityPlan(pid, pairs, infrared, sides))
+    _need_photos(identities, rgb)
     plan = SynthesisPlan(
         plan_id="",
         mode=mode,
@@ -110,7 +110,7 @@ def make_plan(
         photo_root=None if mode == "synthetic" else str(root),
         image_format=image_format,
         shard_size=shard_size,
-        people=tuple(people),
+        identities=tuple(identities),
     )
     check_plan(plan, "plan")
     check_names(plan)
@@ -143,8 +143,8 @@ def read_overrides(path: Path | str) -> dict[str, Override]:
 
 def _warn_of_modalities(plan: SynthesisPlan) -> None:
     """The manifest knows every image's modality; a SYSU tree has only the camera's name to tell it."""
-    used = {(camera, "rgb") for person in plan.people for camera, _ in person.rgb}
-    used |= {(camera, "ir") for person in plan.people for camera in person.ir}
+    used = {(camera, "rgb") for identity in plan.identities for camera, _ in identity.rgb}
+    used |= {(camera, "ir") for identity in plan.identities for camera in identity.ir}
     misread = sorted(camera for camera, modality in used if camera_modality(camera) != modality)
     if misread:
         warnings.warn(
@@ -160,9 +160,9 @@ def _photo_root(photo_root: Path | str | None, mode: str) -> Path:
     return Path(os.path.abspath(photo_root))  # links inside the photo folder stay as they are
 
 
-def _photos_of(people: Sequence[str], photos: Sequence[Sample], root: Path, seed: int) -> dict[str, list[RgbSide]]:
+def _photos_of(identities: Sequence[str], photos: Sequence[Sample], root: Path, seed: int) -> dict[str, list[RgbSide]]:
     """Every identity's photos in an order that depends on `seed` and each photo's own name only."""
-    sides: dict[str, list[RgbSide]] = {pid: [] for pid in people}
+    sides: dict[str, list[RgbSide]] = {pid: [] for pid in identities}
     for sample in photos:
         if sample.source == "real" and sample.modality == "rgb" and sample.pid in sides:
             sides[sample.pid].append((sample.camera, _relative(sample.path, root)))
@@ -171,11 +171,11 @@ def _photos_of(people: Sequence[str], photos: Sequence[Sample], root: Path, seed
     return sides
 
 
-def _need_photos(people: Sequence[PersonPlan], rgb: Sequence[str]) -> None:
-    without = [person.pid for person in people if not person.rgb]
+def _need_photos(identities: Sequence[IdentityPlan], rgb: Sequence[str]) -> None:
+    without = [identity.pid for identity in identities if not identity.rgb]
     if without:
         raise InputError(
-            f"plan: {len(without):,} of {len(people):,} identities have no real RGB photo"
+            f"plan: {len(without):,} of {len(identities):,} identities have no real RGB photo"
             f"{' of ' + ', '.join(rgb) if rgb else ''} ({abbreviate(without)}); leave them out or add their photos"
         )
 

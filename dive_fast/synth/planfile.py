@@ -1,7 +1,7 @@
 """`plan.json`: the record that a run follows, its identity, and whether it can be followed at all.
 
-A plan lists people, not pairs: which pairs a person gets follows from a few numbers. So a plan of ten million pairs is
-as small as its people and photos, and any pair or shard of it is found without walking through the others.
+A plan lists identities, not pairs: a few numbers give the pairs of each. So a plan of ten million pairs is
+as small as its identities and photos, and any pair or shard of it is found without walking through the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RgbSide = tuple[str, str | None]
 
 
 @dataclass(frozen=True)
-class PersonPlan:
+class IdentityPlan:
     """The pairs of one identity: `pairs` for each of its infrared cameras.
 
     Its pair `index` is the k-th one, k = index // len(ir), of the infrared camera number index % len(ir), and has the
@@ -89,12 +89,12 @@ class SynthesisPlan:
     photo_root: str | None
     image_format: ImageFormat
     shard_size: int
-    people: tuple[PersonPlan, ...]
+    identities: tuple[IdentityPlan, ...]
     version: int = VERSION
 
     @cached_property
     def pairs(self) -> Pairs:
-        """Every pair in order, person after person, made when it is asked for."""
+        """Every pair in order, identity after identity, made when it is asked for."""
         return Pairs(self)
 
     @property
@@ -121,14 +121,14 @@ class Pairs(Sequence[PairSpec]):
     """The pairs of a plan as a sequence that holds none of them."""
 
     def __init__(self, plan: SynthesisPlan) -> None:
-        self._people, self._seed = plan.people, plan.seed
-        self._ends = list(accumulate(person.total for person in plan.people))
+        self._identities, self._seed = plan.identities, plan.seed
+        self._ends = list(accumulate(identity.total for identity in plan.identities))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def __iter__(self) -> Iterator[PairSpec]:
-        return (person.pair(index, self._seed) for person in self._people for index in range(person.total))
+        return (identity.pair(index, self._seed) for identity in self._identities for index in range(identity.total))
 
     @overload
     def __getitem__(self, number: int) -> PairSpec: ...
@@ -137,16 +137,16 @@ class Pairs(Sequence[PairSpec]):
     def __getitem__(self, number: int | slice) -> PairSpec | Sequence[PairSpec]:
         if isinstance(number, slice):
             return tuple(self[n] for n in range(*number.indices(len(self))))
-        person, index = self.place(number)
-        return person.pair(index, self._seed)
+        identity, index = self.place(number)
+        return identity.pair(index, self._seed)
 
-    def place(self, number: int) -> tuple[PersonPlan, int]:
+    def place(self, number: int) -> tuple[IdentityPlan, int]:
         """Whose pair `number` of the plan is, and which of that identity's."""
         number += len(self) if number < 0 else 0
         if not 0 <= number < len(self):
             raise IndexError(number)
-        person = bisect.bisect_right(self._ends, number)
-        return self._people[person], number - (self._ends[person] - self._people[person].total)
+        identity = bisect.bisect_right(self._ends, number)
+        return self._identities[identity], number - (self._ends[identity] - self._identities[identity].total)
 
 
 def save_plan(plan: SynthesisPlan, path: Path | str) -> None:
@@ -182,7 +182,7 @@ def plan_hash(plan: SynthesisPlan) -> str:
 
 def check_plan(plan: SynthesisPlan, where: str) -> None:
     """Raises one `InputError` with every reason why the plan makes no sense by itself."""
-    reasons = [*_bad_numbers(plan), *_bad_photos(plan), *_bad_people(plan)]
+    reasons = [*_bad_numbers(plan), *_bad_photos(plan), *_bad_identities(plan)]
     if reasons:
         raise InputError(f"{where}: {'; '.join(reasons)}")
 
@@ -219,7 +219,7 @@ def _bad_photos(plan: SynthesisPlan) -> list[str]:
         reasons.append(f"strength must be in 0..1 and run at least one of {steps} steps, got {plan.strength}")
     if (plan.photo_root is None) is not (plan.mode == "synthetic"):
         reasons.append(f"mode {plan.mode!r} does not go with photo_root {plan.photo_root!r}")
-    sides = [(person.pid, photo) for person in plan.people for _, photo in person.rgb]
+    sides = [(identity.pid, photo) for identity in plan.identities for _, photo in identity.rgb]
     wrong = [pid for pid, photo in sides if (photo is None) is not (plan.mode == "synthetic")]
     if wrong:
         reasons.append(f"{len(wrong):,} RGB sides do not fit mode {plan.mode!r}, first of identity {wrong[0]}")
@@ -229,15 +229,15 @@ def _bad_photos(plan: SynthesisPlan) -> list[str]:
     return reasons
 
 
-def _bad_people(plan: SynthesisPlan) -> list[str]:
+def _bad_identities(plan: SynthesisPlan) -> list[str]:
     reasons = []
-    if len({person.pid for person in plan.people}) < len(plan.people):
+    if len({identity.pid for identity in plan.identities}) < len(plan.identities):
         reasons.append("an identity stands in it twice")
-    for person in plan.people:
-        twice = len(set(person.ir)) < len(person.ir) or len(set(person.rgb)) < len(person.rgb)
-        if person.pairs < 0 or (person.pairs and not (person.ir and person.rgb)) or twice:
+    for identity in plan.identities:
+        twice = len(set(identity.ir)) < len(identity.ir) or len(set(identity.rgb)) < len(identity.rgb)
+        if identity.pairs < 0 or (identity.pairs and not (identity.ir and identity.rgb)) or twice:
             reasons.append(
-                f"identity {person.pid} needs pairs >= 0 ({person.pairs}) and cameras and RGB sides, each once"
+                f"identity {identity.pid} needs pairs >= 0 ({identity.pairs}) and cameras and RGB sides, each once"
             )
             break
     if not reasons and not len(plan.pairs):

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dive_fast.synth.folder import open_store, store_plan
-from dive_fast.synth.layout import PersonFiles, shard_pairs
+from dive_fast.synth.layout import IdentityFiles, shard_pairs
 from dive_fast.synth.manifest import SHARD, parse_shard, shard_name
-from dive_fast.synth.planfile import PersonPlan, SynthesisPlan
+from dive_fast.synth.planfile import IdentityPlan, SynthesisPlan
 from dive_fast.synth.store import Store
 from dive_fast.types import MODALITIES, InputError, Modality, PairRecord
 
@@ -90,10 +90,10 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
     if twice:
         health.add(f"{twice:,} generated images have the very bytes of another one; look at the engine and its seeds")
     _strangers(store, plan, health)
-    for person in plan.people:
-        made = there.get(person.pid, Counter())
-        if person.total and min(made[side] for side in MODALITIES) < person.total:
-            health.incomplete[person.pid] = {side: (made[side], person.total) for side in MODALITIES}
+    for identity in plan.identities:
+        made = there.get(identity.pid, Counter())
+        if identity.total and min(made[side] for side in MODALITIES) < identity.total:
+            health.incomplete[identity.pid] = {side: (made[side], identity.total) for side in MODALITIES}
     return health
 
 
@@ -164,20 +164,20 @@ def _duplicates(prints: array[int]) -> int:
 
 def _strangers(store: Store, plan: SynthesisPlan, health: Health) -> None:
     """Files that are neither planned images nor what stands beside them."""
-    people = {person.pid: person for person in plan.people}
+    identities = {identity.pid: identity for identity in plan.identities}
     for folder, names in groupby(store.walk(), key=lambda name: str(PurePosixPath(name).parent)):
         camera, _, pid = folder.partition("/")
-        person = people.get(pid)
-        planned = _planned(plan, person, camera) if person else set()
+        identity = identities.get(pid)
+        planned = _planned(plan, identity, camera) if identity else set()
         for name in names:
             if name not in planned and not _own(name, plan):
                 health.add(f"{name} is in no record")
 
 
-def _planned(plan: SynthesisPlan, person: PersonPlan, camera: str) -> set[str]:
+def _planned(plan: SynthesisPlan, identity: IdentityPlan, camera: str) -> set[str]:
     """The files of one identity and camera."""
-    files = PersonFiles(person, f".{plan.image_format}")
-    every = (name for index in range(person.total) for name in files.of(index).values())
+    files = IdentityFiles(identity, f".{plan.image_format}")
+    every = (name for index in range(identity.total) for name in files.of(index).values())
     return {name for name in every if name.startswith(f"{camera}/")}
 
 

@@ -22,8 +22,8 @@ from dive_fast.io import sha256_bytes
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.layout import PairFiles
 from dive_fast.synth.manifest import shard_lines, shard_name
-from dive_fast.synth.marks import jpeg_marks, png_marks
 from dive_fast.synth.planfile import SynthesisPlan
+from dive_fast.synth.provenance import jpeg_tags, png_tags
 from dive_fast.synth.store import Store
 from dive_fast.types import DiveError, InputError, Modality, PairRecord, PairSpec
 
@@ -116,9 +116,9 @@ class DatasetWriter:
             picture = picture.convert("L") if side == "ir" else picture
             stream = io.BytesIO()
             if self._plan.image_format == "png":
-                picture.save(stream, "PNG", pnginfo=png_marks(notes))
+                picture.save(stream, "PNG", pnginfo=png_tags(notes))
             else:
-                picture.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=jpeg_marks(notes))
+                picture.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=jpeg_tags(notes))
             return self._write(name, stream.getvalue(), shard)
 
     def _copy_photo(self, source: Path, name: str, shard: int) -> Written:

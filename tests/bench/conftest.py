@@ -1,4 +1,4 @@
-"""Small ceilings; and a clock that only moves when it is told to, so that times can be asserted on a busy machine."""
+"""Small peaks; and a clock that only moves when it is told to, so that times can be asserted on a busy machine."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from dive_fast.bench import ceilings
+from dive_fast.bench import roofline
 
 Sleep = Callable[[float], None]
 
 
 @pytest.fixture(autouse=True)
-def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real sizes take a core ten seconds."""
-    monkeypatch.setitem(ceilings.GEMMS, "cpu", ((256, 256, 256), (384, 384, 384), (1024, 128, 128)))
-    monkeypatch.setitem(ceilings.COPY_BYTES, "cpu", 1 << 24)
+    monkeypatch.setitem(roofline.GEMMS, "cpu", ((256, 256, 256), (384, 384, 384), (1024, 128, 128)))
+    monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 1 << 24)
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dive_fast.bench.capacity import TOLERANCE, Fleet, closed_form, measured, predict, table
+from dive_fast.bench.capacity import TOLERANCE, closed_form, measured, predict, table
+from dive_fast.bench.fleet import Fleet
 from dive_fast.bench.simulate import simulate
 from dive_fast.types import InputError
 
 # 1,000 pairs of two images in shards of 10 pairs: 100 shards of 20 images, 10 s each at 2 images/s; 4 MB a shard.
-PLAIN = Fleet(rate=2.0, pairs=1000, bytes_per_image=2e5, shard_size=10, startup=30.0, rate_spread=0.0)
+PLAIN = Fleet(rate=2.0, pairs=1000, bytes_per_image=2e5, shard_size=10, startup=30.0, rate_std=0.0)
 
 
 def test_one_worker_by_hand() -> None:
@@ -52,7 +53,7 @@ def test_the_disk_binds_where_it_must() -> None:
 
 def test_closed_queue_stays_below_its_bounds_and_reaches_them() -> None:
     """Asymptotic bounds of a closed network: n / Z below saturation, 1 / S above (Z = compute, S = write of a shard)."""
-    fleet = replace(PLAIN, pairs=40_000, disk_write=8.0, rate_spread=0.3, startup=0.0)
+    fleet = replace(PLAIN, pairs=40_000, disk_write=8.0, rate_std=0.3, startup=0.0)
     compute, write, shards = 10.0, 0.5, 4000
     for workers in (2, 10, 30, 100):
         bound = min(workers / compute, 1 / write)  # shards/s
@@ -108,7 +109,7 @@ def test_a_thousand_workers_agree_with_the_closed_form() -> None:
 
 
 def test_same_seed_same_result() -> None:
-    fleet = replace(PLAIN, rate_spread=0.1, mtbf_hours=0.5, disk_write=20)
+    fleet = replace(PLAIN, rate_std=0.1, mtbf_hours=0.5, disk_write=20)
     assert simulate(fleet, 9, 100, seed=4) == simulate(fleet, 9, 100, seed=4) != simulate(fleet, 9, 100, seed=5)
 
 

@@ -69,18 +69,18 @@ def test_bench_writes_everything_and_capacity_reads_it(
     assert written["backend"] == "torch" and written["sampling"]["steps"] == 2
     assert written["hardware"]["cpu"] and written["versions"]["torch"] and written["commit"]
     assert written["conditions"]["clock"] == "host"
-    assert written["gflop"]["UNet row"] == pytest.approx(written["rows"][1]["unet_floor"]["gflop"] / 6)
+    assert written["gflop"]["UNet row"] == pytest.approx(written["rows"][1]["unet_bound"]["gflop"] / 6)
     assert written["gflop"]["prompt"] > 0
-    assert [peer["name"] for peer in written["peers"]["results"]] == ["ours", "reference"]
+    assert [baseline["name"] for baseline in written["baselines"]["results"]] == ["ours", "reference"]
     assert written["job"]["images"] >= 3
     for row in written["rows"]:
-        assert row["unet_floor"]["share"] > 0 and row["batch_floor"]["share"] > 0
+        assert row["unet_bound"]["fraction"] > 0 and row["batch_bound"]["fraction"] > 0
     lines = list(csv.DictReader((out / "bench.csv").open()))
     by = {(line["part"], line["name"], line["rows"], line["metric"]): float(line["p50"]) for line in lines}
     assert by["engine", "torch", "6", "images/s"] == written["rows"][1]["images_per_second"]["p50"]
-    assert by["engine", "torch", "2", "UNet call GFLOP"] == written["rows"][0]["unet_floor"]["gflop"]
-    assert ("peers", "reference", "4", "images/s") in by
-    for name in ("images-per-second", "stages", "floor", "peers"):
+    assert by["engine", "torch", "2", "UNet call GFLOP"] == written["rows"][0]["unet_bound"]["gflop"]
+    assert ("baselines", "reference", "4", "images/s") in by
+    for name in ("images-per-second", "stages", "roofline", "baselines"):
         picture = Image.open(out / f"{name}.png").convert("RGB")
         assert picture.width > 500 and len(picture.getcolors(1 << 20) or []) > 20
     rate = max(row["images_per_second"]["p50"] for row in written["rows"])
@@ -94,7 +94,7 @@ def test_bench_writes_everything_and_capacity_reads_it(
 def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny_base: Path, tmp_path: Path) -> None:
     subject = command._subject(
         command._Choice(tiny_fused, None, "torch", "cpu", "cpu", "auto", None), BenchConfig(), tmp_path
-    )  # a fused model is the peers' model, too
+    )  # a fused model is the baselines' model, too
     assert subject.folder == subject.model == tiny_fused and subject.engine.spec.backend == "torch"
     engine = subject.engine
     config = BenchConfig(rows=(2,), baselines=("reference",))
@@ -147,7 +147,7 @@ def test_a_regression_fails_the_command(
     )
     stopped, out, error = run(capsys, *given)
     assert stopped == code
-    assert "batch        2 rows  0.900x (0.800 to 0.950 in 5 turns)" in out
+    assert "batch        2 rows  0.900x (0.800 to 0.950 in 5 rounds)" in out
     assert ("batches of 2 rows are 0.900 times as fast, 0.91 is asked for" in error) is (code == 1)
     assert json.loads((tmp_path / "compare.json").read_text())["differences"][0]["verdict"] == "slower"
 

@@ -104,7 +104,7 @@ def test_a_known_difference_is_found(tmp_path: Path) -> None:
     work.mkdir()
     told: list[str] = []
     found = compare_trees(
-        tree(tmp_path / "a", there), TASK, work, turns=5, here=tree(tmp_path / "b", here), advance=told.append
+        tree(tmp_path / "a", there), TASK, work, rounds=5, here=tree(tmp_path / "b", here), advance=told.append
     )
     assert [name.split(", ")[1] for name in told] == ["there", "here", "here", "there"] * 2 + ["there", "here"]
     assert [(d.what, d.rows, d.verdict) for d in found] == [("UNet call", 2, verdict), ("batch", 2, verdict)]
@@ -120,9 +120,9 @@ def test_a_known_difference_is_found(tmp_path: Path) -> None:
 def test_few_turns_prove_nothing(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    found = compare_trees(tree(tmp_path / "a", 0.06), TASK, work, turns=1, here=tree(tmp_path / "b", 0.02))
+    found = compare_trees(tree(tmp_path / "a", 0.06), TASK, work, rounds=1, here=tree(tmp_path / "b", 0.02))
     assert regression(found, 9) is None
-    assert {d.verdict for d in found} == {"too few turns to tell"}
+    assert {d.verdict for d in found} == {"too few rounds to tell"}
 
 
 def test_a_tree_that_cannot_be_measured_is_named(tmp_path: Path) -> None:
@@ -130,13 +130,13 @@ def test_a_tree_that_cannot_be_measured_is_named(tmp_path: Path) -> None:
     work.mkdir()
     (old / "dive_fast" / "sampling.py").write_text("")
     with pytest.raises(DiveError, match="the commit compared with cannot be measured .*cannot import name"):
-        compare_trees(old, TASK, work, turns=1, here=tree(tmp_path / "b", 0.0))
+        compare_trees(old, TASK, work, rounds=1, here=tree(tmp_path / "b", 0.0))
 
 
 def test_turns_that_disagree_are_noise() -> None:
     times = {"there": [10.0, 10.0, 10.0, 10.0, 10.0], "here": [20.0, 20.0, 20.0, 20.0, 9.0]}
-    turns = {name: [{"unet": {"2": [ms] * 3}} for ms in values] for name, values in times.items()}
-    found = _difference("unet", 2, turns)
+    rounds = {name: [{"unet": {"2": [ms] * 3}} for ms in values] for name, values in times.items()}
+    found = _difference("unet", 2, rounds)
     assert (found.faster.low, found.faster.median, found.faster.high) == (0.5, 0.5, pytest.approx(10 / 9))
     assert (found.ms_there, found.ms_here, found.verdict) == (10, 20, "no difference beyond noise")
 

@@ -28,7 +28,7 @@ def test_brightness_is_a_stripe_s_own(tmp_path: Path) -> None:
 
 
 def test_likeness_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three people; torsos of the second setting follow the truth backwards, and its images are off by known amounts."""
+    """Three identities; torsos of the second setting follow the truth backwards, and its images are off by known amounts."""
     levels = {"true": (10, 20, 40), frontier.FIRST: (20, 40, 80), "other": (80, 41, 20)}
     made = {
         name: [

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dive_fast.bench.batch import STAGES, bench_plan, start_of
-from dive_fast.bench.ceilings import Ceilings
-from dive_fast.bench.measure import Counted, measure_job, measure_rows
-from dive_fast.bench.work import Work
+from dive_fast.bench.batch import STAGES, bench_plan, start_batch
+from dive_fast.bench.measure import Roofline, measure_job, measure_rows
+from dive_fast.bench.op_counts import OpCount
+from dive_fast.bench.roofline import Peaks
 from dive_fast.engines import Conditioning
 from dive_fast.sampling import Sampling, Schedule
 from dive_fast.types import InputError
@@ -45,32 +45,32 @@ class SlowEngine(FakeEngine):
         return super().decode(latents)
 
 
-class KnownWork:
+class KnownOpCounts:
     """1 GFLOP a UNet row, 2 an image, 3 a prompt; nothing is moved."""
 
-    def unet(self, rows: int) -> Work:
-        return Work(rows * 10**9, 0, 0)
+    def unet(self, rows: int) -> OpCount:
+        return OpCount(rows * 10**9, 0, 0)
 
-    def decode(self, images: int) -> Work:
-        return Work(images * 2 * 10**9, 0, 0)
+    def decode(self, images: int) -> OpCount:
+        return OpCount(images * 2 * 10**9, 0, 0)
 
-    def encode(self, prompts: int) -> Work:
-        return Work(prompts * 3 * 10**9, 0, 0)
+    def encode(self, prompts: int) -> OpCount:
+        return OpCount(prompts * 3 * 10**9, 0, 0)
 
 
-CEILINGS = Ceilings(tflops=1.0, gbytes=1.0, precision="fp32", gemms={})
+PEAKS = Peaks(tflops=1.0, gbytes=1.0, precision="fp32", gemms={})
 PLAIN = Sampling(STEPS, 2.0)
 
 
-def counted(engine: Any, sampling: Sampling = PLAIN) -> Counted:
-    work: Any = KnownWork()
-    return Counted(work, CEILINGS, sampling, engine)
+def counted(engine: Any, sampling: Sampling = PLAIN) -> Roofline:
+    work: Any = KnownOpCounts()
+    return Roofline(work, PEAKS, sampling, engine)
 
 
 def test_stages_rates_and_floors_of_a_slow_engine(sleep: Callable[[float], None]) -> None:
     engine: Any = SlowEngine(sleep)
     told: list[str] = []
-    rows = measure_rows(engine, (4, 8), PLAIN, repeats=3, turns=3, counted=counted(engine), advance=told.append)
+    rows = measure_rows(engine, (4, 8), PLAIN, repeats=3, rounds=3, counted=counted(engine), advance=told.append)
     assert [(row.rows, row.images) for row in rows] == [(4, 2), (8, 4)]
     assert len(told) == 2 + 1 + 3
     for row in rows:
@@ -84,12 +84,12 @@ def test_stages_rates_and_floors_of_a_slow_engine(sleep: Callable[[float], None]
         assert row.pairs_per_second["both sides generated"] == pytest.approx(row.images_per_second.p50 / 2)
         assert row.memory.process is not None and row.memory.process > 50  # torch alone is more
         assert row.bytes_per_image > 50
-        prompts = row.images + 1  # people differ within a batch; and the empty prompt
-        assert row.unet_floor is not None and row.batch_floor is not None
-        assert row.unet_floor.gflop == pytest.approx(row.rows)
-        assert row.batch_floor.gflop == pytest.approx(3 * prompts + STEPS * row.rows + 2 * row.images)
-        assert row.unet_floor.share == pytest.approx(row.rows / row.unet_ms.p50)  # 1 GFLOP is 1 ms at 1 TFLOP/s
-        assert row.batch_floor.share == pytest.approx(row.batch_floor.gflop / row.batch_ms.p50)
+        prompts = row.images + 1  # identities differ within a batch; and the empty prompt
+        assert row.unet_bound is not None and row.batch_bound is not None
+        assert row.unet_bound.gflop == pytest.approx(row.rows)
+        assert row.batch_bound.gflop == pytest.approx(3 * prompts + STEPS * row.rows + 2 * row.images)
+        assert row.unet_bound.fraction == pytest.approx(row.rows / row.unet_ms.p50)  # 1 GFLOP is 1 ms at 1 TFLOP/s
+        assert row.batch_bound.fraction == pytest.approx(row.batch_bound.gflop / row.batch_ms.p50)
 
 
 def test_a_whole_job_and_its_estimate(sleep: Callable[[float], None]) -> None:
@@ -111,7 +111,7 @@ def test_work_that_is_left_out_is_not_counted() -> None:
     work = counted(engine, sampling)
     found = sorted((part.flops / 1e9, count) for part, count in work.batch(3, prompts=2))
     assert found == [(3.0, 2), (6, 1), (6.0, 3), (9, 1)]  # steps without, decoded 3 x 2, steps with, encoded 3 x 3
-    assert work.floor(work.batch(3), 100.0).share == pytest.approx((6 + 2 * 3 + 3 * 6) / 100)
+    assert work.bound(work.batch(3), 100.0).fraction == pytest.approx((6 + 2 * 3 + 3 * 6) / 100)
     assert work.largest(3).flops == 6e9
     alone = counted(engine, Sampling(5, 1.0))
     assert sorted((part.flops / 1e9, count) for part, count in alone.batch(3, prompts=2)) == [(3, 5), (6, 1), (6, 1)]
@@ -121,12 +121,12 @@ def test_the_batch_mixes_people_or_is_of_one() -> None:
     engine: Any = FakeEngine()
     plan = bench_plan(engine, 6, PLAIN)
     assert (plan.sampling, plan.mode) == (PLAIN, "synthetic")
-    mixed = start_of(plan, engine, 6)
+    mixed = start_batch(plan, engine, 6)
     assert len({job.key for job in mixed.jobs}) == 6
     noise = mixed.noise
     assert noise.shape == (6, *engine.latent_shape) and 0.5 < float(noise.std()) < 1.5
     assert torch.equal(noise[0], noise[1])  # both sides of a pair
-    alone = start_of(bench_plan(engine, 6, PLAIN, people=1), engine, 6, ("ir",))
+    alone = start_batch(bench_plan(engine, 6, PLAIN, identities=1), engine, 6, ("ir",))
     assert len(alone.jobs) == 6 and len({job.key for job in alone.jobs}) == 1
     assert len({tuple(row.flatten().tolist()) for row in alone.noise}) == 6
 
@@ -139,5 +139,5 @@ def test_rows_that_cannot_be_are_refused_at_once() -> None:
         ((), "no row"),
     ):
         with pytest.raises(InputError, match=reason):
-            measure_rows(engine, rows, PLAIN, repeats=1, turns=1)
+            measure_rows(engine, rows, PLAIN, repeats=1, rounds=1)
     assert engine.eps_rows == []

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dive_fast.bench.timing import Ratio, Spread, Stages, interleaved, ratio, spread
+from dive_fast.bench.timing import Quantiles, Ratio, Stages, interleaved, quantiles, ratio
 from dive_fast.types import InputError
 
 
@@ -26,11 +26,11 @@ def test_what_runs_before_is_not_timed(sleep: Callable[[float], None]) -> None:
 
 
 def test_percentiles_and_ratios_by_hand() -> None:
-    assert spread(list(range(101))) == Spread(5, 50, 95, 101)
-    assert spread([1.0, 2.0]) == Spread(pytest.approx(1.05), 1.5, pytest.approx(1.95), 2)  # type: ignore[arg-type]
+    assert quantiles(list(range(101))) == Quantiles(5, 50, 95, 101)
+    assert quantiles([1.0, 2.0]) == Quantiles(pytest.approx(1.05), 1.5, pytest.approx(1.95), 2)  # type: ignore[arg-type]
     assert ratio([10, 20, 60], [10, 40, 20]) == Ratio(0.5, 1.0, 3.0, 3)
     with pytest.raises(InputError, match="no measurement"):
-        spread([])
+        quantiles([])
 
 
 def test_stages_add_up_and_may_lie_within_each_other(sleep: Callable[[float], None]) -> None:

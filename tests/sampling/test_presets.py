@@ -60,8 +60,7 @@ def test_rows_images_and_guided_steps_by_hand() -> None:
 
 
 def test_equal_settings_are_equal_in_json() -> None:
-    given: Any = [1, 5]
-    assert to_dict(Sampling(4, 2, given)) == {"steps": 4, "guidance": 2.0, "guidance_interval": (1.0, 5.0)}
+    assert to_dict(Sampling(4, 2, (1, 5))) == {"steps": 4, "guidance": 2.0, "guidance_interval": (1.0, 5.0)}
     assert type(Sampling(4, 2).guidance) is float
 
 

@@ -14,8 +14,8 @@ from dive_fast.io import sha256_file
 from dive_fast.sampling import Sampling
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.manifest import shard_lines, shard_name
-from dive_fast.synth.marks import png_marks
 from dive_fast.synth.plan import make_plan, save_plan
+from dive_fast.synth.provenance import png_tags
 from dive_fast.types import Camera, PairRecord
 
 CAMERAS = (Camera("cam1", "rgb", "a"), Camera("cam2", "rgb", "b"), Camera("cam3", "ir", "c"), Camera("cam6", "ir", "d"))
@@ -47,7 +47,7 @@ def write_dataset(out: Path, draw: Draw, shards: int | None = None, engine: str 
                 if side == "rgb" and spec.photo:
                     (out / name).write_bytes((Path(made.photo_root or "") / spec.photo).read_bytes())
                 else:
-                    notes = png_marks({"plan_id": made.plan_id, "pair_id": spec.pair_id})
+                    notes = png_tags({"plan_id": made.plan_id, "pair_id": spec.pair_id})
                     draw(side, name).save(out / name, pnginfo=notes)
             hashes = {side: sha256_file(out / name) for side, name in files.items()}
             sizes = {side: (out / name).stat().st_size for side, name in files.items()}

@@ -180,7 +180,7 @@ def edited(path, change):
     ("change", "message"),
     [
         (lambda d: d.update(seed=12), "plan_id does not match its content"),
-        (lambda d: d["people"][0].update(pairs=7), "plan_id does not match its content"),
+        (lambda d: d["identities"][0].update(pairs=7), "plan_id does not match its content"),
         (lambda d: d.update(extra=1), r"unknown field\(s\) extra"),
         (lambda d: d["sampling"].update(steps=5), "plan_id does not match its content"),
         (lambda d: d["sampling"].update(steps=0), "sampling: steps .* got 0"),
@@ -191,21 +191,21 @@ def edited(path, change):
         (lambda d: d.pop("sampling"), "sampling"),
         (lambda d: d.update(mode="fast"), "mode is 'fast', which is no"),
         (lambda d: d.update(seed=-1), "seed must be a whole number >= 0, got -1"),
-        (lambda d: d.update(people=[]), "there is no pair to make"),
-        (lambda d: d.update(people={}), "people is {}"),
+        (lambda d: d.update(identities=[]), "there is no pair to make"),
+        (lambda d: d.update(identities={}), "identities is {}"),
         (lambda d: d.update(pairs=[]), r"unknown field\(s\) pairs"),
         (lambda d: d.update(version=3), "version 3, .* reads version 4"),
         (lambda d: d.pop("version"), "version None, .* reads version 4"),
         (lambda d: d.update(image_format="gif"), "image_format is 'gif', which is no"),
-        (lambda d: d["people"][1].update(pid=7), r"people 1: pid is 7, which is no"),
-        (lambda d: d["people"].append("x"), "people 3: expected a JSON object for PersonPlan, got str"),
-        (lambda d: d["people"].append(d["people"][0]), "an identity stands in it twice"),
-        (lambda d: d["people"][0].update(pairs=-1), r"identity 0001 needs pairs >= 0 \(-1\)"),
-        (lambda d: d["people"][0].update(ir=[]), "identity 0001 needs pairs .* cameras"),
-        (lambda d: d["people"][0].update(ir=["cam3", "cam3"]), "identity 0001 needs .* each once"),
-        (lambda d: d["people"][0].update(rgb=[["cam1"]]), "rgb is .* which is no"),
+        (lambda d: d["identities"][1].update(pid=7), r"identities 1: pid is 7, which is no"),
+        (lambda d: d["identities"].append("x"), "identities 3: expected a JSON object for IdentityPlan, got str"),
+        (lambda d: d["identities"].append(d["identities"][0]), "an identity stands in it twice"),
+        (lambda d: d["identities"][0].update(pairs=-1), r"identity 0001 needs pairs >= 0 \(-1\)"),
+        (lambda d: d["identities"][0].update(ir=[]), "identity 0001 needs pairs .* cameras"),
+        (lambda d: d["identities"][0].update(ir=["cam3", "cam3"]), "identity 0001 needs .* each once"),
+        (lambda d: d["identities"][0].update(rgb=[["cam1"]]), "rgb is .* which is no"),
         (
-            lambda d: d["people"][0].update(rgb=[["cam1", "../x.jpg"]]),
+            lambda d: d["identities"][0].update(rgb=[["cam1", "../x.jpg"]]),
             "do not fit mode 'synthetic'.*outside photo_root",
         ),
         (lambda d: d.update(photo_root="/"), "does not go with photo_root '/'"),
@@ -288,7 +288,7 @@ def test_any_shard_is_found_without_the_others(tmp_path, mode):
 
 
 def test_counts_of_a_dive_like_run():
-    """18 pairs for each of two cameras are 36 a person, as in DiVE, which made 1,011 x 36."""
+    """18 pairs for each of two cameras are 36 an identity, as in DiVE, which made 1,011 x 36."""
     pids = [f"{number:04d}" for number in range(534, 555)]
     photos = [Sample(Path(f"/market/{pid}/{n}.jpg"), pid, "cam7") for pid in pids for n in range(5)]
     plan = plan_of("real-rgb", pids=pids, pairs_per_identity=18, photos=photos, photo_root="/market", shard_size=64)

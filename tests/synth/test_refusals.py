@@ -1,4 +1,4 @@
-"""Runs that must not start: wrong engine, unknown people, somebody else's folder. Nothing may be touched."""
+"""Runs that must not start: wrong engine, unknown identities, somebody else's folder. Nothing may be touched."""
 
 import shutil
 from dataclasses import replace
@@ -12,9 +12,9 @@ from dive_fast.types import InputError
 from tests.support.fake_engine import FakeEngine, contents, plan_of, write_photos
 
 
-def with_people(plan, change):
-    """The plan with every person changed, as another model's plan would be."""
-    changed = replace(plan, people=tuple(change(person) for person in plan.people))
+def with_identities(plan, change):
+    """The plan with every identity changed, as another model's plan would be."""
+    changed = replace(plan, identities=tuple(change(identity) for identity in plan.identities))
     return replace(changed, plan_id=plan_hash(changed))
 
 
@@ -30,7 +30,7 @@ def refused(plan, out: Path, message: str, engine: FakeEngine | None = None, row
 
 
 def test_unknown_identities_are_all_counted(tmp_path):
-    plan = with_people(plan_of(), lambda p: replace(p, pid=p.pid.replace("000", "100")))
+    plan = with_identities(plan_of(), lambda p: replace(p, pid=p.pid.replace("000", "100")))
     refused(
         plan,
         tmp_path / "out",
@@ -39,12 +39,12 @@ def test_unknown_identities_are_all_counted(tmp_path):
 
 
 def test_everything_wrong_is_said_at_once(tmp_path):
-    plan = with_people(plan_of(), lambda p: replace(p, pid=f"9{p.pid[1:]}", ir=("cam8",)))
+    plan = with_identities(plan_of(), lambda p: replace(p, pid=f"9{p.pid[1:]}", ir=("cam8",)))
     refused(plan, tmp_path / "out", "rows 65 > rows_max.*model model-2.*model-1.*9001.*cam8", FakeEngine("model-2"), 65)
 
 
 def test_camera_of_the_other_modality(tmp_path):
-    plan = with_people(plan_of(), lambda p: replace(p, rgb=(("cam3", None),)))
+    plan = with_identities(plan_of(), lambda p: replace(p, rgb=(("cam3", None),)))
     refused(plan, tmp_path / "out", "camera cam3 is ir in the engine and rgb in the plan")
 
 
@@ -64,7 +64,7 @@ def test_names_that_leave_the_folder(tmp_path, change):
     """Even if the engine knew such names, no file outside may be written."""
     sides = {"pid": lambda v: v, "ir": lambda v: (v,), "rgb": lambda v: ((v, None),)}
     changed = {name: sides[name](value) for name, value in change.items()}
-    plan = with_people(plan_of(pids=["0001"]), lambda p: replace(p, **changed))
+    plan = with_identities(plan_of(pids=["0001"]), lambda p: replace(p, **changed))
     engine = FakeEngine()
     table = engine.prompts.table
     identities = tuple(replace(i, pid=change.get("pid", i.pid) if i.pid == "0001" else i.pid) for i in table.identities)

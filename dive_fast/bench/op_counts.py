@@ -21,7 +21,7 @@ ARITHMETIC = {aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, ATT
 
 
 @dataclass(frozen=True)
-class Work:
+class OpCount:
     """Of one call: `flops` (2 x multiply-adds), `moved` bytes that matrix products, convolutions and attention read and
     write (all else fused into them, attention's scores never written), `unfused` bytes when every operation writes out.
     """
@@ -30,8 +30,8 @@ class Work:
     moved: int
     unfused: int
 
-    def times(self, count: int) -> Work:
-        return Work(count * self.flops, count * self.moved, count * self.unfused)
+    def times(self, count: int) -> OpCount:
+        return OpCount(count * self.flops, count * self.moved, count * self.unfused)
 
 
 class _OpaqueAttention(TorchFunctionMode):
@@ -75,15 +75,15 @@ def _tensors(given: Any) -> list[Tensor]:
 
 
 @torch.no_grad()
-def count(call: Callable[[], object]) -> Work:
+def count(call: Callable[[], object]) -> OpCount:
     """The work of `call`, which must compute on meta tensors."""
     traffic, flops = _Traffic(), FlopCounterMode(display=False)
     with _OpaqueAttention(), flops, traffic:
         call()
-    return Work(flops.get_total_flops(), traffic.moved, traffic.unfused)
+    return OpCount(flops.get_total_flops(), traffic.moved, traffic.unfused)
 
 
-class ModelWork:
+class ModelOpCounts:
     """The work of the calls of one model, in one precision, for latents `shape` (C, h, w) and prompts of `tokens` tokens.
 
     `text` may be None where its configuration is not known: prompts then count nothing.
@@ -98,7 +98,7 @@ class ModelWork:
 
         self._shape, self._tokens, self._dtype = shape, tokens, dtype
         self._width = unet["cross_attention_dim"]
-        self._counted: dict[tuple[str, int], Work] = {}
+        self._counted: dict[tuple[str, int], OpCount] = {}
         with torch.device("meta"):
             self._unet, self._vae = (
                 nn.Module.to(network.from_config(dict(config)), dtype).eval()
@@ -106,21 +106,21 @@ class ModelWork:
             )
             self._text = None if text is None else CLIPTextModel(text).to(dtype).eval()
 
-    def unet(self, rows: int) -> Work:
+    def unet(self, rows: int) -> OpCount:
         """A UNet call of `rows` rows."""
         sample, hidden = self._meta(rows, *self._shape), self._meta(rows, self._tokens, self._width)
         step = torch.zeros(1, dtype=torch.int64, device="meta")
         return self._once("unet", rows, lambda: self._unet(sample, step, hidden, return_dict=False))
 
-    def decode(self, images: int) -> Work:
+    def decode(self, images: int) -> OpCount:
         """A decoder call of `images` images."""
         latents = self._meta(images, *self._shape)
         return self._once("decode", images, lambda: self._vae.decode(latents, return_dict=False))
 
-    def encode(self, prompts: int) -> Work:
+    def encode(self, prompts: int) -> OpCount:
         """The text encoder for `prompts` prompts."""
         if self._text is None:
-            return Work(0, 0, 0)
+            return OpCount(0, 0, 0)
         text, ids = self._text, torch.zeros((prompts, self._tokens), dtype=torch.int64, device="meta")
         return self._once("encode", prompts, lambda: text(ids))
 
@@ -129,7 +129,7 @@ class ModelWork:
         works = {"UNet row": self.unet(1), "decoded image": self.decode(1), "prompt": self.encode(1)}
         return {name: work.flops / 1e9 for name, work in works.items()}
 
-    def _once(self, what: str, size: int, call: Callable[[], object]) -> Work:
+    def _once(self, what: str, size: int, call: Callable[[], object]) -> OpCount:
         """Counting a large network takes a second."""
         if (what, size) not in self._counted:
             self._counted[what, size] = count(call)

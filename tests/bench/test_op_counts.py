@@ -1,4 +1,4 @@
-"""Counted FLOPs and bytes: by hand for single layers, against torch's own counter on real tensors, and for SD 1.5."""
+"""Roofline FLOPs and bytes: by hand for single layers, against torch's own counter on real tensors, and for SD 1.5."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dive_fast.bench.ceilings import Ceilings, measure_ceilings
-from dive_fast.bench.work import ModelWork, count
+from dive_fast.bench.op_counts import ModelOpCounts, count
+from dive_fast.bench.roofline import Peaks, measure_peaks
 from dive_fast.models import load_bundle
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS
 
@@ -48,7 +48,7 @@ def test_attention_never_writes_its_scores(named: bool) -> None:
 def test_a_whole_model_counts_as_torch_counts_it(tiny_fused: Path) -> None:
     """Torch's counter on real tensors, where attention runs as math; counted on meta tensors from the configurations."""
     bundle = load_bundle(tiny_fused)
-    counted = ModelWork(
+    counted = ModelOpCounts(
         bundle.unet.config, bundle.vae.config, bundle.text_encoder.config, LATENT_SHAPE, MAX_TOKENS, torch.float32
     )
     latents, hidden = torch.randn(6, *LATENT_SHAPE), torch.randn(6, MAX_TOKENS, 32)
@@ -74,22 +74,22 @@ def test_stable_diffusion_at_its_size_costs_nothing() -> None:
 
     bundle = sd15(real=())
     configs = (bundle.unet.config, bundle.vae.config, bundle.text_encoder.config)
-    counted = ModelWork(*configs, shape=(4, 64, 32), tokens=TOKENS, dtype=torch.float16)
+    counted = ModelOpCounts(*configs, shape=(4, 64, 32), tokens=TOKENS, dtype=torch.float16)
     found = [work.flops / 1e9 for work in (counted.unet(1), counted.decode(1), counted.encode(1))]
     assert found == [pytest.approx(372.5, rel=0.005), pytest.approx(1248.7, rel=0.005), pytest.approx(13.3, rel=0.01)]
     assert counted.unet(36).moved == pytest.approx(20.5e9, rel=0.01)  # 48.8 GB op by op, 28.3 of it what fusion removes
     assert counted.unet(4).flops == 4 * counted.unet(1).flops
     assert counted.unet(4).moved < 4 * counted.unet(1).moved  # weights are read once a call
-    assert len(bundle.tokenizer("a W5Eq photo of a <class_3> person").input_ids) < TOKENS
+    assert len(bundle.tokenizer("a W5Eq photo of a <class_3> identity").input_ids) < TOKENS
 
 
 def test_floors_by_hand() -> None:
-    ceilings = Ceilings(tflops=2.0, gbytes=100.0, precision="fp16", gemms={})
-    assert ceilings.floor_ms(flops=4e9, moved=1e6) == pytest.approx(2.0)  # arithmetic: 4 GFLOP at 2 TFLOP/s
-    assert ceilings.floor_ms(flops=4e9, moved=1e9) == pytest.approx(10.0)  # traffic: 1 GB at 100 GB/s
+    peaks = Peaks(tflops=2.0, gbytes=100.0, precision="fp16", gemms={})
+    assert peaks.bound_ms(flops=4e9, moved=1e6) == pytest.approx(2.0)  # arithmetic: 4 GFLOP at 2 TFLOP/s
+    assert peaks.bound_ms(flops=4e9, moved=1e9) == pytest.approx(10.0)  # traffic: 1 GB at 100 GB/s
 
 
 def test_ceilings_are_plausible() -> None:
-    found = measure_ceilings(torch.device("cpu"), torch.float32)
+    found = measure_peaks(torch.device("cpu"), torch.float32)
     assert found.tflops == max(found.gemms.values()) and len(found.gemms) == 3
     assert 0.002 < found.tflops < 100 and 0.5 < found.gbytes < 2000  # a core without vector units; more than any CPU

@@ -1,4 +1,4 @@
-"""What this machine reaches at best: its measured ceilings, against which engines are held."""
+"""What this machine reaches at best: its measured peaks, against which engines are held."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from dive_fast.bench.timing import interleaved, spread
+from dive_fast.bench.timing import interleaved, quantiles
 
 GEMMS = {  # rows, inner, columns; square, and tall as convolutions and projections of a batch are
     "cpu": ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 512, 512)),
@@ -19,9 +19,9 @@ REPEATS = {"cpu": 9, "cuda": 30}
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class Peaks:
     """TFLOP/s of the best matrix product and GB/s of a copy (what is read and what is written), both at the 5th percentile
-    of time: a ceiling is what the machine can do, and others' load takes away from that only.
+    of time: a peak is what the machine can do, and others' load takes away from that only.
 
     `gemms` has the TFLOP/s of each product tried, by "rows x inner x columns".
     """
@@ -31,8 +31,8 @@ class Ceilings:
     precision: str
     gemms: dict[str, float]
 
-    def floor_ms(self, flops: float, moved: float) -> float:
-        """Milliseconds that this work takes at the ceilings, the slower of arithmetic and traffic."""
+    def bound_ms(self, flops: float, moved: float) -> float:
+        """Milliseconds that this work takes at the peaks, the slower of arithmetic and traffic."""
         return max(self.arithmetic_ms(flops), self.traffic_ms(moved))
 
     def arithmetic_ms(self, flops: float) -> float:
@@ -43,8 +43,8 @@ class Ceilings:
 
 
 @torch.inference_mode()
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Random operands in `dtype`, the products and the copy in turns; takes a few seconds."""
+def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
+    """Random operands in `dtype`, the products and the copy in rounds; takes a few seconds."""
     kind, generator = device.type, torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -56,7 +56,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     runs: dict[str, Callable[[], object]] = {name: partial(torch.mm, a, b) for name, (a, b, _) in operands.items()}
     runs["copy"] = partial(target.copy_, source)
     times = interleaved(runs, REPEATS[kind], kind, warm_up=1)
-    least = {name: spread(values).p5 for name, values in times.items()}
+    least = {name: quantiles(values).p5 for name, values in times.items()}
     gemms = {name: flops / least[name] / 1e9 for name, (_, _, flops) in operands.items()}
     copied = 2 * source.nbytes / least["copy"] / 1e6
-    return Ceilings(max(gemms.values()), copied, str(dtype).removeprefix("torch."), gemms)
+    return Peaks(max(gemms.values()), copied, str(dtype).removeprefix("torch."), gemms)

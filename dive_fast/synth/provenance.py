@@ -19,7 +19,7 @@ from dive_fast.io import canonical_json
 PREFIX = "dive_fast:"
 
 
-def png_marks(notes: Mapping[str, str]) -> PngInfo:
+def png_tags(notes: Mapping[str, str]) -> PngInfo:
     """Text entries of a PNG."""
     info = PngInfo()
     for name, value in {"synthetic": "1", **notes}.items():
@@ -27,7 +27,7 @@ def png_marks(notes: Mapping[str, str]) -> PngInfo:
     return info
 
 
-def jpeg_marks(notes: Mapping[str, str]) -> Image.Exif:
+def jpeg_tags(notes: Mapping[str, str]) -> Image.Exif:
     """EXIF of a JPEG."""
     exif = Image.Exif()
     exif[Base.Software] = "dive_fast"
@@ -35,7 +35,7 @@ def jpeg_marks(notes: Mapping[str, str]) -> Image.Exif:
     return exif
 
 
-def read_marks(data: bytes | BinaryIO) -> dict[str, str]:
+def read_tags(data: bytes | BinaryIO) -> dict[str, str]:
     """The marks of an image, {} for one without, or for what is no image."""
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:

@@ -1,4 +1,4 @@
-"""diffusers' own pipeline as a peer: as DiVE's code runs it, tuned as far as its documentation goes, and plain."""
+"""diffusers' own pipeline as a baseline: as DiVE's code runs it, tuned as far as its documentation goes, and plain."""
 
 from __future__ import annotations
 

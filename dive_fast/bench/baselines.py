@@ -1,0 +1,254 @@
+"""Our engine and its baselines on the same images: equal noise, rows, steps and precision; first parity, then times."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dive_fast.bench import diffusers_baseline
+from dive_fast.bench.batch import bench_plan, render, start_batch
+from dive_fast.bench.config import BASELINES
+from dive_fast.bench.parity import Allowance, Parity, exact_images, parity, worst_rms
+from dive_fast.bench.timing import Quantiles, Ratio, interleaved, quantiles, ratio
+from dive_fast.engines import Engine, load_engine
+from dive_fast.engines.base import Request
+from dive_fast.engines.torch_engine import DTYPES
+from dive_fast.io import brief
+from dive_fast.sampling.config import PRESETS, Sampling
+from dive_fast.synth.clock import StageClock
+from dive_fast.types import DiveError, InputError
+
+if TYPE_CHECKING:
+    from dive_fast.models import ModelBundle
+    from dive_fast.synth.planfile import SynthesisPlan
+    from dive_fast.synth.render import Start
+
+Run = Callable[["Start"], NDArray[np.uint8]]
+Advance = Callable[[str], object]
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every baseline runs on. `bundle` is the fused model, copied for each; `folder` holds it saved.
+
+    `work` is a folder for what baselines make, `tensorrt` that of a built engine. Our engine runs `presets` in the same
+    rounds; they make other images than `sampling`, so the report names them apart.
+    """
+
+    engine: Engine
+    bundle: ModelBundle
+    folder: Path
+    work: Path
+    sampling: Sampling
+    rows: int = 36
+    tensorrt: Path | None = None
+    presets: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+    @property
+    def precision(self) -> str:
+        return self.engine.spec.precision
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """`ours_faster` is our engine's speed over this baseline's, round by round; None where parity failed."""
+
+    name: str
+    how: str
+    ms: Quantiles
+    images_per_second: Quantiles
+    parity: Parity
+    ours_faster: Ratio | None
+
+
+@dataclass(frozen=True)
+class PresetResult:
+    """`faster` is its speed over plain sampling's, round by round, by our engine and by each baseline that passed parity.
+    It makes other images, so it has no parity; docs/presets.md says what they are worth.
+    """
+
+    name: str
+    how: str
+    ms: Quantiles
+    images_per_second: Quantiles
+    faster: dict[str, Ratio]
+
+
+@dataclass(frozen=True)
+class BaselineResults:
+    """`left_out` has the reason for every baseline that is not in `results`."""
+
+    rows: int
+    images: int
+    precision: str
+    least_psnr: float
+    results: list[BaselineResult]
+    left_out: dict[str, str] = field(default_factory=dict)
+    presets: list[PresetResult] = field(default_factory=list)
+
+
+def measure_baselines(
+    setup: Setup, baselines: Sequence[str], rounds: int, advance: Advance = lambda _: None
+) -> BaselineResults:
+    """Every baseline makes the same batch: images of one prompt, as DiVE's calls are, which is its best case.
+
+    First the exact images, then each one's parity, then `rounds` timed rounds from prompts to pixels; our engine
+    encodes its prompts at every call, too. A baseline that cannot run is left out with its reason. Raises `DiveError`
+    where our own engine cannot run.
+    """
+    images = setup.sampling.images(setup.rows)
+    reasons = setup.engine.unsupported(_request(setup.engine, setup.rows))
+    if images < 1:
+        reasons.append(f"{setup.rows} rows hold no image with guidance {setup.sampling.guidance}")
+    if not setup.sampling.every_step_guided:
+        reasons.append(
+            "no baseline leaves out guidance at some steps; give the preset as --presets, beside plain steps"
+        )
+    if setup.precision not in DTYPES:
+        reasons.append(f"our engine is {setup.precision}, in which no baseline runs; give one of {', '.join(DTYPES)}")
+    if reasons:
+        raise InputError(f"bench, baselines: {'; '.join(reasons)}")
+    plan = bench_plan(setup.engine, images, setup.sampling, identities=1)
+    start = start_batch(plan, setup.engine, images, ("ir",))
+    exact = exact_images(copy.deepcopy(setup.bundle), plan, start, setup.precision, setup.device)
+    advance("exact images")
+    measure = diffusers_baseline.plain(setup.bundle, plan, setup.device, setup.precision)
+    allowance = Allowance(worst_rms(measure(start), exact))
+    del measure
+    advance("plain diffusers")
+    runs: dict[str, Run] = {OURS: _by(setup.engine, plan)}
+    found = {OURS: parity(runs[OURS](start), exact, allowance)}
+    left_out: dict[str, str] = {}
+    for name in baselines:
+        try:
+            run = RUNNERS[name](setup, plan)
+            found[name] = parity(run(start), exact, allowance)
+            runs[name] = run
+        except (DiveError, ImportError, RuntimeError, ValueError) as error:  # torch's compilers raise RuntimeErrors
+            left_out[name] = f"{type(error).__name__}: {brief(error)}"
+        advance(name)
+    others = _presets(setup, images, start)
+    calls = {name: partial(run, start) for name, run in runs.items()}
+    times = interleaved({**calls, **others}, rounds, setup.device.type)
+    advance("rounds")
+    results = [_result(name, setup, images, times, found) for name in runs]
+    right = [name for name in runs if found[name].passed and found[OURS].passed]
+    presets = [_preset_result(name, setup, images, times, right) for name in others]
+    return BaselineResults(setup.rows, images, setup.precision, allowance.psnr, results, left_out, presets)
+
+
+def _presets(setup: Setup, images: int, start: Start) -> dict[str, Callable[[], NDArray[np.uint8]]]:
+    """The presets by our engine, from the noise of `start`."""
+    runs: dict[str, Callable[[], NDArray[np.uint8]]] = {}
+    for name in setup.presets:
+        sampling = replace(PRESETS[name].sampling, guidance=setup.sampling.guidance)
+        plan = bench_plan(setup.engine, images, sampling, identities=1)
+        runs[f"preset {name}"] = partial(_by(setup.engine, plan), start)
+    return runs
+
+
+def _preset_result(
+    name: str, setup: Setup, images: int, times: dict[str, list[float]], right: Sequence[str]
+) -> PresetResult:
+    preset = PRESETS[name.removeprefix("preset ")]
+    preset = replace(preset, sampling=replace(preset.sampling, guidance=setup.sampling.guidance))
+    return PresetResult(
+        name,
+        preset.describe(setup.precision),
+        quantiles(times[name]),
+        quantiles([1e3 * images / ms for ms in times[name]]),
+        {other: ratio(times[other], times[name]) for other in right},
+    )
+
+
+def _result(
+    name: str, setup: Setup, images: int, times: dict[str, list[float]], found: dict[str, Parity]
+) -> BaselineResult:
+    fair = found[OURS].passed and found[name].passed and name != OURS
+    return BaselineResult(
+        name,
+        setup.engine.describe() if name == OURS else BASELINES[name],
+        quantiles(times[name]),
+        quantiles([1e3 * images / ms for ms in times[name]]),
+        found[name],
+        ratio(times[name], times[OURS]) if fair else None,
+    )
+
+
+def _by(engine: Engine, plan: SynthesisPlan) -> Run:
+    return lambda start: render(engine, plan, start, StageClock("encode", "denoise", "decode"))
+
+
+def _request(engine: Engine, rows: int) -> Request:
+    return Request(rows, engine.spec.profile.height, engine.spec.profile.width)
+
+
+def _size(setup: Setup) -> tuple[int, int]:
+    profile = setup.engine.spec.profile
+    return profile.height, profile.width
+
+
+def _diffusers(make: Callable[..., Run]) -> Callable[[Setup, SynthesisPlan], Run]:
+    return lambda setup, plan: make(setup.bundle, plan, setup.device, setup.precision)
+
+
+def _compiled(setup: Setup, plan: SynthesisPlan) -> Run:
+    from dive_fast.engines.torch_engine import TorchEngine
+
+    own = copy.deepcopy(setup.bundle)
+    own.unet.compile(**diffusers_baseline.COMPILE)
+    return _by(TorchEngine(own, setup.device, setup.precision, _size(setup)), plan)
+
+
+def _onnxruntime(setup: Setup, plan: SynthesisPlan) -> Run:
+    if setup.engine.spec.backend == "onnxruntime" and setup.engine.spec.form == "plain":
+        raise DiveError("our own engine is just that")
+    from dive_export import GraphOptions, export_engine
+
+    options: Any = GraphOptions(precision=setup.precision)  # type: ignore[arg-type]  # one of DTYPES
+    out = setup.work / "onnxruntime"
+    export_engine(setup.folder, out, setup.rows, check=False, size=_size(setup), options=options)
+    return _by(_same(load_engine(out, device=setup.device.type), setup), plan)
+
+
+def _tensorrt(setup: Setup, plan: SynthesisPlan) -> Run:
+    if setup.tensorrt is None:
+        raise DiveError("no TensorRT engine was given; build one (dive-fast build) and give it as --tensorrt FOLDER")
+    engine = load_engine(setup.tensorrt)
+    if not engine.spec.backend.startswith("tensorrt"):
+        raise InputError(f"--tensorrt {setup.tensorrt} is for {engine.spec.backend}; give what dive-fast build wrote")
+    return _by(_same(engine, setup), plan)
+
+
+def _same(engine: Engine, setup: Setup) -> Engine:
+    """`engine`, if it is of the same model, precision and size, and takes as many rows; else `DiveError`."""
+    reasons = engine.unsupported(_request(setup.engine, setup.rows))
+    for what in ("model_fingerprint", "precision"):
+        own, wanted = getattr(engine.spec, what), getattr(setup.engine.spec, what)
+        if own != wanted:
+            reasons.append(f"its {what.replace('_', ' ')} is {own[:12]}, ours is {wanted[:12]}")
+    if reasons:
+        raise DiveError("; ".join(reasons))
+    return engine
+
+
+RUNNERS: dict[str, Callable[[Setup, SynthesisPlan], Run]] = {
+    "reference": _diffusers(diffusers_baseline.reference),
+    "tuned": _diffusers(diffusers_baseline.tuned),
+    "compiled": _compiled,
+    "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
+}
