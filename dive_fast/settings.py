@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
@@ -56,9 +56,9 @@ class Within(Bound):
 
 @dataclass(frozen=True)
 class OneOf(Bound):
-    """Values that are known at runtime only; `Literal` holds those that the source lists."""
+    """Values that are known at runtime only, like the names of a registry; `Literal` holds those that the source lists."""
 
-    values: tuple[str, ...]
+    values: Collection[str]
 
     def __str__(self) -> str:
         return f"one of {', '.join(self.values)}"

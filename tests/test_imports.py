@@ -296,6 +296,9 @@ HEAVY = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "onnx", "m
     [
         "import dive_fast",
         "from dive_fast.cli import main; main(['--help'])",
+        "from dive_fast.cli import main; main(['personalize', '--help'])",
+        "import importlib; from dive_fast.cli import COMMANDS, locate; "
+        "[importlib.import_module(f'dive_fast.commands.{locate(command)[0]}') for command in COMMANDS]",
         "from dive_fast.data.sets import parse_set; parse_set('sysu:PATH')",
         "import dive_fast.data.config, dive_fast.merge.config, dive_fast.quality.config, dive_fast.report.config",
     ],

@@ -170,7 +170,7 @@ def test_a_pickle_that_calls_something_leaves_no_adapter(
     [
         (["import", "nowhere", "--out", "a"], "nowhere"),
         (["import", "x.bin", "--out", "a", "--camera", "cam3"], "--camera 'cam3'"),
-        (["import", "--out", "a"], "Missing argument"),
+        (["import", "--out", "a"], "SOURCES"),
         (["export-adapter", "--adapter", "nowhere", "--out", "a"], "nowhere"),
         (["export-adapter", "--adapter", "a", "--out", "b", "--layout", "a1111"], "'a1111'"),
     ],

@@ -14,8 +14,8 @@ from dive_fast.io import sha256_file
 from dive_fast.sampling import Sampling
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.manifest import shard_lines, shard_name
-from dive_fast.synth.provenance import png_tags
 from dive_fast.synth.plan import make_plan, save_plan
+from dive_fast.synth.provenance import png_tags
 from dive_fast.types import Camera, PairRecord
 
 CAMERAS = (Camera("cam1", "rgb", "a"), Camera("cam2", "rgb", "b"), Camera("cam3", "ir", "c"), Camera("cam6", "ir", "d"))

@@ -9,7 +9,6 @@ from dive_fast.reid.models.backbones import BACKBONES
 from dive_fast.settings import AtLeast, OneOf, PositiveInt, Settings
 from dive_fast.types import InputError
 
-BackboneName = Annotated[str, OneOf(tuple(BACKBONES))]
 Pooling = Literal["gem", "avg", "cls"]
 
 
@@ -20,7 +19,7 @@ class ModelConfig(Settings):
     AGW's model is "resnet50" with `nonlocal_blocks`, pooling "gem" and 1 stripe.
     """
 
-    backbone: BackboneName = "pocket"
+    backbone: Annotated[str, OneOf(BACKBONES)] = "pocket"
     """Backbone; the pocket ones train on a CPU, the others take pretrained weights."""
     height: Annotated[int, AtLeast(32)] = 96
     """Image height in pixels."""

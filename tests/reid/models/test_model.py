@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from dive_fast.reid.evaluation.evaluate import evaluate_reid
-from dive_fast.reid.models import config as model_config
 from dive_fast.reid.models import convolutional, vit
 from dive_fast.reid.models.backbones import BACKBONES, Backbone
 from dive_fast.reid.models.config import ModelConfig
@@ -222,7 +220,6 @@ def test_a_row_is_all_that_a_new_backbone_needs(city, tiny, tmp_path, monkeypatc
     """It is a choice of the config and its help, it trains, and its checkpoint embeds."""
     monkeypatch.setattr(convolutional, "twice_pocket", twice_pocket, raising=False)
     monkeypatch.setitem(BACKBONES, "twice-pocket", Backbone(f"{convolutional.__name__}:twice_pocket"))
-    monkeypatch.setattr(model_config, "BackboneName", Literal[tuple(BACKBONES)])
     config = recipe(
         "pocket", backbone="twice-pocket", height=64, width=32, stripes=2, steps=2, identities=4, per_modality=2
     )
