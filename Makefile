@@ -117,7 +117,7 @@ bench: $(STAMP)
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.personalize
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.bulk
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.reid
-	$(VENV)/bin/dive-fast bench --model pocket --peers all --presets all --out benchmarks/results/bench-pocket-cpu
+	$(VENV)/bin/dive-fast bench --model pocket --baselines all --presets all --out benchmarks/results/bench-pocket-cpu
 
 # The configuration of Stable Diffusion 1.5 with random weights: five minutes and 12 GB of memory.
 bench-export: $(STAMP)
@@ -128,7 +128,7 @@ gpu-bench: $(GPU_READY)
 	$(GPU_RUN) -m benchmarks.kernels --device cuda --table --out benchmarks/results/kernels-gpu.json
 	$(GPU_RUN) -m benchmarks.unet_gpu --out benchmarks/results/unet-gpu.json
 	$(GPU_RUN) -m dive_fast.cli bench --model sd15 --device cuda --rows 2,36,72,144 --preset exact --guidance 7.5 \
-	  --peers all --presets fast,turbo --out benchmarks/results/bench-sd15-gpu
+	  --baselines all --presets fast,turbo --out benchmarks/results/bench-sd15-gpu
 
 clean:
 	rm -rf $(VENV) $(INTEROP) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -55,7 +55,7 @@ def measure(variant: str, part: str, folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = {
         "variant": variant,
         "part": part,
-        "removed": options.savings,
+        "removed": options.applied,
         "build s": round(building.seconds, 1),
         "export s": round(exporting.seconds, 1),
         "export peak MB": round(exporting.peak_mb or 0),

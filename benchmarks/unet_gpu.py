@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from benchmarks.machine import commit, interleaved, processor, versions
 from dive_export.options import GraphOptions
-from dive_fast.unet.graphs import BankUnetGraph, PromptBankGraph, UnetGraph
+from dive_fast.sampling import repeated
+from dive_fast.unet.graphs import CachedUnetGraph, KVCacheGraph, UnetGraph
 from dive_fast.unet.kernels import Workload, use_kernels
 
 GFLOP = {"sd15": 372.5}  # a row
@@ -64,7 +65,7 @@ class Inputs:
         self.images = noise(images, unet.config.in_channels, height, width)
         self.prompts = noise(PROMPTS + 1, tokens, unet.config.cross_attention_dim)
         self.timestep = torch.tensor([500], device=device)
-        self.image_index = (torch.arange(rows) % images).to(device)
+        self.image_index = repeated(torch.arange(images), rows).to(device)
         asked = torch.arange(images) % PROMPTS + 1
         self.prompt_index = torch.cat([torch.zeros_like(asked), asked]).to(device)
 
@@ -75,7 +76,7 @@ def candidates(bundle: Any, rows: int, device: torch.device, dtype: torch.dtype,
     options = GraphOptions("bank", "fp16" if dtype == torch.float16 else "fp32")
     plain, reduced, kernels, chosen = (
         module.to(memory_format=torch.channels_last)
-        for module in (UnetGraph(unet), *(BankUnetGraph(unet, options.savings, timesteps=1000) for _ in range(3)))
+        for module in (UnetGraph(unet), *(CachedUnetGraph(unet, options.applied, timesteps=1000) for _ in range(3)))
     )
     use_kernels(kernels, impl="fused" if device.type == "cuda" else "reference")
     size = unet.config.sample_size
@@ -84,7 +85,7 @@ def candidates(bundle: Any, rows: int, device: torch.device, dtype: torch.dtype,
     print(f"{CHOSEN_COMPILED}, {rows} rows: {use_kernels(chosen, workload=work).summary}")
     given = Inputs(unet, bundle.tokenizer.model_max_length, rows, device, dtype)
     latents = given.images.contiguous(memory_format=torch.channels_last)
-    bank = PromptBankGraph(unet)(given.prompts)
+    bank = KVCacheGraph(unet)(given.prompts)
     hidden = given.prompts[given.prompt_index]
     both = latents.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     rest = (given.timestep, bank, given.prompt_index, given.image_index)

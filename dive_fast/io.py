@@ -124,14 +124,10 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(path: Path | str) -> str:
     """Hex SHA-256 of a file, read in chunks."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
-
-
-def _sha256(stream: Any) -> str:
     digest = hashlib.sha256()
-    while chunk := stream.read(1 << 20):
-        digest.update(chunk)
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 18):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
@@ -55,9 +56,9 @@ class Within(Bound):
 
 @dataclass(frozen=True)
 class OneOf(Bound):
-    """Values that are known at runtime only; `Literal` holds those that the source lists."""
+    """Values that are known at runtime only, like the names of a registry; `Literal` holds those that the source lists."""
 
-    values: tuple[str, ...]
+    values: Collection[str]
 
     def __str__(self) -> str:
         return f"one of {', '.join(self.values)}"
@@ -88,6 +89,17 @@ class Part:
     prefix: str = ""
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Returns (height, width) of "512x256"; raises `InputError` for any other form."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise InputError(f"an image size is HEIGHTxWIDTH, as 512x256, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+ImageSize = Annotated[tuple[int, int], Reads(image_size, "HEIGHTxWIDTH")]
 
 
 def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:

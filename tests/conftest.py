@@ -51,3 +51,13 @@ def half_bank(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("half") / "engine"
     export_engine(tiny_fused, folder, rows_max=ENGINE_ROWS, options=HALF_BANK)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bank(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fused tiny model with a K/V cache, for up to 8 rows. Read only."""
+    from dive_export import GraphOptions, export_engine
+
+    folder = tmp_path_factory.mktemp("bank") / "engine"
+    export_engine(tiny_fused, folder, rows_max=8, check=False, options=GraphOptions("bank"))
+    return folder

@@ -70,7 +70,7 @@ RULES: dict[str, Rule] = {
     "dive_fast.merge": Rule(
         (*BASICS, "dive_fast.data", "dive_fast.report.rows", "dive_fast.synth.manifest", "dive_fast.synth.provenance")
     ),
-    "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest", "dive_fast.synth.planfile")),
+    "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest")),
     "dive_fast.reid": Rule(
         (
             *GROUND,
@@ -115,6 +115,7 @@ RULES: dict[str, Rule] = {
             "dive_fast.unet",
             "dive_fast.sampling",
             "dive_kernels",
+            "dive_fast.engines.base",
             "dive_fast.engines.engine_folder",
             "dive_fast.engines.node_runner",
             "dive_fast.engines.tensorrt_api",
@@ -293,6 +294,9 @@ HEAVY = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "onnx", "m
     [
         "import dive_fast",
         "from dive_fast.cli import main; main(['--help'])",
+        "from dive_fast.cli import main; main(['personalize', '--help'])",
+        "import importlib; from dive_fast.cli import COMMANDS, locate; "
+        "[importlib.import_module(f'dive_fast.commands.{locate(command)[0]}') for command in COMMANDS]",
         "from dive_fast.data.sets import parse_set; parse_set('sysu:PATH')",
         "import dive_fast.data.config, dive_fast.merge.config, dive_fast.quality.config, dive_fast.report.config",
     ],

@@ -197,12 +197,7 @@ def _compare(
 
 def capacity(
     pairs: Annotated[PositiveInt, "Pairs to generate."],
-    fleet: Annotated[
-        Changes[Fleet],
-        Part(
-            only=("images_per_pair", "disk_write", "network", "shard_size", "startup", "mtbf_hours", "rate_std"),
-        ),
-    ],
+    fleet: Annotated[Changes[Fleet], Part(skip=("pairs", "rate", "bytes_per_image"))],
     rate: Annotated[PositiveFloat | None, "Measured images/s of one GPU; by default that of --result."] = None,
     bytes_per_image: Annotated[
         PositiveFloat | None, "Bytes of an image on the disk; by default those of --result."

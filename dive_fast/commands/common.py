@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dive_fast.data.sets import SetSpec, parse_set
 from dive_fast.engines.registry import choices
 from dive_fast.environment.packages import backends_here
-from dive_fast.options import Changes
-from dive_fast.sampling.config import PRESETS, Preset, Sampling
+from dive_fast.sampling.config import PRESETS
 from dive_fast.settings import OneOf, PositiveInt, Reads
 from dive_fast.types import InputError
 
@@ -38,23 +35,6 @@ PresetName = Annotated[
     "Sampling settings by name (docs/presets.md says what each costs); the options of sampling override it.",
 ]
 PhotoSet = Annotated[SetSpec, Reads(parse_set, "LAYOUT:PATH")]
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """Returns (height, width) of "512x256"."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match:
-        raise InputError(f"an image size is HEIGHTxWIDTH, as 512x256, got {text!r}")
-    return int(match[1]), int(match[2])
-
-
-ImageSize = Annotated[tuple[int, int], Reads(image_size, "HEIGHTxWIDTH")]
-
-
-def choose_preset(name: str | None, changes: Changes[Sampling]) -> Preset:
-    """Returns the preset called `name`, or the default sampling, with the options that override it."""
-    preset = Preset("none", Sampling()) if name is None else PRESETS[name]
-    return replace(preset, sampling=changes.apply_to(preset.sampling))
 
 
 def log(line: str) -> None:

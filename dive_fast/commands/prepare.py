@@ -46,17 +46,21 @@ def prepare(
     """
     from dive_fast.data.counts import table
     from dive_fast.data.prepare import megabytes
+    from dive_fast.models import load_bundle
 
     plan = _plan(photos, config)
     log(table(plan.read))
     for record in plan.dropped:
         log(record.sentence())
-    bundle = _bundle(model, tokenizer, device) if latents else None
+    bundle = load_bundle(model, tokenizer) if latents else None
+    if bundle is not None:
+        bundle.vae.to(torch_device(device))
     if dry_run:
         needed = _needed(plan, out, set(), bundle)
+        listed = {name: [to_dict(row) for row in getattr(plan, name)] for name in ("read", "dropped")}
         finish(
             f"{len(plan.images):,} images in {plan.shards:,} shards need at most {megabytes(needed)}",
-            {"images": len(plan.images), "shards": plan.shards, "bytes": needed, **_lists(plan)},
+            {"images": len(plan.images), "shards": plan.shards, "bytes": needed, **listed},
             json,
         )
         return
@@ -76,14 +80,6 @@ def _plan(photos: Sequence[PhotoSet], config: PrepareConfig) -> PreparePlan:
     with tqdm(total=total, desc="sizes", unit="image", disable=not config.tall) as bar:
         left, dropped = apply_filters(sets, config, bar.update)
     return PreparePlan(tuple(left), tuple(count_sets(sets)), config, tuple(dropped))
-
-
-def _bundle(model: str, tokenizer: Path | None, device: str) -> ModelBundle:
-    from dive_fast.models import load_bundle
-
-    bundle = load_bundle(model, tokenizer)
-    bundle.vae.to(torch_device(device))
-    return bundle
 
 
 def _needed(plan: PreparePlan, out: Path, finished: set[int], bundle: ModelBundle | None) -> int:
@@ -152,7 +148,3 @@ def _summary(out: Path, report: dict[str, Any]) -> dict[str, Any]:
         for row in report["dropped"]
     ]
     return {"out": out, **kept, **counted, "dropped": dropped, "latents": latents}
-
-
-def _lists(plan: PreparePlan) -> dict[str, Any]:
-    return {"read": [to_dict(row) for row in plan.read], "dropped": [to_dict(record) for record in plan.dropped]}

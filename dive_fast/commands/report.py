@@ -5,35 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from dive_fast.commands.common import Json, finish, say
+from dive_fast.commands.common import Dataset, Json, finish, log
+from dive_fast.report.config import ReportConfig
 
 
 def report(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder, from dive-fast synth.")],
+    dataset: Dataset,
+    /,
     out: Annotated[
         Path,
-        typer.Option(
-            help="Folder to write: open its index.html, it needs no server and no network. A name that ends in .html "
-            "gives one page with a few pairs in it instead."
-        ),
+        "Folder to write; its index.html needs no server and no network. A name that ends in .html gives one page with a "
+        "few pairs instead.",
     ],
-    check: Annotated[
-        bool, typer.Option("--verify", help="Also show what verify finds; reads every file of the dataset.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that make thumbnails; by default up to 4.")
-    ] = None,
-    people: Annotated[int, typer.Option(min=1, help="Single page: identities to show.")] = 24,
-    pairs: Annotated[int, typer.Option(min=1, help="Single page: pairs to show of each.")] = 4,
+    config: ReportConfig,
+    verify: Annotated[bool, "Also show what dive-fast verify finds; reads every file of the dataset."] = False,
     json: Json = False,
 ) -> None:
-    """Show a dataset's pairs, scores and counts in a gallery; rerun to bring it up to date."""
-    from dive_fast.report.config import ReportConfig
-
-    config = ReportConfig(workers, people, pairs)
-    problems = _problems(dataset) if check else None
+    """Show a dataset's pairs, scores and counts in a gallery; rerun to update it."""
+    problems = _problems(dataset) if verify else None
     if out.suffix.lower() in (".html", ".htm"):
         from dive_fast.report.sheet import write_sheet
 
@@ -45,7 +34,7 @@ def report(
 
     made = write_gallery(dataset, out, config, problems=problems)
     for note in made.notes:
-        say(f"note: {note}")
+        log(f"note: {note}")
     finish(
         f"report {made.page}: {made.pairs:,} of {made.planned:,} pairs, {made.packs:,} packs of thumbnails "
         f"({made.packs_made:,} made now)",
@@ -55,7 +44,7 @@ def report(
 
 
 def _problems(dataset: Path) -> list[str]:
-    """What verify tells one by one, and how many more there are."""
+    """Returns the first problems that verify finds, and the number of the others."""
     from tqdm import tqdm
 
     from dive_fast.synth.manifest import dataset_plan

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dive_fast.commands.common import (
     Backend,
     Device,
     EnginePrecision,
-    ImageSize,
     Json,
     PhotoSet,
     PresetName,
     Threads,
-    choose_preset,
     finish,
     log,
 )
 from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
-from dive_fast.sampling.config import STRENGTH, Sampling
-from dive_fast.settings import Fraction, NonNegativeInt, PositiveInt, Reads
-from dive_fast.types import DiveError, InputError, PairMode, to_dict
+from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
+from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveInt, Reads
+from dive_fast.types import MODALITIES, DiveError, InputError, PairMode, to_dict
 
 if TYPE_CHECKING:
     from dive_fast.models import PromptTable
     from dive_fast.synth import Summary, SynthesisPlan
     from dive_fast.types import Sample
-
-
-class _Model(NamedTuple):
-    """What a plan depends on of a model."""
-
-    table: PromptTable
-    fingerprint: str
-    size: tuple[int, int]
 
 
 def plan(
@@ -77,24 +67,27 @@ def plan(
     from dive_fast.synth import make_plan, save_plan
     from dive_fast.synth.plan import read_overrides
 
-    known = _model(model)
-    chosen = choose_preset(preset, sampling)
+    if (photos is None) != (mode == "synthetic"):
+        raise InputError(f"--mode {mode} {'takes no' if mode == 'synthetic' else 'requires'} --photos")
+    table, fingerprint, own_size = _model(model)
+    cameras = {side: [one.name for one in table.cameras if one.modality == side] for side in MODALITIES}
+    chosen = Preset("none", Sampling()) if preset is None else PRESETS[preset]
     required = chosen.precision if precision is None else None if precision == "any" else precision
-    height, width = size or known.size
-    samples = _photos(mode, photos)
+    height, width = size or own_size
+    samples = None if photos is None else read_set(photos)
     made = make_plan(
         mode=mode,
-        pids=_pids(pids, known.table, samples),
-        cameras=known.table.cameras,
-        ir=ir or [camera.name for camera in known.table.cameras if camera.modality == "ir"],
-        rgb=rgb or _rgb_cameras(mode, known.table),
+        pids=_pids(pids, table, samples),
+        cameras=table.cameras,
+        ir=ir or cameras["ir"],
+        rgb=rgb or (cameras["rgb"] if mode == "synthetic" else []),  # a photo has its own camera
         pairs_per_identity=pairs,
         seed=seed,
-        sampling=chosen.sampling,
+        sampling=sampling.apply_to(chosen.sampling),
         precision=required,
         height=height,
         width=width,
-        model_fingerprint=known.fingerprint,
+        model_fingerprint=fingerprint,
         photos=samples,
         photo_root=None if photos is None else photos.root,
         strength=strength,
@@ -118,29 +111,25 @@ def plan(
     )
 
 
-def _model(folder: Path) -> _Model:
-    """Reads the small files of an engine folder; loads a fused model, whose fingerprint depends on its weights."""
+def _model(folder: Path) -> tuple[PromptTable, str, tuple[int, int]]:
+    """Returns prompts, fingerprint and image size of a model.
+
+    Reads the small files of an engine folder; loads a fused model, whose fingerprint depends on its weights.
+    """
     if (folder / "engine.json").is_file():
         from dive_fast.engines.engine_folder import read_spec
         from dive_fast.models import PromptTable
 
         spec = read_spec(folder)
         size = spec.profile.height, spec.profile.width
-        return _Model(PromptTable.read(folder / "prompts.json"), spec.model_fingerprint, size)
+        return PromptTable.read(folder / "prompts.json"), spec.model_fingerprint, size
     from dive_fast.models import load_bundle
     from dive_fast.train import photos
 
     bundle = load_bundle(folder)
     if bundle.prompts is None:
         raise InputError(f"{folder} knows no identities; fuse an adapter into it first (dive-fast fuse)")
-    return _Model(bundle.prompts, bundle.fingerprint, photos.image_size(bundle))
-
-
-def _photos(mode: PairMode, photos: PhotoSet | None) -> list[Sample] | None:
-    if (photos is None) != (mode == "synthetic"):
-        need = "takes no" if mode == "synthetic" else "requires"
-        raise InputError(f"--mode {mode} {need} --photos")
-    return None if photos is None else read_set(photos)
+    return bundle.prompts, bundle.fingerprint, photos.image_size(bundle)
 
 
 def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | None) -> list[str]:
@@ -157,11 +146,6 @@ def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | N
     if len(usable) < len(pictured):
         log(f"note: {len(pictured) - len(usable):,} identities with photos are unknown to the model and left out")
     return usable
-
-
-def _rgb_cameras(mode: PairMode, table: PromptTable) -> list[str]:
-    """Returns all of the model's where the RGB side is generated; a photo has its own camera."""
-    return [camera.name for camera in table.cameras if camera.modality == "rgb"] if mode == "synthetic" else []
 
 
 def _part(text: str) -> tuple[int, int]:

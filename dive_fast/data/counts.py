@@ -1,4 +1,4 @@
-"""How many people and images a set holds, beside what was published of it: the first check that a copy is whole."""
+"""Identities and images of a set beside the published counts: the first check that a copy is complete."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PUBLISHED: dict[tuple[str, str], _Published] = {
 
 @dataclass(frozen=True)
 class Count:
-    """People and images of one set by one camera, or by all of a modality; the published figures where there are any."""
+    """Identities and images of one set by one camera, or all of a modality, and the published figures, if any."""
 
     set: str
     split: str
@@ -51,7 +51,7 @@ class Count:
 
 
 def count_sets(sets: Sequence[NamedSet]) -> list[Count]:
-    """A row for each camera of each set, and one for all of each modality; a set of one camera needs only the latter."""
+    """A row for each camera of each set, and one for all of each modality; a set of one camera has only the latter."""
     return [row for named in sets for row in _rows(named)]
 
 

@@ -1,10 +1,11 @@
-"""DiVE's filters: people with too few photos, and images that are not twice as high as wide."""
+"""DiVE's filters: identities with few photos, and images that are not twice as high as wide."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from dive_fast.data.config import PrepareConfig
@@ -15,7 +16,7 @@ from dive_fast.data.sets import NamedSet
 
 @dataclass(frozen=True)
 class Dropped:
-    """What one rule left out of one set: names of images relative to the set, and the people of whom nothing is left."""
+    """What one rule left out of one set: image names relative to the set, and identities without any image left."""
 
     set: str
     rule: str
@@ -34,11 +35,10 @@ class Dropped:
 def apply_filters(
     sets: Sequence[NamedSet], config: PrepareConfig, progress: Callable[[int], object] = lambda _: None
 ) -> tuple[list[NamedSet], list[Dropped]]:
-    """The sets without what the filters leave out, and a record for each rule that left something out of a set.
+    """Returns the filtered sets, and a record for each rule that left something out of a set.
 
-    People are counted first, on all their images, as DiVE did: of Market-1501 that gives its 1,011 people and 21,511
-    images. `tall` comes after and reads the files' headers only; `progress` is told of each file read. A file without a
-    readable header stays, for the verification to name. The given sets stay as they are.
+    `min_images` counts all images of an identity, as DiVE did: Market-1501 keeps 1,011 people and 21,511 images. `tall`
+    applies after it and reads headers only; a file without a readable header stays, for the verification to name.
     """
     dropped: list[Dropped] = []
     left = []
@@ -55,8 +55,7 @@ def apply_filters(
 
 
 def _keep(named: NamedSet, rule: str, wanted: Sequence[bool], dropped: list[Dropped]) -> NamedSet:
-    """The set's samples that are `wanted`; adds a record of the others, if there are any, to `dropped`."""
-    kept = [sample for sample, wants in zip(named.samples, wanted, strict=True) if wants]
+    kept = list(compress(named.samples, wanted))
     gone = [sample for sample, wants in zip(named.samples, wanted, strict=True) if not wants]
     if gone:
         people = {sample.pid for sample in gone} - {sample.pid for sample in kept}

@@ -1,4 +1,4 @@
-"""Reading one image from a disk that may hold anything."""
+"""Reading one image of an untrusted disk."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error,
 
 
 def open_image(path: Path | str) -> Image.Image:
-    """The image as fully decoded RGB; grey and palette images are converted.
-
-    A missing, truncated or absurdly large file, one of 16 bits or floats, or no image at all raises `InputError` naming
-    the file.
-    """
+    """The image, fully decoded, as 8-bit RGB; any file that is not such an image raises `InputError` with its name."""
     return _decoded(Path(path), str(path))
 
 
@@ -32,10 +28,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def header_size(path: Path | str) -> tuple[int, int] | None:
-    """Height and width as the file's header says, without decoding; None when there is no readable header.
-
-    What is wrong with such a file is for `open_image` to say.
-    """
+    """Height and width from the file's header, without decoding; None when there is no readable header."""
     try:
         with Image.open(path) as image:
             return image.height, image.width

@@ -13,7 +13,7 @@ from dive_fast.types import InputError, Modality
 class ListNaming(Naming):
     """One folder a person, and a list of "PATH LABEL" a modality, which trainers split at the space.
 
-    `lists` are the files of the lists, `folders` what the persons' folders lie in, by modality.
+    `lists` are the list files and `folders` the parents of the persons' folders, by modality.
     """
 
     lists: dict[Modality, str]

@@ -1,7 +1,6 @@
-"""What the layouts of trainers share in naming the images of a new tree that joins several sets.
+"""Base of the layouts' naming of images in a new tree that joins several sets.
 
-An image of a set that lies in the same layout keeps its own name. Any other gets the next number of its person and camera,
-so sets of photos are named first and generated images after them.
+An image of a set of the same layout keeps its name; any other gets the next number of its person and camera.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ Problems = tuple[list[str], list[str]]
 
 
 class Naming:
-    """Names the training images of one new tree; made anew for every pass over the same images in the same order.
+    """Names the training images of one new tree; each pass over the images uses a fresh one.
 
-    `keep` and `add` raise `InputError` for what the layout's readers would not read back, and for a name given twice.
+    `keep` and `add` raise `InputError` for names that the layout's readers cannot read, and for a name given twice.
     """
 
     # Whether the layout's trainers stack images as they are into one array, which takes three channels in every image.
@@ -33,7 +32,7 @@ class Naming:
         self._taken: set[str] = set()  # of kept names only, so that memory does not grow with generated images
 
     def keep(self, own: str, pid: str, camera: str) -> str:
-        """The name of an image that is called `own` in a set of this layout: the same, but for a renamed person."""
+        """The name of an image that is called `own` in a set of this layout; it changes only with the person's name."""
         name = self._kept(own, pid, camera)
         if name in self._taken:
             raise InputError(f"two images would be {name} in the new tree; remove one, or give one's set a prefix=")
@@ -41,14 +40,14 @@ class Naming:
         return name
 
     def add(self, pid: str, camera: str, modality: Modality, suffix: str) -> str:
-        """The name of an image that brings none, its file's suffix `suffix` if that can stay."""
+        """The name of an image from elsewhere; `suffix` stays if the layout allows it."""
         suffix = suffix.lower() if suffix.lower() in self.suffixes else ".jpg"
         while (name := self._next(pid, camera, modality, suffix)) in self._taken:
             continue
         return name
 
     def problems(self, people: Sequence[str], cameras: Sequence[tuple[str, Modality]]) -> Problems:
-        """What is wrong with these people's names, and with these cameras of images that bring no name."""
+        """Errors and cautions about these people's names and about the cameras of images from elsewhere."""
         raise NotImplementedError
 
     def _kept(self, own: str, pid: str, camera: str) -> str:
@@ -58,12 +57,11 @@ class Naming:
         raise NotImplementedError
 
     def _number(self, pid: str, camera: str) -> int:
-        """The next number of a person and camera."""
         self._last[pid, camera] += 1
         return self._last[pid, camera]
 
     def _seen(self, pid: str, camera: str, number: str) -> None:
-        """Counts on from a kept image's number, if it is one."""
+        """Continues counting from a kept image's number."""
         if is_number(number):
             self._last[pid, camera] = max(self._last[pid, camera], int(number))
 

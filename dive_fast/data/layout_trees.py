@@ -101,9 +101,9 @@ class MarketNaming(Naming):
 
 
 def train_and_val(people: Iterable[str], val: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The two lists of a SYSU tree: people whom a set lists in `val` stay there.
+    """The train and val lists of a SYSU tree: people whom a set lists in `val` stay there.
 
-    AGW-family scripts train on both lists and stop at one that names nobody, so an empty one gets the other's last person.
+    AGW-family scripts stop at an empty list, so an empty one gets the other's last person.
     """
     listed, held = sorted(set(people), key=natural_key), set(val)
     train, kept = [pid for pid in listed if pid not in held], [pid for pid in listed if pid in held]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
 
 from dive_fast.data.layout_lists import LlcmNaming, RegdbNaming
 from dive_fast.data.layout_names import Naming
@@ -11,8 +10,6 @@ from dive_fast.data.layout_trees import MarketNaming, SysuNaming
 from dive_fast.data.names import natural_key
 from dive_fast.types import InputError
 
-LayoutName = Literal["sysu", "agw", "regdb", "llcm", "market"]
-LAYOUTS: tuple[str, ...] = get_args(LayoutName)
 # The layouts of sets (data.sets) whose images keep their names in a tree of the layout, and whose test half it can hold.
 NATIVE: dict[str, tuple[str, ...]] = {
     "sysu": ("sysu",),
@@ -21,6 +18,7 @@ NATIVE: dict[str, tuple[str, ...]] = {
     "llcm": ("llcm",),
     "market": ("market", "market-gt-bbox"),
 }
+LAYOUTS = tuple(NATIVE)
 
 
 def naming(layout: str, trial: int = 1) -> Naming | None:

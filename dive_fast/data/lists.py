@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dive_fast.data.names import canonical_pid
+from dive_fast.data.names import canonical_pid, list_text
 from dive_fast.types import InputError
 
 
@@ -35,13 +35,8 @@ def read_lists(lists: Sequence[Path], root: Path, expected: str) -> list[list[Li
 
 
 def _lines(path: Path, expected: str) -> Iterator[tuple[str, str]]:
-    """Every line that is not blank, and what to call it in an error."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; expected {expected}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text; expected lines of a path and a label") from error
+    """Every non-blank line, and its place for errors."""
+    text = list_text(path, expected, "lines of a path and a label")
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield line.strip(), f"{path} line {number}"

@@ -21,9 +21,9 @@ _EXPECTED = "LLCM's layout: idx/train_vis.txt, train_nir.txt and test_id.txt, an
 def read_llcm(root: Path | str, split: LlcmSplit = "train") -> list[Sample]:
     """The images of one split, sorted by modality (RGB first), camera, identity and file name.
 
-    Each of LLCM's cameras films in both modalities; here it is two cameras, as llcm-vis1 and llcm-nir1, whose last number is
-    the camera's, which LLCM's evaluation compares. A test identity without images is reported by a warning. Raises
-    `InputError` when lists and files do not agree (see `read_lists`), or a training file's name tells no camera.
+    Each of LLCM's cameras films in both modalities; here it is two, as llcm-vis1 and llcm-nir1: LLCM's evaluation compares
+    the last number. Warns of test identities without images. Raises `InputError` when lists and files disagree (see
+    `read_lists`) and when a training file's name has no camera.
     """
     root = Path(root)
     require_split("LLCM", split, get_args(LlcmSplit))

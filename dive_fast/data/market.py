@@ -19,10 +19,10 @@ _EXPECTED = "Market-1501's layout: bounding_box_train/0002_c1s1_000451_03.jpg, q
 
 
 def read_market(root: Path | str, split: MarketSplit = "train", camera: str = "cam7") -> list[Sample]:
-    """The images of one split, sorted by name; all get the one camera name `camera`, as DiVE does.
+    """The images of one split, sorted by name, all with the camera name `camera`, as in DiVE.
 
-    Junk boxes (-1) are never returned; background boxes (0) only in the gallery, as the distractors that they are.
-    Raises `InputError` when the folder is missing or empty or holds an image with another kind of name.
+    Junk boxes (-1) are never returned, background boxes (0) only in the gallery, as distractors. Raises `InputError` for a
+    missing or empty folder and for an image with another kind of name.
     """
     require_split("Market", split, tuple(_FOLDERS))
     folder = Path(root) / _FOLDERS[split]

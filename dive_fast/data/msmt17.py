@@ -20,11 +20,10 @@ _EXPECTED = (
 
 
 def read_msmt17(root: Path | str, split: Msmt17Split = "trainval", camera: str = "cam7") -> list[Sample]:
-    """The images of one split, sorted by identity and file name; all get the one camera name `camera`, as DiVE does.
+    """The images of one split, sorted by identity and file name, all with the camera name `camera`, as in DiVE.
 
-    train and val show the same people and are trained on together. query and gallery show other people who count from 0000
-    again, so no split joins the halves. Raises `InputError` when the folder holds neither version
-    or both, and when lists and files do not agree (see `read_lists`).
+    train and val show the same people; query and gallery show others, who count from 0000 again. Raises `InputError` when
+    the folder holds neither version or both, and when lists and files disagree (see `read_lists`).
     """
     root = Path(root)
     require_split("MSMT17", split, get_args(Msmt17Split))

@@ -18,7 +18,7 @@ _PID = re.compile(r"\w(?:[\w .+@-]*\w)?")
 def canonical_pid(name: str, where: str) -> str:
     """Spells an identity: all-digit names get SYSU's four digits ("12" -> "0012"), others stay.
 
-    Raises `InputError` naming `where` for a name that cannot be a folder and an entry of a comma-separated list.
+    A name that cannot be a folder or an entry of a comma-separated list raises `InputError` naming `where`.
     """
     if not _PID.fullmatch(name):
         raise InputError(f"{where}: {name!r} cannot be an identity name; use letters, digits, '_', '-', '.' or spaces")
@@ -26,7 +26,7 @@ def canonical_pid(name: str, where: str) -> str:
 
 
 def is_number(name: str) -> bool:
-    """Whether an identity's name is one that SYSU's own readers parse."""
+    """Whether SYSU's own readers can parse an identity's name."""
     return name.isascii() and name.isdigit()
 
 
@@ -54,7 +54,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def identity_folders(root: Path) -> dict[str, Path]:
-    """The folders in `root` by the identity that each stands for; two for one ("12" and "0012") raise `InputError`."""
+    """The identity folders in `root` by identity; two for one ("12" and "0012") raise `InputError`."""
     folders: dict[str, Path] = {}
     for folder in subfolders(root):
         pid = canonical_pid(folder.name, str(root))
@@ -87,6 +87,16 @@ def check_tree(samples: list[Sample], root: Path, wanted: Iterable[str], expecte
             stacklevel=3,
         )
     return samples
+
+
+def list_text(path: Path, expected: str, form: str) -> str:
+    """The text of a data set's list, which should have the given `form`; a missing or binary one raises `InputError`."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; expected {expected}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text; expected {form}") from error
 
 
 def require_split(layout: str, split: str, known: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Writing a prepared set: images verified and packed shard by shard, safe to kill, a report at the end."""
+"""Writing a prepared set: images verified and packed shard by shard, safe to kill."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from dive_fast.types import DiveError, InputError
 
 @dataclass(frozen=True)
 class PreparePlan:
-    """Everything that decides what a prepared set holds; `sets` are those left by the filters, `read` the counts before."""
+    """Everything that decides what a prepared set holds: the filtered `sets`, and the counts `read` before."""
 
     sets: tuple[NamedSet, ...]
     read: tuple[Count, ...]
@@ -65,12 +65,12 @@ class PreparePlan:
 
     @cached_property
     def settings(self) -> list[dict[str, Any]]:
-        """The sets without the places where they lie, which may differ from machine to machine."""
+        """The sets without their roots, which may differ from machine to machine."""
         return [{"name": named.name, **settings_of(named.spec)} for named in self.sets]
 
     @cached_property
     def id(self) -> str:
-        """Names what is prepared: sets, filters, every image's name and person; not the bytes, which a repair may change."""
+        """Hash of sets, filters and every image's name and person; not of the bytes, which a repair may change."""
         rows = [[i.name, i.sample.pid, i.sample.camera, i.sample.modality] for i in self.images]
         return sha256_bytes(canonical_json([self.settings, self.config.filters, self.config.shard_size, rows]).encode())
 
@@ -82,21 +82,21 @@ def claimed(out: Path, plan: PreparePlan) -> AbstractContextManager[None]:
 
 
 def finished_shards(out: Path, plan: PreparePlan) -> set[int]:
-    """The shards that need no packing: index and tar are there, and no source's size has changed since.
+    """The shards that need no packing: index and tar exist, and no source's size has changed since.
 
-    With `config.strict`, one that left images out is packed again, to fail on them or to find them repaired.
+    With `config.strict`, a shard that left images out counts as unfinished.
     """
     return {number for number in range(plan.shards) if _is_finished(out, plan, number)}
 
 
 def space_needed(plan: PreparePlan, finished: set[int]) -> int:
-    """Bytes that the images of the other shards will take at most."""
+    """Upper bound of the bytes that the unfinished shards will take."""
     todo = [number for number in range(plan.shards) if number not in finished]
     return sum(shard_bytes([_size(image) for image in plan.shard(number)]) for number in todo)
 
 
 def megabytes(size: int) -> str:
-    """A size for people, rounded up."""
+    """A size in MB, rounded up."""
     return f"{-(-size // 1_000_000):,} MB"
 
 
@@ -111,7 +111,7 @@ def check_space(out: Path, needed: int) -> None:
 
 
 def pack(plan: PreparePlan, out: Path, finished: set[int], progress: Callable[[int], object]) -> None:
-    """Packs every shard that is not `finished`; `progress` is told of each image. Only inside `claimed`."""
+    """Packs every unfinished shard and calls `progress` for each image. Only inside `claimed`."""
     if len(finished) < plan.shards:
         (out / "prepared.json").unlink(missing_ok=True)  # it would speak of other shards than these
     for number in range(plan.shards):
@@ -120,7 +120,7 @@ def pack(plan: PreparePlan, out: Path, finished: set[int], progress: Callable[[i
 
 
 def finish(plan: PreparePlan, out: Path) -> None:
-    """Writes `prepared.json`, which says that the set is complete. Only inside `claimed`."""
+    """Writes `prepared.json`, which marks the set as complete. Only inside `claimed`."""
     shards = [read_shard(out, number) for number in range(plan.shards)]
     damaged = [image for shard in shards for image in shard.damaged]
     sets = _without(plan.sets, damaged)
@@ -156,7 +156,7 @@ def _is_finished(out: Path, plan: PreparePlan, number: int) -> bool:
 
 
 def _size(image: SourceImage) -> int:
-    """Bytes of an image's file; -1 for one that vanished, which packing reports."""
+    """Bytes of an image's file; -1 for a missing one, which packing reports."""
     try:
         return image.sample.path.stat().st_size
     except OSError:
@@ -171,7 +171,7 @@ def _without(sets: Sequence[NamedSet], damaged: Sequence[DamagedImage]) -> list[
 
 
 def _duplicates(shards: Sequence[PackedShard]) -> list[list[str]]:
-    """Images that are the same byte for byte, as lists of their names."""
+    """Groups of byte-identical images, by name."""
     names: dict[str, list[str]] = {}
     for image in chain.from_iterable(shard.images for shard in shards):
         names.setdefault(image.sha256, []).append(f"{image.set}/{image.path}")
@@ -183,7 +183,7 @@ def _hashes(out: Path, number: int, shard: PackedShard) -> ShardHashes:
 
 
 def _latents(out: Path, shards: Sequence[PackedShard]) -> list[LatentFile]:
-    """The records of all latents, or nothing unless every shard has its own, of these very images and by one encoder."""
+    """The records of all latents; none unless every shard has its own, of these very images and by one encoder."""
     records = []
     for number, shard in enumerate(shards):
         if not (latents_record_path(out, number).is_file() and latents_path(out, number).is_file()):

@@ -1,9 +1,9 @@
-"""A prepared set on disk: opened, checked, and read without the raw trees that it was made of.
+"""A prepared set on disk: opened, checked, and read without the raw trees.
 
-- `plan.json`, written first: which set this folder is for
-- `shards/00000.tar` ..., images, each with its index `00000.json`, which is written after it
-- `latents/00000.safetensors` ..., if wanted: the shard's images as latents, each with its record `00000.json`
-- `prepared.json`, the report, written when everything else is there
+- `plan.json`, written first, identifies the set
+- `shards/00000.tar` ...: images; each tar's index `00000.json` is written after it
+- `latents/00000.safetensors` ..., optional: latents of the shard's images; each has a record `00000.json`
+- `prepared.json`, the report, written last
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ShardHashes:
 
 @dataclass(frozen=True)
 class LatentFile:
-    """`latents/NNNNN.json`: a file of latents float32 [N, *shape], by which encoder, and of the images of which tar."""
+    """`latents/NNNNN.json`: size and hash of latents float32 [N, *shape], their encoder, and their tar's hash."""
 
     bytes: int
     sha256: str
@@ -63,7 +63,7 @@ def latents_record_path(out: Path, number: int) -> Path:
 
 
 def read_latents_record(out: Path, number: int) -> LatentFile:
-    """What is known of a finished file of latents; a missing or foreign record raises `InputError`."""
+    """The record of a finished file of latents; a missing or malformed one raises `InputError`."""
     path = latents_record_path(out, number)
     return from_dict(LatentFile, read_json(path, "latents"), str(path))
 
@@ -92,7 +92,7 @@ def open_prepared(folder: Path | str) -> Prepared:
 
 
 def packed_images(prepared: Prepared, number: int) -> tuple[PackedImage, ...]:
-    """The index of one shard, as it was when the set was finished; a changed or missing one raises `InputError`."""
+    """The index of one shard; a changed or missing one raises `InputError`."""
     path = index_path(prepared.folder, number)
     if not path.is_file():
         raise InputError(f"{path} is missing; run dive-fast prepare again")
@@ -101,17 +101,8 @@ def packed_images(prepared: Prepared, number: int) -> tuple[PackedImage, ...]:
     return read_shard(prepared.folder, number).images
 
 
-def prepared_samples(prepared: Prepared) -> list[Sample]:
-    """Every image as a sample, in the set's order; see `PackedImage.sample` for their paths."""
-    numbers = range(len(prepared.shards))
-    return [image.sample() for number in numbers for image in packed_images(prepared, number)]
-
-
 def prepared_images(prepared: Prepared) -> Iterator[tuple[Sample, Image.Image]]:
-    """Every image, decoded to RGB, with its sample: one in memory at a time, read from the tars alone.
-
-    A missing or damaged tar raises `InputError` when its turn comes.
-    """
+    """Every image as RGB with its sample, one at a time, from the tars; a missing or damaged tar raises `InputError`."""
     for number in range(len(prepared.shards)):
         path = tar_path(prepared.folder, number)
         if not path.is_file():

@@ -20,9 +20,8 @@ _EXPECTED = "RegDB's layout: Visible/285/*.bmp, Thermal/285/*.bmp and idx/train_
 def read_regdb(root: Path | str, split: RegdbSplit = "train", trial: int = 1) -> list[Sample]:
     """The images of one half of trial 1 to 10, sorted by modality (RGB first), identity and file name.
 
-    Identities are the folders' names: the lists' labels differ from trial to trial. Each trial halves the people
-    differently, so a model that saw two trials has seen people it is tested on: train one model a trial.
-    Raises `InputError` when lists and files do not agree (see `read_lists`).
+    Identities are folder names: the lists' labels differ by trial. Each trial halves the people differently, so train one
+    model a trial. Raises `InputError` when lists and files disagree (see `read_lists`).
     """
     root = Path(root)
     require_split("RegDB", split, get_args(RegdbSplit))

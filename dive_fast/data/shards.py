@@ -31,7 +31,7 @@ _INFO = ("pid", "camera", "modality", "set", "path", "sha256")
 
 @dataclass(frozen=True)
 class SourceImage:
-    """An image to be packed: its sample, its set's name, its file relative to the set, and its place in the whole."""
+    """An image to pack: its sample, its set's name, its file relative to the set, and its number in the whole."""
 
     sample: Sample
     set: str
@@ -40,13 +40,13 @@ class SourceImage:
 
     @property
     def name(self) -> str:
-        """What it is called in reports: SET/FILE."""
+        """Its name in reports: SET/FILE."""
         return f"{self.set}/{self.path}"
 
 
 @dataclass(frozen=True)
 class PackedImage:
-    """An image in a tar: `file` is the member's name, its `bytes` begin at `offset`; `path` is its file in its set."""
+    """An image in a tar: member `file`, its `bytes` from `offset` on; `path` is its file in its set."""
 
     file: str
     pid: str
@@ -59,14 +59,14 @@ class PackedImage:
     offset: int
 
     def sample(self) -> Sample:
-        """As the raw tree's sample, but for the path: SET/FILE, which is no file on this disk but the same everywhere."""
+        """As the raw tree's sample, with path SET/FILE, which is the same on every machine."""
         modality = next(known for known in MODALITIES if known == self.modality)
         return Sample(Path(self.set) / self.path, self.pid, self.camera, modality=modality)
 
 
 @dataclass(frozen=True)
 class DamagedImage:
-    """An image that was left out: what is wrong with it, and how many bytes of it could be read."""
+    """An image that was left out, its problem, and how many bytes of it could be read."""
 
     set: str
     path: str
@@ -97,8 +97,7 @@ def pack_shard(
 ) -> PackedShard:
     """Writes shard `number` of `out`, one image in memory at a time, each verified by decoding it whole.
 
-    An image that is damaged or cannot be read is left out and recorded; with `strict` it raises `InputError`. `progress`
-    is told of each image.
+    Damaged images are left out and recorded; with `strict` they raise `InputError`. `progress` is called for each image.
     """
     images: list[PackedImage] = []
     damaged: list[DamagedImage] = []
@@ -126,7 +125,7 @@ def pack_shard(
 
 
 def read_shard(out: Path, number: int) -> PackedShard:
-    """The index of a finished shard; one that is missing or not as written raises `InputError`."""
+    """The index of a finished shard; a missing or malformed one raises `InputError`."""
     path = index_path(out, number)
     data = read_json(path, "prepared shard")
     if not isinstance(data, dict) or not all(isinstance(data.get(name), list) for name in ("images", "damaged")):
@@ -141,7 +140,7 @@ def read_shard(out: Path, number: int) -> PackedShard:
 
 
 def image_bytes(stream: BinaryIO, image: PackedImage, where: Path) -> bytes:
-    """The original bytes of one image from its open tar `where`; other bytes than were packed raise `InputError`."""
+    """The original bytes of one image from its open tar `where`; other bytes raise `InputError`."""
     stream.seek(image.offset)
     data = stream.read(image.bytes)
     if sha256_bytes(data) != image.sha256:

@@ -11,6 +11,7 @@ from dive_fast.data.names import (
     check_tree,
     identity_folders,
     image_files,
+    list_text,
     require_folder,
     require_split,
     subfolders,
@@ -33,8 +34,8 @@ def camera_modality(camera: str) -> Modality:
 def read_sysu(root: Path | str, split: SysuSplit = "train") -> list[Sample]:
     """Every image of the split's identities, sorted by camera, identity and file number.
 
-    "trainval" joins two lists; "all" takes every identity folder and needs no exp/. An identity that is listed but has
-    no image is reported by a warning. Raises `InputError` when the folder is not such a tree or has no image to give.
+    "trainval" joins two lists; "all" takes every identity folder and needs no exp/. Warns of listed identities without
+    images. Raises `InputError` for a folder that is no such tree or has no image.
     """
     root = Path(root)
     require_split("SYSU", split, get_args(SysuSplit))
@@ -66,13 +67,7 @@ def camera_samples(folder: Path, listed: set[str] | None, camera: str, modality:
 
 def read_ids(path: Path | str, expected: str = _EXPECTED) -> list[str]:
     """The identities of one exp/*_id.txt, in file order ("1,2" -> "0001", "0002"); names that are no number stay."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; expected {expected}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text; expected comma-separated identities") from error
+    text = list_text(Path(path), expected, "comma-separated identities")
     tokens = (token.strip() for token in re.split(r"[,\n]", text))
     return [canonical_pid(token, str(path)) for token in tokens if token]
 

@@ -15,8 +15,7 @@ from dive_fast.types import InputError
 def sysu_name(camera: str, pid: str, number: int, suffix: str = ".jpg") -> str:
     """Where a SYSU tree keeps an image, relative to its root: camN/PID/%04d.jpg.
 
-    Raises `InputError` for what a SYSU reader would not read back: a camera that is not camN, an all-digit identity
-    without its four digits, a number below 1, a suffix that is no image's.
+    Raises `InputError` for a camera, identity, number or suffix that a SYSU reader would not read back.
     """
     if not CAMERA_NAME.fullmatch(camera):
         raise InputError(f"camera {camera!r} cannot be written to a SYSU tree; name cameras cam1, cam2, ...")
@@ -29,7 +28,7 @@ def sysu_name(camera: str, pid: str, number: int, suffix: str = ".jpg") -> str:
 
 
 def new_path(root: Path, name: str) -> Path:
-    """`root/name` for a file still to be written; one that exists or lies outside `root` raises `InputError`."""
+    """`root/name` for a new file; a name that exists or lies outside `root` raises `InputError`."""
     path = root / name
     if path.exists() or path.is_symlink():
         raise InputError(f"{path} exists already and is not overwritten; remove it or choose another folder")
@@ -41,8 +40,7 @@ def new_path(root: Path, name: str) -> Path:
 def write_ids(root: Path, **splits: Iterable[str]) -> None:
     """Writes exp/{train,val,test}_id.txt of the given `splits`, sorted, for an SYSU-MM01 tree.
 
-    A list of the same identities stays; one of others raises `InputError`. Warns about names that are no number: this
-    project reads them, SYSU readers of the AGW family parse integers.
+    A list of other identities raises `InputError`. Warns about names that are no number, which AGW-family readers reject.
     """
     for split, given in splits.items():
         path = root / "exp" / f"{split}_id.txt"

@@ -89,7 +89,7 @@ class Geometry:
 
     @classmethod
     def from_configs(cls, unet: Mapping[str, Any], vae: Mapping[str, Any], where: str) -> Geometry:
-        """From the two config.json of a diffusers model; anything odd in them raises `InputError` naming `where`."""
+        """Reads the configs of a diffusers model's UNet and VAE; raises `InputError` naming `where` for a bad one."""
         try:
             if vae.get("shift_factor") is not None:
                 raise ValueError("a VAE with a shift_factor is not supported")
@@ -105,8 +105,14 @@ class Geometry:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.channels, height // self.vae_scale, width // self.vae_scale
 
+    def own_size(self, unet: Any) -> tuple[int, int]:
+        """(height, width) in pixels that a UNet was trained at, from its config."""
+        sample = unet.sample_size  # of latents, one number or two
+        height, width = (sample, sample) if isinstance(sample, int) else sample
+        return height * self.vae_scale, width * self.vae_scale
+
     def misfits(self, height: int, width: int) -> list[str]:
-        """Why an image size does not pass through the UNet's levels and back; empty when it does."""
+        """Returns every reason why the UNet cannot halve an image size."""
         multiple = self.vae_scale * 2**self.unet_halvings
         reason = f"is not a multiple of {multiple} = {self.vae_scale} x 2^{self.unet_halvings}"
         return [f"{name} {size} {reason}" for name, size in (("height", height), ("width", width)) if size % multiple]
@@ -212,16 +218,16 @@ class EngineBase:
         """Splits [P, ...] into the rows of one call each."""
         return torch.split(prompts, min(TEXT_ROWS, self.spec.profile.rows_max))
 
-    def _checked(self, network: str, answer: Tensor, given: Tensor | None = None, when: str = "") -> Tensor:
-        """`answer` [rows, ...]; with `check_finite`, raises `DiveError` when it or `given`, its input, is not finite."""
-        bad = _rows_not_finite(answer) if self.check_finite else []
+    def _checked(self, network: str, output: Tensor, given: Tensor | None = None, when: str = "") -> Tensor:
+        """Returns `output` [rows, ...]; with `check_finite`, raises `DiveError` if it or its input `given` is not finite."""
+        bad = _rows_not_finite(output) if self.check_finite else []
         if not bad:
-            return answer
+            return output
         if given is not None and _rows_not_finite(given):
             raise DiveError(f"{network}{when}: its input is not finite; check what computed the input")
         numbers = f"{', '.join(map(str, bad[:4]))}{', ...' if len(bad) > 4 else ''}"
         remedy = self._first_bad_layer(network) or f"{self.spec.precision} may be too narrow, use fp32 or bf16"
-        raise DiveError(f"{network}{when}: not finite in {len(bad)} of {len(answer)} rows ({numbers}); {remedy}")
+        raise DiveError(f"{network}{when}: not finite in {len(bad)} of {len(output)} rows ({numbers}); {remedy}")
 
     def _first_bad_layer(self, network: str) -> str | None:
         """Names the first layer of `network` with a value that is not finite in its last call, and a remedy."""

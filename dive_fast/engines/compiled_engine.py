@@ -1,6 +1,6 @@
-"""The torch engine made fast: the bank form with all exact savings, our kernels where they win, compiled by inductor.
+"""The torch engine, compiled by inductor: K/V cache, all graph optimizations, our kernels where they are faster.
 
-Not run yet: everything that needs a GPU, so CUDA graphs, the kernels and the fused image epilogue.
+Not run on a GPU yet: CUDA graphs, the kernels and the fused image epilogue.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from dive_fast.engines.torch_engine import TorchEngine, opening
 from dive_fast.io import brief
 from dive_fast.sampling import repeated
 from dive_fast.types import DiveError, InputError, Profile
-from dive_fast.unet.graphs import BankUnetGraph, PromptBankGraph, other_traits
+from dive_fast.unet.graphs import CachedUnetGraph, KVCacheGraph, VaeDecoderGraph, other_traits
 from dive_fast.unet.kernels import Workload, use_kernels
-from dive_fast.unet.optimizations import SAVINGS, WithoutUnitScale
+from dive_fast.unet.optimizations import OPTIMIZATIONS, WithoutUnitScale
 from dive_kernels.image_epilogue import image_epilogue
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
 
-# Each is compiled when a call first needs it, for a minute or more on a GPU; 18, 36, 72 and 144 are DiVE's 18 images a call.
+# A count is compiled at its first call, a minute or more on a GPU; 18, 36, 72 and 144 suit DiVE's 18 images a call.
 ROW_COUNTS = (1, 2, 4, 8, 16, 18, 32, 36, 64, 72, 128, 144)
 ROWS_USUAL = 32
 TIMESTEPS = 1000  # of diffusers' schedulers, unless their configuration says otherwise
-SHAPES = 64  # compilations of one network: of each row count with and without guidance, in every engine of the process
+SHAPES = 64  # compilations of a network in a process: each row count with and without guidance
 REMEDY = "open the folder with --backend torch"
 
 
 class CompiledEngine(TorchEngine):
-    """Takes the bundle's modules over, as `TorchEngine`. UNet and VAE decoder are compiled, for one row count after another.
+    """Takes the bundle's modules over, as `TorchEngine`; UNet and VAE decoder are compiled.
 
-    `row_counts` are the only row counts that are compiled; calls are padded to the next one. `compiler` is a backend of
-    torch.compile. With `graphs` a UNet call is captured as a CUDA graph after its compilation, and replayed.
+    Only `row_counts` are compiled; calls are padded to the next one. `compiler` is a backend of torch.compile. With
+    `graphs`, UNet calls are captured as CUDA graphs after compilation, and replayed.
     """
 
     backend = "torch-compiled"
@@ -77,15 +77,15 @@ class CompiledEngine(TorchEngine):
             self.spec,
             profile=Profile(1, usual, counts[-1], profile.height, profile.width),
             form="bank",
-            removed=SAVINGS,
+            removed=OPTIMIZATIONS,
             row_counts=counts,
             versions={**self.spec.versions, **_triton()},
         )
         timesteps = int(bundle.scheduler_config.get("num_train_timesteps", TIMESTEPS))
-        self._prompt_bank = PromptBankGraph(self._unet_module)
-        bank_unet = BankUnetGraph(self._unet_module, SAVINGS, timesteps)
-        self._unet_module = bank_unet.unet  # lets go of what the bank form does without
-        self._graph, self._decoder_module = WithoutUnitScale(bank_unet), _Decoder(self._vae)
+        self._prompt_bank = KVCacheGraph(self._unet_module)
+        bank_unet = CachedUnetGraph(self._unet_module, OPTIMIZATIONS, timesteps)
+        self._unet_module = bank_unet.unet  # frees the projections that the K/V cache replaces
+        self._graph, self._decoder_module = WithoutUnitScale(bank_unet), VaeDecoderGraph(self._vae)
         work = Workload(usual, self.latent_shape[1:], bundle.tokenizer.model_max_length, compiled=True)
         self.kernels = {
             "unet": use_kernels(bank_unet, workload=work),
@@ -100,16 +100,16 @@ class CompiledEngine(TorchEngine):
         self._replays: dict[tuple[int, int], Replay] = {}  # by images and rows
 
     def describe(self) -> str:
-        found = "; ".join(f"{network}: {swapped.summary}" for network, swapped in self.kernels.items())
+        found = "; ".join(f"{network}: {applied.summary}" for network, applied in self.kernels.items())
         return f"{super().describe()}; kernels in the {found}"
 
     def condition(self, embeddings: Tensor) -> Conditioning:
-        banks = []
+        caches = []
         for part in self.by_prompts(embeddings):
             given = part.to(self.device, self.dtype)
-            bank = self._run("prompt_bank", lambda given=given: self._prompt_bank(given))  # type: ignore[misc]
-            banks.append(self._checked("prompt_bank", bank, part).to(self.dtype))
-        return Conditioning(torch.cat(banks))
+            cache = self._run("prompt_bank", lambda given=given: self._prompt_bank(given))  # type: ignore[misc]
+            caches.append(self._checked("prompt_bank", cache, part).to(self.dtype))
+        return Conditioning(torch.cat(caches))
 
     def _pixels(self, images: Tensor) -> tuple[Tensor, bool]:
         if self.device.type != "cuda":
@@ -117,22 +117,22 @@ class CompiledEngine(TorchEngine):
         pixels, not_finite = image_epilogue(images)
         return pixels, not bool(not_finite.any())
 
-    def _unet(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> Tensor:
-        feeds = self._feeds(latents, timestep, bank, prompt_index)
+    def _unet(self, latents: Tensor, timestep: int, states: Tensor, prompt_index: Tensor) -> Tensor:
+        feeds = self._feeds(latents, timestep, states, prompt_index)
         fast = self._replayed if self._graphs else self._fast_unet
         out = self._run("unet", lambda: self._compiled("UNet", fast, feeds), lambda: self._graph(*feeds))
         return out[: len(prompt_index)]
 
-    def _feeds(self, latents: Tensor, timestep: int, bank: Tensor, prompt_index: Tensor) -> tuple[Tensor, ...]:
-        """The UNet's inputs, padded to a row count."""
+    def _feeds(self, latents: Tensor, timestep: int, states: Tensor, prompt_index: Tensor) -> tuple[Tensor, ...]:
+        """Returns the UNet's inputs, padded to a row count."""
         images, rows = len(latents), len(prompt_index)
         count = self._count(rows)
-        room = -(-count // (rows // images))  # so that guidance's two rows an image are two when padded, too
+        room = -(-count // (rows // images))  # images have as many rows each as before
         image_index = repeated(torch.arange(images, device=self.device), rows)
         return (
             self._images(latents, room),
             torch.full((1,), timestep, dtype=torch.int64, device=self.device),
-            _any_length(bank),
+            _any_length(states),
             _padded(on_device(prompt_index, self.device), count),
             _padded(image_index, count),
         )
@@ -143,7 +143,7 @@ class CompiledEngine(TorchEngine):
         return self._run("vae_decoder", call, lambda: self._decoder_module(given))[: len(latents)]
 
     def _count(self, rows: int) -> int:
-        """The next row count; the base has refused what is beyond the last one."""
+        """Returns the next row count; `EngineBase` refuses more rows than the last one."""
         return next(count for count in self.spec.row_counts if count >= rows)
 
     def _images(self, latents: Tensor, count: int) -> Tensor:
@@ -151,7 +151,7 @@ class CompiledEngine(TorchEngine):
         return padded.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else padded
 
     def _compiled(self, what: str, network: Callable[..., Any], feeds: tuple[Any, ...]) -> Any:
-        """The network's answer, compiled at the first call of its shapes; `DiveError` where that fails."""
+        """Runs the network, compiled at the first call of these shapes; raises `DiveError` if compilation fails."""
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         try:
@@ -165,7 +165,7 @@ class CompiledEngine(TorchEngine):
             ) from error
 
     def _replayed(self, *feeds: Tensor) -> Tensor:
-        """The UNet by a CUDA graph of these shapes and this very bank, captured when there is none yet."""
+        """Runs the UNet by a CUDA graph of these shapes and this cache, captured at the first call."""
         key = (len(feeds[0]), len(feeds[3]))
         replay = self._replays.get(key)
         if replay is None or not replay.fits(feeds):
@@ -176,18 +176,18 @@ class CompiledEngine(TorchEngine):
         return self._prompt_bank if network == "prompt_bank" else super()._module(network)
 
     def _first_bad_layer(self, network: str) -> str | None:
-        """By running the last call again, neither compiled nor with kernels; so a layer of the model is told from those."""
+        """Runs the last call again without compilation and kernels, which tells a bad layer from a bad kernel."""
         if network not in self.kernels:
             return super()._first_bad_layer(network)
-        swapped = self.kernels[network]
-        swapped.restore()
+        applied = self.kernels[network]
+        applied.restore()
         try:
             found = super()._first_bad_layer(network)
         finally:
-            swapped.apply()
+            applied.apply()
         return (
             found
-            or f"the same call by eager torch is finite: a compiled layer or a kernel is wrong; report it, and {REMEDY}"
+            or f"eager torch computes finite values: a compiled layer or a kernel is wrong; report it, and {REMEDY}"
         )
 
 
@@ -197,18 +197,18 @@ def open_compiled(folder: Path, choice: Choice) -> Engine:
 
 
 class Replay:
-    """A call of a network as a CUDA graph with inputs of its own; the bank, which is large, is read where it lies.
+    """A captured call of a network: inputs are copied in, but for the large K/V cache, which is read in place.
 
-    Not run yet: it needs a GPU.
+    Not run on a GPU yet.
     """
 
-    BANK = 2  # its place among the inputs
+    CACHE = 2  # its index among the inputs
 
     def __init__(self, network: Callable[..., Tensor], feeds: tuple[Tensor, ...]) -> None:
-        self._feeds = tuple(x if i == self.BANK else x.clone() for i, x in enumerate(feeds))
+        self._feeds = tuple(x if i == self.CACHE else x.clone() for i, x in enumerate(feeds))
         stream, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(stream)
-        with torch.cuda.stream(aside):  # what compiles, tunes and allocates must not be captured
+        with torch.cuda.stream(aside):  # compiles, tunes and allocates outside the capture
             network(*self._feeds)
         stream.wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
@@ -216,41 +216,29 @@ class Replay:
             self._out = network(*self._feeds)
 
     def fits(self, feeds: tuple[Tensor, ...]) -> bool:
-        """Whether the bank is the captured one: its address and length are in the graph."""
-        bank, own = feeds[self.BANK], self._feeds[self.BANK]
-        return bank.data_ptr() == own.data_ptr() and bank.shape == own.shape
+        """Whether the cache is the captured one: its address and length are in the graph."""
+        cache, own = feeds[self.CACHE], self._feeds[self.CACHE]
+        return cache.data_ptr() == own.data_ptr() and cache.shape == own.shape
 
     def __call__(self, feeds: tuple[Tensor, ...]) -> Tensor:
         for i, (own, given) in enumerate(zip(self._feeds, feeds, strict=True)):
-            if i != self.BANK:
+            if i != self.CACHE:
                 own.copy_(given, non_blocking=True)
         self._graph.replay()
         return self._out.clone()
 
 
-class _Decoder(nn.Module):
-    """Unscaled latents [B, C, h, w] -> images [B, 3, H, W] in about -1..1."""
-
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latents: Tensor) -> Tensor:
-        image: Tensor = self.vae.decode(latents, return_dict=False)[0]
-        return image
-
-
 def _padded(tensor: Tensor, count: int) -> Tensor:
-    """[n, ...] with zeros up to `count` rows: of an index, its first entry."""
+    """Pads [n, ...] with zeros to `count` rows; a zero in an index is its first entry."""
     sides = (0, 0) * (tensor.ndim - 1)
     return functional.pad(tensor, (*sides, 0, count - len(tensor)))
 
 
-def _any_length(bank: Tensor) -> Tensor:
-    """A bank [P, ...] for code that is compiled once for all P > 1; torch.compile takes a length of 1 for fixed."""
-    if len(bank) > 1:
-        torch._dynamo.mark_dynamic(bank, 0)
-    return bank
+def _any_length(cache: Tensor) -> Tensor:
+    """Marks the length P of a cache as dynamic for P > 1; torch.compile treats a length of 1 as fixed."""
+    if len(cache) > 1:
+        torch._dynamo.mark_dynamic(cache, 0)
+    return cache
 
 
 def _triton() -> dict[str, str]:

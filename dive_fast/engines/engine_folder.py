@@ -22,53 +22,50 @@ AGAIN = "make the engine again"
 
 
 def read_spec(folder: Path) -> EngineSpec:
-    """`engine.json` of an engine folder; missing, broken or of another shape -> `InputError` with the remedy."""
+    """Reads `engine.json` of an engine folder; raises `InputError` if it is missing, broken or of another version."""
     where = str(folder / "engine.json")
     data = read_json(where, "engine")
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}; {AGAIN}")
-    profile = from_dict(Profile, data.get("profile"), where)
-    lists = {name: _tuple(data[name]) for name in ("removed", "row_counts") if name in data}
-    spec = from_dict(EngineSpec, {**data, "profile": profile, **lists}, where)
-    problems = [
-        f"{name} must be text"
-        for name in ("backend", "precision", "model_fingerprint")
-        if not isinstance(getattr(spec, name), str)
-    ]
-    for name in ("files", "sha256", "versions"):
-        table = getattr(spec, name)
-        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-            problems.append(f"{name} must map names to text")
-    if not all(type(size) is int and size > 0 for size in to_dict(profile).values()):
-        problems.append("profile must hold whole numbers > 0")
-    if not isinstance(spec.gpu, (str, type(None))):
-        problems.append("gpu must be text or null")
-    if spec.form not in ("plain", "bank"):
-        problems.append(f"form must be plain or bank, not {spec.form!r}")
-    if not isinstance(spec.removed, tuple) or not all(isinstance(name, str) for name in spec.removed):
-        problems.append("removed must be a list of names")
-    counts = spec.row_counts
-    if not isinstance(counts, tuple) or not all(type(count) is int and count > 0 for count in counts):
-        problems.append("row_counts must be a list of whole numbers > 0")
-    if not isinstance(spec.any_size, bool):
-        problems.append("any_size must be true or false")
+    try:
+        profile = from_dict(Profile, data.get("profile"), where)
+        lists = {name: tuple(value) for name in ("removed", "row_counts") if isinstance(value := data.get(name), list)}
+        spec = from_dict(EngineSpec, {**data, "profile": profile, **lists}, where)
+    except InputError as error:  # of another version of dive-fast
+        raise InputError(f"{error}; {AGAIN}") from error
+    texts, tables = ("backend", "precision", "model_fingerprint"), ("files", "sha256", "versions")
+    checks = {
+        **{f"{name} must be text": isinstance(getattr(spec, name), str) for name in texts},
+        **{f"{name} must map names to text": _maps_to_text(getattr(spec, name)) for name in tables},
+        "profile must hold whole numbers > 0": _counts(tuple(to_dict(profile).values())),
+        "gpu must be text or null": isinstance(spec.gpu, (str, type(None))),
+        f"form must be plain or bank, not {spec.form!r}": spec.form in ("plain", "bank"),
+        "removed must be a list of names": isinstance(spec.removed, tuple)
+        and all(isinstance(name, str) for name in spec.removed),
+        "row_counts must be a list of whole numbers > 0": _counts(spec.row_counts),
+        "any_size must be true or false": isinstance(spec.any_size, bool),
+    }
+    problems = [problem for problem, good in checks.items() if not good]
     if problems:
         raise InputError(f"{where}: {', '.join(problems)}; {AGAIN}")
     return spec
 
 
-def _tuple(value: object) -> object:
-    """JSON has lists where records have tuples; anything else is left for the checks to name."""
-    return tuple(value) if isinstance(value, list) else value
+def _maps_to_text(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, tuple) and all(type(count) is int and count > 0 for count in value)
 
 
 def parts(spec: EngineSpec) -> tuple[str, ...]:
-    """The networks of an engine of this form."""
+    """Returns the names of the engine's graphs."""
     return (*PARTS, "prompt_bank") if spec.form == "bank" else PARTS
 
 
 def check_files(folder: Path, spec: EngineSpec) -> None:
-    """Raises `InputError` unless the recorded files are inside the folder, present, unchanged, and all that is read."""
+    """Raises `InputError` unless every file to be read is recorded, inside the folder, present and unchanged."""
     missing = [part for part in parts(spec) if spec.files.get(part) not in spec.sha256]
     if missing:
         raise InputError(f"engine {folder}: engine.json names no file with a hash for {', '.join(missing)}; {AGAIN}")
@@ -89,7 +86,7 @@ def check_files(folder: Path, spec: EngineSpec) -> None:
 
 @dataclass(frozen=True)
 class EngineFiles:
-    """All of an engine but its networks, read and checked. `remedy` ends a sentence about what is wrong with it."""
+    """All of an engine but its networks, read and checked. `remedy` ends the errors about its graphs."""
 
     folder: Path
     spec: EngineSpec
@@ -101,7 +98,7 @@ class EngineFiles:
     remedy: str = AGAIN
 
     def resized(self, size: tuple[int, int] | None) -> EngineFiles:
-        """For images of `size` (height, width); `InputError` when it does not pass through the UNet's levels."""
+        """Returns these files for images of `size` (height, width); raises `InputError` if the UNet cannot halve it."""
         if size is None:
             return self
         misfits = self.geometry.misfits(*size)
@@ -112,7 +109,7 @@ class EngineFiles:
 
 
 def read_engine(folder: Path, spec: EngineSpec) -> EngineFiles:
-    """The folder that `dive-fast export` wrote, whose `engine.json` is `spec`; not whole -> `InputError`."""
+    """Reads an engine folder whose `engine.json` is `spec`; raises `InputError` if a file is missing or changed."""
     check_files(folder, spec)
     return read_metadata(folder, spec, PromptTable.read(folder / "prompts.json"), AGAIN)
 
@@ -137,17 +134,17 @@ def read_metadata(folder: Path, spec: EngineSpec, table: PromptTable, remedy: st
 
 
 def signatures(spec: EngineSpec) -> dict[str, tuple[tuple[str, ...], str]]:
-    """The inputs that each graph reads, and the output that is asked of it, by part."""
+    """Returns the input names and the output name of each graph, by part."""
     hidden = "encoder_hidden_states"
     by_image = ("image_index",) if "shared_prefix" in spec.removed else ()
     prompts = (hidden,) if spec.form == "plain" else ("kv_bank", "prompt_index", *by_image)
-    bank = {} if spec.form == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
+    cached = {} if spec.form == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
     return {
         "text_encoder": (("input_ids",), "last_hidden_state"),
         "unet": (("sample", "timestep", *prompts), "out_sample"),
         "vae_decoder": (("latent_sample",), "sample"),
         "vae_encoder": (("sample",), "latent_parameters"),
-        **bank,
+        **cached,
     }
 
 

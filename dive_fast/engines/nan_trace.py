@@ -1,4 +1,4 @@
-"""Which layer makes the first number that is not finite: black images and NaN, traced to a name."""
+"""Finds the first layer whose output is not finite, the cause of black images and NaN."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from dive_fast.engines.node_runner import CPU, MEMORY, NodeRun, cast_inputs, read_graph, run_nodes, short
 from dive_fast.types import InputError
 
-# Ops whose constant inputs are weights. Elsewhere a constant of -inf is a mask, and what comes of it is meant.
+# Ops whose constant inputs are weights. In other ops a constant of -inf is a mask.
 WEIGHTED = (
     "Conv",
     "ConvTranspose",
@@ -26,11 +26,11 @@ WEIGHTED = (
 
 @dataclass(frozen=True)
 class BadLayer:
-    """The first node, in graph order, whose output is not finite although what it was given is.
+    """The first node, in graph order, whose output is not finite although its inputs are.
 
-    `scope` is the torch module it came from ("" if the file does not tell), `output` the tensor's name, `dtype` its
-    type. `infinite` and `nan` count values of the `size` ones of the output; `largest` is its largest finite |value|,
-    `inputs_reach` that of the node's computed inputs, `bad_weights` counts weights that are not finite.
+    `scope` is its torch module ("" if unknown), `output` the tensor's name, `dtype` its type. `infinite` and `nan` count
+    values of the output's `size`; `largest` is its largest finite |value|, `inputs_reach` that of the computed inputs,
+    `bad_weights` the number of weights that are not finite.
     """
 
     part: str
@@ -47,12 +47,12 @@ class BadLayer:
     bad_weights: int
 
     @property
-    def share(self) -> float:
-        """The part of the output's values that are not finite, 0..1."""
+    def fraction(self) -> float:
+        """The fraction of the output's values that are not finite."""
         return (self.infinite + self.nan) / self.size
 
-    def sentence(self) -> str:
-        """What, where and the remedy, in one sentence."""
+    def describe(self) -> str:
+        """Returns layer, cause and remedy as one sentence."""
         counts = " and ".join(f"{n} {name}" for n, name in ((self.infinite, "inf"), (self.nan, "NaN")) if n)
         where = f"{self.part}: {self.scope or f'node {self.node}'} ({self.op})"
         if self.bad_weights:
@@ -69,12 +69,12 @@ class BadLayer:
 def first_bad_layer(
     path: Path, inputs: Mapping[str, np.ndarray], provider: str = CPU, *, memory: int = MEMORY
 ) -> BadLayer | None:
-    """The first layer of the graph in `path` that makes inf or NaN of finite inputs; None when every output is finite.
+    """Returns the first layer of the graph in `path` with inf or NaN from finite inputs; None if every output is finite.
 
-    `inputs` maps every graph input to an array (floats are cast to the graph's type). Every node's result is looked at,
-    `memory` bytes at a time, so an overflow is found although the image may survive it. On a CPU a float16 node is
-    computed in float32 and its result rounded; a sum that overflows inside the node is a GPU's affair.
-    Raises `InputError` for inputs that do not fit or are not finite themselves, and as `run_nodes`.
+    `inputs` maps every graph input to an array (floats are cast to the graph's type). Every node's result is checked,
+    `memory` bytes at a time. On a CPU a float16 node is computed in float32 and its result rounded, so a sum that overflows
+    inside a node on a GPU is not found.
+    Raises `InputError` for inputs that do not fit or are not finite, and as `run_nodes`.
     """
     path = Path(path)
     for name, array in cast_inputs(read_graph(path).graph, inputs, str(path)).items():
@@ -83,13 +83,13 @@ def first_bad_layer(
                 f"{path}: input {name} is not finite as {array.dtype}; look at what comes before this graph"
             )
     for run in run_nodes(path, inputs, provider, memory):
-        bad = _blame(run, path.parent.name)
+        bad = _bad_layer(run, path.parent.name)
         if bad is not None:
             return bad
     return None
 
 
-def _blame(run: NodeRun, part: str) -> BadLayer | None:
+def _bad_layer(run: NodeRun, part: str) -> BadLayer | None:
     bad = next(((name, array) for name, array in run.outputs.items() if not _finite(array)), None)
     if bad is None or not all(_finite(array) for array in run.inputs.values()):
         return None

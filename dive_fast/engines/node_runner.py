@@ -1,8 +1,8 @@
-"""An ONNX graph run slice by slice, every node's output in hand: for the probes that must see inside a network.
+"""Runs an ONNX graph in slices of nodes and yields every node's output, for probes inside a network.
 
-A slice is a run of nodes in graph order, made a model of its own and fed with what earlier slices left: memory is
-bounded, and the whole costs one forward. On a CPU onnxruntime keeps chains of float16 nodes in float32, so that an
-overflow that a GPU would have does not show: there each node is a slice, and its result is rounded as its type says.
+A slice is a model of consecutive nodes, fed with the outputs of earlier slices: memory is bounded, and the whole costs one
+forward. On a CPU onnxruntime keeps chains of float16 nodes in float32, which hides overflows; there each node is a slice,
+and its result is rounded to its type.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MEMORY = 1 << 30  # bytes of results and weights that a slice may hold
 SLICE_NODES = 64
 FLOAT16, BFLOAT16 = 10, 16  # of onnx.TensorProto
 SCOPES = "pkg.torch.onnx.name_scopes"  # what torch.onnx.export(dynamo=True) writes into a node's metadata
-WRAPPER = re.compile(r"^(?:\w+\.)*?(?:unet|vae|text_encoder)\.")  # the modules in which dive_export holds the networks
-ROWS_UNKNOWN = 64  # for a dimension whose size cannot be told before the run
+WRAPPER = re.compile(r"^(?:\w+\.)*?(?:unet|vae|text_encoder)\.")  # dive_export's wrapper modules
+ROWS_UNKNOWN = 64  # assumed for a dimension of unknown size
 
 
 @dataclass(frozen=True)
 class NodeRun:
-    """One node with the tensors that it read and wrote. `weights` are the initializers among its inputs."""
+    """One node with its input and output tensors. `weights` are the initializers among its inputs."""
 
     node: Any  # onnx.NodeProto
     scope: str
@@ -42,7 +42,7 @@ class NodeRun:
 
 
 def read_graph(path: Path) -> Any:
-    """The `onnx.ModelProto` of `path` without its external weights; missing or broken raises `InputError`."""
+    """Reads the `onnx.ModelProto` of `path` without external weights; raises `InputError` if missing or broken."""
     try:
         import onnx
     except ImportError as error:
@@ -56,10 +56,10 @@ def read_graph(path: Path) -> Any:
 
 
 def scopes(graph: Any) -> list[str]:
-    """The torch module that each node of an `onnx.GraphProto` came from, in order; "" where nothing tells.
+    """Returns the torch module of each node of an `onnx.GraphProto`, in order; "" if unknown.
 
-    Read off the metadata that torch's exporter writes, else off a node name as the older exporter makes them
-    (`/down_blocks.0/resnets.0/conv1/Conv`), else that of the node which made the first input: a later pass wrote it.
+    From the metadata of torch's exporter, else from the node name of the older exporter
+    (`/down_blocks.0/resnets.0/conv1/Conv`), else from the node that computes the first input.
     """
     made_by: dict[str, str] = {}
     found = []
@@ -73,7 +73,7 @@ def scopes(graph: Any) -> list[str]:
 
 
 def short(scope: str) -> str:
-    """A module's name without the wrapper's: `unet.conv_in` is `conv_in`."""
+    """Removes the wrapper's name: `unet.conv_in` becomes `conv_in`."""
     return WRAPPER.sub("", scope)
 
 
@@ -123,11 +123,10 @@ def run_nodes(
 
 
 def cast_inputs(graph: Any, inputs: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """`inputs` in the types of an `onnx.GraphProto`; a name too few or too many, or a
-    shape that does not fit, raises `InputError` naming `where`."""
+    """Casts `inputs` to the types of an `onnx.GraphProto`; raises `InputError` for wrong names or shapes."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    constants = {tensor.name for tensor in graph.initializer}  # old files list these as inputs, too
+    constants = {tensor.name for tensor in graph.initializer}  # old files list these as inputs too
     types = {value.name: value.type.tensor_type for value in graph.input if value.name not in constants}
     if set(types) != set(inputs):
         raise InputError(f"{where} takes {', '.join(types)}, got {', '.join(inputs)}; give an array for each")
@@ -136,14 +135,13 @@ def cast_inputs(graph: Any, inputs: Mapping[str, np.ndarray], where: str) -> dic
         given = np.shape(inputs[name])
         if len(wanted) != len(given) or any(type(w) is int and w != g for w, g in zip(wanted, given, strict=True)):
             raise InputError(f"{where}: {name} is {wanted}, got an array {list(given)}")
-    with np.errstate(over="ignore"):  # told by whoever looks at the values
+    with np.errstate(over="ignore"):  # callers check the values
         return {
             name: np.asarray(inputs[name]).astype(tensor_dtype_to_np_dtype(t.elem_type)) for name, t in types.items()
         }
 
 
 def _reads(node: Any) -> list[str]:
-    """What a node reads, the names that its subgraphs take from outside included (they may name their own, too)."""
     names = [name for name in node.input if name]
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs]:
@@ -159,7 +157,7 @@ def _cuts(
     memory: int,
     most: int,
 ) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the slices of at most `most` nodes, by the sizes that the graph tells."""
+    """Yields (start, stop) of slices of at most `most` nodes, by the graph's value sizes."""
     symbols = {
         dimension.dim_param: size
         for value in graph.input
@@ -190,7 +188,7 @@ def _weight_bytes(tensor: Any) -> int:
 
 
 def load_tensors(weights: Mapping[str, Any], names: set[str], path: Path) -> dict[str, Any]:
-    """Copies of the initializers among `names`, external bytes read from beside `path`; `InputError` if they fail."""
+    """Copies the initializers among `names`, with external bytes from beside `path`; raises `InputError` on failure."""
     from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
     loaded = {}
@@ -218,7 +216,6 @@ def array_of(tensor: Any) -> np.ndarray:
 def _run_slice(
     model: Any, span: range, live: Mapping[str, np.ndarray], weights: Mapping[str, Any], provider: str, where: str
 ) -> dict[str, np.ndarray]:
-    """The outputs of the nodes of `span`, by name."""
     from onnx import ModelProto, ValueInfoProto
     from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
 
@@ -241,9 +238,9 @@ def _run_slice(
 
 
 def plain_session(model: bytes | str, provider: str, where: str) -> Any:
-    """An unoptimised onnxruntime session of a model (its bytes, or its path) that really runs on `provider`.
+    """Opens an onnxruntime session of a model (bytes or path) without optimizations, which would change its numbers.
 
-    `DiveError` naming `where` when it does not. Unoptimised, so that a graph's numbers are those of its nodes.
+    Raises `DiveError` naming `where` if it does not run on `provider`.
     """
     try:
         import onnxruntime

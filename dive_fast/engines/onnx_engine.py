@@ -35,7 +35,9 @@ def open_onnx(folder: Path, choice: Choice) -> Engine:
 
         reasons = []
         if choice.backend.name == "onnxruntime-tensorrt":
-            reasons.append("backend onnxruntime-tensorrt: it must know the precision beforehand, from an engine.json")
+            reasons.append(
+                "backend onnxruntime-tensorrt: it reads the precision from an engine.json, and the folder has none"
+            )
         kind, because = _provider(folder, choice, reasons)
         files = read_optimum(folder)
         return _on_provider(
@@ -58,7 +60,6 @@ def why_not_tensorrt(device: str) -> list[str]:
 
 
 def _missing(kind: Provider) -> list[str]:
-    """Every reason why a provider of GPUs does not run here."""
     import onnxruntime
 
     listed, reasons = onnxruntime.get_available_providers(), []
@@ -73,7 +74,7 @@ def _missing(kind: Provider) -> list[str]:
 
 
 def _provider(folder: Path, choice: Choice, reasons: list[str]) -> tuple[Provider, str]:
-    """The provider asked for, or chosen by `auto`, and why; `DiveError` with all `reasons` when there is any."""
+    """Returns the provider and why it was chosen; raises `DiveError` with all `reasons` if there is one."""
     if choice.graphs:
         reasons.append("graphs: onnxruntime is run without, use --backend torch-compiled or build the engine")
     if importlib.util.find_spec("onnxruntime") is None:
@@ -94,9 +95,9 @@ def _provider(folder: Path, choice: Choice, reasons: list[str]) -> tuple[Provide
 def _on_provider(
     files: EngineFiles, settle: Callable[[Networks], EngineFiles], choice: Choice, kind: Provider, because: str
 ) -> Engine:
-    """The engine on `kind`; where `auto` chose a GPU whose provider does not come up, on the CPU, and it says so.
+    """Opens the engine on `kind`; if device auto chose a GPU whose provider fails, on the CPU with that reason.
 
-    `settle` completes `files` by what the opened graphs tell.
+    `settle` completes `files` from the opened graphs.
     """
     where = place(kind, files.spec.precision, choice.cache or default_cache(files.fingerprint))
     try:
@@ -111,10 +112,9 @@ def _on_provider(
 
 
 def _spec_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
-    """Every reason why onnxruntime cannot run an engine of this spec as `choice` asks."""
     reasons = []
     if spec.backend != EXPORTED:
-        reasons.append(f"engine.json says backend {spec.backend!r}, which this version does not know")
+        reasons.append(f"engine.json has the unknown backend {spec.backend!r}")
     if spec.gpu is not None:
         reasons.append(f"it was built for the GPU {spec.gpu!r}, onnxruntime engines are for any machine")
     if spec.precision not in choice.backend.precisions:
@@ -123,13 +123,13 @@ def _spec_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
 
 
 def open_networks(files: EngineFiles, where: Place, threads: int | None) -> dict[str, Network]:
-    """The graphs on `where`; `threads` limits one operator's CPU threads, by default to torch's own number."""
+    """Opens the graphs on `where`; `threads` limits an operator's CPU threads, by default to torch's number."""
     count = threads or torch.get_num_threads()
     return {part: Network.open(files.folder / files.spec.files[part], where, count) for part in parts(files.spec)}
 
 
 class OnnxEngine(FolderEngine):
-    """Graphs with free rows, of either UNet form and any precision, on one provider; tensors stay on its device."""
+    """Graphs with free rows, of either variant and any precision, on one provider; tensors stay on its device."""
 
     def __init__(self, files: EngineFiles, networks: Networks, chosen: str, check_finite: bool = False) -> None:
         """Raises `InputError` when the graphs are not those that `files` describes."""
@@ -141,7 +141,7 @@ class OnnxEngine(FolderEngine):
         self._check_graphs(files)
 
     def _check_graphs(self, files: EngineFiles) -> None:
-        """Names as form and savings want them; sizes, where a graph fixes them, as the profile has them."""
+        """Raises `InputError` unless the graphs have the names of `signatures` and the sizes of the profile."""
         image, latent = (3, self.spec.profile.height, self.spec.profile.width), self.latent_shape
         sizes = {"unet": ("sample", latent), "vae_decoder": ("latent_sample", latent), "vae_encoder": ("sample", image)}
         for part, (inputs, output) in signatures(self.spec).items():
@@ -164,12 +164,12 @@ class OnnxEngine(FolderEngine):
         columns = self._networks["prompt_bank"].outputs["kv_bank"].dimensions[-1]
         if not isinstance(columns, int):
             raise InputError(f"{self._networks['prompt_bank'].path} leaves the last dimension of kv_bank open; {AGAIN}")
-        banks = []
+        caches = []
         for part in self.by_prompts(embeddings):
             shape = (len(part), 2, part.shape[1], columns)
-            bank = self._run("prompt_bank", "kv_bank", shape, encoder_hidden_states=part)
-            banks.append(self._checked("prompt_bank", bank, part))
-        return Conditioning(torch.cat(banks))
+            cache = self._run("prompt_bank", "kv_bank", shape, encoder_hidden_states=part)
+            caches.append(self._checked("prompt_bank", cache, part))
+        return Conditioning(torch.cat(caches))
 
     def _text(self, token_ids: Tensor) -> Tensor:
         shape = (*token_ids.shape, self._text_width)
@@ -206,4 +206,4 @@ class OnnxEngine(FolderEngine):
             layer = first_bad_layer(self._networks[network].path, arrays)
         except DiveError as error:  # the caller still reports that the output is bad
             return str(error)
-        return None if layer is None else layer.sentence()
+        return None if layer is None else layer.describe()

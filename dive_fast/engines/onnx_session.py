@@ -1,8 +1,7 @@
-"""ONNX graphs on one execution provider of onnxruntime, called with torch tensors where these stand.
+"""ONNX graphs on one execution provider of onnxruntime, called with torch tensors.
 
-Inputs and outputs are bound by pointer, on every device by the same code: on a GPU nothing passes through the host, on
-a CPU nothing is copied. An output is a new tensor: whoever holds the last one keeps it, and when nobody does, torch's
-allocator hands the same memory out again.
+Inputs and outputs are bound by pointer on every device: nothing passes through the host on a GPU, and nothing is copied on
+a CPU. Each call returns a new tensor, whose memory torch's allocator reuses once it is released.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ Dimensions = tuple["int | str | None", ...]
 
 @dataclass(frozen=True)
 class Place:
-    """A provider, what it is told, and the device of the tensors that its graphs read and write.
+    """A provider, its options, and the device of the tensors that its graphs read and write.
 
-    `providers` is onnxruntime's list; its first must come up. On a GPU onnxruntime works on `stream`, which is handed
-    to it, so that a call can be put in order with torch's work on the device alone (`in_order`).
+    `providers` is onnxruntime's list, whose first must load. On a GPU onnxruntime works on `stream`, so `in_order` can
+    order a call with torch's work without the host.
     """
 
     kind: Provider
@@ -53,10 +52,9 @@ class Place:
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
-        """What the block starts on `stream` begins after torch's work so far, and torch's next work waits for it.
+        """Orders the block's work on `stream` after torch's earlier work and before its later work.
 
-        The host waits for nothing. To torch the block is as if it ran on its current stream, so memory that is freed
-        there may be handed out again at once, as always.
+        The host does not wait. Memory that the block frees can be reused at once, as on torch's own stream.
         """
         if self.stream is None:
             yield
@@ -70,11 +68,10 @@ class Place:
 
 
 def place(kind: Provider, precision: str, cache: Path) -> Place:
-    """Where graphs of `precision` run by `kind`; "cuda" and "tensorrt" need a torch that sees the GPU.
+    """Returns the place for graphs of `precision`; "cuda" and "tensorrt" require a torch that sees the GPU.
 
-    `cache` is the folder where the TensorRT provider keeps the engines that it builds, made if missing. What TensorRT
-    cannot run goes to the CUDA provider. Float32 means float32: TF32 is off in the CUDA provider (in TensorRT it is
-    governed by the environment variable NVIDIA_TF32_OVERRIDE).
+    `cache` is the folder of the engines that the TensorRT provider builds, made if missing. The CUDA provider runs what
+    TensorRT cannot. TF32 is off in the CUDA provider; for TensorRT set NVIDIA_TF32_OVERRIDE=0.
     """
     if kind == "cpu":
         return Place("cpu", torch.device("cpu"), [(PROVIDERS["cpu"], {})])
@@ -84,15 +81,15 @@ def place(kind: Provider, precision: str, cache: Path) -> Place:
     providers: list[tuple[str, dict[str, Any]]] = [(PROVIDERS["cuda"], {**shared, "use_tf32": False})]
     if kind == "tensorrt":
         cache.mkdir(parents=True, exist_ok=True)
-        kept = {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True}
+        caching = {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True}
         where = {"trt_engine_cache_path": str(cache), "trt_timing_cache_path": str(cache)}
         types = {} if precision == "fp32" else {f"trt_{precision}_enable": True}
-        providers.insert(0, (PROVIDERS["tensorrt"], {**shared, **kept, **where, **types}))
+        providers.insert(0, (PROVIDERS["tensorrt"], {**shared, **caching, **where, **types}))
     return Place(kind, device, providers, stream)
 
 
 def default_cache(fingerprint: str) -> Path:
-    """Where the TensorRT provider's engines of one engine folder are kept."""
+    """Returns the default folder for the TensorRT provider's engines of one engine folder."""
     return user_cache("onnxruntime-tensorrt") / fingerprint[:16]
 
 
@@ -118,7 +115,7 @@ class Network:
 
     @classmethod
     def open(cls, path: Path, where: Place, threads: int) -> Network:
-        """Raises `InputError` for a file that is no graph of known types, `DiveError` when the provider stays down."""
+        """Raises `InputError` for a file that is no graph of known types, `DiveError` if the provider does not load."""
         import onnxruntime
 
         session = open_session(path, where, threads)
@@ -132,7 +129,7 @@ class Network:
         return cls(path, where, session, inputs, outputs, options)
 
     def require(self, inputs: Sequence[str], output: str, remedy: str) -> None:
-        """Raises `InputError` unless the graph reads exactly `inputs` and gives `output` (others are not asked for)."""
+        """Raises `InputError` unless the graph reads exactly `inputs` and has an `output`."""
         if set(self.inputs) != set(inputs) or output not in self.outputs:
             raise InputError(
                 f"{self.path} reads {', '.join(self.inputs)} and gives {', '.join(self.outputs)}, where "
@@ -140,13 +137,13 @@ class Network:
             )
 
     def run(self, output: str, shape: Sequence[int], **inputs: Tensor) -> Tensor:
-        """`output` of that shape: a new tensor on the place's device, of the graph's type.
+        """Returns `output` of that shape as a new tensor on the place's device, of the graph's type.
 
-        Inputs are cast to the graph's types and copied only if they are elsewhere, or not contiguous. What onnxruntime
-        refuses, another output shape too, raises `DiveError`.
+        Inputs are cast to the graph's types and copied only from other devices or if not contiguous. Raises `DiveError`
+        for what onnxruntime refuses, including another output shape.
         """
         device = self.place.device
-        # Read asynchronously from pageable memory, CUDA has its copy when the call returns; the other way it has not.
+        # CUDA has read pageable host memory when a non-blocking copy returns; copies to the host are not done then.
         bound = {
             name: tensor.detach().to(device, self.inputs[name].dtype, non_blocking=device.type == "cuda").contiguous()
             for name, tensor in inputs.items()
@@ -168,7 +165,7 @@ class Network:
 
 
 def open_session(path: Path, where: Place, threads: int) -> Any:
-    """An onnxruntime session that really runs on `where`; `DiveError` when it cannot, `InputError` when it is broken."""
+    """Opens an onnxruntime session on `where`; raises `DiveError` if it runs elsewhere, `InputError` if it is broken."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -184,7 +181,7 @@ def open_session(path: Path, where: Place, threads: int) -> Any:
         raise InputError(  # the graph passed its hash, so it was written broken
             f"{path} is not a graph that onnxruntime can open ({brief(error)}); export the engine again"
         ) from error
-    # onnxruntime takes a provider that fails to load (a missing CUDA library, say) for the CPU's with a mere warning.
+    # onnxruntime falls back to the CPU with a warning if a provider does not load (a missing CUDA library, say).
     wanted, found = PROVIDERS[where.kind], session.get_providers()[0]
     if found != wanted:
         raise DiveError(
@@ -195,7 +192,7 @@ def open_session(path: Path, where: Place, threads: int) -> Any:
 
 
 def _why_down(kind: Provider) -> str:
-    """Which library a provider misses, as the dynamic linker says it; onnxruntime itself only logs it."""
+    """Returns the dynamic linker's reason why a provider does not load, which onnxruntime only logs."""
     import onnxruntime
 
     folder = Path(onnxruntime.__file__).parent / "capi"
@@ -204,7 +201,7 @@ def _why_down(kind: Provider) -> str:
             ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"), mode)
     except OSError as error:
         return brief(error)
-    return "its libraries load, so the GPU or its driver does not answer; see onnxruntime's log on standard error"
+    return "its libraries load, so the GPU or its driver fails; see onnxruntime's log on standard error"
 
 
 def _value(value: Any, path: Path) -> Value:

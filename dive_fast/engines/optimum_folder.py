@@ -1,4 +1,4 @@
-"""A user's own export by optimum (the layout of ORTStableDiffusionPipeline) as an engine.
+"""Reads an export by optimum (the layout of ORTStableDiffusionPipeline) as an engine.
 
 model_index.json  tokenizer/  scheduler/  text_encoder/model.onnx  unet/model.onnx  vae_decoder/model.onnx
 vae_encoder/model.onnx      and a config.json beside each graph
@@ -23,10 +23,10 @@ OTHERS = ("text_encoder_2", "text_encoder_3", "transformer", "controlnet")  # ne
 
 
 def read_optimum(folder: Path) -> EngineFiles:
-    """An export by optimum as an engine, but for what only its graphs tell (`settled`).
+    """Reads an export by optimum but for what only its graphs show (`settled`).
 
-    It knows the empty prompt only, unless a `prompts.json` lies in the folder, whose words the tokenizer must hold. Its
-    fingerprint is that of its files. Another layout raises `InputError`.
+    It knows the empty prompt only, unless the folder has a `prompts.json`, whose words the tokenizer must have. Its
+    fingerprint is that of its files. Raises `InputError` for another layout.
     """
     _check_layout(folder)
     read = [path for name in FOLDERS for path in sorted((folder / name).rglob("[!.]*")) if path.is_file()]
@@ -57,10 +57,10 @@ def read_optimum(folder: Path) -> EngineFiles:
 def settled(
     files: EngineFiles, networks: Mapping[str, Network], precision: str, size: tuple[int, int] | None
 ) -> EngineFiles:
-    """`files` with the precision and the image size of the graphs.
+    """Completes `files` with the precision and the image size of the graphs.
 
-    Where the graphs leave the size free it is `size` (height, width), by default the UNet's own by its config. What the
-    graphs cannot give raises `DiveError` with every reason.
+    Graphs of any size get `size` (height, width), by default the UNet's own. Raises `DiveError` with every reason why the
+    graphs do not fit `precision` and `size`.
     """
     unet = networks["unet"]
     unet.require(*signatures(files.spec)["unet"], files.remedy)
@@ -77,7 +77,7 @@ def settled(
 
 
 def _check_layout(folder: Path) -> None:
-    """Raises `InputError` with all that a text-to-image export of Stable Diffusion has and `folder` lacks, or has more."""
+    """Raises `InputError` with everything missing from, or unsupported in, an export of Stable Diffusion."""
     index = read_json(folder / INDEX, "engine")
     if not isinstance(index, dict):
         raise InputError(f"engine {folder}: {INDEX} must hold a JSON object, got {type(index).__name__}; {AGAIN}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ TORCH = {  # diffusers and transformers import their parts at first use: these a
     "diffusers": "diffusers.models.unets.unet_2d_condition",
     "transformers": "transformers.models.clip.modeling_clip",
 }
-HALF_OR_FULL = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -57,74 +56,58 @@ class Backend:
         ]
 
 
-_ONNX = "dive_fast.engines.onnx_engine"
-_TENSORRT = "dive_fast.engines.tensorrt_engine:open_tensorrt"
-_ROWS = (  # the first that reads a folder is what backend auto takes
-    Backend(
-        name="onnxruntime",
-        extra="cpu",
-        packages={"onnxruntime": "onnxruntime"},
-        devices=("cpu", "cuda"),
-        precisions=(*HALF_OR_FULL, "fp8"),
-        reads=(EXPORTED, OPTIMUM),
-        remedy="export it first (dive-fast export)",
-        opens=f"{_ONNX}:open_onnx",
-        why_not=f"{_ONNX}:why_not",
-    ),
-    Backend(
-        name="onnxruntime-tensorrt",
-        extra="gpu",
-        packages={"onnxruntime-gpu": "onnxruntime", "torch": "torch"},
-        devices=("cuda",),
-        precisions=HALF_OR_FULL,
-        reads=(EXPORTED, OPTIMUM),
-        remedy="export it first (dive-fast export)",
-        opens=f"{_ONNX}:open_onnx",
-        why_not=f"{_ONNX}:why_not_tensorrt",
-    ),
-    Backend(
-        name="tensorrt",
-        extra="trt",
-        packages={"tensorrt": "tensorrt", "torch": "torch"},
-        devices=("cuda",),
-        precisions=(*HALF_OR_FULL, "fp8"),
-        reads=("tensorrt",),
-        remedy="build it first (dive-fast build)",
-        opens=_TENSORRT,
-        why_not="dive_fast.engines.tensorrt_api:why_not",
-    ),
-    Backend(
-        name="tensorrt-rtx",
-        extra="rtx",
-        packages={"tensorrt-rtx": "tensorrt_rtx", "torch": "torch"},
-        devices=("cuda",),
-        precisions=(*HALF_OR_FULL, "fp8"),
-        reads=("tensorrt-rtx",),
-        remedy="build it first (dive-fast build)",
-        opens=_TENSORRT,
-        why_not="dive_fast.engines.tensorrt_api:why_not_rtx",
-    ),
-    Backend(
-        name="torch",
-        extra="torch",
-        packages=TORCH,
-        devices=("cpu", "cuda"),
-        precisions=HALF_OR_FULL,
-        reads=(MODEL,),
-        remedy="give the fused model folder",
-        opens="dive_fast.engines.torch_engine:open_torch",
-    ),
-    Backend(
-        name="torch-compiled",
-        extra="torch",
-        packages=TORCH,
-        devices=("cpu", "cuda"),
-        precisions=HALF_OR_FULL,
-        reads=(MODEL,),
-        remedy="give the fused model folder",
-        opens="dive_fast.engines.compiled_engine:open_compiled",
-    ),
+ONNXRUNTIME = Backend(
+    name="onnxruntime",
+    extra="cpu",
+    packages={"onnxruntime": "onnxruntime"},
+    devices=("cpu", "cuda"),
+    precisions=("fp32", "fp16", "bf16", "fp8"),
+    reads=(EXPORTED, OPTIMUM),
+    remedy="export it first (dive-fast export)",
+    opens="dive_fast.engines.onnx_engine:open_onnx",
+    why_not="dive_fast.engines.onnx_engine:why_not",
 )
+ONNXRUNTIME_TENSORRT = replace(
+    ONNXRUNTIME,
+    name="onnxruntime-tensorrt",
+    extra="gpu",
+    packages={"onnxruntime-gpu": "onnxruntime", "torch": "torch"},
+    devices=("cuda",),
+    precisions=("fp32", "fp16", "bf16"),
+    why_not="dive_fast.engines.onnx_engine:why_not_tensorrt",
+)
+TENSORRT = Backend(
+    name="tensorrt",
+    extra="trt",
+    packages={"tensorrt": "tensorrt", "torch": "torch"},
+    devices=("cuda",),
+    precisions=ONNXRUNTIME.precisions,
+    reads=("tensorrt",),
+    remedy="build it first (dive-fast build)",
+    opens="dive_fast.engines.tensorrt_engine:open_tensorrt",
+    why_not="dive_fast.engines.tensorrt_api:why_not",
+)
+TENSORRT_RTX = replace(
+    TENSORRT,
+    name="tensorrt-rtx",
+    extra="rtx",
+    packages={"tensorrt-rtx": "tensorrt_rtx", "torch": "torch"},
+    reads=("tensorrt-rtx",),
+    why_not="dive_fast.engines.tensorrt_api:why_not_rtx",
+)
+EAGER = Backend(
+    name="torch",
+    extra="torch",
+    packages=TORCH,
+    devices=("cpu", "cuda"),
+    precisions=("fp32", "fp16", "bf16"),
+    reads=(MODEL,),
+    remedy="give the fused model folder",
+    opens="dive_fast.engines.torch_engine:open_torch",
+)
+COMPILED = replace(EAGER, name="torch-compiled", opens="dive_fast.engines.compiled_engine:open_compiled")
+# The first that reads a folder is what backend auto chooses.
+_ROWS = (ONNXRUNTIME, ONNXRUNTIME_TENSORRT, TENSORRT, TENSORRT_RTX, EAGER, COMPILED)
 BACKENDS = {row.name: row for row in _ROWS}
 
 

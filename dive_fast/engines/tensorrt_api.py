@@ -1,4 +1,4 @@
-"""Every difference between `tensorrt` and `tensorrt-rtx`, and what both need in one place. Standard library on import.
+"""The differences between `tensorrt` and `tensorrt-rtx`, and what both share. Standard library on import.
 
 |                          | `tensorrt` >= 11.1, < 12          | `tensorrt-rtx` >= 1.3, < 2                           |
 |--------------------------|-----------------------------------|------------------------------------------------------|
@@ -9,13 +9,11 @@
 | plans for other GPUs     | HardwareCompatibilityLevel        | unsupported, it warns                                |
 | compiled Python plugins  | yes                               | no                                                   |
 
-Plans for other versions than their own (VERSION_COMPATIBLE) are not offered: tensorrt-rtx lacks the lean runtime for them,
-and tensorrt would run code that stands in the plan. Both have removed precision flags and calibrators: the types in the
-ONNX graph decide, networks are strongly typed. Layers come back as `ILayer`: an attention must be given its class before
-it has attributes (`allow_decomposition`).
+Version-compatible plans are not offered: tensorrt-rtx lacks the lean runtime for them, and tensorrt would run code from the
+plan. Both have removed precision flags and calibrators: networks are strongly typed by the ONNX graph. Layers are returned
+as `ILayer`: an attention needs its class set before it has attributes (`allow_decomposition`).
 
-Run so far: the right column with tensorrt-rtx 1.7.1 on a CPU. Not run: anything with `tensorrt`, whose packages cannot be
-installed there (its column is NVIDIA's documentation), and with either what needs a GPU (`open_plan`, `refit`).
+Run so far: tensorrt-rtx 1.7.1 on a CPU. Not run: `tensorrt` (its column is NVIDIA's documentation), and what needs a GPU.
 """
 
 from __future__ import annotations
@@ -92,14 +90,14 @@ class Gpu:
 
 
 def flavour(name: str) -> Flavour:
-    """By its name; unknown -> `InputError`."""
+    """Returns the flavour of that name; raises `InputError` for an unknown one."""
     if name not in FLAVOURS:
         raise InputError(f"TensorRT flavour {name!r} is unknown; choose one of {', '.join(FLAVOURS)}")
     return FLAVOURS[name]
 
 
 def version(kind: Flavour) -> str | None:
-    """Version of the installed package, None when there is none."""
+    """Returns the version of the installed package, None if there is none."""
     try:
         return importlib.metadata.version(kind.name)
     except importlib.metadata.PackageNotFoundError:
@@ -107,7 +105,7 @@ def version(kind: Flavour) -> str | None:
 
 
 def reasons(kind: Flavour) -> list[str]:
-    """Every reason why the package cannot be imported here, each with its remedy; empty when it can."""
+    """Returns every reason why the package cannot be imported here, each with its remedy."""
     found = version(kind)
     if found is None or importlib.util.find_spec(kind.module) is None:
         return [f"{kind.name} is not installed: pip install 'dive-fast[{kind.extra}]'"]
@@ -132,7 +130,7 @@ def why_not_rtx(device: str) -> list[str]:
 
 
 def load(kind: Flavour) -> Any:
-    """The module; `DiveError` with the reason when it cannot be imported."""
+    """Imports the module; raises `DiveError` with the reason if it cannot be imported."""
     found = reasons(kind)
     if found:
         raise DiveError("; ".join(found))
@@ -140,7 +138,7 @@ def load(kind: Flavour) -> Any:
 
 
 def find_gpu() -> tuple[Gpu | None, str]:
-    """The first CUDA device, asked of the driver itself, and why there is none ("" when there is one)."""
+    """Returns the driver's first CUDA device, and why there is none ("" if there is one)."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -158,7 +156,7 @@ def find_gpu() -> tuple[Gpu | None, str]:
 
 
 def misfits(kind: Flavour, label: str | None, gpu: Gpu) -> list[str]:
-    """Why a plan whose EngineSpec.gpu is `label` does not run on `gpu`; empty when it may."""
+    """Returns every reason why a plan whose EngineSpec.gpu is `label` does not run on `gpu`."""
     found = []
     if kind.capabilities and gpu.capability not in kind.capabilities:
         found.append(
@@ -176,7 +174,7 @@ def misfits(kind: Flavour, label: str | None, gpu: Gpu) -> list[str]:
 
 
 def logger(trt: Any) -> Any:
-    """An ILogger that keeps the errors of this builder or runtime in `errors` and says nothing."""
+    """Makes an ILogger that collects errors in `errors` and prints nothing."""
 
     class Messages(trt.ILogger):
         def __init__(self) -> None:
@@ -191,19 +189,19 @@ def logger(trt: Any) -> Any:
 
 
 def first(errors: Iterable[str]) -> str:
-    """The first error in brief: what follows the first is its echo."""
+    """Returns the first error in brief; later ones only repeat it."""
     return brief(next(iter(errors), "no reason given"))
 
 
 def torch_dtype(kind: Any) -> str:
-    """Name of the torch type of a trt.DataType; `DiveError` for one that torch has no word for."""
+    """Returns the name of a trt.DataType's torch type; raises `DiveError` if there is none."""
     if kind.name not in DTYPES:
         raise DiveError(f"TensorRT type {kind.name} has no torch type; export the engine in fp32, fp16 or bf16")
     return DTYPES[kind.name]
 
 
 def allow_decomposition(trt: Any, network: Any) -> int:
-    """Lets TensorRT write attentions out that it has no fused kernel for (small heads, float32); returns their number."""
+    """Lets TensorRT decompose attentions without a fused kernel (small heads, float32); returns their number."""
     found = 0
     for i in range(network.num_layers):
         layer = network.get_layer(i)
@@ -215,7 +213,7 @@ def allow_decomposition(trt: Any, network: Any) -> int:
 
 
 def open_plan(trt: Any, log: Any, plan: bytes, where: str) -> Any:
-    """The ICudaEngine of a plan; `DiveError` naming `where` when TensorRT refuses it. Needs a GPU."""
+    """Loads a plan as ICudaEngine; raises `DiveError` naming `where` if TensorRT refuses it. Needs a GPU."""
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
         raise DiveError(f"{where} cannot be loaded ({first(log.errors)}); build it again on this machine")
@@ -223,15 +221,15 @@ def open_plan(trt: Any, log: Any, plan: bytes, where: str) -> Any:
 
 
 def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str]) -> int:
-    """Gives `engine` the weights of the ONNX file `graph`, all of them or none; returns how many. Needs a GPU.
+    """Refits `engine` with the weights of the ONNX file `graph`, all or none; returns their number. Needs a GPU.
 
-    `expected` names the weights that the graph is to bring (the parser's map, kept at build time). Nothing reaches the
-    GPU before every one is there; a weight left over, unknown or refused raises `DiveError` with the count and names.
+    `expected` names the weights that the graph must set (the parser's map at build time). Raises `DiveError` with count and
+    names, before anything reaches the GPU, if a weight is missing, unknown or refused.
     """
     refitter = trt.Refitter(engine, log)
     every = set(refitter.get_all_weights())
     parser = trt.OnnxParserRefitter(refitter, log)
-    if not parser.refit_from_file(str(graph)):  # sets weights; refit_cuda_engine below is what applies them
+    if not parser.refit_from_file(str(graph)):  # sets weights; refit_cuda_engine applies them
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise DiveError(f"refit from {graph}: TensorRT refuses its weights ({first([*errors, *log.errors])})")
     wanted = every & set(expected)
@@ -248,5 +246,5 @@ def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str])
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """ "11.4.0" as (11, 4, 0), so that versions and compute capabilities compare by number."""
+    """ "11.4.0" as (11, 4, 0), to compare versions and compute capabilities."""
     return tuple(int(digits) for digits in re.findall(r"\d+", text))

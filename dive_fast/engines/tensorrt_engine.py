@@ -1,7 +1,6 @@
-"""A TensorRT engine folder run on a GPU: static profiles, buffers that stay, one stream, no wait for the GPU in a step.
+"""A TensorRT engine folder on a GPU: static profiles, fixed buffers, one stream, no synchronisation within a step.
 
-Not run yet: everything that needs a GPU, so all but the refusals. The sequence of calls is tested against a stand-in for
-the `tensorrt` module (tests/engines/test_tensorrt_engine.py); `make gpu-test` runs it for real.
+Not run on a GPU yet, but for `make gpu-test`. Tests run it against a stand-in for the `tensorrt` module.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def _version_reasons(kind: trt.Flavour, spec: EngineSpec) -> list[str]:
 
 
 class TensorRTEngine(FolderEngine):
-    """Plans on one GPU. Prompts, VAE images and bank entries beyond the largest profile go through in parts."""
+    """Plans on one GPU. More prompts or VAE images than the largest profile holds run in parts."""
 
     def __init__(
         self,
@@ -87,7 +86,7 @@ class TensorRTEngine(FolderEngine):
         check_finite: bool = False,
         use_graphs: bool = False,
     ) -> None:
-        """`module` is tensorrt or tensorrt_rtx. A plan that does not load, or is not as `engine.json` says, raises."""
+        """`module` is tensorrt or tensorrt_rtx. Raises for a plan that does not load or does not fit `engine.json`."""
         super().__init__(files, device, f"{device} ({files.spec.gpu})", chosen, check_finite)
         without_weights = _refittable(files.folder)
         self._nets = {
@@ -102,7 +101,7 @@ class TensorRTEngine(FolderEngine):
             for part in parts(files.spec)
         }
         self._check(files.folder)
-        # One scratch for all: calls follow each other on one stream.
+        # One scratch for all plans: calls are in order on one stream.
         size = max(net.scratch for net in self._nets.values())
         self._scratch = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
 
@@ -112,12 +111,12 @@ class TensorRTEngine(FolderEngine):
             return Conditioning(embeddings.to(self.device, unet.dtypes["encoder_hidden_states"]))
         if len(embeddings) > unet.most("kv_bank"):
             raise InputError(
-                f"a bank of {len(embeddings)} prompts is more than the {unet.most('kv_bank')} that this engine takes; "
-                "condition fewer at a time, or build with a larger prompts_max"
+                f"{len(embeddings)} prompts exceed the engine's {unet.most('kv_bank')}; condition fewer at a time, or build "
+                "with a larger --prompts-max"
             )
         dtype = unet.dtypes["kv_bank"]
-        bank = self._in_parts("prompt_bank", "encoder_hidden_states", embeddings, dtype)
-        return Conditioning(self._checked("prompt_bank", bank, embeddings))
+        cache = self._in_parts("prompt_bank", "encoder_hidden_states", embeddings, dtype)
+        return Conditioning(self._checked("prompt_bank", cache, embeddings))
 
     def _text(self, token_ids: Tensor) -> Tensor:
         return self._in_parts("text_encoder", "input_ids", token_ids)
@@ -138,7 +137,7 @@ class TensorRTEngine(FolderEngine):
         return torch.cat([net.run({name: piece}, len(piece), self._scratch, dtype) for piece in pieces])
 
     def _check(self, folder: Path) -> None:
-        """The plans' sizes are fixed; engine.json and the configs must tell the same ones."""
+        """Raises `InputError` unless the plans' fixed sizes are those of engine.json and the configs."""
         profile = self.spec.profile
         image = (3, profile.height, profile.width)
         rows = "prompt_index" if self.spec.form == "bank" else "sample"
@@ -150,16 +149,16 @@ class TensorRTEngine(FolderEngine):
         ):
             found = self._nets[part].profiles[0][name][1:]
             if found != sizes:
-                wrong.append(f"{part} takes rows of {found}, engine.json says {sizes}")
+                wrong.append(f"{part} takes rows of {found}, engine.json has {sizes}")
         most = self._nets["unet"].most(rows)
         if most < profile.rows_max:
-            wrong.append(f"unet takes up to {most} rows, engine.json says {profile.rows_max}")
+            wrong.append(f"unet takes up to {most} rows, engine.json has {profile.rows_max}")
         if wrong:
             raise InputError(f"engine {folder}: {'; '.join(wrong)}; {AGAIN}")
 
 
 def _loaded(files: EngineFiles, module: Any, part: str, weights: list[str]) -> Any:
-    """The part's ICudaEngine; a plan without weights takes those of the folder's own graph."""
+    """Returns the part's ICudaEngine; a plan without weights is refitted from the folder's ONNX graph."""
     path = files.folder / files.spec.files[part]
     log = trt.logger(module)
     engine = trt.open_plan(module, log, path.read_bytes(), str(path))
@@ -169,9 +168,9 @@ def _loaded(files: EngineFiles, module: Any, part: str, weights: list[str]) -> A
 
 
 def _refittable(folder: Path) -> dict[str, list[str]]:
-    """Which weights each plan lacks, as `build.json` says."""
+    """Reads from `build.json` which weights each plan lacks."""
     data = read_json(folder / "build.json", "engine")
     table = data.get("refittable") if isinstance(data, dict) else None
     if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
-        raise InputError(f"engine {folder}: build.json names no weights by part; {AGAIN}")
+        raise InputError(f"engine {folder}: build.json has no table of refittable weights; {AGAIN}")
     return table

@@ -1,6 +1,6 @@
-"""One TensorRT plan on a GPU: a context and buffers for each profile, a stream of its own, CUDA graphs if asked for.
+"""One TensorRT plan on a GPU: a context and buffers for each profile, a stream, CUDA graphs on request.
 
-Not run yet on a GPU, as `tensorrt_engine` says.
+Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ AGAIN = "build the engine again (dive-fast build)"
 
 
 class Lane(Protocol):
-    """Where an engine's work queues up."""
+    """Where an engine's work is enqueued."""
 
     def turn(self) -> AbstractContextManager[int]:
-        """The CUDA stream to enqueue on: after all that torch has enqueued so far, and before what it enqueues next."""
+        """Yields the CUDA stream to enqueue on, ordered after torch's earlier work and before its later work."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """`work`, enqueued within a turn before, as something that replays it."""
+        """Captures `work`, which has run once, within a turn; returns what replays it."""
 
 
 class CudaLane:
-    """A stream of its own: on torch's default stream TensorRT would make the whole GPU wait at each call.
+    """A separate stream: on torch's default stream, TensorRT would synchronise the device at each call.
 
-    Events order the two streams, so the CPU never waits, and torch may reuse memory as if there were one stream.
+    Events order the two streams: the CPU never waits, and torch reuses memory as if there were one stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -53,10 +53,10 @@ class CudaLane:
 
 
 class Net:
-    """One plan: an execution context and buffers for each of its profiles, made at the first call that needs them.
+    """One plan; each profile gets an execution context and buffers at its first call.
 
-    An input of one size a profile has a buffer there, padded with zeros; one with a range (a prompt bank) is read where
-    the caller has it.
+    An input with one size per profile is copied to a buffer, padded with zeros; one with a range (the K/V cache) is read
+    in place.
     """
 
     def __init__(self, module: Any, engine: Any, device: torch.device, lane: Lane, where: str, graphs: bool) -> None:
@@ -75,7 +75,7 @@ class Net:
         self.scratch = max(engine.get_device_memory_size_for_profile_v2(i) for i in range(len(ranges)))
 
     def _range(self, name: str, index: int) -> list[tuple[int, ...]]:
-        """Smallest, best and largest shape of an input; those of a profile exist only where something is free."""
+        """Returns the smallest, best and largest shape of an input; TensorRT has these for dynamic inputs only."""
         shape = tuple(self._engine.get_tensor_shape(name))
         ranges = self._engine.get_tensor_profile_shape(name, index) if -1 in shape else [shape] * 3
         return [tuple(shape) for shape in ranges]
@@ -85,7 +85,7 @@ class Net:
         return max(shapes[name][0] for shapes in self.profiles)
 
     def run(self, feeds: Mapping[str, Tensor], rows: int, scratch: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The first `rows` of the one output as `dtype` (None: the plan's own), from inputs no longer than a profile's."""
+        """Returns the first `rows` of the output as `dtype` (None: the plan's), from inputs that fit a profile."""
         with self._lane.turn() as stream, torch.inference_mode():
             index = self._fitting(feeds)
             slot = self._slots.get(index) or self._open(index, scratch, stream)
@@ -95,7 +95,6 @@ class Net:
         return answer.to(dtype or answer.dtype)
 
     def _fitting(self, feeds: Mapping[str, Tensor]) -> int:
-        """The profile with least padding."""
         fits = [
             (sum(shapes[name][0] for name in feeds if name not in self._ranged), i)
             for i, shapes in enumerate(self.profiles)
@@ -107,23 +106,23 @@ class Net:
         return min(fits)[1]
 
     def _open(self, index: int, scratch: Tensor, stream: int) -> Slot:
-        """Context and buffers of a profile; addresses and shapes are told once, as they never change again."""
+        """Makes context and buffers of a profile; addresses and shapes are set once, as they never change."""
         strategy = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         if context is None or not context.set_optimization_profile_async(index, stream):
             raise DiveError(f"{self._where}: TensorRT cannot open profile {index}; {AGAIN}")
         context.set_device_memory(scratch.data_ptr(), scratch.numel())
         shapes = self.profiles[index]
-        for name in self._ranged:  # as long as it may be, so that the output's shape can be told
+        for name in self._ranged:  # its largest: the output's shape needs every input's
             context.set_input_shape(name, shapes[name])
         slot = Slot(context, self._where)
         for name in shapes.keys() - self._ranged:
             slot.buffers[name] = torch.zeros(shapes[name], dtype=self.dtypes[name], device=self._device)
-            slot.tell(name, slot.buffers[name])
+            slot.bind(name, slot.buffers[name])
         name = self._output
         shape = tuple(context.get_tensor_shape(name))
         slot.output = torch.empty(shape, dtype=self.dtypes[name], device=self._device)
-        slot.tell(name, slot.output, shape=False)
+        slot.bind(name, slot.output, shape=False)
         self._slots[index] = slot
         return slot
 
@@ -136,13 +135,13 @@ class Net:
             if not slot.context.execute_async_v3(stream):
                 raise DiveError(f"{self._where}: TensorRT could not enqueue the call; open the engine again")
 
-        call()  # before a capture, too: the first call of a context may allocate
+        call()  # before a capture too: deferred shape updates and allocations cannot be captured
         if self._graphs:
             slot.replay = self._lane.capture(call)
 
 
 class Slot:
-    """One profile in use: its context, its buffers, and what replays its call (None: not captured)."""
+    """One profile in use: its context, its buffers, and the replay of its captured call."""
 
     def __init__(self, context: Any, where: str) -> None:
         self.context, self._where = context, where
@@ -151,21 +150,21 @@ class Slot:
         self.replay: Callable[[], None] | None = None
         self._outside: dict[str, Tensor] = {}
 
-    def tell(self, name: str, tensor: Tensor, shape: bool = True) -> None:
-        """Gives the context a tensor's address and, of an input, its shape."""
+    def bind(self, name: str, tensor: Tensor, shape: bool = True) -> None:
+        """Sets a tensor's address and, of an input, its shape."""
         if shape and not self.context.set_input_shape(name, tuple(tensor.shape)):
             raise DiveError(f"{self._where}: TensorRT refuses {name} {list(tensor.shape)}; {AGAIN}")
         if not self.context.set_tensor_address(name, tensor.data_ptr()):
             raise DiveError(f"{self._where}: TensorRT refuses the address of {name}; {AGAIN}")
 
     def take(self, feeds: Mapping[str, Tensor]) -> None:
-        """Copies what has a buffer into it, from any device, and tells the addresses of what has none."""
+        """Copies inputs to their buffers, from any device, and binds the others in place."""
         for name, tensor in feeds.items():
             if name in self.buffers:
                 buffer = self.buffers[name]
                 buffer[: len(tensor)].copy_(tensor, non_blocking=True)
-                buffer[len(tensor) :].zero_()  # an index left over could reach outside a shorter bank
+                buffer[len(tensor) :].zero_()  # a stale index could reach outside a shorter cache
             elif self._outside.get(name) is not tensor:
-                self._outside[name] = tensor  # kept: TensorRT has its address only
-                self.tell(name, tensor)
+                self._outside[name] = tensor  # TensorRT holds its address only
+                self.bind(name, tensor)
                 self.replay = None

@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TorchEngine(EngineBase):
-    """Takes the bundle's modules over: they move to `device` and become `precision` in place."""
+    """Takes the bundle's modules over: moves them to `device` and `precision` in place."""
 
     backend = "torch"
 
@@ -35,13 +35,13 @@ class TorchEngine(EngineBase):
         chosen: str = "asked for",
         check_finite: bool = False,
     ) -> None:
-        """`size` is (height, width) in pixels, by default the UNet's own. Raises `InputError` when it does not fit."""
+        """`size` is (height, width) in pixels, by default the UNet's own. Raises `InputError` if it does not fit."""
         geometry = Geometry.from_configs(bundle.unet.config, bundle.vae.config, "model")
-        height, width = size or _own_size(bundle, geometry)
+        height, width = size or geometry.own_size(bundle.unet.config)
         misfits = geometry.misfits(height, width)
         if misfits:
             raise InputError(f"torch engine: {'; '.join(misfits)}; choose another size")
-        model = bundle.fingerprint  # read before the weights change type: it is computed at the first use
+        model = bundle.fingerprint  # computed at the first use, so before the weights change type
         spec = EngineSpec(
             backend=self.backend,
             precision=precision,
@@ -99,13 +99,11 @@ class TorchEngine(EngineBase):
         return call().float()
 
     def _module(self, network: str) -> nn.Module:
-        """Returns the module that a call of `network` runs."""
         module: nn.Module = {"text_encoder": self._text_encoder, "unet": self._unet_module}.get(network, self._vae)
         return module
 
     @torch.inference_mode()
     def _first_bad_layer(self, network: str) -> str | None:
-        """Runs the last call again with a hook on every layer."""
         module = self._module(network)
         found: list[str] = []
 
@@ -162,16 +160,9 @@ def opening(folder: Path, choice: Choice, reasons: list[str]) -> dict[str, Any]:
 
 
 def _placed(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """`module` on `device` in `dtype`; channels-last on a GPU, where tensor cores read convolutions that way.
+    """Moves `module` to `device` and `dtype`; channels-last on a GPU, as tensor cores read convolutions.
 
-    nn.Module's own `to`, as diffusers' warns of modules to be kept in float32 even where its list of them is empty.
+    By nn.Module's `to`: diffusers' own warns of modules to keep in float32 even if there are none.
     """
     nn.Module.to(module, device, dtype)
     return module.to(memory_format=torch.channels_last) if device.type == "cuda" else module
-
-
-def _own_size(bundle: ModelBundle, geometry: Geometry) -> tuple[int, int]:
-    """(height, width) in pixels that the UNet was trained at; its config gives latents, one number or two."""
-    sample = bundle.unet.config.sample_size
-    height, width = (sample, sample) if isinstance(sample, int) else sample
-    return height * geometry.vae_scale, width * geometry.vae_scale

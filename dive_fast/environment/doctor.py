@@ -1,4 +1,4 @@
-"""What this machine can run, what it lacks and the remedy, as a table: a pure function of `Facts`."""
+"""What this machine can run, what it lacks and the remedy, as a table: a pure function of `Machine`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dive_fast.engines.registry import BACKENDS
-from dive_fast.environment.packages import Facts, known_packages
+from dive_fast.environment.packages import Machine, known_packages
 
 GIB = 1 << 30
 RTX_BUILD, TRITON = "tensorrt-rtx-build", "triton-kernels"  # what is no backend, and has a row
@@ -15,7 +15,7 @@ RTX_BUILD, TRITON = "tensorrt-rtx-build", "triton-kernels"  # what is no backend
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `no` is a thing that is absent, `broken` one that is there and does not work."""
+    """One line of the table. `no`: absent or not usable; `broken`: installed but failing."""
 
     area: Literal["machine", "packages", "engines", "assets"]
     name: str
@@ -24,14 +24,14 @@ class Row:
     remedy: str = ""
 
 
-def rows(facts: Facts) -> list[Row]:
-    """The whole table, worst news included."""
-    assets = [*_asset_rows(facts), _kernel_row(facts)]
-    return [*_machine_rows(facts), *_package_rows(facts), *_engine_rows(facts), *assets]
+def rows(machine: Machine) -> list[Row]:
+    """Returns the whole table."""
+    assets = [*_asset_rows(machine), _kernel_row(machine)]
+    return [*_machine_rows(machine), *_package_rows(machine), *_engine_rows(machine), *assets]
 
 
 def table(listed: Iterable[Row]) -> str:
-    """Rows as text, one heading an area."""
+    """Formats rows, with a heading for each area."""
     lines: list[str] = []
     area = ""
     for row in listed:
@@ -43,27 +43,27 @@ def table(listed: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def _machine_rows(facts: Facts) -> list[Row]:
+def _machine_rows(machine: Machine) -> list[Row]:
     memory = "unknown"
-    if facts.memory:
-        memory = f"{facts.memory[0] / GIB:.1f} GiB, {facts.memory[1] / GIB:.1f} GiB available"
+    if machine.memory:
+        memory = f"{machine.memory[0] / GIB:.1f} GiB, {machine.memory[1] / GIB:.1f} GiB available"
     listed = [
-        Row("machine", "python", "ok", facts.python),
-        Row("machine", "system", "ok", facts.system),
-        Row("machine", "cores", "ok", str(facts.cores)),
+        Row("machine", "python", "ok", machine.python),
+        Row("machine", "system", "ok", machine.system),
+        Row("machine", "cores", "ok", str(machine.cores)),
         Row("machine", "memory", "ok", memory),
-        Row("machine", "disk", "ok", f"{facts.disk[1] / GIB:.1f} GiB free in {facts.disk[0]}"),
+        Row("machine", "disk", "ok", f"{machine.disk[1] / GIB:.1f} GiB free in {machine.disk[0]}"),
     ]
-    if facts.gpus:
-        driver = f" (driver for CUDA {facts.driver})" if facts.driver else ""
-        return [*listed, Row("machine", "gpu", "ok", ", ".join(facts.gpus) + driver)]
-    return [*listed, Row("machine", "gpu", "no", facts.gpu_problem or "none found")]
+    if machine.gpus:
+        driver = f" (driver for CUDA {machine.driver})" if machine.driver else ""
+        return [*listed, Row("machine", "gpu", "ok", ", ".join(machine.gpus) + driver)]
+    return [*listed, Row("machine", "gpu", "no", machine.gpu_problem or "none found")]
 
 
-def _package_rows(facts: Facts) -> list[Row]:
+def _package_rows(machine: Machine) -> list[Row]:
     listed = []
     for name, wanted in known_packages().items():
-        package = facts.packages.get(name)
+        package = machine.packages.get(name)
         install = f"pip install 'dive-fast[{wanted.extra}]'" if wanted.extra else "pip install dive-fast"
         if package is None:
             listed.append(Row("packages", name, "no", "not installed", install))
@@ -72,7 +72,7 @@ def _package_rows(facts: Facts) -> list[Row]:
             listed.append(Row("packages", name, "broken", f"{package.version}, import fails: {package.error}", again))
         else:
             listed.append(Row("packages", name, "ok", package.version))
-    if {"onnxruntime", "onnxruntime-gpu"} <= set(facts.packages):
+    if {"onnxruntime", "onnxruntime-gpu"} <= set(machine.packages):
         listed.append(
             Row(
                 "packages",
@@ -85,18 +85,18 @@ def _package_rows(facts: Facts) -> list[Row]:
     return listed
 
 
-def _engine_rows(facts: Facts) -> list[Row]:
+def _engine_rows(machine: Machine) -> list[Row]:
     """Each backend on each of its devices, and what else runs on a GPU, with every reason why it cannot."""
-    no_gpu = [] if facts.gpus else ["no GPU (see machine)"]
-    device = [*no_gpu, facts.torch_problem] if facts.torch_problem else no_gpu
+    no_gpu = [] if machine.gpus else ["no GPU (see machine)"]
+    device = [*no_gpu, machine.torch_problem] if machine.torch_problem else no_gpu
     reasons: dict[str, list[str]] = {}
     for row in BACKENDS.values():
-        missing = _missing(facts, row.packages)
+        missing = _missing(machine, row.packages)
         for where in row.devices:
             gpu = [] if where == "cpu" else device if "torch" in row.packages else no_gpu
-            reasons[row.on(where)] = [*missing, *gpu, *facts.refusals.get(row.on(where), ())]
-    reasons[RTX_BUILD] = _missing(facts, ["tensorrt-rtx"])
-    reasons[TRITON] = [*_missing(facts, ["triton"]), *device]
+            reasons[row.on(where)] = [*missing, *gpu, *machine.refusals.get(row.on(where), ())]
+    reasons[RTX_BUILD] = _missing(machine, ["tensorrt-rtx"])
+    reasons[TRITON] = [*_missing(machine, ["triton"]), *device]
     return [
         Row("engines", name, "no" if why_not else "ok", "; ".join(dict.fromkeys(why_not)) or "can run")
         for name, why_not in reasons.items()
@@ -108,31 +108,31 @@ def engine_names() -> tuple[str, ...]:
     return (*(row.on(device) for row in BACKENDS.values() for device in row.devices), RTX_BUILD, TRITON)
 
 
-def _missing(facts: Facts, names: Iterable[str]) -> list[str]:
+def _missing(machine: Machine, names: Iterable[str]) -> list[str]:
     """Why packages cannot be used, each with the remedy; another distribution of the same module serves as well."""
     known = known_packages()
-    working = {known[name].module for name, package in facts.packages.items() if name in known and not package.error}
+    working = {known[name].module for name, package in machine.packages.items() if name in known and not package.error}
     found = []
     for name in names:
         if known[name].module not in working:
-            package = facts.packages.get(name)
+            package = machine.packages.get(name)
             install = f"not installed, pip install 'dive-fast[{known[name].extra}]'"
             found.append(f"{name}: " + (f"import fails ({package.error})" if package else install))
     return found
 
 
-def _asset_rows(facts: Facts) -> list[Row]:
+def _asset_rows(machine: Machine) -> list[Row]:
     return [
         Row("assets", name, "ok", f"{size / 1e6:.1f} MB")
         if size is not None
         else Row("assets", name, "no", "not in this installation", "reinstall dive-fast from a complete checkout")
-        for name, size in facts.assets.items()
+        for name, size in machine.assets.items()
     ]
 
 
-def _kernel_row(facts: Facts) -> Row:
+def _kernel_row(machine: Machine) -> Row:
     """The kernels compiled ahead of time: how many, for what, and what was skipped."""
-    found, name = facts.kernels, "kernels ahead of time"
+    found, name = machine.kernels, "kernels ahead of time"
     if found is None:
         return Row("assets", name, "no", "none, Triton and NVRTC compile at first use", "make kernels compiles them")
     if found.error:

@@ -1,4 +1,4 @@
-"""What this machine has: Python, memory, GPUs, packages that import and packages that do not, shipped assets."""
+"""Finds what this machine has: Python, memory, GPUs, packages and whether they import, shipped assets."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PACKAGES = {
 }
 
 
-# Where a loaded NVIDIA driver shows itself: Linux, and Linux within Windows.
+# Present with a loaded NVIDIA driver, on Linux and on Linux within Windows.
 DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
 
 
@@ -73,12 +73,13 @@ def backends_here() -> list[str]:
 def known_packages() -> dict[str, Wanted]:
     """`PACKAGES`, and those that only a backend's row names."""
     rows = BACKENDS.values()
-    return {**{name: Wanted(module, row.extra) for row in rows for name, module in row.packages.items()}, **PACKAGES}
+    named = {name: Wanted(module, row.extra) for row in rows for name, module in row.packages.items()}
+    return {**PACKAGES, **{name: wanted for name, wanted in named.items() if name not in PACKAGES}}
 
 
 @dataclass(frozen=True)
 class Package:
-    """An installed distribution; `error` is what importing it raised."""
+    """An installed distribution; `error` is the error of its import."""
 
     version: str
     error: str | None = None
@@ -86,7 +87,7 @@ class Package:
 
 @dataclass(frozen=True)
 class CompiledKernels:
-    """The folder of kernels compiled ahead of time; `error` is what reading it raised."""
+    """The folder of kernels compiled ahead of time; `error` is the error of reading it."""
 
     folder: str
     count: int = 0
@@ -97,8 +98,8 @@ class CompiledKernels:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Everything the rows are derived from."""
+class Machine:
+    """Everything that doctor's rows are derived from."""
 
     python: str
     system: str
@@ -111,15 +112,15 @@ class Facts:
     gpu_problem: str | None = None
     torch_problem: str | None = None  # why torch, if it is there, uses no GPU
     refusals: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of a backend's `why_not`, by name and device
-    assets: dict[str, int | None] = field(default_factory=dict)  # bytes, None = absent
+    assets: dict[str, int | None] = field(default_factory=dict)  # bytes, None: absent
     kernels: CompiledKernels | None = None
 
 
-def collect(folder: Path) -> Facts:
-    """Looks at this machine; imports each installed package once, to see whether it really works."""
+def collect(folder: Path) -> Machine:
+    """Inspects this machine; imports each installed package once to test it."""
     packages = {name: _package(name, wanted.module) for name, wanted in known_packages().items() if _version(name)}
     gpus, driver, problem = _gpus(packages)
-    return Facts(
+    return Machine(
         python=f"{platform.python_version()} ({sys.executable})",
         system=platform.platform(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -167,7 +168,6 @@ def _torch_problem() -> str | None:
 
 
 def _refusals(packages: dict[str, Package]) -> dict[str, tuple[str, ...]]:
-    """What each backend whose packages work says of each of its devices."""
     working = {known.module for name, known in known_packages().items() if works(packages, name)}
     found = {}
     for row in BACKENDS.values():
@@ -181,7 +181,6 @@ def _refusals(packages: dict[str, Package]) -> dict[str, tuple[str, ...]]:
 
 
 def _gpus(packages: dict[str, Package]) -> tuple[tuple[str, ...], str | None, str | None]:
-    """Names of the GPUs, the CUDA version of the driver, and why there are none."""
     if works(packages, "cuda-python"):
         return _gpus_by_driver()
     if works(packages, "torch"):
@@ -199,7 +198,7 @@ def _gpus_by_driver() -> tuple[tuple[str, ...], str | None, str | None]:
     def call(name: str, *arguments: object) -> tuple[object, ...]:
         error, *values = getattr(driver, name)(*arguments)
         if error != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"{name} answers {error.name}")
+            raise RuntimeError(f"{name} returned {error.name}")
         return tuple(values)
 
     try:
@@ -215,7 +214,7 @@ def _gpus_by_driver() -> tuple[tuple[str, ...], str | None, str | None]:
 
 
 def _kernels() -> CompiledKernels | None:
-    """What was compiled ahead of time. The reader of the index needs the standard library only."""
+    """Returns what was compiled ahead of time; reading the index needs the standard library only."""
     package = importlib.import_module("dive_kernels.package")
     place = package.folder()
     try:
@@ -234,7 +233,7 @@ def _kernels() -> CompiledKernels | None:
 
 
 def memory() -> tuple[int, int] | None:
-    """Total and available bytes, where the system tells (Linux)."""
+    """Returns total and available bytes on Linux, else None."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
@@ -243,5 +242,5 @@ def memory() -> tuple[int, int] | None:
 
 
 def _size(file: Path) -> int | None:
-    """Bytes of the asset's folder, None unless `file`, which marks it complete, is there."""
+    """Returns the bytes of an asset's folder, None without `file`, which marks it complete."""
     return sum(f.stat().st_size for f in file.parent.rglob("*") if f.is_file()) if file.is_file() else None

@@ -76,11 +76,11 @@ def build_arms(world: Path, work: Path, ours: Sequence[Sample], per_camera: int)
     `ours` are the synthetic infrared samples. An external identity without any, or of the SYSU tree, raises `InputError`.
     """
     paired, external = paired_photos(world), external_photos(world)
-    people = {s.pid for s in external}
-    overlap = people & {s.pid for s in read_sysu(world / "sysu", "all")}
+    pids = {s.pid for s in external}
+    overlap = pids & {s.pid for s in read_sysu(world / "sysu", "all")}
     if overlap:
         raise InputError(f"{world}: external identities {sorted(overlap)[:3]} are also in its SYSU tree")
-    missing = sorted(people - {s.pid for s in ours})
+    missing = sorted(pids - {s.pid for s in ours})
     if missing:
         raise InputError(f"{len(missing)} external identities have no synthetic infrared, first {missing[0]!r}")
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from dive_fast.experiments.arms import oracle_infrared
@@ -15,29 +15,20 @@ from dive_fast.report import html
 from dive_fast.types import PairMode, Sample
 
 _HOW_TO = """# the same with Stable Diffusion 1.5 (SD15), SYSU-MM01 and Market-1501; that size wants a GPU
-dive-fast personalize --model SD15 --paired SYSU-MM01 --external Market-1501 --external-prefix 1 \\
+dive-fast personalize --model SD15 --photos sysu:SYSU-MM01 --photos market:Market-1501,prefix=1 \\
     --identity-steps 0 --rank 128 --steps 400000 --lora-lr 5e-5 --token-lr 5e-5 --out runs/adapter
 dive-fast fuse --model SD15 --adapter runs/adapter --out runs/fused
 dive-fast export --model runs/fused --out runs/engine
-dive-fast plan --model runs/engine --photos Market-1501 --photos-prefix 1 --steps 50 --guidance 7.5 \\
+dive-fast plan --model runs/engine --photos market:Market-1501,prefix=1 --steps 50 --guidance 7.5 \\
     --out runs/plan.json
 dive-fast synth --plan runs/plan.json --engine runs/engine --out runs/pairs
 dive-fast verify runs/pairs
 dive-fast report runs/pairs --out runs/report
-dive-fast reid train --real SYSU-MM01 --synthetic runs/pairs --out runs/reid
-dive-fast reid eval --checkpoint runs/reid --data SYSU-MM01 --protocol sysu"""
+dive-fast reid train --real sysu:SYSU-MM01 --synthetic runs/pairs --out runs/reid
+dive-fast reid eval --checkpoint runs/reid --test sysu:SYSU-MM01 --protocol sysu"""
 
 
 _OTHER_MODES: dict[PairMode, str] = {"synthetic": "both sides generated", "photo-guided": "from its photo"}
-
-
-@dataclass(frozen=True)
-class _Identities:
-    """The page's identities: those learned live, those shown, and images of the shown ones in the other pair modes."""
-
-    new: list[str]
-    shown: list[str]
-    others: dict[PairMode, list[Sample]]
 
 
 def run_demo(out: Path, config: DemoConfig) -> Path:
@@ -53,14 +44,18 @@ def run_demo(out: Path, config: DemoConfig) -> Path:
         for mode in _OTHER_MODES:
             pairs = replace(config.pairs, mode=mode, per_camera=1)
             others[mode], _ = make_pairs(walk.engine, photos, walk.world / "market", out / f"pairs-{mode}", pairs)
-    return _page(out, walk, _Identities(new, shown, others))
+    oracle = oracle_infrared(walk.world, 1)
+    identities = [_identity(walk, others, oracle, pid, pid in new) for pid in shown]
+    return _page(out, walk, len(new), identities)
 
 
 def _of(samples: Sequence[Sample], pid: str, camera: str | None = None) -> list[Sample]:
     return [s for s in samples if s.pid == pid and (camera is None or s.camera == camera)]
 
 
-def _identity(walk: Walk, identities: _Identities, oracle: Sequence[Sample], pid: str) -> html.Person:
+def _identity(
+    walk: Walk, others: dict[PairMode, list[Sample]], oracle: Sequence[Sample], pid: str, new: bool
+) -> html.PictureRow:
     """An identity's photos, generated images and true infrared."""
     cells: list[html.Cell | None] = [html.Cell(s.path, "photo it learned from") for s in _of(walk.photos, pid)[:2]]
     cells.append(None)
@@ -70,16 +65,15 @@ def _identity(walk: Walk, identities: _Identities, oracle: Sequence[Sample], pid
     cells += [html.Cell(s.path, f"true infrared, {s.camera} (never seen)") for s in _of(oracle, pid)]
     for mode, name in _OTHER_MODES.items():
         cells.append(None)
-        made = _of(identities.others[mode], pid)[:2]
+        made = _of(others[mode], pid)[:2]
         cells += [html.Cell(s.path, f"{name}, {s.camera}", made=True) for s in made]
-    return html.Person(pid, "learned live" if pid in identities.new else "known to the shipped adapter", cells)
+    return html.PictureRow(pid, "learned live" if new else "known to the shipped adapter", cells)
 
 
-def _page(out: Path, walk: Walk, identities: _Identities) -> Path:
-    oracle = oracle_infrared(walk.world, 1)
+def _page(out: Path, walk: Walk, new: int, identities: Sequence[html.PictureRow]) -> Path:
     lead = (
-        f"{len({s.pid for s in walk.photos})} identities whom the model has seen in RGB only, {len(identities.new)} of them"
-        f" learned live, in infrared by an exported engine: {walk.summary.images:,} images,"
+        f"{len({s.pid for s in walk.photos})} identities whom the model has seen in RGB only, {new} of them"
+        f" learned just now, in infrared by an exported engine: {walk.summary.images:,} images,"
         f" {walk.summary.images_per_second:.1f} per second."
     )
     seconds = [[stage, f"{value:.1f} s"] for stage, value in walk.timings.seconds.items()]
@@ -90,7 +84,7 @@ def _page(out: Path, walk: Walk, identities: _Identities) -> Path:
         html.section(
             "Pairs, identity by identity",
             html.paragraph("Green frames mark generated images; the rest are photos of the pocket world."),
-            *(html.person_row(_identity(walk, identities, oracle, pid)) for pid in identities.shown),
+            *map(html.picture_row, identities),
         ),
         html.section(
             "Did they help a ReID model?",

@@ -14,7 +14,8 @@ from dive_fast.experiments.config import PairConfig, StudyConfig
 from dive_fast.models import fuse, load_adapter, load_bundle
 from dive_fast.models.adapter import Adapter
 from dive_fast.models.bundle import save_bundle
-from dive_fast.reid.comparison.compare import Comparison, compare
+from dive_fast.reid.comparison.compare import compare
+from dive_fast.reid.comparison.records import Comparison
 from dive_fast.synth.local import Summary, synthesize
 from dive_fast.synth.manifest import samples as manifest_samples
 from dive_fast.synth.plan import make_plan
@@ -49,7 +50,7 @@ def learn_missing(
     return personalize(load_bundle(model), new, out, config, init_from=known)
 
 
-def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int, threads: int | None = None) -> Engine:
+def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int) -> Engine:
     """Fuses and exports into folders of `work` that are named by the adapter, once, and opens the engine."""
     from dive_export import export_engine
 
@@ -58,7 +59,7 @@ def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int, thr
     if not fused.is_dir():  # save_bundle writes atomically
         save_bundle(fuse(load_bundle(model), adapter), fused)
     export_engine(fused, engine, rows_max=rows)
-    return load_engine(engine, threads=threads)
+    return load_engine(engine)
 
 
 def make_pairs(

@@ -2,43 +2,62 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from dive_fast.data.layouts import LAYOUTS
+from dive_fast.settings import ImageSize, OneOf, Settings
 from dive_fast.types import InputError
 
 How = Literal["copy", "symlink", "link"]
-Missing = Literal["keep", "drop", "refuse"]
 
 
 @dataclass(frozen=True)
-class MergeConfig:
+class MergeConfig(Settings):
     """The layout of a merged tree, and how images and people get there."""
 
-    layout: str
+    layout: Annotated[str, OneOf(LAYOUTS)]
     """sysu: SYSU-MM01's tree; agw: the AGW family's .npy arrays; regdb, llcm: folders and idx lists; market: Market-1501's
     file names, JPEG only."""
     how: How = "copy"
     """How images get there: copy; symlink; or link, a hard link. A program that writes to a linked image changes the
     original."""
-    size: tuple[int, int] = (288, 144)
+    size: ImageSize = (288, 144)
     """agw: height and width of the images; DEEN: 384x144."""
-    missing: Missing = "keep"
+    missing: Literal["keep", "drop", "refuse"] = "keep"
     """Whether people seen in one modality only are kept, dropped, or refused with an error."""
     same_people: bool = False
     """Takes a name in a dataset and in another set or dataset for one person."""
     number_people: bool = False
     """Gives people whose names are not four digits free numbers of four digits."""
-    cameras: dict[str, str] = field(default_factory=dict)
-    """New names, by old name, for the cameras of images that get a new file name, as cam7=cam1."""
-
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise InputError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
-        if min(self.size) < 1:
-            raise InputError(f"size must be at least 1x1, got {self.size[0]}x{self.size[1]}")
+    cameras: dict[str, str] = field(default_factory=dict)  # new names by old name, of images that get a new file name
 
     @property
     def arrays(self) -> bool:
         return self.layout == "agw"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A synthesized dataset, and the prefix of its identity names."""
+
+    root: Path
+    prefix: str = ""
+
+
+def parse_dataset(text: str) -> Dataset:
+    """Parses "PATH[,prefix=P]"; raises `InputError` for any other form."""
+    match = re.fullmatch(r"(.+?)(?:,prefix=([^,]*))?", text)
+    if not match:
+        raise InputError(f"dataset {text!r} is not PATH[,prefix=P]")
+    return Dataset(Path(match[1]), match[2] or "")
+
+
+def parse_camera(text: str) -> tuple[str, str]:
+    """Parses "OLD=NEW", a camera's old and new name; raises `InputError` for any other form."""
+    old, _, new = text.partition("=")
+    if not (old and new):
+        raise InputError(f"{text!r} is not OLD=NEW, as cam7=cam1")
+    return old, new

@@ -1,4 +1,4 @@
-"""One image into the new tree: copied, linked, or converted where a layout's trainers could not use it as it is."""
+"""One image into the new tree: copied, linked, or converted to what a layout's trainers can use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dive_fast.data.images import decode_image
 from dive_fast.data.writers import new_path
 from dive_fast.io import atomic_write, clear_disk_errors, sha256_bytes
 from dive_fast.merge.config import How
-from dive_fast.merge.inputs import Shot
+from dive_fast.merge.inputs import MergeImage
 from dive_fast.synth.provenance import jpeg_tags, png_tags, read_tags
 from dive_fast.types import DiveError, InputError
 
@@ -21,7 +21,7 @@ JPEG_QUALITY = 95
 
 
 def place(root: Path, name: str, source: Path, how: How, sha256: str | None = None) -> None:
-    """Brings the bytes of `source` to `root/name`; one that is there already, from an earlier run, stays.
+    """Copies or links `source` to `root/name`, unless an earlier run did.
 
     With `sha256`, a copy of other bytes raises `InputError`; links do not read the file. A failing link raises `DiveError`.
     """
@@ -44,20 +44,20 @@ def place(root: Path, name: str, source: Path, how: How, sha256: str | None = No
             raise
 
 
-def place_image(root: Path, name: str, shot: Shot, how: How, three_channels: bool) -> bool:
-    """As `place`, for a training image; gives whether it was converted.
+def place_image(root: Path, name: str, image: MergeImage, how: How, three_channels: bool) -> bool:
+    """As `place`, for a training image; returns whether it was converted.
 
-    An image that brings its name stays as it is. Others are converted where the new name's suffix is another format, or,
-    with `three_channels`, the image is no RGB: PNG and BMP without loss, JPEG at quality 95 without chroma subsampling.
+    An image that brings its name stays as it is. Others are converted to the new suffix's format, and to RGB with
+    `three_channels`: PNG and BMP without loss, JPEG at quality 95 without chroma subsampling.
     """
-    source = shot.sample.path
+    source = image.sample.path
     suffix = Path(name).suffix
     same = _format(suffix) == _format(source.suffix)
-    if same and (shot.own or not three_channels or _mode(source) == "RGB"):
-        place(root, name, source, how, shot.sha256)
+    if same and (image.own or not three_channels or _mode(source) == "RGB"):
+        place(root, name, source, how, image.sha256)
         return False
     if not is_there(root / name):
-        data = read_bytes(source, shot.sha256)
+        data = read_bytes(source, image.sha256)
         atomic_write(new_path(root, name), converted(data, suffix, str(source)))
     return True
 
@@ -99,7 +99,7 @@ def _format(suffix: str) -> str:
 
 
 def _mode(source: Path) -> str:
-    """The header's mode, as L for grey; a file without a readable header raises as decoding it does."""
+    """The header's mode, as L for grey; an unreadable file raises as decoding does."""
     try:
         with Image.open(source) as image:
             return image.mode

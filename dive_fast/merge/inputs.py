@@ -1,8 +1,7 @@
-"""What is merged: sets of real photos, read and verified, and the finished pairs of synthesized datasets, streamed."""
+"""The inputs of a merge: verified photos of real sets, and the finished pairs of synthesized datasets, streamed."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from dive_fast.data.layouts import NATIVE
 from dive_fast.data.names import abbreviate, canonical_pid, natural_key
 from dive_fast.data.sets import NamedSet, SetSpec, read_sets
 from dive_fast.io import sha256_bytes
+from dive_fast.merge.config import Dataset
 from dive_fast.merge.pool import in_order
 from dive_fast.synth.manifest import dropped, read_manifest
 from dive_fast.types import MODALITIES, InputError, Sample
@@ -21,18 +21,10 @@ Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A synthesized dataset, and what is put before its people's names."""
+class MergeImage:
+    """One image to merge: `file` is its name in its set or dataset `origin`; `own` marks a name of the new layout.
 
-    root: Path
-    prefix: str = ""
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One image to be merged: `file` is its name in its set or dataset `origin`; `own` if that is a name of the new layout.
-
-    `size` is in bytes; `pair_id` is the pair that brought it, None for an image of a real set.
+    `size` is in bytes; `pair_id` is None for an image of a real set.
     """
 
     sample: Sample
@@ -46,10 +38,10 @@ class Shot:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that is merged: photos verified, held-out halves of real sets by name, datasets still to be streamed."""
+    """Verified photos, held-out halves of real sets by name, and datasets still to be streamed."""
 
     sets: tuple[NamedSet, ...]
-    photos: tuple[Shot, ...]
+    photos: tuple[MergeImage, ...]
     held_out: dict[str, HeldOut]
     datasets: dict[str, Dataset]
 
@@ -59,35 +51,27 @@ class Inputs:
         named = {named.name: named.spec.root for named in self.sets}
         return named | {name: dataset.root for name, dataset in self.datasets.items()}
 
-    def shots(self) -> Iterator[Shot]:
+    def images(self) -> Iterator[MergeImage]:
         """Every training image: real sets first, then the datasets in the order given; a photo comes once a person."""
         yield from self.photos
-        photos = {(shot.sample.pid, shot.sha256) for shot in self.photos}
+        photos = {(image.sample.pid, image.sha256) for image in self.photos}
         for origin, dataset in self.datasets.items():
-            for shot in dataset_shots(origin, dataset):
-                if shot.sample.source == "real":
-                    key = (shot.sample.pid, shot.sha256)
+            for image in dataset_images(origin, dataset):
+                if image.sample.source == "real":
+                    key = (image.sample.pid, image.sha256)
                     if key in photos:
                         continue
                     photos.add(key)
-                yield shot
-
-
-def parse_dataset(text: str) -> Dataset:
-    """The dataset that "PATH[,prefix=P]" names."""
-    match = re.fullmatch(r"(.+?)(?:,prefix=([^,]*))?", text)
-    if not match:
-        raise InputError(f"dataset {text!r} is not PATH[,prefix=P]")
-    return Dataset(Path(match[1]), match[2] or "")
+                yield image
 
 
 def read_inputs(
     specs: Sequence[SetSpec], datasets: Sequence[Dataset], layout: str, progress: Progress = lambda _: None
 ) -> Inputs:
-    """Reads the sets as one mixture, decodes and hashes every photo, and finds what they hold out for tests.
+    """Reads and joins the sets, decodes and hashes every photo, and finds what the sets hold out for tests.
 
-    Raises `InputError` when there is nothing to merge, for what `read_sets` refuses, a damaged photo and a dataset that
-    is named twice. `progress` is told of each photo.
+    Raises `InputError` for no input, a damaged photo, a dataset named twice, and as `read_sets`. `progress` is called for
+    each photo.
     """
     if not specs and not datasets:
         raise InputError("there is nothing to merge; give --real, --synthetic or both")
@@ -101,7 +85,7 @@ def read_inputs(
     return Inputs(tuple(sets), _photos(sets, layout, progress), halves, dict(zip(names, datasets, strict=True)))
 
 
-def dataset_shots(origin: str, dataset: Dataset) -> Iterator[Shot]:
+def dataset_images(origin: str, dataset: Dataset) -> Iterator[MergeImage]:
     """Both sides of every pair that is done and not dropped, in plan order."""
     gone = dropped(dataset.root)
     for record in read_manifest(dataset.root):
@@ -113,27 +97,27 @@ def dataset_shots(origin: str, dataset: Dataset) -> Iterator[Shot]:
             name, camera = record.files[side], spec.rgb if side == "rgb" else spec.ir
             photo = side == "rgb" and spec.photo is not None
             sample = Sample(dataset.root / name, pid, camera, "real" if photo else "synthetic", side)
-            yield Shot(sample, origin, name, record.sha256[side], record.sizes[side], pair_id=spec.pair_id)
+            yield MergeImage(sample, origin, name, record.sha256[side], record.sizes[side], pair_id=spec.pair_id)
 
 
-def _photos(sets: Sequence[NamedSet], layout: str, progress: Progress) -> tuple[Shot, ...]:
+def _photos(sets: Sequence[NamedSet], layout: str, progress: Progress) -> tuple[MergeImage, ...]:
     """The photos with their hashes; damaged ones raise one `InputError` that counts and names them."""
     wanted = [(named, sample) for named in sets for sample in named.samples]
-    shots, damaged = [], []
+    images, damaged = [], []
     for (named, sample), result in in_order(lambda item: _verified(item[1].path), wanted):
         progress(1)
         if isinstance(result, InputError):
             damaged.append(str(result))
         else:
             own = named.spec.layout in NATIVE[layout]
-            shots.append(Shot(sample, named.name, named.file_name(sample), *result, own))
+            images.append(MergeImage(sample, named.name, named.file_name(sample), *result, own))
     if damaged:
         raise InputError(f"{len(damaged):,} of {len(wanted):,} photos cannot be read: {abbreviate(damaged)}")
-    return tuple(shots)
+    return tuple(images)
 
 
 def _verified(path: Path) -> tuple[str, int] | InputError:
-    """The file's hash and size, or what is wrong with it."""
+    """The file's hash and size, or its error."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -145,6 +129,6 @@ def _verified(path: Path) -> tuple[str, int] | InputError:
     return sha256_bytes(data), len(data)
 
 
-def name_some(people: set[str]) -> str:
+def abbreviate_sorted(people: set[str]) -> str:
     """A few of the people for a message, in natural order."""
     return abbreviate(sorted(people, key=natural_key))

@@ -1,4 +1,4 @@
-"""Deciding a merge before anything is written: who is in it, what they are called, and everything that speaks against it."""
+"""Deciding a merge before anything is written: who takes part, under which names, and every reason to refuse."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dive_fast.data.names import canonical_pid, is_number, natural_key
 from dive_fast.data.sysu import read_ids
 from dive_fast.io import canonical_json
 from dive_fast.merge.config import MergeConfig
-from dive_fast.merge.inputs import Inputs, Progress, Shot, name_some
+from dive_fast.merge.inputs import Inputs, MergeImage, Progress, abbreviate_sorted
 from dive_fast.types import MODALITIES, InputError, Modality
 
 
 @dataclass(frozen=True)
-class Person:
+class MergedIdentity:
     """One training person: name in the sets, name in the tree, label, and images by modality."""
 
     pid: str
@@ -34,9 +34,9 @@ class Person:
 
 @dataclass(frozen=True)
 class Placed:
-    """One training image and where it goes: its name in the tree (None: a row of an array), its person's name and label."""
+    """One training image, its name in the tree (None: a row of an array), and its person's name and label."""
 
-    shot: Shot
+    image: MergeImage
     name: str | None
     person: str
     label: int
@@ -44,18 +44,18 @@ class Placed:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found and decided: people, images by (modality, source), their bytes, RegDB's trial, a hash of all of it."""
+    """The decided merge: people, images by (modality, source), bytes, RegDB's trial, and a hash of all of it."""
 
     inputs: Inputs
     config: MergeConfig
-    people: tuple[Person, ...]
+    people: tuple[MergedIdentity, ...]
     images: dict[tuple[Modality, str], int]
     size: int
     trial: int
     digest: str
 
     def count(self, modality: Modality) -> int:
-        return sum(count for (kind, _), count in self.images.items() if kind == modality)
+        return _total(self.images, modality)
 
     @property
     def total(self) -> int:
@@ -64,24 +64,24 @@ class Survey:
         return sum(self.images.values()) + sum(len(half.images) for half in halves)
 
     @cached_property
-    def by_pid(self) -> dict[str, Person]:
+    def by_pid(self) -> dict[str, MergedIdentity]:
         return {person.pid: person for person in self.people}
 
     def naming(self) -> Naming | None:
         return naming(self.config.layout, self.trial)
 
     def placed(self, names: Naming | None) -> Iterator[Placed]:
-        """Every training image in order, named by the fresh `names`; the same at every call."""
-        for shot in self.inputs.shots():
-            person = self.by_pid.get(shot.sample.pid)
+        """Every training image in order, named by the fresh `names`; equal at every call."""
+        for image in self.inputs.images():
+            person = self.by_pid.get(image.sample.pid)
             if person is not None:
-                shot = _renamed(shot, self.config)
-                yield Placed(shot, _name(names, shot, person.name), person.name, person.label)
+                image = _renamed(image, self.config)
+                yield Placed(image, _name(names, image, person.name), person.name, person.label)
 
 
 @dataclass
 class _Found:
-    """What one pass over all images counts: small numbers a person, one 64-bit hash a generated file."""
+    """Counts of one pass over all images: a few numbers a person, one 64-bit hash a generated file."""
 
     counts: dict[str, dict[tuple[Modality, str], int]] = field(default_factory=dict)
     origins: dict[str, set[str]] = field(default_factory=dict)
@@ -92,11 +92,11 @@ class _Found:
 
 
 def survey(inputs: Inputs, config: MergeConfig, progress: Progress = lambda _: None) -> Survey:
-    """Walks through every image once, and decides; `progress` is told of each image.
+    """Walks through every image once and decides; `progress` is called for each image.
 
-    Raises `InputError` for: a layout's readers that could not read a person's or camera's name, files that are missing or
-    listed twice, test people among those to train on, names that stand in a dataset and elsewhere without `same_people`,
-    two sets' test halves for one tree. Warns of what some trainers would misread, and of people seen in one modality.
+    Raises `InputError` for names that the layout's readers cannot read, files that are missing or listed twice, test people
+    among those to train on, names in a dataset and elsewhere without `same_people`, and two test halves for one tree. Warns
+    of names that some trainers misread, and of people seen in one modality.
     """
     trial = _trial(inputs)
     found = _walk(inputs, config, progress)
@@ -108,7 +108,7 @@ def survey(inputs: Inputs, config: MergeConfig, progress: Progress = lambda _: N
     _check_layout(config, trial, found, list(names.values()))
     labels = labels_of(kept)
     people = tuple(
-        Person(pid, names[pid], labels[pid], *(_total(found.counts[pid], side) for side in MODALITIES))
+        MergedIdentity(pid, names[pid], labels[pid], *(_total(found.counts[pid], side) for side in MODALITIES))
         for pid in labels
     )
     images: dict[tuple[Modality, str], int] = {}
@@ -144,45 +144,47 @@ def val_people(survey: Survey) -> set[str]:
 
 def _walk(inputs: Inputs, config: MergeConfig, progress: Progress) -> _Found:
     found = _Found()
-    for shot in inputs.shots():
-        sample = shot.sample
+    for image in inputs.images():
+        sample = image.sample
         counts = found.counts.setdefault(sample.pid, {})
         key = (sample.modality, sample.source)
         counts[key] = counts.get(key, 0) + 1
-        found.origins.setdefault(sample.pid, set()).add(shot.origin)
-        if not shot.own:
+        found.origins.setdefault(sample.pid, set()).add(image.origin)
+        if not image.own:
             found.cameras.add((config.cameras.get(sample.camera, sample.camera), sample.modality))
-        if shot.pair_id is not None:
+        if image.pair_id is not None:
             if not sample.path.is_file():
                 raise InputError(
-                    f"pair {shot.pair_id}: {sample.path} is missing; run `dive-fast verify {inputs.roots[shot.origin]}`"
+                    f"pair {image.pair_id}: {sample.path} is missing; run `dive-fast verify {inputs.roots[image.origin]}`"
                 )
-            found.files.append(_hash64(shot))
-        found.size += shot.size
-        found.digest.update(canonical_json([shot.origin, shot.file, sample.pid, sample.camera, shot.sha256]).encode())
+            found.files.append(_hash64(image))
+        found.size += image.size
+        found.digest.update(
+            canonical_json([image.origin, image.file, sample.pid, sample.camera, image.sha256]).encode()
+        )
         progress(1)
     if not found.counts:
         raise InputError("no image is left to merge: every pair is unfinished, rejected or dropped")
     return found
 
 
-def _hash64(shot: Shot) -> int:
-    data = f"{shot.origin}/{shot.file}".encode()
+def _hash64(image: MergeImage) -> int:
+    data = f"{image.origin}/{image.file}".encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _check_twice(inputs: Inputs, files: array[int]) -> None:
-    """Eight bytes a file find what might be listed twice; only those few are then looked at by name."""
+    """Eight-byte hashes find possible repeats; only those are compared by name."""
     hashes = np.sort(np.frombuffer(files, dtype=np.uint64)) if files else np.empty(0, dtype=np.uint64)
     doubtful = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     seen: dict[tuple[str, str], str] = {}
-    for shot in inputs.shots() if doubtful else ():
-        if shot.pair_id is not None and _hash64(shot) in doubtful:
-            here = f"{shot.sample.modality} of pair {shot.pair_id}"
-            first = seen.setdefault((shot.origin, shot.file), here)
+    for image in inputs.images() if doubtful else ():
+        if image.pair_id is not None and _hash64(image) in doubtful:
+            here = f"{image.sample.modality} of pair {image.pair_id}"
+            first = seen.setdefault((image.origin, image.file), here)
             if first != here:
                 raise InputError(
-                    f"{shot.sample.path} is {first} and {here}; run `dive-fast verify {inputs.roots[shot.origin]}`"
+                    f"{image.sample.path} is {first} and {here}; run `dive-fast verify {inputs.roots[image.origin]}`"
                 )
 
 
@@ -191,7 +193,7 @@ def _check_names(inputs: Inputs, found: _Found, same_people: bool) -> None:
     if shared and not same_people:
         where = sorted({origin for pid in shared for origin in found.origins[pid]})
         raise InputError(
-            f"{len(shared):,} people's names are in more than one of {', '.join(where)} ({name_some(shared)}); say "
+            f"{len(shared):,} people's names are in more than one of {', '.join(where)} ({abbreviate_sorted(shared)}); say "
             "--same-people if they are the same people, or tell them apart by ,prefix=1 after a path"
         )
 
@@ -200,13 +202,13 @@ def _check_held_out(inputs: Inputs, config: MergeConfig, people: set[str]) -> No
     brought = carried(inputs, config)
     for named in inputs.sets:
         half = inputs.held_out.get(named.name)
-        # gt_bbox holds Market's test people: whoever names it was told so, and Market is then no test set of the tree
+        # gt_bbox holds Market's test people and its reader warns of that: Market is then no test set of the tree
         exempt = named.spec.layout == "market-gt-bbox" and named.name not in brought
         clash = people & half.people if half and not exempt else set()
         if clash:
             raise InputError(
-                f"{len(clash):,} people of the test half of set {named.name} would be trained on ({name_some(clash)}), and "
-                f"results on {named.spec.root} would mean nothing; leave them out, or, if they are others, give a prefix="
+                f"{len(clash):,} people of the test half of set {named.name} would be trained on "
+                f"({abbreviate_sorted(clash)}). Leave them out, or, if they are other people, give a prefix="
             )
 
 
@@ -215,16 +217,17 @@ def _people_kept(found: _Found, config: MergeConfig) -> list[str]:
         pid for pid, counts in found.counts.items() if not all(_total(counts, modality) for modality in MODALITIES)
     }
     if single:
-        said = f"{len(single):,} of {len(found.counts):,} people are seen in one modality only ({name_some(single)})"
+        counts = f"{len(single):,} of {len(found.counts):,} people"
+        message = f"{counts} are seen in one modality only ({abbreviate_sorted(single)})"
         if config.missing == "refuse":
-            raise InputError(f"{said}; leave them out with --missing drop")
+            raise InputError(f"{message}; leave them out with --missing drop")
         if config.missing == "drop":
-            warnings.warn(f"{said} and left out", stacklevel=3)
+            warnings.warn(f"{message} and left out", stacklevel=3)
         else:
-            warnings.warn(f"{said}; cross-modality trainers need both: --missing drop leaves them out", stacklevel=3)
+            warnings.warn(f"{message}; cross-modality trainers need both: --missing drop leaves them out", stacklevel=3)
     kept = [pid for pid in found.counts if config.missing == "keep" or pid not in single]
     if not kept:
-        raise InputError("nobody is left to merge: every person is seen in one modality only")
+        raise InputError("no identity is left to merge: all are seen in one modality only; use --missing keep")
     return kept
 
 
@@ -257,11 +260,11 @@ def _check_layout(config: MergeConfig, trial: int, found: _Found, people: list[s
 
 
 def _check_kept_names(survey: Survey) -> None:
-    """Names of photos that stay are checked now; those that are counted up cannot clash."""
+    """Checks the names that photos keep; counted names cannot clash."""
     names = survey.naming()
-    for shot in survey.inputs.photos:
-        if shot.own and shot.sample.pid in survey.by_pid:
-            _name(names, shot, survey.by_pid[shot.sample.pid].name)
+    for image in survey.inputs.photos:
+        if image.own and image.sample.pid in survey.by_pid:
+            _name(names, image, survey.by_pid[image.sample.pid].name)
 
 
 def _trial(inputs: Inputs) -> int:
@@ -277,17 +280,17 @@ def _total(counts: dict[tuple[Modality, str], int], modality: Modality) -> int:
     return sum(count for (kind, _), count in counts.items() if kind == modality)
 
 
-def _renamed(shot: Shot, config: MergeConfig) -> Shot:
-    camera = shot.sample.camera
-    if shot.own or camera not in config.cameras:
-        return shot
-    return replace(shot, sample=replace(shot.sample, camera=config.cameras[camera]))
+def _renamed(image: MergeImage, config: MergeConfig) -> MergeImage:
+    camera = image.sample.camera
+    if image.own or camera not in config.cameras:
+        return image
+    return replace(image, sample=replace(image.sample, camera=config.cameras[camera]))
 
 
-def _name(names: Naming | None, shot: Shot, person: str) -> str | None:
+def _name(names: Naming | None, image: MergeImage, person: str) -> str | None:
     if names is None:
         return None
-    sample = shot.sample
-    if shot.own:
-        return names.keep(shot.file, person, sample.camera)
+    sample = image.sample
+    if image.own:
+        return names.keep(image.file, person, sample.camera)
     return names.add(person, sample.camera, sample.modality, sample.path.suffix)

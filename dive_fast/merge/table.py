@@ -19,7 +19,7 @@ ROW_GROUP = 16_384  # rows; what is held in memory at once
 
 
 def write_parquet(dataset: Path, file: Path, progress: Progress = lambda _: None) -> int:
-    """Writes one row a finished pair, dropped ones too, and gives their number; `progress` is told of each row group.
+    """Writes one row a finished pair, dropped ones included, and returns their number.
 
     Columns: the pair (pair_id, pid, index, rgb_camera, ir_camera, seed, photo), its files (rgb_file, ir_file, rgb_sha256,
     ir_sha256), engine_fingerprint, status, dropped, drop_reasons, and float64 scores: score_NAME of the records,

@@ -1,4 +1,4 @@
-"""Writing a merge: beside its place in OUT.merging, safe to kill, and OUT appears when everything is in it.
+"""Writing a merge in OUT.merging, safe to kill; OUT appears when everything is in it.
 
 Images and arrays first, then lists, `people.json`, `provenance.jsonl` and last the report `merged.json`.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dive_fast.data.images import decode_image
-from dive_fast.data.layout_arrays import ArrayWriter, image_array
+from dive_fast.data.layout_arrays import array_writer, image_array
 from dive_fast.data.layout_lists import ListNaming
 from dive_fast.data.layout_names import Naming
 from dive_fast.data.layout_trees import train_and_val
@@ -34,9 +34,9 @@ from dive_fast.io import (
     write_json,
     write_jsonl,
 )
-from dive_fast.merge.config import MergeConfig
+from dive_fast.merge.config import Dataset, MergeConfig
 from dive_fast.merge.files import place, place_image, read_bytes
-from dive_fast.merge.inputs import Dataset, Progress
+from dive_fast.merge.inputs import Progress
 from dive_fast.merge.plan import Placed, Survey, carried, val_people
 from dive_fast.merge.pool import in_order
 from dive_fast.types import MODALITIES, InputError, to_dict
@@ -46,7 +46,7 @@ REPORT = "merged.json"
 
 
 def asked_for(specs: Sequence[SetSpec], datasets: Sequence[Dataset], config: MergeConfig) -> dict[str, Any]:
-    """What a merge is asked to join, and how, as `merged.json` holds it."""
+    """The inputs and options of a merge, as `merged.json` holds them."""
     return {
         "sets": [{"root": str(spec.root.resolve()), **settings_of(spec)} for spec in specs],
         "datasets": [{"root": str(dataset.root.resolve()), "prefix": dataset.prefix} for dataset in datasets],
@@ -55,10 +55,7 @@ def asked_for(specs: Sequence[SetSpec], datasets: Sequence[Dataset], config: Mer
 
 
 def finished_report(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of a finished merge of the same in `out`, None when `out` is still to be written.
-
-    Raises `InputError` for anything else in `out`: nothing is added to a folder that exists.
-    """
+    """The report of a finished merge of the same in `out`, None for no or an empty folder; else raises `InputError`."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if (out / REPORT).is_file():
@@ -70,10 +67,10 @@ def finished_report(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dict[str, Any]:
-    """Writes what `survey` decided as the new folder `out` and gives its report; `progress` is told of each image.
+    """Writes the new folder `out` and returns its report; `progress` is called for each image.
 
-    A run that was killed is continued by the next: images that are there stay, arrays and lists are written anew.
-    Raises `InputError` when `out` exists or lies in a set, or OUT.merging is of another merge or being written to.
+    Continues a killed run: images that exist stay, arrays and lists are rewritten. Raises `InputError` when `out` exists or
+    lies in a set, and when OUT.merging belongs to another merge or another run.
     """
     inputs, config = survey.inputs, survey.config
     asked = asked_for([named.spec for named in inputs.sets], list(inputs.datasets.values()), config)
@@ -97,7 +94,7 @@ def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dic
 
 
 def _check_space(survey: Survey, work: Path) -> None:
-    """Of arrays and of copies, as the originals' sizes are; what an earlier run wrote is not counted again."""
+    """Checks the space for arrays, or for copies minus what an earlier run wrote."""
     config = survey.config
     needed = 0
     if config.arrays:
@@ -109,18 +106,18 @@ def _check_space(survey: Survey, work: Path) -> None:
 
 
 def _written(survey: Survey, work: Path, counts: Counter[str], progress: Progress) -> Iterator[dict[str, Any]]:
-    """Writes every image, and gives the row of `provenance.jsonl` that tells where it came from."""
+    """Writes every image and yields its row of `provenance.jsonl`."""
     yield from _carry(survey, work, counts, progress)
     yield from (_arrays if survey.config.arrays else _files)(survey, work, counts, progress)
 
 
 def _carry(survey: Survey, work: Path, counts: Counter[str], progress: Progress) -> Iterator[dict[str, Any]]:
-    """The test half, under its own names; its lists are copied even where images are links."""
+    """Copies or links the test half under its own names; its lists are always copied."""
     config, inputs = survey.config, survey.inputs
     for origin in carried(inputs, config):
         half, root = inputs.held_out[origin], inputs.roots[origin]
-        for paper in half.papers:
-            place(work, paper.relative_to(root).as_posix(), paper, "copy")
+        for path in half.list_files:
+            place(work, path.relative_to(root).as_posix(), path, "copy")
         names = ((path, path.relative_to(root).as_posix()) for path in half.images)
         for (_, name), _ in in_order(lambda item: place(work, item[1], item[0], config.how), names):
             counts["test"] += 1
@@ -133,14 +130,14 @@ def _files(survey: Survey, work: Path, counts: Counter[str], progress: Progress)
     assert names is not None  # only arrays have none
 
     def write(placed: Placed) -> bool:
-        return place_image(work, str(placed.name), placed.shot, config.how, names.three_channels)
+        return place_image(work, str(placed.name), placed.image, config.how, names.three_channels)
 
     with _lists(work, names) as lists:
         for placed, changed in in_order(write, survey.placed(names)):
             if changed:
                 counts["converted"] += 1
             if lists:
-                lists[placed.shot.sample.modality].write(f"{placed.name} {placed.label}\n")
+                lists[placed.image.sample.modality].write(f"{placed.name} {placed.label}\n")
             progress(1)
             yield {"file": placed.name, "converted": changed, **_origin(placed)}
 
@@ -149,34 +146,34 @@ def _arrays(survey: Survey, work: Path, counts: Counter[str], progress: Progress
     config = survey.config
 
     def pixels(placed: Placed) -> NDArray[np.uint8]:
-        return agw_pixels(read_bytes(placed.shot.sample.path, placed.shot.sha256), placed, config.size)
+        return agw_pixels(read_bytes(placed.image.sample.path, placed.image.sha256), placed, config.size)
 
     totals = {modality: survey.count(modality) for modality in MODALITIES}
-    with ArrayWriter(work, totals, config.size) as arrays:
+    with array_writer(work, totals, config.size) as add:
         for placed, image in in_order(pixels, survey.placed(None)):
-            modality = placed.shot.sample.modality
-            row = arrays.add(modality, image, placed.label)
+            modality = placed.image.sample.modality
+            row = add(modality, image, placed.label)
             counts["converted"] += 1
             progress(1)
             yield {"file": image_array(modality), "row": row, "converted": True, **_origin(placed)}
 
 
 def agw_pixels(data: bytes, placed: Placed, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The image as pre_process_sysu.py of the AGW family has it, uint8 [height, width, 3]: RGB, resized by Lanczos."""
+    """The image as pre_process_sysu.py of the AGW family makes it, uint8 [height, width, 3]: RGB, Lanczos."""
     height, width = size
-    image = decode_image(data, str(placed.shot.sample.path))
+    image = decode_image(data, str(placed.image.sample.path))
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _origin(placed: Placed) -> dict[str, Any]:
-    shot, sample = placed.shot, placed.shot.sample
+    image, sample = placed.image, placed.image.sample
     return {
         "part": "train",
         "kind": sample.source,
-        "set": shot.origin,
-        "source": shot.file,
-        "sha256": shot.sha256,
-        "pair_id": shot.pair_id,
+        "set": image.origin,
+        "source": image.file,
+        "sha256": image.sha256,
+        "pair_id": image.pair_id,
         "pid": sample.pid,
         "label": placed.label,
         "camera": sample.camera,
@@ -186,7 +183,7 @@ def _origin(placed: Placed) -> dict[str, Any]:
 
 @contextmanager
 def _lists(work: Path, names: Naming) -> Iterator[dict[str, IO[str]]]:
-    """The lists of a layout that has them, by modality; they appear when the block ends well."""
+    """The open list files of a layout that has them, by modality; they appear when the block ends well."""
     with ExitStack() as stack:
         files = names.lists if isinstance(names, ListNaming) else {}
         temporaries = {side: stack.enter_context(atomic_path(work / name)) for side, name in files.items()}
@@ -194,7 +191,7 @@ def _lists(work: Path, names: Naming) -> Iterator[dict[str, IO[str]]]:
 
 
 def _write_sysu_lists(survey: Survey, work: Path) -> None:
-    """exp/train_id.txt and val_id.txt; test_id.txt, where there is one, was carried over."""
+    """Writes exp/train_id.txt and val_id.txt; `_carry` brings test_id.txt."""
     if survey.config.layout in ("sysu", "agw"):
         train, val = train_and_val((person.name for person in survey.people), val_people(survey))
         write_ids(work, train=train, **({"val": val} if val else {}))

@@ -87,7 +87,7 @@ def write_card(dataset: Path, config: CardConfig = CardConfig()) -> Path:
 
 
 def _ours(data: bytes) -> bool:
-    """Whether the file is as `write_card` left it."""
+    """Whether the file is unchanged since `write_card` wrote it."""
     match = _MARK.match(data)
     return match is not None and sha256_bytes(data[match.end() :]).encode() == match[1]
 

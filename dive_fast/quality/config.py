@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from dive_fast.settings import AtLeast, NonNegativeInt, PositiveInt, Settings, Within
 from dive_fast.types import InputError, Modality
 
+FEWEST = 4  # images of a camera for compare-sets: two blocks of two
 CALIBRATED = "calibrated"  # in place of a number: the threshold that scores.json holds
 
 MEANINGS: dict[str, tuple[str, bool]] = {
@@ -35,24 +39,21 @@ MEANINGS: dict[str, tuple[str, bool]] = {
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
+class ScoreConfig(Settings):
     """What `dive-fast score` measures."""
 
     scores: tuple[str, ...] = tuple(MEANINGS)
     """Scores to give, comma-separated."""
-    percentile: float = 99.9
+    percentile: Annotated[float, Within(50, 100)] = 99.9
     """Percentile of the similarities between real images of one person: memorisation's threshold."""
-    batch: int = 128
+    batch: PositiveInt = 128
     """Images per call of the extractor."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = [name for name in self.scores if name not in MEANINGS]
         if unknown or not self.scores:
             raise InputError(f"scores must be some of {', '.join(MEANINGS)}, got {', '.join(self.scores) or 'none'}")
-        if not 50 <= self.percentile <= 100:
-            raise InputError(f"percentile must be within 50..100, got {self.percentile}")
-        if self.batch < 1:
-            raise InputError(f"batch must be at least 1, got {self.batch}")
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,14 @@ def parse_threshold(kind: str, text: str) -> Threshold:
 class FilterConfig:
     """Which pairs `dive-fast filter` keeps."""
 
-    min: tuple[str, ...] = ()
+    min: Sequence[str] = ()
     """[SIDE.]SCORE=NUMBER: keeps pairs with at least that score, as identity=0.1."""
-    max: tuple[str, ...] = ()
+    max: Sequence[str] = ()
     """[SIDE.]SCORE=NUMBER: keeps pairs with at most that score; memorisation=calibrated takes the measured threshold."""
-    keep_share: tuple[str, ...] = ()
+    keep_share: Sequence[str] = ()
     """[SIDE.]SCORE=FRACTION: keeps the best part of all pairs, as identity=0.9."""
     allow_lost: bool = False
     """Goes on when identities are left without a modality."""
-
-    def __post_init__(self) -> None:
-        if not self.thresholds:
-            raise InputError("filter: give a threshold (--min, --max, --keep-share), or --undo")
 
     @property
     def thresholds(self) -> list[Threshold]:
@@ -103,25 +100,16 @@ class FilterConfig:
         return [parse_threshold(kind, text) for kind, texts in kinds.items() for text in texts]
 
 
-FEWEST = 4  # images of a camera: two blocks of two
-
-
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Settings):
     """Which images `dive-fast compare-sets` measures."""
 
-    most: int = 50_000
+    most: Annotated[int, AtLeast(FEWEST)] = 50_000
     """Images of a camera and set at most, drawn by the seed."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the draws and of KID's blocks."""
     kept_only: bool = False
     """Leaves out the pairs that a filter dropped."""
-
-    def __post_init__(self) -> None:
-        if self.most < FEWEST:
-            raise InputError(f"most must be at least {FEWEST} images of a camera, got {self.most}")
-        if self.seed < 0:
-            raise InputError(f"seed must be at least 0, got {self.seed}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A dataset's records as quality needs them: shard by shard, which images of a pair are generated, and where they lie."""
+"""A dataset's records, shard by shard: which images of a pair are generated, and their files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dive_fast.types import MODALITIES, InputError, Modality, PairRecord, Sample
 
 @dataclass(frozen=True)
 class Pair:
-    """One recorded pair. `made` are its generated sides: none of a rejected pair, whose files nobody uses."""
+    """One recorded pair and its generated sides `made`; a rejected pair has none."""
 
     pair_id: str
     pid: str
@@ -23,7 +23,6 @@ class Pair:
     made: tuple[Modality, ...]
 
     def sample(self, dataset: Path, side: Modality) -> Sample:
-        """One side as a sample."""
         source = "synthetic" if side in self.made else "real"
         return Sample(dataset / self.files[side], self.pid, self.cameras[side], source, side)  # type: ignore[arg-type]
 
@@ -46,7 +45,7 @@ class DatasetShard:
 
 
 def shard_numbers(dataset: Path) -> list[int]:
-    """The finished shards in order; a folder that is no dataset, or holds no finished shard, raises `InputError`."""
+    """The finished shards in order; a folder without any, or that is no dataset, raises `InputError`."""
     dataset_plan(dataset)
     found = [int(path.stem) for path in shard_files(dataset)]
     if not found:
@@ -61,12 +60,12 @@ def read_shard(dataset: Path, number: int) -> DatasetShard:
 
 
 def records_hash(shards: Sequence[tuple[int, str]]) -> str:
-    """One hash of all shards' (number, SHA-256): another one means that the dataset has other images."""
+    """One hash of all shards' (number, SHA-256): it identifies the dataset's images."""
     return sha256_bytes(canonical_json([list(shard) for shard in shards]).encode())
 
 
 def dataset_hash(dataset: Path) -> str:
-    """`records_hash` of the dataset as it lies there."""
+    """`records_hash` of the dataset on disk."""
     return records_hash([(n, sha256_file(dataset / shard_name(n))) for n in shard_numbers(dataset)])
 
 

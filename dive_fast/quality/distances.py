@@ -32,8 +32,8 @@ def moments(features: NDArray[np.floating]) -> Moments:
 def frechet(a: Moments, b: Moments) -> float:
     """Frechet distance of two Gaussians (FID: Heusel et al., NeurIPS 2017): |ma - mb|^2 + tr(A + B - 2 (A B)^(1/2)).
 
-    With A = F F' and B = G G' the trace of the root is the sum of the singular values of F' G. So no root of a matrix that
-    is not symmetric is needed, and covariances without full rank, as few images have, cost no accuracy.
+    With A = F F' and B = G G', the root's trace is the sum of the singular values of F' G. This stays exact for covariances
+    without full rank, as few images have.
     """
     trace = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False).sum()
     shift = a.mean - b.mean
@@ -41,7 +41,7 @@ def frechet(a: Moments, b: Moments) -> float:
 
 
 def _factor(covariance: F64) -> F64:
-    """F [D, rank] with F F' the covariance, directions left out whose variance is rounding."""
+    """F [D, rank] with F F' the covariance; directions whose variance is rounding are left out."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
     return vectors[:, kept] * np.sqrt(values[kept])
@@ -58,7 +58,7 @@ class Kid:
 
 def polynomial_mmd(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     """Unbiased squared maximum mean discrepancy of [m, D] and [n, D] by the kernel (x.y / D + 1)^3
-    (KID: Binkowski et al., ICLR 2018). About 0, and then as often below, for sets from one source. Needs two rows each.
+    (KID: Binkowski et al., ICLR 2018). Its expectation is 0 for sets from one source. Needs two rows each.
     """
     left, right = x.astype(np.float64), y.astype(np.float64)
 
@@ -73,10 +73,9 @@ def polynomial_mmd(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
 
 
 def kid(x: NDArray[np.floating], y: NDArray[np.floating], seed: int = 0) -> Kid:
-    """The mean of `polynomial_mmd` over disjoint random blocks of both sets, and the standard error of that mean.
+    """The mean of `polynomial_mmd` over disjoint random blocks of both sets, and that mean's standard error.
 
-    All rows are used: there are at least `BLOCKS` blocks, where each set has two rows for each, and enough that none has
-    more than `BLOCK` rows.
+    Uses all rows: at least `BLOCKS` blocks where each set has two rows for each, and at most `BLOCK` rows in each.
     """
     fewest, most = sorted((len(x), len(y)))
     blocks = max(1, min(max(BLOCKS, -(-most // BLOCK)), fewest // 2))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import sha256_file, write_json, write_jsonl
 from dive_fast.quality.config import FilterConfig, Threshold
-from dive_fast.quality.rules import Rule, Shares, check_names, plain_rules
+from dive_fast.quality.rules import FractionLimits, Rule, check_names, plain_rules
 from dive_fast.quality.sidecar import Scored, metadata_path, read_metadata, read_scored, read_scores
 from dive_fast.types import MODALITIES, InputError, Modality
 
@@ -29,7 +29,7 @@ KINDS: tuple[Kind, ...] = ("worst", "just dropped", "just kept")
 
 @dataclass(frozen=True)
 class Example:
-    """A pair that shows what a rule does; `value` is of `side`."""
+    """A pair that shows the effect of a rule; `value` is of `side`."""
 
     rule: Rule
     side: Modality
@@ -39,7 +39,7 @@ class Example:
 
 @dataclass
 class Tally:
-    """What a filter does to a dataset, counted while its pairs pass by."""
+    """The effect of a filter on a dataset, counted pair by pair."""
 
     rules: Sequence[Rule]
     pairs: int = 0
@@ -54,7 +54,7 @@ class Tally:
     _examples: dict[tuple[str, Modality, Kind], list[tuple[float, int, Example]]] = field(default_factory=dict)
 
     def add(self, scored: Scored) -> list[str]:
-        """Counts a pair and returns the reasons to drop it; none: it stays. A rejected pair is out already."""
+        """Counts a pair and returns the reasons to drop it; a rejected pair has none."""
         if not scored.pair.made:
             return []
         reasons: list[str] = []
@@ -89,7 +89,7 @@ class Tally:
                 self._kept[side].add(pair.pid)
 
     def _remember(self, example: Example) -> None:
-        """Keeps the few examples that the report shows: the worst, and those nearest to the limit on both sides."""
+        """Keeps a few examples for the report: the worst, and those nearest to the limit on both sides."""
         bad = example.rule.badness(example.value)
         if example.rule.breaks(example.value):
             self._push("worst", bad, example)
@@ -106,12 +106,12 @@ class Tally:
             heapq.heapreplace(heap, entry)
 
     def examples(self, rule: Rule, side: Modality, kind: Kind) -> list[Example]:
-        """Worst first."""
+        """The examples of one kind, worst first."""
         held = [example for _, _, example in self._examples.get((str(rule), side, kind), [])]
         return sorted(held, key=lambda example: -rule.badness(example.value))
 
     def lost(self) -> dict[Modality, list[str]]:
-        """Identities that would be left without any image of a modality."""
+        """Identities that would keep no image of a modality."""
         return {
             side: sorted((pid for pid in self.pairs_of if pid not in self._kept[side]), key=natural_key)
             for side in MODALITIES
@@ -119,15 +119,16 @@ class Tally:
 
 
 def filter_dataset(dataset: Path, config: FilterConfig, *, progress: bool = True) -> tuple[dict[str, Any], Tally]:
-    """Drops every pair of `dataset` that breaks a threshold and returns what `filter.json` holds, and the tally.
+    """Drops every pair of `dataset` that breaks a threshold; returns the content of `filter.json` and the tally.
 
-    A filter replaces the one before: it judges the pairs that an earlier one dropped, too. No image is removed. Raises
-    `InputError`, and changes nothing, for a dataset that is not scored, unknown scores, and, without `allow_lost`, an
-    identity that would be left without a modality.
+    A filter replaces the one before and judges its dropped pairs, too. No image is removed. Raises `InputError`, and changes
+    nothing, for a dataset without scores, unknown scores, and, without `allow_lost`, an identity that would lose a modality.
     """
+    if not config.thresholds:
+        raise InputError("filter: give a threshold (--min, --max, --keep-share), or --undo")
     metadata, wanted = read_metadata(dataset), config.thresholds
     check_names(wanted, metadata)
-    rules = [*plain_rules(wanted, metadata), *_share_rules(dataset, wanted, metadata, progress)]
+    rules = [*plain_rules(wanted, metadata), *_fraction_rules(dataset, wanted, metadata, progress)]
     tally = Tally(rules)
     write_jsonl(dataset / DROPPED, _dropped_rows(dataset, tally, config.allow_lost, metadata["pairs"], progress))
     record = _record(dataset, tally)
@@ -136,7 +137,7 @@ def filter_dataset(dataset: Path, config: FilterConfig, *, progress: bool = True
 
 
 def undo(dataset: Path) -> int:
-    """Takes the filter back; gives the number of pairs that come back. Without a filter raises `InputError`."""
+    """Removes the filter and returns the number of pairs that come back; without a filter raises `InputError`."""
     if not (dataset / DROPPED).is_file():
         raise InputError(f"dataset {dataset} has no filter to undo (no {DROPPED})")
     with open(dataset / DROPPED, "rb") as stream:
@@ -146,12 +147,12 @@ def undo(dataset: Path) -> int:
     return count
 
 
-def _share_rules(dataset: Path, wanted: Sequence[Threshold], metadata: dict[str, Any], progress: bool) -> list[Rule]:
-    shares = Shares(wanted, metadata)
-    if shares.wanted:
+def _fraction_rules(dataset: Path, wanted: Sequence[Threshold], metadata: dict[str, Any], progress: bool) -> list[Rule]:
+    limits = FractionLimits(wanted, metadata)
+    if limits.wanted:
         for scores in _bar(read_scores(dataset), metadata["pairs"], "read scores", progress):
-            shares.add(scores)
-    return shares.rules()
+            limits.add(scores)
+    return limits.rules()
 
 
 def _bar(rows: Iterator[T], total: int, title: str, progress: bool) -> Iterator[T]:
@@ -161,7 +162,7 @@ def _bar(rows: Iterator[T], total: int, title: str, progress: bool) -> Iterator[
 def _dropped_rows(
     dataset: Path, tally: Tally, allow_lost: bool, total: int, progress: bool
 ) -> Iterator[dict[str, Any]]:
-    """The lines of dropped.jsonl. A refusal at the end leaves the file that was there as it was."""
+    """The lines of dropped.jsonl. A refusal at the end keeps the earlier file."""
     for scored in _bar(read_scored(dataset), total, "filter", progress):
         reasons = tally.add(scored)
         if reasons:
@@ -172,7 +173,7 @@ def _dropped_rows(
         raise InputError(
             f"filter: {tally.dropped:,} of {tally.pairs:,} pairs would go, and {len(gone):,} identities would be left "
             f"without {' or '.join(side for side in MODALITIES if lost[side])} images ({abbreviate(gone)}); lower the "
-            "thresholds, or say --allow-lost"
+            "thresholds, or use --allow-lost"
         )
     (dataset / RECORD).unlink(missing_ok=True)  # from here on the old one would describe another file
 
@@ -196,12 +197,12 @@ def _record(dataset: Path, tally: Tally) -> dict[str, Any]:
         "dropped": tally.dropped,
         "dropped_sha256": sha256_file(dataset / DROPPED),
         "by_threshold": {str(rule): tally.by_rule[str(rule)] for rule in tally.rules},
-        "by_camera": _shares_of(tally.pairs_by_camera, tally.dropped_by_camera),
-        "by_identity": _shares_of(tally.pairs_of, tally.dropped_of),
+        "by_camera": _drop_counts(tally.pairs_by_camera, tally.dropped_by_camera),
+        "by_identity": _drop_counts(tally.pairs_of, tally.dropped_of),
         "without_score": dict(tally.without),
         "identities_lost": {side: pids for side, pids in lost.items() if pids},
     }
 
 
-def _shares_of(total: Counter[str], dropped: Counter[str]) -> dict[str, dict[str, int]]:
+def _drop_counts(total: Counter[str], dropped: Counter[str]) -> dict[str, dict[str, int]]:
     return {name: {"pairs": total[name], "dropped": dropped[name]} for name in sorted(total, key=natural_key)}

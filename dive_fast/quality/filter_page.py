@@ -1,4 +1,4 @@
-"""The filter's report: counts, and pictures of what fell just below, or just above, each threshold."""
+"""The filter's report: counts, and pictures from just below and just above each threshold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dive_fast.io import read_jsonl
 from dive_fast.quality.filter import KINDS, Example, Tally
 from dive_fast.quality.rules import Rule
 from dive_fast.quality.sidecar import nearest_path
-from dive_fast.report.html import Cell, Person, paragraph, person_row, section, table, write_page
+from dive_fast.report.html import Cell, PictureRow, paragraph, picture_row, section, table, write_page
 from dive_fast.synth.records import is_inside
 from dive_fast.types import InputError, Modality
 
@@ -22,7 +22,7 @@ HEIGHT = 296  # pixels of a picture: twice what the page shows
 
 
 def write_filter_page(dataset: Path, out: Path, tally: Tally, metadata: dict[str, Any]) -> Path:
-    """Writes the page; `metadata` is what scores.json holds, which says where training images lie."""
+    """Writes the page; `metadata` is the content of scores.json, which locates training images."""
     roots = {str(entry["name"]): Path(entry["root"]) for entry in metadata["sets"]["train"]}
     return write_page(
         out,
@@ -37,7 +37,7 @@ def write_filter_page(dataset: Path, out: Path, tally: Tally, metadata: dict[str
         ),
         section("By camera", _counts("camera", tally.pairs_by_camera, tally.dropped_by_camera, None)),
         section("By identity", *_identities(tally)),
-    )  # fmt: skip
+    )
 
 
 def _rows(dataset: Path, tally: Tally, rule: Rule, side: Modality, roots: dict[str, Path]) -> Iterator[str]:
@@ -45,7 +45,7 @@ def _rows(dataset: Path, tally: Tally, rule: Rule, side: Modality, roots: dict[s
         examples = tally.examples(rule, side, kind)
         if examples:
             cells = [cell for example in examples for cell in _cells(dataset, example, roots)]
-            yield person_row(Person(kind, _range(examples), cells))
+            yield picture_row(PictureRow(kind, _range(examples), cells))
 
 
 def _range(examples: list[Example]) -> str:
@@ -67,7 +67,7 @@ def _cells(dataset: Path, example: Example, roots: dict[str, Path]) -> Iterator[
 
 
 def _training(dataset: Path, example: Example, roots: dict[str, Path]) -> Cell:
-    """The training image that the example is most like."""
+    """The training image that is most like the example."""
     for row in read_jsonl(nearest_path(dataset, example.scored.shard), "nearest training images"):
         if isinstance(row, dict) and row.get("pair_id") == example.scored.pair.pair_id:
             name, _, file = str(row.get(example.side)).partition("/")
@@ -77,7 +77,7 @@ def _training(dataset: Path, example: Example, roots: dict[str, Path]) -> Cell:
 
 
 def _picture(path: Path, caption: str, made: bool) -> Cell:
-    """The image at the page's size; one that cannot be shown is grey, and its caption says why."""
+    """The image at the page's size; a grey one with a caption for an unreadable file."""
     try:
         image = open_image(path)
     except InputError:

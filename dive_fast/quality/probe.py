@@ -1,4 +1,4 @@
-"""A linear probe that tells infrared from visible features, and how well it does on people that it has not seen."""
+"""A linear probe that tells infrared from visible features, and its accuracy on people outside its training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real images that generated ones are measured by: read, checked to be real, and their features."""
+"""The real images that generated ones are compared with: checked to be real, and their features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Centres:
-    """The people who have real images in one modality: their names, in order, and a unit row each, [P, D]."""
+    """Names, in order, and unit centroids [P, D] of the people with real images in one modality."""
 
     number: dict[str, int]
     rows: F32
@@ -29,7 +29,7 @@ class Centres:
 
 @dataclass(frozen=True)
 class RealImages:
-    """Samples of real sets, in the order of their features; `names` are "set/file", as `sets` explain."""
+    """Samples of real sets, in the order of their features; `names` are "set/file"."""
 
     sets: tuple[NamedSet, ...]
     samples: tuple[Sample, ...]
@@ -44,7 +44,6 @@ class RealImages:
         return np.array([sample.modality == "ir" for sample in self.samples])
 
     def rows(self, side: Modality) -> I64:
-        """The rows of one modality."""
         return np.flatnonzero(self.infrared == (side == "ir"))
 
     def labels(self, rows: I64, by_camera: bool = False) -> I64:
@@ -55,7 +54,7 @@ class RealImages:
 
     @cached_property
     def centres(self) -> dict[Modality, Centres]:
-        """Everybody's centroid, by modality."""
+        """Every person's centroid, by modality."""
         found: dict[Modality, Centres] = {}
         for side in MODALITIES:
             rows = self.rows(side)
@@ -66,7 +65,7 @@ class RealImages:
 
 
 def read_real(specs: Sequence[SetSpec]) -> list[NamedSet]:
-    """The real sets of `specs` as one mixture; a generated image among them, by its own marks, raises `InputError`."""
+    """Reads real sets; an image whose own tags say that it is generated raises `InputError`."""
     sets = read_sets(specs)
     for sample in all_samples(sets):
         try:
@@ -90,5 +89,5 @@ def real_images(sets: Sequence[NamedSet], extractor: ReidExtractor, tone: bool, 
 
 
 def set_metadata(sets: Sequence[NamedSet]) -> list[dict[str, Any]]:
-    """What says where a set's images lie and how they were read; `root` is of the machine that scored."""
+    """Where a set's images lie, on the machine that scored, and how they were read."""
     return [{"name": named.name, "root": str(named.spec.root.absolute()), **settings_of(named.spec)} for named in sets]

@@ -54,7 +54,7 @@ class ReidExtractor:
         return int(self.model.neck.num_features)
 
     def features(self, samples: Sequence[Sample], tone: bool = True, progress: str | None = None) -> Features:
-        """Features of every sample, in order, a chunk of images in memory at a time; without `tone` those are zero wide."""
+        """Features of every sample, in order, one chunk of images in memory at a time; without `tone` those have width 0."""
         parts = list(self._chunks(samples, tone, progress))
         return Features(np.concatenate([p.identity for p in parts]), np.concatenate([p.tone for p in parts]))
 

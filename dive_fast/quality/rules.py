@@ -1,4 +1,4 @@
-"""What a filter asks of every image: thresholds on scores, each for one side of a pair or for both."""
+"""The rules of a filter: thresholds on scores, each for one side of a pair or for both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dive_fast.types import MODALITIES, InputError, Modality
 
 @dataclass(frozen=True)
 class Rule:
-    """Images of `side` (None: of both) must have `score` at least, or at `most` at most, `limit`."""
+    """Images of `side` (None: both) must have `score` of at least, or with `most` at most, `limit`."""
 
     score: str
     limit: float
@@ -31,11 +31,11 @@ class Rule:
         return value > self.limit if self.most else value < self.limit
 
     def badness(self, value: float) -> float:
-        """How far `value` is on the wrong side of the limit; what is kept has 0 or less."""
+        """How far `value` is on the wrong side of the limit; kept values give 0 or less."""
         return value - self.limit if self.most else self.limit - value
 
     def reason(self, value: float, side: Modality) -> str:
-        """As dropped.jsonl says it: "identity -0.31 < 0.1 (ir)"."""
+        """The reason in dropped.jsonl: "identity -0.31 < 0.1 (ir)"."""
         return f"{self.score} {value:.6g} {'>' if self.most else '<'} {self.limit:.6g} ({side})"
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ def check_names(wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> Non
 
 
 def plain_rules(wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> list[Rule]:
-    """The rules whose limit needs no look at the dataset's own scores."""
+    """The rules whose limit does not depend on the dataset's own scores."""
     rules: list[Rule] = []
     for one in wanted:
         if one.kind == "keep-share":
@@ -84,10 +84,10 @@ def _calibrated(one: Threshold, metadata: Mapping[str, Any]) -> list[Rule]:
     ]
 
 
-class Shares:
-    """The limits that keep a share of the pairs, from all scores: 8 bytes a pair and rule.
+class FractionLimits:
+    """The limits that keep a fraction of the pairs, from all scores: 8 bytes a pair and rule.
 
-    A pair counts by the worse of its sides. Pairs at the limit are kept, so ties may keep a few more.
+    The worse side of a pair counts. Pairs at the limit are kept, so ties may keep a few more.
     """
 
     def __init__(self, wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> None:
@@ -112,6 +112,6 @@ class Shares:
 
 
 def _limit(values: np.ndarray, share: float, most: bool) -> float:
-    """The value of the worst of the best ceil(share * n)."""
+    """The worst of the best ceil(fraction * n) values."""
     count = min(len(values), int(np.ceil(share * len(values) - 1e-9)))
     return float(np.partition(values, count - 1)[count - 1] if most else np.partition(values, -count)[-count])

@@ -1,4 +1,4 @@
-"""Scoring a dataset: shard after shard, safe to stop, in memory that does not grow with the number of pairs.
+"""Scoring a dataset: shard after shard, safe to stop, in a few bytes of memory a pair.
 
 First each shard's features and scores are computed and stored (`store`). Then diversity is computed identity by identity,
 and the score files are written, `scores.json` last.
@@ -6,8 +6,7 @@ and the score files are written, `scores.json` last.
 
 from __future__ import annotations
 
-import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +28,7 @@ from dive_fast.io import (
 )
 from dive_fast.quality.config import MEANINGS, ScoreConfig
 from dive_fast.quality.dataset import DatasetShard, dataset_hash, read_shard, records_hash, shard_numbers
-from dive_fast.quality.measures import F32, nearest_other
-from dive_fast.quality.quantiles import RunningQuantiles
+from dive_fast.quality.measures import F32, RunningQuantiles, nearest_other
 from dive_fast.quality.real import read_real, real_images, set_metadata
 from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
 from dive_fast.quality.scorer import PER_IMAGE, Scorer
@@ -49,58 +47,45 @@ def score_dataset(
     train: Sequence[SetSpec] = (),
     config: ScoreConfig = ScoreConfig(),
     *,
-    again: bool = False,
+    overwrite: bool = False,
     device: str = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores every generated image of `dataset` by the ReID model in `checkpoint` and returns the content of `scores.json`.
+    """Scores every generated image of `dataset` by a ReID checkpoint and returns the content of `scores.json`.
 
-    `real` are the sets that identities and modalities are known from, `train` those that the generator learned from (by
-    default the same). A rerun looks only at shards that are new or changed; with another model, other sets or other
-    settings it raises `InputError`, unless `again`, which throws the old scores away.
-    Raises `InputError` before any work for a model that saw synthetic images and sets that lack people or modalities.
+    Identities and modalities are those of the sets `real`; the generator learned from `train` (default: the same). A rerun
+    scores only new and changed shards. With another model, other sets or other settings it raises `InputError`; `overwrite`
+    deletes the old scores instead. A model that saw synthetic images, and sets that lack people or modalities, raise
+    `InputError` before any work.
     """
     shard_numbers(dataset)
     extractor = open_extractor(checkpoint, device, config.batch)
-    sets = read_real(real), read_real(train or real)
-    settings = _settings(extractor, sets, config)
-    with _claimed(dataset):
-        _check_settings(dataset, settings, again)
-        metadata = _known_metadata(dataset)
-        if (
-            metadata is not None
-            and not again
-            and metadata.get("records") == dataset_hash(dataset)
-            and _complete(dataset)
-        ):
-            return metadata
-        run = _Run(dataset, extractor, _scorer(dataset, extractor, sets, config, progress), settings, progress)
-        if again:
-            _clear(dataset)
-        write_json(_settings_path(dataset), settings)
-        try:
-            shards = run.look()
-            return run.write(shards, sets)
-        except KeyboardInterrupt as error:
-            raise DiveError(
-                f"interrupted: what was scored in {dataset} is kept; run the same command again to continue"
-            ) from error
-
-
-def _settings(
-    extractor: ReidExtractor, sets: tuple[list[NamedSet], list[NamedSet]], config: ScoreConfig
-) -> dict[str, Any]:
-    """What another run must share to go on with this one's files; not where the images lie."""
-    real, train = sets
-    known = fingerprint(all_samples(real))
-    return {
+    known = read_real(real)
+    learned = read_real(train) if train else known
+    settings = {
         "net": extractor.metadata["sha256"],
-        "real": known,
-        "train": known if train is real else fingerprint(all_samples(train)),
+        "real": fingerprint(all_samples(known)),
+        "train": fingerprint(all_samples(learned)),
         "scores": [name for name in MEANINGS if name in config.scores],
         "percentile": config.percentile,
         "version": VERSION,
     }
+    with _claimed(dataset):
+        _check_settings(dataset, settings, overwrite)
+        metadata = _known_metadata(dataset)
+        if metadata and not overwrite and metadata.get("records") == dataset_hash(dataset) and _complete(dataset):
+            return metadata
+        scorer = _scorer(dataset, extractor, known, learned, config, progress)
+        run = _Run(dataset, extractor, scorer, settings, progress)
+        if overwrite:
+            _clear(dataset)
+        write_json(_settings_path(dataset), settings)
+        try:
+            return run.write(run.compute())
+        except KeyboardInterrupt as error:
+            raise DiveError(
+                f"interrupted: what was scored in {dataset} is kept; run the same command again to continue"
+            ) from error
 
 
 def _settings_path(dataset: Path) -> Path:
@@ -109,7 +94,7 @@ def _settings_path(dataset: Path) -> Path:
 
 @contextmanager
 def _claimed(dataset: Path) -> Iterator[None]:
-    """Keeps other runs away from scores/ while the block runs."""
+    """Locks scores/ while the block runs."""
     folder = FeatureStore(dataset).folder
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,20 +104,20 @@ def _claimed(dataset: Path) -> Iterator[None]:
         yield
 
 
-def _check_settings(dataset: Path, settings: dict[str, Any], again: bool) -> None:
-    """Raises `InputError` when scores/ is of other settings, unless those scores are to be thrown away."""
+def _check_settings(dataset: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Raises `InputError` when scores/ has other settings, unless `overwrite`."""
     path, metadata = _settings_path(dataset), _known_metadata(dataset)
     held = metadata["settings"] if metadata is not None else settings
     if path.exists():  # of a run that was stopped, too
         held = read_json(path, "score settings")
-    if canonical_json(held) != canonical_json(settings) and not again:
+    if canonical_json(held) != canonical_json(settings) and not overwrite:
         raise InputError(
-            f"{dataset / 'scores'} holds scores by {_difference(held, settings)}; say --again to replace them"
+            f"{dataset / 'scores'} holds scores by {_difference(held, settings)}; give --overwrite to replace them"
         )
 
 
 def _known_metadata(dataset: Path) -> dict[str, Any] | None:
-    """What scores.json holds; None when there is none. Whatever else lies there raises `InputError`."""
+    """The content of scores.json; None when there is none. A malformed one raises `InputError`."""
     path = metadata_path(dataset)
     if not path.is_file():
         return None
@@ -153,36 +138,30 @@ def _difference(held: object, settings: dict[str, Any]) -> str:
 
 
 def _clear(dataset: Path) -> None:
-    """Removes score files, and nothing that has another name than they."""
+    """Removes score files only."""
     metadata_path(dataset).unlink(missing_ok=True)
-    for folder, suffix in ((dataset / "scores", ".jsonl"), (dataset / "scores" / "nearest", ".jsonl"),
-                           (FeatureStore(dataset).folder, ".npz")):  # fmt: skip
-        for entry in list(os.scandir(folder)) if folder.is_dir() else []:
-            stem, end = os.path.splitext(entry.name)
-            if stem.isdecimal() and end == suffix:
-                os.unlink(entry.path)
+    scores = dataset / "scores"
+    for folder, suffix in ((scores, ".jsonl"), (scores / "nearest", ".jsonl"), (FeatureStore(dataset).folder, ".npz")):
+        for file in list(folder.glob(f"*{suffix}")):
+            if file.stem.isdecimal():
+                file.unlink()
 
 
 def _scorer(
     dataset: Path,
     extractor: ReidExtractor,
-    sets: tuple[list[NamedSet], list[NamedSet]],
+    real: Sequence[NamedSet],
+    train: Sequence[NamedSet],
     config: ScoreConfig,
     progress: bool,
 ) -> Scorer:
-    """The scorer of this dataset; raises for what the real sets lack before a generated image is opened."""
-    real, train = sets
+    """The scorer of this dataset; checks the real sets before it opens a generated image."""
     known = real_images(real, extractor, "modality" in config.scores, "real images" if progress else None)
     same = [named.spec for named in train] == [named.spec for named in real]
     learned = known if same else real_images(train, extractor, False, "training images" if progress else None)
     scorer = Scorer(known, learned, frozenset(config.scores), config.percentile)
-    pids: set[str] = set()
-    sides: set[Modality] = set()
-    for number in shard_numbers(dataset):
-        for pair, side in read_shard(dataset, number).made:
-            pids.add(pair.pid)
-            sides.add(side)
-    scorer.check(pids, sides)
+    made = {(pair.pid, side) for number in shard_numbers(dataset) for pair, side in read_shard(dataset, number).made}
+    scorer.check({pid for pid, _ in made}, {side for _, side in made})
     return scorer
 
 
@@ -195,21 +174,21 @@ class _Run:
     progress: bool
 
     def key(self, shard: DatasetShard) -> str:
-        """What decides a shard's features and scores by image; a shard that was made anew has another."""
+        """Identifies everything that decides a shard's features and scores by image."""
         return sha256_bytes(canonical_json([self.settings, shard.number, shard.sha256]).encode())
 
-    def look(self) -> list[tuple[int, str]]:
-        """Looks at every shard that was not looked at yet; gives (number, SHA-256) of all."""
+    def compute(self) -> list[tuple[int, str]]:
+        """Scores every shard that is not stored yet; returns (number, SHA-256) of all."""
         store, found = FeatureStore(self.dataset), []
         numbers = shard_numbers(self.dataset)
         for number in tqdm(numbers, desc="score", unit="shard", disable=not self.progress):
             shard = read_shard(self.dataset, number)
             found.append((number, shard.sha256))
             if not store.has(number, self.key(shard)):
-                store.write(number, self.key(shard), self._see(shard))
+                store.write(number, self.key(shard), self._compute(shard))
         return found
 
-    def _see(self, shard: DatasetShard) -> Stored:
+    def _compute(self, shard: DatasetShard) -> Stored:
         made = shard.made
         if not made:
             empty = np.empty((0, len(PER_IMAGE)), np.float32)
@@ -219,18 +198,18 @@ class _Run:
         return Stored(features.identity, values, neighbour)
 
     def stored(self, shard: DatasetShard) -> Stored:
-        """What is kept of the shard; a damaged file is made again."""
+        """The shard's stored rows; a damaged file is computed again."""
         store = FeatureStore(self.dataset)
         kept = store.read(shard.number, self.key(shard), len(shard.made))
         if kept is None:
-            kept = self._see(shard)
+            kept = self._compute(shard)
             store.write(shard.number, self.key(shard), kept)
         return kept
 
-    def write(self, shards: Sequence[tuple[int, str]], sets: tuple[list[NamedSet], list[NamedSet]]) -> dict[str, Any]:
-        """Writes every score file and then `scores.json`, whose content is returned."""
+    def write(self, shards: Sequence[tuple[int, str]]) -> dict[str, Any]:
+        """Writes every score file and then `scores.json`, and returns the latter's content."""
         numbers = [number for number, _ in shards]
-        diversity = iter(self._diversity(numbers)) if "diversity" in self.scorer.wanted else None
+        diversity = self._diversity(numbers) if "diversity" in self.scorer.wanted else {}
         quantiles_of: dict[tuple[str, Modality], RunningQuantiles] = {}
         over: Counter[Modality] = Counter()
         thresholds = self.scorer.thresholds()
@@ -239,7 +218,7 @@ class _Run:
         for number in tqdm(numbers, desc="write scores", unit="shard", disable=not self.progress, leave=False):
             shard = read_shard(self.dataset, number)
             pairs += len(shard.pairs)
-            columns = self._columns(shard, next(diversity) if diversity is not None else None)
+            columns = self._columns(shard, diversity.get(number))
             sides = np.array([side for _, side in shard.made])
             for name, column in columns.items():
                 for side in MODALITIES:
@@ -251,7 +230,7 @@ class _Run:
             write_jsonl(scores_path(self.dataset, number), _rows(shard, columns))
         for side, metadata in thresholds["memorisation"].items():
             metadata["over"] = over[side]
-        metadata = self._metadata(quantiles_of, thresholds, sets) | {
+        metadata = self._metadata(quantiles_of, thresholds) | {
             "pairs": pairs,
             "shards": len(numbers),
             "records": records_hash(shards),
@@ -260,7 +239,7 @@ class _Run:
         return metadata
 
     def _columns(self, shard: DatasetShard, diversity: F32 | None) -> dict[str, F32]:
-        """The scores of a shard by name, NaN where there is none; writes down the nearest training images beside."""
+        """A shard's scores by name, NaN where there is none; also writes the nearest training images."""
         kept = self.stored(shard)
         columns = {name: kept.values[:, n] for n, name in enumerate(PER_IMAGE) if name in self.scorer.wanted}
         if diversity is not None:
@@ -270,35 +249,32 @@ class _Run:
             write_jsonl(nearest_path(self.dataset, shard.number), _by_pair(shard, names))
         return columns
 
-    def _diversity(self, numbers: Sequence[int]) -> Iterator[F32]:
-        """Each shard's diversity in turn. Features are held until their group is complete: a plan has one person after
-        the other, so that is one person's at a time, and any other order still gives the same numbers.
+    def _diversity(self, numbers: Sequence[int]) -> dict[int, F32]:
+        """Each shard's diversity, 4 bytes an image, NaN for a lone image of its identity and camera.
+
+        Features are held until their group is complete: in a plan's order, those of one person at a time.
         """
         left: Counter[Group] = Counter()
         for number in numbers:
             left.update(_groups(read_shard(self.dataset, number)))
         held: dict[Group, list[tuple[F32, int, np.ndarray]]] = {}
         values: dict[int, F32] = {}
-        waiting: dict[int, int] = {}  # rows of a shard that are not known yet
-        queue = deque(numbers)
         for number in numbers:
             shard = read_shard(self.dataset, number)
             kept, groups = self.stored(shard), _groups(shard)
-            values[number], waiting[number] = np.full(len(groups), np.nan, np.float32), len(groups)
+            values[number] = np.full(len(groups), np.nan, np.float32)
             for group in dict.fromkeys(groups):
                 rows = np.array([n for n, other in enumerate(groups) if other == group])
                 held.setdefault(group, []).append((kept.features[rows], number, rows))
                 left[group] -= len(rows)
                 if not left[group]:
-                    _finish(held.pop(group), values, waiting)
-            while queue and waiting.get(queue[0]) == 0:
-                yield values.pop(queue.popleft())
+                    _finish(held.pop(group), values)
+        return values
 
     def _metadata(
         self,
         quantiles_of: dict[tuple[str, Modality], RunningQuantiles],
         thresholds: dict[str, Any],
-        sets: tuple[list[NamedSet], list[NamedSet]],
     ) -> dict[str, Any]:
         made: dict[str, dict[str, Any]] = {}
         for (name, side), running in sorted(quantiles_of.items()):
@@ -309,7 +285,7 @@ class _Run:
             "version": VERSION,
             "net": self.extractor.metadata,
             "settings": self.settings,
-            "sets": {"real": set_metadata(sets[0]), "train": set_metadata(sets[1])},
+            "sets": {"real": set_metadata(self.scorer.real.sets), "train": set_metadata(self.scorer.train.sets)},
             "scores": {
                 name: {"meaning": meaning, "high_is_good": good}
                 for name, (meaning, good) in MEANINGS.items()
@@ -326,17 +302,14 @@ def _groups(shard: DatasetShard) -> list[Group]:
     return [(pair.pid, pair.cameras[side]) for pair, side in shard.made]
 
 
-def _finish(parts: list[tuple[F32, int, np.ndarray]], values: dict[int, F32], waiting: dict[int, int]) -> None:
-    """Fills in the diversity of a group whose last features have come; a lone image has none."""
+def _finish(parts: list[tuple[F32, int, np.ndarray]], values: dict[int, F32]) -> None:
+    """Fills in the diversity of a complete group."""
     features = np.concatenate([part for part, _, _ in parts])
-    found = np.full(len(features), np.nan, np.float32)
     if len(features) > 1:
         found = (1 - nearest_other(features)).clip(min=0)  # half precision may say a little less than 0
-    start = 0
-    for part, number, rows in parts:
-        values[number][rows] = found[start : start + len(part)]
-        waiting[number] -= len(rows)
-        start += len(part)
+        ends = np.cumsum([len(part) for part, _, _ in parts])[:-1]
+        for part, (_, number, rows) in zip(np.split(found, ends), parts, strict=True):
+            values[number][rows] = part
 
 
 def _rows(shard: DatasetShard, columns: dict[str, F32]) -> Iterator[dict[str, Any]]:
@@ -348,7 +321,7 @@ def _rows(shard: DatasetShard, columns: dict[str, F32]) -> Iterator[dict[str, An
 
 
 def _by_pair(shard: DatasetShard, values: Sequence[Any], absent: Any = None) -> Iterator[dict[str, Any]]:
-    """A line for every pair, with the value of each generated side; a photo side has `absent`, or is absent if None."""
+    """A line for every pair with the value of each generated side; other sides get `absent`, if given."""
     row = 0
     for pair in shard.pairs:
         line: dict[str, Any] = {"pair_id": pair.pair_id}

@@ -1,4 +1,4 @@
-"""Everything that decides the scores of one generated image: real features, centroids, the probe, training images."""
+"""Scores of one generated image from real features, centroids, the probe and training images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from dive_fast.data.names import abbreviate
-from dive_fast.quality.measures import F32, I64, left_out_margins, margins, nearest, nearest_within
+from dive_fast.quality.measures import F32, I64, left_out_margins, margins, nearest, nearest_within, quantiles
 from dive_fast.quality.probe import Probe, ProbeReport, fit, held_out
-from dive_fast.quality.quantiles import quantiles
 from dive_fast.quality.real import RealImages
 from dive_fast.quality.reid_extractor import Features
 from dive_fast.types import MODALITIES, InputError, Modality
@@ -26,7 +25,7 @@ PER_IMAGE = (
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores images row by row; `wanted` names the scores that are asked for."""
+    """Scores images row by row; `wanted` names the scores."""
 
     real: RealImages
     train: RealImages
@@ -34,7 +33,7 @@ class Scorer:
     percentile: float = 99.9
 
     def check(self, pids: Collection[str], sides: Collection[Modality]) -> None:
-        """Raises `InputError` when the real sets cannot say anything of these identities and sides."""
+        """Raises `InputError` when the real sets lack what the wanted scores of these identities and sides need."""
         known = self.real.centres["rgb"].number.keys() | self.real.centres["ir"].number.keys()
         unknown = sorted(pid for pid in pids if pid not in known)
         if "identity" in self.wanted and unknown:
@@ -59,7 +58,7 @@ class Scorer:
                     )
 
     def values(self, features: Features, pids: Sequence[str], sides: Sequence[Modality]) -> tuple[F32, I64]:
-        """Scores [n, len(PER_IMAGE)] (NaN: not asked for) and each row's nearest training image (-1: not asked for)."""
+        """Scores [n, len(PER_IMAGE)] (NaN: not wanted) and each row's nearest training image (-1: not wanted)."""
         scores = np.full((len(features), len(PER_IMAGE)), np.nan, np.float32)
         neighbour = np.full(len(features), -1, np.int64)
         if "identity" in self.wanted:
@@ -93,7 +92,7 @@ class Scorer:
 
     @cached_property
     def probe_report(self) -> ProbeReport | None:
-        """How well the probe does on held-out people; None when modality is not asked for."""
+        """The probe's accuracy on held-out people; None when modality is not wanted."""
         if "modality" not in self.wanted:
             return None
         rows = np.arange(len(self.real.samples))
@@ -106,8 +105,8 @@ class Scorer:
         return {side: (found, self.train.features.identity[found]) for side, found in rows.items()}
 
     def thresholds(self) -> dict[str, Any]:
-        """For memorisation, by side: the `percentile` of real training images' similarity to the nearest other one of
-        the same person and modality, and how many images it rests on; a side without two images of one person has none.
+        """Memorisation's threshold, by side: the `percentile` of real training images' similarity to the nearest other one
+        of the same person and modality, and the number of images. A side without two images of one person has none.
         """
         found = {}
         for side in MODALITIES if "memorisation" in self.wanted else ():
@@ -118,10 +117,9 @@ class Scorer:
         return {"memorisation": found}
 
     def on_real(self) -> dict[str, dict[Modality, dict[str, float]]]:
-        """Quantiles of the same measures on the real images themselves, by score and side: what good looks like.
+        """Quantiles of the same measures on the real images, by score and side, for comparison.
 
-        Real RGB images are left out of their own centroid, people are judged by probes that were fitted to others, and
-        an image never counts as its own neighbour.
+        Real RGB images are left out of their own centroid, and people are judged by probes that were fitted to others.
         """
         report = self.probe_report
         own = None if report is None else report.own

@@ -1,4 +1,4 @@
-"""How far a dataset's generated images are from real ones as sets: KID and FID, camera by camera and over all."""
+"""Distances between a dataset's generated images and real sets: KID and FID, by camera and over all."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ ALL = "all"
 class SetDistance:
     """Generated against real images of one camera, or of all cameras of a modality. `dims` is D of the features.
 
-    `real_*` is what two halves of the real images, of different people, have between them (None for too few images). That
-    is the figure to compare with: images of one person are alike, so sets of few people are far apart, and the standard
-    error, which takes images as independent, does not know it.
+    `real_*` is the distance between two halves of the real images, of different people (None for too few images): compare
+    with it, as sets of few people are far apart and the standard error, which takes images as independent, misses that.
     """
 
     camera: str
@@ -47,7 +46,7 @@ class SetDistance:
 
     @property
     def rank_deficient(self) -> bool:
-        """Whether a covariance has fewer images than dimensions: FID is then mostly bias."""
+        """Whether a covariance has fewer images than dimensions, which makes FID mostly bias."""
         return min(self.made, self.real) <= self.dims
 
 
@@ -60,10 +59,10 @@ def compare_sets(
     out: Path | None = None,
     progress: bool = True,
 ) -> tuple[list[SetDistance], list[str]]:
-    """Distances of `dataset`'s generated images to `real` ones, and the cameras that have no real images.
+    """Distances of `dataset`'s generated images to `real` ones, and the cameras without real images.
 
-    A row "all" of a modality joins those of its cameras that both sets have.
-    `out`, by default scores/sets.json, gets the rows as JSON. Raises `InputError` when no camera is in both sets.
+    A row "all" of a modality joins those of its cameras that both sets have. Writes the rows as JSON to `out`, by default
+    scores/sets.json. Raises `InputError` when no camera is in both sets.
     """
     sets = read_real(real)
     made = _sampled(dataset, config)
@@ -92,7 +91,7 @@ def compare_sets(
 
 
 def _sampled(dataset: Path, config: CompareConfig) -> dict[str, list[Sample]]:
-    """By camera at most `most` generated images, by Algorithm R (Vitter 1985): one walk, whatever the dataset's size."""
+    """At most `most` generated images of each camera, in one walk by Algorithm R (Vitter 1985)."""
     gone = dropped(dataset) if config.kept_only else set()
     random, seen = np.random.default_rng(config.seed), dict[str, int]()
     held: dict[str, list[Sample]] = {}
@@ -166,14 +165,14 @@ def _distance(camera: str, side: Modality, made: F32, real: F32, pids: Sequence[
 
 
 def _halves(real: F32, pids: Sequence[str], seed: int) -> tuple[F32, F32] | None:
-    """Two halves of the real images with no person in both."""
+    """Two halves of the real images without a common person."""
     people = np.random.default_rng([seed, 2]).permutation(sorted(set(pids)))
     first = np.isin(np.array(pids), people[: len(people) // 2])
     return (real[first], real[~first]) if min(first.sum(), (~first).sum()) >= FEWEST else None
 
 
 def table(rows: Sequence[SetDistance]) -> str:
-    """The rows as aligned text; KID times 1,000, as papers give it."""
+    """The rows as aligned text; KID times 1,000, as in papers."""
     lines = [("camera", "side", "made", "real", "KID x1000", "+-", "FID", "real KID x1000", "real FID")]
     for row in rows:
         fid = _figure(row.fid) + ("*" if row.rank_deficient else "")

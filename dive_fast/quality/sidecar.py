@@ -17,7 +17,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Scored:
-    """A pair, the shard that it is in, and its scores by generated side."""
+    """A pair, its shard, and its scores by generated side."""
 
     shard: int
     pair: Pair
@@ -29,7 +29,7 @@ def scores_path(dataset: Path, number: int) -> Path:
 
 
 def nearest_path(dataset: Path, number: int) -> Path:
-    """Which training image each generated image of a shard is most like: {"pair_id", side: "set/file"} a line."""
+    """The training image nearest to each generated one of a shard: {"pair_id", side: "set/file"} a line."""
     return dataset / "scores" / "nearest" / f"{number:05d}.jsonl"
 
 
@@ -38,7 +38,7 @@ def metadata_path(dataset: Path) -> Path:
 
 
 def read_metadata(dataset: Path) -> dict[str, Any]:
-    """`scores.json`; one that is missing, broken, or of other images than the dataset now holds raises `InputError`."""
+    """`scores.json`; a missing or broken one, or one of other images, raises `InputError`."""
     path = metadata_path(dataset)
     if not path.is_file():
         raise InputError(f"dataset {dataset} is not scored yet; run dive-fast score first")
@@ -48,7 +48,7 @@ def read_metadata(dataset: Path) -> dict[str, Any]:
         or metadata.get("version") != VERSION
         or not isinstance(metadata.get("scores"), dict)
     ):
-        raise InputError(f"{path} is no description of scores that this version reads; run dive-fast score --again")
+        raise InputError(f"{path} is no description of scores that this version reads; run dive-fast score --overwrite")
     if metadata.get("records") != dataset_hash(dataset):
         raise InputError(f"dataset {dataset} has other pairs than were scored; run dive-fast score again")
     return metadata
@@ -62,11 +62,11 @@ def read_scored(dataset: Path) -> Iterator[Scored]:
             pair_id, scores = next(rows, ("", {}))
             if pair_id != pair.pair_id:
                 where = f"{scores_path(dataset, number)} line {line}"
-                raise InputError(f"{where} is not about pair {pair.pair_id}; run dive-fast score --again")
+                raise InputError(f"{where} is not about pair {pair.pair_id}; run dive-fast score --overwrite")
             yield Scored(number, pair, scores)
 
 
 def read_scores(dataset: Path) -> Iterator[SideScores]:
-    """The scores alone, in plan order: a third of the time of `read_scored`."""
+    """The scores alone, in plan order, in a third of the time of `read_scored`."""
     for number in shard_numbers(dataset):
         yield from (scores for _, scores in score_lines(scores_path(dataset, number)))

@@ -1,4 +1,4 @@
-"""What was computed of each shard's images, kept beside the scores, so that a rerun does not look at an image twice."""
+"""Features and scores of each shard's images, kept beside the scores for reruns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Stored:
 class FeatureStore:
     """scores/features/NNNNN.npz, features in half precision: 2 D bytes an image, 576 with the pocket ReID model.
 
-    A shard's file names what it was made by and from (`key`); one of another key, or a damaged one, counts as missing.
+    Each file holds the `key` of its inputs; a file of another key, or a damaged one, counts as missing.
     """
 
     def __init__(self, dataset: Path) -> None:
@@ -46,7 +46,7 @@ class FeatureStore:
             )
 
     def has(self, number: int, key: str) -> bool:
-        """Whether the shard's file is whole so far as its directory tells, and was made by `key`."""
+        """Whether the shard's file can be opened and has this `key`."""
         try:
             with np.load(self.path(number), allow_pickle=False) as held:
                 return {"features", "values", "nearest"} <= set(held.files) and bytes(held["key"]) == key.encode()
@@ -54,7 +54,7 @@ class FeatureStore:
             return False
 
     def read(self, number: int, key: str, rows: int) -> Stored | None:
-        """The shard's rows; None when they are missing, damaged, of another number or made by something else."""
+        """The shard's rows; None when they are missing, damaged, of another number or of another key."""
         if not self.has(number, key):
             return None
         try:

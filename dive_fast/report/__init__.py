@@ -1,1 +1,1 @@
-"""Pages for people who would rather look than read: galleries in a folder, and pages in one file; no server, no network."""
+"""Pages about a dataset: galleries in a folder, and pages in one file, without server or network."""

@@ -1,7 +1,6 @@
-"""Data that a page opened from a disk can load: scripts that hand one string to the page.
+"""Data for a page from file://, which may run scripts beside it but not read files.
 
-A page from file:// may not read files, but may run scripts beside it. The string is JSON or base64, never code: what a
-manifest says cannot become part of a program.
+Each script hands one string of JSON or base64 to the page, never code: a manifest's text cannot become a program.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _TYPES = {"B": "u1", "H": "<u2", "I": "<u4", "f": "<f4"}
 
 
 def write_chunk(folder: Path, name: str, value: Any) -> None:
-    """Writes `folder/name.js`; the page gets `value` from JSON."""
+    """Writes `folder/name.js`, which hands `value` to the page as JSON."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     atomic_write(folder / f"{name}.js", f"dive.put({json.dumps(name)},{json.dumps(text)});\n")
 
@@ -44,10 +43,10 @@ def record_chunk(number: int) -> str:
 
 
 class Columns:
-    """Numbers of every pair, a file a block and column; a block is kept in memory, the others are on disk.
+    """Numbers of every pair, one file a block and column; only the current block is in memory.
 
-    `block` is in pairs. `types` maps fixed columns to array type codes. Any other name makes an optional column of
-    float32, NaN where a pair lacks it; its blocks exist only where a pair has it.
+    `block` is in pairs. `types` maps fixed columns to array type codes; any other name makes an optional float32 column,
+    NaN where a pair lacks it, whose blocks exist only where a pair has it.
     """
 
     def __init__(self, folder: Path, types: Mapping[str, str], block: int) -> None:
@@ -80,7 +79,7 @@ class Columns:
         return np.frombuffer(data, _TYPES[self._types.get(name, "f")])
 
     def names(self) -> Iterator[str]:
-        """Every file, as `write_chunk` was told."""
+        """Every file's name, as for `write_chunk`."""
         return (_column_chunk(name, number) for name, numbers in self.blocks.items() for number in numbers)
 
     def _column(self, name: str, kind: str) -> array[Any]:

@@ -1,7 +1,4 @@
-"""A gallery of a whole dataset: a folder to open from the disk, with every pair, its scores and its record.
-
-`index.html` loads what it shows, when it shows it, from chunks of data (`chunks`) and packs of thumbnails (`thumbs`).
-"""
+"""A gallery of a whole dataset: a folder whose index.html loads chunks of data and packs of thumbnails on demand."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ NO_PLOTS = "no plots: matplotlib is not installed; pip install 'dive-fast[report
 
 @dataclass(frozen=True)
 class GallerySummary:
-    """What `write_gallery` did. `missing` and `damaged` count images; `packs_made` those that were not there yet."""
+    """The result of `write_gallery`: counts of `missing` and `damaged` images, and of new packs (`packs_made`)."""
 
     page: Path
     pairs: int
@@ -53,10 +50,10 @@ def write_gallery(
     problems: Sequence[str] | None = None,
     progress: bool = True,
 ) -> GallerySummary:
-    """Writes the gallery of `dataset` into the folder `out`; run again, it makes only the thumbnails that changed.
+    """Writes the gallery of `dataset` into the folder `out`; a rerun makes only the thumbnails that changed.
 
-    `problems` are what verify found; None if it did not run.
-    Raises `InputError` for a dataset without finished pairs, and for an `out` that holds anything else.
+    `problems` are what verify found; None if it did not run. Raises `InputError` for a dataset without finished pairs, and
+    for an `out` that holds anything else.
     """
     rows = DatasetRows(dataset)
     meanings = score_meanings(dataset)
@@ -123,7 +120,7 @@ def _metadata(rows: DatasetRows, walk: Walk, out: Path) -> dict[str, Any]:
 
 
 def _address(dataset: Path, out: Path) -> str:
-    """Where the dataset lies, seen from the page, as a URL without its last slash."""
+    """The dataset's URL relative to the page, without the last slash."""
     try:
         return quote(os.fsencode(os.path.relpath(dataset.resolve(), out.resolve()).replace(os.sep, "/")))
     except ValueError:  # another drive of Windows
@@ -179,7 +176,7 @@ def _plots(walk: Walk, folder: Path, rates: Throughput | None) -> list[dict[str,
 
 
 def _people(walk: Walk) -> dict[str, Any]:
-    """Counts of identities, by their number: pairs by status, and pairs by camera."""
+    """Pairs by status and pairs by camera, by identity number."""
     tally = walk.tally
     cameras = [[0] * len(tally.cameras) for _ in tally.identities]
     for (pid, camera), count in tally.cells.items():

@@ -34,7 +34,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Person:
+class PictureRow:
     """A row of pictures of one identity; None leaves a gap."""
 
     name: str
@@ -58,12 +58,12 @@ def image_data(image: Path | Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def person_row(person: Person) -> str:
-    return str(_PARTS.person_row(person, image_data))
+def picture_row(person: PictureRow) -> str:
+    return str(_PARTS.picture_row(person, image_data))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], mark: str | None = None) -> str:
-    """An HTML table; the row whose first cell is `mark` stands out."""
+    """An HTML table; the row whose first cell is `mark` is highlighted."""
     return str(_PARTS.table(header, rows, mark))
 
 

@@ -1,4 +1,4 @@
-"""Plots of a gallery: scores by camera, and images a second over time; one SVG for light pages and one for dark."""
+"""Plots of a gallery: scores by camera, and images a second over time; an SVG each for light and dark pages."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def plot_throughput(folder: Path, rates: Throughput) -> dict[str, str]:
 
 
 def when(at: float) -> str:
-    """Unix seconds for a reader."""
+    """Unix seconds as a date and time."""
     return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -125,6 +125,6 @@ def _figure(path: Path, theme: str, title: str) -> Iterator[Axes]:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib sets as it stands: no formulas, no control characters, no hidden labels."""
+    """Text that matplotlib sets literally: no formulas, control characters or hidden labels."""
     text = re.sub(r"[^\x20-\x7e\xa0-\uffff]|[\ud800-\udfff]", "?", text)[:80].replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

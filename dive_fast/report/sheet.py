@@ -1,4 +1,4 @@
-"""A few pairs of a synthesized dataset side by side, identity by identity, on one page that holds its images."""
+"""A few pairs of a dataset side by side, identity by identity, on one page that contains its images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from dive_fast.report.config import ReportConfig
-from dive_fast.report.html import Cell, Person, paragraph, person_row, section, table, write_page
+from dive_fast.report.html import Cell, PictureRow, paragraph, picture_row, section, table, write_page
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import InputError, PairRecord
 
@@ -34,7 +34,7 @@ def write_sheet(
                 kept.append(record)
     if not total:
         raise InputError(f"dataset {dataset} has no finished pair yet; run synth again")
-    rows = [person_row(_person(dataset, pid, records)) for pid, records in shown.items()]
+    rows = [picture_row(_person(dataset, pid, records)) for pid, records in shown.items()]
     lead = f"{total:,} pairs of {len(pids):,} identities; green frames mark generated images."
     return write_page(out, f"Pairs in {dataset.name}", lead, section("Pairs", *rows), _health(problems))
 
@@ -48,7 +48,7 @@ def _health(problems: Sequence[str] | None) -> str:
     return section("Health", paragraph(f"{len(problems):,} problems:"), listed)
 
 
-def _person(dataset: Path, pid: str, records: Iterable[PairRecord]) -> Person:
+def _person(dataset: Path, pid: str, records: Iterable[PairRecord]) -> PictureRow:
     cells: list[Cell | None] = []
     for record in records:
         photo = record.spec.photo is not None
@@ -57,7 +57,7 @@ def _person(dataset: Path, pid: str, records: Iterable[PairRecord]) -> Person:
             _cell(dataset / record.files["ir"], f"{record.spec.ir} made", True),
             None,
         ]
-    return Person(pid, "", cells)
+    return PictureRow(pid, "", cells)
 
 
 def _cell(path: Path, caption: str, made: bool) -> Cell:

@@ -1,4 +1,4 @@
-"""Counts of a dataset as its pairs pass by: a few numbers for each identity, camera, score and shard."""
+"""Counts of a dataset in one pass: a few numbers for each identity, camera, score and shard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBERS = re.compile(r"(?<!\S)(?:[<>=]+|[-+]?[\d.,]*\d(?:e[-+]?\d+)?)(?!\S)")  
 
 
 def status_of(row: Row) -> int:
-    """The index in `STATUS`: what a filter dropped, what synth rejected, or neither."""
+    """The index in `STATUS`: dropped by a filter, rejected by synth, or done."""
     if row.reasons is not None:
         return STATUS.index("dropped")
     return STATUS.index("done" if row.record.status == "done" else "rejected")
@@ -30,7 +30,7 @@ def reason_kind(reason: str) -> str:
 
 @dataclass
 class ScoreTally:
-    """A score that some pairs have; `column` names it in files, as its own name may be anything."""
+    """Counts of one score; `column` names it in files, as the score's own name is arbitrary."""
 
     column: str
     count: int = 0
@@ -46,7 +46,7 @@ class ScoreTally:
 
 @dataclass
 class Tally:
-    """Every name gets the number of its first appearance; the page's columns hold these numbers."""
+    """Counts, and numbers for names in the order of their appearance, which the page's columns hold."""
 
     identities: dict[str, int] = field(default_factory=dict)
     status_by_identity: list[list[int]] = field(default_factory=list)  # [identity][STATUS]
@@ -61,7 +61,7 @@ class Tally:
     pairs: int = 0
 
     def add(self, row: Row) -> dict[str, int]:
-        """Counts a pair and gives its numbers: pid, rgb, ir, status, and a bit for each kind of reason."""
+        """Counts a pair and returns its numbers: pid, rgb, ir, status, and a bit for each kind of reason."""
         spec, status = row.record.spec, status_of(row)
         pid = _number(self.identities, spec.pid, self.status_by_identity)
         rgb = _number(self.cameras, spec.rgb, self.status_by_camera)

@@ -1,4 +1,4 @@
-"""How fast a dataset was made, from the times at which its shards were written."""
+"""Images a second of a dataset's synthesis, from the times of its shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FAR_FUTURE = 1e11  # the year 5138: later is no time in seconds
 
 
 class Event(NamedTuple):
-    """At a time (Unix seconds), `images` more were there."""
+    """`images` more were finished at a time (Unix seconds)."""
 
     at: float
     images: int

@@ -1,4 +1,4 @@
-"""Thumbnails of pairs, sixteen pairs a JPEG, made by a few processes and never twice."""
+"""Thumbnails of pairs, sixteen pairs a JPEG, made once, by a few processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CELL = (80, 160)  # pixels of one side; multiples of 16, so that no JPEG block s
 QUALITY = 82
 MISSING, DAMAGED = {"rgb": 1, "ir": 2}, {"rgb": 4, "ir": 8}
 
-_VERSION = 1  # of the drawing; another one makes every pack anew
+_VERSION = 1  # of the drawing; a new one redraws every pack
 _GREY, _CROSS = (128, 128, 128), (160, 160, 160)
 
 
@@ -41,7 +41,7 @@ class PackJob:
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack on disk: `digest` (32 bits) is a part of its name, `flaws` has a bit set of MISSING and DAMAGED a pair."""
+    """A pack on disk: `digest` (32 bits) is part of its name; `flaws` has bits of MISSING and DAMAGED for each pair."""
 
     number: int
     digest: int
@@ -50,18 +50,18 @@ class Pack:
 
 
 def pack_job(dataset: Path, folder: Path, number: int, records: Iterable[PairRecord]) -> PackJob:
-    """What `make_pack` needs to know of some records."""
+    """The inputs of `make_pack` for some records."""
     pairs = tuple(((r.files["rgb"], r.sha256["rgb"]), (r.files["ir"], r.sha256["ir"])) for r in records)
     return PackJob(dataset, folder, number, pairs)
 
 
 def pack_name(number: int, digest: int) -> str:
-    """Where a pack lies; a thousand to a folder."""
+    """A pack's file name; a thousand to a folder."""
     return f"{number // 1000}/{number}-{digest:08x}.jpg"
 
 
 def make_pack(job: PackJob) -> Pack:
-    """Finds the pack or draws it. Its name holds what it shows, so one that is there is the right one."""
+    """Finds the pack or draws it. Its name identifies its content, so an existing one is right."""
     flaws = [
         sum(
             MISSING[side]
@@ -83,7 +83,7 @@ def make_pack(job: PackJob) -> Pack:
                 flaws[at] |= _draw(sheet, corner, job.dataset / name, DAMAGED[side])
             if flaws[at] & (MISSING[side] | DAMAGED[side]):
                 _cross(sheet, corner)
-    digest = _digest(job, flaws)  # one with damaged images is drawn anew at each run, and is well once they are
+    digest = _digest(job, flaws)  # a pack with damaged images is redrawn at each run
     with atomic_path(job.folder / pack_name(job.number, digest)) as temporary:
         sheet.save(temporary, "JPEG", quality=QUALITY)
     return Pack(job.number, digest, bytes(flaws), made=True)
@@ -92,7 +92,7 @@ def make_pack(job: PackJob) -> Pack:
 def make_packs(jobs: Iterable[PackJob], workers: int) -> Iterator[Pack]:
     """Makes every pack in `workers` processes (1: in this one) and yields them in order; few jobs wait in memory.
 
-    On an error or Ctrl-C the processes end; packs that are done stay. A process that was killed raises `DiveError`.
+    An error or Ctrl-C ends the processes and keeps finished packs. A killed process raises `DiveError`.
     """
     if workers == 1:
         yield from map(make_pack, jobs)
@@ -116,15 +116,12 @@ def make_packs(jobs: Iterable[PackJob], workers: int) -> Iterator[Pack]:
 
 
 def default_workers() -> int:
-    """A few processes, and no more than there are cores."""
     return min(4, os.cpu_count() or 1)
 
 
 @contextmanager
 def _ctrl_c_kept_back() -> Iterator[None]:
-    """Ctrl-C comes after the block. It reaches the whole group, and processes started within inherit that they do not hear
-    it, from their first import on: the parent ends them.
-    """
+    """Delays Ctrl-C until the block ends. Processes started within inherit the blocked signal; the parent ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -138,7 +135,7 @@ def _digest(job: PackJob, flaws: list[int]) -> int:
 
 
 def _draw(sheet: Image.Image, corner: tuple[int, int], path: Path, damaged: int) -> int:
-    """Draws an image into its cell, whole and in proportion; gives `damaged` for one that cannot be read."""
+    """Draws an image into its cell, whole and in proportion; returns `damaged` for an unreadable one."""
     try:
         image = ImageOps.contain(open_image(path), CELL, Image.Resampling.LANCZOS)
     except InputError:

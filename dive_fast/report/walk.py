@@ -1,9 +1,9 @@
-"""One walk over a dataset that writes what a gallery loads: records, columns of numbers, packs of thumbnails."""
+"""One walk over a dataset that writes a gallery's data: records, columns of numbers, packs of thumbnails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ _NUMBERS = {"pid": "I", "rgb": "H", "ir": "H", "status": "B", "reasons": "I"}
 
 
 class Walk:
-    """Rows leave as jobs for thumbnails and come back as packs, in order; in between nothing is kept but counts."""
+    """Rows leave as jobs for thumbnails and return as packs, in order; only counts stay in memory."""
 
     def __init__(self, rows: DatasetRows, out: Path) -> None:
         self.tally = Tally()
@@ -34,14 +34,14 @@ class Walk:
         self._chunks = 0
 
     def jobs(self) -> Iterator[PackJob]:
-        """The packs to be, in order; records and columns are written on the way."""
+        """The packs to make, in order; writes records and columns on the way."""
         rows = chain.from_iterable(self._shards())
         for number, pack in enumerate(_batches(self._chunked(rows), PACK)):
             yield pack_job(self._rows.dataset, self._out / "thumbs", number, [row.record for row in pack])
         self.numbers.finish()
 
     def add(self, pack: Pack) -> None:
-        """Takes note of the next pack."""
+        """Records the next pack."""
         self._packs.append({"packs": pack.digest})
         for flaws in pack.flaws:
             self._flaws.append({"flaws": flaws})
@@ -54,16 +54,16 @@ class Walk:
         return len(self._pack_names)
 
     def images_with(self, bits: tuple[int, ...]) -> int:
-        """Images with any of some flaws, counted a side at a time."""
+        """The number of images with any of some flaws."""
         return int(sum(self.flaw_counts[flaws] for bit in bits for flaws in range(16) if flaws & bit))
 
     def finish(self) -> None:
-        """Writes what is still in memory."""
+        """Writes the last blocks."""
         self._flaws.finish()
         self._packs.finish()
 
     def remove_others(self, data: set[str]) -> None:
-        """Removes what an earlier run left: thumbnails and data that are neither this walk's nor in `data`."""
+        """Removes thumbnails and data of an earlier run that are neither this walk's nor in `data`."""
         names = chain(data, self.numbers.names(), self._flaws.names(), self._packs.names())
         mine = {f"{name}.js" for name in names} | {f"{record_chunk(number)}.js" for number in range(self._chunks)}
         _remove_others(self._out / "thumbs", self._pack_names)
@@ -87,18 +87,12 @@ class Walk:
 
 
 def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    while batch := list(islice(rows, size)):
         yield batch
 
 
 def _record(row: Row) -> dict[str, Any]:
-    """What a click on a pair shows. The seed is text, as a page's numbers have 53 bits and seeds 63."""
+    """The data of a click on a pair. The seed is text: seeds have 63 bits, a page's numbers 53."""
     return {
         **vars(row.record),
         "spec": {**vars(row.record.spec), "seed": str(row.record.spec.seed)},

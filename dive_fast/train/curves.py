@@ -11,6 +11,8 @@ import numpy as np
 from dive_fast.io import atomic_path, read_jsonl
 from dive_fast.types import DiveError, InputError
 
+_SMOOTH = 15  # records of the moving mean
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -29,8 +31,8 @@ def require_matplotlib() -> None:
         raise DiveError("loss curves need matplotlib; pip install 'dive-fast[report]'") from error
 
 
-def plot_curves(curves: Sequence[Curve], out: Path, smooth: int = 15) -> None:
-    """Draws the curves side by side, raw and as a mean over `smooth` records, into the PNG file `out`."""
+def plot_curves(curves: Sequence[Curve], out: Path) -> None:
+    """Draws the curves side by side, raw and as a moving mean, into the PNG file `out`."""
     require_matplotlib()
     from matplotlib.figure import Figure  # pyplot would need a window system
 
@@ -43,7 +45,7 @@ def plot_curves(curves: Sequence[Curve], out: Path, smooth: int = 15) -> None:
         steps = np.array([row["step"] for row in rows])
         values = np.array([row[curve.value] for row in rows])
         axis.plot(steps, values, color="0.8", linewidth=0.7)
-        width = min(smooth, len(values))
+        width = min(_SMOOTH, len(values))
         axis.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"))
         axis.set_title(curve.title)
         axis.set_xlabel("step")

@@ -202,12 +202,12 @@ class PersonalizedModel:
                 rows.append(which.nonzero()[:, 0])
         return torch.cat(parts)[torch.cat(rows).argsort().to(self.device)]
 
-    def adapter(self, cameras: tuple[Camera, ...], facts: dict[str, Any]) -> Adapter:
+    def adapter(self, cameras: tuple[Camera, ...], metadata: dict[str, Any]) -> Adapter:
         """Takes the LoRA out of the UNet and returns everything trained, with the identities and LoRA of `init_from`."""
         rows = self.rows().detach().cpu()
         if self.init_from is not None:
             merged = merge_identities(self.init_from, self.prompts.identities, rows)
-            return replace(merged, facts={**self.init_from.facts, "onto": facts, "run": facts["run"]})
+            return replace(merged, facts={**self.init_from.facts, "onto": metadata, "run": metadata["run"]})
         state = lora_state(self.bundle.unet)
         remove_lora(self.bundle.unet)
         return Adapter(
@@ -220,5 +220,5 @@ class PersonalizedModel:
             alpha=float(self.config.rank),
             template=self.prompts.templates[0],
             phrase=self.prompts.phrase.text,
-            facts=facts,
+            facts=metadata,
         )

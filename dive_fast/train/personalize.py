@@ -66,8 +66,8 @@ def personalize(
             trainer.model.set_trainable(phase.rows, phase.lora)
             callback = trainer.sheet_callback(phase.config)
             run_phase(phase.config, trainer.model.groups, phase.loss_at, phase.clip, callback)
-        facts = {**asdict(config), "photos": len(latents.samples), "run": run}
-        adapter = trainer.model.adapter(trainer.cameras, facts)
+        metadata = {**asdict(config), "photos": len(latents.samples), "run": run}
+        adapter = trainer.model.adapter(trainer.cameras, metadata)
         with first_rank_first():
             if finished_adapter(out, run) is None:
                 save_adapter(adapter, out)

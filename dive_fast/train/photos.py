@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dive_fast.data.images import photo_pixels
-from dive_fast.types import InputError, Sample
+from dive_fast.types import Sample
 
 if TYPE_CHECKING:
     import torch
@@ -106,8 +106,6 @@ def encode_photos(
     import torch
     from tqdm import tqdm
 
-    if not samples:
-        raise InputError("there are no training photos; check the data folder and the filters")
     height, width = image_size(bundle)
     scale = float(bundle.vae.config.scaling_factor)
     parts = []

@@ -70,23 +70,17 @@ class ImageSampler:
             return to_pixels(vae.decode(latents.to(device) / float(vae.config.scaling_factor)).sample)
 
 
-class SheetMaker:
-    """Writes sheets of some identities; an identity's images start from equal noise on every sheet."""
+def write_sheet(sampler: ImageSampler, prompts: PromptBank, identities: int, out: Path) -> None:
+    """Samples some identities, spread evenly, in every camera and writes the PNG file `out`.
 
-    def __init__(self, sampler: ImageSampler, prompts: PromptBank, identities: int) -> None:
-        known, self.cameras = prompts.table.identities, [camera.name for camera in prompts.table.cameras]
-        count = min(identities, len(known))
-        self.pids = [known[i * len(known) // count].pid for i in range(count)]
-        self._sampler, self._prompts = sampler, prompts
-
-    def write(self, out: Path) -> None:
-        """Samples a sheet from the model in its current state and writes the PNG file `out`."""
-        rows = [list(self._row(pid, number)) for number, pid in enumerate(self.pids)]
-        with atomic_path(out) as temporary:
-            contact_sheet(rows, self.pids, self.cameras, _MARGIN).save(temporary, format="png")
-
-    def _row(self, pid: str, seed: int) -> np.ndarray:
-        keys = [None, *((pid, camera) for camera in self.cameras)]
-        text, index = self._prompts.encode(self._sampler.text, keys)
-        latents = self._sampler.latents(text, index[1:], [seed] * len(self.cameras))
-        return self._sampler.decode(latents)
+    An identity's images start from equal noise in all cameras and on every sheet.
+    """
+    known, cameras = prompts.table.identities, [camera.name for camera in prompts.table.cameras]
+    count = min(identities, len(known))
+    pids = [known[i * len(known) // count].pid for i in range(count)]
+    rows = []
+    for seed, pid in enumerate(pids):
+        text, index = prompts.encode(sampler.text, [None, *((pid, camera) for camera in cameras)])
+        rows.append(list(sampler.decode(sampler.latents(text, index[1:], [seed] * len(cameras)))))
+    with atomic_path(out) as temporary:
+        contact_sheet(rows, pids, cameras, _MARGIN).save(temporary, format="png")

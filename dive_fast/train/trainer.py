@@ -32,7 +32,7 @@ from dive_fast.train.photos import (
 )
 from dive_fast.train.precision import check_precision
 from dive_fast.train.prior import ClassPhotos, generate_class_photos, read_class_photos
-from dive_fast.train.samples import ImageSampler, SheetMaker
+from dive_fast.train.samples import ImageSampler, write_sheet
 from dive_fast.train.tagger import load_tagger, tag_identities
 from dive_fast.types import Camera, Identity, InputError, Sample
 
@@ -171,8 +171,12 @@ class Trainer:
         if not samples.sheet_every:
             return None
         table = PromptTable(prompts.identities, self.cameras, prompts.templates[0], self.model.base_fingerprint, "")
-        maker = SheetMaker(self.sampler, PromptBank(self.bundle.tokenizer, table), samples.sheet_people)
-        return Callback(samples.sheet_every, lambda step: maker.write(phase.work / f"{phase.name}-{step:08d}.png"))
+        bank = PromptBank(self.bundle.tokenizer, table)
+
+        def write(step: int) -> None:
+            write_sheet(self.sampler, bank, samples.sheet_people, phase.work / f"{phase.name}-{step:08d}.png")
+
+        return Callback(samples.sheet_every, write)
 
     def disk_bytes(self) -> int:
         """Returns the bytes that a run writes at most: adapter, states (new beside old), logs, sheets and class photos."""
@@ -201,7 +205,9 @@ def _check_settings(photos: Photos, config: PersonalizeConfig, init_from: Adapte
     if config.tensorboard:
         require_tensorboard()
     if init_from is not None and config.prior.prior_weight:
-        raise InputError("class photos train a LoRA, and --onto keeps its adapter's LoRA; leave --prior-weight out")
+        raise InputError(
+            "class photos train a LoRA, and --init-from keeps its adapter's LoRA; leave --prior-weight out"
+        )
     if config.words_from is not None and isinstance(photos, LatentPhotos):
         raise InputError("--words-from needs photos, and a prepared set has latents only; give the raw sets instead")
 
@@ -233,7 +239,7 @@ def _known_cameras(
         return cameras
     if init_from.base_fingerprint != bundle.fingerprint:
         raise InputError(
-            f"the adapter of --onto was trained on base {init_from.base_fingerprint[:12]}…, this base is"
+            f"the adapter of --init-from was trained on base {init_from.base_fingerprint[:12]}…, this base is"
             f" {bundle.fingerprint[:12]}…; give the base model that it was trained on"
         )
     known = [camera.name for camera in init_from.cameras]

@@ -1,7 +1,7 @@
-"""The UNet in two forms, as plain modules with named tensors in and out, and the bank that the second one reads.
+"""The UNet's graph variants as plain modules with named tensors: plain, and with a K/V cache of the prompts.
 
-A bank holds what a prompt contributes to every cross-attention, its keys and its values: `kv_bank` [P, 2, L, sumC], keys
-first, of all cross-attentions side by side, in the order of their module names as Python sorts them (`cross_attentions`).
+The cache holds the keys and values of each prompt for every cross-attention: `kv_bank` [P, 2, L, sumC], keys first, the
+columns of all cross-attentions side by side, sorted by module name (`cross_attentions`). Files call this variant "bank".
 """
 
 from __future__ import annotations
@@ -19,10 +19,22 @@ from dive_fast.unet.optimizations import copied, fuse_qkv, time_embedding, use_t
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D")
 
 
+class VaeDecoderGraph(nn.Module):
+    """latent_sample [B, C, h, w], unscaled -> sample [B, 3, H, W] in about -1..1."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        image: Tensor = self.vae.decode(latent_sample, return_dict=False)[0]
+        return image
+
+
 class UnetGraph(nn.Module):
     """sample [R, C, h, w], timestep int64 [1], encoder_hidden_states [R, L, D] -> out_sample [R, C, h, w].
 
-    diffusers' own forward: the measure for every other form.
+    diffusers' own forward: the reference of every other variant.
     """
 
     def __init__(self, unet: nn.Module) -> None:
@@ -35,10 +47,10 @@ class UnetGraph(nn.Module):
 
 
 class IndexedUnetGraph(UnetGraph):
-    """What a bank UNet must equal: the plain one, on a latent and a prompt looked up for each row.
+    """The reference of `CachedUnetGraph`: the plain UNet on a latent and a prompt looked up for each row.
 
     sample [B, C, h, w], timestep [1], encoder_hidden_states [P, L, D], prompt_index int64 [R], image_index int64 [R]
-    (left out: row r is of latent r) -> [R, C, h, w].
+    (without it, row r belongs to latent r) -> [R, C, h, w].
     """
 
     def forward(  # type: ignore[override]
@@ -53,7 +65,7 @@ class IndexedUnetGraph(UnetGraph):
         return super().forward(rows, timestep, encoder_hidden_states[prompt_index])
 
 
-class PromptBankGraph(nn.Module):
+class KVCacheGraph(nn.Module):
     """encoder_hidden_states [P, L, D] -> kv_bank [P, 2, L, sumC] for the cross-attentions of `unet`."""
 
     def __init__(self, unet: nn.Module) -> None:
@@ -68,21 +80,21 @@ class PromptBankGraph(nn.Module):
 
 
 class ReducedUnetGraph(nn.Module):
-    """A UNet with less to do at each step, of form "plain": inputs and output as `UnetGraph`.
+    """A UNet with graph `optimizations`; inputs and output as `UnetGraph`.
 
-    `removed` names the savings that are made inside (`removal`); the UNet given is not changed. `timesteps` is the number
-    of rows of the time table. Raises `InputError` for a UNet of another build than Stable Diffusion 1.5's.
+    The UNet given is not changed. `timesteps` is the number of rows of the time table. Raises `InputError` for a UNet of
+    another build than Stable Diffusion 1.5's.
     """
 
     time_table: Tensor | None  # [timesteps, T]
 
-    def __init__(self, unet: Any, removed: tuple[str, ...], timesteps: int) -> None:
+    def __init__(self, unet: Any, optimizations: tuple[str, ...], timesteps: int) -> None:
         super().__init__()
         _check_build(unet)
         self.unet = copied(unet)
-        if "fused_qkv" in removed:
+        if "fused_qkv" in optimizations:
             fuse_qkv(self.unet)
-        table = use_time_table(self.unet, timesteps) if "time_table" in removed else None
+        table = use_time_table(self.unet, timesteps) if "time_table" in optimizations else None
         self.register_buffer("time_table", table)
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
@@ -95,10 +107,10 @@ class ReducedUnetGraph(nn.Module):
         return self.time_table.index_select(0, timestep)
 
 
-class Bank(NamedTuple):
-    """What cross-attentions read: keys and values of all prompts [P, 2, L, sumC] and which prompt is a row's, int64 [R].
+class KVCache(NamedTuple):
+    """What cross-attentions read: keys and values of all prompts [P, 2, L, sumC], and each row's prompt, int64 [R].
 
-    `rows` are the keys and values of each row, both [R, L, sumC], for processors that do not look them up themselves.
+    `rows` holds the keys and the values of each row, both [R, L, sumC], for processors that do not gather them themselves.
     """
 
     kv_bank: Tensor
@@ -106,20 +118,20 @@ class Bank(NamedTuple):
     rows: tuple[Tensor, Tensor] | None
 
 
-class BankUnetGraph(ReducedUnetGraph):
+class CachedUnetGraph(ReducedUnetGraph):
     """sample [R, C, h, w], timestep int64 [1], kv_bank [P, 2, L, sumC], prompt_index int64 [R] -> out_sample [R, C, h, w].
 
-    With the saving "shared_prefix": sample [B, C, h, w] and, last, image_index int64 [R], which image a row belongs to.
+    With "shared_prefix", sample is [B, C, h, w] and the last input is image_index int64 [R], each row's image.
     """
 
-    gathers = True  # keys and values a row; not where no processor reads them so (`kernels.use_kernels`)
+    gathers = True  # keys and values for each row; False where no processor reads them (`kernels.use_kernels`)
 
-    def __init__(self, unet: Any, removed: tuple[str, ...], timesteps: int) -> None:
-        super().__init__(unet, removed, timesteps)
+    def __init__(self, unet: Any, optimizations: tuple[str, ...], timesteps: int) -> None:
+        super().__init__(unet, optimizations, timesteps)
         start = 0
         for _, layer in cross_attentions(self.unet):
             stop = start + layer.to_k.out_features
-            layer.set_processor(BankProcessor(start, stop))
+            layer.set_processor(KVCacheProcessor(start, stop))
             del layer.to_k, layer.to_v
             start = stop
 
@@ -133,16 +145,16 @@ class BankUnetGraph(ReducedUnetGraph):
     ) -> Tensor:
         rows = None
         if self.gathers:
-            # Gathered as [2P, L, sumC], so that the bank of all prompts is never copied to cut it in two.
+            # Gathered from [2P, L, sumC]: splitting the cache of all prompts would copy it.
             sides = kv_bank.flatten(0, 1)
             keys, values = (sides.index_select(0, 2 * prompt_index + side) for side in (0, 1))
             rows = (keys, values)
-        bank = Bank(kv_bank, prompt_index, rows)
-        return _pass(self.unet, sample, self._time(sample, timestep), bank, image_index)
+        cache = KVCache(kv_bank, prompt_index, rows)
+        return _pass(self.unet, sample, self._time(sample, timestep), cache, image_index)
 
 
-class BankProcessor:
-    """Cross-attention to keys and values that stand ready, for each row, in columns start to stop."""
+class KVCacheProcessor:
+    """Cross-attention to each row's cached keys and values, in columns start to stop."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start, self.stop = start, stop
@@ -151,7 +163,7 @@ class BankProcessor:
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Bank,
+        encoder_hidden_states: KVCache,
         attention_mask: None = None,
     ) -> Tensor:
         assert encoder_hidden_states.rows is not None
@@ -165,49 +177,43 @@ class BankProcessor:
 
 
 def cross_attentions(unet: nn.Module) -> list[tuple[str, Any]]:
-    """Name and module of every cross-attention, sorted by name: the order of a bank's columns."""
+    """Name and module of every cross-attention, sorted by name: the order of the cache's columns."""
     return sorted((name, module) for name, module in unet.named_modules() if name.endswith(".attn2"))
 
 
-class _Rows:
-    """One pass through a UNet's layers, with a time embedding [1, T] given. `prompts` goes to the cross-attentions as it is.
+def _pass(unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Tensor | None = None) -> Tensor:
+    """UNet2DConditionModel.forward with a time embedding [1, T] given; `prompts` goes to the cross-attentions as it is.
 
     With `image_index` int64 [R] the pass begins with images [B, ...], and rows part at the first cross-attention.
     """
+    skips: list[Tensor] = []
 
-    def __init__(self, time: Tensor, prompts: Any, image_index: Tensor | None) -> None:
-        self.time, self.prompts, self.to_part = time, prompts, image_index
-        self.skips: list[Tensor] = []
-
-    def layer(self, x: Tensor, resnet: Any, transformer: Any, skip: Tensor | None = None) -> Tensor:
-        x = resnet(x, self.time) if skip is None else with_skip(resnet, x, self.time, skip)
+    def layer(x: Tensor, resnet: Any, transformer: Any, skip: Tensor | None = None) -> Tensor:
+        nonlocal image_index, skips
+        x = resnet(x, time) if skip is None else with_skip(resnet, x, time, skip)
         if transformer is None:
             return x
-        if self.to_part is None:
-            out: Tensor = transformer(x, self.prompts, return_dict=False)[0]
+        if image_index is None:
+            out: Tensor = transformer(x, prompts, return_dict=False)[0]
             return out
-        index, self.to_part = self.to_part, None
-        self.skips = [_parted(skip, index) for skip in self.skips]
-        return _spread(transformer, x, self.prompts, index)
+        index, image_index = image_index, None
+        skips = [_rows_of(skip, index) for skip in skips]
+        return _images_to_rows(transformer, x, prompts, index)
 
-
-def _pass(unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Tensor | None = None) -> Tensor:
-    """UNet2DConditionModel.forward."""
-    rows = _Rows(time, prompts, image_index)
     sample = unet.conv_in(sample)
-    rows.skips.append(sample)
+    skips.append(sample)
     for block in unet.down_blocks:
         for resnet, transformer in _layers(block):
-            sample = rows.layer(sample, resnet, transformer)
-            rows.skips.append(sample)
+            sample = layer(sample, resnet, transformer)
+            skips.append(sample)
         for downsampler in block.downsamplers or ():
             sample = downsampler(sample)
-            rows.skips.append(sample)
+            skips.append(sample)
     for resnet, transformer in _layers(unet.mid_block):
-        sample = rows.layer(sample, resnet, transformer)
+        sample = layer(sample, resnet, transformer)
     for block in unet.up_blocks:
         for resnet, transformer in _layers(block):
-            sample = rows.layer(sample, resnet, transformer, rows.skips.pop())
+            sample = layer(sample, resnet, transformer, skips.pop())
         for upsampler in block.upsamplers or ():
             sample = upsampler(sample)
     out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
@@ -215,25 +221,25 @@ def _pass(unet: Any, sample: Tensor, time: Tensor, prompts: Any, image_index: Te
 
 
 def with_skip(resnet: Any, x: Tensor, time: Tensor | None, skip: Tensor) -> Tensor:
-    """What a resnet of the way up makes of x [R, C1, h, w] and skip [R, C2, h, w]: concatenated, unless it takes both."""
+    """Runs an up block's resnet on x [R, C1, h, w] and skip [R, C2, h, w], concatenated unless it takes both."""
     takes_both = getattr(resnet, "takes_skip", False)
     out: Tensor = resnet(x, time, skip) if takes_both else resnet(torch.cat([x, skip], dim=1), time)
     return out
 
 
 def _layers(block: Any) -> Iterator[tuple[Any, Any]]:
-    """The resnets of a block, each with the transformer behind it or None: the middle block's last one has none."""
+    """Yields a block's resnets, each with the transformer behind it or None."""
     return zip_longest(block.resnets, getattr(block, "attentions", ()))
 
 
-def _spread(transformer: Any, images: Tensor, prompts: Any, image_index: Tensor) -> Tensor:
-    """Transformer2DModel.forward, images [B, C, h, w] -> rows [R, C, h, w]: rows part behind the first self-attention."""
+def _images_to_rows(transformer: Any, images: Tensor, prompts: Any, image_index: Tensor) -> Tensor:
+    """Transformer2DModel.forward, images [B, C, h, w] -> rows [R, C, h, w], split after the first self-attention."""
     first, *others = transformer.transformer_blocks
     height, width = images.shape[2:]
     x = transformer.norm(images)
     x = _tokens(x, transformer.proj_in, transformer.use_linear_projection)
     x = x + first.attn1(first.norm1(x))
-    x, residual = x.index_select(0, image_index), _parted(images, image_index)
+    x, residual = x.index_select(0, image_index), _rows_of(images, image_index)
     x = x + first.attn2(first.norm2(x), encoder_hidden_states=prompts)
     x = x + first.ff(first.norm3(x))
     for block in others:
@@ -244,21 +250,21 @@ def _spread(transformer: Any, images: Tensor, prompts: Any, image_index: Tensor)
     return residual + (x if transformer.use_linear_projection else transformer.proj_out(x))
 
 
-def _parted(images: Tensor, image_index: Tensor) -> Tensor:
-    """images [B, C, h, w] -> rows [R, C, h, w], channels-last where the images are; index_select alone never is."""
+def _rows_of(images: Tensor, image_index: Tensor) -> Tensor:
+    """images [B, C, h, w] -> rows [R, C, h, w], channels-last if the images are; index_select alone loses that."""
     if images.stride(1) != 1:
         return images.index_select(0, image_index)
     return images.permute(0, 2, 3, 1).index_select(0, image_index).permute(0, 3, 1, 2)
 
 
 def _tokens(x: Tensor, projection: nn.Module, linear: bool) -> Tensor:
-    """[B, C, h, w] -> [B, h w, C], projected as a linear layer or as a 1 x 1 convolution does it."""
+    """[B, C, h, w] -> [B, h w, C] through a linear layer or a 1 x 1 convolution."""
     out: Tensor = projection(x.flatten(2).transpose(1, 2)) if linear else projection(x).flatten(2).transpose(1, 2)
     return out
 
 
 def other_traits(unet: Any) -> list[str]:
-    """Every trait of `unet` that `_pass` and `BankProcessor` do not have; none for Stable Diffusion 1.5's build."""
+    """Every trait of `unet` that `_pass` and `KVCacheProcessor` do not support; none for Stable Diffusion 1.5's build."""
     config = unet.config
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     odd = sorted({type(block).__name__ for block in blocks} - set(BLOCKS))
@@ -281,5 +287,5 @@ def _check_build(unet: Any) -> None:
     if found:
         raise InputError(
             f"export: this UNet has {'; '.join(found)}, unlike Stable Diffusion 1.5's; "
-            "export it with form 'plain' and without time_table and fused_qkv"
+            "export it with --form plain and without the optimizations time_table and fused_qkv"
         )

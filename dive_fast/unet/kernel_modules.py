@@ -1,7 +1,7 @@
-"""diffusers' layers with our ops inside. Each takes over the attributes of the layer that it stands in for (`standing_in`).
+"""diffusers' layers with our ops inside. Each takes over the attributes of the layer that it replaces (`replacement`).
 
-`impl` is the op's implementation. There are no gradients, and what diffusers offers beyond Stable Diffusion's own use
-(masks, FreeU, other builds of resnets) is refused, here where it comes with a call, in `kernels` where it is built in.
+`impl` is the op's implementation. There are no gradients. Features of diffusers that Stable Diffusion does not use are
+refused: here if they come with a call (masks, FreeU), in `kernels` if they are built in (other resnets).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 from torch import Tensor, nn
 
 from dive_fast.types import InputError
-from dive_fast.unet.graphs import Bank, with_skip
+from dive_fast.unet.graphs import KVCache, with_skip
 from dive_kernels.attention import attention
 from dive_kernels.cross_attention import cross_attention
 from dive_kernels.geglu import geglu
@@ -25,11 +25,11 @@ from dive_kernels.groupnorm_silu import groupnorm_silu
 M = TypeVar("M", bound=nn.Module)
 
 
-def standing_in(kind: type[M], layer: nn.Module, **own: object) -> M:
-    """A `kind` with the very parameters, submodules, hooks and settings of `layer`, and `own` attributes beside them.
+def replacement(kind: type[M], layer: nn.Module, **own: object) -> M:
+    """Makes a `kind` that shares the parameters, submodules, hooks and settings of `layer`, with `own` attributes.
 
-    The dictionaries are shared, not copied: so state_dict has the same keys and tensors, and whatever moves or replaces
-    a parameter of the one does so to the other.
+    The dictionaries are shared, not copied: state_dict has the same keys and tensors, and a parameter that moves in one
+    moves in the other.
     """
     module = kind.__new__(kind)
     module.__dict__.update(layer.__dict__, **own)
@@ -37,7 +37,7 @@ def standing_in(kind: type[M], layer: nn.Module, **own: object) -> M:
 
 
 class KernelNorm(nn.GroupNorm):
-    """x [R, C, h, w] or [R, C, T] -> the same shape, normalised, and with `silu` through SiLU."""
+    """x [R, C, h, w] or [R, C, T] -> the same shape, normalised; then SiLU if `silu`."""
 
     impl: str
     silu: bool
@@ -53,7 +53,7 @@ class KernelNorm(nn.GroupNorm):
 class KernelResnet(ResnetBlock2D):
     """input_tensor [R, C1, h, w], temb [R or 1, T] or None, skip [R, C2, h, w] or None -> [R, C, h, w].
 
-    Of the concatenation of input and skip, which is not made. `impls` are of its two norms, None: as diffusers has it.
+    Reads input and skip without concatenating them. `impls` are those of its two norms; None: diffusers' own.
     """
 
     impls: tuple[str | None, str | None]
@@ -95,7 +95,7 @@ class KernelResnet(ResnetBlock2D):
 
 
 class KernelUpBlock(UpBlock2D):
-    """UpBlock2D whose resnets get their skips as they are."""
+    """UpBlock2D whose resnets read their skips without concatenation."""
 
     def forward(
         self,
@@ -111,7 +111,7 @@ class KernelUpBlock(UpBlock2D):
 
 
 class KernelCrossAttnUpBlock(CrossAttnUpBlock2D):
-    """CrossAttnUpBlock2D whose resnets get their skips as they are."""
+    """CrossAttnUpBlock2D whose resnets read their skips without concatenation."""
 
     def forward(
         self,
@@ -139,8 +139,9 @@ class KernelCrossAttnUpBlock(CrossAttnUpBlock2D):
 
 
 class KernelTransformer(Transformer2DModel):
-    """Transformer2DModel that leaves its images channels-last: diffusers' copies them to channels-first at the end,
-    which the norm behind it cannot read, and the convolution behind it would copy back.
+    """Transformer2DModel that returns channels-last images.
+
+    diffusers' copies them to channels-first, which the next norm cannot read and the next convolution would copy back.
     """
 
     def _get_output_for_continuous_inputs(
@@ -161,7 +162,7 @@ class KernelGEGLU(GEGLU):
 
 
 class KernelAttention:
-    """What the attention processors share: around the op, all that AttnProcessor2_0 does for layers without masks."""
+    """What the attention processors share: AttnProcessor2_0 without masks, around the op."""
 
     def __init__(self, impl: str) -> None:
         self.impl = impl
@@ -186,7 +187,7 @@ class KernelAttention:
         return (x + hidden_states if attn.residual_connection else x) / attn.rescale_output_factor
 
     def attend(self, attn: Any, x: Tensor, prompts: Any) -> Tensor:
-        """x [R, T, C] -> what `to_out` is given, [R, T, C']."""
+        """x [R, T, C] -> the input of `to_out`, [R, T, C']."""
         raise NotImplementedError
 
 
@@ -199,7 +200,7 @@ class KernelSelfAttention(KernelAttention):
 
 
 class KernelCrossAttention(KernelAttention):
-    """To the keys and values of each row's own embeddings [R, L, D]."""
+    """Attends to the keys and values of each row's embeddings [R, L, D]."""
 
     def attend(self, attn: Any, x: Tensor, prompts: Tensor) -> Tensor:
         key, value = (
@@ -209,17 +210,17 @@ class KernelCrossAttention(KernelAttention):
         return cross_attention(attn.to_q(x), key, value, rows, attn.heads, impl=self.impl, validate=False)
 
 
-class KernelBankAttention(KernelAttention):
-    """To the keys and values of each row's prompt, in columns start to stop of the bank, read where they lie.
+class KernelKVCacheAttention(KernelAttention):
+    """Attends to columns start to stop of each row's prompt in the K/V cache, without gathering them.
 
-    The index is not checked here, as that would make a GPU wait at every layer: engines check it before the call.
+    The index is not checked here, as the host would wait for the GPU at every layer: engines check it before the call.
     """
 
     def __init__(self, impl: str, start: int, stop: int) -> None:
         super().__init__(impl)
         self.start, self.stop = start, stop
 
-    def attend(self, attn: Any, x: Tensor, prompts: Bank) -> Tensor:
+    def attend(self, attn: Any, x: Tensor, prompts: KVCache) -> Tensor:
         key, value = (prompts.kv_bank[:, side, :, self.start : self.stop] for side in (0, 1))
         index = prompts.prompt_index
         return cross_attention(attn.to_q(x), key, value, index, attn.heads, impl=self.impl, validate=False)

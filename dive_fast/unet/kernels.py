@@ -1,11 +1,10 @@
 """Puts the kernels into a diffusers UNet or VAE, and takes them out again.
 
-    with use_kernels(unet) as swapped:
-        print(swapped.report)
+    with use_kernels(unet) as applied:
+        print(applied.report)
         ...
 
-Every layer is chosen for before the first one changes. Layers are replaced in place, by `kernel_modules`, around the same
-weights.
+All choices are made before the first layer changes. Layers are replaced in place by `kernel_modules` on the same weights.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from dive_fast.types import InputError
 from dive_fast.unet import kernel_modules as ours
-from dive_fast.unet.graphs import BankProcessor, BankUnetGraph
+from dive_fast.unet.graphs import CachedUnetGraph, KVCacheProcessor
 from dive_kernels import geglu, groupnorm_silu, table
 from dive_kernels.attention import api as attention
 from dive_kernels.cross_attention import api as cross_attention
@@ -35,7 +34,7 @@ from dive_kernels.run import capability
 
 OPS = ("cross_attention", "attention", "groupnorm_silu", "geglu")
 IMPLS = ("auto", "reference", "fused")
-# What a layer runs without an op of ours, by the table's name for it.
+# What a layer runs without a kernel op, by its name in the table of measurements.
 LIBRARY = {"cross_attention": "sdpa", "attention": "sdpa", "groupnorm_silu": "eager", "geglu": "eager"}
 
 
@@ -43,7 +42,7 @@ LIBRARY = {"cross_attention": "sdpa", "attention": "sdpa", "groupnorm_silu": "ea
 class Workload:
     """The calls that `auto` chooses for: rows of a call, (height, width) of the latents, tokens of a prompt.
 
-    `compiled` says that torch.compile follows, so that a layer left alone is inductor's.
+    `compiled`: torch.compile follows, so inductor compiles the layers that are not replaced.
     """
 
     rows: int = 32
@@ -53,8 +52,8 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Line:
-    """What layers of one kind and shape run now, and why. `impl` None: what they ran before."""
+class Decision:
+    """What layers of one kind and shape run, and why. `impl` None: what they ran before."""
 
     op: str
     what: str
@@ -64,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Change:
-    """An attribute that gets another value: a module in its parent, or a processor."""
+    """An attribute to replace: a module in its parent, or a processor."""
 
     owner: Any
     name: str
@@ -73,43 +72,41 @@ class Change:
 
 
 @dataclass
-class Swapped:
-    """Layers that have been replaced, until `restore()` or the end of a `with`."""
+class AppliedKernels:
+    """Replaced layers, until `restore()` or the end of a `with`."""
 
     changes: Sequence[Change]
-    lines: Counter[Line]
+    decisions: Counter[Decision]
 
     @property
     def report(self) -> str:
         """One line for each kind and shape of layer: what it runs, why, how many there are."""
         return "\n".join(
-            f"{line.op}, {line.what}: {line.impl or 'left as it is'} ({line.why}), {count} x"
-            for line, count in self.lines.items()
+            f"{found.op}, {found.what}: {found.impl or 'left as it is'} ({found.why}), {count} x"
+            for found, count in self.decisions.items()
         )
 
     @property
     def summary(self) -> str:
-        """How many layers run what: "attention fused 3 of 16, ..."."""
-        found = []
-        for op in dict.fromkeys(line.op for line in self.lines):
-            counts = Counter[str | None]()
-            for line, count in self.lines.items():
-                counts[line.impl] += count if line.op == op else 0
-            whole = sum(counts.values())
-            found += [f"{op} {impl} {count} of {whole}" for impl, count in counts.items() if impl and count]
-        return ", ".join(found) or "none"
+        """Counts layers by implementation: "attention fused 3 of 16, ..."."""
+        total, counts = Counter[str](), Counter[tuple[str, str | None]]()
+        for found, count in self.decisions.items():
+            total[found.op] += count
+            counts[found.op, found.impl] += count
+        lines = [f"{op} {impl} {count} of {total[op]}" for (op, impl), count in counts.items() if impl]
+        return ", ".join(lines) or "none"
 
     def apply(self) -> None:
-        """Puts the replacements in; `use_kernels` has done so."""
+        """Puts the replacements in, as `use_kernels` does, after a `restore`."""
         for change in self.changes:
             setattr(change.owner, change.name, change.new)
 
     def restore(self) -> None:
-        """Gives every parent its own modules and processors back."""
+        """Puts the original modules and processors back."""
         for change in reversed(self.changes):
             setattr(change.owner, change.name, change.old)
 
-    def __enter__(self) -> Swapped:
+    def __enter__(self) -> AppliedKernels:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,16 +115,16 @@ class Swapped:
 
 def use_kernels(
     module: nn.Module, *, impl: str = "auto", ops: Sequence[str] = OPS, workload: Workload | None = None
-) -> Swapped:
+) -> AppliedKernels:
     """Puts `ops` into the diffusers UNet2DConditionModel or AutoencoderKL that `module` is or holds, in place.
 
-    "auto" takes for each layer what the table of measurements (`dive_kernels.table`) says is the fastest on the module's
-    GPU for `workload`. Where that is no op of ours, where nothing was measured, and on a CPU, a layer is left exactly as it
-    is. "reference" and "fused" put the op into every layer of its kind. Weights are shared, state_dict stays the same. The
-    module must already be on the device and of the type that it will run in; "fused" GroupNorm reads channels-last images
-    only. There are no gradients.
-    Raises `InputError` for a module that holds neither or has kernels already, for unknown names, and with all reasons why
-    layers cannot take what was asked for; nothing has been changed then.
+    "auto" chooses, for each layer, the fastest implementation on the module's GPU for `workload` by the table of
+    measurements (`dive_kernels.table`). A layer stays as it is where that is no op of ours, where nothing was measured, and
+    on a CPU. "reference" and "fused" put the op into every layer of its kind. Weights are shared and state_dict stays the
+    same. The module must be on its final device in its final dtype; "fused" GroupNorm reads channels-last images only.
+    There are no gradients.
+    Raises `InputError`, before any change, for a module that holds neither or has kernels already, for unknown names, and
+    with every reason why a layer cannot run `impl`.
     """
     if impl not in IMPLS:
         raise InputError(f"use_kernels: impl {impl!r} is unknown; choose one of {', '.join(IMPLS)}")
@@ -144,26 +141,27 @@ def use_kernels(
         isinstance(part, ours.KINDS) or isinstance(_processor(part), ours.KernelAttention) for part in module.modules()
     ):
         raise InputError(f"use_kernels: {type(module).__name__} has kernels already; restore() it first")
-    plan = _Plan(impl, ops, workload or Workload())
+    choices = _Choices(impl, ops, workload or Workload())
     for model in models:
-        plan.add(model)
-    if plan.problems:
+        choices.add(model)
+    if choices.problems:
         raise InputError(
-            f"use_kernels: impl {impl!r} does not fit {'; '.join(plan.problems)}; leave these ops out, or use impl 'auto'"
+            f"use_kernels: impl {impl!r} does not fit {'; '.join(choices.problems)}; leave these ops out, or use impl 'auto'"
         )
     for graph in module.modules():
-        if isinstance(graph, BankUnetGraph):
-            plan.stop_gathering(graph)
-    swapped = Swapped(tuple(plan.changes), plan.lines)
-    swapped.apply()
-    return swapped
+        if isinstance(graph, CachedUnetGraph):
+            choices.stop_gathering(graph)
+    applied = AppliedKernels(tuple(choices.changes), choices.decisions)
+    applied.apply()
+    return applied
 
 
 @dataclass(frozen=True)
 class Site:
-    """An op at one layer: key and work as the table counts them, why no form of the op fits, why the kernel does not.
+    """An op at one layer, with the table's key and work for it.
 
-    `candidates` are the implementations of the op that can run there, for an op with more of them than its kernel.
+    `unfit` are reasons against the op itself, `why_not_fused` those against its kernel. `candidates` are the
+    implementations that can run there, for an op with more than one kernel.
     """
 
     op: str
@@ -176,13 +174,13 @@ class Site:
     candidates: Callable[[], list[str]] | None = None
 
 
-class _Plan:
-    """Goes through models, chooses for every layer and writes down what is to change."""
+class _Choices:
+    """Chooses an implementation for every layer of the models that are added, and collects the changes."""
 
     def __init__(self, impl: str, ops: Sequence[str], workload: Workload) -> None:
         self.impl, self.ops, self.workload = impl, ops, workload
         self.changes: list[Change] = []
-        self.lines: Counter[Line] = Counter()
+        self.decisions: Counter[Decision] = Counter()
         self.problems: list[str] = []
 
     def add(self, model: Any) -> None:
@@ -206,9 +204,9 @@ class _Plan:
         if any(isinstance(change.new, (ours.KernelResnet, ours.KernelNorm)) for change in self.changes[before:]):
             self._keep_layout(model)
 
-    def stop_gathering(self, graph: BankUnetGraph) -> None:
+    def stop_gathering(self, graph: CachedUnetGraph) -> None:
         new = {id(change.owner): change.new for change in self.changes if change.name == "processor"}
-        layers = [layer for layer in graph.unet.modules() if isinstance(_processor(layer), BankProcessor)]
+        layers = [layer for layer in graph.unet.modules() if isinstance(_processor(layer), KVCacheProcessor)]
         if all(id(layer) in new for layer in layers):
             self._change(graph, "gathers", False)
 
@@ -224,27 +222,26 @@ class _Plan:
         }
         for _, owner, attribute, layer in _children(model):
             if type(layer) in kinds:
-                self._change(owner, attribute, ours.standing_in(kinds[type(layer)], layer))
+                self._change(owner, attribute, ours.replacement(kinds[type(layer)], layer))
 
     def _resnet(self, name: str, layer: Any, skip: int) -> nn.Module | None:
-        """Both norms of a resnet; `skip` of the first one's channels come from the way down."""
         odd = _odd_resnet(layer)
         shifted = layer.time_emb_proj is not None
         first = self._choose_norm(f"{name}.norm1", layer.norm1, True, odd, skip=skip)
         second = self._choose_norm(f"{name}.norm2", layer.norm2, True, odd, shifted=shifted)
         if first is None and second is None:
             return None
-        return ours.standing_in(ours.KernelResnet, layer, impls=(first, second))
+        return ours.replacement(ours.KernelResnet, layer, impls=(first, second))
 
     def _norm(self, name: str, owner: Any, attribute: str, layer: Any) -> nn.Module | None:
-        """A norm outside of resnets; with SiLU where that follows at the end of a network, which is replaced by nothing."""
+        """A norm outside of resnets; at a network's end it takes over the SiLU behind it."""
         silu = attribute == "conv_norm_out" and isinstance(getattr(owner, "conv_act", None), nn.SiLU)
         impl = self._choose_norm(name, layer, silu, [])
         if impl is None:
             return None
         if silu:
             self._change(owner, "conv_act", nn.Identity())
-        return ours.standing_in(ours.KernelNorm, layer, impl=impl, silu=silu)
+        return ours.replacement(ours.KernelNorm, layer, impl=impl, silu=silu)
 
     def _choose_norm(
         self, name: str, norm: nn.GroupNorm, silu: bool, odd: list[str], *, skip: int = 0, shifted: bool = False
@@ -285,12 +282,12 @@ class _Plan:
                 lambda: geglu.why_not_fused(self._tensor(1, inner), layer.proj.weight, layer.proj.bias),
             )
         )
-        return None if impl is None else ours.standing_in(ours.KernelGEGLU, layer, impl=impl)
+        return None if impl is None else ours.replacement(ours.KernelGEGLU, layer, impl=impl)
 
     def _attention(self, name: str, layer: Any) -> None:
-        """Changes the processor of an attention. One that is cross has a bank, or keys of each row's own."""
+        """Replaces an attention's processor; a cross-attention reads a K/V cache, or the keys of each row."""
         found = layer.processor
-        cross = isinstance(found, BankProcessor) or layer.is_cross_attention
+        cross = isinstance(found, KVCacheProcessor) or layer.is_cross_attention
         odd = _odd_attention(layer)
         height, width = self._size(name)
         rows, tokens, keys = self.workload.rows, height * width, self.workload.keys if cross else height * width
@@ -326,14 +323,14 @@ class _Plan:
         )
         if impl is None:
             return
-        if isinstance(found, BankProcessor):
-            new: Any = ours.KernelBankAttention(impl, found.start, found.stop)
+        if isinstance(found, KVCacheProcessor):
+            new: Any = ours.KernelKVCacheAttention(impl, found.start, found.stop)
         else:
             new = (ours.KernelCrossAttention if cross else ours.KernelSelfAttention)(impl)
         self._change(layer, "processor", new)
 
     def _choose(self, site: Site) -> str | None:
-        """The op's implementation for a layer, or None for what it runs now; why is written down."""
+        """Returns the op's implementation for a layer, or None for what it runs now, and counts the decision."""
         if site.op not in self.ops:
             return None
         auto, impl, why = self.impl == "auto", None, ""
@@ -349,7 +346,7 @@ class _Plan:
             why = ", ".join(reasons)
         else:
             impl, why = fastest(site, self._device, self._dtype, self.workload.compiled)
-        self.lines[Line(site.op, site.what, impl, why)] += 1
+        self.decisions[Decision(site.op, site.what, impl, why)] += 1
         return impl
 
     def _tensor(self, *shape: int) -> Tensor:
@@ -357,7 +354,7 @@ class _Plan:
 
 
 def fastest(site: Site, device: torch.device, dtype: torch.dtype, compiled: bool) -> tuple[str | None, str]:
-    """What was measured as the fastest for a layer on `device`, None where that is the layer as it is; and why."""
+    """Returns the fastest measured implementation for a layer on `device` and why; None: the layer as it is."""
     if device.type != "cuda":
         return None, f"on {device.type} torch's own is taken"
     chip = capability(device)
@@ -374,7 +371,6 @@ def fastest(site: Site, device: torch.device, dtype: torch.dtype, compiled: bool
 
 
 def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
-    """Every module below `model`: its name, its parent, its name there, itself."""
     for prefix, owner in model.named_modules():
         for attribute, layer in owner.named_children():
             yield f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, layer
@@ -385,7 +381,7 @@ def _processor(module: nn.Module) -> Any:
 
 
 def _sizes(model: Any, latents: tuple[int, int] | None) -> Callable[[str], tuple[int, int]]:
-    """(height, width) at the level that a layer is on, by its name; of a VAE the first level has the image's size."""
+    """Returns the (height, width) of a layer's level by the layer's name; a VAE's first level has the image's size."""
     levels, own = len(model.config.block_out_channels), model.config.sample_size
     height, width = (own, own) if isinstance(own, int) else own
     if latents is not None:
@@ -407,7 +403,6 @@ def _sizes(model: Any, latents: tuple[int, int] | None) -> Callable[[str], tuple
 
 
 def _skips(model: Any) -> dict[nn.Module, int]:
-    """How many channels each resnet of a UNet's way up gets from the way down."""
     found: dict[nn.Module, int] = {}
     if isinstance(model, UNet2DConditionModel) and model.mid_block is not None:
         channels = model.mid_block.resnets[-1].out_channels
@@ -418,7 +413,7 @@ def _skips(model: Any) -> dict[nn.Module, int]:
 
 
 def _odd_resnet(layer: Any) -> list[str]:
-    """What a resnet has that Stable Diffusion 1.5's have not."""
+    """Lists what a resnet has beyond Stable Diffusion 1.5's."""
     shortcut = layer.conv_shortcut
     traits = {
         "it scales up": layer.upsample is not None,
@@ -435,8 +430,8 @@ def _odd_resnet(layer: Any) -> list[str]:
 
 
 def _odd_attention(layer: Any) -> list[str]:
-    """What an attention has that diffusers' usual processors, or a bank's, do for it and the ops do not."""
-    known = (AttnProcessor2_0, FusedAttnProcessor2_0, BankProcessor)
+    """Lists what an attention has that the ops do not compute."""
+    known = (AttnProcessor2_0, FusedAttnProcessor2_0, KVCacheProcessor)
     traits = {
         f"processor {type(layer.processor).__name__}": type(layer.processor) not in known,
         "normalised queries or keys": layer.norm_q is not None or layer.norm_k is not None,

@@ -1,4 +1,4 @@
-"""Work that a UNet need not do at every step. Each saving changes a copy of the modules and no result but by rounding."""
+"""Exact graph optimizations of a UNet. Each one changes a copy of the modules, and results by rounding only."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.overrides import TorchFunctionMode
 
 M = TypeVar("M", bound=nn.Module)
 
-# All savings of the bank form: the time embedding as a table, what comes before the first cross-attention once an image,
-# no division by 1.0, one projection for queries, keys and values.
-SAVINGS = ("time_table", "shared_prefix", "unit_scale", "fused_qkv")
+# The time embedding as a table, the layers before the first cross-attention once per image (K/V cache only), no division
+# by 1.0, one projection for queries, keys and values.
+OPTIMIZATIONS = ("time_table", "shared_prefix", "unit_scale", "fused_qkv")
 
 
 def copied(module: M, change: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> M:
-    """A copy of the modules whose parameters and buffers are `change` of the originals': by default the very same.
+    """Copies the modules; parameters and buffers become `change` of the originals', by default the same tensors.
 
-    So layers can be replaced in the copy without a second set of weights in memory.
+    Layers of the copy can then be replaced without a second set of weights in memory.
     """
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
@@ -33,7 +33,7 @@ def copied(module: M, change: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
 
 class Columns(nn.Module):
-    """x [R, T] -> columns start to stop of it, in place of a projection whose results are columns of a table."""
+    """x [R, T] -> its columns start to stop, in place of a projection whose results a table holds."""
 
     def __init__(self, start: int, stop: int) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class Columns(nn.Module):
 
 @torch.no_grad()
 def use_time_table(unet: Any, timesteps: int) -> Tensor:
-    """Replaces, in place, every resnet's projection of the time embedding by columns of the table returned, [timesteps, T].
+    """Replaces, in place, every resnet's time projection by columns of a table [timesteps, T], which it returns.
 
-    Row t holds what all resnets of `unet`, one after the other, add at timestep t; both depend on the timestep only.
+    Row t holds what the resnets of `unet`, one after the other, add at timestep t.
     """
     resnets = [module for module in unet.modules() if getattr(module, "time_emb_proj", None) is not None]
     weight = unet.conv_in.weight
@@ -63,15 +63,15 @@ def use_time_table(unet: Any, timesteps: int) -> Tensor:
 
 
 def time_embedding(unet: Any, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
-    """Timesteps int64 [N] -> what every resnet gets of them, `dtype` [N, E], as UNet2DConditionModel.forward has it."""
-    # As in diffusers the sinusoids are float32 whatever the type of the weights.
+    """Timesteps int64 [N] -> the resnets' time embedding, `dtype` [N, E], as in UNet2DConditionModel.forward."""
+    # As in diffusers, the sinusoids are float32 for weights of any type.
     embedding: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(dtype), None)
     return embedding if unet.time_embed_act is None else unet.time_embed_act(embedding)
 
 
 @torch.no_grad()
 def fuse_qkv(unet: Any) -> None:
-    """Gives every self-attention of `unet`, in place, one layer `to_qkv` for its three projections."""
+    """Fuses, in place, the three projections of every self-attention of `unet` into one layer `to_qkv`."""
     from diffusers.models.attention_processor import FusedAttnProcessor2_0
 
     for name, module in unet.named_modules():
@@ -82,7 +82,7 @@ def fuse_qkv(unet: Any) -> None:
 
 
 class _UnitDivision(TorchFunctionMode):
-    """x / 1.0 is x, bit for bit."""
+    """Skips divisions by 1: x / 1.0 is x, bit for bit."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         division = func in (torch.Tensor.__truediv__, torch.Tensor.div, torch.div, torch.true_divide)
@@ -98,7 +98,7 @@ class _UnitDivision(TorchFunctionMode):
 
 
 class WithoutUnitScale(nn.Module):
-    """`network` without its divisions by the number 1, which diffusers' resnets and attentions end with."""
+    """`network` without its divisions by 1, with which diffusers' resnets and attentions end."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from dive_fast.world.pedestrians import DYES, MATERIALS, RGB
+from dive_fast.world.pedestrians import DYES, MATERIALS
 
 NIR_MATERIAL_FRACTION = 0.3
 LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -20,11 +20,6 @@ def garment_nir(material: str, dye: str) -> float:
     """Returns the NIR reflectance, 0.06..0.95, of a dyed material."""
     value = NIR_MATERIAL_FRACTION * MATERIALS[material] + (1 - NIR_MATERIAL_FRACTION) * DYES[dye].nir
     return min(max(value, 0.06), 0.95)
-
-
-def luma(rgb: RGB) -> float:
-    """Returns the Rec. 601 luma of an RGB triple in 0..1."""
-    return float(np.dot(LUMA_WEIGHTS, rgb))
 
 
 # Row 0 of the weave maps has no weave (skin, hair).

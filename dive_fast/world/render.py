@@ -1,4 +1,4 @@
-"""Photos of the world: reflectances, weaves and shading in front of a backdrop, then a camera's faults."""
+"""Photos of the world: reflectances, weaves and shading before a backdrop, then a camera's light, blur and noise."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _palette(person: Pedestrian, modality: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def _box_down(values: np.ndarray) -> np.ndarray:
-    """Average blocks of supersampled pixels: [HEIGHT, WIDTH, C] to [IMAGE_HEIGHT, IMAGE_WIDTH, C]."""
+    """Averages blocks of supersampled pixels: [HEIGHT, WIDTH, C] to [IMAGE_HEIGHT, IMAGE_WIDTH, C]."""
     total: np.ndarray = values[0::2, 0::2] + values[1::2, 0::2]
     total += values[0::2, 1::2]
     total += values[1::2, 1::2]
@@ -60,7 +60,7 @@ def _covered_box(parts: np.ndarray) -> tuple[slice, slice]:
 
 
 def _weave_window(box: tuple[slice, slice], anchor: tuple[int, int]) -> tuple[slice, slice]:
-    """Where in the weave maps the pixels of a box lie, so that weaves move with the person."""
+    """The window of the weave maps for a box; weaves move with the person."""
     row = int(np.clip(WEAVE_MARGIN - (anchor[0] - 64), 0, 2 * WEAVE_MARGIN))
     column = int(np.clip(WEAVE_MARGIN - (anchor[1] - WIDTH // 2), 0, 2 * WEAVE_MARGIN))
     return slice(row + box[0].start, row + box[0].stop), slice(column + box[1].start, column + box[1].stop)
@@ -126,7 +126,7 @@ def _ground_shadow(shot: Shot) -> np.ndarray:
 
 
 def _soften(image: np.ndarray, amount: float) -> np.ndarray:
-    """Blur by a 3-tap kernel (amount, 1 - 2 amount, amount) along both axes."""
+    """Blurs by a 3-tap kernel (amount, 1 - 2 amount, amount) along both axes."""
     out = image * (1 - 2 * amount)
     out[1:] += amount * image[:-1]
     out[:-1] += amount * image[1:]
@@ -149,7 +149,7 @@ def _lamp(camera: WorldCamera) -> np.ndarray:
 
 
 def _expose(scene: np.ndarray, camera: WorldCamera, shot: Shot) -> np.ndarray:
-    """From reflectance to a signal in 0..1: light, colour cast or lamp, black level. Grey stays one channel."""
+    """Converts reflectance to a signal in 0..1: light, colour cast or lamp, black level. Grey stays one channel."""
     if camera.modality == "rgb":
         signal = scene * _colour(camera.cast)
     else:
@@ -165,8 +165,7 @@ def _expose(scene: np.ndarray, camera: WorldCamera, shot: Shot) -> np.ndarray:
 def render(person: Pedestrian, camera: WorldCamera, shot: Shot, noise: bool = True) -> np.ndarray:
     """Photographs a person: uint8 [128, 64, 3]; infrared and grey cameras give three equal channels.
 
-    The same shot has the same geometry in every camera. `noise=False` leaves out blur and sensor noise, which no
-    autoencoder is asked to keep.
+    A shot has the same geometry in every camera. `noise=False` leaves out blur and sensor noise.
     """
     lit, covered, box = _foreground(person, shot, camera.modality)
     scene = _backdrop(camera.backdrop, shot) * _ground_shadow(shot)

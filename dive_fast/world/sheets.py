@@ -15,19 +15,14 @@ from dive_fast.world.render import render
 _MARGIN = 40
 
 
-def identity_sheet(
-    seed: int,
-    pids: Sequence[int],
-    cameras: Sequence[WorldCamera] = tuple(SYSU_CAMERAS.values()),
-    zoom: int = 2,
-    noise: bool = True,
-) -> Image.Image:
+def identity_sheet(seed: int, pids: Sequence[int], zoom: int = 2) -> Image.Image:
     """Draws one row per identity and one column per camera; a row shows one shot, and rows show several poses."""
 
     def picture(pid: int, row: int, camera: WorldCamera) -> np.ndarray:
-        pixels = render(world_pedestrian(seed, pid), camera, world_shot(seed, pid, "sheet", row), noise=noise)
+        pixels = render(world_pedestrian(seed, pid), camera, world_shot(seed, pid, "sheet", row))
         return pixels.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
+    cameras = SYSU_CAMERAS.values()
     rows = [[picture(pid, row, camera) for camera in cameras] for row, pid in enumerate(pids)]
     columns = [f"{camera.name} {camera.modality}" for camera in cameras]
     return contact_sheet(rows, [f"{pid:04d}" for pid in pids], columns, _MARGIN)

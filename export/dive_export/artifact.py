@@ -1,4 +1,4 @@
-"""The engine folder: built beside its place, moved there when whole, left alone when it is there already."""
+"""Exports an engine folder: written beside its place, moved there when complete."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
 
 Progress = Callable[[str], None]
-# Files of the folder that do not change what the engine makes.
+# Files of the folder that no engine reads.
 REPORTS = ("engine.json", "export.json", "parity.json", "blocks.json", "fp8.json")
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """The default progress: a line to standard error."""
     print(line, file=sys.stderr, flush=True)
 
@@ -41,16 +41,15 @@ def export_engine(
     *,
     size: tuple[int, int] | None = None,
     options: GraphOptions | None = None,
-    progress: Progress = say,
+    progress: Progress = log,
 ) -> EngineSpec:
     """Exports a fused model folder to an engine folder: ONNX opset 23, for onnxruntime.
 
-    `size` is (height, width) in pixels, by default the model's own; rows are free from 1 to `rows_max`. `options` choose
-    the UNet's form, the precision and the savings (by default plain, fp32 and all that fit). With `check` each part is
-    measured against torch and the result kept in `parity.json`; time and memory of each part are in `export.json`.
-    `engine.json` is written last: until then nothing stands at `out`. An `out` that holds this very engine is left as it
-    is; any other content raises `InputError`, as does a model that is not fused or not of the build that a saving needs.
-    Raises `DiveError` for a missing package, a part over its budget or a disk that cannot be written.
+    `size` is (height, width) in pixels, by default the model's own; rows are free from 1 to `rows_max`. With `check` each
+    part is measured against torch (`parity.json`). `export.json` has time and memory of each part. `engine.json` is written
+    last. An `out` that holds this very engine stays as it is; other content raises `InputError`, as does a model that is
+    not fused or that an optimization does not fit. Raises `DiveError` for a missing package, a part over its error budget
+    or a disk that cannot be written.
     """
     from dive_fast.models import load_bundle
 
@@ -73,7 +72,7 @@ def export_engine(
         write_json(folder / "export.json", report)
         if check:
             _write_parity(parts, folder, spec, progress)
-        _copy_facts(bundle, fused, folder, spec.files)
+        _copy_metadata(bundle, fused, folder, spec.files)
         spec = replace(spec, sha256=file_hashes(folder))
         write_json(folder / "engine.json", to_dict(spec))
     progress(f"engine {out} is finished: {height}x{width}, up to {rows_max} rows")
@@ -88,7 +87,6 @@ def _check_packages(check: bool) -> None:
 
 
 def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile, options: GraphOptions) -> EngineSpec:
-    """The spec but for the files' hashes, which exist only after the export."""
     import diffusers
     import onnx
     import torch
@@ -106,13 +104,13 @@ def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile, opt
             "torch": torch.__version__,
         },
         form=options.form,
-        removed=options.savings,
+        removed=options.applied,
         any_size=options.any_size,
     )
 
 
 def _finished(out: Path, spec: EngineSpec, to_check: list[Graph], progress: Progress) -> EngineSpec:
-    """The engine at `out` if it is the one asked for and whole; everything else there raises `InputError`."""
+    """Returns the spec of the engine at `out` if it is this one and complete; raises `InputError` for anything else."""
     if not (out / "engine.json").is_file():
         raise InputError(f"export: {out} exists and is no engine folder; choose another --out or move it away")
     found = read_json(out / "engine.json", "engine")
@@ -132,10 +130,9 @@ def _finished(out: Path, spec: EngineSpec, to_check: list[Graph], progress: Prog
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block succeeds.
+    """Yields a folder beside `out` that becomes `out` when the block succeeds.
 
-    Its name is fixed, so a rerun clears what a killed export left, which has no engine.json and no final name. The
-    files inside keep their names: a graph refers to its weights by name.
+    Its name is fixed, so a rerun removes what a killed export left. Files keep their names: a graph names its weights' file.
     """
     folder = out.parent / f".{out.name}.partial"
     shutil.rmtree(folder, ignore_errors=True)
@@ -150,7 +147,7 @@ def staging(out: Path) -> Iterator[Path]:
 def _export_part(
     graph: Graph, folder: Path, spec: EngineSpec, number: str, progress: Progress
 ) -> dict[str, float | None]:
-    """Writes one part; what it took, for export.json: seconds, MB held at most by the process, MB of files."""
+    """Writes one part; returns its row of export.json: seconds, the process's peak MB, MB of files."""
     progress(f"export {number}: {graph.part} ...")
     path = folder / spec.files[graph.part]
     with Resources() as used:
@@ -169,17 +166,16 @@ def _write_parity(parts: list[Graph], folder: Path, spec: EngineSpec, progress: 
     write_json(folder / "parity.json", report)
 
 
-def _copy_facts(bundle: ModelBundle, fused: Path, folder: Path, parts: Collection[str]) -> None:
-    """What the engine needs beside the graphs: vocabulary, noise schedule, prompts and the networks' configs."""
+def _copy_metadata(bundle: ModelBundle, fused: Path, folder: Path, parts: Collection[str]) -> None:
     for name in ("tokenizer", "scheduler"):
         shutil.copytree(fused / name, folder / name)
     shutil.copyfile(fused / "prompts.json", folder / "prompts.json")
-    if "prompt_bank" not in parts:  # optimum opens the plain form alone
+    if "prompt_bank" not in parts:  # optimum opens the plain variant only
         # transformers 4's CLIPTokenizer reads vocab.json only; the fast class reads our tokenizer.json.
         index = read_json(fused / "model_index.json", "model")
         write_json(folder / "model_index.json", {**index, "tokenizer": ["transformers", "CLIPTokenizerFast"]})
     for part in parts:
-        if part == "prompt_bank":  # no network of the model: its config says which layer owns which columns
+        if part == "prompt_bank":  # no network of the model: its config maps layers to columns
             layers = [{"name": name, "width": layer.to_k.out_features} for name, layer in cross_attentions(bundle.unet)]
             write_json(folder / part / "config.json", {"layers": layers})
         else:
@@ -188,7 +184,7 @@ def _copy_facts(bundle: ModelBundle, fused: Path, folder: Path, parts: Collectio
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """EngineSpec.sha256 of an engine folder: the hash of each file, by its path from there, but of `REPORTS`."""
+    """Returns EngineSpec.sha256 of an engine folder: file hashes by relative path, without `REPORTS`."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
         name: sha256_file(path) for name, path in files.items() if not path.name.startswith(".") and name not in REPORTS

@@ -1,4 +1,4 @@
-"""What a UNet really reads while it samples, and how large the values inside it get then."""
+"""The inputs of a UNet while it samples, and the largest values inside it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Inputs = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs of a UNet graph, one mapping a call: `scales` set the scales, `held_out` measure the error.
+    """Inputs of a UNet graph, one mapping per call: `scales` set the scales, `held_out` measure the error.
 
-    Both should come from sampling with other seeds and people (`sampling_inputs`), or the error flatters.
+    Seeds and identities of the two should differ (`sampling_inputs`), or the error is too small.
     """
 
     scales: Sequence[Inputs]
@@ -85,15 +85,14 @@ def sampling_inputs(
 def _reference_inputs(
     graph: Graph, latents: Tensor, timestep: int, embeddings: Tensor, prompt_index: Tensor
 ) -> dict[str, Tensor]:
-    """What `graph.reference` reads for a call of `Engine.eps`, in order."""
     rows = len(prompt_index)
-    bank = "kv_bank" in graph.inputs
+    cached = "kv_bank" in graph.inputs
     inputs = {
         "sample": latents if "image_index" in graph.inputs else repeated(latents, rows),
         "timestep": torch.tensor([timestep]),
-        "encoder_hidden_states": embeddings if bank else embeddings[prompt_index],
+        "encoder_hidden_states": embeddings if cached else embeddings[prompt_index],
     }
-    if bank:
+    if cached:
         inputs["prompt_index"] = prompt_index
     if "image_index" in graph.inputs:
         inputs["image_index"] = torch.arange(rows) % len(latents)
@@ -107,10 +106,9 @@ def _example_shape(graph: Graph) -> tuple[int, ...]:
 def peaks(
     model: Any, path: Path, names: Sequence[str], calls: Sequence[Inputs], percentile: float, provider: str = CPU
 ) -> dict[str, float]:
-    """How large the tensors called `names` get: the largest over `calls` of each call's percentile of |value|.
+    """Returns, for each tensor in `names`, the largest percentile of |value| of any call; 100 is the largest value.
 
-    100 is the largest value; p means that a share of (100 - p) % is larger. `model` is that of `path` and may lie
-    outside its weights. Computed inside the graph, so that only numbers leave it.
+    `model` is the graph of `path`, with or without its weights. The graph computes the percentiles itself.
     """
     from onnx import ModelProto, TensorProto, ValueInfoProto
     from onnx.helper import make_node, make_tensor
@@ -120,7 +118,7 @@ def peaks(
     graph = probed.graph
     graph.initializer.extend(
         [
-            make_tensor("peak_share", TensorProto.DOUBLE, [], [(100 - percentile) / 100]),
+            make_tensor("peak_fraction", TensorProto.DOUBLE, [], [(100 - percentile) / 100]),
             make_tensor("peak_one", TensorProto.DOUBLE, [], [1.0]),
             make_tensor("peak_flat", TensorProto.INT64, [1], [-1]),
         ]
@@ -133,7 +131,7 @@ def peaks(
             ("Reshape", [f"{output}_size", "peak_flat"], "flat", {}),
             ("Size", [name], "count", {}),
             ("Cast", [f"{output}_count"], "double", {"to": TensorProto.DOUBLE}),
-            ("Mul", [f"{output}_double", "peak_share"], "above", {}),
+            ("Mul", [f"{output}_double", "peak_fraction"], "above", {}),
             ("Floor", [f"{output}_above"], "whole", {}),
             ("Add", [f"{output}_whole", "peak_one"], "rank", {}),
             ("Cast", [f"{output}_rank"], "integer", {"to": TensorProto.INT64}),
@@ -152,10 +150,9 @@ def peaks(
 
 @contextmanager
 def opened(model: Any, path: Path, provider: str = CPU, beside: Path | None = None) -> Iterator[Any]:
-    """An onnxruntime session of `model`, which is used up; its file lies in a temporary folder meanwhile.
+    """Yields an onnxruntime session of `model`, which is used up, from a temporary file: models may exceed 2 GB.
 
-    A file, as more than 2 GB do not pass otherwise. `path` is where the weights outside of `model` are; `beside` is where
-    the folder is made, by default the system's place for such.
+    `path` is the graph whose external weights `model` refers to; `beside` is the temporary folder's parent.
     """
     with tempfile.TemporaryDirectory(prefix=".dive-fp8-", dir=beside) as folder:
         file = Path(folder) / "model.onnx"

@@ -1,7 +1,7 @@
-"""FP8 as a choice of precision: which layers of a UNet graph become e4m3, and what that costs.
+"""Chooses which layers of a UNet graph become FP8 (e4m3), and measures the error.
 
-Two gates decide a layer. Timing: where FP8 is not faster on the GPU it is for, it only costs. Error: of the layers left,
-those that cost most alone stay in the graph's own type until the whole network's error is within the budget.
+The timing gate leaves out layers that FP8 does not make faster on the target GPU. The error gate then leaves out those
+with the largest error alone, until the whole network's error is within the budget.
 """
 
 from __future__ import annotations
@@ -19,17 +19,13 @@ from typing import Any
 import numpy as np
 
 from dive_export.calibration import Calibration, Inputs, opened, peaks
-from dive_export.fp8_report import Fp8Report, LayerReport, LayerTime, read_times, timing_gate
+from dive_export.fp8_report import Fp8Report, LayerReport, LayerTime, timing_gate
 from dive_export.options import Fp8Config
 from dive_export.qdq import SWITCHES, Layer, find_layers, insert, save
 from dive_fast.engines.node_runner import CPU, cast_inputs, plain_session, read_graph
 from dive_fast.io import clear_disk_errors
 from dive_fast.types import InputError
 
-__all__ = [
-    "Calibration", "Fp8Config", "Fp8Report", "LayerReport", "LayerTime", "quantize", "read_times", "timing_gate",
-    "write_quantized",
-]  # fmt: skip
 Progress = Callable[[str], None]
 
 
@@ -45,10 +41,10 @@ def quantize(
 ) -> Fp8Report:
     """Writes the UNet graph of `onnx_path` (float32 or float16, any form) with FP8 layers to `out_path`.
 
-    With `times`, layers that FP8 does not make faster are left out first. The error gate runs the network once a layer and
-    held-out call, and some more; on a GPU give `provider`. What is written is measured again, from its file, until it is
-    within the budget: with no FP8 layer at all, if need be. Raises `InputError` for a graph without layers to quantise,
-    inputs that do not fit or an `out_path` that exists.
+    With `times`, layers that FP8 does not make faster are left out first. The error gate runs the network once per layer and
+    held-out call, and a few times more; `provider` may be a GPU's. The written file is measured again and loses layers until
+    it is within the budget. Raises `InputError` for a graph without layers to quantise, inputs that do not fit or an
+    `out_path` that exists.
     """
     config = config or Fp8Config()
     model = read_graph(onnx_path)
@@ -76,19 +72,9 @@ def quantize(
     return replace(report, error=error)
 
 
-def write_quantized(onnx_path: Path, out_path: Path, report: Fp8Report) -> None:
-    """Writes the graph of `onnx_path` with the layers in FP8 that `report` says, and has onnx check it.
-
-    For a report whose timing gate came after its error gate. Raises `InputError` when the report is another graph's.
-    """
-    with clear_disk_errors(out_path), _staging(out_path) as folder:
-        _write(onnx_path, folder / out_path.name, report)
-        _move(folder / out_path.name, out_path)
-
-
 @contextmanager
 def _staging(out_path: Path) -> Iterator[Path]:
-    """A temporary folder beside `out_path`, which must not exist; nothing half-written ever stands there."""
+    """Yields a temporary folder beside `out_path`; raises `InputError` if `out_path` exists."""
     if out_path.exists():
         raise InputError(f"fp8: {out_path} exists; choose another place or delete it")
     out_path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +83,7 @@ def _staging(out_path: Path) -> Iterator[Path]:
 
 
 def _move(file: Path, out_path: Path) -> None:
-    """Weights first: when the graph is there, all is. Both keep their names, as the graph refers to the other's."""
+    """Moves the weights first, so a graph at `out_path` is complete; the graph names the weights' file."""
     weights = file.with_name(f"{file.name}.data")
     if weights.exists():
         os.replace(weights, out_path.with_name(weights.name))
@@ -136,10 +122,15 @@ def _candidates(layers: Sequence[Layer], config: Fp8Config, calibration: Calibra
 
 
 def _with_peaks(
-    report: Fp8Report, layers: Sequence[Layer], model: Any, path: Path, calls: Sequence[Inputs], percentile: float,
+    report: Fp8Report,
+    layers: Sequence[Layer],
+    model: Any,
+    path: Path,
+    calls: Sequence[Inputs],
+    percentile: float,
     provider: str,
-) -> Fp8Report:  # fmt: skip
-    """The report with the largest values of activations; a layer whose inputs are not finite is left out."""
+) -> Fp8Report:
+    """Adds the largest activations to the report; a layer whose inputs are not finite is left out."""
     reads = {layer.name: layer.activation for layer in layers}
     found = peaks(model, path, [reads[layer.name] for layer in report.quantised], calls, percentile, provider)
     rows = []
@@ -155,14 +146,13 @@ def _with_peaks(
 
 
 def _switched(report: Fp8Report, layers: Sequence[Layer], model: Any, path: Path) -> Any:
-    """The graph in which each of the report's quantised layers can be switched, in their order."""
     largest = {layer.name: layer.largest or 0.0 for layer in report.quantised}
     chosen = [layer for layer in layers if layer.name in largest]
     return insert(model, path, chosen, {layer.activation: largest[layer.name] for layer in chosen}, switched=True)
 
 
 class _Meter:
-    """The error of a switched graph for any choice of layers, on held-out calls: that of the worst call."""
+    """Measures a switched graph's error on held-out calls for any choice of layers."""
 
     def __init__(self, session: Any, path: Path, calls: Sequence[Inputs]) -> None:
         graph = read_graph(path).graph
@@ -172,23 +162,22 @@ class _Meter:
         self.expected = self._outputs(np.zeros(self.count, bool))
         if not all(0 < np.linalg.norm(array.astype(np.float64)) < math.inf for array in self.expected):
             raise InputError(
-                f"fp8: {path} gives no finite numbers, or only zeros, of a held-out call; "
-                "first_bad_layer tells where, so mend the graph or the call"
+                f"fp8: {path} has outputs that are not finite, or only zeros, in a held-out call; "
+                "first_bad_layer names the layer"
             )
 
     def error(self, choice: np.ndarray) -> float:
-        """Of the worst call; infinite where an output is not finite."""
         return _worst(self._outputs(choice), self.expected)
 
     def _outputs(self, choice: np.ndarray) -> list[np.ndarray]:
-        return _all_outputs(self.session, [{**call, SWITCHES: choice} for call in self.calls])
+        return _outputs_of(self.session, [{**call, SWITCHES: choice} for call in self.calls])
 
 
 def _error_gate(report: Fp8Report, meter: _Meter, progress: Progress) -> tuple[Fp8Report, list[str]]:
-    """The fewest layers, by what they cost alone, are left out so that the rest is within the budget.
+    """Leaves out layers by their error alone, largest first, until the rest is within the budget.
 
-    Found by halving, which takes the error to fall with every layer left out; where it does not, a few more than needed
-    may be left out, never too few: the choice was measured. Also gives the layers that stay in, costliest first.
+    Bisects their number: if the error does not fall with every layer, a few too many may be left out, never too few, as the
+    choice is measured. Also returns the layers that stay, largest error first.
     """
     names = [layer.name for layer in report.quantised]
     alone = {}
@@ -215,22 +204,21 @@ def _error_gate(report: Fp8Report, meter: _Meter, progress: Progress) -> tuple[F
 
 
 def _error_of_file(written: Path, original: Path, calls: Sequence[Inputs], provider: str) -> float:
-    """The error of a written graph against the one it was made from."""
     graph = read_graph(original).graph
     cast = [cast_inputs(graph, call, str(original)) for call in calls]
     outputs = []
-    for path in (written, original):  # one after the other: there may be no memory for both
+    for path in (written, original):  # one at a time, for memory
         session = plain_session(str(path), provider, str(path))
-        outputs.append(_all_outputs(session, cast))
+        outputs.append(_outputs_of(session, cast))
     return _worst(*outputs)
 
 
-def _all_outputs(session: Any, calls: Sequence[Inputs]) -> list[np.ndarray]:
+def _outputs_of(session: Any, calls: Sequence[Inputs]) -> list[np.ndarray]:
     return [session.run(None, call)[0] for call in calls]
 
 
 def _worst(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest root mean square difference of an output, over the root mean square of what is expected."""
+    """Returns the largest relative root mean square error of the calls, infinite if an output is not finite."""
     worst = 0.0
     for got, want in zip(found, expected, strict=True):
         want = want.astype(np.float64)

@@ -1,4 +1,4 @@
-"""An exported engine folder -> the same with FP8 layers in its UNet; and an exported folder's graphs beside its model."""
+"""An exported engine folder -> the same with FP8 layers in its UNet; and the torch graphs of an exported folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dive_export.artifact import Progress, file_hashes, say, staging
+from dive_export.artifact import Progress, file_hashes, log, staging
 from dive_export.calibration import Calibration, sampling_inputs
-from dive_export.fp8 import Fp8Report, LayerTime, quantize
+from dive_export.fp8 import quantize
+from dive_export.fp8_report import Fp8Report, LayerTime
 from dive_export.graphs import Graph, graphs
 from dive_export.options import CALIBRATION, Fp8Config, GraphOptions
 from dive_export.tensorrt_folder import exported_spec
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle, EngineSpec, dict[str, Graph]]:
-    """The fused model, the spec and the graphs, by part, of an exported engine; another model raises `InputError`."""
+    """Returns model, spec and torch graphs by part of an exported engine; raises `InputError` for another model."""
     from dive_fast.models import load_bundle
 
     spec = exported_spec(Path(engine))
@@ -38,7 +39,8 @@ def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle,
         raise InputError(
             f"engine {engine} is {spec.precision}; give the one that was exported, before it was quantised"
         )
-    options = GraphOptions(spec.form, spec.precision, spec.removed, spec.any_size)
+    exported: Any = spec  # read_spec has checked its form, the line above its precision
+    options = GraphOptions(exported.form, exported.precision, spec.removed, spec.any_size)
     size = (spec.profile.height, spec.profile.width)
     parts, _ = graphs(bundle, size, spec.profile.rows_max, options)
     return bundle, spec, {graph.part: graph for graph in parts}
@@ -53,7 +55,7 @@ def quantize_engine(
     images: int = 8,
     *,
     times: Mapping[str, LayerTime] | None = None,
-    progress: Progress = say,
+    progress: Progress = log,
 ) -> Fp8Report:
     """Writes to `out` the engine folder `engine` with FP8 layers in its UNet (`fp8.quantize`); the report is `fp8.json`.
 
@@ -90,11 +92,11 @@ def _calibration(bundle: ModelBundle, graph: Graph, sampling: Sampling, images: 
 
 
 def _keys(bundle: ModelBundle, count: int) -> list[PromptKey]:
-    """`count` different (person, camera), spread over all of them."""
+    """Returns `count` different (pid, camera), spread over all of them."""
     table = bundle.prompts
     pairs = [] if table is None else [(p.pid, c.name) for c in table.cameras for p in table.identities]
     if len(pairs) < count:
         raise InputError(
-            f"quantize: the model has {len(pairs)} people x cameras, {count} are to be sampled; ask for fewer"
+            f"quantize: the model has {len(pairs)} identities x cameras, --images is {count}; ask for fewer"
         )
     return [pairs[i * len(pairs) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""What FP8 does to each layer of a UNet, as a report; and the timing gate, which needs nothing but reports and a table."""
+"""The report of what FP8 does to each layer of a UNet, and the timing gate."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from dive_fast.types import InputError
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: `error` is the whole UNet's when this layer alone is FP8 (None: not measured, as it was kept
-    before, or not finite).
+    """One layer: `error` is the whole UNet's when this layer alone is FP8; None: not measured or not finite.
 
-    `largest` is the activation's calibrated |value|; `why` tells why a layer is not quantised.
+    `largest` is the activation's calibrated |value|; `why` is the reason why a layer is not quantised.
     """
 
     name: str
@@ -30,8 +29,8 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Fp8Report:
-    """What became of every layer. `error` is that of the graph written, measured on `held_out` calls; `error_of_all` with
-    every layer quantised that passed the timing gate. None: layers changed since it was measured, or it is not finite.
+    """The decision for every layer. `error` is that of the written graph on `held_out` calls; `error_of_all` that with every
+    layer that passed the timing gate. None: layers changed after the measurement, or it is not finite.
     """
 
     budget: float
@@ -44,24 +43,6 @@ class Fp8Report:
     @property
     def quantised(self) -> tuple[LayerReport, ...]:
         return tuple(layer for layer in self.layers if layer.quantised)
-
-    def table(self) -> str:
-        """The report as text, a line a layer, and one for the whole."""
-        width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{'layer':{width}}  {'error alone':>11}  fp8"]
-        for layer in self.layers:
-            alone = "-" if layer.error is None else f"{layer.error:.2e}"
-            lines.append(f"{layer.name:{width}}  {alone:>11}  {'yes' if layer.quantised else f'no: {layer.why}'}")
-        whole, everything = (
-            "not measured" if error is None else f"{error:.2e}" for error in (self.error, self.error_of_all)
-        )
-        return "\n".join(
-            [
-                *lines,
-                f"{len(self.quantised)} of {len(self.layers)} layers in fp8: error {whole}, budget {self.budget:.2e}; "
-                f"all of them: {everything}",
-            ]
-        )
 
 
 @dataclass(frozen=True)
@@ -94,9 +75,9 @@ def read_times(path: Path) -> dict[str, LayerTime]:
 
 
 def timing_gate(report: Fp8Report, times: Mapping[str, LayerTime]) -> Fp8Report:
-    """The report without those layers that FP8 does not make faster; its `error` has to be measured again.
+    """Leaves out the layers that FP8 does not make faster; `error` becomes None.
 
-    Every quantised layer must be in the table, and every name of the table in the report: else `InputError`.
+    Raises `InputError` if a quantised layer is not in the table, or a name of the table not in the report.
     """
     names = {layer.name for layer in report.layers}
     missing = [layer.name for layer in report.quantised if layer.name not in times]

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dive_export.kernel_node import NodeBankUnetGraph
+from dive_export.kernel_node import NodeUnetGraph
 from dive_export.options import GraphOptions
+from dive_fast.engines.base import Geometry
 from dive_fast.types import InputError
 from dive_fast.unet.graphs import (
-    BankUnetGraph,
+    CachedUnetGraph,
     IndexedUnetGraph,
-    PromptBankGraph,
+    KVCacheGraph,
     ReducedUnetGraph,
     UnetGraph,
+    VaeDecoderGraph,
     cross_attentions,
 )
 from dive_fast.unet.optimizations import WithoutUnitScale
@@ -37,18 +39,6 @@ class TextEncoderGraph(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         hidden: Tensor = self.text_encoder(input_ids, return_dict=True).last_hidden_state
         return hidden
-
-
-class VaeDecoderGraph(nn.Module):
-    """latent_sample [B, C, h, w], unscaled -> sample [B, 3, H, W] in about -1..1."""
-
-    def __init__(self, vae: nn.Module) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latent_sample: Tensor) -> Tensor:
-        image: Tensor = self.vae.decode(latent_sample, return_dict=False)[0]  # type: ignore[operator]
-        return image
 
 
 class VaeEncoderGraph(nn.Module):
@@ -83,11 +73,11 @@ def _rows(*sizes: int | Axis) -> Shape:
 class Graph:
     """One network to export.
 
-    `inputs` maps a name to its shape; axes named rows, images and prompts have the sizes that `examples` is asked for.
-    `vocabulary` bounds token ids. `check_rows` limits the row counts at which parity is measured.
+    `inputs` maps names to shapes; `examples` chooses the sizes of the axes rows, images and prompts. `vocabulary` bounds
+    token ids. `check_rows` limits the row counts at which parity is measured.
 
-    `reference` is the network in float32 as its library runs it, which `module` must equal: of the same inputs, but
-    for a `bank` graph, where it reads `encoder_hidden_states` [P, L, D] in place of the `kv_bank` that `bank` makes of them.
+    `reference` is the library's own network in float32, which `module` must equal. It reads the same inputs, but
+    `encoder_hidden_states` [P, L, D] in place of a `kv_bank`, which `cache` computes from them.
     """
 
     part: str
@@ -97,18 +87,18 @@ class Graph:
     vocabulary: int
     check_rows: int
     reference: nn.Module
-    bank: PromptBankGraph | None = None
+    cache: KVCacheGraph | None = None
     embeddings: tuple[int, ...] = ()
 
     def examples(self, rows: int, seed: int = 0) -> dict[str, Tensor]:
-        """Random inputs of `reference` in order: float32 normal noise, or int64 token ids, timesteps and indices.
+        """Returns random inputs of `reference` in order: float32 noise, or int64 token ids, timesteps and indices.
 
-        Two rows share an image where there is an image index, and prompts are fewer than rows.
+        With an image index, two rows share an image; prompts are fewer than rows.
         """
         generator = torch.Generator("cpu").manual_seed(seed)
         sizes = {"rows": rows, "images": max(1, rows // 2), "prompts": max(1, rows - 1)}
         shapes = dict(self.inputs)
-        if self.bank is not None:
+        if self.cache is not None:
             prompts, *_ = shapes["kv_bank"]
             names = ["encoder_hidden_states" if name == "kv_bank" else name for name in shapes]
             shapes = dict(zip(names, shapes.values(), strict=True))
@@ -120,11 +110,11 @@ class Graph:
         return {name: self._example(name, shape, sizes, generator) for name, shape in plain.items()}
 
     def feeds(self, examples: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs of `module` that mean the same as the `examples` given to `reference`."""
-        if self.bank is None:
+        """Returns the inputs of `module` that correspond to `examples`, those of `reference`."""
+        if self.cache is None:
             return examples
         with torch.no_grad():
-            kv_bank = self.bank(examples["encoder_hidden_states"])
+            kv_bank = self.cache(examples["encoder_hidden_states"])
         return {name: kv_bank if name == "kv_bank" else examples[name] for name in self.inputs}
 
     def _example(self, name: str, shape: list[int], sizes: dict[str, int], generator: torch.Generator) -> Tensor:
@@ -139,79 +129,70 @@ class Graph:
 def graphs(
     bundle: ModelBundle, size: tuple[int, int] | None, rows_max: int, options: GraphOptions | None = None
 ) -> tuple[list[Graph], tuple[int, int]]:
-    """The networks of `bundle` and the image size (height, width) in pixels, by default the UNet's own.
+    """Returns the networks of `bundle` and the image size (height, width) in pixels, by default the UNet's own.
 
-    A size that does not survive the UNet's halvings must not get that far: it would fail inside a skip connection.
-    Raises `InputError` for it, and for a UNet that has not the build that `options` ask for.
+    Raises `InputError` for a size that the UNet cannot halve, and for a UNet that `options` do not fit.
     """
     options = options or GraphOptions()
-    unet, vae, text = bundle.unet, bundle.vae, bundle.text_encoder
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    own = unet.config.sample_size
-    height, width = size or tuple(scale * n for n in ((own, own) if isinstance(own, int) else own))
-    halvings = len(unet.config.block_out_channels) - 1
-    multiple = scale * 2**halvings
-    if height % multiple or width % multiple or min(height, width) < multiple:
-        raise InputError(
-            f"export: size {height}x{width} is not made of multiples of {multiple} = {scale} x 2^{halvings}; "
-            "choose another height and width"
-        )
+    unet, vae, text = bundle.unet, bundle.vae, TextEncoderGraph(bundle.text_encoder)
+    geometry = Geometry.from_configs(unet.config, vae.config, "export")
+    scale, halvings = geometry.vae_scale, geometry.unet_halvings
+    height, width = size or geometry.own_size(unet.config)
+    misfits = geometry.misfits(height, width)
+    if misfits or min(height, width) < 1:
+        raise InputError(f"export: {'; '.join(misfits) or 'height and width must be > 0'}; choose another --size")
     sides: Shape = (height // scale, width // scale)
     pixels: Shape = (height, width)
     if options.any_size:
-        # Two multiples at least: the tracer takes a dimension that is 1 on the lowest level for a constant.
-        tall, wide = (max(side, 2 * multiple) for side in (height, width))
+        # At least two multiples: the tracer would take a dimension that is 1 on the lowest level for a constant.
+        tall, wide = (max(side, 2 * scale * 2**halvings) for side in (height, width))
         sides = (Axis("height", tall // scale, 2**halvings), Axis("width", wide // scale, 2**halvings))
         pixels = (Axis("height", tall, scale), Axis("width", wide, scale))
     latents: Shape = (unet.config.in_channels, *sides)
     tokens, vocabulary = bundle.tokenizer.model_max_length, len(bundle.tokenizer)
-    # A decoder's memory grows with pixels times rows, so 64 images at once would not fit where the export runs.
-    few = min(rows_max, 8)
+    few = min(rows_max, 8)  # a decoder's memory grows with pixels times rows
     decoder, encoder = VaeDecoderGraph(vae), VaeEncoderGraph(vae)
-    text_encoder = TextEncoderGraph(text)
+    from_latents, from_pixels = {"latent_sample": _rows(*latents)}, {"sample": _rows(3, *pixels)}
     parts = [
-        Graph(
-            "text_encoder", text_encoder, {"input_ids": _rows(tokens)}, "last_hidden_state", vocabulary, rows_max,
-            text_encoder,
-        ),
+        Graph("text_encoder", text, {"input_ids": _rows(tokens)}, "last_hidden_state", vocabulary, rows_max, text),
         *_unet_graphs(bundle, latents, (tokens, unet.config.cross_attention_dim), rows_max, options),
-        Graph("vae_decoder", _scaled(decoder, options), {"latent_sample": _rows(*latents)}, "sample", 0, few, decoder),
-        Graph("vae_encoder", _scaled(encoder, options), {"sample": _rows(3, *pixels)}, "latent_parameters", 0, few, encoder),
-    ]  # fmt: skip
+        Graph("vae_decoder", _scaled(decoder, options), from_latents, "sample", 0, few, decoder),
+        Graph("vae_encoder", _scaled(encoder, options), from_pixels, "latent_parameters", 0, few, encoder),
+    ]
     return parts, (height, width)
 
 
 def _unet_graphs(
     bundle: ModelBundle, latents: Shape, embeddings: tuple[int, int], rows_max: int, options: GraphOptions
 ) -> list[Graph]:
-    """The UNet in the form asked for; of form "bank" the graph that makes the bank comes first."""
-    unet, removed = bundle.unet, options.savings
+    """Returns the UNet's graph; with a K/V cache, after the graph that computes the cache."""
+    unet, chosen = bundle.unet, options.applied
     timesteps = int(bundle.scheduler_config.get("num_train_timesteps", TIMESTEPS))
     if options.form == "plain":
         reference = UnetGraph(unet)
-        inner = {"time_table", "fused_qkv"} & set(removed)
-        module: nn.Module = ReducedUnetGraph(unet, removed, timesteps) if inner else reference
+        inner = {"time_table", "fused_qkv"} & set(chosen)
+        module: nn.Module = ReducedUnetGraph(unet, chosen, timesteps) if inner else reference
         inputs = {"sample": _rows(*latents), "timestep": (1,), "encoder_hidden_states": _rows(*embeddings)}
         return [Graph("unet", _scaled(module, options), inputs, "out_sample", 0, rows_max, reference)]
-    bank = PromptBankGraph(unet)
+    cache = KVCacheGraph(unet)
     width = sum(layer.to_k.out_features for _, layer in cross_attentions(unet))
     prompts = Axis("prompts", 0)
     inputs = {
-        "sample": (Axis("images" if "shared_prefix" in removed else "rows", 0), *latents),
+        "sample": (Axis("images" if "shared_prefix" in chosen else "rows", 0), *latents),
         "timestep": (1,),
         "kv_bank": (prompts, 2, embeddings[0], width),
         "prompt_index": _rows(),
     }
-    if "shared_prefix" in removed:
+    if "shared_prefix" in chosen:
         inputs["image_index"] = _rows()
-    form = NodeBankUnetGraph if "kv_gather" in removed else BankUnetGraph
-    network: nn.Module = form(unet, removed, timesteps)
-    to_bank = Graph(
-        "prompt_bank", bank, {"encoder_hidden_states": (prompts, *embeddings)}, "kv_bank", 0, rows_max, bank
+    variant = NodeUnetGraph if "kv_gather" in chosen else CachedUnetGraph
+    network: nn.Module = variant(unet, chosen, timesteps)
+    to_cache = Graph(
+        "prompt_bank", cache, {"encoder_hidden_states": (prompts, *embeddings)}, "kv_bank", 0, rows_max, cache
     )
     module, indexed = _scaled(network, options), IndexedUnetGraph(unet)
-    return [to_bank, Graph("unet", module, inputs, "out_sample", 0, rows_max, indexed, bank, embeddings)]
+    return [to_cache, Graph("unet", module, inputs, "out_sample", 0, rows_max, indexed, cache, embeddings)]
 
 
 def _scaled(network: nn.Module, options: GraphOptions) -> nn.Module:
-    return WithoutUnitScale(network) if "unit_scale" in options.savings else network
+    return WithoutUnitScale(network) if "unit_scale" in options.applied else network

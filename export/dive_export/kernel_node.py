@@ -1,11 +1,10 @@
-"""The bank UNet with each cross-attention as one ONNX node, `dive::cross_attention`, and the node in standard ops.
+"""The UNet with a K/V cache and each cross-attention as one ONNX node, `dive::cross_attention`; the node in standard ops.
 
-The node reads the keys and values of a row's prompt where they lie in the bank, as the kernel of that name in
-`dive_kernels` does: no copy of them for each row. A runtime that knows no such node takes its body, a model-local function;
-`trt_plugin` gives TensorRT the kernel.
+The node reads the keys and values of a row's prompt from the cache without a copy per row, as the kernel of that name in
+`dive_kernels` does. Runtimes without the node run its body, a model-local function; `trt_plugin` gives TensorRT the kernel.
 
     dive::cross_attention(query [R, T, C], kv_bank [P, 2, L, sumC], prompt_index int64 [R]) -> [R, T, C]
-        heads: int      start, stop: ints [1], the layer's columns of the bank, stop - start = C
+        heads: int      start, stop: ints [1], the layer's columns of the cache, stop - start = C
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dive_fast.unet.graphs import Bank, BankUnetGraph, cross_attentions
+from dive_fast.unet.graphs import CachedUnetGraph, KVCache, cross_attentions
 from dive_kernels.cross_attention import cross_attention
 
 DOMAIN, NAME, VERSION = "dive", "cross_attention", 1
 BODY_OPSET = 23  # the first with Attention
 ATTRIBUTES = ("heads", "start", "stop")
-# TensorRT looks a body's names up among the graph's: no tensor there may be called like these.
+# TensorRT resolves a body's names in the graph: these must not occur there.
 INPUTS = ("dive_query", "dive_kv_bank", "dive_prompt_index")
 OUTPUT = "dive_attended"
 
 
-class NodeBankUnetGraph(BankUnetGraph):
-    """`BankUnetGraph` of the same inputs and numbers, whose cross-attentions read the bank themselves."""
+class NodeUnetGraph(CachedUnetGraph):
+    """`CachedUnetGraph` whose cross-attentions read the cache themselves."""
 
     gathers = False
 
@@ -38,13 +37,13 @@ class NodeBankUnetGraph(BankUnetGraph):
 
 
 class NodeProcessor:
-    """Cross-attention to columns start to stop of a bank: the node while exporting to ONNX, else the op in torch."""
+    """Cross-attention to columns start to stop of the cache: the node during ONNX export, else the op in torch."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start, self.stop = start, stop
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Bank, attention_mask: None = None
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: KVCache, attention_mask: None = None
     ) -> Tensor:
         query, kv_bank, prompt_index = attn.to_q(hidden_states), *encoder_hidden_states[:2]
         if torch.onnx.is_in_onnx_export():
@@ -80,9 +79,9 @@ def define(model: Any) -> None:
 
 
 def body() -> Any:
-    """The node as an `onnx.FunctionProto` of standard ops: cut the columns out, gather, attend.
+    """Returns the node as an `onnx.FunctionProto` of standard ops: slice the columns, gather, attend.
 
-    Columns first: cutting copies them once a prompt, gathering whole rows of the bank would once a row and layer.
+    Slicing first copies the columns once per prompt; gathering first would copy the whole cache once per row and layer.
     """
     from onnx import AttributeProto
     from onnx.helper import make_function, make_node, make_opsetid
@@ -111,7 +110,7 @@ def body() -> Any:
 
 
 def _with(node: Any, **references: tuple[str, int]) -> Any:
-    """`node` with attributes that are the function's own: name -> (the function's attribute, its type)."""
+    """Adds attributes that refer to the function's: name -> (the function's attribute, its type)."""
     from onnx import AttributeProto
 
     node.attribute.extend(

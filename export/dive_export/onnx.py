@@ -1,4 +1,4 @@
-"""A network to an ONNX file, and the measurement of how far onnxruntime's numbers are from torch's."""
+"""Writes a network as an ONNX file, and measures onnxruntime's numbers against torch's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dive_fast.types import DiveError
 from dive_fast.unet.optimizations import WithoutUnitScale
 
 OPSET = 23
-# The traced example's rows; with them images and prompts are more than 1 too, which the tracer would take for constant.
+# Rows of the traced example; then images and prompts are more than 1 too, which the tracer would take for a constant.
 TRACED_ROWS = 4
 # float32: onnxruntime may be a few times as far from the exact result as torch is (its GroupNormalization loses digits
 # where the mean is far from zero: 6 times torch's error at mean 3, deviation 1), and torch's own error adds to their
@@ -47,7 +47,7 @@ class Parity:
 
     `errors` maps a number of rows to the root mean square difference of the worst row, `largest` to the largest
     absolute one. `budget` bounds the former: `BUDGET` times the worst row's own error against float64 of torch, with
-    operands rounded to the graph's precision. `measured` says what ran.
+    operands rounded to the graph's precision. `measured` describes what ran.
     """
 
     budget: float
@@ -92,8 +92,7 @@ def export_graph(graph: Graph, path: Path, precision: str = "fp32") -> None:
 
 
 def _finish(path: Path) -> None:
-    """Says what our own nodes mean, and drops the exporter's notes of source files and lines; which torch module a node
-    is from stays (probes read it)."""
+    """Defines our own nodes, and drops the exporter's metadata but for each node's torch module, which probes read."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
@@ -107,7 +106,7 @@ def _finish(path: Path) -> None:
 
 
 def _check_weights(part: str, path: Path) -> None:
-    """Raises `DiveError` where the weights' file ends before the graph's last tensor: not every failed write is reported."""
+    """Raises `DiveError` if the weights' file is too short: the exporter does not report every failed write."""
     import onnx
 
     for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
@@ -117,20 +116,20 @@ def _check_weights(part: str, path: Path) -> None:
 
 
 def _free_axes(graph: Graph) -> tuple[dict[int, torch.export.Dim] | None, ...]:
-    """For each input which of its dimensions stay free."""
     axes = {axis.name: axis for shape in graph.inputs.values() for axis in shape if isinstance(axis, Axis)}
     dims = {
-        name: torch.export.Dim(name, min=1) if axis.multiple == 1
+        name: torch.export.Dim(name, min=1)
+        if axis.multiple == 1
         else axis.multiple * torch.export.Dim(f"{name}_over_{axis.multiple}", min=1)
         for name, axis in axes.items()
-    }  # fmt: skip
+    }
     free = ({i: dims[n.name] for i, n in enumerate(shape) if isinstance(n, Axis)} for shape in graph.inputs.values())
     return tuple(places or None for places in free)
 
 
 @contextlib.contextmanager
 def _quiet(what: str) -> Iterator[None]:
-    """Holds the exporter's chatter back; when it fails, the chatter goes to standard error and the cause is named."""
+    """Hides the exporter's output, and prints it to standard error if the exporter fails; raises with the cause."""
     chatter = io.StringIO()
     log = logging.getLogger("torch.onnx")
     level = log.level
@@ -141,10 +140,10 @@ def _quiet(what: str) -> Iterator[None]:
             yield
     except Exception as error:
         cause: BaseException = error
-        while cause.__cause__ is not None:  # the exporter wraps the reason in pages of advice
+        while cause.__cause__ is not None:  # the exporter wraps the cause
             cause = cause.__cause__
         reason = brief(cause)
-        if isinstance(cause, OSError) and cause.errno in (None, *FULL):  # numpy tells of a short write without a number
+        if isinstance(cause, OSError) and cause.errno in (None, *FULL):  # numpy reports a short write without errno
             raise OSError(cause.errno or errno.ENOSPC, reason) from error
         print(chatter.getvalue(), file=sys.stderr)
         raise DiveError(f"{what}: the ONNX exporter failed ({type(cause).__name__}: {reason})") from error
@@ -187,7 +186,7 @@ def measure_parity(graph: Graph, path: Path, precision: str = "fp32", rows: Sequ
 
 @contextlib.contextmanager
 def _session(path: Path, precision: str) -> Iterator[tuple[Callable[..., list[np.ndarray]], str]]:
-    """onnxruntime's `run` for the graph on this CPU, and the precision of the floats that it takes."""
+    """Yields onnxruntime's `run` for the graph on this CPU, and the precision of its floating inputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -201,7 +200,7 @@ def _session(path: Path, precision: str) -> Iterator[tuple[Callable[..., list[np
 
 
 def _exact(graph: Graph, inputs: dict[str, Tensor]) -> Tensor:
-    """The reference in float64. In place, because there may be no memory for a second model."""
+    """Runs the reference in float64, converted in place to save memory."""
     try:
         with torch.no_grad():
             exact: Tensor = graph.reference.double()(

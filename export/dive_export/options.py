@@ -60,12 +60,12 @@ class GraphOptions(Settings):
     kv_gather). Other runtimes run it too, without a gain."""
 
     def __post_init__(self) -> None:
-        from dive_fast.unet.optimizations import SAVINGS
+        from dive_fast.unet.optimizations import OPTIMIZATIONS
 
         super().__post_init__()
-        unknown = [name for name in self.optimizations or () if name not in (*SAVINGS, *ON_REQUEST)]
+        unknown = [name for name in self.optimizations or () if name not in (*OPTIMIZATIONS, *ON_REQUEST)]
         if unknown:
-            names = ", ".join((*SAVINGS, *ON_REQUEST))
+            names = ", ".join((*OPTIMIZATIONS, *ON_REQUEST))
             raise InputError(f"optimizations: unknown {', '.join(unknown)}; choose from {names}")
         misfits = [name for name in self._requested if name in BANK_ONLY and self.form != "bank"]
         if misfits:
@@ -76,13 +76,13 @@ class GraphOptions(Settings):
         return (self.optimizations or ()) + (ON_REQUEST if self.kernels else ())
 
     @property
-    def savings(self) -> tuple[str, ...]:
-        """The optimizations made, in the order of `SAVINGS` and `ON_REQUEST`."""
-        from dive_fast.unet.optimizations import SAVINGS
+    def applied(self) -> tuple[str, ...]:
+        """The optimizations made, in the order of `OPTIMIZATIONS` and `ON_REQUEST`."""
+        from dive_fast.unet.optimizations import OPTIMIZATIONS
 
-        by_default = () if self.optimizations is not None else SAVINGS
+        by_default = () if self.optimizations is not None else OPTIMIZATIONS
         made = [name for name in by_default if self.form == "bank" or name not in BANK_ONLY] + list(self._requested)
-        return tuple(name for name in (*SAVINGS, *ON_REQUEST) if name in made)
+        return tuple(name for name in (*OPTIMIZATIONS, *ON_REQUEST) if name in made)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Half precision without half-precision arithmetic, which torch on a CPU takes minutes for: weights are converted, the graph
-is traced with fake tensors, and its rounding errors are found in float32."""
+"""Half precision without half-precision arithmetic, which is slow in torch on a CPU: weights are converted, the graph is
+traced, and its rounding errors are emulated in float32."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ def converted(module: M, precision: str) -> M:
 
 
 def rounded_run(module: nn.Module, inputs: list[Tensor], precision: str) -> Tensor:
-    """What `module` (float32) gives when each operator reads its operands rounded to `precision`: weights, inputs and what
-    other operators computed. Inside an operator sums stay float32, as half-precision kernels have them, and so do the
-    sinusoids of the timestep, which diffusers computes in float32 whatever the weights are."""
+    """Runs `module` (float32) with every operator's operands rounded to `precision`.
+
+    Sums inside an operator stay float32, as in half-precision kernels, and so do the sinusoids of the timestep, which
+    diffusers always computes in float32.
+    """
     rounding = _Rounding(precision)
     hooks = [
         hook
@@ -71,7 +73,7 @@ class _Rounding(TorchDispatchMode):
 
 
 def upcast_bfloat16(path: Path, out: Path) -> None:
-    """Writes the graph at `path` to `out` with float32 wherever it has bfloat16: the same values, rounded no further."""
+    """Writes the graph at `path` to `out` with its bfloat16 values and types as float32."""
     import onnx
 
     half, single = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
@@ -91,6 +93,5 @@ def upcast_bfloat16(path: Path, out: Path) -> None:
 
 
 def _tensors(graph: Any) -> list[Any]:
-    """Initializers and the tensors of Constant nodes."""
     constants = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
     return [*graph.initializer, *constants]

@@ -1,4 +1,4 @@
-"""In which block of a network onnxruntime's numbers part from torch's: the parity report, on request."""
+"""The parity report: how far each block of a network is from torch in onnxruntime."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ BLOCK = re.compile(
 
 @dataclass(frozen=True)
 class BlockParity:
-    """How far one block's output in a graph is from torch's in float32, over the root mean square of torch's.
+    """The distance of one block's output from torch's in float32, relative to the root mean square of torch's.
 
-    `rms` is the root mean square difference, `largest` the largest absolute one, `size` torch's root mean square. They
-    are None, and `why` tells the reason, where the graph has no such tensor.
+    `rms` is the root mean square difference, `largest` the largest absolute one, `size` torch's root mean square. `rms` and
+    `largest` are None, with the reason in `why`, if the graph has no such tensor.
     """
 
     block: str
@@ -40,7 +40,7 @@ class BlockParity:
 
 
 def graph_parity(graph: Graph, path: Path, rows: int = 2, seed: int = 0, provider: str = CPU) -> list[BlockParity]:
-    """`block_parity` of an exported part on its own random examples; any form, precision and set of savings."""
+    """Returns `block_parity` of an exported part on random examples; any variant, precision and optimizations."""
     examples = graph.examples(rows, seed)
     arrays = {name: tensor.numpy() for name, tensor in graph.feeds(examples).items()}
     return block_parity(path, graph.reference, arrays, reference_inputs=examples, provider=provider)
@@ -54,13 +54,12 @@ def block_parity(
     reference_inputs: Mapping[str, Tensor] | None = None,
     provider: str = CPU,
 ) -> list[BlockParity]:
-    """Compares the graph with `module`, block by block in the order in which torch runs them, the whole network last.
+    """Compares the graph with `module` block by block, in torch's order, the whole network last.
 
-    `inputs` feed the graph by name; torch gets the same values, rounded to the graph's types, as float32 in the graph's
-    order, or `reference_inputs` in their order where it reads others (a bank). `module` must be float32 and named as the
-    network that was exported. Every node's result has the graph's type, as on a device: in float16 each one is rounded.
-    A block is found as long as its nodes keep their module names and stand together, and exactly one tensor of its
-    output's shape leaves them; what a saving took apart is listed without numbers. Raises as `run_nodes`.
+    `inputs` feed the graph by name. Torch reads the same values, rounded to the graph's types, as float32 in the graph's
+    order, or `reference_inputs` if it reads others. `module` must be float32, with the module names of the export. Every
+    node's result is rounded to the graph's type. A block is found if its nodes are adjacent, keep their module names, and
+    exactly one tensor of its output's shape leaves them; others are listed without numbers. Raises as `run_nodes`.
     """
     model = read_graph(graph_path)
     arrays = cast_inputs(model.graph, inputs, str(graph_path))
@@ -82,7 +81,7 @@ def block_parity(
 
 
 def table(rows: Sequence[BlockParity]) -> str:
-    """The report as text, a line a block. As JSON it is `[to_dict(row) for row in rows]`: there are no NaN in it."""
+    """Formats the report, a line per block."""
     width = max(len(row.block) for row in rows)
     lines = [f"{'block':{width}}  {'rms error':>10}  {'max error':>10}  {'rms of torch':>12}"]
     for row in rows:
@@ -95,7 +94,7 @@ def table(rows: Sequence[BlockParity]) -> str:
 
 @contextmanager
 def _recorded(module: nn.Module) -> Iterator[dict[str, np.ndarray]]:
-    """The outputs of a module's blocks, by short name in the order of execution, while the context is open."""
+    """Records the outputs of a module's blocks, by short name in the order of execution, within the context."""
     outputs: dict[str, np.ndarray] = {}
 
     def hook(name: str) -> Any:
@@ -120,10 +119,10 @@ def _recorded(module: nn.Module) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _leaving(graph: Any, blocks: Sequence[str]) -> dict[str, list[str]]:
-    """The tensors that each block makes and that others read, or that leave the graph.
+    """Returns, for each block, its tensors that other blocks read or that leave the graph.
 
-    None of them for a block whose nodes do not stand together: the network was rewritten there, and what the block's layers
-    make is not what its module does (the shared prefix parts the first transformer, whose end is then elsewhere).
+    A block whose nodes are not adjacent gets none: an optimization has rewritten it (the shared prefix splits the first
+    transformer).
     """
     where = [short(scope) for scope in scopes(graph)]
     outputs = {value.name for value in graph.output}

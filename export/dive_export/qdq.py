@@ -1,16 +1,15 @@
 """Graph surgery for FP8: QuantizeLinear and DequantizeLinear around the inputs of convolutions and matrix products.
 
-e4m3 ("FN": no infinities, largest value 448, 3 bits of fraction) as in Micikevicius et al., arXiv 2209.05433. A quantised
-layer reads DequantizeLinear(QuantizeLinear(x)) with one scale a tensor, and weights that are stored as e4m3 with one
-scale an output channel; a compiler that knows the pattern computes the product in FP8, any other computes the same
-numbers in the graph's own type.
+e4m3 ("FN": no infinities, largest value 448, 3 fraction bits) as in Micikevicius et al., arXiv 2209.05433. A quantised layer
+reads DequantizeLinear(QuantizeLinear(x)) with one scale per tensor, and e4m3 weights with one scale per output channel. A
+compiler that knows the pattern computes in FP8; others compute the same numbers in the graph's type.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,9 @@ class Layer:
 
 
 def find_layers(graph: Any) -> list[Layer]:
-    """Every Conv, MatMul and Gemm of an `onnx.GraphProto` whose second input is a constant of floats, in order.
+    """Lists every Conv, MatMul and Gemm of an `onnx.GraphProto` whose second input is a constant of floats.
 
-    Named by their torch module; one that shares its module's name with others, or has none, is named by its node too.
+    The name is the torch module's, with the node's if that is empty or not unique.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in FLOATS}
     found = []
@@ -52,20 +51,13 @@ def find_layers(graph: Any) -> list[Layer]:
         found.append(Layer(short(scope), node.name, node.op_type, node.input[0], node.input[1], axis))
     names = [layer.name for layer in found]
     return [
-        layer if layer.name and names.count(layer.name) == 1 else _named(layer, f"{layer.name}#{layer.node}")
+        layer if layer.name and names.count(layer.name) == 1 else replace(layer, name=f"{layer.name}#{layer.node}")
         for layer in found
     ]
 
 
-def _named(layer: Layer, name: str) -> Layer:
-    return Layer(name, layer.node, layer.op, layer.activation, layer.weight, layer.axis)
-
-
 def scale_for(largest: np.ndarray | float, dtype: np.dtype) -> np.ndarray:
-    """The scales that bring |value| <= `largest` into e4m3, in `dtype`, rounded up so that nothing is cut off.
-
-    Where `largest` is 0 any scale serves: 1.
-    """
+    """Returns the scales that map `largest` to e4m3's largest value, in `dtype`, rounded up; 1 where it is 0."""
     exact = np.asarray(largest, np.float64) / LARGEST
     scale = exact.astype(dtype)
     scale = np.where(scale < exact, np.nextafter(scale, dtype.type(np.inf)), scale)
@@ -73,7 +65,7 @@ def scale_for(largest: np.ndarray | float, dtype: np.dtype) -> np.ndarray:
 
 
 def quantised_weight(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """(e4m3 values of the weight's shape, scales [channels] of its type), one scale an output channel."""
+    """Returns (e4m3 values of the weight's shape, scales [channels] of its type), a scale per output channel."""
     import ml_dtypes
 
     rest = tuple(i for i in range(weight.ndim) if i != axis)
@@ -86,11 +78,11 @@ def quantised_weight(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndar
 def insert(
     model: Any, path: Path, layers: Sequence[Layer], largest: Mapping[str, float], *, switched: bool = False
 ) -> Any:
-    """A copy of `model` in which `layers` are quantised; `largest` maps an activation's name to what is to become 448.
+    """Copies `model` with `layers` quantised; `largest` maps an activation's name to the value that becomes 448.
 
-    `model` may lie outside its weights: those of `layers` are read from beside `path`. They become e4m3 in the file, and
-    the old ones are dropped unless something else reads them. With `switched`, each layer i is quantised only where the
-    extra input `quantised` bool [len(layers)] says so at i: one session then measures every choice.
+    External weights of `layers` are read from beside `path`. They become e4m3, and the old ones are dropped if nothing else
+    reads them. With `switched`, the extra input `quantised` bool [len(layers)] selects the quantised layers, so one session
+    measures every choice.
     """
     from onnx import ModelProto, TensorProto
     from onnx.helper import make_tensor_value_info
@@ -120,7 +112,7 @@ def insert(
 
 
 class _Insertion:
-    """The nodes and constants that `insert` adds to `graph`, each made once."""
+    """Adds the nodes and constants of `insert` to `graph`, each once."""
 
     def __init__(self, graph: Any, path: Path, weights: Mapping[str, Any], switched: bool) -> None:
         self.graph = graph
@@ -135,7 +127,7 @@ class _Insertion:
 
         name = layer.activation
         quantised, result = f"{name}_e4m3", f"{name}_dequantised"
-        if self._new(result):  # layers that read the same tensor share it: queries, keys and values, say
+        if self._new(result):  # layers that read the same tensor share it: queries, keys and values, log
             value = scale_for(largest, np.dtype(tensor_dtype_to_np_dtype(data_type)))
             self.graph.initializer.extend(
                 [
@@ -168,7 +160,7 @@ class _Insertion:
         return self._choice(index, result, name)
 
     def _choice(self, index: int, quantised: str, plain: str) -> str:
-        """`quantised`; in a switched graph that or `plain`, as switch `index` says."""
+        """Returns `quantised`; in a switched graph a choice between it and `plain` by switch `index`."""
         from onnx import TensorProto
         from onnx.helper import make_tensor
 
@@ -185,7 +177,6 @@ class _Insertion:
         return result
 
     def _new(self, name: str) -> bool:
-        """Whether `name` is asked for the first time."""
         fresh = name not in self.made
         self.made.add(name)
         return fresh
@@ -197,10 +188,10 @@ class _Insertion:
 
 
 def save(model: Any, source: Path, path: Path) -> None:
-    """Writes `model`, what still lies in the external data of `source` included, as `path` and `<name>.data` beside it.
+    """Writes `model`, with the external weights of `source`, as `path` (last) and `<name>.data` beside it.
 
-    `model` is used up. The weights' file is referenced by name and must not be renamed. `path` is written last.
-    Raises `InputError` when the weights of `source` are not there or cut off.
+    `model` is used up. The graph names the weights' file, which must not be renamed. Raises `InputError` if the weights of
+    `source` are missing or cut off.
     """
     import onnx
     from onnx.external_data_helper import load_external_data_for_model
@@ -211,5 +202,5 @@ def save(model: Any, source: Path, path: Path) -> None:
         raise InputError(f"{source}: its weights cannot be read ({brief(error)}); export it again") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
-    with contextlib.suppress(FileNotFoundError):  # weights so small that the graph holds them itself
-        path.with_name(f"{path.name}.data").chmod(0o644)  # onnx makes it as a temporary file, for its owner alone
+    with contextlib.suppress(FileNotFoundError):  # small weights stay inside the graph
+        path.with_name(f"{path.name}.data").chmod(0o644)  # onnx writes it readable by its owner only

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATM = Path("/proc/self/statm")
-INTERVAL = 0.05  # seconds between two looks; the exporter's peaks last longer
+INTERVAL = 0.05  # seconds between samples; the exporter's peaks last longer
 
 
 @dataclass
 class Resources:
-    """A context manager that sets `seconds`, the block's wall time, and `peak_mb`, the largest resident set seen meanwhile.
+    """A context manager that measures `seconds`, the block's wall time, and `peak_mb`, its largest resident set.
 
-    The process's own peak would not do: it never falls, so each step would report the largest before it. Without
-    Linux's /proc `peak_mb` stays None.
+    The kernel's peak of the process never falls, so this samples. Without Linux's /proc `peak_mb` stays None.
     """
 
     seconds: float = 0.0

@@ -1,14 +1,15 @@
-"""An exported engine folder -> a TensorRT engine folder, file to file: one plan a part, cached, whole or not there."""
+"""An exported engine folder -> a TensorRT engine folder: one plan per part, cached and written atomically."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from dive_export.artifact import Progress, say, staging
+from dive_export.artifact import Progress, log, staging
+from dive_export.options import BuildConfig
 from dive_export.tensorrt_cache import PlanCache
 from dive_export.tensorrt_folder import already_there, write_engine
-from dive_export.tensorrt_job import Build, BuildConfig, free_space
+from dive_export.tensorrt_job import Build, free_space
 from dive_export.tensorrt_profiles import activations, weights_size
 from dive_export.tensorrt_refit import refit_engine
 from dive_fast.engines import tensorrt_api as trt
@@ -20,7 +21,7 @@ __all__ = ["BuildConfig", "Forecast", "PartForecast", "build_engine", "dry_run",
 
 @dataclass(frozen=True)
 class PartForecast:
-    """What building one part takes. Bytes; `activations` is an estimate (`tensorrt_profiles.activations`)."""
+    """What one part needs, in bytes; `activations` is an estimate (`tensorrt_profiles.activations`)."""
 
     part: str
     profiles: tuple[str, ...]
@@ -31,7 +32,7 @@ class PartForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What `build_engine` would do here. `disk` (an estimate) and `disk_free` are bytes; `missing` says what prevents it."""
+    """What `build_engine` would do here. `disk` (an estimate) and `disk_free` are bytes; `missing` lists obstacles."""
 
     backend: str
     gpu: str | None
@@ -42,19 +43,19 @@ class Forecast:
 
 
 def build_engine(
-    onnx_folder: Path | str, out: Path | str, config: BuildConfig | None = None, progress: Progress = say
+    onnx_folder: Path | str, out: Path | str, config: BuildConfig | None = None, progress: Progress = log
 ) -> EngineSpec:
     """Builds a TensorRT engine folder at `out` from what `export_engine` wrote.
 
-    Every part's plan comes from the cache when it holds one for the same graph, weights, profiles, GPU, version and
-    options. `engine.json` is written last: until then nothing stands at `out`, and Ctrl-C ends the build at TensorRT's
-    next step. An `out` that holds this very engine is left as it is. Raises `InputError` for a folder or rows that do
-    not fit and for other content at `out`; `DiveError` with all that is missing here, or naming part, node and reason.
+    A plan comes from the cache if one for the same graph, weights, profiles, GPU, version and options is there.
+    `engine.json` is written last, and Ctrl-C ends the build at TensorRT's next step. An `out` with this very engine stays as
+    it is. Raises `InputError` for a folder or rows that do not fit and for other content at `out`; `DiveError` with
+    everything that is missing here, or naming part, node and reason.
     """
     config = config or BuildConfig()
-    build = Build.of(Path(onnx_folder), config)
+    build = Build.from_export(Path(onnx_folder), config)
     out = Path(out)
-    if not build.obstacles():  # else its GPU and version are not known to compare with
+    if not build.obstacles():  # else GPU and version are unknown
         found = already_there(out, build.spec, build.record(), progress)
         if found is not None:
             return found
@@ -70,17 +71,17 @@ def build_engine(
 
 
 def dry_run(onnx_folder: Path | str, out: Path | str, config: BuildConfig | None = None) -> Forecast:
-    """What `build_engine` would do, need and lack; writes nothing. Raises `InputError` as it does."""
-    build = Build.of(Path(onnx_folder), config or BuildConfig())
-    cache = PlanCache(build.config.cache_folder, say)
+    """Forecasts what `build_engine` would do, need and lack; writes nothing. Raises `InputError` as it does."""
+    build = Build.from_export(Path(onnx_folder), config or BuildConfig())
+    cache = PlanCache(build.config.cache_folder, log)
     found = []
     for part, todo in build.parts.items():
-        lines = [", ".join(f"{name} {_words(dims)}" for name, dims in shapes.items()) for shapes in todo.profiles]
+        lines = [", ".join(f"{name} {_range(dims)}" for name, dims in shapes.items()) for shapes in todo.profiles]
         need = activations(todo.graph, todo.profiles[-1])
         found.append(PartForecast(part, tuple(lines), weights_size(todo.graph), need, cache.has(build.keys[part])))
     missing = tuple(build.missing(Path(out)))
     return Forecast(build.spec.backend, build.spec.gpu, tuple(found), build.disk(), free_space(Path(out)), missing)
 
 
-def _words(ranges: tuple[tuple[int, int, int], ...]) -> str:
+def _range(ranges: tuple[tuple[int, int, int], ...]) -> str:
     return "x".join(str(low) if low == high else f"{low}..{high}" for low, _, high in ranges)

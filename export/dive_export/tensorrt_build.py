@@ -1,4 +1,4 @@
-"""One ONNX graph to one TensorRT plan: parsed, given its profiles, built in a thread that reports and can be stopped."""
+"""Builds one ONNX graph into one TensorRT plan, in a thread that reports progress and can be stopped."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dive_fast.engines.node_runner import read_graph
 from dive_fast.io import brief
 from dive_fast.types import DiveError
 
-SECONDS_A_LINE = 10.0  # a build reports no more often
+SECONDS_A_LINE = 10.0  # between two lines of progress
 Range = tuple[int, int, int]  # smallest, best, largest
 Shapes = dict[str, tuple[Range, ...]]  # of an input, by name
 
 
 @dataclass(frozen=True)
 class PartBuild:
-    """What to build: `profiles` holds for each profile the range of every dimension of every input.
+    """What to build: `profiles` has, per profile, the range of every dimension of every input.
 
-    `kernels` are the compiled kernels that it takes for `dive::cross_attention`, name and hash; none: the node's body.
+    `kernels` maps the compiled kernels for `dive::cross_attention` to their hashes; without any, the node's body is built.
     """
 
     part: str
@@ -42,13 +42,12 @@ class PartBuild:
 
 
 def build_plan(kind: trt.Flavour, module: Any, todo: PartBuild, progress: Callable[[str], None]) -> Plan:
-    """Builds a plan. Raises `DiveError` naming part, node and reason when TensorRT does not take the graph.
+    """Builds a plan. Raises `DiveError` naming part, node and reason if TensorRT refuses the graph.
 
-    A stripped plan is built with REFIT: STRIP_PLAN alone means REFIT_IDENTICAL, whose behaviour with other weights than
-    those of the build NVIDIA's documentation calls unpredictable.
+    A stripped plan is built with REFIT: STRIP_PLAN alone means REFIT_IDENTICAL, which is undefined for other weights.
     """
     log = trt.logger(module)
-    # Not in the main thread, as the build is not: Ctrl-C inside TensorRT's call of our logger would be lost.
+    # Not in the main thread: Ctrl-C inside TensorRT's call of our logger would be lost.
     with ThreadPoolExecutor(1, thread_name_prefix=f"parse-{todo.part}") as pool:
         builder, network = pool.submit(_network, module, log, todo).result()
     trt.allow_decomposition(module, network)
@@ -65,7 +64,6 @@ def build_plan(kind: trt.Flavour, module: Any, todo: PartBuild, progress: Callab
 
 
 def _network(module: Any, log: Any, todo: PartBuild) -> tuple[Any, Any]:
-    """A builder, and the part's graph as its network."""
     builder = module.Builder(log)
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, log)
@@ -79,7 +77,7 @@ def _parsed(module: Any, parser: Any, todo: PartBuild) -> bool:
         return bool(parser.parse_from_file(str(todo.graph)))
     trt_plugin.register(module)
     model = trt_plugin.for_plugin(read_graph(todo.graph))
-    return bool(parser.parse(model.SerializeToString(), str(todo.graph)))  # the path is where the weights lie
+    return bool(parser.parse(model.SerializeToString(), str(todo.graph)))  # the path finds the weights
 
 
 def _remedy(kind: trt.Flavour, todo: PartBuild) -> str:
@@ -87,14 +85,14 @@ def _remedy(kind: trt.Flavour, todo: PartBuild) -> str:
     if todo.refittable and gpu is None:
         return f"; refittable plans need a GPU to build and {why}, build on a machine with one or leave refittable out"
     if todo.kernels:
-        return "; if the line above is about dive::cross_attention, build without kernels: the plugin is new"
-    return "; the line above says which layer, choose another precision or form for the export"
+        return "; if the layer is dive::cross_attention, build without --kernels: the plugin is new"
+    return "; the layer is named above, choose another --precision or --form for the export"
 
 
 def parse_error(parser: Any, log: Any) -> str:
-    """The parser's first error in one sentence: the node, its operator and the reason."""
+    """Describes the parser's first error: the node, its operator and the reason."""
     if not parser.num_errors:
-        return f"the parser says {trt.first(log.errors)}"
+        return f"the parser reports {trt.first(log.errors)}"
     error = parser.get_error(0)
     node = (
         f"node {error.node_name() or error.node()} ({error.node_operator()})" if error.node_operator() else "the graph"
@@ -104,19 +102,19 @@ def parse_error(parser: Any, log: Any) -> str:
 
 
 def refit_map(network: Any, graph: Path) -> list[str]:
-    """Names of the ONNX weights that the parsed network holds under their own names: what a refit can replace.
+    """Returns the ONNX weights that a refit can replace: those that the parsed network knows by name.
 
-    Constants that the parser used up while parsing (scales of a resize, say) are not among them.
+    Constants that the parser folds (scales of a resize, say) are not among them.
     """
     weights = [tensor.name for tensor in read_graph(graph).graph.initializer if is_weight(tensor)]
     found = [name for name in weights if network.mark_weights_refittable(name)]
-    for name in found:  # asking marks them, and marks mean something else: REFIT_INDIVIDUAL
+    for name in found:  # the query marks them, and marked weights mean REFIT_INDIVIDUAL
         network.unmark_weights_refittable(name)
     return found
 
 
 def builder_config(module: Any, builder: Any, todo: PartBuild) -> Any:
-    """The IBuilderConfig of a build: flags, limits, target and profiles."""
+    """Makes the IBuilderConfig: flags, limits, target and profiles."""
     config = builder.create_builder_config()
     if todo.refittable:
         config.set_flag(module.BuilderFlag.REFIT)
@@ -140,9 +138,9 @@ def builder_config(module: Any, builder: Any, todo: PartBuild) -> Any:
 
 
 def progress_monitor(module: Any) -> Any:
-    """An IProgressMonitor that counts, for `_in_thread` to report, and ends the build once `stop` is set.
+    """Makes an IProgressMonitor that counts steps for `_in_thread`, and ends the build once `stop` is set.
 
-    It is called from threads of TensorRT's own and so neither prints nor raises.
+    TensorRT calls it from its own threads, so it neither prints nor raises.
     """
 
     class Monitor(module.IProgressMonitor):
@@ -173,9 +171,9 @@ def progress_monitor(module: Any) -> Any:
 
 
 def _in_thread(build: Callable[[], Any], monitor: Any, part: str, progress: Callable[[str], None]) -> Any:
-    """What `build` returns, with a line of progress now and then.
+    """Runs `build` in a thread, with lines of progress.
 
-    A build inside the main thread would hold Ctrl-C back until its end; here it stops at TensorRT's next step.
+    In the main thread, Ctrl-C would wait for the build's end; here it stops at TensorRT's next step.
     """
     with ThreadPoolExecutor(1, thread_name_prefix=f"build-{part}") as pool:
         future = pool.submit(build)

@@ -1,4 +1,4 @@
-"""What a plan depends on as one hash, plans kept under it, and timings that later builds take up."""
+"""The cache of plans under a hash of what they depend on, and the timing cache of TensorRT."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ FLOATS = (1, 10, 11, 16)  # onnx.TensorProto FLOAT, FLOAT16, DOUBLE, BFLOAT16: t
 
 
 def constant(tensor: Any, folder: Path) -> bytes:
-    """The value of an initializer as bytes, be it inside the graph or in a file of `folder`."""
+    """Returns the value of an initializer as bytes, from the graph or from its file in `folder`."""
     from onnx import numpy_helper
 
     return bytes(numpy_helper.to_array(tensor, str(folder)).tobytes())
 
 
 def is_weight(tensor: Any) -> bool:
-    """Whether a refit may change an initializer: whole numbers are shapes and indices, which are built into a plan."""
+    """Whether a refit may change an initializer: integers are shapes and indices, which a plan has built in."""
     return tensor.data_type in FLOATS
 
 
 def graph_hash(path: Path, weights: dict[str, str] | None) -> str:
-    """Hash of what a graph computes: nodes, names, shapes, constants; and of its weights, unless they are left out.
+    """Hashes a graph's nodes, names, shapes and constants, and its weights unless `weights` is None.
 
-    `weights` maps the graph's external files to their hashes; None leaves the values of all weights out. What the
-    exporter notes about itself (source lines with paths) is left out, so that two machines agree.
+    `weights` maps the graph's external files to their hashes. The exporter's metadata (source lines with paths) is left
+    out: two machines get the same hash.
     """
     model = read_graph(path)
     values: list[Any] = []
@@ -46,7 +46,7 @@ def graph_hash(path: Path, weights: dict[str, str] | None) -> str:
 
 
 def structure(model: Any) -> dict[str, list[Any]]:
-    """All of a model that its numbers depend on but for its initializers: messages by what they are."""
+    """Returns the messages, by kind, that a model's numbers depend on, without its initializers."""
     graph = model.graph
     return {
         "opset": list(model.opset_import),
@@ -58,7 +58,7 @@ def structure(model: Any) -> dict[str, list[Any]]:
 
 
 def bare(message: Any) -> bytes:
-    """A message as bytes, without what the exporter notes about its origin."""
+    """Serializes a message without the exporter's metadata."""
     copy = type(message)()
     copy.CopyFrom(message)
     for field in ("doc_string", "metadata_props"):
@@ -68,7 +68,7 @@ def bare(message: Any) -> bytes:
 
 
 def fixed_hash(path: Path, refittable: list[str]) -> str:
-    """Hash of the values that a refit cannot change: those of all initializers but the `refittable` ones."""
+    """Hashes the initializers that a refit cannot change, all but the `refittable` ones."""
     names = set(refittable)
     return sha256_bytes(
         b"".join(
@@ -79,7 +79,7 @@ def fixed_hash(path: Path, refittable: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """A serialized engine of one part; `refittable` names the weights that it was built without ([]: it has its own)."""
+    """A serialized engine of one part; `refittable` names the weights that it lacks, none if it is not stripped."""
 
     data: bytes
     refittable: list[str]
@@ -87,7 +87,7 @@ class Plan:
 
 
 class PlanCache:
-    """Plans in a folder, each beside a record with its hash. Safe for several builds at once: files appear whole."""
+    """A folder of plans, each with a record of its hash. Several builds may share it: files are written atomically."""
 
     def __init__(self, folder: Path, progress: Callable[[str], None]) -> None:
         self.folder, self.progress = folder, progress
@@ -96,11 +96,11 @@ class PlanCache:
         return self.folder / "plans" / f"{key}.plan"
 
     def has(self, key: str) -> bool:
-        """Whether a plan is there; it is verified when it is taken."""
+        """Whether a plan is there; `get` verifies it."""
         return self.path(key).with_suffix(".json").is_file()
 
     def get(self, key: str, graph: Path) -> Plan | None:
-        """The plan, or None: there is none, it is damaged (which is told), or `graph` has other built-in constants."""
+        """Returns the plan; None if there is none, it is damaged, or `graph` has other built-in constants."""
         path = self.path(key)
         if not self.has(key):
             return None
@@ -111,13 +111,13 @@ class PlanCache:
         except (InputError, OSError, KeyError, TypeError):
             damaged = True
         if damaged:
-            self.progress(f"build cache: {path} is damaged, that part is built again")
+            self.progress(f"build cache: {path} is damaged, the part is built again")
             path.with_suffix(".json").unlink()
             return None
         return plan if not plan.refittable or plan.fixed == fixed_hash(graph, plan.refittable) else None
 
     def put(self, key: str, plan: Plan) -> None:
-        """Keeps a plan: its file first, so that a record never stands for half a plan."""
+        """Stores a plan, its record last."""
         path = self.path(key)
         atomic_write(path, plan.data)
         record = {"sha256": sha256_bytes(plan.data), "refittable": plan.refittable, "fixed": plan.fixed}
@@ -126,10 +126,10 @@ class PlanCache:
 
 @contextmanager
 def timings(kind: trt.Flavour, config: Any, path: Path, progress: Callable[[str], None]) -> Iterator[None]:
-    """Lets a build take up the timings kept in `path`, and keeps its own there when it succeeds.
+    """Loads the timing cache from `path` for a build, and saves it there when the build succeeds.
 
-    They hold for one GPU and version, which belong into the file's name. Broken ones are dropped with a word. A flavour
-    without a timing cache gets none. Of two builds at once the later one's file stays.
+    It holds for one GPU and version, which belong into the file's name. A broken one is dropped with a message. Flavours
+    without a timing cache skip this. Of two builds at once, the later one's file stays.
     """
     if not kind.timing_cache:
         yield
@@ -137,7 +137,7 @@ def timings(kind: trt.Flavour, config: Any, path: Path, progress: Callable[[str]
     known = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
-        progress(f"timing cache: {path} does not fit this machine, tactics are timed anew")
+        progress(f"timing cache: {path} is for another machine, tactics are timed again")
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     yield

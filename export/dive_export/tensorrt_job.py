@@ -1,4 +1,4 @@
-"""A TensorRT build worked out before anything is built: what is asked for, each part's profiles and key, what is missing."""
+"""Plans a TensorRT build: each part's profiles and cache key, and what is missing here."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from dive_fast.io import canonical_json, sha256_bytes
 from dive_fast.types import EngineSpec, InputError, Profile, to_dict
 
 COMPATIBILITY = {"none": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere": "AMPERE_PLUS"}
-FORMAT = 1  # of what a plan's key is made from; another number forgets every cached plan
-# Bytes of a plan beside its weights, a profile; measured 1.6 to 6.0 MB (tests/support/tiny.py, tensorrt-rtx).
+FORMAT = 1  # of the plans' keys; a new number invalidates every cached plan
+# Bytes of a plan beside its weights, per profile; measured 1.6 to 6.0 MB (tests/support/tiny.py, tensorrt-rtx).
 CODE_SIZE = 8 << 20
 
 
 @dataclass(frozen=True)
 class Build:
-    """A build worked out: the spec to be but for hashes, what to do for each part, and each part's key."""
+    """A planned build: the spec without hashes, and each part's job and cache key."""
 
     source: Path
     config: BuildConfig
     spec: EngineSpec
     parts: dict[str, PartBuild]
     keys: dict[str, str]
-    without_kernels: list[str] = field(default_factory=list)  # why the kernels that are asked for cannot be had
+    without_kernels: list[str] = field(default_factory=list)  # why the requested kernels cannot be used
 
     @classmethod
-    def of(cls, source: Path, config: BuildConfig) -> Build:
-        """Checks the exported folder and works the build out; what does not fit raises `InputError`."""
+    def from_export(cls, source: Path, config: BuildConfig) -> Build:
+        """Plans the build of an exported folder; raises `InputError` if the folder and `config` do not fit."""
         exported = exported_spec(source)
         limit = exported.profile.rows_max
         beyond = sorted({n for n in (*config.rows, *config.vae_rows, *config.text_rows) if n > limit})
@@ -57,20 +57,20 @@ class Build:
         return cls(source, config, spec, jobs, keys, reasons)
 
     def record(self) -> dict[str, Any]:
-        """`build.json`: from what the plans were made, by part; `write_engine` adds the weights that they lack."""
+        """Returns `build.json`: keys, config and kernels by part; `write_engine` adds the refittable weights."""
         config = {**to_dict(self.config), "cache": None}
         kernels = {part: todo.kernels for part, todo in self.parts.items() if todo.kernels}
-        asked = config.pop("kernels")  # told by name, so that folders without stay what they were
+        asked = config.pop("kernels")  # a key of its own, so folders without kernels stay the same
         return {"keys": self.keys, "config": config, **({"kernels": kernels} if asked else {})}
 
     def disk(self) -> int:
-        """Bytes, an estimate: every plan twice, for the cache keeps one, and the weights beside plans without."""
+        """Estimates the bytes: every plan twice (once in the cache), and the weights of stripped plans."""
         code = sum(CODE_SIZE * len(todo.profiles) for todo in self.parts.values())
         weights = sum(weights_size(todo.graph) for todo in self.parts.values())
         return 2 * code + (1 if self.config.refittable else 2) * weights
 
     def obstacles(self) -> list[str]:
-        """What keeps TensorRT itself from building here."""
+        """Returns every reason why TensorRT cannot build here."""
         kind = self.config.kind
         found = trt.reasons(kind)
         gpu, why = trt.find_gpu()
@@ -81,13 +81,13 @@ class Build:
         return found + [reason for reason in self.without_kernels if reason not in found]
 
     def missing(self, out: Path) -> list[str]:
-        """Everything that keeps this build from running here: obstacles, and the disk."""
+        """Returns `obstacles`, and whether the disk is too small."""
         free, need = free_space(out), self.disk()
         short = f"about {need / 1e6:.0f} MB of disk are needed at {out}, {free / 1e6:.0f} MB are free"
         return self.obstacles() + ([short] if free < need else [])
 
     def plans(self, module: Any, progress: Progress) -> dict[str, Plan]:
-        """A plan for each part, from the cache or built, and in the cache from then on."""
+        """Returns a plan for each part, from the cache or built and then cached."""
         cache = PlanCache(self.config.cache_folder, progress)
         made = {}
         for number, (part, todo) in enumerate(self.parts.items(), start=1):
@@ -107,7 +107,7 @@ class Build:
 
 
 def _plan_for(config: BuildConfig) -> str | None:
-    """EngineSpec.gpu of the plans; None where only a GPU could say and there is none."""
+    """Returns EngineSpec.gpu of the plans; None if it depends on a GPU and there is none."""
     if config.kind.builds_without_gpu:
         return trt.ANY_AMPERE if config.target is None else f"compute capability {config.target}"
     gpu, _ = trt.find_gpu()
@@ -137,10 +137,7 @@ def _sizes(part: str, spec: EngineSpec, config: BuildConfig) -> list[dict[str, R
 
 
 def _kernels(source: Path, exported: EngineSpec, config: BuildConfig) -> tuple[dict[str, str], list[str]]:
-    """The compiled kernels that the UNet takes, if they are asked for, and every reason why they cannot be had here.
-
-    By name, each with the hash of all that its compilation depends on.
-    """
+    """Returns the compiled kernels of the UNet by name, with their build hashes, and every reason against them here."""
     if not config.kernels:
         return {}, []
     path = source / exported.files["unet"]
@@ -183,25 +180,18 @@ def _part_build(
 
 
 def _key(todo: PartBuild, exported: EngineSpec, config: BuildConfig, gpu: str | None) -> str:
-    """The hash that a plan is cached under: all that it depends on, and nothing else."""
     files = {name: digest for name, digest in exported.sha256.items() if name.startswith(f"{todo.part}/model.onnx.")}
-    facts = {
+    inputs = {
         "format": FORMAT,
         "graph": graph_hash(todo.graph, None if config.refittable else files),
         "profiles": todo.profiles,
         "gpu": gpu,
         "flavour": config.flavour,
         "version": trt.version(config.kind),
-        "options": [
-            todo.refittable,
-            todo.compatibility,
-            todo.target,
-            todo.level,
-            todo.workspace,
-        ],
+        "options": [todo.refittable, todo.compatibility, todo.target, todo.level, todo.workspace],
         **({"kernels": todo.kernels} if todo.kernels else {}),
     }
-    return sha256_bytes(canonical_json(facts).encode())
+    return sha256_bytes(canonical_json(inputs).encode())
 
 
 def _opened(module: Any, plan: Plan, part: str) -> tuple[Any, Any]:
@@ -210,6 +200,6 @@ def _opened(module: Any, plan: Plan, part: str) -> tuple[Any, Any]:
 
 
 def free_space(out: Path) -> int:
-    """Bytes free where `out` is to be, which need not exist yet."""
+    """Returns the free bytes at `out`, which need not exist."""
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     return shutil.disk_usage(place).free

@@ -1,4 +1,4 @@
-"""Which shapes an engine is built for: few profiles, each of one size but for the length of the prompt bank."""
+"""The shapes that an engine is built for: few profiles, of one size each but for the length of the K/V cache."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ PROMPTS_BEST = 64  # a shard's prompts, about
 def axis_sizes(
     part: str, spec: EngineSpec, rows: Sequence[int], vae: Sequence[int], text: Sequence[int], prompts_max: int
 ) -> list[dict[str, Range]]:
-    """For each profile of a part the sizes of the axes that its graph may name.
+    """Returns, for each profile of a part, the ranges of the axes that its graph may name.
 
-    The bank's length alone is a range: nothing reads it but a gather, and padding it would take 3.8 MB a prompt (SD 1.5,
-    fp16). A UNet with the shared prefix takes images beside rows, so each row count has a profile with half as many
-    images, for guidance, and one with as many, for steps without.
+    Only the length of the K/V cache is a range: a gather alone reads it, and padding would take 3.8 MB a prompt (SD 1.5,
+    fp16). With a shared prefix, each row count has two profiles: half as many images (guidance) and as many (without).
     """
     if part != "unet":
         counts = vae if part.startswith("vae") else text
         return [{"rows": (n, n, n), "prompts": (n, n, n)} for n in counts]
-    bank = (1, min(PROMPTS_BEST, prompts_max), prompts_max)
+    prompts = (1, min(PROMPTS_BEST, prompts_max), prompts_max)
     shared = PER_IMAGE if "shared_prefix" in spec.removed else (1,)
     pairs = [(n, math.ceil(n / k)) for n in rows for k in shared]
-    return [{"rows": (n, n, n), "images": (b, b, b), "prompts": bank} for n, b in dict.fromkeys(pairs)]
+    return [{"rows": (n, n, n), "images": (b, b, b), "prompts": prompts} for n, b in dict.fromkeys(pairs)]
 
 
 def profiles(part: str, graph: Path, spec: EngineSpec, sizes: list[dict[str, Range]]) -> list[Shapes]:
-    """The profiles of a graph: every input that has a free axis, with a range for each of its dimensions.
+    """Returns a graph's profiles: the range of each dimension of every input with a free axis.
 
-    Free image sizes, which are an input's third and fourth dimension whatever the exporter calls them, become the
-    engine's own. An axis of another name than `sizes` knows raises `DiveError`.
+    Free image sizes, an input's third and fourth dimension, become the engine's own. Raises `DiveError` for an axis that is
+    not in `sizes`.
     """
     inputs = {value.name: dimensions(value) for value in read_graph(graph).graph.input}
     scale = 1 if part == "vae_encoder" else _vae_scale(graph.parent.parent)
@@ -57,15 +56,15 @@ def profiles(part: str, graph: Path, spec: EngineSpec, sizes: list[dict[str, Ran
 
 
 def dimensions(value: Any) -> list[int | str]:
-    """Sizes of an input's or output's dimensions, names for the free ones."""
+    """Returns the sizes of a value's dimensions, names for the free ones."""
     return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
 
 def activations(graph: Path, shapes: Shapes) -> int:
-    """An estimate: bytes of the values that must be kept at once when the nodes run one by one in the file's order.
+    """Estimates the bytes of values held at once when the nodes run one by one in the file's order.
 
-    `shapes` is a profile, taken at its largest. TensorRT fuses and reorders and needs scratch of its own, so its figure is
-    another. Values whose size the graph does not tell count as nothing: in graphs of any size these are many.
+    `shapes` is a profile, at its largest. TensorRT fuses, reorders and uses scratch, so it needs another amount. Values of
+    unknown size count as nothing; graphs of any size have many.
     """
     from onnx.helper import tensor_dtype_to_np_dtype
 
@@ -76,7 +75,7 @@ def activations(graph: Path, shapes: Shapes) -> int:
             if isinstance(name, str):  # as in 2*height_over_2
                 factor, _, symbol = name.rpartition("*")
                 known[symbol] = most // int(factor or 1)
-    weights = {tensor.name for tensor in model.initializer}  # the exporter tells their shapes, too
+    weights = {tensor.name for tensor in model.initializer}  # whose shapes the exporter writes too
     sizes = {}
     for value in (*model.value_info, *model.input, *model.output):
         if value.name in weights:
@@ -93,7 +92,7 @@ def activations(graph: Path, shapes: Shapes) -> int:
 
 
 def weights_size(graph: Path) -> int:
-    """Bytes of all initializers of a graph."""
+    """Returns the bytes of all initializers of a graph."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
     tensors = read_graph(graph).graph.initializer
@@ -107,7 +106,7 @@ def _axis(name: str, axes: Mapping[str, Range], where: str) -> Range:
 
 
 def _evaluated(size: int | str, known: Mapping[str, int]) -> int:
-    """A dimension that may be a product like 4*rows; 0 where a factor is not known."""
+    """Evaluates a dimension, perhaps a product like 4*rows; 0 if a factor is unknown."""
     return math.prod(int(f) if f.isdecimal() else known.get(f, 0) for f in str(size).split("*"))
 
 

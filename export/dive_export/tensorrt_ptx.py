@@ -1,9 +1,8 @@
-"""PTX that Triton compiled, for a caller that passes other parameters: TensorRT's ahead-of-time plugins.
+"""Rewrites the parameters of PTX from Triton for TensorRT's ahead-of-time plugins.
 
-They pass the addresses of the inputs, then 32-bit integers, then the addresses of the outputs, and nothing else. Triton
-appends addresses of scratch memory, which a kernel without scratch never reads; and the kernel takes views into a tensor
-where TensorRT knows whole tensors. So parameters are reordered and dropped, and a view's address is made of its tensor's
-and a number of elements. Nothing else of the code changes. PTX ISA: https://docs.nvidia.com/cuda/parallel-thread-execution
+TensorRT passes the inputs' addresses, 32-bit integers and the outputs' addresses. Triton appends addresses of scratch
+memory, and the kernel takes views into a tensor. So parameters are reordered and dropped, and a view's address is computed
+from its tensor's and a number of elements. PTX ISA: https://docs.nvidia.com/cuda/parallel-thread-execution
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ ELEMENTS = {"*fp32": 4, "*fp16": 2, "*bf16": 2}  # bytes
 
 @dataclass(frozen=True)
 class View:
-    """A kernel's pointer argument that lies in a tensor: which one, and the name of the parameter that counts elements."""
+    """A kernel's pointer argument into a tensor; `start` names the parameter with its offset in elements."""
 
     tensor: str
     start: str
 
 
 def repassed(ptx: str, arguments: Sequence[tuple[str, str]], views: Mapping[str, View], passed: Sequence[str]) -> str:
-    """`ptx`, one kernel with `arguments` (name, Triton's type) and perhaps null pointers behind, taking `passed` in order.
+    """Returns `ptx`, one kernel with `arguments` (name, Triton's type), with the parameters `passed`, in order.
 
-    `passed` names the arguments, but for each of `views` its tensor and its start. Raises `ValueError` where the PTX is not
-    of the form that Triton writes, or reads a parameter that is to be dropped.
+    `passed` names the arguments; each of `views` becomes its tensor and its start. Raises `ValueError` if the PTX is not as
+    Triton writes it, or reads a parameter that is dropped.
     """
     entry = ENTRY.search(ptx)
     if entry is None or len(ENTRY.findall(ptx)) != 1:
@@ -61,7 +60,6 @@ def repassed(ptx: str, arguments: Sequence[tuple[str, str]], views: Mapping[str,
 
 
 def _parameter(text: str) -> tuple[str, str]:
-    """Name and bits of a parameter."""
     found = PARAMETER.search(text)
     if found is None:
         raise ValueError(f"{text.strip()!r} is no parameter of a form that Triton writes")
@@ -69,7 +67,7 @@ def _parameter(text: str) -> tuple[str, str]:
 
 
 def _from_view(body: str, symbol: str, tensor: str, start: str, kind: str) -> str:
-    """`body` with what it loads from `symbol` made of the address `tensor` and `start` elements."""
+    """Replaces the load of `symbol` in `body` by the address `tensor` plus `start` elements."""
     load = re.compile(rf"^[ \t]*ld\.param\.[bu]64[ \t]+(%\w+),[ \t]*\[{symbol}\];", re.MULTILINE)
     moved = load.sub(
         "\t{\n"

@@ -1,7 +1,6 @@
-"""Another adapter for a refittable engine: the same plans, other weights beside them, in a folder of its own.
+"""Writes a refittable engine with another adapter's weights, to another folder: the same plans, other weights.
 
-Nothing is changed in place, so a refit is undone by opening the engine that was there before, or by refitting again from
-that adapter's export. The plans hold no weights; the runtime gives them the folder's own when it opens the engine.
+The plans hold no weights; the runtime refits them from the folder's graphs when it opens the engine.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from dive_export.artifact import Progress, say, staging
+from dive_export.artifact import Progress, log, staging
 from dive_export.tensorrt_cache import Plan, bare, constant, structure
 from dive_export.tensorrt_folder import already_there, exported_spec, write_engine
 from dive_fast.engines import tensorrt_api as trt
@@ -23,12 +22,12 @@ from dive_fast.types import EngineSpec, InputError
 SAME = ("precision", "form", "removed")
 
 
-def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, progress: Progress = say) -> EngineSpec:
+def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, progress: Progress = log) -> EngineSpec:
     """Writes to `out` the refittable TensorRT engine `engine` with the weights and prompts of the export `onnx_folder`.
 
-    The export must be of the same graphs. Where the engine's GPU is at hand every plan is really refitted once before
-    `engine.json` is written. Raises `InputError` for an engine that is not refittable, and naming the first difference of
-    graphs or of constants that are part of the plans; `DiveError` when TensorRT would leave a weight as it was.
+    The export must have the same graphs. On the engine's GPU, every plan is refitted once before `engine.json` is written.
+    Raises `InputError` for an engine that is not refittable, and with the first difference of graphs or built-in constants;
+    `DiveError` if a refit would leave a weight unset.
     """
     engine, source, out = Path(engine), Path(onnx_folder), Path(out)
     spec, record = refittable_spec(engine)
@@ -37,8 +36,8 @@ def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, p
         if getattr(spec, name) != getattr(other, name):
             raise InputError(f"refit: {source} has {name} {getattr(other, name)}, {engine} {getattr(spec, name)}")
     wanted = replace(spec, model_fingerprint=other.model_fingerprint)
-    facts: dict[str, Any] = {name: record[name] for name in ("keys", "config", "kernels") if name in record}
-    found = already_there(out, wanted, facts, progress)
+    kept: dict[str, Any] = {name: record[name] for name in ("keys", "config", "kernels") if name in record}
+    found = already_there(out, wanted, kept, progress)
     if found is not None:
         return found
     for part, names in record["refittable"].items():
@@ -50,14 +49,14 @@ def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, p
         for part, names in record["refittable"].items()
     }
     with clear_disk_errors(out), staging(out) as folder:
-        made = write_engine(folder, source, wanted, facts, plans)
+        made = write_engine(folder, source, wanted, kept, plans)
         progress(try_refit(folder, made, plans))
     progress(f"engine {out} is finished: the plans of {engine} with the weights of {source}")
     return made
 
 
 def refittable_spec(engine: Path) -> tuple[EngineSpec, dict[str, Any]]:
-    """Spec and `build.json` of a whole engine whose plans all lack their weights; any other raises `InputError`."""
+    """Reads spec and `build.json` of an engine; raises `InputError` unless all its plans are stripped."""
     spec = read_spec(engine)
     if spec.backend not in trt.FLAVOURS:
         raise InputError(f"refit: {engine} is a {spec.backend} engine; give one that dive-fast build made")
@@ -75,7 +74,7 @@ def refittable_spec(engine: Path) -> tuple[EngineSpec, dict[str, Any]]:
 
 
 def try_refit(folder: Path, spec: EngineSpec, plans: dict[str, Plan]) -> str:
-    """Refits every plan in memory as the runtime will; returns what was done, or why it could not be tried here."""
+    """Refits every plan in memory as the runtime does; returns what was done, or why it cannot be tried here."""
     kind = trt.flavour(spec.backend)
     gpu, why_not = trt.find_gpu()
     unfit = trt.reasons(kind) + (trt.misfits(kind, spec.gpu, gpu) if gpu else [why_not])
@@ -91,7 +90,7 @@ def try_refit(folder: Path, spec: EngineSpec, plans: dict[str, Plan]) -> str:
 
 
 def first_difference(old: Path, new: Path, refittable: set[str]) -> str:
-    """Where two ONNX graphs begin to differ in anything but the values of `refittable` weights; "" when nowhere."""
+    """Describes the first difference of two ONNX graphs but for the values of `refittable` weights; "" if none."""
     one, two = read_graph(old), read_graph(new)
     for (what, ours), theirs in zip(structure(one).items(), structure(two).values(), strict=True):
         for i, (a, b) in enumerate(zip_longest(ours, theirs)):
@@ -103,7 +102,7 @@ def first_difference(old: Path, new: Path, refittable: set[str]) -> str:
         if a is None or b is None:
             return f"it has {len(two.graph.initializer)} weights, not {len(one.graph.initializer)}"
         if (a.name, a.data_type, list(a.dims)) != (b.name, b.data_type, list(b.dims)):
-            return f"weight {b.name} {list(b.dims)} stands for {a.name} {list(a.dims)}"
+            return f"weight {b.name} {list(b.dims)} is in place of {a.name} {list(a.dims)}"
         if a.name not in refittable and constant(a, old.parent) != constant(b, new.parent):
             return f"{a.name} has another value, and is part of the plan"
     return ""

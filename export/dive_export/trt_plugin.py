@@ -1,15 +1,12 @@
 """TensorRT's plugin for the node `dive::cross_attention`: the kernel of `dive_kernels`, compiled ahead of time.
 
-A Python plugin whose implementation is compiled (`tensorrt.plugin.aot_impl`): while a plan is built it hands over PTX, grid
-and scalars, which go into the plan. TensorRT then starts the kernel itself, so a plan needs neither this file nor the
-kernels' folder where it runs; it could not use them, for such a plugin has no implementation that TensorRT could call.
+A Python plugin with a compiled implementation (`tensorrt.plugin.aot_impl`): at build time it returns PTX, grid and scalars,
+which become part of the plan. TensorRT starts the kernel itself, so running a plan needs neither this file nor the kernels.
 
     query [R, T, C], kv_bank [P, 2, L, sumC], prompt_index int64 [R], heads, start -> [R, T, C]
 
-The launch is that of the op's own `plan`. R and P may be free in the network: the grid grows with R, and P is passed to the
-kernel, which reads nothing for an index beyond it. All other sizes must be fixed.
-
-Not run: everything in TensorRT (docs/tensorrt.md).
+The launch is that of the op's `plan`. R and P may be free: the grid grows with R, and the kernel gets P, which bounds the
+index. All other sizes must be fixed. Not run in TensorRT yet (docs/tensorrt.md).
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ PROMPTS = "prompts"  # the one scalar of the kernel that may change from call to
 
 @dataclass(frozen=True)
 class Site:
-    """One node's sizes, of those that are fixed: query [R, tokens, channels], kv_bank [P, 2, keys, width]."""
+    """The fixed sizes of one node: query [R, tokens, channels], kv_bank [P, 2, keys, width]."""
 
     dtype: torch.dtype
     heads: int
@@ -50,23 +47,23 @@ class Site:
     width: int
 
     def launch(self, rows: int, prompts: int, capability: int) -> Launch:
-        """As torch starts the kernel on these sizes."""
+        """Returns the launch with which torch starts the kernel."""
         query = torch.empty(rows, self.tokens, self.channels, dtype=self.dtype, device="meta")
-        bank = torch.empty(prompts, 2, self.keys, self.width, dtype=self.dtype, device="meta")
-        key, value = bank[..., self.start : self.start + self.channels].unbind(1)
+        cache = torch.empty(prompts, 2, self.keys, self.width, dtype=self.dtype, device="meta")
+        key, value = cache[..., self.start : self.start + self.channels].unbind(1)
         index = torch.empty(rows, dtype=torch.int64, device="meta")
         launch, _ = plan(query, key, value, index, self.heads, capability)
         return launch
 
     @property
     def starts(self) -> dict[str, int]:
-        """Where keys and values of this layer begin in a bank, in elements."""
+        """The offsets of this layer's keys and values in the K/V cache, in elements."""
         return {"key_start": self.start, "value_start": self.keys * self.width + self.start}
 
 
 @dataclass(frozen=True)
 class Call:
-    """What TensorRT is told of one node. `scalars` are passed between inputs and output, in order; None is P."""
+    """The launch that a plan stores for a node. `scalars` are passed between inputs and output; None stands for P."""
 
     kernel: Kernel
     programs_a_row: int
@@ -75,25 +72,25 @@ class Call:
     scalars: dict[str, int | None]
 
     def ptx(self, kernels: package.Package) -> str:
-        """The kernel, taking the node's inputs, `scalars` and the output."""
+        """Returns the kernel's PTX, with the node's inputs, `scalars` and the output as parameters."""
         assert self.kernel.ptx is not None
         written = kernels.read(self.kernel.ptx).decode()
         return repassed(written, self.kernel.arguments, VIEWS, (*INPUTS, *self.scalars, OUTPUT))
 
 
 def call_of(site: Site, rows: int, capability: int, kernels: package.Package) -> Call:
-    """The call of a node for up to `rows` rows on a GPU of `capability` (90 for 9.0).
+    """Returns the call of a node for up to `rows` rows on a GPU of `capability` (90 for 9.0).
 
-    Raises `ValueError` with every reason why there is none.
+    Raises `ValueError` with every reason against it.
     """
     launch = site.launch(rows, 1, capability)
     kernel = kernels.find(launch.identity, capability)
     reasons = launch.misaligned()
     if site.start * site.dtype.itemsize % ALIGNMENT:
-        reasons.append(f"column {site.start} of the bank lies at an address that is no multiple of {ALIGNMENT}")
+        reasons.append(f"the address of column {site.start} is no multiple of {ALIGNMENT}")
     programs, rest = divmod(launch.grid[0], rows)
     if rest or any(n != 1 for n in launch.grid[1:]):
-        reasons.append(f"the grid {launch.grid} is not so many programs a row, for {rows} rows")
+        reasons.append(f"the grid {launch.grid} is no multiple of {rows} rows")
     if kernel is None or kernel.ptx is None:
         what = f"{launch.kernel} for sm_{capability}, {site.dtype}, head dim {site.channels // site.heads}"
         made = f"{package.MAKE} makes those of Stable Diffusion 1.5 in fp16 and bf16"
@@ -108,12 +105,12 @@ def call_of(site: Site, rows: int, capability: int, kernels: package.Package) ->
 
 
 def calls(graph: Any, rows: int, gpu: trt.Gpu, kernels: package.Package) -> dict[str, Call]:
-    """The call of every kernel node of an `onnx.GraphProto`, by node name; `ValueError` with every reason against it."""
+    """Returns the calls of all kernel nodes by name; raises `ValueError` with every reason against them."""
     found, reasons = {}, []
     for name, site in sites(graph).items():
         try:
             found[name] = call_of(site, rows, capability_of(gpu), kernels)
-            found[name].ptx(kernels)  # what it refuses, it refuses before anything is built
+            found[name].ptx(kernels)  # raises before anything is built
         except ValueError as error:
             reasons.append(str(error))
     if reasons:
@@ -122,25 +119,25 @@ def calls(graph: Any, rows: int, gpu: trt.Gpu, kernels: package.Package) -> dict
 
 
 def sites(graph: Any) -> dict[str, Site]:
-    """The sizes of every kernel node, by node name; `ValueError` for one that is free and must not be."""
+    """Returns the sizes of all kernel nodes by name; raises `ValueError` for a free size."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
     values = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input)}
     found = {}
     for node in kernel_nodes(graph):
-        query, bank = (values[name] for name in node.input[:2])
-        free = [d.dim_param for d in (*query.shape.dim[1:], *bank.shape.dim[1:]) if not d.dim_value]
+        query, cache = (values[name] for name in node.input[:2])
+        free = [d.dim_param for d in (*query.shape.dim[1:], *cache.shape.dim[1:]) if not d.dim_value]
         if free:
             raise ValueError(f"{node.name} reads tensors of free size ({', '.join(free)})")
         dtype = getattr(torch, tensor_dtype_to_np_dtype(query.elem_type).name)
-        (tokens, channels), (_, keys, width) = ([d.dim_value for d in value.shape.dim[1:]] for value in (query, bank))
+        (tokens, channels), (_, keys, width) = ([d.dim_value for d in value.shape.dim[1:]] for value in (query, cache))
         given = attributes(node)
         found[node.name] = Site(dtype, given["heads"], given["start"], tokens, channels, keys, width)
     return found
 
 
 def why_not(kind: trt.Flavour) -> list[str]:
-    """Every reason why plans with the kernel cannot be built by this package here, whatever the graph."""
+    """Returns every reason why this package cannot build plans with the kernel here."""
     reasons = trt.reasons(kind)
     if not reasons and not hasattr(trt.load(kind), "QuickPluginCreationRequest"):
         reasons.append(f"{kind.name} {trt.version(kind)} has no ahead-of-time Python plugins")
@@ -150,7 +147,7 @@ def why_not(kind: trt.Flavour) -> list[str]:
 
 
 def compiled() -> package.Package | None:
-    """The kernels compiled ahead of time; `DiveError` for a broken folder."""
+    """Returns the kernels compiled ahead of time; raises `DiveError` for a broken folder."""
     try:
         return package.installed()
     except ValueError as error:
@@ -162,10 +159,7 @@ def capability_of(gpu: trt.Gpu) -> int:
 
 
 def for_plugin(model: Any) -> Any:
-    """A copy of an `onnx.ModelProto` whose kernel nodes TensorRT's parser can but take for the plugin.
-
-    Without their body, which parsers prefer unless told otherwise in a way that differs from version to version.
-    """
+    """Copies an `onnx.ModelProto` without the kernel nodes' body, which parsers prefer to the plugin."""
     from onnx.helper import make_attribute
 
     result = type(model)()
@@ -183,7 +177,7 @@ def for_plugin(model: Any) -> Any:
 
 
 def register(module: Any) -> None:
-    """Makes the plugin known to `module` (tensorrt), once a process; `why_not` tells whether it can be."""
+    """Registers the plugin in `module` (tensorrt), once per process; `why_not` lists what prevents it."""
     trtp = importlib.import_module(f"{module.__name__}.plugin")
     if hasattr(getattr(trtp.op, DOMAIN, None), NAME):
         return
@@ -215,7 +209,7 @@ def register(module: Any) -> None:
             scalars[i] = trtp.SymInt32(kv_bank.shape_expr[0] if value is None else value)
         return call.kernel.function, call.ptx(kernels), launch, scalars
 
-    # TensorRT reads the functions' annotations, for which its module must be there.
+    # TensorRT reads the functions' annotations, which need its module.
     inputs = dict.fromkeys(("query", "kv_bank", "prompt_index"), trtp.TensorDesc)
     outputs = {"outputs": GenericAlias(tuple, (trtp.TensorDesc,))}
     sizes = {"heads": int, "start": int}

@@ -69,7 +69,7 @@ def test_the_pages_commands_lead_from_published_files_to_pairs(
     for name, *arguments in commands():
         if name == "export":  # takes half a minute; the fused folder is an engine too
             continue
-        placed = [places.get(argument, argument).replace("runs/engine", "runs/fused") for argument in arguments]
+        placed = [_placed(argument, places).replace("runs/engine", "runs/fused") for argument in arguments]
         placed = [str(tmp_path / argument) if argument.startswith("runs/") else argument for argument in placed]
         smaller = {"plan": ["--pairs", "1", "--steps", "2", "--ir", "cam3"], "synth": ["--device", "cpu"]}
         if name == "plan" and "--photos" in placed:
@@ -95,6 +95,11 @@ def test_the_pages_commands_lead_from_published_files_to_pairs(
     assert names["pipe"].get_active_adapters()
 
 
+def _placed(argument: str, places: dict[str, str]) -> str:
+    layout, colon, path = argument.partition(":")
+    return f"{layout}:{places[path]}" if colon and path in places else places.get(argument, argument)
+
+
 def test_import_says_what_it_left_out(run: Run, published: Path, tiny_base: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -112,7 +117,7 @@ def test_import_says_what_it_left_out(run: Run, published: Path, tiny_base: Path
     code, text, error = run("import", folder, "--model", tiny_base, "--out", out, "--drop-unsupported")
     assert code == 0
     lines = error.splitlines()
-    lines = lines[lines.index("left out, as no adapter holds it: 25 layers, all named in adapter.json") :]
+    lines = lines[lines.index("dropped 25 layers that no adapter holds; adapter.json lists all") :]
     assert (lines[1], lines[21]) == ("  text_encoder.layers.0.q_proj", "  and 5 more")
     assert lines[22] == "8 attention linears have no LoRA in the file and stay as in the base"
     assert text.startswith(
@@ -141,7 +146,7 @@ def test_a_single_file_base_and_people_that_join(
         == step("fuse", "--model", tiny_base, "--adapter", tmp_path / "a", "--out", tmp_path / "f")["fingerprint"]
     )
     torch.save({"<ann>": torch.ones(2, 32)}, tmp_path / "ann.bin")
-    joined = step("import", tmp_path / "ann.bin", *one, "--onto", tmp_path / "a", "--out", tmp_path / "c")
+    joined = step("import", tmp_path / "ann.bin", *one, "--init-from", tmp_path / "a", "--out", tmp_path / "c")
     assert (made["identities"], joined["identities"]) == (2, 3)
     exported = step("export-adapter", "--adapter", tmp_path / "c", "--pids", "ann", "--out", tmp_path / "d")
     assert (exported["identities"], exported["rank"]) == (1, 4)
@@ -179,9 +184,9 @@ def test_a_pickle_with_orders_runs_none_and_leaves_no_adapter(
     [
         (["import", "nowhere", "--out", "a"], "nowhere does not exist or is no file; give a LoRA or embedding file"),
         (["import", "x.bin", "--out", "a", "--camera", "cam3"], "write NAME=rgb:CODE or NAME=ir:CODE, as cam3=ir:8miP"),
-        (["import", "--out", "a"], "Missing argument"),
+        (["import", "--out", "a"], "missing SOURCES"),
         (["export-adapter", "--adapter", "nowhere", "--out", "a"], "nowhere has no adapter.json"),
-        (["export-adapter", "--adapter", "a", "--out", "b", "--layout", "a1111"], "'a1111' is not one of"),
+        (["export-adapter", "--adapter", "a", "--out", "b", "--layout", "a1111"], "--layout must be one of"),
     ],
     ids=["no source", "camera", "no argument", "no adapter", "layout"],
 )

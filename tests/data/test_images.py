@@ -7,6 +7,7 @@ from PIL import Image
 
 from dive_fast.data.images import open_image
 from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 
 def test_colours_survive(tmp_path):
@@ -24,8 +25,7 @@ def test_eight_bit_modes_become_rgb(tmp_path, mode):
 @pytest.mark.parametrize(("mode", "name"), [("I;16", "a.png"), ("F", "a.tiff")])
 def test_deep_pixels_do_not_clip_silently(tmp_path, mode, name):
     Image.new(mode, (4, 4), 1000).save(tmp_path / name)
-    with pytest.raises(InputError, match=f"{name} .*{mode}"):
-        open_image(tmp_path / name)
+    refused(f"{name} .*{mode}", open_image, tmp_path / name)
 
 
 def test_file_is_closed(tmp_path):
@@ -37,21 +37,18 @@ def test_file_is_closed(tmp_path):
 
 
 def test_missing(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.jpg does not exist"):
-        open_image(tmp_path / "gone.jpg")
+    refused(r"gone\.jpg does not exist", open_image, tmp_path / "gone.jpg")
 
 
 def test_folder(tmp_path):
     (tmp_path / "a.jpg").mkdir()
-    with pytest.raises(InputError, match=r"a\.jpg cannot be read"):
-        open_image(tmp_path / "a.jpg")
+    refused(r"a\.jpg cannot be read", open_image, tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image at all", b"<html>404</html>"])
 def test_not_an_image(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.jpg is not an image"):
-        open_image(tmp_path / "a.jpg")
+    refused(r"a\.jpg is not an image", open_image, tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
@@ -75,5 +72,4 @@ def test_cut_anywhere(tmp_path, suffix):
 def test_absurdly_large(tmp_path, monkeypatch):
     Image.new("L", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(InputError, match=r"a\.png is too large"):
-        open_image(tmp_path / "a.png")
+    refused(r"a\.png is too large", open_image, tmp_path / "a.png")

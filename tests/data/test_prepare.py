@@ -9,25 +9,17 @@ import tarfile
 import tracemalloc
 from pathlib import Path
 
-import pytest
-
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.filters import apply_filters
 from dive_fast.data.images import open_image
 from dive_fast.data.prepare import PreparePlan
-from dive_fast.data.prepared import open_prepared, prepared_images, prepared_samples
+from dive_fast.data.prepared import open_prepared, packed_images, prepared_images
 from dive_fast.data.sets import SetSpec, read_sets
 from dive_fast.data.shards import read_shard, tar_path
 from dive_fast.io import sha256_bytes
-from dive_fast.types import InputError
 from tests.support.preparing import break_file, contents, plan_of, prepare
-from tests.support.trees import mixed_trees, photo
-
-
-@pytest.fixture
-def trees(tmp_path: Path) -> Path:
-    mixed_trees(tmp_path / "raw")
-    return tmp_path / "raw"
+from tests.support.refusals import refused
+from tests.support.trees import photo
 
 
 def test_what_the_tars_hold(trees: Path, tmp_path: Path) -> None:
@@ -41,9 +33,13 @@ def test_what_the_tars_hold(trees: Path, tmp_path: Path) -> None:
         raw = (trees / "sysu/cam3/0001/0002.jpg").read_bytes()
         assert tar.extractfile("00000005.jpg").read() == raw  # type: ignore[union-attr]
         assert json.loads(tar.extractfile("00000005.json").read()) == {  # type: ignore[union-attr]
-            "pid": "0001", "camera": "cam3", "modality": "ir", "set": "sysu", "path": "cam3/0001/0002.jpg",
+            "pid": "0001",
+            "camera": "cam3",
+            "modality": "ir",
+            "set": "sysu",
+            "path": "cam3/0001/0002.jpg",
             "sha256": sha256_bytes(raw),
-        }  # fmt: skip
+        }
         offsets = {m.name: m.offset_data for m in members}
     shard = read_shard(tmp_path / "out", 1)
     assert all(offsets[image.file] == image.offset for image in shard.images)
@@ -60,7 +56,6 @@ def test_read_without_the_raw_trees(trees: Path, tmp_path: Path) -> None:
     read = list(prepared_images(prepared))
     assert [image.tobytes() for _, image in read] == pixels
     assert [(s.pid, s.camera, s.modality, s.path.as_posix()) for s, _ in read] == given
-    assert prepared_samples(prepared) == [sample for sample, _ in read]
     assert given[8] == ("10002", "cam7", "rgb", "market/bounding_box_train/0002_c1s1_000001_01.jpg")
 
 
@@ -82,9 +77,13 @@ def test_the_report(trees: Path, tmp_path: Path) -> None:
         {"name": "market", "layout": "market", "split": "train", "prefix": "1", "camera": "cam7"},
     ]
     assert report["dropped"] == [
-        {"set": "market", "rule": "of people with fewer than 2 images", "identities": ["10002"],
-         "images": ["bounding_box_train/0002_c1s1_000001_01.jpg"]},
-    ]  # fmt: skip
+        {
+            "set": "market",
+            "rule": "of people with fewer than 2 images",
+            "identities": ["10002"],
+            "images": ["bounding_box_train/0002_c1s1_000001_01.jpg"],
+        },
+    ]
     same = ["sysu/cam1/0001/0001.jpg", "market/bounding_box_train/0011_c1s1_000001_01.jpg"]
     assert report["duplicates"] == [same]
     assert [(row["set"], row["identities"], row["images"]) for row in report["read"]][2] == ("market", 3, 6)
@@ -130,8 +129,7 @@ def test_memory_is_bounded_by_an_image(tmp_path: Path) -> None:
 
 def test_damage_to_a_prepared_set_is_found(trees: Path, tmp_path: Path) -> None:
     out, plan = tmp_path / "out", plan_of(trees)
-    with pytest.raises(InputError, match=r"prepared\.json.*dive-fast prepare"):
-        open_prepared(out)
+    refused(r"prepared\.json.*dive-fast prepare", open_prepared, out)
     prepare(plan, out)
     tar = out / "shards/00001.tar"
     whole = tar.read_bytes()
@@ -139,27 +137,27 @@ def test_damage_to_a_prepared_set_is_found(trees: Path, tmp_path: Path) -> None:
     tar.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     images = prepared_images(open_prepared(out))
     assert len([next(images) for _ in range(7)]) == 7
-    with pytest.raises(InputError, match=r"00001\.tar: 00000007\.jpg is damaged"):
-        next(images)
+    refused(r"00001\.tar: 00000007\.jpg is damaged", next, images)
     tar.write_bytes(whole[:middle])
-    with pytest.raises(InputError, match=r"00001\.tar: 00000007\.jpg is damaged"):
-        list(prepared_images(open_prepared(out)))
+    refused(r"00001\.tar: 00000007\.jpg is damaged", list, prepared_images(open_prepared(out)))
     tar.unlink()
-    with pytest.raises(InputError, match=r"00001\.tar is missing"):
-        list(prepared_images(open_prepared(out)))
+    refused(r"00001\.tar is missing", list, prepared_images(open_prepared(out)))
     index = out / "shards/00002.json"
     index.write_text(index.read_text().replace("10011", "10012"))
-    with pytest.raises(InputError, match=r"00002\.json is damaged"):
-        prepared_samples(open_prepared(out))
+    refused(r"00002\.json is damaged", packed_images, open_prepared(out), 2)
     (out / "prepared.json").unlink()
-    with pytest.raises(InputError, match="not finished.*dive-fast prepare"):
-        open_prepared(out)
+    refused("not finished.*dive-fast prepare", open_prepared, out)
     (out / "prepared.json").write_text('{"format": 2}')
-    with pytest.raises(InputError, match="version"):
-        open_prepared(out)
+    refused("version", open_prepared, out)
 
 
 def test_nothing_left_to_prepare(trees: Path) -> None:
     sets = read_sets([SetSpec("market", trees / "market")])
-    with pytest.raises(InputError, match="filters"):
-        PreparePlan(tuple(apply_filters(sets, PrepareConfig(min_images=9))[0]), (), PrepareConfig(min_images=9), ())
+    refused(
+        "filters",
+        PreparePlan,
+        tuple(apply_filters(sets, PrepareConfig(min_images=9))[0]),
+        (),
+        PrepareConfig(min_images=9),
+        (),
+    )

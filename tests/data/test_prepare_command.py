@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dive_fast import cli
 from dive_fast.data.prepared import open_prepared, prepared_images
+from tests.support.cli import Run
 from tests.support.trees import mixed_trees
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def runner(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["prepare", *map(str, arguments)])
-        return int(stop.value.code or 0), *capsys.readouterr()
-
-    return runner
 
 
 @pytest.fixture
 def sets(tmp_path: Path) -> list[str]:
     sysu, market = mixed_trees(tmp_path / "raw")
-    return ["--paired", f"sysu:{sysu}", "--external", f"market:{market},prefix=1"]
+    return ["--photos", f"sysu:{sysu}", "--photos", f"market:{market},prefix=1"]
 
 
 def last_line(out: str) -> dict[str, Any]:
@@ -44,8 +31,8 @@ def test_prepare_with_latents(run: Run, sets: list[str], tiny_base: Path, tmp_pa
 
     out = tmp_path / "out"
     (tmp_path / "raw/sysu/cam1/0002/0002.jpg").write_bytes(b"")
-    code, text, error = run("--out", out, *sets, "--min-images", 2, "--model", tiny_base, "--device", "cpu",
-                            "--shard-size", 4, "--json")  # fmt: skip
+    options = f"--min-images 2 --model {tiny_base} --device cpu --shard-size 4 --json".split()
+    code, text, error = run("prepare", "--out", out, *sets, *options)
     assert code == 0
     assert "market: 1 images left out, of people with fewer than 2 images, nothing is left of 1 people (10002)" in error
     assert "1 damaged images are left out: sysu/cam1/0002/0002.jpg; prepared.json says why" in text
@@ -69,18 +56,18 @@ def test_the_same_command_again_adds_what_is_missing(
     run: Run, sets: list[str], tiny_base: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    code, text, _ = run("--out", out, *sets, "--no-latents")
+    code, text, _ = run("prepare", "--out", out, *sets, "--no-latents")
     assert code == 0
     assert text.splitlines()[-1] == f"prepared set {out}: 14 images of 5 people in 1 shards, without latents"
-    code, text, _ = run("--out", out, *sets, "--model", tiny_base, "--device", "cpu")
+    code, text, _ = run("prepare", "--out", out, *sets, "--model", tiny_base, "--device", "cpu")
     assert text.splitlines()[-1] == f"prepared set {out}: 14 images of 5 people in 1 shards, with latents"
-    code, text, error = run("--out", out, *sets, "--no-latents", "--tall")
+    code, text, error = run("prepare", "--out", out, *sets, "--no-latents", "--tall")
     assert code == 2
     assert "another prepared set" in error
 
 
 def test_dry_run_writes_nothing(run: Run, sets: list[str], tmp_path: Path) -> None:
-    code, text, error = run("--out", tmp_path / "out", *sets, "--no-latents", "--dry-run", "--json")
+    code, text, error = run("prepare", "--out", tmp_path / "out", *sets, "--no-latents", "--dry-run", "--json")
     assert code == 0
     assert "14 images in 1 shards need at most 1 MB" in text
     assert "sysu    trainval  all     rgb            2       4               395  22,258" in error
@@ -90,20 +77,20 @@ def test_dry_run_writes_nothing(run: Run, sets: list[str], tmp_path: Path) -> No
 
 def test_what_is_refused(run: Run, sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = ["--out", tmp_path / "out"]
-    code, _, error = run(*out)
+    code, _, error = run("prepare", *out)
     assert code == 2
-    assert "sysu:PATH" in error
-    code, _, error = run(*out, "--paired", "market:M")
+    assert "--photos" in error
+    code, _, error = run("prepare", *out, "--photos", "cuhk03:M")
     assert code == 2
     assert "sysu, regdb, llcm" in error
-    code, _, error = run(*out, *sets[:3], sets[3].removesuffix(",prefix=1"))
+    code, _, error = run("prepare", *out, *sets[:3], sets[3].removesuffix(",prefix=1"))
     assert code == 2
     assert "set sysu and in set market (0002)" in error
     (tmp_path / "raw/sysu/cam1/0002/0002.jpg").write_bytes(b"")
-    code, _, error = run(*out, *sets, "--no-latents", "--strict")
+    code, _, error = run("prepare", *out, *sets, "--no-latents", "--strict")
     assert code == 2
     assert "sysu/cam1/0002/0002.jpg is not an image" in error
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10))  # type: ignore[attr-defined]
-    code, _, error = run("--out", tmp_path / "other", *sets, "--no-latents")
+    code, _, error = run("prepare", "--out", tmp_path / "other", *sets, "--no-latents")
     assert code == 1
     assert "other needs 1 MB, the disk has 1 MB free" in error

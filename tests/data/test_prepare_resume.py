@@ -16,25 +16,18 @@ import pytest
 from dive_fast.data.prepare import PreparePlan, check_space, claimed, finished_shards, space_needed
 from dive_fast.types import DiveError, InputError
 from tests.support.preparing import break_file, contents, contents_of, plan_of, prepare
-from tests.support.trees import mixed_trees, photo
-
-
-@pytest.fixture
-def trees(tmp_path: Path) -> Path:
-    mixed_trees(tmp_path / "raw")
-    return tmp_path / "raw"
+from tests.support.refusals import refused
+from tests.support.trees import photo
 
 
 def test_strict_stops_and_a_repair_is_taken_up(trees: Path, tmp_path: Path) -> None:
     whole = (trees / "sysu/cam3/0002/0001.jpg").read_bytes()
     cut = break_file(trees / "sysu/cam3/0002/0001.jpg")
     plan, strict = plan_of(trees), plan_of(trees, strict=True)
-    with pytest.raises(InputError, match=r"image sysu/cam3/0002/0001\.jpg is damaged"):
-        prepare(strict, tmp_path / "out")
+    refused(r"image sysu/cam3/0002/0001\.jpg is damaged", prepare, strict, tmp_path / "out")
     assert finished_shards(tmp_path / "out", plan) == {0}
     assert prepare(plan, tmp_path / "out")["images"] == 13
-    with pytest.raises(InputError, match=r"0001\.jpg is damaged"):
-        prepare(strict, tmp_path / "out")
+    refused(r"0001\.jpg is damaged", prepare, strict, tmp_path / "out")
     cut.write_bytes(whole)
     assert prepare(strict, tmp_path / "out")["images"] == 14
     assert contents(tmp_path / "out") == contents_of(plan, tmp_path / "undisturbed")
@@ -103,19 +96,14 @@ def test_what_is_lost_is_made_again(trees: Path, tmp_path: Path, lost: str) -> N
 
 def test_a_folder_is_for_one_set(trees: Path, tmp_path: Path) -> None:
     prepare(plan_of(trees), tmp_path / "out")
-    with pytest.raises(InputError, match="another prepared set.*--out"):
-        prepare(plan_of(trees, shard_size=4), tmp_path / "out")
+    refused("another prepared set.*--out", prepare, plan_of(trees, shard_size=4), tmp_path / "out")
     photo(trees / "sysu/cam1/0001/0003.jpg")
-    with pytest.raises(InputError, match="another prepared set"):
-        prepare(plan_of(trees), tmp_path / "out")
+    refused("another prepared set", prepare, plan_of(trees), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").touch()
-    with pytest.raises(InputError, match="mine holds other files"):
-        prepare(plan_of(trees), tmp_path / "mine")
-    with pytest.raises(InputError, match="is a file.*--out"):
-        prepare(plan_of(trees), tmp_path / "mine/thesis.tex")
-    with pytest.raises(InputError, match="lies in .*sysu"):
-        prepare(plan_of(trees), trees / "sysu/prepared")
+    refused("mine holds other files", prepare, plan_of(trees), tmp_path / "mine")
+    refused("is a file.*--out", prepare, plan_of(trees), tmp_path / "mine/thesis.tex")
+    refused("lies in .*sysu", prepare, plan_of(trees), trees / "sysu/prepared")
 
 
 def test_two_runs_do_not_share_a_folder(trees: Path, tmp_path: Path) -> None:
@@ -133,8 +121,7 @@ def test_space_is_looked_at_before(trees: Path, tmp_path: Path, monkeypatch: pyt
     assert written < needed < 2 * written
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10_000_000))  # type: ignore[attr-defined]
     check_space(tmp_path / "new/out", 10_000_000)
-    with pytest.raises(DiveError, match=r"new/out needs 20 MB.* 10 MB"):
-        check_space(tmp_path / "new/out", 20_000_000)
+    refused(r"new/out needs 20 MB.* 10 MB", check_space, tmp_path / "new/out", 20_000_000, error=DiveError)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +140,7 @@ def test_a_disk_that_refuses(
         original(*arguments)
 
     monkeypatch.setattr(tarfile.TarFile, "addfile", refuse)
-    with pytest.raises(DiveError, match=sentence):
-        prepare(plan, tmp_path / "out")
+    refused(sentence, prepare, plan, tmp_path / "out", error=DiveError)
     monkeypatch.undo()
     assert finished_shards(tmp_path / "out", plan) == {0}
     assert sorted(contents(tmp_path / "out")) == ["plan.json", "shards/00000.json", "shards/00000.tar"]

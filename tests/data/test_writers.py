@@ -7,7 +7,7 @@ from PIL import Image
 
 from dive_fast.data.sysu import read_sysu
 from dive_fast.data.writers import new_path, sysu_name, write_ids
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 
 def test_written_tree_is_read_back(tmp_path):
@@ -41,22 +41,18 @@ def test_nothing_is_overwritten(tmp_path):
     path = tmp_path / "cam1/0001/0001.png"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"real")
-    with pytest.raises(InputError, match=r"0001\.png exists"):
-        new_path(tmp_path, "cam1/0001/0001.png")
+    refused(r"0001\.png exists", new_path, tmp_path, "cam1/0001/0001.png")
     assert path.read_bytes() == b"real"
     (path.parent / "0002.png").symlink_to("nowhere")
-    with pytest.raises(InputError, match="exists"):
-        new_path(tmp_path, "cam1/0001/0002.png")
+    refused("exists", new_path, tmp_path, "cam1/0001/0002.png")
 
 
 def test_nothing_outside_the_tree(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "out/cam1").mkdir(parents=True)
     (tmp_path / "out/cam1/0001").symlink_to(tmp_path / "real")
-    with pytest.raises(InputError, match="out of .*out"):
-        new_path(tmp_path / "out", "cam1/0001/0001.jpg")
-    with pytest.raises(InputError, match="out of .*out"):
-        new_path(tmp_path / "out", "../elsewhere.jpg")
+    refused("out of .*out", new_path, tmp_path / "out", "cam1/0001/0001.jpg")
+    refused("out of .*out", new_path, tmp_path / "out", "../elsewhere.jpg")
 
 
 @pytest.mark.parametrize(
@@ -73,8 +69,7 @@ def test_nothing_outside_the_tree(tmp_path):
     ],
 )
 def test_names_that_no_reader_would_find(camera, pid, number, suffix, message):
-    with pytest.raises(InputError, match=message):
-        sysu_name(camera, pid, number, suffix)
+    refused(message, sysu_name, camera, pid, number, suffix)
 
 
 def test_lists_are_written_once(tmp_path):
@@ -82,8 +77,7 @@ def test_lists_are_written_once(tmp_path):
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").iterdir()}
     write_ids(tmp_path, train=["0002", "0001"], test=["0003"])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "exp").iterdir()} == written
-    with pytest.raises(InputError, match=r"train_id\.txt"):
-        write_ids(tmp_path, train=["0001", "0002", "0003"])
+    refused(r"train_id\.txt", write_ids, tmp_path, train=["0001", "0002", "0003"])
     assert (tmp_path / "exp/train_id.txt").read_text() == "1,2\n"
 
 

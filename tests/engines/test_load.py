@@ -36,10 +36,10 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_a_missing_or_changed_file_is_named(folder: Path, name: str) -> None:
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(InputError, match=f"{name} differs from its hash"):
+    with pytest.raises(InputError, match=f"{name} differs"):
         load_engine(folder)
     (folder / name).unlink()
-    with pytest.raises(InputError, match=f"{name} is missing; copy the folder again"):
+    with pytest.raises(InputError, match=f"{name} is missing"):
         load_engine(folder)
 
 
@@ -47,7 +47,7 @@ def test_a_corrupt_graph_with_a_matching_hash_is_named(folder: Path) -> None:
     path = folder / "vae_decoder/model.onnx"
     path.write_bytes(path.read_bytes()[:1000])
     edit(folder, lambda spec: spec["sha256"].update({"vae_decoder/model.onnx": sha256_file(path)}))
-    with pytest.raises(InputError, match=r"vae_decoder/model.onnx is not a graph that onnxruntime can open"):
+    with pytest.raises(InputError, match="vae_decoder/model.onnx"):
         load_engine(folder)
 
 
@@ -84,7 +84,7 @@ def test_an_engine_json_that_is_none_is_refused(folder: Path, text: str) -> None
 
 def test_a_folder_that_holds_no_engine_lists_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"neither engine.json nor model_index.json \(found: notes.txt\)"):
+    with pytest.raises(InputError, match="notes.txt"):
         load_engine(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         load_engine(tmp_path / "nothing")
@@ -92,16 +92,16 @@ def test_a_folder_that_holds_no_engine_lists_what_it_holds(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("option", ["backend", "device", "precision"])
 def test_unknown_options_are_refused_with_the_known_ones(tiny_fused: Path, option: str) -> None:
-    with pytest.raises(InputError, match=f"{option} 'magic' is unknown; choose one of auto"):
+    with pytest.raises(InputError, match=f"{option} 'magic' .* auto"):
         load_engine(tiny_fused, **{option: "magic"})  # type: ignore[arg-type]
 
 
 def test_an_explicit_backend_does_not_become_another(tiny_fused: Path, tiny_engine: Path) -> None:
-    with pytest.raises(InputError, match="'torch' cannot open .* give the fused model folder"):
+    with pytest.raises(InputError, match="'torch' .* fused model"):
         load_engine(tiny_engine, "torch")
-    with pytest.raises(InputError, match="'onnxruntime' cannot open .* for torch, torch-compiled; export it first"):
+    with pytest.raises(InputError, match="'onnxruntime' .* torch, torch-compiled; .*dive-fast export"):
         load_engine(tiny_fused, "onnxruntime")
-    with pytest.raises(InputError, match="'tensorrt' cannot open .*onnxruntime-tensorrt; build it first"):
+    with pytest.raises(InputError, match="'tensorrt' .*onnxruntime-tensorrt; .*dive-fast build"):
         load_engine(tiny_engine, "tensorrt")
 
 
@@ -109,7 +109,7 @@ def test_onnxruntimes_tensorrt_provider_is_for_gpus(tiny_engine: Path) -> None:
     for device, reason in (
         ("auto", "device cuda: torch"),
         ("cuda", "device cuda: this onnxruntime"),
-        ("cpu", "a GPU alone"),
+        ("cpu", "device cpu: .*cuda only"),
     ):
         with pytest.raises(DiveError, match=reason):
             load_engine(tiny_engine, "onnxruntime-tensorrt", device)
@@ -123,12 +123,12 @@ def test_all_reasons_are_told_at_once(tiny_fused: Path, folder: Path) -> None:
     edit(folder, lambda spec: spec.update(backend="openvino", gpu="H200"))
     with pytest.raises(DiveError) as caught:
         load_engine(folder, device="cuda", precision="fp16", size=(128, 64))
-    for reason in ("backend 'openvino'", "GPU 'H200'", "precision fp16", "size 128x64", "device cuda"):
+    for reason in ("'openvino'", "GPU 'H200'", "precision fp16", "size 128x64", "device cuda"):
         assert reason in str(caught.value)
 
 
 def test_threads_must_be_some(tiny_engine: Path) -> None:
-    with pytest.raises(InputError, match="threads must be at least 1, got 0"):
+    with pytest.raises(InputError, match="threads .* got 0"):
         load_engine(tiny_engine, threads=0)
 
 
@@ -167,18 +167,16 @@ def test_a_provider_that_is_listed_but_does_not_come_up(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    with pytest.raises(
-        DiveError, match=r"bring up CUDAExecutionProvider and offers CPUEx.* \(.*cannot open shared object"
-    ):
+    with pytest.raises(DiveError, match=r"CUDAExecutionProvider.* CPUEx.* \(.*cannot open shared object"):
         load_engine(tiny_engine, device="cuda")
     [(name, options)] = asked[-1]
     assert (name, options["user_compute_stream"], options["use_tf32"]) == ("CUDAExecutionProvider", "1234", False)
-    with pytest.raises(DiveError, match="did not bring up TensorrtExecutionProvider"):
+    with pytest.raises(DiveError, match="TensorrtExecutionProvider"):
         load_engine(tiny_engine, "onnxruntime-tensorrt", cache=tmp_path / "kept")
     [(name, options), (second, _)] = asked[-1]
     assert (name, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider") and (tmp_path / "kept").is_dir()
     assert options["trt_engine_cache_enable"] and options["trt_engine_cache_path"] == str(tmp_path / "kept")
-    assert "did not bring up CUDAExecutionProvider" in load_engine(tiny_engine).describe()
+    assert "CUDAExecutionProvider" in load_engine(tiny_engine).describe()
 
 
 @pytest.mark.parametrize("backend", ["torch", "torch-compiled"])

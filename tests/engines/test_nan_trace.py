@@ -64,10 +64,10 @@ def test_a_float16_overflow_is_named_and_counted_although_the_output_is_finite(t
     bad = first_bad_layer(path, {"x": x})
     assert bad is not None
     assert (bad.part, bad.scope, bad.op, bad.node) == ("net", "down_blocks.1.resnets.0.conv1", "MatMul", "node_b")
-    assert (bad.infinite, bad.nan, bad.size, bad.share) == (infinite, 0, 12, infinite / 12)
+    assert (bad.infinite, bad.nan, bad.size, bad.fraction) == (infinite, 0, 12, infinite / 12)
     assert bad.largest == np.abs(second[np.isfinite(second)]).max()
     assert bad.inputs_reach == np.abs(first).max()
-    assert bad.sentence() == (
+    assert bad.describe() == (
         "net: down_blocks.1.resnets.0.conv1 (MatMul) is the first layer whose output is not finite: "
         f"{infinite} inf of 12 values, its inputs reach {bad.inputs_reach:.1e}; keep it in float32 or bf16"
     )
@@ -84,7 +84,7 @@ def test_a_mask_of_infinities_is_meant_but_a_weight_of_them_is_not(tmp_path: Pat
     path = write(tmp_path / "broken", CHAIN, {"w1": np.eye(4, dtype=np.float32), "w2": broken}, TensorProto.FLOAT)
     bad = first_bad_layer(path, {"x": np.ones((2, 4))})
     assert bad is not None and bad.bad_weights == 2
-    assert "down_blocks.1.resnets.0.conv1 (MatMul)" in bad.sentence() and "2 of its weights are not" in bad.sentence()
+    assert "down_blocks.1.resnets.0.conv1 (MatMul)" in bad.describe() and "2 of its weights are not" in bad.describe()
 
 
 def test_bad_inputs_and_files_are_told_apart_from_bad_layers(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_bad_inputs_and_files_are_told_apart_from_bad_layers(tmp_path: Path) -> 
     ):
         with pytest.raises(InputError, match=problem):
             first_bad_layer(path, inputs)
-    with pytest.raises(DiveError, match="has no Nowhere, only .*CPUExecutionProvider"):
+    with pytest.raises(DiveError, match="Nowhere.*CPUExecutionProvider"):
         first_bad_layer(path, {"x": np.ones((1, 4))}, "Nowhere")
     path.with_name("model.onnx.data").unlink()
     with pytest.raises(InputError, match="the weights of w. cannot be read"):
@@ -105,7 +105,7 @@ def test_bad_inputs_and_files_are_told_apart_from_bad_layers(tmp_path: Path) -> 
     bf16 = onnx.load(path, load_external_data=False)
     bf16.graph.input[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
     onnx.save(bf16, path)
-    with pytest.raises(InputError, match="is bf16, .*; look into the fp32 or fp16 export"):
+    with pytest.raises(InputError, match="bf16.*fp32 or fp16"):
         first_bad_layer(path, {"x": np.ones((1, 4))})
     path.write_bytes(b"no graph")
     with pytest.raises(InputError, match="not an ONNX graph"):

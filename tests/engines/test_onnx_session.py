@@ -104,17 +104,15 @@ def test_a_wrong_shape_or_name_is_refused_and_writes_nowhere(tmp_path: Path) -> 
     for shape in ((1, 3), (3, 3), (2, 4)):
         with pytest.raises(DiveError, match="model.onnx failed in onnxruntime"):
             network.run("y", shape, x=torch.zeros(2, 3))
-    with pytest.raises(InputError, match="reads x and gives y, where x, z -> y is needed; mend it"):
+    with pytest.raises(InputError, match="reads x .* x, z -> y .*mend it"):
         network.require(("x", "z"), "y", "mend it")
     (tmp_path / "broken.onnx").write_bytes((tmp_path / "model.onnx").read_bytes()[:50])
-    with pytest.raises(InputError, match="broken.onnx is not a graph that onnxruntime can open"):
+    with pytest.raises(InputError, match="broken.onnx"):
         Network.open(tmp_path / "broken.onnx", CPU, threads=1)
 
 
 def test_a_type_that_the_provider_cannot_compute_is_no_broken_file(tmp_path: Path) -> None:
-    with pytest.raises(
-        DiveError, match=r"CPUExecutionProvider has no kernel .*Add.*export with precision fp32"
-    ) as caught:
+    with pytest.raises(DiveError, match=r"CPUExecutionProvider .*Add.*fp32") as caught:
         doubler(tmp_path / "model.onnx", TensorProto.BFLOAT16)
     assert not isinstance(caught.value, InputError)
 

@@ -61,7 +61,7 @@ def test_it_computes_what_our_own_export_computes(folder: Path, tiny_engine: Pat
 def test_without_prompts_it_knows_the_empty_prompt_only(folder: Path) -> None:
     engine = load_engine(folder)
     assert engine.encode_text(engine.prompts.token_ids([None])).shape == (1, 32, 32)
-    with pytest.raises(InputError, match="the model holds 0 cameras"):
+    with pytest.raises(InputError, match="0 cameras"):
         engine.prompts.prompt("0001", "cam1")
 
 
@@ -75,26 +75,24 @@ def test_its_fingerprint_is_that_of_its_files(folder: Path, tmp_path: Path) -> N
 
 
 def test_what_the_graphs_cannot_give_is_refused(folder: Path) -> None:
-    with pytest.raises(DiveError, match=r"precision fp16: the graphs are fp32; size 32x48: the graphs are for 64x32"):
+    with pytest.raises(DiveError, match=r"precision fp16: .* fp32; size 32x48: .* 64x32"):
         load_engine(folder, precision="fp16", size=(32, 48))
-    with pytest.raises(InputError, match="backend 'torch' cannot open"):
+    with pytest.raises(InputError, match="backend 'torch'"):
         load_engine(folder, "torch")
 
 
 def test_other_layouts_are_named(folder: Path) -> None:
     (folder / "vae_encoder/model.onnx").rename(folder / "vae_encoder/other.onnx")
-    with pytest.raises(
-        InputError, match=r"export by optimum that lacks vae_encoder/model.onnx; export it again \(optimum"
-    ):
+    with pytest.raises(InputError, match=r"vae_encoder/model.onnx; .*optimum-cli export"):
         load_engine(folder)
     (folder / "vae_encoder/other.onnx").rename(folder / "vae_encoder/model.onnx")
     for file in (folder / "text_encoder").glob("model.onnx*"):
         shutil.copyfile(file, folder / "vae_decoder" / file.name)
-    with pytest.raises(InputError, match=r"vae_decoder/model.onnx reads input_ids .*latent_sample -> sample is needed"):
+    with pytest.raises(InputError, match=r"vae_decoder/model.onnx reads input_ids .*latent_sample -> sample"):
         load_engine(folder)
     (folder / "model_index.json").write_text(json.dumps({**MODEL_INDEX, "text_encoder_2": ["transformers", "X"]}))
-    with pytest.raises(InputError, match="has text_encoder_2: only Stable Diffusion 1 and 2"):
+    with pytest.raises(InputError, match="text_encoder_2"):
         load_engine(folder)
     (folder / "model_index.json").write_text("[]")
-    with pytest.raises(InputError, match=r"model_index.json must hold a JSON object, got list"):
+    with pytest.raises(InputError, match=r"model_index.json .*list"):
         load_engine(folder)

@@ -15,10 +15,10 @@ from dive_fast.engines import load_engine
 from dive_fast.engines.registry import BACKENDS, MODEL, Backend, Choice, choices, resolve
 from dive_fast.environment import packages as probing
 from dive_fast.environment.doctor import engine_names, rows
-from dive_fast.environment.packages import Facts
+from dive_fast.environment.packages import Machine
 from dive_fast.types import DiveError, InputError
 
-FACTS = Facts("3.11", "Linux", 2, None, ("/", 1), {})
+FACTS = Machine("3.11", "Linux", 2, None, ("/", 1), {})
 
 
 def open_fake(folder: Path, choice: Choice) -> Any:

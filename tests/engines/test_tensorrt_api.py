@@ -21,7 +21,7 @@ H200 = trt.Gpu("NVIDIA H200", "9.0")
 def test_a_package_that_is_not_there_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trt, "version", lambda kind: None)
     assert trt.reasons(trt.TENSORRT) == ["tensorrt is not installed: pip install 'dive-fast[trt]'"]
-    with pytest.raises(DiveError, match=r"tensorrt-rtx is not installed: pip install 'dive-fast\[rtx\]'"):
+    with pytest.raises(DiveError, match=r"tensorrt-rtx .*dive-fast\[rtx\]"):
         trt.load(trt.RTX)
 
 
@@ -66,7 +66,7 @@ def test_a_plan_fits_the_gpu_it_was_built_for(kind: trt.Flavour, label: str, gpu
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(InputError, match="'onnx' is unknown; choose one of tensorrt, tensorrt-rtx"):
+    with pytest.raises(InputError, match="'onnx' .*tensorrt, tensorrt-rtx"):
         trt.flavour("onnx")
     with pytest.raises(DiveError, match="type FP4 has no torch type"):
         trt.torch_dtype(SimpleNamespace(name="FP4"))

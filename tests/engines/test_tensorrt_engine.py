@@ -154,7 +154,7 @@ def test_a_partial_refit_is_refused_when_the_engine_opens(tiny_engine: Path, tmp
     folder = built(tiny_engine, tmp_path / "plans", refittable=True)
     double.losing = {"network.unet.conv_in.weight"}
     double.calls.clear()
-    with pytest.raises(DiveError, match=r"1 of \d+ weights would keep old values \(network.unet.conv_in.weight\)"):
+    with pytest.raises(DiveError, match=r"1 of \d+ weights .*network.unet.conv_in.weight"):
         opened(folder, double)
     assert double.count("refit_cuda_engine") == 1  # the text encoder's: none of the UNet's weights reached the GPU
 
@@ -166,7 +166,7 @@ def test_a_plan_that_does_not_load_or_lies_about_its_size_is_named(
     spec = json.loads((folder / "engine.json").read_text())
     spec["profile"].update(rows_max=64, height=128)
     (folder / "engine.json").write_text(json.dumps(spec))
-    with pytest.raises(InputError, match=r"unet takes rows of \(8, 8, 4\).*\(8, 16, 4\).*up to 8 rows, .*says 64"):
+    with pytest.raises(InputError, match=r"unet .*\(8, 8, 4\).*\(8, 16, 4\).* 8 rows, .* 64"):
         opened(folder, double)
     from dive_fast.io import sha256_file
 
@@ -174,7 +174,7 @@ def test_a_plan_that_does_not_load_or_lies_about_its_size_is_named(
     plan.write_bytes(b"?")
     spec["sha256"]["unet/model.plan"] = sha256_file(plan)
     (folder / "engine.json").write_text(json.dumps(spec))
-    with pytest.raises(DiveError, match="unet/model.plan cannot be loaded .*not compatible"):
+    with pytest.raises(DiveError, match="unet/model.plan .*not compatible"):
         opened(folder, double)
 
 
@@ -185,7 +185,7 @@ def test_a_plan_of_another_version_or_gpu_does_not_load(
     """engine.json is checked before; this is what TensorRT itself says of the plan."""
     folder = built(tiny_engine, tmp_path / "plans")
     vars(double).update(change)
-    with pytest.raises(DiveError, match="text_encoder/model.plan cannot be loaded .*(11.4.0|NVIDIA Double)"):
+    with pytest.raises(DiveError, match="text_encoder/model.plan .*(11.4.0|NVIDIA Double)"):
         opened(folder, double)
 
 
@@ -202,7 +202,7 @@ def test_every_reason_is_told_at_once(tiny_engine: Path, tmp_path: Path) -> None
     assert not isinstance(caught.value, InputError)
     plan = folder / "unet/model.plan"
     plan.write_bytes(plan.read_bytes()[:-1])  # truncated
-    with pytest.raises(InputError, match=r"unet/model.plan differs from its hash.*tensorrt is not installed"):
+    with pytest.raises(InputError, match=r"unet/model.plan differs.*tensorrt is not installed"):
         open_tensorrt(folder, choice("auto"))
 
 

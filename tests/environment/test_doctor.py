@@ -10,10 +10,10 @@ import pytest
 
 from dive_fast.environment import packages as probing
 from dive_fast.environment.doctor import Row, rows, table
-from dive_fast.environment.packages import ASSETS, PACKAGES, CompiledKernels, Facts, Package
+from dive_fast.environment.packages import ASSETS, PACKAGES, CompiledKernels, Machine, Package
 
 CPU_PACKAGES = ("numpy", "pillow", "torch", "diffusers", "transformers", "safetensors", "peft", "onnx", "onnxruntime")
-CPU = Facts(
+CPU = Machine(
     python="3.11.7 (/usr/bin/python)",
     system="Linux",
     cores=2,
@@ -39,11 +39,11 @@ GPU = replace(
 )
 
 
-def by_name(facts: Facts) -> dict[str, Row]:
+def by_name(facts: Machine) -> dict[str, Row]:
     return {row.name: row for row in rows(facts)}
 
 
-def engines(facts: Facts) -> dict[str, str]:
+def engines(facts: Machine) -> dict[str, str]:
     return {row.name: row.state for row in rows(facts) if row.area == "engines"}
 
 
@@ -204,11 +204,11 @@ def test_gpus_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probing._gpus(installed) == (("GPU 0", "GPU 1"), "13.1", None)
     failure = SimpleNamespace(name="CUDA_ERROR_NO_DEVICE")
     monkeypatch.setattr(probing.importlib, "import_module", lambda _: FakeDriver(failure))
-    assert probing._gpus(installed) == ((), None, "cuInit answers CUDA_ERROR_NO_DEVICE")
+    assert probing._gpus(installed) == ((), None, "cuInit returned CUDA_ERROR_NO_DEVICE")
 
 
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Facts of the machine that runs the tests, without importing the heavy packages again."""
+    """Machine of the machine that runs the tests, without importing the heavy packages again."""
     monkeypatch.setattr(probing, "PACKAGES", {name: PACKAGES[name] for name in ("numpy", "pillow", "ray")})
     found = probing.collect(tmp_path)
     assert found.cores >= 1

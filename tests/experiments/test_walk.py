@@ -107,7 +107,7 @@ def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adap
     assert set(changed) <= {"compare.png", "differences.png"}
 
 
-def _torch_engine(model, adapter, work, rows, threads=None):
+def _torch_engine(model, adapter, work, rows):
     """Stands in for the export, which the demo's test runs."""
     fused = work / "fused"
     save_bundle(fuse(load_bundle(model), adapter), fused)

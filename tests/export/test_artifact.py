@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -14,10 +13,10 @@ from dive_export import GraphOptions, artifact, export_engine
 from dive_export.graphs import Graph
 from dive_export.onnx import AS_EXPORTED
 from dive_export.resources import INTERVAL, STATM, Resources
-from dive_fast.engines.engine_folder import check_files, read_spec
+from dive_fast.engines.engine_folder import read_spec
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError, to_dict
-from dive_fast.unet.optimizations import SAVINGS
+from dive_fast.unet.optimizations import OPTIMIZATIONS
 from tests.support.engines import HALF_BANK
 from tests.support.tiny import ENGINE_ROWS
 
@@ -63,7 +62,7 @@ def test_parity_is_recorded_for_every_part_and_row_count(tiny_engine: Path) -> N
 def test_the_bank_form_is_whole_and_measured_too(half_bank: Path) -> None:
     spec = read_spec(half_bank)
     assert set(spec.files) == {"text_encoder", "prompt_bank", "unet", "vae_decoder", "vae_encoder"}
-    assert (spec.form, spec.precision, spec.removed, spec.any_size) == ("bank", "fp16", SAVINGS, True)
+    assert (spec.form, spec.precision, spec.removed, spec.any_size) == ("bank", "fp16", OPTIMIZATIONS, True)
     on_disk = {p.relative_to(half_bank).as_posix() for p in half_bank.rglob("*") if p.is_file()}
     assert on_disk == {*spec.sha256, "engine.json", "export.json", "parity.json"}
     for part, record in json.loads((half_bank / "parity.json").read_text()).items():
@@ -110,38 +109,21 @@ def test_the_peak_is_the_blocks_own() -> None:
 def test_an_engine_of_other_options_is_another_engine(
     half_bank: Path, tiny_fused: Path, options: GraphOptions, differ: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"holds another engine \({differ} differ\)"):
+    with pytest.raises(InputError, match=rf"\({differ} differ"):
         export_engine(tiny_fused, half_bank, rows_max=ENGINE_ROWS, options=options)
 
 
-def test_a_rerun_in_the_bank_form_does_nothing(half_bank: Path, tiny_fused: Path, copied_parts: list[str]) -> None:
-    lines: list[str] = []
-    spec = export_engine(tiny_fused, half_bank, rows_max=ENGINE_ROWS, options=HALF_BANK, progress=lines.append)
-    assert copied_parts == [] and "is there already" in lines[-1] and spec == read_spec(half_bank)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
-def test_external_weights_that_are_not_whole_are_named_when_the_engine_opens(
-    half_bank: Path, tmp_path: Path, damage: str
+@pytest.mark.parametrize(("made", "options"), [("tiny_engine", None), ("half_bank", HALF_BANK)])
+def test_a_rerun_does_nothing(
+    made: str, options: GraphOptions | None, tiny_fused: Path, copied_parts: list[str], request: pytest.FixtureRequest
 ) -> None:
-    folder = shutil.copytree(half_bank, tmp_path / "engine")
-    data = folder / "unet/model.onnx.data"
-    if damage == "missing":
-        data.unlink()
-    else:
-        os.truncate(data, data.stat().st_size - 1)
-    said = {"missing": "is missing", "truncated": "differs from its hash"}[damage]
-    with pytest.raises(InputError, match=f"unet/model.onnx.data {said}"):
-        check_files(folder, read_spec(folder))
-
-
-def test_a_rerun_does_nothing(tiny_engine: Path, tiny_fused: Path, copied_parts: list[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in tiny_engine.rglob("*")}
+    engine: Path = request.getfixturevalue(made)
+    before = {path: path.stat().st_mtime_ns for path in engine.rglob("*")}
     lines: list[str] = []
-    spec = export_engine(tiny_fused, tiny_engine, rows_max=ENGINE_ROWS, progress=lines.append)
-    assert copied_parts == [] and {path: path.stat().st_mtime_ns for path in tiny_engine.rglob("*")} == before
-    assert json.loads(json.dumps(to_dict(spec))) == json.loads((tiny_engine / "engine.json").read_text())
-    assert "is there already" in lines[-1]
+    spec = export_engine(tiny_fused, engine, rows_max=ENGINE_ROWS, options=options, progress=lines.append)
+    assert copied_parts == [] and {path: path.stat().st_mtime_ns for path in engine.rglob("*")} == before
+    assert json.loads(json.dumps(to_dict(spec))) == json.loads((engine / "engine.json").read_text())
+    assert spec == read_spec(engine) and len(lines) == 1
 
 
 def test_a_check_left_out_is_made_up_for(tiny_fused: Path, copied_parts: list[str], tmp_path: Path) -> None:
@@ -155,16 +137,16 @@ def test_a_check_left_out_is_made_up_for(tiny_fused: Path, copied_parts: list[st
 def test_another_engine_is_not_overwritten(
     tiny_engine: Path, tiny_fused: Path, copied_parts: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"holds another engine \(profile differ\)"):
+    with pytest.raises(InputError, match="profile differ"):
         export_engine(tiny_fused, tiny_engine, rows_max=ENGINE_ROWS + 1)
     damaged = shutil.copytree(tiny_engine, tmp_path / "damaged")
     (damaged / "unet/model.onnx").write_bytes(b"?")
-    with pytest.raises(InputError, match="changed since its export; delete the folder"):
+    with pytest.raises(InputError, match=f"files of {damaged} changed"):
         export_engine(tiny_fused, damaged, rows_max=ENGINE_ROWS)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     for out in (tmp_path / "thesis", tmp_path / "thesis" / "chapter.tex"):
-        with pytest.raises(InputError, match="exists and is no engine folder"):
+        with pytest.raises(InputError, match=f"{out.name} exists"):
             export_engine(tiny_fused, out)
     assert copied_parts == []
 
@@ -210,15 +192,15 @@ def test_a_part_that_computes_something_else_is_not_shipped(
             weights.tofile(path.parent / "model.onnx.data")
 
     monkeypatch.setattr(artifact, "export_graph", damage)
-    with pytest.raises(DiveError, match="export unet: onnxruntime is .* from torch"):
+    with pytest.raises(DiveError, match="export unet: "):
         export_engine(tiny_fused, tmp_path / "engine", rows_max=ENGINE_ROWS, progress=lambda line: None)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_fused_models_are_exported(tiny_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no prompts.json; fuse an adapter"):
+    with pytest.raises(InputError, match="prompts.json"):
         export_engine(tiny_base, tmp_path / "engine")
-    with pytest.raises(InputError, match="rows_max must be at least 1"):
+    with pytest.raises(InputError, match="rows_max .* got 0"):
         export_engine(tiny_base, tmp_path / "engine", rows_max=0)
 
 
@@ -227,5 +209,5 @@ def test_a_missing_package_names_the_extra(tiny_fused: Path, tmp_path: Path, mon
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
-    with pytest.raises(DiveError, match=r"export needs onnxscript: pip install 'dive-fast\[export,cpu\]'"):
+    with pytest.raises(DiveError, match=r"onnxscript.*dive-fast\[export,cpu\]"):
         export_engine(tiny_fused, tmp_path / "engine")

@@ -17,11 +17,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dive_export.calibration import Calibration, peaks, sampling_inputs
-from dive_export.fp8 import Fp8Config, LayerTime, quantize, read_times, timing_gate, write_quantized
+from dive_export.fp8 import quantize
+from dive_export.fp8_report import LayerTime, read_times, timing_gate
 from dive_export.graphs import graphs
+from dive_export.options import Fp8Config
 from dive_fast.models import load_bundle
 from dive_fast.sampling.config import Sampling
 from dive_fast.types import InputError, to_dict
+from tests.support.tensorrt_engines import rtx_parser
 from tests.support.tiny import ENGINE_ROWS
 
 KINDS = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}
@@ -76,9 +79,14 @@ def layer(op: str, source: str, output: str, **attributes: Any) -> onnx.NodeProt
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_one_layer_computes_what_e4m3_says(
-    tmp_path: Path, op: str, attributes: dict[str, Any], weight: tuple[int, ...], sample: tuple[int, ...], axis: int,
+    tmp_path: Path,
+    op: str,
+    attributes: dict[str, Any],
+    weight: tuple[int, ...],
+    sample: tuple[int, ...],
+    axis: int,
     dtype: type,
-) -> None:  # fmt: skip
+) -> None:
     rng = np.random.default_rng(0)
     channels = np.exp(rng.uniform(-4, 4, weight[axis])).reshape([-1 if i == axis else 1 for i in range(len(weight))])
     w: np.ndarray = (rng.standard_normal(weight) * channels).astype(
@@ -165,7 +173,6 @@ def test_the_error_gate_leaves_out_the_layer_that_costs_most(tmp_path: Path) -> 
         exact = run(path, call)
         errors.append(np.linalg.norm(run(tmp_path / "fp8" / "model.onnx", call) - exact) / np.linalg.norm(exact))
     assert report.error == pytest.approx(max(errors), rel=1e-3) and 0 < max(errors) <= 0.1
-    assert "2 of 4 layers in fp8" in report.table()
     assert sorted(file.name for file in (tmp_path / "fp8").iterdir()) == ["model.onnx", "model.onnx.data"]
 
     none = quantize(path, tmp_path / "none.onnx", calibration, Fp8Config(budget=0, keep=()))
@@ -200,19 +207,13 @@ def test_the_timing_gate_leaves_out_what_fp8_does_not_make_faster(tmp_path: Path
     faster = timing_gate(everything, times)
     assert [row.name for row in faster.quantised] == ["first", "touchy"] and faster.error is None
     assert faster.layers[1].why == "timing gate: 0.2 ms in fp8, 0.2 ms without"
-    write_quantized(path, tmp_path / "faster.onnx", faster)
-    model = onnx.load(tmp_path / "faster.onnx", load_external_data=False)
-    assert {node.output[0]: node.input[1] for node in model.graph.node if node.op_type == "MatMul"} == {
-        "first": "first_w_1_dequantised",
-        "second": "second_w",
-        "touchy": "touchy_w_1_dequantised",
-        "out_sample": "out_sample_w",
-    }
     both = quantize(path, tmp_path / "both.onnx", calibration, Fp8Config(budget=0.1, keep=()), times=times)
     assert [row.name for row in both.quantised] == ["first"]
     assert {row.name: row.why.split(":")[0] for row in both.layers if row.why} == {
-        "second": "timing gate", "touchy": "error gate", "out_sample": "timing gate"
-    }  # fmt: skip
+        "second": "timing gate",
+        "touchy": "error gate",
+        "out_sample": "timing gate",
+    }
 
     slower = {name: LayerTime(1, 2) for name in table}
     none = quantize(path, tmp_path / "none.onnx", calibration, EVERYTHING, times=slower)
@@ -235,7 +236,7 @@ def test_bad_requests_are_refused_and_nothing_is_left_behind(tmp_path: Path) -> 
     for where, calls, config, problem in (
         (path, calibration, EVERYTHING, "model.onnx exists"),
         (out, calibration, Fp8Config(keep=("*",)), "no layer to quantise"),
-        (out, replace(calibration, held_out=nan), EVERYTHING, "no finite numbers"),
+        (out, replace(calibration, held_out=nan), EVERYTHING, "not finite"),
         (out, Calibration([{"x": np.ones((1, 32))}], calibration.held_out), EVERYTHING, "takes sample, got x"),
     ):
         with pytest.raises(InputError, match=problem):
@@ -292,12 +293,8 @@ def test_tensorrt_rtx_builds_fp8_for_gpus_that_have_it_only(tmp_path: Path) -> N
     quantize(path, tmp_path / "b.onnx", Calibration([call], [call]), EVERYTHING)
 
     def build(target: Any) -> Any:
-        builder = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR))
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, builder.logger)
-        assert parser.parse_from_file(str(tmp_path / "b.onnx")), [
-            str(parser.get_error(i)) for i in range(parser.num_errors)
-        ]
+        log, builder, network, parser = rtx_parser(trt)
+        assert parser.parse_from_file(str(tmp_path / "b.onnx")), log.errors
         config, profile = builder.create_builder_config(), builder.create_optimization_profile()
         profile.set_shape("sample", (2, 16, 8, 4), (2, 16, 8, 4), (2, 16, 8, 4))
         config.add_optimization_profile(profile)

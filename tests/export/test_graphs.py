@@ -67,7 +67,7 @@ def test_rows_are_free_up_to_the_limit_and_the_exporter_is_quiet(
 
 
 def test_a_failing_export_names_the_part_and_the_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DiveError, match="export toy: the ONNX exporter failed .*Could not guard on data-dependent"):
+    with pytest.raises(DiveError, match="export toy: .*Could not guard on data-dependent"):
         export_graph(toy(NotExportable()), tmp_path / "model.onnx")
     assert "about to branch on data" in capsys.readouterr().err
 
@@ -110,7 +110,7 @@ def test_only_sizes_that_pass_the_halvings_get_graphs(tiny_fused: Path) -> None:
     parts, size = graphs(bundle, (48, 96), ENGINE_ROWS)
     assert size == (48, 96) and parts[1].inputs["sample"][1:] == (8, 6, 12)
     for size in ((40, 32), (64, 0), (-16, 16)):
-        with pytest.raises(InputError, match="multiples of 16 = 8 x 2"):
+        with pytest.raises(InputError, match="multiple of 16|> 0"):
             graphs(bundle, size, ENGINE_ROWS)
 
 
@@ -153,7 +153,7 @@ def test_weights_that_end_too_early_are_noticed_at_once(tmp_path: Path) -> None:
     export_graph(toy(Large()), tmp_path / "model.onnx")
     with open(tmp_path / "model.onnx.data", "r+b") as data:
         data.truncate(1_000_000)
-    with pytest.raises(DiveError, match="export toy: model.onnx.data was written short of .*; is the disk full"):
+    with pytest.raises(DiveError, match="export toy: model.onnx.data"):
         _check_weights("toy", tmp_path / "model.onnx")
 
 

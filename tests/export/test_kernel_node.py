@@ -14,7 +14,7 @@ import torch
 
 from dive_export import GraphOptions
 from dive_export.graphs import Graph, graphs
-from dive_export.kernel_node import DOMAIN, NAME, NodeBankUnetGraph, attributes, body, kernel_nodes
+from dive_export.kernel_node import DOMAIN, NAME, attributes, body, kernel_nodes
 from dive_export.onnx import export_graph, measure_parity
 from dive_export.precision import upcast_bfloat16
 from dive_export.probe import graph_parity
@@ -24,12 +24,12 @@ from dive_export.tensorrt_refit import first_difference
 from dive_fast.engines.node_runner import read_graph, run_nodes
 from dive_fast.models import load_bundle
 from dive_fast.types import InputError
-from dive_fast.unet.graphs import IndexedUnetGraph, PromptBankGraph, cross_attentions
-from dive_fast.unet.optimizations import SAVINGS
+from dive_fast.unet.graphs import cross_attentions
+from dive_fast.unet.optimizations import OPTIMIZATIONS
 from tests.support.kernel_cases import assert_as_good_as_torch
 from tests.support.kernel_nodes import attended, one_node
+from tests.support.tensorrt_engines import rtx_parser
 from tests.support.tiny import ENGINE_ROWS
-from tests.support.unets import BUILDS, unet
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +80,6 @@ def test_the_body_computes_attention_to_the_rows_own_prompt(
     key, value = bank[index][..., start : start + channels].unbind(1)
     expected = [attended(*(x.to(kind) for x in (query, key, value)), heads) for kind in (dtype, torch.float64)]
     assert_as_good_as_torch(torch.from_numpy(found), *expected)
-
-
-@pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("removed", [(), SAVINGS], ids=["none", "all"])
-def test_the_module_equals_the_plain_unet(build: str, removed: tuple[str, ...]) -> None:
-    """In torch, in float64, as `test_forms.test_bank_and_plain_agree`."""
-    network = unet(**BUILDS[build])
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(2, 8, 8, 4, dtype=torch.float64, generator=generator)
-    embeddings = torch.randn(3, 32, 32, dtype=torch.float64, generator=generator)
-    step, prompts, images = torch.tensor([321]), torch.tensor([2, 0, 1, 2, 0]), torch.tensor([0, 1, 1, 0, 1])
-    given = (sample, step, PromptBankGraph(network)(embeddings), prompts, images)
-    with torch.no_grad():
-        expected = IndexedUnetGraph(network)(sample, step, embeddings, prompts, images)
-        rows = given if removed else (sample[images], *given[1:4])
-        found = NodeBankUnetGraph(network, removed, 1000)(*rows)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
 
 
 def test_every_cross_attention_is_one_node_on_its_own_columns(exported: Path, tiny_fused: Path) -> None:
@@ -168,10 +151,10 @@ def test_another_body_is_another_graph(exported: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_made_on_request_and_for_banks_only() -> None:
-    assert "kv_gather" not in GraphOptions("bank").savings
-    assert GraphOptions("bank", kernels=True).savings == (*SAVINGS, "kv_gather")
-    assert GraphOptions("bank", optimizations=("kv_gather", "time_table")).savings == ("time_table", "kv_gather")
-    assert GraphOptions("bank", optimizations=(), kernels=True).savings == ("kv_gather",)
+    assert "kv_gather" not in GraphOptions("bank").applied
+    assert GraphOptions("bank", kernels=True).applied == (*OPTIMIZATIONS, "kv_gather")
+    assert GraphOptions("bank", optimizations=("kv_gather", "time_table")).applied == ("time_table", "kv_gather")
+    assert GraphOptions("bank", optimizations=(), kernels=True).applied == ("kv_gather",)
     with pytest.raises(InputError, match="kv_gather requires form bank"):
         GraphOptions(kernels=True)
 
@@ -179,12 +162,7 @@ def test_it_is_made_on_request_and_for_banks_only() -> None:
 def test_tensorrt_rtx_parses_each_node_as_its_body(exported: Path) -> None:
     """Every attention reads other columns: the parser keeps the bodies' names apart, though they are the same."""
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'dive-fast[rtx]'")
-    from dive_fast.engines import tensorrt_api as trt
-
-    log = trt.logger(rtx)
-    builder = rtx.Builder(log)
-    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = rtx.OnnxParser(network, log)
+    log, _, network, parser = rtx_parser(rtx)
     assert parser.parse_from_file(str(exported)), log.errors
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     made_by = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from dive_export import tensorrt_job
-from dive_export.tensorrt import BuildConfig, build_engine, refit_engine
+from dive_export.tensorrt import BuildConfig, build_engine
 from dive_export.tensorrt_build import PartBuild, build_plan, refit_map
 from dive_export.tensorrt_cache import PlanCache
 from dive_export.tensorrt_job import Build
@@ -24,6 +24,7 @@ from dive_export.tensorrt_profiles import profiles, weights_size
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, EngineSpec, Profile
+from tests.support.tensorrt_engines import quiet, rtx_parser
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'dive-fast[rtx]'")
 ROOT = Path(__file__).parents[2]
@@ -47,10 +48,6 @@ def plans(tiny_engine: Path, config: BuildConfig, tmp_path_factory: pytest.TempP
     return folder
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 def check_built(folder: Path, source: Path, parts: int) -> None:
     spec = json.loads((folder / "engine.json").read_text())
     assert spec["backend"] == "tensorrt-rtx" and spec["gpu"] == trt.ANY_AMPERE and len(spec["files"]) == parts
@@ -66,7 +63,7 @@ def test_all_four_graphs_build(plans: Path, tiny_engine: Path) -> None:
 def test_the_bank_form_builds_in_half_precision_and_any_size(
     half_bank: Path, config: BuildConfig, tmp_path: Path
 ) -> None:
-    build = Build.of(half_bank, config)
+    build = Build.from_export(half_bank, config)
     unet = build.parts["unet"].profiles
     assert [shapes["sample"][0] for shapes in unet] == [(2, 2, 2), (4, 4, 4)]  # images: with guidance, and without
     assert all(shapes["image_index"] == ((4, 4, 4),) for shapes in unet)
@@ -136,7 +133,7 @@ def test_an_operator_that_it_does_not_know_is_named_with_its_node(
     spec = json.loads((source / "engine.json").read_text())
     spec["sha256"]["text_encoder/model.onnx"] = sha256_file(path)
     (source / "engine.json").write_text(json.dumps(spec))
-    with pytest.raises(DiveError, match=rf"build text_encoder: node {node.name} \(Det\) is refused, UNSUPPORTED_NODE"):
+    with pytest.raises(DiveError, match=rf"build text_encoder: node {node.name} \(Det\).*UNSUPPORTED_NODE"):
         build_engine(source, tmp_path / "plans", config, quiet)
     assert {path.name for path in tmp_path.iterdir()} == {"export"}
 
@@ -145,10 +142,8 @@ def test_a_refit_reaches_every_weight_matrix(tiny_engine: Path) -> None:
     """The parser's own word of what it holds under the ONNX names, against the file."""
     for part in ("unet", "text_encoder", "vae_decoder", "vae_encoder"):
         path = tiny_engine / part / "model.onnx"
-        log = trt.logger(rtx)
-        builder = rtx.Builder(log)
-        network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        assert rtx.OnnxParser(network, log).parse_from_file(str(path))
+        _, _, network, parser = rtx_parser(rtx)
+        assert parser.parse_from_file(str(path))
         found = refit_map(network, path)
         tensors = onnx.load(path, load_external_data=False).graph.initializer
         floats = {tensor.name for tensor in tensors if tensor.data_type == onnx.TensorProto.FLOAT}
@@ -160,22 +155,17 @@ def test_a_refit_reaches_every_weight_matrix(tiny_engine: Path) -> None:
 def test_refittable_plans_need_a_gpu_and_say_so(tiny_engine: Path, config: BuildConfig, tmp_path: Path) -> None:
     """Refused at once; and if tried, this is how tensorrt-rtx 1.7.1 fails: it runs the weights' preparation on the GPU."""
     stripped = replace(config, refittable=True)
-    with pytest.raises(DiveError, match="tensorrt-rtx builds refittable plans with a GPU only, and "):
+    with pytest.raises(DiveError, match="refittable"):
         build_engine(tiny_engine, tmp_path / "plans", stripped, quiet)
-    todo = Build.of(tiny_engine, stripped).parts["text_encoder"]
-    with pytest.raises(DiveError, match="build text_encoder: tensorrt-rtx failed .*; refittable plans need a GPU"):
+    todo = Build.from_export(tiny_engine, stripped).parts["text_encoder"]
+    with pytest.raises(DiveError, match="build text_encoder: .*refittable"):
         build_plan(trt.RTX, rtx, todo, quiet)
 
 
 @no_gpu
 def test_a_plan_does_not_load_without_a_gpu(plans: Path) -> None:
-    with pytest.raises(DiveError, match=r"the plan cannot be loaded \(.*[Cc]uda.*\); build it again on this machine"):
+    with pytest.raises(DiveError, match=r"the plan .*[Cc]uda"):
         trt.open_plan(rtx, trt.logger(rtx), (plans / "vae_encoder/model.plan").read_bytes(), "the plan")
-
-
-def test_a_refit_of_plans_with_weights_is_refused(plans: Path, tiny_engine: Path, tmp_path: Path) -> None:
-    with pytest.raises(DiveError, match="hold their weights; build it with refittable"):
-        refit_engine(plans, tiny_engine, tmp_path / "b", quiet)
 
 
 @pytest.mark.slow

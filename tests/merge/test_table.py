@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dive_fast import cli
 from dive_fast.merge import table
 from dive_fast.merge.table import write_parquet
 from dive_fast.synth.manifest import read_manifest
-from dive_fast.types import DiveError, InputError
-from tests.support.merging import change, dataset, drop, provenance, save_records, sysu
+from dive_fast.types import DiveError
+from tests.support.cli import Run
+from tests.support.merging import dataset, drop, provenance, save_records, sysu
+from tests.support.refusals import refused
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def pairs(tmp_path: Path) -> Path:
     """Seven pairs in three shards; shard 1 has no scores yet, one pair is dropped."""
     root = dataset(tmp_path / "pairs", ["0001"], pairs=7)
     records = list(read_manifest(root))
-    save_records(root, [change(records[0], scores={"psnr": 31.5}), *records[1:]])
+    save_records(root, [replace(records[0], scores={"psnr": 31.5}), *records[1:]])
     for shard, wanted in ((0, records[:3]), (2, records[6:])):
         rows = [{"pair_id": r.spec.pair_id, "rgb": {}, "ir": {"identity": r.spec.index / 8}} for r in wanted]
         (root / "scores").mkdir(exist_ok=True)
@@ -60,62 +62,39 @@ def test_every_pair_is_a_row(tmp_path: Path, pairs: Path, monkeypatch: pytest.Mo
     assert [row["score_ir_identity"] for row in rows] == [0, 0.125, 0.25, None, None, None, 0.75]
     assert [row["score_psnr"] for row in rows] == [31.5] + [None] * 6
     assert [row["drop_reasons"] for row in rows if row["dropped"]] == [["identity 0.31 < 0.50"]]
-    with pytest.raises(InputError, match="exists"):
-        write_parquet(pairs, tmp_path / "pairs.parquet")
+    refused("exists", write_parquet, pairs, tmp_path / "pairs.parquet")
 
 
 def test_sidecars_of_another_dataset(tmp_path: Path, pairs: Path) -> None:
     pytest.importorskip("pyarrow")
     drop(pairs, "0009-00000-cam3")
-    with pytest.raises(InputError, match=r"dropped\.jsonl .*1 pairs"):
-        write_parquet(pairs, tmp_path / "pairs.parquet")
+    refused(r"dropped\.jsonl .*1 pairs", write_parquet, pairs, tmp_path / "pairs.parquet")
     (pairs / "scores/00001.jsonl").write_text('{"pair_id": "0001-00003-cam3", "ir": {"identity": "high"}}\n')
-    with pytest.raises(InputError, match=r"00001\.jsonl line 1 ir identity"):
-        write_parquet(pairs, tmp_path / "pairs.parquet")
+    refused(r"00001\.jsonl line 1 ir identity", write_parquet, pairs, tmp_path / "pairs.parquet")
     assert list(tmp_path.glob("*.parquet")) == []
 
 
 def test_without_pyarrow(tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DiveError, match=r"pip install 'dive-fast\[parquet\]'"):
-        write_parquet(pairs, tmp_path / "pairs.parquet")
+    refused(r"pip install 'dive-fast\[parquet\]'", write_parquet, pairs, tmp_path / "pairs.parquet", error=DiveError)
 
 
-def test_commands(tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(tmp_path: Path, pairs: Path, run: Run) -> None:
     pytest.importorskip("pyarrow")
-
-    def run(*arguments: object) -> tuple[int, list[str], str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        done = capsys.readouterr()
-        return int(stop.value.code or 0), done.out.splitlines(), done.err
-
-    code, lines, _ = run("manifest", pairs, "--parquet", tmp_path / "p.parquet", "--json")
-    assert (code, json.loads(lines[-1])) == (0, {"parquet": str(tmp_path / "p.parquet"), "pairs": 7})
+    code, text, _ = run("manifest", pairs, "--parquet", tmp_path / "p.parquet", "--json")
+    assert (code, json.loads(text.splitlines()[-1])) == (0, {"parquet": str(tmp_path / "p.parquet"), "pairs": 7})
     real, out = sysu(tmp_path / "SYSU"), tmp_path / "new"
-    command = (
-        "merge",
-        "--real",
-        f"sysu:{real}",
-        "--synthetic",
-        pairs,
-        "--layout",
-        "sysu",
-        "--how",
-        "symlink",
-        "--out",
-        out,
-    )
+    command = f"merge --real sysu:{real} --synthetic {pairs} --layout sysu --how symlink --out {out}".split()
     assert run(*command)[0] == 2
-    code, lines, _ = run(*command, "--same-people", "--camera", "cam1=cam2", "--json")
+    code, text, _ = run(*command, "--same-people", "--camera", "cam1=cam2", "--json")
     assert code == 0
-    assert lines[0] == (
+    assert text.splitlines()[0] == (
         f"merged tree {out}: 2 people to train on, images: 4 real ir, 6 synthetic ir, 4 real rgb, 6 synthetic rgb; "
         "4 test images of sysu"
     )
-    assert json.loads(lines[-1])["test"] == 4
+    assert json.loads(text.splitlines()[-1])["test"] == 4
     assert len([row for row in provenance(out) if row.get("camera") == "cam2"]) == 6
     code, again, error = run(*command, "--same-people", "--camera", "cam1=cam2", "--json")
-    assert (code, again) == (0, lines)
+    assert (code, again) == (0, text)
     assert "is finished already" in error
     assert run(*command, "--camera", "cam1")[0] == 2

@@ -1,4 +1,4 @@
-"""A few coloured people, real and "generated", and an untrained ReID model: features need not be good to be checked."""
+"""An untrained ReID model, and the fixtures that the page of docs shares."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dive_fast.data.sets import SetSpec
-from dive_fast.data.writers import new_path, sysu_name, write_ids
 from dive_fast.io import sha256_file, write_json
 from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
 from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import to_dict
-from tests.support.quality import CAMERAS, PIDS, make_dataset, photo
+from tests.support.quality import dataset, real
+
+__all__ = ["dataset", "real"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,20 +26,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def real(tmp_path_factory) -> SetSpec:
-    """A SYSU tree of all people: 3 images by each of two RGB and two infrared cameras."""
-    root = tmp_path_factory.mktemp("real")
-    for pid in PIDS:
-        for camera in CAMERAS:
-            for number in range(1, 4):
-                path = new_path(root, sysu_name(camera.name, pid, number))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                photo(pid, camera.name, number).save(path)
-    write_ids(root, train=PIDS[:-1], val=PIDS[-1:])
-    return SetSpec("sysu", root)
 
 
 MakeNet = Callable[..., Path]
@@ -75,9 +61,3 @@ def checkpoint(make_net) -> Path:
 @pytest.fixture(scope="session")
 def extractor(checkpoint) -> ReidExtractor:
     return open_extractor(checkpoint)
-
-
-@pytest.fixture
-def dataset(tmp_path) -> Path:
-    """5 people, 4 pairs each, in 7 shards of 3: a person's images lie in several shards."""
-    return make_dataset(tmp_path / "pairs")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from dive_fast.data.sets import read_set
 from dive_fast.io import write_json, write_jsonl
 from dive_fast.quality.card import write_card
 from dive_fast.quality.config import CardConfig
 from dive_fast.quality.score import score_dataset
-from dive_fast.types import InputError
 from tests.support.quality import PIDS, make_dataset, rejected
+from tests.support.refusals import refused
 
 
 def test_a_bare_dataset(dataset):
@@ -29,10 +27,19 @@ def test_a_bare_dataset(dataset):
         "| seed of the run | 3 |",
         "| engine's fingerprint | `engine-1` (20 pairs) |",
     )
-    words = ("20 pairs of 5 identities", "0 are missing", "1 pairs are recorded as rejected", "dive_fast:synthetic",
-             "Consent",
-             "No image here is a photo", "not scored", "No filter is applied", "TO BE FILLED IN", "dive-fast verify",
-             "Memorisation (images that copy a training photo) was not checked")  # fmt: skip
+    words = (
+        "20 pairs of 5 identities",
+        "0 are missing",
+        "1 pairs are recorded as rejected",
+        "dive_fast:synthetic",
+        "Consent",
+        "No image here is a photo",
+        "not scored",
+        "No filter is applied",
+        "TO BE FILLED IN",
+        "dive-fast verify",
+        "Memorisation (images that copy a training photo) was not checked",
+    )
     assert [piece for piece in (*rows, *words) if piece not in text] == []
 
 
@@ -50,17 +57,26 @@ def test_photos_scores_filter_and_origin(tmp_path, real, checkpoint):
     write_json(engine / "prompts.json", {"base_fingerprint": "base-1", "adapter_fingerprint": "adapter-1"})
     text = write_card(dataset, CardConfig(engine, "CC BY-NC 4.0", "a@b.c")).read_text()
     made = metadata["made"]["identity"]["ir"]
-    for words in ("9 pairs of 3 identities", "3 are missing", "| adapter's fingerprint | `adapter-1` |", "`base-1`",
-                  f"| identity | infrared | high | {made['5%']:.3f}, {made['50%']:.3f}, {made['95%']:.3f} |",
-                  metadata["net"]["sha256"], "A filter drops 0 of 9 pairs", "memorisation at most 2", "holds real photos",
-                  "Memorisation check, infrared: 0 of 9 generated", "Licence: CC BY-NC 4.0", "a@b.c"):  # fmt: skip
+    for words in (
+        "9 pairs of 3 identities",
+        "3 are missing",
+        "| adapter's fingerprint | `adapter-1` |",
+        "`base-1`",
+        f"| identity | infrared | high | {made['5%']:.3f}, {made['50%']:.3f}, {made['95%']:.3f} |",
+        metadata["net"]["sha256"],
+        "A filter drops 0 of 9 pairs",
+        "memorisation at most 2",
+        "holds real photos",
+        "Memorisation check, infrared: 0 of 9 generated",
+        "Licence: CC BY-NC 4.0",
+        "a@b.c",
+    ):
         assert words in text, words
     assert "TO BE FILLED IN" not in text and "earlier state" not in text
     rejected(dataset, 0, 0)
     assert "scores are of an earlier state" in write_card(dataset).read_text()
     write_json(engine / "engine.json", {"model_fingerprint": "model-2"})
-    with pytest.raises(InputError, match="another model"):
-        write_card(dataset, CardConfig(engine))
+    refused("another model", write_card, dataset, CardConfig(engine))
 
 
 def test_only_its_own_card_is_replaced(dataset):
@@ -69,16 +85,13 @@ def test_only_its_own_card_is_replaced(dataset):
     assert "1 pairs are dropped" in write_card(dataset).read_text()
     edited = path.read_text().replace("TO BE FILLED IN", "mine")
     path.write_text(edited)
-    with pytest.raises(InputError, match=r"README\.md"):
-        write_card(dataset)
+    refused(r"README\.md", write_card, dataset)
     assert path.read_text() == edited
     path.write_text("# my notes\n")
-    with pytest.raises(InputError, match=r"README\.md"):
-        write_card(dataset)
+    refused(r"README\.md", write_card, dataset)
 
 
 def test_a_broken_sidecar_is_named(dataset):
     write_json(dataset / "filter.json", {"dropped": 3})
-    with pytest.raises(InputError, match=r"filter\.json"):
-        write_card(dataset)
+    refused(r"filter\.json", write_card, dataset)
     assert not (dataset / "README.md").exists()

@@ -4,33 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from dive_fast import cli
-
-
-@pytest.fixture
-def run(capsys):
-    def runner(*arguments: object):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        return int(stop.value.code or 0), *capsys.readouterr()
-
-    return runner
-
-
-def test_defaults_are_the_rooms():
-    import inspect
-
-    from dive_fast.commands import quality
-    from dive_fast.quality.config import CompareConfig, ScoreConfig
-
-    score = {name: value.default for name, value in inspect.signature(quality.score).parameters.items()}
-    config = ScoreConfig()
-    assert (tuple(score["scores"].split(",")), score["percentile"], score["batch"]) == tuple(vars(config).values())
-    compare = inspect.signature(quality.compare_sets).parameters
-    assert all(compare[name].default == value for name, value in vars(CompareConfig()).items())
-
 
 def test_score_filter_compare_and_card(run, dataset, checkpoint, real, make_net):
     sets = ("--real", f"sysu:{real.root}")
@@ -52,7 +25,8 @@ def test_score_filter_compare_and_card(run, dataset, checkpoint, real, make_net)
     code, out, _ = run("card", dataset, "--licence", "none")
     assert (code, out) == (0, f"card {dataset / 'README.md'}\n")
     assert "Distance to real sets" in (dataset / "README.md").read_text()
-    assert run("filter", dataset, "--undo")[:2] == (0, f"dataset {dataset}: the filter is taken back, 2 pairs return\n")
+    code, out, _ = run("filter", dataset, "--undo", "--json")
+    assert (code, json.loads(out.splitlines()[-1])["back"]) == (0, 2)
 
 
 def test_bad_input_ends_with_2(run, dataset, checkpoint, real, make_net):

@@ -14,6 +14,7 @@ import torch
 from dive_fast.data.sets import SetSpec, read_set
 from dive_fast.quality import score
 from dive_fast.quality.config import ScoreConfig
+from dive_fast.quality.dataset import read_shard, shard_numbers
 from dive_fast.quality.reid_extractor import ReidExtractor
 from dive_fast.quality.score import score_dataset
 from dive_fast.quality.store import FeatureStore
@@ -21,8 +22,9 @@ from dive_fast.reid.data.augment import normalise
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.synth.manifest import read_manifest
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
 from tests.support.quality import PIDS, make_dataset, photo, rejected
+from tests.support.refusals import refused
 
 
 def run(dataset: Path, checkpoint: Path, real: SetSpec, train: tuple = (), **options):
@@ -71,16 +73,9 @@ def test_scores_are_what_they_say(dataset, checkpoint, real):
             centre[pid] = made[row] @ mean / np.linalg.norm(mean)
         own = centre.pop(record.spec.pid)
         assert scores["identity"] == pytest.approx(own - max(centre.values()), abs=2e-5)
-        group = [
-            n
-            for n, (r, s) in enumerate(sides)
-            if n != row
-            and s == side
-            and (r.spec.pid, getattr(r.spec, s)) == (record.spec.pid, getattr(record.spec, side))
-        ]
-        assert scores["diversity"] == pytest.approx(
-            1 - max(made[n] @ made[row] for n in group), abs=1e-3
-        )  # half precision
+        keys = [(side, r.spec.pid, getattr(r.spec, side)) for r, side in sides]
+        closest = max(made[n] @ made[row] for n, key in enumerate(keys) if n != row and key == keys[row])
+        assert scores["diversity"] == pytest.approx(1 - closest, abs=1e-3)  # half precision
         alike = {
             f"sysu/{s.path.relative_to(real.root)}": f @ made[row]
             for s, f in zip(photos, known, strict=True)
@@ -88,22 +83,12 @@ def test_scores_are_what_they_say(dataset, checkpoint, real):
         }
         assert scores["memorisation"] == pytest.approx(max(alike.values()), abs=2e-5)
         assert alike[nearest[record.spec.pair_id][side]] == pytest.approx(max(alike.values()), abs=2e-5)
-    within = [
-        [
-            max(
-                known[n] @ known[m]
-                for m in range(len(photos))
-                if m != n and photos[m].pid == photos[n].pid and photos[m].modality == side
-            )
-            for n in range(len(photos))
-            if photos[n].modality == side
-        ]
-        for side in ("rgb", "ir")
-    ]
-    for side, similar in zip(("rgb", "ir"), within, strict=True):
-        assert metadata["thresholds"]["memorisation"][side]["value"] == pytest.approx(
-            np.quantile(similar, 0.999), abs=2e-5
-        )
+    for side in ("rgb", "ir"):
+        rows = [n for n, photo in enumerate(photos) if photo.modality == side]
+        others = [[m for m in rows if m != n and photos[m].pid == photos[n].pid] for n in rows]
+        similar = [max(known[n] @ known[m] for m in same) for n, same in zip(rows, others, strict=True)]
+        value = metadata["thresholds"]["memorisation"][side]["value"]
+        assert value == pytest.approx(np.quantile(similar, 0.999), abs=2e-5)
 
 
 def test_modality_is_about_tone_and_not_about_colour(tmp_path, checkpoint, real):
@@ -165,8 +150,7 @@ def test_a_stopped_run_goes_on_and_ends_alike(dataset, tmp_path, checkpoint, rea
     undisturbed = shutil.copytree(dataset, tmp_path / "undisturbed")
     run(undisturbed, checkpoint, real)
     Stop(monkeypatch, after=3)
-    with pytest.raises(DiveError, match="run the same command again"):
-        run(dataset, checkpoint, real)
+    refused("run the same command again", run, dataset, checkpoint, real, error=DiveError)
     assert not (dataset / "scores" / "scores.json").exists()
     monkeypatch.undo()
     rest = Stop(monkeypatch)
@@ -194,20 +178,17 @@ def test_a_dataset_that_grew_or_changed_is_scored_where_it_did(tmp_path, checkpo
     assert lines(dataset) == lines(whole)
 
 
-def test_other_settings_need_again(dataset, checkpoint, real, make_net):
+def test_other_settings_need_overwrite(dataset, checkpoint, real, make_net):
     run(dataset, checkpoint, real)
     before = files(dataset)
     other = make_net(seed=1)
-    with pytest.raises(InputError, match="another ReID model.*--again"):
-        run(dataset, other, real)
-    with pytest.raises(InputError, match="another percentile"):
-        run(dataset, checkpoint, real, config=ScoreConfig(percentile=99))
+    refused("another ReID model.*--overwrite", run, dataset, other, real)
+    refused("another percentile", run, dataset, checkpoint, real, config=ScoreConfig(percentile=99))
     assert files(dataset) == before
     shutil.rmtree(FeatureStore(dataset).folder)
-    with pytest.raises(InputError, match="another ReID model"):
-        run(dataset, other, real)
+    refused("another ReID model", run, dataset, other, real)
     assert run(dataset, checkpoint, real) == json.loads(before["scores.json"])
-    metadata = run(dataset, other, real, again=True)
+    metadata = run(dataset, other, real, overwrite=True)
     assert metadata["net"]["sha256"] != json.loads(before["scores.json"])["net"]["sha256"]
     assert files(dataset)["00000.jsonl"] != before["00000.jsonl"]
 
@@ -217,8 +198,7 @@ def test_scores_can_be_left_out(dataset, checkpoint, real):
     assert set(metadata["scores"]) == set(metadata["made"]) == {"diversity"}
     assert all(set(row[side]) == {"diversity"} for row in lines(dataset).values() for side in ("rgb", "ir"))
     assert metadata["probe"] is None and metadata["thresholds"] == {"memorisation": {}}
-    with pytest.raises(InputError, match="must be some of identity"):
-        ScoreConfig(("beauty",))
+    refused("must be some of identity", ScoreConfig, ("beauty",))
 
 
 def test_refusals(dataset, checkpoint, real, make_net, tmp_path):
@@ -237,11 +217,9 @@ def test_refusals(dataset, checkpoint, real, make_net, tmp_path):
         (checkpoint, real, (only_rgb,), "no training image is ir.*--train"),
         (checkpoint, SetSpec("folder", generated), (), "generated image"),
     ):
-        with pytest.raises(InputError, match=message):
-            run(dataset, net, sets, train)
+        refused(message, run, dataset, net, sets, train)
         assert not list((dataset / "scores").glob("*.jsonl"))
-    with pytest.raises(InputError, match="no synthesized dataset"):
-        run(tmp_path, checkpoint, real)
+    refused("no synthesized dataset", run, tmp_path, checkpoint, real)
 
 
 def test_two_runs_at_once_are_refused(dataset, checkpoint, real):
@@ -251,19 +229,28 @@ def test_two_runs_at_once_are_refused(dataset, checkpoint, real):
     folder.mkdir(parents=True)
     with (folder / ".lock").open("a") as stream:
         lock_folder(stream, folder)
-        with pytest.raises(InputError, match="another run is writing"):
-            run(dataset, checkpoint, real)
+        refused("another run is writing", run, dataset, checkpoint, real)
 
 
 def test_memory_holds_one_group_at_a_time(tmp_path, checkpoint, real, monkeypatch):
-    """A plan has person after person, so features of a person are let go before the next but one comes."""
-    most, finish = [0], score._finish
+    """A plan has person after person: features of one are let go before the next but one comes."""
+    alive, most, stored = [0], [0], score._Run.stored
     dataset = make_dataset(tmp_path / "pairs", pairs=3)
 
-    def counting(parts, values, waiting):
-        most[0] = max(most[0], len(values))
-        return finish(parts, values, waiting)
+    class Tracked(np.ndarray):
+        def __array_finalize__(self, _):
+            alive[0] += len(self)
+            most[0] = max(most[0], alive[0])
 
-    monkeypatch.setattr(score, "_finish", counting)
+        def __del__(self):
+            alive[0] -= len(self)
+
+    def tracked(run, shard):
+        kept = stored(run, shard)
+        return replace(kept, features=kept.features.view(Tracked))
+
+    monkeypatch.setattr(score._Run, "stored", tracked)
     run(dataset, checkpoint, real, config=ScoreConfig(("diversity",)))
-    assert 0 < most[0] <= 3  # of 10 shards: those that one person's pairs touch
+    rows = [len(read_shard(dataset, number).made) for number in shard_numbers(dataset)]
+    assert len(rows) == 10
+    assert 0 < most[0] <= 3 * max(rows)

@@ -1,4 +1,4 @@
-"""A toy city: people are coloured boxes, infrared shows another property of them; a small net learns it in seconds."""
+"""The toy city of tests.support.city, and a small training on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.reid.training.train import train_reid
 from dive_fast.types import Sample
-from tests.support.reid import make_samples
+from tests.support.city import make_samples
 
 
 @pytest.fixture(autouse=True)

@@ -83,9 +83,7 @@ def test_reasons_are_counted_by_kind():
     tally = Tally()
     reasons = [[f"kind{letter} 1"] for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"]
     bits = [tally.add(_row(why))["reasons"] for why in reasons]
-    assert Counter(bits) == Counter(
-        [1 << n for n in range(31)] + [1 << 31] * 5
-    )  # what a column of uint32 can tell apart
+    assert Counter(bits) == Counter([1 << n for n in range(31)] + [1 << 31] * 5)  # what a column of uint32 can hold
     assert tally.kind_counts["other reasons"] == 5
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from dive_fast.report import chunks, gallery
 from dive_fast.report.config import ReportConfig
 from dive_fast.report.gallery import write_gallery
-from dive_fast.types import InputError
 from tests.support.dataset import add_scores, change_records, drop, make_dataset, raw_records
+from tests.support.refusals import refused
 
 CHUNK = re.compile(r'dive\.put\(("[a-z0-9/]+"),("(?:[^"\\\x00-\x1f\x7f-\U0010ffff]|\\.)*")\);\n')
 DTYPES = {"pid": "<u4", "rgb": "<u2", "ir": "<u2", "status": "u1", "reasons": "<u4", "flaws": "u1", "packs": "<u4"}
@@ -88,16 +88,13 @@ def test_columns_in_blocks(tmp_path):
 def test_scores_and_drops(tmp_path):
     dataset = make_dataset(tmp_path / "set", people=2, pairs=6)
     ids = [record["spec"]["pair_id"] for record in raw_records(dataset)]
-    add_scores(
-        dataset, lambda n: None if n == 3 else {"rgb": {}, "ir": {"identity": n / 10} | ({"$x_": n} if n else {})}
-    )
-    (dataset / "scores/scores.json").write_text(
-        json.dumps({"scores": {"identity": {"meaning": "likeness", "high_is_good": True}}})
-    )
-    drop(dataset, [
-        (ids[0], ["identity 0.00 < 0.10"]), (ids[9], ["identity 0.9 > 0.8", "modality 0.1 < 0.5"]),
-        ("0001-99999-cam3", ["x"]), ("never-planned", ["x"]), (ids[20], []),
-    ])  # fmt: skip
+    scored = [{"rgb": {}, "ir": {"identity": n / 10} | ({"$x_": n} if n else {})} for n in range(24)]
+    add_scores(dataset, lambda n: None if n == 3 else scored[n])
+    meanings = {"scores": {"identity": {"meaning": "likeness", "high_is_good": True}}}
+    (dataset / "scores/scores.json").write_text(json.dumps(meanings))
+    unknown = [("0001-99999-cam3", ["x"]), ("never-planned", ["x"])]
+    reasons = ["identity 0.9 > 0.8", "modality 0.1 < 0.5"]
+    drop(dataset, [(ids[0], ["identity 0.00 < 0.10"]), (ids[9], reasons), *unknown, (ids[20], [])])
     summary = build(dataset, tmp_path / "out")
     assert summary.notes == ["dropped.jsonl names 2 pairs that are not in the dataset; filter again"]
     index = chunk(tmp_path / "out", "index")
@@ -176,8 +173,7 @@ def test_an_unfinished_dataset_says_how_much_there_is(tmp_path):
     assert (summary.pairs, summary.planned) == (16, 24)
     assert summary.notes == ["unfinished: 16 of 24 planned pairs are made; run synth again to finish it"]
     assert chunk(tmp_path / "out", "index")["scores"] == []
-    with pytest.raises(InputError, match="no finished pair yet"):
-        build(make_dataset(tmp_path / "empty", shards=0), tmp_path / "none")
+    refused("no finished pair yet", build, make_dataset(tmp_path / "empty", shards=0), tmp_path / "none")
 
 
 def test_what_a_smaller_dataset_leaves_is_removed(tmp_path):
@@ -217,20 +213,15 @@ def test_without_matplotlib_it_says_so(tmp_path, monkeypatch):
 
 def test_refusals(tmp_path):
     dataset = make_dataset(tmp_path / "set", people=1)
-    with pytest.raises(InputError, match="lies in .*--out"):
-        build(dataset, dataset / "report")
+    refused("lies in .*--out", build, dataset, dataset / "report")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="other files.*--out"):
-        build(dataset, tmp_path / "other")
+    refused("other files.*--out", build, dataset, tmp_path / "other")
     build(dataset, tmp_path / "out")
-    with pytest.raises(InputError, match="another report"):
-        build(make_dataset(tmp_path / "set2", people=2), tmp_path / "out")
-    with pytest.raises(InputError, match="workers.* 0"):
-        build(dataset, tmp_path / "out", workers=0)
+    refused("another report", build, make_dataset(tmp_path / "set2", people=2), tmp_path / "out")
+    refused("workers.* 0", build, dataset, tmp_path / "out", workers=0)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="is a file"):
-        build(dataset, tmp_path / "file")
+    refused("is a file", build, dataset, tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -248,5 +239,4 @@ def test_broken_files_are_named(tmp_path, name, text, message):
     dataset = make_dataset(tmp_path / "set", people=1, pairs=1)
     (dataset / "scores").mkdir()
     (dataset / name).write_text(text + "\n")
-    with pytest.raises(InputError, match=message):
-        build(dataset, tmp_path / "out")
+    refused(message, build, dataset, tmp_path / "out")

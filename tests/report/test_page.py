@@ -1,19 +1,18 @@
 """Pages in one file: every text escaped, every image inside."""
 
-import pytest
 from PIL import Image
 
 from dive_fast.report import html
 from dive_fast.report.config import ReportConfig
 from dive_fast.report.sheet import write_sheet
-from dive_fast.types import InputError
 from tests.support.dataset import change_records, make_dataset, raw_records
+from tests.support.refusals import refused
 
 
 def test_text_is_escaped_and_images_are_inside(tmp_path):
     picture = tmp_path / "a.png"
     Image.new("L", (4, 8), 100).save(picture)
-    row = html.person_row(html.Person("<b>1</b>", 'say "x"', [html.Cell(picture, "a & b", made=True), None]))
+    row = html.picture_row(html.PictureRow("<b>1</b>", 'say "x"', [html.Cell(picture, "a & b", made=True), None]))
     assert "<b>" not in row
     assert "a &amp; b" in row
     assert 'src="data:image/png;base64,' in row
@@ -46,7 +45,5 @@ def test_a_sheet_holds_the_first_pairs_of_the_first_people(tmp_path):
 
 
 def test_a_folder_without_a_plan_or_pairs_is_refused(tmp_path):
-    with pytest.raises(InputError, match="plan"):
-        write_sheet(tmp_path, tmp_path / "page.html")
-    with pytest.raises(InputError, match="no finished pair yet"):
-        write_sheet(make_dataset(tmp_path / "set", shards=0), tmp_path / "page.html")
+    refused("plan", write_sheet, tmp_path, tmp_path / "page.html")
+    refused("no finished pair yet", write_sheet, make_dataset(tmp_path / "set", shards=0), tmp_path / "page.html")

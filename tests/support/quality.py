@@ -1,23 +1,22 @@
-"""A few coloured people, real and "generated": features need not be good to be checked."""
+"""People in colours, real and "generated", and datasets of them: features need not be good to be checked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from dive_fast.io import sha256_file
-from dive_fast.sampling import Sampling
-from dive_fast.synth.manifest import read_shard, shard_lines, shard_name
-from dive_fast.synth.plan import make_plan, save_plan
-from dive_fast.synth.provenance import png_tags
-from dive_fast.types import MODALITIES, Camera, PairRecord
+from dive_fast.data.sets import SetSpec
+from dive_fast.data.writers import new_path, sysu_name, write_ids
+from dive_fast.synth.manifest import read_shard, shard_name
+from tests.support.dataset import CAMERAS, write_dataset, write_shard
 
 PIDS = tuple(f"{number:04d}" for number in range(1, 6))
-CAMERAS = (Camera("cam1", "rgb", "a"), Camera("cam2", "rgb", "b"), Camera("cam3", "ir", "c"), Camera("cam6", "ir", "d"))
 SIZE = (32, 64)  # width, height
 
 
@@ -32,55 +31,42 @@ def photo(pid: str, camera: str, number: int) -> Image.Image:
     return Image.fromarray((image + random.normal(0, 12, image.shape)).clip(0, 255).astype(np.uint8))
 
 
-def make_dataset(
-    out: Path,
-    pids: Sequence[str] = PIDS,
-    mode: str = "synthetic",
-    pairs: int = 2,
-    shards: int | None = None,
-    **plan: object,
-) -> Path:
+def make_dataset(out: Path, pids: Sequence[str] = PIDS, pairs: int = 2, shards: int | None = None, **plan: Any) -> Path:
     """A finished dataset (or its first `shards` shards), its images drawn by `photo`; 3 pairs a shard."""
-    photos = [] if mode == "synthetic" else [s for s in plan.pop("photos") if s.modality == "rgb"]  # type: ignore[attr-defined]
-    made = make_plan(
-        mode=mode,  # type: ignore[arg-type]
-        pids=pids,
-        cameras=CAMERAS,
-        ir=["cam3", "cam6"],
-        rgb=["cam1", "cam2"],
-        pairs_per_identity=pairs,
-        seed=3,
-        sampling=Sampling(4, 2.0),
-        height=SIZE[1],
-        width=SIZE[0],
-        model_fingerprint="model-1",
-        shard_size=3,
-        **({} if mode == "synthetic" else {"photos": photos}),
-        **plan,  # type: ignore[arg-type]
-    )
-    out.mkdir(exist_ok=True)
-    save_plan(made, out / "plan.json")
-    numbers: dict[tuple[str, str], int] = {}
-    for number in range(made.shards if shards is None else shards):
-        records = []
-        for pair in made.shard(number):
-            files, hashes, sizes = {}, {}, {}
-            for side in MODALITIES:
-                camera = pair.rgb if side == "rgb" else pair.ir
-                numbers[camera, pair.pid] = count = numbers.get((camera, pair.pid), 0) + 1
-                name = f"{camera}/{pair.pid}/{count:04d}.png"
-                (out / name).parent.mkdir(parents=True, exist_ok=True)
-                marks = png_tags({"pair_id": pair.pair_id})
-                photo(pair.pid, camera, 100 + count).save(out / name, pnginfo=marks)
-                files[side], hashes[side], sizes[side] = name, sha256_file(out / name), (out / name).stat().st_size
-            records.append(PairRecord(pair, files, hashes, sizes, "engine-1", {}))
-        (out / shard_name(number)).parent.mkdir(exist_ok=True)
-        (out / shard_name(number)).write_bytes(shard_lines(records))
-    return out
+    if "photos" in plan:
+        plan["photos"] = [sample for sample in plan["photos"] if sample.modality == "rgb"]
+
+    def draw(side: str, name: str) -> Image.Image:
+        camera, pid, file = name.split("/")
+        return photo(pid, camera, 100 + int(Path(file).stem))
+
+    size = {"height": SIZE[1], "width": SIZE[0]}
+    plan = {"pids": pids, "pairs_per_identity": pairs, "seed": 3, "model_fingerprint": "model-1", **size, **plan}
+    return write_dataset(out, draw, shards, engine="engine-1", **plan)
 
 
 def rejected(dataset: Path, number: int, line: int) -> None:
     """Marks one pair as rejected."""
     records = list(read_shard(dataset / shard_name(number)))
     records[line] = replace(records[line], status="rejected")
-    (dataset / shard_name(number)).write_bytes(shard_lines(records))
+    write_shard(dataset, number, records)
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory) -> SetSpec:
+    """A SYSU tree of all people: 3 images by each of two RGB and two infrared cameras."""
+    root = tmp_path_factory.mktemp("real")
+    for pid in PIDS:
+        for camera in CAMERAS:
+            for number in range(1, 4):
+                path = new_path(root, sysu_name(camera.name, pid, number))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                photo(pid, camera.name, number).save(path)
+    write_ids(root, train=PIDS[:-1], val=PIDS[-1:])
+    return SetSpec("sysu", root)
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """5 people, 4 pairs each, in 7 shards of 3: a person's images lie in several shards."""
+    return make_dataset(tmp_path / "pairs")

@@ -46,7 +46,15 @@ def mixed_trees(root: Path) -> tuple[Path, Path]:
         photo(sysu / camera / f"{pid:04d}" / f"{number:04d}.jpg", seed)
     write(sysu / "exp/train_id.txt", "1")
     write(sysu / "exp/val_id.txt", "2")
-    for seed, name in enumerate(["0002_c1s1_000001_01", "0007_c2s1_000001_01", "0007_c2s1_000002_01",
-                                 "0011_c1s1_000001_01", "0011_c3s1_000001_01", "0011_c3s1_000002_01"]):  # fmt: skip
+    for seed, name in enumerate(
+        [
+            "0002_c1s1_000001_01",
+            "0007_c2s1_000001_01",
+            "0007_c2s1_000002_01",
+            "0011_c1s1_000001_01",
+            "0011_c3s1_000001_01",
+            "0011_c3s1_000002_01",
+        ]
+    ):
         photo(market / "bounding_box_train" / f"{name}.jpg", 100 + seed)
     return sysu, market

@@ -31,8 +31,8 @@ def test_a_plan_keeps_its_settings_on_disk(tmp_path: Path) -> None:
 
 def test_options_override_a_preset(tmp_path: Path, tiny_engine: Path, run: Run) -> None:
     def planned(*options: str) -> tuple[object, ...]:
-        command = ("plan", "--model", tiny_engine, "--mode", "synthetic", "--rgb", "cam1", "--out", tmp_path / "p.json")
-        code, _, error = run(*command, *options)
+        command = ["plan", "--model", str(tiny_engine), "--mode", "synthetic", "--rgb", "cam1", "--out"]
+        code, _, error = run(*command, tmp_path / "p.json", *options)
         assert code == 0, error
         plan = load_plan(tmp_path / "p.json")
         return plan.sampling, plan.precision

@@ -1,11 +1,17 @@
 """A tiny base model and photos of four people, for every test of training."""
 
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from dive_fast.models import Adapter, load_bundle
+from dive_fast.train.config import PersonalizeConfig
+from dive_fast.train.personalize import personalize
 from dive_fast.types import Sample
 from tests.support.tiny import tiny_bundle_folder
 
@@ -31,3 +37,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
                 Image.fromarray(noise.numpy()).save(path)
                 made.append(Sample(path, f"{pid:04d}", camera, "real", modality))
     return made
+
+
+@pytest.fixture(scope="session")
+def learn(base: Path) -> Callable[..., Adapter]:
+    """`personalize` on a fresh copy of the base, without a progress bar."""
+
+    def run(photos: Sequence[Sample], out: Path, config: PersonalizeConfig, **options: Any) -> Adapter:
+        return personalize(load_bundle(base), photos, out, config, progress=False, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def folders(photos: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The photos as one folder per identity, RGB and infrared apart."""
+    root = tmp_path_factory.mktemp("folders")
+    for sample in photos:
+        path = root / sample.modality / sample.pid / sample.path.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample.path, path)
+    return root / "rgb", root / "ir"

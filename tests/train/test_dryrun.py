@@ -14,30 +14,35 @@ from dive_fast.train import personalize as room
 from dive_fast.train.config import PersonalizeConfig, Prior, Samples
 from dive_fast.train.dryrun import dry_run
 from dive_fast.train.loop import load_state
-from dive_fast.train.model import PersonalizedModel
 from dive_fast.train.personalize import personalize
 from dive_fast.train.photos import BalancedSampler, encode_photos, samples_of
 from dive_fast.types import DiveError, InputError
+from tests.support.training import interrupted
 
 CONFIG = PersonalizeConfig(
-    identity_steps=12, steps=23, batch=4, rank=2, warmup=1, save_every=5, prior=Prior(1.0, "a person", 3),
+    identity_steps=12,
+    steps=23,
+    batch=4,
+    rank=2,
+    warmup=1,
+    save_every=5,
+    prior=Prior(1.0, "a person", 3),
     samples=Samples(sheet_every=10, sheet_people=2, sample_steps=1),
-)  # fmt: skip
+)
 
 
-def test_a_dry_run_writes_nothing_and_says_what_the_run_takes(base, photos, tmp_path, monkeypatch):
+def test_a_dry_run_writes_nothing_and_says_what_the_run_takes(base, learn, photos, tmp_path, monkeypatch):
     forecast = dry_run(load_bundle(base), photos, tmp_path / "adapter", CONFIG)
     assert not list(tmp_path.iterdir())
     assert (forecast.photos, forecast.people, forecast.cameras) == (14, 4, ("cam1", "cam3"))
-    assert [(phase.name, phase.steps, phase.done) for phase in forecast.stages] == [
-        ("identities", 12, 0), ("personalize", 23, 0),
-    ]  # fmt: skip
+    steps = [(phase.name, phase.steps, phase.done) for phase in forecast.stages]
+    assert steps == [("identities", 12, 0), ("personalize", 23, 0)]
     assert forecast.stages[0].trainable == 4 * 32
     states = {}
     real = room._remove_states  # the states, read before a finished run removes them
     keep = lambda work: states.update({file.stem: load_state(file) for file in work.glob("*.state")})  # noqa: E731
     monkeypatch.setattr(room, "_remove_states", keep)
-    adapter = personalize(load_bundle(base), photos, tmp_path / "adapter", CONFIG, progress=False)
+    adapter = learn(photos, tmp_path / "adapter", CONFIG)
     assert forecast.stages[1].trainable == sum(tensor.numel() for tensor in adapter.lora.values())
     for phase in forecast.stages:
         moments = states[phase.name]["optimizer"]["state"].values()
@@ -79,18 +84,9 @@ def test_checkpointing_and_parts_take_less_memory(base, photos, tmp_path):
     assert step_bytes(accumulate=4) < 0.5 * whole
 
 
-def test_a_dry_run_of_a_stopped_run_counts_what_is_left(base, photos, tmp_path, monkeypatch):
-    real = PersonalizedModel.loss
-
-    def stop(self, step, *args):
-        if step == 11 and self.lora[0].requires_grad:
-            raise KeyboardInterrupt
-        return real(self, step, *args)
-
-    monkeypatch.setattr(PersonalizedModel, "loss", stop)
-    with pytest.raises(KeyboardInterrupt):
-        personalize(load_bundle(base), photos, tmp_path / "adapter", CONFIG, progress=False)
-    monkeypatch.setattr(PersonalizedModel, "loss", real)
+def test_a_dry_run_of_a_stopped_run_counts_what_is_left(base, learn, photos, tmp_path, monkeypatch):
+    with interrupted(lambda model, step: step == 11 and model.lora[0].requires_grad):
+        learn(photos, tmp_path / "adapter", CONFIG)
     forecast = dry_run(load_bundle(base), photos, tmp_path / "adapter", CONFIG)
     assert [phase.done for phase in forecast.stages] == [12, 10]
     left = forecast.seconds - forecast.encode_seconds
@@ -123,20 +119,14 @@ def test_few_photos_are_of_both_modalities(photos, monkeypatch):
     assert [(s.pid, s.modality) for s in chosen] == [("0001", "rgb"), ("0001", "ir"), ("0003", "ir"), ("0004", "rgb")]
 
 
-def test_the_command_prints_the_forecast(base, photos, tmp_path, capsys):
-    root = tmp_path / "photos"
-    for sample in photos[-2:]:
-        target = root / sample.pid / sample.path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(sample.path.read_bytes())
+def test_the_command_prints_the_forecast(base, folders, tmp_path, capsys):
+    words = f"--photos folder:{folders[0]} --batch 2 --rank 2 --steps 7 --dry-run --json"
     with pytest.raises(SystemExit) as stop:
-        main(["personalize", "--model", str(base), "--external", str(root), "--external-layout", "folder", "--out",
-              str(tmp_path / "out"), "--batch", "2", "--rank", "2", "--steps", "7", "--dry-run", "--json"])  # fmt: skip
+        main(["personalize", "--model", str(base), "--out", str(tmp_path / "out"), *words.split()])
     assert not stop.value.code
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "dry run: nothing was written"
     assert any(line.startswith("personalize: 7 steps of 2 photos") for line in lines)
     summary = json.loads(lines[-1])
-    assert summary["photos"] == 2
-    assert [stage["steps"] for stage in summary["stages"]] == [4000, 7]
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["photos"]
+    assert summary["photos"] == 8
+    assert [phase["steps"] for phase in summary["stages"]] == [4000, 7]
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""kill -9 at any moment: what is resumed ends with the adapter of an undisturbed run, bit for bit.
+"""kill -9 at any moment: a resumed run ends with the adapter of an uninterrupted one, bit for bit.
 
 Runs are forked from a server that has torch loaded, so that many of them can be killed in a test's time.
 """
@@ -22,9 +22,15 @@ from dive_fast.train.personalize import personalize
 from dive_fast.types import InputError
 
 CONFIG = PersonalizeConfig(
-    identity_steps=6, steps=8, batch=4, rank=2, warmup=1, save_every=1, prior=Prior(0.5, "a person", 2),
+    identity_steps=6,
+    steps=8,
+    batch=4,
+    rank=2,
+    warmup=1,
+    save_every=1,
+    prior=Prior(0.5, "a person", 2),
     samples=Samples(sample_steps=1),
-)  # fmt: skip
+)
 SLOW = 0.04  # seconds that a file takes to reach the disk, so that kills fall into saving
 
 
@@ -55,12 +61,8 @@ def start():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(start, base, photos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "adapter"
-    process = start(base, photos, out, CONFIG)
-    process.join()
-    assert process.exitcode == 0
-    return load_adapter(out)
+def uninterrupted(start, base, photos, tmp_path_factory):
+    return _finished(start, base, photos, tmp_path_factory.mktemp("whole") / "adapter")
 
 
 def _wait(process, happened):
@@ -75,7 +77,7 @@ def _kill(process):
     assert process.exitcode == -signal.SIGKILL
 
 
-def _resumed(start, base, photos, out):
+def _finished(start, base, photos, out):
     process = start(base, photos, out, CONFIG)
     process.join()
     assert process.exitcode == 0
@@ -86,8 +88,7 @@ def _resumed(start, base, photos, out):
     return adapter
 
 
-# What is seen on the disk in the middle of: making class photos, saving either stage's state, beginning a log anew, and
-# writing the adapter.
+# Files that exist while a run generates class photos, saves a phase's state, opens a log, or writes the adapter.
 MOMENTS = [
     "adapter.training/.class-*.tmp",
     "adapter.training/.identities.state.*.tmp",
@@ -97,7 +98,7 @@ MOMENTS = [
 ]
 
 
-def test_killed_while_a_file_is_written(start, base, photos, undisturbed, tmp_path):
+def test_killed_while_a_file_is_written(start, base, photos, uninterrupted, tmp_path):
     out, torn = tmp_path / "adapter", 0
     for moment in MOMENTS:
         process = start(base, photos, out, CONFIG)
@@ -106,12 +107,12 @@ def test_killed_while_a_file_is_written(start, base, photos, undisturbed, tmp_pa
         torn += any(tmp_path.glob(moment))
         assert not (out / "adapter.json").exists()
     assert torn >= 3, "most kills should have left half a file"
-    assert _resumed(start, base, photos, out).fingerprint == undisturbed.fingerprint
+    assert _finished(start, base, photos, out).fingerprint == uninterrupted.fingerprint
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random_moments(start, base, photos, undisturbed, tmp_path, seed):
+def test_killed_at_random_moments(start, base, photos, uninterrupted, tmp_path, seed):
     rng, out = random.Random(seed), tmp_path / "adapter"
     kills = 0
     while kills < 6:
@@ -123,7 +124,7 @@ def test_killed_at_random_moments(start, base, photos, undisturbed, tmp_path, se
         _kill(process)
         kills += 1
     assert kills >= 2
-    assert _resumed(start, base, photos, out).fingerprint == undisturbed.fingerprint
+    assert _finished(start, base, photos, out).fingerprint == uninterrupted.fingerprint
 
 
 def test_a_second_run_in_one_folder_is_refused_while_the_first_lives(start, base, photos, tmp_path):

@@ -107,30 +107,32 @@ def _quadratic_phase(work, steps, identity="a"):
     return phase, groups, loss_at, parameters
 
 
-def test_a_phase_resumes_to_the_very_numbers_of_an_uninterrupted_one(tmp_path):
-    phase, groups, loss_at, whole = _quadratic_phase(tmp_path / "whole", 8)
-    run_phase(phase, groups, loss_at)
-    phase, groups, loss_at, _ = _quadratic_phase(tmp_path / "cut", 8)
+def _run(made, stop=math.inf):
+    """Runs a phase, interrupts it at step `stop`, and returns its parameters."""
+    phase, groups, loss_at, parameters = made
 
-    def stop(step):
-        if step == 5:
+    def stopped(step):
+        if step == stop:
             raise KeyboardInterrupt
         return loss_at(step)
 
-    with pytest.raises(KeyboardInterrupt):
-        run_phase(phase, groups, stop)
-    phase, groups, loss_at, resumed = _quadratic_phase(tmp_path / "cut", 8)
-    run_phase(phase, groups, loss_at)
+    with pytest.raises(KeyboardInterrupt) if stop < math.inf else nullcontext():
+        run_phase(phase, groups, stopped)
+    return parameters
+
+
+def test_a_resumed_phase_equals_an_uninterrupted_one(tmp_path):
+    whole = _run(_quadratic_phase(tmp_path / "whole", 8))
+    _run(_quadratic_phase(tmp_path / "cut", 8), stop=5)
+    resumed = _run(_quadratic_phase(tmp_path / "cut", 8))
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
-    assert whole[0][0] > 3 * whole[1][0] > 0  # the group's share of the rate
+    assert whole[0][0] > 3 * whole[1][0] > 0  # by the group's lr_scale
 
 
 def test_a_state_of_other_data_is_refused(tmp_path):
-    phase, groups, loss_at, _ = _quadratic_phase(tmp_path, 3)
-    run_phase(phase, groups, loss_at)
-    phase, groups, loss_at, _ = _quadratic_phase(tmp_path, 3, identity="b")
+    _run(_quadratic_phase(tmp_path, 3))
     with pytest.raises(InputError, match=r"toy\.state"):
-        run_phase(phase, groups, loss_at)
+        _run(_quadratic_phase(tmp_path, 3, identity="b"))
 
 
 def test_clipping_touches_only_what_it_is_told_to(tmp_path):
@@ -140,20 +142,20 @@ def test_clipping_touches_only_what_it_is_told_to(tmp_path):
     assert parameters[1].grad.norm() <= 1.0 + 1e-5
 
 
-def _net_phase(work, **settings):
-    """A small net that learns a function of batches of 8 rows."""
+def _net_phase(work, overflow=None, **settings):
+    """A small net in float32 that learns a function of batches of 8 rows; gradients of step `overflow` are not finite."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
-    phase = PhaseConfig(
-        "net", work, **{"steps": 9, "lr": 0.01, "warmup": 2, "save_every": 4, "progress": False, **settings}
-    )
+    defaults = {"steps": 9, "lr": 0.01, "warmup": 2, "save_every": 4, "progress": False}
 
     def loss_at(step):
         x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))[my_rows(8)]
-        error = (net(x) - x.sum(dim=1, keepdim=True).sin()).square().mean()
-        return error, {"error": error.detach()}
+        with torch.autocast("cpu", enabled=False):
+            error = (net(x) - x.sum(dim=1, keepdim=True).sin()).square().mean()
+        return error * (1e38 if step == overflow else 1), {"error": error.detach()}
 
-    return phase, [{"params": list(net.parameters()), "weight_decay": 0.0}], loss_at, list(net.parameters())
+    groups = [{"params": list(net.parameters()), "weight_decay": 0.0}]
+    return PhaseConfig("net", work, **{**defaults, **settings}), groups, loss_at, list(net.parameters())
 
 
 @pytest.mark.parametrize("parts", [2, 8])
@@ -210,36 +212,21 @@ def test_watching_shows_the_average_and_changes_nothing(tmp_path):
     assert not torch.equal(seen[3], seen[6])
 
 
-def test_loss_scaling_leaves_out_a_step_that_overflows_and_resumes_with_its_scale(tmp_path):
-    """fp16's loop on a CPU, with a net in float32."""
-
-    def run(name, precision, stop=math.inf):
-        phase, groups, loss_at, parameters = _net_phase(tmp_path / name, precision=precision, save_every=1)
-
-        def in_float32(step):
-            if step == stop:
-                raise KeyboardInterrupt
-            with torch.autocast("cpu", enabled=False):
-                loss, numbers = loss_at(step)
-            return loss * (1e38 if step == 2 else 1), numbers
-
-        with pytest.raises(KeyboardInterrupt) if stop < math.inf else nullcontext():
-            run_phase(phase, groups, in_float32)
-        return parameters, load_state(phase.state_path)
-
-    scaled, state = run("scaled", "fp16")
-    assert state["scaler"]["scale"] == 2.0**15
-    run("cut", "fp16", stop=5)
-    resumed, _ = run("cut", "fp16")
-    assert all(torch.equal(a, b) for a, b in zip(scaled, resumed, strict=True))
+def test_loss_scaling_resumes_with_its_scale(tmp_path):
+    fp16 = {"precision": "fp16", "save_every": 1, "overflow": 2}
+    made = _net_phase(tmp_path / "whole", **fp16)
+    whole = _run(made)
+    assert load_state(made[0].state_path)["scaler"]["scale"] == 2.0**15
+    _run(_net_phase(tmp_path / "cut", **fp16), stop=5)
+    assert all(torch.equal(a, b) for a, b in zip(whole, _run(_net_phase(tmp_path / "cut", **fp16)), strict=True))
 
 
-def test_a_step_whose_gradients_overflow_is_left_out_and_halves_the_scale(tmp_path):
-    phase, groups, loss_at, parameters = _net_phase(tmp_path, precision="fp16", average=0.0)
-    train = TrainState(phase, groups, lambda step: (loss_at(step)[0].float() * (1e38 if step == 0 else 1), {}))
+def test_a_step_whose_gradients_overflow_is_skipped_and_halves_the_scale(tmp_path):
+    phase, groups, loss_at, parameters = _net_phase(tmp_path, precision="fp16", average=0.0, overflow=0)
+    train = TrainState(phase, groups, loss_at)
     before = [p.detach().clone() for p in parameters]
-    loss, numbers = train.step(0)
-    assert torch.isfinite(loss)  # the loss is, what comes back from it is not
+    loss, _ = train.step(0)
+    assert torch.isfinite(loss)  # only the gradients overflow
     assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
     assert train.scaler.get_scale() == 2.0**15
     train.step(1)
@@ -250,12 +237,7 @@ def test_scaling_by_a_power_of_two_changes_no_gradient(tmp_path):
     gradients = []
     for precision in ("no", "fp16"):
         phase, groups, loss_at, parameters = _net_phase(tmp_path, precision=precision)
-
-        def in_float32(step, loss_at=loss_at):
-            with torch.autocast("cpu", enabled=False):
-                return loss_at(step)
-
-        TrainState(phase, groups, in_float32, clip=[]).step(0)
+        TrainState(phase, groups, loss_at, clip=[]).step(0)
         gradients.append([p.grad for p in parameters])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
@@ -270,20 +252,13 @@ def test_a_tensorboard_log_resumes_without_doubles(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    phase, groups, loss_at, _ = _net_phase(tmp_path, steps=45, save_every=5, tensorboard=True)
-
-    def stop(step):
-        if step == 33:
-            raise KeyboardInterrupt
-        return loss_at(step)
-
-    with pytest.raises(KeyboardInterrupt):
-        run_phase(phase, groups, stop)
-    phase, groups, loss_at, _ = _net_phase(tmp_path, steps=45, save_every=5, tensorboard=True)
-    run_phase(phase, groups, loss_at)
+    settings = {"steps": 45, "save_every": 5, "tensorboard": True}
+    _run(_net_phase(tmp_path, **settings), stop=33)
+    made = _net_phase(tmp_path, **settings)
+    _run(made)
     events = EventAccumulator(str(tmp_path / "tensorboard" / "net"))
     events.Reload()
-    logged = [json.loads(line) for line in phase.log_path.read_text().splitlines()]
+    logged = [json.loads(line) for line in made[0].log_path.read_text().splitlines()]
     assert [event.step for event in events.Scalars("loss")] == [0, 10, 20, 30, 40] == [row["step"] for row in logged]
     for event, row in zip(events.Scalars("error"), logged, strict=True):
         assert event.value == pytest.approx(row["error"], abs=1e-6)

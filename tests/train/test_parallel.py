@@ -1,7 +1,7 @@
 """Processes that share each batch must learn what one process learns, whoever starts them."""
 
 import os
-import shutil
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +51,7 @@ from dive_fast.distributed import process_group, rank_and_size
 from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.train.config import Compute, PersonalizeConfig, Prior
 from dive_fast.train.prior import ClassPhotos, prompt_ids
+from tests.support.training import randomize_lora
 
 base, visible, infrared, out, parts = *map(Path, sys.argv[1:5]), int(sys.argv[5])
 torch.set_num_threads(1)
@@ -61,9 +62,7 @@ with process_group("cpu"):
     samples = [*read_folder(visible, "cam1"), *read_folder(infrared, "cam3", "ir")]
     bundle = load_bundle(base)
     trainer = Trainer(bundle, samples, config, None, "cpu", False)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in trainer.model.lora:  # B starts at zero, and A would have no gradient
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    randomize_lora(trainer)
     photos = trainer.encode(samples, False)
     prior = ClassPhotos(photos.latents[:, 0], prompt_ids(bundle, config.prior.prior_prompt))
     (phase,) = trainer.phases(phase_configs(config, out, "", False), photos, prior)
@@ -87,10 +86,10 @@ with process_group("cpu"):
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 # On a CPU, accelerate starts several processes only if it is told that they are for GPUs.
-ACCELERATE = [
-    "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
-    "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes",
-]  # fmt: skip
+ACCELERATE = shlex.split(
+    "-m accelerate.commands.accelerate_cli launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"
+    " --main_process_port 0 --num_processes"
+)
 
 
 def _start(launcher: list[str], processes: int, *command: object) -> str:
@@ -133,17 +132,6 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
         parallel.my_rows(6)
 
 
-@pytest.fixture(scope="module")
-def folders(photos, tmp_path_factory):
-    """The photos as one folder a person, RGB and infrared apart."""
-    root = tmp_path_factory.mktemp("folders")
-    for sample in photos:
-        path = root / sample.modality / sample.pid / sample.path.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(sample.path, path)
-    return root / "rgb", root / "ir"
-
-
 def test_gradients_of_rows_and_lora_are_averaged_between_processes(base, folders, tmp_path):
     """Of photos and class photos; two processes of two parts each hold what one process does at once."""
     script = tmp_path / "gradients.py"
@@ -172,11 +160,9 @@ def test_personalize_under_torchrun_and_accelerate_leaves_one_adapter(base, fold
         ("four", ACCELERATE, 2, 2),
     ):
         out = tmp_path / name
-        said = _start(
-            launcher, processes, "-m", "dive_fast.cli", "personalize", "--model", base, "--external", folders[0],
-            "--external-layout", "folder", "--out", out, "--identity-steps", 2, "--steps", 4, "--rank", 2,
-            "--batch", 4, "--accumulate", parts,
-        )  # fmt: skip
+        settings = f"--identity-steps 2 --steps 4 --rank 2 --batch 4 --accumulate {parts}".split()
+        files = ("--model", base, "--photos", f"folder:{folders[0]}", "--out", out)
+        said = _start(launcher, processes, "-m", "dive_fast.cli", "personalize", *files, *settings)
         assert said.count("4 identities") == 1
         adapters[name] = load_adapter(out)
     for name in ("two", "four"):

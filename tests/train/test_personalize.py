@@ -1,6 +1,5 @@
 """Personalising on a tiny model: what learns, what must not, resuming, and learning onto a trained adapter."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,7 @@ from dive_fast.train.cameras import camera_code, cameras_of
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.diffusion import DiffusionLoss
 from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
-from dive_fast.train.loop import PhaseConfig, TrainState, load_state
+from dive_fast.train.loop import PhaseConfig, TrainState
 from dive_fast.train.model import Captions, IdentityPrompts, PersonalizedModel
 from dive_fast.train.personalize import personalize
 from dive_fast.train.photos import BalancedSampler, encode_photos
@@ -27,10 +26,8 @@ CONFIG = PersonalizeConfig(identity_steps=0, steps=6, batch=4, rank=2, warmup=1,
 
 
 @pytest.fixture(scope="module")
-def adapter(base, photos, tmp_path_factory):
-    return personalize(
-        load_bundle(base), photos[:8], tmp_path_factory.mktemp("run") / "adapter", CONFIG, progress=False
-    )
+def adapter(learn, photos, tmp_path_factory):
+    return learn(photos[:8], tmp_path_factory.mktemp("run") / "adapter", CONFIG)
 
 
 def test_only_rows_and_lora_learn(base, photos, tmp_path):
@@ -105,12 +102,10 @@ def test_infrared_teaches_no_identity_that_rgb_teaches(base, photos, from_ir):
     assert gradients(lambda s: s.modality == "rgb") == ([True, False], True)
 
 
-def test_learning_onto_takes_a_paired_person_too(base, photos, adapter, tmp_path):
+def test_learning_onto_takes_a_paired_person_too(learn, photos, adapter, tmp_path):
     """With the LoRA fixed a batch of only infrared would have nothing to learn; it must not come up."""
     more = [s for s in photos if s.pid == "0003"]
-    result = personalize(
-        load_bundle(base), more, tmp_path / "more", replace(CONFIG, ir_share=1.0), init_from=adapter, progress=False
-    )
+    result = learn(more, tmp_path / "more", replace(CONFIG, ir_share=1.0), init_from=adapter)
     assert "0003" in {i.pid for i in result.identities}
 
 
@@ -124,32 +119,7 @@ def test_a_batch_embedded_in_two_parts_is_the_batch_embedded_at_once(base, photo
         torch.testing.assert_close(learner.embed(ids, torch.tensor(teaches)), whole, rtol=1e-5, atol=1e-6)
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(base, photos, adapter, tmp_path, monkeypatch):
-    out = tmp_path / "adapter"
-    real = PersonalizedModel.loss
-
-    def stop_at_five(self, step, *args):
-        if step == 5:
-            raise KeyboardInterrupt
-        return real(self, step, *args)
-
-    monkeypatch.setattr(PersonalizedModel, "loss", stop_at_five)
-    with pytest.raises(KeyboardInterrupt):
-        personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
-    assert not out.exists()
-    assert load_state(tmp_path / "adapter.training" / "personalize.state")["step"] == 4
-    monkeypatch.setattr(PersonalizedModel, "loss", real)
-    resumed = personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
-    assert torch.equal(resumed.embeddings, adapter.embeddings)
-    assert all(torch.equal(resumed.lora[key], adapter.lora[key]) for key in adapter.lora)
-    steps = [
-        json.loads(x)["step"]
-        for x in (tmp_path / "adapter.training" / "personalize-loss.jsonl").read_text().splitlines()
-    ]
-    assert steps == [0]
-
-
-def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, photos, tmp_path, monkeypatch):
+def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(learn, photos, tmp_path, monkeypatch):
     config = replace(CONFIG, identity_steps=3, identity_noisy_share=0.3, noisy_share=0.6)
     seen, objectives = [], []
     real = PersonalizedModel.loss
@@ -163,7 +133,7 @@ def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, ph
         return real(self, step, photos, *args)
 
     monkeypatch.setattr(PersonalizedModel, "loss", watched)
-    result = personalize(load_bundle(base), photos[:8], tmp_path / "adapter", config, progress=False)
+    result = learn(photos[:8], tmp_path / "adapter", config)
     rows, lora, kinds = zip(*seen, strict=True)
     assert len(seen) == 9
     assert objectives == [(True, 0.3)] * 3 + [(False, 0.6)] * 6
@@ -172,33 +142,19 @@ def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(base, ph
     assert not torch.equal(rows[0], rows[2])
     assert all(torch.equal(result.embeddings, row) for row in rows[3:])
 
-    def stop(self, step, photos, *args):
-        if {s.modality for s in photos.samples} == {"rgb", "ir"} and step == 3:
-            raise KeyboardInterrupt
-        return real(self, step, photos, *args)
 
-    monkeypatch.setattr(PersonalizedModel, "loss", stop)
-    with pytest.raises(KeyboardInterrupt):
-        personalize(load_bundle(base), photos[:8], tmp_path / "again", config, progress=False)
-    monkeypatch.setattr(PersonalizedModel, "loss", real)
-    again = personalize(load_bundle(base), photos[:8], tmp_path / "again", config, progress=False)
-    assert torch.equal(again.embeddings, result.embeddings)
-    assert all(torch.equal(again.lora[key], result.lora[key]) for key in result.lora)
-    assert not list((tmp_path / "again.training").glob("*.state"))
-
-
-def test_a_finished_run_is_returned_and_another_one_refused(base, photos, tmp_path):
+def test_a_finished_run_is_returned_and_another_one_refused(learn, photos, tmp_path):
     out = tmp_path / "adapter"
-    first = personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
-    again = personalize(load_bundle(base), photos[:8], out, CONFIG, progress=False)
+    first = learn(photos[:8], out, CONFIG)
+    again = learn(photos[:8], out, CONFIG)
     assert again.fingerprint == first.fingerprint == load_adapter(out).fingerprint
     with pytest.raises(InputError, match="--out"):
-        personalize(load_bundle(base), photos[:4], out, CONFIG, progress=False)
+        learn(photos[:4], out, CONFIG)
 
 
-def test_new_people_leave_a_trained_adapter_bit_for_bit(base, photos, adapter, tmp_path):
+def test_new_people_leave_a_trained_adapter_bit_for_bit(learn, photos, adapter, tmp_path):
     new = [s for s in photos if s.pid == "0004"]
-    more = personalize(load_bundle(base), new, tmp_path / "more", CONFIG, init_from=adapter, progress=False)
+    more = learn(new, tmp_path / "more", CONFIG, init_from=adapter)
     known = len(adapter.identities)
     assert [i.pid for i in more.identities] == [*(i.pid for i in adapter.identities), "0004"]
     assert torch.equal(more.embeddings[:known], adapter.embeddings)
@@ -219,10 +175,8 @@ def test_learned_rows_are_free_vectors_and_mixes_in_the_order_of_the_phrase():
         rows.logits[1, 0] = torch.tensor([0.0, 1.0, 50.0])  # the third word does not exist and gets no weight
         rows.logits[0, 1] = torch.tensor([0.0, 0.0, 50.0])
     share = 1 / (1 + torch.e)
-    expected = torch.stack([
-        words[0], equal[1], words[5],
-        words[0] + 1, share * words[1] + (1 - share) * words[2], equal[2],
-    ])  # fmt: skip
+    changed = [words[0] + 1, share * words[1] + (1 - share) * words[2], equal[2]]
+    expected = torch.stack([words[0], equal[1], words[5], *changed])
     torch.testing.assert_close(rows(), expected)
 
 
@@ -275,34 +229,29 @@ def test_a_phrase_that_cannot_work_is_refused(text):
         Phrase(text)
 
 
-def test_a_phrase_too_long_for_the_model_is_refused(base, photos, tmp_path):
+def test_a_phrase_too_long_for_the_model_is_refused(learn, photos, tmp_path):
     config = replace(CONFIG, phrase="{person} " * 40)
     with pytest.raises(InputError, match="32 tokens"):
-        personalize(load_bundle(base), photos[:8], tmp_path / "a", config, progress=False)
+        learn(photos[:8], tmp_path / "a", config)
 
 
-def test_learning_onto_refuses_known_people_new_cameras_and_another_base(base, photos, adapter, tmp_path):
+def test_learning_onto_refuses_known_people_new_cameras_and_another_base(base, learn, photos, adapter, tmp_path):
     with pytest.raises(InputError, match="'0001'"):
-        personalize(load_bundle(base), photos[:2], tmp_path / "a", CONFIG, init_from=adapter, progress=False)
+        learn(photos[:2], tmp_path / "a", CONFIG, init_from=adapter)
     stranger = [replace(s, pid="0009", camera="cam8") for s in photos[:2]]
     with pytest.raises(InputError, match="cam8"):
-        personalize(load_bundle(base), stranger, tmp_path / "b", CONFIG, init_from=adapter, progress=False)
+        learn(stranger, tmp_path / "b", CONFIG, init_from=adapter)
     other = load_bundle(tiny_bundle_folder(tmp_path / "other", seed=1))
     with pytest.raises(InputError, match=r"base \w{12}"):
         personalize(other, photos[-2:], tmp_path / "c", CONFIG, init_from=adapter, progress=False)
 
 
-def test_a_truncated_photo_is_named(base, photos, tmp_path):
+def test_a_truncated_photo_is_named(learn, photos, tmp_path):
     broken = tmp_path / "broken.jpg"
     Image.new("RGB", (20, 40)).save(broken)
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(InputError, match=r"broken\.jpg"):
-        personalize(load_bundle(base), [Sample(broken, "1", "cam1")], tmp_path / "a", CONFIG, progress=False)
-
-
-def test_no_photos_is_an_error(base, tmp_path):
-    with pytest.raises(InputError, match="no training photos"):
-        encode_photos(load_bundle(base), [], progress=False)
+        learn([Sample(broken, "1", "cam1")], tmp_path / "a", CONFIG)
 
 
 def test_mirrored_latents_are_those_of_the_mirrored_photo(base, photos, tmp_path):

@@ -109,8 +109,8 @@ def test_a_repaired_photo_is_encoded_with_its_shard(trees: Path, tmp_path: Path,
     prepare(plan, out, bundle)
     path.write_bytes(whole)
     assert prepare(plan, out, bundle) == {1}
-    prepare(plan, tmp_path / "undisturbed", bundle)
-    assert contents(out) == contents(tmp_path / "undisturbed")
+    prepare(plan, tmp_path / "uninterrupted", bundle)
+    assert contents(out) == contents(tmp_path / "uninterrupted")
 
 
 def test_latents_of_another_encoder_are_refused(

@@ -8,12 +8,12 @@ import torch
 from dive_fast.models import load_bundle
 from dive_fast.train import prior as room
 from dive_fast.train.config import PersonalizeConfig, Prior, Samples
-from dive_fast.train.loop import TrainState
 from dive_fast.train.personalize import personalize
 from dive_fast.train.prior import ClassPhotos, prompt_ids
 from dive_fast.train.samples import ImageSampler
 from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.types import InputError
+from tests.support.training import first_gradients, interrupted, randomize_lora
 
 PRIOR = Prior(prior_weight=0.5, prior_prompt="a photo of a person", prior_count=3)
 CONFIG = PersonalizeConfig(
@@ -24,18 +24,14 @@ CONFIG = PersonalizeConfig(
 def _gradients(base, photos, tmp_path, config, weigh):
     """Gradients [rows, LoRA] of the first step's loss, `weigh(photo loss, class loss)`, where all learns."""
     trainer = Trainer(load_bundle(base), photos, config, None, "cpu", False)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in trainer.model.lora:  # B starts at zero, and A would have no gradient
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    class_photos = ClassPhotos(torch.randn(5, 8, 8, 4, generator=generator), prompt_ids(trainer.bundle, "a person"))
+    randomize_lora(trainer)
+    latents = torch.randn(5, 8, 8, 4, generator=torch.Generator().manual_seed(2))
+    class_photos = ClassPhotos(latents, prompt_ids(trainer.bundle, "a person"))
     (phase,) = trainer.phases(phase_configs(config, tmp_path, "", False), trainer.encode(photos, False), class_photos)
     real = trainer.model.loss, trainer.model.class_loss
     trainer.model.loss = lambda *a: real[0](*a) * weigh[0]
     trainer.model.class_loss = lambda *a: real[1](*a) * weigh[1]
-    train = TrainState(phase.config, trainer.model.groups, phase.loss_at, clip=[])
-    _, numbers = train.step(0)
-    rows = trainer.model.rows.free.grad.flatten()
-    return rows, torch.cat([p.grad.flatten() for p in trainer.model.lora]), numbers
+    return first_gradients(trainer, phase)
 
 
 def test_class_photos_teach_the_lora_by_their_weight_and_no_identity(base, photos, tmp_path):
@@ -62,8 +58,8 @@ def test_a_draw_is_a_function_of_the_step(base):
     assert not torch.equal(first, photos.draw(3, 8, seed=2)[0])
 
 
-def test_the_base_makes_class_photos_once(base, photos, tmp_path, monkeypatch):
-    """A run stopped and resumed equals an undisturbed one, and makes no class photo again."""
+def test_the_base_makes_class_photos_once(learn, photos, tmp_path, monkeypatch):
+    """A run stopped and resumed equals an uninterrupted one, and makes no class photo again."""
     calls = []
     real = ImageSampler.latents
 
@@ -72,40 +68,38 @@ def test_the_base_makes_class_photos_once(base, photos, tmp_path, monkeypatch):
         return real(self, text, index, seeds)
 
     monkeypatch.setattr(ImageSampler, "latents", counted)
-    whole = personalize(load_bundle(base), photos, tmp_path / "whole", CONFIG, progress=False)
+    whole = learn(photos, tmp_path / "whole", CONFIG)
     assert calls == [[0, 1, 2]]
     out, work = tmp_path / "cut", tmp_path / "cut.training"
-    stop = lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("dive_fast.train.personalize.run_phase", stop)
-        personalize(load_bundle(base), photos, out, CONFIG, progress=False)
+    with interrupted(lambda model, step: True):
+        learn(photos, out, CONFIG)
     assert len(list(work.glob("class-*.safetensors"))) == 1
-    resumed = personalize(load_bundle(base), photos, out, CONFIG, progress=False)
+    resumed = learn(photos, out, CONFIG)
     assert calls == [[0, 1, 2]] * 2
     assert resumed.fingerprint == whole.fingerprint
     assert not list(work.glob("class-*"))
     with pytest.raises(InputError, match="other data or settings"):
         other = replace(CONFIG, samples=replace(CONFIG.samples, sample_guidance=3.0))  # they would be others
-        personalize(load_bundle(base), photos, out, other, progress=False)
+        learn(photos, out, other)
 
 
-def test_given_class_photos_take_the_place_of_made_ones(base, photos, tmp_path, monkeypatch):
+def test_given_class_photos_take_the_place_of_made_ones(base, learn, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(ImageSampler, "latents", None)
     files = [photos[0].path, photos[2].path]
     bundle = load_bundle(base)
     read = room.read_class_photos(bundle, files, "a person", progress=False)
     assert read.latents.shape == (4, 8, 8, 4)  # each and its mirror image
     given = personalize(bundle, photos, tmp_path / "a", CONFIG, progress=False, class_photos=files)
-    none = personalize(load_bundle(base), photos, tmp_path / "b", replace(CONFIG, prior=Prior()), progress=False)
+    none = learn(photos, tmp_path / "b", replace(CONFIG, prior=Prior()))
     assert given.fingerprint != none.fingerprint
     with pytest.raises(InputError, match="other data or settings"):
-        personalize(load_bundle(base), photos, tmp_path / "a", CONFIG, progress=False, class_photos=files[:1])
+        learn(photos, tmp_path / "a", CONFIG, class_photos=files[:1])
 
 
-def test_a_class_prompt_that_is_too_long_or_useless_is_refused(base, photos, tmp_path):
+def test_a_class_prompt_that_is_too_long_or_useless_is_refused(learn, photos, tmp_path):
     config = replace(CONFIG, prior=replace(PRIOR, prior_prompt="person " * 40))
     with pytest.raises(InputError, match="32 tokens"):
-        personalize(load_bundle(base), photos, tmp_path / "a", config, progress=False)
-    adapter = personalize(load_bundle(base), photos[:4], tmp_path / "b", replace(CONFIG, prior=Prior()), progress=False)
+        learn(photos, tmp_path / "a", config)
+    adapter = learn(photos[:4], tmp_path / "b", replace(CONFIG, prior=Prior()))
     with pytest.raises(InputError, match="--prior-weight"):
-        personalize(load_bundle(base), photos[-2:], tmp_path / "c", CONFIG, init_from=adapter, progress=False)
+        learn(photos[-2:], tmp_path / "c", CONFIG, init_from=adapter)

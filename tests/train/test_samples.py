@@ -11,7 +11,6 @@ from dive_fast.engines import load_engine
 from dive_fast.models import fuse, load_bundle, save_bundle
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
 from dive_fast.train.config import PersonalizeConfig, Samples
-from dive_fast.train.personalize import personalize
 from dive_fast.train.trainer import Trainer
 from tests.support.tiny import HEIGHT, WIDTH
 
@@ -20,9 +19,9 @@ CONFIG = PersonalizeConfig(identity_steps=2, steps=4, batch=4, rank=2, warmup=1,
 
 
 @pytest.fixture(scope="module")
-def run(base, photos, tmp_path_factory):
+def run(learn, photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "adapter"
-    return out, personalize(load_bundle(base), photos, out, replace(CONFIG, samples=SAMPLES), progress=False)
+    return out, learn(photos, out, replace(CONFIG, samples=SAMPLES))
 
 
 def _images(sheet, rows, columns):
@@ -32,13 +31,13 @@ def _images(sheet, rows, columns):
     return images.reshape(rows, HEIGHT + 2, columns, WIDTH + 2, 3).transpose(0, 2, 1, 3, 4)[:, :, :HEIGHT, :WIDTH]
 
 
-def test_sheets_lie_beside_the_log_and_teach_nothing(base, photos, run, tmp_path):
+def test_sheets_lie_beside_the_log_and_teach_nothing(learn, photos, run, tmp_path):
     out, adapter = run
     work = out.with_name("adapter.training")
     sheets = ["identities-00000002.png", "personalize-00000002.png", "personalize-00000004.png"]
     assert sorted(file.name for file in work.glob("*.png")) == sheets
     assert (work / "personalize-loss.jsonl").exists()
-    without = personalize(load_bundle(base), photos, tmp_path / "adapter", CONFIG, progress=False)
+    without = learn(photos, tmp_path / "adapter", CONFIG)
     assert without.fingerprint == adapter.fingerprint
 
 

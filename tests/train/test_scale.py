@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,71 +10,56 @@ import torch
 
 from dive_fast.cli import main
 from dive_fast.models import load_adapter, load_bundle
-from dive_fast.train import personalize as room
 from dive_fast.train import trainer
 from dive_fast.train.config import Compute, PersonalizeConfig
-from dive_fast.train.loop import TrainState, load_state
 from dive_fast.train.model import PersonalizedModel
-from dive_fast.train.personalize import personalize
 from dive_fast.train.photos import encode_photos
 from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.types import DiveError, InputError
+from tests.support.training import first_gradients, interrupted, randomize_lora
 
 CONFIG = PersonalizeConfig(identity_steps=3, steps=5, batch=4, rank=2, warmup=1, save_every=2)
 
 
 @pytest.fixture(scope="module")
-def plain(base, photos, tmp_path_factory):
+def plain(learn, photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("plain") / "adapter"
-    return personalize(load_bundle(base), photos, out, CONFIG, progress=False)
+    return learn(photos, out, CONFIG)
 
 
-def test_checkpointing_changes_no_bit(base, photos, plain, tmp_path):
+def test_checkpointing_changes_no_bit(learn, photos, plain, tmp_path):
     config = replace(CONFIG, compute=Compute(checkpointing=True))
-    adapter = personalize(load_bundle(base), photos, tmp_path / "a", config, progress=False)
+    adapter = learn(photos, tmp_path / "a", config)
     assert adapter.fingerprint == plain.fingerprint
 
 
-def test_parts_change_rounding_alone(base, photos, plain, tmp_path):
+def test_parts_change_rounding_alone(learn, photos, plain, tmp_path):
     config = replace(CONFIG, compute=Compute(accumulate=2))
-    adapter = personalize(load_bundle(base), photos, tmp_path / "a", config, progress=False)
+    adapter = learn(photos, tmp_path / "a", config)
     torch.testing.assert_close(adapter.embeddings, plain.embeddings, rtol=1e-4, atol=1e-6)
     learned = max(tensor.abs().max() for key, tensor in plain.lora.items() if "lora_B" in key)
     for key, tensor in adapter.lora.items():
         assert (tensor - plain.lora[key]).abs().max() < 0.01 * learned
 
 
-def test_a_run_stopped_for_lack_of_memory_goes_on_in_parts(base, photos, plain, tmp_path, monkeypatch):
+def test_a_run_stopped_for_lack_of_memory_goes_on_in_parts(learn, photos, plain, tmp_path, monkeypatch):
     """How numbers are computed is no other run; in another precision it is."""
-    real = PersonalizedModel.loss
-
-    def stop(self, step, *args):
-        if step == 3 and self.lora[0].requires_grad:
-            raise KeyboardInterrupt
-        return real(self, step, *args)
-
-    monkeypatch.setattr(PersonalizedModel, "loss", stop)
-    with pytest.raises(KeyboardInterrupt):
-        personalize(load_bundle(base), photos, tmp_path / "a", CONFIG, progress=False)
-    monkeypatch.setattr(PersonalizedModel, "loss", real)
+    with interrupted(lambda model, step: step == 3 and model.lora[0].requires_grad):
+        learn(photos, tmp_path / "a", CONFIG)
     with pytest.raises(InputError, match=r"identities\.state"):
         half = replace(CONFIG, compute=Compute("bf16"))
-        personalize(load_bundle(base), photos, tmp_path / "a", half, progress=False)
+        learn(photos, tmp_path / "a", half)
     config = replace(CONFIG, compute=Compute(accumulate=4, checkpointing=True))
-    adapter = personalize(load_bundle(base), photos, tmp_path / "a", config, progress=False)
+    adapter = learn(photos, tmp_path / "a", config)
     assert torch.equal(adapter.embeddings, plain.embeddings)  # learned before the stop
 
 
 def _gradients(base, photos, tmp_path, precision):
     config = replace(CONFIG, identity_steps=0, compute=Compute(precision))
     trainer = Trainer(load_bundle(base), photos, config, None, "cpu", False)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in trainer.model.lora:  # B starts at zero, and A would have no gradient
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    randomize_lora(trainer)
     (phase,) = trainer.phases(phase_configs(config, tmp_path, "", False), trainer.encode(photos, False), None)
-    TrainState(phase.config, trainer.model.groups, phase.loss_at, clip=[]).step(0)
-    gradients = [trainer.model.rows.free.grad.flatten()]
-    return [*gradients, torch.cat([p.grad.flatten() for p in trainer.model.lora])]
+    return first_gradients(trainer, phase)[:2]
 
 
 def test_bf16_teaches_about_the_same(base, photos, tmp_path):
@@ -84,9 +70,9 @@ def test_bf16_teaches_about_the_same(base, photos, tmp_path):
         assert 0 < (half - exact).norm() / exact.norm() < 0.05
 
 
-def test_a_run_in_bf16_leaves_a_float32_adapter(base, photos, plain, tmp_path):
+def test_a_run_in_bf16_leaves_a_float32_adapter(learn, photos, plain, tmp_path):
     config = replace(CONFIG, compute=Compute("bf16"))
-    adapter = personalize(load_bundle(base), photos, tmp_path / "a", config, progress=False)
+    adapter = learn(photos, tmp_path / "a", config)
     assert adapter.facts["compute"]["mixed_precision"] == "bf16"
     for tensor in (adapter.embeddings, *adapter.lora.values()):
         assert tensor.dtype == torch.float32
@@ -102,18 +88,8 @@ def test_a_mix_of_words_is_not_rounded_to_half(base, photos):
     assert torch.equal(mixed, model.rows())
 
 
-def test_without_an_average_the_adapter_is_what_was_learned_last(base, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "_remove_states", lambda work: None)
-    config = replace(CONFIG, average=0.0)
-    adapter = personalize(load_bundle(base), photos, tmp_path / "a", config, progress=False)
-    state = load_state(tmp_path / "a.training" / "personalize.state")
-    last = {tuple(tensor.shape): tensor for tensor in state["parameters"]}
-    assert all(any(torch.equal(tensor, value) for value in state["parameters"]) for tensor in adapter.lora.values())
-    assert len(last) > 1
-
-
 @pytest.mark.parametrize("weighting", ["min-snr", "plain"])
-def test_the_weighting_chosen_is_that_of_both_phases(base, photos, tmp_path, monkeypatch, weighting):
+def test_the_weighting_chosen_is_that_of_both_phases(learn, photos, tmp_path, monkeypatch, weighting):
     seen = set()
     real = PersonalizedModel.loss
 
@@ -123,35 +99,34 @@ def test_the_weighting_chosen_is_that_of_both_phases(base, photos, tmp_path, mon
 
     monkeypatch.setattr(PersonalizedModel, "loss", watched)
     config = replace(CONFIG, weighting=weighting, snr_gamma=3.0)
-    personalize(load_bundle(base), photos, tmp_path / "a", config, progress=False)
+    learn(photos, tmp_path / "a", config)
     assert seen == {(weighting, 3.0, 0.4), (weighting, 3.0, 0.75)}
 
 
-def test_latents_of_a_prepared_set_teach_what_its_photos_teach(base, photos, plain, tmp_path, monkeypatch):
+def test_latents_of_a_prepared_set_teach_what_its_photos_teach(base, learn, photos, plain, tmp_path, monkeypatch):
     latents = encode_photos(load_bundle(base), photos[:-2], progress=False)
-    first = personalize(load_bundle(base), photos[:-2], tmp_path / "files", CONFIG, progress=False)
+    first = learn(photos[:-2], tmp_path / "files", CONFIG)
     more = encode_photos(load_bundle(base), photos[-2:], progress=False)
-    new = personalize(load_bundle(base), photos[-2:], tmp_path / "new", CONFIG, init_from=first, progress=False)
+    new = learn(photos[-2:], tmp_path / "new", CONFIG, init_from=first)
     monkeypatch.setattr(trainer, "encode_photos", None)
-    again = personalize(load_bundle(base), latents, tmp_path / "latents", CONFIG, progress=False)
+    again = learn(latents, tmp_path / "latents", CONFIG)
     assert again.fingerprint == first.fingerprint
-    onto = personalize(load_bundle(base), more, tmp_path / "more", CONFIG, init_from=first, progress=False)
+    onto = learn(more, tmp_path / "more", CONFIG, init_from=first)
     assert onto.fingerprint == new.fingerprint
     with pytest.raises(InputError, match="--words-from"):
-        config = replace(CONFIG, words_from="pocket")
-        personalize(load_bundle(base), latents, tmp_path / "words", config, progress=False)
+        learn(latents, tmp_path / "words", replace(CONFIG, words_from="pocket"))
 
 
-def test_states_that_a_kill_left_beside_a_finished_adapter_are_removed(base, photos, tmp_path):
+def test_states_that_a_kill_left_beside_a_finished_adapter_are_removed(learn, photos, tmp_path):
     out, work = tmp_path / "a", tmp_path / "a.training"
-    personalize(load_bundle(base), photos, out, CONFIG, progress=False)
+    learn(photos, out, CONFIG)
     for name in ("identities.state", "personalize.state", "class-0123.safetensors"):
         (work / name).touch()
-    personalize(load_bundle(base), photos, out, CONFIG, progress=False)
+    learn(photos, out, CONFIG)
     assert sorted(file.name for file in work.iterdir()) == ["identities-loss.jsonl", "lock", "personalize-loss.jsonl"]
 
 
-def test_what_cannot_work_is_said_and_leaves_nothing_behind(base, photos, tmp_path, monkeypatch):
+def test_what_cannot_work_is_said_and_leaves_nothing_behind(learn, photos, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
     cases = [
@@ -162,27 +137,26 @@ def test_what_cannot_work_is_said_and_leaves_nothing_behind(base, photos, tmp_pa
     ]
     for given, config, error, words in cases:
         with pytest.raises(error, match=words):
-            personalize(load_bundle(base), given, tmp_path / "a", config, progress=False)
+            learn(given, tmp_path / "a", config)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("identity_steps", [0, 3])
-def test_people_whom_no_batch_teaches_are_named(base, photos, tmp_path, identity_steps):
+def test_people_whom_no_batch_teaches_are_named(learn, photos, tmp_path, identity_steps):
     """Person 1 in infrared alone, in batches of RGB; and, learned with the LoRA, everybody in batches of infrared."""
     config = replace(CONFIG, identity_steps=identity_steps)
     hidden = [s for s in photos if s.pid != "0001" or s.modality == "ir"]
     for settings in ({"ir_share": 0.0}, {"batch": 1, "ir_share": 0.4}):
         with pytest.raises(InputError, match="first '0001'"):
-            personalize(load_bundle(base), hidden, tmp_path / "a", replace(config, **settings), progress=False)
+            learn(hidden, tmp_path / "a", replace(config, **settings))
     infrared = replace(config, ir_share=1.0)
     if identity_steps:  # they learn first, from what there is: RGB alone
-        personalize(load_bundle(base), photos, tmp_path / "b", infrared, progress=False)
+        learn(photos, tmp_path / "b", infrared)
     else:
         with pytest.raises(InputError, match="4 identities"):
-            personalize(load_bundle(base), photos, tmp_path / "b", infrared, progress=False)
+            learn(photos, tmp_path / "b", infrared)
         with pytest.raises(InputError, match="first '0004'"):
-            told = replace(infrared, identities_from_ir=True)
-            personalize(load_bundle(base), photos, tmp_path / "b", told, progress=False)
+            learn(photos, tmp_path / "b", replace(infrared, identities_from_ir=True))
     assert not (tmp_path / "a.training").exists()
 
 
@@ -193,39 +167,18 @@ def _command(capsys, *words):
     return stop.value.code or 0, output.out, output.err
 
 
-def test_the_command_learns_from_a_prepared_set_without_its_raw_tree(base, photos, tmp_path, capsys):
-    raw = tmp_path / "raw"
-    for sample in (s for s in photos if s.modality == "rgb"):
-        target = raw / sample.pid / sample.path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(sample.path.read_bytes())
+def test_the_command_learns_from_a_prepared_set_without_its_raw_tree(base, folders, tmp_path, capsys):
+    raw = shutil.copytree(folders[0], tmp_path / "raw")
     prepared = tmp_path / "prepared"
-    sets = ["--external", f"folder:{raw}"]
-    code, _, error = _command(capsys, "prepare", "--out", prepared, "--model", base, *sets)
+    code, _, error = _command(capsys, "prepare", "--out", prepared, "--model", base, "--photos", f"folder:{raw}")
     assert code == 0, error
-    short = [
-        "--identity-steps",
-        2,
-        "--steps",
-        2,
-        "--batch",
-        2,
-        "--rank",
-        2,
-        "--model",
-        base,
-        "--exclude",
-        "0002",
-        "--json",
-    ]
-    code, out, error = _command(
-        capsys, "personalize", "--external", raw, "--external-layout", "folder", "--out", tmp_path / "a", *short
-    )
-    assert code == 0, error
-    raw.rename(tmp_path / "gone")
-    code, out, error = _command(capsys, "personalize", "--prepared", prepared, "--out", tmp_path / "b", *short)
-    assert code == 0, error
-    assert json.loads(out.splitlines()[-1])["photos"] == 6
+    short = f"--identity-steps 2 --steps 2 --batch 2 --rank 2 --model {base} --exclude 0002 --json".split()
+    files = ("--photos", f"folder:{raw}")
+    for out, photos in (("a", files), ("b", ("--prepared", prepared))):
+        code, output, error = _command(capsys, "personalize", *photos, "--out", tmp_path / out, *short)
+        assert code == 0, error
+        assert json.loads(output.splitlines()[-1])["photos"] == 6
+        shutil.rmtree(raw, ignore_errors=True)
     from_files, from_latents = load_adapter(tmp_path / "a"), load_adapter(tmp_path / "b")
     assert [i.pid for i in from_latents.identities] == ["0001", "0003", "0004"]
     # encoded in batches of another size
@@ -234,7 +187,7 @@ def test_the_command_learns_from_a_prepared_set_without_its_raw_tree(base, photo
 
 def test_the_command_refuses_options_that_do_not_go_together(base, photos, tmp_path, capsys):
     (tmp_path / "none").mkdir()
-    raw = ["--external", photos[0].path.parent]
+    raw = ["--photos", f"folder:{photos[0].path.parent}"]
     cases = [
         (["--prepared", "p", *raw], "--prepared"),
         ([*raw, "--prior-photos", tmp_path], "--prior-weight"),

@@ -18,9 +18,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dive_fast.types import InputError
-from dive_fast.unet.graphs import BankUnetGraph, PromptBankGraph, ReducedUnetGraph, UnetGraph
+from dive_fast.unet.graphs import CachedUnetGraph, KVCacheGraph, ReducedUnetGraph, UnetGraph
 from dive_fast.unet.kernels import OPS, Site, Workload, fastest, use_kernels
-from dive_fast.unet.optimizations import SAVINGS, WithoutUnitScale, copied
+from dive_fast.unet.optimizations import OPTIMIZATIONS, WithoutUnitScale, copied
 from tests.support.tiny import _vae
 from tests.support.unets import unet
 
@@ -59,9 +59,9 @@ def networks(form: str, **changes: Any) -> Network:
     embeddings = torch.randn(3, 32, 32, dtype=torch.float64, generator=generator)
     step, prompts, images = torch.tensor([321]), torch.tensor([2, 0, 1, 2]), torch.tensor([0, 1, 1, 0])
     if form == "bank":
-        graph = WithoutUnitScale(BankUnetGraph(network, SAVINGS, 1000))
+        graph = WithoutUnitScale(CachedUnetGraph(network, OPTIMIZATIONS, 1000))
         with torch.no_grad():
-            return graph, (sample, step, PromptBankGraph(network)(embeddings), prompts, images)
+            return graph, (sample, step, KVCacheGraph(network)(embeddings), prompts, images)
     plain = (sample[images], step, embeddings[prompts])
     if form == "reduced":
         return ReducedUnetGraph(network, ("time_table",), 1000), plain
@@ -129,7 +129,7 @@ def test_every_layer_runs_its_op_and_no_skip_is_concatenated(given: Network) -> 
     graph, inputs = given
     with Calls() as untouched:
         graph(*inputs)
-    with use_kernels(graph, impl="reference") as swapped, Calls() as called:
+    with use_kernels(graph, impl="reference") as applied, Calls() as called:
         graph(*inputs)
     kinds = Counter(type(module).__name__ for module in graph.modules())
     is_unet = "UNet2DConditionModel" in kinds
@@ -137,7 +137,7 @@ def test_every_layer_runs_its_op_and_no_skip_is_concatenated(given: Network) -> 
     assert called.counts["dive::groupnorm_silu"] == kinds["GroupNorm"]
     assert called.counts["dive::geglu"] == called.counts["dive::cross_attention"] == blocks == (4 if is_unet else 0)
     assert called.counts["dive::attention"] == kinds["Attention"] - blocks
-    assert sum(swapped.lines.values()) == sum(count for op, count in called.counts.items() if op.startswith("dive"))
+    assert sum(applied.decisions.values()) == sum(count for op, count in called.counts.items() if op.startswith("dive"))
     assert called.counts["concatenations"] == called.counts["gathers"] == 0
     assert untouched.counts["concatenations"] == (UP_RESNETS if is_unet else 0)
     assert untouched.counts["gathers"] == (2 if isinstance(graph, WithoutUnitScale) else 0)
@@ -184,9 +184,9 @@ def test_single_ops_can_be_asked_for_and_two_levels_of_transformers_too() -> Non
     graph, inputs = networks("plain", transformer_layers_per_block=2, layers_per_block=2)
     expected = graph(*inputs)
     for op in OPS:
-        with use_kernels(graph, impl="reference", ops=(op,)) as swapped, Calls() as called:
+        with use_kernels(graph, impl="reference", ops=(op,)) as applied, Calls() as called:
             found = graph(*inputs)
-        assert {line.op for line in swapped.lines} == {op}
+        assert {found.op for found in applied.decisions} == {op}
         assert {name for name in called.counts if name.startswith("dive")} == {f"dive::{op}"}
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)  # 500 roundings of numbers of about 1
 
@@ -194,19 +194,19 @@ def test_single_ops_can_be_asked_for_and_two_levels_of_transformers_too() -> Non
 def test_auto_leaves_everything_on_a_cpu_and_says_so() -> None:
     graph, _ = networks("bank")
     before = parts(graph)
-    swapped = use_kernels(graph)
-    assert parts(graph) == before and swapped.summary == "none"
-    assert all("left as it is (on cpu torch's own is taken)" in line for line in swapped.report.splitlines())
+    applied = use_kernels(graph)
+    assert parts(graph) == before and applied.summary == "none"
+    assert all("left as it is (on cpu torch's own is taken)" in line for line in applied.report.splitlines())
 
 
 def test_the_report_has_a_line_for_each_kind_and_shape() -> None:
     graph, _ = networks("bank")
-    swapped = use_kernels(graph, impl="reference", workload=Workload(rows=8, size=(64, 32), keys=5))
-    lines = swapped.report.splitlines()
-    assert len(lines) == len(set(lines)) == len(swapped.lines)
+    applied = use_kernels(graph, impl="reference", workload=Workload(rows=8, size=(64, 32), keys=5))
+    lines = applied.report.splitlines()
+    assert len(lines) == len(set(lines)) == len(applied.decisions)
     assert "groupnorm_silu, 96 channels, 32 of them a skip's, SiLU, 64x32: reference (asked for), 1 x" in lines
     assert "cross_attention, 4 heads of 16, 512 tokens, 5 keys: reference (asked for), 1 x" in lines
-    assert "attention reference 4 of 4" in swapped.summary
+    assert "attention reference 4 of 4" in applied.summary
 
 
 @pytest.fixture
@@ -242,8 +242,9 @@ def test_auto_takes_what_was_measured_as_fastest(measured: Callable[..., tuple[s
     assert measured({"sdpa": 1.0, "fused": 2.0})[0] is None
     site = Site("geglu", "ff", "", {"inner": 1, "outer": 1}, 1, (), lambda: [])
     assert fastest(site, torch.device("cuda"), torch.float16, True) == (
-        None, "not measured in float16 on compute capability 90",
-    )  # fmt: skip
+        None,
+        "not measured in float16 on compute capability 90",
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,13 +260,13 @@ def test_unknown_names_are_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_modules_that_are_no_unet_or_have_kernels_are_refused() -> None:
-    with pytest.raises(InputError, match="Linear holds no UNet2DConditionModel or AutoencoderKL"):
+    with pytest.raises(InputError, match="Linear"):
         use_kernels(nn.Linear(2, 2))
     graph, _ = networks("plain")
     for op in OPS:
         with (
             use_kernels(graph, impl="reference", ops=(op,)),
-            pytest.raises(InputError, match="UnetGraph has kernels already; restore"),
+            pytest.raises(InputError, match="UnetGraph .*restore"),
         ):
             use_kernels(graph)
     use_kernels(graph)
@@ -274,16 +275,19 @@ def test_modules_that_are_no_unet_or_have_kernels_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"resnet_time_scale_shift": "scale_shift"}, r"resnets.0.norm1 \(groupnorm_silu: time_embedding_norm scale_shift"),
+        (
+            {"resnet_time_scale_shift": "scale_shift"},
+            r"resnets.0.norm1 \(groupnorm_silu: time_embedding_norm scale_shift",
+        ),
         ({"act_fn": "gelu"}, "groupnorm_silu: activation GELU"),
         ({"dropout": 0.5}, "dropout 0.5 in training mode"),
     ],
-)  # fmt: skip
+)
 def test_other_builds_are_refused_with_the_layers_names_or_left_alone(changes: dict[str, Any], reason: str) -> None:
     graph, _ = networks("plain", **changes)
     graph.train("dropout" in changes)
     before = parts(graph)
-    with pytest.raises(InputError, match=f"impl 'reference' does not fit .*{reason}.*; leave these ops out"):
+    with pytest.raises(InputError, match=f"'reference' .*{reason}"):
         use_kernels(graph, impl="reference")
     assert parts(graph) == before
     assert f"left as it is ({reason.split(': ')[-1].split(' ')[0]}" in use_kernels(graph).report

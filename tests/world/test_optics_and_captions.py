@@ -6,7 +6,7 @@ import pytest
 from dive_fast.world.base.data import base_identities
 from dive_fast.world.cameras import MARKET_CAMERAS, SYSU_CAMERAS, random_grey_camera, random_rgb_camera
 from dive_fast.world.captions import caption, caption_words
-from dive_fast.world.optics import garment_nir, luma, weave_maps
+from dive_fast.world.optics import LUMA_WEIGHTS, garment_nir, weave_maps
 from dive_fast.world.pedestrians import DYES, MATERIALS, sample_pedestrian, sample_shot, world_pedestrian
 
 
@@ -14,7 +14,7 @@ def random_garments(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Luma and NIR, each [count], of the tops of random persons."""
     rng = np.random.default_rng(0)
     tops = [(p.top_material, p.top_dye) for p in (sample_pedestrian(rng) for _ in range(count))]
-    return np.array([luma(DYES[d].rgb) for _, d in tops]), np.array([garment_nir(m, d) for m, d in tops])
+    return np.array([LUMA_WEIGHTS @ DYES[d].rgb for _, d in tops]), np.array([garment_nir(m, d) for m, d in tops])
 
 
 def test_luma_predicts_infrared_badly():

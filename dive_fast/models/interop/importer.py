@@ -64,7 +64,7 @@ def import_adapter(
     identities, rows = _people(bundle, sources, people)
     if sources.lora is None:
         raise InputError(
-            f"no LoRA in {_listed(sources)}; give one, or the adapter that these people are to join (--onto)"
+            f"no LoRA in {_listed(sources)}; give one, or the adapter that these people are to join (--init-from)"
         )
     named = cameras_of(sources.cameras, tuple(known.values()))
     folded = _lora(bundle, sources.lora, sources.peft, drop_unsupported)

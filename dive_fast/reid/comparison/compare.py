@@ -19,11 +19,11 @@ from dive_fast.reid.comparison.significance import against, require_scipy
 from dive_fast.reid.comparison.table import mean_std, write_tables
 from dive_fast.reid.comparison.worker_pool import run_all
 from dive_fast.reid.data.dataset import Table, check_samples, fingerprint
+from dive_fast.reid.data.sampler import PairSampler
 from dive_fast.reid.evaluation.protocols import Permutations, Protocol
 from dive_fast.reid.evaluation.results import ReidResult
 from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.reid.training.config import ReidConfig
-from dive_fast.reid.training.train import pair_sampler
 from dive_fast.types import InputError, Sample, to_dict
 
 F64 = NDArray[np.float64]
@@ -177,7 +177,7 @@ def _check_trainable(
             "infrared images to match; give it folders with both, such as a dataset of pairs"
         )
     try:
-        pair_sampler(table, config, np.isin(np.array(table.pids)[labels], list(added)))
+        PairSampler(table, config, np.isin(np.array(table.pids)[labels], list(added)))
     except InputError as error:
         raise InputError(f"arm {name!r}: {error}") from error
 

@@ -120,8 +120,8 @@ def _tests(comparison: Comparison) -> list[str]:
     lines = [
         f"Significance against {comparison.baseline}, two-sided, Holm-corrected for {len(tested)} arms: p over seeds by a "
         "paired t-test (would other trainings agree, on these people?), p over people by flipping the signs of each "
-        "person's AP differences together (would other people agree, with these nets?). Better or worse is said where both "
-        f"are below {LEVEL}."
+        "person's AP differences together (would other people agree, with these nets?). Better or worse: both are below "
+        f"{LEVEL}."
     ]
     if by_people is None:
         lines.append("Over people nothing was tested: all queries show one person.")

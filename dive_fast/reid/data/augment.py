@@ -110,12 +110,6 @@ def coloured(images: Tensor, infrared: Tensor, draws: Draws, config: AugmentConf
     return pixels
 
 
-def augment(images: Tensor, infrared: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Changes randomly and normalises uint8 [B, 3, H, W], given infrared bool [B], to float32 [B, 3, H, W]; on the CPU."""
-    draws = draw(len(images), images.shape[2], images.shape[3], config, generator)
-    return coloured(moved(images, torch.arange(len(images)), draws, config.fill), infrared, draws, config)
-
-
 def normalise(images: Tensor) -> Tensor:
     """Maps pixels in 0..255, [B, 3, H, W], to float32 of about zero mean and unit standard deviation."""
     return torch.addcmul(*_normaliser(images.float()))

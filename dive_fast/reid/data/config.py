@@ -29,4 +29,4 @@ class AugmentConfig(Settings):
     erase_most: Annotated[float, Within(0.02, 1)] = 0.3
     """Largest fraction of the image that an erased box covers; the smallest is 0.02."""
     erase_fill: Literal["mean", "channels"] = "mean"
-    """Content of an erased box: the mean grey, or a value of its own in each channel (CAJ)."""
+    """Content of an erased box: the mean grey, or another value in each channel (CAJ)."""

@@ -112,18 +112,12 @@ def _decode(
 
 
 def _check_memory(count: int, height: int, width: int, what: str) -> None:
-    needed, free = count * 3 * height * width, _free_memory()
-    if free is not None and needed > free:
+    needed, found = count * 3 * height * width, memory()
+    if found is not None and needed > found[1]:
         raise InputError(
-            f"{what}: {count:,} images of {height}x{width} need {needed / _GB:.1f} GB of memory, {free / _GB:.1f} GB are "
-            "free; give --cache, or smaller images"
+            f"{what}: {count:,} images of {height}x{width} need {needed / _GB:.1f} GB of memory, {found[1] / _GB:.1f} GB "
+            "are free; give --cache, or smaller images"
         )
-
-
-def _free_memory() -> int | None:
-    """Bytes that are free without swapping; None where the system does not report them."""
-    found = memory()
-    return None if found is None else found[1]
 
 
 def _cached(samples: Sequence[Sample], height: int, width: int, cache: Path, progress: str | None) -> NDArray[np.uint8]:

@@ -13,8 +13,9 @@ set and cosine distances before re-ranking. A folder also holds `exchange.json`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class FeatureFile:
     def require(self, key: str) -> NDArray[Any]:
         """Returns an array; raises `InputError` when the file lacks it."""
         if key not in self.arrays:
-            remedy = "" if key == DISTANCE or key.endswith("_f") else ", or name the data set with --data"
+            remedy = "" if key == DISTANCE or key.endswith("_f") else ", or name the data set with --test"
             raise InputError(f"{self.path} has no {key}; add it{remedy}")
         return self.arrays[key]
 
@@ -95,7 +96,8 @@ def read_features(path: Path | str) -> FeatureFile:
         raise InputError(f"{path} is no .mat file, no folder of .npy files and no .npy file of distances")
     if not arrays:
         raise InputError(f"{path} holds none of {', '.join(KEYS)}")
-    check = {"f": _features, "label": _ids, "cam": _whole, "name": _text, DISTANCE: _matrix}
+    check: dict[str, Callable[[NDArray[Any], str], NDArray[Any]]]
+    check = {"f": partial(_matrix, finite=True), "label": _ids, "cam": _whole, "name": _text, DISTANCE: _matrix}
     arrays = {key: check[key.rpartition("_")[2]](array, f"{path}: {key}") for key, array in arrays.items()}
     widths = [arrays[key].shape[1] for key in ("query_f", "gallery_f") if key in arrays]
     if len(set(widths)) > 1:
@@ -158,10 +160,6 @@ def _matrix(array: NDArray[Any], name: str, finite: bool = False) -> NDArray[Any
                 f"{name} holds {'NaN or infinity' if finite else 'NaN'} in rows {start} to {last}; make it again"
             )
     return array
-
-
-def _features(array: NDArray[Any], name: str) -> NDArray[Any]:
-    return _matrix(array, name, finite=True)
 
 
 def _whole(array: NDArray[Any], name: str) -> NDArray[np.int64]:

@@ -115,7 +115,7 @@ def _check_identities(file: FeatureFile, sides: Sequence[Sequence[Sample]]) -> N
 
 def _check_cameras(file: FeatureFile, key: str, samples: Sequence[Sample]) -> None:
     if key not in file.arrays or all(sample.camera.startswith("regdb-") for sample in samples):
-        return  # other code numbers RegDB's cameras in ways of its own
+        return  # other code numbers RegDB's cameras differently
     for row, (number, sample) in enumerate(zip(file.arrays[key].tolist(), samples, strict=True)):
         if number != camera_number(sample.camera):
             raise InputError(

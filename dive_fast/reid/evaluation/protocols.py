@@ -53,7 +53,7 @@ class Protocol(Settings):
     - "pocket": infrared queries search the whole gallery; SYSU-MM01's camera rule.
     - "sysu": infrared queries search `trials` draws of `shots` gallery images per identity and camera. For more than one
       shot no common code exists, so these seeded draws are this project's.
-    - "regdb": each of ten trials has lists and a model of its own; one modality searches all images of the other.
+    - "regdb": each of ten trials has its own lists and model; one modality searches all images of the other.
     - "llcm": `trials` draws of one gallery image per identity and camera. Mode "legacy" repeats the test code of the AGW
       and DEEN family for the figures published as VIS to IR: the code swaps the sides twice, so drawn infrared images
       search all visible ones. It requires the direction that the figures are published under.
@@ -195,7 +195,8 @@ def draw_trials(
         raise InputError(
             f"protocol {protocol.name!r} draws {side} images of modality {modality}, got {wrong.path} ({wrong.modality})"
         )
-    cameras = SEARCHES[protocol.search] if protocol.name == "sysu" else _numbers(samples)
+    known = tuple(sorted({camera_number(sample.camera) for sample in samples}))
+    cameras = SEARCHES[protocol.search] if protocol.name == "sysu" else known
     cells = _cells(samples, cameras)
     if not cells:
         raise InputError(f"the {side} has no image of the searched cameras {cameras}; give SYSU-MM01's test split")
@@ -206,10 +207,6 @@ def draw_trials(
     else:
         drawn = [_official(samples, cells, permutations, protocol.shots, trial) for trial in range(protocol.trials)]
     return [Trial(**{side: rows}) for rows in drawn]
-
-
-def _numbers(samples: Sequence[Sample]) -> tuple[int, ...]:
-    return tuple(sorted({camera_number(sample.camera) for sample in samples}))
 
 
 def _cells(gallery: Sequence[Sample], cameras: Iterable[int]) -> dict[tuple[str, int], list[int]]:

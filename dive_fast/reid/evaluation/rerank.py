@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from dive_fast.settings import Fraction, PositiveInt, Settings
 from dive_fast.types import DiveError, InputError
@@ -41,17 +40,11 @@ class Reranked:
     finite, and `DiveError` without scipy.
     """
 
-    def __init__(
-        self,
-        query: NDArray[Any],
-        gallery: NDArray[Any],
-        config: RerankConfig = RerankConfig(),
-        progress: str | None = None,
-    ):
+    def __init__(self, query: NDArray[Any], gallery: NDArray[Any], config: RerankConfig):
         self._features = _joined(query, gallery)
         self._queries, self._config = len(query), config
         self._norms = np.einsum("nd,nd->n", self._features, self._features)
-        near, self._scale = self._neighbours(config.k1 + 1, progress)
+        near, self._scale = self._neighbours(config.k1 + 1)
         weights = _averaged(self._encoded(near), near[:, : config.k2])
         self._probes = weights[: self._queries].tocsr()
         self._gallery = weights[self._queries :].tocsc()
@@ -83,19 +76,16 @@ class Reranked:
         distances: NDArray[Any] = np.maximum(self._norms[rows][:, None] + self._norms[first:] - 2 * products, 0)
         return distances
 
-    def _neighbours(self, count: int, progress: str | None) -> tuple[Index, NDArray[np.float64]]:
+    def _neighbours(self, count: int) -> tuple[Index, NDArray[np.float64]]:
         """The nearest images of each, itself included [N, count], ties in order; the largest distance of each [N]."""
         total = len(self._features)
         near, largest = np.empty((total, min(count, total)), np.intp), np.empty(total)
         chunk = max(1, _CHUNK_CELLS // total)
-        bar = tqdm(total=total, desc=progress, unit="image", disable=progress is None, leave=False)
         for start in range(0, total, chunk):
             rows = np.arange(start, min(start + chunk, total))
             distances = self._distances(rows)
             distances[np.arange(len(rows)), rows] = 0  # rounding must not move an image from its own first place
             near[rows], largest[rows] = _smallest(distances, near.shape[1]), distances.max(axis=1)
-            bar.update(len(rows))
-        bar.close()
         return near, np.where(largest > 0, largest, 1.0)
 
     def _encoded(self, near: Index) -> Any:
@@ -122,15 +112,6 @@ class Reranked:
             difference = self._features[rows[part]] - self._features[columns[part]]
             out[part] = np.einsum("nd,nd->n", difference, difference)
         return out
-
-
-def rerank(
-    query: NDArray[Any],
-    gallery: NDArray[Any],
-    config: RerankConfig = RerankConfig(),
-) -> NDArray[np.float32]:
-    """Returns all distances of `Reranked`, float32 [Q, G]."""
-    return Reranked(query, gallery, config).rows(slice(None))
 
 
 def _joined(query: NDArray[Any], gallery: NDArray[Any]) -> NDArray[Any]:

@@ -49,14 +49,7 @@ class TrialsReport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Images:
-    """One trial's training and test images."""
-
-    number: int
-    train: list[Sample]
-    infrared: list[Sample]
-    visible: list[Sample]
+TrialImages = tuple[list[Sample], list[Sample], list[Sample]]  # train, infrared test and visible test images
 
 
 def run_trials(
@@ -88,11 +81,11 @@ def run_trials(
     protocols = [Protocol("regdb", direction=direction) for direction in directions]
     name = dataset or f"regdb:{spec.root}"
     results = []
-    for trial in images:
-        folder = out / f"trial-{trial.number}"
-        train_reid(trial.train, config, folder, device=device, progress=progress)
-        own = [replace(protocol, trial=trial.number) for protocol in protocols]
-        results.append(_results(folder, trial, own, name, rerank, device, progress))
+    for number, (train, *sides) in zip(trials, images, strict=True):
+        folder = out / f"trial-{number}"
+        train_reid(train, config, folder, device=device, progress=progress)
+        own = [replace(protocol, trial=number) for protocol in protocols]
+        results.append(_results(folder, sides, own, name, rerank, device, progress))
     report = TrialsReport(
         dataset=name,
         trials=list(trials),
@@ -104,7 +97,7 @@ def run_trials(
     return report
 
 
-def _read(spec: SetSpec, number: int) -> _Images:
+def _read(spec: SetSpec, number: int) -> TrialImages:
     train, test = (read_set(replace(spec, split=split, trial=number)) for split in ("train", "test"))
     both = sorted({s.pid for s in train} & {s.pid for s in test})
     if both:
@@ -114,12 +107,12 @@ def _read(spec: SetSpec, number: int) -> _Images:
         )
     infrared, visible = ([s for s in test if s.modality == kind] for kind in ("ir", "rgb"))
     check_sides(infrared, visible, Protocol("regdb", trial=number))
-    return _Images(number, train, infrared, visible)
+    return train, infrared, visible
 
 
 def _results(
     folder: Path,
-    trial: _Images,
+    sides: Sequence[list[Sample]],
     protocols: Sequence[Protocol],
     dataset: str,
     rerank: RerankConfig | None,
@@ -130,7 +123,7 @@ def _results(
     record = read_json(folder / RECORD, "reid checkpoint")
     run = {
         "checkpoint": record.get("best", record)["sha256"],
-        "test": [fingerprint(trial.infrared), fingerprint(trial.visible)],
+        "test": [fingerprint(side) for side in sides],
         "protocols": [protocol.metadata() for protocol in protocols],
         "rerank": None if rerank is None else to_dict(rerank),
         "dataset": dataset,
@@ -139,11 +132,12 @@ def _results(
     stored = read_json(path, "results of a trial") if path.exists() else None
     if isinstance(stored, dict) and canonical_json(stored.get("run")) == canonical_json(run):
         return [from_dict(ReidResult, row, str(path)) for row in stored["results"]]
-    features = extract(folder, trial.infrared, trial.visible, device=device, progress=progress)
-    sides = {"ir": (trial.infrared, features.query), "rgb": (trial.visible, features.gallery)}
+    infrared, visible = sides
+    features = extract(folder, infrared, visible, device=device, progress=progress)
+    by_kind = {"ir": (infrared, features.query), "rgb": (visible, features.gallery)}
     results = []
     for protocol in protocols:
-        (query, query_f), (gallery, gallery_f) = sides[protocol.query_modality], sides[protocol.gallery_modality]
+        (query, query_f), (gallery, gallery_f) = by_kind[protocol.query_modality], by_kind[protocol.gallery_modality]
         task = RetrievalTask.from_samples(query, gallery, protocol, dataset=dataset)
         scores = task.score_features(query_f, gallery_f, rerank)
         results.append(task.result(scores, features.checkpoint, flip=True, rerank=rerank))

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from dive_fast.reid.models.backbones import BACKBONES
-from dive_fast.settings import AtLeast, PositiveInt, Settings
+from dive_fast.settings import AtLeast, OneOf, PositiveInt, Settings
 from dive_fast.types import InputError
 
-if TYPE_CHECKING:
-    BackboneName = str
-else:
-    BackboneName = Literal[tuple(BACKBONES)]
 Pooling = Literal["gem", "avg", "cls"]
 
 
@@ -23,8 +19,8 @@ class ModelConfig(Settings):
     AGW's model is "resnet50" with `nonlocal_blocks`, pooling "gem" and 1 stripe.
     """
 
-    backbone: BackboneName = "pocket"
-    """Backbone: pocket and pocket-vit train on a CPU; resnet50, vit-b16 and clip-vit-b16 take pretrained weights."""
+    backbone: Annotated[str, OneOf(BACKBONES)] = "pocket"
+    """Backbone; the pocket ones train on a CPU, the others take pretrained weights."""
     height: Annotated[int, AtLeast(32)] = 96
     """Image height in pixels."""
     width: Annotated[int, AtLeast(32)] = 48

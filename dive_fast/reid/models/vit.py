@@ -23,21 +23,10 @@ Sizes = Mapping[str, int]  # of a transformer, as transformers' configs call the
 # Mean and standard deviation that published weights expect without a preprocessor_config.json, pixels in 0..1.
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-BASE = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "patch_size": 16,
-}  # ViT-B/16
-POCKET = {
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 192,
-    "patch_size": 8,
-}
-FIELDS = (*BASE, "num_channels", "hidden_act")
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+FIELDS = (*SIZES, "num_channels", "hidden_act")
+BASE = dict(zip(SIZES, (768, 12, 12, 3072, 16), strict=True))  # ViT-B/16
+POCKET = dict(zip(SIZES, (96, 3, 4, 192, 8), strict=True))
 
 
 class Patches(nn.Module):

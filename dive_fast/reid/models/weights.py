@@ -42,7 +42,7 @@ def folder_model(
     if kind not in (form.model_type, *kinds):
         expected = " or ".join(map(repr, (form.model_type, *kinds)))
         raise InputError(f"weights: {folder} is not a {name}: config.json has model_type {kind!r}, expected {expected}")
-    with _quiet(), _as_input_error(folder, name):
+    with _loading(folder, name):
         given = type(form).from_pretrained(folder, local_files_only=True)
         _check_same(given, form, fields, folder, name)
         if hasattr(form, "image_size"):
@@ -70,18 +70,8 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _as_input_error(folder: str, name: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # transformers and safetensors raise many kinds for a damaged or foreign folder
-        raise InputError(f"weights: {folder} cannot be read as a {name} ({brief(error)}); save it again") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences transformers' progress bar and its report of unused tensors; `folder_model` checks for missing ones."""
+def _loading(folder: str, name: str) -> Iterator[None]:
+    """Silences transformers' progress bar and reports, and turns its many kinds of errors into `InputError`."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -89,6 +79,10 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
+    except InputError:
+        raise
+    except Exception as error:  # of transformers or safetensors, for a damaged or foreign folder
+        raise InputError(f"weights: {folder} cannot be read as a {name} ({brief(error)}); save it again") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dive_fast.reid.pictures.rank import occurrences
 from dive_fast.types import DiveError, Sample
 
 F32 = NDArray[np.float32]
@@ -59,51 +60,45 @@ def neighbour_shares(
     lack. The nearest `neighbours` of each image count, or as many as there are right ones if those are fewer, so every
     fraction can reach 1. An image without right ones is not counted.
     """
-    table = _Table(features, samples, trained)
-    kinds = {"visible": ~table.infrared, "infrared": table.infrared}
+    group = np.array([group_of(s) for s in samples])
+    known = np.array([s.pid in trained for s in samples])
+    infrared = np.array([s.modality == "ir" for s in samples])
+    kinds = {"visible": ~infrared, "infrared": infrared}
     found = []
-    for name, known in ((name, known) for name in GROUPS for known in (True, False)):
-        rows = np.flatnonzero((table.group == name) & (table.trained == known))
+    for name, in_training in itertools.product(GROUPS, (True, False)):
+        rows = np.flatnonzero((group == name) & (known == in_training))
         if len(rows):
-            own = kinds[name.split()[1]]
-            shares = {kind: _share(table, rows, pool, None, neighbours) for kind, pool in kinds.items()}
-            modality = _share(table, rows, np.full(len(samples), True), own, neighbours)
-            found.append(GroupShares(name, known, len(rows), shares["visible"], shares["infrared"], modality))
+            shares = {kind: _share(features, samples, rows, pool, None, neighbours) for kind, pool in kinds.items()}
+            own = _share(features, samples, rows, np.full(len(samples), True), kinds[name.split()[1]], neighbours)
+            found.append(GroupShares(name, in_training, len(rows), modality=own, **shares))
     return found
 
 
-class _Table:
-    """Samples as arrays [N]."""
-
-    def __init__(self, features: F32, samples: Sequence[Sample], trained: Collection[str]):
-        self.features = features
-        self.group = np.array([group_of(s) for s in samples])
-        self.trained = np.array([s.pid in trained for s in samples])
-        self.real = np.array([s.source == "real" for s in samples])
-        self.infrared = np.array([s.modality == "ir" for s in samples])
-        self.person = np.unique([s.pid for s in samples], return_inverse=True)[1]
-        self.camera = np.unique([s.camera for s in samples], return_inverse=True)[1]
-
-
 def _share(
-    table: _Table, rows: NDArray[np.int64], kind: NDArray[np.bool_], wanted: NDArray[np.bool_] | None, neighbours: int
+    features: F32,
+    samples: Sequence[Sample],
+    rows: NDArray[np.int64],
+    kind: NDArray[np.bool_],
+    wanted: NDArray[np.bool_] | None,
+    neighbours: int,
 ) -> MeanShare:
     """The mean fraction of right images among the nearest real ones of a `kind` (bool [N]) of each row.
 
     The `wanted` images (bool [N]) are right, or with None those of the row's identity.
     """
-    pool = np.flatnonzero(table.real & kind)
+    identity = np.unique([s.pid for s in samples], return_inverse=True)[1]
+    camera = np.unique([s.camera for s in samples], return_inverse=True)[1]
+    pool = np.flatnonzero(np.array([s.source == "real" for s in samples]) & kind)
     shares, chances = [], []
     for start in range(0, len(rows) if len(pool) else 0, _CHUNK):
         part = rows[start : start + _CHUNK]
-        same = table.person[part, None] == table.person[pool]
-        right = same if wanted is None else np.broadcast_to(wanted[pool], same.shape)
-        left_out = same & (table.camera[part, None] == table.camera[pool])
-        right = right & ~left_out
+        same = identity[part, None] == identity[pool]
+        left_out = same & (camera[part, None] == camera[pool])
+        right = (same if wanted is None else np.broadcast_to(wanted[pool], same.shape)) & ~left_out
         counted = right.any(axis=1)
         if not counted.any():
             continue
-        similarity = table.features[part[counted]] @ table.features[pool].T
+        similarity = features[part[counted]] @ features[pool].T
         similarity[left_out[counted]] = -np.inf
         order = _largest(similarity, neighbours)
         right, seen = right[counted], (~left_out[counted]).sum(axis=1)
@@ -130,13 +125,9 @@ def people_in_turn(samples: Sequence[Sample], trained: Collection[str] = (), see
     groups: dict[str, frozenset[str]] = {}
     for sample in samples:
         groups[sample.pid] = groups.get(sample.pid, frozenset()) | {group_of(sample)}
-    before: Counter[tuple[frozenset[str], bool]] = Counter()
-    place = {}
-    for pid in np.random.default_rng([seed, 0]).permutation(sorted(groups)).tolist():
-        kind = groups[pid], pid in trained
-        place[pid] = before[kind], -len(groups[pid])
-        before[kind] += 1
-    return sorted(place, key=lambda pid: place[pid])
+    people = np.random.default_rng([seed, 0]).permutation(sorted(groups)).tolist()
+    turns = dict(zip(people, occurrences((groups[pid], pid in trained) for pid in people), strict=True))
+    return sorted(people, key=lambda pid: (turns[pid], -len(groups[pid])))
 
 
 def sample_people(samples: Sequence[Sample], people: Sequence[str], images: int) -> list[int]:
@@ -157,7 +148,7 @@ def require_tsne() -> None:
         import sklearn.manifold  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401
     except ImportError as error:
         raise DiveError(
-            "the picture of features needs scikit-learn; pip install 'dive-fast[reid]', or give --no-tsne"
+            "the picture of features needs scikit-learn; pip install 'dive-fast[reid]', or give --images 0"
         ) from error
 
 
@@ -167,7 +158,7 @@ def tsne(features: F32, seed: int = 0) -> F32:
     from sklearn.manifold import TSNE
 
     if len(features) < _FEWEST:
-        raise DiveError(f"a t-SNE picture needs at least {_FEWEST} images, got {len(features)}; give --no-tsne")
+        raise DiveError(f"a t-SNE picture needs at least {_FEWEST} images, got {len(features)}; give --images 0")
     perplexity = min(30.0, (len(features) - 1) / 3)
     found: F32 = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features).astype(np.float32)
     return found

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,16 +91,18 @@ def choose(retrieval: Retrieval, camera: str, order: Order, count: int, seed: in
     else:
         sign = 1 if order == "worst" else -1
         rows = rows[np.argsort(sign * retrieval.aps[rows], kind="stable")]
-    return _in_turns(rows, [s.pid for s in retrieval.query], count)
+    turns = occurrences([retrieval.query[row].pid for row in rows])
+    return [int(rows[i]) for i in np.argsort(turns, kind="stable")[:count]]
 
 
-def _in_turns(rows: Sequence[int] | NDArray[Any], pids: Sequence[str], count: int) -> list[int]:
-    seen: dict[str, int] = {}
-    turn = []
-    for row in rows:
-        turn.append(seen.get(pids[row], 0))
-        seen[pids[row]] = turn[-1] + 1
-    return [int(rows[i]) for i in np.argsort(turn, kind="stable")[:count]]
+def occurrences(keys: Iterable[Hashable]) -> list[int]:
+    """Returns 0 for a key's first occurrence, 1 for its second, ..."""
+    seen: Counter[Hashable] = Counter()
+    found = []
+    for key in keys:
+        found.append(seen[key])
+        seen[key] += 1
+    return found
 
 
 def retrieve(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dive_fast.io import atomic_path
 from dive_fast.reid.pictures.page import RIGHT, THUMB, WRONG, Section, shown, summary, thumbnail
@@ -27,7 +27,7 @@ def write_sheet(path: Path, retrieval: Retrieval, section: Section, most: int = 
     for number, ranking in enumerate(rankings):
         top = _GAP + number * height
         query = retrieval.query[ranking.row]
-        pen.text((_GAP, top), f"{query.pid}: {summary(ranking)}", _INK, _font(15))
+        pen.text((_GAP, top), f"{query.pid}: {summary(ranking)}", _INK, ImageFont.load_default(15))
         _draw(sheet, (_GAP, top + _HEAD), query, None, "query")
         for column, hit in enumerate(shown(ranking), start=1):
             left = _GAP + column * (_CELL[0] + _GAP)
@@ -37,17 +37,11 @@ def write_sheet(path: Path, retrieval: Retrieval, section: Section, most: int = 
         sheet.save(temporary, "PNG")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
 def _draw(sheet: Image.Image, corner: tuple[int, int], sample: Sample, hit: Hit | None, caption: str) -> None:
     left, top = corner
     pen = ImageDraw.Draw(sheet)
-    picture = thumbnail(sample.path)
     inner = (_CELL[0] - 2 * _FRAME, _CELL[1] - 2 * _FRAME)
-    scale = min(inner[0] / picture.width, inner[1] / picture.height)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    picture = ImageOps.contain(thumbnail(sample.path), inner, Image.Resampling.LANCZOS)
     sheet.paste(picture, (left + (_CELL[0] - picture.width) // 2, top + (_CELL[1] - picture.height) // 2))
     box = (left, top, left + _CELL[0] - 1, top + _CELL[1] - 1)
     if hit is None or hit.right:
@@ -56,8 +50,8 @@ def _draw(sheet: Image.Image, corner: tuple[int, int], sample: Sample, hit: Hit 
         _dashed(pen, box)
     if hit is not None:
         _badge(pen, box, hit.right)
-    pen.text((left, box[3] + 3), caption, _INK, _font(13))
-    pen.text((left, box[3] + 18), f"{sample.pid} {sample.camera}", _MUTED, _font(12))
+    pen.text((left, box[3] + 3), caption, _INK, ImageFont.load_default(13))
+    pen.text((left, box[3] + 18), f"{sample.pid} {sample.camera}", _MUTED, ImageFont.load_default(12))
 
 
 def _dashed(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:

@@ -209,7 +209,7 @@ def _draw_features(
     rows = sample_people(counted, [pid for pid in people if pid in among], config.images)
     shown = [counted[i] for i in rows]
     if not shown:
-        raise InputError(f"every person has more than {config.images} images; raise --images, or give --no-tsne")
+        raise InputError(f"every person has more than {config.images} images; raise --images, or give --images 0")
     pictured = {s.pid for s in shown}
     coloured = [pid for pid in people if pid in pictured][: config.people]
     draw_features(tsne(features[rows], config.seed), shown, coloured, out)

@@ -126,6 +126,6 @@ def load_model(
         raise InputError(f"{weights} is missing or not the file that {RECORD} describes; train again")
     model = ReidModel(
         replace(config.model, weights=None), len(record["pids"])
-    )  # the checkpoint replaces pretrained ones
+    )  # no pretrained weights: these replace them
     model.load_state_dict(load_file(weights))
     return model.eval().to(device), config, {**record, "sha256": digest, "which": which}

@@ -79,7 +79,7 @@ class ReidConfig(Settings):
     per_modality: PositiveInt = 3
     """Visible images, and infrared ones, per identity in a batch."""
     missing: Missing = "refuse"
-    """What becomes of an identity without infrared: an error, left out, or visible only."""
+    """Identities without infrared images: refuse raises an error, drop leaves them out, visible takes visible ones only."""
     synthetic_share: Fraction | None = None
     """Fraction of a batch's identities that are synthetic (in compare: that not every arm has)."""
     steps: PositiveInt | None = 500

@@ -8,13 +8,14 @@ gradients are summed. That is one process's step, up to the order of sums.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce  # the gradient is summed over the ranks too
 
 from dive_fast.distributed import rank_and_size
+from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import InputError
 
 
@@ -29,6 +30,15 @@ def my_rows(rows: int, identities: int) -> slice:
             f"{size} processes cannot share {identities} identities evenly; set --identities to a multiple"
         )
     return slice(rank * rows // size, (rank + 1) * rows // size)
+
+
+def check_processes(config: ReidConfig) -> None:
+    """Raises `InputError` for a config whose batches the ranks cannot share."""
+    my_rows(0, config.identities)
+    if config.missing == "visible" and rank_and_size()[1] > 1:
+        raise InputError(
+            "--missing visible needs one process: others could lack infrared images for their norms; choose drop or refuse"
+        )
 
 
 def gathered(own: Tensor) -> Tensor:
@@ -95,10 +105,10 @@ class SharedNorm(nn.modules.batchnorm._BatchNorm):
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         axes = (0,) if input.ndim == 2 else (0, 2, 3)
         shape = (1, -1) if input.ndim == 2 else (1, -1, 1, 1)
-        count = _over_ranks(values.new_tensor(float(values.numel() // values.shape[1])))
-        mean = _over_ranks(values.sum(axes)) / count
+        count = all_reduce(values.new_tensor(float(values.numel() // values.shape[1])))
+        mean = all_reduce(values.sum(axes)) / count
         centred = values - mean.view(shape)
-        variance = _over_ranks(centred.square().sum(axes)) / count
+        variance = all_reduce(centred.square().sum(axes)) / count
         self._update_statistics(mean.detach(), variance.detach() * count / (count - 1))
         scale = torch.rsqrt(variance + self.eps) * self.weight
         return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
@@ -111,24 +121,3 @@ class SharedNorm(nn.modules.batchnorm._BatchNorm):
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over the ranks, whose gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(context: Any, own: Tensor) -> Tensor:
-        total = own.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _over_ranks(own: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(own)
-    return total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from dive_fast.io import nearest
 from dive_fast.reid.data.config import AugmentConfig
@@ -92,7 +92,3 @@ def _caj() -> ReidConfig:
 
 
 RECIPES: dict[str, Callable[[], ReidConfig]] = {"pocket": ReidConfig, "agw": _agw, "caj": _caj}
-if TYPE_CHECKING:
-    RecipeName = str
-else:
-    RecipeName = Literal[tuple(RECIPES)]

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dive_fast.distributed import check_launcher, first_rank_first, leading, process_group, rank_and_size
+from dive_fast.distributed import check_launcher, first_rank_first, leading, process_group
 from dive_fast.reid.data.batches import batches
 from dive_fast.reid.data.dataset import ImageSet, Table, check_samples, fingerprint, load_images
 from dive_fast.reid.data.sampler import PairSampler
 from dive_fast.reid.training import checkpoint
 from dive_fast.reid.training.checkpoint import Progress
-from dive_fast.reid.training.config import ReidConfig, learning_rate, synthetic_fraction
-from dive_fast.reid.training.parallel import my_rows
+from dive_fast.reid.training.config import ReidConfig, learning_rate
+from dive_fast.reid.training.parallel import check_processes
 from dive_fast.reid.training.train_state import TrainState
 from dive_fast.reid.training.validation import Validation, check_validation, held_out, split
 from dive_fast.tensorboard import TensorBoardLog, require_tensorboard
@@ -67,10 +66,11 @@ def train_reid(
         return out
     chosen = "given"
     if config.validation.people:
-        rows, val_rows = split(train, held_out(train, config.validation))
-        train, val, chosen = [train[row] for row in rows], [train[row] for row in val_rows], _held_out_by(config)
+        train, val = split(train, set(held_out(train, config.validation)))
+        chosen = f"held out of training, draw {config.validation.split}"
     table = Table.from_samples(train)
-    pair_sampler(table, config, table.synthetic.numpy())  # raises for bad identities before hours of decoding
+    check_processes(config)
+    PairSampler(table, config, table.synthetic.numpy())  # raises for bad identities before hours of decoding
     with process_group(device):
         size = config.model.height, config.model.width
         bars = ("train images", "validation images") if progress and leading() else (None, None)
@@ -98,18 +98,16 @@ def fit(
 ) -> Path:
     """Trains as `train_reid` does, on decoded images; `run` is what a resumed run must share.
 
-    `config.synthetic_share` counts the identities `added`, by default those with a synthetic image. Without `val`, the
-    config may hold identities of `images` out; the record says how `val` was `chosen`.
+    `config.synthetic_share` counts the identities `added`, by default those with a synthetic image. The record names how
+    `val` was `chosen`.
     """
     with process_group(device):
         leads = leading()
-        if val is None and config.validation.people:
-            rows, val_rows = split(images.samples, held_out(images.samples, config.validation))
-            images, val, chosen = images.take(rows), images.take(val_rows), _held_out_by(config)
         counted = images.synthetic.numpy()
         if added is not None:
             counted = np.isin(np.array(images.pids)[images.labels.numpy()], list(added))
-        sampler = pair_sampler(images, config, counted)
+        check_processes(config)
+        sampler = PairSampler(images, config, counted)
         if sampler.dropped and progress and leads:
             names = ", ".join(sampler.dropped[:10])
             print(f"left out {len(sampler.dropped)} identities that lack a modality: {names} ...")
@@ -119,7 +117,7 @@ def fit(
         saved, done = checkpoint.resume(out, run)
         if saved is not None:
             state.restore(saved)
-        total = _total(sampler, config)
+        total = sampler.total_steps
         scalars = TensorBoardLog(out / "tensorboard", done.step + 1) if tensorboard and leads else None
         state.model.train()
         steps = range(done.step, total)
@@ -161,39 +159,6 @@ def _validate(validation: Validation, state: TrainState, done: Progress) -> dict
         done.best = {"step": done.step, **scores}
         done.best_weights = checkpoint.weights_of(state.model)
     return scores
-
-
-def pair_sampler(table: Table, config: ReidConfig, counted: NDArray[np.bool_]) -> PairSampler:
-    """Returns the sampler of a training, with the schedule of the synthetic fraction; `counted` marks synthetic images."""
-    my_rows(0, config.identities)
-    if config.missing == "visible" and rank_and_size()[1] > 1:
-        raise InputError(
-            "--missing visible needs one process: others could lack infrared images for their norms; choose drop or refuse"
-        )
-    sampler = PairSampler(
-        table.labels.numpy(),
-        table.infrared.numpy(),
-        identities=config.identities,
-        per_modality=config.per_modality,
-        seed=config.seed,
-        missing=config.missing,
-        synthetic=counted,
-        synthetic_share=config.synthetic_share,
-        names=table.pids,
-    )
-    points = config.synthetic_schedule
-    if points is not None:
-        total = _total(sampler, config)
-        sampler.follow(lambda step: synthetic_fraction(step, total, points), total)
-    return sampler
-
-
-def _total(sampler: PairSampler, config: ReidConfig) -> int:
-    return config.steps or sampler.steps_per_epoch * (config.epochs or 0)
-
-
-def _held_out_by(config: ReidConfig) -> str:
-    return f"held out of training, draw {config.validation.split}"
 
 
 def _repeatable(device: str) -> AbstractContextManager[None]:

@@ -11,13 +11,8 @@ from torch import Tensor
 
 from dive_fast.reid.data.batches import Batch
 from dive_fast.reid.models.model import ReidModel
+from dive_fast.reid.training import losses
 from dive_fast.reid.training.config import ReidConfig
-from dive_fast.reid.training.losses import (
-    batch_hard_triplet,
-    cross_entropy,
-    squared_difference_triplet,
-    weighted_triplet,
-)
 from dive_fast.reid.training.parallel import gathered, share_norms, sum_gradients
 from dive_fast.types import DiveError, InputError
 
@@ -59,7 +54,7 @@ class TrainState:
             features, logits = self.model(pixels, batch.infrared.to(self.device))
         features, logits = gathered(features.float()), gathered(logits.float())
         labels = gathered(batch.labels.to(self.device))
-        entropy = cross_entropy(logits, labels, self.config.smoothing)
+        entropy = losses.cross_entropy(logits, labels, self.config.smoothing)
         triplet = _triplet(features, labels, self.config)
         loss = entropy + triplet
         right = (logits.argmax(1) == labels).float().mean()
@@ -128,10 +123,10 @@ def check_precision(precision: str, device: str) -> None:
 
 def _triplet(features: Tensor, labels: Tensor, config: ReidConfig) -> Tensor:
     if config.triplet == "hard":
-        return batch_hard_triplet(features, labels, config.margin)
+        return losses.batch_hard_triplet(features, labels, config.margin)
     if config.triplet == "squared":
-        return squared_difference_triplet(features, labels)
-    return weighted_triplet(features, labels)
+        return losses.squared_difference_triplet(features, labels)
+    return losses.weighted_triplet(features, labels)
 
 
 def _optimizer(model: ReidModel, config: ReidConfig) -> torch.optim.Optimizer:

@@ -34,11 +34,10 @@ def held_out(samples: Sequence[Sample], config: ValidationConfig) -> tuple[str, 
     return tuple(sorted(drawn[: config.people]))
 
 
-def split(samples: Sequence[Sample], people: Collection[str]) -> tuple[list[int], list[int]]:
-    """Returns the rows to train on and to validate on: the real images of `people`; their synthetic ones are unused."""
-    names = set(people)
-    train = [row for row, s in enumerate(samples) if s.pid not in names]
-    return train, [row for row, s in enumerate(samples) if s.pid in names and s.source == "real"]
+def split(samples: Sequence[Sample], people: Collection[str]) -> tuple[list[Sample], list[Sample]]:
+    """Returns the samples to train on and to validate on: the real images of `people`; their synthetic ones are unused."""
+    train = [s for s in samples if s.pid not in people]
+    return train, [s for s in samples if s.pid in people and s.source == "real"]
 
 
 def check_validation(train: Sequence[Sample], val: Sequence[Sample]) -> None:

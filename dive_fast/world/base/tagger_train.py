@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def train_tagger(config: TaggerConfig, out: Path, work: Path) -> dict[str, float
     def loss_on(rows: np.ndarray, mine: slice, generator: torch.Generator) -> Loss:
         return tagger_loss(net, torch.from_numpy(photos.images[rows[mine]]), labels[rows[mine]])
 
-    options = {"weight_decay": 0.02, "average": 0.995, "identity": repr(config)}
+    options: dict[str, Any] = {"weight_decay": 0.02, "average": 0.995, "identity": repr(config)}
     fit("tagger", [net], config.images, loss_on, config, work, **options)
     tagger = Tagger(phrase, net, photos.images.shape[1:3])
     right = _accuracy(tagger, choices)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dive_fast.train.loop import Loss
 from dive_fast.types import InputError
@@ -118,6 +118,6 @@ def train_text_encoder(
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth) * 20
         return loss, {"recall": ((logits > 0) * truth).sum() / truth.sum()}
 
-    options = {"weight_decay": 0.01, "betas": (0.9, 0.98), "average": 0.99}
+    options: dict[str, Any] = {"weight_decay": 0.01, "betas": (0.9, 0.98), "average": 0.99}
     fit("text", [model, readout], len(ids), loss_on, config, work, device, **options)
     return model

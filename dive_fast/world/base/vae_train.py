@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
-_START_IMAGES = 1500
+_START_IMAGES, _TEST_IMAGES = 1500, 96
+_BATCH = 32  # images that are encoded or decoded at once
 
 
 def start_vae(images: np.ndarray, shape: BaseShape, seed: int, path: Path) -> AutoencoderKL:
@@ -45,13 +46,18 @@ def start_vae(images: np.ndarray, shape: BaseShape, seed: int, path: Path) -> Au
     return vae
 
 
-def encode_latents(vae: AutoencoderKL, images: np.ndarray, batch: int = 32) -> torch.Tensor:
+def _signals(images: np.ndarray) -> Iterator[torch.Tensor]:
+    """Yields batches of uint8 images as float32 in -1..1."""
+    for first in range(0, len(images), _BATCH):
+        yield to_signal(images[first : first + _BATCH])
+
+
+def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     """Returns unscaled posterior means, float32 [N, C, h, w], of uint8 images."""
     import torch
 
     with torch.inference_mode():
-        parts = [vae.encode(to_signal(images[i : i + batch])).latent_dist.mean for i in range(0, len(images), batch)]
-    return torch.cat(parts).clone()
+        return torch.cat([vae.encode(x).latent_dist.mean for x in _signals(images)]).clone()
 
 
 def _loss(
@@ -89,13 +95,13 @@ def train_decoder(
     vae.eval().cpu()
 
 
-def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch: int = 16) -> np.ndarray:
+def reconstruct(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
     """Encodes and decodes uint8 images; returns uint8 of the same shape."""
     import torch
 
     with torch.inference_mode():
-        blocks = [to_signal(images[i : i + batch]) for i in range(0, len(images), batch)]
-        return np.concatenate([to_pixels(vae.decode(vae.encode(x).latent_dist.mean).sample) for x in blocks])
+        decoded = [to_pixels(vae.decode(vae.encode(x).latent_dist.mean).sample) for x in _signals(images)]
+    return np.concatenate(decoded)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -104,7 +110,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255.0**2 / mse))
 
 
-def evaluate_vae(vae: AutoencoderKL, sheet: Path, count: int = 96) -> dict[str, float]:
+def evaluate_vae(vae: AutoencoderKL, sheet: Path) -> dict[str, float]:
     """Returns the PSNR in dB on unseen photos without noise: RGB, grey and infrared, on which it was never trained.
 
     Writes a sheet of originals above reconstructions.
@@ -117,7 +123,9 @@ def evaluate_vae(vae: AutoencoderKL, sheet: Path, count: int = 96) -> dict[str, 
     report, rows = {}, []
     for kind, camera in cameras.items():
         rng = np.random.default_rng([0x7E57, len(kind)])
-        photos = [render(sample_pedestrian(rng), camera(rng, i), sample_shot(rng), noise=False) for i in range(count)]
+        photos = [
+            render(sample_pedestrian(rng), camera(rng, i), sample_shot(rng), noise=False) for i in range(_TEST_IMAGES)
+        ]
         images = np.stack(photos)
         decoded = reconstruct(vae, images)
         report[f"psnr_{kind}"] = round(psnr(images, decoded), 2)

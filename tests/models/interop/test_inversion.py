@@ -200,7 +200,7 @@ def test_people_join_an_adapter(bundle, adapter, tmp_path):
 def test_what_is_missing_is_said(bundle, adapter, published, tmp_path):
     person = saved(tmp_path / "e.pt", A1111)
     lora = write_lora(tmp_path / "lora.bin", adapter, "diffusers")
-    with pytest.raises(InputError, match="no LoRA in .*e.pt; give one, or the adapter .*--onto"):
+    with pytest.raises(InputError, match="no LoRA in .*e.pt; give one, or the adapter .*--init-from"):
         import_adapter(bundle, [person], CAMERAS)
     with pytest.raises(InputError, match="no embeddings in .*lora.bin, so there is no person; give"):
         import_adapter(bundle, [lora], CAMERAS)

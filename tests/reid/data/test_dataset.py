@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dive_fast.reid.data import dataset
-from dive_fast.reid.data.augment import CHANNEL_FILL, LUMA, MEAN, STD, augment, coloured, draw, moved, normalise
+from dive_fast.reid.data.augment import CHANNEL_FILL, LUMA, MEAN, STD, coloured, draw, moved, normalise
 from dive_fast.reid.data.config import AugmentConfig
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.types import InputError
@@ -27,10 +27,15 @@ def pixels(normalised):
     return (normalised * STD + MEAN) * 255
 
 
+def augment(images, infrared, config, seed):
+    draws = draw(len(images), *images.shape[2:], config, torch.Generator().manual_seed(seed))
+    return coloured(moved(images, torch.arange(len(images)), draws, config.fill), infrared, draws, config)
+
+
 def changed(config, infrared=None, seed=0):
     x = images()
     infrared = torch.zeros(len(x), dtype=torch.bool) if infrared is None else infrared
-    return x.float(), pixels(augment(x, infrared, config, torch.Generator().manual_seed(seed)))
+    return x.float(), pixels(augment(x, infrared, config, seed))
 
 
 def test_rows_follow_the_samples(city):
@@ -54,10 +59,10 @@ def test_bad_lists(city, tmp_path):
     sample = city["train"][0]
     with pytest.raises(InputError, match="no samples"):
         load_images([], 64, 32)
-    with pytest.raises(InputError, match="more than once"):
+    with pytest.raises(InputError, match=sample.path.name):
         load_images([sample, sample], 64, 32)
     elsewhere = replace(sample, path=sample.path.parent / ".." / sample.path.parent.name / sample.path.name)
-    with pytest.raises(InputError, match="more than once"):
+    with pytest.raises(InputError, match=sample.path.name):
         load_images([sample, elsewhere], 64, 32)
     with pytest.raises(InputError, match="thermal"):
         load_images([replace(sample, modality="thermal")], 64, 32)
@@ -163,7 +168,7 @@ def test_erasing_is_one_grey_box():
 def test_an_erased_box_can_have_a_colour_and_be_larger():
     config = replace(OFF, erase=1.0, erase_most=0.9, erase_fill="channels")
     x = torch.full((200, 3, 32, 16), 255, dtype=torch.uint8)
-    after = augment(x, torch.zeros(200, dtype=torch.bool), config, torch.Generator().manual_seed(0))
+    after = augment(x, torch.zeros(200, dtype=torch.bool), config, 0)
     box = (after == CHANNEL_FILL).all(1)
     assert (after[:, 0][~box] > 2).all() and len(set(CHANNEL_FILL.flatten().tolist())) == 3
     areas = box.float().mean((1, 2))
@@ -207,21 +212,12 @@ def test_a_cache_that_was_stopped_is_completed(city, tmp_path, monkeypatch):
 
 
 def test_images_that_memory_cannot_hold_are_refused_in_time(city, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "_free_memory", lambda: 10_000)
+    monkeypatch.setattr(dataset, "memory", lambda: (10_000, 10_000))
     monkeypatch.setattr(dataset, "open_image", None)
     with pytest.raises(InputError, match=r"2 images of 64x32 .*--cache"):
         load_images(city["train"][:2], 64, 32)
-    monkeypatch.undo()
-    free = dataset._free_memory()
-    assert free is None or 1e6 < free < 1e14
 
 
 def test_equal_generators_give_equal_batches():
     assert torch.equal(changed(AugmentConfig(), seed=3)[1], changed(AugmentConfig(), seed=3)[1])
     assert not torch.equal(changed(AugmentConfig(), seed=3)[1], changed(AugmentConfig(), seed=4)[1])
-
-
-@pytest.mark.parametrize("change", [{"flip": 1.5}, {"erase": -0.1}, {"crop": -1}])
-def test_bad_config(change):
-    with pytest.raises(InputError, match=next(iter(change))):
-        AugmentConfig(**change)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from dive_fast.commands import reid_inputs
+from dive_fast.data.sets import parse_set
+from dive_fast.options import Changes
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.evaluation.evaluate import check_unseen, embed, evaluate_reid, extract, seen_identities
 from dive_fast.reid.evaluation.metrics import evaluate
 from dive_fast.reid.evaluation.protocols import Protocol, draw_trials
-from dive_fast.reid.evaluation.rerank import RerankConfig, rerank
+from dive_fast.reid.evaluation.rerank import RerankConfig, Reranked
 from dive_fast.reid.evaluation.task import check_sides
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.types import InputError
@@ -22,15 +24,7 @@ from tests.support.trees import touch, write
 def test_result_says_how_it_came_about(city, checkpoint):
     result = evaluate_reid(checkpoint, city["query"], city["gallery"], dataset="city", progress=False)
     assert result.dataset == "city" and result.direction == "infrared to visible" and result.rule == "sysu"
-    assert result.protocol == {
-        "protocol": "pocket",
-        "search": "all",
-        "shots": "whole gallery",
-        "trials": 1,
-        "draw": "none",
-        "direction": "ir-to-visible",
-        "mode": "standard",
-    }
+    assert result.protocol == Protocol().metadata()
     assert (result.queries, result.gallery, result.valid_queries) == (24, 48, 24)
     assert result.checkpoint == load_model(checkpoint)[2]["sha256"]
     assert 0 < result.minp <= 100 and 0 < result.map <= 100 and result.rank1 <= result.rank5 <= result.rank20 <= 100
@@ -66,42 +60,17 @@ def test_sysu_trials_are_averaged(city, checkpoint):
     assert one.gallery == three.gallery == 12  # 6 people, 2 cameras, 1 shot
     assert one.map_deviation == 0 < three.map_deviation
     assert three.protocol["trials"] == 3 and three.protocol["search"] == "indoor"
-
-
-def test_refusals(city, checkpoint):
-    query, gallery = city["query"], city["gallery"]
-    for sides, message in (
-        (([], gallery), "query"),
-        ((query, []), "gallery"),
-        ((gallery, query), "expected ir"),
-        ((query, [replace(gallery[0], source="synthetic"), *gallery[1:]]), "synthetic"),
-        ((query, [replace(s, pid="0999") for s in gallery]), "no valid query"),
-    ):
-        with pytest.raises(InputError, match=message):
-            evaluate_reid(checkpoint, *sides, progress=False)
-
-
-def test_every_trial_s_values_are_kept(city, checkpoint):
-    protocol = Protocol("sysu", "indoor", trials=3)
-    result = evaluate_reid(checkpoint, city["query"], city["gallery"], protocol=protocol, progress=False)
-    assert set(result.per_trial) == {"rank1", "rank5", "rank10", "rank20", "map", "minp"}
+    assert set(three.per_trial) == {"rank1", "rank5", "rank10", "rank20", "map", "minp"}
     for name in ("rank1", "map", "minp"):
-        values = result.per_trial[name]
-        assert len(values) == 3 and getattr(result, name) == pytest.approx(np.mean(values))
-        assert getattr(result, f"{name}_deviation") == pytest.approx(np.std(values, ddof=1))
+        values = three.per_trial[name]
+        assert len(values) == 3 and getattr(three, name) == pytest.approx(np.mean(values))
+        assert getattr(three, f"{name}_deviation") == pytest.approx(np.std(values, ddof=1))
 
 
 def test_line_says_all_that_the_numbers_are_of(city, checkpoint):
     protocol = Protocol("sysu", "indoor", trials=2)
-    result = evaluate_reid(
-        checkpoint,
-        city["query"],
-        city["gallery"],
-        protocol=protocol,
-        dataset="city",
-        progress=False,
-        rerank=RerankConfig(k1=5, k2=2),
-    )
+    options = {"protocol": protocol, "dataset": "city", "rerank": RerankConfig(k1=5, k2=2), "progress": False}
+    result = evaluate_reid(checkpoint, city["query"], city["gallery"], **options)
     scores, facts = result.describe().split("\n")
     assert scores.startswith(f"mAP {result.map:.2f} ± {result.map_deviation:.2f}, rank-1 {result.rank1:.2f} ± ")
     assert facts == (
@@ -122,7 +91,7 @@ def test_reranking_looks_at_one_trial_at_a_time(city, checkpoint):
     )
     for trial, drawn in enumerate(draw_trials(city["query"], city["gallery"], protocol)):
         rows = drawn.gallery
-        distances = rerank(found.query, found.gallery[rows], config)
+        distances = Reranked(found.query, found.gallery[rows], config).rows(slice(None))
         expected = evaluate(distances, ids[0], ids[1][rows], cams[0], cams[1][rows])
         assert result.per_trial["map"][trial] == pytest.approx(100 * expected.map)
 
@@ -160,9 +129,13 @@ def test_both_directions_and_the_legacy_one(city, checkpoint):
         run(infrared, visible, direction="visible-to-ir")
 
 
-def test_sides_are_checked_before_any_image_is_opened(city):
+def test_sides_are_checked_before_any_image_is_opened(city, checkpoint):
     query, gallery = city["query"], city["gallery"]
     for sides, protocol, message in (
+        (([], gallery), Protocol(), "query"),
+        ((query, []), Protocol(), "gallery"),
+        ((gallery, query), Protocol(), "expected ir"),
+        ((query, [replace(gallery[0], source="synthetic"), *gallery[1:]]), Protocol(), "synthetic"),
         ((query, [*gallery, gallery[0]]), Protocol(), "query and gallery list 1 file"),
         ((query, [replace(gallery[0], pid=""), *gallery[1:]]), Protocol(), "without an identity"),
         ((query, gallery), Protocol("regdb"), "protocol 'regdb' is for RegDB"),
@@ -171,6 +144,8 @@ def test_sides_are_checked_before_any_image_is_opened(city):
     ):
         with pytest.raises(InputError, match=message):
             evaluate_reid("no/checkpoint", *sides, protocol=protocol, progress=False)
+    with pytest.raises(InputError, match="no valid query"):
+        evaluate_reid(checkpoint, query, [replace(s, pid="0999") for s in gallery], progress=False)
 
 
 def test_people_that_weights_were_chosen_on_are_no_strangers(city):
@@ -180,22 +155,26 @@ def test_people_that_weights_were_chosen_on_are_no_strangers(city):
         check_unseen(seen_identities(record), city["query"], city["gallery"])
 
 
+def _protocol(data, name, permutations=None, **settings):
+    spec = None if data is None else reid_inputs.test_set(parse_set(data))
+    changes = Changes({(key,): value for key, value in settings.items()})
+    return reid_inputs.protocol_from(spec, name, changes, permutations)
+
+
 def test_what_commands_take_for_a_test_set(tmp_path):
-    assert reid_inputs.set_of(tmp_path / "SYSU-MM01") is None
-    assert reid_inputs.test_set("SYSU").layout == "sysu" and reid_inputs.test_set("SYSU").split == "test"
-    assert reid_inputs.test_set("sysu:SYSU,split=val").split == "val"
+    assert reid_inputs.test_set(parse_set("sysu:SYSU")).split == "test"
+    assert reid_inputs.test_set(parse_set("sysu:SYSU,split=val")).split == "val"
     for data, name, settings, message in (
-        ("market:Market", "pocket", {}, "has no infrared images"),
-        ("sysu:SYSU,split=train", "sysu", {}, "split 'train' is trained on"),
+        ("market:Market", "pocket", {}, "market:Market has no infrared images"),
+        ("sysu:SYSU,split=train", "sysu", {}, "split train"),
         ("llcm:LLCM", "sysu", {}, "--protocol sysu is not for llcm"),
-        ("SYSU", "regdb", {}, "--protocol regdb is not for sysu"),
-        (None, "sysu", {"draw": "official"}, "needs the data set"),
-        (tmp_path, "sysu", {"draw": "official"}, "no readable 'rand_perm_cam'"),
+        ("sysu:SYSU", "regdb", {}, "--protocol regdb is not for sysu"),
+        (None, "sysu", {"draw": "official"}, "--test"),
+        (f"sysu:{tmp_path}", "sysu", {"draw": "official"}, "no readable 'rand_perm_cam'"),
     ):
         with pytest.raises(InputError, match=message):
-            reid_inputs.protocol_of(data, name, **settings)
-    with pytest.raises(InputError, match="is not that of"):
-        reid_inputs.test_sides(f"regdb:{tmp_path},trial=2", Protocol("regdb"))
+            _protocol(data, name, **settings)
+    assert _protocol("regdb:R,trial=2", "regdb")[0].trial == 2
 
 
 def test_official_draws_are_found_beside_the_data(tmp_path):
@@ -205,25 +184,25 @@ def test_official_draws_are_found_beside_the_data(tmp_path):
     cells[0, 0][0, 0] = np.array([[2, 1]])
     (tmp_path / "exp").mkdir()
     savemat(tmp_path / "exp/rand_perm_cam.mat", {"rand_perm_cam": cells})
-    protocol, tables = reid_inputs.protocol_of(tmp_path, "sysu", draw="official")
+    protocol, tables = _protocol(f"sysu:{tmp_path}", "sysu", draw="official")
     assert protocol.draw == "official" and tables[1, 1].tolist() == [[2, 1]]
-    protocol, tables = reid_inputs.protocol_of(None, "sysu", permutations=tmp_path / "exp/rand_perm_cam.mat")
+    protocol, tables = _protocol(None, "sysu", permutations=tmp_path / "exp/rand_perm_cam.mat")
     assert protocol.draw == "official" and tables
 
 
 @pytest.mark.parametrize(
-    ("direction", "mode", "asked", "searched"),
+    ("settings", "asked", "searched"),
     [
-        ("ir-to-visible", "standard", "nir", "vis"),
-        ("visible-to-ir", "standard", "vis", "nir"),
-        ("visible-to-ir", "legacy", "nir", "vis"),
+        ({}, "nir", "vis"),
+        ({"direction": "visible-to-ir"}, "vis", "nir"),
+        ({"direction": "visible-to-ir", "mode": "legacy"}, "nir", "vis"),
     ],
 )
-def test_llcm_s_sides_are_read_by_direction(tmp_path, direction, mode, asked, searched):
+def test_llcm_s_sides_are_read_by_direction(tmp_path, settings, asked, searched):
     files = [f"test_{kind}/cam{c}/0002/{n}_c{c:02d}.jpg" for kind in ("vis", "nir") for c in (1, 2) for n in range(3)]
     write(touch(tmp_path, *files) / "idx/test_id.txt", "2")
-    protocol, _ = reid_inputs.protocol_of(f"llcm:{tmp_path}", "llcm", direction=direction, mode=mode)
-    query, gallery = reid_inputs.test_sides(f"llcm:{tmp_path}", protocol)
+    protocol, _ = _protocol(f"llcm:{tmp_path}", "llcm", **settings)
+    query, gallery = reid_inputs.test_sides(reid_inputs.test_set(parse_set(f"llcm:{tmp_path}")), protocol)
     assert {s.camera for s in query} == {f"llcm-{asked}1", f"llcm-{asked}2"} and len(query) == 6
     assert {s.camera for s in gallery} == {f"llcm-{searched}1", f"llcm-{searched}2"}
     check_sides(query, gallery, protocol)

@@ -15,7 +15,7 @@ from dive_fast.reid.evaluation.feature_files import KEYS, check_target, read_fea
 from dive_fast.reid.evaluation.interop import aligned, score_feature_file
 from dive_fast.reid.evaluation.metrics import evaluate
 from dive_fast.reid.evaluation.protocols import Protocol, draw_trials
-from dive_fast.reid.evaluation.rerank import RerankConfig, rerank
+from dive_fast.reid.evaluation.rerank import RerankConfig, Reranked
 from dive_fast.types import InputError, Sample
 
 scipy_io = pytest.importorskip("scipy.io")
@@ -68,17 +68,6 @@ def test_mat_is_what_the_agw_family_reads(tmp_path):
         np.testing.assert_array_equal(found[f"{name}_cam"][0], cams)
 
 
-def test_names_that_are_no_numbers_stay_texts(tmp_path):
-    query, gallery, features, root = world(people=("a", "b c", "Person_10"))
-    write_features(tmp_path / "out.mat", query, gallery, features, root, {})
-    found = read_features(tmp_path / "out.mat")
-    labels = found.labels()
-    assert labels.query_ids.tolist() == [s.pid for s in query] and labels.gallery_ids.tolist() == [
-        s.pid for s in gallery
-    ]
-    aligned(found, query, gallery, root)
-
-
 def test_folder_holds_plain_arrays_and_a_record(tmp_path):
     query, gallery, features, root = world(people=("a", "b c"))
     write_features(tmp_path / "out", query, gallery, features, root, {"dataset": "toy"})
@@ -87,19 +76,17 @@ def test_folder_holds_plain_arrays_and_a_record(tmp_path):
     )
     names = np.load(tmp_path / "out" / "query_label.npy")
     assert names.dtype.kind == "U" and set(names) == {"a", "b c"}
+    write_features(tmp_path / "out.mat", query, gallery, features, root, {})
+    for found in (read_features(tmp_path / "out"), read_features(tmp_path / "out.mat")):
+        assert found.labels().query_ids.tolist() == [s.pid for s in query]
+        aligned(found, query, gallery, root)
 
 
 def agw_file(path, query, gallery, features, **changes):
     """What the AGW family's test code saves, as MATLAB's doubles; None leaves a field out."""
     (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
-    content = {
-        "gallery_f": features.gallery,
-        "gallery_label": gid.astype(float),
-        "gallery_cam": gcam,
-        "query_f": features.query,
-        "query_label": qid.astype(float),
-        "query_cam": qcam,
-    }
+    content = {"gallery_f": features.gallery, "gallery_label": gid.astype(float), "gallery_cam": gcam}
+    content |= {"query_f": features.query, "query_label": qid.astype(float), "query_cam": qcam}
     scipy_io.savemat(path, {key: value for key, value in {**content, **changes}.items() if value is not None})
     return path
 
@@ -136,7 +123,7 @@ def test_reranking_of_other_code_s_features(tmp_path):
     query, gallery, features, _ = world()
     found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features))
     result = score_feature_file(found, "features", Protocol("regdb"), dataset="x", rerank=RerankConfig(5, 2))
-    distances = rerank(features.query, features.gallery, RerankConfig(5, 2))
+    distances = Reranked(features.query, features.gallery, RerankConfig(5, 2)).rows(slice(None))
     expected = evaluate(distances, plain(query)[0], plain(gallery)[0], protocol="regdb")
     assert result.map == pytest.approx(100 * expected.map)
 
@@ -152,13 +139,13 @@ def test_distances_of_other_code(tmp_path):
     (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
     assert result.map == pytest.approx(100 * evaluate(distances, qid, gid, qcam, gcam).map)
     assert result.source == "distances"
-    with pytest.raises(InputError, match="has no query_label"):
+    with pytest.raises(InputError, match="query_label"):
         score_feature_file(read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x")
     with pytest.raises(InputError, match="give --features"):
         score_feature_file(
             read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x", sides=sides, rerank=RerankConfig()
         )
-    with pytest.raises(InputError, match="has no query_f"):
+    with pytest.raises(InputError, match="query_f"):
         score_feature_file(read_features(tmp_path / "d.npy"), "features", Protocol(), dataset="x", sides=sides)
 
 
@@ -173,7 +160,7 @@ def test_named_files_may_stand_in_any_order(tmp_path):
     np.testing.assert_array_equal(got.arrays["gallery_f"], features.gallery)
     np.testing.assert_allclose(got.arrays["distance"], 1 - features.query @ features.gallery.T, atol=1e-6)
     assert got.arrays["query_label"].tolist() == [s.pid for s in query]
-    with pytest.raises(InputError, match=r"of which 1 are not listed, first cam3/0002/0099\.jpg"):
+    with pytest.raises(InputError, match=r"1 .*cam3/0002/0099\.jpg"):
         aligned(
             read_features(tmp_path / "f.mat"),
             [replace(query[0], path=root / "cam3/0002/0099.jpg"), *query[1:]],
@@ -194,7 +181,7 @@ def test_other_labels_that_stand_for_one_person_each_are_fine(tmp_path):
     aligned(found, query, gallery, root)
     labels["gallery_label"] = np.roll(labels["gallery_label"], 1)
     found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, **labels))
-    with pytest.raises(InputError, match="rows are in another order"):
+    with pytest.raises(InputError, match="gallery_label"):
         aligned(found, query, gallery, root)
 
 
@@ -204,48 +191,45 @@ def test_other_cameras_are_told(tmp_path):
     found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, query_cam=cams))
     with pytest.raises(InputError, match="query_cam says 6 for row 0"):
         aligned(found, query, gallery, root)
-    with pytest.raises(InputError, match="has 18 query images, the data set 17"):
+    with pytest.raises(InputError, match="18 query .* 17"):
         aligned(found, query[1:], gallery, root)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("key", "array", "message"),
     [
-        ({"query_f": np.ones((18, 7))}, "query_f has 7 .*gallery_f 8"),
-        ({"query_f": np.full((18, 8), np.nan)}, "query_f holds NaN or infinity in rows 0 to 17"),
-        ({"query_f": np.full((18, 8), np.inf)}, "query_f holds NaN or infinity"),
-        (
-            {"query_f": np.ones((18, 2, 4))},
-            r"query_f must be numbers in two dimensions, got float64 of shape \[18, 2, 4\]",
-        ),
-        ({"query_label": np.ones(17)}, "query_f 18, query_label 17, query_cam 18"),
-        ({"query_label": np.full(18, 1.5)}, "query_label must be a list of whole numbers"),
-        ({"query_label": np.full(18, -1)}, "query_label has images without an identity"),
-        ({"query_cam": np.ones((18, 2))}, "query_cam must be a list of whole numbers"),
-        ({"query_cam": np.array(["a"] * 18)}, "query_cam must be a list of whole numbers"),
-        ({"distance": np.ones((18, 35))}, r"gallery_cam 36, distance \(columns\) 35"),
-        ({"distance": np.full((18, 36), np.nan)}, "distance holds NaN in rows 0 to 17"),
+        ("query_f", np.ones((18, 7)), "query_f has 7 .*gallery_f 8"),
+        ("query_f", np.full((18, 8), np.nan), "query_f .*NaN.* 0 to 17"),
+        ("query_f", np.full((18, 8), np.inf), "query_f .*infinity"),
+        ("query_f", np.ones((18, 2, 4)), r"query_f .*float64.* \[18, 2, 4\]"),
+        ("query_label", np.ones(17), "query_f 18, query_label 17, query_cam 18"),
+        ("query_label", np.full(18, 1.5), "query_label .*float64"),
+        ("query_label", np.full(18, -1), "query_label .*below 0"),
+        ("query_cam", np.ones((18, 2)), r"query_cam .*\[18, 2\]"),
+        ("query_cam", np.array(["a"] * 18), "query_cam .*U1"),
+        ("distance", np.ones((18, 35)), r"gallery_cam 36, distance \(columns\) 35"),
+        ("distance", np.full((18, 36), np.nan), "distance .*NaN.* 0 to 17"),
     ],
 )
-def test_bad_contents_are_named(tmp_path, changes, message):
+def test_bad_contents_are_named(tmp_path, key, array, message):
     query, gallery, features, _ = world()
-    path = agw_file(tmp_path / "f.mat", query, gallery, features, **changes)
+    path = agw_file(tmp_path / "f.mat", query, gallery, features, **{key: array})
     with pytest.raises(InputError, match=message):
         read_features(path)
 
 
-@pytest.mark.parametrize(("missing", "field"), [("query_label", "query_label"), ("gallery_cam", "gallery_cam")])
-def test_missing_lists_are_named(tmp_path, missing, field):
+@pytest.mark.parametrize("missing", ["query_label", "gallery_cam"])
+def test_missing_lists_are_named(tmp_path, missing):
     query, gallery, features, _ = world()
     found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, **{missing: None}))
-    with pytest.raises(InputError, match=f"has no {field}"):
+    with pytest.raises(InputError, match=missing):
         score_feature_file(found, "features", Protocol("sysu"), dataset="x")
 
 
 def test_a_feature_of_zeros_has_no_direction(tmp_path):
     query, gallery, features, _ = world()
     found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, query_f=np.zeros((18, 8))))
-    with pytest.raises(InputError, match="rows of zeros"):
+    with pytest.raises(InputError, match="query_f .*zeros"):
         score_feature_file(found, "features", Protocol("sysu"), dataset="x")
 
 
@@ -265,17 +249,8 @@ def test_untrusted_files(tmp_path, monkeypatch):
     (tmp_path / "short.npy").write_bytes(stream.getvalue()[:-8])
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").touch()
-    for name, message in (
-        ("noise.mat", "no readable MATLAB file"),
-        ("v73.mat", "MATLAB 7.3"),
-        ("objects.npy", "no readable .npy file"),
-        ("pickle.npy", "no readable .npy file"),
-        ("short.npy", "no readable .npy file"),
-        ("empty", "holds none of query_f"),
-        ("text.txt", "is no .mat file"),
-        ("nowhere", "does not exist"),
-    ):
-        with pytest.raises(InputError, match=message):
+    for name in ["noise.mat", "v73.mat", "objects.npy", "pickle.npy", "short.npy", "empty", "text.txt", "nowhere"]:
+        with pytest.raises(InputError, match=name):
             read_features(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
@@ -284,5 +259,5 @@ def test_targets(tmp_path):
     check_target(tmp_path / "new.mat")
     check_target(tmp_path / "new")
     for bad in ("one.npy", "one.npz"):
-        with pytest.raises(InputError, match="name a FILE.mat or a folder"):
+        with pytest.raises(InputError, match=bad):
             check_target(tmp_path / bad)

@@ -187,29 +187,6 @@ def test_facts_say_what_ran_and_what_it_was_published_as():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"name": "sysu", "direction": "visible-to-ir"}, "direction 'visible-to-ir'.*'sysu'"),
-        ({"name": "pocket", "direction": "visible-to-ir"}, "direction 'visible-to-ir'.*'pocket'"),
-        ({"name": "regdb", "shots": 10}, "shots 10 is for protocol 'sysu'"),
-        ({"name": "llcm", "search": "indoor"}, "search 'indoor' is for protocol 'sysu'"),
-        ({"name": "llcm", "draw": "official"}, "draw 'official' is for protocol 'sysu'"),
-        ({"name": "regdb", "trials": 3}, "trials 3"),
-        ({"name": "regdb", "trial": 11}, "trial .*11"),
-        ({"name": "llcm", "trial": 2}, "trial 2.*'llcm'"),
-        ({"name": "llcm", "mode": "legacy"}, "'llcm' and 'ir-to-visible'"),
-        ({"name": "regdb", "direction": "visible-to-ir", "mode": "legacy"}, "'regdb' and 'visible-to-ir'"),
-        ({"name": "market"}, "name .*'market'"),
-        ({"search": "outdoor"}, "search .*'outdoor'"),
-        ({"shots": 0}, "shots .*0"),
-    ],
-)
-def test_settings_without_meaning_are_refused(settings, message):
-    with pytest.raises(InputError, match=message):
-        Protocol(**settings)
-
-
-@pytest.mark.parametrize(
     ("name", "camera"), [("sysu", "llcm-vis1"), ("regdb", "cam1"), ("llcm", "regdb-visible1"), ("pocket", "llcm-vis1")]
 )
 def test_another_data_set_is_refused(name, camera):

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from dive_fast.reid.evaluation import rerank as module
-from dive_fast.reid.evaluation.rerank import RerankConfig, Reranked, rerank
+from dive_fast.reid.evaluation.rerank import RerankConfig, Reranked
 from dive_fast.types import InputError
+
+
+def rerank(query, gallery, config=RerankConfig()):  # noqa: B008
+    return Reranked(query, gallery, config).rows(slice(None))
 
 
 def brute_force(query, gallery, k1, k2, share):
@@ -80,7 +84,7 @@ def test_small_chunks_change_nothing(monkeypatch):
     query, gallery = points(5, 23, 40)
     whole = rerank(query, gallery)
     monkeypatch.setattr(module, "_CHUNK_CELLS", 200)
-    parts = Reranked(query, gallery)
+    parts = Reranked(query, gallery, RerankConfig())
     np.testing.assert_allclose(np.concatenate([parts.rows(slice(0, 9)), parts.rows(slice(9, 23))]), whole, atol=1e-6)
 
 
@@ -115,10 +119,3 @@ def test_identical_images_everywhere():
 def test_bad_features_are_named(query, gallery, message):
     with pytest.raises(InputError, match=message):
         rerank(query, gallery)
-
-
-@pytest.mark.parametrize("settings", [{"k1": 0}, {"k2": 0}, {"share": 1.5}])
-def test_bad_settings_are_named(settings):
-    ((name, value),) = settings.items()
-    with pytest.raises(InputError, match=f"{name} .*{value}"):
-        RerankConfig(**settings)

@@ -17,11 +17,11 @@ from dive_fast.reid.models import convolutional as backbones_conv
 from dive_fast.reid.models.backbones import BACKBONES
 from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.models.convolutional import NonLocal
-from dive_fast.reid.models.vit import BASE, CLIP, HALF, clip, resize_positions, vit
+from dive_fast.reid.models.vit import CLIP, HALF, SIZES, clip, resize_positions, vit
 from dive_fast.reid.models.weights import read_state, resnet50_state
 from dive_fast.types import InputError
 
-TINY = dict(zip(BASE, (24, 2, 3, 40, 16), strict=True))
+TINY = dict(zip(SIZES, (24, 2, 3, 40, 16), strict=True))
 IMAGE = (64, 32)
 
 
@@ -99,9 +99,8 @@ def torchvision_state(old: bool = False) -> dict[str, torch.Tensor]:
         inner, outputs = 32 * 2**stage, 128 * 2**stage
         for block in range(depth):
             where = f"layer{stage}.{block}"
-            for number, (o, i, size) in enumerate(
-                ((inner, inputs, 1), (inner, inner, 3), (outputs, inner, 1)), start=1
-            ):
+            convolutions = (inner, inputs, 1), (inner, inner, 3), (outputs, inner, 1)
+            for number, (o, i, size) in enumerate(convolutions, start=1):
                 conv(f"{where}.conv{number}", o, i, size)
                 norm(f"{where}.bn{number}", o)
             if block == 0:
@@ -277,7 +276,7 @@ def test_the_folder_says_how_its_images_are_normalised(tmp_path):
     torch.testing.assert_close(tokens_of(vit, "vit-b16", tmp_path), expected, rtol=1e-4, atol=1e-5)
     for wrong in ({}, {"image_mean": [0.5], "image_std": [0.5]}, {**own, "image_std": [0.4, 0, 0.6]}, []):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(wrong))
-        with pytest.raises(InputError, match="preprocessor_config.json must hold"):
+        with pytest.raises(InputError, match="preprocessor_config.json.*image_mean"):
             tokens_of(vit, "vit-b16", tmp_path)
 
 
@@ -363,13 +362,13 @@ def test_damaged_weights_are_refused(tmp_path):
     with pytest.raises(InputError, match="lacks 1 tensors .*layernorm_after"):
         tokens_of(vit, "vit-b16", tmp_path)
     save_file({**state, name: torch.zeros(7)}, file, metadata={"format": "pt"})
-    with pytest.raises(InputError, match="cannot be read as a ViT"):
+    with pytest.raises(InputError, match=tmp_path.name):
         tokens_of(vit, "vit-b16", tmp_path)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(InputError, match="cannot be read as a ViT"):
+    with pytest.raises(InputError, match=tmp_path.name):
         tokens_of(vit, "vit-b16", tmp_path)
     file.unlink()
-    with pytest.raises(InputError, match="cannot be read as a ViT"):
+    with pytest.raises(InputError, match=tmp_path.name):
         tokens_of(vit, "vit-b16", tmp_path)
 
 

@@ -50,7 +50,11 @@ def test_batch_hard(seed, margin):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_weighted(seed):
+@pytest.mark.parametrize(
+    ("loss", "power"),
+    [(weighted_triplet, lambda x: x), (squared_difference_triplet, lambda x: math.copysign(x * x, x))],
+)
+def test_weighted_and_squared_difference(loss, power, seed):
     features, labels = batch(seed)
     expected = []
     for i in range(len(labels)):
@@ -58,22 +62,8 @@ def test_weighted(seed):
         near = [distance(features[i], f) for f, y in zip(features, labels, strict=True) if y != labels[i]]
         positive = sum(math.exp(d) * d for d in far) / sum(math.exp(d) for d in far)
         negative = sum(math.exp(-d) * d for d in near) / sum(math.exp(-d) for d in near)
-        expected.append(math.log1p(math.exp(positive - negative)))
-    assert weighted_triplet(features, labels).item() == pytest.approx(sum(expected) / len(expected), rel=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_squared_difference(seed):
-    features, labels = batch(seed)
-    expected = []
-    for i in range(len(labels)):
-        far = [distance(features[i], f) for f, y in zip(features, labels, strict=True) if y == labels[i]]
-        near = [distance(features[i], f) for f, y in zip(features, labels, strict=True) if y != labels[i]]
-        positive = sum(math.exp(d) * d for d in far) / sum(math.exp(d) for d in far)
-        negative = sum(math.exp(-d) * d for d in near) / sum(math.exp(-d) for d in near)
-        square = (positive - negative) ** 2
-        expected.append(math.log1p(math.exp(square if positive > negative else -square)))
-    assert squared_difference_triplet(features, labels).item() == pytest.approx(sum(expected) / len(expected), rel=1e-9)
+        expected.append(math.log1p(math.exp(power(positive - negative))))
+    assert loss(features, labels).item() == pytest.approx(sum(expected) / len(expected), rel=1e-9)
 
 
 def test_squared_difference_by_hand():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,63 +19,22 @@ from dive_fast import cli
 from dive_fast.io import read_json
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training import parallel
-from dive_fast.reid.training import train as training
 from dive_fast.reid.training.config import config_from_dict
 from dive_fast.reid.training.train import train_reid
 from dive_fast.types import InputError
-from tests.support.reid import make_samples
+from tests.support.city import make_samples
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ACCELERATE = [
-    "accelerate.commands.accelerate_cli",
-    "launch",
-    "--multi_gpu",
-    "--num_machines",
-    "1",
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-    "--main_process_port",
-    "0",
-    "--num_processes",
-    "2",
-]
-COMMAND = [
-    "reid",
-    "train",
-    "--recipe",
-    "caj",
-    "--backbone",
-    "pocket",
-    "--steps",
-    "4",
-    "--identities",
-    "4",
-    "--per-modality",
-    "2",
-    "--height",
-    "64",
-    "--width",
-    "32",
-    "--set",
-    "warmup_epochs=0",
-    "--set",
-    "nonlocal_blocks=false",
-    "--lr",
-    "0.005",
-    "--clip",
-    "1",
-    "--set",
-    "backbone_lr=1",
-    "--set",
-    "every_steps=2",
-    "--validation-people",
-    "2",
-    "--device",
-    "cpu",
-]
+ACCELERATE = shlex.split(
+    "accelerate.commands.accelerate_cli launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no "
+    "--main_process_port 0 --num_processes 2"
+)
+COMMAND = shlex.split(
+    "reid train --recipe caj --backbone pocket --steps 4 --identities 4 --per-modality 2 --height 64 --width 32 --lr 0.005 "
+    "--warmup-epochs 0 --no-nonlocal-blocks --clip 1 --backbone-lr 1 --validation-every-steps 2 "
+    "--validation-people 2 --device cpu"
+)
 NORMS = """
 import sys
 import torch
@@ -134,16 +94,16 @@ def test_two_processes_leave_the_run_that_one_leaves(tmp_path, capsys):
         (tree / "exp" / f"{name}_id.txt").write_text(people + "\n")
     one, two = tmp_path / "one", tmp_path / "two"
     with pytest.raises(SystemExit) as stop:
-        cli.main([*COMMAND, "--real", str(tree), "--out", str(one)])
+        cli.main([*COMMAND, "--real", f"sysu:{tree}", "--out", str(one)])
     assert not stop.value.code
-    said = start(ACCELERATE, "-m", "dive_fast.cli", *COMMAND, "--real", tree, "--out", two)
+    said = start(ACCELERATE, "-m", "dive_fast.cli", *COMMAND, "--real", f"sysu:{tree}", "--out", two)
     assert said == capsys.readouterr().out.replace("/one", "/two") and "48 images of 6 identities" in said
     rows = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (one, two)]
     assert [row.keys() for row in rows[0]] == [row.keys() for row in rows[1]]
-    for name, tolerance in (
-        ("loss", 1e-3),
-        ("gradient_norm", 5e-3),
-    ):  # sums in another order, and what steps make of it
+    for name, tolerance in {
+        "loss": 1e-3,
+        "gradient_norm": 5e-3,
+    }.items():  # sums in another order, and what steps make of it
         assert [row[name] for row in rows[1]] == pytest.approx([row[name] for row in rows[0]], rel=tolerance)
     records = [read_json(out / "reid.json", "") for out in (one, two)]
     for name in ("pids", "validation", "config", "data"):
@@ -158,13 +118,11 @@ def test_two_processes_leave_the_run_that_one_leaves(tmp_path, capsys):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(city, tiny, tmp_path, monkeypatch):
-    for module in (parallel, training):
-        monkeypatch.setattr(module, "rank_and_size", lambda: (1, 3))
+    monkeypatch.setattr(parallel, "rank_and_size", lambda: (1, 3))
     assert parallel.my_rows(36, 9) == slice(12, 24)
     with pytest.raises(InputError, match="3 processes .*4 identities"):
         train_reid(city["train"], tiny, tmp_path, progress=False)
-    for module in (parallel, training):
-        monkeypatch.setattr(module, "rank_and_size", lambda: (1, 2))
+    monkeypatch.setattr(parallel, "rank_and_size", lambda: (1, 2))
     with pytest.raises(InputError, match="--missing visible"):
         train_reid(city["train"], replace(tiny, missing="visible"), tmp_path, progress=False)
 

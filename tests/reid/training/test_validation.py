@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dive_fast import cli
 from dive_fast.data.writers import new_path, sysu_name, write_ids
 from dive_fast.io import read_json, sha256_file
 from dive_fast.reid.data.dataset import load_images
@@ -19,10 +19,11 @@ from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.reid.training.config import ValidationConfig
-from dive_fast.reid.training.train import fit, train_reid
+from dive_fast.reid.training.train import train_reid
 from dive_fast.reid.training.validation import check_validation, held_out, refuse_test_people, split
-from dive_fast.types import DiveError, InputError, to_dict
-from tests.support.reid import photo
+from dive_fast.types import DiveError, InputError
+from tests.support.city import photo
+from tests.support.cli import Run
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_nobody_is_on_both_sides_and_synthetic_images_on_neither(city):
     made = [replace(s, source="synthetic") for s in city["train"][::5]]
     samples = [s for s in city["train"] if s not in city["train"][::5]] + made
     people = held_out(samples, ValidationConfig(people=3))
-    train, val = ([samples[row] for row in rows] for rows in split(samples, people))
+    train, val = split(samples, people)
     assert {s.pid for s in val} == set(people) and not {s.pid for s in train} & set(people)
     assert {s.source for s in val} == {"real"}
     assert len(train) + len(val) == len(samples) - sum(s.pid in people for s in made)
@@ -97,7 +98,7 @@ def test_the_best_weights_are_kept_named_and_loaded(city, held, tmp_path):
         scores = task.score_features(*(embed(model, load_images(side, 64, 32)) for side in sides))
         assert task.result(scores, checkpoint="").map == pytest.approx(scored[step])
     (out / "best.safetensors").write_bytes((out / "model.safetensors").read_bytes())
-    with pytest.raises(InputError, match=r"best\.safetensors is missing or not the file"):
+    with pytest.raises(InputError, match=r"best\.safetensors"):
         load_model(out)
 
 
@@ -124,9 +125,6 @@ def test_validating_changes_nothing_of_the_training(city, held, tmp_path):
         val=[s for s in city["train"] if s.pid in people],
     )
     assert read_json(given / "reid.json", "")["best"]["val_map"] == read_json(out / "reid.json", "")["best"]["val_map"]
-    images = load_images(city["train"], 64, 32)
-    fitted = fit(images, held, tmp_path / "fit", run={"config": to_dict(held)}, progress=False)
-    assert (fitted / "best.safetensors").read_bytes() == (out / "best.safetensors").read_bytes()
 
 
 def test_a_stopped_run_chooses_what_it_would_have_chosen(city, held, tmp_path, monkeypatch):
@@ -163,21 +161,6 @@ def test_validation_every_epoch_by_default(city, held, tmp_path):
     assert [row["step"] for row in log(out) if "val_map" in row] == [4, 8, 12, 14]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"people": 1}, "people .*got 1"),
-        ({"people": -1}, "people .*got -1"),
-        ({"every_steps": 0}, "every_steps .*got 0"),
-        ({"every_epochs": 0}, "every_epochs .*got 0"),
-        ({"every_steps": 2, "every_epochs": 3}, "every_steps or every_epochs.* 2 and 3"),
-    ],
-)
-def test_bad_config(change, message):
-    with pytest.raises(InputError, match=message):
-        ValidationConfig(**{"people": 4, **change})
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """A SYSU tree: people 1 to 5 to train, 6 to 8 to validate, 9 to test."""
@@ -193,17 +176,13 @@ def tree(tmp_path_factory):
     return root
 
 
-def command(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["reid", "train", *map(str, arguments), "--device", "cpu"])
-    return int(stop.value.code or 0), *capsys.readouterr()
+SMALL = ["--device", "cpu", "--steps", 2, "--identities", 4, "--per-modality", 2, "--height", 64, "--width", 32]
 
 
-SMALL = ["--steps", 2, "--identities", 4, "--per-modality", 2, "--height", 64, "--width", 32]
-
-
-def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, capsys):
-    code, out, error = command(capsys, "--real", tree, "--val", tree, "--out", tmp_path / "a", *SMALL, "--json")
+def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, run: Run):
+    code, out, error = run(
+        "reid", "train", "--real", f"sysu:{tree}", "--val", f"sysu:{tree}", "--out", tmp_path / "a", *SMALL, "--json"
+    )
     assert code == 0, error
     assert "3 people of --val" in error
     record = read_json(tmp_path / "a" / "reid.json", "")
@@ -212,51 +191,32 @@ def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, 
     assert json.loads(out.splitlines()[-1])["best"]["step"] == 2
 
 
-def test_the_command_refuses_test_people_for_validation(tree, tmp_path, capsys):
+def test_the_command_refuses_test_people_for_validation(tree, tmp_path, run: Run):
     for val in (f"sysu:{tree},split=test", f"sysu:{tree},split=all"):
-        code, _, error = command(capsys, "--real", tree, "--val", val, "--out", tmp_path / "b", *SMALL)
+        code, _, error = run("reid", "train", "--real", f"sysu:{tree}", "--val", val, "--out", tmp_path / "b", *SMALL)
         assert code == 2 and "0009" in error
-    code, _, error = command(capsys, "--real", tree, "--val", f"llcm:{tree}", "--out", tmp_path / "b", *SMALL)
-    assert code == 2 and "llcm has no validation split" in error
+    code, _, error = run(
+        "reid", "train", "--real", f"sysu:{tree}", "--val", f"llcm:{tree}", "--out", tmp_path / "b", *SMALL
+    )
+    assert code == 2 and "llcm" in error
     assert not (tmp_path / "b").exists()
 
 
-def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, capsys):
-    code, _, error = command(
-        capsys,
-        "--real",
-        tree,
-        "--out",
-        tmp_path / "c",
-        "--recipe",
-        "caj",
-        "--backbone",
-        "pocket",
-        *SMALL,
-        "--set",
-        "nonlocal_blocks=false",
-        "--set",
-        "drop_epochs=[2,3]",
-        "--validation-people",
-        2,
-        "--lr",
-        0.01,
-    )
+def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, run: Run):
+    changed = shlex.split("--recipe caj --backbone pocket --no-nonlocal-blocks --drop-epochs 2,3 --lr 0.01")
+    arguments = ["--real", f"sysu:{tree}", "--out", tmp_path / "c", *SMALL, *changed, "--validation-people", 2]
+    code, _, error = run("reid", "train", *arguments)
     assert code == 0, error
     config = read_json(tmp_path / "c" / "reid.json", "")["config"]
-    assert (config["triplet"], config["exchange_view"], config["drop_epochs"], config["lr"]) == (
-        "squared",
-        True,
-        [2, 3],
-        0.01,
-    )
+    changed = {"triplet": "squared", "exchange_view": True, "drop_epochs": [2, 3], "lr": 0.01}
+    assert {name: config[name] for name in changed} == changed
     assert (config["steps"], config["epochs"], config["smoothing"], config["seed"]) == (2, None, 0, 0)
     assert config["model"] == config["model"] | {"backbone": "pocket", "height": 64, "stripes": 1}
     for bad, message in (
-        (["--set", "erase"], "erase"),
-        (["--set", "speed=3"], "speed"),
+        (["--erase", "2"], "--erase"),
+        (["--speed", "3"], "--speed"),
         (["--synthetic-schedule", "0-1"], "PART:SHARE"),
-        (["--synthetic-schedule", "0:0.5,1:0", "--set", "synthetic_share=0.5"], "not both"),
+        (["--synthetic-schedule", "0:0.5,1:0", "--synthetic-share", "0.5"], "not both"),
     ):
-        code, _, error = command(capsys, "--real", tree, "--out", tmp_path / "d", *SMALL, *bad)
+        code, _, error = run("reid", "train", "--real", f"sysu:{tree}", "--out", tmp_path / "d", *SMALL, *bad)
         assert code == 2 and message in error

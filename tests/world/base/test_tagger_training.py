@@ -48,7 +48,7 @@ def test_people_are_those_in_the_rendered_images():
 def test_a_run_that_was_cut_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     import dive_fast.world.base.tagger_train as room
 
-    monkeypatch.setattr(room, "_JUDGED", 10)
+    monkeypatch.setattr(room, "_TEST_IMAGES", 10)
     report = train_tagger(CONFIG, tmp_path / "whole", tmp_path / "work")
     assert 0 <= report["right"] <= 1
     (tmp_path / "work" / "tagger.state").unlink()
@@ -82,7 +82,7 @@ def _after(function, calls, then):
 def test_a_state_of_other_settings_is_refused(tmp_path, monkeypatch):
     import dive_fast.world.base.tagger_train as room
 
-    monkeypatch.setattr(room, "_JUDGED", 10)
+    monkeypatch.setattr(room, "_TEST_IMAGES", 10)
     train_tagger(CONFIG, tmp_path / "a", tmp_path / "work")
     with pytest.raises(InputError, match=r"tagger\.state"):
         train_tagger(TaggerConfig(images=40, steps=4, batch=8, save_every=2), tmp_path / "b", tmp_path / "work")

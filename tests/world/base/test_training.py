@@ -158,10 +158,6 @@ def test_bindings_tie_words_to_the_noun_of_their_phrase():
     }
 
 
-def test_the_order_of_colours_is_a_binding():
-    assert bindings("red over blue coat") != bindings("blue over red coat")
-
-
 def test_a_camera_code_is_read_letter_by_letter_at_the_head():
     code = {"letter 0 w", "letter 1 5", "letter 2 e", "letter 3 q"}
     assert bindings("a w5eq photo of a person") == [(5, {"person", "first person"} | code)]

@@ -1,4 +1,4 @@
-"""A toy city: people are coloured boxes, infrared shows another property of them."""
+"""A toy city: people are coloured boxes, infrared shows another property of them; a small net learns it in seconds."""
 
 from __future__ import annotations
 

@@ -1,0 +1,120 @@
+"""Config records: a bad value names its field, every field has a help text, and reading them loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from dive_fast.reid.data.config import AugmentConfig
+from dive_fast.reid.evaluation.protocols import Protocol
+from dive_fast.reid.evaluation.rerank import RerankConfig
+from dive_fast.reid.models.config import ModelConfig
+from dive_fast.reid.pictures.config import ShowConfig
+from dive_fast.reid.training.config import ReidConfig, ValidationConfig
+from dive_fast.types import InputError
+
+RECORDS = (ReidConfig, ValidationConfig, AugmentConfig, ModelConfig, RerankConfig, Protocol, ShowConfig)
+BACK = {"direction": "visible-to-ir"}
+VIT = {"backbone": "vit-b16", "height": 256, "width": 128, "pooling": "avg"}
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "bad"),
+    [
+        (ReidConfig, {}, {"epochs": 3}),
+        (ReidConfig, {}, {"steps": None}),
+        (ReidConfig, {}, {"steps": 0}),
+        (ReidConfig, {}, {"optimizer": "lion"}),
+        (ReidConfig, {}, {"missing": "guess"}),
+        (ReidConfig, {}, {"identities": 1}),
+        (ReidConfig, {}, {"identities": 4.5}),
+        (ReidConfig, {}, {"identities": True}),
+        (ReidConfig, {}, {"schedule": "flat"}),
+        (ReidConfig, {}, {"triplet": "soft"}),
+        (ReidConfig, {}, {"lr": 0.0}),
+        (ReidConfig, {}, {"lr": float("nan")}),
+        (ReidConfig, {}, {"lr": "fast"}),
+        (ReidConfig, {}, {"warmup": 1}),
+        (ReidConfig, {}, {"precision": "fp8"}),
+        (ReidConfig, {}, {"clip": 0.0}),
+        (ReidConfig, {}, {"warmup_epochs": -1}),
+        (ReidConfig, {}, {"drop_epochs": (3, "x")}),
+        (ReidConfig, {}, {"synthetic_schedule": ((0.0, 0.5),), "synthetic_share": 0.5}),
+        (ReidConfig, {}, {"synthetic_schedule": ((0.5, 0.5), (0.2, 0.1))}),
+        (ReidConfig, {}, {"synthetic_schedule": ((0.0, 1.5),)}),
+        (ReidConfig, {}, {"synthetic_schedule": ((0, 1, 2),)}),
+        (ReidConfig, {}, {"synthetic_schedule": ()}),
+        (ValidationConfig, {}, {"people": 1}),
+        (ValidationConfig, {}, {"people": -1}),
+        (ValidationConfig, {}, {"every_steps": 0}),
+        (ValidationConfig, {}, {"every_epochs": 0}),
+        (ValidationConfig, {}, {"every_steps": 2, "every_epochs": 3}),
+        (AugmentConfig, {}, {"flip": 1.5}),
+        (AugmentConfig, {}, {"erase": -0.1}),
+        (AugmentConfig, {}, {"crop": -1}),
+        (AugmentConfig, {}, {"fill": "white"}),
+        (AugmentConfig, {}, {"erase_most": 0.0}),
+        (ModelConfig, {}, {"backbone": "vit"}),
+        (ModelConfig, {}, {"pooling": "max"}),
+        (ModelConfig, {}, {"pooling": "cls"}),
+        (ModelConfig, {}, {"height": 16}),
+        (ModelConfig, {}, {"width": 2.5}),
+        (ModelConfig, {}, {"stripes": 0}),
+        (ModelConfig, {"height": 64}, {"stripes": 5}),
+        (ModelConfig, {"weights": "somewhere"}, {"backbone": "pocket"}),
+        (ModelConfig, VIT, {"pooling": "gem"}),
+        (ModelConfig, VIT, {"pooling": "cls", "stripes": 3}),
+        (ModelConfig, VIT, {"height": 100}),
+        (ModelConfig, {**VIT, "nonlocal_blocks": True}, {"backbone": "vit-b16"}),
+        (ModelConfig, {"pooling": "avg", "weights": "somewhere"}, {"backbone": "pocket-vit"}),
+        (RerankConfig, {}, {"k1": 0}),
+        (RerankConfig, {}, {"k2": 0}),
+        (RerankConfig, {}, {"share": 1.5}),
+        (Protocol, {}, {"name": "market"}),
+        (Protocol, {}, {"search": "outdoor"}),
+        (Protocol, {}, {"shots": 0}),
+        (Protocol, {"name": "sysu"}, BACK),
+        (Protocol, {"name": "pocket"}, BACK),
+        (Protocol, {"name": "regdb"}, {"shots": 10}),
+        (Protocol, {"name": "llcm"}, {"search": "indoor"}),
+        (Protocol, {"name": "llcm"}, {"draw": "official"}),
+        (Protocol, {"name": "regdb"}, {"trials": 3}),
+        (Protocol, {"name": "regdb"}, {"trial": 11}),
+        (Protocol, {"name": "llcm"}, {"trial": 2}),
+        (Protocol, {"name": "llcm"}, {"mode": "legacy"}),
+        (Protocol, {"name": "regdb", **BACK}, {"mode": "legacy"}),
+        (ShowConfig, {}, {"orders": ("wurst",)}),
+        (ShowConfig, {}, {"orders": ()}),
+        (ShowConfig, {}, {"top": 0}),
+    ],
+)
+def test_a_bad_value_names_its_field(record, settings, bad):
+    with pytest.raises(InputError) as caught:
+        record(**{**settings, **bad})
+    message = str(caught.value)
+    assert all(name in message and (str(value) in message or not value) for name, value in bad.items()), message
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_every_field_has_a_help_text(record):
+    """A string literal under the field: command lines and documentation read it there."""
+    body = ast.parse(inspect.getsource(record)).body[0].body
+    documented = {
+        field.target.id
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    assert documented == {field.name for field in fields(record)}
+
+
+def test_reading_the_configs_loads_nothing_heavy():
+    modules = ["training.config", "training.recipes", "models.config", "evaluation.protocols", "pictures.config"]
+    code = f"import sys, {', '.join(f'dive_fast.reid.{name}' for name in modules)}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "numpy", "PIL", "scipy", "typer"} & set(loaded)

@@ -1,0 +1,42 @@
+"""Trainings that stop at a chosen step, and gradients of a first one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from dive_fast.train.loop import TrainState
+from dive_fast.train.model import PersonalizedModel
+from dive_fast.train.trainer import Phase, Trainer
+
+
+@contextmanager
+def interrupted(when: Callable[[PersonalizedModel, int], object]) -> Iterator[None]:
+    """Interrupts a personalization in the block at a step where `when(model, step)` is true, as Ctrl-C does."""
+    real = PersonalizedModel.loss
+
+    def loss(self: PersonalizedModel, step: int, *args: Any) -> Any:
+        if when(self, step):
+            raise KeyboardInterrupt
+        return real(self, step, *args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PersonalizedModel, "loss", loss)
+        yield
+
+
+def randomize_lora(trainer: Trainer) -> None:
+    """Gives LoRA matrices B, which start at zero, values: else A has no gradient."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in trainer.model.lora:
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def first_gradients(trainer: Trainer, phase: Phase) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """The gradients [rows] and [LoRA] of the first step, and its numbers."""
+    _, numbers = TrainState(phase.config, trainer.model.groups, phase.loss_at, clip=[]).step(0)
+    lora = torch.cat([p.grad.flatten() for p in trainer.model.lora if p.grad is not None])
+    assert trainer.model.rows.free.grad is not None
+    return trainer.model.rows.free.grad.flatten(), lora, numbers
