@@ -12,8 +12,8 @@ from PIL import Image
 
 from dive_fast.data.sets import parse_set
 from dive_fast.io import write_json
-from dive_fast.merge.config import MergeConfig
-from dive_fast.merge.inputs import parse_dataset, read_inputs
+from dive_fast.merge.config import MergeConfig, parse_dataset
+from dive_fast.merge.inputs import read_inputs
 from dive_fast.merge.plan import survey
 from dive_fast.merge.write import merge
 from dive_fast.types import PairRecord, Sample
