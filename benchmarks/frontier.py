@@ -4,7 +4,7 @@ Every setting of steps and guidance interval makes infrared for the same people 
 trained on each, with several seeds, beside the arms without synthetic infrared and with the true one. Against the gap closed
 stands the rate, of the whole loop on batches of 16 images, all settings in turns. As seeds differ by more than settings do,
 two measures of the images themselves stand beside it, which have next to no noise: how near they are to those of 50 steps,
-and how well a person's brightness follows the true infrared. Presets (dive_fast/sampling/presets.py) are chosen from this.
+and how well a person's brightness follows the true infrared. Presets (dive_fast/sampling/config.py) are chosen from this.
 
 `--only pairs`, `likeness`, `reid`, `speed` or `summary` does a part; speed is measured on a machine that does nothing else.
 """

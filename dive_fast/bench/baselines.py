@@ -77,7 +77,7 @@ class BaselineResult:
 @dataclass(frozen=True)
 class PresetResult:
     """`faster` is its speed over plain sampling's, round by round, by our engine and by each baseline that passed parity.
-    It makes other images, so it has no parity; docs/presets.md says what they are worth.
+    It makes other images, so it has no parity; docs/speed.md says what they are worth.
     """
 
     name: str

@@ -54,7 +54,7 @@ class BenchConfig(Settings):
     tensorrt: Path | None = None
     """Built engine folder for the baseline tensorrt."""
     presets: Annotated[tuple[str, ...], Reads(_some_of(tuple(PRESETS)), "NAME,...|all|none")] = ()
-    """Presets to measure in the rounds of the baselines, on as many rows. Their images differ; docs/presets.md compares
+    """Presets to measure in the rounds of the baselines, on as many rows. Their images differ; docs/speed.md compares
     them."""
 
     @property

@@ -191,7 +191,7 @@ def baseline_lines(found: BaselineResults) -> list[str]:
             f"{faster or 'no ratio, as ours failed parity'}"
         )
     if found.presets:
-        lines.append("  what the images of presets are worth: docs/presets.md")
+        lines.append("  what the images of presets are worth: docs/speed.md")
     return [*lines, *(f"  {name:<13} left out: {why}" for name, why in found.left_out.items())]
 
 

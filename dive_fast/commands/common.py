@@ -32,7 +32,7 @@ Threads = Annotated[PositiveInt | None, "CPU threads; by default the backend's c
 PresetName = Annotated[
     str | None,
     OneOf(tuple(PRESETS)),
-    "Sampling settings by name (docs/presets.md says what each costs); the options of sampling override it.",
+    "Sampling settings by name (docs/speed.md says what each costs); the options of sampling override it.",
 ]
 PhotoSet = Annotated[SetSpec, Reads(parse_set, "LAYOUT:PATH")]
 

@@ -95,7 +95,7 @@ class Preset:
         return f"{self.sampling.describe()}, {precision}{wanted}"
 
 
-# docs/presets.md says what each costs. A guidance interval was worth no more than fewer steps, so no preset has one.
+# docs/speed.md says what each costs. A guidance interval was worth no more than fewer steps, so no preset has one.
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (

@@ -112,7 +112,7 @@ class BuildConfig(Settings):
     cache: Path | None = None
     """Folder of plans and timings built before; by default in the user's cache."""
     kernels: bool = False
-    """tensorrt: use our compiled cross-attention kernel for a UNet exported with --kernels (docs/tensorrt.md)."""
+    """tensorrt: use our compiled cross-attention kernel for a UNet exported with --kernels (docs/engines.md)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,7 @@ which become part of the plan. TensorRT starts the kernel itself, so running a p
     query [R, T, C], kv_bank [P, 2, L, sumC], prompt_index int64 [R], heads, start -> [R, T, C]
 
 The launch is that of the op's `plan`. R and P may be free: the grid grows with R, and the kernel gets P, which bounds the
-index. All other sizes must be fixed. Not run in TensorRT yet (docs/tensorrt.md).
+index. All other sizes must be fixed. Not run in TensorRT yet (docs/engines.md).
 """
 
 from __future__ import annotations
