@@ -1,4 +1,4 @@
-"""Calls and stages timed by the device's own clock, candidates interleaved, and what is said of the times."""
+"""Calls and stages timed by the device's clock, candidates interleaved; quantiles and ratios of the times."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def interleaved(
     warm_up: int = 1,
     before: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, the candidates interleaved so that the machine's moods hit all alike.
+    """Milliseconds of each call, the candidates interleaved so that changes of the machine's speed hit all alike.
 
     By the clock of the `device` type (`device_clock`); `before` runs before each call and is not timed.
     """

@@ -30,12 +30,11 @@ def guided(
     scale: float,
     at: Container[int] | None = None,
 ) -> Eps:
-    """The `eps(latents, timestep)` for B latents whose prompts are `prompt_index`, int64 [B].
+    """Returns the `eps(latents, timestep)` for B latents whose prompts are `prompt_index`, int64 [B].
 
-    `eps_rows(latents [B, C, h, w], timestep, index [R]) -> [R, C, h, w]` is called once a step with R = 2B rows, the
-    empty prompt's (`null_index`) first; row r belongs to latent r % B (`repeated`), so that an engine may compute once
-    what both halves share. At scale 1.0 guidance changes nothing, so R = B and no empty prompt is needed; the same holds
-    at timesteps that are not in `at` (guidance in a limited interval, arXiv 2404.07724), by default all.
+    It calls `eps_rows(latents [B, C, h, w], timestep, index [R]) -> [R, C, h, w]` once a step with R = 2B rows, those of
+    the empty prompt (`null_index`) first. Row r belongs to latent r % B (`repeated`), so an engine may compute once what
+    both halves share. At scale 1.0, and at timesteps not in `at` (an interval, arXiv 2404.07724; by default all are), R = B.
     Raises `InputError` for a scale that is not finite, or other than 1.0 without a `null_index`.
     """
     if not math.isfinite(scale):

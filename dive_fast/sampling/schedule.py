@@ -97,7 +97,7 @@ class Schedule:
         return alpha, sigma * alpha
 
     def within(self, interval: tuple[float, float]) -> frozenset[int]:
-        """The timesteps with low < sigma <= high of an `interval` (low, high)."""
+        """The timesteps whose sigma lies in `interval`: low < sigma <= high."""
         low, high = interval
         return frozenset(t for t, sigma in zip(self.timesteps, self.sigmas, strict=False) if low < sigma <= high)
 

@@ -28,11 +28,10 @@ class _Step:
 def dpmpp_2m(eps: Eps, latents: Tensor, schedule: Schedule, start: int = 0, on_step: OnStep | None = None) -> Tensor:
     """Solves from step `start` to the end; returns clean latents, float32 [B, C, h, w], on the latents' device.
 
-    `eps(latents, timestep)` is the model's prediction (the noise, or v if the schedule says so), float32 of the latents'
-    shape. `latents` must be at the noise level of
-    `start`: pure noise for 0, `add_noise` otherwise. `on_step(index, latents)` runs after each step.
-    Equals diffusers' scheduler loop to float32 rounding. Raises `DiveError` naming the first step, and the rows,
-    that left the finite numbers, and `InputError` when `start` is no step.
+    `eps(latents, timestep)` returns the model's prediction, float32 of the latents' shape: the noise, or v if the schedule
+    says so. `latents` must be at the noise level of `start`: pure noise for 0, else `add_noise`'s. `on_step(index, latents)`
+    runs after each step. Equals diffusers' scheduler loop to float32 rounding. Raises `DiveError` naming the first step
+    whose latents are not finite, and their rows; `InputError` when `start` is no step.
     """
     schedule.check_start(start)
     latents = latents.float()
@@ -69,7 +68,7 @@ def _step(schedule: Schedule, index: int, first_order: bool) -> _Step:
 
 
 def _check_finite(finite: Tensor, schedule: Schedule, start: int) -> None:
-    """`finite` is bool [steps, B]; looked at once, after the loop, so that no step waits for an accelerator."""
+    """`finite` is bool [steps, B]; checked once, after the loop, so no step waits for an accelerator."""
     if bool(finite.all()):
         return
     first = int((~finite).any(dim=1).nonzero()[0])

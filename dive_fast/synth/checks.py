@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong with a run before the first image is made."""
+"""Checks of plan, engine and folder before the first image is made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_run(plan: SynthesisPlan, engine: Engine, out: Path | str, rows: int) -> None:
-    """Raises one `InputError` with every reason why `engine` cannot carry out `plan` into `out`."""
+    """Raises one `InputError` with every reason why `engine` cannot run `plan` into `out`."""
     from dive_fast.engines import Request
 
     check_plan(plan, "plan")
@@ -44,7 +44,7 @@ def check_run(plan: SynthesisPlan, engine: Engine, out: Path | str, rows: int) -
 
 
 def _unknown_prompts(plan: SynthesisPlan, engine: Engine) -> list[str]:
-    """Identities and cameras that the model never learned would become letters in a prompt, so none may pass."""
+    """Reasons against identities and cameras that the model never learned: a prompt would spell them letter by letter."""
     table = engine.prompts.table
     pids = {identity.pid for identity in table.identities}
     modalities = {camera.name: camera.modality for camera in table.cameras}

@@ -1,7 +1,7 @@
-"""Carrying out a plan with Ray: workers that each own an engine, on the GPUs of one machine or of a cluster.
+"""Synthesis with Ray: workers that each own an engine, on the GPUs of one machine or of a cluster.
 
-The driver hands out shards, a bundle at a time; a worker makes its bundle as `synthesize` does. A worker or node that is
-lost gives its bundle back, which another one makes: nothing is kept but on the disk, so the driver may be lost too.
+The driver distributes shards in bundles; a worker makes its bundle as `synthesize` does. The bundle of a lost worker or node
+goes to another worker. All state is on the disk, so a lost driver can be restarted, too.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from dive_fast.io import brief
 from dive_fast.synth.checks import check_run
-from dive_fast.synth.folder import claim_folder, finished_shards, open_store, write_ids
-from dive_fast.synth.local import Summary, synthesize
+from dive_fast.synth.folder import claim_folder, finished_shards, open_store
+from dive_fast.synth.local import Summary, finish_run, synthesize
 from dive_fast.synth.planfile import SynthesisPlan
 from dive_fast.synth.store import Store
 from dive_fast.types import DiveError, InputError
 
-BUNDLES = 4  # for each worker, of what is left: large enough to keep rows full, small enough to end together
+BUNDLES = 4  # per worker, of what is left: large enough to fill batches, small enough to end together
 TRIES = 3  # of one bundle, on whatever workers
 
 
@@ -31,9 +31,9 @@ TRIES = 3  # of one bundle, on whatever workers
 class Cluster:
     """Where the workers run.
 
-    `address` is a running cluster's ("auto", "ray://HOST:10001"); None starts Ray on this machine alone. `workers` None is
-    one for each GPU of the cluster, or without GPUs one for each core. `gpus` and `cpus` are what Ray sets aside for a
-    worker; None is one GPU where the cluster has any, and as many cores as the engine has threads.
+    `address` is that of a running cluster ("auto", "ray://HOST:10001"); None starts Ray on this machine. `workers` None
+    means one per GPU, or without GPUs one per core. `gpus` and `cpus` are what Ray reserves for a worker; None means one
+    GPU if the cluster has any, and a core for each thread of the engine.
     """
 
     address: str | None = None
@@ -42,7 +42,7 @@ class Cluster:
     cpus: float | None = None
 
     def resolved(self, resources: Mapping[str, float], threads: int | None) -> Cluster:
-        """With numbers for every None; a worker that does not fit raises `InputError`."""
+        """Returns it with numbers for every None; raises `InputError` when no worker fits."""
         gpus = self.gpus if self.gpus is not None else float(resources.get("GPU", 0) >= 1)
         cpus = self.cpus if self.cpus is not None else float(threads or 1)
         room = [int(resources.get(name, 0) / need) for name, need in (("GPU", gpus), ("CPU", cpus)) if need]
@@ -56,7 +56,7 @@ class Cluster:
 
 @dataclass
 class _Progress:
-    """What the driver knows of the work: bundles that wait, and those in workers' hands."""
+    """The driver's state: bundles that wait, attempts by first shard, and what the workers have made."""
 
     waiting: deque[list[int]]
     tries: dict[int, int] = field(default_factory=dict)
@@ -94,22 +94,7 @@ def synthesize_on(
             crew.drive(state, bar.update)
     else:
         claim_folder(store, plan)
-    done = len(finished_shards(store, plan)) == plan.shards
-    if done:
-        write_ids(store, plan)
-    store.tidy()
-    seconds = time.perf_counter() - began
-    return Summary(
-        plan_id=plan.plan_id,
-        pairs=len(plan.pairs),
-        shards=plan.shards,
-        resumed_shards=len(finished),
-        images=state.images,
-        seconds=round(seconds, 3),
-        images_per_second=round(state.images / seconds, 3),
-        times={name: round(value, 3) for name, value in state.times.items()},
-        finished=done,
-    )
+    return finish_run(store, plan, len(finished), state.images, time.perf_counter() - began, state.times)
 
 
 def _ray() -> Any:
@@ -143,7 +128,7 @@ class Worker:
         self._plan, self._out, self._rows = plan, out, rows
 
     def check(self) -> None:
-        """Raises `InputError` when plan, engine and place do not go together."""
+        """Raises `InputError` when plan, engine and place do not fit."""
         check_run(self._plan, self._engine, self._out, self._rows)
 
     def make(self, shards: list[int]) -> tuple[int, dict[str, float]]:
@@ -162,7 +147,7 @@ class _Crew:
         self._at: dict[Any, tuple[Any, list[int]]] = {}  # task -> worker and bundle
 
     def start(self, count: int, store: Store, plan: SynthesisPlan) -> None:
-        """Opens `count` workers, and has one look at plan, engine and place before anything is written."""
+        """Opens `count` workers; one checks plan, engine and place before anything is written."""
         self._ready = [self._kind.remote(*self._arguments) for _ in range(count)]
         try:
             self._ray.get(self._ready[-1].check.remote())
@@ -172,7 +157,7 @@ class _Crew:
         claim_folder(store, plan)
 
     def drive(self, state: _Progress, advance: Callable[[int], object]) -> None:
-        """Keeps the workers busy until no bundle is left; one that is lost is replaced."""
+        """Keeps the workers busy until no bundle is left; replaces lost workers."""
         try:
             for _ in range(len(self._ready)):
                 self._next(state)
@@ -208,7 +193,7 @@ class _Crew:
 
 
 def _give_back(state: _Progress, bundle: list[int], error: Exception) -> None:
-    """Puts a failed bundle back in the queue; what cannot become better, or failed too often, raises."""
+    """Puts a failed bundle back in the queue; bad input, and too many attempts, raise."""
     reason = _reason(error)
     if isinstance(reason, InputError):
         raise reason from error
@@ -216,13 +201,13 @@ def _give_back(state: _Progress, bundle: list[int], error: Exception) -> None:
     state.tries[first] = state.tries.get(first, 0) + 1
     if state.tries[first] >= TRIES:
         raise DiveError(
-            f"shards {first} to {bundle[-1]} failed {TRIES} times, last with: {reason}; what is finished is kept, mend that "
-            "and run the same command again"
+            f"shards {first} to {bundle[-1]} failed {TRIES} times, last with: {reason}; finished work is kept: fix that and "
+            "run the same command again"
         ) from error
     state.waiting.append(bundle)
 
 
 def _reason(error: Exception) -> DiveError:
-    """What a worker raised, as it raised it; of a worker that is gone, a sentence."""
+    """The error of a worker; for a lost worker, one sentence."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, DiveError) else DiveError(f"a worker failed: {brief(cause or error)}")

@@ -1,4 +1,4 @@
-"""A dataset's place: whose it is, which shards are finished, and what of an unfinished one is good already."""
+"""A dataset's folder: its plan, its finished shards, and the finished images of an unfinished shard."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dive_fast.synth.writer import Written
 from dive_fast.types import InputError, PairSpec, to_dict
 
 PLAN = "plan.json"
-WAIT = 0.05  # seconds between looks at what another process does
+WAIT = 0.05  # seconds between checks of what another process does
 
 
 def open_store(out: Path | str) -> Store:
@@ -45,10 +45,7 @@ def store_plan(store: Store) -> SynthesisPlan:
 
 
 def claim_folder(store: Store, plan: SynthesisPlan) -> None:
-    """Makes the store the place of `plan`, or finds that it is.
-
-    Raises `InputError` when it holds another plan, or anything else.
-    """
+    """Writes `plan` into an empty store; raises `InputError` when it holds another plan, or other files."""
     if _holds(store, plan):
         return
     with common(store):
@@ -85,18 +82,17 @@ def _plan_in(store: Store) -> SynthesisPlan | None:
 
 @contextmanager
 def common(store: Store) -> Iterator[None]:
-    """What belongs to all shards is ours within the block; waits while another process has it."""
-    while (claim := store.claim(None)) is None:
+    """Claims what belongs to all shards for the block; waits while another process has it."""
+    while (release := store.claim(None)) is None:
         time.sleep(WAIT)
-    with claim:
+    try:
         yield
+    finally:
+        release()
 
 
 def finished_shards(store: Store, plan: SynthesisPlan) -> set[int]:
-    """The shards whose record is there; what is in records and images is `verify`'s business.
-
-    Asks for one folder's list, so that it takes seconds for millions of pairs.
-    """
+    """The shards that have a record; `verify` checks its content. Lists one folder: seconds for millions of pairs."""
     found = set()
     for name, size in store.folder("shards"):
         match = SHARD.fullmatch(name)
@@ -105,23 +101,23 @@ def finished_shards(store: Store, plan: SynthesisPlan) -> set[int]:
     return found
 
 
-def kept(store: Store, plan: SynthesisPlan, pair: PairSpec, name: str, fingerprint: str) -> Written | None:
-    """An image that an earlier run of this plan and engine finished; None where there is none, or a damaged one.
+def finished_image(store: Store, plan: SynthesisPlan, pair: PairSpec, name: str, fingerprint: str) -> Written | None:
+    """An image that an earlier run of this plan and engine finished; None without one, or for a damaged one.
 
-    An image that this plan did not make raises `InputError`: it may be somebody's only copy.
+    Raises `InputError` for an image that this plan did not make: it may be the only copy.
     """
     try:
         data = store.read(name)
     except FileNotFoundError:
         return None
-    marks = read_tags(data)
-    if (marks.get("plan_id"), marks.get("pair_id")) != (plan.plan_id, pair.pair_id):
+    tags = read_tags(data)
+    if (tags.get("plan_id"), tags.get("pair_id")) != (plan.plan_id, pair.pair_id):
         if data and not _torn(data):
             raise InputError(
                 f"{name} in {store.where} was not made by this plan and is not overwritten; move it away, then rerun"
             )
         return None
-    if marks.get("fingerprint") != fingerprint or not _whole(data):
+    if tags.get("fingerprint") != fingerprint or not _whole(data):
         return None
     return Written(sha256_bytes(data), len(data))
 
@@ -136,7 +132,7 @@ def _whole(data: bytes) -> bool:
 
 
 def _torn(data: bytes) -> bool:
-    """Whether this is what a crashed file system leaves of a file: nothing but zeros."""
+    """Whether a file holds nothing but zeros, as a crashed file system leaves it."""
     return not data.strip(b"\0")
 
 

@@ -1,4 +1,4 @@
-"""Which file every image of a plan goes to, decided by the plan alone, so that a resumed run names them the same."""
+"""The file of every image of a plan. It depends on the plan alone, so a resumed run gives the same names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ PairFiles = dict[Modality, str]
 
 
 class IdentityFiles:
-    """The files of one identity's pairs. Numbers count within (camera, identity), so no two images share a file; a photo
-    that stands in several pairs is one file. Raises `InputError` for names that a SYSU tree cannot hold.
+    """The files of one identity's pairs: a file for each generated image, and one for each photo, however many pairs it has.
+
+    Numbers count within (camera, identity). Raises `InputError` for names that a SYSU tree cannot hold.
     """
 
     def __init__(self, identity: IdentityPlan, suffix: str) -> None:
@@ -28,7 +29,7 @@ class IdentityFiles:
             self._numbers.append(counts[camera])
         self._sides = counts  # RGB sides by camera
 
-    def of(self, index: int) -> PairFiles:
+    def of_pair(self, index: int) -> PairFiles:
         """The files of the identity's pair `index`, counted from 0."""
         identity = self._identity
         k, camera = divmod(index, len(identity.ir))
@@ -40,7 +41,7 @@ class IdentityFiles:
                 "rgb": sysu_name(rgb, identity.pid, self._numbers[side], PurePosixPath(photo).suffix.lower()),
                 "ir": ir,
             }
-        # each side is generated anew for every infrared camera, and again at every turn through the sides
+        # every infrared camera, and every cycle through the sides, has its own RGB images
         before = (turn * self._sides[rgb] + self._numbers[side] - 1) * len(identity.ir)
         return {"rgb": sysu_name(rgb, identity.pid, before + camera + 1, self._suffix), "ir": ir}
 
@@ -49,7 +50,7 @@ def pair_files(plan: SynthesisPlan) -> Iterator[PairFiles]:
     """The files of every pair, in plan order."""
     for identity in plan.identities:
         files = IdentityFiles(identity, f".{plan.image_format}")
-        yield from (files.of(index) for index in range(identity.total))
+        yield from (files.of_pair(index) for index in range(identity.total))
 
 
 def shard_pairs(plan: SynthesisPlan, number: int) -> list[tuple[PairSpec, PairFiles]]:
@@ -61,7 +62,7 @@ def shard_pairs(plan: SynthesisPlan, number: int) -> list[tuple[PairSpec, PairFi
         identity, index = plan.pairs.place(n)
         if identity.pid not in files:
             files[identity.pid] = IdentityFiles(identity, f".{plan.image_format}")
-        found.append((identity.pair(index, plan.seed), files[identity.pid].of(index)))
+        found.append((identity.pair(index, plan.seed), files[identity.pid].of_pair(index)))
     return found
 
 

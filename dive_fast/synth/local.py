@@ -1,7 +1,7 @@
-"""Carrying out a plan in this process: batches across shards, files written and noise drawn beside the computation.
+"""Synthesis in this process: batches span shards; threads draw noise and write files while the engine computes.
 
-Any number of processes may carry out the same plan in the same place: a shard belongs to whoever claims it, and a claim
-ends with its process. So a killed run, a second start and a cluster's array job are the same thing.
+Any number of processes may run the same plan in the same place: each claims shards, and a claim ends with its process. So a
+killed run, a second start and an array job on a cluster need no special case.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from dive_fast.synth.checks import check_run
 from dive_fast.synth.clock import StageClock
-from dive_fast.synth.folder import WAIT, claim_folder, finished_shards, kept, open_store, write_ids
+from dive_fast.synth.folder import WAIT, claim_folder, finished_image, finished_shards, open_store, write_ids
 from dive_fast.synth.layout import PairFiles, shard_pairs
 from dive_fast.synth.manifest import shard_name
 from dive_fast.synth.planfile import SynthesisPlan
-from dive_fast.synth.store import Claim, Store
+from dive_fast.synth.store import Release, Store
 from dive_fast.synth.verify import repair, verify
 from dive_fast.synth.writer import DatasetWriter, Written
 from dive_fast.types import DiveError, InputError, PairSpec
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from dive_fast.synth.render import ImageJob, Start
 
 Window = tuple[tuple[str, str], ...]
-"""The prompts, by identity and camera, that are encoded together."""
-AHEAD = 8  # batches whose shards are claimed, and whose prompts are encoded, at once
+"""Prompts, (identity, camera), that are encoded together."""
+AHEAD = 8  # batches whose shards are claimed and whose prompts are encoded at once
 
 
 @dataclass(frozen=True)
 class Summary:
     """What a run did. `pairs` and `shards` are the whole plan's, `images` and the times this run's.
 
-    `times` are seconds by stage: encode (prompts, photos), denoise, decode; wait, in which the engine stood idle for
-    noise, photos or the disk; and write, which runs beside the others and is added up over threads. `finished` tells
-    whether the whole plan is done, by this run or others.
+    `times` are seconds by stage: encode (prompts, photos), denoise, decode; wait, while the engine is idle for noise,
+    photos or the disk; write, the sum over threads that run beside the others. `finished` is whether the whole plan is
+    done, by this run or others.
     """
 
     plan_id: str
@@ -57,7 +57,7 @@ class Summary:
 
 
 def part_of(plan: SynthesisPlan, number: int, of: int) -> range:
-    """Part `number` of `of` of the plan's shards, counted from 0: every `of`-th one."""
+    """Every `of`-th shard of the plan from shard `number` on, both counted from 0."""
     if of < 1 or not 0 <= number < of:
         raise InputError(f"shards {number}/{of}: the part must be 0 to {of - 1} of at least 1")
     return range(number, plan.shards, of)
@@ -72,14 +72,13 @@ def synthesize(
     shards: Sequence[int] | None = None,
     check: bool = False,
 ) -> Summary:
-    """Makes every pair of `plan`, or of some `shards` of it, at `out`; a rerun keeps what is finished.
+    """Makes every pair of `plan`, or of its `shards`, at `out`; a rerun keeps what is finished.
 
-    `check` first looks through all that is finished (`verify`), and has what is damaged made anew.
-    `rows` are UNet rows a call: with guidance, `rows // 2` images at a time, of whatever prompts. `out` becomes a SYSU
-    tree with `plan.json` and `shards/`; nothing outside it is written, and nothing that this plan did not make is
-    replaced. `exp/` is written by whoever finishes last; all identities are in "trainval", the last one in val (see
-    `folder.write_ids`). Raises `InputError` before any work when plan, engine and folder do not go together; `DiveError`
-    when the disk, the numbers (an image that is not finite or is blank) or Ctrl-C stop the run: what is finished is kept.
+    `check` first verifies finished shards and makes damaged images again. `rows` are UNet rows a call: with guidance,
+    `rows // 2` images of any prompts. `out` becomes a SYSU tree with `plan.json` and `shards/`. The run writes nothing
+    outside it and replaces no file that this plan did not make. The process that finishes last writes `exp/`
+    (`folder.write_ids`). Raises `InputError` before any work when plan, engine and folder do not fit; `DiveError` when
+    the disk, an image that is not finite or is blank, or Ctrl-C stops the run. Finished work is kept.
     """
     store = open_store(out)
     check_run(plan, engine, out, rows)
@@ -98,37 +97,43 @@ def synthesize(
         raise DiveError(
             f"interrupted: {done} of {plan.shards} shards are done in {out}; run the same command again to continue"
         ) from error
+    return finish_run(store, plan, resumed, run.images, time.perf_counter() - began, clock.seconds())
+
+
+def finish_run(
+    store: Store, plan: SynthesisPlan, resumed: int, images: int, seconds: float, times: dict[str, float]
+) -> Summary:
+    """Writes the identity lists if the whole plan is done, tidies up, and sums the run up."""
     finished = len(finished_shards(store, plan)) == plan.shards
     if finished:
         write_ids(store, plan)
     store.tidy()
-    seconds = time.perf_counter() - began
     return Summary(
         plan_id=plan.plan_id,
         pairs=len(plan.pairs),
         shards=plan.shards,
         resumed_shards=resumed,
-        images=run.images,
+        images=images,
         seconds=round(seconds, 3),
-        images_per_second=round(run.images / seconds, 3),
-        times=clock.seconds(),
+        images_per_second=round(images / seconds, 3),
+        times={name: round(value, 3) for name, value in times.items()},
         finished=finished,
     )
 
 
 @dataclass(eq=False)
-class _Shard:
-    """A claimed shard on its way: what is written of it, and how many of its images are still to come."""
+class _OpenShard:
+    """A claimed shard: what is written of it, and how many of its images are not made yet."""
 
     number: int
     pairs: Sequence[tuple[PairSpec, PairFiles]]
-    claim: Claim
+    release: Release
     written: dict[str, Future[Written]] = field(default_factory=dict)
     open: int = 0
 
 
 class _Run:
-    """One call of `synthesize`, once plan, engine and place are known to go together. `images` counts those made."""
+    """One call of `synthesize`, after its checks. `images` counts those made."""
 
     def __init__(
         self, plan: SynthesisPlan, engine: Engine, store: Store, rows: int, clock: StageClock, numbers: Sequence[int]
@@ -138,11 +143,11 @@ class _Run:
         self._plan, self._engine, self._store, self._clock, self._numbers = plan, engine, store, clock, numbers
         self._renderer = Renderer(engine, plan, clock)
         self._size = plan.sampling.images(rows)
-        self._shards: dict[int, _Shard] = {}  # claimed and not recorded yet
+        self._shards: dict[int, _OpenShard] = {}  # claimed and not recorded yet
         self.images = 0
 
     def make(self, progress: bool) -> None:
-        """Makes every shard asked for that is not finished, and waits for those that others are at."""
+        """Makes every unfinished shard, and waits for those that other processes have claimed."""
         sides = len(self._plan.sides)
         total = sides * sum(map(self._pairs, self._numbers))
         with tqdm(total=total, unit="image", desc="synth", disable=not progress) as bar:
@@ -152,7 +157,7 @@ class _Run:
                     with DatasetWriter(self._store, self._plan, self._engine.fingerprint, self._clock) as writer:
                         claimed = self._make(todo, writer, bar.update)
                     if not claimed:
-                        time.sleep(WAIT)  # the rest is in others' hands; should they die, it falls to us
+                        time.sleep(WAIT)  # others have the rest; if they die, this process takes it
             finally:
                 for shard in list(self._shards.values()):
                     self._release(shard)
@@ -165,9 +170,9 @@ class _Run:
         return [number for number in self._numbers if number not in finished]
 
     def _make(self, todo: Iterable[int], writer: DatasetWriter, advance: Callable[[int], object]) -> bool:
-        """Makes the shards of `todo` that no other process has; gives whether there was one.
+        """Makes the shards of `todo` that no other process has; returns whether there was one.
 
-        While the engine is at a batch, a thread prepares the next one.
+        A thread prepares the next batch while the engine computes.
         """
         from dive_fast.synth.render import prepare
 
@@ -186,16 +191,16 @@ class _Run:
     def _opened(
         self, todo: Iterable[int], writer: DatasetWriter, advance: Callable[[int], object]
     ) -> Iterator[list[ImageJob]]:
-        """The images to make of every shard that could be claimed; what needs no engine is queued at once."""
+        """Yields the images to make of every shard that could be claimed; queues at once what needs no engine."""
         for number in todo:
             pairs = shard_pairs(self._plan, number)
-            claim = self._store.claim(number)
-            if claim is None:
+            release = self._store.claim(number)
+            if release is None:
                 continue
             if self._store.size(shard_name(number)):  # its owner finished it just before
-                claim.__exit__(None, None, None)
+                release()
                 continue
-            shard = self._shards[number] = _Shard(number, pairs, claim)
+            shard = self._shards[number] = _OpenShard(number, pairs, release)
             jobs = [job for pair, names in shard.pairs for job in self._open(shard, pair, names, writer)]
             advance(len(shard.pairs) * len(self._plan.sides) - len(jobs))
             shard.open = len(jobs)
@@ -204,7 +209,7 @@ class _Run:
             else:
                 self._record(shard, writer)
 
-    def _open(self, shard: _Shard, pair: PairSpec, names: PairFiles, writer: DatasetWriter) -> Iterator[ImageJob]:
+    def _open(self, shard: _OpenShard, pair: PairSpec, names: PairFiles, writer: DatasetWriter) -> Iterator[ImageJob]:
         from dive_fast.synth.render import ImageJob
 
         photo = None if pair.photo is None else Path(str(self._plan.photo_root)) / pair.photo
@@ -212,7 +217,7 @@ class _Run:
             with self._clock("wait"):
                 shard.written[names["rgb"]] = writer.photo(photo, names["rgb"], shard.number)
         for side in self._plan.sides:
-            found = kept(self._store, self._plan, pair, names[side], self._engine.fingerprint)
+            found = finished_image(self._store, self._plan, pair, names[side], self._engine.fingerprint)
             if found is None:
                 yield ImageJob(
                     pair, side, names[side], shard.number, photo if self._plan.strength is not None else None
@@ -222,7 +227,7 @@ class _Run:
                 shard.written[names[side]].set_result(found)
 
     def _batches(self, opened: Iterator[list[ImageJob]]) -> Iterator[tuple[list[ImageJob], Window]]:
-        """Full batches across shards, the last one excepted, each with the prompts of a window of batches around it."""
+        """Yields full batches across shards (the last may be smaller), each with the prompts of its window of batches."""
         waiting: list[ImageJob] = []
         more = True
         while more or waiting:
@@ -253,9 +258,9 @@ class _Run:
                     self._record(shard, writer)
         advance(len(images))
 
-    def _record(self, shard: _Shard, writer: DatasetWriter) -> None:
+    def _record(self, shard: _OpenShard, writer: DatasetWriter) -> None:
         writer.record(shard.number, shard.pairs, shard.written, lambda: self._release(shard))
 
-    def _release(self, shard: _Shard) -> None:
+    def _release(self, shard: _OpenShard) -> None:
         if self._shards.pop(shard.number, None) is not None:
-            shard.claim.__exit__(None, None, None)
+            shard.release()

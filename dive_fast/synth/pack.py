@@ -1,4 +1,4 @@
-"""A finished dataset as WebDataset tars, one a shard, for training at scale: few large files, read front to back.
+"""A finished dataset as WebDataset tars, one a shard: few large files for sequential reads.
 
 NNNNN.tar holds for every pair, under its id as the key, `.rgb.<png|jpg>`, `.ir.<png|jpg>` (the images' own bytes) and
 `.json` (the record). `pack.json`, written last, counts them. Equal datasets give equal bytes.
@@ -31,11 +31,10 @@ def pack(
     left_out: set[str],
     advance: Callable[[int], object] = lambda pairs: None,
 ) -> dict[str, int]:
-    """Packs the dataset in `source` into `target`; gives the counts. A rerun keeps the tars that are there.
+    """Packs the dataset in `source` into `target` and returns the counts. A rerun keeps existing tars.
 
-    `left_out` are ids of pairs that a filter dropped; a shard all of whose pairs were dropped has no tar. Raises
-    `InputError` when the dataset is not finished or the target is another dataset's, and `DiveError` for a file that is not
-    as recorded.
+    `left_out` are the ids of pairs that a filter dropped; a shard with no other pairs gets no tar. Raises `InputError`
+    when the dataset is not finished or the target holds another one, and `DiveError` for a file that is not as recorded.
     """
     missing = plan.shards - len(finished_shards(source, plan))
     if missing:
@@ -88,6 +87,7 @@ def _tar(source: Store, records: list[PairRecord]) -> bytes:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time, owner or mode of this machine
+    # webdataset.TarWriter would replace these lines by a dependency, and it sorts members by suffix
+    member = tarfile.TarInfo(name)  # no time, owner or mode of this machine: equal datasets give equal bytes
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""Planning a run: which identity, by which cameras, from which noise and which photo, fixed before anything is made."""
+"""Plans a run: the identity, cameras, noise and photo of every pair, before anything is made."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from dive_fast.synth.planfile import (
     plan_hash,
     save_plan,
 )
+from dive_fast.synth.records import checked
 from dive_fast.types import PAIR_MODES, Camera, InputError, Modality, PairMode, Sample
 
 __all__ = ["Override", "SynthesisPlan", "load_plan", "make_plan", "read_overrides", "save_plan"]
@@ -30,7 +31,7 @@ __all__ = ["Override", "SynthesisPlan", "load_plan", "make_plan", "read_override
 
 @dataclass(frozen=True)
 class Override:
-    """What one identity gets in place of what all get; None leaves it as it is."""
+    """Settings of one identity that replace those of all; None keeps them."""
 
     pairs: int | None = None
     ir: tuple[str, ...] | None = None
@@ -58,24 +59,24 @@ def make_plan(
     image_format: ImageFormat = "png",
     overrides: Mapping[str, Override] | None = None,
 ) -> SynthesisPlan:
-    """Plans `pairs_per_identity` pairs per identity AND infrared camera: 18 with two cameras are 36 pairs an identity.
+    """Plans `pairs_per_identity` pairs per identity AND infrared camera: 18 with two cameras are 36 pairs each.
 
     "synthetic": both sides are generated, the k-th pairs of an identity with the k-th of the `rgb` cameras, cycling.
     "real-rgb" and "photo-guided": the RGB side is a photo of `photos` (its real RGB samples; only those of the cameras
     `rgb` if given): the k-th of the identity, in an order drawn from `seed`, cycling when there are too few. The k-th
     RGB side meets every infrared camera. `cameras` are the model's. A pair's index counts within its identity, so no
-    two pairs share noise. `precision` is what the engine must have, by default any. `overrides`
-    gives single identities other numbers of pairs (0: none) or other cameras.
+    two pairs share noise. `precision` is what the engine must have, by default any. `overrides` gives single identities
+    other numbers of pairs (0: none) or other cameras.
     Raises `InputError` for unknown cameras, identities without photos, photos outside `photo_root`, and bad numbers.
     """
     if mode not in PAIR_MODES:
         raise InputError(f"plan: mode must be one of {PAIR_MODES}, got {mode!r}")
     everyone = sorted(set(pids), key=natural_key)
     own = overrides or {}
-    strangers = sorted(set(own) - set(everyone), key=natural_key)
-    if strangers:
+    unknown = sorted(set(own) - set(everyone), key=natural_key)
+    if unknown:
         raise InputError(
-            f"plan: overrides name identities that are not in the plan: {abbreviate(strangers)}; leave them out"
+            f"plan: overrides name identities that are not in the plan: {abbreviate(unknown)}; leave them out"
         )
     if mode != "synthetic":
         root = _photo_root(photo_root, mode)
@@ -119,30 +120,15 @@ def make_plan(
 
 
 def read_overrides(path: Path | str) -> dict[str, Override]:
-    """From a JSON file {"0001": {"pairs": 36, "ir": ["cam3"], "rgb": ["cam1"]}, ...}; anything else raises `InputError`."""
+    """Reads a JSON file {"0001": {"pairs": 36, "ir": ["cam3"], "rgb": ["cam1"]}, ...}; anything else raises `InputError`."""
     data = read_json(path, "overrides")
     if not isinstance(data, dict):
         raise InputError(f"overrides {path}: expected a JSON object of identities, got {type(data).__name__}")
-    found = {}
-    for pid, entry in data.items():
-        where = f"overrides {path}: identity {pid}"
-        if not isinstance(entry, dict) or set(entry) - {"pairs", "ir", "rgb"}:
-            raise InputError(f"{where}: expected an object with pairs, ir and rgb, all optional, got {entry!r}")
-        pairs = entry.get("pairs")
-        if pairs is not None and (type(pairs) is not int or pairs < 0):
-            raise InputError(f"{where}: pairs must be a whole number >= 0, got {pairs!r}")
-        cameras = {}
-        for name in ("ir", "rgb"):
-            listed = entry.get(name)
-            if listed is not None and not (isinstance(listed, list) and all(isinstance(n, str) for n in listed)):
-                raise InputError(f"{where}: {name} must be a list of camera names, got {listed!r}")
-            cameras[name] = None if listed is None else tuple(listed)
-        found[pid] = Override(pairs, **cameras)
-    return found
+    return {pid: checked(Override, entry, f"overrides {path}: identity {pid}") for pid, entry in data.items()}
 
 
 def _warn_of_modalities(plan: SynthesisPlan) -> None:
-    """The manifest knows every image's modality; a SYSU tree has only the camera's name to tell it."""
+    """Warns of cameras whose modality readers of a SYSU tree get wrong: they know only the camera's name."""
     used = {(camera, "rgb") for identity in plan.identities for camera, _ in identity.rgb}
     used |= {(camera, "ir") for identity in plan.identities for camera in identity.ir}
     misread = sorted(camera for camera, modality in used if camera_modality(camera) != modality)

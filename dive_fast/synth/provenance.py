@@ -1,4 +1,4 @@
-"""What every generated image says of itself: that it is synthetic, and which plan, pair and engine made it.
+"""Provenance tags of generated images: that they are synthetic, and which plan, pair and engine made them.
 
 PNG: text entries named `dive_fast:...`. JPEG: the same as JSON in the EXIF tag ImageDescription; Software is "dive_fast".
 """
@@ -36,7 +36,7 @@ def jpeg_tags(notes: Mapping[str, str]) -> Image.Exif:
 
 
 def read_tags(data: bytes | BinaryIO) -> dict[str, str]:
-    """The marks of an image, {} for one without, or for what is no image."""
+    """The tags of an image; {} for one without, and for data that is no image."""
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             found = {

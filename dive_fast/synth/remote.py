@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any
+from contextlib import contextmanager
 
 from dive_fast.io import brief
-from dive_fast.synth.store import Claim
+from dive_fast.synth.store import Release
 from dive_fast.types import DiveError
 
 
 class RemoteStore:
     """Files behind a URL. Object stores put a file whole or not at all.
 
-    They have no locks: a claim is always granted, so two runs of the same shards would both make them. Give array jobs
-    their own parts (`--shards`), or let one Ray driver hand shards out.
+    They have no locks: every claim succeeds, so two runs of the same shards would both make them. Give array jobs
+    separate parts (`--shards`), or let one Ray driver distribute the shards.
     """
 
     def __init__(self, url: str) -> None:
@@ -35,24 +34,24 @@ class RemoteStore:
 
     def write(self, name: str, data: bytes, shard: int | None = None) -> None:
         path = self._path(name)
-        with self._told(name):
+        with self._errors(name):
             self._files.makedirs(posixpath.dirname(path), exist_ok=True)
             self._files.pipe_file(path, data)
 
     def read(self, name: str) -> bytes:
-        with self._told(name):
+        with self._errors(name):
             data: bytes = self._files.cat_file(self._path(name))
         return data
 
     def size(self, name: str) -> int | None:
-        with self._told(name):
+        with self._errors(name):
             try:
                 return int(self._files.info(self._path(name))["size"])
             except FileNotFoundError:
                 return None
 
     def folder(self, name: str) -> Iterator[tuple[str, int]]:
-        with self._told(name):
+        with self._errors(name):
             self._files.invalidate_cache(self._path(name))  # others write there too
             try:
                 entries = self._files.ls(self._path(name), detail=True)
@@ -61,16 +60,16 @@ class RemoteStore:
         yield from ((self._name(e["name"]), int(e["size"])) for e in entries if e["type"] == "file")
 
     def walk(self) -> Iterator[str]:
-        with self._told(""):
+        with self._errors(""):
             for _, _, files in self._files.walk(self._root, detail=True):
                 yield from sorted(self._name(entry["name"]) for entry in files.values())
 
     def remove(self, name: str) -> None:
-        with self._told(name):
+        with self._errors(name):
             self._files.rm_file(self._path(name))
 
-    def claim(self, shard: int | None) -> Claim | None:
-        return _Granted()
+    def claim(self, shard: int | None) -> Release | None:
+        return lambda: None
 
     def tidy(self) -> None:
         """Nothing unfinished is kept here."""
@@ -81,30 +80,15 @@ class RemoteStore:
     def _name(self, path: str) -> str:
         return path.removeprefix(self._root).lstrip("/")
 
-    def _told(self, name: str) -> _Told:
-        return _Told(f"{self.where}/{name}")
-
-
-class _Told:
-    """Turns whatever a provider's library raises into one sentence; a missing file stays `FileNotFoundError`."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, at: TracebackType | None) -> None:
-        if isinstance(error, Exception) and not isinstance(error, (FileNotFoundError, DiveError)):
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """Turns an exception of a provider's library into one sentence; a missing file stays `FileNotFoundError`."""
+        try:
+            yield
+        except (FileNotFoundError, DiveError):
+            raise
+        except Exception as error:
             raise DiveError(
-                f"{self._what}: {type(error).__name__}: {brief(error)}; check the address, credentials and network, then "
-                "rerun: finished work is kept"
+                f"{self.where}/{name}: {type(error).__name__}: {brief(error)}; check the address, credentials and network, "
+                "then rerun: finished work is kept"
             ) from error
-
-
-class _Granted:
-    def __enter__(self) -> _Granted:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        pass

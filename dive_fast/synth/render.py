@@ -54,7 +54,7 @@ class Start:
 
 
 def prepare(jobs: Sequence[ImageJob], plan: SynthesisPlan, latent_shape: tuple[int, int, int]) -> Start:
-    """What a batch starts from, on the CPU: each pair's own noise, and its photo."""
+    """What a batch starts from, on the CPU: the noise of each pair, and its photo."""
     noise = initial_noise([job.pair.seed for job in jobs], latent_shape)
     if plan.strength is None:
         return Start(jobs, noise, None)
@@ -63,8 +63,9 @@ def prepare(jobs: Sequence[ImageJob], plan: SynthesisPlan, latent_shape: tuple[i
 
 
 class Renderer:
-    """Batches to images, by one engine for one plan. An image depends on its job alone: which images share its batch
-    changes rounding at most. Raises `DiveError` naming the pair of an image that is not finite.
+    """Renders batches by one engine for one plan. An image depends on its job alone; its batch changes rounding at most.
+
+    Raises `DiveError` naming the pair of an image that is not finite.
     """
 
     def __init__(self, engine: Engine, plan: SynthesisPlan, clock: StageClock) -> None:
@@ -74,7 +75,7 @@ class Renderer:
         self._encoded: OrderedDict[PromptKey, Tensor] = OrderedDict()  # [L, D] each, the last used at the end
 
     def use_prompts(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Makes the engine's bank of these prompts, for the batches to come; what was encoded lately is not again."""
+        """Conditions the engine on these prompts for the next batches; encodes only those not encoded lately."""
         wanted: list[PromptKey] = [None, *dict.fromkeys(keys)]
         if self._index.keys() >= set(wanted):
             return
@@ -111,7 +112,7 @@ class Renderer:
 
 
 def _solve(eps: Eps, latents: Tensor, schedule: Schedule, start: int, batch: Sequence[ImageJob]) -> Tensor:
-    """`dpmpp_2m`, whose error about rows that are not finite is told as one about pairs."""
+    """Runs `dpmpp_2m`; an error about rows that are not finite names their pairs."""
     latest = latents
 
     def on_step(_: int, after: Tensor) -> None:

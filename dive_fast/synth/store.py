@@ -1,29 +1,24 @@
-"""Where a dataset's files lie, by relative POSIX names, and which process may work on which shard."""
+"""Where a dataset's files lie, by relative POSIX names, and which process works on which shard."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from dive_fast.io import clear_disk_errors
 from dive_fast.types import InputError
 
-WORK = ".work"  # what is being written, and who is at which shard; empty when nobody works
+WORK = ".work"  # unfinished files and locks of shards; empty when no process works
 
 
-class Claim(Protocol):
-    """One shard, ours until the block ends, or the process."""
-
-    def __enter__(self) -> Claim: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None: ...
+Release = Callable[[], None]
+"""Gives a claim back; the end of the process does so, too."""
 
 
 class Store(Protocol):
@@ -47,16 +42,16 @@ class Store(Protocol):
         """The names of all files."""
 
     def remove(self, name: str) -> None: ...
-    def claim(self, shard: int | None) -> Claim | None:
-        """The right to work on a shard, or with None on what belongs to all; None while another process has it."""
+    def claim(self, shard: int | None) -> Release | None:
+        """Claims a shard, or with None what belongs to all; returns None while another process has it."""
 
     def tidy(self) -> None:
-        """Removes what only unfinished work needs, if nobody works."""
+        """Removes what only running processes need, if none runs."""
 
 
 class LocalStore:
-    """A folder. Files are written beside the tree and moved into it, so that what a kill leaves lies in one place, by
-    shard: whoever claims that shard next clears it away.
+    """A folder. Files are written to `WORK` and moved into the tree, so the leftovers of a killed run lie there; the next
+    claim of their shard removes them.
     """
 
     def __init__(self, root: Path) -> None:
@@ -104,56 +99,49 @@ class LocalStore:
         with clear_disk_errors(self.root / name):
             (self.root / name).unlink(missing_ok=True)
 
-    def claim(self, shard: int | None) -> Claim | None:
-        claim = FileClaim.take(self.root / WORK / f"{_label(shard)}.lock")
-        if claim is not None:
+    def claim(self, shard: int | None) -> Release | None:
+        release = _lock(self.root / WORK / f"{_label(shard)}.lock")
+        if release is not None:
             for leftover in (self.root / WORK).glob(f"{_label(shard)}-*.tmp"):
                 leftover.unlink(missing_ok=True)
-        return claim
+        return release
 
     def tidy(self) -> None:
-        with suppress(OSError):  # not empty: somebody works, or died, and the next run clears that away
+        with suppress(OSError):  # not empty: a process works, or was killed, and the next run clears that away
             (self.root / WORK).rmdir()
 
 
-class FileClaim:
-    """A lock on a file, which ends with the process, however it ends."""
+# Not filelock: it leaves a file behind for every shard, and without flock its locks outlive a process on another machine.
+def _lock(path: Path) -> Release | None:
+    """Locks a file until release or the end of the process, however it ends; None while another process has it."""
+    import fcntl  # Windows lacks it, and reads and plans without
 
-    def __init__(self, path: Path, handle: int) -> None:
-        self._path, self._handle = path, handle
-
-    @classmethod
-    def take(cls, path: Path) -> FileClaim | None:
-        import fcntl  # Windows lacks it, and reads and plans without
-
-        with clear_disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    os.close(handle)
-                    if error.errno == errno.EWOULDBLOCK:
-                        return None
-                    if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
-                        raise InputError(
-                            f"{path.parent.parent} is on a file system without locks, on which two runs could make the "
-                            "same shard; choose another --out and copy the dataset when it is finished"
-                        ) from error
-                    raise
-                # the one who had it before may have removed the file between our opening and locking it
-                with suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(handle), os.stat(path)):
-                        return cls(path, handle)
+    with clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
                 os.close(handle)
+                if error.errno == errno.EWOULDBLOCK:
+                    return None
+                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+                    raise InputError(
+                        f"{path.parent.parent}: its file system has no locks, so two runs could make the same shard; "
+                        "choose another --out and copy the dataset when it is finished"
+                    ) from error
+                raise
+            # another process may have removed the file between our opening and locking it
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    return partial(_unlock, path, handle)
+            os.close(handle)
 
-    def __enter__(self) -> FileClaim:
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._path.unlink(missing_ok=True)
-        os.close(self._handle)
+def _unlock(path: Path, handle: int) -> None:
+    path.unlink(missing_ok=True)
+    os.close(handle)
 
 
 def _label(shard: int | None) -> str:

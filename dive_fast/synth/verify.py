@@ -20,7 +20,7 @@ from dive_fast.synth.planfile import IdentityPlan, SynthesisPlan
 from dive_fast.synth.store import Store
 from dive_fast.types import MODALITIES, InputError, Modality, PairRecord
 
-SHOWN = 1000  # problems told one by one; more are counted
+SHOWN = 1000  # problems listed; more are counted
 READERS = 4  # files read and hashed at once
 OWN = ("plan.json", "README.md", "dropped.jsonl", "filter.json")
 
@@ -29,9 +29,9 @@ OWN = ("plan.json", "README.md", "dropped.jsonl", "filter.json")
 class Health:
     """What `verify` found.
 
-    `problems` are sentences, the first `SHOWN` of `found`. `damaged` are the shards with a record that is unreadable or
-    does not tell the truth, `files` the images and photos to be made or brought anew. `incomplete` names identities of which
-    a modality is missing or short, with the images that are there and those planned, RGB and infrared.
+    `problems` are sentences, the first `SHOWN` of `found`. `damaged` are shards whose record is unreadable or wrong;
+    `files` are images and photos to make or copy again. `incomplete` has the identities that lack images of a modality,
+    with (made, planned) images of each.
     """
 
     pairs: int
@@ -57,13 +57,13 @@ class Health:
 
 
 def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] = lambda pairs: None) -> Health:
-    """Reads every record and every file. `advance` is told of pairs that were looked at.
+    """Reads every record and every file; calls `advance` with the number of pairs checked.
 
-    Finds shards that are missing, unreadable or not as planned; files that are missing, of another size or content; two
-    generated images with the same bytes; files that no record knows; identities that lack images of a modality.
+    Finds shards that are missing, unreadable or not as planned; files that are missing or changed; generated images with
+    the same bytes; files in no record; identities that lack images of a modality.
     """
     health = Health(len(plan.pairs))
-    prints = array("Q")  # 8 bytes of each generated image's hash: duplicates without holding ten million names
+    hashes = array("Q")  # 8 bytes of each generated image's hash: duplicates without holding ten million names
     there: dict[str, Counter[Modality]] = {}
     unmade = 0
     with ThreadPoolExecutor(READERS, thread_name_prefix="dive-verify") as readers:
@@ -76,20 +76,20 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
                 health.recorded += 1
                 count = there.setdefault(record.spec.pid, Counter())
                 count.update(MODALITIES)
-                prints.extend(int(record.sha256[side][:16], 16) for side in plan.sides)
-            truth = _truth(records or [])
-            for name, size, digest in _read_all(store, readers, list(truth)):
+                hashes.extend(int(record.sha256[side][:16], 16) for side in plan.sides)
+            recorded = _recorded(records or [])
+            for name, size, digest in _read_all(store, readers, list(recorded)):
                 if size is None:
                     health.add(f"{name} is missing; run synth again with --check", number)
-                elif (size, digest) != truth[name]:
+                elif (size, digest) != recorded[name]:
                     health.add(f"{name} was changed after it was made; run synth again with --check", number, name)
             advance(len(planned))
     if unmade:
         health.add(f"{unmade:,} planned pairs are not made yet; run synth again")
-    twice = _duplicates(prints)
+    twice = _duplicates(hashes)
     if twice:
         health.add(f"{twice:,} generated images have the very bytes of another one; look at the engine and its seeds")
-    _strangers(store, plan, health)
+    _unexpected_files(store, plan, health)
     for identity in plan.identities:
         made = there.get(identity.pid, Counter())
         if identity.total and min(made[side] for side in MODALITIES) < identity.total:
@@ -104,10 +104,7 @@ def verify_dataset(out: Path | str, advance: Callable[[int], object] = lambda pa
 
 
 def repair(store: Store, health: Health) -> int:
-    """Removes what `verify` found damaged, so that the next run makes just that anew; gives the number of files.
-
-    A shard's record goes first: a shard without one is redone, and keeps each of its images that is whole.
-    """
+    """Removes damaged files and the records of their shards; returns how many. The next run makes only those again."""
     names = [shard_name(number) for number in sorted(health.damaged)]
     gone = 0
     for name in [*names, *health.files]:
@@ -118,7 +115,7 @@ def repair(store: Store, health: Health) -> int:
 
 
 def _records(store: Store, plan: SynthesisPlan, number: int, health: Health) -> list[PairRecord] | None:
-    """A shard's records where they are what was planned; None for a shard that is not made."""
+    """A shard's records, [] where they are not as planned; None for a shard that is not made."""
     name = shard_name(number)
     try:
         records = list(parse_shard(store.read(name), f"{store.where}/{name}"))
@@ -137,7 +134,7 @@ def _records(store: Store, plan: SynthesisPlan, number: int, health: Health) -> 
     return records
 
 
-def _truth(records: list[PairRecord]) -> dict[str, tuple[int, str]]:
+def _recorded(records: list[PairRecord]) -> dict[str, tuple[int, str]]:
     """Bytes and hash of every file of these records, by name."""
     return {record.files[side]: (record.sizes[side], record.sha256[side]) for record in records for side in MODALITIES}
 
@@ -157,13 +154,13 @@ def _read_all(store: Store, readers: ThreadPoolExecutor, files: list[str]) -> It
         yield from readers.map(read, few)
 
 
-def _duplicates(prints: array[int]) -> int:
-    values = np.sort(np.frombuffer(prints, dtype=np.uint64)) if prints else np.empty(0, np.uint64)
+def _duplicates(hashes: array[int]) -> int:
+    values = np.sort(np.frombuffer(hashes, dtype=np.uint64)) if hashes else np.empty(0, np.uint64)
     return int((values[1:] == values[:-1]).sum())
 
 
-def _strangers(store: Store, plan: SynthesisPlan, health: Health) -> None:
-    """Files that are neither planned images nor what stands beside them."""
+def _unexpected_files(store: Store, plan: SynthesisPlan, health: Health) -> None:
+    """Adds a problem for every file that is neither planned nor one of a dataset's own."""
     identities = {identity.pid: identity for identity in plan.identities}
     for folder, names in groupby(store.walk(), key=lambda name: str(PurePosixPath(name).parent)):
         camera, _, pid = folder.partition("/")
@@ -177,7 +174,7 @@ def _strangers(store: Store, plan: SynthesisPlan, health: Health) -> None:
 def _planned(plan: SynthesisPlan, identity: IdentityPlan, camera: str) -> set[str]:
     """The files of one identity and camera."""
     files = IdentityFiles(identity, f".{plan.image_format}")
-    every = (name for index in range(identity.total) for name in files.of(index).values())
+    every = (name for index in range(identity.total) for name in files.of_pair(index).values())
     return {name for name in every if name.startswith(f"{camera}/")}
 
 

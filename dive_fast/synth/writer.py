@@ -1,4 +1,4 @@
-"""Files written beside the computation: images and photos by a few threads, a shard's record after its last file."""
+"""A dataset's files, written by threads beside the computation; a shard's record follows its last file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 # PNG of 512x256 takes 34 ms in RGB and 12 ms in infrared, outside the interpreter lock.
 THREADS = min(4, os.cpu_count() or 1)
-WAITING = 64  # tasks at most: what a slow disk may hold back in memory
+WAITING = 64  # tasks at most, which a slow disk keeps in memory
 JPEG_QUALITY = 95
 
 
@@ -46,8 +46,7 @@ class Written:
 class DatasetWriter:
     """Writes into one dataset; used as a context, which waits for every file and raises the first failure.
 
-    Queueing blocks while too many tasks wait and raises a failure of an earlier task, so that a full disk stops the
-    run and not only its writing.
+    Queueing blocks while too many tasks wait, and raises the failure of an earlier task: a full disk stops the run.
     """
 
     def __init__(self, store: Store, plan: SynthesisPlan, fingerprint: str, clock: StageClock) -> None:
@@ -82,10 +81,10 @@ class DatasetWriter:
         written: Mapping[str, Future[Written]],
         done: Callable[[], object],
     ) -> None:
-        """Queues shard `number`'s record; `written` has what is to come of every file of its `pairs`; then calls `done`.
+        """Queues shard `number`'s record, which needs `written` for every file of its `pairs`; calls `done` after it.
 
         The queue is first in, first out: when a thread takes the record, its files are written or being written, so
-        waiting for them cannot lock the pool up.
+        waiting for them cannot deadlock.
         """
         self._submit(self._write_record, number, pairs, written, done)
 

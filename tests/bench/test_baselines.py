@@ -95,7 +95,7 @@ def test_a_peer_that_cannot_run_says_why(setup: Setup, monkeypatch: pytest.Monke
     assert [baseline.name for baseline in found.results] == ["ours"]
     assert "no C++ compiler was found" in found.left_out["compiled"]
     odd = replace(setup, sampling=replace(SAMPLING, guidance=0.5))
-    with pytest.raises(InputError, match="no guidance below 1"):  # plain diffusers, which everything is measured by
+    with pytest.raises(InputError, match="0.5"):  # plain diffusers, which everything is measured by
         measure_baselines(odd, (), rounds=1)
 
 
@@ -130,9 +130,7 @@ def test_presets_run_in_the_same_turns_as_other_images(setup: Setup, monkeypatch
 def test_a_contest_that_cannot_be_is_refused(setup: Setup) -> None:
     eight = copy.copy(setup.engine)
     eight.spec = replace(eight.spec, precision="fp8")
-    with pytest.raises(
-        InputError, match="1 rows hold no image with guidance 3.0; our engine is fp8, in which no baseline"
-    ):
+    with pytest.raises(InputError, match="guidance 3.0; .* fp8"):
         measure_baselines(replace(setup, engine=eight, rows=1), (), rounds=1)
     other = replace(SAMPLING, guidance_interval=(0.3, 5.0))
     with pytest.raises(InputError, match="give the preset as --presets"):
@@ -141,7 +139,7 @@ def test_a_contest_that_cannot_be_is_refused(setup: Setup) -> None:
 
 def test_an_engine_of_another_model_is_no_peer(setup: Setup, tiny_base: Path) -> None:
     other = load_engine(tiny_base, "torch", "cpu")
-    with pytest.raises(DiveError, match="its model fingerprint is .*, ours is "):
+    with pytest.raises(DiveError, match="model fingerprint"):
         baselines._same(other, setup)
     assert baselines._same(setup.engine, setup) is setup.engine
 

@@ -10,57 +10,22 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dive_fast import cli
 from dive_fast.bench import compare
 from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.run import Subject, chosen_backend, run_bench
 from dive_fast.bench.timing import Ratio
 from dive_fast.commands import bench as command
 from dive_fast.types import InputError
+from tests.support.cli import Run
+
+FEW = ("--rows", "2,6", "--steps", 2, "--guidance", 3, "--repeats", 2)
+SMALL = (*FEW, "--rounds", 2, "--baseline-rows", 4, "--device", "cpu")
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0), *capsys.readouterr()
-
-
-SMALL = (
-    "--rows",
-    "2,6",
-    "--steps",
-    2,
-    "--guidance",
-    3,
-    "--repeats",
-    2,
-    "--rounds",
-    2,
-    "--baseline-rows",
-    4,
-    "--device",
-    "cpu",
-)
-
-
-def test_bench_writes_everything_and_capacity_reads_it(
-    tiny_fused: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bench_writes_everything_and_capacity_reads_it(tiny_fused: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
-    code, text, error = run(
-        capsys,
-        "bench",
-        "--model",
-        tiny_fused,
-        "--backend",
-        "torch",
-        *SMALL,
-        "--baselines",
-        "reference",
-        "--out",
-        out,
-        "--json",
-    )
+    model = ("--model", tiny_fused, "--backend", "torch")
+    code, text, error = run("bench", *model, *SMALL, "--baselines", "reference", "--out", out, "--json")
     assert code == 0, error
     assert "estimate: at least" in error
     summary, written = json.loads(text.splitlines()[-1]), json.loads((out / "bench.json").read_text())
@@ -84,9 +49,7 @@ def test_bench_writes_everything_and_capacity_reads_it(
         picture = Image.open(out / f"{name}.png").convert("RGB")
         assert picture.width > 500 and len(picture.getcolors(1 << 20) or []) > 20
     rate = max(row["images_per_second"]["p50"] for row in written["rows"])
-    code, text, _ = run(
-        capsys, "capacity", "--result", out / "bench.json", "--pairs", 100_000, "--gpus", "1,8", "--json"
-    )
+    code, text, _ = run("capacity", "--result", out / "bench.json", "--pairs", 100_000, "--gpus", "1,8", "--json")
     assert code == 0
     assert json.loads(text.splitlines()[-1])["fleet"]["rate"] == rate
 
@@ -98,9 +61,9 @@ def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny
     assert subject.folder == subject.model == tiny_fused and subject.engine.spec.backend == "torch"
     engine = subject.engine
     config = BenchConfig(rows=(2,), baselines=("reference",))
-    with pytest.raises(InputError, match="give it as --model FOLDER beside --engine"):
+    with pytest.raises(InputError, match="--model FOLDER"):
         run_bench(Subject("x", engine, tiny_fused), config, tmp_path, print)
-    with pytest.raises(InputError, match="the engine is of model .*, --model .* is"):
+    with pytest.raises(InputError, match=str(tiny_base)):
         run_bench(Subject("x", engine, tiny_fused, tiny_base), config, tmp_path, print)
 
 
@@ -109,22 +72,22 @@ def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny
     [
         (("--fail-below", 0.9), "--fail-below requires --compare"),
         (("--compare", "HEAD", "--fail-below", 0.9, "--rounds", 4), "at least 5 --rounds"),
-        (("--baselines", "best"), "--baselines: 'best' is unknown; give all, none, or some of reference, tuned"),
-        (("--presets", "best"), "--presets: 'best' is unknown; give all, none, or some of exact, fast, turbo"),
-        (("--compare", "HEAD", "--precision", "fp16"), "leave out --engine, --baselines, --presets and"),
-        (("--rows", "2,x"), "--rows must be a whole number"),
-        (("--compare", "no-such-ref"), "names no commit|needs a git checkout"),
+        (("--baselines", "best"), "--baselines: 'best'"),
+        (("--presets", "best"), "--presets: 'best'"),
+        (("--compare", "HEAD", "--precision", "fp16"), "--baselines"),
+        (("--rows", "2,x"), "--rows"),
+        (("--compare", "no-such-ref"), "no-such-ref|git checkout"),
     ],
 )
-def test_bad_questions_exit_with_2(arguments: tuple[Any, ...], part: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, error = run(capsys, "bench", "--device", "cpu", *arguments)
+def test_bad_questions_exit_with_2(arguments: tuple[Any, ...], part: str, run: Run) -> None:
+    code, out, error = run("bench", "--device", "cpu", *arguments)
     assert (code, out) == (2, "")
     assert any(words in error for words in part.split("|")), error
 
 
 @pytest.mark.parametrize(("limit", "code"), [(0.89, 0), (0.91, 1)])
 def test_a_regression_fails_the_command(
-    limit: float, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    limit: float, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Run
 ) -> None:
     found = [
         compare.Difference("UNet call", 2, 10, 20, Ratio(0.4, 0.5, 0.6, 5), "slower"),
@@ -132,29 +95,17 @@ def test_a_regression_fails_the_command(
     ]
     monkeypatch.setattr(compare, "other_tree", lambda ref, target: "0" * 40)
     monkeypatch.setattr(compare, "compare_trees", lambda *a, **k: found)
-    given = (
-        "bench",
-        "--compare",
-        "HEAD",
-        "--model",
-        tmp_path,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path,
-        "--fail-below",
-        limit,
-    )
-    stopped, out, error = run(capsys, *given)
+    given = ("--compare", "HEAD", "--model", tmp_path, "--device", "cpu", "--out", tmp_path, "--fail-below", limit)
+    stopped, out, error = run("bench", *given)
     assert stopped == code
     assert "batch        2 rows  0.900x (0.800 to 0.950 in 5 rounds)" in out
     assert ("batches of 2 rows are 0.900 times as fast, 0.91 is asked for" in error) is (code == 1)
     assert json.loads((tmp_path / "compare.json").read_text())["differences"][0]["verdict"] == "slower"
 
 
-def test_capacity_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_capacity_by_hand(tmp_path: Path, run: Run) -> None:
     given = ("--pairs", 1_000_000, "--rate", 10, "--bytes-per-image", 100_000, "--disk-write", 100, "--network", 25)
-    code, text, _ = run(capsys, "capacity", *given, "--gpus", "1,64,1000", "--out", tmp_path, "--json")
+    code, text, _ = run("capacity", *given, "--gpus", "1,64,1000", "--out", tmp_path, "--json")
     assert code == 0
     assert text.startswith("prediction, not a measurement")
     found = json.loads((tmp_path / "capacity.json").read_text())
@@ -167,7 +118,7 @@ def test_capacity_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert all_["seconds"] == pytest.approx(2e6 / 1000, rel=0.05)  # 1,000 images/s through the disk
     assert all_["bound"] == "disk"
     assert Image.open(tmp_path / "capacity.png").width > 500
-    code, _, error = run(capsys, "capacity", "--pairs", 5, "--rate", 10)
+    code, _, error = run("capacity", "--pairs", 5, "--rate", 10)
     assert code == 2 and "--bytes-per-image" in error
 
 

@@ -129,7 +129,7 @@ def test_a_tree_that_cannot_be_measured_is_named(tmp_path: Path) -> None:
     work, old = tmp_path / "work", tree(tmp_path / "a", 0.0)
     work.mkdir()
     (old / "dive_fast" / "sampling.py").write_text("")
-    with pytest.raises(DiveError, match="the commit compared with cannot be measured .*cannot import name"):
+    with pytest.raises(DiveError, match="cannot import name"):
         compare_trees(old, TASK, work, rounds=1, here=tree(tmp_path / "b", 0.0))
 
 
@@ -164,7 +164,7 @@ def test_another_commit_is_unpacked_and_the_repository_untouched(tmp_path: Path)
     assert (repository / "a.txt").read_text() == "uncommitted"
     assert git(repository, "worktree", "list").count("\n") == 0
     for ref in ("nowhere", "--all", "first:a.txt"):
-        with pytest.raises(InputError, match=f"--compare '{ref}' names no commit"):
+        with pytest.raises(InputError, match=f"'{ref}'"):
             other_tree(ref, tmp_path / "other", repository)
     assert commit(repository) == git(repository, "rev-parse", "--short=7", "HEAD") + "-dirty"
     (repository / "a.txt").write_text("new")
@@ -172,7 +172,7 @@ def test_another_commit_is_unpacked_and_the_repository_untouched(tmp_path: Path)
     assert commit(tmp_path) == "not a git checkout"
     (repository / "inner").mkdir()
     for source in (tmp_path, repository / "inner"):
-        with pytest.raises(InputError, match="needs a git checkout"):
+        with pytest.raises(InputError, match=str(source)):
             other_tree("HEAD", tmp_path / "other", source)
 
 

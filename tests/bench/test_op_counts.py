@@ -80,7 +80,7 @@ def test_stable_diffusion_at_its_size_costs_nothing() -> None:
     assert counted.unet(36).moved == pytest.approx(20.5e9, rel=0.01)  # 48.8 GB op by op, 28.3 of it what fusion removes
     assert counted.unet(4).flops == 4 * counted.unet(1).flops
     assert counted.unet(4).moved < 4 * counted.unet(1).moved  # weights are read once a call
-    assert len(bundle.tokenizer("a W5Eq photo of a <class_3> identity").input_ids) < TOKENS
+    assert len(bundle.tokenizer("a W5Eq photo of a <class_3> person").input_ids) < TOKENS
 
 
 def test_floors_by_hand() -> None:

@@ -135,9 +135,9 @@ def test_a_remote_place(tmp_path, undisturbed):
     assert synthesize(plan, FakeEngine(), url, rows=4, progress=False, check=True).images == 1
     with pytest.raises(InputError, match="memory://bucket/pairs holds plan"):
         synthesize(plan_of(seed=12), FakeEngine(), url, progress=False)
-    with pytest.raises(InputError, match="memory://nothing is no synthesized dataset"):
+    with pytest.raises(InputError, match="memory://nothing"):
         store_plan(open_store("memory://nothing"))
-    with pytest.raises(DiveError, match="nosuch://x cannot be reached"):
+    with pytest.raises(DiveError, match="nosuch://x"):
         open_store("nosuch://x")
 
 

@@ -102,15 +102,15 @@ def test_only_real_rgb_photos_of_the_named_cameras(tmp_path):
 
 def test_cameras_that_sysu_readers_misread():
     cameras = [*CAMERAS, Camera("cam9", "ir", "eeee")]
-    with pytest.warns(UserWarning, match="misread cam9; read this dataset by its manifest"):
+    with pytest.warns(UserWarning, match="cam9"):
         plan_of(cameras=cameras, ir=["cam3", "cam9"])
 
 
 def test_photo_outside_the_root(tmp_path):
     photos = write_photos(tmp_path / "a", {"0001": 1})
-    with pytest.raises(InputError, match="is not in photo_root"):
+    with pytest.raises(InputError, match="photo_root"):
         plan_of("real-rgb", pids=["0001"], photos=photos, photo_root=tmp_path / "b")
-    with pytest.raises(InputError, match="needs photos and the folder"):
+    with pytest.raises(InputError, match="photo_root"):
         plan_of("real-rgb", pids=["0001"], photos=photos)
 
 
@@ -242,9 +242,9 @@ def test_overrides_of_single_identities(tmp_path):
         ("0003-00003-cam6", "cam2"),
     ]
     assert plan.pairs[0].seed == pair_seed(11, "0002", 0)
-    with pytest.raises(InputError, match=r"overrides name identities that are not in the plan: 0009"):
+    with pytest.raises(InputError, match="0009"):
         plan_of(overrides={"0009": Override(pairs=1)})
-    with pytest.raises(InputError, match="'cam1' is an rgb camera"):
+    with pytest.raises(InputError, match="'cam1'"):
         plan_of(overrides={"0001": Override(ir=("cam1",))})
 
 
@@ -252,10 +252,10 @@ def test_overrides_of_single_identities(tmp_path):
     ("text", "message"),
     [
         ("[]", "expected a JSON object of identities"),
-        ('{"0001": 3}', "identity 0001: expected an object"),
-        ('{"0001": {"steps": 3}}', "with pairs, ir and rgb"),
-        ('{"0001": {"pairs": "3"}}', "pairs must be a whole number >= 0, got '3'"),
-        ('{"0001": {"ir": "cam3"}}', "ir must be a list of camera names"),
+        ('{"0001": 3}', "identity 0001: .* int"),
+        ('{"0001": {"steps": 3}}', "identity 0001: .* steps .*'ir', 'pairs', 'rgb'"),
+        ('{"0001": {"pairs": "3"}}', "identity 0001: pairs is '3'"),
+        ('{"0001": {"ir": "cam3"}}', "identity 0001: ir is 'cam3'"),
     ],
 )
 def test_bad_overrides(tmp_path, text, message):

@@ -79,7 +79,7 @@ def test_names_that_leave_the_folder(tmp_path, change):
 def test_other_plans_folder(tmp_path):
     out, first, second = tmp_path / "out", plan_of(pids=["0001"]), plan_of(pids=["0001"], seed=12)
     synthesize(first, FakeEngine(), out, progress=False)
-    refused(second, out, f"holds plan {first.plan_id[:12]}, this is plan {second.plan_id[:12]}; choose another --out")
+    refused(second, out, f"{first.plan_id[:12]}.* {second.plan_id[:12]}.* --out")
 
 
 def test_folder_with_other_things(tmp_path):
@@ -87,9 +87,9 @@ def test_folder_with_other_things(tmp_path):
     for name in ("cam1/0001/0001.jpg", "cam3/0001/0001.png", "exp/train_id.txt"):
         (tmp_path / "sysu" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "sysu" / name).write_bytes(b"real")
-    refused(plan_of(), tmp_path / "sysu", "holds other files and no plan; images are not mixed into it")
+    refused(plan_of(), tmp_path / "sysu", "sysu holds other files")
     (tmp_path / "file").write_text("x")
-    refused(plan_of(), tmp_path / "file", "is a file; choose another --out")
+    refused(plan_of(), tmp_path / "file", "file is a file")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/plan.json").write_text("{")
     refused(plan_of(), tmp_path / "broken", "is not valid JSON")
@@ -115,9 +115,7 @@ def test_foreign_image_in_our_own_folder_is_not_replaced(tmp_path, name):
         (out / name).parent.mkdir(parents=True)
         bytes_before = foreign.read_bytes()
         (out / name).write_bytes(bytes_before)
-        with pytest.raises(
-            InputError, match=rf"{name} in .* was not made by this plan and is not overwritten; move it"
-        ):
+        with pytest.raises(InputError, match=name):
             synthesize(plan, FakeEngine(), out, progress=False)
         assert (out / name).read_bytes() == bytes_before
         shutil.rmtree(out)
@@ -129,7 +127,7 @@ def test_foreign_identity_lists_are_not_replaced(tmp_path):
     save_plan(plan, out / "plan.json")
     (out / "exp").mkdir()
     (out / "exp/train_id.txt").write_text("1,2,3")
-    with pytest.raises(InputError, match=r"train_id\.txt in .* lists other identities and is not overwritten"):
+    with pytest.raises(InputError, match=r"train_id\.txt"):
         synthesize(plan, FakeEngine(), out, progress=False)
     assert (out / "exp/train_id.txt").read_text() == "1,2,3"
 

@@ -60,7 +60,7 @@ def plain_image(engine, plan, pair, camera, photo=None) -> np.ndarray:
         clean = engine.encode(torch.from_numpy(np.array(picture))[None])
         latents = scheduler.add_noise(clean, latents, timesteps[:1])
     code = {c.name: c.code for c in CAMERAS}[camera]
-    texts = [f"a {code} photo of a <class_{pair.pid}> identity", ""]
+    texts = [f"a {code} photo of a <class_{pair.pid}> person", ""]
     bank = [engine.encode_text(torch.tensor([[ord(c) for c in text.ljust(48)]])) for text in texts]
     for timestep in timesteps:
         given, null = (engine.eps(latents, int(timestep), engine.condition(row), torch.tensor([0])) for row in bank)
