@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dive_fast.io import atomic_path
 from dive_fast.reid.comparison.records import Comparison
@@ -45,16 +45,8 @@ def plot_comparison(comparison: Comparison, path: Path | str) -> None:
         label = format_std(arm.map_mean, arm.map_deviation)
         if arm.gap_closed_mean is not None:
             label += f"   ({100 * arm.gap_closed_mean:.0f} % of the gap)"
-        axes.annotate(
-            label,
-            (max([arm.map_mean, *arm.map]), row),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=_INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        )
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        _annotate(axes, label, (max([arm.map_mean, *arm.map]), row), 9, bbox=box)
     for name, colour in colours.items():
         if name is not None:
             axes.axvline(comparison.arm(name).map_mean, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
@@ -79,17 +71,7 @@ def plot_differences(comparison: Comparison, path: Path | str) -> None:
                 axes.plot(bounds, [height] * 2, color=colour, linewidth=width, solid_capstyle="butt")
                 axes.plot(test.mean, height, marker="|", markersize=11, color=_INK, zorder=4)
         axes.scatter(difference, [row - 0.14] * len(difference), s=22, color="white", edgecolor=_INK, zorder=5)
-        axes.annotate(
-            significance.verdict,
-            (1, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=_INK,
-            annotation_clip=False,
-        )
+        _annotate(axes, significance.verdict, (1, row), 6, xycoords=("axes fraction", "data"), annotation_clip=False)
     _style(axes, [comparison.label(arm.name) for arm, _, _ in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
     label = (
@@ -106,6 +88,11 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(8.2, height), dpi=160, layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _annotate(axes: Axes, text: str, at: tuple[float, float], shift: int, **options: Any) -> None:
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": _INK}
+    axes.annotate(text, at, xytext=(shift, 0), **style, **options)
 
 
 def _style(axes: Axes, labels: list[str]) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce  # the gradient is summed over the ranks too
 
 from dive_fast.distributed import rank_and_size
 from dive_fast.reid.training.config import ReidConfig
@@ -101,6 +100,8 @@ class SharedNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce  # differentiable; some builds of torch lack it
+
         self._check_input_dim(input)
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         axes = (0,) if input.ndim == 2 else (0, 2, 3)
