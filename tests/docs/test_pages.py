@@ -28,8 +28,10 @@ def blocks(text: str) -> list[str]:
 
 
 def command_lines(text: str) -> list[list[str]]:
-    """The arguments of every `dive-fast` line in the page's code blocks."""
-    lines = [line for block in blocks(text) for line in block.splitlines() if STARTS.match(line)]
+    """The arguments of every `dive-fast` line in the page's code blocks, and of whole commands in its sentences."""
+    lines = [line for block in blocks(text) for line in block.splitlines()]
+    lines += [span for span in re.findall(r"`([^`]+)`", prose(text)) if "--out" in span]
+    lines = [line for line in lines if STARTS.match(line)]
     return [shlex.split(STARTS.sub("", line, count=1), comments=True) for line in lines]
 
 
