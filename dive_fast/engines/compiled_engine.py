@@ -5,7 +5,6 @@ Not run on a GPU yet: CUDA graphs, the kernels and the fused image epilogue.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dive_fast.engines.base import Conditioning, Engine, on_device
-from dive_fast.engines.registry import Choice
+from dive_fast.engines.registry import Choice, installed
 from dive_fast.engines.torch_engine import TorchEngine, opening
 from dive_fast.io import brief
 from dive_fast.sampling import repeated
@@ -79,7 +78,7 @@ class CompiledEngine(TorchEngine):
             form="bank",
             removed=OPTIMIZATIONS,
             row_counts=counts,
-            versions={**self.spec.versions, **_triton()},
+            versions={**self.spec.versions, **({"triton": triton} if (triton := installed("triton")) else {})},
         )
         timesteps = int(bundle.scheduler_config.get("num_train_timesteps", TIMESTEPS))
         self._prompt_bank = KVCacheGraph(self._unet_module)
@@ -239,10 +238,3 @@ def _any_length(cache: Tensor) -> Tensor:
     if len(cache) > 1:
         torch._dynamo.mark_dynamic(cache, 0)
     return cache
-
-
-def _triton() -> dict[str, str]:
-    try:
-        return {"triton": importlib.metadata.version("triton")}
-    except importlib.metadata.PackageNotFoundError:
-        return {}

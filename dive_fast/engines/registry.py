@@ -6,6 +6,7 @@ A new backend is a file that opens it and a row here.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ class Backend:
     `packages` maps the distributions it imports to the module that shows whether they work; `extra` is the extra of
     dive-fast that installs them. `reads` are the kinds of folder that it opens, and `remedy` says how to make one.
     `opens` is "module:function" of `(folder, Choice) -> Engine`. `why_not` is "module:function" of
-    `(device) -> list[str]`: every reason why this machine cannot run it, asked only when its packages work.
+    `(name, device) -> list[str]`: every reason why this machine cannot run it, asked only when its packages work.
     """
 
     name: str
@@ -74,7 +75,6 @@ ONNXRUNTIME_TENSORRT = replace(
     packages={"onnxruntime-gpu": "onnxruntime", "torch": "torch"},
     devices=("cuda",),
     precisions=("fp32", "fp16", "bf16"),
-    why_not="dive_fast.engines.onnx_engine:why_not_tensorrt",
 )
 TENSORRT = Backend(
     name="tensorrt",
@@ -93,7 +93,6 @@ TENSORRT_RTX = replace(
     extra="rtx",
     packages={"tensorrt-rtx": "tensorrt_rtx", "torch": "torch"},
     reads=("tensorrt-rtx",),
-    why_not="dive_fast.engines.tensorrt_api:why_not_rtx",
 )
 EAGER = Backend(
     name="torch",
@@ -119,6 +118,14 @@ def choices() -> dict[str, tuple[str, ...]]:
         "device": ("auto", *dict.fromkeys(device for row in rows for device in row.devices)),
         "precision": ("auto", *dict.fromkeys(precision for row in rows for precision in row.precisions)),
     }
+
+
+def installed(distribution: str) -> str | None:
+    """Returns the version of an installed distribution, None if there is none."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def resolve(reference: str) -> Any:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Iterable
@@ -28,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dive_fast.engines.registry import installed
 from dive_fast.io import brief
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,9 @@ class Gpu:
         return f"{self.name} (compute capability {self.capability})"
 
 
-def flavour(name: str) -> Flavour:
-    """Returns the flavour of that name; raises `InputError` for an unknown one."""
-    if name not in FLAVOURS:
-        raise InputError(f"TensorRT flavour {name!r} is unknown; choose one of {', '.join(FLAVOURS)}")
-    return FLAVOURS[name]
-
-
 def version(kind: Flavour) -> str | None:
     """Returns the version of the installed package, None if there is none."""
-    try:
-        return importlib.metadata.version(kind.name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return installed(kind.name)
 
 
 def reasons(kind: Flavour) -> list[str]:
@@ -119,14 +109,9 @@ def reasons(kind: Flavour) -> list[str]:
     return []
 
 
-def why_not(device: str) -> list[str]:
-    """`reasons` of tensorrt, for the registry of backends."""
-    return reasons(TENSORRT)
-
-
-def why_not_rtx(device: str) -> list[str]:
-    """`reasons` of tensorrt-rtx, for the registry of backends."""
-    return reasons(RTX)
+def why_not(name: str, device: str) -> list[str]:
+    """`reasons` of the flavour `name`, for the registry of backends."""
+    return reasons(FLAVOURS[name])
 
 
 def load(kind: Flavour) -> Any:
@@ -212,16 +197,22 @@ def allow_decomposition(trt: Any, network: Any) -> int:
     return found
 
 
-def open_plan(trt: Any, log: Any, plan: bytes, where: str) -> Any:
-    """Loads a plan as ICudaEngine; raises `DiveError` naming `where` if TensorRT refuses it. Needs a GPU."""
+def open_plan(trt: Any, plan: bytes, where: str, graph: Path | None = None, weights: Iterable[str] = ()) -> Any:
+    """Loads a plan as ICudaEngine, and refits it with the `weights` of the ONNX file `graph` if there are any.
+
+    Needs a GPU. Raises `DiveError` naming `where` if TensorRT refuses the plan, and as `refit`.
+    """
+    log = logger(trt)
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
         raise DiveError(f"{where} cannot be loaded ({first(log.errors)}); build it again on this machine")
+    if graph is not None and weights:
+        refit(trt, log, engine, graph, weights)
     return engine
 
 
-def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str]) -> int:
-    """Refits `engine` with the weights of the ONNX file `graph`, all or none; returns their number. Needs a GPU.
+def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str]) -> None:
+    """Refits `engine` with the weights of the ONNX file `graph`, all or none. Needs a GPU.
 
     `expected` names the weights that the graph must set (the parser's map at build time). Raises `DiveError` with count and
     names, before anything reaches the GPU, if a weight is missing, unknown or refused.
@@ -242,7 +233,6 @@ def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str])
         )
     if not refitter.refit_cuda_engine():
         raise DiveError(f"refit from {graph}: TensorRT failed at it ({first(log.errors)}); open the engine again")
-    return len(wanted)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

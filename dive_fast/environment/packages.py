@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -12,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dive_fast.engines.registry import BACKENDS, TORCH, resolve
+from dive_fast.engines.registry import BACKENDS, TORCH, installed, resolve
 
 ASSETS = {
     "pocket base model": "pocket-base/model_index.json",
@@ -39,13 +38,9 @@ PACKAGES = {
     "tensorboard": Wanted("tensorboard", "tensorboard"),
     "onnx": Wanted("onnx", "export"),
     "onnxscript": Wanted("onnxscript", "export"),
-    "onnxruntime": Wanted("onnxruntime", "cpu"),
-    "onnxruntime-gpu": Wanted("onnxruntime", "gpu"),
     "triton": Wanted("triton", "gpu"),
     "cuda-python": Wanted("cuda.bindings.driver", "gpu"),
     "matplotlib": Wanted("matplotlib", "report"),
-    "tensorrt": Wanted("tensorrt", "trt"),
-    "tensorrt-rtx": Wanted("tensorrt_rtx", "rtx"),
     "ray": Wanted("ray", "ray"),
     "fsspec": Wanted("fsspec", "remote"),
     "pyarrow": Wanted("pyarrow", "parquet"),
@@ -118,7 +113,7 @@ class Machine:
 
 def collect(folder: Path) -> Machine:
     """Inspects this machine; imports each installed package once to test it."""
-    packages = {name: _package(name, wanted.module) for name, wanted in known_packages().items() if _version(name)}
+    packages = {name: _package(name, wanted.module) for name, wanted in known_packages().items() if installed(name)}
     gpus, driver, problem = _gpus(packages)
     return Machine(
         python=f"{platform.python_version()} ({sys.executable})",
@@ -142,20 +137,13 @@ def works(packages: dict[str, Package], name: str) -> bool:
     return name in packages and packages[name].error is None
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _package(name: str, module: str) -> Package:
     error = None
     try:
         importlib.import_module(module)
     except Exception as problem:  # noqa: BLE001 - whatever a broken install raises is what we are here to show
         error = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else ''}"
-    return Package(_version(name) or "?", error)
+    return Package(installed(name) or "?", error)
 
 
 def _torch_problem() -> str | None:
@@ -174,7 +162,7 @@ def _refusals(packages: dict[str, Package]) -> dict[str, tuple[str, ...]]:
         if row.why_not and working.issuperset(row.packages.values()):
             for device in row.devices:
                 try:
-                    found[row.on(device)] = tuple(resolve(row.why_not)(device))
+                    found[row.on(device)] = tuple(resolve(row.why_not)(row.name, device))
                 except ImportError as error:
                     found[row.on(device)] = (str(error),)
     return found

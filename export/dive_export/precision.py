@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -74,8 +75,6 @@ class _Rounding(TorchDispatchMode):
 
 def upcast_bfloat16(path: Path, out: Path) -> None:
     """Writes the graph at `path` to `out` with its bfloat16 values and types as float32."""
-    import onnx
-
     half, single = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     model = onnx.load(str(path))
     for tensor in _tensors(model.graph):

@@ -26,8 +26,8 @@ def open_fake(folder: Path, choice: Choice) -> Any:
     return SimpleNamespace(folder=folder, choice=choice)
 
 
-def why_not(device: str) -> list[str]:
-    return [f"no fake {device} here"]
+def why_not(name: str, device: str) -> list[str]:
+    return [f"no {name} {device} here"]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from dive_fast.environment import packages as probing
 from dive_fast.environment.doctor import Row, rows, table
-from dive_fast.environment.packages import ASSETS, PACKAGES, CompiledKernels, Machine, Package
+from dive_fast.environment.packages import ASSETS, PACKAGES, CompiledKernels, Machine, Package, known_packages
 
 CPU_PACKAGES = ("numpy", "pillow", "torch", "diffusers", "transformers", "safetensors", "peft", "onnx", "onnxruntime")
 CPU = Machine(
@@ -30,7 +30,7 @@ CPU = Machine(
 )
 GPU = replace(
     CPU,
-    packages={name: Package("1.0") for name in PACKAGES if name != "onnxruntime"},
+    packages={name: Package("1.0") for name in known_packages() if name != "onnxruntime"},
     gpus=("NVIDIA H200",),
     driver="13.0",
     gpu_problem=None,

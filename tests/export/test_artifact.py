@@ -141,7 +141,7 @@ def test_another_engine_is_not_overwritten(
         export_engine(tiny_fused, tiny_engine, rows_max=ENGINE_ROWS + 1)
     damaged = shutil.copytree(tiny_engine, tmp_path / "damaged")
     (damaged / "unet/model.onnx").write_bytes(b"?")
-    with pytest.raises(InputError, match=f"files of {damaged} changed"):
+    with pytest.raises(InputError, match="unet/model.onnx differs"):
         export_engine(tiny_fused, damaged, rows_max=ENGINE_ROWS)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()

@@ -89,10 +89,10 @@ def test_tensorrt_rtx_builds_the_unet_for_gpus_that_have_fp8(quantised: Path, tm
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'dive-fast[rtx]'")
     rows = {"rows": (4,), "vae_rows": (2,), "text_rows": (2,), "prompts_max": 16}
     job = Build.from_export(quantised, BuildConfig("tensorrt-rtx", **rows, target="8.9", cache=tmp_path)).parts["unet"]
-    module = trt.load(trt.flavour("tensorrt-rtx"))
-    assert build_plan(trt.flavour("tensorrt-rtx"), module, job, quiet).data
+    module = trt.load(trt.RTX)
+    assert build_plan(trt.RTX, module, job, quiet).data
     with pytest.raises(DiveError, match="fp8_e4m3"):
-        build_plan(trt.flavour("tensorrt-rtx"), module, replace(job, target="8.6"), quiet)
+        build_plan(trt.RTX, module, replace(job, target="8.6"), quiet)
 
 
 def test_a_timing_table_decides_which_layers_are_tried(

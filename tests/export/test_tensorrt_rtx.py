@@ -22,7 +22,7 @@ from dive_export.tensorrt_cache import PlanCache
 from dive_export.tensorrt_job import Build
 from dive_export.tensorrt_profiles import profiles, weights_size
 from dive_fast.engines import tensorrt_api as trt
-from dive_fast.io import sha256_file
+from dive_fast.io import sha256_file, write_json
 from dive_fast.types import DiveError, EngineSpec, Profile
 from tests.support.tensorrt_engines import quiet, rtx_parser
 
@@ -165,7 +165,7 @@ def test_refittable_plans_need_a_gpu_and_say_so(tiny_engine: Path, config: Build
 @no_gpu
 def test_a_plan_does_not_load_without_a_gpu(plans: Path) -> None:
     with pytest.raises(DiveError, match=r"the plan .*[Cc]uda"):
-        trt.open_plan(rtx, trt.logger(rtx), (plans / "vae_encoder/model.plan").read_bytes(), "the plan")
+        trt.open_plan(rtx, (plans / "vae_encoder/model.plan").read_bytes(), "the plan")
 
 
 @pytest.mark.slow
@@ -184,8 +184,9 @@ def test_the_unet_of_stable_diffusion_builds(tmp_path: Path, capsys: pytest.Capt
     path = tmp_path / "unet/model.onnx"
     export_graph(Graph("unet", module, inputs, "out_sample", 0, 2, module), path, "fp16")
     del unet, module
-    (tmp_path / "vae_decoder").mkdir()
-    (tmp_path / "vae_decoder/config.json").write_text('{"block_out_channels": [1, 1, 1, 1]}')
+    for part in ("unet", "vae_decoder"):
+        config = {"in_channels": 4, "block_out_channels": [1] * 4, "scaling_factor": 1}
+        write_json(tmp_path / part / "config.json", config)
     spec = EngineSpec("onnxruntime", "fp16", Profile(1, 36, 72, 512, 256), "0", {"unet": "unet/model.onnx"}, {})
     sizes = [{"rows": (n, n, n)} for n in (36, 72)]
     todo = PartBuild(

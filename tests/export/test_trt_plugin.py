@@ -27,7 +27,7 @@ from dive_export.tensorrt_ptx import View, repassed
 from dive_export.trt_plugin import Site, call_of, for_plugin, register, sites
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.node_runner import read_graph
-from dive_fast.engines.tensorrt_net import CudaLane, Net
+from dive_fast.engines.tensorrt_net import Lane, Net
 from dive_fast.types import DiveError, InputError
 from dive_fast.unet.optimizations import OPTIMIZATIONS
 from dive_kernels import package
@@ -482,8 +482,8 @@ def test_the_plugin_computes_attention_inside_tensorrt(tmp_path: Path) -> None:
     todo = PartBuild("unet", path, [shapes], False, "NONE", None, None, None, tmp_path / "t", {kernel.name: "1"})
     plan = build_plan(trt.TENSORRT, tensorrt, todo, quiet)
     device = torch.device("cuda", 0)
-    engine = trt.open_plan(tensorrt, trt.logger(tensorrt), plan.data, "the plan")
-    net = Net(tensorrt, engine, device, CudaLane(device), "the plan", graphs=False)
+    engine = trt.open_plan(tensorrt, plan.data, "the plan")
+    net = Net(tensorrt, engine, device, Lane(device), "the plan", graphs=False)
     query = torch.randn(6, site.tokens, site.channels, device=device, dtype=HALF)
     bank = torch.randn(5, 2, site.keys, 1024, device=device, dtype=HALF)
     index = torch.tensor([4, 0, 2, 2, 1, 3], device=device)

@@ -15,6 +15,7 @@ import ctypes
 import enum
 import importlib.metadata
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx.helper import tensor_dtype_to_np_dtype
+
+from dive_fast.engines import tensorrt_api as trt
+from dive_fast.engines.tensorrt_net import Lane
+from dive_fast.io import sha256_file
 
 STREAM = 7
 DataType = enum.Enum("DataType", "FLOAT HALF INT64 COMPLEX")
@@ -396,7 +401,7 @@ def session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-class LaneDouble:
+class LaneDouble(Lane):
     """One stream: work is done when it is enqueued. While a capture records, nothing runs; a replay runs what it holds."""
 
     turns = 0
@@ -432,8 +437,6 @@ class LaneDouble:
 
 def install(monkeypatch: Any, module: Double, name: str = "NVIDIA Double", capability: str = "9.0") -> None:
     """Makes `module` the installed tensorrt of a machine with a GPU of that name."""
-    from dive_fast.engines import tensorrt_api as trt
-
     version = importlib.metadata.version
     module.gpu, module.capability = name, capability
     monkeypatch.setitem(sys.modules, "tensorrt", module)
@@ -448,10 +451,6 @@ def retrained(folder: Path, out: Path, scale: float = 1.5, only: str = "") -> Pa
 
     `only` names the one initializer to change instead, of whatever type.
     """
-    import shutil
-
-    from dive_fast.io import sha256_file
-
     shutil.copytree(folder, out)
     spec = json.loads((out / "engine.json").read_text())
     for path in out.glob("*/model.onnx"):
