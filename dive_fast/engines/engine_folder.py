@@ -154,17 +154,9 @@ class FolderEngine(EngineBase):
     def __init__(
         self, files: EngineFiles, device: torch.device, runs_on: str, chosen: str, check_finite: bool = False
     ) -> None:
-        super().__init__(
-            spec=files.spec,
-            prompts=files.prompts,
-            scheduler_config=files.scheduler_config,
-            device=device,
-            fingerprint=files.fingerprint,
-            geometry=files.geometry,
-            runs_on=runs_on,
-            chosen=chosen,
-            check_finite=check_finite,
-        )
+        names = ("spec", "prompts", "scheduler_config", "fingerprint", "geometry")
+        shared: dict[str, Any] = {name: getattr(files, name) for name in names}
+        super().__init__(**shared, device=device, runs_on=runs_on, chosen=chosen, check_finite=check_finite)
 
     def unet_inputs(self, latents: Tensor, timestep: int, states: Tensor, prompt_index: Tensor) -> dict[str, Tensor]:
         """The inputs of a UNet call, as `signatures` names them, on the engine's device; timestep is [1]."""

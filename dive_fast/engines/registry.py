@@ -5,6 +5,7 @@ A new backend is a file that opens it and a row here.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 from collections.abc import Mapping
@@ -126,6 +127,43 @@ def installed(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device; `capability` is its compute capability like "9.0"."""
+
+    name: str
+    capability: str
+
+    @property
+    def label(self) -> str:
+        """As EngineSpec.gpu names it."""
+        return f"{self.name} (compute capability {self.capability})"
+
+
+def driver_gpus() -> tuple[list[Gpu], str | None, str]:
+    """Returns the NVIDIA driver's CUDA devices, its CUDA version, and why there is no device ("" if there is one)."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return [], None, "no NVIDIA driver (libcuda.so.1) is installed"
+    if code := cuda.cuInit(0):
+        return [], None, f"the NVIDIA driver offers no GPU (CUDA error {code})"
+    number, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+
+    def ask(function: Any, *arguments: int) -> int:
+        function(ctypes.byref(number), *arguments)
+        return number.value
+
+    version, found = ask(cuda.cuDriverGetVersion), []
+    for i in range(ask(cuda.cuDeviceGetCount)):
+        device = ask(cuda.cuDeviceGet, i)
+        cuda.cuDeviceGetName(name, len(name), device)
+        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+        capability = [str(ask(cuda.cuDeviceGetAttribute, attribute, device)) for attribute in (75, 76)]
+        found.append(Gpu(name.value.decode(), ".".join(capability)))
+    return found, f"{version // 1000}.{version % 1000 // 10}", "" if found else "the NVIDIA driver lists no GPU"
 
 
 def resolve(reference: str) -> Any:

@@ -18,7 +18,6 @@ Run so far: tensorrt-rtx 1.7.1 on a CPU. Not run: `tensorrt` (its column is NVID
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import re
@@ -27,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dive_fast.engines.registry import installed
+from dive_fast.engines.registry import Gpu as Gpu
+from dive_fast.engines.registry import driver_gpus, installed
 from dive_fast.io import brief
 from dive_fast.types import DiveError
 
@@ -76,19 +76,6 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A CUDA device; `capability` is its compute capability like "9.0"."""
-
-    name: str
-    capability: str
-
-    @property
-    def label(self) -> str:
-        """As EngineSpec.gpu names it."""
-        return f"{self.name} (compute capability {self.capability})"
-
-
 def version(kind: Flavour) -> str | None:
     """Returns the version of the installed package, None if there is none."""
     return installed(kind.name)
@@ -124,20 +111,8 @@ def load(kind: Flavour) -> Any:
 
 def find_gpu() -> tuple[Gpu | None, str]:
     """Returns the driver's first CUDA device, and why there is none ("" if there is one)."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None, "no NVIDIA driver (libcuda.so.1) is installed"
-    device, name, number = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int()
-    for call in (lambda: cuda.cuInit(0), lambda: cuda.cuDeviceGet(ctypes.byref(device), 0)):
-        if code := call():
-            return None, f"the NVIDIA driver offers no GPU (CUDA error {code})"
-    cuda.cuDeviceGetName(name, len(name), device)
-    capability = []
-    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-        cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
-        capability.append(str(number.value))
-    return Gpu(name.value.decode(), ".".join(capability)), ""
+    found, _, why = driver_gpus()
+    return (found[0], "") if found else (None, why)
 
 
 def misfits(kind: Flavour, label: str | None, gpu: Gpu) -> list[str]:
@@ -185,16 +160,13 @@ def torch_dtype(kind: Any) -> str:
     return DTYPES[kind.name]
 
 
-def allow_decomposition(trt: Any, network: Any) -> int:
-    """Lets TensorRT decompose attentions without a fused kernel (small heads, float32); returns their number."""
-    found = 0
+def allow_decomposition(trt: Any, network: Any) -> None:
+    """Lets TensorRT decompose attentions without a fused kernel (small heads, float32)."""
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer
             layer.attention.decomposable = True
-            found += 1
-    return found
 
 
 def open_plan(trt: Any, plan: bytes, where: str, graph: Path | None = None, weights: Iterable[str] = ()) -> Any:

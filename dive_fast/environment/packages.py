@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dive_fast.engines.registry import BACKENDS, TORCH, installed, resolve
+from dive_fast.engines.registry import BACKENDS, TORCH, driver_gpus, installed, resolve
 
 ASSETS = {
     "pocket base model": "pocket-base/model_index.json",
@@ -114,7 +114,7 @@ class Machine:
 def collect(folder: Path) -> Machine:
     """Inspects this machine; imports each installed package once to test it."""
     packages = {name: _package(name, wanted.module) for name, wanted in known_packages().items() if installed(name)}
-    gpus, driver, problem = _gpus(packages)
+    gpus, driver, problem = driver_gpus()
     return Machine(
         python=f"{platform.python_version()} ({sys.executable})",
         system=platform.platform(),
@@ -122,9 +122,9 @@ def collect(folder: Path) -> Machine:
         memory=memory(),
         disk=(str(folder), shutil.disk_usage(folder).free),
         packages=packages,
-        gpus=gpus,
+        gpus=tuple(gpu.name for gpu in gpus),
         driver=driver,
-        gpu_problem=problem,
+        gpu_problem=problem or None,
         torch_problem=_torch_problem() if works(packages, "torch") else None,
         refusals=_refusals(packages),
         assets={name: _size(Path(__file__).parents[1] / "assets" / file) for name, file in ASSETS.items()},
@@ -166,39 +166,6 @@ def _refusals(packages: dict[str, Package]) -> dict[str, tuple[str, ...]]:
                 except ImportError as error:
                     found[row.on(device)] = (str(error),)
     return found
-
-
-def _gpus(packages: dict[str, Package]) -> tuple[tuple[str, ...], str | None, str | None]:
-    if works(packages, "cuda-python"):
-        return _gpus_by_driver()
-    if works(packages, "torch"):
-        cuda = importlib.import_module("torch").cuda
-        if cuda.is_available():
-            return tuple(cuda.get_device_name(i) for i in range(cuda.device_count())), None, None
-    if any(file.exists() for file in DRIVER_FILES):
-        return (), None, "an NVIDIA driver is loaded; to look further, pip install 'dive-fast[gpu]'"
-    return (), None, "no NVIDIA driver is loaded"
-
-
-def _gpus_by_driver() -> tuple[tuple[str, ...], str | None, str | None]:
-    driver = importlib.import_module("cuda.bindings.driver")
-
-    def call(name: str, *arguments: object) -> tuple[object, ...]:
-        error, *values = getattr(driver, name)(*arguments)
-        if error != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"{name} returned {error.name}")
-        return tuple(values)
-
-    try:
-        call("cuInit", 0)
-        (version,) = call("cuDriverGetVersion")
-        (count,) = call("cuDeviceGetCount")
-        names = [call("cuDeviceGetName", 128, call("cuDeviceGet", i)[0])[0] for i in range(int(str(count)))]
-    except RuntimeError as problem:  # DynamicLibNotFoundError, the bindings' word for "no driver", is one
-        return (), None, str(problem).strip().splitlines()[0]
-    number = int(str(version))
-    text = tuple(bytes(name).split(b"\0")[0].decode() for name in names if isinstance(name, bytes))
-    return text, f"{number // 1000}.{number % 1000 // 10}", None if text else "the driver lists no device"
 
 
 def _kernels() -> CompiledKernels | None:

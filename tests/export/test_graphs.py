@@ -17,6 +17,7 @@ from dive_export.onnx import AS_EXPORTED, _check_weights, export_graph, measure_
 from dive_fast.io import clear_disk_errors
 from dive_fast.models import load_bundle
 from dive_fast.types import DiveError, InputError
+from tests.support.graphs import dimensions
 from tests.support.tiny import ENGINE_ROWS, HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
 
 pytestmark = pytest.mark.slow
@@ -50,10 +51,6 @@ def toy(module: nn.Module | None = None, rows: int = 4) -> Graph:
     return Graph("toy", module, inputs, "out_sample", 0, rows, module)
 
 
-def dimensions(value: onnx.ValueInfoProto) -> list[str | int]:
-    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-
-
 @pytest.mark.parametrize("rows_max", [1, 8])
 def test_rows_are_free_up_to_the_limit_and_the_exporter_is_quiet(
     tmp_path: Path, rows_max: int, capfd: pytest.CaptureFixture[str]
@@ -83,21 +80,13 @@ def test_examples_are_random_but_repeatable() -> None:
 
 
 def test_graphs_have_the_names_and_shapes_that_optimum_gives_them(tiny_engine: Path) -> None:
+    latents, hidden = ["rows", *LATENT_SHAPE], ["rows", MAX_TOKENS, TEXT_WIDTH]
+    images, parameters = ["rows", 3, HEIGHT, WIDTH], ["rows", 2 * LATENT_SHAPE[0], *LATENT_SHAPE[1:]]
     expected = {
-        "text_encoder": ({"input_ids": ["rows", MAX_TOKENS]}, {"last_hidden_state": ["rows", MAX_TOKENS, TEXT_WIDTH]}),
-        "unet": (
-            {
-                "sample": ["rows", *LATENT_SHAPE],
-                "timestep": [1],
-                "encoder_hidden_states": ["rows", MAX_TOKENS, TEXT_WIDTH],
-            },
-            {"out_sample": ["rows", *LATENT_SHAPE]},
-        ),
-        "vae_decoder": ({"latent_sample": ["rows", *LATENT_SHAPE]}, {"sample": ["rows", 3, HEIGHT, WIDTH]}),
-        "vae_encoder": (
-            {"sample": ["rows", 3, HEIGHT, WIDTH]},
-            {"latent_parameters": ["rows", 2 * LATENT_SHAPE[0], *LATENT_SHAPE[1:]]},
-        ),
+        "text_encoder": ({"input_ids": ["rows", MAX_TOKENS]}, {"last_hidden_state": hidden}),
+        "unet": ({"sample": latents, "timestep": [1], "encoder_hidden_states": hidden}, {"out_sample": latents}),
+        "vae_decoder": ({"latent_sample": latents}, {"sample": images}),
+        "vae_encoder": ({"sample": images}, {"latent_parameters": parameters}),
     }
     for part, (inputs, outputs) in expected.items():
         model = onnx.load(tiny_engine / part / "model.onnx", load_external_data=False)

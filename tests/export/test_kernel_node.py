@@ -23,9 +23,7 @@ from dive_export.tensorrt_cache import graph_hash
 from dive_export.tensorrt_refit import first_difference
 from dive_fast.engines.node_runner import read_graph, run_nodes
 from dive_fast.models import load_bundle
-from dive_fast.types import InputError
 from dive_fast.unet.graphs import cross_attentions
-from dive_fast.unet.optimizations import OPTIMIZATIONS
 from tests.support.kernel_cases import assert_as_good_as_torch
 from tests.support.kernel_nodes import attended, one_node
 from tests.support.tensorrt_engines import rtx_parser
@@ -150,15 +148,6 @@ def test_another_body_is_another_graph(exported: Path, tmp_path: Path) -> None:
     onnx.save(model, other)
     assert graph_hash(other, {}) != same
     assert first_difference(exported, other, set()).startswith("function 0 (cross_attention) differs")
-
-
-def test_it_is_made_on_request_and_for_banks_only() -> None:
-    assert "kv_gather" not in GraphOptions("bank").applied
-    assert GraphOptions("bank", kernels=True).applied == (*OPTIMIZATIONS, "kv_gather")
-    assert GraphOptions("bank", optimizations=("kv_gather", "time_table")).applied == ("time_table", "kv_gather")
-    assert GraphOptions("bank", optimizations=(), kernels=True).applied == ("kv_gather",)
-    with pytest.raises(InputError, match="kv_gather requires form bank"):
-        GraphOptions(kernels=True)
 
 
 def test_tensorrt_rtx_parses_each_node_as_its_body(exported: Path) -> None:

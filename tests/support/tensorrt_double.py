@@ -32,7 +32,8 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.tensorrt_net import Lane
-from dive_fast.io import sha256_file
+from tests.support.engines import edit_spec
+from tests.support.graphs import named, reweigh
 
 STREAM = 7
 DataType = enum.Enum("DataType", "FLOAT HALF INT64 COMPLEX")
@@ -452,19 +453,12 @@ def retrained(folder: Path, out: Path, scale: float = 1.5, only: str = "") -> Pa
     `only` names the one initializer to change instead, of whatever type.
     """
     shutil.copytree(folder, out)
-    spec = json.loads((out / "engine.json").read_text())
     for path in out.glob("*/model.onnx"):
-        changed = onnx.load(path)
-        for tensor in changed.graph.initializer:
-            if tensor.name == only or (not only and tensor.data_type in (1, 10) and len(tensor.dims) > 1):
-                values = onnx.numpy_helper.to_array(tensor)
-                tensor.CopyFrom(onnx.numpy_helper.from_array((values * scale).astype(values.dtype), tensor.name))
-        path.with_name("model.onnx.data").unlink(missing_ok=True)
-        onnx.save(changed, path, save_as_external_data=True, location="model.onnx.data")
-        for file in path.parent.glob("model.onnx*"):
-            spec["sha256"][file.relative_to(out).as_posix()] = sha256_file(file)
-    spec["model_fingerprint"] = "0" * 64
-    (out / "engine.json").write_text(json.dumps(spec))
+        chosen = named(only) if only else lambda tensor: tensor.data_type in (1, 10) and len(tensor.dims) > 1
+        reweigh(path, chosen, lambda values: values * scale)
+    for file in out.glob("*/model.onnx.data"):  # small graphs had none
+        edit_spec(out, lambda spec, file=file: spec["sha256"].setdefault(file.relative_to(out).as_posix(), ""))
+    edit_spec(out, lambda spec: spec.update(model_fingerprint="0" * 64), rehash=True)
     return out
 
 
