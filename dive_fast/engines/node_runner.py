@@ -168,7 +168,7 @@ def _cuts(
     start = held = 0
     for i, (node, read) in enumerate(zip(graph.node, reads, strict=True)):
         size = sum(sizes.get(name, 0) for name in node.output)
-        size += sum(_weight_bytes(weights[name]) for name in read if name in weights)
+        size += sum(4 * math.prod(weights[name].dims) for name in read if name in weights)
         if i > start and (held + size > memory or i - start == most):
             yield start, i
             start, held = i, 0
@@ -180,10 +180,6 @@ def _cuts(
 def _bytes(value: Any, symbols: Mapping[str, int]) -> int:
     dimensions = value.type.tensor_type.shape.dim
     return 4 * math.prod(d.dim_value or symbols.get(d.dim_param, ROWS_UNKNOWN) for d in dimensions)
-
-
-def _weight_bytes(tensor: Any) -> int:
-    return 4 * math.prod(tensor.dims)
 
 
 def load_tensors(weights: Mapping[str, Any], names: set[str], path: Path) -> dict[str, Any]:

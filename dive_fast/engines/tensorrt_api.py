@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from dive_fast.engines.registry import Gpu as Gpu
-from dive_fast.engines.registry import driver_gpus, installed
+from dive_fast.engines.registry import BACKENDS, driver_gpus, installed
 from dive_fast.io import brief
 from dive_fast.types import DiveError
 
@@ -37,8 +37,6 @@ class Flavour:
     """One of the two packages. `name` is the backend in engine.json and the distribution; `versions` is [from, before)."""
 
     name: str
-    module: str
-    extra: str
     versions: tuple[str, str]
     builds_without_gpu: bool
     capabilities: tuple[str, ...]  # compute capabilities that it has code for; empty: 7.5 and every later one
@@ -46,19 +44,14 @@ class Flavour:
     compatibility: bool  # whether it knows HardwareCompatibilityLevel
     python_plugins: bool  # whether it takes Python plugins that are compiled ahead of time (`dive_export.trt_plugin`)
 
+    @property
+    def module(self) -> str:
+        return BACKENDS[self.name].packages[self.name]
 
-TENSORRT = Flavour("tensorrt", "tensorrt", "trt", ("11.1", "12"), False, (), True, True, True)
-RTX = Flavour(
-    "tensorrt-rtx",
-    "tensorrt_rtx",
-    "rtx",
-    ("1.3", "2"),
-    True,
-    ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
-    False,
-    False,
-    False,
-)
+
+TENSORRT = Flavour("tensorrt", ("11.1", "12"), False, (), True, True, True)
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+RTX = Flavour("tensorrt-rtx", ("1.3", "2"), True, RTX_CAPABILITIES, False, False, False)
 FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, RTX)}
 ANY_AMPERE = "compute capability 8.0 or later"  # what tensorrt-rtx builds for when no target is named
 
@@ -85,7 +78,7 @@ def reasons(kind: Flavour) -> list[str]:
     """Returns every reason why the package cannot be imported here, each with its remedy."""
     found = version(kind)
     if found is None or importlib.util.find_spec(kind.module) is None:
-        return [f"{kind.name} is not installed: pip install 'dive-fast[{kind.extra}]'"]
+        return [f"{kind.name} is not installed: pip install 'dive-fast[{BACKENDS[kind.name].extra}]'"]
     first, before = kind.versions
     if not _numbers(first) <= _numbers(found) < _numbers(before):
         return [f"{kind.name} {found} is installed, this version of dive-fast knows >= {first}, < {before}"]

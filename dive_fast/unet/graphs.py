@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dive_fast.types import InputError
 from dive_fast.unet.optimizations import copied, fuse_qkv, time_embedding, use_time_table
 
+TIMESTEPS = 1000  # of diffusers' schedulers, unless their configuration says otherwise
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D")
 
 

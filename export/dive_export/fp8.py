@@ -107,16 +107,12 @@ def _with_peaks(
     """Adds the largest activations to the report; a layer whose inputs are not finite is left out."""
     reads = {layer.name: layer.activation for layer in layers}
     found = peaks(model, path, [reads[layer.name] for layer in report.quantised], calls, percentile, provider)
-    rows = []
-    for layer in report.layers:
-        if layer.quantised:
-            largest = found[reads[layer.name]]
-            if math.isfinite(largest):
-                layer = replace(layer, largest=largest)
-            else:
-                layer = replace(layer, quantised=False, why="its inputs are not finite in calibration")
-        rows.append(layer)
-    return replace(report, layers=tuple(rows))
+    rows = (replace(row, largest=found[reads[row.name]]) if row.quantised else row for row in report.layers)
+    report = replace(report, layers=tuple(rows))
+    for row in report.quantised:
+        if row.largest is None or not math.isfinite(row.largest):
+            report = _without(report, row.name, "its inputs are not finite in calibration")
+    return report
 
 
 class _Meter:

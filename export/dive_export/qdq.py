@@ -116,10 +116,7 @@ class _Insertion:
     """Adds the nodes and constants of `insert` to `graph`, each once."""
 
     def __init__(self, graph: Any, path: Path, weights: Mapping[str, Any], switched: bool) -> None:
-        self.graph = graph
-        self.path = path
-        self.weights = weights
-        self.switched = switched
+        self.graph, self.path, self.weights, self.switched = graph, path, weights, switched
         self.made: set[str] = set()
 
     def activation(self, index: int, layer: Layer, largest: float, data_type: int) -> str:
@@ -127,13 +124,9 @@ class _Insertion:
         quantised, result = f"{name}_e4m3", f"{name}_dequantised"
         if self._new(result):  # layers that read the same tensor share it: queries, keys and values, log
             value = scale_for(largest, np.dtype(tensor_dtype_to_np_dtype(data_type)))
-            self.graph.initializer.extend(
-                [
-                    make_tensor(f"{name}_scale", data_type, [], value.tobytes(), raw=True),
-                    make_tensor(f"{name}_zero", TensorProto.FLOAT8E4M3FN, [], b"\0", raw=True),
-                ]
-            )
             constants = [f"{name}_scale", f"{name}_zero"]
+            self._constant(constants[0], data_type, (), value.tobytes())
+            self._constant(constants[1], TensorProto.FLOAT8E4M3FN, (), b"\0")
             self._node("QuantizeLinear", [name, *constants], quantised)
             self._node("DequantizeLinear", [quantised, *constants], result)
         return self._choice(index, result, name)
@@ -145,12 +138,8 @@ class _Insertion:
             tensor = self.weights[name]
             values, scales = quantised_weight(to_array(load_tensors(self.weights, {name}, self.path)[name]), layer.axis)
             constants = [f"{result}_e4m3", f"{result}_scale"]
-            self.graph.initializer.extend(
-                [
-                    make_tensor(constants[0], TensorProto.FLOAT8E4M3FN, tensor.dims, values.tobytes(), raw=True),
-                    make_tensor(constants[1], tensor.data_type, scales.shape, scales.tobytes(), raw=True),
-                ]
-            )
+            self._constant(constants[0], TensorProto.FLOAT8E4M3FN, tensor.dims, values.tobytes())
+            self._constant(constants[1], tensor.data_type, scales.shape, scales.tobytes())
             self._node("DequantizeLinear", constants, result, axis=layer.axis)
         return self._choice(index, result, name)
 
@@ -167,6 +156,9 @@ class _Insertion:
         if self._new(result):
             self._node("Where", [switch, quantised, plain], result)
         return result
+
+    def _constant(self, name: str, data_type: int, dims: Sequence[int], data: bytes) -> None:
+        self.graph.initializer.append(make_tensor(name, data_type, dims, data, raw=True))
 
     def _new(self, name: str) -> bool:
         fresh = name not in self.made

@@ -62,10 +62,8 @@ def refittable_spec(engine: Path) -> tuple[EngineSpec, dict[str, Any]]:
         raise InputError(f"refit: {engine} is a {spec.backend} engine; give one that dive-fast build made")
     check_files(engine, spec)
     record = read_json(engine / "build.json", "build")
-    tables = (
-        [record.get(name) for name in ("keys", "config", "refittable", "fixed")] if isinstance(record, dict) else []
-    )
-    if not tables or not all(isinstance(table, dict) for table in tables):
+    tables = ("keys", "config", "refittable", "fixed")
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), dict) for name in tables):
         raise InputError(f"refit: {engine}/build.json is not what dive-fast build wrote; build the engine again")
     whole = [part for part in spec.files if not record["refittable"].get(part)]
     if whole:
