@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dive_fast.engines.registry import Gpu as Gpu
 from dive_fast.engines.registry import BACKENDS, driver_gpus, installed
+from dive_fast.engines.registry import Gpu as Gpu
 from dive_fast.io import brief
 from dive_fast.types import DiveError
 
