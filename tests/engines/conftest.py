@@ -6,6 +6,9 @@ import pytest
 
 from dive_fast.engines.base import EngineBase
 from tests.support.engines import BACKENDS, opened
+from tests.support.tensorrt_double import double
+
+__all__ = ["double"]  # a fixture
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

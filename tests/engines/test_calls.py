@@ -86,13 +86,14 @@ def test_check_finite_covers_every_network_and_passes_finite_values(tiny_fused: 
     with pytest.raises(DiveError, match=r"unet at timestep 7: .* 1 of 3 rows \(2\)"):
         engine.eps(latents, 7, nan_prompt, torch.tensor([0, 0, 1]))
     layers = {
-        ("text_encoder", "text_model.embeddings.token_embedding"): lambda: engine.encode_text(ids),
+        ("text_encoder", "token_embedding"): lambda: engine.encode_text(ids),
         ("unet", "mid_block.attentions.0.proj_in"): lambda: engine.eps(latents, 7, bank, torch.tensor([0, 0, 0])),
         ("vae_decoder", "decoder.mid_block.resnets.0.conv1"): lambda: engine.decode(latents),
         ("vae_encoder", "encoder.conv_in"): lambda: engine.encode(photos),
     }
     for (network, name), call in layers.items():
-        engine._module(network).get_parameter(f"{name}.weight").data.fill_(torch.nan)
+        weights = engine._module(network).named_parameters()
+        next(weight for n, weight in weights if n.endswith(f"{name}.weight")).data.fill_(torch.nan)
         with pytest.raises(DiveError, match=f"{network}.*: .*{re.escape(name)}"):
             call()
 

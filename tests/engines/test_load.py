@@ -99,12 +99,8 @@ def test_an_explicit_backend_does_not_become_another(tiny_fused: Path, tiny_engi
 
 
 def test_onnxruntimes_tensorrt_provider_is_for_gpus(tiny_engine: Path) -> None:
-    for device, reason in (
-        ("auto", "device cuda: torch"),
-        ("cuda", "device cuda: this onnxruntime"),
-        ("cpu", "device cpu: .*cuda only"),
-    ):
-        with pytest.raises(DiveError, match=reason):
+    for device, reason in {"auto": "cuda: torch", "cuda": "cuda: this onnxruntime", "cpu": "cpu: .*cuda only"}.items():
+        with pytest.raises(DiveError, match=f"device {reason}"):
             load_engine(tiny_engine, "onnxruntime-tensorrt", device)
 
 

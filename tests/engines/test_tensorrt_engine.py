@@ -14,11 +14,9 @@ from dive_fast.engines.registry import BACKENDS, Choice
 from dive_fast.engines.tensorrt_engine import TensorRTEngine, open_tensorrt
 from dive_fast.types import DiveError, InputError
 from tests.support.engines import assert_predicts_as, edit_spec, given, near
-from tests.support.tensorrt_double import STREAM, Double, LaneDouble, double, install, retrained
+from tests.support.tensorrt_double import STREAM, Double, LaneDouble, install, retrained
 from tests.support.tensorrt_engines import built, opened, quiet
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, WIDTH
-
-__all__ = ["double"]  # a fixture
 
 
 @pytest.fixture
@@ -84,7 +82,7 @@ def test_graphs_are_captured_once_a_profile_after_a_plain_call(
     tiny_engine: Path, tmp_path: Path, double: Double
 ) -> None:
     lane = LaneDouble()
-    engine = opened(built(tiny_engine, tmp_path / "plans"), double, lane, use_graphs=True)
+    engine = opened(built(tiny_engine, tmp_path / "plans"), lane, use_graphs=True)
     embeddings, latents, index = given(3, 2, 2)
     bank = engine.condition(embeddings)
     first = engine.eps(latents, 500, bank, index)

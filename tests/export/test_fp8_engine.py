@@ -22,10 +22,8 @@ from dive_fast.sampling.config import Sampling
 from dive_fast.types import DiveError
 from tests.support.cli import Run
 from tests.support.engines import latents_of
-from tests.support.tensorrt_double import Double, double
+from tests.support.tensorrt_double import Double
 from tests.support.tensorrt_engines import built, opened, quiet
-
-__all__ = ["double"]  # a fixture
 
 BUDGET = "0.04"
 

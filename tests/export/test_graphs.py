@@ -24,19 +24,13 @@ pytestmark = pytest.mark.slow
 
 
 class Toy(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 3) -> None:
         super().__init__()
-        self.linear = nn.Linear(5, 3)
+        self.linear = nn.Linear(5, width)
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         out: Tensor = self.linear(sample) * timestep.to(sample.dtype)
         return out
-
-
-class Large(Toy):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(5, 200_000)
 
 
 class NotExportable(Toy):
@@ -134,14 +128,14 @@ def files_up_to(size: int) -> Iterator[None]:
 
 def test_a_write_that_stops_short_is_an_error_of_the_disk(tmp_path: Path) -> None:
     """numpy gives no number for it, and io.clear_disk_errors needs one."""
-    large = toy(Large())
+    large = toy(Toy(width=200_000))
     with files_up_to(1_000_000), pytest.raises(DiveError) as raised, clear_disk_errors(tmp_path):
         export_graph(large, tmp_path / "model.onnx")
     assert "the disk is full; free space" in str(raised.value)
 
 
 def test_weights_that_end_too_early_are_noticed_at_once(tmp_path: Path) -> None:
-    export_graph(toy(Large()), tmp_path / "model.onnx")
+    export_graph(toy(Toy(width=200_000)), tmp_path / "model.onnx")
     with open(tmp_path / "model.onnx.data", "r+b") as data:
         data.truncate(1_000_000)
     with pytest.raises(DiveError, match="export toy: model.onnx.data"):

@@ -16,11 +16,9 @@ from dive_fast.engines import tensorrt_api as trt
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, EngineSpec, InputError
 from tests.support.engines import edit_spec
-from tests.support.tensorrt_double import Double, double, install, retrained
+from tests.support.tensorrt_double import Double, install, retrained
 from tests.support.tensorrt_engines import quiet
 from tests.support.tiny import ENGINE_ROWS, HEIGHT, WIDTH
-
-__all__ = ["double"]  # a fixture
 
 PARTS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 

@@ -12,18 +12,16 @@ from dive_fast.engines import load_engine
 from dive_fast.engines.tensorrt_engine import TensorRTEngine
 from dive_fast.types import InputError
 from tests.support.engines import assert_predicts_as, given, near
-from tests.support.tensorrt_double import STREAM, Double, double
+from tests.support.tensorrt_double import STREAM, Double
 from tests.support.tensorrt_engines import built, opened
 from tests.support.tiny import MAX_TOKENS, TEXT_WIDTH
-
-__all__ = ["double"]  # a fixture
 
 
 @pytest.fixture
 def engine(half_bank: Path, tmp_path: Path, double: Double) -> TensorRTEngine:
     folder = built(half_bank, tmp_path / "plans", rows=(4, 8), vae_rows=(2,), prompts_max=6)
     double.calls.clear()
-    return opened(folder, double, use_graphs=True)
+    return opened(folder, use_graphs=True)
 
 
 @pytest.mark.parametrize(
