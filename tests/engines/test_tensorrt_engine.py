@@ -82,7 +82,7 @@ def test_graphs_are_captured_once_a_profile_after_a_plain_call(
     tiny_engine: Path, tmp_path: Path, double: Double
 ) -> None:
     lane = LaneDouble()
-    engine = opened(built(tiny_engine, tmp_path / "plans"), lane, use_graphs=True)
+    engine = opened(built(tiny_engine, tmp_path / "plans"), double, lane, use_graphs=True)
     embeddings, latents, index = given(3, 2, 2)
     bank = engine.condition(embeddings)
     first = engine.eps(latents, 500, bank, index)

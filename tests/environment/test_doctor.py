@@ -12,7 +12,7 @@ import pytest
 from dive_fast.engines.registry import Gpu, driver_gpus
 from dive_fast.environment import packages as probing
 from dive_fast.environment.doctor import Row, engine_names, rows, table
-from dive_fast.environment.packages import ASSETS, PACKAGES, CompiledKernels, Machine, Package, known_packages
+from dive_fast.environment.packages import ASSETS, PACKAGES, CompiledKernels, Machine, Package
 
 CPU_PACKAGES = ("numpy", "pillow", "torch", "diffusers", "transformers", "safetensors", "peft", "onnx", "onnxruntime")
 CPU = Machine(
@@ -32,7 +32,7 @@ CPU = Machine(
 )
 GPU = replace(
     CPU,
-    packages={name: Package("1.0") for name in known_packages() if name != "onnxruntime"},
+    packages={name: Package("1.0") for name in PACKAGES if name != "onnxruntime"},
     gpus=("NVIDIA H200",),
     driver="13.0",
     gpu_problem=None,

@@ -21,7 +21,7 @@ from tests.support.tiny import MAX_TOKENS, TEXT_WIDTH
 def engine(half_bank: Path, tmp_path: Path, double: Double) -> TensorRTEngine:
     folder = built(half_bank, tmp_path / "plans", rows=(4, 8), vae_rows=(2,), prompts_max=6)
     double.calls.clear()
-    return opened(folder, use_graphs=True)
+    return opened(folder, double, use_graphs=True)
 
 
 @pytest.mark.parametrize(
