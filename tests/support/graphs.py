@@ -11,11 +11,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 
-def save(model: onnx.ModelProto, path: Path) -> Path:
-    """Writes a model with all its weights beside it, whatever was there."""
+def save(model: onnx.ModelProto, path: Path, threshold: int = 1024) -> Path:
+    """Writes a model, tensors of `threshold` bytes and more beside it, whatever was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # onnx would append to it
-    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=threshold)
     return path
 
 
@@ -33,7 +33,7 @@ def write_graph(
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
-    return save(onnx.shape_inference.infer_shapes(model), path)
+    return save(onnx.shape_inference.infer_shapes(model), path, threshold=0)
 
 
 def reweigh(path: Path, chosen: Callable[[Any], bool], change: Callable[[np.ndarray], np.ndarray]) -> None:
