@@ -87,13 +87,6 @@ def test_both_onnxruntimes_are_a_conflict() -> None:
     assert conflict.state == "broken" and "pip uninstall -y onnxruntime onnxruntime-gpu" in conflict.remedy
 
 
-def test_what_a_backend_refuses_is_shown() -> None:
-    refusals = {"onnxruntime-cuda": ("this onnxruntime has no CUDAExecutionProvider",)}
-    found = by_name(replace(GPU, refusals=refusals))
-    assert found["onnxruntime-cpu"].state == found["onnxruntime-tensorrt"].state == "ok"
-    assert found["onnxruntime-cuda"] == Row("engines", "onnxruntime-cuda", "no", *refusals["onnxruntime-cuda"])
-
-
 def test_onnxruntime_without_providers_of_gpus_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
