@@ -69,7 +69,7 @@ class CompiledEngine(TorchEngine):
                 f"torch-compiled: this UNet has {'; '.join(traits)}, unlike Stable Diffusion 1.5's; {REMEDY}"
             )
         super().__init__(bundle, device, **others)
-        profile = self.spec.profile
+        profile, triton = self.spec.profile, installed("triton")
         usual = max((count for count in counts if count <= ROWS_USUAL), default=counts[0])
         self.spec = replace(
             self.spec,
@@ -77,7 +77,7 @@ class CompiledEngine(TorchEngine):
             form="bank",
             removed=OPTIMIZATIONS,
             row_counts=counts,
-            versions={**self.spec.versions, **({"triton": triton} if (triton := installed("triton")) else {})},
+            versions=self.spec.versions | ({"triton": triton} if triton else {}),
         )
         timesteps = int(bundle.scheduler_config.get("num_train_timesteps", TIMESTEPS))
         self._prompt_bank = KVCacheGraph(self._unet_module)
