@@ -5,7 +5,6 @@ Not run on a GPU yet: CUDA graphs, the kernels and the fused image epilogue.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dive_fast.engines.base import Conditioning, Engine, on_device
-from dive_fast.engines.registry import Choice
+from dive_fast.engines.registry import Choice, installed
 from dive_fast.engines.torch_engine import TorchEngine, opening
 from dive_fast.io import brief
 from dive_fast.sampling import repeated
 from dive_fast.types import DiveError, InputError, Profile
-from dive_fast.unet.graphs import CachedUnetGraph, KVCacheGraph, VaeDecoderGraph, other_traits
+from dive_fast.unet.graphs import TIMESTEPS, CachedUnetGraph, KVCacheGraph, VaeDecoderGraph, other_traits
 from dive_fast.unet.kernels import Workload, use_kernels
 from dive_fast.unet.optimizations import OPTIMIZATIONS, WithoutUnitScale
 from dive_kernels.image_epilogue import image_epilogue
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 # A count is compiled at its first call, a minute or more on a GPU; 18, 36, 72 and 144 suit DiVE's 18 images a call.
 ROW_COUNTS = (1, 2, 4, 8, 16, 18, 32, 36, 64, 72, 128, 144)
 ROWS_USUAL = 32
-TIMESTEPS = 1000  # of diffusers' schedulers, unless their configuration says otherwise
 SHAPES = 64  # compilations of a network in a process: each row count with and without guidance
 REMEDY = "open the folder with --backend torch"
 
@@ -71,7 +69,7 @@ class CompiledEngine(TorchEngine):
                 f"torch-compiled: this UNet has {'; '.join(traits)}, unlike Stable Diffusion 1.5's; {REMEDY}"
             )
         super().__init__(bundle, device, **others)
-        profile = self.spec.profile
+        profile, triton = self.spec.profile, installed("triton")
         usual = max((count for count in counts if count <= ROWS_USUAL), default=counts[0])
         self.spec = replace(
             self.spec,
@@ -79,7 +77,7 @@ class CompiledEngine(TorchEngine):
             form="bank",
             removed=OPTIMIZATIONS,
             row_counts=counts,
-            versions={**self.spec.versions, **_triton()},
+            versions=self.spec.versions | ({"triton": triton} if triton else {}),
         )
         timesteps = int(bundle.scheduler_config.get("num_train_timesteps", TIMESTEPS))
         self._prompt_bank = KVCacheGraph(self._unet_module)
@@ -128,11 +126,13 @@ class CompiledEngine(TorchEngine):
         images, rows = len(latents), len(prompt_index)
         count = self._count(rows)
         room = -(-count // (rows // images))  # images have as many rows each as before
+        if len(states) > 1:  # torch.compile treats a length of 1 as fixed
+            torch._dynamo.mark_dynamic(states, 0)
         image_index = repeated(torch.arange(images, device=self.device), rows)
         return (
             self._images(latents, room),
             torch.full((1,), timestep, dtype=torch.int64, device=self.device),
-            _any_length(states),
+            states,
             _padded(on_device(prompt_index, self.device), count),
             _padded(image_index, count),
         )
@@ -232,17 +232,3 @@ def _padded(tensor: Tensor, count: int) -> Tensor:
     """Pads [n, ...] with zeros to `count` rows; a zero in an index is its first entry."""
     sides = (0, 0) * (tensor.ndim - 1)
     return functional.pad(tensor, (*sides, 0, count - len(tensor)))
-
-
-def _any_length(cache: Tensor) -> Tensor:
-    """Marks the length P of a cache as dynamic for P > 1; torch.compile treats a length of 1 as fixed."""
-    if len(cache) > 1:
-        torch._dynamo.mark_dynamic(cache, 0)
-    return cache
-
-
-def _triton() -> dict[str, str]:
-    try:
-        return {"triton": importlib.metadata.version("triton")}
-    except importlib.metadata.PackageNotFoundError:
-        return {}

@@ -14,6 +14,7 @@ from dive_fast.engines.registry import Choice
 from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
 from dive_fast.models.prompts import PromptEncoder, PromptTable
 from dive_fast.sampling import repeated
+from dive_fast.settings import PositiveInt, type_hints, violation
 from dive_fast.types import EngineSpec, InputError, Profile, from_dict, to_dict
 
 PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -33,30 +34,17 @@ def read_spec(folder: Path) -> EngineSpec:
         spec = from_dict(EngineSpec, {**data, "profile": profile, **lists}, where)
     except InputError as error:  # of another version of dive-fast
         raise InputError(f"{error}; {AGAIN}") from error
-    texts, tables = ("backend", "precision", "model_fingerprint"), ("files", "sha256", "versions")
-    checks = {
-        **{f"{name} must be text": isinstance(getattr(spec, name), str) for name in texts},
-        **{f"{name} must map names to text": _maps_to_text(getattr(spec, name)) for name in tables},
-        "profile must hold whole numbers > 0": _counts(tuple(to_dict(profile).values())),
-        "gpu must be text or null": isinstance(spec.gpu, (str, type(None))),
-        f"form must be plain or bank, not {spec.form!r}": spec.form in ("plain", "bank"),
-        "removed must be a list of names": isinstance(spec.removed, tuple)
-        and all(isinstance(name, str) for name in spec.removed),
-        "row_counts must be a list of whole numbers > 0": _counts(spec.row_counts),
-        "any_size must be true or false": isinstance(spec.any_size, bool),
-    }
-    problems = [problem for problem, good in checks.items() if not good]
+    found = {name: violation(kind, getattr(spec, name)) for name, kind in type_hints(EngineSpec).items()}
+    found |= {f"profile.{name}": violation(PositiveInt, count) for name, count in to_dict(profile).items()}
+    problems = [f"{name} {problem}" for name, problem in found.items() if problem]
+    if not problems:  # the types are right, which leaves what they hold
+        tables = {"files": spec.files, "versions": spec.versions, "sha256": spec.sha256}
+        values: list[tuple[str, Any, Any]] = [(name, str, x) for name, table in tables.items() for x in table.values()]
+        values += [("row_counts", PositiveInt, count) for count in spec.row_counts]
+        problems = [f"{name} {problem}" for name, kind, value in values if (problem := violation(kind, value))]
     if problems:
         raise InputError(f"{where}: {', '.join(problems)}; {AGAIN}")
     return spec
-
-
-def _maps_to_text(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, tuple) and all(type(count) is int and count > 0 for count in value)
 
 
 def parts(spec: EngineSpec) -> tuple[str, ...]:
@@ -166,17 +154,9 @@ class FolderEngine(EngineBase):
     def __init__(
         self, files: EngineFiles, device: torch.device, runs_on: str, chosen: str, check_finite: bool = False
     ) -> None:
-        super().__init__(
-            spec=files.spec,
-            prompts=files.prompts,
-            scheduler_config=files.scheduler_config,
-            device=device,
-            fingerprint=files.fingerprint,
-            geometry=files.geometry,
-            runs_on=runs_on,
-            chosen=chosen,
-            check_finite=check_finite,
-        )
+        names = ("spec", "prompts", "scheduler_config", "fingerprint", "geometry")
+        shared: dict[str, Any] = {name: getattr(files, name) for name in names}
+        super().__init__(**shared, device=device, runs_on=runs_on, chosen=chosen, check_finite=check_finite)
 
     def unet_inputs(self, latents: Tensor, timestep: int, states: Tensor, prompt_index: Tensor) -> dict[str, Tensor]:
         """The inputs of a UNet call, as `signatures` names them, on the engine's device; timestep is [1]."""

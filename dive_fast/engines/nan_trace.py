@@ -29,8 +29,8 @@ class BadLayer:
     """The first node, in graph order, whose output is not finite although its inputs are.
 
     `scope` is its torch module ("" if unknown), `output` the tensor's name, `dtype` its type. `infinite` and `nan` count
-    values of the output's `size`; `largest` is its largest finite |value|, `inputs_reach` that of the computed inputs,
-    `bad_weights` the number of weights that are not finite.
+    values of the output's `size`; `inputs_reach` is the largest finite |value| of the computed inputs, `bad_weights` the
+    number of weights that are not finite.
     """
 
     part: str
@@ -42,14 +42,8 @@ class BadLayer:
     infinite: int
     nan: int
     size: int
-    largest: float
     inputs_reach: float
     bad_weights: int
-
-    @property
-    def fraction(self) -> float:
-        """The fraction of the output's values that are not finite."""
-        return (self.infinite + self.nan) / self.size
 
     def describe(self) -> str:
         """Returns layer, cause and remedy as one sentence."""
@@ -107,7 +101,6 @@ def _bad_layer(run: NodeRun, part: str) -> BadLayer | None:
         infinite=int(np.isinf(array).sum()),
         nan=int(np.isnan(array).sum()),
         size=array.size,
-        largest=_largest(array),
         inputs_reach=max((_largest(array) for array in run.inputs.values() if _floats(array)), default=0.0),
         bad_weights=bad_weights,
     )

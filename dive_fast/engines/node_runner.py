@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import ModelProto, ValueInfoProto
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype, tensor_dtype_to_np_dtype
+from onnx.numpy_helper import to_array
 
 from dive_fast.io import brief
 from dive_fast.types import DiveError, InputError
@@ -43,10 +48,6 @@ class NodeRun:
 
 def read_graph(path: Path) -> Any:
     """Reads the `onnx.ModelProto` of `path` without external weights; raises `InputError` if missing or broken."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise DiveError("looking inside a graph needs onnx: pip install 'dive-fast[export]'") from error
     if not path.is_file():
         raise InputError(f"{path} does not exist; give the model.onnx of an engine's part")
     try:
@@ -116,7 +117,7 @@ def run_nodes(
                 node,
                 names[i],
                 {name: live[name] for name in reads[i] if name in live},
-                {name: array_of(loaded[name]) for name in reads[i] if name in loaded},
+                {name: to_array(loaded[name]) for name in reads[i] if name in loaded},
                 {name: live[name] for name in node.output if name},
             )
         live = {name: array for name, array in live.items() if last_use.get(name, -1) >= stop}
@@ -124,8 +125,6 @@ def run_nodes(
 
 def cast_inputs(graph: Any, inputs: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     """Casts `inputs` to the types of an `onnx.GraphProto`; raises `InputError` for wrong names or shapes."""
-    from onnx.helper import tensor_dtype_to_np_dtype
-
     constants = {tensor.name for tensor in graph.initializer}  # old files list these as inputs too
     types = {value.name: value.type.tensor_type for value in graph.input if value.name not in constants}
     if set(types) != set(inputs):
@@ -169,7 +168,7 @@ def _cuts(
     start = held = 0
     for i, (node, read) in enumerate(zip(graph.node, reads, strict=True)):
         size = sum(sizes.get(name, 0) for name in node.output)
-        size += sum(_weight_bytes(weights[name]) for name in read if name in weights)
+        size += sum(4 * math.prod(weights[name].dims) for name in read if name in weights)
         if i > start and (held + size > memory or i - start == most):
             yield start, i
             start, held = i, 0
@@ -183,14 +182,8 @@ def _bytes(value: Any, symbols: Mapping[str, int]) -> int:
     return 4 * math.prod(d.dim_value or symbols.get(d.dim_param, ROWS_UNKNOWN) for d in dimensions)
 
 
-def _weight_bytes(tensor: Any) -> int:
-    return 4 * math.prod(tensor.dims)
-
-
 def load_tensors(weights: Mapping[str, Any], names: set[str], path: Path) -> dict[str, Any]:
     """Copies the initializers among `names`, with external bytes from beside `path`; raises `InputError` on failure."""
-    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
-
     loaded = {}
     for name in names & set(weights):
         tensor = type(weights[name])()
@@ -206,19 +199,9 @@ def load_tensors(weights: Mapping[str, Any], names: set[str], path: Path) -> dic
     return loaded
 
 
-def array_of(tensor: Any) -> np.ndarray:
-    """The values of an `onnx.TensorProto` that holds them itself."""
-    from onnx.numpy_helper import to_array
-
-    return np.asarray(to_array(tensor))
-
-
 def _run_slice(
     model: Any, span: range, live: Mapping[str, np.ndarray], weights: Mapping[str, Any], provider: str, where: str
 ) -> dict[str, np.ndarray]:
-    from onnx import ModelProto, ValueInfoProto
-    from onnx.helper import make_tensor_value_info, np_dtype_to_tensor_dtype
-
     part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     nodes = [model.graph.node[i] for i in span]
     made = [name for node in nodes for name in node.output if name]
@@ -242,10 +225,8 @@ def plain_session(model: bytes | str, provider: str, where: str) -> Any:
 
     Raises `DiveError` naming `where` if it does not run on `provider`.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DiveError("looking inside a graph needs onnxruntime: pip install 'dive-fast[cpu]'") from error
+    import onnxruntime
+
     offered = onnxruntime.get_available_providers()
     if provider not in offered:
         raise DiveError(f"{where}: this onnxruntime has no {provider}, only {', '.join(offered)}; choose {CPU}")

@@ -49,14 +49,9 @@ def open_onnx(folder: Path, choice: Choice) -> Engine:
     return _on_provider(resized, lambda networks: resized, choice, kind, because)
 
 
-def why_not(device: str) -> list[str]:
-    """Every reason why onnxruntime does not run on `device` here."""
-    return _missing("cuda") if device == "cuda" else []
-
-
-def why_not_tensorrt(device: str) -> list[str]:
-    """Every reason why onnxruntime's TensorRT provider does not run here."""
-    return _missing("tensorrt")
+def why_not(name: str, device: str) -> list[str]:
+    """Every reason why the backend `name` does not run on `device` here."""
+    return [] if device == "cpu" else _missing("cuda" if name == "onnxruntime" else "tensorrt")
 
 
 def _missing(kind: Provider) -> list[str]:
@@ -198,8 +193,10 @@ class OnnxEngine(FolderEngine):
         return self._networks[part].run(output, shape, **inputs)
 
     def _first_bad_layer(self, network: str) -> str | None:
-        from dive_fast.engines.nan_trace import first_bad_layer
-
+        try:
+            from dive_fast.engines.nan_trace import first_bad_layer
+        except ImportError:
+            return "to name the layer, pip install 'dive-fast[export]'"
         inputs = self._last[network]
         arrays = {name: (x.float() if x.is_floating_point() else x).cpu().numpy() for name, x in inputs.items()}
         try:

@@ -5,7 +5,9 @@ A new backend is a file that opens it and a row here.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +32,7 @@ class Backend:
     `packages` maps the distributions it imports to the module that shows whether they work; `extra` is the extra of
     dive-fast that installs them. `reads` are the kinds of folder that it opens, and `remedy` says how to make one.
     `opens` is "module:function" of `(folder, Choice) -> Engine`. `why_not` is "module:function" of
-    `(device) -> list[str]`: every reason why this machine cannot run it, asked only when its packages work.
+    `(name, device) -> list[str]`: every reason why this machine cannot run it, asked only when its packages work.
     """
 
     name: str
@@ -74,7 +76,6 @@ ONNXRUNTIME_TENSORRT = replace(
     packages={"onnxruntime-gpu": "onnxruntime", "torch": "torch"},
     devices=("cuda",),
     precisions=("fp32", "fp16", "bf16"),
-    why_not="dive_fast.engines.onnx_engine:why_not_tensorrt",
 )
 TENSORRT = Backend(
     name="tensorrt",
@@ -93,7 +94,6 @@ TENSORRT_RTX = replace(
     extra="rtx",
     packages={"tensorrt-rtx": "tensorrt_rtx", "torch": "torch"},
     reads=("tensorrt-rtx",),
-    why_not="dive_fast.engines.tensorrt_api:why_not_rtx",
 )
 EAGER = Backend(
     name="torch",
@@ -119,6 +119,51 @@ def choices() -> dict[str, tuple[str, ...]]:
         "device": ("auto", *dict.fromkeys(device for row in rows for device in row.devices)),
         "precision": ("auto", *dict.fromkeys(precision for row in rows for precision in row.precisions)),
     }
+
+
+def installed(distribution: str) -> str | None:
+    """Returns the version of an installed distribution, None if there is none."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device; `capability` is its compute capability like "9.0"."""
+
+    name: str
+    capability: str
+
+    @property
+    def label(self) -> str:
+        """As EngineSpec.gpu names it."""
+        return f"{self.name} (compute capability {self.capability})"
+
+
+def driver_gpus() -> tuple[list[Gpu], str | None, str]:
+    """Returns the NVIDIA driver's CUDA devices, its CUDA version, and why there is no device ("" if there is one)."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return [], None, "no NVIDIA driver (libcuda.so.1) is installed"
+    if code := cuda.cuInit(0):
+        return [], None, f"the NVIDIA driver offers no GPU (CUDA error {code})"
+    number, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+
+    def ask(function: Any, *arguments: int) -> int:
+        function(ctypes.byref(number), *arguments)
+        return number.value
+
+    version, found = ask(cuda.cuDriverGetVersion), []
+    for i in range(ask(cuda.cuDeviceGetCount)):
+        device = ask(cuda.cuDeviceGet, i)
+        cuda.cuDeviceGetName(name, len(name), device)
+        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+        capability = [str(ask(cuda.cuDeviceGetAttribute, attribute, device)) for attribute in (75, 76)]
+        found.append(Gpu(name.value.decode(), ".".join(capability)))
+    return found, f"{version // 1000}.{version % 1000 // 10}", "" if found else "the NVIDIA driver lists no GPU"
 
 
 def resolve(reference: str) -> Any:

@@ -18,9 +18,7 @@ Run so far: tensorrt-rtx 1.7.1 on a CPU. Not run: `tensorrt` (its column is NVID
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Iterable
@@ -28,8 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dive_fast.engines.registry import BACKENDS, driver_gpus, installed
+from dive_fast.engines.registry import Gpu as Gpu
 from dive_fast.io import brief
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,6 @@ class Flavour:
     """One of the two packages. `name` is the backend in engine.json and the distribution; `versions` is [from, before)."""
 
     name: str
-    module: str
-    extra: str
     versions: tuple[str, str]
     builds_without_gpu: bool
     capabilities: tuple[str, ...]  # compute capabilities that it has code for; empty: 7.5 and every later one
@@ -46,19 +44,14 @@ class Flavour:
     compatibility: bool  # whether it knows HardwareCompatibilityLevel
     python_plugins: bool  # whether it takes Python plugins that are compiled ahead of time (`dive_export.trt_plugin`)
 
+    @property
+    def module(self) -> str:
+        return BACKENDS[self.name].packages[self.name]
 
-TENSORRT = Flavour("tensorrt", "tensorrt", "trt", ("11.1", "12"), False, (), True, True, True)
-RTX = Flavour(
-    "tensorrt-rtx",
-    "tensorrt_rtx",
-    "rtx",
-    ("1.3", "2"),
-    True,
-    ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
-    False,
-    False,
-    False,
-)
+
+TENSORRT = Flavour("tensorrt", ("11.1", "12"), False, (), True, True, True)
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+RTX = Flavour("tensorrt-rtx", ("1.3", "2"), True, RTX_CAPABILITIES, False, False, False)
 FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, RTX)}
 ANY_AMPERE = "compute capability 8.0 or later"  # what tensorrt-rtx builds for when no target is named
 
@@ -76,39 +69,16 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A CUDA device; `capability` is its compute capability like "9.0"."""
-
-    name: str
-    capability: str
-
-    @property
-    def label(self) -> str:
-        """As EngineSpec.gpu names it."""
-        return f"{self.name} (compute capability {self.capability})"
-
-
-def flavour(name: str) -> Flavour:
-    """Returns the flavour of that name; raises `InputError` for an unknown one."""
-    if name not in FLAVOURS:
-        raise InputError(f"TensorRT flavour {name!r} is unknown; choose one of {', '.join(FLAVOURS)}")
-    return FLAVOURS[name]
-
-
 def version(kind: Flavour) -> str | None:
     """Returns the version of the installed package, None if there is none."""
-    try:
-        return importlib.metadata.version(kind.name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return installed(kind.name)
 
 
 def reasons(kind: Flavour) -> list[str]:
     """Returns every reason why the package cannot be imported here, each with its remedy."""
     found = version(kind)
     if found is None or importlib.util.find_spec(kind.module) is None:
-        return [f"{kind.name} is not installed: pip install 'dive-fast[{kind.extra}]'"]
+        return [f"{kind.name} is not installed: pip install 'dive-fast[{BACKENDS[kind.name].extra}]'"]
     first, before = kind.versions
     if not _numbers(first) <= _numbers(found) < _numbers(before):
         return [f"{kind.name} {found} is installed, this version of dive-fast knows >= {first}, < {before}"]
@@ -119,14 +89,9 @@ def reasons(kind: Flavour) -> list[str]:
     return []
 
 
-def why_not(device: str) -> list[str]:
-    """`reasons` of tensorrt, for the registry of backends."""
-    return reasons(TENSORRT)
-
-
-def why_not_rtx(device: str) -> list[str]:
-    """`reasons` of tensorrt-rtx, for the registry of backends."""
-    return reasons(RTX)
+def why_not(name: str, device: str) -> list[str]:
+    """`reasons` of the flavour `name`, for the registry of backends."""
+    return reasons(FLAVOURS[name])
 
 
 def load(kind: Flavour) -> Any:
@@ -139,20 +104,8 @@ def load(kind: Flavour) -> Any:
 
 def find_gpu() -> tuple[Gpu | None, str]:
     """Returns the driver's first CUDA device, and why there is none ("" if there is one)."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None, "no NVIDIA driver (libcuda.so.1) is installed"
-    device, name, number = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int()
-    for call in (lambda: cuda.cuInit(0), lambda: cuda.cuDeviceGet(ctypes.byref(device), 0)):
-        if code := call():
-            return None, f"the NVIDIA driver offers no GPU (CUDA error {code})"
-    cuda.cuDeviceGetName(name, len(name), device)
-    capability = []
-    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-        cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
-        capability.append(str(number.value))
-    return Gpu(name.value.decode(), ".".join(capability)), ""
+    found, _, why = driver_gpus()
+    return (found[0], "") if found else (None, why)
 
 
 def misfits(kind: Flavour, label: str | None, gpu: Gpu) -> list[str]:
@@ -200,28 +153,31 @@ def torch_dtype(kind: Any) -> str:
     return DTYPES[kind.name]
 
 
-def allow_decomposition(trt: Any, network: Any) -> int:
-    """Lets TensorRT decompose attentions without a fused kernel (small heads, float32); returns their number."""
-    found = 0
+def allow_decomposition(trt: Any, network: Any) -> None:
+    """Lets TensorRT decompose attentions without a fused kernel (small heads, float32)."""
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer
             layer.attention.decomposable = True
-            found += 1
-    return found
 
 
-def open_plan(trt: Any, log: Any, plan: bytes, where: str) -> Any:
-    """Loads a plan as ICudaEngine; raises `DiveError` naming `where` if TensorRT refuses it. Needs a GPU."""
+def open_plan(trt: Any, plan: bytes, where: str, graph: Path | None = None, weights: Iterable[str] = ()) -> Any:
+    """Loads a plan as ICudaEngine, and refits it with the `weights` of the ONNX file `graph` if there are any.
+
+    Needs a GPU. Raises `DiveError` naming `where` if TensorRT refuses the plan, and as `refit`.
+    """
+    log = logger(trt)
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
         raise DiveError(f"{where} cannot be loaded ({first(log.errors)}); build it again on this machine")
+    if graph is not None and weights:
+        refit(trt, log, engine, graph, weights)
     return engine
 
 
-def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str]) -> int:
-    """Refits `engine` with the weights of the ONNX file `graph`, all or none; returns their number. Needs a GPU.
+def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str]) -> None:
+    """Refits `engine` with the weights of the ONNX file `graph`, all or none. Needs a GPU.
 
     `expected` names the weights that the graph must set (the parser's map at build time). Raises `DiveError` with count and
     names, before anything reaches the GPU, if a weight is missing, unknown or refused.
@@ -242,7 +198,6 @@ def refit(trt: Any, log: Any, engine: Any, graph: Path, expected: Iterable[str])
         )
     if not refitter.refit_cuda_engine():
         raise DiveError(f"refit from {graph}: TensorRT failed at it ({first(log.errors)}); open the engine again")
-    return len(wanted)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

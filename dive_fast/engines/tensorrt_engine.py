@@ -13,16 +13,9 @@ from torch import Tensor
 
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.base import Conditioning, Engine
-from dive_fast.engines.engine_folder import (
-    EngineFiles,
-    FolderEngine,
-    fit_reasons,
-    parts,
-    read_engine,
-    read_spec,
-)
+from dive_fast.engines.engine_folder import EngineFiles, FolderEngine, fit_reasons, parts, read_engine, read_spec
 from dive_fast.engines.registry import Choice
-from dive_fast.engines.tensorrt_net import AGAIN, CudaLane, Lane, Net
+from dive_fast.engines.tensorrt_net import AGAIN, Lane, Net
 from dive_fast.io import read_json
 from dive_fast.types import DiveError, EngineSpec, InputError
 
@@ -41,21 +34,22 @@ def open_tensorrt(folder: Path, choice: Choice) -> Engine:
         raise (DiveError if files else InputError)(f"engine {folder} cannot run as asked: {'; '.join(found)}")
     if choice.threads is not None:
         torch.set_num_threads(choice.threads)
-    module, cuda = trt.load(trt.flavour(spec.backend)), torch.device("cuda", 0)
+    module, cuda = trt.load(trt.FLAVOURS[spec.backend]), torch.device("cuda", 0)
     why = f"{choice.why}, device: the GPU it was built for"
-    return TensorRTEngine(files, module, cuda, CudaLane(cuda), why, choice.check_finite, choice.graphs)
+    return TensorRTEngine(files, module, cuda, Lane(cuda), why, choice.check_finite, choice.graphs)
 
 
 def refusals(folder: Path, spec: EngineSpec) -> tuple[list[str], EngineFiles | None]:
     """Every reason why this machine cannot run the engine, and the folder's metadata (None when it is not whole)."""
-    kind = trt.flavour(spec.backend)
+    kind = trt.FLAVOURS[spec.backend]
     found, files = [], None
     try:
         files = read_engine(folder, spec)
     except InputError as error:
         found.append(str(error))
-    not_installed = trt.reasons(kind)
-    found += not_installed or _version_reasons(kind, spec)
+    built, here = spec.versions.get(kind.name, "an unknown version"), trt.version(kind)
+    others = [] if built == here else [f"its plans are {kind.name} {built}'s, here is {here}; {AGAIN}"]
+    found += trt.reasons(kind) or others
     gpu, no_gpu = trt.find_gpu()
     if gpu is None:
         found.append(f"it was built for {spec.gpu}, and {no_gpu}")
@@ -64,13 +58,6 @@ def refusals(folder: Path, spec: EngineSpec) -> tuple[list[str], EngineFiles | N
         if not torch.cuda.is_available():
             found.append(f"torch {torch.__version__} has no CUDA, install a CUDA build of it")
     return found, files
-
-
-def _version_reasons(kind: trt.Flavour, spec: EngineSpec) -> list[str]:
-    built, here = spec.versions.get(kind.name, "an unknown version"), trt.version(kind)
-    if built == here:
-        return []
-    return [f"its plans are {kind.name} {built}'s, here is {here}; {AGAIN}"]
 
 
 class TensorRTEngine(FolderEngine):
@@ -88,18 +75,12 @@ class TensorRTEngine(FolderEngine):
     ) -> None:
         """`module` is tensorrt or tensorrt_rtx. Raises for a plan that does not load or does not fit `engine.json`."""
         super().__init__(files, device, f"{device} ({files.spec.gpu})", chosen, check_finite)
-        without_weights = _refittable(files.folder)
-        self._nets = {
-            part: Net(
-                module,
-                _loaded(files, module, part, without_weights.get(part, [])),
-                device,
-                lane,
-                f"engine {files.folder}: {part}",
-                use_graphs and part == "unet",
-            )
-            for part in parts(files.spec)
-        }
+        without_weights, self._nets = _refittable(files.folder), {}
+        for part in parts(files.spec):
+            path, graph = files.folder / files.spec.files[part], files.folder / part / "model.onnx"
+            plan = trt.open_plan(module, path.read_bytes(), str(path), graph, without_weights.get(part, []))
+            where = f"engine {files.folder}: {part}"
+            self._nets[part] = Net(module, plan, device, lane, where, use_graphs and part == "unet")
         self._check(files.folder)
         # One scratch for all plans: calls are in order on one stream.
         size = max(net.scratch for net in self._nets.values())
@@ -155,16 +136,6 @@ class TensorRTEngine(FolderEngine):
             wrong.append(f"unet takes up to {most} rows, engine.json has {profile.rows_max}")
         if wrong:
             raise InputError(f"engine {folder}: {'; '.join(wrong)}; {AGAIN}")
-
-
-def _loaded(files: EngineFiles, module: Any, part: str, weights: list[str]) -> Any:
-    """Returns the part's ICudaEngine; a plan without weights is refitted from the folder's ONNX graph."""
-    path = files.folder / files.spec.files[part]
-    log = trt.logger(module)
-    engine = trt.open_plan(module, log, path.read_bytes(), str(path))
-    if weights:
-        trt.refit(module, log, engine, files.folder / part / "model.onnx", weights)
-    return engine
 
 
 def _refittable(folder: Path) -> dict[str, list[str]]:

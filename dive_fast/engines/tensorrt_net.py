@@ -6,8 +6,8 @@ Not run on a GPU yet.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +18,8 @@ from dive_fast.types import DiveError, InputError
 AGAIN = "build the engine again (dive-fast build)"
 
 
-class Lane(Protocol):
-    """Where an engine's work is enqueued."""
-
-    def turn(self) -> AbstractContextManager[int]:
-        """Yields the CUDA stream to enqueue on, ordered after torch's earlier work and before its later work."""
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Captures `work`, which has run once, within a turn; returns what replays it."""
-
-
-class CudaLane:
-    """A separate stream: on torch's default stream, TensorRT would synchronise the device at each call.
+class Lane:
+    """A CUDA stream for an engine's work: on torch's default stream, TensorRT would synchronise the device at each call.
 
     Events order the two streams: the CPU never waits, and torch reuses memory as if there were one stream.
     """
@@ -39,6 +29,7 @@ class CudaLane:
 
     @contextmanager
     def turn(self) -> Iterator[int]:
+        """Yields the stream to enqueue on, ordered after torch's earlier work and before its later work."""
         torchs = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(torchs)
         with torch.cuda.stream(self.stream):
@@ -46,6 +37,7 @@ class CudaLane:
         torchs.wait_stream(self.stream)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Captures `work`, which has run once, within a turn; returns what replays it."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
             work()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -12,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dive_fast.engines.registry import BACKENDS, TORCH, resolve
+from dive_fast.engines.registry import BACKENDS, TORCH, driver_gpus, installed, resolve
 
 ASSETS = {
     "pocket base model": "pocket-base/model_index.json",
@@ -118,8 +117,8 @@ class Machine:
 
 def collect(folder: Path) -> Machine:
     """Inspects this machine; imports each installed package once to test it."""
-    packages = {name: _package(name, wanted.module) for name, wanted in known_packages().items() if _version(name)}
-    gpus, driver, problem = _gpus(packages)
+    packages = {name: _package(name, wanted.module) for name, wanted in known_packages().items() if installed(name)}
+    gpus, driver, problem = driver_gpus()
     return Machine(
         python=f"{platform.python_version()} ({sys.executable})",
         system=platform.platform(),
@@ -127,9 +126,9 @@ def collect(folder: Path) -> Machine:
         memory=memory(),
         disk=(str(folder), shutil.disk_usage(folder).free),
         packages=packages,
-        gpus=gpus,
+        gpus=tuple(gpu.name for gpu in gpus),
         driver=driver,
-        gpu_problem=problem,
+        gpu_problem=problem or None,
         torch_problem=_torch_problem() if works(packages, "torch") else None,
         refusals=_refusals(packages),
         assets={name: _size(Path(__file__).parents[1] / "assets" / file) for name, file in ASSETS.items()},
@@ -142,20 +141,13 @@ def works(packages: dict[str, Package], name: str) -> bool:
     return name in packages and packages[name].error is None
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _package(name: str, module: str) -> Package:
     error = None
     try:
         importlib.import_module(module)
     except Exception as problem:  # noqa: BLE001 - whatever a broken install raises is what we are here to show
         error = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem).strip() else ''}"
-    return Package(_version(name) or "?", error)
+    return Package(installed(name) or "?", error)
 
 
 def _torch_problem() -> str | None:
@@ -174,43 +166,10 @@ def _refusals(packages: dict[str, Package]) -> dict[str, tuple[str, ...]]:
         if row.why_not and working.issuperset(row.packages.values()):
             for device in row.devices:
                 try:
-                    found[row.on(device)] = tuple(resolve(row.why_not)(device))
+                    found[row.on(device)] = tuple(resolve(row.why_not)(row.name, device))
                 except ImportError as error:
                     found[row.on(device)] = (str(error),)
     return found
-
-
-def _gpus(packages: dict[str, Package]) -> tuple[tuple[str, ...], str | None, str | None]:
-    if works(packages, "cuda-python"):
-        return _gpus_by_driver()
-    if works(packages, "torch"):
-        cuda = importlib.import_module("torch").cuda
-        if cuda.is_available():
-            return tuple(cuda.get_device_name(i) for i in range(cuda.device_count())), None, None
-    if any(file.exists() for file in DRIVER_FILES):
-        return (), None, "an NVIDIA driver is loaded; to look further, pip install 'dive-fast[gpu]'"
-    return (), None, "no NVIDIA driver is loaded"
-
-
-def _gpus_by_driver() -> tuple[tuple[str, ...], str | None, str | None]:
-    driver = importlib.import_module("cuda.bindings.driver")
-
-    def call(name: str, *arguments: object) -> tuple[object, ...]:
-        error, *values = getattr(driver, name)(*arguments)
-        if error != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"{name} returned {error.name}")
-        return tuple(values)
-
-    try:
-        call("cuInit", 0)
-        (version,) = call("cuDriverGetVersion")
-        (count,) = call("cuDeviceGetCount")
-        names = [call("cuDeviceGetName", 128, call("cuDeviceGet", i)[0])[0] for i in range(int(str(count)))]
-    except RuntimeError as problem:  # DynamicLibNotFoundError, the bindings' word for "no driver", is one
-        return (), None, str(problem).strip().splitlines()[0]
-    number = int(str(version))
-    text = tuple(bytes(name).split(b"\0")[0].decode() for name in names if isinstance(name, bytes))
-    return text, f"{number // 1000}.{number % 1000 // 10}", None if text else "the driver lists no device"
 
 
 def _kernels() -> CompiledKernels | None:

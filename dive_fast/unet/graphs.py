@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dive_fast.types import InputError
 from dive_fast.unet.optimizations import copied, fuse_qkv, time_embedding, use_time_table
 
+TIMESTEPS = 1000  # of diffusers' schedulers, unless their configuration says otherwise
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D")
 
 
@@ -90,7 +91,12 @@ class ReducedUnetGraph(nn.Module):
 
     def __init__(self, unet: Any, optimizations: tuple[str, ...], timesteps: int) -> None:
         super().__init__()
-        _check_build(unet)
+        found = other_traits(unet)
+        if found:
+            raise InputError(
+                f"export: this UNet has {'; '.join(found)}, unlike Stable Diffusion 1.5's; "
+                "export it with --form plain and without the optimizations time_table and fused_qkv"
+            )
         self.unet = copied(unet)
         if "fused_qkv" in optimizations:
             fuse_qkv(self.unet)
@@ -237,7 +243,10 @@ def _images_to_rows(transformer: Any, images: Tensor, prompts: Any, image_index:
     first, *others = transformer.transformer_blocks
     height, width = images.shape[2:]
     x = transformer.norm(images)
-    x = _tokens(x, transformer.proj_in, transformer.use_linear_projection)
+    if transformer.use_linear_projection:
+        x = transformer.proj_in(x.flatten(2).transpose(1, 2))  # [B, h w, C]
+    else:
+        x = transformer.proj_in(x).flatten(2).transpose(1, 2)
     x = x + first.attn1(first.norm1(x))
     x, residual = x.index_select(0, image_index), _rows_of(images, image_index)
     x = x + first.attn2(first.norm2(x), encoder_hidden_states=prompts)
@@ -257,12 +266,6 @@ def _rows_of(images: Tensor, image_index: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).index_select(0, image_index).permute(0, 3, 1, 2)
 
 
-def _tokens(x: Tensor, projection: nn.Module, linear: bool) -> Tensor:
-    """[B, C, h, w] -> [B, h w, C] through a linear layer or a 1 x 1 convolution."""
-    out: Tensor = projection(x.flatten(2).transpose(1, 2)) if linear else projection(x).flatten(2).transpose(1, 2)
-    return out
-
-
 def other_traits(unet: Any) -> list[str]:
     """Every trait of `unet` that `_pass` and `KVCacheProcessor` do not support; none for Stable Diffusion 1.5's build."""
     config = unet.config
@@ -280,12 +283,3 @@ def other_traits(unet: Any) -> list[str]:
         "normalised attention": any(layer.norm_q is not None or layer.norm_cross for layer in attentions),
     }
     return [trait for trait, there in traits.items() if there]
-
-
-def _check_build(unet: Any) -> None:
-    found = other_traits(unet)
-    if found:
-        raise InputError(
-            f"export: this UNet has {'; '.join(found)}, unlike Stable Diffusion 1.5's; "
-            "export it with --form plain and without the optimizations time_table and fused_qkv"
-        )

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import diffusers
+import onnx
+import torch
 
 from dive_export.graphs import Graph, graphs
 from dive_export.onnx import OPSET, export_graph, measure_parity
 from dive_export.options import GraphOptions
 from dive_export.resources import Resources
-from dive_fast.io import clear_disk_errors, read_json, sha256_file, write_json
+from dive_fast.engines.engine_folder import check_files, read_spec
+from dive_fast.io import canonical_json, clear_disk_errors, read_json, sha256_file, write_json
+from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
 from dive_fast.unet.graphs import cross_attentions
 
-if TYPE_CHECKING:
-    from dive_fast.models import ModelBundle
-
 Progress = Callable[[str], None]
+# What two exports of one engine have in common.
+COMPARED = ("backend", "precision", "profile", "model_fingerprint", "files", "form", "removed", "any_size")
 # Files of the folder that no engine reads.
 REPORTS = ("engine.json", "export.json", "parity.json", "blocks.json", "fp8.json")
 
@@ -51,20 +57,24 @@ def export_engine(
     not fused or that an optimization does not fit. Raises `DiveError` for a missing package, a part over its error budget
     or a disk that cannot be written.
     """
-    from dive_fast.models import load_bundle
-
     options = options or GraphOptions()
     fused, out = Path(fused), Path(out)
     if rows_max < 1:
         raise InputError(f"export: rows_max must be at least 1, got {rows_max}")
-    _check_packages(check)
+    needed = ["onnxscript", *(["onnxruntime"] if check else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DiveError(f"export needs {', '.join(missing)}: pip install 'dive-fast[export,cpu]'")
     bundle = load_bundle(fused)
     if bundle.prompts is None:
         raise InputError(f"export: {fused} has no prompts.json; fuse an adapter into the base first (dive-fast fuse)")
     parts, (height, width) = graphs(bundle, size, rows_max, options)
     spec = _planned_spec(bundle, parts, Profile(1, min(32, rows_max), rows_max, height, width), options)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return _finished(out, spec, parts if check else [], progress)
+    found = already_there("export", out, spec, COMPARED, {}, progress)
+    if found is not None:
+        if check and not (out / "parity.json").is_file():
+            _write_parity(parts, out, spec, progress)
+        return found
     with clear_disk_errors(out), staging(out) as folder:
         report = {}
         for number, graph in enumerate(parts, start=1):
@@ -79,18 +89,7 @@ def export_engine(
     return spec
 
 
-def _check_packages(check: bool) -> None:
-    needed = ["onnx", "onnxscript", *(["onnxruntime"] if check else [])]
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise DiveError(f"export needs {', '.join(missing)}: pip install 'dive-fast[export,cpu]'")
-
-
 def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile, options: GraphOptions) -> EngineSpec:
-    import diffusers
-    import onnx
-    import torch
-
     return EngineSpec(
         backend="onnxruntime",
         precision=options.precision,
@@ -109,23 +108,27 @@ def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile, opt
     )
 
 
-def _finished(out: Path, spec: EngineSpec, to_check: list[Graph], progress: Progress) -> EngineSpec:
-    """Returns the spec of the engine at `out` if it is this one and complete; raises `InputError` for anything else."""
+def already_there(
+    command: str, out: Path, spec: EngineSpec, fields: Collection[str], record: Mapping[str, Any], progress: Progress
+) -> EngineSpec | None:
+    """Returns the spec of the engine at `out`, None if nothing is there.
+
+    Raises `InputError` for anything but a whole engine with the `fields` of `spec` and the entries of `record` in its
+    `build.json`.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
     if not (out / "engine.json").is_file():
-        raise InputError(f"export: {out} exists and is no engine folder; choose another --out or move it away")
-    found = read_json(out / "engine.json", "engine")
-    wanted = {**to_dict(spec), "removed": list(spec.removed)}  # as JSON has it
-    keys = ("backend", "precision", "profile", "model_fingerprint", "files", "form", "removed", "any_size")
-    other = [key for key in keys if not isinstance(found, dict) or found.get(key) != wanted[key]]
+        raise InputError(f"{command}: {out} exists and is no engine folder; choose another --out or move it away")
+    found = read_spec(out)
+    other = [name for name in fields if getattr(found, name) != getattr(spec, name)]
+    made = read_json(out / "build.json", "build") if (out / "build.json").is_file() else {}
+    other += [name for name, value in record.items() if made.get(name) != json.loads(canonical_json(value))]
     if other:
-        raise InputError(f"export: {out} holds another engine ({', '.join(other)} differ); choose another --out")
-    hashes = file_hashes(out)
-    if found.get("sha256") != hashes or not isinstance(found.get("versions"), dict):
-        raise InputError(f"export: files of {out} changed since its export; delete the folder and export again")
-    if to_check and not (out / "parity.json").is_file():
-        _write_parity(to_check, out, spec, progress)
+        raise InputError(f"{command}: {out} holds another engine ({', '.join(other)} differ); choose another --out")
+    check_files(out, found)
     progress(f"engine {out} is there already: same model, same settings")
-    return replace(spec, sha256=hashes, versions=found["versions"])
+    return found
 
 
 @contextmanager

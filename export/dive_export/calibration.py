@@ -7,23 +7,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from onnx import ModelProto, ValueInfoProto
+from onnx.helper import make_node, make_opsetid
+from onnx.parser import parse_function
 from torch import Tensor
 
 from dive_export.graphs import Graph
 from dive_export.qdq import save
 from dive_fast.engines.node_runner import CPU, cast_inputs, plain_session
+from dive_fast.models import ModelBundle, PromptEncoder, PromptKey
 from dive_fast.sampling import Sampling, Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.types import InputError
 
-if TYPE_CHECKING:
-    from dive_fast.models import ModelBundle
-    from dive_fast.models.prompts import PromptKey
-
 Inputs = Mapping[str, np.ndarray]
+# The largest |x| once a fraction of the values, larger ones, is left out.
+PEAK = """
+<domain: "dive_fp8", opset_import: ["": 23]>
+peak (x) => (largest) {
+    float = Cast <to = 1> (x)
+    size = Abs (float)
+    all = Constant <value_ints = [-1]> ()
+    flat = Reshape (size, all)
+    count = Size (x)
+    double = Cast <to = 11> (count)
+    fraction = Constant <value = double {%r}> ()
+    one = Constant <value = double {1.0}> ()
+    above = Mul (double, fraction)
+    whole = Floor (above)
+    rank = Add (whole, one)
+    integer = Cast <to = 7> (rank)
+    k = Reshape (integer, all)
+    top, where = TopK <sorted = 0> (flat, k)
+    largest = ReduceMin <keepdims = 0> (top)
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -45,19 +66,13 @@ class Calibration:
 
 
 def sampling_inputs(
-    bundle: ModelBundle,
-    graph: Graph,
-    keys: Sequence[PromptKey],
-    seeds: Sequence[int],
-    sampling: Sampling,
+    bundle: ModelBundle, graph: Graph, keys: Sequence[PromptKey], seeds: Sequence[int], sampling: Sampling
 ) -> list[dict[str, np.ndarray]]:
     """The inputs of every UNet call while torch samples the images of `keys` from `seeds` (one each).
 
     `graph` is the UNet part that will read them, of any form; float32 arrays, in the order of its inputs.
     Raises `InputError` for keys that the model does not know.
     """
-    from dive_fast.models.prompts import PromptEncoder
-
     if bundle.prompts is None:
         raise InputError("calibration: the model has no prompts.json; fuse an adapter into the base first")
     if len(keys) != len(seeds):
@@ -76,8 +91,8 @@ def sampling_inputs(
             lambda ids: bundle.text_encoder(ids, return_dict=True).last_hidden_state, [None, *keys]
         )
         eps = guided(eps_rows, index[1:], int(index[0]), sampling.guidance, sampling.guided_timesteps(schedule))
-        _, *shape = _example_shape(graph)
-        noise = initial_noise(seeds, (shape[0], shape[1], shape[2]))
+        _, channels, height, width = graph.examples(1)["sample"].shape
+        noise = initial_noise(seeds, (channels, height, width))
         dpmpp_2m(eps, noise, schedule)
     return recorded
 
@@ -99,10 +114,6 @@ def _reference_inputs(
     return inputs
 
 
-def _example_shape(graph: Graph) -> tuple[int, ...]:
-    return tuple(graph.examples(1)["sample"].shape)
-
-
 def peaks(
     model: Any, path: Path, names: Sequence[str], calls: Sequence[Inputs], percentile: float, provider: str = CPU
 ) -> dict[str, float]:
@@ -110,37 +121,13 @@ def peaks(
 
     `model` is the graph of `path`, with or without its weights. The graph computes the percentiles itself.
     """
-    from onnx import ModelProto, TensorProto, ValueInfoProto
-    from onnx.helper import make_node, make_tensor
-
     probed = ModelProto()
     probed.CopyFrom(model)
+    probed.functions.append(parse_function(PEAK % ((100 - percentile) / 100)))
+    probed.opset_import.append(make_opsetid("dive_fp8", 1))
     graph = probed.graph
-    graph.initializer.extend(
-        [
-            make_tensor("peak_fraction", TensorProto.DOUBLE, [], [(100 - percentile) / 100]),
-            make_tensor("peak_one", TensorProto.DOUBLE, [], [1.0]),
-            make_tensor("peak_flat", TensorProto.INT64, [1], [-1]),
-        ]
-    )
     outputs = {name: f"peak_of_{name}" for name in dict.fromkeys(names)}
-    for name, output in outputs.items():
-        chain = [
-            ("Cast", [name], "float", {"to": TensorProto.FLOAT}),
-            ("Abs", [f"{output}_float"], "size", {}),
-            ("Reshape", [f"{output}_size", "peak_flat"], "flat", {}),
-            ("Size", [name], "count", {}),
-            ("Cast", [f"{output}_count"], "double", {"to": TensorProto.DOUBLE}),
-            ("Mul", [f"{output}_double", "peak_fraction"], "above", {}),
-            ("Floor", [f"{output}_above"], "whole", {}),
-            ("Add", [f"{output}_whole", "peak_one"], "rank", {}),
-            ("Cast", [f"{output}_rank"], "integer", {"to": TensorProto.INT64}),
-            ("Reshape", [f"{output}_integer", "peak_flat"], "k", {}),
-        ]
-        graph.node.extend(make_node(op, read, [f"{output}_{to}"], **more) for op, read, to, more in chain)
-        top = [f"{output}_top", f"{output}_where"]
-        graph.node.append(make_node("TopK", [f"{output}_flat", f"{output}_k"], top, sorted=0))
-        graph.node.append(make_node("ReduceMin", top[:1], [output], keepdims=0))
+    graph.node.extend(make_node("peak", [name], [output], domain="dive_fp8") for name, output in outputs.items())
     del graph.output[:]
     graph.output.extend(ValueInfoProto(name=output) for output in outputs.values())
     with opened(probed, path, provider) as session:

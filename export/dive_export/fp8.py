@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from dive_export.calibration import Calibration, Inputs, opened, peaks
 from dive_export.fp8_report import Fp8Report, LayerReport, LayerTime, timing_gate
 from dive_export.options import Fp8Config
 from dive_export.qdq import SWITCHES, Layer, find_layers, insert, save
 from dive_fast.engines.node_runner import CPU, cast_inputs, plain_session, read_graph
-from dive_fast.io import clear_disk_errors
 from dive_fast.types import InputError
 
 Progress = Callable[[str], None]
@@ -43,10 +40,12 @@ def quantize(
 
     With `times`, layers that FP8 does not make faster are left out first. The error gate runs the network once per layer and
     held-out call, and a few times more; `provider` may be a GPU's. The written file is measured again and loses layers until
-    it is within the budget. Raises `InputError` for a graph without layers to quantise, inputs that do not fit or an
-    `out_path` that exists.
+    it is within the budget. A file that is written in part stays. Raises `InputError` for a graph without layers to
+    quantise, inputs that do not fit or an `out_path` that exists.
     """
     config = config or Fp8Config()
+    if out_path.exists():
+        raise InputError(f"fp8: {out_path} exists; choose another place or delete it")
     model = read_graph(onnx_path)
     layers = find_layers(model.graph)
     report = _candidates(layers, config, calibration)
@@ -56,55 +55,30 @@ def quantize(
     report = _with_peaks(report, layers, model, onnx_path, calibration.scales, config.percentile, provider)
     if times is not None:
         report = timing_gate(report, times)
-    with clear_disk_errors(out_path), _staging(out_path) as folder:
-        with opened(_switched(report, layers, model, onnx_path), onnx_path, provider, beside=folder) as session:
-            report, costliest = _error_gate(report, _Meter(session, onnx_path, calibration.held_out), progress)
-        file = folder / out_path.name
-        while True:
-            _write(onnx_path, file, report)
-            error = _error_of_file(file, onnx_path, calibration.held_out, provider)
-            if error <= config.budget or not report.quantised:
-                break
-            progress(f"fp8: the graph written has error {error:.2e}, one layer more is left out")
-            report = _without(report, costliest.pop(0), "error gate: left out for the graph as written")
-        _move(file, out_path)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    switched = _quantised(model, onnx_path, layers, report, switched=True)
+    with opened(switched, onnx_path, provider, beside=out_path.parent) as session:
+        meter = _Meter(session, onnx_path, calibration.held_out)
+        report, costliest = _error_gate(report, meter, progress)
+    while True:
+        save(_quantised(model, onnx_path, layers, report), onnx_path, out_path)
+        onnx.checker.check_model(str(out_path), full_check=True)
+        error = meter.error_of(plain_session(str(out_path), provider, str(out_path)))
+        if error <= config.budget or not report.quantised:
+            break
+        progress(f"fp8: the graph written has error {error:.2e}, one layer more is left out")
+        report = _without(report, costliest.pop(0), "error gate: left out for the graph as written")
+        out_path.unlink()
+        out_path.with_name(f"{out_path.name}.data").unlink(missing_ok=True)  # onnx would append to it
     progress(f"fp8: {len(report.quantised)} of {len(layers)} layers, error {error:.2e} of {config.budget:.2e} allowed")
     return replace(report, error=error)
 
 
-@contextmanager
-def _staging(out_path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `out_path`; raises `InputError` if `out_path` exists."""
-    if out_path.exists():
-        raise InputError(f"fp8: {out_path} exists; choose another place or delete it")
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fp8-", dir=out_path.parent) as folder:
-        yield Path(folder)
-
-
-def _move(file: Path, out_path: Path) -> None:
-    """Moves the weights first, so a graph at `out_path` is complete; the graph names the weights' file."""
-    weights = file.with_name(f"{file.name}.data")
-    if weights.exists():
-        os.replace(weights, out_path.with_name(weights.name))
-    os.replace(file, out_path)
-
-
-def _write(onnx_path: Path, file: Path, report: Fp8Report) -> None:
-    import onnx
-
-    file.unlink(missing_ok=True)
-    file.with_name(f"{file.name}.data").unlink(missing_ok=True)  # onnx would append to it
-    model = read_graph(onnx_path)
-    chosen = {layer.name: layer for layer in report.quantised}
-    layers = [layer for layer in find_layers(model.graph) if layer.name in chosen]
-    if len(layers) != len(chosen):
-        raise InputError(
-            f"fp8: {onnx_path} has {len(layers)} of the {len(chosen)} layers of this report; it is another's"
-        )
-    largest = {layer.activation: chosen[layer.name].largest or 0.0 for layer in layers}
-    save(insert(model, onnx_path, layers, largest), onnx_path, file)
-    onnx.checker.check_model(str(file), full_check=True)
+def _quantised(model: Any, path: Path, layers: Sequence[Layer], report: Fp8Report, *, switched: bool = False) -> Any:
+    """Copies `model`, the graph of `path`, with the layers that `report` quantises (`qdq.insert`)."""
+    largest = {layer.name: layer.largest or 0.0 for layer in report.quantised}
+    chosen = [layer for layer in layers if layer.name in largest]
+    return insert(model, path, chosen, {layer.activation: largest[layer.name] for layer in chosen}, switched=switched)
 
 
 def _without(report: Fp8Report, name: str, why: str) -> Fp8Report:
@@ -133,22 +107,12 @@ def _with_peaks(
     """Adds the largest activations to the report; a layer whose inputs are not finite is left out."""
     reads = {layer.name: layer.activation for layer in layers}
     found = peaks(model, path, [reads[layer.name] for layer in report.quantised], calls, percentile, provider)
-    rows = []
-    for layer in report.layers:
-        if layer.quantised:
-            largest = found[reads[layer.name]]
-            if math.isfinite(largest):
-                layer = replace(layer, largest=largest)
-            else:
-                layer = replace(layer, quantised=False, why="its inputs are not finite in calibration")
-        rows.append(layer)
-    return replace(report, layers=tuple(rows))
-
-
-def _switched(report: Fp8Report, layers: Sequence[Layer], model: Any, path: Path) -> Any:
-    largest = {layer.name: layer.largest or 0.0 for layer in report.quantised}
-    chosen = [layer for layer in layers if layer.name in largest]
-    return insert(model, path, chosen, {layer.activation: largest[layer.name] for layer in chosen}, switched=True)
+    rows = (replace(row, largest=found[reads[row.name]]) if row.quantised else row for row in report.layers)
+    report = replace(report, layers=tuple(rows))
+    for row in report.quantised:
+        if row.largest is None or not math.isfinite(row.largest):
+            report = _without(report, row.name, "its inputs are not finite in calibration")
+    return report
 
 
 class _Meter:
@@ -159,7 +123,7 @@ class _Meter:
         self.session = session
         self.calls = [cast_inputs(graph, call, str(path)) for call in calls]
         (self.count,) = next(value.shape for value in session.get_inputs() if value.name == SWITCHES)
-        self.expected = self._outputs(np.zeros(self.count, bool))
+        self.expected = self._outputs(np.zeros(self.count, bool))  # those of the graph at `path`
         if not all(0 < np.linalg.norm(array.astype(np.float64)) < math.inf for array in self.expected):
             raise InputError(
                 f"fp8: {path} has outputs that are not finite, or only zeros, in a held-out call; "
@@ -169,8 +133,12 @@ class _Meter:
     def error(self, choice: np.ndarray) -> float:
         return _worst(self._outputs(choice), self.expected)
 
+    def error_of(self, session: Any) -> float:
+        """Returns the error of another graph with the same inputs."""
+        return _worst([session.run(None, call)[0] for call in self.calls], self.expected)
+
     def _outputs(self, choice: np.ndarray) -> list[np.ndarray]:
-        return _outputs_of(self.session, [{**call, SWITCHES: choice} for call in self.calls])
+        return [self.session.run(None, {**call, SWITCHES: choice})[0] for call in self.calls]
 
 
 def _error_gate(report: Fp8Report, meter: _Meter, progress: Progress) -> tuple[Fp8Report, list[str]]:
@@ -201,20 +169,6 @@ def _error_gate(report: Fp8Report, meter: _Meter, progress: Progress) -> tuple[F
     for name in order[:left_out]:
         report = _without(report, name, f"error gate: one of the {left_out} that cost most")
     return report, order[left_out:]
-
-
-def _error_of_file(written: Path, original: Path, calls: Sequence[Inputs], provider: str) -> float:
-    graph = read_graph(original).graph
-    cast = [cast_inputs(graph, call, str(original)) for call in calls]
-    outputs = []
-    for path in (written, original):  # one at a time, for memory
-        session = plain_session(str(path), provider, str(path))
-        outputs.append(_outputs_of(session, cast))
-    return _worst(*outputs)
-
-
-def _outputs_of(session: Any, calls: Sequence[Inputs]) -> list[np.ndarray]:
-    return [session.run(None, call)[0] for call in calls]
 
 
 def _worst(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

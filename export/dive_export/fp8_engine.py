@@ -70,25 +70,22 @@ def quantize_engine(
     if spec.precision == "bf16":
         raise InputError(f"quantize: {engine} is bf16; export it in fp16 or fp32")
     file = spec.files["unet"]
-    calibration = _calibration(bundle, parts["unet"], sampling, images)
+    keys = _keys(bundle, images)
+    scales, held_out = (
+        sampling_inputs(bundle, parts["unet"], keys[half::2], range(half, images, 2), sampling) for half in (0, 1)
+    )
     with clear_disk_errors(out), staging(out) as folder:
         for name in spec.sha256:
             if not name.startswith(file):  # the graph, or its weights beside it
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(engine / name, folder / name)
-        report = quantize(engine / file, folder / file, calibration, config, times=times, progress=progress)
+        report = quantize(
+            engine / file, folder / file, Calibration(scales, held_out), config, times=times, progress=progress
+        )
         write_json(folder / "fp8.json", to_dict(report))
         spec = replace(spec, precision="fp8", sha256=file_hashes(folder))
         write_json(folder / "engine.json", to_dict(spec))
     return report
-
-
-def _calibration(bundle: ModelBundle, graph: Graph, sampling: Sampling, images: int) -> Calibration:
-    keys = _keys(bundle, images)
-    scales, held_out = (
-        sampling_inputs(bundle, graph, keys[half::2], range(half, len(keys), 2), sampling) for half in (0, 1)
-    )
-    return Calibration(scales, held_out)
 
 
 def _keys(bundle: ModelBundle, count: int) -> list[PromptKey]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dive_fast.io import read_json
-from dive_fast.types import InputError
+from dive_fast.settings import PositiveFloat, Settings
+from dive_fast.types import InputError, from_dict
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Fp8Report:
 
 
 @dataclass(frozen=True)
-class LayerTime:
+class LayerTime(Settings):
     """Milliseconds of one layer on one GPU, in the graph's own type and in FP8."""
 
-    plain_ms: float
-    fp8_ms: float
+    plain_ms: PositiveFloat
+    fp8_ms: PositiveFloat
 
 
 def read_times(path: Path) -> dict[str, LayerTime]:
@@ -62,16 +62,7 @@ def read_times(path: Path) -> dict[str, LayerTime]:
     layers = data.get("layers") if isinstance(data, dict) else None
     if not isinstance(layers, dict) or not layers:
         raise InputError(f'timing table {path} has no "layers"; it maps each layer to its plain_ms and fp8_ms')
-    times = {}
-    for name, row in layers.items():
-        values = [row.get(key) if isinstance(row, dict) else None for key in ("plain_ms", "fp8_ms")]
-        found = [
-            float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < math.inf
-        ]
-        if len(found) < 2:
-            raise InputError(f"timing table {path}: layer {name!r} needs plain_ms and fp8_ms, both numbers > 0")
-        times[name] = LayerTime(*found)
-    return times
+    return {name: from_dict(LayerTime, row, f"timing table {path}: layer {name!r}") for name, row in layers.items()}
 
 
 def timing_gate(report: Fp8Report, times: Mapping[str, LayerTime]) -> Fp8Report:
@@ -87,13 +78,11 @@ def timing_gate(report: Fp8Report, times: Mapping[str, LayerTime]) -> Fp8Report:
             raise InputError(
                 f"timing table {problem} {len(wrong)} layer(s), first {wrong[0]!r}; profile the graph of this report"
             )
-    layers = tuple(_if_faster(layer, times) for layer in report.layers)
-    return report if layers == report.layers else replace(report, layers=layers, error=None)
-
-
-def _if_faster(layer: LayerReport, times: Mapping[str, LayerTime]) -> LayerReport:
-    if not layer.quantised or times[layer.name].fp8_ms < times[layer.name].plain_ms:
-        return layer
-    time = times[layer.name]
-    why = f"timing gate: {time.fp8_ms:.3g} ms in fp8, {time.plain_ms:.3g} ms without"
-    return replace(layer, quantised=False, why=why)
+    layers = []
+    for layer in report.layers:
+        if layer.quantised and times[layer.name].fp8_ms >= times[layer.name].plain_ms:
+            time = times[layer.name]
+            why = f"timing gate: {time.fp8_ms:.3g} ms in fp8, {time.plain_ms:.3g} ms without"
+            layer = replace(layer, quantised=False, why=why)
+        layers.append(layer)
+    return report if tuple(layers) == report.layers else replace(report, layers=tuple(layers), error=None)

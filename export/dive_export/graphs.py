@@ -13,6 +13,7 @@ from dive_export.options import GraphOptions
 from dive_fast.engines.base import Geometry
 from dive_fast.types import InputError
 from dive_fast.unet.graphs import (
+    TIMESTEPS,
     CachedUnetGraph,
     IndexedUnetGraph,
     KVCacheGraph,
@@ -25,8 +26,6 @@ from dive_fast.unet.optimizations import WithoutUnitScale
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
-
-TIMESTEPS = 1000  # what every scheduler of diffusers trains with unless its configuration says otherwise
 
 
 class TextEncoderGraph(nn.Module):

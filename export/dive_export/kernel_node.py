@@ -12,17 +12,31 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from onnx.parser import parse_function
 from torch import Tensor
 
 from dive_fast.unet.graphs import CachedUnetGraph, KVCache, cross_attentions
 from dive_kernels.cross_attention import cross_attention
 
 DOMAIN, NAME, VERSION = "dive", "cross_attention", 1
-BODY_OPSET = 23  # the first with Attention
-ATTRIBUTES = ("heads", "start", "stop")
-# TensorRT resolves a body's names in the graph: these must not occur there.
-INPUTS = ("dive_query", "dive_kv_bank", "dive_prompt_index")
-OUTPUT = "dive_attended"
+# The node in standard ops; opset 23 is the first with Attention. Slicing first copies the columns once per prompt; gathering
+# first would copy the whole cache once per row and layer. TensorRT resolves a body's names in the graph, where none of
+# these may occur.
+BODY = f"""
+<domain: "{DOMAIN}", opset_import: ["": 23]>
+{NAME} <heads, start, stop> (dive_query, dive_kv_bank, dive_prompt_index) => (dive_attended) {{
+    dive_start = Constant <value_ints: ints = @start> ()
+    dive_stop = Constant <value_ints: ints = @stop> ()
+    dive_axis = Constant <value_ints = [3]> ()
+    dive_first = Constant <value_int = 0> ()
+    dive_second = Constant <value_int = 1> ()
+    dive_columns = Slice (dive_kv_bank, dive_start, dive_stop, dive_axis)
+    dive_rows = Gather <axis = 0> (dive_columns, dive_prompt_index)
+    dive_key = Gather <axis = 1> (dive_rows, dive_first)
+    dive_value = Gather <axis = 1> (dive_rows, dive_second)
+    dive_attended = Attention <q_num_heads: int = @heads, kv_num_heads: int = @heads> (dive_query, dive_key, dive_value)
+}}
+"""
 
 
 class NodeUnetGraph(CachedUnetGraph):
@@ -75,45 +89,4 @@ def attributes(node: Any) -> dict[str, int]:
 def define(model: Any) -> None:
     """Adds the node's body to an `onnx.ModelProto` that has such nodes and no body yet."""
     if kernel_nodes(model.graph) and not any((f.domain, f.name) == (DOMAIN, NAME) for f in model.functions):
-        model.functions.append(body())
-
-
-def body() -> Any:
-    """Returns the node as an `onnx.FunctionProto` of standard ops: slice the columns, gather, attend.
-
-    Slicing first copies the columns once per prompt; gathering first would copy the whole cache once per row and layer.
-    """
-    from onnx import AttributeProto
-    from onnx.helper import make_function, make_node, make_opsetid
-
-    query, kv_bank, prompt_index = INPUTS
-    start, stop, axis, first, second, columns, rows, key, value = (
-        f"dive_{name}" for name in ("start", "stop", "axis", "first", "second", "columns", "rows", "key", "value")
-    )
-    nodes = [
-        _with(make_node("Constant", [], [start]), value_ints=("start", AttributeProto.INTS)),
-        _with(make_node("Constant", [], [stop]), value_ints=("stop", AttributeProto.INTS)),
-        make_node("Constant", [], [axis], value_ints=[3]),
-        make_node("Constant", [], [first], value_int=0),
-        make_node("Constant", [], [second], value_int=1),
-        make_node("Slice", [kv_bank, start, stop, axis], [columns]),  # [P, 2, L, C]
-        make_node("Gather", [columns, prompt_index], [rows], axis=0),  # [R, 2, L, C]
-        make_node("Gather", [rows, first], [key], axis=1),
-        make_node("Gather", [rows, second], [value], axis=1),
-        _with(
-            make_node("Attention", [query, key, value], [OUTPUT]),
-            q_num_heads=("heads", AttributeProto.INT),
-            kv_num_heads=("heads", AttributeProto.INT),
-        ),
-    ]
-    return make_function(DOMAIN, NAME, INPUTS, [OUTPUT], nodes, [make_opsetid("", BODY_OPSET)], ATTRIBUTES)
-
-
-def _with(node: Any, **references: tuple[str, int]) -> Any:
-    """Adds attributes that refer to the function's: name -> (the function's attribute, its type)."""
-    from onnx import AttributeProto
-
-    node.attribute.extend(
-        AttributeProto(name=name, ref_attr_name=source, type=kind) for name, (source, kind) in references.items()
-    )
-    return node
+        model.functions.append(parse_function(BODY))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -66,8 +67,6 @@ def export_graph(graph: Graph, path: Path, precision: str = "fp32") -> None:
     The weights' file is referenced by name, so the file must not be renamed later. Raises `DiveError` naming the part and
     the cause when the exporter fails, and `OSError` when the disk is full.
     """
-    import onnx
-
     path.parent.mkdir(parents=True, exist_ok=True)
     shapes = _free_axes(graph)
     inputs = graph.feeds(graph.examples(TRACED_ROWS))
@@ -93,8 +92,6 @@ def export_graph(graph: Graph, path: Path, precision: str = "fp32") -> None:
 
 def _finish(path: Path) -> None:
     """Defines our own nodes, and drops the exporter's metadata but for each node's torch module, which probes read."""
-    import onnx
-
     model = onnx.load(str(path), load_external_data=False)
     define(model)
     for node in [*model.graph.node, *(node for function in model.functions for node in function.node)]:
@@ -107,8 +104,6 @@ def _finish(path: Path) -> None:
 
 def _check_weights(part: str, path: Path) -> None:
     """Raises `DiveError` if the weights' file is too short: the exporter does not report every failed write."""
-    import onnx
-
     for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
         place = {entry.key: entry.value for entry in tensor.external_data}
         if place and (path.parent / place["location"]).stat().st_size < int(place["offset"]) + int(place["length"]):

@@ -138,9 +138,9 @@ class BuildConfig(Settings):
 
     @property
     def kind(self) -> Flavour:
-        from dive_fast.engines import tensorrt_api
+        from dive_fast.engines.tensorrt_api import FLAVOURS
 
-        return tensorrt_api.flavour(self.flavour)
+        return FLAVOURS[self.flavour]
 
     @property
     def cache_folder(self) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,15 +34,11 @@ def rounded_run(module: nn.Module, inputs: list[Tensor], precision: str) -> Tens
     diffusers always computes in float32.
     """
     rounding = _Rounding(precision)
-    hooks = [
-        hook
-        for network in module.modules()
-        if type(network).__name__ == "Timesteps"
-        for hook in (
-            network.register_forward_pre_hook(lambda *_: rounding.switch(False)),
-            network.register_forward_hook(lambda *_: rounding.switch(True)),
-        )
-    ]
+    hooks = []
+    for network in module.modules():
+        if type(network).__name__ == "Timesteps":
+            hooks.append(network.register_forward_pre_hook(lambda *_: setattr(rounding, "on", False)))
+            hooks.append(network.register_forward_hook(lambda *_: setattr(rounding, "on", True)))
     try:
         with torch.no_grad(), rounding:
             out: Tensor = module(*inputs)
@@ -54,11 +51,7 @@ def rounded_run(module: nn.Module, inputs: list[Tensor], precision: str) -> Tens
 class _Rounding(TorchDispatchMode):
     def __init__(self, precision: str) -> None:
         super().__init__()
-        self.precision = precision
-        self.on = True
-
-    def switch(self, on: bool) -> None:
-        self.on = on
+        self.precision, self.on = precision, True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.on or func._schema.is_mutable:  # a mutable one writes to its argument, no copy of it
@@ -74,11 +67,10 @@ class _Rounding(TorchDispatchMode):
 
 def upcast_bfloat16(path: Path, out: Path) -> None:
     """Writes the graph at `path` to `out` with its bfloat16 values and types as float32."""
-    import onnx
-
     half, single = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     model = onnx.load(str(path))
-    for tensor in _tensors(model.graph):
+    constants = [attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")]
+    for tensor in (*model.graph.initializer, *constants):
         if tensor.data_type == half:
             wide = onnx.numpy_helper.to_array(tensor).astype("float32")
             tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
@@ -90,8 +82,3 @@ def upcast_bfloat16(path: Path, out: Path) -> None:
         if value.type.tensor_type.elem_type == half:
             value.type.tensor_type.elem_type = single
     onnx.save(model, str(out), save_as_external_data=True, location=f"{out.name}.data")
-
-
-def _tensors(graph: Any) -> list[Any]:
-    constants = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
-    return [*graph.initializer, *constants]

@@ -13,9 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import load_external_data_for_model
+from onnx.helper import make_node, make_tensor, make_tensor_value_info, tensor_dtype_to_np_dtype
+from onnx.numpy_helper import to_array
 
-from dive_fast.engines.node_runner import array_of, load_tensors, scopes, short
+from dive_fast.engines.node_runner import load_tensors, scopes, short
 from dive_fast.io import brief
 from dive_fast.types import InputError
 
@@ -66,8 +72,6 @@ def scale_for(largest: np.ndarray | float, dtype: np.dtype) -> np.ndarray:
 
 def quantised_weight(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns (e4m3 values of the weight's shape, scales [channels] of its type), a scale per output channel."""
-    import ml_dtypes
-
     rest = tuple(i for i in range(weight.ndim) if i != axis)
     scales = scale_for(np.abs(weight).max(axis=rest), weight.dtype)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
@@ -84,9 +88,6 @@ def insert(
     reads them. With `switched`, the extra input `quantised` bool [len(layers)] selects the quantised layers, so one session
     measures every choice.
     """
-    from onnx import ModelProto, TensorProto
-    from onnx.helper import make_tensor_value_info
-
     result = ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -115,55 +116,35 @@ class _Insertion:
     """Adds the nodes and constants of `insert` to `graph`, each once."""
 
     def __init__(self, graph: Any, path: Path, weights: Mapping[str, Any], switched: bool) -> None:
-        self.graph = graph
-        self.path = path
-        self.weights = weights
-        self.switched = switched
+        self.graph, self.path, self.weights, self.switched = graph, path, weights, switched
         self.made: set[str] = set()
 
     def activation(self, index: int, layer: Layer, largest: float, data_type: int) -> str:
-        from onnx import TensorProto
-        from onnx.helper import make_tensor, tensor_dtype_to_np_dtype
-
         name = layer.activation
         quantised, result = f"{name}_e4m3", f"{name}_dequantised"
         if self._new(result):  # layers that read the same tensor share it: queries, keys and values, log
             value = scale_for(largest, np.dtype(tensor_dtype_to_np_dtype(data_type)))
-            self.graph.initializer.extend(
-                [
-                    make_tensor(f"{name}_scale", data_type, [], value.tobytes(), raw=True),
-                    make_tensor(f"{name}_zero", TensorProto.FLOAT8E4M3FN, [], b"\0", raw=True),
-                ]
-            )
             constants = [f"{name}_scale", f"{name}_zero"]
+            self._constant(constants[0], data_type, (), value.tobytes())
+            self._constant(constants[1], TensorProto.FLOAT8E4M3FN, (), b"\0")
             self._node("QuantizeLinear", [name, *constants], quantised)
             self._node("DequantizeLinear", [quantised, *constants], result)
         return self._choice(index, result, name)
 
     def weight(self, index: int, layer: Layer) -> str:
-        from onnx import TensorProto
-        from onnx.helper import make_tensor
-
         name = layer.weight
         result = f"{name}_{layer.axis}_dequantised"
         if self._new(result):
             tensor = self.weights[name]
-            values, scales = quantised_weight(array_of(load_tensors(self.weights, {name}, self.path)[name]), layer.axis)
+            values, scales = quantised_weight(to_array(load_tensors(self.weights, {name}, self.path)[name]), layer.axis)
             constants = [f"{result}_e4m3", f"{result}_scale"]
-            self.graph.initializer.extend(
-                [
-                    make_tensor(constants[0], TensorProto.FLOAT8E4M3FN, tensor.dims, values.tobytes(), raw=True),
-                    make_tensor(constants[1], tensor.data_type, scales.shape, scales.tobytes(), raw=True),
-                ]
-            )
+            self._constant(constants[0], TensorProto.FLOAT8E4M3FN, tensor.dims, values.tobytes())
+            self._constant(constants[1], tensor.data_type, scales.shape, scales.tobytes())
             self._node("DequantizeLinear", constants, result, axis=layer.axis)
         return self._choice(index, result, name)
 
     def _choice(self, index: int, quantised: str, plain: str) -> str:
         """Returns `quantised`; in a switched graph a choice between it and `plain` by switch `index`."""
-        from onnx import TensorProto
-        from onnx.helper import make_tensor
-
         if not self.switched:
             return quantised
         switch = f"{SWITCHES}_{index}"
@@ -176,14 +157,15 @@ class _Insertion:
             self._node("Where", [switch, quantised, plain], result)
         return result
 
+    def _constant(self, name: str, data_type: int, dims: Sequence[int], data: bytes) -> None:
+        self.graph.initializer.append(make_tensor(name, data_type, dims, data, raw=True))
+
     def _new(self, name: str) -> bool:
         fresh = name not in self.made
         self.made.add(name)
         return fresh
 
     def _node(self, op: str, inputs: Sequence[str], output: str, **attributes: int) -> None:
-        from onnx.helper import make_node
-
         self.graph.node.append(make_node(op, inputs, [output], name=f"node_{output}", **attributes))
 
 
@@ -193,9 +175,6 @@ def save(model: Any, source: Path, path: Path) -> None:
     `model` is used up. The graph names the weights' file, which must not be renamed. Raises `InputError` if the weights of
     `source` are missing or cut off.
     """
-    import onnx
-    from onnx.external_data_helper import load_external_data_for_model
-
     try:
         load_external_data_for_model(model, str(source.parent))
     except Exception as error:  # onnx's ValidationError, ValueError or OSError: the file is not as recorded

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dive_export.artifact import Progress, log, staging
+from dive_export.artifact import Progress, already_there, log, staging
 from dive_export.options import BuildConfig
 from dive_export.tensorrt_cache import PlanCache
-from dive_export.tensorrt_folder import already_there, write_engine
+from dive_export.tensorrt_folder import COMPARED, write_engine
 from dive_export.tensorrt_job import Build, free_space
 from dive_export.tensorrt_profiles import activations, weights_size
 from dive_export.tensorrt_refit import refit_engine
@@ -56,7 +56,7 @@ def build_engine(
     build = Build.from_export(Path(onnx_folder), config)
     out = Path(out)
     if not build.obstacles():  # else GPU and version are unknown
-        found = already_there(out, build.spec, build.record(), progress)
+        found = already_there("build", out, build.spec, COMPARED, build.record(), progress)
         if found is not None:
             return found
     missing = build.missing(out)

@@ -67,17 +67,15 @@ def _network(module: Any, log: Any, todo: PartBuild) -> tuple[Any, Any]:
     builder = module.Builder(log)
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, log)
-    if not _parsed(module, parser, todo):
+    if todo.kernels:
+        trt_plugin.register(module)
+        model = trt_plugin.for_plugin(read_graph(todo.graph))
+        parsed = parser.parse(model.SerializeToString(), str(todo.graph))  # the path finds the weights
+    else:
+        parsed = parser.parse_from_file(str(todo.graph))
+    if not parsed:
         raise DiveError(f"build {todo.part}: {parse_error(parser, log)}; export the engine again")
     return builder, network
-
-
-def _parsed(module: Any, parser: Any, todo: PartBuild) -> bool:
-    if not todo.kernels:
-        return bool(parser.parse_from_file(str(todo.graph)))
-    trt_plugin.register(module)
-    model = trt_plugin.for_plugin(read_graph(todo.graph))
-    return bool(parser.parse(model.SerializeToString(), str(todo.graph)))  # the path finds the weights
 
 
 def _remedy(kind: trt.Flavour, todo: PartBuild) -> str:

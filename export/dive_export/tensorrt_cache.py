@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnx.numpy_helper import to_array
+
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.node_runner import read_graph
 from dive_fast.io import atomic_write, canonical_json, read_json, sha256_bytes, write_json
@@ -18,9 +20,7 @@ FLOATS = (1, 10, 11, 16)  # onnx.TensorProto FLOAT, FLOAT16, DOUBLE, BFLOAT16: t
 
 def constant(tensor: Any, folder: Path) -> bytes:
     """Returns the value of an initializer as bytes, from the graph or from its file in `folder`."""
-    from onnx import numpy_helper
-
-    return bytes(numpy_helper.to_array(tensor, str(folder)).tobytes())
+    return bytes(to_array(tensor, str(folder)).tobytes())
 
 
 def is_weight(tensor: Any) -> bool:

@@ -11,7 +11,7 @@ from dive_export import trt_plugin
 from dive_export.artifact import Progress
 from dive_export.kernel_node import kernel_nodes
 from dive_export.options import BuildConfig
-from dive_export.tensorrt_build import PartBuild, Range, build_plan
+from dive_export.tensorrt_build import PartBuild, build_plan
 from dive_export.tensorrt_cache import Plan, PlanCache, graph_hash
 from dive_export.tensorrt_folder import exported_spec
 from dive_export.tensorrt_profiles import axis_sizes, profiles, weights_size
@@ -101,7 +101,7 @@ class Build:
             else:
                 progress(f"{head}, {len(plan.data) / 1e6:.1f} MB from the cache")
             if plan.refittable:
-                trt.refit(module, *_opened(module, plan, part), todo.graph, plan.refittable)
+                trt.open_plan(module, plan.data, f"the new plan of {part}", todo.graph, plan.refittable)
             made[part] = plan
         return made
 
@@ -130,10 +130,6 @@ def _planned_spec(exported: EngineSpec, config: BuildConfig, gpu: str | None) ->
         row_counts=config.rows,
         any_size=False,
     )
-
-
-def _sizes(part: str, spec: EngineSpec, config: BuildConfig) -> list[dict[str, Range]]:
-    return axis_sizes(part, spec, config.rows, config.vae_rows, config.text_rows, config.prompts_max)
 
 
 def _kernels(source: Path, exported: EngineSpec, config: BuildConfig) -> tuple[dict[str, str], list[str]]:
@@ -168,7 +164,7 @@ def _part_build(
     return PartBuild(
         part=part,
         graph=graph,
-        profiles=profiles(part, graph, exported, _sizes(part, exported, config)),
+        profiles=profiles(part, graph, exported, axis_sizes(part, exported, config)),
         refittable=config.refittable,
         compatibility=COMPATIBILITY[config.compatibility],
         target=config.target,
@@ -192,11 +188,6 @@ def _key(todo: PartBuild, exported: EngineSpec, config: BuildConfig, gpu: str | 
         **({"kernels": todo.kernels} if todo.kernels else {}),
     }
     return sha256_bytes(canonical_json(inputs).encode())
-
-
-def _opened(module: Any, plan: Plan, part: str) -> tuple[Any, Any]:
-    log = trt.logger(module)
-    return log, trt.open_plan(module, log, plan.data, f"the new plan of {part}")
 
 
 def free_space(out: Path) -> int:

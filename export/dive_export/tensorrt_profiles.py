@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onnx.helper import tensor_dtype_to_np_dtype
+
+from dive_export.options import BuildConfig
 from dive_export.tensorrt_build import Range, Shapes
+from dive_fast.engines.base import Geometry
 from dive_fast.engines.node_runner import read_graph
 from dive_fast.io import read_json
-from dive_fast.types import DiveError, EngineSpec, InputError
+from dive_fast.types import DiveError, EngineSpec
 
 PER_IMAGE = (2, 1)  # rows that share an image: with guidance, and without
 PROMPTS_BEST = 64  # a shard's prompts, about
 
 
-def axis_sizes(
-    part: str, spec: EngineSpec, rows: Sequence[int], vae: Sequence[int], text: Sequence[int], prompts_max: int
-) -> list[dict[str, Range]]:
+def axis_sizes(part: str, spec: EngineSpec, config: BuildConfig) -> list[dict[str, Range]]:
     """Returns, for each profile of a part, the ranges of the axes that its graph may name.
 
     Only the length of the K/V cache is a range: a gather alone reads it, and padding would take 3.8 MB a prompt (SD 1.5,
     fp16). With a shared prefix, each row count has two profiles: half as many images (guidance) and as many (without).
     """
     if part != "unet":
-        counts = vae if part.startswith("vae") else text
+        counts = config.vae_rows if part.startswith("vae") else config.text_rows
         return [{"rows": (n, n, n), "prompts": (n, n, n)} for n in counts]
-    prompts = (1, min(PROMPTS_BEST, prompts_max), prompts_max)
+    prompts = (1, min(PROMPTS_BEST, config.prompts_max), config.prompts_max)
     shared = PER_IMAGE if "shared_prefix" in spec.removed else (1,)
-    pairs = [(n, math.ceil(n / k)) for n in rows for k in shared]
+    pairs = [(n, math.ceil(n / k)) for n in config.rows for k in shared]
     return [{"rows": (n, n, n), "images": (b, b, b), "prompts": prompts} for n, b in dict.fromkeys(pairs)]
 
 
@@ -40,7 +42,9 @@ def profiles(part: str, graph: Path, spec: EngineSpec, sizes: list[dict[str, Ran
     not in `sizes`.
     """
     inputs = {value.name: dimensions(value) for value in read_graph(graph).graph.input}
-    scale = 1 if part == "vae_encoder" else _vae_scale(graph.parent.parent)
+    folder = graph.parents[1]
+    unet, vae = (read_json(folder / name / "config.json", "engine") for name in ("unet", "vae_decoder"))
+    scale = 1 if part == "vae_encoder" else Geometry.from_configs(unet, vae, f"engine {folder}").vae_scale
     image = [(n // scale,) * 3 for n in (spec.profile.height, spec.profile.width)]
     free = {name: shape for name, shape in inputs.items() if any(isinstance(n, str) for n in shape)}
     return [
@@ -66,8 +70,6 @@ def activations(graph: Path, shapes: Shapes) -> int:
     `shapes` is a profile, at its largest. TensorRT fuses, reorders and uses scratch, so it needs another amount. Values of
     unknown size count as nothing; graphs of any size have many.
     """
-    from onnx.helper import tensor_dtype_to_np_dtype
-
     model = read_graph(graph).graph
     known: dict[str, int] = {}
     for value in model.input:
@@ -93,8 +95,6 @@ def activations(graph: Path, shapes: Shapes) -> int:
 
 def weights_size(graph: Path) -> int:
     """Returns the bytes of all initializers of a graph."""
-    from onnx.helper import tensor_dtype_to_np_dtype
-
     tensors = read_graph(graph).graph.initializer
     return sum(math.prod(t.dims) * tensor_dtype_to_np_dtype(t.data_type).itemsize for t in tensors)
 
@@ -108,13 +108,3 @@ def _axis(name: str, axes: Mapping[str, Range], where: str) -> Range:
 def _evaluated(size: int | str, known: Mapping[str, int]) -> int:
     """Evaluates a dimension, perhaps a product like 4*rows; 0 if a factor is unknown."""
     return math.prod(int(f) if f.isdecimal() else known.get(f, 0) for f in str(size).split("*"))
-
-
-def _vae_scale(folder: Path) -> int:
-    config = read_json(folder / "vae_decoder" / "config.json", "engine")
-    try:
-        return int(2 ** (len(config["block_out_channels"]) - 1))
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"engine {folder}: vae_decoder/config.json is unusable ({error!r}); export it again"
-        ) from error

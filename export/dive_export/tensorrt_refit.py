@@ -10,9 +10,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from dive_export.artifact import Progress, log, staging
+from dive_export.artifact import Progress, already_there, log, staging
 from dive_export.tensorrt_cache import Plan, bare, constant, structure
-from dive_export.tensorrt_folder import already_there, exported_spec, write_engine
+from dive_export.tensorrt_folder import COMPARED, exported_spec, write_engine
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.engines.node_runner import read_graph
@@ -37,7 +37,7 @@ def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, p
             raise InputError(f"refit: {source} has {name} {getattr(other, name)}, {engine} {getattr(spec, name)}")
     wanted = replace(spec, model_fingerprint=other.model_fingerprint)
     kept: dict[str, Any] = {name: record[name] for name in ("keys", "config", "kernels") if name in record}
-    found = already_there(out, wanted, kept, progress)
+    found = already_there("refit", out, wanted, COMPARED, kept, progress)
     if found is not None:
         return found
     for part, names in record["refittable"].items():
@@ -62,10 +62,8 @@ def refittable_spec(engine: Path) -> tuple[EngineSpec, dict[str, Any]]:
         raise InputError(f"refit: {engine} is a {spec.backend} engine; give one that dive-fast build made")
     check_files(engine, spec)
     record = read_json(engine / "build.json", "build")
-    tables = (
-        [record.get(name) for name in ("keys", "config", "refittable", "fixed")] if isinstance(record, dict) else []
-    )
-    if not tables or not all(isinstance(table, dict) for table in tables):
+    tables = ("keys", "config", "refittable", "fixed")
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), dict) for name in tables):
         raise InputError(f"refit: {engine}/build.json is not what dive-fast build wrote; build the engine again")
     whole = [part for part in spec.files if not record["refittable"].get(part)]
     if whole:
@@ -75,18 +73,15 @@ def refittable_spec(engine: Path) -> tuple[EngineSpec, dict[str, Any]]:
 
 def try_refit(folder: Path, spec: EngineSpec, plans: dict[str, Plan]) -> str:
     """Refits every plan in memory as the runtime does; returns what was done, or why it cannot be tried here."""
-    kind = trt.flavour(spec.backend)
+    kind = trt.FLAVOURS[spec.backend]
     gpu, why_not = trt.find_gpu()
     unfit = trt.reasons(kind) + (trt.misfits(kind, spec.gpu, gpu) if gpu else [why_not])
     if unfit:
         return f"the refit was not tried here: {'; '.join(unfit)}"
     module = trt.load(kind)
-    count = 0
     for part, plan in plans.items():
-        log = trt.logger(module)
-        engine = trt.open_plan(module, log, plan.data, f"the plan of {part}")
-        count += trt.refit(module, log, engine, folder / part / "model.onnx", plan.refittable)
-    return f"refitted {count} weights of {len(plans)} plans"
+        trt.open_plan(module, plan.data, f"the plan of {part}", folder / part / "model.onnx", plan.refittable)
+    return f"refitted the weights of {len(plans)} plans"
 
 
 def first_difference(old: Path, new: Path, refittable: set[str]) -> str:

@@ -17,6 +17,7 @@ from types import GenericAlias
 from typing import Any
 
 import torch
+from onnx.helper import make_attribute, tensor_dtype_to_np_dtype
 
 from dive_export.kernel_node import DOMAIN, NAME, VERSION, attributes, kernel_nodes
 from dive_export.tensorrt_ptx import View, repassed
@@ -120,8 +121,6 @@ def calls(graph: Any, rows: int, gpu: trt.Gpu, kernels: package.Package) -> dict
 
 def sites(graph: Any) -> dict[str, Site]:
     """Returns the sizes of all kernel nodes by name; raises `ValueError` for a free size."""
-    from onnx.helper import tensor_dtype_to_np_dtype
-
     values = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input)}
     found = {}
     for node in kernel_nodes(graph):
@@ -160,8 +159,6 @@ def capability_of(gpu: trt.Gpu) -> int:
 
 def for_plugin(model: Any) -> Any:
     """Copies an `onnx.ModelProto` without the kernel nodes' body, which parsers prefer to the plugin."""
-    from onnx.helper import make_attribute
-
     result = type(model)()
     result.CopyFrom(model)
     kept = [function for function in result.functions if (function.domain, function.name) != (DOMAIN, NAME)]

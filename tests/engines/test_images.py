@@ -13,14 +13,8 @@ import torch
 from dive_fast.engines import Engine, Request
 from dive_fast.engines.base import EngineBase
 from dive_fast.sampling import initial_noise
-from tests.support.engines import BACKENDS, KEYS, SEEDS, floats, latents_of, opened
+from tests.support.engines import KEYS, SEEDS, floats, latents_of, opened
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, WIDTH
-
-
-@pytest.fixture(scope="module", params=BACKENDS)
-def engine(request: pytest.FixtureRequest) -> EngineBase:
-    folder = request.getfixturevalue("tiny_fused" if request.param == "torch" else "tiny_engine")
-    return opened(folder, request.param)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from dive_fast.engines.nan_trace import first_bad_layer
 from dive_fast.engines.node_runner import SCOPES, run_nodes
 from dive_fast.types import DiveError, InputError
+from tests.support.graphs import named, reweigh, write_graph
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 
 
@@ -26,20 +27,9 @@ def node(op: str, inputs: Sequence[str], output: str, scope: str = "", **attribu
     return made
 
 
-def write(folder: Path, nodes: Sequence[onnx.NodeProto], weights: dict[str, np.ndarray], kind: int) -> Path:
-    """A graph x [rows, 4] -> y, its weights beside it, as `<folder>/net/model.onnx`."""
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("x", kind, ["rows", 4])],
-        [onnx.ValueInfoProto(name="y", type=helper.make_tensor_type_proto(kind, None))],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    path = folder / "net" / "model.onnx"
-    path.parent.mkdir(parents=True)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
-    onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
-    return path
+def write(folder: Path, nodes: Sequence[onnx.NodeProto], weights: dict[str, np.ndarray]) -> Path:
+    """A graph x [rows, 4] -> y in `<folder>/net/model.onnx`."""
+    return write_graph(folder / "net/model.onnx", nodes, weights, "x", [4], "y")
 
 
 CHAIN = [
@@ -53,7 +43,7 @@ def test_a_float16_overflow_is_named_and_counted_although_the_output_is_finite(t
     rng = np.random.default_rng(0)
     x = rng.uniform(1, 2, (3, 4)).astype(np.float16)
     weights = {"w1": 1e3 * np.eye(4, dtype=np.float16), "w2": np.diag([1, 40, 1, 100]).astype(np.float16)}
-    path = write(tmp_path, CHAIN, weights, TensorProto.FLOAT16)
+    path = write(tmp_path, CHAIN, weights)
     assert np.isfinite(onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0]).all()
 
     first = (x.astype(np.float64) @ weights["w1"]).astype(np.float16)
@@ -64,8 +54,7 @@ def test_a_float16_overflow_is_named_and_counted_although_the_output_is_finite(t
     bad = first_bad_layer(path, {"x": x})
     assert bad is not None
     assert (bad.part, bad.scope, bad.op, bad.node) == ("net", "down_blocks.1.resnets.0.conv1", "MatMul", "node_b")
-    assert (bad.infinite, bad.nan, bad.size, bad.fraction) == (infinite, 0, 12, infinite / 12)
-    assert bad.largest == np.abs(second[np.isfinite(second)]).max()
+    assert (bad.infinite, bad.nan, bad.size) == (infinite, 0, 12)
     assert bad.inputs_reach == np.abs(first).max()
     assert bad.describe() == (
         "net: down_blocks.1.resnets.0.conv1 (MatMul) is the first layer whose output is not finite: "
@@ -77,11 +66,11 @@ def test_a_float16_overflow_is_named_and_counted_although_the_output_is_finite(t
 def test_a_mask_of_infinities_is_meant_but_a_weight_of_them_is_not(tmp_path: Path) -> None:
     mask = np.array([0, 0, -np.inf, -np.inf], np.float32)
     masked = [node("Add", ["x", "mask"], "a"), node("Softmax", ["a"], "y", axis=-1)]
-    path = write(tmp_path / "masked", masked, {"mask": mask}, TensorProto.FLOAT)
+    path = write(tmp_path / "masked", masked, {"mask": mask})
     assert first_bad_layer(path, {"x": np.ones((2, 4))}) is None
 
     broken = np.diag([1, np.nan, 1, np.inf]).astype(np.float32)
-    path = write(tmp_path / "broken", CHAIN, {"w1": np.eye(4, dtype=np.float32), "w2": broken}, TensorProto.FLOAT)
+    path = write(tmp_path / "broken", CHAIN, {"w1": np.eye(4, dtype=np.float32), "w2": broken})
     bad = first_bad_layer(path, {"x": np.ones((2, 4))})
     assert bad is not None and bad.bad_weights == 2
     assert "down_blocks.1.resnets.0.conv1 (MatMul)" in bad.describe() and "2 of its weights are not" in bad.describe()
@@ -89,7 +78,7 @@ def test_a_mask_of_infinities_is_meant_but_a_weight_of_them_is_not(tmp_path: Pat
 
 def test_bad_inputs_and_files_are_told_apart_from_bad_layers(tmp_path: Path) -> None:
     eye = np.eye(4, dtype=np.float16)
-    path = write(tmp_path, CHAIN, {"w1": eye, "w2": eye}, TensorProto.FLOAT16)
+    path = write(tmp_path, CHAIN, {"w1": eye, "w2": eye})
     for inputs, problem in (
         ({"x": np.full((1, 4), 1e5)}, "input x is not finite as float16"),
         ({"x": np.ones((1, 5))}, r"x is \['rows', 4\], got an array \[1, 5\]"),
@@ -114,7 +103,7 @@ def test_bad_inputs_and_files_are_told_apart_from_bad_layers(tmp_path: Path) -> 
 
 def test_the_older_exporters_node_names_are_read_and_later_nodes_belong_to_their_source(tmp_path: Path) -> None:
     chain = [helper.make_node("Relu", ["x"], ["a"], name="/down_blocks.0/act/Relu"), node("Tanh", ["a"], "y")]
-    path = write(tmp_path, chain, {}, TensorProto.FLOAT)
+    path = write(tmp_path, chain, {})
     assert [run.scope for run in run_nodes(path, {"x": np.ones((1, 4))})] == ["down_blocks.0.act"] * 2
 
 
@@ -135,15 +124,10 @@ def test_slices_of_the_unet_give_the_whole_graphs_numbers_and_a_planted_fault_is
     np.testing.assert_array_equal(last.outputs["out_sample"], expected)
 
     folder = shutil.copytree(path.parent, tmp_path / "unet")
-    model = onnx.load(path)
-    conv = next(
-        n for n in model.graph.node if n.input[1:2] and n.input[1].endswith("up_blocks.0.resnets.1.conv1.weight")
-    )
-    weight = next(tensor for tensor in model.graph.initializer if tensor.name == conv.input[1])
-    values = numpy_helper.to_array(weight)
-    weight.CopyFrom(numpy_helper.from_array(values / np.abs(values).max() * np.float32(3e38), weight.name))
-    (folder / "model.onnx.data").unlink()
-    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    model = onnx.load(path, load_external_data=False)
+    planted = "up_blocks.0.resnets.1.conv1.weight"
+    (weight,) = (n.input[1] for n in model.graph.node if n.input[1:2] and n.input[1].endswith(planted))
+    reweigh(folder / "model.onnx", named(weight), lambda values: values / np.abs(values).max() * np.float32(3e38))
     bad = first_bad_layer(folder / "model.onnx", inputs)
     assert bad is not None
     assert (bad.part, bad.scope, bad.op, bad.bad_weights) == ("unet", "up_blocks.0.resnets.1.conv1", "Conv", 0)

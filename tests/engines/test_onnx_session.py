@@ -16,6 +16,7 @@ from dive_fast.engines import load_engine
 from dive_fast.engines.onnx_engine import OnnxEngine
 from dive_fast.engines.onnx_session import Network, Place, place
 from dive_fast.types import DiveError, InputError
+from tests.support.engines import given
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
 
 CPU = place("cpu", "fp32", Path("unused"))
@@ -39,38 +40,22 @@ def doubler(path: Path, element: int = TensorProto.FLOAT, where: Place = CPU) ->
 @pytest.mark.parametrize("rows", [1, 3, 16])
 def test_every_network_gives_what_a_call_by_value_gives_to_the_bit(engine: OnnxEngine, rows: int) -> None:
     generator = torch.Generator().manual_seed(rows)
+    noise = lambda *shape: torch.randn(rows, *shape, generator=generator)  # noqa: E731
+    latents, image, hidden = LATENT_SHAPE, (3, HEIGHT, WIDTH), (MAX_TOKENS, TEXT_WIDTH)
+    ids = torch.randint(0, 500, (rows, MAX_TOKENS), generator=generator)
+    unet = {"sample": noise(*latents), "timestep": torch.tensor([17]), "encoder_hidden_states": noise(*hidden)}
     calls: dict[str, tuple[str, tuple[int, ...], dict[str, torch.Tensor]]] = {
-        "text_encoder": (
-            "last_hidden_state",
-            (rows, MAX_TOKENS, TEXT_WIDTH),
-            {"input_ids": torch.randint(0, 500, (rows, MAX_TOKENS), generator=generator)},
-        ),
-        "unet": (
-            "out_sample",
-            (rows, *LATENT_SHAPE),
-            {
-                "sample": torch.randn(rows, *LATENT_SHAPE, generator=generator),
-                "timestep": torch.tensor([17]),
-                "encoder_hidden_states": torch.randn(rows, MAX_TOKENS, TEXT_WIDTH, generator=generator),
-            },
-        ),
-        "vae_decoder": (
-            "sample",
-            (rows, 3, HEIGHT, WIDTH),
-            {"latent_sample": torch.randn(rows, *LATENT_SHAPE, generator=generator)},
-        ),
-        "vae_encoder": (
-            "latent_parameters",
-            (rows, 2 * LATENT_SHAPE[0], *LATENT_SHAPE[1:]),
-            {"sample": torch.randn(rows, 3, HEIGHT, WIDTH, generator=generator)},
-        ),
+        "text_encoder": ("last_hidden_state", hidden, {"input_ids": ids}),
+        "unet": ("out_sample", latents, unet),
+        "vae_decoder": ("sample", image, {"latent_sample": noise(*latents)}),
+        "vae_encoder": ("latent_parameters", (2 * latents[0], *latents[1:]), {"sample": noise(*image)}),
     }
     for part, (output, shape, inputs) in calls.items():
         network = engine._networks[part]
         [by_value] = network.session.run([output], {name: x.numpy() for name, x in inputs.items()})
-        assert np.array_equal(network.run(output, shape, **inputs).numpy(), by_value)
+        assert np.array_equal(network.run(output, (rows, *shape), **inputs).numpy(), by_value)
         turned = {name: x.mT.contiguous().mT if x.ndim > 1 else x for name, x in inputs.items()}  # not contiguous
-        assert np.array_equal(network.run(output, shape, **turned).numpy(), by_value)
+        assert np.array_equal(network.run(output, (rows, *shape), **turned).numpy(), by_value)
 
 
 def test_what_a_call_gave_outlives_the_next_calls(engine: OnnxEngine) -> None:
@@ -162,9 +147,7 @@ def test_on_a_gpu_tensors_stay_there_and_numbers_are_those_of_the_cpu(tiny_engin
         pytest.skip("needs onnxruntime-gpu, a CUDA build of torch and a GPU")
     cpu, cuda = load_engine(tiny_engine, device="cpu"), load_engine(tiny_engine, device="cuda")
     assert cuda.device.type == "cuda"
-    generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(3, MAX_TOKENS, TEXT_WIDTH, generator=generator)
-    latents, index = torch.randn(4, *LATENT_SHAPE, generator=generator), torch.arange(8) % 3
+    embeddings, latents, index = given(3, 4, 8)
     expected = cpu.eps(latents, 500, cpu.condition(embeddings), index)
     bank, there = cuda.condition(embeddings), latents.cuda()
     answers = [cuda.eps(there, 500, bank, index) for _ in range(50)]  # not waited for: streams alone keep the order

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,10 @@ from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.registry import BACKENDS, Choice
 from dive_fast.engines.tensorrt_engine import TensorRTEngine, open_tensorrt
 from dive_fast.types import DiveError, InputError
-from tests.support.tensorrt_double import STREAM, Double, LaneDouble, double, install, retrained
+from tests.support.engines import assert_predicts_as, edit_spec, given, near
+from tests.support.tensorrt_double import STREAM, Double, LaneDouble, install, retrained
 from tests.support.tensorrt_engines import built, opened, quiet
-from tests.support.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
-
-__all__ = ["double"]  # a fixture
-
-
-def near(folder: Path, part: str) -> dict[str, float]:
-    """Both sides run the same float32 graph by onnxruntime, with other rows a call, which rounds otherwise.
-
-    parity.json has the largest difference of such a run from torch: twice that for two runs, twice again for other inputs.
-    """
-    parity = json.loads((folder / "parity.json").read_text())
-    return {"rtol": 0.0, "atol": 4 * max(parity[part]["largest"].values())}
+from tests.support.tiny import HEIGHT, LATENT_SHAPE, WIDTH
 
 
 @pytest.fixture
@@ -41,22 +30,13 @@ def choice(device: str, graphs: bool = False) -> Choice:
     return Choice(BACKENDS["tensorrt"], "tensorrt", "a test", device=device, graphs=graphs)
 
 
-def inputs(rows: int, prompts: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(rows)
-    embeddings = torch.randn(prompts, MAX_TOKENS, TEXT_WIDTH, generator=generator)
-    index = torch.randint(0, prompts, (rows,), generator=generator)
-    return torch.randn(rows, *LATENT_SHAPE, generator=generator), embeddings, index
-
-
 def test_the_calls_come_in_the_order_that_tensorrt_asks_for(engine: TensorRTEngine, double: Double) -> None:
-    latents, embeddings, index = inputs(4)
+    embeddings, latents, index = given(3, 4, 4)
     bank = engine.condition(embeddings)
     engine.eps(latents, 500, bank, index)
     names = ("sample", "timestep", "encoder_hidden_states")
-    assert double.calls[:2] == [
-        ("create_execution_context", "USER_MANAGED"),
-        ("profile", 1, STREAM),
-    ]  # 4 rows: 5, not 8
+    # 4 rows: 5, not 8
+    assert double.calls[:2] == [("create_execution_context", "USER_MANAGED"), ("profile", 1, STREAM)]
     assert double.count("shape") == 3 and ("shape", "sample", (5, *LATENT_SHAPE)) in double.calls
     assert {call[1] for call in double.calls if call[0] == "address"} == {*names, "out_sample"}
     assert double.calls[-1] == ("execute", 1, STREAM)
@@ -67,25 +47,13 @@ def test_the_calls_come_in_the_order_that_tensorrt_asks_for(engine: TensorRTEngi
     assert ("profile", 0, STREAM) in double.calls and ("execute", 0, STREAM) in double.calls
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+@pytest.mark.parametrize(("images", "rows"), [(1, 1), (2, 2), (4, 4), (8, 8), (4, 8)])
 def test_padding_is_cut_off_and_the_numbers_are_the_graphs(
-    engine: TensorRTEngine, tiny_engine: Path, rows: int
+    engine: TensorRTEngine, tiny_engine: Path, images: int, rows: int
 ) -> None:
-    latents, embeddings, index = inputs(rows)
+    """Guidance asks for each latent twice: the last case."""
     oracle = load_engine(tiny_engine, device="cpu")
-    expected = oracle.eps(latents, 321, oracle.condition(embeddings), index)
-    torch.testing.assert_close(
-        engine.eps(latents, 321, engine.condition(embeddings), index), expected, **near(tiny_engine, "unet")
-    )
-
-
-def test_guidance_asks_for_each_latent_twice(engine: TensorRTEngine, tiny_engine: Path) -> None:
-    latents, embeddings, index = inputs(8)
-    oracle = load_engine(tiny_engine, device="cpu")
-    expected = oracle.eps(latents[:4], 321, oracle.condition(embeddings), index)
-    torch.testing.assert_close(
-        engine.eps(latents[:4], 321, engine.condition(embeddings), index), expected, **near(tiny_engine, "unet")
-    )
+    assert_predicts_as(oracle, engine, 321, given(3, images, rows), **near(tiny_engine, "unet"))
 
 
 def test_text_and_images_beyond_the_largest_profile_go_in_parts(
@@ -100,15 +68,12 @@ def test_text_and_images_beyond_the_largest_profile_go_in_parts(
     images = torch.randint(0, 256, (4, HEIGHT, WIDTH, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     latents = engine.encode(images)
     torch.testing.assert_close(latents, oracle.encode(images), **near(tiny_engine, "vae_encoder"))
-    assert [call for call in double.calls if call[0] == "execute"][3:] == [
-        ("execute", 1, STREAM),
-        ("execute", 0, STREAM),
-    ]
+    assert [call[1] for call in double.calls if call[0] == "execute"][3:] == [1, 0]  # profiles
     assert (engine.decode(latents).int() - oracle.decode(latents).int()).abs().max() <= 1
 
 
 def test_rows_beyond_the_largest_profile_are_refused(engine: TensorRTEngine) -> None:
-    latents, embeddings, index = inputs(9)
+    embeddings, latents, index = given(3, 9, 9)
     with pytest.raises(InputError, match="rows 9 > rows_max 8"):
         engine.eps(latents, 1, engine.condition(embeddings), index)
 
@@ -118,7 +83,7 @@ def test_graphs_are_captured_once_a_profile_after_a_plain_call(
 ) -> None:
     lane = LaneDouble()
     engine = opened(built(tiny_engine, tmp_path / "plans"), double, lane, use_graphs=True)
-    latents, embeddings, index = inputs(2)
+    embeddings, latents, index = given(3, 2, 2)
     bank = engine.condition(embeddings)
     first = engine.eps(latents, 500, bank, index)
     assert lane.captured == 1
@@ -137,16 +102,12 @@ def test_a_stripped_plan_takes_the_folders_own_weights_and_back(
     other = retrained(tiny_engine, tmp_path / "export-b")
     refit_engine(first, other, tmp_path / "b", quiet)
     refit_engine(tmp_path / "b", tiny_engine, tmp_path / "a-again", quiet)
-    latents, embeddings, index = inputs(4)
-    answers = {}
-    for name in ("a", "b", "a-again"):
-        engine = opened(tmp_path / name, double)
-        answers[name] = engine.eps(latents, 500, engine.condition(embeddings), index)
-    assert torch.equal(answers["a"], answers["a-again"])
-    oracle = load_engine(other, device="cpu")
-    expected = oracle.eps(latents, 500, oracle.condition(embeddings), index)
-    torch.testing.assert_close(answers["b"], expected, **near(tiny_engine, "unet"))
-    assert not torch.allclose(answers["a"], answers["b"], atol=1e-3)
+    embeddings, latents, index = inputs = given(3, 4, 4)
+    engines = [opened(tmp_path / name, double) for name in ("a", "b", "a-again")]
+    before, other_weights, again = (e.eps(latents, 500, e.condition(embeddings), index) for e in engines)
+    assert torch.equal(before, again)
+    assert_predicts_as(load_engine(other, device="cpu"), engines[1], 500, inputs, **near(tiny_engine, "unet"))
+    assert not torch.allclose(before, other_weights, atol=1e-3)
     assert (tmp_path / "a/unet/model.plan").read_bytes() == (tmp_path / "b/unet/model.plan").read_bytes()
 
 
@@ -163,29 +124,12 @@ def test_a_plan_that_does_not_load_or_lies_about_its_size_is_named(
     tiny_engine: Path, tmp_path: Path, double: Double
 ) -> None:
     folder = built(tiny_engine, tmp_path / "plans")
-    spec = json.loads((folder / "engine.json").read_text())
-    spec["profile"].update(rows_max=64, height=128)
-    (folder / "engine.json").write_text(json.dumps(spec))
+    edit_spec(folder, lambda spec: spec["profile"].update(rows_max=64, height=128))
     with pytest.raises(InputError, match=r"unet .*\(8, 8, 4\).*\(8, 16, 4\).* 8 rows, .* 64"):
         opened(folder, double)
-    from dive_fast.io import sha256_file
-
-    plan = folder / "unet/model.plan"
-    plan.write_bytes(b"?")
-    spec["sha256"]["unet/model.plan"] = sha256_file(plan)
-    (folder / "engine.json").write_text(json.dumps(spec))
+    (folder / "unet/model.plan").write_bytes(b"?")
+    edit_spec(folder, rehash=True)
     with pytest.raises(DiveError, match="unet/model.plan .*not compatible"):
-        opened(folder, double)
-
-
-@pytest.mark.parametrize("change", [{"__version__": "11.5.0"}, {"gpu": "NVIDIA Other"}])
-def test_a_plan_of_another_version_or_gpu_does_not_load(
-    tiny_engine: Path, tmp_path: Path, double: Double, change: dict[str, str]
-) -> None:
-    """engine.json is checked before; this is what TensorRT itself says of the plan."""
-    folder = built(tiny_engine, tmp_path / "plans")
-    vars(double).update(change)
-    with pytest.raises(DiveError, match="text_encoder/model.plan .*(11.4.0|NVIDIA Double)"):
         opened(folder, double)
 
 
@@ -215,12 +159,7 @@ def test_an_engine_of_another_gpu_or_version_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DiveError) as caught:
         open_tensorrt(folder, choice("cuda"))
-    for reason in (
-        "tensorrt 11.4.0's, here is 11.5.0",
-        "built for NVIDIA Double",
-        "here is NVIDIA H200",
-        "has no CUDA",
-    ):
+    for reason in ("11.4.0's, here is 11.5.0", "built for NVIDIA Double", "here is NVIDIA H200", "has no CUDA"):
         assert reason in str(caught.value)
 
 
@@ -235,7 +174,4 @@ def test_a_built_engine_gives_the_graphs_numbers(tiny_engine: Path, tmp_path: Pa
         engine = open_tensorrt(folder, choice("cuda", graphs=bool(options)))
         oracle = load_engine(tiny_engine, device="cpu")
         for rows in (4, 8, 4):
-            latents, embeddings, index = inputs(rows)
-            expected = oracle.eps(latents, 321, oracle.condition(embeddings), index)
-            found = engine.eps(latents, 321, engine.condition(embeddings), index)
-            torch.testing.assert_close(found, expected, rtol=0.0, atol=2e-2)
+            assert_predicts_as(oracle, engine, 321, given(3, rows, rows), rtol=0.0, atol=2e-2)

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from dive_export.calibration import Calibration, peaks, sampling_inputs
 from dive_export.fp8 import quantize
@@ -24,10 +24,9 @@ from dive_export.options import Fp8Config
 from dive_fast.models import load_bundle
 from dive_fast.sampling.config import Sampling
 from dive_fast.types import InputError, to_dict
-from tests.support.tensorrt_engines import rtx_parser
+from tests.support.graphs import write_graph
 from tests.support.tiny import ENGINE_ROWS
 
-KINDS = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}
 EVERYTHING = Fp8Config(budget=10, keep=())
 
 
@@ -44,24 +43,16 @@ def e4m3(values: np.ndarray) -> np.ndarray:
 
 def write(path: Path, nodes: Sequence[onnx.NodeProto], weights: dict[str, np.ndarray], shape: Sequence[Any]) -> Path:
     """A graph sample [rows, *shape] -> out_sample in the type of its weights."""
-    kind = KINDS[next(iter(weights.values())).dtype.type]
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("sample", kind, ["rows", *shape])],
-        [onnx.ValueInfoProto(name="out_sample", type=helper.make_tensor_type_proto(kind, None))],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    model = onnx.shape_inference.infer_shapes(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
-    )
-    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
-    return path
+    return write_graph(path, nodes, weights, "sample", shape, "out_sample")
 
 
 def run(path: Path, call: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.asarray(onnxruntime.InferenceSession(str(path)).run(None, dict(call))[0])
+
+
+def relative_error(path: Path, original: Path, call: Mapping[str, np.ndarray]) -> float:
+    exact = run(original, call)
+    return float(np.linalg.norm(run(path, call) - exact) / np.linalg.norm(exact))
 
 
 def layer(op: str, source: str, output: str, **attributes: Any) -> onnx.NodeProto:
@@ -168,11 +159,8 @@ def test_the_error_gate_leaves_out_the_layer_that_costs_most(tmp_path: Path) -> 
     alone = {row.name: row.error for row in report.layers}
     assert alone["first"] is None and alone["touchy"] > 0.3 and max(alone["second"], alone["out_sample"]) < 0.05  # type: ignore[operator, type-var]
     assert report.error_of_all is not None and report.error_of_all > 0.3
-    errors = []
-    for call in calibration.held_out:
-        exact = run(path, call)
-        errors.append(np.linalg.norm(run(tmp_path / "fp8" / "model.onnx", call) - exact) / np.linalg.norm(exact))
-    assert report.error == pytest.approx(max(errors), rel=1e-3) and 0 < max(errors) <= 0.1
+    worst = max(relative_error(tmp_path / "fp8" / "model.onnx", path, call) for call in calibration.held_out)
+    assert report.error == pytest.approx(worst, rel=1e-3) and 0 < worst <= 0.1
     assert sorted(file.name for file in (tmp_path / "fp8").iterdir()) == ["model.onnx", "model.onnx.data"]
 
     none = quantize(path, tmp_path / "none.onnx", calibration, Fp8Config(budget=0, keep=()))
@@ -270,37 +258,10 @@ def test_the_tiny_unet_is_quantised_within_its_budget_on_real_sampling(
     names = [row.name for row in report.quantised]
     assert 10 < len(names) < len(report.layers) and (report.error_of_all or 0) > 0.03
     assert not [name for name in names if name.startswith(("conv_in", "conv_out", "time_")) or "time_emb" in name]
-    errors = []
-    for call in held_out[::3]:
-        exact = run(path, call)
-        errors.append(np.linalg.norm(run(out, call) - exact) / np.linalg.norm(exact))
-    assert max(errors) <= 0.03 * 1.01
+    assert max(relative_error(out, path, call) for call in held_out[::3]) <= 0.03 * 1.01
     onnx.checker.check_model(str(out), full_check=True)
     model = onnx.load(out, load_external_data=False)
     quantised = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT8E4M3FN]
     assert len([tensor for tensor in quantised if tensor.dims]) == len(names)
     before, after = (file.with_name("model.onnx.data").stat().st_size for file in (path, out))
     assert after < before
-
-
-def test_tensorrt_rtx_builds_fp8_for_gpus_that_have_it_only(tmp_path: Path) -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'dive-fast[rtx]'")
-    rng = np.random.default_rng(0)
-    w = {f"{name}_w": rng.standard_normal((16, 16, 3, 3)).astype(np.float16) for name in ("first", "out_sample")}
-    nodes = [layer("Conv", a, b, pads=[1, 1, 1, 1]) for a, b in (("sample", "first"), ("first", "out_sample"))]
-    path = write(tmp_path / "a.onnx", nodes, w, (16, 8, 4))
-    call = {"sample": rng.standard_normal((1, 16, 8, 4)).astype(np.float16)}
-    quantize(path, tmp_path / "b.onnx", Calibration([call], [call]), EVERYTHING)
-
-    def build(target: Any) -> Any:
-        log, builder, network, parser = rtx_parser(trt)
-        assert parser.parse_from_file(str(tmp_path / "b.onnx")), log.errors
-        config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-        profile.set_shape("sample", (2, 16, 8, 4), (2, 16, 8, 4), (2, 16, 8, 4))
-        config.add_optimization_profile(profile)
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(target, 0)
-        return builder.build_serialized_network(network, config)
-
-    assert build(trt.ComputeCapability.SM89) is not None
-    assert build(trt.ComputeCapability.SM86) is None

@@ -18,14 +18,12 @@ from dive_export.tensorrt_build import build_plan
 from dive_export.tensorrt_job import Build
 from dive_fast.engines import Engine, load_engine
 from dive_fast.engines import tensorrt_api as trt
-from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
 from dive_fast.sampling.config import Sampling
 from dive_fast.types import DiveError
 from tests.support.cli import Run
-from tests.support.tensorrt_double import Double, double
+from tests.support.engines import latents_of
+from tests.support.tensorrt_double import Double
 from tests.support.tensorrt_engines import built, opened, quiet
-
-__all__ = ["double"]  # a fixture
 
 BUDGET = "0.04"
 
@@ -49,12 +47,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def images(engine: Engine, steps: int) -> Tensor:
     """Pixels of three images in float64."""
-    keys = [("0001", "cam1"), ("0002", "cam3"), ("0003", "cam7")]
-    embeddings, index = engine.prompts.encode(engine.encode_text, [None, *keys])
-    conditioning = engine.condition(embeddings)
-    eps = guided(lambda x, t, rows: engine.eps(x, t, conditioning, rows), index[1:], int(index[0]), 2.0)
-    schedule = Schedule.from_config(engine.scheduler_config, steps)
-    return engine.decode(dpmpp_2m(eps, initial_noise([7, 8, 9], engine.latent_shape), schedule)).double()
+    return engine.decode(latents_of(engine, seeds=[7, 8, 9], steps=steps, scale=2.0)).double()
 
 
 def test_an_engine_is_quantised_within_its_budget(quantised: Path, tiny_bank: Path) -> None:
@@ -89,10 +82,10 @@ def test_tensorrt_rtx_builds_the_unet_for_gpus_that_have_fp8(quantised: Path, tm
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'dive-fast[rtx]'")
     rows = {"rows": (4,), "vae_rows": (2,), "text_rows": (2,), "prompts_max": 16}
     job = Build.from_export(quantised, BuildConfig("tensorrt-rtx", **rows, target="8.9", cache=tmp_path)).parts["unet"]
-    module = trt.load(trt.flavour("tensorrt-rtx"))
-    assert build_plan(trt.flavour("tensorrt-rtx"), module, job, quiet).data
+    module = trt.load(trt.RTX)
+    assert build_plan(trt.RTX, module, job, quiet).data
     with pytest.raises(DiveError, match="fp8_e4m3"):
-        build_plan(trt.flavour("tensorrt-rtx"), module, replace(job, target="8.6"), quiet)
+        build_plan(trt.RTX, module, replace(job, target="8.6"), quiet)
 
 
 def test_a_timing_table_decides_which_layers_are_tried(
@@ -102,8 +95,8 @@ def test_a_timing_table_decides_which_layers_are_tried(
     faster = "down_blocks.1.resnets.0.conv1"
     table = {row["name"]: {"plain_ms": 0.2, "fp8_ms": 0.1 if row["name"] == faster else 0.3} for row in layers}
     times, out = tmp_path / "times.json", tmp_path / "fp8"
-    arguments = ["quantize", "--engine", tiny_bank, "--model", tiny_fused, "--out", out, "--times", times]
-    arguments += ["--images", "2", "--budget", "10", "--steps", "2"]
+    line = f"quantize --engine {tiny_bank} --model {tiny_fused} --out {out} --times {times}"
+    arguments = f"{line} --images 2 --budget 10 --steps 2".split()
     times.write_text(json.dumps({"layers": {**table, "nowhere": table[faster]}}))
     code, _, error = run(*arguments)
     assert code == 2 and "'nowhere'" in error and not out.exists()
@@ -122,14 +115,11 @@ def test_a_timing_table_decides_which_layers_are_tried(
 def test_only_the_engines_own_model_may_make_the_inputs(
     tiny_engine: Path, tiny_base: Path, tmp_path: Path, run: Run
 ) -> None:
-    code, _, error = run(
-        "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--images", "2"
-    )
+    line = f"quantize --engine {tiny_engine} --model {tiny_base} --out {tmp_path / 'out'} --images"
+    code, _, error = run(*line.split(), 2)
     assert code == 2 and str(tiny_base) in error
     assert not list(tmp_path.iterdir())
-    code, _, error = run(
-        "quantize", "--engine", tiny_engine, "--model", tiny_base, "--out", tmp_path / "out", "--images", "3"
-    )
+    code, _, error = run(*line.split(), 3)
     assert code == 2 and "--images must be even" in error
 
 

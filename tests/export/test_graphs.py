@@ -17,25 +17,20 @@ from dive_export.onnx import AS_EXPORTED, _check_weights, export_graph, measure_
 from dive_fast.io import clear_disk_errors
 from dive_fast.models import load_bundle
 from dive_fast.types import DiveError, InputError
+from tests.support.graphs import dimensions
 from tests.support.tiny import ENGINE_ROWS, HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
 
 pytestmark = pytest.mark.slow
 
 
 class Toy(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 3) -> None:
         super().__init__()
-        self.linear = nn.Linear(5, 3)
+        self.linear = nn.Linear(5, width)
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         out: Tensor = self.linear(sample) * timestep.to(sample.dtype)
         return out
-
-
-class Large(Toy):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(5, 200_000)
 
 
 class NotExportable(Toy):
@@ -48,10 +43,6 @@ def toy(module: nn.Module | None = None, rows: int = 4) -> Graph:
     module = (module or Toy()).eval()
     inputs: dict[str, tuple[int | Axis, ...]] = {"sample": (Axis("rows", 0), 7, 5), "timestep": (1,)}
     return Graph("toy", module, inputs, "out_sample", 0, rows, module)
-
-
-def dimensions(value: onnx.ValueInfoProto) -> list[str | int]:
-    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
 
 @pytest.mark.parametrize("rows_max", [1, 8])
@@ -83,21 +74,13 @@ def test_examples_are_random_but_repeatable() -> None:
 
 
 def test_graphs_have_the_names_and_shapes_that_optimum_gives_them(tiny_engine: Path) -> None:
+    latents, hidden = ["rows", *LATENT_SHAPE], ["rows", MAX_TOKENS, TEXT_WIDTH]
+    images, parameters = ["rows", 3, HEIGHT, WIDTH], ["rows", 2 * LATENT_SHAPE[0], *LATENT_SHAPE[1:]]
     expected = {
-        "text_encoder": ({"input_ids": ["rows", MAX_TOKENS]}, {"last_hidden_state": ["rows", MAX_TOKENS, TEXT_WIDTH]}),
-        "unet": (
-            {
-                "sample": ["rows", *LATENT_SHAPE],
-                "timestep": [1],
-                "encoder_hidden_states": ["rows", MAX_TOKENS, TEXT_WIDTH],
-            },
-            {"out_sample": ["rows", *LATENT_SHAPE]},
-        ),
-        "vae_decoder": ({"latent_sample": ["rows", *LATENT_SHAPE]}, {"sample": ["rows", 3, HEIGHT, WIDTH]}),
-        "vae_encoder": (
-            {"sample": ["rows", 3, HEIGHT, WIDTH]},
-            {"latent_parameters": ["rows", 2 * LATENT_SHAPE[0], *LATENT_SHAPE[1:]]},
-        ),
+        "text_encoder": ({"input_ids": ["rows", MAX_TOKENS]}, {"last_hidden_state": hidden}),
+        "unet": ({"sample": latents, "timestep": [1], "encoder_hidden_states": hidden}, {"out_sample": latents}),
+        "vae_decoder": ({"latent_sample": latents}, {"sample": images}),
+        "vae_encoder": ({"sample": images}, {"latent_parameters": parameters}),
     }
     for part, (inputs, outputs) in expected.items():
         model = onnx.load(tiny_engine / part / "model.onnx", load_external_data=False)
@@ -145,14 +128,14 @@ def files_up_to(size: int) -> Iterator[None]:
 
 def test_a_write_that_stops_short_is_an_error_of_the_disk(tmp_path: Path) -> None:
     """numpy gives no number for it, and io.clear_disk_errors needs one."""
-    large = toy(Large())
+    large = toy(Toy(width=200_000))
     with files_up_to(1_000_000), pytest.raises(DiveError) as raised, clear_disk_errors(tmp_path):
         export_graph(large, tmp_path / "model.onnx")
     assert "the disk is full; free space" in str(raised.value)
 
 
 def test_weights_that_end_too_early_are_noticed_at_once(tmp_path: Path) -> None:
-    export_graph(toy(Large()), tmp_path / "model.onnx")
+    export_graph(toy(Toy(width=200_000)), tmp_path / "model.onnx")
     with open(tmp_path / "model.onnx.data", "r+b") as data:
         data.truncate(1_000_000)
     with pytest.raises(DiveError, match="export toy: model.onnx.data"):

@@ -14,7 +14,7 @@ import torch
 
 from dive_export import GraphOptions
 from dive_export.graphs import Graph, graphs
-from dive_export.kernel_node import DOMAIN, NAME, attributes, body, kernel_nodes
+from dive_export.kernel_node import BODY, DOMAIN, NAME, attributes, kernel_nodes
 from dive_export.onnx import export_graph, measure_parity
 from dive_export.precision import upcast_bfloat16
 from dive_export.probe import graph_parity
@@ -23,9 +23,7 @@ from dive_export.tensorrt_cache import graph_hash
 from dive_export.tensorrt_refit import first_difference
 from dive_fast.engines.node_runner import read_graph, run_nodes
 from dive_fast.models import load_bundle
-from dive_fast.types import InputError
 from dive_fast.unet.graphs import cross_attentions
-from dive_fast.unet.optimizations import OPTIMIZATIONS
 from tests.support.kernel_cases import assert_as_good_as_torch
 from tests.support.kernel_nodes import attended, one_node
 from tests.support.tensorrt_engines import rtx_parser
@@ -152,15 +150,6 @@ def test_another_body_is_another_graph(exported: Path, tmp_path: Path) -> None:
     assert first_difference(exported, other, set()).startswith("function 0 (cross_attention) differs")
 
 
-def test_it_is_made_on_request_and_for_banks_only() -> None:
-    assert "kv_gather" not in GraphOptions("bank").applied
-    assert GraphOptions("bank", kernels=True).applied == (*OPTIMIZATIONS, "kv_gather")
-    assert GraphOptions("bank", optimizations=("kv_gather", "time_table")).applied == ("time_table", "kv_gather")
-    assert GraphOptions("bank", optimizations=(), kernels=True).applied == ("kv_gather",)
-    with pytest.raises(InputError, match="kv_gather requires form bank"):
-        GraphOptions(kernels=True)
-
-
 def test_tensorrt_rtx_parses_each_node_as_its_body(exported: Path) -> None:
     """Every attention reads other columns: the parser keeps the bodies' names apart, though they are the same."""
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'dive-fast[rtx]'")
@@ -197,5 +186,5 @@ def test_the_body_has_no_names_that_a_graph_may_have(exported: Path) -> None:
     model = onnx.load(exported, load_external_data=False)
     names = {name for node in model.graph.node for name in (*node.input, *node.output)}
     names |= {tensor.name for tensor in model.graph.initializer}
-    own = {name for node in body().node for name in (*node.input, *node.output)}
+    own = {name for node in onnx.parser.parse_function(BODY).node for name in (*node.input, *node.output)}
     assert not names & own and all(name.startswith("dive_") for name in own)

@@ -15,11 +15,10 @@ from dive_export.tensorrt import BuildConfig, build_engine, dry_run, refit_engin
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, EngineSpec, InputError
-from tests.support.tensorrt_double import Double, double, install, retrained
+from tests.support.engines import edit_spec
+from tests.support.tensorrt_double import Double, install, retrained
 from tests.support.tensorrt_engines import quiet
 from tests.support.tiny import ENGINE_ROWS, HEIGHT, WIDTH
-
-__all__ = ["double"]  # a fixture
 
 PARTS = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
@@ -225,9 +224,7 @@ def test_a_damaged_export_is_refused_before_anything_is_built(
     with pytest.raises(InputError, match="unet/model.onnx differs|model.onnx.data is missing"):
         build_engine(source, tmp_path / "plans", config, quiet)
     if damage == "truncated":  # and written broken
-        spec = json.loads((source / "engine.json").read_text())
-        spec["sha256"]["unet/model.onnx"] = sha256_file(graph)
-        (source / "engine.json").write_text(json.dumps(spec))
+        edit_spec(source, rehash=True)
         with pytest.raises(InputError, match="unet/model.onnx is not an ONNX graph"):
             build_engine(source, tmp_path / "plans", config, quiet)
     assert not double.calls
@@ -243,6 +240,8 @@ def test_a_damaged_export_is_refused_before_anything_is_built(
         ({"target": "8.9"}, "target '8.9': tensorrt builds for the GPU it runs on"),
         ({"flavour": "tensorrt-rtx", "target": "9.0"}, "target '9.0': tensorrt-rtx knows 7.5, 8.0"),
         ({"flavour": "tensorrt-rtx", "compatibility": "ampere"}, "compatibility ampere: tensorrt-rtx does not know it"),
+        ({"flavour": "tensorrt-rtx", "kernels": True}, "kernels: tensorrt-rtx"),
+        ({"kernels": True, "compatibility": "ampere"}, "kernels.* compatibility is ampere"),
         ({"compatibility": "all", "level": 6}, "compatibility .* got 'all'; level must be within 0..5, got 6"),
     ],
 )
@@ -303,7 +302,7 @@ def test_a_refit_needs_the_same_graph_and_a_refittable_engine(
     place, node = next((i, node) for i, node in enumerate(changed.graph.node) if node.op_type == "Conv")
     node.attribute[0].CopyFrom(onnx.helper.make_attribute(node.attribute[0].name, "SAME_UPPER"))
     onnx.save(changed, graph)
-    rehash(other)
+    edit_spec(other, rehash=True)
     with pytest.raises(InputError, match=rf"unet: node {place} \({node.name}\)"):
         refit_engine(tmp_path / "a", other, tmp_path / "b", quiet)
     double.losing = {"vae_decoder.nothing"}
@@ -316,9 +315,3 @@ def test_a_refit_needs_the_same_graph_and_a_refittable_engine(
     with pytest.raises(DiveError, match="1 of .* weights would keep old values"):
         refit_engine(tmp_path / "a", good, tmp_path / "d", quiet)
     assert not (tmp_path / "d").exists()
-
-
-def rehash(folder: Path) -> None:
-    spec = json.loads((folder / "engine.json").read_text())
-    spec["sha256"] = {name: sha256_file(folder / name) for name in spec["sha256"]}
-    (folder / "engine.json").write_text(json.dumps(spec))

@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dive_export.tensorrt import BuildConfig, build_engine
 from dive_fast.engines import load_engine
-from dive_fast.engines.base import EngineBase
-from dive_fast.engines.engine_folder import read_engine, read_spec
 from dive_fast.engines.tensorrt_engine import TensorRTEngine
 from dive_fast.types import InputError
-from tests.support.tensorrt_double import STREAM, Double, LaneDouble, double
-from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
-
-__all__ = ["double"]  # a fixture
+from tests.support.engines import assert_predicts_as, given, near
+from tests.support.tensorrt_double import STREAM, Double
+from tests.support.tensorrt_engines import built, opened
+from tests.support.tiny import MAX_TOKENS, TEXT_WIDTH
 
 
 @pytest.fixture
 def engine(half_bank: Path, tmp_path: Path, double: Double) -> TensorRTEngine:
-    config = BuildConfig(rows=(4, 8), vae_rows=(2,), text_rows=(2,), prompts_max=6, cache=tmp_path / "cache")
-    folder = tmp_path / "plans"
-    build_engine(half_bank, folder, config, lambda line: None)
+    folder = built(half_bank, tmp_path / "plans", rows=(4, 8), vae_rows=(2,), prompts_max=6)
     double.calls.clear()
-    return TensorRTEngine(
-        read_engine(folder, read_spec(folder)), double, torch.device("cpu"), LaneDouble(), "a test", use_graphs=True
-    )
-
-
-def near(folder: Path) -> dict[str, float]:
-    """Both run the same half-precision graph; parity.json has the largest difference of it from torch (twice, for two)."""
-    parity = json.loads((folder / "parity.json").read_text())
-    return {"rtol": 0.0, "atol": 2 * max(parity["unet"]["largest"].values())}
-
-
-def inputs(images: int, rows: int, prompts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(rows)
-    embeddings = torch.randn(prompts, MAX_TOKENS, TEXT_WIDTH, generator=generator)
-    index = torch.randint(0, prompts, (rows,), generator=generator)
-    return torch.randn(images, *LATENT_SHAPE, generator=generator), embeddings, index
+    return opened(folder, double, use_graphs=True)
 
 
 @pytest.mark.parametrize(
@@ -52,20 +31,16 @@ def inputs(images: int, rows: int, prompts: int) -> tuple[torch.Tensor, torch.Te
 def test_the_profile_with_least_padding_runs_and_the_numbers_are_the_graphs(
     engine: TensorRTEngine, half_bank: Path, double: Double, images: int, rows: int, profile: int
 ) -> None:
-    latents, embeddings, index = inputs(images, rows, prompts=5)
     oracle = load_engine(half_bank, device="cpu")
-    assert isinstance(oracle, EngineBase)
-    expected = oracle.eps(latents, 321, oracle.condition(embeddings), index)
-    found = engine.eps(latents, 321, engine.condition(embeddings), index)
+    assert_predicts_as(oracle, engine, 321, given(5, images, rows), **near(half_bank, "unet"))
     assert [call for call in double.calls if call[0] == "execute"][-1] == ("execute", profile, STREAM)
-    torch.testing.assert_close(found, expected, **near(half_bank))
 
 
 def test_the_bank_is_made_in_parts_once_and_read_in_place(
     engine: TensorRTEngine, half_bank: Path, double: Double
 ) -> None:
     """A captured call keeps the address of its bank, so another bank needs another capture."""
-    latents, embeddings, index = inputs(2, 4, prompts=5)
+    embeddings, latents, index = given(5, 2, 4)
     bank = engine.condition(embeddings)
     assert double.count("execute") == 3 and bank.states.dtype == torch.float16  # 5 prompts, 2 at a time
     engine.eps(latents, 321, bank, index)
@@ -80,11 +55,11 @@ def test_the_bank_is_made_in_parts_once_and_read_in_place(
     oracle = load_engine(half_bank, device="cpu")
     expected = oracle.eps(latents, 20, oracle.condition(embeddings[:2]), index % 2)
     for answer in (found, engine.eps(latents, 20, other, index % 2)):  # of the plain call, and of the replay
-        torch.testing.assert_close(answer, expected, **near(half_bank))
+        torch.testing.assert_close(answer, expected, **near(half_bank, "unet"))
 
 
 def test_padding_never_points_outside_a_shorter_bank(engine: TensorRTEngine) -> None:
-    latents, embeddings, _ = inputs(2, 4, prompts=6)
+    embeddings, latents, _ = given(6, 2, 4)
     engine.eps(latents, 321, engine.condition(embeddings), torch.tensor([5, 5, 5, 5]))
     one = engine.condition(embeddings[:1])
     short = engine.eps(latents[:1], 321, one, torch.tensor([0]))  # a stale index 5 would make the gather fail

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from dive_export import GraphOptions
 from dive_fast.engines import Engine, load_engine
 from dive_fast.engines.base import EngineBase
+from dive_fast.io import sha256_file
 from dive_fast.sampling import Schedule, add_noise, dpmpp_2m, guided, initial_noise
+from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 
 HALF_BANK = GraphOptions("bank", "fp16", any_size=True)
 KEYS = [("0001", "cam3"), ("0003", "cam1"), ("0002", "cam3")]
@@ -25,6 +30,45 @@ def opened(folder: Path, backend: str) -> EngineBase:
     engine = load_engine(folder, backend, device="cpu")
     assert isinstance(engine, EngineBase)
     return engine
+
+
+def edit_spec(
+    folder: Path, change: Callable[[dict[str, Any]], object] = lambda spec: None, *, rehash: bool = False
+) -> None:
+    """Changes an engine folder's `engine.json`; with `rehash`, its hashes become those of the files."""
+    path = folder / "engine.json"
+    spec = json.loads(path.read_text())
+    if rehash:
+        spec["sha256"] = {name: sha256_file(folder / name) for name in spec["sha256"]}
+    change(spec)
+    path.write_text(json.dumps(spec))
+
+
+def given(prompts: int, images: int, rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Random embeddings, latents and an index of prompts."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(prompts, MAX_TOKENS, TEXT_WIDTH, generator=generator)
+    latents = torch.randn(images, *LATENT_SHAPE, generator=generator)
+    return embeddings, latents, torch.randint(prompts, (rows,), generator=generator)
+
+
+def near(folder: Path, part: str) -> dict[str, float]:
+    """How near two runs of an exported part are, which round otherwise.
+
+    parity.json has the largest difference of such a run from torch: twice that for two runs, twice again for other inputs.
+    """
+    parity = json.loads((folder / "parity.json").read_text())
+    return {"rtol": 0.0, "atol": 4 * max(parity[part]["largest"].values())}
+
+
+def assert_predicts_as(
+    oracle: Engine, engine: Engine, timestep: int, inputs: Sequence[Tensor], **within: float
+) -> Tensor:
+    """Compares `eps` of two engines on the inputs of `given`; returns the engine's."""
+    embeddings, latents, index = inputs
+    found, expected = (e.eps(latents, timestep, e.condition(embeddings), index) for e in (engine, oracle))
+    torch.testing.assert_close(found, expected, **within)
+    return found
 
 
 def latents_of(

@@ -15,6 +15,7 @@ import ctypes
 import enum
 import importlib.metadata
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx.helper import tensor_dtype_to_np_dtype
+
+from dive_fast.engines import tensorrt_api as trt
+from dive_fast.engines.tensorrt_net import Lane
+from tests.support.engines import edit_spec
+from tests.support.graphs import named, reweigh
 
 STREAM = 7
 DataType = enum.Enum("DataType", "FLOAT HALF INT64 COMPLEX")
@@ -396,7 +402,7 @@ def session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-class LaneDouble:
+class LaneDouble(Lane):
     """One stream: work is done when it is enqueued. While a capture records, nothing runs; a replay runs what it holds."""
 
     turns = 0
@@ -432,8 +438,6 @@ class LaneDouble:
 
 def install(monkeypatch: Any, module: Double, name: str = "NVIDIA Double", capability: str = "9.0") -> None:
     """Makes `module` the installed tensorrt of a machine with a GPU of that name."""
-    from dive_fast.engines import tensorrt_api as trt
-
     version = importlib.metadata.version
     module.gpu, module.capability = name, capability
     monkeypatch.setitem(sys.modules, "tensorrt", module)
@@ -448,24 +452,11 @@ def retrained(folder: Path, out: Path, scale: float = 1.5, only: str = "") -> Pa
 
     `only` names the one initializer to change instead, of whatever type.
     """
-    import shutil
-
-    from dive_fast.io import sha256_file
-
     shutil.copytree(folder, out)
-    spec = json.loads((out / "engine.json").read_text())
     for path in out.glob("*/model.onnx"):
-        changed = onnx.load(path)
-        for tensor in changed.graph.initializer:
-            if tensor.name == only or (not only and tensor.data_type in (1, 10) and len(tensor.dims) > 1):
-                values = onnx.numpy_helper.to_array(tensor)
-                tensor.CopyFrom(onnx.numpy_helper.from_array((values * scale).astype(values.dtype), tensor.name))
-        path.with_name("model.onnx.data").unlink(missing_ok=True)
-        onnx.save(changed, path, save_as_external_data=True, location="model.onnx.data")
-        for file in path.parent.glob("model.onnx*"):
-            spec["sha256"][file.relative_to(out).as_posix()] = sha256_file(file)
-    spec["model_fingerprint"] = "0" * 64
-    (out / "engine.json").write_text(json.dumps(spec))
+        chosen = named(only) if only else lambda tensor: tensor.data_type in (1, 10) and len(tensor.dims) > 1
+        reweigh(path, chosen, lambda values: values * scale)
+    edit_spec(out, lambda spec: spec.update(model_fingerprint="0" * 64), rehash=True)
     return out
 
 

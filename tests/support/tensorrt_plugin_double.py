@@ -22,64 +22,47 @@ DataType = enum.Enum("DataType", "FLOAT HALF BF16 INT64")
 class SymInt32:
     """A 32-bit integer that may depend on free dimensions: `value({"rows": 3})`."""
 
-    def __init__(self, value: int | SymInt32 | Callable[[Mapping[str, int]], int]) -> None:
-        if isinstance(value, int):
-            assert -(1 << 31) <= value < 1 << 31, value
-            self._value: Callable[[Mapping[str, int]], int] = lambda _: value
-        else:
-            self._value = value._value if isinstance(value, SymInt32) else value
+    def __init__(self, value: int | str | SymInt32, times: int = 1) -> None:
+        assert not isinstance(value, int) or -(1 << 31) <= value < 1 << 31, value
+        self._value, self._times = value, times
 
     def value(self, free: Mapping[str, int]) -> int:
-        return self._value(free)
+        own = self._value
+        return self._times * (
+            own.value(free) if isinstance(own, SymInt32) else free[own] if isinstance(own, str) else own
+        )
 
     def __mul__(self, other: int) -> SymInt32:
-        return type(self)(lambda free: self.value(free) * other)
+        return SymInt32(self, other)
 
 
-class ShapeExpr(SymInt32):
-    pass
+class Shape(tuple[int, ...]):
+    """Sizes with -1 for free ones; `most` are the largest, which a profile gives."""
 
-
-class Shape:
-    """Sizes with -1 for free ones, whose range a profile gives."""
-
-    def __init__(self, sizes: Sequence[int], low: Sequence[int], high: Sequence[int]) -> None:
-        self._sizes, self._low, self._high = tuple(sizes), tuple(low), tuple(high)
-
-    def __iter__(self) -> Any:
-        return iter(self._sizes)
-
-    def __getitem__(self, i: int) -> int:
-        return self._sizes[i]
+    most: tuple[int, ...]
 
     @property
     def is_dynamic(self) -> bool:
-        return -1 in self._sizes
+        return -1 in self
 
     @property
     def max(self) -> tuple[int, ...]:
         if not self.is_dynamic:
             raise ValueError("max property is only accessible if is_dynamic is true")
-        return self._high
+        return self.most
 
 
 class TensorDesc:
-    """`sizes` are numbers, or for a free dimension (name, low, high)."""
+    """`sizes` are numbers, or for a free dimension (name, largest)."""
 
-    def __init__(self, dtype: DataType, sizes: Sequence[int | tuple[str, int, int]]) -> None:
-        self.dtype = dtype
-        ranges = [(n, n, n) if isinstance(n, int) else (-1, *n[1:]) for n in sizes]
-        self.shape = Shape(*zip(*ranges, strict=True))
-        self.shape_expr = [ShapeExpr(n if isinstance(n, int) else _named(n[0])) for n in sizes]
+    def __init__(self, dtype: DataType, sizes: Sequence[int | tuple[str, int]]) -> None:
+        self.dtype, self.sizes = dtype, sizes
+        self.shape = Shape(n if isinstance(n, int) else -1 for n in sizes)
+        self.shape.most = tuple(n if isinstance(n, int) else n[1] for n in sizes)
+        self.shape_expr = [SymInt32(n if isinstance(n, int) else n[0]) for n in sizes]
 
     def like(self) -> TensorDesc:
-        other = object.__new__(TensorDesc)
-        other.__dict__.update(self.__dict__)
-        return other
-
-
-def _named(name: str) -> Callable[[Mapping[str, int]], int]:
-    return lambda free: free[name]
+        return TensorDesc(self.dtype, self.sizes)
 
 
 class KernelLaunchParams:
@@ -110,7 +93,7 @@ class SymIntExprs(SymExprs):
 
 class AutoTuneCombination:
     def __init__(self, io_types: str, layouts: str = "LINEAR") -> None:
-        self.types, self.layouts = [name.strip() for name in io_types.split(",")], layouts
+        self.types = [name.strip() for name in io_types.split(",")]
         assert set(self.types) <= set(TYPES) and layouts == "LINEAR"
 
 
@@ -161,45 +144,34 @@ def module() -> ModuleType:
 
     def register(plugin_id: str) -> Callable[[Any], Any]:
         namespace, name = plugin_id.split("::")
-
-        def decorate(function: Any) -> Any:
-            space = op.__dict__.setdefault(namespace, SimpleNamespace())
-            if hasattr(space, name):
-                raise ValueError(f"already has a definition for '{name}'")
-            setattr(space, name, Definition(function))
-            return function
-
-        return decorate
+        space = op.__dict__.setdefault(namespace, SimpleNamespace())
+        if hasattr(space, name):
+            raise ValueError(f"already has a definition for '{name}'")
+        return lambda function: setattr(space, name, Definition(function))
 
     def second(attribute: str, every: bool, last: list[str], returns: tuple[Any, tuple[Any, ...]]) -> Any:
         def decorator(plugin_id: str) -> Callable[[Any], Any]:
             namespace, name = plugin_id.split("::")
+            definition = getattr(getattr(op, namespace), name)
 
-            def decorate(function: Any) -> Any:
-                definition = getattr(getattr(op, namespace), name)
+            def decorate(function: Any) -> None:
                 definition.check(function, every, last)
                 found = inspect.signature(function).return_annotation
                 assert (typing.get_origin(found), typing.get_args(found)) == returns
                 setattr(definition, attribute, function)
-                return function
 
             return decorate
 
         return decorator
 
     made = ModuleType("tensorrt.plugin")
+    kinds = (TensorDesc, KernelLaunchParams, SymInt32, SymExprs, SymIntExprs, AutoTuneCombination)
+    launch = (tuple, (str, str, KernelLaunchParams, SymExprs))
     made.__dict__.update(
+        {kind.__name__: kind for kind in kinds},
         op=op,
         register=register,
         autotune=second("autotune", False, ["outputs"], (list, (AutoTuneCombination,))),
-        aot_impl=second(
-            "implementation", True, ["outputs", "tactic"], (tuple, (str, str, KernelLaunchParams, SymExprs))
-        ),
-        TensorDesc=TensorDesc,
-        KernelLaunchParams=KernelLaunchParams,
-        SymInt32=SymInt32,
-        SymExprs=SymExprs,
-        SymIntExprs=SymIntExprs,
-        AutoTuneCombination=AutoTuneCombination,
+        aot_impl=second("implementation", True, ["outputs", "tactic"], launch),
     )
     return made

@@ -6,10 +6,11 @@ Sizes differ from SD 1.5 on purpose (8 latent channels, 32 tokens a prompt, widt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dive_fast.io import write_json
 
 if TYPE_CHECKING:
     from dive_fast.models import Adapter, ModelBundle
@@ -54,8 +55,8 @@ def tiny_bundle_folder(path: Path | str, seed: int = 0) -> Path:
 
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    _write_json(path / "model_index.json", MODEL_INDEX)
-    _write_json(path / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
+    write_json(path / "model_index.json", MODEL_INDEX)
+    write_json(path / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
     vocab_size = _write_tokenizer(path / "tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -89,11 +90,6 @@ def tiny_adapter(bundle: ModelBundle, pids: Sequence[str] = ("0001", "0002", "00
     )
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def _write_tokenizer(folder: Path) -> int:
     """A byte-level CLIP vocabulary without any downloaded file; returns its size."""
     symbols = [*_byte_characters(), *(c + "</w>" for c in _byte_characters())]
@@ -107,14 +103,14 @@ def _write_tokenizer(folder: Path) -> int:
     symbols += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {symbol: i for i, symbol in enumerate(symbols)}
     assert len(vocab) == len(symbols)
-    _write_json(folder / "vocab.json", vocab)
+    write_json(folder / "vocab.json", vocab)
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     special["pad_token"] = "<|endoftext|>"
-    _write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "special_tokens_map.json", special)
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True, **special}
-    _write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
     return len(vocab)
 
 

@@ -12,15 +12,16 @@ import onnx
 import pytest
 import torch
 
-from dive_export.graphs import graphs
+from dive_export.graphs import Graph, graphs
 from dive_export.kernel_node import NodeUnetGraph
 from dive_export.onnx import UPCAST, export_graph, measure_parity
 from dive_export.options import GraphOptions
-from dive_fast.models import load_bundle
+from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.types import DiveError, InputError
 from dive_fast.unet.graphs import CachedUnetGraph, IndexedUnetGraph, KVCacheGraph, cross_attentions
 from dive_fast.unet.optimizations import OPTIMIZATIONS
 from tests.support.engines import HALF_BANK
+from tests.support.graphs import dimensions
 from tests.support.tiny import ENGINE_ROWS
 from tests.support.unets import BUILDS, unet
 
@@ -74,6 +75,7 @@ def test_columns_of_the_bank_are_in_the_order_of_the_layers_names(half_bank: Pat
         ({"precision": "int8"}, "precision .*'int8'"),
         ({"optimizations": ("time_table", "all")}, "unknown all; choose from time_table"),
         ({"optimizations": ("shared_prefix",)}, "shared_prefix requires form bank"),
+        ({"kernels": True}, "kv_gather requires form bank"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
@@ -81,11 +83,20 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: s
         GraphOptions(**options)
 
 
-def test_savings_are_all_that_fit_by_default_and_each_can_be_left_out() -> None:
-    assert GraphOptions().applied == ("time_table", "unit_scale", "fused_qkv")
-    assert GraphOptions("bank").applied == OPTIMIZATIONS
-    assert GraphOptions("bank", optimizations=()).applied == ()
-    assert GraphOptions("bank", optimizations=("fused_qkv", "time_table")).applied == ("time_table", "fused_qkv")
+@pytest.mark.parametrize(
+    ("options", "applied"),
+    [
+        (GraphOptions(), ("time_table", "unit_scale", "fused_qkv")),
+        (GraphOptions("bank"), OPTIMIZATIONS),
+        (GraphOptions("bank", optimizations=()), ()),
+        (GraphOptions("bank", optimizations=("fused_qkv", "time_table")), ("time_table", "fused_qkv")),
+        (GraphOptions("bank", kernels=True), (*OPTIMIZATIONS, "kv_gather")),
+        (GraphOptions("bank", optimizations=("kv_gather", "time_table")), ("time_table", "kv_gather")),
+        (GraphOptions("bank", optimizations=(), kernels=True), ("kv_gather",)),
+    ],
+)
+def test_optimizations_are_all_that_fit_by_default(options: GraphOptions, applied: tuple[str, ...]) -> None:
+    assert options.applied == applied
 
 
 @pytest.mark.parametrize(
@@ -101,6 +112,10 @@ def test_another_build_of_unet_is_refused_not_miscomputed(changes: dict[str, Any
         CachedUnetGraph(unet(**changes), (), 1000)
 
 
+def unet_part(bundle: ModelBundle, rows: int, options: GraphOptions) -> Graph:
+    return next(part for part in graphs(bundle, None, rows, options)[0] if part.part == "unet")
+
+
 def nodes(path: Path) -> tuple[Counter[str], onnx.GraphProto]:
     graph = onnx.load(path).graph
     return Counter(node.op_type for node in graph.node), graph
@@ -108,15 +123,13 @@ def nodes(path: Path) -> tuple[Counter[str], onnx.GraphProto]:
 
 def shapes(graph: onnx.GraphProto) -> dict[str, list[str | int]]:
     values = [*graph.input, *graph.output, *graph.value_info]
-    return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+    return {value.name: dimensions(value) for value in values}
 
 
 @pytest.fixture(scope="module")
 def unreduced(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plain UNet without optimizations, in bfloat16: with `half_bank` and `tiny_engine` all variants and precisions."""
-    graph = next(
-        g for g in graphs(load_bundle(tiny_fused), None, 4, GraphOptions(optimizations=()))[0] if g.part == "unet"
-    )
+    graph = unet_part(load_bundle(tiny_fused), 4, GraphOptions(optimizations=()))
     path = tmp_path_factory.mktemp("unreduced") / "model.onnx"
     export_graph(graph, path, "bf16")
     parity = measure_parity(graph, path, "bf16")
@@ -149,25 +162,18 @@ def test_savings_show_in_the_graph(unreduced: Path, half_bank: Path, tiny_engine
 def test_a_bank_graph_has_the_names_that_engines_read(half_bank: Path) -> None:
     height, width = "2*height_over_2", "2*width_over_2"
     _, graph = nodes(half_bank / "unet/model.onnx")
-    found = shapes(graph)
-    assert {value.name: found[value.name] for value in graph.input} == {
+    assert {value.name: dimensions(value) for value in graph.input} == {
         "sample": ["images", 8, height, width],
         "timestep": [1],
         "kv_bank": ["prompts", 2, 32, 128],
         "prompt_index": ["rows"],
         "image_index": ["rows"],
     }
-    assert {value.name: found[value.name] for value in graph.output} == {"out_sample": ["rows", 8, height, width]}
+    assert {value.name: dimensions(value) for value in graph.output} == {"out_sample": ["rows", 8, height, width]}
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     half, whole = onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64
-    assert kinds == {
-        "sample": half,
-        "timestep": whole,
-        "kv_bank": half,
-        "prompt_index": whole,
-        "image_index": whole,
-        "out_sample": half,
-    }
+    halves, indices = ("sample", "kv_bank", "out_sample"), ("timestep", "prompt_index", "image_index")
+    assert kinds == {**dict.fromkeys(halves, half), **dict.fromkeys(indices, whole)}
     scales = {node.input[2] for node in graph.node if node.op_type == "Resize"}  # float32 in any graph
     assert {tensor.data_type for tensor in graph.initializer if tensor.name not in scales} == {half, whole}
     _, graph = nodes(half_bank / "prompt_bank/model.onnx")
@@ -187,9 +193,6 @@ def test_a_half_graph_of_other_weights_is_noticed(half_bank: Path, tiny_fused: P
     bundles = [load_bundle(tiny_fused), load_bundle(tiny_fused)]
     _, layer = cross_attentions(bundles[1].unet)[0]
     layer.to_v.weight.data = layer.to_k.weight.data.clone()
-    ours, other = (
-        next(graph for graph in graphs(bundle, None, ENGINE_ROWS, HALF_BANK)[0] if graph.part == "unet")
-        for bundle in bundles
-    )
+    ours, other = (unet_part(bundle, ENGINE_ROWS, HALF_BANK) for bundle in bundles)
     with pytest.raises(DiveError, match="export unet: "):
         measure_parity(replace(ours, reference=other.reference), half_bank / "unet/model.onnx", "fp16", rows=[3])
