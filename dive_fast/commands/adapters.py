@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import Adapter, Base, Json, Tokenizer, finish, log
-from dive_fast.models.interop import parse_camera
+from dive_fast.models.interop import Layout, parse_camera
 from dive_fast.settings import Reads
 from dive_fast.types import Camera
 
@@ -87,9 +87,7 @@ def _log_missing(imported: Imported) -> None:
 def export_adapter(
     adapter: Adapter,
     out: Annotated[Path, "Folder to write."],
-    layout: Annotated[
-        Literal["diffusers", "kohya"], "Names of the LoRA's tensors: diffusers' or kohya's."
-    ] = "diffusers",
+    layout: Annotated[Layout, "Names of the LoRA's tensors: diffusers' or kohya's."] = "diffusers",
     pids: Annotated[tuple[str, ...], "Identities; by default all."] = (),
     json: Json = False,
 ) -> None:

@@ -18,17 +18,9 @@ def make(
     json: Json = False,
 ) -> None:
     """Render a SYSU-MM01 tree, a Market-1501 tree and the true infrared that a real city lacks; rerun to resume."""
-    from tqdm import tqdm
-
     from dive_fast.world.trees import build_world
 
-    with tqdm(desc="render", unit="image") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        images = build_world(out, spec, progress)
+    images = build_world(out, spec, progress=True)
     finish(f"world {out}: {images:,} images", {"world": out, "images": images}, json)
 
 

@@ -31,9 +31,7 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
     """
     epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(count) for epoch in set(epochs.tolist())}
-    return np.array(
-        [orders[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)], dtype=np.int64
-    )
+    return np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
 
 
 def cosine_lr(step: int, steps: int, peak: float, warmup: int, floor: float = 0.01) -> float:
@@ -74,14 +72,6 @@ class MovingAverage:
                 parameter.data.copy_(value)
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes a training state (tensors, numbers, optimizer dicts) atomically."""
-    import torch
-
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
-
-
 def load_state(path: Path) -> dict[str, Any]:
     """Reads a training state without unpickling code; a damaged file raises `InputError`."""
     import pickle
@@ -117,14 +107,6 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def check_finite(loss: float, step: int, phase: str) -> None:
-    """Raises `DiveError` when a loss is NaN or infinite."""
-    if not math.isfinite(loss):
-        raise DiveError(
-            f"{phase}: the loss is {loss} at step {step}; lower the learning rate and resume from the last state"
-        )
-
-
 @dataclass(frozen=True)
 class PhaseConfig:
     """One phase of a training: AdamW with warm-up and cosine, gradients clipped to norm 1, an average of the weights.
@@ -151,12 +133,8 @@ class PhaseConfig:
     def state_path(self) -> Path:
         return self.work / f"{self.name}.state"
 
-    @property
-    def log_path(self) -> Path:
-        return self.work / f"{self.name}-loss.jsonl"
-
     def open_logs(self, resume_step: int) -> list[LossLog | TensorBoardLog]:
-        logs: list[LossLog | TensorBoardLog] = [LossLog(self.log_path, resume_step)]
+        logs: list[LossLog | TensorBoardLog] = [LossLog(self.work / f"{self.name}-loss.jsonl", resume_step)]
         if self.tensorboard:
             logs.append(TensorBoardLog(self.work / "tensorboard" / self.name, resume_step))
         return logs
@@ -280,6 +258,7 @@ def run_phase(
     Arguments as of `TrainState`. With ranks or parts, `loss_at` returns the loss of the `my_rows` of a step's batch. The
     first rank writes state and log, and runs the callback.
     """
+    import torch
     from tqdm import tqdm
 
     train = TrainState(config, groups, loss_at, clip)
@@ -295,14 +274,17 @@ def run_phase(
     for step in bar:
         loss, numbers = train.step(step)
         saves = (step + 1) % config.save_every == 0 or step + 1 == config.steps
-        if step % 10 == 0 or saves:  # not at every step: reading a loss waits for the GPU
-            check_finite(loss.item(), step, config.name)
+        if (step % 10 == 0 or saves) and not math.isfinite(value := loss.item()):  # reading a loss waits for the GPU
+            raise DiveError(
+                f"{config.name}: the loss is {value} at step {step}; lower the learning rate and resume from the last state"
+            )
         if step % 10 == 0:
             for log in logs:
                 log.add(step, loss=loss.item(), **{name: float(value) for name, value in numbers.items()})
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
         if leads and saves:
-            save_state(config.state_path, {"step": step + 1, "identity": config.identity, **train.state_dict()})
+            with atomic_path(config.state_path) as temporary:
+                torch.save({"step": step + 1, "identity": config.identity, **train.state_dict()}, temporary)
         if leads and callback is not None and (step + 1) % callback.every == 0:
             with train.average.in_place() if train.average is not None else nullcontext():
                 callback.run(step + 1)

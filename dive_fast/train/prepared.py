@@ -17,7 +17,7 @@ from dive_fast.data.prepared import (
     packed_images,
     read_latents_record,
 )
-from dive_fast.data.shards import PackedShard, read_shard
+from dive_fast.data.shards import read_shard
 from dive_fast.io import atomic_path, sha256_file, write_json
 from dive_fast.models.files import fingerprint_of, write_tensors
 from dive_fast.train.photos import LatentPhotos, encode_photos, image_size, latent_shape, teaching
@@ -61,7 +61,9 @@ def missing_latents(plan: PreparePlan, out: Path, packed: set[int], encoder: str
             raise InputError(
                 f"{out} has latents by another VAE or image size; choose another --out, or delete {out / 'latents'}"
             )
-        if number in packed and _is_whole(out, number, record, read_shard(out, number)):
+        path = latents_path(out, number)
+        whole = path.is_file() and path.stat().st_size == record.bytes
+        if number in packed and whole and record.tar == read_shard(out, number).sha256:
             missing.discard(number)
     return missing
 
@@ -113,11 +115,6 @@ def load_prepared(folder: Path | str, bundle: ModelBundle) -> LatentPhotos:
         latents[first : first + count] = _read(prepared, number)
         first += count
     return LatentPhotos(latents, tuple(samples), teaching(samples))
-
-
-def _is_whole(out: Path, number: int, record: LatentFile, shard: PackedShard) -> bool:
-    path = latents_path(out, number)
-    return path.is_file() and path.stat().st_size == record.bytes and record.tar == shard.sha256
 
 
 def _encoded(bundle: ModelBundle, samples: Sequence[Sample], progress: Callable[[int], object]) -> torch.Tensor:

@@ -108,7 +108,7 @@ def test_embeddings_equal_diffusers_encode_prompt(fused):
     encoder = PromptEncoder(fused.tokenizer, fused.prompts)
     keys = [("0001", "cam1"), ("0003", "cam3")]
     ours, index = encoder.encode(encode_with(fused), [*keys, None])
-    prompts = [encoder.prompt(*key) for key in keys]
+    prompts = [encoder.table.prompt(*key) for key in keys]
     theirs, negative = diffusers_pipeline(fused).encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
     torch.testing.assert_close(ours[:2], theirs, rtol=0, atol=0)
     torch.testing.assert_close(ours[2:], negative[:1], rtol=0, atol=0)
@@ -181,7 +181,7 @@ def test_a_prompt_that_would_be_cut_is_refused(bundle):
 def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, tmp_path):
     save_bundle(fused, tmp_path / "fused")
     encoder = PromptEncoder(tmp_path / "fused" / "tokenizer", PromptTable.read(tmp_path / "fused" / "prompts.json"))
-    assert encoder.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
+    assert encoder.table.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
     expected = PromptEncoder(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
     assert torch.equal(encoder.token_ids([("0001", "cam1")]), expected)
     missing = PromptEncoder(tmp_path / "nowhere", fused.prompts)

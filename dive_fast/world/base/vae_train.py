@@ -60,22 +60,6 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
         return torch.cat([vae.encode(x).latent_dist.mean for x in _signals(images)]).clone()
 
 
-def _loss(
-    vae: AutoencoderKL, x: torch.Tensor, noise: torch.Tensor, config: VaeConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the reconstruction loss (absolute + squared, with extra weight on colour) and the PSNR in dB."""
-    import torch
-
-    with torch.no_grad():
-        posterior = vae.encode(x).latent_dist
-        z = posterior.mean + posterior.std * noise
-    error = vae.decode(z).sample - x
-    mse = error.square().mean()
-    colour = error - error.mean(dim=1, keepdim=True)
-    loss = error.abs().mean() + 4 * mse + config.chroma * (colour.abs().mean() + 4 * colour.square().mean())
-    return loss, 10 * torch.log10(4 / mse.detach())
-
-
 def train_decoder(
     vae: AutoencoderKL, images: np.ndarray, shape: BaseShape, config: VaeConfig, work: Path, device: str = "cpu"
 ) -> None:
@@ -86,22 +70,20 @@ def train_decoder(
     latent = (config.batch, shape.latent_channels, images.shape[1] // shape.factor, images.shape[2] // shape.factor)
 
     def loss_on(rows: np.ndarray, mine: slice, generator: torch.Generator) -> Loss:
-        noise = torch.randn(latent, generator=generator)
-        loss, decibels = _loss(vae, to_signal(images[rows[mine]]).to(device), noise[mine].to(device), config)
-        return loss, {"psnr": decibels}
+        """The absolute and squared error, with extra weight on colour; logs the PSNR in dB."""
+        noise = torch.randn(latent, generator=generator)[mine].to(device)
+        x = to_signal(images[rows[mine]]).to(device)
+        with torch.no_grad():
+            posterior = vae.encode(x).latent_dist
+        error = vae.decode(posterior.mean + posterior.std * noise).sample - x
+        mse = error.square().mean()
+        colour = error - error.mean(dim=1, keepdim=True)
+        loss = error.abs().mean() + 4 * mse + config.chroma * (colour.abs().mean() + 4 * colour.square().mean())
+        return loss, {"psnr": 10 * torch.log10(4 / mse.detach())}
 
     networks = [vae.decoder, vae.post_quant_conv]
     fit("decoder", networks, len(images), loss_on, config, work, device, betas=(0.9, 0.98), average=0.998)
     vae.eval().cpu()
-
-
-def reconstruct(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
-    """Encodes and decodes uint8 images; returns uint8 of the same shape."""
-    import torch
-
-    with torch.inference_mode():
-        decoded = [to_pixels(vae.decode(vae.encode(x).latent_dist.mean).sample) for x in _signals(images)]
-    return np.concatenate(decoded)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -115,6 +97,8 @@ def evaluate_vae(vae: AutoencoderKL, sheet: Path) -> dict[str, float]:
 
     Writes a sheet of originals above reconstructions.
     """
+    import torch
+
     cameras: dict[str, Callable[[np.random.Generator, int], WorldCamera]] = {
         "rgb": lambda rng, _: random_rgb_camera(rng),
         "grey": lambda rng, _: random_grey_camera(rng),
@@ -127,7 +111,9 @@ def evaluate_vae(vae: AutoencoderKL, sheet: Path) -> dict[str, float]:
             render(sample_pedestrian(rng), camera(rng, i), sample_shot(rng), noise=False) for i in range(_TEST_IMAGES)
         ]
         images = np.stack(photos)
-        decoded = reconstruct(vae, images)
+        with torch.inference_mode():
+            parts = [to_pixels(vae.decode(vae.encode(x).latent_dist.mean).sample) for x in _signals(images)]
+        decoded = np.concatenate(parts)
         report[f"psnr_{kind}"] = round(psnr(images, decoded), 2)
         rows += [images[:12], decoded[:12]]
     save_grid(rows, sheet)

@@ -129,7 +129,7 @@ def test_the_published_folder_becomes_an_adapter(bundle, published, tmp_path):
     assert load_adapter(tmp_path / "adapter").fingerprint == made.fingerprint
     fused = fuse(bundle, made)
     encoder = PromptEncoder(fused.tokenizer, fused.prompts)
-    assert encoder.prompt("0534", "cam3") == "a 8miP photo of a <class_1> person"
+    assert encoder.table.prompt("0534", "cam3") == "a 8miP photo of a <class_1> person"
     assert encoder.token_ids([("0534", "cam3"), None]).shape == (2, fused.tokenizer.model_max_length)
 
 
@@ -205,7 +205,7 @@ def test_missing_and_repeated_sources_are_named(bundle, adapter, published, tmp_
     lora = write_lora(tmp_path / "lora.bin", adapter, "diffusers")
     model = saved(tmp_path / "unet.bin", {"conv_in.weight": torch.zeros(2, 2), "conv_in.bias": torch.zeros(3)})
     for sources, part in [
-        ([embeddings], r"no LoRA in .*e\.pt.*--onto"),
+        ([embeddings], r"no LoRA in .*e\.pt.*--init-from"),
         ([lora], r"no embeddings in .*lora\.bin"),
         ([model], r"unet\.bin"),
         ([published, lora], r"pytorch_lora_weights\.safetensors and .*lora\.bin"),

@@ -12,7 +12,7 @@ from dive_fast.models import load_bundle
 from dive_fast.train.photos import to_signal
 from dive_fast.types import InputError
 from dive_fast.world.base import train as base_train
-from dive_fast.world.base.config import BaseShape, BaseTrainConfig, TextConfig, UnetConfig, VaeConfig
+from dive_fast.world.base.config import BaseShape, BaseTrainConfig, FitConfig, UnetConfig, VaeConfig
 from dive_fast.world.base.data import render_base_images
 from dive_fast.world.base.model import build_tokenizer, new_vae
 from dive_fast.world.base.text_train import binding_labels, bindings, train_text_encoder
@@ -25,7 +25,7 @@ SHAPE = BaseShape(latent_channels=8, vae_channels=(8, 16, 16, 32), unet_channels
 CONFIG = BaseTrainConfig(
     shape=SHAPE,
     vae=VaeConfig(steps=4, batch=2, save_every=2),
-    text=TextConfig(steps=4, batch=2, save_every=2),
+    text=FitConfig(steps=4, batch=2, lr=1.5e-3, warmup=200, save_every=2),
     unet=UnetConfig(steps=4, batch=2, save_every=2),
     vae_images=40,
     unet_images=60,
