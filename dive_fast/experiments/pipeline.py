@@ -66,21 +66,21 @@ def make_pairs(
     engine: Engine, photos: Sequence[Sample], photo_root: Path, out: Path, config: PairConfig
 ) -> tuple[list[Sample], Summary]:
     """Makes pairs of the identities of `photos` in `out`; returns the generated samples and the run's summary."""
-    height, width = engine.spec.profile.height, engine.spec.profile.width
+    from_photos, profile = config.mode != "synthetic", engine.spec.profile
     plan = make_plan(
         mode=config.mode,
         pids=sorted({s.pid for s in photos}),
         cameras=engine.prompts.table.cameras,
         ir=config.infrared,
-        rgb=config.visible if config.mode == "synthetic" else (),
+        rgb=() if from_photos else config.visible,
         pairs_per_identity=config.per_camera,
         seed=config.seed,
         sampling=config.sampling,
-        height=height,
-        width=width,
+        height=profile.height,
+        width=profile.width,
         model_fingerprint=engine.spec.model_fingerprint,
-        photos=None if config.mode == "synthetic" else photos,
-        photo_root=None if config.mode == "synthetic" else photo_root,
+        photos=photos if from_photos else None,
+        photo_root=photo_root if from_photos else None,
         strength=config.strength,
     )
     summary = synthesize(plan, engine, out, rows=config.rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dive_fast.io import write_json
 from dive_fast.models.adapter import Adapter, describe, diffusers_lora, diffusers_metadata
@@ -11,6 +11,7 @@ from dive_fast.models.files import replaced_folder, write_tensors
 from dive_fast.models.interop.lora_names import kohya_name
 from dive_fast.models.interop.sources import EMBEDDING_FILES, IDENTITIES, LORA_FILES
 from dive_fast.models.lora import lora_pairs
+from dive_fast.types import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +23,10 @@ def export_adapter(adapter: Adapter, path: Path, layout: Layout = "diffusers") -
     """Writes the folder `path`, whole or not at all: the LoRA, the embeddings by word, and `identities.json`.
 
     The tensors keep their bits, `layout` names those of the LoRA; `import_adapter` makes the same adapter of the folder.
-    Replaces an older export; any other folder that is not empty raises `InputError`.
+    Replaces an older export; any other folder that is not empty, or another layout, raises `InputError`.
     """
+    if layout not in get_args(Layout):
+        raise InputError(f"export: layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
     words = [word for identity in adapter.identities for word in identity.words]
     with replaced_folder(path, lambda folder: (folder / IDENTITIES).is_file()) as folder:
         if layout == "kohya":
