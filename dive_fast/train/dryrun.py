@@ -167,7 +167,7 @@ def _views(samples: Sequence[Sample], phases: Sequence[Phase], config: Personali
 def _forecast(trainer: Trainer, phase: Phase, done: int) -> PhaseForecast:
     """Runs and measures a few steps of a phase."""
     trainer.model.set_trainable(phase.rows, phase.lora)
-    train = TrainState(phase.config, trainer.model.groups, phase.loss_at, phase.clip)
+    train = TrainState(phase.config, trainer.model.groups, phase.loss_at, trainer.model.lora)
     for step in range(WARM_UP - 1):
         train.step(step)
     with PeakMemory() as memory:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -56,20 +55,12 @@ class MovingAverage:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], weight)
 
-    def copy_to_parameters(self) -> None:
+    def swap(self) -> None:
+        """Exchanges the parameters and their averages."""
         for parameter, shadow in zip(self.parameters, self.shadow, strict=True):
+            value = parameter.detach().clone()
             parameter.data.copy_(shadow)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Puts the averages into the parameters for the block."""
-        kept = [p.detach().clone() for p in self.parameters]
-        self.copy_to_parameters()
-        try:
-            yield
-        finally:
-            for parameter, value in zip(self.parameters, kept, strict=True):
-                parameter.data.copy_(value)
+            shadow.copy_(value)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -218,6 +209,11 @@ class TrainState:
             sums["scale"] = losses[0].new_tensor(self.scaler.get_scale())
         return sum(losses[1:], losses[0]), sums
 
+    def swap_average(self) -> None:
+        """Exchanges the parameters and their averages, if the phase keeps averages."""
+        if self.average is not None:
+            self.average.swap()
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "parameters": [p.detach() for p in self.parameters],
@@ -286,7 +282,7 @@ def run_phase(
             with atomic_path(config.state_path) as temporary:
                 torch.save({"step": step + 1, "identity": config.identity, **train.state_dict()}, temporary)
         if leads and callback is not None and (step + 1) % callback.every == 0:
-            with train.average.in_place() if train.average is not None else nullcontext():
-                callback.run(step + 1)
-    if train.average is not None:
-        train.average.copy_to_parameters()
+            train.swap_average()
+            callback.run(step + 1)
+            train.swap_average()
+    train.swap_average()

@@ -38,8 +38,6 @@ from dive_fast.train.tagger import load_tagger, tag_identities
 from dive_fast.types import Camera, Identity, InputError, Sample
 
 if TYPE_CHECKING:
-    import torch
-
     from dive_fast.models.adapter import Adapter
     from dive_fast.models.bundle import ModelBundle
 
@@ -72,13 +70,12 @@ def phase_configs(config: PersonalizeConfig, work: Path, run: str, progress: boo
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of training: the parts that it trains, its loss, and the parameters that are clipped together."""
+    """A phase of training: the parts that it trains, and its loss. The LoRA's gradients are clipped together."""
 
     config: PhaseConfig
     rows: bool
     lora: bool
     loss_at: LossAt
-    clip: Sequence[torch.nn.Parameter]
 
 
 class Trainer:
@@ -138,7 +135,7 @@ class Trainer:
         self, configs: tuple[PhaseConfig, PhaseConfig], photos: LatentPhotos, prior: ClassPhotos | None
     ) -> list[Phase]:
         """Returns the phases that train on `photos`, in order."""
-        config, lora, (alone, whole) = self.config, self.model.lora, configs
+        config, (alone, whole) = self.config, configs
         everything = DiffusionLoss.from_config(
             self.bundle.scheduler_config,
             config.weight_cap,
@@ -148,11 +145,11 @@ class Trainer:
         )
         rows = replace(everything, noisy_share=config.identity_noisy_share, of_epsilon=True)
         if self.init_from is not None:
-            return [Phase(whole, True, True, self._loss_at(photos, rows, None), lora)]
-        last = Phase(whole, not config.identity_steps, True, self._loss_at(photos, everything, prior), lora)
+            return [Phase(whole, True, True, self._loss_at(photos, rows, None))]
+        last = Phase(whole, not config.identity_steps, True, self._loss_at(photos, everything, prior))
         if not config.identity_steps:
             return [last]
-        return [Phase(alone, True, False, self._loss_at(photos.only(photos.teaching), rows, None), []), last]
+        return [Phase(alone, True, False, self._loss_at(photos.only(photos.teaching), rows, None)), last]
 
     def _loss_at(self, photos: LatentPhotos, diffusion: DiffusionLoss, prior: ClassPhotos | None) -> LossAt:
         batches = BalancedSampler(photos.samples, self.config.batch, self.config.ir_share, self.config.seed)

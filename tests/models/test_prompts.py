@@ -145,13 +145,6 @@ def test_each_distinct_prompt_is_encoded_once(fused):
     torch.testing.assert_close(embeddings[2], alone[0])
 
 
-def test_identities_and_cameras_change_the_embedding(fused):
-    keys = [("0001", "cam1"), ("0002", "cam1"), ("0001", "cam3")]
-    embeddings, _ = PromptEncoder(fused.tokenizer, fused.prompts).encode(encode_with(fused), keys)
-    assert not torch.equal(embeddings[0], embeddings[1])
-    assert not torch.equal(embeddings[0], embeddings[2])
-
-
 def test_an_identity_of_several_words_gets_a_token_for_each(bundle):
     adapter = tiny_adapter(bundle)
     several = (replace(adapter.identities[0], placeholder="<a.0><a.1>"), *adapter.identities[1:])

@@ -22,9 +22,9 @@ UNET = "model.diffusion_model."
 
 
 @pytest.fixture
-def beside(base_folder: Path, tmp_path: Path) -> Path:
+def beside(tiny_base: Path, tmp_path: Path) -> Path:
     """A folder without weights: the configurations and the vocabulary of the base model."""
-    return Path(shutil.copytree(base_folder, tmp_path / "sd", ignore=shutil.ignore_patterns("*.safetensors")))
+    return Path(shutil.copytree(tiny_base, tmp_path / "sd", ignore=shutil.ignore_patterns("*.safetensors")))
 
 
 @pytest.fixture
@@ -164,9 +164,9 @@ def test_tensors_that_do_not_fit_are_named(name, tensor, part, bundle, beside):
         load_bundle(path)
 
 
-def test_a_pickled_checkpoint_and_a_tokenizer_for_a_folder_are_refused(beside, base_folder):
+def test_a_pickled_checkpoint_and_a_tokenizer_for_a_folder_are_refused(beside, tiny_base):
     (beside / "model.ckpt").write_bytes(b"x")
     with pytest.raises(InputError, match=r"model\.ckpt .*\.safetensors"):
         load_bundle(beside / "model.ckpt")
     with pytest.raises(InputError, match="--tokenizer"):
-        load_bundle(base_folder, beside)
+        load_bundle(tiny_base, beside)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, replace
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from dive_fast.types import InputError
 from dive_fast.world import trees
 from dive_fast.world.config import WorldSpec
 from dive_fast.world.trees import build_world, plan_images
+from tests.support.training import interrupted_call
 
 SPEC = WorldSpec(seed=3, paired_ids=6, test_ids=2, external_ids=2, images_per_camera=2, market_images=7)
 
@@ -80,14 +80,7 @@ def test_rerun_of_a_finished_world_changes_nothing(world):
 @pytest.mark.slow
 def test_interrupted_world_resumes_to_the_same_bytes(world, tmp_path, monkeypatch):
     total = sum(1 for _ in plan_images(SPEC))
-    real, made = trees._jpeg, count()
-
-    def stops_early(*arguments):
-        if next(made) == total // 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(trees, "_jpeg", stops_early)
+    monkeypatch.setattr(trees, "_jpeg", interrupted_call(trees._jpeg, total // 2))
     with pytest.raises(KeyboardInterrupt):
         build_world(tmp_path, SPEC)
     assert not (tmp_path / "world.json").exists()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from dive_fast.io import atomic_path
 from dive_fast.train.loop import Loss
@@ -14,7 +15,6 @@ from dive_fast.train.photos import to_pixels, to_signal
 from dive_fast.world.base.config import BaseShape, VaeConfig
 from dive_fast.world.base.fit import fit
 from dive_fast.world.base.model import new_vae
-from dive_fast.world.base.report import save_grid
 from dive_fast.world.base.vae_start import start_from_components
 from dive_fast.world.cameras import SYSU_CAMERAS, WorldCamera, random_grey_camera, random_rgb_camera
 from dive_fast.world.pedestrians import sample_pedestrian, sample_shot
@@ -84,6 +84,13 @@ def train_decoder(
     networks = [vae.decoder, vae.post_quant_conv]
     fit("decoder", networks, len(images), loss_on, config, work, device, betas=(0.9, 0.98), average=0.998)
     vae.eval().cpu()
+
+
+def save_grid(rows: Sequence[np.ndarray], out: Path) -> None:
+    """Writes rows of images, each uint8 [N, H, W, 3], as a PNG at twice their size."""
+    grid = np.concatenate([np.concatenate(list(images), axis=1) for images in rows])
+    with atomic_path(out) as temporary:
+        Image.fromarray(grid.repeat(2, axis=0).repeat(2, axis=1)).save(temporary, "PNG")
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
