@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import json
 import string
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -180,11 +177,3 @@ def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, tmp_path):
     missing = PromptEncoder(tmp_path / "nowhere", fused.prompts)
     with pytest.raises(InputError, match="nowhere"):
         missing.token_ids([None])
-
-
-def test_importing_models_loads_nothing_heavy():
-    heavy = "{'torch', 'transformers', 'diffusers', 'peft', 'safetensors', 'tokenizers'}"
-    code = f"import sys; import dive_fast.models; print(sorted({heavy} & set(sys.modules)))"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -1,7 +1,5 @@
-"""Settings: what the command line may import, bounds, and a help text for every field."""
+"""Settings: bounds, and a help text for every field."""
 
-import subprocess
-import sys
 from dataclasses import fields, is_dataclass
 
 import pytest
@@ -11,12 +9,6 @@ from dive_fast.train import config as train
 from dive_fast.types import InputError
 from dive_fast.world import config as world
 from dive_fast.world.base import config as base
-
-
-def test_settings_load_neither_torch_nor_numpy():
-    modules = "dive_fast.train.config, dive_fast.world.config, dive_fast.world.base.config, dive_fast.world.captions"
-    code = f"import sys, {modules}; print([name for name in ('torch', 'numpy', 'PIL') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("room", [train, world, base], ids=lambda room: room.__name__)
