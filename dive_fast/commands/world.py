@@ -79,7 +79,7 @@ def study(
 ) -> None:
     """Measure what the synthetic infrared is worth: ReID with none, with grey, with ours, with the truth."""
     from dive_fast.commands.reid_compare import show_comparison
-    from dive_fast.experiments import study as room
+    from dive_fast.experiments import pipeline
 
-    room.run_study(config, out)
+    pipeline.run_study(config, out)
     show_comparison(out / "compare", json)

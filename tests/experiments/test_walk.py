@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from dive_fast.engines import load_engine
-from dive_fast.experiments import pipeline
 from dive_fast.experiments.arms import (
     build_arms,
     external_photos,
@@ -19,7 +18,7 @@ from dive_fast.experiments.arms import (
 )
 from dive_fast.experiments.config import DemoConfig, PairConfig, StudyConfig
 from dive_fast.experiments.demo import run_demo
-from dive_fast.experiments.study import run_study
+from dive_fast.experiments.pipeline import learn_missing, run_study
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.sampling import Sampling
@@ -137,6 +136,6 @@ def test_the_shipped_adapter_is_not_used_for_people_of_another_world(tmp_path):
 
 def test_nobody_new_to_learn_keeps_the_adapter(world, tiny_base, adapter, tmp_path):
     photos = [s for s in external_photos(world) if s.pid != "1001"]
-    same = pipeline.learn_missing(str(tiny_base), adapter, photos, tmp_path / "none", LEARN)
+    same = learn_missing(str(tiny_base), adapter, photos, tmp_path / "none", LEARN)
     assert same.fingerprint == load_adapter(adapter).fingerprint
     assert not (tmp_path / "none").exists()
