@@ -60,7 +60,7 @@ def _ours(options: argparse.Namespace, folder: Path, identity_steps: int) -> tup
     configs = phase_configs(config, folder, "", progress=False)
     phase = trainer.phases(configs, trainer.encode(samples, progress=False), None)[-1]
     trainer.model.set_trainable(phase.rows, phase.lora)
-    train = TrainState(phase.config, trainer.model.groups, phase.loss_at, phase.clip)
+    train = TrainState(phase.config, trainer.model.groups, phase.loss_at, trainer.model.lora)
     steps = itertools.count()
     return lambda: train.step(next(steps))[0], sum(parameter.numel() for parameter in train.parameters)
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 from dive_fast.commands.common import Adapter, Base, Json, Tokenizer, finish, log
-from dive_fast.models.interop import parse_camera
+from dive_fast.data.names import abbreviate
+from dive_fast.models.interop import Layout, parse_camera
 from dive_fast.settings import Reads
 from dive_fast.types import Camera
 
-if TYPE_CHECKING:
-    from dive_fast.models.interop import Imported
-
 NamedCamera = Annotated[Camera, Reads(parse_camera, "NAME=MODALITY:CODE")]
-_LISTED = 20  # dropped layers that are listed on the screen; adapter.json lists all
 
 
 def import_adapter(
@@ -50,8 +47,12 @@ def import_adapter(
     bundle = models.load_bundle(model, tokenizer)
     imported = interop.import_adapter(bundle, sources, camera, template, drop_unsupported, base)
     models.save_adapter(imported.adapter, out)
-    _log_missing(imported)
-    adapter = imported.adapter
+    adapter, dropped = imported.adapter, imported.dropped
+    if dropped:
+        names = abbreviate(dropped, 20)
+        log(f"dropped {len(dropped)} layers that no adapter holds: {names}; adapter.json lists all")
+    if imported.landed < imported.linears:
+        log(f"{imported.linears - imported.landed} attention linears have no LoRA in the file and stay as in the base")
     named = ", ".join(f"{camera.name} ({camera.modality} {camera.code})" for camera in adapter.cameras)
     finish(
         f"adapter {out}: {len(adapter.identities):,} identities, LoRA of rank {adapter.rank} on {imported.landed} of "
@@ -64,7 +65,7 @@ def import_adapter(
             "alpha": adapter.alpha,
             "landed": imported.landed,
             "linears": imported.linears,
-            "dropped": imported.dropped,
+            "dropped": dropped,
             "files": imported.files,
             "fingerprint": adapter.fingerprint,
         },
@@ -72,24 +73,10 @@ def import_adapter(
     )
 
 
-def _log_missing(imported: Imported) -> None:
-    dropped = imported.dropped
-    if dropped:
-        log(f"dropped {len(dropped)} layers that no adapter holds; adapter.json lists all")
-        for layer in dropped[:_LISTED]:
-            log(f"  {layer}")
-        if len(dropped) > _LISTED:
-            log(f"  and {len(dropped) - _LISTED} more")
-    if imported.landed < imported.linears:
-        log(f"{imported.linears - imported.landed} attention linears have no LoRA in the file and stay as in the base")
-
-
 def export_adapter(
     adapter: Adapter,
     out: Annotated[Path, "Folder to write."],
-    layout: Annotated[
-        Literal["diffusers", "kohya"], "Names of the LoRA's tensors: diffusers' or kohya's."
-    ] = "diffusers",
+    layout: Annotated[Layout, "Names of the LoRA's tensors: diffusers' or kohya's."] = "diffusers",
     pids: Annotated[tuple[str, ...], "Identities; by default all."] = (),
     json: Json = False,
 ) -> None:

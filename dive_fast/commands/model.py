@@ -58,16 +58,18 @@ def personalize(
     samples: Photos = [] if prepared else _without(all_samples(read_sets(photos)), exclude)
     from dive_fast.distributed import leading, process_group
     from dive_fast.models import load_adapter, load_bundle
-    from dive_fast.train.curves import plot_curves, require_matplotlib
+    from dive_fast.train.curves import plot_curves
     from dive_fast.train.dryrun import dry_run as forecast_run
     from dive_fast.train.personalize import loss_curves
     from dive_fast.train.personalize import personalize as learn
     from dive_fast.train.photos import samples_of
     from dive_fast.train.prepared import load_prepared
+    from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
 
     if plot is not None:
-        require_matplotlib()
-    config = _with_pocket_phrase(config)
+        import matplotlib  # noqa: F401  # a missing one is told before the training
+    if config.phrase == "pocket":
+        config = replace(config, phrase=caption_phrase(), template=config.template or CAPTION_TEMPLATE)
     base = load_adapter(init_from) if init_from is not None else None
     bundle = load_bundle(model, tokenizer)
     if prepared is not None:
@@ -97,15 +99,6 @@ def personalize(
         },
         json,
     )
-
-
-def _with_pocket_phrase(config: PersonalizeConfig) -> PersonalizeConfig:
-    """Replaces the phrase "pocket" by the phrase and, unless one is given, the template of the shipped adapter."""
-    from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
-
-    if config.phrase != "pocket":
-        return config
-    return replace(config, phrase=caption_phrase(), template=config.template or CAPTION_TEMPLATE)
 
 
 def _class_photos(folder: Path) -> list[Path]:

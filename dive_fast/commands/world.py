@@ -18,17 +18,9 @@ def make(
     json: Json = False,
 ) -> None:
     """Render a SYSU-MM01 tree, a Market-1501 tree and the true infrared that a real city lacks; rerun to resume."""
-    from tqdm import tqdm
-
     from dive_fast.world.trees import build_world
 
-    with tqdm(desc="render", unit="image") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        images = build_world(out, spec, progress)
+    images = build_world(out, spec, progress=True)
     finish(f"world {out}: {images:,} images", {"world": out, "images": images}, json)
 
 
@@ -87,7 +79,7 @@ def study(
 ) -> None:
     """Measure what the synthetic infrared is worth: ReID with none, with grey, with ours, with the truth."""
     from dive_fast.commands.reid_compare import show_comparison
-    from dive_fast.experiments import study as room
+    from dive_fast.experiments import pipeline
 
-    room.run_study(config, out)
+    pipeline.run_study(config, out)
     show_comparison(out / "compare", json)

@@ -26,7 +26,7 @@ def external_photos(world: Path, limit: int | None = None) -> list[Sample]:
     if limit is None:
         return samples
     kept: dict[str, list[Sample]] = {}
-    for sample in sorted(samples, key=lambda s: (s.pid, _frame(s))):
+    for sample in sorted(samples, key=lambda s: (s.pid, s.path.name.split("_")[2])):  # the frame, in six digits
         kept.setdefault(sample.pid, []).append(sample)
     return [sample for photos in kept.values() for sample in photos[:limit]]
 
@@ -65,21 +65,13 @@ def oracle_infrared(world: Path, per_camera: int) -> list[Sample]:
     return made
 
 
-def _frame(sample: Sample) -> int:
-    """The frame number in a Market-1501 name, the index of the shot in a world."""
-    return int(sample.path.name.split("_")[2])
-
-
 def build_arms(world: Path, work: Path, ours: Sequence[Sample], per_camera: int) -> dict[str, list[Sample]]:
     """Returns the training samples of every arm, with equal numbers of external infrared images.
 
-    `ours` are the synthetic infrared samples. An external identity without any, or of the SYSU tree, raises `InputError`.
+    `ours` are the synthetic infrared samples. An external identity without any raises `InputError`.
     """
     paired, external = paired_photos(world), external_photos(world)
     pids = {s.pid for s in external}
-    overlap = pids & {s.pid for s in read_sysu(world / "sysu", "all")}
-    if overlap:
-        raise InputError(f"{world}: external identities {sorted(overlap)[:3]} are also in its SYSU tree")
     missing = sorted(pids - {s.pid for s in ours})
     if missing:
         raise InputError(f"{len(missing)} external identities have no synthetic infrared, first {missing[0]!r}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dive_fast.engines import Engine, load_engine
 from dive_fast.experiments.arms import BASELINES, build_arms, external_photos, heldout_sides, paired_photos
 from dive_fast.experiments.config import PairConfig, StudyConfig
+from dive_fast.io import write_json
 from dive_fast.models import fuse, load_adapter, load_bundle
 from dive_fast.models.adapter import Adapter
 from dive_fast.models.bundle import save_bundle
@@ -66,21 +68,21 @@ def make_pairs(
     engine: Engine, photos: Sequence[Sample], photo_root: Path, out: Path, config: PairConfig
 ) -> tuple[list[Sample], Summary]:
     """Makes pairs of the identities of `photos` in `out`; returns the generated samples and the run's summary."""
-    height, width = engine.spec.profile.height, engine.spec.profile.width
+    from_photos, profile = config.mode != "synthetic", engine.spec.profile
     plan = make_plan(
         mode=config.mode,
         pids=sorted({s.pid for s in photos}),
         cameras=engine.prompts.table.cameras,
         ir=config.infrared,
-        rgb=config.visible if config.mode == "synthetic" else (),
+        rgb=() if from_photos else config.visible,
         pairs_per_identity=config.per_camera,
         seed=config.seed,
         sampling=config.sampling,
-        height=height,
-        width=width,
+        height=profile.height,
+        width=profile.width,
         model_fingerprint=engine.spec.model_fingerprint,
-        photos=None if config.mode == "synthetic" else photos,
-        photo_root=None if config.mode == "synthetic" else photo_root,
+        photos=photos if from_photos else None,
+        photo_root=photo_root if from_photos else None,
         strength=config.strength,
     )
     summary = synthesize(plan, engine, out, rows=config.rows)
@@ -130,3 +132,16 @@ def run_walk(config: StudyConfig, out: Path) -> Walk:
             arms, query, gallery, config.reid, config.seeds, out / "compare", baseline=BASELINES, workers=config.workers
         )
     return Walk(world, photos, engine, infrared, summary, comparison, timings)
+
+
+def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
+    """Runs the walk in `out`, or resumes it; writes and returns `out/study.json`."""
+    walk = run_walk(config, out)
+    result = {
+        "config": asdict(config),
+        "seconds": walk.timings.seconds,
+        "synth": asdict(walk.summary),
+        "comparison": asdict(walk.comparison),
+    }
+    write_json(out / "study.json", result)
+    return result

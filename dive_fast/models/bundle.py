@@ -69,7 +69,7 @@ class ModelBundle:
         if has_lora(self.unet):
             raise DiveError("the UNet already carries LoRA layers; read bundle.fingerprint before add_lora")
         tensors = {
-            f"{part}/{_canonical_name(name)}": tensor
+            f"{part}/{name.removeprefix(TEXT_PREFIX)}": tensor
             for part in WEIGHTS
             for name, tensor in getattr(self, part).state_dict().items()
         }
@@ -84,10 +84,6 @@ class ModelBundle:
             "prompts": None if self.prompts is None else to_dict(self.prompts),
         }
         return fingerprint_of(metadata, tensors)
-
-
-def _canonical_name(name: str) -> str:
-    return name.removeprefix(TEXT_PREFIX)
 
 
 def _settings(config: Any, class_name: str) -> dict[str, Any]:
@@ -202,7 +198,7 @@ def _save_text_encoder(text_encoder: Any, folder: Path, dtype: torch.dtype | Non
     # transformers opens a model in the dtype its config names, diffusers opens the UNet in float32: they must agree
     config.dtype = "float32"
     config.save_pretrained(folder)
-    tensors = {TEXT_PREFIX + _canonical_name(name): t for name, t in text_encoder.state_dict().items()}
+    tensors = {TEXT_PREFIX + name.removeprefix(TEXT_PREFIX): t for name, t in text_encoder.state_dict().items()}
     write_tensors(folder / WEIGHTS["text_encoder"], tensors, dtype)
 
 

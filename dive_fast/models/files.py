@@ -65,12 +65,15 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_network(folder: Path, part: str) -> Any:
     """Loads one network of a model folder in float32; missing tensors or other shapes raise, and never start random."""
+    from diffusers.utils import is_accelerate_available
+
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     options["variant"] = _weights_variant(folder / part, part)
+    if part != "text_encoder":  # without it, diffusers warns each time
+        options["low_cpu_mem_usage"] = bool(is_accelerate_available())
     with _quiet_transformers():
         try:
-            cls, more = _network_class(part)
-            module, info = cls.from_pretrained(str(folder / part), **options, **more)
+            module, info = network_class(part).from_pretrained(str(folder / part), **options)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise InputError(
                 f"model {folder}: {part} cannot be loaded ({brief(error)}); copy the folder again"
@@ -84,17 +87,12 @@ def load_network(folder: Path, part: str) -> Any:
     return module.float().eval().requires_grad_(False)
 
 
-def _network_class(part: str) -> tuple[Any, dict[str, bool]]:
-    """Returns the class of a network and the options that only its library has."""
-    if part == "text_encoder":
-        from transformers import CLIPTextModel
-
-        return CLIPTextModel, {}
+def network_class(part: str) -> Any:
+    """Returns the class of a network in diffusers or transformers."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.utils import is_accelerate_available
+    from transformers import CLIPTextModel
 
-    cls = UNet2DConditionModel if part == "unet" else AutoencoderKL
-    return cls, {"low_cpu_mem_usage": bool(is_accelerate_available())}  # without it, diffusers warns each time
+    return {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}[part]
 
 
 def _weights_variant(folder: Path, part: str) -> str | None:

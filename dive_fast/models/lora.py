@@ -122,7 +122,5 @@ def set_lora_state(unet: Any, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def remove_lora(unet: Any) -> None:
-    """Removes the LoRA layers from `unet` in place and leaves its own weights; without LoRA raises `DiveError`."""
-    if not has_lora(unet):
-        raise DiveError("the UNet carries no LoRA layers to remove")
+    """Removes the LoRA layers from `unet` in place and leaves its own weights."""
     unet.unload_lora()

@@ -143,6 +143,7 @@ class PromptTable:
         return find(name, self._by_camera, "cameras", "the model")
 
     def prompt(self, pid: str, camera: str) -> str:
+        """Returns the text of `pid` by `camera`; an unknown one raises `InputError` with the count and the nearest."""
         return render(self.template, self.camera(camera).code, self.identity(pid).placeholder)
 
     @classmethod
@@ -179,10 +180,6 @@ class PromptEncoder:
         added: dict[str, int] = self.tokenizer.get_added_vocab()
         return added
 
-    def prompt(self, pid: str, camera: str) -> str:
-        """Returns the text of `pid` by `camera`; an unknown one raises `InputError` with the count and the nearest."""
-        return self.table.prompt(pid, camera)
-
     def token_ids(self, keys: Sequence[PromptKey]) -> Tensor:
         """Returns the token ids of `keys`, padded to the model's length: int64 [P, L].
 
@@ -205,7 +202,7 @@ class PromptEncoder:
         return encode_text(self.token_ids(list(distinct))), index
 
     def _ids(self, key: PromptKey) -> list[int]:
-        text = "" if key is None else self.prompt(*key)
+        text = "" if key is None else self.table.prompt(*key)
         length = self.tokenizer.model_max_length
         ids: list[int] = self.tokenizer(text, padding="max_length", max_length=length, truncation=False)["input_ids"]
         if len(ids) > length:

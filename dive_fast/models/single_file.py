@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.io import brief
-from dive_fast.models.files import ASSETS, check_safetensors, config_file, has_vocabulary, load_tokenizer, read_config
+from dive_fast.models.files import (
+    ASSETS,
+    check_safetensors,
+    config_file,
+    has_vocabulary,
+    load_tokenizer,
+    network_class,
+    read_config,
+)
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -79,7 +87,9 @@ def _network(path: Path, part: str, config: dict[str, Any], tensors: Mapping[str
 
     try:
         with torch.device("meta"):  # draws no random numbers; the file's tensors take the place of the parameters
-            module = _build(part, config)
+            cls = network_class(part)
+            text = part == "text_encoder"
+            module = cls(cls.config_class.from_dict(config)) if text else cls.from_config(config)
         found = _converted(path, part, module, tensors)
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
         raise InputError(
@@ -100,15 +110,6 @@ def _network(path: Path, part: str, config: dict[str, Any], tensors: Mapping[str
             holder, _, last = name.rpartition(".")
             module.get_submodule(holder).register_buffer(last, torch.arange(buffer.shape[-1])[None], persistent=False)
     return module.eval().requires_grad_(False)
-
-
-def _build(part: str, config: dict[str, Any]) -> Any:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    if part == "text_encoder":
-        return CLIPTextModel(CLIPTextConfig.from_dict(config))
-    return (UNet2DConditionModel if part == "unet" else AutoencoderKL).from_config(config)
 
 
 def _converted(path: Path, part: str, module: Any, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:

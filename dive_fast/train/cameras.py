@@ -17,15 +17,15 @@ PUBLISHED_CODES = {
     "cam6": "dx1V",
     "cam7": "hFOc",
 }
+CODE_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def camera_code(name: str) -> str:
     """Returns the code word of a camera: the published one, else four characters derived from its name."""
     if name in PUBLISHED_CODES:
         return PUBLISHED_CODES[name]
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     digest = hashlib.sha256(f"dive_fast camera {name}".encode()).digest()
-    return "".join(letters[b % len(letters)] for b in digest[:4])
+    return "".join(CODE_LETTERS[b % len(CODE_LETTERS)] for b in digest[:4])
 
 
 def cameras_of(samples: Sequence[Sample]) -> tuple[Camera, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dive_fast.io import atomic_path, read_jsonl
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import InputError
 
 _SMOOTH = 15  # records of the moving mean
 
@@ -23,17 +23,8 @@ class Curve:
     title: str
 
 
-def require_matplotlib() -> None:
-    """Raises `DiveError` that names the extra to install."""
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise DiveError("loss curves need matplotlib; pip install 'dive-fast[report]'") from error
-
-
 def plot_curves(curves: Sequence[Curve], out: Path) -> None:
     """Draws the curves side by side, raw and as a moving mean, into the PNG file `out`."""
-    require_matplotlib()
     from matplotlib.figure import Figure  # pyplot would need a window system
 
     figure = Figure(figsize=(4 * len(curves), 3.2))

@@ -19,10 +19,12 @@ PREDICTIONS = ("epsilon", "v_prediction")
 class DiffusionLoss:
     """Targets and loss weights of a UNet that predicts epsilon or v.
 
-    `alphas` float32 [T] is the cumulative product of 1 - beta. Weighting "debiased" multiplies epsilon's error by
-    `snr_weight`, at most `weight_cap`; v (arXiv 2202.00512) has unit size at every timestep and gets no weights. With
-    `of_epsilon`, v's error gets the weight of the epsilon error that it causes. "min-snr" is `min_snr_weight`, and "plain"
-    weights all timesteps equally, as DiVE. `noisy_share` as in `noisy_batch`.
+    `alphas` float32 [T] is the cumulative product of 1 - beta. Weighting "debiased" (arXiv 2310.08442) multiplies epsilon's
+    error by 1 / sqrt(SNR), at most `weight_cap`: in the plain loss, the noisy timesteps that decide layout and colours have
+    a hundredth of the error of the clean ones (docs/log.md). v (arXiv 2202.00512) has unit size at every timestep and gets
+    no weights; with `of_epsilon`, its error gets the weight of the epsilon error that it causes. "min-snr" (arXiv
+    2303.09556) is min(SNR, snr_gamma) / SNR for epsilon, min(SNR, snr_gamma) / (SNR + 1) for v. "plain" weights all
+    timesteps equally, as DiVE. `noisy_share` as in `noisy_batch`.
     """
 
     alphas: torch.Tensor
@@ -50,18 +52,14 @@ class DiffusionLoss:
 
     def weights(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Loss weights [B] of int64 timesteps [B]."""
-        import torch
-
-        if self.weighting == "plain":
-            return torch.ones(len(timesteps))
+        alpha, epsilon = self.alphas[timesteps], self.prediction == "epsilon"
         if self.weighting == "min-snr":
-            weights = min_snr_weight(self.alphas, timesteps, self.snr_gamma)
-            return weights if self.prediction == "epsilon" else self.alphas[timesteps] * weights
-        if self.prediction == "epsilon":
-            return snr_weight(self.alphas, timesteps, self.weight_cap)
-        if self.of_epsilon:  # epsilon's error is sqrt(alpha) times that of v
-            return self.alphas[timesteps] * snr_weight(self.alphas, timesteps, self.weight_cap)
-        return torch.ones(len(timesteps))
+            weights = (self.snr_gamma * (1 - alpha) / alpha).clamp(max=1.0)
+        elif self.weighting == "debiased" and (epsilon or self.of_epsilon):
+            weights = ((1 - alpha) / alpha).sqrt().clamp(max=self.weight_cap)
+        else:
+            return alpha.new_ones(len(timesteps))
+        return weights if epsilon else alpha * weights  # epsilon's error is sqrt(alpha) times that of v
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Returns the UNet's target, float32 [B, C, h, w] like latents and noise; all on the device of `alphas`."""
@@ -90,22 +88,3 @@ def noisy_batch(
     noise = torch.randn(latents.shape, generator=generator)
     alpha = alphas[timesteps].view(-1, 1, 1, 1)
     return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, noise, timesteps
-
-
-def snr_weight(alphas: torch.Tensor, timesteps: torch.Tensor, cap: float) -> torch.Tensor:
-    """Debiased weights [B] for epsilon prediction (arXiv 2310.08442): 1 / sqrt(SNR), at most `cap`.
-
-    In the plain loss, the noisy timesteps that decide layout and colours have a hundredth of the error of the clean ones
-    and hardly count (docs/log.md).
-    """
-    alpha = alphas[timesteps]
-    return ((1 - alpha) / alpha).sqrt().clamp(max=cap)
-
-
-def min_snr_weight(alphas: torch.Tensor, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Min-SNR-gamma weights [B] for epsilon prediction (arXiv 2303.09556): min(SNR, gamma) / SNR.
-
-    For v-prediction, min(SNR, gamma) / (SNR + 1) in the paper, multiply it by alpha.
-    """
-    alpha = alphas[timesteps]
-    return (gamma * (1 - alpha) / alpha).clamp(max=1.0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from dive_fast.data.prepare import megabytes
 from dive_fast.train.config import PersonalizeConfig
-from dive_fast.train.loop import PhaseConfig, TrainState
+from dive_fast.train.loop import TrainState
 from dive_fast.train.memory import PeakMemory, optimizer_bytes, tensor_bytes
 from dive_fast.train.personalize import check_disk, finished_adapter, run_id, training_folder
 from dive_fast.train.photos import BalancedSampler, LatentPhotos, Photos, only, samples_of, teaching
@@ -114,7 +114,7 @@ def dry_run(
     run = run_id(bundle, samples_of(photos), config, init_from, class_photos)
     configs = phase_configs(config, training_folder(out), run, progress=False)
     finished = finished_adapter(out, run) is not None
-    done = {phase.name: phase.steps if finished else _done(phase) for phase in configs}
+    done = {phase.name: phase.steps if finished else (phase.saved_state() or {"step": 0})["step"] for phase in configs}
     trainer = Trainer(bundle, photos, config, init_from, device, progress=False)
     check_disk(trainer, out)
     samples = samples_of(trainer.photos)
@@ -126,7 +126,7 @@ def dry_run(
     if config.prior.prior_weight:  # the cost of a photo does not depend on its content
         stand_in = ClassPhotos(latents.latents[:, 0], prompt_ids(bundle, config.prior.prior_prompt))
     phases = trainer.phases(configs, latents, stand_in)
-    views = list(_views(samples, phases, config).values())
+    views = _views(samples, phases, config)
     return Forecast(
         photos=len(samples),
         people=len({sample.pid for sample in samples}),
@@ -143,12 +143,6 @@ def dry_run(
     )
 
 
-def _done(phase: PhaseConfig) -> int:
-    """The number of steps after which a stopped run resumes."""
-    state = phase.saved_state()
-    return 0 if state is None else int(state["step"])
-
-
 def _few(samples: Sequence[Sample]) -> np.ndarray:
     """Selects some photos of each modality, spread evenly, bool [N]; the steps need both modalities."""
     kept = np.zeros(len(samples), dtype=bool)
@@ -159,21 +153,21 @@ def _few(samples: Sequence[Sample]) -> np.ndarray:
     return kept
 
 
-def _views(samples: Sequence[Sample], phases: Sequence[Phase], config: PersonalizeConfig) -> dict[str, float]:
+def _views(samples: Sequence[Sample], phases: Sequence[Phase], config: PersonalizeConfig) -> list[float]:
     """The expected number of photos of each identity over all phases."""
-    views = dict.fromkeys((sample.pid for sample in samples), 0.0)
+    views: dict[str, float] = {}
     for phase in phases:
         taught = samples if phase.lora else samples_of(only(samples, teaching(samples)))
         batches = BalancedSampler(taught, config.batch, config.ir_share, config.seed)
         for pid, count in batches.expected(phase.config.steps).items():
-            views[pid] += count
-    return views
+            views[pid] = views.get(pid, 0.0) + count
+    return list(views.values())
 
 
 def _forecast(trainer: Trainer, phase: Phase, done: int) -> PhaseForecast:
     """Runs and measures a few steps of a phase."""
     trainer.model.set_trainable(phase.rows, phase.lora)
-    train = TrainState(phase.config, trainer.model.groups, phase.loss_at, phase.clip)
+    train = TrainState(phase.config, trainer.model.groups, phase.loss_at, trainer.model.lora)
     for step in range(WARM_UP - 1):
         train.step(step)
     with PeakMemory() as memory:

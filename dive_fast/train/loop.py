@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -31,9 +30,7 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
     """
     epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(count) for epoch in set(epochs.tolist())}
-    return np.array(
-        [orders[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)], dtype=np.int64
-    )
+    return np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
 
 
 def cosine_lr(step: int, steps: int, peak: float, warmup: int, floor: float = 0.01) -> float:
@@ -58,28 +55,12 @@ class MovingAverage:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], weight)
 
-    def copy_to_parameters(self) -> None:
+    def swap(self) -> None:
+        """Exchanges the parameters and their averages."""
         for parameter, shadow in zip(self.parameters, self.shadow, strict=True):
+            value = parameter.detach().clone()
             parameter.data.copy_(shadow)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Puts the averages into the parameters for the block."""
-        kept = [p.detach().clone() for p in self.parameters]
-        self.copy_to_parameters()
-        try:
-            yield
-        finally:
-            for parameter, value in zip(self.parameters, kept, strict=True):
-                parameter.data.copy_(value)
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes a training state (tensors, numbers, optimizer dicts) atomically."""
-    import torch
-
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+            shadow.copy_(value)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -117,14 +98,6 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def check_finite(loss: float, step: int, phase: str) -> None:
-    """Raises `DiveError` when a loss is NaN or infinite."""
-    if not math.isfinite(loss):
-        raise DiveError(
-            f"{phase}: the loss is {loss} at step {step}; lower the learning rate and resume from the last state"
-        )
-
-
 @dataclass(frozen=True)
 class PhaseConfig:
     """One phase of a training: AdamW with warm-up and cosine, gradients clipped to norm 1, an average of the weights.
@@ -151,12 +124,8 @@ class PhaseConfig:
     def state_path(self) -> Path:
         return self.work / f"{self.name}.state"
 
-    @property
-    def log_path(self) -> Path:
-        return self.work / f"{self.name}-loss.jsonl"
-
     def open_logs(self, resume_step: int) -> list[LossLog | TensorBoardLog]:
-        logs: list[LossLog | TensorBoardLog] = [LossLog(self.log_path, resume_step)]
+        logs: list[LossLog | TensorBoardLog] = [LossLog(self.work / f"{self.name}-loss.jsonl", resume_step)]
         if self.tensorboard:
             logs.append(TensorBoardLog(self.work / "tensorboard" / self.name, resume_step))
         return logs
@@ -240,6 +209,11 @@ class TrainState:
             sums["scale"] = losses[0].new_tensor(self.scaler.get_scale())
         return sum(losses[1:], losses[0]), sums
 
+    def swap_average(self) -> None:
+        """Exchanges the parameters and their averages, if the phase keeps averages."""
+        if self.average is not None:
+            self.average.swap()
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "parameters": [p.detach() for p in self.parameters],
@@ -280,6 +254,7 @@ def run_phase(
     Arguments as of `TrainState`. With ranks or parts, `loss_at` returns the loss of the `my_rows` of a step's batch. The
     first rank writes state and log, and runs the callback.
     """
+    import torch
     from tqdm import tqdm
 
     train = TrainState(config, groups, loss_at, clip)
@@ -295,16 +270,19 @@ def run_phase(
     for step in bar:
         loss, numbers = train.step(step)
         saves = (step + 1) % config.save_every == 0 or step + 1 == config.steps
-        if step % 10 == 0 or saves:  # not at every step: reading a loss waits for the GPU
-            check_finite(loss.item(), step, config.name)
+        if (step % 10 == 0 or saves) and not math.isfinite(value := loss.item()):  # reading a loss waits for the GPU
+            raise DiveError(
+                f"{config.name}: the loss is {value} at step {step}; lower the learning rate and resume from the last state"
+            )
         if step % 10 == 0:
             for log in logs:
                 log.add(step, loss=loss.item(), **{name: float(value) for name, value in numbers.items()})
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
         if leads and saves:
-            save_state(config.state_path, {"step": step + 1, "identity": config.identity, **train.state_dict()})
+            with atomic_path(config.state_path) as temporary:
+                torch.save({"step": step + 1, "identity": config.identity, **train.state_dict()}, temporary)
         if leads and callback is not None and (step + 1) % callback.every == 0:
-            with train.average.in_place() if train.average is not None else nullcontext():
-                callback.run(step + 1)
-    if train.average is not None:
-        train.average.copy_to_parameters()
+            train.swap_average()
+            callback.run(step + 1)
+            train.swap_average()
+    train.swap_average()

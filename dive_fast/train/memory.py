@@ -23,10 +23,9 @@ class PeakMemory(TorchDispatchMode):
         self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_storage(value) for value in tree_iter((args, kwargs)) if isinstance(value, torch.Tensor)}
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        made = [value.untyped_storage() for value in tree_iter(result) if isinstance(value, torch.Tensor)]
-        for storage in made:
+        for storage in _storages(result):
             if storage._cdata not in given | self._alive:  # otherwise a view, or written in place
                 self._begin(storage)
         return result
@@ -43,8 +42,8 @@ class PeakMemory(TorchDispatchMode):
         self._now -= size
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_iter(values) if isinstance(value, torch.Tensor)]
 
 
 def tensor_bytes(networks: Iterable[torch.nn.Module]) -> int:

@@ -28,11 +28,6 @@ if TYPE_CHECKING:
     from dive_fast.train.prior import ClassPhotos
 
 
-def identity_word(pid: str) -> str:
-    """Returns the vocabulary word of an identity; it depends on the name alone, so new identities rename none."""
-    return f"person_{pid.lower()}"
-
-
 @dataclass(frozen=True)
 class IdentityPrompts:
     """The identities to learn and their text in captions. The first of `templates` is the adapter's."""
@@ -46,7 +41,7 @@ class IdentityPrompts:
         """Takes phrase and template from `init_from` where there is one, else from `config`."""
         source = config if init_from is None else init_from
         phrase = Phrase(source.phrase)
-        identities = tuple(phrase.identity(pid, identity_word(pid)) for pid in pids)
+        identities = tuple(phrase.identity(pid, f"person_{pid.lower()}") for pid in pids)
         templates = TEMPLATES if source.template is None else (source.template,)
         check_vocabulary(identities, (), templates, "personalize")
         return cls(identities, phrase, templates)

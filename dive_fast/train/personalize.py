@@ -65,7 +65,7 @@ def personalize(
         for phase in trainer.phases(configs, latents, prior):
             trainer.model.set_trainable(phase.rows, phase.lora)
             callback = trainer.sheet_callback(phase.config)
-            run_phase(phase.config, trainer.model.groups, phase.loss_at, phase.clip, callback)
+            run_phase(phase.config, trainer.model.groups, phase.loss_at, trainer.model.lora, callback)
         metadata = {**asdict(config), "photos": len(latents.samples), "run": run}
         adapter = trainer.model.adapter(trainer.cameras, metadata)
         with first_rank_first():

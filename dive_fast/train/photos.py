@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,8 +34,9 @@ class LatentPhotos:
         """Returns the photos where `kept`, bool [N], is true."""
         import torch
 
-        samples = tuple(sample for sample, keep in zip(self.samples, kept, strict=True) if keep)
-        return LatentPhotos(self.latents[torch.from_numpy(kept)], samples, self.teaching[kept])
+        return LatentPhotos(
+            self.latents[torch.from_numpy(kept)], tuple(compress(self.samples, kept)), self.teaching[kept]
+        )
 
 
 Photos = Sequence[Sample] | LatentPhotos
@@ -49,7 +51,7 @@ def only(photos: Photos, kept: np.ndarray) -> Photos:
     """Returns the photos where `kept`, bool [N], is true."""
     if isinstance(photos, LatentPhotos):
         return photos.only(kept)
-    return [sample for sample, keep in zip(photos, kept, strict=True) if keep]
+    return list(compress(photos, kept))
 
 
 def teaching(samples: Sequence[Sample]) -> np.ndarray:
@@ -139,21 +141,18 @@ class BalancedSampler:
     def __call__(self, step: int) -> tuple[np.ndarray, np.random.Generator]:
         """Returns photo indices int64 [batch], and the generator for all other draws of the step."""
         rng = np.random.default_rng([self.seed, step])
-        picked = [i for kind, count in self.counts.items() for i in self._pick(rng, self._groups[kind], count)]
+        picked: list[int] = []
+        for kind, count in self.counts.items():
+            groups = list(self._groups[kind].values())
+            if count:
+                chosen = [groups[i] for i in rng.choice(len(groups), count, replace=count > len(groups))]
+                picked += [rows[int(rng.integers(len(rows)))] for rows in chosen]
         return np.array(picked, dtype=np.int64), rng
 
     def expected(self, steps: int) -> dict[str, float]:
         """Returns the expected number of photos drawn of each identity in `steps` steps."""
-        seen = {pid: 0.0 for identities in self._groups.values() for pid in identities}
+        seen: dict[str, float] = {}
         for kind, identities in self._groups.items():
             for pid in identities:
-                seen[pid] += steps * self.counts[kind] / len(identities)
+                seen[pid] = seen.get(pid, 0.0) + steps * self.counts[kind] / len(identities)
         return seen
-
-    @staticmethod
-    def _pick(rng: np.random.Generator, groups: dict[str, list[int]], count: int) -> list[int]:
-        if not count:
-            return []
-        pids = list(groups)
-        chosen = [pids[i] for i in rng.choice(len(pids), count, replace=count > len(pids))]
-        return [groups[pid][int(rng.integers(len(groups[pid])))] for pid in chosen]

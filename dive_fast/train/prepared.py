@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,11 @@ from dive_fast.data.prepared import (
     packed_images,
     read_latents_record,
 )
-from dive_fast.data.shards import PackedShard, read_shard
+from dive_fast.data.shards import read_shard
 from dive_fast.io import atomic_path, sha256_file, write_json
 from dive_fast.models.files import fingerprint_of, write_tensors
 from dive_fast.train.photos import LatentPhotos, encode_photos, image_size, latent_shape, teaching
-from dive_fast.types import InputError, Sample, to_dict
+from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,9 @@ def missing_latents(plan: PreparePlan, out: Path, packed: set[int], encoder: str
             raise InputError(
                 f"{out} has latents by another VAE or image size; choose another --out, or delete {out / 'latents'}"
             )
-        if number in packed and _is_whole(out, number, record, read_shard(out, number)):
+        path = latents_path(out, number)
+        whole = path.is_file() and path.stat().st_size == record.bytes
+        if number in packed and whole and record.tar == read_shard(out, number).sha256:
             missing.discard(number)
     return missing
 
@@ -79,14 +81,20 @@ def encode_shards(
 
     Photos are read from the raw tree. `progress` is called with numbers of images done.
     """
+    import torch
+
     encoder = encoder_fingerprint(bundle)
     for number in sorted(shards):
         shard = read_shard(out, number)
         packed = {(image.set, image.path) for image in shard.images}
         samples = [source.sample for source in plan.shard(number) if (source.set, source.path) in packed]
-        path = latents_path(out, number)
-        with atomic_path(path) as temporary:
-            write_tensors(temporary, {_NAME: _encoded(bundle, samples, progress)})
+        latents = torch.empty((len(samples), 2, *latent_shape(bundle)))
+        for i in range(0, len(samples), _BLOCK):
+            block = samples[i : i + _BLOCK]
+            latents[i : i + _BLOCK] = encode_photos(bundle, block, progress=False).latents
+            progress(len(block))
+        with atomic_path(latents_path(out, number)) as temporary:
+            write_tensors(temporary, {_NAME: latents})
             record = LatentFile(
                 temporary.stat().st_size, sha256_file(temporary), encoder, [2, *latent_shape(bundle)], shard.sha256
             )
@@ -103,7 +111,14 @@ def load_prepared(folder: Path | str, bundle: ModelBundle) -> LatentPhotos:
     import torch
 
     prepared = open_prepared(folder)
-    _check_encoder(prepared, bundle)
+    if not prepared.latents:
+        raise InputError(f"{folder} has no latents; run the same dive-fast prepare with --model, which adds them")
+    made_by, ours = prepared.latents[0].encoder, encoder_fingerprint(bundle)
+    if made_by != ours:
+        raise InputError(
+            f"{folder}: its latents are by encoder {made_by[:12]}, this model's is {ours[:12]} (another VAE or image size);"
+            " give the model that it was prepared with, or prepare the set for this one"
+        )
     numbers = range(len(prepared.shards))
     samples = [image.sample() for number in numbers for image in packed_images(prepared, number)]
     latents = torch.empty((len(samples), 2, *latent_shape(bundle)))
@@ -113,36 +128,6 @@ def load_prepared(folder: Path | str, bundle: ModelBundle) -> LatentPhotos:
         latents[first : first + count] = _read(prepared, number)
         first += count
     return LatentPhotos(latents, tuple(samples), teaching(samples))
-
-
-def _is_whole(out: Path, number: int, record: LatentFile, shard: PackedShard) -> bool:
-    path = latents_path(out, number)
-    return path.is_file() and path.stat().st_size == record.bytes and record.tar == shard.sha256
-
-
-def _encoded(bundle: ModelBundle, samples: Sequence[Sample], progress: Callable[[int], object]) -> torch.Tensor:
-    """Latents [N, 2, C, h, w] of the samples' files."""
-    import torch
-
-    latents = torch.empty((len(samples), 2, *latent_shape(bundle)))
-    for i in range(0, len(samples), _BLOCK):
-        block = samples[i : i + _BLOCK]
-        latents[i : i + _BLOCK] = encode_photos(bundle, block, progress=False).latents
-        progress(len(block))
-    return latents
-
-
-def _check_encoder(prepared: Prepared, bundle: ModelBundle) -> None:
-    if not prepared.latents:
-        raise InputError(
-            f"{prepared.folder} has no latents; run the same dive-fast prepare with --model, which adds them"
-        )
-    made_by, ours = prepared.latents[0].encoder, encoder_fingerprint(bundle)
-    if made_by != ours:
-        raise InputError(
-            f"{prepared.folder}: its latents are by encoder {made_by[:12]}, this model's is {ours[:12]} (another VAE or "
-            "image size); give the model that it was prepared with, or prepare the set for this one"
-        )
 
 
 def _read(prepared: Prepared, number: int) -> torch.Tensor:

@@ -61,14 +61,20 @@ def read_class_photos(bundle: ModelBundle, files: Sequence[Path], prompt: str, p
 
 def generate_class_photos(sampler: ImageSampler, prior: Prior, seed: int, work: Path, progress: bool) -> ClassPhotos:
     """Samples latents of the class prompt from the untrained base, once, and stores them in `work` for a resumed run."""
-    ids = prompt_ids(sampler.bundle, prior.prior_prompt)
+    import torch
+    from tqdm import tqdm
+
+    ids, count = prompt_ids(sampler.bundle, prior.prior_prompt), prior.prior_count
     name = class_photos_id(sampler.bundle, prior, sampler.steps, sampler.guidance, seed)[:16]
     path = work / f"class-{name}.safetensors"
     with first_rank_first():
         if not path.exists():
-            latents = _sample(sampler, ids, prior.prior_count, seed, progress)
+            text, parts = sampler.text(torch.cat([prompt_ids(sampler.bundle, ""), ids])), []
+            for first in tqdm(range(0, count, _BATCH), desc="class photos", unit="batch", disable=not progress):
+                seeds = [seed * 1_000_003 + number for number in range(first, min(first + _BATCH, count))]
+                parts.append(sampler.latents(text, torch.ones(len(seeds), dtype=torch.int64), seeds))
             with atomic_path(path) as temporary:
-                write_tensors(temporary, {_NAME: latents})
+                write_tensors(temporary, {_NAME: torch.cat(parts)})
     return ClassPhotos(read_tensors(path)[_NAME], ids)
 
 
@@ -76,15 +82,3 @@ def class_photos_id(bundle: ModelBundle, prior: Prior, steps: int, guidance: flo
     """Returns the id of the class photos that a base generates."""
     settings = (bundle.fingerprint, prior.prior_prompt, prior.prior_count, steps, guidance, seed)
     return sha256_bytes(repr(settings).encode())
-
-
-def _sample(sampler: ImageSampler, ids: torch.Tensor, count: int, seed: int, progress: bool) -> torch.Tensor:
-    import torch
-    from tqdm import tqdm
-
-    text = sampler.text(torch.cat([prompt_ids(sampler.bundle, ""), ids]))
-    parts = []
-    for first in tqdm(range(0, count, _BATCH), desc="class photos", unit="batch", disable=not progress):
-        seeds = [seed * 1_000_003 + number for number in range(first, min(first + _BATCH, count))]
-        parts.append(sampler.latents(text, torch.ones(len(seeds), dtype=torch.int64), seeds))
-    return torch.cat(parts)

@@ -141,7 +141,5 @@ def tagger_loss(net: TaggerNet, images: Tensor, labels: Tensor) -> tuple[Tensor,
     """Returns the summed cross entropy of photos uint8 [N, H, W, 3] with labels int64 [N, mixed words], and the accuracy."""
     predicted = net(images)
     loss = torch.stack([torch.nn.functional.nll_loss(logp, labels[:, k]) for k, logp in enumerate(predicted)]).sum()
-    right = torch.stack(
-        [(logp.argmax(dim=1) == labels[:, k]).float().mean() for k, logp in enumerate(predicted)]
-    ).mean()
-    return loss, {"right": right}
+    right = torch.stack([logp.argmax(dim=1) for logp in predicted], dim=1) == labels
+    return loss, {"right": right.float().mean()}

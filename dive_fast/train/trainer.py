@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_fast.distributed import check_launcher, leading
+from dive_fast.models.fuse import check_base
 from dive_fast.models.prompts import PromptEncoder, PromptTable
 from dive_fast.tensorboard import require_tensorboard
 from dive_fast.train.cameras import cameras_of
@@ -37,8 +38,6 @@ from dive_fast.train.tagger import load_tagger, tag_identities
 from dive_fast.types import Camera, Identity, InputError, Sample
 
 if TYPE_CHECKING:
-    import torch
-
     from dive_fast.models.adapter import Adapter
     from dive_fast.models.bundle import ModelBundle
 
@@ -71,13 +70,12 @@ def phase_configs(config: PersonalizeConfig, work: Path, run: str, progress: boo
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of training: the parts that it trains, its loss, and the parameters that are clipped together."""
+    """A phase of training: the parts that it trains, and its loss. The LoRA's gradients are clipped together."""
 
     config: PhaseConfig
     rows: bool
     lora: bool
     loss_at: LossAt
-    clip: Sequence[torch.nn.Parameter]
 
 
 class Trainer:
@@ -137,7 +135,7 @@ class Trainer:
         self, configs: tuple[PhaseConfig, PhaseConfig], photos: LatentPhotos, prior: ClassPhotos | None
     ) -> list[Phase]:
         """Returns the phases that train on `photos`, in order."""
-        config, lora, (alone, whole) = self.config, self.model.lora, configs
+        config, (alone, whole) = self.config, configs
         everything = DiffusionLoss.from_config(
             self.bundle.scheduler_config,
             config.weight_cap,
@@ -147,11 +145,11 @@ class Trainer:
         )
         rows = replace(everything, noisy_share=config.identity_noisy_share, of_epsilon=True)
         if self.init_from is not None:
-            return [Phase(whole, True, True, self._loss_at(photos, rows, None), lora)]
-        last = Phase(whole, not config.identity_steps, True, self._loss_at(photos, everything, prior), lora)
+            return [Phase(whole, True, True, self._loss_at(photos, rows, None))]
+        last = Phase(whole, not config.identity_steps, True, self._loss_at(photos, everything, prior))
         if not config.identity_steps:
             return [last]
-        return [Phase(alone, True, False, self._loss_at(photos.only(photos.teaching), rows, None), []), last]
+        return [Phase(alone, True, False, self._loss_at(photos.only(photos.teaching), rows, None)), last]
 
     def _loss_at(self, photos: LatentPhotos, diffusion: DiffusionLoss, prior: ClassPhotos | None) -> LossAt:
         batches = BalancedSampler(photos.samples, self.config.batch, self.config.ir_share, self.config.seed)
@@ -183,14 +181,14 @@ class Trainer:
         config, samples = self.config, self.config.samples
         parameters = [self.model.rows.free, self.model.rows.logits, *self.model.lora]
         trained = sum(parameter.numel() for parameter in parameters) * 4
-        adapter = trained + (0 if self.init_from is None else _tensor_bytes(self.init_from))
+        adapter = trained
+        if self.init_from is not None:
+            adapter += sum(tensor.nbytes for tensor in (self.init_from.embeddings, *self.init_from.lora.values()))
         states = 2 * (trained + optimizer_bytes(parameters, bool(config.average)))
         steps = config.identity_steps + config.steps
         images = min(samples.sheet_people, len(self.model.prompts.identities)) * len(self.cameras)
         sheets = steps // samples.sheet_every * images * prod(image_size(self.bundle)) * 3 if samples.sheet_every else 0
-        class_photos = (
-            config.prior.prior_count * prod(latent_shape(self.bundle)) * 4 if config.prior.prior_weight else 0
-        )
+        class_photos = bool(config.prior.prior_weight) * config.prior.prior_count * prod(latent_shape(self.bundle)) * 4
         return adapter + states + steps // 10 * _LOG_LINE + sheets + class_photos + _SMALL_FILES
 
 
@@ -210,10 +208,6 @@ def _check_settings(photos: Photos, config: PersonalizeConfig, init_from: Adapte
         )
     if config.words_from is not None and isinstance(photos, LatentPhotos):
         raise InputError("--words-from needs photos, and a prepared set has latents only; give the raw sets instead")
-
-
-def _tensor_bytes(adapter: Adapter) -> int:
-    return sum(tensor.nbytes for tensor in (adapter.embeddings, *adapter.lora.values()))
 
 
 def _check_taught(samples: Sequence[Sample], config: PersonalizeConfig, alone: bool) -> None:
@@ -237,11 +231,7 @@ def _known_cameras(
     cameras = cameras_of(samples)
     if init_from is None:
         return cameras
-    if init_from.base_fingerprint != bundle.fingerprint:
-        raise InputError(
-            f"the adapter of --init-from was trained on base {init_from.base_fingerprint[:12]}…, this base is"
-            f" {bundle.fingerprint[:12]}…; give the base model that it was trained on"
-        )
+    check_base(init_from.base_fingerprint, bundle, "the adapter of --init-from")
     known = [camera.name for camera in init_from.cameras]
     unknown = [camera.name for camera in cameras if camera.name not in known]
     if unknown:

@@ -121,18 +121,6 @@ def caption_words() -> list[str]:
     """Returns the closed vocabulary of `caption`, sorted."""
     glue = "a photo of person , view hair head and over with striped pinstriped logo shoes"
     words = {*glue.split(), "tall", "medium", "small", "broad", "regular", "slim", "side"}
-    for group in (
-        DYES,
-        MATERIALS,
-        SKINS,
-        HAIRS,
-        HAIR_STYLES,
-        HATS[1:],
-        TOPS,
-        BOTTOMS,
-        BAGS[1:],
-        SCENE_WORDS,
-    ):
-        words.update(group)
+    words.update(DYES, MATERIALS, SKINS, HAIRS, HAIR_STYLES, HATS[1:], TOPS, BOTTOMS, BAGS[1:], SCENE_WORDS)
     words.update(view for view in VIEWS if "-" not in view)
     return sorted(words)

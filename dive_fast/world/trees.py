@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from dive_fast.io import atomic_write, canonical_json, read_json, write_json
-from dive_fast.types import InputError
+from dive_fast.io import atomic_write, canonical_json, claim_folder, write_json
 from dive_fast.world.cameras import MARKET_CAMERAS, SYSU_CAMERAS, WorldCamera
 from dive_fast.world.config import WorldSpec
 from dive_fast.world.pedestrians import world_pedestrian, world_shot
@@ -100,46 +99,26 @@ def _oracle_pairs(spec: WorldSpec) -> str:
     return "".join(canonical_json(row) + "\n" for row in rows)
 
 
-def _claim(out: Path, spec: WorldSpec) -> None:
-    """Marks `out` as this world's; raises `InputError` if it holds another world or data set."""
-    record = {"version": WORLD_VERSION, "spec": asdict(spec)}
-    marker = out / "spec.json"
-    if marker.exists():
-        found = read_json(marker, "world")
-        if found != record:
-            raise InputError(
-                f"{out} holds another world ({canonical_json(found)} instead of {canonical_json(record)}); "
-                "choose another --out or delete it"
-            )
-        return
-    unexpected = [name for name in ("sysu", "market", "oracle", "world.json") if (out / name).exists()]
-    if unexpected:
-        raise InputError(f"{out} holds {', '.join(unexpected)} but no spec.json of a world; choose another --out")
-    write_json(marker, record)
-
-
-def build_world(out: Path | str, spec: WorldSpec, progress: Callable[[int, int], None] | None = None) -> int:
+def build_world(out: Path | str, spec: WorldSpec, progress: bool = False) -> int:
     """Writes the missing images of a world to `out` and returns their number.
 
-    Writes `spec.json` first and `world.json` last: a world with `world.json` is complete. Another spec raises `InputError`.
-    `progress(done, total)` is called after every image.
+    Writes `spec.json` first and `world.json` last: a world with `world.json` is complete. A folder with another world or
+    other files raises `InputError`. `progress` shows a bar.
     """
-    out = Path(out)
-    _claim(out, spec)
-    for folder in ("query", "bounding_box_test"):
-        (out / "market" / folder).mkdir(parents=True, exist_ok=True)
-    images = list(plan_images(spec))
-    written = 0
-    for done, image in enumerate(images, start=1):
-        if not (out / image.path).exists():
+    from tqdm import tqdm
+
+    out, record = Path(out), {"version": WORLD_VERSION, "spec": asdict(spec)}
+    with claim_folder(out, "spec.json", record, "world", ()):
+        for folder in ("query", "bounding_box_test"):
+            (out / "market" / folder).mkdir(parents=True, exist_ok=True)
+        images = list(plan_images(spec))
+        missing = [image for image in images if not (out / image.path).exists()]
+        for image in tqdm(missing, desc="render", unit="image", disable=not progress):
             atomic_write(out / image.path, _jpeg(spec, image))
-            written += 1
-        if progress is not None:
-            progress(done, len(images))
-    texts = {**_id_lists(spec), "oracle/pairs.jsonl": _oracle_pairs(spec)}
-    for path, text in texts.items():
-        if not (out / path).exists():
-            atomic_write(out / path, text)
-    if not (out / "world.json").exists():
-        write_json(out / "world.json", {"version": WORLD_VERSION, "spec": asdict(spec), "images": len(images)})
-    return written
+        texts = {**_id_lists(spec), "oracle/pairs.jsonl": _oracle_pairs(spec)}
+        for path, text in texts.items():
+            if not (out / path).exists():
+                atomic_write(out / path, text)
+        if not (out / "world.json").exists():
+            write_json(out / "world.json", {**record, "images": len(images)})
+    return len(missing)

@@ -210,7 +210,7 @@ def test_excluded_people_are_left_out_and_unknown_ones_refused(
 @pytest.mark.slow
 def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both run for minutes; their rooms' own tests do that. Here only what arrives there matters."""
-    from dive_fast.experiments import demo, study
+    from dive_fast.experiments import demo, pipeline
     from dive_fast.experiments.config import DemoConfig, PairConfig, StudyConfig
 
     seen: dict[str, Any] = {}
@@ -227,7 +227,7 @@ def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypa
         (out / "compare" / "table.txt").write_text("arm  mAP\nours 41.5\n")
 
     monkeypatch.setattr(demo, "run_demo", run_demo)
-    monkeypatch.setattr(study, "run_study", run_study)
+    monkeypatch.setattr(pipeline, "run_study", run_study)
     assert run("demo", "--out", tmp_path, "--model", "m")[:2] == (0, f"done: open {tmp_path / 'index.html'}\n")
     assert seen["demo"] == (tmp_path, DemoConfig(model="m"))
     code, out, _ = run("world", "study", "--out", tmp_path / "s", "--adapter", "none", "--seeds", "4,5", "--json")

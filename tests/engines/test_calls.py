@@ -118,7 +118,7 @@ def test_a_base_model_knows_the_empty_prompt_only(tiny_base: Path) -> None:
     engine = load_engine(tiny_base)
     assert engine.encode_text(engine.prompts.token_ids([None])).shape == (1, 32, TEXT_WIDTH)
     with pytest.raises(InputError, match="holds 0"):
-        engine.prompts.prompt("0001", "cam1")
+        engine.prompts.table.prompt("0001", "cam1")
 
 
 @pytest.mark.parametrize("vae", [{}, {"block_out_channels": 3}, {"block_out_channels": [8], "shift_factor": 0.1}])

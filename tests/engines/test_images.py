@@ -28,7 +28,7 @@ def pipeline(tiny_fused: Path) -> Any:
 
 
 def diffusers_images(pipe: Any, keys: Sequence[tuple[str, str]], engine: Engine, **options: Any) -> Any:
-    prompts = [engine.prompts.prompt(*key) for key in keys]
+    prompts = [engine.prompts.table.prompt(*key) for key in keys]
     noise = initial_noise(SEEDS, LATENT_SHAPE)
     return pipe(prompts, latents=noise, height=HEIGHT, width=WIDTH, output_type="np", **options).images
 
@@ -67,7 +67,7 @@ def test_from_a_photo_is_img2img_of_diffusers(engine: EngineBase, pipeline: Any)
         pixels = photos.permute(0, 3, 1, 2).float() / 127.5 - 1
         clean = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
         latents = scheduler.add_noise(clean, initial_noise(SEEDS, LATENT_SHAPE), scheduler.timesteps[8:9].repeat(3))
-        prompts = [engine.prompts.prompt(*key) for key in KEYS]
+        prompts = [engine.prompts.table.prompt(*key) for key in KEYS]
         hidden = torch.cat(pipeline.encode_prompt(prompts, "cpu", 1, True)[::-1])
         for timestep in scheduler.timesteps[8:]:
             without, with_prompt = pipeline.unet(torch.cat([latents] * 2), timestep, hidden).sample.chunk(2)

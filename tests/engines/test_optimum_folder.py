@@ -62,7 +62,7 @@ def test_without_prompts_it_knows_the_empty_prompt_only(folder: Path) -> None:
     engine = load_engine(folder)
     assert engine.encode_text(engine.prompts.token_ids([None])).shape == (1, 32, 32)
     with pytest.raises(InputError, match="0 cameras"):
-        engine.prompts.prompt("0001", "cam1")
+        engine.prompts.table.prompt("0001", "cam1")
 
 
 def test_its_fingerprint_is_that_of_its_files(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from dive_fast.engines import load_engine
-from dive_fast.experiments import pipeline
 from dive_fast.experiments.arms import (
     build_arms,
     external_photos,
@@ -19,7 +18,7 @@ from dive_fast.experiments.arms import (
 )
 from dive_fast.experiments.config import DemoConfig, PairConfig, StudyConfig
 from dive_fast.experiments.demo import run_demo
-from dive_fast.experiments.study import run_study
+from dive_fast.experiments.pipeline import learn_missing, run_study
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.sampling import Sampling
@@ -32,7 +31,7 @@ from dive_fast.world.trees import build_world
 SPEC = WorldSpec(paired_ids=8, test_ids=3, external_ids=3, images_per_camera=2, market_images=2)
 LEARN = PersonalizeConfig(identity_steps=2, steps=2, batch=4, rank=2)
 PAIRS = PairConfig(per_camera=1, sampling=Sampling(2), rows=8)
-REID = ReidConfig(steps=2, missing="visible")
+SMALL = {"world": SPEC, "learn": LEARN, "pairs": PAIRS, "reid": ReidConfig(steps=2, missing="visible")}
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +89,7 @@ def test_an_external_person_without_infrared_is_named(world, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adapter, tmp_path):
-    config = DemoConfig(
-        world=SPEC, model=str(tiny_base), adapter=str(adapter), learn=LEARN, pairs=PAIRS, shown=2, reid=REID
-    )
+    config = DemoConfig(model=str(tiny_base), adapter=str(adapter), shown=2, **SMALL)
     page = run_demo(tmp_path / "demo", config)
     text = page.read_text()
     assert page.name == "index.html"
@@ -119,9 +116,7 @@ def _torch_engine(model, adapter, work, rows):
 @pytest.mark.slow
 def test_the_study_learns_who_is_missing_and_reports_every_arm(tiny_base, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("dive_fast.experiments.pipeline.build_engine", _torch_engine)
-    config = StudyConfig(
-        world=SPEC, model=str(tiny_base), adapter=str(adapter), learn=LEARN, pairs=PAIRS, reid=REID, seeds=(0, 1)
-    )
+    config = StudyConfig(model=str(tiny_base), adapter=str(adapter), seeds=(0, 1), **SMALL)
     result = run_study(config, tmp_path / "study")
     assert json.loads((tmp_path / "study" / "study.json").read_text())["comparison"]["seeds"] == [0, 1]
     arms = {arm["name"]: arm for arm in result["comparison"]["arms"]}
@@ -141,6 +136,6 @@ def test_the_shipped_adapter_is_not_used_for_people_of_another_world(tmp_path):
 
 def test_nobody_new_to_learn_keeps_the_adapter(world, tiny_base, adapter, tmp_path):
     photos = [s for s in external_photos(world) if s.pid != "1001"]
-    same = pipeline.learn_missing(str(tiny_base), adapter, photos, tmp_path / "none", LEARN)
+    same = learn_missing(str(tiny_base), adapter, photos, tmp_path / "none", LEARN)
     assert same.fingerprint == load_adapter(adapter).fingerprint
     assert not (tmp_path / "none").exists()

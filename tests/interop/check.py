@@ -50,7 +50,7 @@ def make(folder: Path) -> None:
         )
     facts = {
         "people": people,
-        "prompts": [engine.prompts.prompt(pid, CAMERA) for pid in people],
+        "prompts": [engine.prompts.table.prompt(pid, CAMERA) for pid in people],
         "height": engine.spec.profile.height,
         "width": engine.spec.profile.width,
         "budget": budget,

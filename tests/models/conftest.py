@@ -8,24 +8,18 @@ from pathlib import Path
 import pytest
 
 from dive_fast.models import Adapter, ModelBundle, load_bundle
-from tests.support.tiny import tiny_adapter, tiny_bundle_folder
-
-
-@pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model that no test may change."""
-    return tiny_bundle_folder(tmp_path_factory.mktemp("base") / "tiny")
+from tests.support.tiny import tiny_adapter
 
 
 @pytest.fixture
-def folder(base_folder: Path, tmp_path: Path) -> Path:
+def folder(tiny_base: Path, tmp_path: Path) -> Path:
     """A copy of the base model to break."""
-    return Path(shutil.copytree(base_folder, tmp_path / "model"))
+    return Path(shutil.copytree(tiny_base, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")
-def _loaded(base_folder: Path) -> ModelBundle:
-    loaded = load_bundle(base_folder)
+def _loaded(tiny_base: Path) -> ModelBundle:
+    loaded = load_bundle(tiny_base)
     assert loaded.fingerprint  # computed here once; copies keep it
     return loaded
 

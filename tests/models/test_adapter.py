@@ -9,7 +9,7 @@ import torch
 
 from dive_fast.models import add_lora, load_adapter, merge_identities, save_adapter, set_lora_state, subset
 from dive_fast.types import Camera, Identity, InputError
-from tests.support.models import assert_same_adapter, edit_json, edit_tensors, run_unet, truncate
+from tests.support.models import assert_same_adapter, json_edit, run_unet, tensor_edit, truncate
 from tests.support.tiny import TEXT_WIDTH, tiny_adapter
 
 
@@ -50,13 +50,13 @@ def test_saved_in_fp16_the_lora_is_rounded_and_the_embeddings_are_not(adapter, t
     assert all(torch.equal(half.lora[key], tensor.half().float()) for key, tensor in adapter.lora.items())
 
 
-def test_plain_diffusers_reads_the_lora_file(bundle, adapter, base_folder, tmp_path):
+def test_plain_diffusers_reads_the_lora_file(bundle, adapter, tiny_base, tmp_path):
     """Rank and alpha too: with alpha = 3 rank the outputs would differ if diffusers had to guess."""
     from diffusers import StableDiffusionPipeline
 
     adapter = replace(adapter, alpha=3.0 * adapter.rank)
     save_adapter(adapter, tmp_path / "adapter")
-    pipe = StableDiffusionPipeline.from_pretrained(base_folder, safety_checker=None, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None, local_files_only=True)
     without = run_unet(pipe.unet)
     pipe.load_lora_weights(tmp_path / "adapter", weight_name="lora.safetensors", local_files_only=True)
     add_lora(bundle.unet, adapter.rank, adapter.alpha)
@@ -144,42 +144,31 @@ def test_an_adapter_that_cannot_work_is_not_made(changes, part, adapter):
         replace(adapter, **changes)
 
 
+JSON, ROWS, LORA = "adapter.json", "identities.safetensors", "lora.safetensors"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no json": (lambda f: (f / "adapter.json").unlink(), "adapter.json"),
-    "cut json": (lambda f: truncate(f / "adapter.json"), "adapter.json"),
-    "other format": (lambda f: edit_json(f / "adapter.json", format="dive-fast adapter 9"), "adapter 9.*adapter 2"),
-    "list": (lambda f: (f / "adapter.json").write_text("[]"), "list"),
-    "no rows": (lambda f: (f / "identities.safetensors").unlink(), "identities.safetensors"),
-    "cut rows": (lambda f: truncate(f / "identities.safetensors"), "identities.safetensors"),
-    "no lora": (lambda f: (f / "lora.safetensors").unlink(), "lora.safetensors"),
-    "cut lora": (lambda f: truncate(f / "lora.safetensors"), "lora.safetensors"),
-    "pickle": (lambda f: torch.save({}, f / "lora.safetensors"), "lora.safetensors"),
+    "no json": (lambda f: (f / JSON).unlink(), JSON),
+    "cut json": (lambda f: truncate(f / JSON), JSON),
+    "other format": (json_edit(JSON, format="dive-fast adapter 9"), "adapter 9.*adapter 2"),
+    "list": (lambda f: (f / JSON).write_text("[]"), "list"),
+    "no rows": (lambda f: (f / ROWS).unlink(), ROWS),
+    "cut rows": (lambda f: truncate(f / ROWS), ROWS),
+    "no lora": (lambda f: (f / LORA).unlink(), LORA),
+    "cut lora": (lambda f: truncate(f / LORA), LORA),
+    "pickle": (lambda f: torch.save({}, f / LORA), LORA),
     "unprefixed": (
-        lambda f: edit_tensors(f / "lora.safetensors", lambda s: {k.removeprefix("unet."): t for k, t in s.items()}),
+        tensor_edit(LORA, lambda s: {k.removeprefix("unet."): t for k, t in s.items()}),
         "lora.safetensors: 64 of 64 .*'unet.'",
     ),
-    "other tensor": (
-        lambda f: edit_tensors(f / "identities.safetensors", lambda s: {"rows": s["embeddings"]}),
-        r"'embeddings', found \['rows'\]",
-    ),
-    "whole numbers": (
-        lambda f: edit_tensors(f / "identities.safetensors", lambda s: {"embeddings": s["embeddings"].long()}),
-        "torch.int64",
-    ),
-    "flat rows": (
-        lambda f: edit_tensors(f / "identities.safetensors", lambda s: {"embeddings": s["embeddings"][:, 0].clone()}),
-        r"\[3\]",
-    ),
-    "no rank": (lambda f: edit_json(f / "adapter.json", rank=None), "rank.* None"),
-    "text alpha": (lambda f: edit_json(f / "adapter.json", alpha="4"), "alpha.* '4'"),
-    "facts no object": (lambda f: edit_json(f / "adapter.json", facts=[1]), "facts"),
-    "template no text": (lambda f: edit_json(f / "adapter.json", template=None), "template"),
-    "phrase no text": (lambda f: edit_json(f / "adapter.json", phrase=["{person}"]), "phrase"),
-    "identities no list": (lambda f: edit_json(f / "adapter.json", identities={"0001": "<class_0>"}), "identities"),
-    "camera without code": (
-        lambda f: edit_json(f / "adapter.json", cameras=[{"name": "cam1", "modality": "rgb"}]),
-        "cameras.*'code'",
-    ),
+    "other tensor": (tensor_edit(ROWS, lambda s: {"rows": s["embeddings"]}), r"'embeddings', found \['rows'\]"),
+    "whole numbers": (tensor_edit(ROWS, lambda s: {"embeddings": s["embeddings"].long()}), "torch.int64"),
+    "flat rows": (tensor_edit(ROWS, lambda s: {"embeddings": s["embeddings"][:, 0].clone()}), r"\[3\]"),
+    "no rank": (json_edit(JSON, rank=None), "rank.* None"),
+    "text alpha": (json_edit(JSON, alpha="4"), "alpha.* '4'"),
+    "facts no object": (json_edit(JSON, facts=[1]), "facts"),
+    "template no text": (json_edit(JSON, template=None), "template"),
+    "phrase no text": (json_edit(JSON, phrase=["{person}"]), "phrase"),
+    "identities no list": (json_edit(JSON, identities={"0001": "<class_0>"}), "identities"),
+    "camera without code": (json_edit(JSON, cameras=[{"name": "cam1", "modality": "rgb"}]), "cameras.*'code'"),
 }
 
 

@@ -120,10 +120,10 @@ def test_fused_folder_opens_here_and_in_plain_diffusers(bundle, adapter, tmp_pat
     embeddings, _ = encoder.encode(lambda ids: again.text_encoder(ids)[0], [("0002", "cam3"), None])
     latents = torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
     options = {"num_inference_steps": 3, "latents": latents, "output_type": "latent"}
-    by_text = pipe(encoder.prompt("0002", "cam3"), **options).images
+    by_text = pipe(encoder.table.prompt("0002", "cam3"), **options).images
     by_embedding = pipe(prompt_embeds=embeddings[:1], negative_prompt_embeds=embeddings[1:], **options).images
     assert torch.equal(by_text, by_embedding)
-    assert not torch.allclose(pipe(encoder.prompt("0001", "cam3"), **options).images, by_text)
+    assert not torch.allclose(pipe(encoder.table.prompt("0001", "cam3"), **options).images, by_text)
 
 
 def test_another_base_is_refused(bundle, adapter, tmp_path):

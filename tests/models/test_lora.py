@@ -101,7 +101,7 @@ def test_a_unet_without_attention_is_refused():
 
 @pytest.mark.slow
 def test_lora_twice_or_absent_is_refused(bundle, adapter):
-    for call in (lora_state, remove_lora, lambda unet: set_lora_state(unet, adapter.lora)):
+    for call in (lora_state, lambda unet: set_lora_state(unet, adapter.lora)):
         with pytest.raises(DiveError, match="no LoRA layers"):
             call(bundle.unet)
     add_lora(bundle.unet, rank=2, alpha=2)

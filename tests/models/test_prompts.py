@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import json
 import string
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -108,7 +105,7 @@ def test_embeddings_equal_diffusers_encode_prompt(fused):
     encoder = PromptEncoder(fused.tokenizer, fused.prompts)
     keys = [("0001", "cam1"), ("0003", "cam3")]
     ours, index = encoder.encode(encode_with(fused), [*keys, None])
-    prompts = [encoder.prompt(*key) for key in keys]
+    prompts = [encoder.table.prompt(*key) for key in keys]
     theirs, negative = diffusers_pipeline(fused).encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
     torch.testing.assert_close(ours[:2], theirs, rtol=0, atol=0)
     torch.testing.assert_close(ours[2:], negative[:1], rtol=0, atol=0)
@@ -145,13 +142,6 @@ def test_each_distinct_prompt_is_encoded_once(fused):
     torch.testing.assert_close(embeddings[2], alone[0])
 
 
-def test_identities_and_cameras_change_the_embedding(fused):
-    keys = [("0001", "cam1"), ("0002", "cam1"), ("0001", "cam3")]
-    embeddings, _ = PromptEncoder(fused.tokenizer, fused.prompts).encode(encode_with(fused), keys)
-    assert not torch.equal(embeddings[0], embeddings[1])
-    assert not torch.equal(embeddings[0], embeddings[2])
-
-
 def test_an_identity_of_several_words_gets_a_token_for_each(bundle):
     adapter = tiny_adapter(bundle)
     several = (replace(adapter.identities[0], placeholder="<a.0><a.1>"), *adapter.identities[1:])
@@ -181,17 +171,9 @@ def test_a_prompt_that_would_be_cut_is_refused(bundle):
 def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, tmp_path):
     save_bundle(fused, tmp_path / "fused")
     encoder = PromptEncoder(tmp_path / "fused" / "tokenizer", PromptTable.read(tmp_path / "fused" / "prompts.json"))
-    assert encoder.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
+    assert encoder.table.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
     expected = PromptEncoder(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
     assert torch.equal(encoder.token_ids([("0001", "cam1")]), expected)
     missing = PromptEncoder(tmp_path / "nowhere", fused.prompts)
     with pytest.raises(InputError, match="nowhere"):
         missing.token_ids([None])
-
-
-def test_importing_models_loads_nothing_heavy():
-    heavy = "{'torch', 'transformers', 'diffusers', 'peft', 'safetensors', 'tokenizers'}"
-    code = f"import sys; import dive_fast.models; print(sorted({heavy} & set(sys.modules)))"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -36,7 +36,7 @@ class FakeBank(PromptEncoder):
     """Token ids are the characters of the prompt."""
 
     def token_ids(self, keys: Sequence[PromptKey]) -> Tensor:
-        texts = ["" if key is None else self.prompt(*key) for key in keys]
+        texts = ["" if key is None else self.table.prompt(*key) for key in keys]
         return torch.tensor([[ord(c) for c in text.ljust(48)] for text in texts])
 
 

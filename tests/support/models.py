@@ -68,6 +68,16 @@ def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def json_edit(name: str, **changes: object) -> Callable[[Path], None]:
+    """`edit_json` of the file `name` in a folder."""
+    return lambda folder: edit_json(folder / name, **changes)
+
+
+def tensor_edit(name: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[..., None]:
+    """`edit_tensors` of the file `name` in a folder."""
+    return lambda folder: edit_tensors(folder / name, change)
+
+
 def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     save_file(change(tensors), path, metadata={"format": "pt"})

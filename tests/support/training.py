@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -25,6 +26,18 @@ def interrupted(when: Callable[[PersonalizedModel, int], object]) -> Iterator[No
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(PersonalizedModel, "loss", loss)
         yield
+
+
+def interrupted_call(function: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """`function`, whose call number `number`, counted from 0, is interrupted as by Ctrl-C."""
+    numbers = count()
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        if next(numbers) == number:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    return called
 
 
 def randomize_lora(trainer: Trainer) -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dive_fast.cli import main
 from dive_fast.models import load_bundle
 from dive_fast.train import dryrun, trainer
 from dive_fast.train import personalize as room
@@ -121,12 +120,11 @@ def test_few_photos_are_of_both_modalities(photos, monkeypatch):
     assert [(s.pid, s.modality) for s in chosen] == [("0001", "rgb"), ("0001", "ir"), ("0003", "ir"), ("0004", "rgb")]
 
 
-def test_the_command_prints_the_forecast(base, folders, tmp_path, capsys):
-    words = f"--photos folder:{folders[0]} --batch 2 --rank 2 --steps 7 --dry-run --json"
-    with pytest.raises(SystemExit) as stop:
-        main(["personalize", "--model", str(base), "--out", str(tmp_path / "out"), *words.split()])
-    assert not stop.value.code
-    lines = capsys.readouterr().out.splitlines()
+def test_the_command_prints_the_forecast(base, folders, tmp_path, run):
+    words = f"--model {base} --photos folder:{folders[0]} --batch 2 --rank 2 --steps 7 --dry-run --json"
+    code, out, _ = run("personalize", "--out", tmp_path / "out", *words.split())
+    assert code == 0
+    lines = out.splitlines()
     assert any(line.startswith("personalize: 7 steps of 2 photos") for line in lines)
     summary = json.loads(lines[-1])
     assert summary["photos"] == 8

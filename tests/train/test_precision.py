@@ -5,8 +5,7 @@ import torch
 
 from dive_fast.models import load_bundle
 from dive_fast.models.lora import add_lora, lora_targets
-from dive_fast.train.precision import autocast, check_precision, half, halve_frozen, loss_scaler
-from dive_fast.types import InputError
+from dive_fast.train.precision import autocast, half, halve_frozen, loss_scaler
 
 CPU = torch.device("cpu")
 
@@ -60,9 +59,3 @@ def test_without_mixed_precision_nothing_is_touched(base):
     assert not any(loss_scaler(precision, CPU).is_enabled() for precision in ("no", "bf16"))
     with autocast("no", CPU):
         assert not torch.is_autocast_enabled("cpu")
-
-
-def test_fp16_on_a_cpu_is_refused():
-    check_precision("bf16", "cpu")
-    with pytest.raises(InputError, match="fp16"):
-        check_precision("fp16", "cpu")

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from dive_fast.types import InputError
+from dive_fast.world import trees
 from dive_fast.world.config import WorldSpec
 from dive_fast.world.trees import build_world, plan_images
+from tests.support.training import interrupted_call
 
 SPEC = WorldSpec(seed=3, paired_ids=6, test_ids=2, external_ids=2, images_per_camera=2, market_images=7)
 
@@ -76,19 +78,13 @@ def test_rerun_of_a_finished_world_changes_nothing(world):
 
 
 @pytest.mark.slow
-def test_interrupted_world_resumes_to_the_same_bytes(world, tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop_early(done: int, total: int) -> None:
-        if done == total // 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        build_world(tmp_path, SPEC, progress=stop_early)
+def test_interrupted_world_resumes_to_the_same_bytes(world, tmp_path, monkeypatch):
+    total = sum(1 for _ in plan_images(SPEC))
+    monkeypatch.setattr(trees, "_jpeg", interrupted_call(trees._jpeg, total // 2))
+    with pytest.raises(KeyboardInterrupt):
+        build_world(tmp_path, SPEC)
     assert not (tmp_path / "world.json").exists()
     (tmp_path / "sysu/cam1/0001/0001.jpg").unlink()
-    total = sum(1 for _ in plan_images(SPEC))
     assert build_world(tmp_path, SPEC) == total - total // 2 + 1
     assert contents(tmp_path) == contents(world)
     record = json.loads((tmp_path / "world.json").read_text())
@@ -99,7 +95,7 @@ def test_folders_of_another_world_or_data_set_are_refused(world, tmp_path):
     with pytest.raises(InputError, match="--out"):
         build_world(world, replace(SPEC, seed=4))
     (tmp_path / "sysu").mkdir()
-    with pytest.raises(InputError, match="sysu"):
+    with pytest.raises(InputError, match="--out"):
         build_world(tmp_path, SPEC)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dive_fast.io import read_json
 from dive_fast.types import Camera, InputError, Modality
@@ -33,19 +32,13 @@ def read_codes(path: Path) -> tuple[dict[str, str], str]:
         metadata, _ = json.JSONDecoder().raw_decode(text.split(_START, 1)[1].lstrip())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: the text after {_START!r} is not JSON ({error}); copy the file again") from error
-    codes = _codes(metadata)
-    if not codes:
-        raise InputError(f"{path} has no camera_to_description; {_REMEDY}")
-    return codes, str(metadata.get("dataset", ""))
-
-
-def _codes(metadata: Any) -> dict[str, str]:
-    if not isinstance(metadata, dict):
-        return {}
+    metadata = metadata if isinstance(metadata, dict) else {}
     codes, back = metadata.get("camera_to_description"), metadata.get("description_to_camera")
     if not isinstance(codes, dict) and isinstance(back, dict):
         codes = {name: code for code, name in back.items() if isinstance(name, str)}
-    return codes if isinstance(codes, dict) and all(isinstance(code, str) for code in codes.values()) else {}
+    if not codes or not isinstance(codes, dict) or not all(isinstance(code, str) for code in codes.values()):
+        raise InputError(f"{path} has no camera_to_description; {_REMEDY}")
+    return codes, str(metadata.get("dataset", ""))
 
 
 def find_cameras(path: Path | None, given: Sequence[Camera]) -> tuple[Camera, ...]:

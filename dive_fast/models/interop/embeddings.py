@@ -102,12 +102,9 @@ def _dive(state: State) -> list[Learned]:
             f"{state.path}: {_DIVE} and name2placeholder disagree on {len(odd)} tokens, first {odd[0]!r};"
             " copy the file again"
         )
-    return [_learned(state, token, vectors[token], _folder_name(name)) for name, token in names.items()]
-
-
-def _folder_name(name: str) -> str:
-    """DiVE names identities by number and their folders by the number in four digits; readers see the folders."""
-    return f"{int(name):04d}" if name.isascii() and name.isdecimal() else name
+    # DiVE names identities by number and their folders by the number in four digits; readers see the folders.
+    folders = {name: f"{int(name):04d}" if name.isascii() and name.isdecimal() else name for name in names}
+    return [_learned(state, token, vectors[token], folders[name]) for name, token in names.items()]
 
 
 def _learned(state: State, token: str, value: object, pid: str | None = None) -> Learned:

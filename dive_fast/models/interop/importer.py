@@ -12,7 +12,7 @@ from dive_fast.models.adapter import Adapter, merge_identities, read_description
 from dive_fast.models.bundle import ModelBundle
 from dive_fast.models.fuse import check_base, check_new_tokens
 from dive_fast.models.interop.cameras import find_cameras
-from dive_fast.models.interop.embeddings import Learned, read_embeddings
+from dive_fast.models.interop.embeddings import read_embeddings
 from dive_fast.models.interop.lora import convert
 from dive_fast.models.interop.sources import CAMERAS, IDENTITIES, PEFT_CONFIG, Sources, find_sources
 from dive_fast.models.lora import lora_targets
@@ -92,25 +92,20 @@ def _identities(
         raise InputError(f"no embeddings in {sources.describe()}; add those of at least one identity")
     width = bundle.text_encoder.get_input_embeddings().weight.shape[1]
     learned = [one for state in sources.embeddings for one in read_embeddings(state, width)]
-    if exported is not None:
-        learned = _by_word(learned, exported, sources)
     identities = exported if exported is not None else tuple(one.identity() for one in learned)
+    if exported is not None:
+        by_token = {one.token: one for one in learned}
+        words = [word for identity in exported for word in identity.words]
+        odd = sorted(set(words) ^ set(by_token)) or [one.token for one in learned if len(one.rows) != 1]
+        if odd:
+            raise InputError(
+                f"{sources.descriptions[IDENTITIES]} and the embeddings disagree on {len(odd)} words, first {odd[0]!r};"
+                " export the adapter again"
+            )
+        learned = [by_token[word] for word in words]
     rows = torch.cat([one.rows for one in learned])
     check_new_tokens(bundle, identities, rows)
     return identities, rows
-
-
-def _by_word(learned: Sequence[Learned], identities: Sequence[Identity], sources: Sources) -> list[Learned]:
-    """Sorts `learned` by the words of `identities`."""
-    by_token = {one.token: one for one in learned}
-    words = [word for identity in identities for word in identity.words]
-    odd = sorted(set(words) ^ set(by_token)) or [one.token for one in learned if len(one.rows) != 1]
-    if odd:
-        raise InputError(
-            f"{sources.descriptions[IDENTITIES]} and the embeddings disagree on {len(odd)} words, first {odd[0]!r};"
-            " export the adapter again"
-        )
-    return [by_token[word] for word in words]
 
 
 def _joined(bundle: ModelBundle, sources: Sources, adapter: Adapter, described: bool) -> Imported:

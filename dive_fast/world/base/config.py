@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from dive_fast.settings import Fraction, NonNegativeFloat, NonNegativeInt, Part, PositiveInt, Settings
@@ -63,17 +63,6 @@ class VaeConfig(FitConfig):
 
 
 @dataclass(frozen=True)
-class TextConfig(FitConfig):
-    """Training of the text encoder on captions alone."""
-
-    steps: PositiveInt = 4000
-    batch: PositiveInt = 256
-    lr: NonNegativeFloat = 1.5e-3
-    warmup: NonNegativeInt = 200
-    save_every: PositiveInt = 250
-
-
-@dataclass(frozen=True)
 class UnetConfig(FitConfig):
     """Training of the UNet by v-prediction; at batches of 16, a rate of 7e-4 is better."""
 
@@ -102,10 +91,12 @@ class TaggerConfig(FitConfig):
 class BaseTrainConfig(Settings):
     """Everything that the pocket base depends on."""
 
-    shape: BaseShape = field(default_factory=BaseShape)
-    vae: Annotated[VaeConfig, Part("vae", only=("steps", "batch"))] = field(default_factory=VaeConfig)
-    text: Annotated[TextConfig, Part("text", only=("steps", "batch"))] = field(default_factory=TextConfig)
-    unet: Annotated[UnetConfig, Part("unet", only=("steps", "batch", "lr"))] = field(default_factory=UnetConfig)
+    shape: BaseShape = BaseShape()
+    vae: Annotated[VaeConfig, Part("vae", only=("steps", "batch"))] = VaeConfig()
+    text: Annotated[FitConfig, Part("text", only=("steps", "batch"))] = FitConfig(
+        4000, 256, 1.5e-3, 200, save_every=250
+    )
+    unet: Annotated[UnetConfig, Part("unet", only=("steps", "batch", "lr"))] = UnetConfig()
     vae_images: PositiveInt = 20000
     """Number of rendered images for the autoencoder."""
     unet_images: PositiveInt = 100000

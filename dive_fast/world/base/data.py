@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dive_fast.io import atomic_path
+from dive_fast.train.cameras import CODE_LETTERS
 from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH, random_grey_camera, random_rgb_camera
 from dive_fast.world.captions import caption
 from dive_fast.world.pedestrians import Pedestrian, Shot, sample_pedestrian, sample_shot
@@ -18,7 +19,6 @@ from dive_fast.world.render import render
 
 # Separates base identities from those of every world, which are seeded with a hash.
 _NAMESPACE = 0xBA5E
-_CODE_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,6 @@ class BaseImages:
 
     images: np.ndarray
     captions: list[str]
-
-
-def _random_code(rng: np.random.Generator) -> str:
-    """A meaningless camera word, to which a LoRA can later give a meaning."""
-    return "".join(_CODE_LETTERS[i] for i in rng.integers(0, len(_CODE_LETTERS), 4))
 
 
 def _person(seed: int, index: int) -> tuple[np.random.Generator, Pedestrian]:
@@ -64,8 +59,9 @@ def _one(seed: int, index: int, grey_fraction: float, noise_fraction: float) -> 
         text = _grey_caption(person, camera.words, shot, drop, rng)
     else:
         text = caption(person, camera.words, shot, drop=drop, rng=rng)
-    if rng.random() < 0.4:
-        text = text.replace("a photo", f"a {_random_code(rng)} photo", 1)
+    if rng.random() < 0.4:  # a meaningless camera word, to which a LoRA can later give a meaning
+        code = "".join(CODE_LETTERS[i] for i in rng.integers(0, len(CODE_LETTERS), 4))
+        text = text.replace("a photo", f"a {code} photo", 1)
     return image, text
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dive_fast.train.loop import Loss
 from dive_fast.types import InputError
-from dive_fast.world.base.config import BaseShape, TextConfig
+from dive_fast.world.base.config import BaseShape, FitConfig
 from dive_fast.world.base.fit import fit
 from dive_fast.world.base.model import new_text_encoder
 
@@ -54,17 +54,6 @@ def bindings(caption: str) -> list[tuple[int, set[str]]]:
     return found
 
 
-def noun_positions(tokenizer: CLIPTokenizer, captions: Sequence[str], at: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Returns the last token, after the start token, of each word numbered `at` of each caption."""
-
-    @cache
-    def length(word: str) -> int:
-        return len(tokenizer(word, add_special_tokens=False)["input_ids"])
-
-    ends = (list(accumulate(length(word) for word in caption.split())) for caption in captions)
-    return [[end[i] for i in numbers] for end, numbers in zip(ends, at, strict=True)]
-
-
 def binding_labels(
     captions: Sequence[str], tokenizer: CLIPTokenizer, least: int = 20
 ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
@@ -73,6 +62,10 @@ def binding_labels(
     """
     import torch
 
+    @cache
+    def length(word: str) -> int:
+        return len(tokenizer(word, add_special_tokens=False)["input_ids"])
+
     each = [bindings(caption) for caption in captions]
     counts = Counter(attribute for nouns in each for _, attributes in nouns for attribute in attributes)
     names = sorted(name for name, count in counts.items() if count >= least)
@@ -80,10 +73,10 @@ def binding_labels(
     most = max(len(nouns) for nouns in each)
     positions = torch.zeros(len(captions), most, dtype=torch.int64)
     labels = torch.zeros(len(captions), most, len(names), dtype=torch.bool)
-    ends = noun_positions(tokenizer, captions, [[i for i, _ in nouns] for nouns in each])
-    for row, nouns in enumerate(each):
-        positions[row, : len(nouns)] = torch.tensor(ends[row])
-        for k, (_, attributes) in enumerate(nouns):
+    for row, (caption, nouns) in enumerate(zip(captions, each, strict=True)):
+        ends = list(accumulate(map(length, caption.split())))  # each word's last token, after the start token
+        for k, (i, attributes) in enumerate(nouns):
+            positions[row, k] = ends[i]
             labels[row, k, [column[a] for a in attributes if a in column]] = True
     return names, positions, labels
 
@@ -92,7 +85,7 @@ def train_text_encoder(
     captions: Sequence[str],
     tokenizer: CLIPTokenizer,
     shape: BaseShape,
-    config: TextConfig,
+    config: FitConfig,
     work: Path,
     device: str = "cpu",
 ) -> CLIPTextModel:

@@ -16,15 +16,15 @@ import numpy as np
 
 from dive_fast.distributed import first_rank_first, leading
 from dive_fast.io import atomic_path, sha256_bytes, write_json
+from dive_fast.train.curves import Curve, plot_curves
 from dive_fast.train.samples import ImageSampler
 from dive_fast.types import InputError
 from dive_fast.world.base.config import BaseTrainConfig
 from dive_fast.world.base.data import cached_images, render_base_images
 from dive_fast.world.base.model import SCHEDULER_CONFIG, build_tokenizer
-from dive_fast.world.base.report import plot_losses, save_grid
 from dive_fast.world.base.text_train import token_ids, train_text_encoder
 from dive_fast.world.base.unet_train import train_unet
-from dive_fast.world.base.vae_train import encode_latents, evaluate_vae, start_vae, train_decoder
+from dive_fast.world.base.vae_train import encode_latents, evaluate_vae, save_grid, start_vae, train_decoder
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,12 @@ def _photos(seed: int, config: BaseTrainConfig, vae: AutoencoderKL, work: Path) 
 
 def _write_pictures(bundle: ModelBundle, work: Path, out: Path) -> None:
     """Writes loss curves, the autoencoder's sheet, and samples of captions of unseen identities."""
-    plot_losses(work, out / "losses.png")
+    panels = [  # one for each trained network
+        Curve(work / "decoder-loss.jsonl", "psnr", "decoder: PSNR, dB"),
+        Curve(work / "text-loss.jsonl", "recall", "text encoder: recall"),
+        Curve(work / "unet-loss.jsonl", "loss", "UNet: v MSE"),
+    ]
+    plot_curves([curve for curve in panels if curve.log.exists()], out / "losses.png")
     unseen = render_base_images(_SAMPLE_SEED, 12, grey_fraction=0.0, noise_fraction=0.0, workers=1)
     samples = sample_captions(bundle, unseen.captions, range(len(unseen.captions)))
     save_grid([unseen.images, samples], out / "samples.png")

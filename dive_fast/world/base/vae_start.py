@@ -51,7 +51,7 @@ def start_from_components(vae: AutoencoderKL, images: np.ndarray) -> None:
         _read_out(encoder, vae.quant_conv, std)
         # Diffusion starts from zero-mean noise: centre the latents.
         mean = vae.encode(torch.from_numpy(images[:256]).permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean
-        _bias(vae.quant_conv)[: len(std)] -= mean.mean(dim=(0, 2, 3))
+        vae.quant_conv.bias[: len(std)] -= mean.mean(dim=(0, 2, 3))
 
 
 def _space_to_depth(x: torch.Tensor) -> torch.Tensor:
@@ -71,26 +71,20 @@ def _components(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor
     return vectors[:, order].T.float(), values[order].clamp(min=1e-12).sqrt().float()
 
 
-def _bias(conv: torch.nn.Conv2d) -> torch.Tensor:
-    if conv.bias is None:
-        raise ValueError("the convolutions of the autoencoder need biases")
-    return conv.bias
-
-
-def _keep(conv: torch.nn.Conv2d, channels: int) -> None:
+def _keep(conv: Any, channels: int) -> None:
     """Makes the first `channels` an identity; further outputs start small."""
     conv.weight.mul_(0.1)
     conv.weight[:channels] = 0
-    _bias(conv).zero_()
+    conv.bias.zero_()
     centre = conv.kernel_size[0] // 2
     for i in range(channels):
         conv.weight[i, i, centre, centre] = 1
 
 
-def _project(conv: torch.nn.Conv2d, basis: torch.Tensor, channels: int) -> None:
+def _project(conv: Any, basis: torch.Tensor, channels: int) -> None:
     """Makes a stride-2 convolution (padded right and below) apply `basis` [K, 4 channels] to 2 x 2 blocks."""
     conv.weight.mul_(0.1)
-    _bias(conv).zero_()
+    conv.bias.zero_()
     conv.weight[: len(basis)] = 0
     taps = basis.view(len(basis), 4, channels)
     for tap, (i, j) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
@@ -105,13 +99,14 @@ def _last_projection(encoder: Any, basis: torch.Tensor, channels: int) -> None:
     """
     conv, norm = encoder.down_blocks[-1].resnets[0].conv_shortcut, encoder.conv_norm_out
     conv.weight.zero_()
-    _bias(conv).zero_()
-    for _, component, at in _layout(encoder, len(basis)):
+    conv.bias.zero_()
+    layout = _layout(encoder, len(basis))
+    for _, component, at in layout:
         conv.weight[at, :channels, 0, 0] = basis[component]
         conv.weight[at + 1, :channels, 0, 0] = -basis[component]
     size = norm.num_channels // norm.num_groups
     for group in range(norm.num_groups):
-        used = 2 * len([1 for g, _, _ in _layout(encoder, len(basis)) if g == group])
+        used = 2 * sum(g == group for g, _, _ in layout)
         for k in range(used, size):
             conv.bias[group * size + k] = _CONSTANT if (k - used) % 2 == 0 else -_CONSTANT
 
@@ -126,7 +121,7 @@ def _layout(encoder: Any, components: int) -> list[tuple[int, int, int]]:
     return [(c // per_group, c, (c // per_group) * size + 2 * (c % per_group)) for c in range(components)]
 
 
-def _read_out(encoder: Any, quant_conv: torch.nn.Conv2d, std: torch.Tensor) -> None:
+def _read_out(encoder: Any, quant_conv: Any, std: torch.Tensor) -> None:
     """Undoes the norm's division and scales each component to the square root of its relative std."""
     import torch
 
@@ -135,14 +130,14 @@ def _read_out(encoder: Any, quant_conv: torch.nn.Conv2d, std: torch.Tensor) -> N
     scales = (std / std.mean()).sqrt()
     size = norm.num_channels // norm.num_groups
     conv.weight.zero_()
-    _bias(conv).zero_()
+    conv.bias.zero_()
     layout = _layout(encoder, count)
     for group, component, at in layout:
-        used = 2 * len([1 for g, _, _ in layout if g == group])
+        used = 2 * sum(g == group for g, _, _ in layout)
         # variance of a group: the constants' plus one per used channel (components have unit std)
         group_std = (((size - used) * _CONSTANT**2 + used) / size) ** 0.5
         conv.weight[component, at, 1, 1] = scales[component] * group_std
         conv.weight[component, at + 1, 1, 1] = -scales[component] * group_std
     conv.bias[count:] = 2 * float(np.log(_POSTERIOR_STD))
     quant_conv.weight.copy_(torch.eye(2 * count).view(2 * count, 2 * count, 1, 1))
-    _bias(quant_conv).zero_()
+    quant_conv.bias.zero_()

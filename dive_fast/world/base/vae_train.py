@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from dive_fast.io import atomic_path
 from dive_fast.train.loop import Loss
@@ -14,7 +15,6 @@ from dive_fast.train.photos import to_pixels, to_signal
 from dive_fast.world.base.config import BaseShape, VaeConfig
 from dive_fast.world.base.fit import fit
 from dive_fast.world.base.model import new_vae
-from dive_fast.world.base.report import save_grid
 from dive_fast.world.base.vae_start import start_from_components
 from dive_fast.world.cameras import SYSU_CAMERAS, WorldCamera, random_grey_camera, random_rgb_camera
 from dive_fast.world.pedestrians import sample_pedestrian, sample_shot
@@ -60,22 +60,6 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
         return torch.cat([vae.encode(x).latent_dist.mean for x in _signals(images)]).clone()
 
 
-def _loss(
-    vae: AutoencoderKL, x: torch.Tensor, noise: torch.Tensor, config: VaeConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the reconstruction loss (absolute + squared, with extra weight on colour) and the PSNR in dB."""
-    import torch
-
-    with torch.no_grad():
-        posterior = vae.encode(x).latent_dist
-        z = posterior.mean + posterior.std * noise
-    error = vae.decode(z).sample - x
-    mse = error.square().mean()
-    colour = error - error.mean(dim=1, keepdim=True)
-    loss = error.abs().mean() + 4 * mse + config.chroma * (colour.abs().mean() + 4 * colour.square().mean())
-    return loss, 10 * torch.log10(4 / mse.detach())
-
-
 def train_decoder(
     vae: AutoencoderKL, images: np.ndarray, shape: BaseShape, config: VaeConfig, work: Path, device: str = "cpu"
 ) -> None:
@@ -86,22 +70,27 @@ def train_decoder(
     latent = (config.batch, shape.latent_channels, images.shape[1] // shape.factor, images.shape[2] // shape.factor)
 
     def loss_on(rows: np.ndarray, mine: slice, generator: torch.Generator) -> Loss:
-        noise = torch.randn(latent, generator=generator)
-        loss, decibels = _loss(vae, to_signal(images[rows[mine]]).to(device), noise[mine].to(device), config)
-        return loss, {"psnr": decibels}
+        """The absolute and squared error, with extra weight on colour; logs the PSNR in dB."""
+        noise = torch.randn(latent, generator=generator)[mine].to(device)
+        x = to_signal(images[rows[mine]]).to(device)
+        with torch.no_grad():
+            posterior = vae.encode(x).latent_dist
+        error = vae.decode(posterior.mean + posterior.std * noise).sample - x
+        mse = error.square().mean()
+        colour = error - error.mean(dim=1, keepdim=True)
+        loss = error.abs().mean() + 4 * mse + config.chroma * (colour.abs().mean() + 4 * colour.square().mean())
+        return loss, {"psnr": 10 * torch.log10(4 / mse.detach())}
 
     networks = [vae.decoder, vae.post_quant_conv]
     fit("decoder", networks, len(images), loss_on, config, work, device, betas=(0.9, 0.98), average=0.998)
     vae.eval().cpu()
 
 
-def reconstruct(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
-    """Encodes and decodes uint8 images; returns uint8 of the same shape."""
-    import torch
-
-    with torch.inference_mode():
-        decoded = [to_pixels(vae.decode(vae.encode(x).latent_dist.mean).sample) for x in _signals(images)]
-    return np.concatenate(decoded)
+def save_grid(rows: Sequence[np.ndarray], out: Path) -> None:
+    """Writes rows of images, each uint8 [N, H, W, 3], as a PNG at twice their size."""
+    grid = np.concatenate([np.concatenate(list(images), axis=1) for images in rows])
+    with atomic_path(out) as temporary:
+        Image.fromarray(grid.repeat(2, axis=0).repeat(2, axis=1)).save(temporary, "PNG")
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -115,6 +104,8 @@ def evaluate_vae(vae: AutoencoderKL, sheet: Path) -> dict[str, float]:
 
     Writes a sheet of originals above reconstructions.
     """
+    import torch
+
     cameras: dict[str, Callable[[np.random.Generator, int], WorldCamera]] = {
         "rgb": lambda rng, _: random_rgb_camera(rng),
         "grey": lambda rng, _: random_grey_camera(rng),
@@ -127,7 +118,9 @@ def evaluate_vae(vae: AutoencoderKL, sheet: Path) -> dict[str, float]:
             render(sample_pedestrian(rng), camera(rng, i), sample_shot(rng), noise=False) for i in range(_TEST_IMAGES)
         ]
         images = np.stack(photos)
-        decoded = reconstruct(vae, images)
+        with torch.inference_mode():
+            parts = [to_pixels(vae.decode(vae.encode(x).latent_dist.mean).sample) for x in _signals(images)]
+        decoded = np.concatenate(parts)
         report[f"psnr_{kind}"] = round(psnr(images, decoded), 2)
         rows += [images[:12], decoded[:12]]
     save_grid(rows, sheet)

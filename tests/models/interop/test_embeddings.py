@@ -32,12 +32,16 @@ def saved(path: Path, value: dict[str, object]) -> Path:
     return path
 
 
+def dive(vectors: dict[str, torch.Tensor], names: dict[str, object]) -> dict[str, object]:
+    return {"learned_embeds_dict": vectors, "name2placeholder": names}
+
+
 A1111 = {"string_to_token": {"*": 265}, "string_to_param": {"*": ROWS}, "name": "Some Body", "sd_checkpoint": None}
 LAYOUTS = {
     "diffusers": ("e.bin", {"<cat-toy>": ROWS[0]}, [Identity("cat-toy", "<cat-toy>")]),
     "diffusers, safetensors": ("e.safetensors", {"<cat-toy>": ROWS[0].clone()}, [Identity("cat-toy", "<cat-toy>")]),
     "diffusers, several vectors": ("e.bin", {"<cat>": ROWS}, [Identity("cat", "<cat.0> <cat.1> <cat.2>")]),
-    "diffusers, several tokens": (
+    "diffusers, tokens": (
         "e.bin",
         {"<a>": ROWS[0], "b": ROWS[1:]},
         [Identity("a", "<a>"), Identity("b", "<b.0> <b.1>")],
@@ -47,11 +51,7 @@ LAYOUTS = {
     "emb_params": ("Ann.safetensors", {"emb_params": ROWS[:1].clone()}, [Identity("Ann", "<ann>")]),
     "DiVE": (
         "learned_embeds-steps-last.bin",
-        {
-            "learned_embeds_dict": {"<class_0>": ROWS[0], "<class_1>": ROWS[1]},
-            "name2placeholder": {"533": "<class_1>", "7": "<class_0>"},
-            "placeholder2name": {"<class_0>": "7", "<class_1>": "533"},
-        },
+        dive({"<class_0>": ROWS[0], "<class_1>": ROWS[1]}, {"533": "<class_1>", "7": "<class_0>"}),
         [Identity("0533", "<class_1>"), Identity("0007", "<class_0>")],
     ),
 }
@@ -69,9 +69,9 @@ BROKEN = {
     "another width": ("e.bin", {"<a>": torch.zeros(768)}, "'<a>' is 768 wide.* 32"),
     "SDXL": ("e.safetensors", {"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}, "Stable Diffusion XL"),
     "a model": (
-        "e.safetensors",
-        {"conv_in.weight": torch.zeros(4, 2, 3, 3), "conv_in.bias": torch.zeros(4)},
-        "2 entries, first 'conv_in.bias'",
+        "e.bin",
+        {"conv.weight": torch.zeros(4, 2, 3, 3), "conv.bias": ROWS[0]},
+        "2 entries, first 'conv.bias'",
     ),
     "nothing": ("e.bin", {}, "0 entries"),
     "whole numbers": ("e.bin", {"<a>": torch.zeros(32, dtype=torch.int64)}, "'<a>' is torch.int64"),
@@ -79,24 +79,12 @@ BROKEN = {
     "text": ("e.bin", {"<a>": "a"}, "1 entries, first '<a>'"),
     "no letter": ("e.bin", {"<***>": ROWS[0]}, r"<\*\*\*>"),
     "A1111, two": ("e.pt", {"string_to_param": {"*": ROWS, "+": ROWS}}, "string_to_param"),
-    "DiVE, a name too many": (
-        "e.bin",
-        {"learned_embeds_dict": {"<class_0>": ROWS[0]}, "name2placeholder": {"1": "<class_0>", "2": "<class_1>"}},
-        "first '<class_1>'",
-    ),
-    "DiVE, a vector too many": (
-        "e.bin",
-        {"learned_embeds_dict": {"<class_0>": ROWS[0], "<class_1>": ROWS[1]}, "name2placeholder": {"1": "<class_0>"}},
-        "first '<class_1>'",
-    ),
-    "DiVE, no names": ("e.bin", {"learned_embeds_dict": {"<class_0>": ROWS[0]}}, "name2placeholder"),
+    "DiVE, a name too many": ("e.bin", dive({"<a>": ROWS[0]}, {"1": "<a>", "2": "<b>"}), "first '<b>'"),
+    "DiVE, a vector too many": ("e.bin", dive({"<a>": ROWS[0], "<b>": ROWS[1]}, {"1": "<a>"}), "first '<b>'"),
+    "DiVE, no names": ("e.bin", {"learned_embeds_dict": {"<a>": ROWS[0]}}, "name2placeholder"),
     "DiVE, no vectors": ("e.bin", {"learned_embeds_dict": ROWS}, "learned_embeds_dict"),
-    "DiVE, nobody": ("e.bin", {"learned_embeds_dict": {}, "name2placeholder": {}}, "learned_embeds_dict"),
-    "DiVE, a name of no token": (
-        "e.bin",
-        {"learned_embeds_dict": {"<class_0>": ROWS[0]}, "name2placeholder": {"1": ["<class_0>"]}},
-        "name2placeholder",
-    ),
+    "DiVE, nobody": ("e.bin", dive({}, {}), "learned_embeds_dict"),
+    "DiVE, a name of no token": ("e.bin", dive({"<a>": ROWS[0]}, {"1": ["<a>"]}), "name2placeholder"),
 }
 
 
@@ -129,7 +117,7 @@ def test_the_published_folder_becomes_an_adapter(bundle, published, tmp_path):
     assert load_adapter(tmp_path / "adapter").fingerprint == made.fingerprint
     fused = fuse(bundle, made)
     encoder = PromptEncoder(fused.tokenizer, fused.prompts)
-    assert encoder.prompt("0534", "cam3") == "a 8miP photo of a <class_1> person"
+    assert encoder.table.prompt("0534", "cam3") == "a 8miP photo of a <class_1> person"
     assert encoder.token_ids([("0534", "cam3"), None]).shape == (2, fused.tokenizer.model_max_length)
 
 
@@ -205,7 +193,7 @@ def test_missing_and_repeated_sources_are_named(bundle, adapter, published, tmp_
     lora = write_lora(tmp_path / "lora.bin", adapter, "diffusers")
     model = saved(tmp_path / "unet.bin", {"conv_in.weight": torch.zeros(2, 2), "conv_in.bias": torch.zeros(3)})
     for sources, part in [
-        ([embeddings], r"e\.pt.*--init-from"),
+        ([embeddings], r"no LoRA in .*e\.pt.*--init-from"),
         ([lora], r"no embeddings in .*lora\.bin"),
         ([model], r"unet\.bin"),
         ([published, lora], r"pytorch_lora_weights\.safetensors and .*lora\.bin"),

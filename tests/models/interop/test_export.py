@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dive_fast.models import PromptEncoder, fuse, load_bundle, merge_identities, subset
+from dive_fast.models import fuse, load_bundle, merge_identities, subset
 from dive_fast.models.interop import export_adapter, import_adapter
 from dive_fast.types import Identity, InputError
 from tests.support.models import assert_same_adapter, diffusers_pipeline
@@ -46,7 +46,7 @@ def as_documented(bundle, folder: Path):
 def test_diffusers_draws_what_our_fused_model_draws(layout, pid, bundle, several, tmp_path):
     export_adapter(several, tmp_path / "out", layout)
     fused = fuse(bundle, several)
-    prompt = PromptEncoder(fused.tokenizer, fused.prompts).prompt(pid, "cam3")
+    prompt = fused.prompts.prompt(pid, "cam3")
     theirs = as_documented(bundle, tmp_path / "out")
     ours, plain = image(diffusers_pipeline(fused), prompt), image(theirs, prompt)
     truth = image(theirs.to(torch.float64), prompt)

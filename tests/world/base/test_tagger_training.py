@@ -1,5 +1,7 @@
 """Training of the pocket's tagger: true words, whose they are, and a toy run that resumes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,13 @@ import torch
 from dive_fast.models.phrase import Phrase
 from dive_fast.train.tagger import load_tagger, mixed_words
 from dive_fast.types import InputError
+from dive_fast.world.base import tagger_train as room
 from dive_fast.world.base.config import TaggerConfig
 from dive_fast.world.base.data import base_identities, render_base_images
 from dive_fast.world.base.tagger_train import train_tagger
 from dive_fast.world.captions import caption_phrase, phrase_words
 from dive_fast.world.pedestrians import world_pedestrian
+from tests.support.training import interrupted_call
 
 CONFIG = TaggerConfig(images=40, steps=6, batch=4, warmup=1, save_every=2)
 
@@ -47,18 +51,14 @@ def test_people_are_those_in_the_rendered_images():
 
 @pytest.mark.slow
 def test_a_run_that_was_cut_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
-    import dive_fast.world.base.tagger_train as room
-
     monkeypatch.setattr(room, "_TEST_IMAGES", 10)
     report = train_tagger(CONFIG, tmp_path / "whole", tmp_path / "work")
     assert 0 <= report["right"] <= 1
+    with pytest.raises(InputError, match=r"tagger\.state"):
+        train_tagger(replace(CONFIG, batch=8), tmp_path / "b", tmp_path / "work")
     (tmp_path / "work" / "tagger.state").unlink()
-
-    def cut(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(room, "tagger_loss", _after(room.tagger_loss, 3, cut))
+        patch.setattr(room, "tagger_loss", interrupted_call(room.tagger_loss, 3))
         with pytest.raises(KeyboardInterrupt):
             train_tagger(CONFIG, tmp_path / "cut", tmp_path / "work")
     train_tagger(CONFIG, tmp_path / "cut", tmp_path / "work")
@@ -67,24 +67,3 @@ def test_a_run_that_was_cut_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     counts = np.array([len(words) for words in mixed_words(whole.phrase)])
     shares = [part.exp().sum().item() for part in whole.net.prior.split(counts.tolist())]
     assert np.allclose(shares, 1, atol=2e-3)  # rounded to half
-
-
-def _after(function, calls, then):
-    """`function` for as many calls, then `then`."""
-    left = [calls]
-
-    def counted(*arguments):
-        left[0] -= 1
-        return function(*arguments) if left[0] >= 0 else then(*arguments)
-
-    return counted
-
-
-@pytest.mark.slow
-def test_a_state_of_other_settings_is_refused(tmp_path, monkeypatch):
-    import dive_fast.world.base.tagger_train as room
-
-    monkeypatch.setattr(room, "_TEST_IMAGES", 10)
-    train_tagger(CONFIG, tmp_path / "a", tmp_path / "work")
-    with pytest.raises(InputError, match=r"tagger\.state"):
-        train_tagger(TaggerConfig(images=40, steps=4, batch=8, save_every=2), tmp_path / "b", tmp_path / "work")
