@@ -134,8 +134,7 @@ def test_a_script_is_an_extractor(tmp_path, real, dataset):
     np.testing.assert_allclose(found[:, 3:], [image.max((0, 1)) for image in expected], atol=1e-5)
     assert compare_sets(dataset, [real], script, progress=False)[0][0].dims == 6
     torch.jit.script(Flat()).save(str(tmp_path / "flat.pt"))
-    with pytest.raises(DiveError, match="must give .B, D."):
-        open_script(tmp_path / "flat.pt", 64, 32).features(photos)
+    refused("must give .B, D.", open_script(tmp_path / "flat.pt", 64, 32).features, photos, error=DiveError)
     (tmp_path / "bad.pt").write_bytes(b"no script")
     refused("no TorchScript file", open_script, tmp_path / "bad.pt", 64, 32)
 

@@ -9,7 +9,7 @@ import pytest
 
 from dive_fast.reid.evaluation import rerank as module
 from dive_fast.reid.evaluation.rerank import RerankConfig, Reranked
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 
 def rerank(query, gallery, config=RerankConfig()):  # noqa: B008
@@ -117,5 +117,4 @@ def test_identical_images_everywhere():
     ],
 )
 def test_bad_features_are_named(query, gallery, message):
-    with pytest.raises(InputError, match=message):
-        rerank(query, gallery)
+    refused(message, rerank, query, gallery)

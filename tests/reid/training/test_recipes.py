@@ -6,7 +6,7 @@ import pytest
 
 from dive_fast.reid.training.config import ReidConfig, learning_rate, synthetic_fraction
 from dive_fast.reid.training.recipes import recipe
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 
 def test_pocket_is_the_default():
@@ -54,11 +54,9 @@ def test_settings_are_replaced_by_their_own_names():
 
 
 def test_unknown_recipes_and_settings_are_named():
-    with pytest.raises(InputError, match=r"heigth.*height"):
-        recipe("agw", heigth=3)
+    refused(r"heigth.*height", recipe, "agw", heigth=3)
     for call in (lambda: recipe("agw", model="x"), lambda: recipe("agw", fill="white"), lambda: recipe("deen")):
-        with pytest.raises(InputError, match="'(model|white|deen)'"):
-            call()
+        refused("'(model|white|deen)'", call)
 
 
 def test_shares_run_along_their_points():

@@ -21,9 +21,10 @@ from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.reid.training.config import ValidationConfig
 from dive_fast.reid.training.train import train_reid
 from dive_fast.reid.training.validation import check_validation, held_out, refuse_test_people, split
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
 from tests.support.city import photo
 from tests.support.cli import Run
+from tests.support.refusals import refused
 
 
 @pytest.fixture
@@ -46,8 +47,7 @@ def test_people_are_drawn_among_those_with_both_real_modalities(city):
     assert held_out(samples[::-1], config) == people != held_out(samples, replace(config, split=1))
     without = [s for s in samples if s.pid != people[0]]
     assert set(people[1:]) < set(held_out(without, config))  # one gone, and the others stay
-    with pytest.raises(InputError, match="people 9 .* 8 identities"):
-        held_out(samples, replace(config, people=9))
+    refused("people 9 .* 8 identities", held_out, samples, replace(config, people=9))
 
 
 def test_nobody_is_on_both_sides_and_synthetic_images_on_neither(city):
@@ -68,10 +68,8 @@ def test_sets_that_would_choose_wrongly_are_refused(city):
         ([replace(val[0], source="synthetic"), *val[1:]], "is a synthetic image"),
         (city["query"], "got only ir"),
     ):
-        with pytest.raises(InputError, match=message):
-            check_validation(train, bad)
-    with pytest.raises(InputError, match="1 identities .*0103"):
-        refuse_test_people(val, {"0103", "0999"})
+        refused(message, check_validation, train, bad)
+    refused("1 identities .*0103", refuse_test_people, val, {"0103", "0999"})
     refuse_test_people(val, {"0999"})
 
 
@@ -99,15 +97,13 @@ def test_the_best_weights_are_kept_named_and_loaded(city, held, tmp_path):
         scores = task.score_features(*(embed(model, load_images(side, 64, 32)) for side in sides))
         assert task.result(scores, checkpoint="").map == pytest.approx(scored[step])
     (out / "best.safetensors").write_bytes((out / "model.safetensors").read_bytes())
-    with pytest.raises(InputError, match=r"best\.safetensors"):
-        load_model(out)
+    refused(r"best\.safetensors", load_model, out)
 
 
 def test_without_a_validation_there_is_no_best(city, tiny, tmp_path):
     out = train_reid(city["train"], replace(tiny, steps=2), tmp_path, progress=False)
     assert load_model(out)[2]["which"] == "last"
-    with pytest.raises(InputError, match="no validation"):
-        load_model(out, which="best")
+    refused("no validation", load_model, out, which="best")
 
 
 @pytest.mark.slow
