@@ -11,7 +11,7 @@ import numpy as np
 
 from dive_fast.data.names import abbreviate
 from dive_fast.quality.measures import F32, I64, left_out_margins, margins, nearest, nearest_within, quantiles
-from dive_fast.quality.probe import Probe, ProbeReport, fit, held_out
+from dive_fast.quality.probe import ProbeReport, fit, held_out, probability_infrared
 from dive_fast.quality.real import RealImages
 from dive_fast.quality.reid_extractor import Features
 from dive_fast.types import MODALITIES, InputError, Modality
@@ -65,7 +65,7 @@ class Scorer:
             scores[:, 0] = self._margins(features, pids)
         infrared = np.array([side == "ir" for side in sides])
         if "modality" in self.wanted:
-            probability = self.probe.infrared(features.tone)
+            probability = probability_infrared(self.probe, features.tone)
             scores[:, 1] = np.where(infrared, probability, 1 - probability)
         if "memorisation" in self.wanted:
             for side in MODALITIES:
@@ -87,7 +87,7 @@ class Scorer:
         return found
 
     @cached_property
-    def probe(self) -> Probe:
+    def probe(self) -> Any:
         return fit(self.real.features.tone, self.real.infrared)
 
     @cached_property

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dive_fast.data.counts import align
 from dive_fast.io import atomic_write
 from dive_fast.reid.comparison.records import Arm, Comparison, PeopleTest, SeedTest, Significance
 from dive_fast.reid.comparison.significance import LEVEL, needed_deviations
@@ -159,15 +160,9 @@ def _other_gap(baseline: str, gaps: dict[str, list[float | None]]) -> str:
 
 def as_text(comparison: Comparison) -> str:
     """Returns the table with aligned columns, then the notes."""
-    table = [HEADER, *rows(comparison)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = zip(cells, widths, strict=True)
-        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)])
-
-    ruler = "-" * len(line(HEADER))
-    return "\n".join([line(HEADER), ruler, *map(line, table[1:]), ruler, *notes(comparison)]) + "\n"
+    header, *lines = align([HEADER, *rows(comparison)], "<" + ">" * (len(HEADER) - 1)).splitlines()
+    ruler = "-" * len(header)
+    return "\n".join([header, ruler, *lines, ruler, *notes(comparison)]) + "\n"
 
 
 def as_markdown(comparison: Comparison) -> str:

@@ -27,6 +27,7 @@ from dive_fast.io import atomic_path, brief, sha256_bytes, sha256_file, write_js
 from dive_fast.reid.evaluation.evaluate import Extracted
 from dive_fast.reid.evaluation.protocols import camera_number
 from dive_fast.reid.evaluation.task import Labels
+from dive_fast.reid.optional import optional
 from dive_fast.types import InputError, Sample
 
 SIDES = ("query", "gallery")
@@ -124,13 +125,7 @@ def _load_npy(path: Path) -> NDArray[Any]:
 
 
 def _scipy_io() -> Any:
-    try:
-        import scipy.io  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    except ImportError as error:
-        raise InputError(
-            ".mat files need scipy; pip install 'dive-fast[reid]', or use a folder of .npy files"
-        ) from error
-    return scipy.io
+    return optional("scipy.io", ".mat files", "use a folder of .npy files", error=InputError)
 
 
 def _load_mat(path: Path) -> dict[str, NDArray[Any]]:

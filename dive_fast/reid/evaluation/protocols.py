@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from dive_fast.reid.optional import optional
 from dive_fast.settings import PositiveInt, Settings, Within
 from dive_fast.types import InputError, Modality, Sample
 
@@ -179,22 +180,13 @@ def draw_trials(
     """Returns the trials of both sides.
 
     "pocket" and "regdb" have one trial of everything. The others draw from `protocol.drawn_side`; an identity that a camera
-    never saw is left out there. Raises `InputError` for an empty side, samples of another data set or modality, a gallery
-    without the searched cameras, and draw "official" without `permutations`.
+    never saw is left out there. The sides must have passed `task.check_sides`. Raises `InputError` for a gallery without
+    the searched cameras, and for draw "official" without `permutations`.
     """
-    side = protocol.drawn_side
-    samples = query if side == "query" else gallery
-    if not samples:
-        raise InputError(f"the {side} is empty; give it images of the test identities")
-    check_cameras(samples, protocol)
     if not protocol.draws:
         return [Trial()]
-    modality = protocol.query_modality if side == "query" else protocol.gallery_modality
-    wrong = next((sample for sample in samples if sample.modality != modality), None)
-    if wrong is not None:
-        raise InputError(
-            f"protocol {protocol.name!r} draws {side} images of modality {modality}, got {wrong.path} ({wrong.modality})"
-        )
+    side = protocol.drawn_side
+    samples = query if side == "query" else gallery
     known = tuple(sorted({camera_number(sample.camera) for sample in samples}))
     cameras = SEARCHES[protocol.search] if protocol.name == "sysu" else known
     cells = _cells(samples, cameras)
@@ -268,14 +260,9 @@ def _number(name: str, what: str) -> int:
 
 def read_permutations(path: Path | str) -> Permutations:
     """Reads SYSU-MM01's `exp/rand_perm_cam.mat` as (camera, identity) -> int [trials, images]; needs scipy."""
+    io = optional("scipy.io", "draw 'official'", "choose draw 'seeded'", error=InputError)
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    except ImportError as error:
-        raise InputError(
-            "draw 'official' needs scipy; pip install 'dive-fast[reid]', or choose draw 'seeded'"
-        ) from error
-    try:
-        cells = loadmat(str(path))["rand_perm_cam"]
+        cells = io.loadmat(str(path))["rand_perm_cam"]
         return {
             (camera + 1, person + 1): people[person][0]
             for camera, people in enumerate(cells[:, 0])

@@ -6,23 +6,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dive_fast.io import brief, read_json
-from dive_fast.types import DiveError, InputError
+from dive_fast.reid.optional import optional
+from dive_fast.types import InputError
 
 
-def transformers() -> ModuleType:
-    """Returns the library; raises `DiveError` without it."""
-    try:
-        import transformers as library
-    except ImportError as error:
-        raise DiveError("this ReID backbone needs transformers; pip install 'dive-fast[reid]'") from error
-    return library
+def transformers() -> Any:
+    return optional("transformers", "this ReID backbone")
 
 
 def folder_model(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.reid.comparison.plots import require_matplotlib, save_figure
+from dive_fast.reid.comparison.plots import new_figure, save_figure
 from dive_fast.reid.pictures.features import GROUPS, group_of
 from dive_fast.report import html
 from dive_fast.types import Sample
@@ -80,11 +80,7 @@ def _middle(points: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _figure(title: str) -> tuple[Figure, Axes]:
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.2, 6.4), dpi=140, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(8.2, 6.4, 140)
     axes.set_title(title, loc="left", fontsize=11, color=_INK)
     return figure, axes
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dive_fast.reid.data.batches import Batch
 from dive_fast.reid.models.model import ReidModel
@@ -54,7 +55,7 @@ class TrainState:
             features, logits = self.model(pixels, batch.infrared.to(self.device))
         features, logits = gathered(features.float()), gathered(logits.float())
         labels = gathered(batch.labels.to(self.device))
-        entropy = losses.cross_entropy(logits, labels, self.config.smoothing)
+        entropy = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
         triplet = _triplet(features, labels, self.config)
         loss = entropy + triplet
         right = (logits.argmax(1) == labels).float().mean()

@@ -140,6 +140,7 @@ def test_sides_are_checked_before_any_image_is_opened(city, checkpoint):
         ((query, gallery), Protocol("regdb"), "protocol 'regdb' is for RegDB"),
         ((query, gallery), Protocol("llcm"), "protocol 'llcm' is for LLCM"),
         (([replace(query[0], camera="regdb-thermal2")], gallery), Protocol("sysu"), "for SYSU-MM01"),
+        (([replace(query[0], camera="llcm-nir1")], gallery), Protocol("pocket"), "for a tree like .*llcm-nir1"),
     ):
         refused(message, evaluate_reid, "no/checkpoint", *sides, protocol=protocol, progress=False)
     with pytest.raises(InputError, match="no valid query"):

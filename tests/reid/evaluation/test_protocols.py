@@ -105,7 +105,6 @@ def test_a_broken_permutation_file_is_named(tmp_path):
 
 
 def test_refusals():
-    refused("empty", drawn, [], Protocol())
     refused("searched cameras", drawn, gallery(cameras=(4, 5)), Protocol("sysu", "indoor"))
     assert camera_number("cam12") == 12
     refused("lobby", camera_number, "lobby")
@@ -148,12 +147,6 @@ def test_llcm_draws(direction, mode, kind, drawn_side, asks):
         )
 
 
-def test_drawing_from_the_wrong_side_is_refused():
-    infrared, visible = llcm()
-    refused("query images of modality ir", drawn, visible, Protocol("llcm", direction="visible-to-ir", mode="legacy"))
-    refused("gallery images of modality rgb", drawn, infrared, Protocol("llcm"))
-
-
 def test_regdb_searches_all_of_its_trial():
     samples = [Sample(Path(f"Visible/{p}/{n}.bmp"), f"{p:04d}", "regdb-visible1") for p in (3, 9) for n in range(4)]
     assert draw_trials(samples, samples, Protocol("regdb", trial=7)) == [Trial()]
@@ -176,13 +169,6 @@ def test_facts_say_what_ran_and_what_it_was_published_as():
         "protocol llcm (all search, shots 1 query, whole gallery, trials 10, draw seeded), infrared to visible, mode legacy "
         "(published as visible to infrared)"
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "camera"), [("sysu", "llcm-vis1"), ("regdb", "cam1"), ("llcm", "regdb-visible1"), ("pocket", "llcm-vis1")]
-)
-def test_another_data_set_is_refused(name, camera):
-    refused(f"protocol '{name}' is for .*{camera}", drawn, [Sample(Path("a.jpg"), "0001", camera)], Protocol(name))
 
 
 def test_official_multi_shot_is_camera_by_camera_then_person_by_person():
