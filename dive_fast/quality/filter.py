@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -17,8 +17,6 @@ from dive_fast.quality.config import FilterConfig, Threshold
 from dive_fast.quality.rules import FractionLimits, Rule, check_names, plain_rules
 from dive_fast.quality.sidecar import Scored, metadata_path, read_metadata, read_scored, read_scores
 from dive_fast.types import MODALITIES, InputError, Modality
-
-T = TypeVar("T")
 
 VERSION = 1
 DROPPED, RECORD = "dropped.jsonl", "filter.json"
@@ -150,20 +148,17 @@ def undo(dataset: Path) -> int:
 def _fraction_rules(dataset: Path, wanted: Sequence[Threshold], metadata: dict[str, Any], progress: bool) -> list[Rule]:
     limits = FractionLimits(wanted, metadata)
     if limits.wanted:
-        for scores in _bar(read_scores(dataset), metadata["pairs"], "read scores", progress):
+        total = metadata["pairs"]
+        for scores in tqdm(read_scores(dataset), "read scores", total, leave=False, unit="pair", disable=not progress):
             limits.add(scores)
     return limits.rules()
-
-
-def _bar(rows: Iterator[T], total: int, title: str, progress: bool) -> Iterator[T]:
-    return iter(tqdm(rows, total=total, desc=title, unit="pair", disable=not progress, leave=False))
 
 
 def _dropped_rows(
     dataset: Path, tally: Tally, allow_lost: bool, total: int, progress: bool
 ) -> Iterator[dict[str, Any]]:
     """The lines of dropped.jsonl. A refusal at the end keeps the earlier file."""
-    for scored in _bar(read_scored(dataset), total, "filter", progress):
+    for scored in tqdm(read_scored(dataset), "filter", total, leave=False, unit="pair", disable=not progress):
         reasons = tally.add(scored)
         if reasons:
             yield {"pair_id": scored.pair.pair_id, "reasons": reasons}

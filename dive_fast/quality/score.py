@@ -28,7 +28,7 @@ from dive_fast.io import (
 )
 from dive_fast.quality.config import MEANINGS, ScoreConfig
 from dive_fast.quality.dataset import DatasetShard, dataset_hash, read_shard, records_hash, shard_numbers
-from dive_fast.quality.measures import F32, RunningQuantiles, nearest_other
+from dive_fast.quality.measures import F32, RunningQuantiles, nearest
 from dive_fast.quality.real import read_real, real_images, set_metadata
 from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
 from dive_fast.quality.scorer import PER_IMAGE, Scorer
@@ -306,7 +306,7 @@ def _finish(parts: list[tuple[F32, int, np.ndarray]], values: dict[int, F32]) ->
     """Fills in the diversity of a complete group."""
     features = np.concatenate([part for part, _, _ in parts])
     if len(features) > 1:
-        found = (1 - nearest_other(features)).clip(min=0)  # half precision may say a little less than 0
+        found = (1 - nearest(features)[0]).clip(min=0)  # half precision may say a little less than 0
         ends = np.cumsum([len(part) for part, _, _ in parts])[:-1]
         for part, (_, number, rows) in zip(np.split(found, ends), parts, strict=True):
             values[number][rows] = part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,22 @@ def load_images(
         images = np.empty((len(samples), 3, height, width), np.uint8)
         _decode(samples, range(len(samples)), images, progress)
     return _image_set(samples, torch.from_numpy(images))
+
+
+def image_chunks(
+    samples: Sequence[Sample], height: int, width: int, most: int, progress: str | None = None
+) -> Iterator[ImageSet]:
+    """Yields the decoded `samples`, at most `most` at a time; a thread decodes each chunk while its predecessor is used."""
+    chunks = [samples[start : start + most] for start in range(0, len(samples), most)]
+    bar = tqdm(total=len(samples), desc=progress, unit="image", disable=progress is None, leave=False)
+    with bar, ThreadPoolExecutor(1) as decoder:
+        ahead = decoder.submit(load_images, chunks[0], height, width)
+        for number in range(len(chunks)):
+            images = ahead.result()
+            if number + 1 < len(chunks):
+                ahead = decoder.submit(load_images, chunks[number + 1], height, width)
+            yield images
+            bar.update(len(images))
 
 
 def _decode(

@@ -154,10 +154,5 @@ def tsne(features: F32, seed: int = 0) -> F32:
     if len(features) < _FEWEST:
         raise DiveError(f"a t-SNE picture needs at least {_FEWEST} images, got {len(features)}; give --images 0")
     perplexity = min(30.0, (len(features) - 1) / 3)
-    found: F32 = (
-        require_tsne()
-        .TSNE(init="pca", perplexity=perplexity, random_state=seed)
-        .fit_transform(features)
-        .astype(np.float32)
-    )
-    return found
+    found = require_tsne().TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
+    return np.asarray(found, np.float32)

@@ -29,7 +29,9 @@ class TrainState:
 
     def __init__(self, config: ReidConfig, classes: int, device: str):
         self.config, self.device = config, torch.device(device)
-        check_precision(config.precision, device)
+        bf16_on_gpu = config.precision == "bf16" and self.device.type == "cuda"
+        if bf16_on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise InputError(f"precision bf16: {torch.cuda.get_device_name()} lacks it; choose fp16")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = ReidModel(config.model, classes).to(device)
@@ -114,12 +116,6 @@ class TrainState:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
-
-
-def check_precision(precision: str, device: str) -> None:
-    """Raises `InputError` for a precision that `device`, "cpu" or "cuda", cannot train in."""
-    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError(f"precision bf16: {torch.cuda.get_device_name()} lacks it; choose fp16")
 
 
 def _triplet(features: Tensor, labels: Tensor, config: ReidConfig) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -199,7 +200,7 @@ def test_a_checkpoint_needs_its_pretrained_folder_no_more(tmp_path, monkeypatch)
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     tiny = dict(zip(vit.SIZES, (24, 2, 3, 40, 16), strict=True))
-    monkeypatch.setattr(vit, "BASE", tiny)
+    monkeypatch.setattr(vit, "clip_vit_b16", partial(vit.clip, sizes=tiny))
     # Another image size and another epsilon than the default.
     CLIPVisionModel(CLIPVisionConfig(**tiny, image_size=96, layer_norm_eps=1e-3)).save_pretrained(tmp_path)
     config = ModelConfig("clip-vit-b16", 64, 32, "avg", stripes=2, weights=str(tmp_path))
