@@ -61,9 +61,7 @@ class ScriptFeatures:
         try:
             found = self.module(pixels)
         except RuntimeError as error:  # torch's own, whatever the script does
-            raise DiveError(
-                f"extractor {self.metadata['file']} fails on [B, 3, H, W] images: {brief(error)}"
-            ) from error
+            raise DiveError(f"extractor {self.metadata['file']} fails on images: {brief(error)}") from error
         if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(pixels):
             raise DiveError(f"extractor {self.metadata['file']} must give [B, D] for [B, 3, H, W] images")
         if not found.isfinite().all():

@@ -74,10 +74,7 @@ def open_extractor(checkpoint: Path | str, device: str = "cpu", batch: int = 128
     if type(synthetic) is not int or synthetic < 0:
         raise InputError(f"{checkpoint}: reid.json does not say whether it saw synthetic images; train it again")
     if synthetic:
-        raise InputError(
-            f"{checkpoint} was trained on {synthetic:,} synthetic images, so it cannot score any; give a checkpoint "
-            "trained on real images only (dive-fast reid train --real)"
-        )
+        raise InputError(f"{checkpoint} was trained on {synthetic:,} synthetic images; give one of real images only")
     metadata = {
         "sha256": record["sha256"],
         "data": record.get("data"),

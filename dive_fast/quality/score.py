@@ -83,9 +83,7 @@ def score_dataset(
         try:
             return run.write(run.compute())
         except KeyboardInterrupt as error:
-            raise DiveError(
-                f"interrupted: what was scored in {dataset} is kept; run the same command again to continue"
-            ) from error
+            raise DiveError(f"interrupted: {dataset} keeps its scores; run the same command again") from error
 
 
 def _settings_path(dataset: Path) -> Path:
@@ -111,9 +109,7 @@ def _check_settings(dataset: Path, settings: dict[str, Any], overwrite: bool) ->
     if path.exists():  # of a run that was stopped, too
         held = read_json(path, "score settings")
     if canonical_json(held) != canonical_json(settings) and not overwrite:
-        raise InputError(
-            f"{dataset / 'scores'} holds scores by {_difference(held, settings)}; use --overwrite to replace them"
-        )
+        raise InputError(f"{path.parent.parent} holds scores by {_difference(held, settings)}; use --overwrite")
 
 
 def _known_metadata(dataset: Path) -> dict[str, Any] | None:

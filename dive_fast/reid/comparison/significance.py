@@ -130,9 +130,7 @@ def _over_people(differences: F64, pids: Sequence[str]) -> PeopleTest | None:
     """`differences` [Q] of AP in 0..1, NaN where a query has no match; None for a single identity."""
     valid = ~np.isnan(differences)
     if len(differences) != len(pids):
-        raise InputError(
-            f"there are {len(differences)} APs for {len(pids)} queries; they must be of the same test half"
-        )
+        raise InputError(f"there are {len(differences)} APs for {len(pids)} queries")
     names, identity = np.unique(np.asarray(pids)[valid], return_inverse=True)
     if len(names) < 2:
         return None

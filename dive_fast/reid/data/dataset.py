@@ -131,8 +131,7 @@ def _check_memory(count: int, height: int, width: int, what: str) -> None:
     needed, found = count * 3 * height * width, memory()
     if found is not None and needed > found[1]:
         raise InputError(
-            f"{what}: {count:,} images of {height}x{width} need {needed / _GB:.1f} GB of memory, {found[1] / _GB:.1f} GB "
-            "are free; give --cache, or smaller images"
+            f"{what}: {count:,} images of {height}x{width} need {needed / _GB:.1f} of {found[1] / _GB:.1f} GB; give --cache"
         )
 
 

@@ -85,9 +85,7 @@ class PairSampler:
             raise InputError(f"{len(lacking)} of {len(self._pids)} identities lack a modality ({lists}); {remedy}")
         usable = np.setdiff1d(np.arange(len(self._pids)), np.array(lacking, np.int64))
         if len(usable) < needed:
-            raise InputError(
-                f"a batch needs {needed} identities, got {len(usable)} (dropped {len(lacking)}); lower --identities"
-            )
+            raise InputError(f"a batch needs {needed} identities, got {len(usable)}; lower --identities")
         return usable, tuple(self._pids[label] for label in lacking)
 
     def _split(self, fraction: float | None) -> list[tuple[Index, int]]:
@@ -99,9 +97,7 @@ class PairSampler:
         counts = [self._config.identities - synthetic, synthetic]
         for kind, members, count in zip(("real", "synthetic"), groups, counts, strict=True):
             if len(members) < count:
-                raise InputError(
-                    f"synthetic_share {fraction:g} needs {count} {kind} identities a batch, got {len(members)}; change it"
-                )
+                raise InputError(f"synthetic_share {fraction:g} needs {count} {kind} identities, got {len(members)}")
         return [(members, count) for members, count in zip(groups, counts, strict=True) if count]
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from dive_fast.data.names import abbreviate
 from dive_fast.reid.data.augment import normalise
 from dive_fast.reid.data.dataset import ImageSet, image_chunks
 from dive_fast.reid.evaluation.protocols import Permutations, Protocol
@@ -74,9 +75,8 @@ def check_unseen(seen: Collection[str], query: Sequence[Sample], gallery: Sequen
     known = sorted(set(seen) & {s.pid for s in [*query, *gallery]})
     if known:
         raise InputError(
-            f"the checkpoint was trained or chosen on {len(known):,} identities of the test set, first "
-            f"{', '.join(known[:3])}; give the checkpoint of this split (RegDB: of this trial), or --other-people if they "
-            "only share names"
+            f"the checkpoint was trained or chosen on {len(known):,} identities of the test set ({abbreviate(known)}); give "
+            "the one of this split or trial, or --other-people if they only share names"
         )
 
 

@@ -81,9 +81,7 @@ class Protocol(Settings):
         """Refuses values out of bounds, and an explicit setting that the protocol does not use."""
         super().__post_init__()
         if self.name in ("sysu", "pocket") and self.direction != "ir-to-visible":
-            raise InputError(
-                f"direction {self.direction!r} is not defined for protocol {self.name!r}, whose queries are infrared"
-            )
+            raise InputError(f"direction {self.direction!r} is not for protocol {self.name!r}")
         defaults = {"search": ("sysu", "all"), "shots": ("sysu", 1), "draw": ("sysu", "seeded"), "trial": ("regdb", 1)}
         for field, (owner, default) in defaults.items():
             if self.name != owner and getattr(self, field) != default:
@@ -93,10 +91,7 @@ class Protocol(Settings):
         if not self.draws and self.trials not in (1, 10):
             raise InputError(f"protocol {self.name!r} draws nothing, got trials {self.trials}; leave trials out")
         if self.mode == "legacy" and (self.name != "llcm" or self.direction != "visible-to-ir"):
-            raise InputError(
-                "mode 'legacy' requires protocol 'llcm' and direction 'visible-to-ir', "
-                f"got {self.name!r} and {self.direction!r}"
-            )
+            raise InputError(f"mode 'legacy' requires llcm, visible-to-ir, got {self.name!r}, {self.direction!r}")
 
     @property
     def rule(self) -> Rule:
@@ -168,10 +163,7 @@ def check_cameras(samples: Sequence[Sample], protocol: Protocol) -> None:
     known = re.compile(pattern)
     for sample in samples:
         if not known.fullmatch(sample.camera):
-            raise InputError(
-                f"protocol {protocol.name!r} is for {expected}, but {sample.path} is by camera {sample.camera!r}; choose "
-                "the protocol of that data set"
-            )
+            raise InputError(f"protocol {protocol.name!r} is for {expected}, got {sample.path} by {sample.camera!r}")
 
 
 def draw_trials(
@@ -245,8 +237,7 @@ def _official(
         for number in map(int, table[trial][:shots]):
             if number not in numbered:
                 raise InputError(
-                    f"the gallery lacks image {number:04d} of identity {pid} in camera {camera}, which the official draw "
-                    "names; copy the data set again"
+                    f"the official draw names image {number:04d} of {pid} in camera {camera}, which is not there"
                 )
             drawn.append(numbered[number])
     return drawn

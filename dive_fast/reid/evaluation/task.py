@@ -47,10 +47,7 @@ def check_sides(
             if sample.source != "real":
                 raise InputError(f"the {name} holds a synthetic image ({sample.path}); evaluate on real ones only")
             if sample.modality != modality:
-                raise InputError(
-                    f"the {name} holds {sample.path} of modality {sample.modality}, expected {modality}: the protocol "
-                    f"searches {DIRECTION_NAMES[protocol.runs]}"
-                )
+                raise InputError(f"the {name} holds {sample.path} of modality {sample.modality}, expected {modality}")
         check_cameras(samples, protocol)
     twice = [path for path, count in Counter(s.path for s in [*query, *gallery]).items() if count > 1]
     if twice:

@@ -46,9 +46,7 @@ def folder_model(
             folder, config=form, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
         )
     if missing := info["missing_keys"]:
-        raise InputError(
-            f"weights: {folder} lacks {len(missing)} tensors of a {name}, as {min(missing)}; save it again"
-        )
+        raise InputError(f"weights: {folder} lacks {len(missing)} tensors of a {name}, as {min(missing)}")
     return net
 
 
@@ -95,8 +93,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises any kind for broken bytes
         raise InputError(
-            f"weights: {path} is no safetensors file or pickle of tensors ({brief(error, 120)}); save the model's "
-            "state_dict() as safetensors"
+            f"weights: {path} is no safetensors file or pickle of tensors ({brief(error, 120)})"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"weights: {path} is not a state dict of names and tensors; save the model's state_dict()")

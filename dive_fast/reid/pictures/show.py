@@ -125,9 +125,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         if not isinstance(known, dict) or any(
             canonical_json(known.get(key)) != canonical_json(value) for key, value in settings.items()
         ):
-            raise InputError(
-                f"{out} holds pictures of another checkpoint, data or choice; choose another --out or delete it"
-            )
+            raise InputError(f"{out} holds pictures of another choice; choose another --out or delete it")
         return
     if out.exists() and (not out.is_dir() or any(not entry.name.startswith(f".{RECORD}.") for entry in out.iterdir())):
         raise InputError(f"{out} holds other files; choose another --out")

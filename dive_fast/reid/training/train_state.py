@@ -80,9 +80,8 @@ class TrainState:
         self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
         if self.skipped and (self.scaler is None or self.skipped >= MOST_SKIPPED):
             repeated = "" if scale is None else f", for {self.skipped} steps in a row, at a loss scale of {scale:g}"
-            raise DiveError(
-                f"the gradient's norm is {norm} at step {number} (loss {loss:g}){repeated}; {self._remedy()}"
-            )
+            where = f"at step {number} (loss {loss:g}){repeated}"
+            raise DiveError(f"the gradient's norm is {norm} {where}; {self._remedy()}")
         if self.config.clip is not None and not self.skipped:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, torch.tensor(norm))
         if self.scaler is None:

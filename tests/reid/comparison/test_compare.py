@@ -20,13 +20,12 @@ from dive_fast.reid.comparison import runs as running
 from dive_fast.reid.comparison.compare import compare
 from dive_fast.reid.comparison.records import PeopleTest, SeedTest, Significance
 from dive_fast.reid.comparison.table import as_text
-from dive_fast.reid.data.config import AugmentConfig
 from dive_fast.reid.evaluation.protocols import Protocol
 from dive_fast.reid.evaluation.results import ReidResult
-from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.training import train as training
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import InputError, Sample
+from tests.support.city import TINY
 from tests.support.refusals import refused
 
 pytestmark = pytest.mark.slow
@@ -41,14 +40,7 @@ def arms(city):
     }
 
 
-CONFIG = ReidConfig(
-    model=ModelConfig(height=64, width=32, stripes=2),
-    augment=AugmentConfig(crop=2),
-    identities=4,
-    per_modality=2,
-    steps=3,
-    missing="visible",
-)
+CONFIG = replace(TINY, steps=3, missing="visible")
 
 
 @pytest.fixture

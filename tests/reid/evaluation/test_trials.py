@@ -13,13 +13,14 @@ from dive_fast.commands import reid_inputs
 from dive_fast.data.regdb import read_regdb
 from dive_fast.data.sets import SetSpec, parse_set
 from dive_fast.options import Changes
+from dive_fast.reid.data.config import AugmentConfig
 from dive_fast.reid.evaluation import trials as module
 from dive_fast.reid.evaluation.evaluate import evaluate_reid
 from dive_fast.reid.evaluation.protocols import Protocol
 from dive_fast.reid.evaluation.trials import run_trials
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.types import InputError
-from tests.support.city import photo
+from tests.support.city import TINY, photo
 from tests.support.cli import Run
 from tests.support.refusals import refused
 
@@ -46,10 +47,7 @@ def regdb(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config():
-    from dive_fast.reid.models.config import ModelConfig
-    from dive_fast.reid.training.config import ReidConfig
-
-    return ReidConfig(model=ModelConfig(height=64, width=32, stripes=2), identities=4, per_modality=2, steps=4)
+    return replace(TINY, augment=AugmentConfig(), steps=4)
 
 
 @pytest.fixture(scope="module")
