@@ -73,7 +73,8 @@ def score_dataset(
     with _claimed(dataset):
         _check_settings(dataset, settings, overwrite)
         metadata = _known_metadata(dataset)
-        if metadata and not overwrite and metadata.get("records") == dataset_hash(dataset) and _complete(dataset):
+        complete = all(scores_path(dataset, number).is_file() for number in shard_numbers(dataset))
+        if metadata and not overwrite and metadata.get("records") == dataset_hash(dataset) and complete:
             return metadata
         scorer = _scorer(dataset, extractor, known, learned, config, progress)
         run = _Run(dataset, extractor, scorer, settings, progress)
@@ -121,10 +122,6 @@ def _known_metadata(dataset: Path) -> dict[str, Any] | None:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("settings"), dict):
         raise InputError(f"{path} is not what dive-fast score wrote; move it away and score again")
     return metadata
-
-
-def _complete(dataset: Path) -> bool:
-    return all(scores_path(dataset, number).is_file() for number in shard_numbers(dataset))
 
 
 def _difference(held: object, settings: dict[str, Any]) -> str:
@@ -268,9 +265,7 @@ class _Run:
         return values
 
     def _metadata(
-        self,
-        quantiles_of: dict[tuple[str, Modality], RunningQuantiles],
-        thresholds: dict[str, Any],
+        self, quantiles_of: dict[tuple[str, Modality], RunningQuantiles], thresholds: dict[str, Any]
     ) -> dict[str, Any]:
         made: dict[str, dict[str, Any]] = {}
         for (name, side), running in sorted(quantiles_of.items()):

@@ -99,7 +99,9 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(
             f"Gap closed = (arm - {comparison.baseline}) / ({comparison.oracle} - {comparison.baseline}) in mAP."
         )
-        lines += [_other_gap(name, gaps) for name, gaps in comparison.other_gaps.items()]
+        for base, gaps in comparison.other_gaps.items():
+            cells = ", ".join(f"{arm} {_percent(*mean_std(fractions))}" for arm, fractions in gaps.items())
+            lines.append(f"Of the gap from {base}, closed: {cells}.")
     worse = [a.name for a in comparison.arms if a.difference_mean is not None and a.difference_mean < 0]
     if worse:
         lines.append(f"Worse than the baseline: {', '.join(worse)}.")
@@ -152,12 +154,6 @@ def _interval(name: str, found: Significance) -> str:
     return f"{name} {' and '.join(spans)}"
 
 
-def _other_gap(baseline: str, gaps: dict[str, list[float | None]]) -> str:
-    """ "Of the gap from baseline, closed: grey -20 ± 8 %, ours 52 ± 9 %." """
-    cells = ", ".join(f"{arm} {_percent(*mean_std(fractions))}" for arm, fractions in gaps.items())
-    return f"Of the gap from {baseline}, closed: {cells}."
-
-
 def as_text(comparison: Comparison) -> str:
     """Returns the table with aligned columns, then the notes."""
     header, *lines = align([HEADER, *rows(comparison)], "<" + ">" * (len(HEADER) - 1)).splitlines()
@@ -165,14 +161,9 @@ def as_text(comparison: Comparison) -> str:
     return "\n".join([header, ruler, *lines, ruler, *notes(comparison)]) + "\n"
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """Returns the table in Markdown, then the notes."""
+def write_tables(comparison: Comparison, out: Path) -> None:
+    """Writes the table and its notes into `out`, as `table.txt` and as Markdown, `table.md`."""
+    atomic_write(out / "table.txt", as_text(comparison))
     lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows(comparison)]
     table = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return "\n".join([*table, "", *(f"{note}  " for note in notes(comparison))]) + "\n"
-
-
-def write_tables(comparison: Comparison, out: Path) -> None:
-    """Writes `table.txt` and `table.md` into `out`."""
-    atomic_write(out / "table.txt", as_text(comparison))
-    atomic_write(out / "table.md", as_markdown(comparison))
+    atomic_write(out / "table.md", "\n".join([*table, "", *(f"{note}  " for note in notes(comparison))]) + "\n")

@@ -81,7 +81,11 @@ def load_images(
     if cache is not None:
         images = _cached(samples, height, width, cache, progress)
     else:
-        _check_memory(len(samples), height, width, what)
+        count, found = len(samples), memory()
+        needed = count * 3 * height * width
+        if found is not None and needed > found[1]:
+            have = f"need {needed / _GB:.1f} of {found[1] / _GB:.1f} GB"
+            raise InputError(f"{what}: {count:,} images of {height}x{width} {have}; give --cache")
         images = np.empty((len(samples), 3, height, width), np.uint8)
         _decode(samples, range(len(samples)), images, progress)
     return _image_set(samples, torch.from_numpy(images))
@@ -125,14 +129,6 @@ def _decode(
         bar = tqdm(rows, desc=progress, unit="image", disable=progress is None, leave=False)
         for _ in pool.map(decode, bar):
             pass
-
-
-def _check_memory(count: int, height: int, width: int, what: str) -> None:
-    needed, found = count * 3 * height * width, memory()
-    if found is not None and needed > found[1]:
-        raise InputError(
-            f"{what}: {count:,} images of {height}x{width} need {needed / _GB:.1f} of {found[1] / _GB:.1f} GB; give --cache"
-        )
 
 
 def _cached(samples: Sequence[Sample], height: int, width: int, cache: Path, progress: str | None) -> NDArray[np.uint8]:

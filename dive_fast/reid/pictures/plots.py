@@ -95,12 +95,6 @@ def _finish(figure: Figure, axes: Axes, path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_features(points: NDArray[np.float32], samples: Sequence[Sample], people: Sequence[str], out: Path) -> None:
-    """Writes `features-groups.png` and `features-people.png` into `out`."""
-    plot_groups(points, samples, out / PICTURES[0])
-    plot_people(points, samples, people, out / PICTURES[1])
-
-
 def feature_section(found: Mapping[str, Any], synthetic_in_training: Any, out: Path) -> str:
     """Returns a part of a page with the numbers, `found` as in show.json, and the pictures in `out`."""
     kinds = ["person, nearest visible", "person, nearest infrared", "modality, nearest of all"]

@@ -58,7 +58,7 @@ class TrainState:
         features, logits = gathered(features.float()), gathered(logits.float())
         labels = gathered(batch.labels.to(self.device))
         entropy = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
-        triplet = _triplet(features, labels, self.config)
+        triplet = self._triplet(features, labels)
         loss = entropy + triplet
         right = (logits.argmax(1) == labels).float().mean()
         names = ("loss", "cross_entropy", "triplet", "accuracy")
@@ -69,6 +69,12 @@ class TrainState:
         self.optimizer.zero_grad()
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return {**values, **self._update(number, values["loss"])}
+
+    def _triplet(self, features: Tensor, labels: Tensor) -> Tensor:
+        if self.config.triplet == "hard":
+            return losses.batch_hard_triplet(features, labels, self.config.margin)
+        squared = self.config.triplet == "squared"
+        return (losses.squared_difference_triplet if squared else losses.weighted_triplet)(features, labels)
 
     def _update(self, number: int, loss: float) -> dict[str, float]:
         """Steps the optimizer if the gradient is finite; returns its norm, at fp16 also the scale and the steps skipped."""
@@ -115,14 +121,6 @@ class TrainState:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
-
-
-def _triplet(features: Tensor, labels: Tensor, config: ReidConfig) -> Tensor:
-    if config.triplet == "hard":
-        return losses.batch_hard_triplet(features, labels, config.margin)
-    if config.triplet == "squared":
-        return losses.squared_difference_triplet(features, labels)
-    return losses.weighted_triplet(features, labels)
 
 
 def _optimizer(model: ReidModel, config: ReidConfig) -> torch.optim.Optimizer:

@@ -185,14 +185,22 @@ def test_refusals(arms, city, config, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_every_arm_spends_as_many_places_on_the_people_common_to_all(arms, city, config, tmp_path, monkeypatch):
-    arms = {"paired-only": city["train"], **arms}
-    shares, batches = {}, {}
-    real = running.fit
+@pytest.fixture
+def shares(monkeypatch):
+    """The synthetic share and the added identities that each arm is trained with."""
+    found, real = {}, running.fit
 
     def watched(images, config, out, **options):
-        shares[out.parent.name] = (config.synthetic_share, options["added"])
+        found[out.parent.name] = (config.synthetic_share, options["added"])
         return real(images, config, out, **options)
+
+    monkeypatch.setattr(running, "fit", watched)
+    return found
+
+
+def test_every_arm_spends_as_many_places_on_the_people_common_to_all(arms, city, config, tmp_path, monkeypatch, shares):
+    arms = {"paired-only": city["train"], **arms}
+    batches = {}
 
     class Watched(training.PairSampler):
         def batch(self, step):
@@ -201,7 +209,6 @@ def test_every_arm_spends_as_many_places_on_the_people_common_to_all(arms, city,
             batches.setdefault(len(self._visible), []).append(people)
             return rows
 
-    monkeypatch.setattr(running, "fit", watched)
     monkeypatch.setattr(training, "PairSampler", Watched)
     config = replace(config, identities=4, synthetic_share=0.5)
     first = run(arms, city, config, tmp_path, seeds=(0,))
@@ -271,16 +278,8 @@ def pairs_of(samples):
     return [replace(s, source="synthetic") for s in samples]
 
 
-def test_an_arm_without_the_shared_set(arms, city, config, tmp_path, monkeypatch):
+def test_an_arm_without_the_shared_set(arms, city, config, tmp_path, shares):
     """Its people are others, and those whom the other arms share stay the same."""
-    shares = {}
-    real = running.fit
-
-    def watched(images, config, out, **options):
-        shares[out.parent.name] = (config.synthetic_share, options["added"])
-        return real(images, config, out, **options)
-
-    monkeypatch.setattr(running, "fit", watched)
     only = pairs_of(city["external"] + city["external_ir"])
     config = replace(config, synthetic_share=0.5)
     arms = {"paired-only": city["train"], **arms, "synthetic-only": only}

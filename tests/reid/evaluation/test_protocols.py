@@ -154,15 +154,9 @@ def test_regdb_searches_all_of_its_trial():
 
 
 def test_facts_say_what_ran_and_what_it_was_published_as():
-    assert Protocol("sysu", "indoor", shots=10, draw="official").metadata() == {
-        "protocol": "sysu",
-        "search": "indoor",
-        "shots": 10,
-        "trials": 10,
-        "draw": "official",
-        "direction": "ir-to-visible",
-        "mode": "standard",
-    }
+    found = Protocol("sysu", "indoor", shots=10, draw="official").metadata()
+    assert found.pop("mode") == "standard" and found.pop("direction") == "ir-to-visible"
+    assert found == {"protocol": "sysu", "search": "indoor", "shots": 10, "trials": 10, "draw": "official"}
     legacy = Protocol("llcm", direction="visible-to-ir", mode="legacy")
     assert legacy.metadata()["direction"] == "ir-to-visible" and legacy.metadata()["published_as"] == "visible-to-ir"
     assert describe(legacy.metadata()) == (

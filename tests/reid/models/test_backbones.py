@@ -213,13 +213,8 @@ def save_clip(folder: Path, whole: bool = False, **changes):
         net = CLIPVisionModel(CLIPVisionConfig(**vision))
         net.save_pretrained(folder)
         return net.eval()
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 9,
-    }
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text = {**sizes, "num_attention_heads": 2, "vocab_size": 9}
     both = CLIPModel(CLIPConfig(vision_config=vision, text_config=text))
     both.save_pretrained(folder)
     return both.vision_model.eval()

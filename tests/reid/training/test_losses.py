@@ -56,9 +56,8 @@ def test_weighted_and_squared_difference(loss, power, seed):
 def test_squared_difference_by_hand():
     """People at 0 and 5, and at 1 and 2 on a line: the first, for one, has positives 4.966536, negatives 1.268941 away."""
     features, labels = torch.tensor([[0.0], [5.0], [1.0], [2.0]], dtype=torch.float64), torch.tensor([0, 0, 1, 1])
-    expected = (
-        13.672205 + 2.936345 + 0.612167 + 0.089787
-    ) / 4  # of differences 3.697594, 1.697594, -0.411219, -1.537883
+    # Of the differences 3.697594, 1.697594, -0.411219 and -1.537883.
+    expected = (13.672205 + 2.936345 + 0.612167 + 0.089787) / 4
     assert squared_difference_triplet(features, labels).item() == pytest.approx(expected, abs=1e-5)
 
 

@@ -102,10 +102,8 @@ def test_two_processes_leave_the_run_that_one_leaves(tmp_path, capsys):
     assert said == capsys.readouterr().out.replace("/one", "/two") and "48 images of 6 identities" in said
     rows = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (one, two)]
     assert [row.keys() for row in rows[0]] == [row.keys() for row in rows[1]]
-    for name, tolerance in {
-        "loss": 1e-3,
-        "gradient_norm": 5e-3,
-    }.items():  # sums in another order, and what steps make of it
+    # Sums in another order, and what steps make of it.
+    for name, tolerance in {"loss": 1e-3, "gradient_norm": 5e-3}.items():
         assert [row[name] for row in rows[1]] == pytest.approx([row[name] for row in rows[0]], rel=tolerance)
     records = [read_json(out / "reid.json", "") for out in (one, two)]
     for name in ("pids", "validation", "config", "data"):

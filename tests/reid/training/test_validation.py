@@ -115,13 +115,9 @@ def test_validating_changes_nothing_of_the_training(city, held, tmp_path):
     plain = train_reid(rest, replace(held, validation=ValidationConfig()), tmp_path / "without", progress=False)
     a, b = (load_file(folder / "model.safetensors") for folder in (out, plain))
     assert all(torch.equal(a[name], b[name]) for name in b)
-    given = train_reid(
-        rest,
-        replace(held, validation=ValidationConfig(every_steps=2)),
-        tmp_path / "given",
-        progress=False,
-        val=[s for s in city["train"] if s.pid in people],
-    )
+    scored = replace(held, validation=ValidationConfig(every_steps=2))
+    val = [s for s in city["train"] if s.pid in people]
+    given = train_reid(rest, scored, tmp_path / "given", progress=False, val=val)
     assert read_json(given / "reid.json", "")["best"]["val_map"] == read_json(out / "reid.json", "")["best"]["val_map"]
 
 
@@ -180,9 +176,8 @@ SMALL = ["--device", "cpu", "--steps", 2, "--identities", 4, "--per-modality", 2
 
 
 def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, run: Run):
-    code, out, error = run(
-        "reid", "train", "--real", f"sysu:{tree}", "--val", f"sysu:{tree}", "--out", tmp_path / "a", *SMALL, "--json"
-    )
+    sets = ["--real", f"sysu:{tree}", "--val", f"sysu:{tree}"]
+    code, out, error = run("reid", "train", *sets, "--out", tmp_path / "a", *SMALL, "--json")
     assert code == 0, error
     assert "3 people of --val" in error
     record = read_json(tmp_path / "a" / "reid.json", "")
@@ -192,13 +187,10 @@ def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, 
 
 
 def test_the_command_refuses_test_people_for_validation(tree, tmp_path, run: Run):
-    for val in (f"sysu:{tree},split=test", f"sysu:{tree},split=all"):
+    vals = {f"sysu:{tree},split=test": "0009", f"sysu:{tree},split=all": "0009", f"llcm:{tree}": "llcm"}
+    for val, message in vals.items():
         code, _, error = run("reid", "train", "--real", f"sysu:{tree}", "--val", val, "--out", tmp_path / "b", *SMALL)
-        assert code == 2 and "0009" in error
-    code, _, error = run(
-        "reid", "train", "--real", f"sysu:{tree}", "--val", f"llcm:{tree}", "--out", tmp_path / "b", *SMALL
-    )
-    assert code == 2 and "llcm" in error
+        assert code == 2 and message in error
     assert not (tmp_path / "b").exists()
 
 
