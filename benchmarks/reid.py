@@ -36,7 +36,7 @@ from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.reid.training.config import ReidConfig, learning_rate
-from dive_fast.reid.training.losses import cross_entropy, weighted_triplet
+from dive_fast.reid.training.losses import weighted_triplet
 from dive_fast.reid.training.recipes import recipe
 from dive_fast.reid.training.train import train_reid
 from dive_fast.reid.training.train_state import TrainState
@@ -142,7 +142,8 @@ def plain_training(samples: Sequence[Sample], config: ReidConfig, steps: int, wo
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * learning_rate(step, steps, config, steps // (config.epochs or 1))
         features, logits = model(images, infrared)
-        loss = cross_entropy(logits, labels, config.smoothing) + weighted_triplet(features, labels)
+        entropy = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=config.smoothing)
+        loss = entropy + weighted_triplet(features, labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(state.parameters, config.clip or float("inf"))

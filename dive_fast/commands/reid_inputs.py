@@ -80,9 +80,7 @@ def test_set(spec: SetSpec) -> SetSpec:
     if spec.layout not in PAIRED:
         raise InputError(f"{label(spec)} has no infrared images to test on; give a set of {', '.join(PAIRED)}")
     if spec.split not in (None, "test", "val"):
-        raise InputError(
-            f"{label(spec)}: split {spec.split} is trained on; test on split test (or, to choose settings, val)"
-        )
+        raise InputError(f"{label(spec)}: split {spec.split} is trained on; give split test or val")
     return replace(spec, split=spec.split or "test")
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dive_fast.commands.common import Device, Json, PhotoSet, finish, torch_device
-from dive_fast.commands.reid_inputs import Recipe, Rerank, config_from, label
+from dive_fast.commands.reid_inputs import Recipe, Rerank, config_from
 from dive_fast.options import Changes
 from dive_fast.reid.training.config import ReidConfig
-from dive_fast.types import InputError, to_dict
+from dive_fast.types import to_dict
 
 
 def trials(
@@ -29,10 +29,6 @@ def trials(
     from dive_fast.reid.evaluation.rerank import RerankConfig
     from dive_fast.reid.evaluation.trials import DIRECTIONS, run_trials
 
-    if real.layout != "regdb":
-        raise InputError(
-            f"--real {label(real)}: trials with a model each are RegDB's, as regdb:PATH; for others use reid eval"
-        )
     report = run_trials(
         real,
         config_from(recipe, config),

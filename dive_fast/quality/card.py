@@ -78,8 +78,7 @@ def write_card(dataset: Path, config: CardConfig = CardConfig()) -> Path:
         )
     except (KeyError, TypeError, AttributeError, ValueError, TemplateError) as error:  # sidecars of another shape
         raise InputError(
-            f"dataset {dataset}: scores.json, filter.json or sets.json is not as dive-fast wrote it ({error!r}); score, "
-            "filter or compare again"
+            f"{dataset}: scores.json, filter.json or sets.json is damaged ({error!r}); make it again"
         ) from error
     data = body.encode()
     atomic_write(path, f"<!-- written by dive-fast card, sha256 {sha256_bytes(data)} -->\n".encode() + data)

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dive_fast.io import brief, sha256_file
-from dive_fast.quality.reid_extractor import CHUNK, F32, ReidExtractor
-from dive_fast.reid.data.dataset import load_images
+from dive_fast.quality.reid_extractor import F32, ReidExtractor
+from dive_fast.reid.data.dataset import image_chunks
+from dive_fast.reid.evaluation.evaluate import CHUNK
 from dive_fast.types import DiveError, InputError, Sample
 
 
@@ -52,24 +52,16 @@ class ScriptFeatures:
     metadata: dict[str, Any]
 
     def features(self, samples: Sequence[Sample], progress: str | None = None) -> F32:
-        parts = []
-        bar = tqdm(total=len(samples), desc=progress, unit="image", disable=progress is None, leave=False)
-        with bar:
-            for start in range(0, len(samples), CHUNK):
-                images = load_images(samples[start : start + CHUNK], self.height, self.width).images
-                for pixels in images.split(self.batch):
-                    parts.append(self._run(pixels.to(self.device).float() / 255))
-                bar.update(len(images))
-        return np.concatenate(parts)
+        chunks = image_chunks(samples, self.height, self.width, CHUNK, progress)
+        parts = (pixels for images in chunks for pixels in images.images.split(self.batch))
+        return np.concatenate([self._run(pixels.to(self.device).float() / 255) for pixels in parts])
 
     @torch.inference_mode()
     def _run(self, pixels: torch.Tensor) -> F32:
         try:
             found = self.module(pixels)
         except RuntimeError as error:  # torch's own, whatever the script does
-            raise DiveError(
-                f"extractor {self.metadata['file']} fails on [B, 3, H, W] images: {brief(error)}"
-            ) from error
+            raise DiveError(f"extractor {self.metadata['file']} fails on images: {brief(error)}") from error
         if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(pixels):
             raise DiveError(f"extractor {self.metadata['file']} must give [B, D] for [B, 3, H, W] images")
         if not found.isfinite().all():

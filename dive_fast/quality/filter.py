@@ -7,18 +7,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import sha256_file, write_json, write_jsonl
-from dive_fast.quality.config import FilterConfig, Threshold
+from dive_fast.quality.config import FilterConfig
 from dive_fast.quality.rules import FractionLimits, Rule, check_names, plain_rules
 from dive_fast.quality.sidecar import Scored, metadata_path, read_metadata, read_scored, read_scores
 from dive_fast.types import MODALITIES, InputError, Modality
-
-T = TypeVar("T")
 
 VERSION = 1
 DROPPED, RECORD = "dropped.jsonl", "filter.json"
@@ -128,9 +126,12 @@ def filter_dataset(dataset: Path, config: FilterConfig, *, progress: bool = True
         raise InputError("filter: give a threshold (--min, --max, --keep-share), or --undo")
     metadata, wanted = read_metadata(dataset), config.thresholds
     check_names(wanted, metadata)
-    rules = [*plain_rules(wanted, metadata), *_fraction_rules(dataset, wanted, metadata, progress)]
-    tally = Tally(rules)
-    write_jsonl(dataset / DROPPED, _dropped_rows(dataset, tally, config.allow_lost, metadata["pairs"], progress))
+    limits, total = FractionLimits(wanted, metadata), metadata["pairs"]
+    if limits.wanted:
+        for scores in tqdm(read_scores(dataset), "read scores", total, leave=False, unit="pair", disable=not progress):
+            limits.add(scores)
+    tally = Tally([*plain_rules(wanted, metadata), *limits.rules()])
+    write_jsonl(dataset / DROPPED, _dropped_rows(dataset, tally, config.allow_lost, total, progress))
     record = _record(dataset, tally)
     write_json(dataset / RECORD, record)
     return record, tally
@@ -147,23 +148,11 @@ def undo(dataset: Path) -> int:
     return count
 
 
-def _fraction_rules(dataset: Path, wanted: Sequence[Threshold], metadata: dict[str, Any], progress: bool) -> list[Rule]:
-    limits = FractionLimits(wanted, metadata)
-    if limits.wanted:
-        for scores in _bar(read_scores(dataset), metadata["pairs"], "read scores", progress):
-            limits.add(scores)
-    return limits.rules()
-
-
-def _bar(rows: Iterator[T], total: int, title: str, progress: bool) -> Iterator[T]:
-    return iter(tqdm(rows, total=total, desc=title, unit="pair", disable=not progress, leave=False))
-
-
 def _dropped_rows(
     dataset: Path, tally: Tally, allow_lost: bool, total: int, progress: bool
 ) -> Iterator[dict[str, Any]]:
     """The lines of dropped.jsonl. A refusal at the end keeps the earlier file."""
-    for scored in _bar(read_scored(dataset), total, "filter", progress):
+    for scored in tqdm(read_scored(dataset), "filter", total, leave=False, unit="pair", disable=not progress):
         reasons = tally.add(scored)
         if reasons:
             yield {"pair_id": scored.pair.pair_id, "reasons": reasons}

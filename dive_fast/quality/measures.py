@@ -51,34 +51,29 @@ def left_out_margins(features: F32, labels: I64, classes: int) -> F32:
     return (features[rows] * own).sum(axis=1) - similar.max(axis=1)
 
 
-def nearest(features: F32, bank: F32) -> tuple[F32, I64]:
-    """The highest cosine similarity of each row to a row of `bank` [N, D], and that row's index."""
+def nearest(features: F32, bank: F32 | None = None) -> tuple[F32, I64]:
+    """The highest cosine similarity of each row to a row of `bank` [N, D], and that row's index.
+
+    Without `bank` it is that to another row of `features`, which needs two rows.
+    """
+    known = features if bank is None else bank
     best, at = np.empty(len(features), np.float32), np.empty(len(features), np.int64)
-    step = max(1, _BLOCK // len(bank))
+    step = max(1, _BLOCK // len(known))
     for start in range(0, len(features), step):
-        similar = features[start : start + step] @ bank.T
+        similar = features[start : start + step] @ known.T
+        if bank is None:
+            rows = np.arange(len(similar))
+            similar[rows, start + rows] = -np.inf
         at[start : start + step] = similar.argmax(axis=1)
         best[start : start + step] = similar.max(axis=1)
     return best, at
 
 
-def nearest_other(features: F32) -> F32:
-    """The highest cosine similarity of each row to another row; needs two rows."""
-    best = np.empty(len(features), np.float32)
-    step = max(1, _BLOCK // len(features))
-    for start in range(0, len(features), step):
-        similar = features[start : start + step] @ features.T
-        rows = np.arange(len(similar))
-        similar[rows, start + rows] = -np.inf
-        best[start : start + step] = similar.max(axis=1)
-    return best
-
-
 def nearest_within(features: F32, labels: I64) -> F32:
-    """`nearest_other` within each label, of all rows whose label has another row."""
+    """The highest similarity of each row to another one of its label, by label; lone rows are left out."""
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
-    found = [nearest_other(features[group]) for group in groups if len(group) > 1]
+    found = [nearest(features[group])[0] for group in groups if len(group) > 1]
     return np.concatenate(found) if found else np.empty(0, np.float32)
 
 

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.types import DiveError
+from dive_fast.reid.optional import optional
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 DECAY = 1e-3  # of the weights, beside a mean loss of about 1e-2: holds them where the classes are separable
 FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Logistic regression on unit features scaled to entries of about 1."""
-
-    model: Any
-
-    def infrared(self, features: F32) -> F32:
-        """The probability of each row to be infrared, 0..1."""
-        return self.model.predict_proba(_inputs(features))[:, 1].astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -38,12 +26,17 @@ class ProbeReport:
     own: F32
 
 
-def fit(features: F32, infrared: Bools) -> Probe:
-    """Fits weights with decay, both classes weighted equally, in float64."""
+def fit(features: F32, infrared: Bools) -> Any:
+    """Fits scikit-learn's logistic regression with weight decay, both classes weighted equally, in float64."""
     regression = _sklearn("linear_model").LogisticRegression(
         C=1 / (DECAY * len(features)), class_weight="balanced", fit_intercept=False, tol=1e-8, max_iter=10_000
     )
-    return Probe(regression.fit(_inputs(features), infrared))
+    return regression.fit(_inputs(features), infrared)
+
+
+def probability_infrared(probe: Any, features: F32) -> F32:
+    """Returns the probability of each row to be infrared, 0..1."""
+    return probe.predict_proba(_inputs(features))[:, 1].astype(np.float32)
 
 
 def held_out(features: F32, infrared: Bools, people: NDArray[np.int64], folds: int = FOLDS) -> ProbeReport:
@@ -58,23 +51,17 @@ def held_out(features: F32, infrared: Bools, people: NDArray[np.int64], folds: i
     for k in range(folds):
         test = fold == k
         if test.any():
-            probability[test] = fit(features[~test], infrared[~test]).infrared(features[test])
+            probability[test] = probability_infrared(fit(features[~test], infrared[~test]), features[test])
     own = np.where(infrared, probability, 1 - probability)
     accuracy = np.mean([(own[side] > 0.5).mean() for side in (infrared, ~infrared)])
     area = _sklearn("metrics").roc_auc_score(infrared, probability)
     return ProbeReport(float(area), float(accuracy), own)
 
 
+def _sklearn(module: str) -> Any:
+    return optional(f"sklearn.{module}", "score modality", "leave modality out of --scores")
+
+
 def _inputs(features: F32) -> F64:
     scaled = features.astype(np.float64) * np.sqrt(features.shape[1])
     return np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
-
-
-def _sklearn(module: str) -> Any:
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise DiveError(
-            "score modality needs scikit-learn, which is not installed. Run pip install 'dive-fast[reid]', or leave "
-            "modality out of --scores"
-        ) from error

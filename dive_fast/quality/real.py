@@ -72,13 +72,9 @@ def read_real(specs: Sequence[SetSpec]) -> list[NamedSet]:
             with open(sample.path, "rb") as stream:
                 made = "synthetic" in read_tags(stream)
         except OSError as error:
-            raise InputError(
-                f"image {sample.path} cannot be read ({error.strerror}); check the set's folder"
-            ) from error
+            raise InputError(f"image {sample.path} cannot be read ({error.strerror})") from error
         if made:
-            raise InputError(
-                f"{sample.path} is a generated image, its own marks say; real sets must hold real images only"
-            )
+            raise InputError(f"{sample.path} is a generated image, by its tags; leave it out")
     return sets
 
 

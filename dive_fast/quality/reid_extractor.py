@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from dive_fast.reid.data.augment import LUMA
-from dive_fast.reid.data.dataset import ImageSet, load_images
-from dive_fast.reid.evaluation.evaluate import embed
+from dive_fast.reid.data.dataset import ImageSet, image_chunks
+from dive_fast.reid.evaluation.evaluate import CHUNK, embed
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.types import InputError, Sample
 
 F32 = NDArray[np.float32]
-CHUNK = 512  # images decoded at once: 7 MB at 96x48 pixels, 64 MB at 288x144
 
 
 @dataclass(frozen=True)
@@ -55,21 +52,11 @@ class ReidExtractor:
 
     def features(self, samples: Sequence[Sample], tone: bool = True, progress: str | None = None) -> Features:
         """Features of every sample, in order, one chunk of images in memory at a time; without `tone` those have width 0."""
-        parts = list(self._chunks(samples, tone, progress))
-        return Features(np.concatenate([p.identity for p in parts]), np.concatenate([p.tone for p in parts]))
-
-    def _chunks(self, samples: Sequence[Sample], tone: bool, progress: str | None) -> Iterator[Features]:
-        bar = tqdm(total=len(samples), desc=progress, unit="image", disable=progress is None, leave=False)
-        with bar, ThreadPoolExecutor(1) as decoder:
-            jobs = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
-            ahead = decoder.submit(load_images, jobs[0], self.height, self.width)
-            for number in range(len(jobs)):
-                images = ahead.result()
-                if number + 1 < len(jobs):
-                    ahead = decoder.submit(load_images, jobs[number + 1], self.height, self.width)
-                identity = embed(self.model, images, batch=self.batch)
-                yield Features(identity, self._tone(images) if tone else identity[:, :0])
-                bar.update(len(images))
+        parts = []
+        for images in image_chunks(samples, self.height, self.width, CHUNK, progress):
+            identity = embed(self.model, images, batch=self.batch)
+            parts.append((identity, self._tone(images) if tone else identity[:, :0]))
+        return Features(*map(np.concatenate, zip(*parts, strict=True)))
 
     def _tone(self, images: ImageSet) -> F32:
         luma = torch.einsum("bchw,c->bhw", images.images.float(), LUMA)[:, None].expand(-1, 3, -1, -1)
@@ -87,10 +74,7 @@ def open_extractor(checkpoint: Path | str, device: str = "cpu", batch: int = 128
     if type(synthetic) is not int or synthetic < 0:
         raise InputError(f"{checkpoint}: reid.json does not say whether it saw synthetic images; train it again")
     if synthetic:
-        raise InputError(
-            f"{checkpoint} was trained on {synthetic:,} synthetic images, so it cannot score any; give a checkpoint "
-            "trained on real images only (dive-fast reid train --real)"
-        )
+        raise InputError(f"{checkpoint} was trained on {synthetic:,} synthetic images; give one of real images only")
     metadata = {
         "sha256": record["sha256"],
         "data": record.get("data"),

@@ -28,7 +28,7 @@ from dive_fast.io import (
 )
 from dive_fast.quality.config import MEANINGS, ScoreConfig
 from dive_fast.quality.dataset import DatasetShard, dataset_hash, read_shard, records_hash, shard_numbers
-from dive_fast.quality.measures import F32, RunningQuantiles, nearest_other
+from dive_fast.quality.measures import F32, RunningQuantiles, nearest
 from dive_fast.quality.real import read_real, real_images, set_metadata
 from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
 from dive_fast.quality.scorer import PER_IMAGE, Scorer
@@ -73,7 +73,8 @@ def score_dataset(
     with _claimed(dataset):
         _check_settings(dataset, settings, overwrite)
         metadata = _known_metadata(dataset)
-        if metadata and not overwrite and metadata.get("records") == dataset_hash(dataset) and _complete(dataset):
+        complete = all(scores_path(dataset, number).is_file() for number in shard_numbers(dataset))
+        if metadata and not overwrite and metadata.get("records") == dataset_hash(dataset) and complete:
             return metadata
         scorer = _scorer(dataset, extractor, known, learned, config, progress)
         run = _Run(dataset, extractor, scorer, settings, progress)
@@ -83,9 +84,7 @@ def score_dataset(
         try:
             return run.write(run.compute())
         except KeyboardInterrupt as error:
-            raise DiveError(
-                f"interrupted: what was scored in {dataset} is kept; run the same command again to continue"
-            ) from error
+            raise DiveError(f"interrupted: {dataset} keeps its scores; run the same command again") from error
 
 
 def _settings_path(dataset: Path) -> Path:
@@ -111,9 +110,7 @@ def _check_settings(dataset: Path, settings: dict[str, Any], overwrite: bool) ->
     if path.exists():  # of a run that was stopped, too
         held = read_json(path, "score settings")
     if canonical_json(held) != canonical_json(settings) and not overwrite:
-        raise InputError(
-            f"{dataset / 'scores'} holds scores by {_difference(held, settings)}; use --overwrite to replace them"
-        )
+        raise InputError(f"{path.parent.parent} holds scores by {_difference(held, settings)}; use --overwrite")
 
 
 def _known_metadata(dataset: Path) -> dict[str, Any] | None:
@@ -125,10 +122,6 @@ def _known_metadata(dataset: Path) -> dict[str, Any] | None:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("settings"), dict):
         raise InputError(f"{path} is not what dive-fast score wrote; move it away and score again")
     return metadata
-
-
-def _complete(dataset: Path) -> bool:
-    return all(scores_path(dataset, number).is_file() for number in shard_numbers(dataset))
 
 
 def _difference(held: object, settings: dict[str, Any]) -> str:
@@ -272,9 +265,7 @@ class _Run:
         return values
 
     def _metadata(
-        self,
-        quantiles_of: dict[tuple[str, Modality], RunningQuantiles],
-        thresholds: dict[str, Any],
+        self, quantiles_of: dict[tuple[str, Modality], RunningQuantiles], thresholds: dict[str, Any]
     ) -> dict[str, Any]:
         made: dict[str, dict[str, Any]] = {}
         for (name, side), running in sorted(quantiles_of.items()):
@@ -306,7 +297,7 @@ def _finish(parts: list[tuple[F32, int, np.ndarray]], values: dict[int, F32]) ->
     """Fills in the diversity of a complete group."""
     features = np.concatenate([part for part, _, _ in parts])
     if len(features) > 1:
-        found = (1 - nearest_other(features)).clip(min=0)  # half precision may say a little less than 0
+        found = (1 - nearest(features)[0]).clip(min=0)  # half precision may say a little less than 0
         ends = np.cumsum([len(part) for part, _, _ in parts])[:-1]
         for part, (_, number, rows) in zip(np.split(found, ends), parts, strict=True):
             values[number][rows] = part

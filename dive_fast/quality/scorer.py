@@ -11,7 +11,7 @@ import numpy as np
 
 from dive_fast.data.names import abbreviate
 from dive_fast.quality.measures import F32, I64, left_out_margins, margins, nearest, nearest_within, quantiles
-from dive_fast.quality.probe import Probe, ProbeReport, fit, held_out
+from dive_fast.quality.probe import ProbeReport, fit, held_out, probability_infrared
 from dive_fast.quality.real import RealImages
 from dive_fast.quality.reid_extractor import Features
 from dive_fast.types import MODALITIES, InputError, Modality
@@ -38,23 +38,21 @@ class Scorer:
         unknown = sorted(pid for pid in pids if pid not in known)
         if "identity" in self.wanted and unknown:
             raise InputError(
-                f"{len(unknown):,} of {len(pids):,} identities have no image in the real sets "
-                f"({abbreviate(unknown)}); add their set, with the prefix that they were learned with"
+                f"{len(unknown):,} of {len(pids):,} identities are not in the real sets ({abbreviate(unknown)}); add their "
+                "set, with the prefix that they were learned with"
             )
         crowd = {len(c.number) for c in self.real.centres.values()}
         if "identity" in self.wanted and crowd & {1}:
             raise InputError("score identity needs at least two people in each modality of the real sets")
         if "modality" in self.wanted and min(len(c.number) for c in self.real.centres.values()) < 2:
             raise InputError(
-                "score modality needs real images of two people in RGB and two in infrared; add a paired set, or leave "
-                "modality out of --scores"
+                "score modality needs real images of two people in RGB and two in infrared; add a paired set"
             )
         if "memorisation" in self.wanted:
             for side in sides:
                 if not len(self.train.rows(side)):
                     raise InputError(
-                        f"score memorisation: no training image is {side}, and generated ones are; give the sets that the "
-                        "generator learned from (--train)"
+                        f"score memorisation: no training image is {side}; give the generator's sets (--train)"
                     )
 
     def values(self, features: Features, pids: Sequence[str], sides: Sequence[Modality]) -> tuple[F32, I64]:
@@ -65,7 +63,7 @@ class Scorer:
             scores[:, 0] = self._margins(features, pids)
         infrared = np.array([side == "ir" for side in sides])
         if "modality" in self.wanted:
-            probability = self.probe.infrared(features.tone)
+            probability = probability_infrared(self.probe, features.tone)
             scores[:, 1] = np.where(infrared, probability, 1 - probability)
         if "memorisation" in self.wanted:
             for side in MODALITIES:
@@ -87,7 +85,7 @@ class Scorer:
         return found
 
     @cached_property
-    def probe(self) -> Probe:
+    def probe(self) -> Any:
         return fit(self.real.features.tone, self.real.infrared)
 
     @cached_property

@@ -70,10 +70,7 @@ def compare_sets(
     lacking = [camera for camera in made if len(known.get(camera, [])) < FEWEST or len(made[camera]) < FEWEST]
     cameras = [camera for camera in made if camera not in lacking]
     if not cameras:
-        raise InputError(
-            f"no camera has {FEWEST} images in {dataset} and in the real sets; the dataset has {', '.join(made)}: give a "
-            "real set with those cameras"
-        )
+        raise InputError(f"no real set has {FEWEST} images of a camera of {dataset}; give one with {', '.join(made)}")
     rows = list(_rows({camera: (made[camera], known[camera]) for camera in cameras}, extractor, config.seed, progress))
     write_json(
         out or dataset / "scores" / "sets.json",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,20 +48,18 @@ class FeatureStore:
 
     def has(self, number: int, key: str) -> bool:
         """Whether the shard's file can be opened and has this `key`."""
-        try:
-            with np.load(self.path(number), allow_pickle=False) as held:
-                return {"features", "values", "nearest"} <= set(held.files) and bytes(held["key"]) == key.encode()
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return False
+        return self._arrays(number, key) is not None
 
     def read(self, number: int, key: str, rows: int) -> Stored | None:
         """The shard's rows; None when they are missing, damaged, of another number or of another key."""
-        if not self.has(number, key):
+        arrays = self._arrays(number, key, "features", "values", "nearest")
+        if arrays is None or arrays[0].ndim != 2 or any(len(array) != rows for array in arrays):
             return None
+        return Stored(unit(arrays[0]), *arrays[1:])
+
+    def _arrays(self, number: int, key: str, *names: str) -> list[NDArray[Any]] | None:
         try:
             with np.load(self.path(number), allow_pickle=False) as held:
-                stored = Stored(unit(held["features"]), held["values"], held["nearest"])
-        except (OSError, ValueError, zipfile.BadZipFile):
+                return [held[name] for name in names] if bytes(held["key"]) == key.encode() else None
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
-        fits = stored.features.ndim == 2 and len(stored.features) == len(stored.values) == len(stored.nearest) == rows
-        return stored if fits else None

@@ -15,17 +15,10 @@ from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import to_dict
+from tests.support.city import one_thread
 from tests.support.quality import dataset, real
 
-__all__ = ["dataset", "real"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["dataset", "one_thread", "real"]
 
 
 MakeNet = Callable[..., Path]

@@ -27,27 +27,19 @@ def scored(dataset: Path, real_root: Path, value=lambda n: n / 10) -> Path:
     for number in shard_numbers(dataset):
         rows, near = [], []
         for pair in read_shard(dataset, number).pairs:
-            rows.append(
-                {
-                    "pair_id": pair.pair_id,
-                    "rgb": {"identity": 5.0, "memorisation": 0.1},
-                    "ir": {"identity": value(n), "memorisation": -value(n)},
-                }
-            )
+            rgb, ir = ({"identity": a, "memorisation": b} for a, b in ((5.0, 0.1), (value(n), -value(n))))
+            rows.append({"pair_id": pair.pair_id, "rgb": rgb, "ir": ir})
             near.append({"pair_id": pair.pair_id, "ir": f"sysu/cam3/{pair.pid}/0001.jpg"})
             n += 1
         write_jsonl(scores_path(dataset, number), rows)
         write_jsonl(nearest_path(dataset, number), near)
-    names = {
-        "identity": {"meaning": "a", "high_is_good": True},
-        "memorisation": {"meaning": "b", "high_is_good": False},
-    }
+    names = {"identity": True, "memorisation": False}
     limit = {"value": -0.25, "percentile": 99.9, "images": 9, "over": 5}
     write_json(
         metadata_path(dataset),
         {
             "version": 1,
-            "scores": names,
+            "scores": {name: {"meaning": "m", "high_is_good": good} for name, good in names.items()},
             "records": dataset_hash(dataset),
             "pairs": n,
             "thresholds": {"memorisation": {"ir": limit}},
@@ -71,9 +63,8 @@ def dropped(dataset: Path) -> list[dict]:
 
 
 def run(dataset: Path, *wanted: tuple[str, str], **options):
-    kinds: dict[str, tuple[str, ...]] = {}
-    for kind, text in wanted:
-        kinds[kind.replace("-", "_")] = (*kinds.get(kind.replace("-", "_"), ()), text)
+    kinds = {name: tuple(text for kind, text in wanted if kind == name) for name, _ in wanted}
+    kinds = {name.replace("-", "_"): texts for name, texts in kinds.items()}
     return filter_dataset(dataset, FilterConfig(**kinds, **options), progress=False)
 
 
@@ -87,12 +78,8 @@ def test_what_is_dropped_and_why(ready):
     assert (record["pairs"], record["dropped"]) == (20, 3)
     assert record["by_threshold"] == {"identity >= 0.15": 2, "ir.memorisation <= -0.25": 3}
     assert record["by_identity"]["0001"] == {"pairs": 4, "dropped": 3} and record["by_identity"]["0002"]["dropped"] == 0
-    assert record["by_camera"] == {
-        "cam1": {"pairs": 10, "dropped": 2},
-        "cam2": {"pairs": 10, "dropped": 1},
-        "cam3": {"pairs": 10, "dropped": 2},
-        "cam6": {"pairs": 10, "dropped": 1},
-    }
+    by_camera = {"cam1": 2, "cam2": 1, "cam3": 2, "cam6": 1}
+    assert record["by_camera"] == {camera: {"pairs": 10, "dropped": n} for camera, n in by_camera.items()}
     assert json.loads((ready / "filter.json").read_text()) == record
     assert len(samples(ready)) == 2 * 17
 

@@ -34,8 +34,8 @@ def test_fit_is_the_optimum():
         best -= np.linalg.solve(inputs.T * (weight * p * (1 - p)) @ inputs + probe.DECAY * np.eye(6), slope)
     assert np.abs(slope).max() < 1e-12
     found = probe.fit(features, infrared)
-    np.testing.assert_allclose(found.model.coef_[0], best, atol=1e-4)
-    np.testing.assert_allclose(found.infrared(features), 1 / (1 + np.exp(-inputs @ best)), atol=1e-5)
+    np.testing.assert_allclose(found.coef_[0], best, atol=1e-4)
+    np.testing.assert_allclose(probe.probability_infrared(found, features), 1 / (1 + np.exp(-inputs @ best)), atol=1e-5)
 
 
 def test_nobody_is_judged_by_a_probe_that_knows_them(monkeypatch):

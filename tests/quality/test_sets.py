@@ -40,14 +40,9 @@ class Recorder:
 
 def test_rows_are_cameras_and_all_of_a_modality(dataset, real):
     rows, lacking = compare_sets(dataset, [real], Recorder(), progress=False)
-    assert [(row.camera, row.side, row.made, row.real) for row in rows] == [
-        ("cam1", "rgb", 10, 15),
-        ("cam2", "rgb", 10, 15),
-        ("cam3", "ir", 10, 15),
-        ("cam6", "ir", 10, 15),
-        ("all", "rgb", 20, 30),
-        ("all", "ir", 20, 30),
-    ]
+    cameras = ("cam1", "rgb"), ("cam2", "rgb"), ("cam3", "ir"), ("cam6", "ir")
+    expected = [*((*camera, 10, 15) for camera in cameras), ("all", "rgb", 20, 30), ("all", "ir", 20, 30)]
+    assert [(row.camera, row.side, row.made, row.real) for row in rows] == expected
     assert not lacking
     by_camera = [
         [Recorder.of([s for s in side if s.camera == camera]) for camera in ("cam3", "cam6")]
@@ -134,8 +129,7 @@ def test_a_script_is_an_extractor(tmp_path, real, dataset):
     np.testing.assert_allclose(found[:, 3:], [image.max((0, 1)) for image in expected], atol=1e-5)
     assert compare_sets(dataset, [real], script, progress=False)[0][0].dims == 6
     torch.jit.script(Flat()).save(str(tmp_path / "flat.pt"))
-    with pytest.raises(DiveError, match="must give .B, D."):
-        open_script(tmp_path / "flat.pt", 64, 32).features(photos)
+    refused("must give .B, D.", open_script(tmp_path / "flat.pt", 64, 32).features, photos, error=DiveError)
     (tmp_path / "bad.pt").write_bytes(b"no script")
     refused("no TorchScript file", open_script, tmp_path / "bad.pt", 64, 32)
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from dive_fast.reid.data.config import AugmentConfig
-from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.reid.training.train import train_reid
 from dive_fast.types import Sample
-from tests.support.city import make_samples
+from tests.support.city import TINY, make_samples, one_thread
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]
 
 
 @pytest.fixture(scope="session")
@@ -40,17 +33,10 @@ def city(tmp_path_factory) -> dict[str, list[Sample]]:
 @pytest.fixture(scope="session")
 def checkpoint(city, tmp_path_factory) -> Path:
     """A model of the training people; tests only read it."""
-    config = ReidConfig(model=ModelConfig(height=64, width=32, stripes=2), identities=4, per_modality=2, steps=10)
+    config = replace(TINY, augment=AugmentConfig(), steps=10)
     return train_reid(city["train"], config, tmp_path_factory.mktemp("reid"), progress=False)
 
 
 @pytest.fixture
 def tiny() -> ReidConfig:
-    """A few steps on small images."""
-    return ReidConfig(
-        model=ModelConfig(height=64, width=32, stripes=2),
-        augment=AugmentConfig(crop=2),
-        identities=4,
-        per_modality=2,
-        steps=6,
-    )
+    return TINY

@@ -5,9 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
+from dive_fast.reid.data.config import AugmentConfig
+from dive_fast.reid.models.config import ModelConfig
+from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import Sample
+
+TINY = ReidConfig(
+    model=ModelConfig(height=64, width=32, stripes=2),
+    augment=AugmentConfig(crop=2),
+    identities=4,
+    per_modality=2,
+    steps=6,
+)
+"""A few steps on small images."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def photo(pid: int, camera: int, number: int, size: tuple[int, int] = (32, 64)) -> Image.Image:

@@ -145,13 +145,10 @@ def _check(
         raise InputError(f"compare: apart names {', '.join(unknown)}, which is no arm; there are {', '.join(arms)}")
     if config.validation.people:
         raise InputError(
-            f"compare: validation people must be 0, got {config.validation.people}: arms with different identities would "
-            "hold out different ones"
+            f"compare: validation people must be 0, got {config.validation.people}: arms would hold out different ones"
         )
     if protocol.name == "regdb":
-        raise InputError(
-            "compare: RegDB's ten trials have different training identities; run `dive-fast reid trials` for each set"
-        )
+        raise InputError("compare: RegDB's trials train on different identities; run dive-fast reid trials")
     tested = {s.pid for s in query} | {s.pid for s in gallery}
     for name, samples in arms.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -161,7 +158,7 @@ def _check(
         if leaked:
             raise InputError(
                 f"arm {name!r} trains on {len(leaked)} identities of the test set ({', '.join(leaked[:5])}); leave them "
-                "out, or give them a prefix if they are other people (prefix=)"
+                "out, or give other people a prefix="
             )
 
 
@@ -173,8 +170,7 @@ def _check_trainable(
     labels, infrared = table.labels.numpy(), table.infrared.numpy()
     if apart and not np.intersect1d(labels[infrared], labels[~infrared]).size:
         raise InputError(
-            f"arm {name!r} lacks the shared set, and none of its {len(table.pids):,} identities has both visible and "
-            "infrared images to match; give it folders with both, such as a dataset of pairs"
+            f"arm {name!r}: none of its {len(table.pids):,} identities has visible and infrared images; add a set of pairs"
         )
     try:
         PairSampler(table, config, np.isin(np.array(table.pids)[labels], list(added)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dive_fast.io import atomic_path
 from dive_fast.reid.comparison.records import Comparison
 from dive_fast.reid.comparison.table import format_std
-from dive_fast.types import DiveError
+from dive_fast.reid.optional import optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,12 +18,15 @@ _INK, _MUTED, _GRID = "#22272e", "#6b7280", "#e5e7eb"
 _BASELINE, _ORACLE, _ARM = "#9ca3af", "#2a9d8f", "#3b6fb6"
 
 
-def require_matplotlib() -> None:
-    """Raises `DiveError` without matplotlib, so callers can check before training."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise DiveError("the pictures need matplotlib; pip install 'dive-fast[report]'") from error
+def require_matplotlib() -> Any:
+    """Returns `matplotlib.figure`; raises `DiveError` without matplotlib, so callers can check before training."""
+    return optional("matplotlib.figure", "a picture", extra="report")
+
+
+def new_figure(width: float, height: float, dpi: int) -> tuple[Figure, Axes]:
+    """Returns an empty figure of that size in inches, and its axes."""
+    figure: Figure = require_matplotlib().Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
@@ -35,7 +38,7 @@ def save_figure(figure: Figure, path: Path | str) -> None:
 def plot_comparison(comparison: Comparison, path: Path | str) -> None:
     """Writes a PNG: a bar per arm (mean mAP), a dot per seed, and the gap to the oracle that each arm closes."""
     arms = comparison.arms
-    figure, axes = _figure(1.7 + 0.62 * len(arms))
+    figure, axes = new_figure(8.2, 1.7 + 0.62 * len(arms), 160)
     colours = {comparison.baseline: _BASELINE, comparison.oracle: _ORACLE}
     for row, arm in enumerate(arms):
         axes.barh(row, arm.map_mean, height=0.56, color=colours.get(arm.name, _ARM), alpha=0.85, zorder=2)
@@ -61,7 +64,7 @@ def plot_comparison(comparison: Comparison, path: Path | str) -> None:
 def plot_differences(comparison: Comparison, path: Path | str) -> None:
     """Writes a PNG: each arm's mAP difference to the baseline, a dot per seed, with both 95 % intervals of the mean."""
     arms = [(a, a.significance, a.difference) for a in comparison.arms if a.significance and a.difference is not None]
-    figure, axes = _figure(1.9 + 0.62 * len(arms))
+    figure, axes = new_figure(8.2, 1.9 + 0.62 * len(arms), 160)
     axes.axvline(0, color=_BASELINE, linewidth=1.2, zorder=1)
     for row, (arm, significance, difference) in enumerate(arms):
         colour = _ORACLE if arm.name == comparison.oracle else _ARM
@@ -80,14 +83,6 @@ def plot_differences(comparison: Comparison, path: Path | str) -> None:
     axes.set_xlabel(label, color=_MUTED, fontsize=9)
     axes.set_title(f"Difference to {comparison.baseline}: {comparison.dataset}", loc="left", color=_INK, fontsize=11)
     save_figure(figure, path)
-
-
-def _figure(height: float) -> tuple[Figure, Axes]:
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.2, height), dpi=160, layout="constrained")
-    return figure, figure.add_subplot()
 
 
 def _annotate(axes: Axes, text: str, at: tuple[float, float], shift: int, **options: Any) -> None:

@@ -82,11 +82,9 @@ class Run:
             with safe_open(path, framework="numpy") as stream:
                 checkpoint, found = (stream.metadata() or {}).get("checkpoint"), stream.get_tensor("ap")
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path} is damaged ({error}); delete it and rerun: only the scoring is repeated"
-            ) from error
+            raise InputError(f"{path} is damaged ({error}); delete it and rerun") from error
         if checkpoint != self.result().checkpoint or found.ndim != 2 or found.shape[1] != len(self.test.query):
-            raise InputError(f"{path} is of another checkpoint; delete it and rerun: only the scoring is repeated")
+            raise InputError(f"{path} is of another checkpoint; delete it and rerun")
         known = ~np.isnan(found)
         total, count = np.where(known, found, 0).sum(axis=0, dtype=np.float64), known.sum(axis=0)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)

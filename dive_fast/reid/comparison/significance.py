@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dive_fast.reid.comparison.records import PeopleTest, SeedTest, Significance, Verdict
-from dive_fast.types import DiveError, InputError
+from dive_fast.reid.optional import optional
+from dive_fast.types import InputError
 
 F64 = NDArray[np.float64]
 LEVEL = 0.05
-DRAWS = (
-    9_999  # random sign flips, and bootstrap samples; up to 13 identities have fewer sign combinations: all are tried
-)
+DRAWS = 9_999  # random sign flips, and bootstrap samples; up to 13 identities have fewer combinations: all are tried
 _BATCH_CELLS = 2_000_000  # values of resamples that are held at a time
 
 Test = TypeVar("Test", SeedTest, PeopleTest)
@@ -24,11 +23,7 @@ Test = TypeVar("Test", SeedTest, PeopleTest)
 
 def require_scipy() -> Any:
     """Returns `scipy.stats`; raises `DiveError` without scipy, so callers can check before training."""
-    try:
-        from scipy import stats  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    except ImportError as error:
-        raise DiveError("the comparison's t-test over seeds needs scipy; pip install 'dive-fast[reid]'") from error
-    return stats
+    return optional("scipy.stats", "a comparison's significance")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -135,9 +130,7 @@ def _over_people(differences: F64, pids: Sequence[str]) -> PeopleTest | None:
     """`differences` [Q] of AP in 0..1, NaN where a query has no match; None for a single identity."""
     valid = ~np.isnan(differences)
     if len(differences) != len(pids):
-        raise InputError(
-            f"there are {len(differences)} APs for {len(pids)} queries; they must be of the same test half"
-        )
+        raise InputError(f"there are {len(differences)} APs for {len(pids)} queries")
     names, identity = np.unique(np.asarray(pids)[valid], return_inverse=True)
     if len(names) < 2:
         return None

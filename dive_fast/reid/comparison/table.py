@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dive_fast.data.counts import align
 from dive_fast.io import atomic_write
 from dive_fast.reid.comparison.records import Arm, Comparison, PeopleTest, SeedTest, Significance
 from dive_fast.reid.comparison.significance import LEVEL, needed_deviations
@@ -98,7 +99,9 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(
             f"Gap closed = (arm - {comparison.baseline}) / ({comparison.oracle} - {comparison.baseline}) in mAP."
         )
-        lines += [_other_gap(name, gaps) for name, gaps in comparison.other_gaps.items()]
+        for base, gaps in comparison.other_gaps.items():
+            cells = ", ".join(f"{arm} {_percent(*mean_std(fractions))}" for arm, fractions in gaps.items())
+            lines.append(f"Of the gap from {base}, closed: {cells}.")
     worse = [a.name for a in comparison.arms if a.difference_mean is not None and a.difference_mean < 0]
     if worse:
         lines.append(f"Worse than the baseline: {', '.join(worse)}.")
@@ -151,33 +154,16 @@ def _interval(name: str, found: Significance) -> str:
     return f"{name} {' and '.join(spans)}"
 
 
-def _other_gap(baseline: str, gaps: dict[str, list[float | None]]) -> str:
-    """ "Of the gap from baseline, closed: grey -20 ± 8 %, ours 52 ± 9 %." """
-    cells = ", ".join(f"{arm} {_percent(*mean_std(fractions))}" for arm, fractions in gaps.items())
-    return f"Of the gap from {baseline}, closed: {cells}."
-
-
 def as_text(comparison: Comparison) -> str:
     """Returns the table with aligned columns, then the notes."""
-    table = [HEADER, *rows(comparison)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = zip(cells, widths, strict=True)
-        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)])
-
-    ruler = "-" * len(line(HEADER))
-    return "\n".join([line(HEADER), ruler, *map(line, table[1:]), ruler, *notes(comparison)]) + "\n"
-
-
-def as_markdown(comparison: Comparison) -> str:
-    """Returns the table in Markdown, then the notes."""
-    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows(comparison)]
-    table = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return "\n".join([*table, "", *(f"{note}  " for note in notes(comparison))]) + "\n"
+    header, *lines = align([HEADER, *rows(comparison)], "<" + ">" * (len(HEADER) - 1)).splitlines()
+    ruler = "-" * len(header)
+    return "\n".join([header, ruler, *lines, ruler, *notes(comparison)]) + "\n"
 
 
 def write_tables(comparison: Comparison, out: Path) -> None:
-    """Writes `table.txt` and `table.md` into `out`."""
+    """Writes the table and its notes into `out`, as `table.txt` and as Markdown, `table.md`."""
     atomic_write(out / "table.txt", as_text(comparison))
-    atomic_write(out / "table.md", as_markdown(comparison))
+    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows(comparison)]
+    table = ["| " + " | ".join(cells) + " |" for cells in lines]
+    atomic_write(out / "table.md", "\n".join([*table, "", *(f"{note}  " for note in notes(comparison))]) + "\n")

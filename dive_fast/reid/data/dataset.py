@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +81,30 @@ def load_images(
     if cache is not None:
         images = _cached(samples, height, width, cache, progress)
     else:
-        _check_memory(len(samples), height, width, what)
+        count, found = len(samples), memory()
+        needed = count * 3 * height * width
+        if found is not None and needed > found[1]:
+            have = f"need {needed / _GB:.1f} of {found[1] / _GB:.1f} GB"
+            raise InputError(f"{what}: {count:,} images of {height}x{width} {have}; give --cache")
         images = np.empty((len(samples), 3, height, width), np.uint8)
         _decode(samples, range(len(samples)), images, progress)
     return _image_set(samples, torch.from_numpy(images))
+
+
+def image_chunks(
+    samples: Sequence[Sample], height: int, width: int, most: int, progress: str | None = None
+) -> Iterator[ImageSet]:
+    """Yields the decoded `samples`, at most `most` at a time; a thread decodes each chunk while its predecessor is used."""
+    chunks = [samples[start : start + most] for start in range(0, len(samples), most)]
+    bar = tqdm(total=len(samples), desc=progress, unit="image", disable=progress is None, leave=False)
+    with bar, ThreadPoolExecutor(1) as decoder:
+        ahead = decoder.submit(load_images, chunks[0], height, width)
+        for number in range(len(chunks)):
+            images = ahead.result()
+            if number + 1 < len(chunks):
+                ahead = decoder.submit(load_images, chunks[number + 1], height, width)
+            yield images
+            bar.update(len(images))
 
 
 def _decode(
@@ -109,15 +129,6 @@ def _decode(
         bar = tqdm(rows, desc=progress, unit="image", disable=progress is None, leave=False)
         for _ in pool.map(decode, bar):
             pass
-
-
-def _check_memory(count: int, height: int, width: int, what: str) -> None:
-    needed, found = count * 3 * height * width, memory()
-    if found is not None and needed > found[1]:
-        raise InputError(
-            f"{what}: {count:,} images of {height}x{width} need {needed / _GB:.1f} GB of memory, {found[1] / _GB:.1f} GB "
-            "are free; give --cache, or smaller images"
-        )
 
 
 def _cached(samples: Sequence[Sample], height: int, width: int, cache: Path, progress: str | None) -> NDArray[np.uint8]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dive_fast.data.names import abbreviate
 from dive_fast.reid.data.dataset import Table
 from dive_fast.reid.training.config import ReidConfig, synthetic_fraction
 from dive_fast.types import InputError
@@ -77,14 +77,15 @@ class PairSampler:
         no_visible = [label for label, rows in enumerate(self._visible) if not len(rows)]
         lacking = sorted(no_visible if missing == "visible" else no_infrared + no_visible)
         if lacking and missing != "drop":
-            lists = f"no infrared: {self._list(no_infrared)}; no visible: {self._list(no_visible)}"
+            infrared, visible = (
+                abbreviate([self._pids[label] for label in labels], 5) or "none" for labels in (no_infrared, no_visible)
+            )
+            lists = f"no infrared: {infrared}; no visible: {visible}"
             remedy = f"add images, or choose --missing drop{'' if no_visible else ' or visible'}"
             raise InputError(f"{len(lacking)} of {len(self._pids)} identities lack a modality ({lists}); {remedy}")
         usable = np.setdiff1d(np.arange(len(self._pids)), np.array(lacking, np.int64))
         if len(usable) < needed:
-            raise InputError(
-                f"a batch needs {needed} identities, got {len(usable)} (dropped {len(lacking)}); lower --identities"
-            )
+            raise InputError(f"a batch needs {needed} identities, got {len(usable)}; lower --identities")
         return usable, tuple(self._pids[label] for label in lacking)
 
     def _split(self, fraction: float | None) -> list[tuple[Index, int]]:
@@ -96,14 +97,8 @@ class PairSampler:
         counts = [self._config.identities - synthetic, synthetic]
         for kind, members, count in zip(("real", "synthetic"), groups, counts, strict=True):
             if len(members) < count:
-                raise InputError(
-                    f"synthetic_share {fraction:g} needs {count} {kind} identities a batch, got {len(members)}; change it"
-                )
+                raise InputError(f"synthetic_share {fraction:g} needs {count} {kind} identities, got {len(members)}")
         return [(members, count) for members, count in zip(groups, counts, strict=True) if count]
-
-    def _list(self, labels: Sequence[int], limit: int = 5) -> str:
-        shown = ", ".join(self._pids[label] for label in labels[:limit]) or "none"
-        return shown + (f" and {len(labels) - limit} more" if len(labels) > limit else "")
 
 
 def _rows_by_label(labels: Index, kind: NDArray[np.bool_], count: int) -> list[Index]:

@@ -27,6 +27,7 @@ from dive_fast.io import atomic_path, brief, sha256_bytes, sha256_file, write_js
 from dive_fast.reid.evaluation.evaluate import Extracted
 from dive_fast.reid.evaluation.protocols import camera_number
 from dive_fast.reid.evaluation.task import Labels
+from dive_fast.reid.optional import optional
 from dive_fast.types import InputError, Sample
 
 SIDES = ("query", "gallery")
@@ -84,16 +85,12 @@ def read_features(path: Path | str) -> FeatureFile:
     if path.is_dir():
         arrays = {key: _load_npy(path / f"{key}.npy") for key in KEYS if (path / f"{key}.npy").is_file()}
         digest = sha256_bytes("".join(sha256_file(path / f"{key}.npy") for key in arrays).encode())
-    elif not path.exists():
-        raise InputError(
-            f"{path} does not exist; give a .mat file, a folder of .npy files, or an .npy file of distances"
-        )
-    elif path.suffix == ".npy":
+    elif path.suffix == ".npy" and path.exists():
         arrays, digest = {DISTANCE: _load_npy(path)}, sha256_file(path)
-    elif path.suffix == ".mat":
+    elif path.suffix == ".mat" and path.exists():
         arrays, digest = _load_mat(path), sha256_file(path)
     else:
-        raise InputError(f"{path} is no .mat file, no folder of .npy files and no .npy file of distances")
+        raise InputError(f"{path} is no .mat file, folder of .npy files or .npy file of distances, or does not exist")
     if not arrays:
         raise InputError(f"{path} holds none of {', '.join(KEYS)}")
     check: dict[str, Callable[[NDArray[Any], str], NDArray[Any]]]
@@ -101,9 +98,7 @@ def read_features(path: Path | str) -> FeatureFile:
     arrays = {key: check[key.rpartition("_")[2]](array, f"{path}: {key}") for key, array in arrays.items()}
     widths = [arrays[key].shape[1] for key in ("query_f", "gallery_f") if key in arrays]
     if len(set(widths)) > 1:
-        raise InputError(
-            f"{path}: query_f has {widths[0]} values an image, gallery_f {widths[1]}; take both of one model"
-        )
+        raise InputError(f"{path}: query_f has {widths[0]} values an image, gallery_f {widths[1]}")
     for axis, side in enumerate(SIDES):
         lengths = {key: len(array) for key, array in arrays.items() if key.startswith(side)}
         if DISTANCE in arrays:
@@ -118,19 +113,11 @@ def _load_npy(path: Path) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises many kinds for a damaged header
-        raise InputError(
-            f"{path} is no readable .npy file of numbers or text ({brief(error)}); save it again"
-        ) from error
+        raise InputError(f"{path} is no readable .npy file of numbers or text ({brief(error)})") from error
 
 
 def _scipy_io() -> Any:
-    try:
-        import scipy.io  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    except ImportError as error:
-        raise InputError(
-            ".mat files need scipy; pip install 'dive-fast[reid]', or use a folder of .npy files"
-        ) from error
-    return scipy.io
+    return optional("scipy.io", ".mat files", "use a folder of .npy files", error=InputError)
 
 
 def _load_mat(path: Path) -> dict[str, NDArray[Any]]:
@@ -156,9 +143,7 @@ def _matrix(array: NDArray[Any], name: str, finite: bool = False) -> NDArray[Any
         part = array[start : start + rows]
         if np.isnan(part).any() or (finite and not np.isfinite(part).all()):
             last = start + len(part) - 1
-            raise InputError(
-                f"{name} holds {'NaN or infinity' if finite else 'NaN'} in rows {start} to {last}; make it again"
-            )
+            raise InputError(f"{name} holds {'NaN or infinity' if finite else 'NaN'} in rows {start} to {last}")
     return array
 
 

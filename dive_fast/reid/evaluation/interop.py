@@ -81,8 +81,8 @@ def _rows(file: FeatureFile, axis: int, samples: Sequence[Sample], root: Path) -
         counts += [file.arrays[DISTANCE].shape[axis]] if DISTANCE in file.arrays else [0]
         if counts[0] != len(samples):
             raise InputError(
-                f"{file.path} has {counts[0]:,} {side} images, the data set {len(samples):,}; give all images, in the order "
-                f"of dive-fast (camera, identity, file) or with {side}_name"
+                f"{file.path} has {counts[0]:,} {side} images, the data set {len(samples):,}; give all, sorted by camera, "
+                f"identity and file, or with {side}_name"
             )
         return None
     names = file.arrays[f"{side}_name"].tolist()
@@ -108,8 +108,7 @@ def _check_identities(file: FeatureFile, sides: Sequence[Sequence[Sample]]) -> N
             if pids.setdefault(label, sample.pid) != sample.pid or labels.setdefault(sample.pid, label) != label:
                 raise InputError(
                     f"{file.path}: {side}_label {label} is of {sample.path} (identity {sample.pid}), but earlier rows pair "
-                    f"label {label} with identity {pids[label]} and identity {sample.pid} with label "
-                    f"{labels.get(sample.pid, label)}; the rows are in another order"
+                    "them otherwise; the rows are in another order"
                 )
 
 

@@ -79,8 +79,7 @@ def summary(scores: QueryScores, max_rank: int = 20, protocol: Rule = "sysu") ->
     count = int(valid.sum())
     if not count:
         raise InputError(
-            f"no valid query: none of the {len(valid)} queries has its identity in its gallery (rule {protocol!r}); "
-            "check identities and camera numbers of both sides"
+            f"no valid query: by rule {protocol!r} none of the {len(valid)} has its identity in its gallery"
         )
     cmc = (scores.first[valid][:, None] < np.arange(1, max_rank + 1)).mean(axis=0)
     return RankMetrics(cmc, float(scores.ap[valid].mean()), float(scores.inp[valid].mean()), count)
@@ -300,9 +299,7 @@ def _checked_block(block: NDArray[Any], part: slice, width: int) -> NDArray[Any]
         return block.astype(np.int64)
     broken = int(np.isnan(block.max(axis=1)).sum())
     if broken:
-        raise InputError(
-            f"distances hold NaN in {broken} of the rows {part.start} to {part.stop - 1}; extract the features again"
-        )
+        raise InputError(f"distances hold NaN in {broken} of the rows {part.start} to {part.stop - 1}")
     return block.astype(np.float32 if block.dtype.itemsize <= 4 and width < 2**24 else np.float64, copy=False)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from dive_fast.reid.optional import optional
 from dive_fast.settings import PositiveInt, Settings, Within
 from dive_fast.types import InputError, Modality, Sample
 
@@ -80,9 +81,7 @@ class Protocol(Settings):
         """Refuses values out of bounds, and an explicit setting that the protocol does not use."""
         super().__post_init__()
         if self.name in ("sysu", "pocket") and self.direction != "ir-to-visible":
-            raise InputError(
-                f"direction {self.direction!r} is not defined for protocol {self.name!r}, whose queries are infrared"
-            )
+            raise InputError(f"direction {self.direction!r} is not for protocol {self.name!r}")
         defaults = {"search": ("sysu", "all"), "shots": ("sysu", 1), "draw": ("sysu", "seeded"), "trial": ("regdb", 1)}
         for field, (owner, default) in defaults.items():
             if self.name != owner and getattr(self, field) != default:
@@ -92,10 +91,7 @@ class Protocol(Settings):
         if not self.draws and self.trials not in (1, 10):
             raise InputError(f"protocol {self.name!r} draws nothing, got trials {self.trials}; leave trials out")
         if self.mode == "legacy" and (self.name != "llcm" or self.direction != "visible-to-ir"):
-            raise InputError(
-                "mode 'legacy' requires protocol 'llcm' and direction 'visible-to-ir', "
-                f"got {self.name!r} and {self.direction!r}"
-            )
+            raise InputError(f"mode 'legacy' requires llcm, visible-to-ir, got {self.name!r}, {self.direction!r}")
 
     @property
     def rule(self) -> Rule:
@@ -167,10 +163,7 @@ def check_cameras(samples: Sequence[Sample], protocol: Protocol) -> None:
     known = re.compile(pattern)
     for sample in samples:
         if not known.fullmatch(sample.camera):
-            raise InputError(
-                f"protocol {protocol.name!r} is for {expected}, but {sample.path} is by camera {sample.camera!r}; choose "
-                "the protocol of that data set"
-            )
+            raise InputError(f"protocol {protocol.name!r} is for {expected}, got {sample.path} by {sample.camera!r}")
 
 
 def draw_trials(
@@ -179,22 +172,13 @@ def draw_trials(
     """Returns the trials of both sides.
 
     "pocket" and "regdb" have one trial of everything. The others draw from `protocol.drawn_side`; an identity that a camera
-    never saw is left out there. Raises `InputError` for an empty side, samples of another data set or modality, a gallery
-    without the searched cameras, and draw "official" without `permutations`.
+    never saw is left out there. The sides must have passed `task.check_sides`. Raises `InputError` for a gallery without
+    the searched cameras, and for draw "official" without `permutations`.
     """
-    side = protocol.drawn_side
-    samples = query if side == "query" else gallery
-    if not samples:
-        raise InputError(f"the {side} is empty; give it images of the test identities")
-    check_cameras(samples, protocol)
     if not protocol.draws:
         return [Trial()]
-    modality = protocol.query_modality if side == "query" else protocol.gallery_modality
-    wrong = next((sample for sample in samples if sample.modality != modality), None)
-    if wrong is not None:
-        raise InputError(
-            f"protocol {protocol.name!r} draws {side} images of modality {modality}, got {wrong.path} ({wrong.modality})"
-        )
+    side = protocol.drawn_side
+    samples = query if side == "query" else gallery
     known = tuple(sorted({camera_number(sample.camera) for sample in samples}))
     cameras = SEARCHES[protocol.search] if protocol.name == "sysu" else known
     cells = _cells(samples, cameras)
@@ -253,8 +237,7 @@ def _official(
         for number in map(int, table[trial][:shots]):
             if number not in numbered:
                 raise InputError(
-                    f"the gallery lacks image {number:04d} of identity {pid} in camera {camera}, which the official draw "
-                    "names; copy the data set again"
+                    f"the official draw names image {number:04d} of {pid} in camera {camera}, which is not there"
                 )
             drawn.append(numbered[number])
     return drawn
@@ -268,14 +251,9 @@ def _number(name: str, what: str) -> int:
 
 def read_permutations(path: Path | str) -> Permutations:
     """Reads SYSU-MM01's `exp/rand_perm_cam.mat` as (camera, identity) -> int [trials, images]; needs scipy."""
+    io = optional("scipy.io", "draw 'official'", "choose draw 'seeded'", error=InputError)
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    except ImportError as error:
-        raise InputError(
-            "draw 'official' needs scipy; pip install 'dive-fast[reid]', or choose draw 'seeded'"
-        ) from error
-    try:
-        cells = loadmat(str(path))["rand_perm_cam"]
+        cells = io.loadmat(str(path))["rand_perm_cam"]
         return {
             (camera + 1, person + 1): people[person][0]
             for camera, people in enumerate(cells[:, 0])

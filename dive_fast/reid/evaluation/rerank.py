@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dive_fast.reid.optional import optional
 from dive_fast.settings import Fraction, PositiveInt, Settings
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import InputError
 
 _CHUNK_CELLS = 4_000_000  # distances that are held at a time
 Index = NDArray[np.intp]
@@ -36,8 +37,8 @@ class Reranked:
     """Final distances of `query` [Q, D] to `gallery` [G, D], computed per slice of queries; smaller is nearer.
 
     Memory grows with the images, not with their square: a copy of the features, and 12 bytes for each weight, of which
-    images had about 40 (clouds of 100 and 400 identities). Raises `InputError` for features that do not fit or are not
-    finite, and `DiveError` without scipy.
+    images had about 40 (clouds of 100 and 400 identities). Raises `InputError` for features that are not finite, and
+    `DiveError` without scipy.
     """
 
     def __init__(self, query: NDArray[Any], gallery: NDArray[Any], config: RerankConfig):
@@ -117,14 +118,8 @@ class Reranked:
 def _joined(query: NDArray[Any], gallery: NDArray[Any]) -> NDArray[Any]:
     """Both sides' features one after the other, as float64 if they are, else float32."""
     for name, side in (("query", query), ("gallery", gallery)):
-        if side.ndim != 2 or not side.size or side.dtype.kind not in "fiu":
-            raise InputError(f"re-ranking needs {name} features [images, size], got shape {list(side.shape)}")
         if not np.isfinite(side).all():
             raise InputError(f"the {name} features hold NaN or infinity; extract them again")
-    if query.shape[1] != gallery.shape[1]:
-        raise InputError(
-            f"query features have {query.shape[1]} values and gallery features {gallery.shape[1]}; take one model"
-        )
     both = np.concatenate([query, gallery])
     return both if both.dtype == np.float64 else both.astype(np.float32)
 
@@ -159,9 +154,5 @@ def _averaged(weights: Any, near: Index) -> Any:
 
 def _csr(data: NDArray[Any], columns: Index, starts: Index) -> Any:
     """A sparse matrix [N, N] from its rows' values and columns."""
-    try:
-        from scipy.sparse import csr_matrix  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    except ImportError as error:
-        raise DiveError("re-ranking needs scipy; pip install 'dive-fast[reid]'") from error
     size = len(starts) - 1
-    return csr_matrix((data, columns, starts), (size, size))
+    return optional("scipy.sparse", "re-ranking").csr_matrix((data, columns, starts), (size, size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,19 +47,15 @@ def check_sides(
             if sample.source != "real":
                 raise InputError(f"the {name} holds a synthetic image ({sample.path}); evaluate on real ones only")
             if sample.modality != modality:
-                raise InputError(
-                    f"the {name} holds {sample.path} of modality {sample.modality}, expected {modality}: the protocol "
-                    f"searches {DIRECTION_NAMES[protocol.runs]}"
-                )
+                raise InputError(f"the {name} holds {sample.path} of modality {sample.modality}, expected {modality}")
         check_cameras(samples, protocol)
     twice = [path for path, count in Counter(s.path for s in [*query, *gallery]).items() if count > 1]
     if twice:
         raise InputError(f"query and gallery list {len(twice)} file(s) more than once, first {min(twice)}")
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Identities (str [N]) and camera numbers (int [N]) of both sides."""
+class Labels(NamedTuple):
+    """Identities (str [N]) and camera numbers (int [N]) of both sides, in the order of `score_trials`."""
 
     query_ids: NDArray[Any]
     gallery_ids: NDArray[Any]
@@ -99,7 +95,7 @@ class RetrievalTask:
 
     def score_distances(self, distances: NDArray[Any] | Rows) -> list[QueryScores]:
         """Scores distances [Q, G], smaller is nearer, for each trial."""
-        return self._score(distances, self.labels, self.trials)
+        return score_trials(distances, *self.labels, trials=self.trials, protocol=self.protocol.rule)
 
     def score_features(
         self, query: NDArray[Any], gallery: NDArray[Any], rerank: RerankConfig | None = None
@@ -110,22 +106,14 @@ class RetrievalTask:
         """
         if rerank is None:
             return self.score_distances(lambda part: 1 - query[part] @ gallery.T)
-        found, labels = [], self.labels
+        found = []
         for trial in self.trials:
             rows = np.arange(len(query)) if trial.query is None else np.asarray(trial.query, np.intp)
             columns = np.arange(len(gallery)) if trial.gallery is None else np.asarray(trial.gallery, np.intp)
-            own = Labels(
-                labels.query_ids[rows],
-                labels.gallery_ids[columns],
-                labels.query_cams[rows],
-                labels.gallery_cams[columns],
-            )
-            found += self._score(Reranked(query[rows], gallery[columns], rerank).rows, own, [Trial()])
+            own = (side[chosen] for side, chosen in zip(self.labels, (rows, columns) * 2, strict=True))
+            distances = Reranked(query[rows], gallery[columns], rerank).rows
+            found += score_trials(distances, *own, trials=[Trial()], protocol=self.protocol.rule)
         return found
-
-    def _score(self, distances: NDArray[Any] | Rows, labels: Labels, trials: Sequence[Trial]) -> list[QueryScores]:
-        ids, cams = (labels.query_ids, labels.gallery_ids), (labels.query_cams, labels.gallery_cams)
-        return score_trials(distances, *ids, *cams, trials=trials, protocol=self.protocol.rule)
 
     def result(
         self,

@@ -102,8 +102,7 @@ def _read(spec: SetSpec, number: int) -> TrialImages:
     both = sorted({s.pid for s in train} & {s.pid for s in test})
     if both:
         raise InputError(
-            f"{spec.root}: {len(both):,} identities of trial {number} are in its train and in its test lists, first "
-            f"{both[0]}; copy RegDB's lists again"
+            f"{spec.root}: {len(both):,} identities of trial {number} are in its train and test lists, first {both[0]}"
         )
     infrared, visible = ([s for s in test if s.modality == kind] for kind in ("ir", "rgb"))
     check_sides(infrared, visible, Protocol("regdb", trial=number))

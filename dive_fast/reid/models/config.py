@@ -48,9 +48,7 @@ class ModelConfig(Settings):
         if not 1 <= self.stripes <= rows:
             raise InputError(f"stripes must be within 1..{rows} at height {self.height}, got {self.stripes}")
         if self.pooling == "cls" and self.stripes != 1:
-            raise InputError(
-                f"pooling 'cls' needs 1 stripe, got stripes {self.stripes}; set stripes to 1 or pooling to 'avg'"
-            )
+            raise InputError(f"pooling 'cls' needs 1 stripe, got stripes {self.stripes}")
         if self.nonlocal_blocks and patch:
             raise InputError(f"nonlocal_blocks need a convolutional backbone, got {named}")
         if self.weights is not None and not backbone.pretrained:

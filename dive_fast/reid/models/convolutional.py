@@ -104,10 +104,7 @@ def _resnet50(weights: str | None) -> Any:
     if Path(weights).is_dir():
         return folder_model(library.ResNetModel, config, weights, name="ResNet-50", fields=RESNET_FIELDS)
     if not Path(weights).is_file():
-        raise InputError(
-            f"weights: {weights} does not exist; give a folder of a transformers ResNet-50, or torchvision's resnet50 state "
-            "dict (.pth or .safetensors)"
-        )
+        raise InputError(f"weights: {weights} does not exist; give a transformers folder or torchvision's file")
     net = library.ResNetModel(config)
     net.load_state_dict(resnet50_state(read_state(Path(weights)), net.state_dict(), weights))
     return net

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +61,6 @@ class Encoder(nn.Module):
         return self.after(tokens)
 
 
-def pocket_vit(config: ModelConfig) -> Parts:
-    return vit(config, POCKET)
-
-
-def vit_b16(config: ModelConfig) -> Parts:
-    return vit(config, BASE)
-
-
-def clip_vit_b16(config: ModelConfig) -> Parts:
-    return clip(config, BASE)
-
-
 def vit(config: ModelConfig, sizes: Sizes) -> Parts:
     """A ViT (Dosovitskiy et al., ICLR 2021); `config.weights` is a transformers folder of a ViT of these `sizes`."""
     library = transformers()
@@ -103,6 +92,11 @@ def clip(config: ModelConfig, sizes: Sizes) -> Parts:
     positions = _positions(embeddings.position_embedding.weight, form, config)
     encoder = Encoder(embeddings.class_embedding, positions, net.pre_layrnorm, net.encoder.layers, net.post_layernorm)
     return *_stems(embeddings.patch_embedding, config.weights, CLIP), encoder, sizes["hidden_size"]
+
+
+pocket_vit = partial(vit, sizes=POCKET)
+vit_b16 = partial(vit, sizes=BASE)
+clip_vit_b16 = partial(clip, sizes=BASE)
 
 
 def _positions(positions: Tensor, form: Any, config: ModelConfig) -> Tensor:

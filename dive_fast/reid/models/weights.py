@@ -6,23 +6,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dive_fast.io import brief, read_json
-from dive_fast.types import DiveError, InputError
+from dive_fast.reid.optional import optional
+from dive_fast.types import InputError
 
 
-def transformers() -> ModuleType:
-    """Returns the library; raises `DiveError` without it."""
-    try:
-        import transformers as library
-    except ImportError as error:
-        raise DiveError("this ReID backbone needs transformers; pip install 'dive-fast[reid]'") from error
-    return library
+def transformers() -> Any:
+    return optional("transformers", "this ReID backbone")
 
 
 def folder_model(
@@ -51,9 +46,7 @@ def folder_model(
             folder, config=form, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
         )
     if missing := info["missing_keys"]:
-        raise InputError(
-            f"weights: {folder} lacks {len(missing)} tensors of a {name}, as {min(missing)}; save it again"
-        )
+        raise InputError(f"weights: {folder} lacks {len(missing)} tensors of a {name}, as {min(missing)}")
     return net
 
 
@@ -100,8 +93,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises any kind for broken bytes
         raise InputError(
-            f"weights: {path} is no safetensors file or pickle of tensors ({brief(error, 120)}); save the model's "
-            "state_dict() as safetensors"
+            f"weights: {path} is no safetensors file or pickle of tensors ({brief(error, 120)})"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"weights: {path} is not a state dict of names and tensors; save the model's state_dict()")

@@ -41,6 +41,4 @@ class ShowConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.orders or len(set(self.orders)) < len(self.orders):
-            raise InputError(
-                f"orders must be different ones of {', '.join(ORDERS)}, got {', '.join(self.orders) or 'none'}"
-            )
+            raise InputError(f"orders must be different ones of {', '.join(ORDERS)}, got {self.orders}")

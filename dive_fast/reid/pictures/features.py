@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dive_fast.reid.optional import optional
 from dive_fast.reid.pictures.rank import occurrences
 from dive_fast.types import DiveError, Sample
 
@@ -142,23 +144,15 @@ def sample_people(samples: Sequence[Sample], people: Sequence[str], images: int)
     return sorted(chosen)
 
 
-def require_tsne() -> None:
-    """Raises `DiveError` without scikit-learn."""
-    try:
-        import sklearn.manifold  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: F401
-    except ImportError as error:
-        raise DiveError(
-            "the picture of features needs scikit-learn; pip install 'dive-fast[reid]', or give --images 0"
-        ) from error
+def require_tsne() -> Any:
+    """Returns `sklearn.manifold`; raises `DiveError` without scikit-learn."""
+    return optional("sklearn.manifold", "the picture of features", "give --images 0")
 
 
 def tsne(features: F32, seed: int = 0) -> F32:
     """Maps unit features float32 [N, D] to float32 [N, 2] by t-SNE (van der Maaten and Hinton, JMLR 2008), PCA first."""
-    require_tsne()
-    from sklearn.manifold import TSNE
-
     if len(features) < _FEWEST:
         raise DiveError(f"a t-SNE picture needs at least {_FEWEST} images, got {len(features)}; give --images 0")
     perplexity = min(30.0, (len(features) - 1) / 3)
-    found: F32 = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features).astype(np.float32)
-    return found
+    found = require_tsne().TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
+    return np.asarray(found, np.float32)

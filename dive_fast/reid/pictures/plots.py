@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.reid.comparison.plots import require_matplotlib, save_figure
+from dive_fast.reid.comparison.plots import new_figure, save_figure
 from dive_fast.reid.pictures.features import GROUPS, group_of
 from dive_fast.report import html
 from dive_fast.types import Sample
@@ -80,11 +80,7 @@ def _middle(points: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _figure(title: str) -> tuple[Figure, Axes]:
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.2, 6.4), dpi=140, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(8.2, 6.4, 140)
     axes.set_title(title, loc="left", fontsize=11, color=_INK)
     return figure, axes
 
@@ -97,12 +93,6 @@ def _finish(figure: Figure, axes: Axes, path: Path) -> None:
         spine.set_color("#e5e7eb")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, frameon=False, fontsize=9, labelcolor=_MUTED)
     save_figure(figure, path)
-
-
-def draw_features(points: NDArray[np.float32], samples: Sequence[Sample], people: Sequence[str], out: Path) -> None:
-    """Writes `features-groups.png` and `features-people.png` into `out`."""
-    plot_groups(points, samples, out / PICTURES[0])
-    plot_people(points, samples, people, out / PICTURES[1])
 
 
 def feature_section(found: Mapping[str, Any], synthetic_in_training: Any, out: Path) -> str:

@@ -114,11 +114,11 @@ def retrieve(
     """Returns one trial's retrieval by cosine distance of its sides' unit features, float32 [Q, D] and [G, D]."""
     distances = 1 - features[0] @ features[1].T
     labels = Labels.from_samples(query, gallery)
-    ids, cams = (labels.query_ids, labels.gallery_ids), (labels.query_cams, labels.gallery_cams)
-    (scores,) = score_trials(distances, *ids, *cams, trials=[Trial()], protocol=rule)
+    (scores,) = score_trials(distances, *labels, trials=[Trial()], protocol=rule)
     ignored = None
     if rule == "sysu":  # the two cameras share a place
-        ignored = (cams[0][:, None] == 3) & (cams[1] == 2)
+        ignored = (labels.query_cams[:, None] == 3) & (labels.gallery_cams == 2)
     elif rule == "llcm":
-        ignored = (ids[0][:, None] == ids[1]) & (cams[0][:, None] == cams[1])
+        same_camera = labels.query_cams[:, None] == labels.gallery_cams
+        ignored = (labels.query_ids[:, None] == labels.gallery_ids) & same_camera
     return Retrieval(tuple(query), tuple(gallery), distances, ignored, scores.ap, scores.first == 0)

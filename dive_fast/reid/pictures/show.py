@@ -27,7 +27,7 @@ from dive_fast.reid.pictures.features import (
     tsne,
 )
 from dive_fast.reid.pictures.page import Section, split_pages, write_pages
-from dive_fast.reid.pictures.plots import draw_features, feature_section
+from dive_fast.reid.pictures.plots import PICTURES, feature_section, plot_groups, plot_people
 from dive_fast.reid.pictures.rank import Retrieval, choose, retrieve
 from dive_fast.reid.pictures.sheet import write_sheet
 from dive_fast.reid.training.checkpoint import load_model
@@ -125,9 +125,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         if not isinstance(known, dict) or any(
             canonical_json(known.get(key)) != canonical_json(value) for key, value in settings.items()
         ):
-            raise InputError(
-                f"{out} holds pictures of another checkpoint, data or choice; choose another --out or delete it"
-            )
+            raise InputError(f"{out} holds pictures of another choice; choose another --out or delete it")
         return
     if out.exists() and (not out.is_dir() or any(not entry.name.startswith(f".{RECORD}.") for entry in out.iterdir())):
         raise InputError(f"{out} holds other files; choose another --out")
@@ -212,7 +210,9 @@ def _draw_features(
         raise InputError(f"every person has more than {config.images} images; raise --images, or give --images 0")
     pictured = {s.pid for s in shown}
     coloured = [pid for pid in people if pid in pictured][: config.people]
-    draw_features(tsne(features[rows], config.seed), shown, coloured, out)
+    points = tsne(features[rows], config.seed)
+    plot_groups(points, shown, out / PICTURES[0])
+    plot_people(points, shown, coloured, out / PICTURES[1])
     return {
         "counted": len(counted),
         "counted_identities": len(among),

@@ -57,9 +57,7 @@ def resume(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, Progr
         stored = json.loads(state["run"])
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(
-            f"{out / STATE} is damaged ({type(error).__name__}); delete it to train from the start"
-        ) from error
+        raise InputError(f"{out / STATE} is damaged ({type(error).__name__}); delete it") from error
     _check_same(stored, run, out)
     return state, progress
 

@@ -54,9 +54,7 @@ class ValidationConfig(Settings):
         if self.people == 1:
             raise InputError("validation people must be 0 (no validation) or at least 2, got 1")
         if self.every_steps is not None and self.every_epochs is not None:
-            raise InputError(
-                f"give every_steps or every_epochs, not both: got {self.every_steps} and {self.every_epochs}"
-            )
+            raise InputError(f"give every_steps {self.every_steps} or every_epochs {self.every_epochs}, not both")
 
 
 @dataclass(frozen=True)
@@ -138,9 +136,7 @@ class ReidConfig(Settings):
         if points is None:
             return
         if self.synthetic_share is not None:
-            raise InputError(
-                f"give synthetic_share or synthetic_schedule, not both: got {self.synthetic_share} and {points}"
-            )
+            raise InputError(f"give synthetic_share {self.synthetic_share} or synthetic_schedule {points}, not both")
         parts = [part for part, _ in points]
         if not points or parts != sorted(parts) or not all(0 <= value <= 1 for point in points for value in point):
             raise InputError(f"synthetic_schedule needs pairs within 0..1 whose first values rise, got {points}")

@@ -25,9 +25,7 @@ def my_rows(rows: int, identities: int) -> slice:
     """
     rank, size = rank_and_size()
     if identities % size:
-        raise InputError(
-            f"{size} processes cannot share {identities} identities evenly; set --identities to a multiple"
-        )
+        raise InputError(f"{size} processes cannot share {identities} identities evenly; change --identities")
     return slice(rank * rows // size, (rank + 1) * rows // size)
 
 
@@ -35,9 +33,7 @@ def check_processes(config: ReidConfig) -> None:
     """Raises `InputError` for a config whose batches the ranks cannot share."""
     my_rows(0, config.identities)
     if config.missing == "visible" and rank_and_size()[1] > 1:
-        raise InputError(
-            "--missing visible needs one process: others could lack infrared images for their norms; choose drop or refuse"
-        )
+        raise InputError("--missing visible needs one process: others could lack infrared images; use drop")
 
 
 def gathered(own: Tensor) -> Tensor:

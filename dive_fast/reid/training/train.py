@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,8 @@ def fit(
         state.model.train()
         steps = range(done.step, total)
         bar = tqdm(steps, initial=done.step, total=total, desc="reid", unit="step", disable=not (progress and leads))
-        with _repeatable(device):
+        # On a GPU, convolutions then sum in the same order every time.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             for step, batch in zip(bar, batches(images, sampler, steps, config), strict=True):
                 scale = learning_rate(step, total, config, per_epoch)
                 row = {"step": step + 1, "lr": config.lr * scale, **state.step(batch, scale, step + 1)}
@@ -159,10 +160,3 @@ def _validate(validation: Validation, state: TrainState, done: Progress) -> dict
         done.best = {"step": done.step, **scores}
         done.best_weights = checkpoint.weights_of(state.model)
     return scores
-
-
-def _repeatable(device: str) -> AbstractContextManager[None]:
-    """On a GPU, makes convolutions sum in the same order every time within the block."""
-    if device == "cpu":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)

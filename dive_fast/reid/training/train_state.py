@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dive_fast.reid.data.batches import Batch
 from dive_fast.reid.models.model import ReidModel
@@ -28,7 +29,9 @@ class TrainState:
 
     def __init__(self, config: ReidConfig, classes: int, device: str):
         self.config, self.device = config, torch.device(device)
-        check_precision(config.precision, device)
+        bf16_on_gpu = config.precision == "bf16" and self.device.type == "cuda"
+        if bf16_on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise InputError(f"precision bf16: {torch.cuda.get_device_name()} lacks it; choose fp16")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = ReidModel(config.model, classes).to(device)
@@ -54,8 +57,8 @@ class TrainState:
             features, logits = self.model(pixels, batch.infrared.to(self.device))
         features, logits = gathered(features.float()), gathered(logits.float())
         labels = gathered(batch.labels.to(self.device))
-        entropy = losses.cross_entropy(logits, labels, self.config.smoothing)
-        triplet = _triplet(features, labels, self.config)
+        entropy = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
+        triplet = self._triplet(features, labels)
         loss = entropy + triplet
         right = (logits.argmax(1) == labels).float().mean()
         names = ("loss", "cross_entropy", "triplet", "accuracy")
@@ -67,6 +70,12 @@ class TrainState:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return {**values, **self._update(number, values["loss"])}
 
+    def _triplet(self, features: Tensor, labels: Tensor) -> Tensor:
+        if self.config.triplet == "hard":
+            return losses.batch_hard_triplet(features, labels, self.config.margin)
+        squared = self.config.triplet == "squared"
+        return (losses.squared_difference_triplet if squared else losses.weighted_triplet)(features, labels)
+
     def _update(self, number: int, loss: float) -> dict[str, float]:
         """Steps the optimizer if the gradient is finite; returns its norm, at fp16 also the scale and the steps skipped."""
         sum_gradients(self.parameters)
@@ -77,9 +86,8 @@ class TrainState:
         self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
         if self.skipped and (self.scaler is None or self.skipped >= MOST_SKIPPED):
             repeated = "" if scale is None else f", for {self.skipped} steps in a row, at a loss scale of {scale:g}"
-            raise DiveError(
-                f"the gradient's norm is {norm} at step {number} (loss {loss:g}){repeated}; {self._remedy()}"
-            )
+            where = f"at step {number} (loss {loss:g}){repeated}"
+            raise DiveError(f"the gradient's norm is {norm} {where}; {self._remedy()}")
         if self.config.clip is not None and not self.skipped:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, torch.tensor(norm))
         if self.scaler is None:
@@ -113,20 +121,6 @@ class TrainState:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
-
-
-def check_precision(precision: str, device: str) -> None:
-    """Raises `InputError` for a precision that `device`, "cpu" or "cuda", cannot train in."""
-    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError(f"precision bf16: {torch.cuda.get_device_name()} lacks it; choose fp16")
-
-
-def _triplet(features: Tensor, labels: Tensor, config: ReidConfig) -> Tensor:
-    if config.triplet == "hard":
-        return losses.batch_hard_triplet(features, labels, config.margin)
-    if config.triplet == "squared":
-        return losses.squared_difference_triplet(features, labels)
-    return losses.weighted_triplet(features, labels)
 
 
 def _optimizer(model: ReidModel, config: ReidConfig) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dive_fast.data.names import abbreviate
 from dive_fast.reid.data.dataset import ImageSet
 from dive_fast.reid.evaluation.evaluate import embed
 from dive_fast.reid.evaluation.protocols import Protocol, Trial
@@ -27,9 +28,7 @@ def held_out(samples: Sequence[Sample], config: ValidationConfig) -> tuple[str, 
     real = {kind: {s.pid for s in samples if s.source == "real" and s.modality == kind} for kind in ("rgb", "ir")}
     both = real["rgb"] & real["ir"]
     if len(both) < config.people:
-        raise InputError(
-            f"--validation-people {config.people} exceeds the {len(both)} identities with real images of both modalities"
-        )
+        raise InputError(f"--validation-people {config.people} exceeds the {len(both)} identities with real pairs")
     drawn = sorted(both, key=lambda pid: hashlib.sha256(f"{config.split}:{pid}".encode()).digest())
     return tuple(sorted(drawn[: config.people]))
 
@@ -44,9 +43,7 @@ def check_validation(train: Sequence[Sample], val: Sequence[Sample]) -> None:
     """Raises `InputError` for validation identities that are in training, synthetic images, and a missing modality."""
     shared = sorted({s.pid for s in train} & {s.pid for s in val})
     if shared:
-        raise InputError(
-            f"validation: {len(shared)} identities are in training too ({', '.join(shared[:5])}); leave them out"
-        )
+        raise InputError(f"validation: {len(shared)} identities are in training too ({abbreviate(shared)})")
     synthetic = next((s for s in val if s.source != "real"), None)
     if synthetic:
         raise InputError(f"validation: {synthetic.path} is a synthetic image; give real ones only")
@@ -60,8 +57,7 @@ def refuse_test_people(val: Sequence[Sample], test: Collection[str]) -> None:
     tested = sorted({s.pid for s in val} & set(test))
     if tested:
         raise InputError(
-            f"validation: {len(tested)} identities are in the test list ({', '.join(tested[:5])}); give the val split, or "
-            "--validation-people"
+            f"validation: {len(tested)} identities are in the test list ({abbreviate(tested)}); give the val split"
         )
 
 
@@ -97,9 +93,7 @@ class Validation:
                 task.score_features(embed(model, self.query), embed(model, self.gallery)), checkpoint=""
             )
         except InputError as error:
-            raise DiveError(
-                f"validation after step {step}: {error}; lower lr, set clip, or use pretrained weights"
-            ) from error
+            raise DiveError(f"validation after step {step}: {error}; lower lr or set clip") from error
         finally:
             model.train()
         return {"val_map": result.map, "val_rank1": result.rank1, "val_minp": result.minp}

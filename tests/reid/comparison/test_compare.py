@@ -20,13 +20,13 @@ from dive_fast.reid.comparison import runs as running
 from dive_fast.reid.comparison.compare import compare
 from dive_fast.reid.comparison.records import PeopleTest, SeedTest, Significance
 from dive_fast.reid.comparison.table import as_text
-from dive_fast.reid.data.config import AugmentConfig
 from dive_fast.reid.evaluation.protocols import Protocol
 from dive_fast.reid.evaluation.results import ReidResult
-from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.training import train as training
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import InputError, Sample
+from tests.support.city import TINY
+from tests.support.refusals import refused
 
 pytestmark = pytest.mark.slow
 
@@ -40,14 +40,7 @@ def arms(city):
     }
 
 
-CONFIG = ReidConfig(
-    model=ModelConfig(height=64, width=32, stripes=2),
-    augment=AugmentConfig(crop=2),
-    identities=4,
-    per_modality=2,
-    steps=3,
-    missing="visible",
-)
+CONFIG = replace(TINY, steps=3, missing="visible")
 
 
 @pytest.fixture
@@ -103,18 +96,15 @@ def test_an_error_of_a_worker_is_the_error_of_the_comparison(arms, city, config,
     broken = tmp_path / "broken.png"
     broken.write_bytes(city["train"][0].path.read_bytes()[:60])
     worse = {**arms, "ours": [*arms["ours"], replace(arms["ours"][0], path=broken)]}
-    with pytest.raises(InputError, match=r"broken\.png"):
-        run(worse, city, config, tmp_path / "out", seeds=(0,), workers=2)
+    refused(r"broken\.png", run, worse, city, config, tmp_path / "out", seeds=(0,), workers=2)
     assert not (tmp_path / "out" / "compare.json").exists()
 
 
 def test_a_result_of_other_data_is_not_taken_over(arms, city, config, tmp_path):
     run({"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,))
     for changed in ({"ours": arms["ours"][:-1]}, {"ours": arms["baseline"]}):
-        with pytest.raises(InputError, match="result.json"):
-            run(changed, city, config, tmp_path, seeds=(0,))
-    with pytest.raises(InputError, match="result.json"):
-        run({"ours": arms["ours"]}, city, replace(config, lr=1e-4), tmp_path, seeds=(0,))
+        refused("result.json", run, changed, city, config, tmp_path, seeds=(0,))
+    refused("result.json", run, {"ours": arms["ours"]}, city, replace(config, lr=1e-4), tmp_path, seeds=(0,))
 
 
 def fake(maps):
@@ -187,27 +177,30 @@ def test_one_seed_has_no_deviation():
 
 
 def test_refusals(arms, city, config, tmp_path):
-    with pytest.raises(InputError, match="no arms"):
-        run({}, city, config, tmp_path)
-    with pytest.raises(InputError, match="seeds"):
-        run(arms, city, config, tmp_path, seeds=(0, 0))
-    with pytest.raises(InputError, match="no samples"):
-        run({"ours": []}, city, config, tmp_path)
-    with pytest.raises(InputError, match=r"\.\./ours"):
-        run({"../ours": arms["ours"]}, city, config, tmp_path)
-    with pytest.raises(InputError, match="'ours'.*0101"):
-        run({"ours": arms["ours"] + city["gallery"]}, city, config, tmp_path)
+    refused("no arms", run, {}, city, config, tmp_path)
+    refused("seeds", run, arms, city, config, tmp_path, seeds=(0, 0))
+    refused("no samples", run, {"ours": []}, city, config, tmp_path)
+    refused(r"\.\./ours", run, {"../ours": arms["ours"]}, city, config, tmp_path)
+    refused("'ours'.*0101", run, {"ours": arms["ours"] + city["gallery"]}, city, config, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_every_arm_spends_as_many_places_on_the_people_common_to_all(arms, city, config, tmp_path, monkeypatch):
-    arms = {"paired-only": city["train"], **arms}
-    shares, batches = {}, {}
-    real = running.fit
+@pytest.fixture
+def shares(monkeypatch):
+    """The synthetic share and the added identities that each arm is trained with."""
+    found, real = {}, running.fit
 
     def watched(images, config, out, **options):
-        shares[out.parent.name] = (config.synthetic_share, options["added"])
+        found[out.parent.name] = (config.synthetic_share, options["added"])
         return real(images, config, out, **options)
+
+    monkeypatch.setattr(running, "fit", watched)
+    return found
+
+
+def test_every_arm_spends_as_many_places_on_the_people_common_to_all(arms, city, config, tmp_path, monkeypatch, shares):
+    arms = {"paired-only": city["train"], **arms}
+    batches = {}
 
     class Watched(training.PairSampler):
         def batch(self, step):
@@ -216,7 +209,6 @@ def test_every_arm_spends_as_many_places_on_the_people_common_to_all(arms, city,
             batches.setdefault(len(self._visible), []).append(people)
             return rows
 
-    monkeypatch.setattr(running, "fit", watched)
     monkeypatch.setattr(training, "PairSampler", Watched)
     config = replace(config, identities=4, synthetic_share=0.5)
     first = run(arms, city, config, tmp_path, seeds=(0,))
@@ -276,11 +268,9 @@ def test_damaged_aps_are_named(arms, city, config, copied):
     _, tmp_path = copied
     path = tmp_path / "ours" / "seed-0" / "queries.safetensors"
     path.write_bytes(path.read_bytes()[:30])
-    with pytest.raises(InputError, match="queries.safetensors"):
-        run({"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,))
+    refused("queries.safetensors", run, {"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,))
     shutil.copy(tmp_path / "ours" / "seed-0" / "model.safetensors", path)
-    with pytest.raises(InputError, match=r"queries.safetensors"):
-        run({"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,))
+    refused(r"queries.safetensors", run, {"ours": arms["ours"]}, city, config, tmp_path, seeds=(0,))
 
 
 def pairs_of(samples):
@@ -288,16 +278,8 @@ def pairs_of(samples):
     return [replace(s, source="synthetic") for s in samples]
 
 
-def test_an_arm_without_the_shared_set(arms, city, config, tmp_path, monkeypatch):
+def test_an_arm_without_the_shared_set(arms, city, config, tmp_path, shares):
     """Its people are others, and those whom the other arms share stay the same."""
-    shares = {}
-    real = running.fit
-
-    def watched(images, config, out, **options):
-        shares[out.parent.name] = (config.synthetic_share, options["added"])
-        return real(images, config, out, **options)
-
-    monkeypatch.setattr(running, "fit", watched)
     only = pairs_of(city["external"] + city["external_ir"])
     config = replace(config, synthetic_share=0.5)
     arms = {"paired-only": city["train"], **arms, "synthetic-only": only}
@@ -315,19 +297,16 @@ def test_people_whom_an_arm_cannot_train_on_are_said_before_any_training(arms, c
     with pytest.raises(InputError, match=r"arm 'baseline': 4 of 12 identities lack a modality \(no infrared: 0021"):
         run({"ours": arms["ours"], "baseline": arms["baseline"]}, city, strict, tmp_path)
     only = {"synthetic-only": pairs_of(city["external"])}
-    with pytest.raises(InputError, match="'synthetic-only'.* 4 identities"):
-        run({**arms, **only}, city, config, tmp_path, apart=["synthetic-only"])
+    refused("'synthetic-only'.* 4 identities", run, {**arms, **only}, city, config, tmp_path, apart=["synthetic-only"])
     few = {"synthetic-only": [s for s in pairs_of(city["external"] + city["external_ir"]) if s.pid != "0021"]}
     with pytest.raises(InputError, match="arm 'synthetic-only': a batch needs 4 identities, got 3"):
         run({**arms, **few}, city, config, tmp_path, apart=["synthetic-only"])
-    with pytest.raises(InputError, match="nobody"):
-        run(arms, city, config, tmp_path, apart=["nobody"])
+    refused("nobody", run, arms, city, config, tmp_path, apart=["nobody"])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_trial_with_people_of_its_own_is_refused(arms, city, config, tmp_path):
-    with pytest.raises(InputError, match="dive-fast reid trials"):
-        run(arms, city, config, tmp_path, protocol=Protocol("regdb"))
+    refused("dive-fast reid trials", run, arms, city, config, tmp_path, protocol=Protocol("regdb"))
 
 
 def test_draws_of_sysu_are_averaged_for_each_query(arms, city, config, tmp_path):
@@ -345,8 +324,7 @@ def test_arms_of_the_command_line():
     assert ours == ("ours", [SetSpec("market", Path("m"), prefix="1")], [Path("pairs")], False)
     assert reid_compare._arm("synthetic-only=only:pairs") == ("synthetic-only", [], [Path("pairs")], True)
     for bad in ("a=only:", "a=b,", "=b", "a=market:m,prefix=1,"):
-        with pytest.raises(InputError, match=bad):
-            reid_compare._arm(bad)
+        refused(bad, reid_compare._arm, bad)
 
 
 def test_the_command_hands_recipe_and_settings_on(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from dive_fast.reid.evaluation.rerank import RerankConfig, Reranked
 from dive_fast.reid.evaluation.task import check_sides
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.types import InputError
+from tests.support.refusals import refused
 from tests.support.trees import touch, write
 
 
@@ -100,8 +101,7 @@ def test_a_checkpoint_that_knows_test_people_is_refused(city, checkpoint):
     people = {"0003", "0104"}
     seen = [s for s in city["train"] if s.pid in people] + [s for s in city["query"] if s.pid in people]
     query, gallery = [s for s in seen if s.modality == "ir"], [s for s in city["train"] if s.modality == "rgb"]
-    with pytest.raises(InputError, match="8 identities .*0001, 0002, 0003"):
-        evaluate_reid(checkpoint, query, gallery, progress=False)
+    refused("8 identities .*0001, 0002, 0003", evaluate_reid, checkpoint, query, gallery, progress=False)
     result = evaluate_reid(checkpoint, query, gallery, progress=False, other_people=True)
     assert result.other_people and "as declared" in result.describe()
     assert (result.queries, result.valid_queries) == (10, 6)  # nobody in the gallery is 0104
@@ -125,8 +125,7 @@ def test_both_directions_and_the_legacy_one(city, checkpoint):
     legacy = run(infrared, visible, direction="visible-to-ir", mode="legacy")
     assert legacy.direction == "infrared to visible (legacy: published as visible to infrared)"
     assert (legacy.queries, legacy.gallery) == (12, 24)
-    with pytest.raises(InputError, match="expected rgb"):
-        run(infrared, visible, direction="visible-to-ir")
+    refused("expected rgb", run, infrared, visible, direction="visible-to-ir")
 
 
 def test_sides_are_checked_before_any_image_is_opened(city, checkpoint):
@@ -141,9 +140,9 @@ def test_sides_are_checked_before_any_image_is_opened(city, checkpoint):
         ((query, gallery), Protocol("regdb"), "protocol 'regdb' is for RegDB"),
         ((query, gallery), Protocol("llcm"), "protocol 'llcm' is for LLCM"),
         (([replace(query[0], camera="regdb-thermal2")], gallery), Protocol("sysu"), "for SYSU-MM01"),
+        (([replace(query[0], camera="llcm-nir1")], gallery), Protocol("pocket"), "for a tree like .*llcm-nir1"),
     ):
-        with pytest.raises(InputError, match=message):
-            evaluate_reid("no/checkpoint", *sides, protocol=protocol, progress=False)
+        refused(message, evaluate_reid, "no/checkpoint", *sides, protocol=protocol, progress=False)
     with pytest.raises(InputError, match="no valid query"):
         evaluate_reid(checkpoint, query, [replace(s, pid="0999") for s in gallery], progress=False)
 
@@ -151,8 +150,7 @@ def test_sides_are_checked_before_any_image_is_opened(city, checkpoint):
 def test_people_that_weights_were_chosen_on_are_no_strangers(city):
     record = {"pids": ["0001"], "validation": {"people": ["0101"]}}
     assert seen_identities(record) == {"0001", "0101"} and seen_identities({"pids": ["0001"]}) == {"0001"}
-    with pytest.raises(InputError, match="1 identities .*0101"):
-        check_unseen(seen_identities(record), city["query"], city["gallery"])
+    refused("1 identities .*0101", check_unseen, seen_identities(record), city["query"], city["gallery"])
 
 
 def _protocol(data, name, permutations=None, **settings):
@@ -172,8 +170,7 @@ def test_what_commands_take_for_a_test_set(tmp_path):
         (None, "sysu", {"draw": "official"}, "--test"),
         (f"sysu:{tmp_path}", "sysu", {"draw": "official"}, "no readable 'rand_perm_cam'"),
     ):
-        with pytest.raises(InputError, match=message):
-            _protocol(data, name, **settings)
+        refused(message, _protocol, data, name, **settings)
     assert _protocol("regdb:R,trial=2", "regdb")[0].trial == 2
 
 

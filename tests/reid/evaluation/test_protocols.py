@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dive_fast.reid.evaluation.protocols import Protocol, Trial, camera_number, describe, draw_trials, read_permutations
-from dive_fast.types import InputError, Sample
+from dive_fast.types import Sample
+from tests.support.refusals import refused
 
 
 def gallery(people=("0007", "0002", "0011"), cameras=(5, 1, 4, 2), each=12):
@@ -77,13 +78,10 @@ def test_official_draw_takes_the_first_numbers_of_the_permutation():
     rows = drawn(samples, Protocol("sysu", "indoor", trials=2, draw="official"), tables)
     assert {samples[r].path.stem for r in rows[0]} == {"0003"} and {samples[r].path.stem for r in rows[1]} == {"0012"}
     assert len(rows[0]) == 6
-    with pytest.raises(InputError, match="trial 2"):
-        drawn(samples, Protocol("sysu", "indoor", trials=3, draw="official"), tables)
+    refused("trial 2", drawn, samples, Protocol("sysu", "indoor", trials=3, draw="official"), tables)
     tables[1, 7] = np.array([[40]])
-    with pytest.raises(InputError, match="0040"):
-        drawn(samples, Protocol("sysu", "indoor", trials=1, draw="official"), tables)
-    with pytest.raises(InputError, match="rand_perm_cam"):
-        drawn(samples, Protocol("sysu", draw="official"))
+    refused("0040", drawn, samples, Protocol("sysu", "indoor", trials=1, draw="official"), tables)
+    refused("rand_perm_cam", drawn, samples, Protocol("sysu", draw="official"))
 
 
 def test_permutations_are_read_from_matlabs_cells(tmp_path):
@@ -103,18 +101,13 @@ def test_permutations_are_read_from_matlabs_cells(tmp_path):
 def test_a_broken_permutation_file_is_named(tmp_path):
     pytest.importorskip("scipy")
     (tmp_path / "rand_perm_cam.mat").write_bytes(b"not a mat file")
-    with pytest.raises(InputError, match="rand_perm_cam"):
-        read_permutations(tmp_path / "rand_perm_cam.mat")
+    refused("rand_perm_cam", read_permutations, tmp_path / "rand_perm_cam.mat")
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="empty"):
-        drawn([], Protocol())
-    with pytest.raises(InputError, match="searched cameras"):
-        drawn(gallery(cameras=(4, 5)), Protocol("sysu", "indoor"))
+    refused("searched cameras", drawn, gallery(cameras=(4, 5)), Protocol("sysu", "indoor"))
     assert camera_number("cam12") == 12
-    with pytest.raises(InputError, match="lobby"):
-        camera_number("lobby")
+    refused("lobby", camera_number, "lobby")
 
 
 def llcm(people=("0003", "0001"), each=5):
@@ -154,14 +147,6 @@ def test_llcm_draws(direction, mode, kind, drawn_side, asks):
         )
 
 
-def test_drawing_from_the_wrong_side_is_refused():
-    infrared, visible = llcm()
-    with pytest.raises(InputError, match="query images of modality ir"):
-        drawn(visible, Protocol("llcm", direction="visible-to-ir", mode="legacy"))
-    with pytest.raises(InputError, match="gallery images of modality rgb"):
-        drawn(infrared, Protocol("llcm"))
-
-
 def test_regdb_searches_all_of_its_trial():
     samples = [Sample(Path(f"Visible/{p}/{n}.bmp"), f"{p:04d}", "regdb-visible1") for p in (3, 9) for n in range(4)]
     assert draw_trials(samples, samples, Protocol("regdb", trial=7)) == [Trial()]
@@ -169,29 +154,15 @@ def test_regdb_searches_all_of_its_trial():
 
 
 def test_facts_say_what_ran_and_what_it_was_published_as():
-    assert Protocol("sysu", "indoor", shots=10, draw="official").metadata() == {
-        "protocol": "sysu",
-        "search": "indoor",
-        "shots": 10,
-        "trials": 10,
-        "draw": "official",
-        "direction": "ir-to-visible",
-        "mode": "standard",
-    }
+    found = Protocol("sysu", "indoor", shots=10, draw="official").metadata()
+    assert found.pop("mode") == "standard" and found.pop("direction") == "ir-to-visible"
+    assert found == {"protocol": "sysu", "search": "indoor", "shots": 10, "trials": 10, "draw": "official"}
     legacy = Protocol("llcm", direction="visible-to-ir", mode="legacy")
     assert legacy.metadata()["direction"] == "ir-to-visible" and legacy.metadata()["published_as"] == "visible-to-ir"
     assert describe(legacy.metadata()) == (
         "protocol llcm (all search, shots 1 query, whole gallery, trials 10, draw seeded), infrared to visible, mode legacy "
         "(published as visible to infrared)"
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "camera"), [("sysu", "llcm-vis1"), ("regdb", "cam1"), ("llcm", "regdb-visible1"), ("pocket", "llcm-vis1")]
-)
-def test_another_data_set_is_refused(name, camera):
-    with pytest.raises(InputError, match=f"protocol '{name}' is for .*{camera}"):
-        drawn([Sample(Path("a.jpg"), "0001", camera)], Protocol(name))
 
 
 def test_official_multi_shot_is_camera_by_camera_then_person_by_person():
@@ -205,5 +176,4 @@ def test_official_multi_shot_is_camera_by_camera_then_person_by_person():
 
 def test_official_needs_numbers():
     samples = [Sample(Path("cam1/0001/front.jpg"), "0001", "cam1")]
-    with pytest.raises(InputError, match="'front'"):
-        drawn(samples, Protocol("sysu", trials=1, draw="official"), {(1, 1): np.array([[1]])})
+    refused("'front'", drawn, samples, Protocol("sysu", trials=1, draw="official"), {(1, 1): np.array([[1]])})

@@ -13,14 +13,16 @@ from dive_fast.commands import reid_inputs
 from dive_fast.data.regdb import read_regdb
 from dive_fast.data.sets import SetSpec, parse_set
 from dive_fast.options import Changes
+from dive_fast.reid.data.config import AugmentConfig
 from dive_fast.reid.evaluation import trials as module
 from dive_fast.reid.evaluation.evaluate import evaluate_reid
 from dive_fast.reid.evaluation.protocols import Protocol
 from dive_fast.reid.evaluation.trials import run_trials
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.types import InputError
-from tests.support.city import photo
+from tests.support.city import TINY, photo
 from tests.support.cli import Run
+from tests.support.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +47,7 @@ def regdb(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config():
-    from dive_fast.reid.models.config import ModelConfig
-    from dive_fast.reid.training.config import ReidConfig
-
-    return ReidConfig(model=ModelConfig(height=64, width=32, stripes=2), identities=4, per_modality=2, steps=4)
+    return replace(TINY, augment=AugmentConfig(), steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +99,7 @@ def test_a_second_start_neither_trains_nor_embeds(regdb, config, report, monkeyp
 
 def test_other_settings_are_refused(regdb, config, report):
     out, _ = report
-    with pytest.raises(InputError, match="trial-1"):
-        run_trials(SetSpec("regdb", regdb), replace(config, lr=1e-4), out, trials=(1,), progress=False)
+    refused("trial-1", run_trials, SetSpec("regdb", regdb), replace(config, lr=1e-4), out, trials=(1,), progress=False)
 
 
 def test_a_model_of_another_trial_is_refused(regdb, report):
@@ -110,8 +108,7 @@ def test_a_model_of_another_trial_is_refused(regdb, report):
     protocol, _ = reid_inputs.protocol_from(data, "regdb", Changes({}))
     assert protocol.trial == 2
     query, gallery = reid_inputs.test_sides(data, protocol)
-    with pytest.raises(InputError, match="4 identities .*0001"):
-        evaluate_reid(out / "trial-1", query, gallery, protocol=protocol, progress=False)
+    refused("4 identities .*0001", evaluate_reid, out / "trial-1", query, gallery, protocol=protocol, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +122,7 @@ def test_a_model_of_another_trial_is_refused(regdb, report):
     ],
 )
 def test_bad_settings_are_named(spec, settings, message, config, tmp_path):
-    with pytest.raises(InputError, match=message):
-        run_trials(spec, config, tmp_path, **settings)
+    refused(message, run_trials, spec, config, tmp_path, **settings)
 
 
 def test_a_missing_list_is_said_before_any_training(regdb, config, tmp_path):

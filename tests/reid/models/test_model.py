@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from dive_fast.reid.models.model import Pool, ReidModel, TokenPool
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.reid.training.recipes import recipe
 from dive_fast.reid.training.train import train_reid
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 SMALL = {
     "pocket": ModelConfig(height=64, width=32, stripes=2),
@@ -187,13 +188,11 @@ def test_resnet50_from_local_weights(tmp_path):
     name = "embedder.convolution.weight"
     for stem in (model.visible, model.infrared):
         assert torch.equal(stem.state_dict()[name], saved.embedder.state_dict()[name])
-    with pytest.raises(InputError, match="nothing"):
-        ReidModel(ModelConfig("resnet50", weights=str(tmp_path / "nothing")), classes=3)
+    refused("nothing", ReidModel, ModelConfig("resnet50", weights=str(tmp_path / "nothing")), classes=3)
     ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])).save_pretrained(
         tmp_path / "shallow"
     )
-    with pytest.raises(InputError, match="not a ResNet-50"):
-        ReidModel(ModelConfig("resnet50", weights=str(tmp_path / "shallow")), classes=3)
+    refused("not a ResNet-50", ReidModel, ModelConfig("resnet50", weights=str(tmp_path / "shallow")), classes=3)
 
 
 def test_a_checkpoint_needs_its_pretrained_folder_no_more(tmp_path, monkeypatch):
@@ -201,7 +200,7 @@ def test_a_checkpoint_needs_its_pretrained_folder_no_more(tmp_path, monkeypatch)
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     tiny = dict(zip(vit.SIZES, (24, 2, 3, 40, 16), strict=True))
-    monkeypatch.setattr(vit, "BASE", tiny)
+    monkeypatch.setattr(vit, "clip_vit_b16", partial(vit.clip, sizes=tiny))
     # Another image size and another epsilon than the default.
     CLIPVisionModel(CLIPVisionConfig(**tiny, image_size=96, layer_norm_eps=1e-3)).save_pretrained(tmp_path)
     config = ModelConfig("clip-vit-b16", 64, 32, "avg", stripes=2, weights=str(tmp_path))
@@ -228,5 +227,4 @@ def test_a_row_is_all_that_a_new_backbone_needs(city, tiny, tmp_path, monkeypatc
     assert found == config and loaded.neck.num_features == 24
     result = evaluate_reid(out, city["query"], city["gallery"], progress=False)
     assert result.valid_queries == 24
-    with pytest.raises(InputError, match="twice-pocket"):
-        ModelConfig("twice")
+    refused("twice-pocket", ModelConfig, "twice")

@@ -22,6 +22,7 @@ from dive_fast.reid.pictures.page import RIGHT, THUMB, WRONG, Section, split_pag
 from dive_fast.reid.pictures.rank import choose, retrieve
 from dive_fast.reid.pictures.show import show_retrieval
 from dive_fast.types import DiveError, InputError, Sample
+from tests.support.refusals import refused
 
 EVIL = '<img src=x onerror="alert(1)">'
 
@@ -169,8 +170,7 @@ def test_tsne_is_seeded_and_keeps_clusters_apart():
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     assert (distances.argmin(axis=1) // 15 == np.arange(45) // 15).all()
-    with pytest.raises(DiveError, match="--images 0"):
-        tsne(features[:5])
+    refused("--images 0", tsne, features[:5], error=DiveError)
 
 
 class Seen(HTMLParser):
@@ -317,12 +317,10 @@ def test_a_folder_belongs_to_one_choice(city, checkpoint, tmp_path):
     page.unlink()
     assert run(tmp_path / "a").read_bytes() == before  # an interrupted one is made again
     for change in ({"config": replace(config, top=3)}, {"query": city["query"][:-1]}, {"dataset": "other"}):
-        with pytest.raises(InputError, match="choose another --out"):
-            run(tmp_path / "a", **change)
+        refused("choose another --out", run, tmp_path / "a", **change)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("x")
-    with pytest.raises(InputError, match="other files"):
-        run(tmp_path / "b")
+    refused("other files", run, tmp_path / "b")
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["mine.txt"]
 
 
@@ -337,8 +335,7 @@ def test_another_trial_shows_another_gallery(city, checkpoint, tmp_path):
         return {hit["file"] for s in record["sections"] for q in s["queries"] for hit in q["top"]}
 
     assert show(1) != show(3)
-    with pytest.raises(InputError, match="3 trials, got trial 4"):
-        show(4)
+    refused("3 trials, got trial 4", show, 4)
 
 
 def test_refusals(city, checkpoint, tmp_path):

@@ -21,8 +21,8 @@ from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training import parallel
 from dive_fast.reid.training.config import config_from_dict
 from dive_fast.reid.training.train import train_reid
-from dive_fast.types import InputError
 from tests.support.city import make_samples
+from tests.support.refusals import refused
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -102,10 +102,8 @@ def test_two_processes_leave_the_run_that_one_leaves(tmp_path, capsys):
     assert said == capsys.readouterr().out.replace("/one", "/two") and "48 images of 6 identities" in said
     rows = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (one, two)]
     assert [row.keys() for row in rows[0]] == [row.keys() for row in rows[1]]
-    for name, tolerance in {
-        "loss": 1e-3,
-        "gradient_norm": 5e-3,
-    }.items():  # sums in another order, and what steps make of it
+    # Sums in another order, and what steps make of it.
+    for name, tolerance in {"loss": 1e-3, "gradient_norm": 5e-3}.items():
         assert [row[name] for row in rows[1]] == pytest.approx([row[name] for row in rows[0]], rel=tolerance)
     records = [read_json(out / "reid.json", "") for out in (one, two)]
     for name in ("pids", "validation", "config", "data"):
@@ -122,11 +120,9 @@ def test_two_processes_leave_the_run_that_one_leaves(tmp_path, capsys):
 def test_a_batch_that_cannot_be_shared_is_refused(city, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "rank_and_size", lambda: (1, 3))
     assert parallel.my_rows(36, 9) == slice(12, 24)
-    with pytest.raises(InputError, match="3 processes .*4 identities"):
-        train_reid(city["train"], tiny, tmp_path, progress=False)
+    refused("3 processes .*4 identities", train_reid, city["train"], tiny, tmp_path, progress=False)
     monkeypatch.setattr(parallel, "rank_and_size", lambda: (1, 2))
-    with pytest.raises(InputError, match="--missing visible"):
-        train_reid(city["train"], replace(tiny, missing="visible"), tmp_path, progress=False)
+    refused("--missing visible", train_reid, city["train"], replace(tiny, missing="visible"), tmp_path, progress=False)
 
 
 def test_alone_nothing_changes():

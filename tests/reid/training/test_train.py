@@ -24,7 +24,8 @@ from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.reid.training.config import ReidConfig, ValidationConfig, config_from_dict, learning_rate
 from dive_fast.reid.training.train import train_reid
 from dive_fast.reid.training.train_state import MOST_SKIPPED, TrainState
-from dive_fast.types import DiveError, InputError, to_dict
+from dive_fast.types import DiveError, to_dict
+from tests.support.refusals import refused
 
 
 def weights(out):
@@ -80,18 +81,15 @@ def test_a_finished_run_is_not_repeated_and_another_one_is_refused(city, tiny, t
     monkeypatch.setattr(training, "load_images", None)
     assert run(city["train"], tiny, tmp_path) == tmp_path
     for samples, config in ((city["train"], replace(tiny, lr=1e-4)), (city["train"][:-1], tiny)):
-        with pytest.raises(InputError, match=tmp_path.name):
-            run(samples, config, tmp_path)
+        refused(tmp_path.name, run, samples, config, tmp_path)
 
 
 def test_a_stopped_run_of_another_config_or_a_damaged_one_is_refused(city, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "finish", lambda *a: None)
     run(city["train"], tiny, tmp_path, save_every=2)
-    with pytest.raises(InputError, match="another config"):
-        run(city["train"], replace(tiny, lr=1e-4), tmp_path)
+    refused("another config", run, city["train"], replace(tiny, lr=1e-4), tmp_path)
     (tmp_path / "state.pt").write_bytes(b"half a file")
-    with pytest.raises(InputError, match="damaged"):
-        run(city["train"], tiny, tmp_path)
+    refused("damaged", run, city["train"], tiny, tmp_path)
 
 
 def test_moved_data_are_the_same_data(city, tiny, tmp_path):
@@ -100,8 +98,7 @@ def test_moved_data_are_the_same_data(city, tiny, tmp_path):
     copy.write_bytes(sample.path.read_bytes())
     assert dataset.fingerprint([sample]) == dataset.fingerprint([replace(sample, path=copy)])
     assert dataset.fingerprint([sample]) != dataset.fingerprint([replace(sample, pid="0009")])
-    with pytest.raises(InputError, match=r"gone\.png"):
-        dataset.fingerprint([replace(sample, path=tmp_path / "gone.png")])
+    refused(r"gone\.png", dataset.fingerprint, [replace(sample, path=tmp_path / "gone.png")])
 
 
 def test_a_loss_that_is_not_finite_names_the_step(city, tiny, tmp_path):
@@ -143,14 +140,11 @@ def test_a_checkpoint_loads_as_it_was_and_damage_is_noticed(city, tiny, tmp_path
     model, config, record = load_model(out)
     assert config == tiny and not model.training
     assert equal(dict(model.state_dict()), weights(out))
-    with pytest.raises(InputError, match="nothing"):
-        load_model(tmp_path / "nothing")
+    refused("nothing", load_model, tmp_path / "nothing")
     write_json(out / "reid.json", {**record, "sha256": "0" * 64})
-    with pytest.raises(InputError, match="train again"):
-        load_model(out)
+    refused("train again", load_model, out)
     write_json(out / "reid.json", {"config": {}})
-    with pytest.raises(InputError, match="missing"):
-        load_model(out)
+    refused("missing", load_model, out)
 
 
 def test_config_survives_json_and_refuses_what_it_does_not_know(tiny):
@@ -162,10 +156,8 @@ def test_config_survives_json_and_refuses_what_it_does_not_know(tiny):
     assert config_from_dict(json.loads(json.dumps(to_dict(full))), "x") == full
     assert config_from_dict({}, "x") == ReidConfig()
     for name in ("drops", "synthetic_schedule"):
-        with pytest.raises(InputError, match=f"{name} .*got 3"):
-            config_from_dict({**stored, name: 3}, "x")
-    with pytest.raises(InputError, match="speed"):
-        config_from_dict({**stored, "speed": 3}, "x")
+        refused(f"{name} .*got 3", config_from_dict, {**stored, name: 3}, "x")
+    refused("speed", config_from_dict, {**stored, "speed": 3}, "x")
 
 
 OFF = AugmentConfig(flip=0, crop=0, erase=0, exchange=0, brightness=0)
@@ -279,16 +271,13 @@ def test_a_schedule_of_the_synthetic_share_is_followed(city, tiny):
     sampler = PairSampler(images, config, images.synthetic.numpy())
     made = [len({int(i) for i in images.labels[sampler.batch(step)] if int(images.pids[i]) > 20}) for step in range(20)]
     assert made == [2] * 10 + [0] * 10
-    with pytest.raises(InputError, match="2 synthetic identities.* 0"):
-        training.train_reid(city["train"], config, "nowhere", progress=False)
+    refused("2 synthetic identities.* 0", training.train_reid, city["train"], config, "nowhere", progress=False)
 
 
 def test_people_that_do_not_fit_are_refused_before_any_image_is_decoded(city, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "load_images", None)
-    with pytest.raises(InputError, match="0021"):
-        run(city["train"] + city["external"], tiny, tmp_path)
-    with pytest.raises(InputError, match="more than once"):
-        run(city["train"] * 2, tiny, tmp_path)
+    refused("0021", run, city["train"] + city["external"], tiny, tmp_path)
+    refused("more than once", run, city["train"] * 2, tiny, tmp_path)
 
 
 def test_a_cache_changes_nothing(city, tiny, tmp_path):
@@ -300,8 +289,7 @@ def test_a_cache_changes_nothing(city, tiny, tmp_path):
 def test_a_tensorboard_log_names_the_extra_or_is_written(city, tiny, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
-    with pytest.raises(DiveError, match=r"dive-fast\[tensorboard\]"):
-        run(city["train"], tiny, tmp_path, tensorboard=True)
+    refused(r"dive-fast\[tensorboard\]", run, city["train"], tiny, tmp_path, tensorboard=True, error=DiveError)
     monkeypatch.undo()
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

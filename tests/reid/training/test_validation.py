@@ -21,9 +21,10 @@ from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.reid.training.config import ValidationConfig
 from dive_fast.reid.training.train import train_reid
 from dive_fast.reid.training.validation import check_validation, held_out, refuse_test_people, split
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
 from tests.support.city import photo
 from tests.support.cli import Run
+from tests.support.refusals import refused
 
 
 @pytest.fixture
@@ -46,8 +47,7 @@ def test_people_are_drawn_among_those_with_both_real_modalities(city):
     assert held_out(samples[::-1], config) == people != held_out(samples, replace(config, split=1))
     without = [s for s in samples if s.pid != people[0]]
     assert set(people[1:]) < set(held_out(without, config))  # one gone, and the others stay
-    with pytest.raises(InputError, match="people 9 .* 8 identities"):
-        held_out(samples, replace(config, people=9))
+    refused("people 9 .* 8 identities", held_out, samples, replace(config, people=9))
 
 
 def test_nobody_is_on_both_sides_and_synthetic_images_on_neither(city):
@@ -68,10 +68,8 @@ def test_sets_that_would_choose_wrongly_are_refused(city):
         ([replace(val[0], source="synthetic"), *val[1:]], "is a synthetic image"),
         (city["query"], "got only ir"),
     ):
-        with pytest.raises(InputError, match=message):
-            check_validation(train, bad)
-    with pytest.raises(InputError, match="1 identities .*0103"):
-        refuse_test_people(val, {"0103", "0999"})
+        refused(message, check_validation, train, bad)
+    refused("1 identities .*0103", refuse_test_people, val, {"0103", "0999"})
     refuse_test_people(val, {"0999"})
 
 
@@ -99,15 +97,13 @@ def test_the_best_weights_are_kept_named_and_loaded(city, held, tmp_path):
         scores = task.score_features(*(embed(model, load_images(side, 64, 32)) for side in sides))
         assert task.result(scores, checkpoint="").map == pytest.approx(scored[step])
     (out / "best.safetensors").write_bytes((out / "model.safetensors").read_bytes())
-    with pytest.raises(InputError, match=r"best\.safetensors"):
-        load_model(out)
+    refused(r"best\.safetensors", load_model, out)
 
 
 def test_without_a_validation_there_is_no_best(city, tiny, tmp_path):
     out = train_reid(city["train"], replace(tiny, steps=2), tmp_path, progress=False)
     assert load_model(out)[2]["which"] == "last"
-    with pytest.raises(InputError, match="no validation"):
-        load_model(out, which="best")
+    refused("no validation", load_model, out, which="best")
 
 
 @pytest.mark.slow
@@ -119,13 +115,9 @@ def test_validating_changes_nothing_of_the_training(city, held, tmp_path):
     plain = train_reid(rest, replace(held, validation=ValidationConfig()), tmp_path / "without", progress=False)
     a, b = (load_file(folder / "model.safetensors") for folder in (out, plain))
     assert all(torch.equal(a[name], b[name]) for name in b)
-    given = train_reid(
-        rest,
-        replace(held, validation=ValidationConfig(every_steps=2)),
-        tmp_path / "given",
-        progress=False,
-        val=[s for s in city["train"] if s.pid in people],
-    )
+    scored = replace(held, validation=ValidationConfig(every_steps=2))
+    val = [s for s in city["train"] if s.pid in people]
+    given = train_reid(rest, scored, tmp_path / "given", progress=False, val=val)
     assert read_json(given / "reid.json", "")["best"]["val_map"] == read_json(out / "reid.json", "")["best"]["val_map"]
 
 
@@ -184,9 +176,8 @@ SMALL = ["--device", "cpu", "--steps", 2, "--identities", 4, "--per-modality", 2
 
 
 def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, run: Run):
-    code, out, error = run(
-        "reid", "train", "--real", f"sysu:{tree}", "--val", f"sysu:{tree}", "--out", tmp_path / "a", *SMALL, "--json"
-    )
+    sets = ["--real", f"sysu:{tree}", "--val", f"sysu:{tree}"]
+    code, out, error = run("reid", "train", *sets, "--out", tmp_path / "a", *SMALL, "--json")
     assert code == 0, error
     assert "3 people of --val" in error
     record = read_json(tmp_path / "a" / "reid.json", "")
@@ -196,13 +187,10 @@ def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, 
 
 
 def test_the_command_refuses_test_people_for_validation(tree, tmp_path, run: Run):
-    for val in (f"sysu:{tree},split=test", f"sysu:{tree},split=all"):
+    vals = {f"sysu:{tree},split=test": "0009", f"sysu:{tree},split=all": "0009", f"llcm:{tree}": "llcm"}
+    for val, message in vals.items():
         code, _, error = run("reid", "train", "--real", f"sysu:{tree}", "--val", val, "--out", tmp_path / "b", *SMALL)
-        assert code == 2 and "0009" in error
-    code, _, error = run(
-        "reid", "train", "--real", f"sysu:{tree}", "--val", f"llcm:{tree}", "--out", tmp_path / "b", *SMALL
-    )
-    assert code == 2 and "llcm" in error
+        assert code == 2 and message in error
     assert not (tmp_path / "b").exists()
 
 
