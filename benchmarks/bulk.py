@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -31,12 +30,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.machine import commit, processor, versions
-from benchmarks.plan import timed
+from benchmarks.machine import median_ratio, metadata, options_of, sample, timed, write
+from dive_fast.bench.batch import bench_plan
+from dive_fast.bench.run import model_folder
 from dive_fast.engines import Engine, load_engine
-from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
-from dive_fast.sampling import Sampling, Schedule, dpmpp_2m, guided, initial_noise
-from dive_fast.synth import make_plan, synthesize
+from dive_fast.sampling import Sampling, Schedule, initial_noise
+from dive_fast.synth import synthesize
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.folder import claim_folder, open_store
 from dive_fast.synth.layout import shard_pairs
@@ -67,9 +66,7 @@ def resume_of_a_finished_job(engine: Engine) -> dict[str, Any]:
         (out / "shards").mkdir()
         for number in range(plan.shards):
             records = [
-                PairRecord(
-                    pair, dict(files), dict.fromkeys(files, "0" * 64), dict.fromkeys(files, 1), engine.fingerprint, {}
-                )
+                PairRecord(pair, files, dict.fromkeys(files, "0" * 64), dict.fromkeys(files, 1), engine.fingerprint, {})
                 for pair, files in shard_pairs(plan, number)
             ]
             (out / shard_name(number)).write_bytes(shard_lines(records))
@@ -83,30 +80,15 @@ def pocket(folder: Path) -> Path:
     from dive_export import GraphOptions, export_engine
 
     if not (folder / "engine").exists():
-        save_bundle(fuse(load_bundle("pocket"), load_adapter("pocket")), folder / "fused")
-        export_engine(folder / "fused", folder / "engine", rows_max=64, check=False, options=GraphOptions(form="bank"))
+        _, fused = model_folder("pocket", "cpu", folder)
+        export_engine(fused, folder / "engine", rows_max=64, check=False, options=GraphOptions(form="bank"))
     return folder / "engine"
 
 
 def pocket_plan(engine: Engine, pairs: int, shard_size: int = 32) -> SynthesisPlan:
     """Both sides generated, people by people, at least a full batch of each person and camera, as DiVE's calls are."""
-    people = [identity.pid for identity in engine.prompts.table.identities]
-    each = max(ROWS // 2, -(-pairs // len(people)))
-    profile = engine.spec.profile
-    return make_plan(
-        mode="synthetic",
-        pids=people[: -(-pairs // each)],
-        cameras=engine.prompts.table.cameras,
-        ir=["cam3"],
-        rgb=["cam1"],
-        pairs_per_identity=each,
-        seed=3,
-        sampling=Sampling(STEPS, GUIDANCE),
-        height=profile.height,
-        width=profile.width,
-        model_fingerprint=engine.spec.model_fingerprint,
-        shard_size=shard_size,
-    )
+    each = max(ROWS // 2, -(-pairs // len(engine.prompts.table.identities)))
+    return bench_plan(engine, pairs, Sampling(STEPS, GUIDANCE), identities=-(-pairs // each), shard_size=shard_size)
 
 
 class SlowStore(LocalStore):
@@ -133,11 +115,8 @@ def bare(engine: Engine, plan: SynthesisPlan) -> float:
         embeddings, index = engine.prompts.encode(engine.encode_text, [None, *keys])
         conditioning = engine.condition(embeddings)
         for number, start in enumerate(noise):
-            at = 1 + number * size
-            eps = guided(
-                lambda x, t, i: engine.eps(x, t, conditioning, i), index[at : at + size], 0, plan.sampling.guidance
-            )
-            engine.decode(dpmpp_2m(eps, start, schedule))
+            own = index[1 + number * size :][:size]
+            engine.decode(sample(engine, conditioning, own, start, schedule, plan.sampling.guidance))
 
     return timed(run)[0]
 
@@ -166,10 +145,9 @@ def reference_way(engine: Engine, plan: SynthesisPlan, out: Path) -> float:
                 some = seeds[at : at + size]
                 embeddings, index = engine.prompts.encode(engine.encode_text, [None, *[(pid, camera)] * len(some)])
                 conditioning = engine.condition(embeddings)
-                eps = guided(
-                    lambda x, t, i, c=conditioning: engine.eps(x, t, c, i), index[1:], 0, plan.sampling.guidance
-                )
-                images = engine.decode(dpmpp_2m(eps, initial_noise(some, engine.latent_shape), schedule))
+                noise = initial_noise(some, engine.latent_shape)
+                latents = sample(engine, conditioning, index[1:], noise, schedule, plan.sampling.guidance)
+                images = engine.decode(latents)
                 for number, image in enumerate(images.numpy()):
                     Image.fromarray(image).save(out / camera / pid / f"{at + number}.png")
 
@@ -269,7 +247,7 @@ def turn_of_all(
 
 def job(engine: Engine, folder: Path, turns: int) -> dict[str, Any]:
     """Shares of the bare engine's rate, turn by turn; the slow disk writes just three times as fast as the engine makes."""
-    pipe = pipeline(folder / "fused")
+    pipe = pipeline(folder / "pocket")
     small, plan = pocket_plan(engine, pairs=16), pocket_plan(engine, pairs=96)
     images = 2 * len(plan.pairs)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -282,10 +260,7 @@ def job(engine: Engine, folder: Path, turns: int) -> dict[str, Any]:
             seconds[kind].append(took[kind])
         for kind, share in waited.items():
             waits[kind].append(share)
-    shares = {
-        kind: round(statistics.median(a / b for a, b in zip(seconds["bare"], seconds[kind], strict=True)), 3)
-        for kind in KINDS[1:]
-    }
+    shares = {kind: median_ratio(seconds["bare"], seconds[kind], 3) for kind in KINDS[1:]}
     return {
         "images": images,
         "images/s": {kind: round(images / statistics.median(values), 2) for kind, values in seconds.items()},
@@ -297,6 +272,7 @@ def job(engine: Engine, folder: Path, turns: int) -> dict[str, Any]:
 
 def ray_scaling(folder: Path, turns: int) -> dict[str, Any]:
     """Images a second of one worker pinned to one core, of two such, and of two Ray workers; a process of its own each."""
+    pocket(folder)  # before its processes would all make it
     one, both, by_ray = "one worker, one core", "two workers, a core each", "two Ray workers"
     cores: dict[str, list[str | None]] = {one: ["0"], both: ["0", "1"], by_ray: [None]}
     rates: dict[str, list[float]] = {kind: [] for kind in cores}
@@ -319,10 +295,7 @@ def ray_scaling(folder: Path, turns: int) -> dict[str, Any]:
             values.append(sum(answer["images/s"] for answer in answers))
             starts += [answer["start, s"] for answer in answers if "start, s" in answer]
     middle = {kind: round(statistics.median(values), 2) for kind, values in rates.items()}
-    ratios = {
-        f"{kind} / one": round(statistics.median(b / a for a, b in zip(rates[one], rates[kind], strict=True)), 2)
-        for kind in (both, by_ray)
-    }
+    ratios = {f"{kind} / one": median_ratio(rates[kind], rates[one]) for kind in (both, by_ray)}
     return {"images/s": middle, **ratios, "start of a Ray job, s": round(statistics.median(starts), 1)}
 
 
@@ -347,39 +320,29 @@ def child(kind: str, folder: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("plan", "resume", "job", "ray"), action="append")
+    parts = ("plan", "resume", "job", "ray")
+    parser = options_of(__doc__)
+    parser.add_argument("--only", choices=parts, action="append")
     parser.add_argument("--turns", type=int, default=6)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child[0], Path(options.child[1]), Path(options.child[2]))
         return
-    wanted = options.only or ("plan", "resume", "job", "ray")
-    result: dict[str, Any] = {
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "versions": versions(PACKAGES),
-        "commit": commit(),
-        "turns": options.turns,
-    }
+    result = metadata(PACKAGES, turns=options.turns)
     with tempfile.TemporaryDirectory() as folder:
-        if "plan" in wanted:
-            result["plan"] = plan_of_millions()
-            print(json.dumps(result["plan"]), flush=True)
-        if set(wanted) - {"plan"}:
-            engine = load_engine(pocket(Path(folder)))
-        if "resume" in wanted:
-            result["resume"] = resume_of_a_finished_job(engine)
-            print(json.dumps(result["resume"]), flush=True)
-        if "job" in wanted:
-            result["job"] = job(engine, Path(folder), options.turns)
-            print(json.dumps(result["job"]), flush=True)
-        if "ray" in wanted:
-            result["ray"] = ray_scaling(Path(folder), options.turns)
-            print(json.dumps(result["ray"]), flush=True)
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        place = Path(folder)
+        engine = cache(lambda: load_engine(pocket(place)))
+        runs: dict[str, Callable[[], dict[str, Any]]] = {
+            "plan": plan_of_millions,
+            "resume": lambda: resume_of_a_finished_job(engine()),
+            "job": lambda: job(engine(), place, options.turns),
+            "ray": lambda: ray_scaling(place, options.turns),
+        }
+        for part in options.only or parts:
+            result[part] = runs[part]()
+            print(json.dumps(result[part]), flush=True)
+    write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ is our torch-compiled engine: bank form, exact savings.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -18,10 +15,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import commit, interleaved, processor, versions
+from benchmarks.machine import interleaved, metadata, options_of, sample, write
+from dive_fast.bench.run import model_folder
+from dive_fast.bench.timing import ratio
 from dive_fast.engines import Engine, load_engine
-from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
-from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise
+from dive_fast.sampling import Schedule, initial_noise
 
 ROWS = (2, 8, 32)
 EAGER, COMPILED, PLAIN, BANK = "torch", "torch-compiled", "onnxruntime", "onnxruntime bank"
@@ -34,36 +32,27 @@ def _latents(engine: Engine, keys: list[tuple[str, str]]) -> torch.Tensor:
     conditioning = engine.condition(embeddings)
     noise = initial_noise(range(IMAGES), engine.latent_shape)
     schedule = Schedule.from_config(engine.scheduler_config, STEPS)
-    eps = guided(lambda x, t, i: engine.eps(x, t, conditioning, i), index[1:], 0, GUIDANCE)
-    return dpmpp_2m(eps, noise, schedule)
+    return sample(engine, conditioning, index[1:], noise, schedule, GUIDANCE)
 
 
 def _row(what: str, times: dict[str, list[float]]) -> dict[str, Any]:
     """Medians in milliseconds, and how many times as fast as eager torch each is: median, least and most of all turns."""
     middle = {name: statistics.median(values) for name, values in times.items()}
-    ratios = {
-        name: [t / o for t, o in zip(times[EAGER], values, strict=True)]
-        for name, values in times.items()
-        if name != EAGER
-    }
-    print(
-        f"{what:<22}{EAGER} {middle[EAGER]:.1f} ms   "
-        + "   ".join(f"{name} {middle[name]:.1f} ms {statistics.median(r):.2f}x" for name, r in ratios.items()),
-        flush=True,
-    )
+    ratios = {name: ratio(times[EAGER], values) for name, values in times.items() if name != EAGER}
+    others = "   ".join(f"{name} {middle[name]:.1f} ms {r.median:.2f}x" for name, r in ratios.items())
+    print(f"{what:<22}{EAGER} {middle[EAGER]:.1f} ms   {others}", flush=True)
     return {
         "what": what,
         **{f"{name} ms": round(value, 2) for name, value in middle.items()},
-        **{f"{EAGER} / {name}": round(statistics.median(r), 2) for name, r in ratios.items()},
-        "ratio ranges": {name: [round(min(r), 2), round(max(r), 2)] for name, r in ratios.items()},
+        **{f"{EAGER} / {name}": round(r.median, 2) for name, r in ratios.items()},
+        "ratio ranges": {name: [round(r.low, 2), round(r.high, 2)] for name, r in ratios.items()},
     }
 
 
 def _engines(folder: Path, compiled: bool) -> dict[str, Engine]:
     from dive_export import GraphOptions, export_engine
 
-    fused = folder / "fused"
-    save_bundle(fuse(load_bundle("pocket"), load_adapter("pocket")), fused)
+    _, fused = model_folder("pocket", "cpu", folder)
     engines = {EAGER: load_engine(fused)}
     for name, options in ((PLAIN, GraphOptions()), (BANK, GraphOptions(form="bank"))):
         export_engine(fused, folder / name, rows_max=max(ROWS), check=False, options=options)
@@ -102,22 +91,13 @@ def measure(repeats: int, compiled: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_of(__doc__)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    facts = {
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "versions": versions(("torch", "onnxruntime", "diffusers", "onnx")),
-        "commit": commit(),
-        "repeats": options.repeats,
-    }
-    result = {**facts, **measure(options.repeats, not options.no_compile)}
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    packages = ("torch", "onnxruntime", "diffusers", "onnx")
+    found = measure(options.repeats, not options.no_compile)
+    write(options.out, metadata(packages, threads=torch.get_num_threads(), repeats=options.repeats, **found))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ the bank too; nothing is downloaded. Needs about 16 GB of memory and 4 GB of dis
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,10 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import commit, processor, versions
+from benchmarks.machine import metadata, options_of, write
 from dive_fast.bench.sd15 import SIZE, sd15
 
 ROWS_MAX = 144
+PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 CHECKED = ("prompt_bank", "unet")
 NEEDED = {"prompt_bank": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}  # the network that a part is of
 VARIANTS = {"plain-fp32": ("plain", "fp32"), "bank-fp16": ("bank", "fp16")}
@@ -72,28 +71,11 @@ def measure(variant: str, part: str, folder: Path) -> dict[str, Any]:
     return record
 
 
-def _facts() -> dict[str, Any]:
-    names = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
-    return {
-        "model": "Stable Diffusion 1.5's configuration, random weights",
-        "size": SIZE,
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "versions": versions(names),
-        "commit": commit(),
-    }
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/export-sd15.json"), help="JSON file to write"
-    )
-    parser.add_argument(
-        "--work", type=Path, help="folder for the graphs while they are measured (default: a temporary one)"
-    )
-    parser.add_argument(
-        "--only", nargs=2, metavar=("VARIANT", "PART"), help="print this graph's record and write nothing"
-    )
+    parser = options_of(__doc__)
+    parser.set_defaults(out=Path("benchmarks/results/export-sd15.json"))
+    parser.add_argument("--work", type=Path, help="folder for the graphs while measured (default: a temporary one)")
+    parser.add_argument("--only", nargs=2, metavar=("VARIANT", "PART"), help="print this graph's record, write nothing")
     options = parser.parse_args()
     if options.only:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
@@ -108,9 +90,9 @@ def main() -> None:
         command += ["--work", str(options.work)] if options.work else []
         ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         record = json.loads(ran.stdout.splitlines()[-1])
-        result = {**_facts(), "graphs": [*result["graphs"], record]}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        model = "Stable Diffusion 1.5's configuration, random weights"
+        result = metadata(PACKAGES, model=model, size=SIZE, graphs=[*result["graphs"], record])
+        write(options.out, result)
         print(f"{variant} {part}: {record['export s']} s, {record['export peak MB']} MB", flush=True)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import commit, interleaved, processor, versions
-from dive_fast.bench.batch import start_batch
+from benchmarks.machine import interleaved, median_ratio, metadata
+from dive_fast.bench.batch import bench_plan, start_batch
 from dive_fast.bench.parity import psnr, worst_rms
 from dive_fast.data.images import open_image
 from dive_fast.engines import Engine, load_engine
@@ -36,7 +35,6 @@ from dive_fast.reid.comparison.compare import compare
 from dive_fast.reid.comparison.significance import paired_t
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.sampling import PRESETS, Sampling
-from dive_fast.synth import make_plan
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.render import Renderer
 from dive_fast.types import Sample
@@ -50,20 +48,13 @@ PACKAGES = ("torch", "diffusers", "numpy")
 ROWS, IMAGES = 32, 16
 BASE = PairConfig(per_camera=3, rows=ROWS)
 WIDE, NARROW = (0.3, 6.0), (0.6, 3.0)
-SETTINGS: dict[str, PairConfig] = {
-    "50-steps": replace(BASE, sampling=Sampling(50)),
-    "25-steps": replace(BASE, sampling=Sampling(25)),
-    "15-steps": replace(BASE, sampling=Sampling(15)),
-    "10-steps": replace(BASE, sampling=Sampling(10)),
-    "7-steps": replace(BASE, sampling=Sampling(7)),
-    "5-steps": replace(BASE, sampling=Sampling(5)),
-    "4-steps": replace(BASE, sampling=Sampling(4)),
-    "3-steps": replace(BASE, sampling=Sampling(3)),
-    "25-steps-wide": replace(BASE, sampling=Sampling(25, BASE.sampling.guidance, WIDE)),
-    "25-steps-narrow": replace(BASE, sampling=Sampling(25, BASE.sampling.guidance, NARROW)),
-    "15-steps-wide": replace(BASE, sampling=Sampling(15, BASE.sampling.guidance, WIDE)),
-    "10-steps-wide": replace(BASE, sampling=Sampling(10, BASE.sampling.guidance, WIDE)),
-    "7-steps-fp8": replace(BASE, sampling=Sampling(7)),
+SETTINGS = {
+    **{f"{steps}-steps": Sampling(steps) for steps in (50, 25, 15, 10, 7, 5, 4, 3)},
+    "25-steps-wide": Sampling(25, guidance_interval=WIDE),
+    "25-steps-narrow": Sampling(25, guidance_interval=NARROW),
+    "15-steps-wide": Sampling(15, guidance_interval=WIDE),
+    "10-steps-wide": Sampling(10, guidance_interval=WIDE),
+    "7-steps-fp8": Sampling(7),
 }
 FP8 = "-fp8"  # by the exported engine with FP8 layers, which a CPU only simulates: its rate says nothing
 # Of the others the images alone are compared: where they lie between two of these, training says nothing new.
@@ -72,7 +63,7 @@ TRAINED = (FIRST, "25-steps", "15-steps", "10-steps", "7-steps", "5-steps", "3-s
 
 def sampling(setting: str, guidance: float) -> Sampling:
     """How a setting samples with this scale of guidance."""
-    return replace(SETTINGS[setting].sampling, guidance=guidance)
+    return replace(SETTINGS[setting], guidance=guidance)
 
 
 def fused_model(out: Path, photos: list[Sample]) -> Path:
@@ -179,7 +170,7 @@ def effects(out: Path) -> dict[str, dict[str, Any]]:
     """
     arms, _, gap = scores(out)
     plain = [name for name in TRAINED if name.removesuffix("-steps").isdecimal()]
-    doublings = [math.log2(SETTINGS[name].sampling.steps) for name in plain]
+    doublings = [math.log2(SETTINGS[name].steps) for name in plain]
     found = {
         "halving the steps": [
             statistics.linear_regression(doublings, [arms[name][seed] / gap for name in plain]).slope
@@ -212,28 +203,15 @@ def worth(by_seed: list[float], first: list[float], baseline: float, gap: float)
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    heads = (
-        "setting",
-        "images/s",
-        "times 50 steps",
-        "mAP",
-        "gap closed",
-        "gap lost against 50 steps (95 %)",
-        "dB to 50 steps",
-        "torso, legs",
-    )
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    heads = "setting|images/s|times 50 steps|mAP|gap closed|gap lost against 50 steps (95 %)|dB to 50 steps|torso, legs"
+    lines = [f"| {heads.replace('|', ' | ')} |", "|---" * (heads.count("|") + 1) + "|"]
     for row in rows:
-        near = f"{row['dB to 50 steps']:.1f}" if "dB to 50 steps" in row else ""
+        timed = "images/s" in row
         cells = [
             row["sampling"],
-            *(
-                (f"{row['images/s']:.2f}", f"{row['times 50-steps']:.2f}")
-                if "images/s" in row
-                else ("on a GPU only", "")
-            ),
+            *((f"{row['images/s']:.2f}", f"{row['times 50-steps']:.2f}") if timed else ("on a GPU only", "")),
             *(_worth_cells(row) if "mAP" in row else ("not trained", "", "")),
-            near,
+            f"{row['dB to 50 steps']:.1f}" if "dB to 50 steps" in row else "",
             f"{row['torso correlation']:.3f}, {row['legs correlation']:.3f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -253,24 +231,12 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     presets = {f"{preset.sampling.steps}-steps": preset.name for preset in PRESETS.values()}
     with figure(path, "What speed costs: gap closed on the pocket world (bars: standard error)", height=4.4) as axes:
         for row in (row for row in rows if "mAP" in row and "images/s" in row):
-            name = presets.get(row["setting"])
-            axes.errorbar(
-                row["images/s"],
-                row["gap closed"],
-                yerr=row["standard error"],
-                fmt="o",
-                capsize=3,
-                color=COLOURS[2] if name else COLOURS[0],
-            )
+            name, at = presets.get(row["setting"]), (row["images/s"], row["gap closed"])
+            colour = COLOURS[2] if name else COLOURS[0]
+            axes.errorbar(*at, yerr=row["standard error"], fmt="o", capsize=3, color=colour)
             words = f"{row['setting']}{f' = {name}' if name else ''}"
-            axes.annotate(
-                words,
-                (row["images/s"], row["gap closed"]),
-                xytext=(5, 5 if row["setting"].endswith("-steps") else -11),
-                textcoords="offset points",
-                fontsize=7,
-                color=INK,
-            )
+            shift = (5, 5 if row["setting"].endswith("-steps") else -11)
+            axes.annotate(words, at, xytext=shift, textcoords="offset points", fontsize=7, color=INK)
         axes.set_xscale("log")
         ticks = [2, 3, 5, 8, 12, 20, 30]
         axes.set_xticks(ticks, list(map(str, ticks)))
@@ -290,22 +256,9 @@ def usefulness(out: Path, world: Path, made: dict[str, list[Sample]], seeds: tup
     return compare(arms, query, gallery, config, seeds, out / "compare", baseline=BASELINES, workers=workers)
 
 
-def loop(engine: Engine, setting: PairConfig) -> Callable[[], object]:
+def loop(engine: Engine, setting: Sampling) -> Callable[[], object]:
     """Noise to pixels for `IMAGES` images of as many people, by the renderer of synthesis."""
-    table, profile = engine.prompts.table, engine.spec.profile
-    plan = make_plan(
-        mode="synthetic",
-        pids=[identity.pid for identity in table.identities][:IMAGES],
-        cameras=table.cameras,
-        ir=["cam3"],
-        rgb=["cam1"],
-        pairs_per_identity=1,
-        seed=0,
-        sampling=setting.sampling,
-        height=profile.height,
-        width=profile.width,
-        model_fingerprint=engine.spec.model_fingerprint,
-    )
+    plan = bench_plan(engine, IMAGES, setting, identities=IMAGES)
     start = start_batch(plan, engine, IMAGES, ("ir",))
     renderer = Renderer(engine, plan, StageClock("encode", "denoise", "decode"))
     renderer.use_prompts(job.key for job in start.jobs)
@@ -314,13 +267,12 @@ def loop(engine: Engine, setting: PairConfig) -> Callable[[], object]:
 
 def speed(engine: Engine, repeats: int) -> dict[str, Any]:
     """Images a second of every setting, and how many times as fast as 50 steps, turn by turn."""
-    timed = {name: loop(engine, setting) for name, setting in SETTINGS.items() if not name.endswith(FP8)}
-    times = interleaved(timed, repeats)
-    first = times[FIRST]
+    runs = {name: loop(engine, setting) for name, setting in SETTINGS.items() if not name.endswith(FP8)}
+    times = interleaved(runs, repeats)
     return {
         name: {
             "images/s": round(1e3 * IMAGES / statistics.median(values), 2),
-            "times 50-steps": round(statistics.median(a / b for a, b in zip(first, values, strict=True)), 2),
+            "times 50-steps": median_ratio(times[FIRST], values),
         }
         for name, values in times.items()
     }
@@ -330,9 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the study, for pairs, trainings and results")
     parser.add_argument("--only", choices=PARTS, action="append")
-    parser.add_argument(
-        "--guidance", type=float, default=BASE.sampling.guidance, help="scale of guidance of all settings"
-    )
+    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="scale of guidance of all settings")
     parser.add_argument("--people", type=int, help="pairs of the first so many people only; too few to train on")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="ReID trainings at once")
@@ -347,15 +297,14 @@ def main() -> None:
         engines = {False: compiled(fused), True: eight_bit(fused)}
         few = sorted({photo.pid for photo in photos})[: options.people]
         some = [photo for photo in photos if photo.pid in few]
-        for name, setting in SETTINGS.items():
-            setting = replace(setting, sampling=sampling(name, options.guidance))
+        for name in SETTINGS:
+            setting = replace(BASE, sampling=sampling(name, options.guidance))
             engine = engines[name.endswith(FP8)]
             made, summary = make_pairs(engine, some, world / "market", out / "pairs" / name, setting)
-            write_json(
-                out / "pairs" / f"{name}.json", [[str(s.path), s.pid, s.camera] for s in made if s.modality == "ir"]
-            )
+            infrared = [[str(s.path), s.pid, s.camera] for s in made if s.modality == "ir"]
+            write_json(out / "pairs" / f"{name}.json", infrared)
             print(name, summary.images, summary.seconds, flush=True)
-    facts = {"machine": f"{processor()}, {os.cpu_count()} cores", "versions": versions(PACKAGES), "commit": commit()}
+    facts = metadata(PACKAGES)
     made_by = {
         name: [Sample(Path(path), pid, camera, "synthetic", "ir") for path, pid, camera in read_json(file, "pairs")]
         for name in SETTINGS

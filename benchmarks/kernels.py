@@ -3,8 +3,8 @@
 Each op against what a library offers for it: torch's SDPA by every backend, eager torch, inductor (torch.compile,
 max-autotune). Every candidate is compared with float64 first, on the inputs that are timed; one that is further off than
 twice plain torch is left out of the times and named. Candidates take turns, the GPU's cache is flushed before each call,
-times are the GPU's own. The floor of a case is the longer of its unavoidable bytes and its operations, at the copy and
-matrix multiplication rates that this GPU showed in the same run.
+times are the GPU's own. The floor of a case is the longer of its unavoidable bytes and its operations, at this GPU's peaks
+(`dive_fast.bench.roofline`), measured in the same run.
 
 On a GPU `--table` takes the medians up into the table that `impl="auto"` reads. Without a GPU (`--device cpu`) the
 script tries itself: small shapes, float32, no table, no floor; the kernels are Triton's and so left out.
@@ -12,21 +12,20 @@ script tries itself: small shapes, float32, no table, no floor; the kernels are 
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.machine import commit, interleaved, processor, versions
+from benchmarks.machine import interleaved, metadata, options_of, write
+from dive_fast.bench.roofline import Peaks, measure_peaks
 from dive_kernels import table
 from dive_kernels.attention import attention
 from dive_kernels.cross_attention import cross_attention
@@ -308,17 +307,7 @@ def runnable(case: Case, device: str) -> tuple[dict[str, Call], dict[str, float]
     return calls, errors, left_out
 
 
-def rates(device: str, dtype: torch.dtype) -> dict[str, float]:
-    """What this GPU reaches: GB/s of a 1 GiB copy (read and write), TFLOP/s of an 8192 cube matrix product."""
-    source = torch.randn(1 << 28, device=device)
-    target = torch.empty_like(source)
-    a, b = (torch.randn(8192, 8192, device=device).to(dtype) for _ in range(2))
-    runs = {"copy": lambda: target.copy_(source), "matmul": lambda: a @ b}
-    middle = {name: statistics.median(times) for name, times in interleaved(runs, 30, device, warm_up=5).items()}
-    return {"GB/s": 2 * source.nbytes / middle["copy"] / 1e6, "TFLOP/s": 2 * 8192**3 / middle["matmul"] / 1e9}
-
-
-def measure(case: Case, repeats: int, device: str, reached: dict[str, float], flush: Tensor | None) -> dict[str, Any]:
+def measure(case: Case, repeats: int, device: str, peaks: Peaks | None, flush: Tensor | None) -> dict[str, Any]:
     """The record of one case, printed as one line a candidate."""
     calls, errors, left_out = runnable(case, device)
     before = (lambda: flush.zero_()) if flush is not None else (lambda: None)
@@ -335,12 +324,12 @@ def measure(case: Case, repeats: int, device: str, reached: dict[str, float], fl
         "ms": {},
     }
     floor = 0.0
-    if reached:
-        floor = max(case.bytes / reached["GB/s"] / 1e6, case.flops / reached["TFLOP/s"] / 1e9)
+    if peaks is not None:
+        floor = peaks.bound_ms(case.flops, case.bytes)
         record["floor ms"] = round(floor, 5)
     print(f"{case.op}: {case.what}")
     for name, values in times.items():
-        low, middle, high = (_quantile(values, q) for q in (0.1, 0.5, 0.9))
+        low, middle, high = map(float, np.quantile(values, (0.1, 0.5, 0.9)))
         record["ms"][name] = round(middle, 5)
         record.setdefault("p10, p90 ms", {})[name] = [round(low, 5), round(high, 5)]
         share = f"{100 * floor / middle:5.0f} % of floor" if floor else ""
@@ -352,11 +341,6 @@ def measure(case: Case, repeats: int, device: str, reached: dict[str, float], fl
     for name, why in left_out.items():
         print(f"  {name:<10} left out: {why[:110]}", flush=True)
     return record
-
-
-def _quantile(values: Sequence[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, math.floor(q * len(ordered)))]
 
 
 def into_table(path: Path, records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
@@ -372,42 +356,34 @@ def into_table(path: Path, records: list[dict[str, Any]], facts: dict[str, Any])
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--op", choices=tuple(OPS), action="append", help="only this one; may be given again")
     parser.add_argument("--rows", default=None, help="UNet rows, guidance included (36,144; on a CPU 2)")
     parser.add_argument("--dtype", choices=tuple(NAMES.values()), default=None, help="(float16; on a CPU float32)")
     parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument(
-        "--table", type=Path, nargs="?", const=table.SHIPPED, help="take the medians up into this table"
-    )
+    parser.add_argument("--table", type=Path, nargs="?", const=table.SHIPPED, help="table to put the medians into")
     options = parser.parse_args()
     gpu = options.device == "cuda"
     if options.table is not None and not gpu:
         parser.error("--table needs --device cuda: what is fastest on a CPU says nothing of a GPU")
     dtype = next(t for t, name in NAMES.items() if name == (options.dtype or ("float16" if gpu else "float32")))
-    facts: dict[str, Any] = {
-        "gpu" if gpu else "machine": torch.cuda.get_device_name() if gpu else processor(),
-        "dtype": NAMES[dtype],
-        "versions": versions(PACKAGES),
-        "commit": commit(),
-        "repeats": options.repeats,
-    }
+    facts = metadata(PACKAGES, dtype=NAMES[dtype], repeats=options.repeats)
+    peaks = None
     if gpu:
+        facts["gpu"] = torch.cuda.get_device_name()
         facts["capability"] = int("".join(map(str, torch.cuda.get_device_capability())))
-    reached = rates(options.device, dtype) if gpu else {}
-    facts["reached"] = {name: round(value, 1) for name, value in reached.items()}
+        peaks = measure_peaks(torch.device("cuda"), dtype)
+        facts["reached"] = {"GB/s": round(peaks.gbytes, 1), "TFLOP/s": round(peaks.tflops, 1)}
     flush = torch.empty(1 << 28, dtype=torch.uint8, device="cuda") if gpu else None
     print(json.dumps(facts))
     records = []
     for rows in [int(n) for n in (options.rows or ("36,144" if gpu else "2")).split(",")]:
         for op in options.op or OPS:
             for case in OPS[op](Maker(options.device, dtype), rows, LEVELS if gpu else SMALL):
-                records.append({"rows": rows, **measure(case, options.repeats, options.device, reached, flush)})
+                records.append({"rows": rows, **measure(case, options.repeats, options.device, peaks, flush)})
                 torch.compiler.reset()
-    if options.out is not None:
-        options.out.write_text(json.dumps({**facts, "cases": records}, indent=1) + "\n")
+    write(options.out, {**facts, "cases": records})
     if options.table is not None:
         into_table(options.table, records, facts)
     if not any(record["ms"] for record in records):

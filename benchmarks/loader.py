@@ -6,9 +6,6 @@ files in the page cache. What is read is checked to be the same before anything 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -19,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.machine import commit, interleaved, processor, versions
+from benchmarks.machine import interleaved, metadata, options_of, write
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.images import open_image
 from dive_fast.data.prepare import PreparePlan, claimed, finish, pack
@@ -107,25 +104,15 @@ def _row(what: str, count: int, milliseconds: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_of(__doc__)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    facts = {
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "versions": versions(("torch", "pillow", "safetensors", "diffusers")),
-        "commit": commit(),
-        "repeats": options.repeats,
-        "model": "pocket",
-    }
     bundle = load_bundle("pocket")
-    result = {**facts, "sizes": [measure(size, options.images, options.repeats, bundle) for size in SIZES]}
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    sizes = [measure(size, options.images, options.repeats, bundle) for size in SIZES]
+    packages = ("torch", "pillow", "safetensors", "diffusers")
+    write(options.out, metadata(packages, threads=1, repeats=options.repeats, model="pocket", sizes=sizes))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -23,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.machine import commit, interleaved, processor, versions
+from benchmarks.machine import interleaved, metadata, options_of, write
+from dive_fast.bench.timing import ratio
 from dive_fast.models import load_bundle
 from dive_fast.models.lora import lora_targets
 from dive_fast.train.config import Compute, PersonalizeConfig
@@ -140,15 +139,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _row(name: str, times: dict[str, list[float]], steps: int) -> dict[str, Any]:
-    ratios = [peer / ours for peer, ours in zip(times[PEER], times[name], strict=True)]
-    rate, ratio = 1e3 * steps / statistics.median(times[name]), statistics.median(ratios)
-    print(f"{name:<28}{rate:>9.2f} steps/s   {ratio:.2f}x", flush=True)
-    ends = [round(min(ratios), 2), round(max(ratios), 2)]
-    return {"what": name, "steps/s": round(rate, 3), "times the example's": round(ratio, 2), "range": ends}
+    faster, rate = ratio(times[PEER], times[name]), 1e3 * steps / statistics.median(times[name])
+    print(f"{name:<28}{rate:>9.2f} steps/s   {faster.median:.2f}x", flush=True)
+    low, median, high = (round(value, 2) for value in (faster.low, faster.median, faster.high))
+    return {"what": name, "steps/s": round(rate, 3), "times the example's": median, "range": [low, high]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options_of(__doc__)
     parser.add_argument("--model", default="pocket", help="base model folder")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rank", type=int, default=8)
@@ -157,22 +155,15 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=5, help="steps of a block that is timed")
     parser.add_argument("--repeats", type=int, default=9, help="blocks of each, after one to warm up")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    facts = {
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "versions": versions(("torch", "diffusers", "transformers", "peft")),
-        "commit": commit(),
+    found = metadata(
+        ("torch", "diffusers", "transformers", "peft"),
+        gpu=torch.cuda.get_device_name() if options.device == "cuda" else None,
+        threads=torch.get_num_threads(),
+        repeats=options.repeats,
         **{name: getattr(options, name) for name in ("model", "batch", "rank", "precision", "checkpointing")},
-        "steps a block": options.steps,
-        "repeats": options.repeats,
-    }
-    result = {**facts, **measure(options)}
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    )
+    write(options.out, {**found, "steps a block": options.steps, **measure(options)})
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ eval   the metrics of one distance matrix, 4,000 x 10,000, and of SYSU-MM01's 3,
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
 import statistics
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from benchmarks.machine import commit, interleaved, processor, versions
+from benchmarks.machine import interleaved, median_ratio, metadata, options_of, timed, write
 from dive_fast.experiments.arms import build_arms, heldout_sides, oracle_infrared
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.evaluation.evaluate import embed
@@ -122,11 +120,8 @@ class PlainSampler(Sampler[int]):
             for label in random.sample(self.labels, self.people):
                 for infrared in (False, True):
                     photos = self.photos[label, infrared]
-                    yield from (
-                        random.sample(photos, self.per)
-                        if len(photos) >= self.per
-                        else random.choices(photos, k=self.per)
-                    )
+                    draw = random.sample if len(photos) >= self.per else random.choices
+                    yield from draw(photos, k=self.per)
 
 
 def plain_training(samples: Sequence[Sample], config: ReidConfig, steps: int, workers: int) -> ReidModel:
@@ -175,19 +170,11 @@ def train(folder: Path, seeds: int, epochs: int) -> dict[str, Any]:
 
     for seed in range(seeds):
         for kind in KINDS:
-            if kind == "plain":
-                took, model = timed(lambda seed=seed: plain_training(samples, agw(seed, epochs), steps, workers))
-            else:
-                took, model = timed(lambda seed=seed, kind=kind: ours(seed, kind))
+            plain = partial(plain_training, samples, agw(seed, epochs), steps, workers)
+            took, model = timed(plain if kind == "plain" else partial(ours, seed, kind))
             seconds[kind].append(took / epochs)
             maps[kind].append(quality(model))
-    ratios = {
-        f"plain / {kind}": round(
-            statistics.median(b / a for a, b in zip(seconds[kind], seconds["plain"], strict=True)), 2
-        )
-        for kind in KINDS
-        if kind != "plain"
-    }
+    ratios = {f"plain / {kind}": median_ratio(seconds["plain"], seconds[kind]) for kind in KINDS if kind != "plain"}
     return {
         "images": len(samples),
         "epochs": epochs,
@@ -257,30 +244,18 @@ def scores(queries: int, items: int, people: int, trials: int, repeats: int) -> 
         "gallery": items,
         "trials": trials,
         "s": {kind: round(value, 3) for kind, value in middle.items()},
-        "loop / ours": round(statistics.median(b / a for a, b in zip(*times.values(), strict=True)), 1),
+        "loop / ours": median_ratio(times["loop"], times["ours"], 1),
     }
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
-    answer = work()
-    return time.perf_counter() - began, answer
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--only", choices=("train", "eval"), action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=18)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    wanted = options.only or ("train", "eval")
-    result: dict[str, Any] = {
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "versions": versions(PACKAGES),
-        "commit": commit(),
-    }
+    wanted, result = options.only or ("train", "eval"), metadata(PACKAGES)
     if "eval" in wanted:
         result["eval"] = [scores(4000, 10_000, 500, 1, options.repeats), scores(3803, 301, 96, 10, options.repeats)]
         print(json.dumps(result["eval"]), flush=True)
@@ -288,8 +263,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result["train"] = train(Path(folder), options.seeds, options.epochs)
         print(json.dumps(result["train"]), flush=True)
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ float32 and with the kernels' references: absolute times count on a GPU only.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.util
 import json
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import commit, interleaved, processor, versions
+from benchmarks.machine import interleaved, metadata, options_of, write
 from dive_export.options import GraphOptions
 from dive_fast.sampling import repeated
 from dive_fast.unet.graphs import CachedUnetGraph, KVCacheGraph, UnetGraph
@@ -105,9 +104,8 @@ def candidates(bundle: Any, rows: int, device: torch.device, dtype: torch.dtype,
     if run is None:
         print(f"{ONNX} is left out: no onnxruntime with a provider for {device.type} is installed", file=sys.stderr)
     else:
-        feeds = dict(
-            zip(("sample", "timestep", "kv_bank", "prompt_index", "image_index"), (latents, *rest), strict=True)
-        )
+        names = ("sample", "timestep", "kv_bank", "prompt_index", "image_index")
+        feeds = dict(zip(names, (latents, *rest), strict=True))
         found[ONNX] = lambda: run(feeds, both.shape)
     return found
 
@@ -162,12 +160,9 @@ def measure(model: str, rows: list[int], repeats: int, device: torch.device) -> 
         found = []
         for count in rows:
             torch.compiler.reset()
-            middle = {
-                name: statistics.median(values)
-                for name, values in interleaved(
-                    candidates(bundle, count, device, dtype, Path(folder)), repeats, device.type, warm_up=2
-                ).items()
-            }
+            calls = candidates(bundle, count, device, dtype, Path(folder))
+            times = interleaved(calls, repeats, device.type, warm_up=2)
+            middle = {name: statistics.median(values) for name, values in times.items()}
             row: dict[str, Any] = {"rows": count, "ms": {name: round(value, 3) for name, value in middle.items()}}
             row["times eager"] = {name: round(middle[PLAIN] / value, 2) for name, value in middle.items()}
             row["images/s, UNet alone"] = {n: round(count / 2 / STEPS / v * 1e3, 2) for n, v in middle.items()}
@@ -179,25 +174,19 @@ def measure(model: str, rows: list[int], repeats: int, device: torch.device) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--model", default="sd15", help="sd15 (random weights), pocket or a model folder")
     parser.add_argument("--rows", default="36,72,144")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     device = torch.device(options.device)
-    facts = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "model": options.model,
-        "versions": versions(PACKAGES),
-        "commit": commit(),
-        "repeats": options.repeats,
-    }
-    result = {**facts, **measure(options.model, [int(n) for n in options.rows.split(",")], options.repeats, device)}
+    result = metadata(PACKAGES, model=options.model, repeats=options.repeats)
+    if device.type == "cuda":
+        result["machine"] = torch.cuda.get_device_name(device)
+    result |= measure(options.model, [int(n) for n in options.rows.split(",")], options.repeats, device)
     print(json.dumps(result["error"]))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(options.out, result)
 
 
 if __name__ == "__main__":

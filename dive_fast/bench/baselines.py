@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from dive_fast.bench import diffusers_baseline
 from dive_fast.bench.batch import bench_plan, render, start_batch
-from dive_fast.bench.config import BASELINES
+from dive_fast.bench.config import BASELINES, BenchConfig
 from dive_fast.bench.parity import Allowance, Parity, exact_images, parity, worst_rms
 from dive_fast.bench.timing import Quantiles, Ratio, interleaved, quantiles, ratio
 from dive_fast.engines import Engine, load_engine
 from dive_fast.engines.base import Request
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.io import brief
-from dive_fast.sampling.config import PRESETS, Sampling
+from dive_fast.sampling.config import PRESETS
 from dive_fast.synth.clock import StageClock
 from dive_fast.types import DiveError, InputError
 
@@ -40,18 +40,15 @@ OURS = "ours"
 class Setup:
     """What every baseline runs on. `bundle` is the fused model, copied for each; `folder` holds it saved.
 
-    `work` is a folder for what baselines make, `tensorrt` that of a built engine. Our engine runs `presets` in the same
-    rounds; they make other images than `sampling`, so the report names them apart.
+    `work` is a folder for what baselines make. Our engine runs the config's presets in the same rounds; they make other
+    images than its sampling, so the report names them apart.
     """
 
     engine: Engine
     bundle: ModelBundle
     folder: Path
     work: Path
-    sampling: Sampling
-    rows: int = 36
-    tensorrt: Path | None = None
-    presets: tuple[str, ...] = ()
+    config: BenchConfig
 
     @property
     def device(self) -> torch.device:
@@ -60,6 +57,15 @@ class Setup:
     @property
     def precision(self) -> str:
         return self.engine.spec.precision
+
+    @property
+    def request(self) -> Request:
+        profile = self.engine.spec.profile
+        return Request(self.config.baseline_rows, profile.height, profile.width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.request.height, self.request.width
 
 
 @dataclass(frozen=True)
@@ -100,20 +106,19 @@ class BaselineResults:
     presets: list[PresetResult] = field(default_factory=list)
 
 
-def measure_baselines(
-    setup: Setup, baselines: Sequence[str], rounds: int, advance: Advance = lambda _: None
-) -> BaselineResults:
+def measure_baselines(setup: Setup, advance: Advance = lambda _: None) -> BaselineResults:
     """Every baseline makes the same batch: images of one prompt, as DiVE's calls are, which is its best case.
 
-    First the exact images, then each one's parity, then `rounds` timed rounds from prompts to pixels; our engine
-    encodes its prompts at every call, too. A baseline that cannot run is left out with its reason. Raises `DiveError`
-    where our own engine cannot run.
+    First the exact images, then each one's parity, then the timed rounds from prompts to pixels; our engine encodes its
+    prompts at every call, too. A baseline that cannot run is left out with its reason. Raises `DiveError` where our own
+    engine cannot run.
     """
-    images = setup.sampling.images(setup.rows)
-    reasons = setup.engine.unsupported(_request(setup.engine, setup.rows))
+    config, sampling = setup.config, setup.config.sampling
+    rows, images = config.baseline_rows, sampling.images(config.baseline_rows)
+    reasons = setup.engine.unsupported(setup.request)
     if images < 1:
-        reasons.append(f"{setup.rows} rows hold no image with guidance {setup.sampling.guidance}")
-    if not setup.sampling.every_step_guided:
+        reasons.append(f"{rows} rows hold no image with guidance {sampling.guidance}")
+    if not sampling.every_step_guided:
         reasons.append(
             "no baseline leaves out guidance at some steps; give the preset as --presets, beside plain steps"
         )
@@ -121,18 +126,18 @@ def measure_baselines(
         reasons.append(f"our engine is {setup.precision}, in which no baseline runs; give one of {', '.join(DTYPES)}")
     if reasons:
         raise InputError(f"bench, baselines: {'; '.join(reasons)}")
-    plan = bench_plan(setup.engine, images, setup.sampling, identities=1)
+    plan = bench_plan(setup.engine, images, sampling, identities=1)
     start = start_batch(plan, setup.engine, images, ("ir",))
     exact = exact_images(copy.deepcopy(setup.bundle), plan, start, setup.precision, setup.device)
     advance("exact images")
-    measure = diffusers_baseline.plain(setup.bundle, plan, setup.device, setup.precision)
-    allowance = Allowance(worst_rms(measure(start), exact))
-    del measure
+    plain = diffusers_baseline.plain(setup.bundle, plan, setup.device, setup.precision)
+    allowance = Allowance(worst_rms(plain(start), exact))
+    del plain
     advance("plain diffusers")
     runs: dict[str, Run] = {OURS: _by(setup.engine, plan)}
     found = {OURS: parity(runs[OURS](start), exact, allowance)}
     left_out: dict[str, str] = {}
-    for name in baselines:
+    for name in config.baselines:
         try:
             run = RUNNERS[name](setup, plan)
             found[name] = parity(run(start), exact, allowance)
@@ -140,65 +145,44 @@ def measure_baselines(
         except (DiveError, ImportError, RuntimeError, ValueError) as error:  # torch's compilers raise RuntimeErrors
             left_out[name] = f"{type(error).__name__}: {brief(error)}"
         advance(name)
-    others = _presets(setup, images, start)
-    calls = {name: partial(run, start) for name, run in runs.items()}
-    times = interleaved({**calls, **others}, rounds, setup.device.type)
+    presets = {f"preset {name}": PRESETS[name] for name in config.presets}
+    for name, preset in presets.items():
+        presets[name] = replace(preset, sampling=replace(preset.sampling, guidance=sampling.guidance))
+        own = bench_plan(setup.engine, images, presets[name].sampling, identities=1)
+        runs[name] = _by(setup.engine, own)
+    times = interleaved({name: partial(run, start) for name, run in runs.items()}, config.rounds, setup.device.type)
     advance("rounds")
-    results = [_result(name, setup, images, times, found) for name in runs]
-    right = [name for name in runs if found[name].passed and found[OURS].passed]
-    presets = [_preset_result(name, setup, images, times, right) for name in others]
-    return BaselineResults(setup.rows, images, setup.precision, allowance.psnr, results, left_out, presets)
+    right = [name for name in found if found[name].passed and found[OURS].passed]
+    results = [
+        BaselineResult(
+            name,
+            setup.engine.describe() if name == OURS else BASELINES[name],
+            *_speed(times[name], images),
+            found[name],
+            ratio(times[name], times[OURS]) if name in right and name != OURS else None,
+        )
+        for name in runs
+        if name in found
+    ]
+    others = [
+        PresetResult(
+            name,
+            preset.describe(setup.precision),
+            *_speed(times[name], images),
+            {other: ratio(times[other], times[name]) for other in right},
+        )
+        for name, preset in presets.items()
+    ]
+    return BaselineResults(rows, images, setup.precision, allowance.psnr, results, left_out, others)
 
 
-def _presets(setup: Setup, images: int, start: Start) -> dict[str, Callable[[], NDArray[np.uint8]]]:
-    """The presets by our engine, from the noise of `start`."""
-    runs: dict[str, Callable[[], NDArray[np.uint8]]] = {}
-    for name in setup.presets:
-        sampling = replace(PRESETS[name].sampling, guidance=setup.sampling.guidance)
-        plan = bench_plan(setup.engine, images, sampling, identities=1)
-        runs[f"preset {name}"] = partial(_by(setup.engine, plan), start)
-    return runs
-
-
-def _preset_result(
-    name: str, setup: Setup, images: int, times: dict[str, list[float]], right: Sequence[str]
-) -> PresetResult:
-    preset = PRESETS[name.removeprefix("preset ")]
-    preset = replace(preset, sampling=replace(preset.sampling, guidance=setup.sampling.guidance))
-    return PresetResult(
-        name,
-        preset.describe(setup.precision),
-        quantiles(times[name]),
-        quantiles([1e3 * images / ms for ms in times[name]]),
-        {other: ratio(times[other], times[name]) for other in right},
-    )
-
-
-def _result(
-    name: str, setup: Setup, images: int, times: dict[str, list[float]], found: dict[str, Parity]
-) -> BaselineResult:
-    fair = found[OURS].passed and found[name].passed and name != OURS
-    return BaselineResult(
-        name,
-        setup.engine.describe() if name == OURS else BASELINES[name],
-        quantiles(times[name]),
-        quantiles([1e3 * images / ms for ms in times[name]]),
-        found[name],
-        ratio(times[name], times[OURS]) if fair else None,
-    )
+def _speed(times: list[float], images: int) -> tuple[Quantiles, Quantiles]:
+    """Milliseconds, and images/s."""
+    return quantiles(times), quantiles([1e3 * images / ms for ms in times])
 
 
 def _by(engine: Engine, plan: SynthesisPlan) -> Run:
     return lambda start: render(engine, plan, start, StageClock("encode", "denoise", "decode"))
-
-
-def _request(engine: Engine, rows: int) -> Request:
-    return Request(rows, engine.spec.profile.height, engine.spec.profile.width)
-
-
-def _size(setup: Setup) -> tuple[int, int]:
-    profile = setup.engine.spec.profile
-    return profile.height, profile.width
 
 
 def _diffusers(make: Callable[..., Run]) -> Callable[[Setup, SynthesisPlan], Run]:
@@ -210,7 +194,7 @@ def _compiled(setup: Setup, plan: SynthesisPlan) -> Run:
 
     own = copy.deepcopy(setup.bundle)
     own.unet.compile(**diffusers_baseline.COMPILE)
-    return _by(TorchEngine(own, setup.device, setup.precision, _size(setup)), plan)
+    return _by(TorchEngine(own, setup.device, setup.precision, setup.size), plan)
 
 
 def _onnxruntime(setup: Setup, plan: SynthesisPlan) -> Run:
@@ -220,22 +204,23 @@ def _onnxruntime(setup: Setup, plan: SynthesisPlan) -> Run:
 
     options: Any = GraphOptions(precision=setup.precision)  # type: ignore[arg-type]  # one of DTYPES
     out = setup.work / "onnxruntime"
-    export_engine(setup.folder, out, setup.rows, check=False, size=_size(setup), options=options)
+    export_engine(setup.folder, out, setup.config.baseline_rows, check=False, size=setup.size, options=options)
     return _by(_same(load_engine(out, device=setup.device.type), setup), plan)
 
 
 def _tensorrt(setup: Setup, plan: SynthesisPlan) -> Run:
-    if setup.tensorrt is None:
+    folder = setup.config.tensorrt
+    if folder is None:
         raise DiveError("no TensorRT engine was given; build one (dive-fast build) and give it as --tensorrt FOLDER")
-    engine = load_engine(setup.tensorrt)
+    engine = load_engine(folder)
     if not engine.spec.backend.startswith("tensorrt"):
-        raise InputError(f"--tensorrt {setup.tensorrt} is for {engine.spec.backend}; give what dive-fast build wrote")
+        raise InputError(f"--tensorrt {folder} is for {engine.spec.backend}; give what dive-fast build wrote")
     return _by(_same(engine, setup), plan)
 
 
 def _same(engine: Engine, setup: Setup) -> Engine:
     """`engine`, if it is of the same model, precision and size, and takes as many rows; else `DiveError`."""
-    reasons = engine.unsupported(_request(setup.engine, setup.rows))
+    reasons = engine.unsupported(setup.request)
     for what in ("model_fingerprint", "precision"):
         own, wanted = getattr(engine.spec, what), getattr(setup.engine.spec, what)
         if own != wanted:

@@ -29,7 +29,12 @@ STAGES = ("encode", "bank", "denoise", "decode", "write")
 
 
 def bench_plan(
-    engine: Engine, images: int, sampling: Sampling, identities: int = IDENTITIES, image_format: ImageFormat = "png"
+    engine: Engine,
+    images: int,
+    sampling: Sampling,
+    identities: int = IDENTITIES,
+    image_format: ImageFormat = "png",
+    shard_size: int = 64,
 ) -> SynthesisPlan:
     """A plan with both sides generated: up to `identities` of the engine's, at least `images` images a side.
 
@@ -54,7 +59,7 @@ def bench_plan(
         height=profile.height,
         width=profile.width,
         model_fingerprint=engine.spec.model_fingerprint,
-        shard_size=64,
+        shard_size=shard_size,
         sampling=sampling,
         image_format=image_format,
     )

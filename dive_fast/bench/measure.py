@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,8 +72,8 @@ class RowResult:
     pairs_per_second: dict[str, float]
     bytes_per_image: float
     memory: Memory
-    unet_bound: Bound | None = None
-    batch_bound: Bound | None = None
+    unet_bound: Bound
+    batch_bound: Bound
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Job:
     rows: int
     images: int
     images_per_second: float
-    times: dict[str, float] = field(default_factory=dict)
+    times: dict[str, float]
 
 
 def check_rows(engine: Engine, rows: Sequence[int], sampling: Sampling) -> None:
@@ -100,26 +100,24 @@ def measure_rows(
     engine: Engine,
     rows: Sequence[int],
     sampling: Sampling,
+    counted: Roofline,
     *,
     repeats: int,
     rounds: int,
     image_format: ImageFormat = "png",
-    counted: Roofline | None = None,
     advance: Advance = lambda _: None,
 ) -> list[RowResult]:
     """Each row count: a warm-up batch, then `repeats` UNet calls and `rounds` batches, row counts interleaved.
 
-    `advance` is called with the name of every finished part. Raises `InputError` for rows that the engine cannot take.
+    The engine can take `rows` (`check_rows`). `advance` is called with the name of every finished part.
     """
-    check_rows(engine, rows, sampling)
     plan = bench_plan(engine, max(map(sampling.images, rows)), sampling, image_format=image_format)
     starts = {n: start_batch(plan, engine, sampling.images(n)) for n in rows}
     for n, start in starts.items():
         timed_pass(engine, plan, start)
         advance(f"warm-up, {n} rows")
-    calls = interleaved(
-        {str(n): _unet_call(engine, start, n) for n, start in starts.items()}, repeats, engine.device.type, warm_up=1
-    )
+    runs = {str(n): _unet_call(engine, start, n) for n, start in starts.items()}
+    calls = interleaved(runs, repeats, engine.device.type)
     advance("UNet calls")
     passes: dict[int, list[Pass]] = {n: [] for n in rows}
     memory: dict[int, Memory] = {}
@@ -136,9 +134,7 @@ def measure_job(engine: Engine, rows: int, sampling: Sampling, image_format: Ima
     """`JOB_BATCHES` full batches by `synthesize` into a temporary folder, after a measurement has warmed the engine."""
     pairs = -(-JOB_BATCHES * sampling.images(rows) // 2)
     most = min(IDENTITIES, len(engine.prompts.table.identities), pairs)
-    identities = next(
-        count for count in range(most, 0, -1) if pairs % count == 0
-    )  # so that the last batch is full, too
+    identities = next(count for count in range(most, 0, -1) if pairs % count == 0)  # the last batch is full, too
     plan = bench_plan(engine, pairs, sampling, identities, image_format)
     with tempfile.TemporaryDirectory(prefix="dive-bench-") as folder:
         done = synthesize(plan, engine, Path(folder) / "out", rows, progress=False)
@@ -168,23 +164,12 @@ def _unet_call(engine: Engine, start: Start, rows: int) -> Callable[[], object]:
 
 
 def _row(
-    rows: int,
-    start: Start,
-    calls: list[float],
-    passes: list[Pass],
-    memory: Memory,
-    counted: Roofline | None,
+    rows: int, start: Start, calls: list[float], passes: list[Pass], memory: Memory, counted: Roofline
 ) -> RowResult:
     images = len(start.jobs)
     totals = [sum(ms for stage, ms in stages.items() if stage != "write") for stages, _ in passes]
     rate = quantiles([1e3 * images / ms for ms in totals])
     unet, batch = quantiles(calls), quantiles(totals)
-    bounds: dict[str, Bound] = {}
-    if counted is not None:
-        bounds = {
-            "unet_bound": counted.bound([(counted.largest(images), 1)], unet.p50),
-            "batch_bound": counted.bound(counted.batch(images, len({job.key for job in start.jobs})), batch.p50),
-        }
     return RowResult(
         rows=rows,
         images=images,
@@ -195,7 +180,8 @@ def _row(
         pairs_per_second={"both sides generated": rate.p50 / 2, "real RGB": rate.p50},
         bytes_per_image=passes[0][1],
         memory=memory,
-        **bounds,
+        unet_bound=counted.bound([(counted.largest(images), 1)], unet.p50),
+        batch_bound=counted.bound(counted.batch(images, len({job.key for job in start.jobs})), batch.p50),
     )
 
 
@@ -224,8 +210,9 @@ class Roofline:
 
     def bound(self, parts: Sequence[tuple[OpCount, int]], measured: float) -> Bound:
         """The bound of calls that follow each other, each `count` times; each call has its own bound."""
-        total = [work.times(count) for work, count in parts]
-        flops, moved, unfused = (sum(getattr(work, name) for work in total) for name in ("flops", "moved", "unfused"))
+        flops, moved, unfused = (
+            sum(count * getattr(work, name) for work, count in parts) for name in ("flops", "moved", "unfused")
+        )
         return Bound(
             gflop=flops / 1e9,
             moved_gb=moved / 1e9,

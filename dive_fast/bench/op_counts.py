@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 aten = torch.ops.aten
@@ -29,9 +30,6 @@ class OpCount:
     flops: int
     moved: int
     unfused: int
-
-    def times(self, count: int) -> OpCount:
-        return OpCount(count * self.flops, count * self.moved, count * self.unfused)
 
 
 class _OpaqueAttention(TorchFunctionMode):
@@ -60,18 +58,10 @@ class _Traffic(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view and func.overloadpacket is not aten.detach:
             written = out[0] if isinstance(out, tuple) else out
-            size = sum(x.nbytes for x in _tensors((args, kwargs or {}, written)))
+            size = sum(x.nbytes for x in tree_leaves((args, kwargs, written)) if isinstance(x, Tensor))
             self.unfused += size
             self.moved += size if func.overloadpacket in ARITHMETIC else 0
         return out
-
-
-def _tensors(given: Any) -> list[Tensor]:
-    if isinstance(given, Tensor):
-        return [given]
-    if isinstance(given, dict):
-        given = list(given.values())
-    return [x for part in given for x in _tensors(part)] if isinstance(given, (tuple, list)) else []
 
 
 @torch.no_grad()

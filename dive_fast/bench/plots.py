@@ -11,7 +11,7 @@ from dive_fast.io import atomic_path
 from dive_fast.types import DiveError
 
 if TYPE_CHECKING:
-    from dive_fast.bench.baselines import BaselineResult, PresetResult
+    from dive_fast.bench.baselines import BaselineResult, BaselineResults, PresetResult
     from dive_fast.bench.capacity import Prediction
     from dive_fast.bench.fleet import Fleet
     from dive_fast.bench.results import BenchResult
@@ -30,17 +30,16 @@ def require_matplotlib() -> None:
         raise DiveError("the plots of --out need matplotlib; pip install 'dive-fast[report]'") from error
 
 
-def plot_bench(result: BenchResult, out: Path) -> list[Path]:
-    """images-per-second.png, stages.png, and, where there are any, roofline.png and baselines.png in the folder `out`."""
-    made = [_rates(result, out / "images-per-second.png"), _stages(result, out / "stages.png")]
-    if any(row.unet_bound is not None for row in result.rows):
-        made.append(_roofline(result, out / "roofline.png"))
+def plot_bench(result: BenchResult, out: Path) -> None:
+    """Draws images-per-second.png, stages.png and roofline.png, and with baselines baselines.png, in the folder `out`."""
+    _rates(result, out / "images-per-second.png")
+    _stages(result, out / "stages.png")
+    _roofline(result, out / "roofline.png")
     if result.baselines is not None:
-        made.append(_baselines(result, out / "baselines.png"))
-    return made
+        _baselines(result.baselines, out / "baselines.png")
 
 
-def _rates(result: BenchResult, path: Path) -> Path:
+def _rates(result: BenchResult, path: Path) -> None:
     rows = [str(row.rows) for row in result.rows]
     rates = [row.images_per_second for row in result.rows]
     with figure(path, f"Images a second by rows a call: {result.model}, {result.backend} {result.precision}") as axes:
@@ -48,10 +47,9 @@ def _rates(result: BenchResult, path: Path) -> Path:
         ends = [[r.p50 - r.p5 for r in rates], [r.p95 - r.p50 for r in rates]]
         axes.errorbar(rows, [r.p50 for r in rates], yerr=ends, fmt="none", ecolor=INK, capsize=4, linewidth=1)
         axes.set(xlabel="UNet rows a call; bars: median, lines: 5 % to 95 %", ylabel="images/s")
-    return path
 
 
-def _stages(result: BenchResult, path: Path) -> Path:
+def _stages(result: BenchResult, path: Path) -> None:
     rows = [str(row.rows) for row in result.rows]
     with figure(path, "Time an image, by stage") as axes:
         base = [0.0] * len(rows)
@@ -61,33 +59,24 @@ def _stages(result: BenchResult, path: Path) -> Path:
             base = [b + v for b, v in zip(base, values, strict=True)]
         axes.set(xlabel="UNet rows a call (writing runs beside the rest in synthesis)", ylabel="ms an image, median")
         _legend(axes)
-    return path
 
 
-def _roofline(result: BenchResult, path: Path) -> Path:
-    rows = [row for row in result.rows if row.unet_bound is not None and row.batch_bound is not None]
+def _roofline(result: BenchResult, path: Path) -> None:
+    rows = result.rows
     with figure(path, "Fraction of the roofline bound: counted work at this machine's measured peaks") as axes:
         for shift, name, colour in ((-0.2, "UNet call", COLOURS[0]), (0.2, "whole batch", COLOURS[1])):
-            bounds: list[Any] = [row.unet_bound if name == "UNet call" else row.batch_bound for row in rows]
+            bounds = [row.unet_bound if name == "UNet call" else row.batch_bound for row in rows]
             places = [at + shift for at in range(len(rows))]
-            axes.bar(places, [100 * f.fraction for f in bounds], width=0.38, color=colour, label=name)
+            axes.bar(places, [100 * bound.fraction for bound in bounds], width=0.38, color=colour, label=name)
         axes.set_xticks(range(len(rows)), [str(row.rows) for row in rows])
         axes.axhline(100, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.set(xlabel="UNet rows a call", ylabel="% of the bound")
         _legend(axes)
-    return path
 
 
-def _baselines(result: BenchResult, path: Path) -> Path:
-    assert result.baselines is not None
-    baselines, presets = result.baselines.results, result.baselines.presets
-    bars = [
-        *(_baseline_bar(baseline, first=baseline is baselines[0]) for baseline in baselines),
-        *map(_preset_bar, presets),
-    ]
-    title = (
-        f"Baselines at {result.baselines.rows} rows; grey: parity failed{'; orange: other images' if presets else ''}"
-    )
+def _baselines(found: BaselineResults, path: Path) -> None:
+    bars = [*map(_baseline_bar, found.results), *map(_preset_bar, found.presets)]
+    title = f"Baselines at {found.rows} rows; grey: parity failed{'; orange: other images' if found.presets else ''}"
     with figure(path, title, grid="x", height=1.4 + 0.45 * len(bars)) as axes:
         for at, (_, rate, colour, words) in enumerate(bars):
             axes.barh(at, rate.p50, height=0.6, color=colour)
@@ -99,14 +88,13 @@ def _baselines(result: BenchResult, path: Path) -> Path:
         axes.invert_yaxis()
         axes.set_xlim(0, 1.65 * max(rate.p95 for _, rate, *_ in bars))
         axes.set_xlabel("images/s; bars: median, lines: 5 % to 95 %")
-    return path
 
 
-def _baseline_bar(baseline: BaselineResult, first: bool) -> tuple[str, Quantiles, str, str]:
-    """Name, rate, colour and words of a bar; the `first` is ours."""
+def _baseline_bar(baseline: BaselineResult) -> tuple[str, Quantiles, str, str]:
+    """Name, rate, colour and words of a bar."""
     rate = baseline.images_per_second
     ratio = "" if baseline.ours_faster is None else f", ours {baseline.ours_faster.median:.2f}x"
-    colour = FAILED if not baseline.parity.passed else COLOURS[1] if first else COLOURS[0]
+    colour = FAILED if not baseline.parity.passed else COLOURS[baseline.name == "ours"]
     return baseline.name, rate, colour, f"{rate.p50:.3g}/s, {baseline.parity.psnr:.0f} dB{ratio}"
 
 
@@ -116,7 +104,7 @@ def _preset_bar(preset: PresetResult) -> tuple[str, Quantiles, str, str]:
     return preset.name, rate, COLOURS[2], f"{rate.p50:.3g}/s{', ' if faster else ''}{faster}"
 
 
-def plot_capacity(fleet: Fleet, predictions: Sequence[Prediction], path: Path) -> Path:
+def plot_capacity(fleet: Fleet, predictions: Sequence[Prediction], path: Path) -> None:
     """Efficiency by workers: the closed form as a line, the simulation as dots, and where the shared limit begins."""
     from dive_fast.bench.capacity import predict
 
@@ -141,7 +129,6 @@ def plot_capacity(fleet: Fleet, predictions: Sequence[Prediction], path: Path) -
         axes.set_xticks([], minor=True)
         axes.set(xlabel="workers (one GPU each)", ylabel="% of workers x the measured rate", ylim=(0, 105))
         _legend(axes)
-    return path
 
 
 def _legend(axes: Any) -> None:

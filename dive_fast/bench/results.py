@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ class BenchResult:
     gflop: dict[str, float]
     peaks: Peaks
     rows: list[RowResult]
-    job: Job | None = None
+    job: Job
     baselines: BaselineResults | None = None
     kind: str = KIND
     version: int = VERSION
@@ -105,8 +105,7 @@ def _lines(result: BenchResult) -> Iterator[list[Any]]:
             "GPU in use MB": row.memory.gpu_in_use,
         }
         for name, bound in (("UNet call", row.unet_bound), ("batch", row.batch_bound)):
-            if bound is not None:
-                single |= {f"{name} GFLOP": bound.gflop, f"{name} fraction of the bound": bound.fraction}
+            single |= {f"{name} GFLOP": bound.gflop, f"{name} fraction of the bound": bound.fraction}
         for metric, value in single.items():
             if value is not None:
                 yield ["engine", result.backend, row.rows, metric, "", value, "", 1]
@@ -138,12 +137,13 @@ def text(result: BenchResult) -> str:
         f"counted work: {work}; measured peaks: {result.peaks.tflops:.3g} TFLOP/s ({result.peaks.precision} matrix "
         f"product), {result.peaks.gbytes:.3g} GB/s (copy)"
     )
-    lines += _columns([HEADER, *map(_cells, result.rows)])
-    if result.job is not None:
-        lines.append(
-            f"whole job, files and all: {result.job.images_per_second:.3g} images/s at {result.job.rows} rows "
-            f"({result.job.images} images)"
-        )
+    cells = [HEADER, *map(_cells, result.rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines += ["  ".join(map(str.rjust, row, widths)) for row in cells]
+    lines.append(
+        f"whole job, files and all: {result.job.images_per_second:.3g} images/s at {result.job.rows} rows "
+        f"({result.job.images} images)"
+    )
     return "\n".join([*lines, *(baseline_lines(result.baselines) if result.baselines is not None else [])])
 
 
@@ -152,7 +152,6 @@ def _cells(row: RowResult) -> tuple[str, ...]:
     rate = row.images_per_second
     image = {stage: f"{ms.p50 / row.images:.3g}" for stage, ms in row.stages_ms.items()}
     memory = row.memory.torch_gpu or row.memory.process
-    bounds = [f"{100 * bound.fraction:.0f} %" for bound in (row.unet_bound, row.batch_bound) if bound is not None]
     return (
         str(row.rows),
         f"{rate.p50:.3g} ({rate.p5:.3g} to {rate.p95:.3g})",
@@ -160,13 +159,8 @@ def _cells(row: RowResult) -> tuple[str, ...]:
         f"{row.unet_ms.p50:.4g}",
         *image.values(),
         "?" if memory is None else f"{memory:.0f}",
-        *(bounds or ("?", "?")),
+        *(f"{100 * bound.fraction:.0f} %" for bound in (row.unet_bound, row.batch_bound)),
     )
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def baseline_lines(found: BaselineResults) -> list[str]:
@@ -175,13 +169,12 @@ def baseline_lines(found: BaselineResults) -> list[str]:
         f"baselines: {found.rows} rows, {found.images} images a call, {found.precision}; images count as right from "
         f"{found.least_psnr:.1f} dB against exact networks on (plain diffusers' own rounding, twice over)"
     ]
-    ours_right = found.results[0].parity.passed
     for baseline in found.results:
         rate = baseline.images_per_second
         lines.append(
             f"  {baseline.name:<13} {rate.p50:.3g} images/s ({rate.p5:.3g} to {rate.p95:.3g}), "
             f"{baseline.parity.psnr:.1f} dB, largest difference {baseline.parity.largest:.1f} of 255: "
-            f"{_verdict(baseline, ours_right)}"
+            f"{_verdict(baseline)}"
         )
     for preset in found.presets:
         rate = preset.images_per_second
@@ -195,12 +188,12 @@ def baseline_lines(found: BaselineResults) -> list[str]:
     return [*lines, *(f"  {name:<13} left out: {why}" for name, why in found.left_out.items())]
 
 
-def _verdict(baseline: BaselineResult, ours_right: bool) -> str:
+def _verdict(baseline: BaselineResult) -> str:
     if not baseline.parity.passed:
         return "parity failed"
     if baseline.name == "ours":
         return "parity passed"
-    if baseline.ours_faster is None or not ours_right:
-        return "no ratio, as ours failed parity"
     faster = baseline.ours_faster
+    if faster is None:
+        return "no ratio, as ours failed parity"
     return f"ours is {faster.median:.2f}x as fast ({faster.low:.2f} to {faster.high:.2f} in {faster.n} rounds)"

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,6 +17,7 @@ from dive_fast.bench.measure import Roofline, check_rows, measure_job, measure_r
 from dive_fast.bench.op_counts import ModelOpCounts
 from dive_fast.bench.results import BenchResult
 from dive_fast.bench.roofline import measure_peaks
+from dive_fast.bench.sd15 import sd15
 from dive_fast.engines import Engine, load_engine
 from dive_fast.engines.registry import BACKENDS, EXPORTED
 from dive_fast.engines.torch_engine import DTYPES
@@ -24,11 +25,21 @@ from dive_fast.io import read_json
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
 from dive_fast.types import InputError, to_dict
 
-if TYPE_CHECKING:
-    from dive_fast.models import ModelBundle
-
 Log = Callable[[str], object]
 MODELS = ("pocket", "sd15")  # any other name is a folder
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine folder or model to measure, and how to open it; `computes_on` is the device with auto resolved."""
+
+    engine: Path | None
+    model: str | None
+    backend: str
+    device: str
+    computes_on: str
+    precision: str
+    threads: int | None
 
 
 @dataclass(frozen=True)
@@ -52,16 +63,8 @@ def model_folder(name: str, device: str, work: Path) -> tuple[str, Path]:
         return name, Path(name)
     made = work / name
     if not made.is_dir():  # save_bundle leaves a whole folder or none
-        save_bundle(_made(name), made)
+        save_bundle(fuse(load_bundle("pocket"), load_adapter("pocket")) if name == "pocket" else sd15(), made)
     return "pocket model" if name == "pocket" else "Stable Diffusion 1.5's size, random weights", made
-
-
-def _made(name: str) -> ModelBundle:
-    if name == "pocket":
-        return fuse(load_bundle("pocket"), load_adapter("pocket"))
-    from dive_fast.bench.sd15 import sd15
-
-    return sd15()
 
 
 def chosen_backend(backend: str, device: str) -> tuple[str, str]:
@@ -76,25 +79,33 @@ def chosen_backend(backend: str, device: str) -> tuple[str, str]:
     return "onnxruntime", "no CUDA GPU"
 
 
-def open_model(
-    name: str,
-    folder: Path,
-    backend: str,
-    device: str,
-    precision: str,
-    threads: int | None,
-    rows: int,
-    work: Path,
-) -> Subject:
-    """An engine of the fused model in `folder`; for onnxruntime it is exported to `work` first, for up to `rows` rows."""
-    if backend not in {row.name for row in BACKENDS.values() if EXPORTED in row.reads}:
-        return Subject(name, load_engine(folder, backend, device, threads, precision=precision), folder, folder)
+def open_subject(choice: Choice, config: BenchConfig, work: Path, log: Log) -> Subject:
+    """Opens the engine; a fused model for onnxruntime is first exported to `work`, for the config's most rows."""
+    where, model = choice.computes_on, None
+    if choice.model is not None or choice.engine is None:
+        name, model = model_folder(choice.model or "auto", where, work)
+    if choice.engine is not None:
+        folder = choice.engine
+        opened = load_engine(folder, choice.backend, choice.device, choice.threads, precision=choice.precision)
+        return Subject(str(folder), opened, folder, model or (folder if _is_fused_model(folder) else None))
+    assert model is not None
+    backend, why = chosen_backend(choice.backend, where)
+    log(f"{name}, backend {backend} ({why})")
+    if EXPORTED not in BACKENDS[backend].reads:
+        opened = load_engine(model, backend, where, choice.threads, precision=choice.precision)
+        return Subject(name, opened, model, model)
     from dive_export import GraphOptions, export_engine
 
-    exact: Any = precision if precision != "auto" else "fp16" if device == "cuda" else "fp32"
+    exact: Any = choice.precision if choice.precision != "auto" else "fp16" if where == "cuda" else "fp32"
     out = work / f"engine-{exact}"
-    export_engine(folder, out, rows, check=False, options=GraphOptions(precision=exact))
-    return Subject(name, load_engine(out, backend, device, threads), out, folder)
+    most = max(*config.rows, config.baseline_rows if config.has_baselines else 1)
+    export_engine(model, out, most, check=False, options=GraphOptions(precision=exact))
+    return Subject(name, load_engine(out, backend, where, choice.threads), out, model)
+
+
+def _is_fused_model(folder: Path) -> bool:
+    """Whether it holds a model's weights and not graphs alone."""
+    return (folder / "model_index.json").is_file() and any((folder / "unet").glob("*.safetensors"))
 
 
 def model_op_counts(subject: Subject) -> ModelOpCounts:
@@ -147,10 +158,10 @@ def run_bench(
         engine,
         config.rows,
         sampling,
+        counted,
         repeats=config.repeats,
         rounds=config.rounds,
         image_format=config.image_format,
-        counted=counted,
         advance=advance,
     )
     fastest = max(rows, key=lambda row: row.images_per_second.p50).rows
@@ -175,11 +186,7 @@ def run_bench(
         job=job,
     )
     keep(found)
-    return (
-        found
-        if setup is None
-        else replace(found, baselines=measure_baselines(setup, config.baselines, config.rounds, advance))
-    )
+    return found if setup is None else replace(found, baselines=measure_baselines(setup, advance))
 
 
 def _setup(subject: Subject, config: BenchConfig, work: Path) -> Setup | None:
@@ -194,16 +201,7 @@ def _setup(subject: Subject, config: BenchConfig, work: Path) -> Setup | None:
             f"the engine is of model {wanted[:12]}, --model {subject.model} is {bundle.fingerprint[:12]}; give the fused "
             "model that the engine was made of"
         )
-    return Setup(
-        subject.engine,
-        bundle,
-        subject.model,
-        work,
-        config.sampling,
-        config.baseline_rows,
-        config.tensorrt,
-        config.presets,
-    )
+    return Setup(subject.engine, bundle, subject.model, work, config)
 
 
 def _conditions(engine: Engine, config: BenchConfig) -> dict[str, Any]:

@@ -6,14 +6,11 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dive_fast.bench.fleet import Fleet
 from dive_fast.types import InputError
-
-if TYPE_CHECKING:
-    from dive_fast.bench.fleet import Fleet
 
 SLOWEST = 0.2  # of the mean rate: no worker of the normal distribution's tail stands still
 DRAWS = 4096  # of the time to a failure, at once
@@ -21,12 +18,11 @@ DRAWS = 4096  # of the time to a failure, at once
 
 @dataclass(frozen=True)
 class Simulated:
-    """`seconds` until the last shard is written; seconds that workers lost to failures and waited for the disk, summed."""
+    """`seconds` until the last shard is written, and seconds that all workers together lost to failures."""
 
     seconds: float
     failures: int
     lost_seconds: float
-    waited_seconds: float
 
 
 def simulate(fleet: Fleet, workers: int, shards: int, seed: int = 0) -> Simulated:
@@ -52,7 +48,7 @@ class _Simulation:
         self._draws: list[float] = []
         self._events: list[tuple[float, int, int, Callable[[float, int], None]]] = []
         self._number = 0
-        self._failures, self._lost, self._waited = 0, 0.0, 0.0
+        self._failures, self._lost = 0, 0.0
         for worker in range(workers):
             self._at(fleet.startup, worker, self._ready)
 
@@ -60,7 +56,7 @@ class _Simulation:
         while self._events:
             now, _, worker, happens = heapq.heappop(self._events)
             happens(now, worker)
-        return Simulated(self._disk, self._failures, self._lost, self._waited)
+        return Simulated(self._disk, self._failures, self._lost)
 
     def _at(self, when: float, worker: int, happens: Callable[[float, int], None]) -> None:
         self._number += 1  # of two events at the same time the first planned one comes first
@@ -87,7 +83,6 @@ class _Simulation:
 
     def _computed(self, now: float, worker: int) -> None:
         before = max(now, self._written[worker])
-        self._waited += before - now
         self._disk = max(self._disk, now) + self._fleet.write_seconds
         self._written[worker] = self._disk
         self._at(before, worker, self._ready)

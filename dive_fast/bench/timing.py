@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -48,27 +48,18 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
     return Ratio(min(rounds), statistics.median(rounds), max(rounds), len(rounds))
 
 
-class Clock(Protocol):
-    """Marks in time, and milliseconds between two."""
+class Clock:
+    """Marks in time, and milliseconds between two, for a `device` type.
 
-    def mark(self) -> Any: ...
-    def between(self, begin: Any, end: Any) -> float: ...
+    A GPU's are its own (events on the current stream), so that the time to launch counts only where it is not hidden.
+    """
 
-
-class WallClock:
-    """The host's clock."""
-
-    def mark(self) -> float:
-        return time.perf_counter()
-
-    def between(self, begin: float, end: float) -> float:
-        return 1e3 * (end - begin)
-
-
-class EventClock:
-    """A GPU's own clock (events on the current stream), so that the time to launch counts only where it is not hidden."""
+    def __init__(self, device: str) -> None:
+        self._cuda = device == "cuda"
 
     def mark(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
         import torch
 
         event = torch.cuda.Event(enable_timing=True)
@@ -76,13 +67,10 @@ class EventClock:
         return event
 
     def between(self, begin: Any, end: Any) -> float:
+        if not self._cuda:
+            return float(1e3 * (end - begin))
         end.synchronize()
         return float(begin.elapsed_time(end))
-
-
-def device_clock(device: str) -> Clock:
-    """The clock of a device type, cpu or cuda."""
-    return EventClock() if device == "cuda" else WallClock()
 
 
 def interleaved(
@@ -94,9 +82,9 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Milliseconds of each call, the candidates interleaved so that changes of the machine's speed hit all alike.
 
-    By the clock of the `device` type (`device_clock`); `before` runs before each call and is not timed.
+    By the `Clock` of the `device` type; `before` runs before each call and is not timed.
     """
-    clock = device_clock(device)
+    clock = Clock(device)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(repeats + warm_up):
         for name, run in runs.items():
@@ -116,7 +104,7 @@ class Stages:
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        self._clock = device_clock(device)
+        self._clock = Clock(device)
         self._marks: list[tuple[str, Any, Any]] = []
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.fleet import Fleet
@@ -25,21 +25,9 @@ from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveF
 from dive_fast.types import DiveError, InputError, to_dict
 
 if TYPE_CHECKING:
-    from dive_fast.bench.run import Subject
+    from dive_fast.bench.run import Choice, Subject
 
 COMPARE_ROWS = (2, 32)
-
-
-class _Choice(NamedTuple):
-    """The model or engine to measure and how to open it; `computes_on` is the device with auto resolved."""
-
-    engine: Path | None
-    model: str | None
-    backend: str
-    device: str
-    computes_on: str
-    precision: str
-    threads: int | None
 
 
 def bench(
@@ -73,11 +61,13 @@ def bench(
     measured = config.apply_to(base)
     if fail_below is not None and (compare is None or measured.rounds < FEWEST_ROUNDS):
         raise InputError(f"--fail-below requires --compare and at least {FEWEST_ROUNDS} --rounds: fewer are noise")
-    choice = _Choice(engine, model, backend, device, torch_device(device), precision, threads)
+    from dive_fast.bench import run  # loads torch
+
+    choice = run.Choice(engine, model, backend, device, torch_device(device), precision, threads)
     with tempfile.TemporaryDirectory(prefix="dive-bench-") as folder:
         work = Path(folder)
         if compare is None:
-            subject = _subject(choice, measured, work)
+            subject = run.open_subject(choice, measured, work, log)
             if preset is not None:
                 found = Preset(preset, measured.sampling, chosen.precision)
                 log(f"preset {preset}: {found.describe(subject.engine.spec.precision)}")
@@ -89,30 +79,6 @@ def bench(
             )
         else:
             _compare(compare, choice, measured, fail_below, out, work, json)
-
-
-def _subject(choice: _Choice, config: BenchConfig, work: Path) -> Subject:
-    """Opens what is measured."""
-    from dive_fast.bench import run
-
-    where = choice.computes_on
-    if choice.engine is not None:
-        from dive_fast.engines import load_engine
-
-        engine, model = choice.engine, choice.model
-        fused = run.model_folder(model, where, work)[1] if model is not None else _weights(engine)
-        opened = load_engine(engine, choice.backend, choice.device, choice.threads, precision=choice.precision)
-        return run.Subject(str(engine), opened, engine, fused)
-    name, folder = run.model_folder(choice.model or "auto", where, work)
-    backend, why = run.chosen_backend(choice.backend, where)
-    log(f"{name}, backend {backend} ({why})")
-    most = max(*config.rows, config.baseline_rows if config.has_baselines else 1)
-    return run.open_model(name, folder, backend, where, choice.precision, choice.threads, most, work)
-
-
-def _weights(engine: Path) -> Path | None:
-    """The folder itself, where it is a fused model and not graphs alone."""
-    return engine if (engine / "model_index.json").is_file() and any((engine / "unet").glob("*.safetensors")) else None
 
 
 def _measure(subject: Subject, config: BenchConfig, out: Path | None, work: Path, json: bool) -> None:
@@ -141,7 +107,7 @@ def _measure(subject: Subject, config: BenchConfig, out: Path | None, work: Path
 
 def _compare(
     ref: str,
-    choice: _Choice,
+    choice: Choice,
     config: BenchConfig,
     fail_below: float | None,
     out: Path | None,

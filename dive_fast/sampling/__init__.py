@@ -15,13 +15,6 @@ if TYPE_CHECKING:
     from dive_fast.sampling.schedule import Schedule
     from dive_fast.sampling.solver import Eps, OnStep, dpmpp_2m
 
-_MODULES = {
-    "config": ("PRESETS", "STRENGTH", "Preset", "Sampling"),
-    "guidance": ("EpsRows", "guided", "repeated"),
-    "noise": ("add_noise", "initial_noise"),
-    "schedule": ("Schedule",),
-    "solver": ("Eps", "OnStep", "dpmpp_2m"),
-}
 __all__ = [
     "PRESETS",
     "STRENGTH",
@@ -37,12 +30,13 @@ __all__ = [
     "initial_noise",
     "repeated",
 ]
-
+_MODULES = ("config", "schedule", "noise", "solver", "guidance")  # the first loads no torch
 
 if not TYPE_CHECKING:  # or mypy would accept any name
 
     def __getattr__(name: str) -> Any:
-        module = next((module for module, names in _MODULES.items() if name in names), None)
-        if module is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        for module in _MODULES if name in __all__ else ():
+            found = importlib.import_module(f"{__name__}.{module}")
+            if hasattr(found, name):
+                return getattr(found, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

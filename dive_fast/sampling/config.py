@@ -40,18 +40,14 @@ class Sampling(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         interval = self.guidance_interval
-        reasons = []
-        if type(self.steps) is not int:
-            reasons.append(f"steps must be a whole number, got {self.steps!r}")
         if not math.isfinite(self.guidance):
-            reasons.append(f"guidance must be finite, got {self.guidance}")
-        if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1] < math.inf):
-            reasons.append(f"guidance_interval must be two noise levels, 0 <= low < high, got {interval}")
-        if reasons:
-            raise InputError("; ".join(reasons))
-        object.__setattr__(self, "guidance", float(self.guidance))  # equal settings are equal in JSON, too
+            raise InputError(f"guidance must be finite, got {self.guidance}")
+        if interval is not None and not 0 <= interval[0] < interval[1] < math.inf:
+            raise InputError(f"guidance_interval must be two noise levels, 0 <= low < high, got {interval}")
+        object.__setattr__(self, "steps", int(self.steps))  # equal settings are equal in JSON, too
+        object.__setattr__(self, "guidance", float(self.guidance))
         if interval is not None:
-            object.__setattr__(self, "guidance_interval", (float(interval[0]), float(interval[1])))
+            object.__setattr__(self, "guidance_interval", tuple(map(float, interval)))
 
     @property
     def every_step_guided(self) -> bool:

@@ -85,11 +85,6 @@ class Schedule:
     def steps(self) -> int:
         return len(self.timesteps)
 
-    @property
-    def alphas(self) -> tuple[float, ...]:
-        """The N + 1 signal levels: alpha = 1 / sqrt(1 + sigma^2)."""
-        return tuple(self.signal(i)[0] for i in range(len(self.sigmas)))
-
     def signal(self, index: int) -> tuple[float, float]:
         """(signal, noise) level at `index`, 0..N: a latent there is signal * clean + noise * normal."""
         sigma = self.sigmas[index]

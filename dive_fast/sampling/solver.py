@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,15 +13,6 @@ from dive_fast.types import DiveError
 
 Eps = Callable[[Tensor, int], Tensor]
 OnStep = Callable[[int, Tensor], None]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """next latents = latents * `latents` + clean * `clean` + previous clean * `previous`."""
-
-    latents: float
-    clean: float
-    previous: float
 
 
 def dpmpp_2m(eps: Eps, latents: Tensor, schedule: Schedule, start: int = 0, on_step: OnStep | None = None) -> Tensor:
@@ -44,10 +34,10 @@ def dpmpp_2m(eps: Eps, latents: Tensor, schedule: Schedule, start: int = 0, on_s
             clean = alpha * latents - sigma * predicted
         else:
             clean = (latents - sigma * predicted) / alpha
-        step = _step(schedule, index, first_order=previous is None)
-        latents = step.latents * latents + step.clean * clean
+        of_latents, of_clean, of_previous = _coefficients(schedule, index, first_order=previous is None)
+        latents = of_latents * latents + of_clean * clean
         if previous is not None:
-            latents = latents + step.previous * previous
+            latents = latents + of_previous * previous
         previous = clean
         finite.append(latents.isfinite().flatten(1).all(dim=1))
         if on_step is not None:
@@ -56,15 +46,18 @@ def dpmpp_2m(eps: Eps, latents: Tensor, schedule: Schedule, start: int = 0, on_s
     return latents
 
 
-def _step(schedule: Schedule, index: int, first_order: bool) -> _Step:
-    """The step's coefficients in float64. exp(-h) is the ratio of the sigmas, which stays finite at the final zero."""
+def _coefficients(schedule: Schedule, index: int, first_order: bool) -> tuple[float, float, float]:
+    """Factors, in float64, of the latents, the clean and the previous clean latents, whose sum are the next latents.
+
+    exp(-h) is the ratio of the sigmas, which stays finite at the final zero.
+    """
     current, following = schedule.sigmas[index], schedule.sigmas[index + 1]
     (_, noise), (alpha_next, noise_next) = schedule.signal(index), schedule.signal(index + 1)
     clean = alpha_next * (1.0 - following / current)
     if first_order or following == 0.0:
-        return _Step(noise_next / noise, clean, 0.0)
+        return noise_next / noise, clean, 0.0
     ratio = math.log(current / following) / math.log(schedule.sigmas[index - 1] / current)  # h / h of the step before
-    return _Step(noise_next / noise, clean * (1.0 + 0.5 * ratio), -0.5 * clean * ratio)
+    return noise_next / noise, clean * (1.0 + 0.5 * ratio), -0.5 * clean * ratio
 
 
 def _check_finite(finite: Tensor, schedule: Schedule, start: int) -> None:

@@ -7,9 +7,9 @@ goes to another worker. All state is on the disk, so a lost driver can be restar
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +54,6 @@ class Cluster:
         return Cluster(self.address, self.workers or min(room), gpus, cpus)
 
 
-@dataclass
-class _Progress:
-    """The driver's state: bundles that wait, attempts by first shard, and what the workers have made."""
-
-    waiting: deque[list[int]]
-    tries: dict[int, int] = field(default_factory=dict)
-    images: int = 0
-    times: dict[str, float] = field(default_factory=dict)
-
-
 def synthesize_on(
     cluster: Cluster,
     plan: SynthesisPlan,
@@ -76,33 +66,29 @@ def synthesize_on(
 
     Raises as `synthesize`, and `DiveError` when a bundle of shards failed `TRIES` times, with the last reason.
     """
-    ray = _ray()
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise DiveError("ray is not installed; pip install 'dive-fast[ray]'") from error
     store = open_store(out)
     began = time.perf_counter()
     finished = finished_shards(store, plan)
     todo = [number for number in range(plan.shards) if number not in finished]
-    state = _Progress(deque())
+    images = 0
+    times: dict[str, float] = {}
     if todo:
         ray.init(address=cluster.address, ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
         cluster = cluster.resolved(ray.cluster_resources(), engine.get("threads"))
         settings = {**engine, "threads": engine.get("threads") or (None if cluster.gpus else 1)}
         count = min(cluster.workers or 1, len(todo))
-        state.waiting.extend(_bundles(todo, count))
-        crew = _Crew(ray, cluster, (ray.put(plan), settings, str(out), rows))
+        crew = _Crew(ray, cluster, (ray.put(plan), settings, str(out), rows), _bundles(todo, count))
         with tqdm(total=plan.shards, initial=len(finished), unit="shard", desc="synth", disable=not progress) as bar:
             crew.start(count, store, plan)
-            crew.drive(state, bar.update)
+            crew.drive(bar.update)
+        images, times = crew.images, crew.times
     else:
         claim_folder(store, plan)
-    return finish_run(store, plan, len(finished), state.images, time.perf_counter() - began, state.times)
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise DiveError("ray is not installed; pip install 'dive-fast[ray]'") from error
-    return ray
+    return finish_run(store, plan, len(finished), images, time.perf_counter() - began, times)
 
 
 def _bundles(todo: Sequence[int], workers: int) -> list[list[int]]:
@@ -138,13 +124,17 @@ class Worker:
 
 
 class _Crew:
-    """The workers, each at one bundle at a time."""
+    """The workers, each at one bundle at a time; `images` and `times` are what they have made."""
 
-    def __init__(self, ray: Any, cluster: Cluster, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, ray: Any, cluster: Cluster, arguments: tuple[Any, ...], bundles: list[list[int]]) -> None:
         self._ray, self._arguments = ray, arguments
         self._kind = ray.remote(num_gpus=cluster.gpus, num_cpus=cluster.cpus, max_restarts=0)(Worker)
         self._ready: list[Any] = []
+        self._waiting = deque(bundles)
         self._at: dict[Any, tuple[Any, list[int]]] = {}  # task -> worker and bundle
+        self._failures: Counter[int] = Counter()  # of the bundle with this first shard
+        self.images = 0
+        self.times: dict[str, float] = {}
 
     def start(self, count: int, store: Store, plan: SynthesisPlan) -> None:
         """Opens `count` workers; one checks plan, engine and place before anything is written."""
@@ -156,11 +146,11 @@ class _Crew:
             raise _reason(error) from error
         claim_folder(store, plan)
 
-    def drive(self, state: _Progress, advance: Callable[[int], object]) -> None:
+    def drive(self, advance: Callable[[int], object]) -> None:
         """Keeps the workers busy until no bundle is left; replaces lost workers."""
         try:
             for _ in range(len(self._ready)):
-                self._next(state)
+                self._next()
             while self._at:
                 (task,), _ = self._ray.wait(list(self._at), num_returns=1)
                 worker, bundle = self._at.pop(task)
@@ -168,14 +158,13 @@ class _Crew:
                     images, times = self._ray.get(task)
                 except self._ray.exceptions.RayError as error:
                     self._ray.kill(worker)
-                    _give_back(state, bundle, error)
+                    self._give_back(bundle, error)
                 else:
                     self._ready.append(worker)
-                    state.images += images
-                    for name, seconds in times.items():
-                        state.times[name] = state.times.get(name, 0.0) + seconds
+                    self.images += images
+                    self.times = {name: self.times.get(name, 0.0) + seconds for name, seconds in times.items()}
                     advance(len(bundle))
-                self._next(state)
+                self._next()
         except KeyboardInterrupt as error:
             raise DiveError("interrupted; run the same command again to continue") from error
         finally:
@@ -185,26 +174,24 @@ class _Crew:
         for worker in [*self._ready, *(worker for worker, _ in self._at.values())]:
             self._ray.kill(worker)
 
-    def _next(self, state: _Progress) -> None:
-        if state.waiting:
+    def _next(self) -> None:
+        if self._waiting:
             worker = self._ready.pop() if self._ready else self._kind.remote(*self._arguments)
-            bundle = state.waiting.popleft()
+            bundle = self._waiting.popleft()
             self._at[worker.make.remote(bundle)] = worker, bundle
 
-
-def _give_back(state: _Progress, bundle: list[int], error: Exception) -> None:
-    """Puts a failed bundle back in the queue; bad input, and too many attempts, raise."""
-    reason = _reason(error)
-    if isinstance(reason, InputError):
-        raise reason from error
-    first = bundle[0]
-    state.tries[first] = state.tries.get(first, 0) + 1
-    if state.tries[first] >= TRIES:
-        raise DiveError(
-            f"shards {first} to {bundle[-1]} failed {TRIES} times, last with: {reason}; finished work is kept: fix that and "
-            "run the same command again"
-        ) from error
-    state.waiting.append(bundle)
+    def _give_back(self, bundle: list[int], error: Exception) -> None:
+        """Puts a failed bundle back in the queue; bad input, and too many attempts, raise."""
+        reason = _reason(error)
+        if isinstance(reason, InputError):
+            raise reason from error
+        self._failures[bundle[0]] += 1
+        if self._failures[bundle[0]] >= TRIES:
+            raise DiveError(
+                f"shards {bundle[0]} to {bundle[-1]} failed {TRIES} times, last with: {reason}; finished work is kept: fix "
+                "that and run the same command again"
+            ) from error
+        self._waiting.append(bundle)
 
 
 def _reason(error: Exception) -> DiveError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from dive_fast.data.writers import sysu_name
@@ -44,13 +43,6 @@ class IdentityFiles:
         # every infrared camera, and every cycle through the sides, has its own RGB images
         before = (turn * self._sides[rgb] + self._numbers[side] - 1) * len(identity.ir)
         return {"rgb": sysu_name(rgb, identity.pid, before + camera + 1, self._suffix), "ir": ir}
-
-
-def pair_files(plan: SynthesisPlan) -> Iterator[PairFiles]:
-    """The files of every pair, in plan order."""
-    for identity in plan.identities:
-        files = IdentityFiles(identity, f".{plan.image_format}")
-        yield from (files.of_pair(index) for index in range(identity.total))
 
 
 def shard_pairs(plan: SynthesisPlan, number: int) -> list[tuple[PairSpec, PairFiles]]:

@@ -18,7 +18,6 @@ from dive_fast.synth.planfile import (
     ImageFormat,
     RgbSide,
     SynthesisPlan,
-    check_plan,
     load_plan,
     plan_hash,
     save_plan,
@@ -79,13 +78,15 @@ def make_plan(
             f"plan: overrides name identities that are not in the plan: {abbreviate(unknown)}; leave them out"
         )
     if mode != "synthetic":
-        root = _photo_root(photo_root, mode)
+        if photo_root is None:
+            raise InputError(f"plan: mode {mode!r} needs photos and the folder that they lie in (photo_root)")
+        root = Path(os.path.abspath(photo_root))  # links inside the photo folder stay as they are
         pictures = _photos_of(everyone, photos or (), root, seed)
     identities = []
     for pid in everyone:
         change = own.get(pid, Override())
         pairs = pairs_per_identity if change.pairs is None else change.pairs
-        if type(pairs) is int and pairs == 0:
+        if pairs == 0:
             continue
         infrared = tuple(ir if change.ir is None else change.ir)
         visible = tuple(rgb if change.rgb is None else change.rgb)
@@ -113,7 +114,6 @@ def make_plan(
         shard_size=shard_size,
         identities=tuple(identities),
     )
-    check_plan(plan, "plan")
     check_names(plan)
     _warn_of_modalities(plan)
     return replace(plan, plan_id=plan_hash(plan))
@@ -138,12 +138,6 @@ def _warn_of_modalities(plan: SynthesisPlan) -> None:
             "read this dataset by its manifest",
             stacklevel=3,
         )
-
-
-def _photo_root(photo_root: Path | str | None, mode: str) -> Path:
-    if photo_root is None:
-        raise InputError(f"plan: mode {mode!r} needs photos and the folder that they lie in (photo_root)")
-    return Path(os.path.abspath(photo_root))  # links inside the photo folder stay as they are
 
 
 def _photos_of(identities: Sequence[str], photos: Sequence[Sample], root: Path, seed: int) -> dict[str, list[RgbSide]]:

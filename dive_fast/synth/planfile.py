@@ -9,17 +9,18 @@ from __future__ import annotations
 import bisect
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, overload
+from typing import Annotated, Literal
 
 from dive_fast.io import canonical_json, read_json, sha256_bytes, write_json
 from dive_fast.sampling.config import Sampling
+from dive_fast.settings import Bound, NonNegativeInt, PositiveInt, Settings
 from dive_fast.synth.records import checked, is_inside
-from dive_fast.types import PAIR_MODES, InputError, Modality, PairMode, PairSpec, to_dict
+from dive_fast.types import InputError, Modality, PairMode, PairSpec, to_dict
 
 VERSION = 4
 ImageFormat = Literal["png", "jpg"]
@@ -68,42 +69,58 @@ def pair_seed(seed: int, pid: str, index: int) -> int:
 
 
 @dataclass(frozen=True)
-class SynthesisPlan:
+class MultipleOf(Bound):
+    step: int
+
+    def __str__(self) -> str:
+        return f"a multiple of {self.step}"
+
+    def __contains__(self, value: int) -> bool:
+        return value >= self.step and value % self.step == 0
+
+
+Pixels = Annotated[int, MultipleOf(8)]
+
+
+@dataclass(frozen=True)
+class SynthesisPlan(Settings):
     """`plan.json`. `plan_id` is the SHA-256 of everything else, so a folder can tell whose images it holds.
 
     `precision` is what the engine must have; None accepts any. `height` and `width` are in pixels. `strength`
     (photo-guided only, else None) is the fraction of the steps that run on a photo. `photo_root` is the folder of the
     `photo` paths. `image_format` is that of generated images: PNG, lossless, or JPEG, a tenth of the size. `shard_size` is
-    in pairs: a rerun redoes one shard at most.
+    in pairs: a rerun redoes one shard at most. Raises one `InputError` with every reason why a plan makes no sense.
     """
 
     plan_id: str
     mode: PairMode
     model_fingerprint: str
-    seed: int
+    seed: NonNegativeInt
     sampling: Sampling
     precision: str | None
     strength: float | None
-    height: int
-    width: int
+    height: Pixels
+    width: Pixels
     photo_root: str | None
     image_format: ImageFormat
-    shard_size: int
+    shard_size: PositiveInt
     identities: tuple[IdentityPlan, ...]
     version: int = VERSION
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        reasons = [*_bad_photos(self), *_bad_identities(self)]
+        if reasons:
+            raise InputError("; ".join(reasons))
+
     @cached_property
     def pairs(self) -> Pairs:
-        """Every pair in order, identity after identity, made when it is asked for."""
+        """Every pair in order, identity after identity."""
         return Pairs(self)
 
     @property
     def shards(self) -> int:
         return math.ceil(len(self.pairs) / self.shard_size)
-
-    def shard(self, number: int) -> Sequence[PairSpec]:
-        """The pairs of shard `number`, counted from 0."""
-        return self.pairs[number * self.shard_size : (number + 1) * self.shard_size]
 
     @property
     def start(self) -> int:
@@ -117,8 +134,8 @@ class SynthesisPlan:
         return ("rgb", "ir") if self.mode == "synthetic" else ("ir",)
 
 
-class Pairs(Sequence[PairSpec]):
-    """The pairs of a plan as a sequence that holds none of them."""
+class Pairs:
+    """The pairs of a plan, by number and in order, each made when it is asked for."""
 
     def __init__(self, plan: SynthesisPlan) -> None:
         self._identities, self._seed = plan.identities, plan.seed
@@ -130,13 +147,7 @@ class Pairs(Sequence[PairSpec]):
     def __iter__(self) -> Iterator[PairSpec]:
         return (identity.pair(index, self._seed) for identity in self._identities for index in range(identity.total))
 
-    @overload
-    def __getitem__(self, number: int) -> PairSpec: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[PairSpec]: ...
-    def __getitem__(self, number: int | slice) -> PairSpec | Sequence[PairSpec]:
-        if isinstance(number, slice):
-            return tuple(self[n] for n in range(*number.indices(len(self))))
+    def __getitem__(self, number: int) -> PairSpec:
         identity, index = self.place(number)
         return identity.pair(index, self._seed)
 
@@ -167,7 +178,6 @@ def read_plan(data: object, where: str) -> SynthesisPlan:
             "plan again with `dive-fast plan`"
         )
     plan = checked(SynthesisPlan, data, where)
-    check_plan(plan, where)
     if plan.plan_id != plan_hash(plan):
         raise InputError(f"{where}: its plan_id does not match its content; plan again to change it")
     return plan
@@ -180,34 +190,8 @@ def plan_hash(plan: SynthesisPlan) -> str:
     return sha256_bytes(canonical_json(fields).encode())
 
 
-def check_plan(plan: SynthesisPlan, where: str) -> None:
-    """Raises one `InputError` with every reason why the plan makes no sense by itself."""
-    reasons = [*_bad_numbers(plan), *_bad_photos(plan), *_bad_identities(plan)]
-    if reasons:
-        raise InputError(f"{where}: {'; '.join(reasons)}")
-
-
 def _steps_run(steps: int, strength: float) -> int:
     return round(steps * strength)
-
-
-def _bad_numbers(plan: SynthesisPlan) -> list[str]:
-    reasons = [
-        f"{name} must be a whole number >= {least}, got {value!r}"
-        for name, value, least in (
-            ("seed", plan.seed, 0),
-            ("shard_size", plan.shard_size, 1),
-        )
-        if type(value) is not int or value < least
-    ]
-    for name, value in (("height", plan.height), ("width", plan.width)):
-        if type(value) is not int or value < 8 or value % 8:
-            reasons.append(f"{name} must be a multiple of 8 pixels, got {value!r}")
-    if plan.mode not in PAIR_MODES:
-        reasons.append(f"mode must be one of {PAIR_MODES}, got {plan.mode!r}")
-    if plan.image_format not in ("png", "jpg"):
-        reasons.append(f"image_format must be png or jpg, got {plan.image_format!r}")
-    return reasons
 
 
 def _bad_photos(plan: SynthesisPlan) -> list[str]:
@@ -232,7 +216,7 @@ def _bad_photos(plan: SynthesisPlan) -> list[str]:
 def _bad_identities(plan: SynthesisPlan) -> list[str]:
     reasons = []
     if len({identity.pid for identity in plan.identities}) < len(plan.identities):
-        reasons.append("an identity stands in it twice")
+        reasons.append("the plan lists an identity twice")
     for identity in plan.identities:
         twice = len(set(identity.ir)) < len(identity.ir) or len(set(identity.rgb)) < len(identity.rgb)
         if identity.pairs < 0 or (identity.pairs and not (identity.ir and identity.rgb)) or twice:
@@ -241,5 +225,5 @@ def _bad_identities(plan: SynthesisPlan) -> list[str]:
             )
             break
     if not reasons and not len(plan.pairs):
-        reasons.append("there is no pair to make")
+        reasons.append("the plan has no pair to make")
     return reasons

@@ -64,7 +64,7 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
     """
     health = Health(len(plan.pairs))
     hashes = array("Q")  # 8 bytes of each generated image's hash: duplicates without holding ten million names
-    there: dict[str, Counter[Modality]] = {}
+    there: Counter[str] = Counter()
     unmade = 0
     with ThreadPoolExecutor(READERS, thread_name_prefix="dive-verify") as readers:
         for number in range(plan.shards):
@@ -74,10 +74,13 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
                 unmade += len(planned)
             for record in records or ():
                 health.recorded += 1
-                count = there.setdefault(record.spec.pid, Counter())
-                count.update(MODALITIES)
+                there[record.spec.pid] += 1
                 hashes.extend(int(record.sha256[side][:16], 16) for side in plan.sides)
-            recorded = _recorded(records or [])
+            recorded = {
+                record.files[side]: (record.sizes[side], record.sha256[side])
+                for record in records or ()
+                for side in MODALITIES
+            }
             for name, size, digest in _read_all(store, readers, list(recorded)):
                 if size is None:
                     health.add(f"{name} is missing; run synth again with --check", number)
@@ -91,9 +94,8 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
         health.add(f"{twice:,} generated images have the very bytes of another one; look at the engine and its seeds")
     _unexpected_files(store, plan, health)
     for identity in plan.identities:
-        made = there.get(identity.pid, Counter())
-        if identity.total and min(made[side] for side in MODALITIES) < identity.total:
-            health.incomplete[identity.pid] = {side: (made[side], identity.total) for side in MODALITIES}
+        if there[identity.pid] < identity.total:
+            health.incomplete[identity.pid] = dict.fromkeys(MODALITIES, (there[identity.pid], identity.total))
     return health
 
 
@@ -132,11 +134,6 @@ def _records(store: Store, plan: SynthesisPlan, number: int, health: Health) -> 
         )
         return []
     return records
-
-
-def _recorded(records: list[PairRecord]) -> dict[str, tuple[int, str]]:
-    """Bytes and hash of every file of these records, by name."""
-    return {record.files[side]: (record.sizes[side], record.sha256[side]) for record in records for side in MODALITIES}
 
 
 def _read_all(store: Store, readers: ThreadPoolExecutor, files: list[str]) -> Iterator[tuple[str, int | None, str]]:

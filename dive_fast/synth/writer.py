@@ -68,43 +68,9 @@ class DatasetWriter:
         """Queues one generated image, uint8 [H, W, 3]; infrared is written in one channel. An image of one single value
         raises `DiveError`.
         """
-        return self._submit(self._write_image, image, pair, side, name, shard)
 
-    def photo(self, source: Path, name: str, shard: int) -> Future[Written]:
-        """Queues the byte-for-byte copy of a real photo. One that is damaged raises `InputError`."""
-        return self._submit(self._copy_photo, source, name, shard)
-
-    def record(
-        self,
-        number: int,
-        pairs: Sequence[tuple[PairSpec, PairFiles]],
-        written: Mapping[str, Future[Written]],
-        done: Callable[[], object],
-    ) -> None:
-        """Queues shard `number`'s record, which needs `written` for every file of its `pairs`; calls `done` after it.
-
-        The queue is first in, first out: when a thread takes the record, its files are written or being written, so
-        waiting for them cannot deadlock.
-        """
-        self._submit(self._write_record, number, pairs, written, done)
-
-    def _submit(self, task: Callable[..., T], *arguments: Any) -> Future[T]:
-        self._raise_failure()
-        self._room.acquire()
-        future = self._pool.submit(task, *arguments)
-        future.add_done_callback(self._done)
-        return future
-
-    def _done(self, future: Future[Any]) -> None:
-        self._failure = self._failure or future.exception()
-        self._room.release()
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _write_image(self, image: NDArray[np.uint8], pair: PairSpec, side: Modality, name: str, shard: int) -> Written:
-        with self._clock("write"):
+        @self._clock("write")
+        def write() -> Written:
             if image.min() == image.max():
                 raise DiveError(
                     f"pair {abbreviate([pair.pair_id])}: the engine gave an image of one single value, so nothing of this "
@@ -120,8 +86,13 @@ class DatasetWriter:
                 picture.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=jpeg_tags(notes))
             return self._write(name, stream.getvalue(), shard)
 
-    def _copy_photo(self, source: Path, name: str, shard: int) -> Written:
-        with self._clock("write"):
+        return self._submit(write)
+
+    def photo(self, source: Path, name: str, shard: int) -> Future[Written]:
+        """Queues the byte-for-byte copy of a real photo. One that is damaged raises `InputError`."""
+
+        @self._clock("write")
+        def copy() -> Written:
             open_image(source)
             data = source.read_bytes()
             with self._photos:  # pairs of two shards may bring the same photo at once
@@ -133,29 +104,49 @@ class DatasetWriter:
                 )
             return Written(sha256_bytes(data), len(data))
 
-    def _write(self, name: str, data: bytes, shard: int) -> Written:
-        self._store.write(name, data, shard)
-        return Written(sha256_bytes(data), len(data))
+        return self._submit(copy)
 
-    def _write_record(
+    def record(
         self,
         number: int,
         pairs: Sequence[tuple[PairSpec, PairFiles]],
         written: Mapping[str, Future[Written]],
         done: Callable[[], object],
     ) -> None:
-        records = []
-        for pair, files in pairs:
-            parts = {str(side): written[name].result() for side, name in files.items()}
-            records.append(
-                PairRecord(
-                    spec=pair,
-                    files={str(side): name for side, name in files.items()},
-                    sha256={side: part.sha256 for side, part in parts.items()},
-                    sizes={side: part.size for side, part in parts.items()},
-                    engine_fingerprint=self._fingerprint,
-                    scores={},
-                )
-            )
-        self._store.write(shard_name(number), shard_lines(records), number)
-        done()
+        """Queues shard `number`'s record, which needs `written` for every file of its `pairs`; calls `done` after it.
+
+        The queue is first in, first out: when a thread takes the record, its files are written or being written, so
+        waiting for them cannot deadlock.
+        """
+
+        def write() -> None:
+            records = []
+            for pair, files in pairs:
+                names = {str(side): name for side, name in files.items()}
+                parts = {side: written[name].result() for side, name in names.items()}
+                hashes = {side: part.sha256 for side, part in parts.items()}
+                sizes = {side: part.size for side, part in parts.items()}
+                records.append(PairRecord(pair, names, hashes, sizes, engine_fingerprint=self._fingerprint, scores={}))
+            self._store.write(shard_name(number), shard_lines(records), number)
+            done()
+
+        self._submit(write)
+
+    def _submit(self, task: Callable[[], T]) -> Future[T]:
+        self._raise_failure()
+        self._room.acquire()
+        future = self._pool.submit(task)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, future: Future[Any]) -> None:
+        self._failure = self._failure or future.exception()
+        self._room.release()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _write(self, name: str, data: bytes, shard: int) -> Written:
+        self._store.write(name, data, shard)
+        return Written(sha256_bytes(data), len(data))

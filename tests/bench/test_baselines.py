@@ -14,21 +14,27 @@ import torch
 from dive_fast.bench import baselines, diffusers_baseline
 from dive_fast.bench.baselines import BaselineResults, Setup, measure_baselines
 from dive_fast.bench.batch import bench_plan, start_batch
+from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.parity import Allowance, exact_images, parity, psnr, worst_rms
 from dive_fast.bench.results import baseline_lines
 from dive_fast.engines import load_engine
 from dive_fast.models import has_lora, load_bundle
 from dive_fast.sampling import Preset, Sampling
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
+from tests.support.refusals import refused
 
 SAMPLING = Sampling(steps=3, guidance=3.0)
-ROWS = 8
+CONFIG = BenchConfig(sampling=SAMPLING, baseline_rows=8, rounds=1)
 
 
 @pytest.fixture(scope="module")
 def setup(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Setup:
     engine = load_engine(tiny_fused, "torch", "cpu")
-    return Setup(engine, load_bundle(tiny_fused), tiny_fused, tmp_path_factory.mktemp("baselines"), SAMPLING, ROWS)
+    return Setup(engine, load_bundle(tiny_fused), tiny_fused, tmp_path_factory.mktemp("baselines"), CONFIG)
+
+
+def measured(setup: Setup, *names: str, **changes: Any) -> BaselineResults:
+    return measure_baselines(replace(setup, config=replace(setup.config, baselines=names, **changes)))
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick_compiler")
 def test_all_peers_draw_the_same_images(setup: Setup) -> None:
-    found = measure_baselines(setup, ("reference", "tuned", "compiled", "tensorrt"), rounds=2)
+    found = measured(setup, "reference", "tuned", "compiled", "tensorrt", rounds=2)
     assert [baseline.name for baseline in found.results] == ["ours", "reference", "tuned", "compiled"]
     assert found.images == 4
     for baseline in found.results:
@@ -57,7 +63,7 @@ def test_all_peers_draw_the_same_images(setup: Setup) -> None:
     assert text.count("x as fast") == 3 and f"{'tensorrt':<13} left out: DiveError: no TensorRT" in text
 
 
-def result_of(setup: Setup, monkeypatch: pytest.MonkeyPatch, bad: str) -> BaselineResults:
+def result_of(setup: Setup, monkeypatch: pytest.MonkeyPatch, bad: str, **changes: Any) -> BaselineResults:
     """A setup with the reference in which `bad` (ours or the reference) draws pictures that are brighter by 3 of 255."""
     made = diffusers_baseline.plain(setup.bundle, *_setting(setup))
 
@@ -67,7 +73,7 @@ def result_of(setup: Setup, monkeypatch: pytest.MonkeyPatch, bad: str) -> Baseli
     run = {"good": made, "bad": brighter}
     monkeypatch.setattr(baselines, "_by", lambda engine, plan: run["bad" if bad == "ours" else "good"])
     monkeypatch.setitem(baselines.RUNNERS, "reference", lambda c, p: run["bad" if bad == "reference" else "good"])
-    return measure_baselines(setup, ("reference",), rounds=1)
+    return measured(setup, "reference", **changes)
 
 
 def _setting(setup: Setup) -> tuple[Any, torch.device, str]:
@@ -92,12 +98,11 @@ def test_a_peer_that_cannot_run_says_why(setup: Setup, monkeypatch: pytest.Monke
         raise RuntimeError("no C++ compiler was found")
 
     monkeypatch.setattr(diffusers_baseline, "COMPILE", {"backend": no_compiler, "fullgraph": True})
-    found = measure_baselines(setup, ("compiled",), rounds=1)
+    found = measured(setup, "compiled")
     assert [baseline.name for baseline in found.results] == ["ours"]
     assert "no C++ compiler was found" in found.left_out["compiled"]
-    odd = replace(setup, sampling=replace(SAMPLING, guidance=0.5))
-    with pytest.raises(InputError, match="0.5"):  # plain diffusers, which everything is measured by
-        measure_baselines(odd, (), rounds=1)
+    # plain diffusers, which everything is measured by
+    refused("0.5", measured, setup, sampling=replace(SAMPLING, guidance=0.5))
 
 
 def test_presets_run_in_the_same_turns_as_other_images(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +119,7 @@ def test_presets_run_in_the_same_turns_as_other_images(setup: Setup, monkeypatch
         return real(engine, plan, start, clock)
 
     monkeypatch.setattr(baselines, "render", watched)
-    found = measure_baselines(replace(setup, presets=tuple(presets)), ("reference",), rounds=2)
+    found = measured(setup, "reference", rounds=2, presets=("fast", "turbo"))
     assert [preset.name for preset in found.presets] == ["preset fast", "preset turbo"]
     # of the last round, the reference apart
     assert seen[-3:] == [SAMPLING, Sampling(2, 3.0, (0.3, 5.0)), Sampling(2, 3.0)]
@@ -124,24 +129,20 @@ def test_presets_run_in_the_same_turns_as_other_images(setup: Setup, monkeypatch
     text = "\n".join(baseline_lines(found))
     assert "2 steps, guidance 3 at sigma 0.3 to 5, fp32: " in text
     assert "2 steps, guidance 3, fp32 (the preset wants fp8): " in text
-    bad = result_of(replace(setup, presets=("fast",)), monkeypatch, "ours")
+    bad = result_of(setup, monkeypatch, "ours", presets=("fast",))
     assert bad.presets[0].faster == {} and "no ratio, as ours failed parity" in baseline_lines(bad)[-2]
 
 
 def test_a_contest_that_cannot_be_is_refused(setup: Setup) -> None:
     eight = copy.copy(setup.engine)
     eight.spec = replace(eight.spec, precision="fp8")
-    with pytest.raises(InputError, match="guidance 3.0; .* fp8"):
-        measure_baselines(replace(setup, engine=eight, rows=1), (), rounds=1)
-    other = replace(SAMPLING, guidance_interval=(0.3, 5.0))
-    with pytest.raises(InputError, match="give the preset as --presets"):
-        measure_baselines(replace(setup, sampling=other), ("reference",), rounds=1)
+    refused("guidance 3.0; .* fp8", measured, replace(setup, engine=eight), baseline_rows=1)
+    refused("--presets", measured, setup, sampling=replace(SAMPLING, guidance_interval=(0.3, 5.0)))
 
 
 def test_an_engine_of_another_model_is_no_peer(setup: Setup, tiny_base: Path) -> None:
     other = load_engine(tiny_base, "torch", "cpu")
-    with pytest.raises(DiveError, match="model fingerprint"):
-        baselines._same(other, setup)
+    refused("model fingerprint", baselines._same, other, setup, error=DiveError)
     assert baselines._same(setup.engine, setup) is setup.engine
 
 
@@ -194,7 +195,7 @@ def test_reference_and_tuned_on_a_gpu(tiny_fused: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA build of torch and a GPU")
     engine = load_engine(tiny_fused, "torch", "cuda")
-    setup = Setup(engine, load_bundle(tiny_fused), tiny_fused, tmp_path, SAMPLING, ROWS)
-    found = measure_baselines(setup, ("reference", "tuned", "compiled"), rounds=2)
+    setup = Setup(engine, load_bundle(tiny_fused), tiny_fused, tmp_path, CONFIG)
+    found = measured(setup, "reference", "tuned", "compiled", rounds=2)
     assert [baseline.name for baseline in found.results] == ["ours", "reference", "tuned", "compiled"], found.left_out
     assert all(baseline.parity.passed for baseline in found.results)

@@ -12,11 +12,10 @@ from PIL import Image
 
 from dive_fast.bench import compare
 from dive_fast.bench.config import BenchConfig
-from dive_fast.bench.run import Subject, chosen_backend, run_bench
+from dive_fast.bench.run import Choice, Subject, chosen_backend, open_subject, run_bench
 from dive_fast.bench.timing import Ratio
-from dive_fast.commands import bench as command
-from dive_fast.types import InputError
 from tests.support.cli import Run
+from tests.support.refusals import refused
 
 FEW = ("--rows", "2,6", "--steps", 2, "--guidance", 3, "--repeats", 2)
 SMALL = (*FEW, "--rounds", 2, "--baseline-rows", 4, "--device", "cpu")
@@ -56,16 +55,13 @@ def test_bench_writes_everything_and_capacity_reads_it(tiny_fused: Path, tmp_pat
 
 
 def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny_base: Path, tmp_path: Path) -> None:
-    subject = command._subject(
-        command._Choice(tiny_fused, None, "torch", "cpu", "cpu", "auto", None), BenchConfig(), tmp_path
-    )  # a fused model is the baselines' model, too
+    choice = Choice(tiny_fused, None, "torch", "cpu", "cpu", "auto", None)
+    subject = open_subject(choice, BenchConfig(), tmp_path, print)  # a fused model is the baselines' model, too
     assert subject.folder == subject.model == tiny_fused and subject.engine.spec.backend == "torch"
     engine = subject.engine
     config = BenchConfig(rows=(2,), baselines=("reference",))
-    with pytest.raises(InputError, match="--model FOLDER"):
-        run_bench(Subject("x", engine, tiny_fused), config, tmp_path, print)
-    with pytest.raises(InputError, match=str(tiny_base)):
-        run_bench(Subject("x", engine, tiny_fused, tiny_base), config, tmp_path, print)
+    refused("--model FOLDER", run_bench, Subject("x", engine, tiny_fused), config, tmp_path, print)
+    refused(str(tiny_base), run_bench, Subject("x", engine, tiny_fused, tiny_base), config, tmp_path, print)
 
 
 @pytest.mark.parametrize(

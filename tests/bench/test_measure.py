@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from dive_fast.bench.batch import STAGES, bench_plan, start_batch
-from dive_fast.bench.measure import Roofline, measure_job, measure_rows
+from dive_fast.bench.measure import Roofline, check_rows, measure_job, measure_rows
 from dive_fast.bench.op_counts import OpCount
 from dive_fast.bench.roofline import Peaks
 from dive_fast.engines import Conditioning
 from dive_fast.sampling import Sampling, Schedule
-from dive_fast.types import InputError
 from tests.support.fake_engine import FakeEngine
+from tests.support.refusals import refused
 
 STEPS = 3
 
@@ -70,7 +70,7 @@ def counted(engine: Any, sampling: Sampling = PLAIN) -> Roofline:
 def test_stages_rates_and_floors_of_a_slow_engine(sleep: Callable[[float], None]) -> None:
     engine: Any = SlowEngine(sleep)
     told: list[str] = []
-    rows = measure_rows(engine, (4, 8), PLAIN, repeats=3, rounds=3, counted=counted(engine), advance=told.append)
+    rows = measure_rows(engine, (4, 8), PLAIN, counted(engine), repeats=3, rounds=3, advance=told.append)
     assert [(row.rows, row.images) for row in rows] == [(4, 2), (8, 4)]
     assert len(told) == 2 + 1 + 3
     for row in rows:
@@ -85,7 +85,6 @@ def test_stages_rates_and_floors_of_a_slow_engine(sleep: Callable[[float], None]
         assert row.memory.process is not None and row.memory.process > 50  # torch alone is more
         assert row.bytes_per_image > 50
         prompts = row.images + 1  # identities differ within a batch; and the empty prompt
-        assert row.unet_bound is not None and row.batch_bound is not None
         assert row.unet_bound.gflop == pytest.approx(row.rows)
         assert row.batch_bound.gflop == pytest.approx(3 * prompts + STEPS * row.rows + 2 * row.images)
         assert row.unet_bound.fraction == pytest.approx(row.rows / row.unet_ms.p50)  # 1 GFLOP is 1 ms at 1 TFLOP/s
@@ -133,11 +132,6 @@ def test_the_batch_mixes_people_or_is_of_one() -> None:
 
 def test_rows_that_cannot_be_are_refused_at_once() -> None:
     engine: Any = FakeEngine()
-    for rows, reason in (
-        ((4, 128), "rows 128 > rows_max 64"),
-        ((1,), "1 rows hold no image with guidance 2.0"),
-        ((), "no row"),
-    ):
-        with pytest.raises(InputError, match=reason):
-            measure_rows(engine, rows, PLAIN, repeats=1, rounds=1)
-    assert engine.eps_rows == []
+    refused("rows 128 > rows_max 64", check_rows, engine, (4, 128), PLAIN)
+    refused("1 rows .* guidance 2.0", check_rows, engine, (1,), PLAIN)
+    refused("--rows", check_rows, engine, (), PLAIN)

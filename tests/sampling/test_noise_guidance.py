@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dive_fast.sampling import guided, initial_noise, repeated
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 from tests.support.sampling import SHAPE, Recorder
 
 
@@ -37,8 +37,7 @@ def test_no_seeds_give_no_rows() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_refuses_a_seed_that_no_generator_takes(seed: int) -> None:
-    with pytest.raises(InputError, match=f"first {seed}"):
-        initial_noise([1, seed], SHAPE)
+    refused(f"first {seed}", initial_noise, [1, seed], SHAPE)
 
 
 def test_guidance_is_one_call_of_both_halves_the_empty_prompt_first() -> None:
@@ -62,11 +61,9 @@ def test_scale_one_needs_no_empty_prompt() -> None:
 
 
 def test_other_scales_need_it() -> None:
-    with pytest.raises(InputError, match="empty prompt"):
-        guided(Recorder(), torch.tensor([3]), null_index=None, scale=2.0)
+    refused("empty prompt", guided, Recorder(), torch.tensor([3]), null_index=None, scale=2.0)
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_refuses_a_scale_that_is_not_finite(scale: float) -> None:
-    with pytest.raises(InputError, match="finite"):
-        guided(Recorder(), torch.tensor([3]), null_index=0, scale=scale)
+    refused("finite", guided, Recorder(), torch.tensor([3]), null_index=0, scale=scale)

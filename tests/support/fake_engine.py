@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dive_fast.engines import Conditioning, Request
+from dive_fast.engines import Conditioning, Engine, Request
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptEncoder, PromptKey, PromptTable
 from dive_fast.sampling import Sampling, repeated
-from dive_fast.synth import SynthesisPlan, load_plan, make_plan, save_plan, synthesize
-from dive_fast.types import Camera, EngineSpec, Identity, Profile, Sample
+from dive_fast.synth import Summary, SynthesisPlan, load_plan, make_plan, save_plan, synthesize
+from dive_fast.synth.layout import shard_pairs
+from dive_fast.types import Camera, EngineSpec, Identity, Modality, Profile, Sample
 
 ROOT = Path(__file__).parents[2]
 HEIGHT, WIDTH = 32, 16
@@ -105,7 +106,36 @@ def plan_of(mode: str = "synthetic", **changes: Any) -> SynthesisPlan:
         "shard_size": 4,
     }
     sampling = {name: changes.pop(name) for name in ("steps", "guidance", "guidance_interval") if name in changes}
-    return make_plan(**{**settings, "sampling": Sampling(**{"steps": 4, "guidance": 3.0, **sampling}), **changes})
+    settings["sampling"] = Sampling(**{"steps": 4, "guidance": 3.0, **sampling})
+    return make_plan(**{**settings, **changes})
+
+
+def tiny_plan(engine: Engine, mode: str = "synthetic", **changes: Any) -> SynthesisPlan:
+    """A small plan for the tiny model: 2 people x 1 IR camera x 2 pairs in shards of 3."""
+    profile = engine.spec.profile
+    settings: dict[str, Any] = {
+        "cameras": engine.prompts.table.cameras,
+        "pids": ["0001", "0003"],
+        "ir": ["cam3"],
+        "rgb": ["cam1"] if mode == "synthetic" else [],
+        "pairs_per_identity": 2,
+        "sampling": Sampling(3, 5.0),
+        "height": profile.height,
+        "width": profile.width,
+        "model_fingerprint": engine.spec.model_fingerprint,
+        "shard_size": 3,
+    }
+    return plan_of(mode, **{**settings, **changes})
+
+
+def make(plan: SynthesisPlan, out: Path | str, engine: Any = None, **options: Any) -> Summary:
+    """`synthesize`, by default with a new `FakeEngine`."""
+    return synthesize(plan, engine or FakeEngine(), out, progress=False, **options)
+
+
+def planned_files(plan: SynthesisPlan) -> list[dict[Modality, str]]:
+    """The two files of every pair."""
+    return [files for number in range(plan.shards) for _, files in shard_pairs(plan, number)]
 
 
 def write_photos(root: Path, counts: dict[str, int], camera: str = "cam7") -> list[Sample]:
@@ -135,4 +165,4 @@ def start_run(plan, out: Path, delay: float) -> subprocess.Popen:
 if __name__ == "__main__":  # a run that another process can stop: plan.json, out, delay per step
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job passes on that it ignores Ctrl-C
     plan_file, out, delay = sys.argv[1:]
-    synthesize(load_plan(plan_file), FakeEngine(delay=float(delay)), out, rows=4, progress=False)  # type: ignore[arg-type]
+    make(load_plan(plan_file), out, FakeEngine(delay=float(delay)), rows=4)

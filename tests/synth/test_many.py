@@ -12,42 +12,36 @@ from pathlib import Path
 import pytest
 
 from dive_fast.sampling import Sampling
-from dive_fast.synth import save_plan, synthesize
+from dive_fast.synth import save_plan
 from dive_fast.synth.folder import open_store, store_plan
 from dive_fast.synth.local import part_of
 from dive_fast.synth.manifest import read_manifest
-from dive_fast.synth.verify import verify, verify_dataset
+from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import DiveError, InputError
-from tests.support.fake_engine import ROOT, FakeEngine, contents, plan_of, start_run
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict[str, bytes]:
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    synthesize(plan_of(shard_size=2), FakeEngine(), out, rows=4, progress=False)
-    return contents(out)
+from tests.support.fake_engine import ROOT, contents, make, plan_of, start_run, tiny_plan
+from tests.support.refusals import refused
+from tests.support.tiny import HEIGHT, WIDTH
 
 
 def test_parts_add_up_and_the_last_one_finishes(tmp_path, undisturbed):
-    plan, out = plan_of(shard_size=2), tmp_path / "out"
-    first = synthesize(plan, FakeEngine(), out, progress=False, shards=part_of(plan, 0, 2))
-    assert (first.finished, first.images) == (False, 20)
+    plan, out = plan_of(shard_size=3), tmp_path / "out"
+    first = make(plan, out, shards=part_of(plan, 0, 2))
+    assert (first.finished, first.images) == (False, 18)
     assert not (out / "exp").exists()
-    second = synthesize(plan, FakeEngine(), out, progress=False, shards=part_of(plan, 1, 2))
-    assert (second.finished, second.images, second.resumed_shards) == (True, 16, 5)
+    second = make(plan, out, shards=part_of(plan, 1, 2))
+    assert (second.finished, second.images, second.resumed_shards) == (True, 18, 3)
     assert contents(out) == undisturbed
 
 
 @pytest.mark.parametrize(("number", "of"), [(2, 2), (-1, 2), (0, 0)])
 def test_parts_that_are_none(number, of):
-    with pytest.raises(InputError, match=f"shards {number}/{of}: the part must be"):
-        part_of(plan_of(), number, of)
+    refused(f"shards {number}/{of}: the part must be", part_of, plan_of(), number, of)
 
 
 @pytest.mark.slow
 def test_a_second_start_shares_the_work(tmp_path, undisturbed):
     """Three processes at the same plan and folder: every shard is made once, and each waits for the others' shards."""
-    plan, out = plan_of(shard_size=2), tmp_path / "out"
+    plan, out = plan_of(shard_size=3), tmp_path / "out"
     processes = [start_run(plan, out, delay=0.02) for _ in range(3)]
     for process in processes:
         _, errors = process.communicate(timeout=300)
@@ -57,7 +51,7 @@ def test_a_second_start_shares_the_work(tmp_path, undisturbed):
 
 @pytest.mark.slow
 def test_a_shard_in_the_hands_of_a_dead_process_is_taken_over(tmp_path, undisturbed):
-    plan, out = plan_of(shard_size=2), tmp_path / "out"
+    plan, out = plan_of(shard_size=3), tmp_path / "out"
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(out)], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
     )
@@ -88,7 +82,7 @@ sys.stdin.read()
 @pytest.mark.slow
 def test_killed_at_random_moments_many_times(tmp_path, undisturbed):
     """kill -9 after a random time, again and again, sometimes two processes at once; what a kill leaves of files torn."""
-    plan, out = plan_of(shard_size=2), tmp_path / "out"
+    plan, out = plan_of(shard_size=3), tmp_path / "out"
     moments = random.Random(7)
     kills = 0
     for _ in range(14):
@@ -109,7 +103,7 @@ def test_killed_at_random_moments_many_times(tmp_path, undisturbed):
                 path.write_bytes(b"\0" * 100)
         if verify_dataset(out).whole:
             break
-    synthesize(plan, FakeEngine(), out, rows=4, progress=False)
+    make(plan, out, rows=4)
     assert kills >= 5
     assert contents(out) == undisturbed
     assert verify_dataset(out).whole
@@ -124,23 +118,19 @@ def test_a_remote_place(tmp_path, undisturbed):
     pytest.importorskip("fsspec", reason="fsspec is not installed (extra: remote)")
     import fsspec
 
-    plan, url = plan_of(shard_size=2), "memory://bucket/pairs"
-    summary = synthesize(plan, FakeEngine(), url, rows=4, progress=False, shards=part_of(plan, 0, 2))
+    plan, url = plan_of(shard_size=3), "memory://bucket/pairs"
+    summary = make(plan, url, rows=4, shards=part_of(plan, 0, 2))
     assert not summary.finished
-    assert synthesize(plan, FakeEngine(), url, rows=4, progress=False).images == 16
+    assert make(plan, url, rows=4).images == 18
     files = fsspec.filesystem("memory")
     got = {name.removeprefix("/bucket/pairs/"): files.cat_file(name) for name in files.find("/bucket/pairs")}
     assert got == undisturbed
     files.rm_file("/bucket/pairs/cam3/0002/0002.png")
-    store = open_store(url)
-    assert verify(store, store_plan(store)).problems == ["cam3/0002/0002.png is missing; run synth again with --check"]
-    assert synthesize(plan, FakeEngine(), url, rows=4, progress=False, check=True).images == 1
-    with pytest.raises(InputError, match="memory://bucket/pairs holds plan"):
-        synthesize(plan_of(seed=12), FakeEngine(), url, progress=False)
-    with pytest.raises(InputError, match="memory://nothing"):
-        store_plan(open_store("memory://nothing"))
-    with pytest.raises(DiveError, match="nosuch://x"):
-        open_store("nosuch://x")
+    assert verify_dataset(url).problems == ["cam3/0002/0002.png is missing; run synth again with --check"]
+    assert make(plan, url, rows=4, check=True).images == 1
+    refused("memory://bucket/pairs holds plan", make, plan_of(seed=12), url)
+    refused("memory://nothing", store_plan, open_store("memory://nothing"))
+    refused("nosuch://x", open_store, "nosuch://x", error=DiveError)
 
 
 @pytest.mark.slow
@@ -148,26 +138,11 @@ def test_ray_survives_the_loss_of_a_worker(tmp_path, tiny_fused):
     """A real engine in two workers, one of which is killed at work; then a plan that does not fit the engine."""
     ray = pytest.importorskip("ray", reason="ray is not installed (extra: ray)")
     from dive_fast.engines import load_engine
-    from dive_fast.synth import make_plan
     from dive_fast.synth.cluster import Cluster, synthesize_on
-    from tests.support.tiny import HEIGHT, WIDTH
 
-    engine = load_engine(tiny_fused, device="cpu", size=(HEIGHT, WIDTH))
-    plan = make_plan(
-        mode="synthetic",
-        pids=["0001", "0003"],
-        cameras=engine.prompts.table.cameras,
-        ir=["cam3"],
-        rgb=["cam1"],
-        pairs_per_identity=12,
-        seed=5,
-        sampling=Sampling(3, 1.0),
-        height=HEIGHT,
-        width=WIDTH,
-        model_fingerprint=engine.spec.model_fingerprint,
-        shard_size=1,
-    )
     settings = {"path": str(tiny_fused), "device": "cpu", "size": (HEIGHT, WIDTH)}
+    engine = load_engine(**settings)
+    plan = tiny_plan(engine, pairs_per_identity=12, sampling=Sampling(3, 1.0), shard_size=1)
     save_plan(plan, tmp_path / "plan.json")
     killer = subprocess.Popen([sys.executable, "-c", KILLER, str(tmp_path / "out")], text=True, stdout=subprocess.PIPE)
     try:

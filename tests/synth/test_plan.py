@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from dive_fast.synth import load_plan, save_plan
-from dive_fast.synth.layout import pair_files, shard_pairs
+from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.plan import Override, read_overrides
 from dive_fast.synth.planfile import pair_seed
 from dive_fast.types import Camera, InputError, Sample, to_dict
-from tests.support.fake_engine import CAMERAS, plan_of, write_photos
+from tests.support.fake_engine import CAMERAS, plan_of, planned_files, write_photos
+from tests.support.refusals import refused
 
 
 def test_synthetic_pairs_by_hand():
@@ -46,7 +47,7 @@ def test_seeds_are_many_and_depend_on_nothing_else():
 
 def test_files_by_hand():
     plan = plan_of(pids=["0001"], pairs_per_identity=2, rgb=["cam1"])
-    assert list(pair_files(plan)) == [
+    assert planned_files(plan) == [
         {"rgb": "cam1/0001/0001.png", "ir": "cam3/0001/0001.png"},
         {"rgb": "cam1/0001/0002.png", "ir": "cam6/0001/0001.png"},
         {"rgb": "cam1/0001/0003.png", "ir": "cam3/0001/0002.png"},
@@ -55,7 +56,7 @@ def test_files_by_hand():
 
 
 def test_no_two_images_share_a_file():
-    names = [name for pair in pair_files(plan_of(pairs_per_identity=40)) for name in pair.values()]
+    names = [name for pair in planned_files(plan_of(pairs_per_identity=40)) for name in pair.values()]
     assert len(set(names)) == len(names) == 3 * 2 * 40 * 2
 
 
@@ -71,10 +72,9 @@ def test_photos(tmp_path, mode):
     again = [p.photo for p in plan.pairs if p.pid == "0002" and p.ir == "cam3"]
     assert again[0] == again[2] != again[1]
     assert all(p.rgb == "cam7" for p in plan.pairs)
-    files = list(pair_files(plan))
-    assert {f["rgb"] for f in files} == {
-        f"cam7/{pid}/{n:04d}.jpg" for pid, n in [("0001", 1), ("0001", 2), ("0001", 3), ("0002", 1), ("0002", 2)]
-    }
+    files = planned_files(plan)
+    photos = [("0001", 1), ("0001", 2), ("0001", 3), ("0002", 1), ("0002", 2)]
+    assert {f["rgb"] for f in files} == {f"cam7/{pid}/{n:04d}.jpg" for pid, n in photos}
     assert Counter(f["ir"].split("/")[0] for f in files) == {"cam3": 6, "cam6": 6}
 
 
@@ -108,10 +108,8 @@ def test_cameras_that_sysu_readers_misread():
 
 def test_photo_outside_the_root(tmp_path):
     photos = write_photos(tmp_path / "a", {"0001": 1})
-    with pytest.raises(InputError, match="photo_root"):
-        plan_of("real-rgb", pids=["0001"], photos=photos, photo_root=tmp_path / "b")
-    with pytest.raises(InputError, match="photo_root"):
-        plan_of("real-rgb", pids=["0001"], photos=photos)
+    refused("photo_root", plan_of, "real-rgb", pids=["0001"], photos=photos, photo_root=tmp_path / "b")
+    refused("photo_root", plan_of, "real-rgb", pids=["0001"], photos=photos)
 
 
 @pytest.mark.parametrize(
@@ -124,17 +122,16 @@ def test_photo_outside_the_root(tmp_path):
         ({"ir": []}, "name at least one ir camera, each once, got"),
         ({"rgb": []}, "name at least one rgb camera"),
         ({"ir": ["cam3", "cam3"]}, "each once"),
-        ({"pids": []}, "there is no pair to make"),
+        ({"pids": []}, "no pair to make"),
         ({"pids": ["12"]}, "spell it '0012'"),
         ({"pids": ["../x"]}, "cannot be an identity name"),
-        ({"pairs_per_identity": 0}, "there is no pair to make"),
+        ({"pairs_per_identity": 0}, "no pair to make"),
         ({"pairs_per_identity": -1}, "needs pairs >= 0"),
-        ({"shard_size": 0, "width": 12}, r"shard_size must be .* got 0; width .* got 12"),
+        ({"shard_size": 0, "width": 12}, r"width .* got 12; shard_size must be .* got 0"),
     ],
 )
 def test_bad_requests(changes, message):
-    with pytest.raises(InputError, match=message):
-        plan_of(**changes)
+    refused(message, plan_of, **changes)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.01, 0.1, -1.0])
@@ -170,12 +167,6 @@ def test_file_round_trip(tmp_path):
         assert load_plan(tmp_path / "plan.json") == plan
 
 
-def edited(path, change):
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -190,8 +181,8 @@ def edited(path, change):
         (lambda d: d["sampling"].update(eta=1), r"sampling: unknown field\(s\) eta"),
         (lambda d: d.pop("sampling"), "sampling"),
         (lambda d: d.update(mode="fast"), "mode is 'fast', which is no"),
-        (lambda d: d.update(seed=-1), "seed must be a whole number >= 0, got -1"),
-        (lambda d: d.update(identities=[]), "there is no pair to make"),
+        (lambda d: d.update(seed=-1), "seed must be .* got -1"),
+        (lambda d: d.update(identities=[]), "no pair to make"),
         (lambda d: d.update(identities={}), "identities is {}"),
         (lambda d: d.update(pairs=[]), r"unknown field\(s\) pairs"),
         (lambda d: d.update(version=3), "version 3, .* reads version 4"),
@@ -199,7 +190,7 @@ def edited(path, change):
         (lambda d: d.update(image_format="gif"), "image_format is 'gif', which is no"),
         (lambda d: d["identities"][1].update(pid=7), r"identities 1: pid is 7, which is no"),
         (lambda d: d["identities"].append("x"), "identities 3: expected a JSON object for IdentityPlan, got str"),
-        (lambda d: d["identities"].append(d["identities"][0]), "an identity stands in it twice"),
+        (lambda d: d["identities"].append(d["identities"][0]), "an identity twice"),
         (lambda d: d["identities"][0].update(pairs=-1), r"identity 0001 needs pairs >= 0 \(-1\)"),
         (lambda d: d["identities"][0].update(ir=[]), "identity 0001 needs pairs .* cameras"),
         (lambda d: d["identities"][0].update(ir=["cam3", "cam3"]), "identity 0001 needs .* each once"),
@@ -213,21 +204,17 @@ def edited(path, change):
     ],
 )
 def test_untrusted_files(tmp_path, change, message):
-    path = tmp_path / "plan.json"
-    save_plan(plan_of(), path)
-    edited(path, change)
-    with pytest.raises(InputError, match=message) as caught:
-        load_plan(path)
-    assert str(path) in str(caught.value)
+    path, data = tmp_path / "plan.json", json.loads(json.dumps(to_dict(plan_of())))
+    change(data)
+    path.write_text(json.dumps(data))
+    refused(rf"plan {path}.*{message}", load_plan, path)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '"plan"', "\x00"])
 def test_files_that_are_no_plan(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(InputError, match=r"plan\.json"):
-        load_plan(tmp_path / "plan.json")
-    with pytest.raises(InputError, match="does not exist"):
-        load_plan(tmp_path / "gone.json")
+    refused(r"plan\.json", load_plan, tmp_path / "plan.json")
+    refused("does not exist", load_plan, tmp_path / "gone.json")
 
 
 def test_overrides_of_single_identities(tmp_path):
@@ -242,10 +229,8 @@ def test_overrides_of_single_identities(tmp_path):
         ("0003-00003-cam6", "cam2"),
     ]
     assert plan.pairs[0].seed == pair_seed(11, "0002", 0)
-    with pytest.raises(InputError, match="0009"):
-        plan_of(overrides={"0009": Override(pairs=1)})
-    with pytest.raises(InputError, match="'cam1'"):
-        plan_of(overrides={"0001": Override(ir=("cam1",))})
+    refused("0009", plan_of, overrides={"0009": Override(pairs=1)})
+    refused("'cam1'", plan_of, overrides={"0001": Override(ir=("cam1",))})
 
 
 @pytest.mark.parametrize(
@@ -260,8 +245,7 @@ def test_overrides_of_single_identities(tmp_path):
 )
 def test_bad_overrides(tmp_path, text, message):
     (tmp_path / "overrides.json").write_text(text)
-    with pytest.raises(InputError, match=message):
-        read_overrides(tmp_path / "overrides.json")
+    refused(message, read_overrides, tmp_path / "overrides.json")
 
 
 @pytest.mark.parametrize("mode", ["synthetic", "real-rgb"])
@@ -275,14 +259,13 @@ def test_any_shard_is_found_without_the_others(tmp_path, mode):
     walk = list(plan.pairs)
     assert len(walk) == len(plan.pairs) == 8 + 7 + 8
     assert [plan.pairs[n] for n in range(-23, 23)] == walk * 2
-    assert [pair for n in range(plan.shards) for pair in plan.shard(n)] == walk
+    assert [pair for n in range(plan.shards) for pair, _ in shard_pairs(plan, n)] == walk
     numbers: Counter[tuple[str, str]] = Counter()
     for pair, files in (entry for n in range(plan.shards) for entry in shard_pairs(plan, n)):
         for side in ("rgb", "ir") if mode == "synthetic" else ("ir",):
             camera = pair.ir if side == "ir" else pair.rgb
             numbers[camera, pair.pid] += 1
             assert files[side] == f"{camera}/{pair.pid}/{numbers[camera, pair.pid]:04d}.png"
-    assert [files for n in range(plan.shards) for _, files in shard_pairs(plan, n)] == list(pair_files(plan))
     with pytest.raises(IndexError):
         plan.pairs[23]
 
@@ -292,6 +275,5 @@ def test_counts_of_a_dive_like_run():
     pids = [f"{number:04d}" for number in range(534, 555)]
     photos = [Sample(Path(f"/market/{pid}/{n}.jpg"), pid, "cam7") for pid in pids for n in range(5)]
     plan = plan_of("real-rgb", pids=pids, pairs_per_identity=18, photos=photos, photo_root="/market", shard_size=64)
-    assert (len(plan.pairs), plan.shards, len(plan.shard(11))) == (756, 12, 756 - 11 * 64)
+    assert (len(plan.pairs), plan.shards, len(shard_pairs(plan, 11))) == (756, 12, 756 - 11 * 64)
     assert len({pair.seed for pair in plan.pairs}) == 756
-    assert plan.shard(12) == ()

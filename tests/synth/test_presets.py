@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from dive_fast.sampling import Sampling, Schedule
-from dive_fast.synth import load_plan, synthesize
+from dive_fast.synth import load_plan
 from dive_fast.synth.plan import save_plan
-from dive_fast.types import InputError
 from tests.support.cli import Run
-from tests.support.fake_engine import SCHEDULER_CONFIG, FakeEngine, plan_of
+from tests.support.fake_engine import SCHEDULER_CONFIG, FakeEngine, make, plan_of
+from tests.support.refusals import refused
 
 
 def test_the_engine_is_asked_for_fewer_rows_outside_the_interval(tmp_path: Path) -> None:
     schedule = Schedule.from_config(SCHEDULER_CONFIG, 4)
     low, high = schedule.sigmas[2], schedule.sigmas[1]
     plan, engine = plan_of(pids=("0001",), pairs_per_identity=1, guidance_interval=(low, high)), FakeEngine()
-    synthesize(plan, engine, tmp_path / "out", rows=8, progress=False)
+    make(plan, tmp_path / "out", engine, rows=8)
     assert engine.eps_rows == [4, 8, 4, 4]  # four images; of the steps the second alone lies in low < sigma <= high
 
 
@@ -48,7 +46,6 @@ def test_options_override_a_preset(tmp_path: Path, tiny_engine: Path, run: Run) 
 
 def test_an_engine_of_another_precision_than_the_plan_wants_is_refused(tmp_path: Path) -> None:
     engine = FakeEngine()  # fp32
-    with pytest.raises(InputError, match="fp8.* fp32.*--precision any"):
-        synthesize(plan_of(precision="fp8"), engine, tmp_path / "out", progress=False)
+    refused("fp8.* fp32.*--precision any", make, plan_of(precision="fp8"), tmp_path / "out", engine)
     assert not (tmp_path / "out").exists() and not engine.eps_rows
-    assert synthesize(plan_of(precision="fp32"), engine, tmp_path / "out", progress=False).finished
+    assert make(plan_of(precision="fp32"), tmp_path / "out", engine).finished

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dive_fast.sampling import Sampling
-from dive_fast.synth import make_plan, synthesize
 from dive_fast.synth.manifest import samples
 from dive_fast.synth.verify import verify_dataset
-from tests.support.fake_engine import write_photos
+from tests.support.fake_engine import make, tiny_plan, write_photos
 from tests.support.tiny import HEIGHT, WIDTH
 
 
@@ -22,24 +20,9 @@ def engine(tiny_fused):
 @pytest.mark.parametrize("mode", ["synthetic", "photo-guided"])
 def test_batches_differ_by_rounding_at_most(engine, tmp_path, mode):
     photos = write_photos(tmp_path / "photos", {"0001": 2, "0003": 2})
-    plan = make_plan(
-        mode=mode,
-        pids=["0001", "0003"],
-        cameras=engine.prompts.table.cameras,
-        ir=["cam3"],
-        rgb=["cam1"] if mode == "synthetic" else [],
-        pairs_per_identity=2,
-        seed=5,
-        sampling=Sampling(3, 5.0),
-        height=HEIGHT,
-        width=WIDTH,
-        model_fingerprint=engine.spec.model_fingerprint,
-        photos=photos,
-        photo_root=tmp_path / "photos",
-        shard_size=3,
-    )
+    plan = tiny_plan(engine, mode, photos=photos, photo_root=tmp_path / "photos")
     for rows in (2, 12):
-        synthesize(plan, engine, tmp_path / str(rows), rows=rows, progress=False)
+        make(plan, tmp_path / str(rows), engine, rows=rows)
         assert verify_dataset(tmp_path / str(rows)).problems == []
     for one, many in zip(samples(tmp_path / "2"), samples(tmp_path / "12"), strict=True):
         pixels = [np.asarray(Image.open(sample.path)).astype(int) for sample in (one, many)]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dive_fast.synth import save_plan, synthesize
+from dive_fast.synth import save_plan
 from dive_fast.synth.planfile import plan_hash
 from dive_fast.types import InputError
-from tests.support.fake_engine import FakeEngine, contents, plan_of, write_photos
+from tests.support.fake_engine import FakeEngine, contents, make, plan_of, write_photos
+from tests.support.refusals import refused
 
 
 def with_identities(plan, change):
@@ -18,11 +19,11 @@ def with_identities(plan, change):
     return replace(changed, plan_id=plan_hash(changed))
 
 
-def refused(plan, out: Path, message: str, engine: FakeEngine | None = None, rows: int = 8) -> None:
+def not_started(plan, out: Path, message: str, engine: FakeEngine | None = None, rows: int = 8) -> None:
     before = contents(out) if out.is_dir() else None
     engine = engine or FakeEngine()
     with pytest.raises(InputError, match=message) as caught:
-        synthesize(plan, engine, out, rows=rows, progress=False)
+        make(plan, out, engine, rows=rows)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
     assert not engine.eps_rows
@@ -31,7 +32,7 @@ def refused(plan, out: Path, message: str, engine: FakeEngine | None = None, row
 
 def test_unknown_identities_are_all_counted(tmp_path):
     plan = with_identities(plan_of(), lambda p: replace(p, pid=p.pid.replace("000", "100")))
-    refused(
+    not_started(
         plan,
         tmp_path / "out",
         r"3 of the plan's 3 identities are unknown to the engine, which holds 5: 1001, 1002, 1003, nearest '0001'",
@@ -40,23 +41,25 @@ def test_unknown_identities_are_all_counted(tmp_path):
 
 def test_everything_wrong_is_said_at_once(tmp_path):
     plan = with_identities(plan_of(), lambda p: replace(p, pid=f"9{p.pid[1:]}", ir=("cam8",)))
-    refused(plan, tmp_path / "out", "rows 65 > rows_max.*model model-2.*model-1.*9001.*cam8", FakeEngine("model-2"), 65)
+    not_started(
+        plan, tmp_path / "out", "rows 65 > rows_max.*model model-2.*model-1.*9001.*cam8", FakeEngine("model-2"), 65
+    )
 
 
 def test_camera_of_the_other_modality(tmp_path):
     plan = with_identities(plan_of(), lambda p: replace(p, rgb=(("cam3", None),)))
-    refused(plan, tmp_path / "out", "camera cam3 is ir in the engine and rgb in the plan")
+    not_started(plan, tmp_path / "out", "camera cam3 is ir in the engine and rgb in the plan")
 
 
 @pytest.mark.parametrize("rows", [0, 1, -4])
 def test_too_few_rows(tmp_path, rows):
-    refused(plan_of(), tmp_path / "out", f"rows must be >= 2, got {rows}", rows=rows)
-    synthesize(plan_of(guidance=1.0, pids=["0001"]), FakeEngine(), tmp_path / "one", rows=1, progress=False)
+    not_started(plan_of(), tmp_path / "out", f"rows must be >= 2, got {rows}", rows=rows)
+    make(plan_of(guidance=1.0, pids=["0001"]), tmp_path / "one", rows=1)
 
 
 def test_plan_changed_in_memory(tmp_path):
-    refused(replace(plan_of(), seed=5), tmp_path / "out", "plan_id does not match")
-    refused(replace(plan_of(), shard_size=0), tmp_path / "out", "shard_size must be")
+    not_started(replace(plan_of(), seed=5), tmp_path / "out", "plan_id does not match")
+    refused("shard_size must be", replace, plan_of(), shard_size=0)
 
 
 @pytest.mark.parametrize("change", [{"pid": "../../x"}, {"ir": "../cam3"}, {"rgb": "/tmp"}])
@@ -72,14 +75,14 @@ def test_names_that_leave_the_folder(tmp_path, change):
         replace(c, name=change.get(c.modality, c.name) if c.name in ("cam1", "cam3") else c.name) for c in table.cameras
     )
     engine.prompts.table = replace(table, identities=identities, cameras=cameras)
-    refused(plan, tmp_path / "deep/er/out", "cannot be", engine)
+    not_started(plan, tmp_path / "deep/er/out", "cannot be", engine)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_plans_folder(tmp_path):
     out, first, second = tmp_path / "out", plan_of(pids=["0001"]), plan_of(pids=["0001"], seed=12)
-    synthesize(first, FakeEngine(), out, progress=False)
-    refused(second, out, f"{first.plan_id[:12]}.* {second.plan_id[:12]}.* --out")
+    make(first, out)
+    not_started(second, out, f"{first.plan_id[:12]}.* {second.plan_id[:12]}.* --out")
 
 
 def test_folder_with_other_things(tmp_path):
@@ -87,12 +90,12 @@ def test_folder_with_other_things(tmp_path):
     for name in ("cam1/0001/0001.jpg", "cam3/0001/0001.png", "exp/train_id.txt"):
         (tmp_path / "sysu" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "sysu" / name).write_bytes(b"real")
-    refused(plan_of(), tmp_path / "sysu", "sysu holds other files")
+    not_started(plan_of(), tmp_path / "sysu", "sysu holds other files")
     (tmp_path / "file").write_text("x")
-    refused(plan_of(), tmp_path / "file", "file is a file")
+    not_started(plan_of(), tmp_path / "file", "file is a file")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/plan.json").write_text("{")
-    refused(plan_of(), tmp_path / "broken", "is not valid JSON")
+    not_started(plan_of(), tmp_path / "broken", "is not valid JSON")
 
 
 def test_empty_folder_and_a_killed_start_are_fine(tmp_path):
@@ -100,7 +103,7 @@ def test_empty_folder_and_a_killed_start_are_fine(tmp_path):
     (tmp_path / "out/.work").mkdir()
     for leftover in ("all.lock", "all-abcd1234.tmp", "00000.lock", "00000-0123abcd.tmp"):
         (tmp_path / "out/.work" / leftover).write_text("{")
-    assert synthesize(plan_of(pids=["0001"]), FakeEngine(), tmp_path / "out", progress=False).images == 12
+    assert make(plan_of(pids=["0001"]), tmp_path / "out").images == 12
     assert not list((tmp_path / "out").glob(".*"))
 
 
@@ -108,15 +111,14 @@ def test_empty_folder_and_a_killed_start_are_fine(tmp_path):
 def test_foreign_image_in_our_own_folder_is_not_replaced(tmp_path, name):
     """Be it another plan's image or a photo; it is found when its shard's turn comes."""
     out, plan = tmp_path / "out", plan_of()
-    synthesize(plan_of(seed=12), FakeEngine(), tmp_path / "other", progress=False)
+    make(plan_of(seed=12), tmp_path / "other")
     for foreign in (tmp_path / "other" / name, write_photos(tmp_path, {"0001": 1})[0].path):
         out.mkdir()
         save_plan(plan, out / "plan.json")
         (out / name).parent.mkdir(parents=True)
         bytes_before = foreign.read_bytes()
         (out / name).write_bytes(bytes_before)
-        with pytest.raises(InputError, match=name):
-            synthesize(plan, FakeEngine(), out, progress=False)
+        refused(name, make, plan, out)
         assert (out / name).read_bytes() == bytes_before
         shutil.rmtree(out)
 
@@ -127,8 +129,7 @@ def test_foreign_identity_lists_are_not_replaced(tmp_path):
     save_plan(plan, out / "plan.json")
     (out / "exp").mkdir()
     (out / "exp/train_id.txt").write_text("1,2,3")
-    with pytest.raises(InputError, match=r"train_id\.txt"):
-        synthesize(plan, FakeEngine(), out, progress=False)
+    refused(r"train_id\.txt", make, plan, out)
     assert (out / "exp/train_id.txt").read_text() == "1,2,3"
 
 
@@ -138,8 +139,7 @@ def test_link_out_of_the_folder(tmp_path):
     (tmp_path / "real").mkdir()
     save_plan(plan, out / "plan.json")
     (out / "cam3").symlink_to(tmp_path / "real")
-    with pytest.raises(InputError, match=rf"leads out of {out}"):
-        synthesize(plan, FakeEngine(), out, progress=False)
+    refused(rf"leads out of {out}", make, plan, out)
     assert list((tmp_path / "real").rglob("*")) == []
 
 
@@ -147,9 +147,9 @@ def test_photo_folder_is_not_written_to(tmp_path):
     photos = write_photos(tmp_path / "photos", {"0001": 1})
     plan = plan_of("real-rgb", pids=["0001"], photos=photos, photo_root=tmp_path / "photos")
     for out in (tmp_path / "photos", tmp_path / "photos/new", tmp_path):
-        refused(plan, out, "lies in the photo folder .*, or that in it; choose another --out")
+        not_started(plan, out, "lies in the photo folder .*, or that in it; choose another --out")
     before = contents(tmp_path / "photos")
-    synthesize(plan, FakeEngine(), tmp_path / "out", progress=False)
+    make(plan, tmp_path / "out")
     assert contents(tmp_path / "photos") == before
 
 
@@ -158,6 +158,6 @@ def test_missing_photos_are_all_counted(tmp_path):
     plan = plan_of("photo-guided", photos=photos, photo_root=tmp_path / "photos")
     for photo in photos[:5]:
         photo.path.unlink()
-    refused(
+    not_started(
         plan, tmp_path / "out", r"5 of 9 photos are missing in .*photos: 000.* and 2 more; bring them or plan again"
     )

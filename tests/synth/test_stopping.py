@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from dive_fast import io
-from dive_fast.synth import synthesize
 from dive_fast.synth.manifest import samples
 from dive_fast.synth.verify import verify_dataset
-from dive_fast.types import DiveError, InputError
-from tests.support.fake_engine import FakeEngine, contents, plan_of, start_run, write_photos
+from dive_fast.types import DiveError
+from tests.support.fake_engine import FakeEngine, contents, make, plan_of, start_run, write_photos
+from tests.support.refusals import refused
 
 
 def wait_for_shards(out: Path, process: subprocess.Popen, count: int) -> None:
@@ -25,13 +25,6 @@ def wait_for_shards(out: Path, process: subprocess.Popen, count: int) -> None:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict[str, bytes]:
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    synthesize(plan_of(shard_size=3), FakeEngine(), out, rows=4, progress=False)
-    return contents(out)
 
 
 @pytest.mark.slow
@@ -52,7 +45,7 @@ def test_killed_then_rerun_equals_an_undisturbed_run(tmp_path, undisturbed):
     assert any("planned pairs are not made yet" in problem for problem in verify_dataset(out).problems)
 
     engine = FakeEngine()
-    summary = synthesize(plan, engine, out, rows=4, progress=False)
+    summary = make(plan, out, engine, rows=4)
     assert contents(out) == undisturbed
     assert verify_dataset(out).problems == []
     assert summary.resumed_shards == len(done)
@@ -60,7 +53,7 @@ def test_killed_then_rerun_equals_an_undisturbed_run(tmp_path, undisturbed):
     assert {path: path.stat().st_mtime_ns for path in done} == stamps
 
     again = FakeEngine()
-    summary = synthesize(plan, again, out, progress=False)
+    summary = make(plan, out, again)
     assert (summary.images, summary.images_per_second, again.eps_rows) == (0, 0.0, [])
     assert contents(out) == undisturbed
 
@@ -76,16 +69,16 @@ def test_ctrl_c(tmp_path, undisturbed):
     last = errors.strip().splitlines()[-1]
     assert f"{done} of 6 shards are done in {out}" in last
     assert not list(out.rglob("*.tmp"))
-    synthesize(plan, FakeEngine(), out, progress=False)
+    make(plan, out)
     assert contents(out) == undisturbed
 
 
 def test_a_shard_that_lost_a_file_is_made_again(tmp_path, undisturbed):
     plan, out = plan_of(shard_size=3), tmp_path / "out"
-    synthesize(plan, FakeEngine(), out, progress=False)
+    make(plan, out)
     (out / "cam3/0002/0002.png").unlink()
     (out / "shards/00000.jsonl").unlink()
-    summary = synthesize(plan, FakeEngine(), out, progress=False, check=True)
+    summary = make(plan, out, check=True)
     assert (summary.resumed_shards, summary.images) == (4, 1)
     assert contents(out) == undisturbed
 
@@ -94,17 +87,16 @@ def test_a_shard_that_lost_a_file_is_made_again(tmp_path, undisturbed):
 def test_resume_with_photos(tmp_path, mode):
     photos = write_photos(tmp_path / "photos", {"0001": 2, "0002": 1, "0003": 9})
     plan = plan_of(mode, photos=photos, photo_root=tmp_path / "photos", shard_size=5)
-    synthesize(plan, FakeEngine(), tmp_path / "whole", progress=False)
+    make(plan, tmp_path / "whole")
     whole = contents(tmp_path / "whole")
     for lost in ("shards/00001.jsonl", "cam7/0002/0001.jpg", "cam6/0003/0001.png"):
         (tmp_path / "whole" / lost).unlink()
-    summary = synthesize(plan, FakeEngine(), tmp_path / "whole", progress=False, check=True)
+    summary = make(plan, tmp_path / "whole", check=True)
     assert contents(tmp_path / "whole") == whole
     assert summary.images == 1
     (tmp_path / "photos" / plan.pairs[0].photo).write_bytes((tmp_path / "photos/0003/8.jpg").read_bytes())
     (tmp_path / "whole/shards/00000.jsonl").unlink()
-    with pytest.raises(InputError, match=r"cam7/0001/0001\.jpg in .* is not the photo .* that belongs there"):
-        synthesize(plan, FakeEngine(), tmp_path / "whole", progress=False)
+    refused(r"cam7/0001/0001\.jpg in .* is not the photo .* that belongs there", make, plan, tmp_path / "whole")
 
 
 def test_photo_that_many_shards_bring_at_once(tmp_path):
@@ -113,7 +105,7 @@ def test_photo_that_many_shards_bring_at_once(tmp_path):
     plan = plan_of(
         "real-rgb", pids=["0001"], pairs_per_identity=20, photos=photos, photo_root=tmp_path / "photos", shard_size=1
     )
-    synthesize(plan, FakeEngine(), tmp_path / "out", progress=False)
+    make(plan, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out/cam7/0001").iterdir()] == ["0001.jpg"]
     assert verify_dataset(tmp_path / "out").problems == []
 
@@ -147,13 +139,13 @@ def test_disk_that_refuses(tmp_path, monkeypatch, undisturbed, code, message, go
     with monkeypatch.context() as patch:
         patch.setattr(io.os, "replace", FailingReplace(good, code))
         with pytest.raises(DiveError, match=rf"cannot write {out}/.*: {message}") as caught:
-            synthesize(plan, engine, out, rows=4, progress=False)
+            make(plan, out, engine, rows=4)
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
     assert not list(out.rglob("*.tmp"))
     finished = len(list((out / "shards").glob("*.jsonl")))
     assert finished == {0: 0, 1: 0, 17: 2}[good]  # plan.json, then seven files a shard
-    assert synthesize(plan, FakeEngine(), out, progress=False).resumed_shards == finished
+    assert make(plan, out).resumed_shards == finished
     assert contents(out) == undisturbed
 
 
@@ -164,15 +156,14 @@ def test_full_disk_for_real(tmp_path, undisturbed):
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
     try:
-        with pytest.raises(DiveError, match="the disk is full"):
-            synthesize(plan_of(shard_size=3), FakeEngine(), out, progress=False)
+        refused("the disk is full", make, plan_of(shard_size=3), out, error=DiveError)
         assert not list(out.rglob("*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=4m", str(out)], check=True)
-        assert synthesize(plan_of(shard_size=3), FakeEngine(), out, progress=False).resumed_shards > 0
+        assert make(plan_of(shard_size=3), out).resumed_shards > 0
         assert contents(out) == undisturbed
         subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
         with pytest.raises(DiveError, match=f"cannot write {out}.*: the file system is read-only"):
-            synthesize(plan_of(shard_size=3), FakeEngine(), out, progress=False)
+            make(plan_of(shard_size=3), out)
         assert (out / "shards/00000.jsonl").exists()
     finally:
         subprocess.run(["umount", str(out)], check=True)
@@ -210,7 +201,7 @@ class BadEngine(FakeEngine):
 def test_bad_numbers_stop_the_run_and_name_the_pair(tmp_path, what, message):
     plan, out = plan_of(shard_size=2), tmp_path / "out"
     with pytest.raises(DiveError, match=rf"^pair {plan.pairs[3].pair_id}: .*{message}") as caught:
-        synthesize(plan, BadEngine(what), out, rows=4, progress=False)
+        make(plan, out, BadEngine(what), rows=4)
     assert caught.value.exit_code == 1
     assert [path.name for path in sorted((out / "shards").iterdir())] == ["00000.jsonl"]
 
@@ -220,8 +211,7 @@ def test_engine_errors_pass_through(tmp_path):
         def eps(self, latents, timestep, conditioning, prompt_index) -> torch.Tensor:
             raise DiveError("UNet: block 3 is not finite; use precision fp32")
 
-    with pytest.raises(DiveError, match="^UNet: block 3 is not finite"):
-        synthesize(plan_of(), Refusing(), tmp_path / "out", progress=False)
+    refused("^UNet: block 3 is not finite", make, plan_of(), tmp_path / "out", Refusing(), error=DiveError)
 
 
 @pytest.mark.parametrize("mode", ["real-rgb", "photo-guided"])
@@ -232,10 +222,9 @@ def test_truncated_photo(tmp_path, mode):
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "out"
-    with pytest.raises(InputError, match=str(bad)):
-        synthesize(plan, FakeEngine(), out, progress=False)
+    refused(str(bad), make, plan, out)
     done = {path.name for path in (out / "shards").glob("*")}
     assert "00001.jsonl" not in done
     bad.write_bytes(whole)
-    assert synthesize(plan, FakeEngine(), out, progress=False).resumed_shards == len(done)
+    assert make(plan, out).resumed_shards == len(done)
     assert verify_dataset(out).problems == []
