@@ -24,6 +24,8 @@ from dive_fast.data.prepared import (
 )
 from dive_fast.data.sets import NamedSet, settings_of
 from dive_fast.data.shards import (
+    DamagedImage,
+    PackedImage,
     PackedShard,
     SourceImage,
     index_path,
@@ -152,7 +154,8 @@ def _is_finished(out: Path, plan: PreparePlan, number: int) -> bool:
     if not (index_path(out, number).is_file() and tar_path(out, number).is_file()):
         return False
     shard = read_shard(out, number)
-    sizes = {(image.set, image.path): image.bytes for image in (*shard.images, *shard.damaged)}
+    known: list[PackedImage | DamagedImage] = [*shard.images, *shard.damaged]
+    sizes = {(image.set, image.path): image.bytes for image in known}
     return (
         tar_path(out, number).stat().st_size == shard.bytes
         and not (plan.config.strict and shard.damaged)
