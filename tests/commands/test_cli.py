@@ -125,6 +125,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*one modality only")
 def test_the_walk_from_photos_to_a_page(run: Run, step: Any, people: Path, tiny_base: Path, tmp_path: Path) -> None:
     """personalize, fuse, plan, synth, verify, report and reid, each reading the file that the one before left."""
     sysu, market = people / "sysu", people / "market"
