@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from dive_fast.settings import Bound, OneOf, Part, Reads, type_hints, unwrap, violation
+from dive_fast.settings import Bound, Part, Reads, type_hints, unwrap, violation
 from dive_fast.types import InputError
 
 C = TypeVar("C")
@@ -74,15 +74,14 @@ class Option:
     def help(self) -> str:
         """Returns the help text with bounds and default appended."""
         kind, metadata = unwrap(self.hint)
-        notes = [str(note) for note in metadata if isinstance(note, Bound) and not isinstance(note, OneOf)]
+        notes = [note.text for note in metadata if isinstance(note, Bound) and not note.names]
         if self.default is MISSING:
             notes += [] if self.positional else ["required"]
         elif kind is bool:
             notes += [f"default on; --no-{self.flag[2:]} turns it off"] if self.default else []
         elif self.default not in (None, "", ()):
-            notes.append(
-                f"default {','.join(map(str, self.default)) if isinstance(self.default, tuple) else self.default}"
-            )
+            values = self.default if isinstance(self.default, tuple) else (self.default,)
+            notes.append(f"default {','.join(map(str, values))}")
         notes += ["may be repeated"] if self.repeats else []
         return " ".join([*self.text.split(), f"[{'; '.join(notes)}]" if notes else ""]).strip()
 
@@ -162,12 +161,9 @@ def field_docs(record: type) -> dict[str, str]:
     for cls in reversed([one for one in record.__mro__ if is_dataclass(one)]):
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
         for node, below in pairwise(body):
-            if (
-                isinstance(node, ast.AnnAssign)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                texts[ast.unparse(node.target)] = str(below.value.value)
+            match node, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = text
     return texts
 
 
@@ -225,8 +221,8 @@ def _form(hint: Any) -> str:
         return f"{_form(parts[0])},..." if parts[-1] is ... else ",".join(map(_form, parts))
     if get_origin(kind) is Literal:
         return "|".join(map(str, parts))
-    if (choices := _note(metadata, OneOf)) is not None:
-        return "|".join(choices.values)
+    if (bound := _note(metadata, Bound)) is not None and bound.names:
+        return "|".join(bound.names)
     return {int: "N", float: "X", str: "TEXT", Path: "PATH"}.get(kind, kind.__name__.upper())
 
 

@@ -13,58 +13,30 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from dive_fast.types import InputError
 
 
+@dataclass(frozen=True)
 class Bound:
-    """The values that a setting may have, as in `Annotated[int, AtLeast(1)]`; `str` describes them."""
+    """The values that a setting may have, as in `Annotated[int, AtLeast(1)]`; `text` describes them, `names` lists them."""
 
-    def __contains__(self, value: Any) -> bool:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class AtLeast(Bound):
-    low: float
-
-    def __str__(self) -> str:
-        return f"at least {self.low}"
-
-    def __contains__(self, value: Any) -> bool:
-        return bool(value >= self.low)
+    text: str
+    holds: Callable[[Any], bool]
+    names: Collection[str] = ()
 
 
-@dataclass(frozen=True)
-class Above(Bound):
-    low: float
-
-    def __str__(self) -> str:
-        return f"above {self.low}"
-
-    def __contains__(self, value: Any) -> bool:
-        return bool(value > self.low)
+def AtLeast(low: float) -> Bound:
+    return Bound(f"at least {low}", lambda value: bool(value >= low))
 
 
-@dataclass(frozen=True)
-class Within(Bound):
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"within {self.low}..{self.high}"
-
-    def __contains__(self, value: Any) -> bool:
-        return bool(self.low <= value <= self.high)
+def Above(low: float) -> Bound:
+    return Bound(f"above {low}", lambda value: bool(value > low))
 
 
-@dataclass(frozen=True)
-class OneOf(Bound):
-    """Values that are known at runtime only, like the names of a registry; `Literal` holds those that the source lists."""
+def Within(low: float, high: float) -> Bound:
+    return Bound(f"within {low}..{high}", lambda value: bool(low <= value <= high))
 
-    values: Collection[str]
 
-    def __str__(self) -> str:
-        return f"one of {', '.join(self.values)}"
-
-    def __contains__(self, value: Any) -> bool:
-        return value in self.values
+def OneOf(names: Collection[str]) -> Bound:
+    """Bounds by names that are known at runtime only, like those of a registry; `Literal` holds those in the source."""
+    return Bound(f"one of {', '.join(names)}", lambda value: value in names, names)
 
 
 PositiveInt = Annotated[int, AtLeast(1)]
@@ -118,10 +90,10 @@ def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 def violation(hint: Any, value: Any) -> str | None:
     """Returns what `hint` requires and `value` is not, as a text to follow the setting's name; None if `value` is valid."""
     kind, metadata = unwrap(hint)
-    bounds = [note for note in metadata if isinstance(note, Bound)]
     if not _has_type(value, hint):
         return f"must be {_describe(kind)}, got {value!r}"
-    return next((f"must be {one}, got {value!r}" for one in bounds if value is not None and value not in one), None)
+    broken = [one for one in metadata if isinstance(one, Bound) and value is not None and not one.holds(value)]
+    return f"must be {broken[0].text}, got {value!r}" if broken else None
 
 
 def _has_type(value: Any, hint: Any) -> bool:

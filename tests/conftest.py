@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import run
+from tests.support.cli import run, step
 from tests.support.tiny import ENGINE_ROWS
 
-__all__ = ["run"]  # a fixture of every test
+__all__ = ["run", "step"]  # fixtures of every test
 
 
 @pytest.hookimpl(tryfirst=True)

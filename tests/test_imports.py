@@ -15,16 +15,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"dive_fast": ROOT, "dive_kernels": ROOT / "kernels", "dive_export": ROOT / "export"}
-BASICS = ("dive_fast.types", "dive_fast.settings", "dive_fast.io")
-GROUND = (*BASICS, "dive_fast.distributed", "dive_fast.tensorboard")
-FRONT = (
-    "dive_fast.__version__",
-    "dive_fast.cli",
-    "dive_fast.commands",
-    "dive_fast.engines.registry",
-    "dive_fast.environment",
-    "dive_fast.options",
-)
+BASICS = "types settings io"
+GROUND = f"{BASICS} distributed tensorboard"
+TORCH_BACKEND = f"{BASICS} engines models sampling unet dive_kernels"
 
 
 @dataclass(frozen=True)
@@ -39,94 +32,54 @@ class Rule:
     lazy: bool = False
 
 
+def rule(rooms: str = "", libraries: str | None = None, lazy: bool = False) -> Rule:
+    """The rule for lists between spaces: of packages and of rooms in dive_fast, and of libraries."""
+    ours = tuple(name if name in PACKAGES else f"dive_fast.{name}" for name in rooms.split())
+    return Rule(ours, None if libraries is None else tuple(libraries.split()), lazy)
+
+
 # The longest name that a module's own name starts with decides. A name allows its submodules too.
 RULES: dict[str, Rule] = {
-    "dive_fast": Rule((), ()),
+    "dive_fast": rule("", ""),
     # ground
-    "dive_fast.types": Rule((), ()),
-    "dive_fast.settings": Rule(("dive_fast.types",), ()),
-    "dive_fast.io": Rule(("dive_fast.types",), ()),
-    "dive_fast.distributed": Rule(("dive_fast.types",), ("torch",)),
-    "dive_fast.tensorboard": Rule(("dive_fast.types",), ("torch",)),
-    "dive_fast.environment": Rule(("dive_fast.engines.registry",), ()),
+    "dive_fast.types": rule("", ""),
+    "dive_fast.settings": rule("types", ""),
+    "dive_fast.io": rule("types", ""),
+    "dive_fast.distributed": rule("types", "torch"),
+    "dive_fast.tensorboard": rule("types", "torch"),
+    "dive_fast.environment": rule("engines.registry", ""),
     # rooms
-    "dive_fast.data": Rule(BASICS, ("PIL", "numpy")),
-    "dive_fast.sampling": Rule(("dive_fast.types", "dive_fast.settings"), ("torch",)),
-    "dive_fast.unet": Rule(("dive_fast.types", "dive_kernels")),
-    "dive_fast.models": Rule((*BASICS, "dive_fast.unet")),
-    "dive_fast.train": Rule((*GROUND, "dive_fast.data", "dive_fast.models", "dive_fast.sampling")),
-    "dive_fast.engines": Rule((*BASICS, "dive_fast.models.prompts", "dive_fast.sampling")),
-    "dive_fast.engines.registry": Rule(("dive_fast.types",), ()),
-    # The backends that run torch.
-    "dive_fast.engines.torch_engine": Rule(
-        (*BASICS, "dive_fast.engines", "dive_fast.models", "dive_fast.sampling", "dive_fast.unet", "dive_kernels")
+    "dive_fast.data": rule(BASICS, "PIL numpy"),
+    "dive_fast.sampling": rule("types settings", "torch"),
+    "dive_fast.unet": rule("types dive_kernels"),
+    "dive_fast.models": rule(f"{BASICS} unet"),
+    "dive_fast.train": rule(f"{GROUND} data models sampling"),
+    "dive_fast.engines": rule(f"{BASICS} models.prompts sampling"),
+    "dive_fast.engines.registry": rule("types", ""),
+    "dive_fast.engines.torch_engine": rule(TORCH_BACKEND),
+    "dive_fast.engines.compiled_engine": rule(TORCH_BACKEND),
+    "dive_fast.synth": rule(f"{BASICS} data engines models.prompts sampling"),
+    "dive_fast.synth.manifest": rule(f"{BASICS} synth.planfile synth.records"),
+    "dive_fast.merge": rule(f"{BASICS} data report.rows synth.manifest synth.provenance"),
+    "dive_fast.report": rule(f"{BASICS} data synth.manifest"),
+    "dive_fast.reid": rule(f"{GROUND} data environment.packages synth.manifest report.html"),
+    "dive_fast.quality": rule(
+        f"{BASICS} __version__ data reid synth.manifest synth.records synth.provenance report.html report.rows"
     ),
-    "dive_fast.engines.compiled_engine": Rule(
-        (*BASICS, "dive_fast.engines", "dive_fast.models", "dive_fast.sampling", "dive_fast.unet", "dive_kernels")
-    ),
-    "dive_fast.synth": Rule(
-        (*BASICS, "dive_fast.data", "dive_fast.engines", "dive_fast.models.prompts", "dive_fast.sampling")
-    ),
-    "dive_fast.synth.manifest": Rule((*BASICS, "dive_fast.synth.planfile", "dive_fast.synth.records")),
-    "dive_fast.merge": Rule(
-        (*BASICS, "dive_fast.data", "dive_fast.report.rows", "dive_fast.synth.manifest", "dive_fast.synth.provenance")
-    ),
-    "dive_fast.report": Rule((*BASICS, "dive_fast.data", "dive_fast.synth.manifest")),
-    "dive_fast.reid": Rule(
-        (
-            *GROUND,
-            "dive_fast.data",
-            "dive_fast.environment.packages",
-            "dive_fast.synth.manifest",
-            "dive_fast.report.html",
-        )
-    ),
-    "dive_fast.quality": Rule(
-        (
-            *BASICS,
-            "dive_fast.__version__",
-            "dive_fast.data",
-            "dive_fast.reid",
-            "dive_fast.synth.manifest",
-            "dive_fast.synth.records",
-            "dive_fast.synth.provenance",
-            "dive_fast.report.html",
-            "dive_fast.report.rows",
-        )
-    ),
-    "dive_fast.world": Rule((*GROUND, "dive_fast.data", "dive_fast.models", "dive_fast.sampling", "dive_fast.train")),
-    "dive_fast.bench": Rule(
-        (
-            *BASICS,
-            "dive_fast.engines",
-            "dive_fast.models",
-            "dive_fast.sampling",
-            "dive_fast.synth",
-            "dive_fast.unet",
-            "dive_export",
-        )
-    ),
+    "dive_fast.world": rule(f"{GROUND} data models sampling train"),
+    "dive_fast.bench": rule(f"{BASICS} engines models sampling synth unet dive_export"),
     # Runs the code of another checkout too, so it needs little of ours.
-    "dive_fast.bench.child": Rule(("dive_fast.engines", "dive_fast.sampling", "dive_export")),
-    "dive_kernels": Rule((), ("torch", "triton", "cuda")),
-    "dive_export": Rule(
-        (
-            *BASICS,
-            "dive_fast.models",
-            "dive_fast.unet",
-            "dive_fast.sampling",
-            "dive_kernels",
-            "dive_fast.engines.base",
-            "dive_fast.engines.engine_folder",
-            "dive_fast.engines.node_runner",
-            "dive_fast.engines.tensorrt_api",
-        )
+    "dive_fast.bench.child": rule("engines sampling dive_export"),
+    "dive_kernels": rule("", "torch triton cuda"),
+    "dive_export": rule(
+        f"{BASICS} models unet sampling dive_kernels engines.base engines.engine_folder engines.node_runner "
+        "engines.tensorrt_api"
     ),
-    # What calls everything; NOBODY_IMPORTS holds the other direction.
-    "dive_fast.experiments": Rule(("dive_fast", "dive_export")),
-    "dive_fast.options": Rule(("dive_fast.types", "dive_fast.settings"), ()),
-    "dive_fast.commands": Rule(("dive_fast", "dive_export"), (), lazy=True),
-    "dive_fast.cli": Rule((*BASICS, *FRONT), (), lazy=True),
+    # What calls everything; FRONT_ONLY holds the other direction.
+    "dive_fast.experiments": rule("dive_fast dive_export"),
+    "dive_fast.options": rule("types settings", ""),
+    "dive_fast.commands": rule("dive_fast dive_export", "", lazy=True),
+    "dive_fast.cli": rule(f"{BASICS} __version__ cli commands engines.registry environment options", "", lazy=True),
 }
 # Rooms that only the command line (and benchmarks, which are no part of the packages) may import.
 FRONT_ONLY = ("dive_fast.cli", "dive_fast.commands", "dive_fast.experiments")
@@ -174,6 +127,10 @@ def within(name: str, room: str) -> bool:
     return name == room or name.startswith(f"{room}.")
 
 
+def in_front(name: str) -> bool:
+    return any(within(name, room) for room in FRONT_ONLY)
+
+
 def rule_of(module: str) -> tuple[str, Rule]:
     """The rule with the longest name that `module` lies within."""
     name = max((name for name in RULES if within(module, name)), key=len)
@@ -189,9 +146,7 @@ def violations(module: str, source: str, file: str) -> Iterator[str]:
             yield f"{found.where}: relative import {found.target!r}; write the full name"
         elif top in sys.stdlib_module_names or (rule.lazy and not found.eager):
             continue
-        elif any(within(found.target, name) for name in FRONT_ONLY) and not any(
-            within(module, name) for name in FRONT_ONLY
-        ):
+        elif in_front(found.target) and not in_front(module):
             yield f"{found.where}: {room} may not import {found.target}, which only the command line imports"
         elif top in PACKAGES:
             if not any(within(found.target, allowed) for allowed in (room, *rule.ours)):

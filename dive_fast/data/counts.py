@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from dive_fast.data.names import natural_key
 from dive_fast.data.sets import NamedSet, split_of
@@ -72,14 +72,8 @@ def _rows(named: NamedSet) -> Iterator[Count]:
 def table(rows: Sequence[Count]) -> str:
     """The rows as aligned text."""
     head = ("set", "split", "camera", "modality", "people", "images", "published people", "images")
-    lines = [
-        (
-            *(row.set, row.split, row.camera, row.modality, f"{row.identities:,}", f"{row.images:,}"),
-            *("" if n is None else f"{n:,}" for n in (row.published_identities, row.published_images)),
-        )
-        for row in rows
-    ]
-    return align([head, *lines], "<<<<>>>>")
+    cells = [["" if n is None else n if isinstance(n, str) else f"{n:,}" for n in astuple(row)] for row in rows]
+    return align([head, *cells], "<<<<>>>>")
 
 
 def align(lines: Sequence[Sequence[str]], sides: str) -> str:

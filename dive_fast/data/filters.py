@@ -24,12 +24,9 @@ class Dropped:
     identities: tuple[str, ...]
 
     def sentence(self) -> str:
-        people = (
-            f", nothing is left of {len(self.identities):,} people ({abbreviate(self.identities)})"
-            if self.identities
-            else ""
-        )
-        return f"{self.set}: {len(self.images):,} images left out, {self.rule}{people}"
+        text = f"{self.set}: {len(self.images):,} images left out, {self.rule}"
+        people = f"{len(self.identities):,} people ({abbreviate(self.identities)})"
+        return f"{text}, nothing is left of {people}" if self.identities else text
 
 
 def apply_filters(
@@ -65,7 +62,6 @@ def _keep(named: NamedSet, rule: str, wanted: Sequence[bool], dropped: list[Drop
 
 
 def _is_tall(path: Path, progress: Callable[[int], object]) -> bool:
-
     size = header_size(path)
     progress(1)
     return size is None or size[0] >= 2 * size[1]

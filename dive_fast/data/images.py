@@ -6,7 +6,6 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -19,12 +18,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error,
 
 def open_image(path: Path | str) -> Image.Image:
     """The image, fully decoded, as 8-bit RGB; any file that is not such an image raises `InputError` with its name."""
-    return _decoded(Path(path), str(path))
-
-
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """As `open_image`, of an image file's bytes; errors call it `name`."""
-    return _decoded(io.BytesIO(data), name)
+    return decode_image(Path(path), str(path))
 
 
 def header_size(path: Path | str) -> tuple[int, int] | None:
@@ -36,9 +30,10 @@ def header_size(path: Path | str) -> tuple[int, int] | None:
         return None
 
 
-def _decoded(source: Path | BinaryIO, name: str) -> Image.Image:
+def decode_image(source: bytes | Path, name: str) -> Image.Image:
+    """As `open_image`, of a file or a file's bytes; errors call it `name`."""
     try:
-        with Image.open(source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.mode[0] in "IF":
                 raise InputError(
                     f"image {name} has {image.mode} pixels, which would clip to white; convert it to 8 bits"
@@ -58,4 +53,17 @@ def _decoded(source: Path | BinaryIO, name: str) -> Image.Image:
 
 def photo_pixels(path: Path | str, height: int, width: int) -> np.ndarray:
     """The photo as a model takes it, uint8 [height, width, 3]; raises as `open_image`."""
-    return np.asarray(open_image(path).resize((width, height), Image.Resampling.LANCZOS))
+    return pixels_of(open_image(path), height, width)
+
+
+def pixels_of(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """The image resized by Lanczos, as uint8 [height, width, 3]."""
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def read_image_file(path: Path, name: str) -> bytes:
+    """The bytes of an image's file, not decoded; an unreadable one raises `InputError`, which calls it `name`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"image {name} cannot be read: {error.strerror}; fix or remove it") from error

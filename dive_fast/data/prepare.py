@@ -25,6 +25,7 @@ from dive_fast.data.prepared import (
 from dive_fast.data.sets import NamedSet, settings_of
 from dive_fast.data.shards import (
     DamagedImage,
+    PackedImage,
     PackedShard,
     SourceImage,
     index_path,
@@ -123,7 +124,11 @@ def finish(plan: PreparePlan, out: Path) -> None:
     """Writes `prepared.json`, which marks the set as complete. Only inside `claimed`."""
     shards = [read_shard(out, number) for number in range(plan.shards)]
     damaged = [image for shard in shards for image in shard.damaged]
-    sets = _without(plan.sets, damaged)
+    gone = {(image.set, image.path) for image in damaged}
+    sets = [
+        named.with_samples([s for s in named.samples if (named.name, named.file_name(s)) not in gone])
+        for named in plan.sets
+    ]
     report = {
         "format": FORMAT,
         "id": plan.id,
@@ -136,7 +141,10 @@ def finish(plan: PreparePlan, out: Path) -> None:
         "damaged": [asdict(image) for image in damaged],
         "duplicates": _duplicates(shards),
         "prepared": [asdict(row) for row in count_sets(sets)],
-        "shards": [asdict(_hashes(out, number, shard)) for number, shard in enumerate(shards)],
+        "shards": [
+            asdict(ShardHashes(len(shard.images), shard.bytes, shard.sha256, sha256_file(index_path(out, number))))
+            for number, shard in enumerate(shards)
+        ],
         "latents": [asdict(record) for record in _latents(out, shards)],
     }
     write_json(out / "prepared.json", report)
@@ -146,8 +154,8 @@ def _is_finished(out: Path, plan: PreparePlan, number: int) -> bool:
     if not (index_path(out, number).is_file() and tar_path(out, number).is_file()):
         return False
     shard = read_shard(out, number)
-    sizes = {(image.set, image.path): image.bytes for image in shard.images}
-    sizes |= {(image.set, image.path): image.bytes for image in shard.damaged}
+    known: list[PackedImage | DamagedImage] = [*shard.images, *shard.damaged]
+    sizes = {(image.set, image.path): image.bytes for image in known}
     return (
         tar_path(out, number).stat().st_size == shard.bytes
         and not (plan.config.strict and shard.damaged)
@@ -163,23 +171,12 @@ def _size(image: SourceImage) -> int:
         return -1
 
 
-def _without(sets: Sequence[NamedSet], damaged: Sequence[DamagedImage]) -> list[NamedSet]:
-    gone = {(image.set, image.path) for image in damaged}
-    return [
-        named.with_samples([s for s in named.samples if (named.name, named.file_name(s)) not in gone]) for named in sets
-    ]
-
-
 def _duplicates(shards: Sequence[PackedShard]) -> list[list[str]]:
     """Groups of byte-identical images, by name."""
     names: dict[str, list[str]] = {}
     for image in chain.from_iterable(shard.images for shard in shards):
         names.setdefault(image.sha256, []).append(f"{image.set}/{image.path}")
     return [same for same in names.values() if len(same) > 1]
-
-
-def _hashes(out: Path, number: int, shard: PackedShard) -> ShardHashes:
-    return ShardHashes(len(shard.images), shard.bytes, shard.sha256, sha256_file(index_path(out, number)))
 
 
 def _latents(out: Path, shards: Sequence[PackedShard]) -> list[LatentFile]:

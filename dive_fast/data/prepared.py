@@ -73,9 +73,8 @@ def open_prepared(folder: Path | str) -> Prepared:
     folder = Path(folder)
     path = folder / "prepared.json"
     if not path.is_file():
-        state = (
-            "is not finished" if (folder / "plan.json").is_file() else "is no prepared set (it has no prepared.json)"
-        )
+        begun = (folder / "plan.json").is_file()
+        state = "is not finished" if begun else "is no prepared set (it has no prepared.json)"
         raise InputError(f"{folder} {state}; run dive-fast prepare --out {folder}")
     report = read_json(path, "prepared set")
     if not isinstance(report, dict) or report.get("format") != FORMAT:
@@ -83,12 +82,8 @@ def open_prepared(folder: Path | str) -> Prepared:
     rows, latents = report.get("shards"), report.get("latents")
     if not isinstance(rows, list) or not isinstance(latents, list):
         raise InputError(f"prepared set: {path} lists no shards; delete it and run dive-fast prepare again")
-    return Prepared(
-        folder,
-        tuple(from_dict(ShardHashes, row, str(path)) for row in rows),
-        tuple(from_dict(LatentFile, row, str(path)) for row in latents),
-        report,
-    )
+    hashes = tuple(from_dict(ShardHashes, row, str(path)) for row in rows)
+    return Prepared(folder, hashes, tuple(from_dict(LatentFile, row, str(path)) for row in latents), report)
 
 
 def packed_images(prepared: Prepared, number: int) -> tuple[PackedImage, ...]:

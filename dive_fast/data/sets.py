@@ -50,7 +50,6 @@ READERS = {
     "folder": Reader(read_folder, False, "all", ("camera",), "one folder per identity"),
 }
 PAIRED = tuple(layout for layout, reader in READERS.items() if reader.paired)
-EXTERNAL = tuple(layout for layout, reader in READERS.items() if not reader.paired)
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,8 @@ def set_help() -> str:
         for paired, kind in kinds.items()
     ]
     return (
-        f"LAYOUT:PATH[,KEY=VALUE ...]. {'; '.join(rows)}. Every layout takes prefix=, put "
-        "before identity names; camera= names the camera of RGB-only photos (default cam7), trial= is RegDB's (default 1)."
+        f"LAYOUT:PATH[,KEY=VALUE ...]. {'; '.join(rows)}. Every layout takes prefix=, put before identity names; "
+        "camera= names the camera of RGB-only photos (default cam7), trial= is RegDB's (default 1)."
     )
 
 

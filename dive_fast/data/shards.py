@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dive_fast.data.images import decode_image
+from dive_fast.data.images import decode_image, read_image_file
 from dive_fast.io import (
     atomic_path,
     atomic_write,
@@ -108,7 +108,7 @@ def pack_shard(
             for source in sources:
                 data = b""
                 try:
-                    data = _read(source)
+                    data = read_image_file(source.sample.path, source.name)
                     decode_image(data, source.name)
                 except InputError as error:
                     if strict:
@@ -117,7 +117,8 @@ def pack_shard(
                 else:
                     images.append(_packed(source, data, tar.offset + _BLOCK))
                     _add(tar, images[-1].file, data)
-                    _add(tar, _info_name(images[-1]), _info(images[-1]))
+                    info = {name: getattr(images[-1], name) for name in _INFO}
+                    _add(tar, f"{source.number:08d}.json", canonical_json(info).encode())
                 progress(1)
         shard = PackedShard(temporary.stat().st_size, sha256_file(temporary), tuple(images), tuple(damaged))
     atomic_write(index_path(out, number), canonical_json(to_dict(shard)) + "\n")
@@ -153,27 +154,11 @@ def shard_bytes(sizes: Sequence[int]) -> int:
     return tarfile.RECORDSIZE + sum(6 * _BLOCK + size + 1_024 for size in sizes)
 
 
-def _read(source: SourceImage) -> bytes:
-    try:
-        return source.sample.path.read_bytes()
-    except OSError as error:
-        raise InputError(f"image {source.name} cannot be read: {error.strerror}; fix or remove it") from error
-
-
 def _packed(source: SourceImage, data: bytes, offset: int) -> PackedImage:
     sample = source.sample
-    file = f"{source.number:08d}{sample.path.suffix.lower()}"
-    return PackedImage(
-        file, sample.pid, sample.camera, sample.modality, source.set, source.path, sha256_bytes(data), len(data), offset
-    )
-
-
-def _info_name(image: PackedImage) -> str:
-    return f"{image.file.partition('.')[0]}.json"
-
-
-def _info(image: PackedImage) -> bytes:
-    return canonical_json({name: getattr(image, name) for name in _INFO}).encode()
+    file, sha256 = f"{source.number:08d}{sample.path.suffix.lower()}", sha256_bytes(data)
+    person = sample.pid, sample.camera, sample.modality
+    return PackedImage(file, *person, source.set, source.path, sha256, len(data), offset)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dive_fast.data.images import decode_image
+from dive_fast.data.images import decode_image, read_image_file
 from dive_fast.data.writers import new_path
 from dive_fast.io import atomic_write, clear_disk_errors, sha256_bytes
 from dive_fast.merge.config import How
@@ -78,12 +78,7 @@ def converted(data: bytes, suffix: str, where: str) -> bytes:
 
 def read_bytes(source: Path, sha256: str | None) -> bytes:
     """A file's bytes; other bytes than were hashed raise `InputError`."""
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{source} cannot be read ({error.strerror}); bring it back and run the merge again"
-        ) from error
+    data = read_image_file(source, str(source))
     if sha256 is not None and sha256_bytes(data) != sha256:
         raise InputError(f"{source} was changed since it was hashed; dive-fast verify checks a synthesized dataset")
     return data

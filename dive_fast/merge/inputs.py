@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dive_fast.data.images import decode_image
+from dive_fast.data.images import decode_image, read_image_file
 from dive_fast.data.layout_heldout import HeldOut, held_out
 from dive_fast.data.layouts import NATIVE
 from dive_fast.data.names import abbreviate, canonical_pid, natural_key
@@ -119,10 +119,7 @@ def _photos(sets: Sequence[NamedSet], layout: str, progress: Progress) -> tuple[
 def _verified(path: Path) -> tuple[str, int] | InputError:
     """The file's hash and size, or its error."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        return InputError(f"image {path} cannot be read ({error.strerror})")
-    try:
+        data = read_image_file(path, str(path))
         decode_image(data, str(path))
     except InputError as error:
         return error

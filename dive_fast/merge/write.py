@@ -9,14 +9,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from dive_fast.data.images import decode_image
+from dive_fast.data.images import decode_image, pixels_of
 from dive_fast.data.layout_arrays import array_writer, image_array
 from dive_fast.data.layout_lists import ListNaming
 from dive_fast.data.layout_names import Naming
@@ -82,7 +82,8 @@ def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dic
     with claim_folder(work, "merge.json", claim, "unfinished merge", inputs.roots.values()):
         _check_space(survey, work)
         counts: Counter[str] = Counter()
-        write_jsonl(work / "provenance.jsonl", _written(survey, work, counts, progress))
+        train = (_arrays if config.arrays else _files)(survey, work, counts, progress)
+        write_jsonl(work / "provenance.jsonl", chain(_carry(survey, work, counts, progress), train))
         _write_sysu_lists(survey, work)
         write_json(work / "people.json", [to_dict(person) for person in survey.people])
         report = _report(survey, asked, counts)
@@ -103,12 +104,6 @@ def _check_space(survey: Survey, work: Path) -> None:
     elif config.how == "copy":
         needed = survey.size - sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     check_space(work, needed)
-
-
-def _written(survey: Survey, work: Path, counts: Counter[str], progress: Progress) -> Iterator[dict[str, Any]]:
-    """Writes every image and yields its row of `provenance.jsonl`."""
-    yield from _carry(survey, work, counts, progress)
-    yield from (_arrays if survey.config.arrays else _files)(survey, work, counts, progress)
 
 
 def _carry(survey: Survey, work: Path, counts: Counter[str], progress: Progress) -> Iterator[dict[str, Any]]:
@@ -146,7 +141,9 @@ def _arrays(survey: Survey, work: Path, counts: Counter[str], progress: Progress
     config = survey.config
 
     def pixels(placed: Placed) -> NDArray[np.uint8]:
-        return agw_pixels(read_bytes(placed.image.sample.path, placed.image.sha256), placed, config.size)
+        """Returns the image as pre_process_sysu.py of the AGW family makes it: RGB, Lanczos."""
+        path = placed.image.sample.path
+        return pixels_of(decode_image(read_bytes(path, placed.image.sha256), str(path)), *config.size)
 
     totals = {modality: survey.count(modality) for modality in MODALITIES}
     with array_writer(work, totals, config.size) as add:
@@ -156,13 +153,6 @@ def _arrays(survey: Survey, work: Path, counts: Counter[str], progress: Progress
             counts["converted"] += 1
             progress(1)
             yield {"file": image_array(modality), "row": row, "converted": True, **_origin(placed)}
-
-
-def agw_pixels(data: bytes, placed: Placed, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The image as pre_process_sysu.py of the AGW family makes it, uint8 [height, width, 3]: RGB, Lanczos."""
-    height, width = size
-    image = decode_image(data, str(placed.image.sample.path))
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _origin(placed: Placed) -> dict[str, Any]:

@@ -20,11 +20,6 @@ class CudaKernel:
     stages: int = 0  # Triton's only
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of the arguments."""
-        return tuple(name for name, _ in self.arguments)
-
-    @property
     def function(self) -> str:
         return self.kernel.partition(":")[2]
 

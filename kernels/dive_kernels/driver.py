@@ -31,9 +31,8 @@ def start(launch: Launch, code: Code) -> None:
 
 def packed(launch: Launch, null_pointers: int) -> list[Any]:
     """Returns the arguments for cuda-python: ints as pointers, scalars in the C type of the kernel's parameter."""
-    values: list[Any] = []
-    for value, kind in zip(launch.arguments.values(), launch.signature.values(), strict=True):
-        values.append(value.data_ptr() if isinstance(value, Tensor) else SCALARS[kind](value))
+    typed = zip(launch.arguments.values(), launch.signature.values(), strict=True)
+    values = [value.data_ptr() if isinstance(value, Tensor) else SCALARS[kind](value) for value, kind in typed]
     return values + [0] * null_pointers
 
 

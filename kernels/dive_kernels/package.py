@@ -34,6 +34,16 @@ POINTERS = ("*fp32", "*fp16", "*bf16", "*i64", "*i32", "*u8")
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 FILE_NAME = re.compile(r"[\w.-]+")
 KERNEL = re.compile(r"(dive_kernels(\.\w+)+|\w+/\w+\.cu):\w+")
+# What an entry's texts match (None: anything), and the least and most of its numbers.
+TEXTS: dict[str, re.Pattern[str] | None] = {
+    **{"name": FILE_NAME, "kernel": KERNEL},
+    **dict.fromkeys(("op", "dtype", "target", "function"), IDENTIFIER),
+    **dict.fromkeys(("source_sha256", "compiler", "ptx_version", "build")),
+}
+NUMBERS = {
+    **{"architecture": (50, 999), "warps": (1, 32), "stages": (0, 64), "null_pointers": (0, 4)},
+    **{"shared_bytes": (0, SHARED_LIMIT), "registers": (0, 255), "spill_bytes": (0, 1 << 20)},
+}
 Constant = int | float | bool | str | None
 
 
@@ -93,10 +103,8 @@ class Kernel(Compilation):
 
         A target with an "a" runs on its own chip only.
         """
-        if self.architecture == capability:
-            return True
         newer = self.architecture // 10 == capability // 10 and self.architecture < capability
-        return newer and not self.target.endswith("a")
+        return self.architecture == capability or (newer and not self.target.endswith("a"))
 
     def assembles_for(self, capability: int) -> bool:
         """Returns whether the driver can assemble the PTX: for every newer chip, but not from a target with an "a"."""
@@ -140,9 +148,18 @@ class Package:
     def architectures(self) -> list[int]:
         return sorted({kernel.architecture for kernel in self.kernels})
 
-    def read(self, binary: Binary) -> bytes:
+    def read(self, wanted: Binary) -> bytes:
         """Returns the contents of a file of the folder. Raises `ValueError` if the file is not the one in the index."""
-        return read_binary(self.folder, binary)
+        file = self.folder / wanted.name
+        try:
+            content = file.read_bytes() if file.stat().st_size == wanted.size else b""
+        except OSError as error:
+            raise ValueError(f"{file}: cannot be read ({error.strerror}); {MAKE} makes it again") from error
+        if binary(wanted.name, content) != wanted:
+            raise ValueError(
+                f"{file}: is not the file that {INDEX} describes (size or hash differ); {MAKE} makes it again"
+            )
+        return content
 
 
 def identity(
@@ -213,10 +230,10 @@ def read(place: Path) -> Package:
 
 def write(package: Package) -> None:
     """Writes the index atomically; the files that it names must exist."""
-    kernels = [asdict(kernel) for kernel in sorted(package.kernels, key=lambda kernel: kernel.name)]
-    skipped = [{"what": what, "why": why} for what, why in package.skipped]
-    lists = {"kernels": kernels, "skipped": skipped}
-    lines = [f"{json.dumps(name)}: [{_one_a_line(entries)}]" for name, entries in lists.items()]
+    kernels = [json.dumps(asdict(kernel)) for kernel in sorted(package.kernels, key=lambda kernel: kernel.name)]
+    skipped = [json.dumps({"what": what, "why": why}) for what, why in package.skipped]
+    lists = {"kernels": ",\n".join(kernels), "skipped": ",\n".join(skipped)}
+    lines = [f'"{name}": [\n{entries}\n]' for name, entries in lists.items()]
     write_atomically(package.folder / INDEX, f'{{"format": {FORMAT},\n{",".join(lines)}}}\n'.encode())
 
 
@@ -231,20 +248,7 @@ def binary(name: str, content: bytes) -> Binary:
     return Binary(name, len(content), hashlib.sha256(content).hexdigest())
 
 
-def read_binary(place: Path, wanted: Binary) -> bytes:
-    file = place / wanted.name
-    try:
-        content = file.read_bytes() if file.stat().st_size == wanted.size else b""
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror}); {MAKE} makes it again") from error
-    if binary(wanted.name, content) != wanted:
-        raise ValueError(f"{file}: is not the file that {INDEX} describes (size or hash differ); {MAKE} makes it again")
-    return content
-
-
-@cache
-def _read_once(place: Path) -> Package:
-    return read(place)
+_read_once = cache(read)
 
 
 @cache
@@ -277,31 +281,11 @@ def _kernel(entry: object) -> Kernel:
         raise ValueError("key must hold integers")
     if not isinstance(constants, dict) or not all(isinstance(v, Constant) for v in constants.values()):
         raise ValueError("constants must hold numbers, strings or null")
-    arguments = tuple(_argument(pair) for pair in _list(entry, "arguments"))
-    return Kernel(
-        name=_text(entry, "name", FILE_NAME),
-        op=_text(entry, "op", IDENTIFIER),
-        dtype=_text(entry, "dtype", IDENTIFIER),
-        key=key,
-        architecture=_number(entry, "architecture", 50, 999),
-        target=_text(entry, "target", IDENTIFIER),
-        kernel=_text(entry, "kernel", KERNEL),
-        function=_text(entry, "function", IDENTIFIER),
-        arguments=arguments,
-        constants=constants,
-        warps=_number(entry, "warps", 1, 32),
-        stages=_number(entry, "stages", 0, 64),
-        shared_bytes=_number(entry, "shared_bytes", 0, SHARED_LIMIT),
-        registers=_number(entry, "registers", 0, 255),
-        spill_bytes=_number(entry, "spill_bytes", 0, 1 << 20),
-        null_pointers=_number(entry, "null_pointers", 0, 4),
-        source_sha256=_text(entry, "source_sha256"),
-        compiler=_text(entry, "compiler"),
-        ptx_version=_text(entry, "ptx_version"),
-        build=_text(entry, "build"),
-        cubin=_binary(entry.get("cubin")),
-        ptx=None if entry.get("ptx") is None else _binary(entry["ptx"]),
-    )
+    checked: dict[str, Any] = {name: _text(entry, name, pattern) for name, pattern in TEXTS.items()}
+    checked |= {name: _number(entry, name, *limits) for name, limits in NUMBERS.items()}
+    checked["arguments"] = tuple(_argument(pair) for pair in _list(entry, "arguments"))
+    checked["ptx"] = None if entry.get("ptx") is None else _binary(entry["ptx"])
+    return Kernel(key=key, constants=constants, cubin=_binary(entry.get("cubin")), **checked)
 
 
 def _binary(entry: object) -> Binary:
@@ -317,10 +301,6 @@ def _argument(pair: object) -> tuple[str, str]:
     if pair[1] not in POINTERS + SCALARS:
         raise ValueError(f"argument {pair[0]!r} has type {pair[1]!r}, known are {', '.join(POINTERS + SCALARS)}")
     return pair[0], pair[1]
-
-
-def _one_a_line(entries: Sequence[object]) -> str:
-    return "\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n"
 
 
 def _list(entry: Mapping[str, Any], name: str) -> list[Any]:

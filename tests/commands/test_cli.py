@@ -13,7 +13,7 @@ from dive_fast import cli
 from dive_fast.commands import machine
 from dive_fast.options import options
 from dive_fast.types import DiveError, InputError
-from tests.support.cli import Run, function_of
+from tests.support.cli import Run, function_of, last_json
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -22,7 +22,7 @@ def test_every_option_has_a_name_of_its_own_and_a_help_text(command: str, run: R
     flags = [option.flag for option in found]
     assert "--json" in flags and len(flags) == len(set(flags))
     assert not [option.flag for option in found if not option.text.strip()]
-    code, out, _ = run(*command.split(), "--help")
+    code, out, _ = run(f"{command} --help")
     assert code == 0
     assert all(flag in out for flag in flags)
 
@@ -33,7 +33,7 @@ def test_the_overviews_list_every_command(run: Run) -> None:
     assert (code, run()[0]) == (0, 2)
     assert run()[1] == out
     for group in ("world", "reid"):
-        code, inside, _ = run(group, "--help")
+        code, inside, _ = run(f"{group} --help")
         assert code == 0 and group in out
         names = [command.split()[1] for command in cli.COMMANDS if command.startswith(f"{group} ")]
         assert all(name in inside for name in names)
@@ -71,30 +71,26 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "part"),
+    ("line", "part"),
     [
-        (["nonsense"], "'nonsense'"),
-        (["world", "make"], "--out"),
-        (["plan", "--model", "m", "--out", "p", "--mode", "best"], "--mode must be one of"),
-        (["doctor", "--need", "torch-cdua"], "--need must be one of"),
-        (["personalize", "--out", "a"], "give either --photos or --prepared"),
-        (
-            ["personalize", "--out", "a", "--init-from", "b", "--phrase", "pocket"],
-            "--phrase and --template are those of the",
-        ),
-        (["reid", "train", "--out", "c"], "nothing to train on"),
-        (["world", "sheet", "--out", "s.png", "--pids", "1,,2"], "--pids"),
-        (["export", "--model", "m", "--out", "e", "--size", "512"], "HEIGHTxWIDTH"),
-        (["verify", "nowhere"], "nowhere is no synthesized dataset"),
-        (["fuse", "--model", "nowhere", "--adapter", "a", "--out", "f"], "nowhere is not a folder"),
+        ("nonsense", "'nonsense'"),
+        ("world make", "--out"),
+        ("plan --model m --out p --mode best", "--mode must be one of"),
+        ("doctor --need torch-cdua", "--need must be one of"),
+        ("personalize --out a", "give either --photos or --prepared"),
+        ("personalize --out a --init-from b --phrase pocket", "--phrase and --template are those of the"),
+        ("reid train --out c", "nothing to train on"),
+        ("world sheet --out s.png --pids 1,,2", "--pids"),
+        ("export --model m --out e --size 512", "HEIGHTxWIDTH"),
+        ("verify nowhere", "nowhere is no synthesized dataset"),
+        ("fuse --model nowhere --adapter a --out f", "nowhere is not a folder"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_bad_input_exits_with_2(
-    arguments: list[str], part: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    line: str, part: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, error = run(*arguments)
+    code, out, error = run(line)
     assert (code, out) == (2, "")
     assert part in error
     assert "Traceback" not in error
@@ -107,14 +103,12 @@ def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_world_make_and_sheet(run: Run, tmp_path: Path) -> None:
-    small = ["--paired-ids", 2, "--test-ids", 1, "--external-ids", 1, "--images-per-camera", 1, "--market-images", 1]
-    code, out, _ = run("world", "make", "--out", tmp_path / "w", *small, "--json")
-    assert code == 0
-    summary = json.loads(out.splitlines()[-1])
+def test_world_make_and_sheet(run: Run, step: Any, tmp_path: Path) -> None:
+    small = "--paired-ids 2 --test-ids 1 --external-ids 1 --images-per-camera 1 --market-images 1"
+    summary = step(f"world make --out {tmp_path / 'w'} {small}")
     files = sum(1 for file in (tmp_path / "w").rglob("*.jpg"))
     assert summary == {"images": files, "world": str(tmp_path / "w")}
-    code, out, _ = run("world", "sheet", "--out", tmp_path / "s.png", "--pids", "1,2", "--zoom", 1)
+    code, out, _ = run(f"world sheet --out {tmp_path / 's.png'} --pids 1,2 --zoom 1")
     assert (code, out) == (0, f"sheet {tmp_path / 's.png'}: 2 identities\n")
     assert Image.open(tmp_path / "s.png").width > 6 * 64
 
@@ -132,51 +126,41 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*one modality only")
-def test_the_walk_from_photos_to_a_page(run: Run, people: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_the_walk_from_photos_to_a_page(run: Run, step: Any, people: Path, tiny_base: Path, tmp_path: Path) -> None:
     """personalize, fuse, plan, synth, verify, report and reid, each reading the file that the one before left."""
-
-    def step(*arguments: object) -> dict[str, Any]:
-        code, out, error = run(*arguments, "--json")
-        assert code == 0, error
-        result: dict[str, Any] = json.loads(out.splitlines()[-1])
-        return result
-
     sysu, market = people / "sysu", people / "market"
     adapter, fused, plan, pairs = (tmp_path / name for name in ("adapter", "fused", "plan.json", "pairs"))
-    sets = ("--photos", f"sysu:{sysu}", "--photos", f"market:{market},prefix=2")
-    small = ["--identity-steps", "2", "--steps", "2", "--rank", "2", "--batch", "2", "--plot"]
-    learned = step("personalize", "--model", tiny_base, *sets, "--out", adapter, *small, tmp_path / "loss.png")
+    photos = f"--photos market:{market},prefix=2"
+    learned = step(
+        f"personalize --model {tiny_base} --photos sysu:{sysu} {photos} --out {adapter} --identity-steps 2 --steps 2 "
+        f"--rank 2 --batch 2 --plot {tmp_path / 'loss.png'}"
+    )
     assert learned["identities"] == 8
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert step("fuse", "--model", tiny_base, "--adapter", adapter, "--out", fused)["identities"] == 8
-    small = ["--pairs", "1", "--steps", "2"]
-    planned = step("plan", "--model", fused, *sets[2:], "--out", plan, *small)
+    assert step(f"fuse --model {tiny_base} --adapter {adapter} --out {fused}")["identities"] == 8
+    planned = step(f"plan --model {fused} {photos} --out {plan} --pairs 1 --steps 2")
     assert (planned["pairs"], planned["identities"]) == (4, 2)
-    made = step("synth", "--plan", plan, "--engine", fused, "--out", pairs, "--device", "cpu")
+    synth = f"synth --plan {plan} --engine {fused} --out {pairs} --device cpu"
+    made = step(synth)
     assert (made["pairs"], made["images"]) == (4, 4)
-    assert step("verify", pairs)["problems"] == []
-    assert Path(step("report", pairs, "--out", tmp_path / "page.html")["report"]).stat().st_size > 10_000
-    small = ["--steps", "2", "--identities", "2", "--device", "cpu"]
-    real = ("--real", f"sysu:{sysu}")
-    trained = step(
-        *("reid", "train", *real, "--synthetic", pairs, "--out", tmp_path / "reid", *small, "--per-modality", 2)
-    )
-    assert trained["identities"] == 8
-    scores = step("reid", "eval", "--checkpoint", tmp_path / "reid", "--test", f"sysu:{sysu}", "--device", "cpu")
+    assert step(f"verify {pairs}")["problems"] == []
+    assert Path(step(f"report {pairs} --out {tmp_path / 'page.html'}")["report"]).stat().st_size > 10_000
+    reid, small = tmp_path / "reid", f"--real sysu:{sysu} --steps 2 --identities 2 --device cpu"
+    assert step(f"reid train {small} --synthetic {pairs} --out {reid} --per-modality 2")["identities"] == 8
+    scores = step(f"reid eval --checkpoint {reid} --test sysu:{sysu} --device cpu")
     assert 0 < scores["map"] <= 100
 
-    arms = [f"baseline=market:{market}", f"oracle=market:{market},sysu:{people / 'oracle'}"]
-    named = ("--arm", arms[0], "--arm", arms[1], "--missing", "visible", "--seeds", "0")
-    compared = step("reid", "compare", *real, *named, "--out", tmp_path / "compare", *small)
+    arms = f"--arm baseline=market:{market} --arm oracle=market:{market},sysu:{people / 'oracle'}"
+    compared = step(f"reid compare {small} {arms} --out {tmp_path / 'compare'} --missing visible --seeds 0")
     assert set(compared["arms"]) == {"baseline", "oracle"}
 
     next((pairs / "cam3").rglob("*.*g")).unlink()
-    code, out, error = run("verify", pairs, "--json")
+    code, out, error = run(f"verify {pairs} --json")
     assert code == 1
     assert "is missing; run synth again" in out
     assert "1 problem(s)" in error
-    assert run("synth", "--plan", plan, "--engine", fused, "--out", pairs, "--device", "cpu", "--check")[0] == 0
-    assert step("verify", pairs)["problems"] == []
+    assert run(f"{synth} --check")[0] == 0
+    assert step(f"verify {pairs}")["problems"] == []
 
 
 @pytest.mark.slow
@@ -184,8 +168,8 @@ def test_names_in_both_sets_are_refused(run: Run, people: Path, tmp_path: Path) 
     photos = tmp_path / "photos" / "0001"
     photos.mkdir(parents=True)
     Image.new("RGB", (64, 128)).save(photos / "a.jpg")
-    sets = ("--photos", f"sysu:{people / 'sysu'}", "--photos", f"folder:{tmp_path / 'photos'}")
-    code, _, error = run("personalize", *sets, "--out", tmp_path / "a")
+    sets = f"--photos sysu:{people / 'sysu'} --photos folder:{tmp_path / 'photos'}"
+    code, _, error = run(f"personalize {sets} --out {tmp_path / 'a'}")
     assert code == 2
     assert "0001" in error and "prefix=" in error
 
@@ -194,14 +178,15 @@ def test_names_in_both_sets_are_refused(run: Run, people: Path, tmp_path: Path) 
 def test_excluded_people_are_left_out_and_unknown_ones_refused(
     run: Run, people: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    small = ["--steps", "1", "--rank", "2", "--identity-steps", "0", "--batch", "2"]
-    arguments = ("personalize", "--model", tiny_base, "--photos", f"sysu:{people / 'sysu'}", *small)
-    arguments = (*arguments, "--out", tmp_path / "adapter")
+    command = (
+        f"personalize --model {tiny_base} --photos sysu:{people / 'sysu'} --steps 1 --rank 2 --identity-steps 0 "
+        f"--batch 2 --out {tmp_path / 'adapter'} --exclude"
+    )
     everyone = sorted(p.name for p in (people / "sysu" / "cam1").iterdir())
-    code, _, error = run(*arguments, "--exclude", everyone[0][:-1])
+    code, _, error = run(command, everyone[0][:-1])
     assert code == 2
     assert "--exclude names 1 identities without photos" in error
-    assert run(*arguments, "--exclude", everyone[0])[0] == 0
+    assert run(command, everyone[0])[0] == 0
     learned = {i["pid"] for i in json.loads((tmp_path / "adapter" / "adapter.json").read_text())["identities"]}
     assert learned
     assert everyone[0] not in learned
@@ -230,8 +215,8 @@ def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypa
     monkeypatch.setattr(pipeline, "run_study", run_study)
     assert run("demo", "--out", tmp_path, "--model", "m")[:2] == (0, f"done: open {tmp_path / 'index.html'}\n")
     assert seen["demo"] == (tmp_path, DemoConfig(model="m"))
-    code, out, _ = run("world", "study", "--out", tmp_path / "s", "--adapter", "none", "--seeds", "4,5", "--json")
+    code, out, _ = run(f"world study --out {tmp_path / 's'} --adapter none --seeds 4,5 --json")
     assert code == 0
     assert out.startswith("arm  mAP\nours 41.5\n")
-    assert json.loads(out.splitlines()[-1])["arms"] == {"ours": {"gap_closed": 0.4, "map": 41.5}}
+    assert last_json(out)["arms"] == {"ours": {"gap_closed": 0.4, "map": 41.5}}
     assert (seen["study"].adapter, seen["study"].seeds, seen["study"].pairs) == (None, (4, 5), PairConfig())

@@ -8,16 +8,8 @@ import pytest
 from dive_fast.data.folder import read_folder
 from dive_fast.data.market import read_market
 from dive_fast.data.sysu import read_ids, read_sysu
-from dive_fast.types import Sample
 from tests.support.refusals import refused
-
-
-def touch(root: Path, *names: str) -> Path:
-    """Readers look at names only, so empty files will do."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
+from tests.support.trees import names, touch
 
 
 def sysu(root: Path, **lists: str) -> Path:
@@ -25,10 +17,6 @@ def sysu(root: Path, **lists: str) -> Path:
     for split, text in lists.items():
         (root / "exp" / f"{split}_id.txt").write_text(text)
     return root
-
-
-def named(samples: list[Sample], root: Path) -> list[str]:
-    return [sample.path.relative_to(root).as_posix() for sample in samples]
 
 
 @pytest.fixture
@@ -40,7 +28,7 @@ def tree(tmp_path) -> Path:
 
 def test_sysu_train(tree):
     samples = read_sysu(tree)
-    assert named(samples, tree) == [
+    assert names(samples, tree) == [
         "cam1/0001/0002.jpg",
         "cam1/0001/0010.jpg",
         "cam3/0001/0001.JPG",
@@ -61,7 +49,7 @@ def test_sysu_numbers_are_read_as_numbers(tmp_path):
 
 
 def test_sysu_splits(tree):
-    assert named(read_sysu(tree, "val"), tree) == ["cam2/0003/0001.jpg"]
+    assert names(read_sysu(tree, "val"), tree) == ["cam2/0003/0001.jpg"]
     assert {s.pid for s in read_sysu(tree, "trainval")} == {"0001", "0002", "0003"}
     touch(tree, "cam4/0099/0001.jpg")
     assert {s.pid for s in read_sysu(str(tree), "all")} == {"0001", "0002", "0003", "0099"}
@@ -75,7 +63,7 @@ def test_sysu_all_needs_no_lists(tmp_path):
 def test_sysu_reports_identities_without_images(tree):
     touch(tree, "cam1/0005/0001.jpg")
     with pytest.warns(UserWarning, match="4 .* 0004, 0006, 0007 and 1 more"):
-        assert named(read_sysu(tree, "test"), tree) == ["cam1/0005/0001.jpg"]
+        assert names(read_sysu(tree, "test"), tree) == ["cam1/0005/0001.jpg"]
 
 
 def test_sysu_whole_lists_warn_of_nothing(tree):
@@ -128,8 +116,8 @@ def test_market(tmp_path):
 
 
 def test_market_gallery_keeps_distractors_but_no_junk(tmp_path):
-    names = ["-1_c1s1_000401_03.jpg", "0000_c1s1_000151_01.jpg", "1501_c6s4_001877_02.jpg"]
-    touch(tmp_path / "bounding_box_test", *names)
+    junk, distractor, person = "-1_c1s1_000401_03.jpg", "0000_c1s1_000151_01.jpg", "1501_c6s4_001877_02.jpg"
+    touch(tmp_path / "bounding_box_test", junk, distractor, person)
     assert [s.pid for s in read_market(tmp_path, "gallery", camera="cam9")] == ["0000", "1501"]
 
 

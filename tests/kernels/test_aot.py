@@ -19,8 +19,7 @@ import torch
 from dive_kernels.aot import budgets, build, nvcc, triton_kernels
 from dive_kernels.aot.__main__ import main
 from dive_kernels.aot.build import earlier, finish, triton_jobs
-from dive_kernels.aot.job import Job
-from dive_kernels.aot.resources import resources
+from dive_kernels.aot.job import Job, resources
 from dive_kernels.chips import ARCHITECTURES
 from dive_kernels.cuda_kernels import CUDA_KERNELS
 from dive_kernels.image_epilogue.plan import plan as image_plan

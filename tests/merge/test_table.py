@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from dive_fast.merge import table
 from dive_fast.merge.table import write_parquet
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError
-from tests.support.cli import Run
+from tests.support.cli import Run, last_json
 from tests.support.merging import dataset, drop, provenance, save_records, sysu
 from tests.support.refusals import refused
 
@@ -79,22 +80,22 @@ def test_without_pyarrow(tmp_path: Path, pairs: Path, monkeypatch: pytest.Monkey
     refused(r"pip install 'dive-fast\[parquet\]'", write_parquet, pairs, tmp_path / "pairs.parquet", error=DiveError)
 
 
-def test_commands(tmp_path: Path, pairs: Path, run: Run) -> None:
+def test_commands(tmp_path: Path, pairs: Path, run: Run, step: Any) -> None:
     pytest.importorskip("pyarrow")
-    code, text, _ = run("manifest", pairs, "--parquet", tmp_path / "p.parquet", "--json")
-    assert (code, json.loads(text.splitlines()[-1])) == (0, {"parquet": str(tmp_path / "p.parquet"), "pairs": 7})
+    manifest = step(f"manifest {pairs} --parquet {tmp_path / 'p.parquet'}")
+    assert manifest == {"parquet": str(tmp_path / "p.parquet"), "pairs": 7}
     real, out = sysu(tmp_path / "SYSU"), tmp_path / "new"
-    command = f"merge --real sysu:{real} --synthetic {pairs} --layout sysu --how symlink --out {out}".split()
-    assert run(*command)[0] == 2
-    code, text, _ = run(*command, "--same-people", "--camera", "cam1=cam2", "--json")
+    command = f"merge --real sysu:{real} --synthetic {pairs} --layout sysu --how symlink --out {out}"
+    assert run(command)[0] == 2
+    code, text, _ = run(f"{command} --same-people --camera cam1=cam2 --json")
     assert code == 0
     assert text.splitlines()[0] == (
         f"merged tree {out}: 2 people to train on, images: 4 real ir, 6 synthetic ir, 4 real rgb, 6 synthetic rgb; "
         "4 test images of sysu"
     )
-    assert json.loads(text.splitlines()[-1])["test"] == 4
+    assert last_json(text)["test"] == 4
     assert len([row for row in provenance(out) if row.get("camera") == "cam2"]) == 6
-    code, again, error = run(*command, "--same-people", "--camera", "cam1=cam2", "--json")
+    code, again, error = run(f"{command} --same-people --camera cam1=cam2 --json")
     assert (code, again) == (0, text)
     assert "is finished already" in error
-    assert run(*command, "--camera", "cam1")[0] == 2
+    assert run(f"{command} --camera cam1")[0] == 2

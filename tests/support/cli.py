@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -15,14 +17,35 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process: exit code, standard output, standard error."""
+    """Runs a command line in this process: exit code, standard output, standard error.
 
-    def runner(*arguments: object) -> tuple[int, str, str]:
+    The first argument may hold several words, as in a shell; further arguments are one word each.
+    """
+
+    def runner(line: str = "", *words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
+            cli.main([*shlex.split(line), *map(str, words)])
         return int(stop.value.code or 0), *capsys.readouterr()
 
     return runner
+
+
+@pytest.fixture
+def step(run: Run) -> Callable[..., dict[str, Any]]:
+    """Runs a command line as `run`, which must succeed, and returns its line of JSON."""
+
+    def stepper(line: str, *words: object) -> dict[str, Any]:
+        code, out, error = run(line, *words, "--json")
+        assert code == 0, error
+        return last_json(out)
+
+    return stepper
+
+
+def last_json(out: str) -> dict[str, Any]:
+    """Returns the JSON in the last line of a command's output."""
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return result
 
 
 def function_of(command: str) -> Callable[..., Any]:

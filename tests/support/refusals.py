@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import InputError
 
 
 def refused(
-    message: str,
+    message: str | Sequence[str],
     call: Callable[..., object],
     /,
     *arguments: object,
-    error: type[DiveError] = InputError,
+    error: type[Exception] = InputError,
     **options: object,
 ) -> None:
-    """`call` with these arguments raises `error`, whose message matches `message`."""
-    with pytest.raises(error, match=message):
+    """`call` with these arguments raises `error`, whose message matches `message`, or holds every text of several."""
+    with pytest.raises(error, match=message if isinstance(message, str) else None) as caught:
         call(*arguments, **options)
+    for part in () if isinstance(message, str) else message:
+        assert part in str(caught.value)

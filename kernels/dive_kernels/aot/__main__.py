@@ -25,8 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         reason = triton_kernels.missing()
         return _complain(reason) if reason else 0
-    if options.check_budgets or options.budgets_of:
-        return _budgets(options.check_budgets, options.budgets_of)
+    if options.budgets_of:
+        print(json.dumps(budgets.used(read(options.budgets_of).kernels), indent=2))
+        return 0
+    if options.check_budgets:
+        kernels = read(options.check_budgets).kernels
+        excesses = budgets.excesses(kernels, budgets.load())
+        if not excesses:
+            print(f"{len(kernels)} kernels within their budgets of registers, none spills")
+        return _complain(*excesses) if excesses else 0
     if options.out is None:
         return _complain("OUT is missing. Name the folder for the kernels.")
     package, failed = compile_all(options)
@@ -68,18 +75,6 @@ def _wanted(name: str, patterns: Sequence[str] | None) -> bool:
     return patterns is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _budgets(checked: Path | None, printed: Path | None) -> int:
-    if printed:
-        print(json.dumps(budgets.used(read(printed).kernels), indent=2))
-        return 0
-    assert checked is not None
-    kernels = read(checked).kernels
-    excesses = budgets.excesses(kernels, budgets.load())
-    if not excesses:
-        print(f"{len(kernels)} kernels within their budgets of registers, none spills")
-    return _complain(*excesses) if excesses else 0
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dive_kernels.aot", description=__doc__)
     parser.add_argument("out", type=Path, nargs="?", help="folder for the kernels and kernels.json")
@@ -89,9 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-triton", metavar="WHY", help="leave Triton kernels out; the reason goes into the index")
     parser.add_argument("--nvcc", help="CUDA compiler, default the one on PATH or in CUDA_HOME")
     parser.add_argument("--no-cuda", metavar="WHY", help="leave CUDA C++ kernels out; the reason goes into the index")
-    parser.add_argument(
-        "--check", action="store_true", help="fail with the reason if Triton kernels cannot be compiled here"
-    )
+    parser.add_argument("--check", action="store_true", help="fail with the reason if Triton cannot compile here")
     parser.add_argument("--check-budgets", type=Path, metavar="FOLDER", help="fail where a kernel outgrew its budget")
     parser.add_argument("--budgets-of", type=Path, metavar="FOLDER", help="print the registers in use, as budgets.json")
     return parser

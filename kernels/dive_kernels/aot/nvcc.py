@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dive_kernels.aot.resources import resources
+from dive_kernels.aot.job import resources
 from dive_kernels.cuda_kernels import CUDA_KERNELS, OPTIONS, CudaKernel
 from dive_kernels.package import Binary, Compilation, Kernel, binary, write_atomically
 from dive_kernels.sources import source_file, source_hash
@@ -38,7 +38,10 @@ def compile_all(nvcc: str, architectures: Sequence[int], out: Path) -> tuple[lis
             continue
         for source in sources:
             functions = [kernel for kernel in CUDA_KERNELS if source_file(kernel.kernel) == source]
-            ptx = _ptx(nvcc, source, architecture, out) if architecture == newest else None
+            ptx = None
+            if architecture == newest:  # a driver can assemble PTX for chips that are newer than any cubin
+                options = ["-ptx", f"-arch=compute_{architecture}"]
+                ptx, _ = _run(nvcc, source, options, out, f"{source.stem}-compute_{architecture}.ptx")
             kernels += _compile(nvcc, version, source, functions, architecture, out, ptx)
     return kernels, skipped
 
@@ -57,12 +60,6 @@ def _compile(
     cubin, log = _run(nvcc, source, options, out, f"{source.stem}-sm_{architecture}.cubin")
     reports = dict(re.findall(r"entry function '(\w+)'(.*?)(?=Compiling|\Z)", log, re.DOTALL))
     return [_kernel(function, reports[function.function], version, architecture, cubin, ptx) for function in functions]
-
-
-def _ptx(nvcc: str, source: Path, architecture: int, out: Path) -> Binary:
-    """Compiles a file to PTX, which a driver can assemble for chips that are newer than any cubin."""
-    options = ["-ptx", f"-arch=compute_{architecture}"]
-    return _run(nvcc, source, options, out, f"{source.stem}-compute_{architecture}.ptx")[0]
 
 
 def _run(nvcc: str, source: Path, options: Sequence[str], out: Path, name: str) -> tuple[Binary, str]:

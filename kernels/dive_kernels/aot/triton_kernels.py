@@ -13,8 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dive_kernels.aot.job import Job
-from dive_kernels.aot.resources import resources
+from dive_kernels.aot.job import Job, resources
 from dive_kernels.chips import PTX_VERSIONS, shared_limit
 from dive_kernels.package import Kernel, binary, write_atomically
 from dive_kernels.sources import source_hash

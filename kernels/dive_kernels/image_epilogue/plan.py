@@ -25,7 +25,7 @@ def plan(images: Tensor) -> tuple[Launch, tuple[Tensor, Tensor]]:
     launch = Launch(
         kernel=kernel.kernel,
         grid=(rows, -(-pixels // block_pixels())),
-        arguments=dict(zip(kernel.names, (images, out, broken, pixels), strict=True)),
+        arguments=dict(zip(dict(kernel.arguments), (images, out, broken, pixels), strict=True)),
         constants={},
         warps=kernel.warps,
         stages=kernel.stages,
