@@ -68,15 +68,8 @@ def pair_seed(seed: int, pid: str, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-@dataclass(frozen=True)
-class MultipleOf(Bound):
-    step: int
-
-    def __str__(self) -> str:
-        return f"a multiple of {self.step}"
-
-    def __contains__(self, value: int) -> bool:
-        return value >= self.step and value % self.step == 0
+def MultipleOf(step: int) -> Bound:
+    return Bound(f"a multiple of {step}", lambda value: value >= step and value % step == 0)
 
 
 Pixels = Annotated[int, MultipleOf(8)]
