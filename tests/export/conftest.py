@@ -1,0 +1,5 @@
+"""What tests of builders and quantisers share."""
+
+from tests.support.tensorrt_double import double
+
+__all__ = ["double"]  # a fixture
