@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import PhotoSet, log
-from dive_fast.data.sets import PAIRED, SET_HELP, SetSpec, read_set, read_sets
+from dive_fast.data.sets import PAIRED, SET_HELP, SetSpec, all_samples, read_set, read_sets
 from dive_fast.options import Changes
-from dive_fast.reid.evaluation.protocols import Protocol, ProtocolName
+from dive_fast.reid.evaluation.protocols import Protocol, ProtocolName, read_permutations
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.reid.training.recipes import RECIPES, override, recipe
 from dive_fast.settings import OneOf, Part
@@ -60,7 +60,6 @@ def join_training(
 
     Raises `InputError` for an identity of `real` that is in the others too, unless `same_people`.
     """
-    from dive_fast.data.sets import all_samples
     from dive_fast.synth import manifest
 
     known = all_samples(read_sets(real)) if real else []
@@ -91,8 +90,6 @@ def protocol_from(
 
     The protocol's trial is that of `spec`. Raises `InputError` for a protocol of another data set.
     """
-    from dive_fast.reid.evaluation.protocols import read_permutations
-
     if spec is not None and name not in _PROTOCOLS[spec.layout]:
         allowed = " or ".join(_PROTOCOLS[spec.layout])
         raise InputError(f"--protocol {name} is not for {spec.layout}; {label(spec)} takes {allowed}")
@@ -110,21 +107,14 @@ def protocol_from(
 
 
 def test_sides(spec: SetSpec, protocol: Protocol) -> tuple[list[Sample], list[Sample]]:
-    """Reads query and gallery of the test identities, in the modalities that the protocol searches."""
-    samples = read_set(spec)
-    if protocol.name != "pocket":
-        _log_incomplete(spec, samples)
-    return (
-        [sample for sample in samples if sample.modality == protocol.query_modality],
-        [sample for sample in samples if sample.modality == protocol.gallery_modality],
-    )
+    """Reads query and gallery of the test identities, in the modalities that the protocol searches.
 
-
-def _log_incomplete(spec: SetSpec, samples: Sequence[Sample]) -> None:
-    """Warns of a copy with missing images, whose scores cannot be compared with published ones."""
+    Warns of a copy with missing images, whose scores cannot be compared with published ones.
+    """
     from dive_fast.data.counts import ALL, PUBLISHED
 
-    for modality, word in (("ir", "infrared"), ("rgb", "visible")):
+    samples = read_set(spec)
+    for modality, word in (("ir", "infrared"), ("rgb", "visible")) if protocol.name != "pocket" else ():
         published = PUBLISHED.get((spec.layout, spec.split or ""), {}).get((ALL, modality))
         count = sum(sample.modality == modality for sample in samples)
         if published is not None and count != published[1]:
@@ -132,3 +122,7 @@ def _log_incomplete(spec: SetSpec, samples: Sequence[Sample]) -> None:
                 f"note: {label(spec)} has {count:,} {word} test images, {spec.layout} as published {published[1]:,}: do not "
                 "compare its scores with published ones"
             )
+    return (
+        [sample for sample in samples if sample.modality == protocol.query_modality],
+        [sample for sample in samples if sample.modality == protocol.gallery_modality],
+    )

@@ -45,12 +45,8 @@ def _rows(dataset: Path, tally: Tally, rule: Rule, side: Modality, roots: dict[s
         examples = tally.examples(rule, side, kind)
         if examples:
             cells = [cell for example in examples for cell in _cells(dataset, example, roots)]
-            yield picture_row(PictureRow(kind, _range(examples), cells))
-
-
-def _range(examples: list[Example]) -> str:
-    first, last = examples[0].value, examples[-1].value
-    return f"{first:.4g}" if first == last else f"{first:.4g} to {last:.4g}"
+            span = dict.fromkeys(f"{example.value:.4g}" for example in (examples[0], examples[-1]))
+            yield picture_row(PictureRow(kind, " to ".join(span), cells))
 
 
 def _cells(dataset: Path, example: Example, roots: dict[str, Path]) -> Iterator[Cell | None]:

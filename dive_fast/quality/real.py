@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dive_fast.data.sets import NamedSet, SetSpec, all_samples, read_sets, settings_of
 from dive_fast.quality.measures import centroids
-from dive_fast.quality.reid_extractor import F32, Features, ReidExtractor
+from dive_fast.quality.reid_extractor import F32, Features
 from dive_fast.synth.provenance import read_tags
 from dive_fast.types import MODALITIES, InputError, Modality, Sample
 
@@ -29,11 +29,14 @@ class Centres:
 
 @dataclass(frozen=True)
 class RealImages:
-    """Samples of real sets, in the order of their features; `names` are "set/file"."""
+    """Real sets and the features of their `samples`, in that order; `names` are "set/file"."""
 
     sets: tuple[NamedSet, ...]
-    samples: tuple[Sample, ...]
     features: Features
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        return all_samples(self.sets)
 
     @cached_property
     def names(self) -> list[str]:
@@ -76,12 +79,6 @@ def read_real(specs: Sequence[SetSpec]) -> list[NamedSet]:
         if made:
             raise InputError(f"{sample.path} is a generated image, by its tags; leave it out")
     return sets
-
-
-def real_images(sets: Sequence[NamedSet], extractor: ReidExtractor, tone: bool, progress: str | None) -> RealImages:
-    """Decodes every image of the sets and keeps its features."""
-    samples = all_samples(sets)
-    return RealImages(tuple(sets), tuple(samples), extractor.features(samples, tone, progress))
 
 
 def set_metadata(sets: Sequence[NamedSet]) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from dive_fast.io import (
 from dive_fast.quality.config import MEANINGS, ScoreConfig
 from dive_fast.quality.dataset import DatasetShard, dataset_hash, read_shard, records_hash, shard_numbers
 from dive_fast.quality.measures import F32, RunningQuantiles, nearest
-from dive_fast.quality.real import read_real, real_images, set_metadata
+from dive_fast.quality.real import RealImages, read_real, set_metadata
 from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
 from dive_fast.quality.scorer import PER_IMAGE, Scorer
 from dive_fast.quality.sidecar import VERSION, metadata_path, nearest_path, scores_path
@@ -149,9 +149,11 @@ def _scorer(
     progress: bool,
 ) -> Scorer:
     """The scorer of this dataset; checks the real sets before it opens a generated image."""
-    known = real_images(real, extractor, "modality" in config.scores, "real images" if progress else None)
-    same = [named.spec for named in train] == [named.spec for named in real]
-    learned = known if same else real_images(train, extractor, False, "training images" if progress else None)
+    bars = ("real images", "training images") if progress else (None, None)
+    known = RealImages(tuple(real), extractor.features(all_samples(real), "modality" in config.scores, bars[0]))
+    learned = known
+    if [named.spec for named in train] != [named.spec for named in real]:
+        learned = RealImages(tuple(train), extractor.features(all_samples(train), False, bars[1]))
     scorer = Scorer(known, learned, frozenset(config.scores), config.percentile)
     made = {(pair.pid, side) for number in shard_numbers(dataset) for pair, side in read_shard(dataset, number).made}
     scorer.check({pid for pid, _ in made}, {side for _, side in made})

@@ -7,9 +7,7 @@ import pytest
 
 from dive_fast.quality import measures
 from dive_fast.quality.measures import (
-    centroids,
     left_out_margins,
-    margins,
     nearest,
     nearest_within,
     unit,
@@ -22,15 +20,6 @@ def features():
 
 
 LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 3])
-
-
-def test_margin_by_hand():
-    centres = np.array([[1, 0], [0, 1], [-1, 0]], np.float32)
-    rows = np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32)
-    np.testing.assert_allclose(margins(rows, np.array([0, 0, 2]), centres), [1.0, -0.2, -1.0], atol=1e-6)
-    np.testing.assert_allclose(
-        centroids(rows, np.array([0, 1, 1]), 2), [[1, 0], unit(np.array([[0.6, 1.8]]))[0]], atol=1e-6
-    )
 
 
 def test_an_image_is_left_out_of_its_own_centroid(features):

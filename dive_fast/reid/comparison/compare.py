@@ -66,7 +66,7 @@ def compare(
     require_matplotlib()
     if len(seeds) > 1:
         require_scipy()
-    _check(arms, query, gallery, config, seeds, protocol, apart)
+    _check(arms, query, gallery, config, seeds, protocol)
     task = RetrievalTask.from_samples(query, gallery, protocol, permutations, dataset)
     configs = _fair_configs(arms, config, apart)
     for name, (fair, added) in configs.items():
@@ -118,13 +118,14 @@ def _carry_out_missing(missing: Sequence[Run], config: ReidConfig, workers: int,
     else:
         try:
             for run in missing:
-                _log(progress, f"{run.arm}, seed {run.config.seed}")
+                if progress:
+                    print(f"{run.arm}, seed {run.config.seed}", flush=True)
                 carry_out(run, progress)
         finally:
             decoded.cache_clear()
-    for run in missing:
+    for run in missing if progress else ():
         result = run.result()
-        _log(progress, f"{run.arm}, seed {run.config.seed}: mAP {result.map:.2f}, rank-1 {result.rank1:.2f}")
+        print(f"{run.arm}, seed {run.config.seed}: mAP {result.map:.2f}, rank-1 {result.rank1:.2f}", flush=True)
 
 
 def _check(
@@ -134,15 +135,9 @@ def _check(
     config: ReidConfig,
     seeds: Sequence[int],
     protocol: Protocol,
-    apart: Collection[str],
 ) -> None:
-    if not arms:
-        raise InputError("compare: there are no arms; give at least one training set")
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"compare: seeds must be a list of different numbers, got {list(seeds)}")
-    unknown = sorted(set(apart) - set(arms))
-    if unknown:
-        raise InputError(f"compare: apart names {', '.join(unknown)}, which is no arm; there are {', '.join(arms)}")
     if config.validation.people:
         raise InputError(
             f"compare: validation people must be 0, got {config.validation.people}: arms would hold out different ones"
@@ -255,8 +250,3 @@ def _gaps_closed(maps: Sequence[float], baseline: Sequence[float], oracle: Seque
 def _statistics(name: str, values: Sequence[float | None]) -> dict[str, Any]:
     mean, std = mean_std(values)
     return {f"{name}_mean": mean, f"{name}_deviation": std}
-
-
-def _log(progress: bool, line: str) -> None:
-    if progress:
-        print(line, flush=True)

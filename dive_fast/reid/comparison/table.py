@@ -9,7 +9,7 @@ import numpy as np
 
 from dive_fast.data.counts import align
 from dive_fast.io import atomic_write
-from dive_fast.reid.comparison.records import Arm, Comparison, PeopleTest, SeedTest, Significance
+from dive_fast.reid.comparison.records import Comparison, PeopleTest, SeedTest, Significance
 from dive_fast.reid.comparison.significance import LEVEL, needed_deviations
 from dive_fast.reid.evaluation.protocols import describe
 
@@ -30,23 +30,21 @@ _FEW_SEEDS = 5
 
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """Returns one row of cells per arm, in the order of `HEADER`; "-" for an absent value."""
-    return [_row(arm, comparison.label(arm.name)) for arm in comparison.arms]
-
-
-def _row(arm: Arm, label: str) -> tuple[str, ...]:
-    synthetic = f" ({arm.synthetic:,} synthetic images)" if arm.synthetic else ""
-    return (
-        label,
-        f"{arm.identities:,}",
-        f"{arm.without_infrared:,}",
-        f"{arm.visible:,}",
-        f"{arm.infrared:,}{synthetic}",
-        format_std(arm.map_mean, arm.map_deviation),
-        f"{arm.rank1_mean:.1f}",
-        format_std(arm.difference_mean, arm.difference_deviation, sign="+"),
-        _significance(arm.significance),
-        _percent(arm.gap_closed_mean, arm.gap_closed_deviation),
-    )
+    return [
+        (
+            comparison.label(arm.name),
+            f"{arm.identities:,}",
+            f"{arm.without_infrared:,}",
+            f"{arm.visible:,}",
+            f"{arm.infrared:,}" + (f" ({arm.synthetic:,} synthetic images)" if arm.synthetic else ""),
+            format_std(arm.map_mean, arm.map_deviation),
+            f"{arm.rank1_mean:.1f}",
+            format_std(arm.difference_mean, arm.difference_deviation, sign="+"),
+            _significance(arm.significance),
+            _percent(arm.gap_closed_mean, arm.gap_closed_deviation),
+        )
+        for arm in comparison.arms
+    ]
 
 
 def _significance(found: Significance | None) -> str:

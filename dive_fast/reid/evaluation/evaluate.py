@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,13 @@ def evaluate_reid(
     return task.result(scores, features.checkpoint, flip=flip, rerank=rerank, other_people=other_people)
 
 
-def seen_identities(record: Mapping[str, Any]) -> set[str]:
-    """Returns the identities that a checkpoint was trained on or its best weights chosen on, by its `reid.json`."""
-    return {*record["pids"], *record.get("validation", {}).get("people", ())}
+def check_unseen(record: Mapping[str, Any], query: Sequence[Sample], gallery: Sequence[Sample]) -> None:
+    """Raises `InputError` when a side holds identities that a checkpoint was trained or its best weights chosen on.
 
-
-def check_unseen(seen: Collection[str], query: Sequence[Sample], gallery: Sequence[Sample]) -> None:
-    """Raises `InputError` when a side holds identities of `seen`, as RegDB's model of another trial has."""
-    known = sorted(set(seen) & {s.pid for s in [*query, *gallery]})
+    RegDB's model of another trial is such a checkpoint. `record` is its `reid.json`.
+    """
+    seen = {*record["pids"], *record.get("validation", {}).get("people", ())}
+    known = sorted(seen & {s.pid for s in [*query, *gallery]})
     if known:
         raise InputError(
             f"the checkpoint was trained or chosen on {len(known):,} identities of the test set ({abbreviate(known)}); give "
@@ -94,7 +93,7 @@ def extract(
     """Returns the features of both sides by a checkpoint; see `evaluate_reid`."""
     model, config, record = load_model(checkpoint, device)
     if not other_people:
-        check_unseen(seen_identities(record), query, gallery)
+        check_unseen(record, query, gallery)
     size = (config.model.height, config.model.width)
     sides = [
         embed_files(model, samples, size, flip=flip, batch=batch, progress=f"{name} images" if progress else None)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dive_fast.io import canonical_json, read_json, sha256_bytes, write_json
 from dive_fast.reid.comparison.plots import require_matplotlib
 from dive_fast.reid.data.dataset import check_samples
-from dive_fast.reid.evaluation.evaluate import check_unseen, embed_files, seen_identities
+from dive_fast.reid.evaluation.evaluate import check_unseen, embed_files
 from dive_fast.reid.evaluation.protocols import Permutations, Protocol, describe, draw_trials
 from dive_fast.reid.evaluation.task import check_sides
 from dive_fast.reid.pictures.config import ORDERS, ShowConfig
@@ -72,7 +72,7 @@ def show_retrieval(
         check_samples(pictured, "features")
     model, recipe, record = load_model(checkpoint, device)
     if not other_people:
-        check_unseen(seen_identities(record), query, gallery)
+        check_unseen(record, query, gallery)
     metadata = {
         **protocol.metadata(),
         "dataset": dataset,

@@ -129,7 +129,7 @@ def fit(
                 row = {"step": step + 1, "lr": config.lr * scale, **state.step(batch, scale, step + 1)}
                 done.step = step + 1
                 done.rows.append(row)
-                if leads and validation is not None and validation.due(step + 1, total):
+                if leads and validation is not None and (step + 1 == total or (step + 1) % validation.every == 0):
                     row |= _validate(validation, state, done)
                 if scalars is not None:
                     scalars.add(step + 1, **{name: value for name, value in row.items() if name != "step"})

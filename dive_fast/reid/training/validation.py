@@ -76,10 +76,6 @@ class Validation:
         query, gallery = (images.take(kind.nonzero()[:, 0].tolist()) for kind in (images.infrared, ~images.infrared))
         return cls(query, gallery, config.every_steps or per_epoch * (config.every_epochs or 1), chosen)
 
-    def due(self, done: int, total: int) -> bool:
-        """Returns whether to score the weights after `done` steps of `total`: at regular steps, and at the end."""
-        return done % self.every == 0 or done == total
-
     def score(self, model: ReidModel, step: int) -> dict[str, float]:
         """Returns mAP, rank-1 and mINP in percent after `step` steps; the model stays in training mode.
 

@@ -41,29 +41,30 @@ def world(people=("0007", "0002", "0011"), each=3):
     return query, gallery, Extracted(*units, "0" * 64), root
 
 
+QUERY, GALLERY, FEATURES, ROOT = world()
+
+
 def plain(samples):
     return np.array([int(s.pid) for s in samples]), np.array([int(s.camera[3:]) for s in samples])
 
 
 @pytest.mark.parametrize("target", ["out.mat", "folder"])
 def test_what_is_written_is_read_back(tmp_path, target):
-    query, gallery, features, root = world()
-    write_features(tmp_path / target, query, gallery, features, root, {"dataset": "toy"})
+    write_features(tmp_path / target, QUERY, GALLERY, FEATURES, ROOT, {"dataset": "toy"})
     found = read_features(tmp_path / target)
-    for side, samples, values in (("query", query, features.query), ("gallery", gallery, features.gallery)):
+    for side, samples, values in (("query", QUERY, FEATURES.query), ("gallery", GALLERY, FEATURES.gallery)):
         np.testing.assert_array_equal(found.arrays[f"{side}_f"], values)
         assert found.arrays[f"{side}_label"].tolist() == [s.pid for s in samples]
         assert found.arrays[f"{side}_cam"].tolist() == plain(samples)[1].tolist()
-        assert found.arrays[f"{side}_name"].tolist() == [s.path.relative_to(root).as_posix() for s in samples]
-    np.testing.assert_allclose(found.arrays["distance"], 1 - features.query @ features.gallery.T, atol=1e-6)
+        assert found.arrays[f"{side}_name"].tolist() == [s.path.relative_to(ROOT).as_posix() for s in samples]
+    np.testing.assert_allclose(found.arrays["distance"], 1 - FEATURES.query @ FEATURES.gallery.T, atol=1e-6)
 
 
 def test_mat_is_what_the_agw_family_reads(tmp_path):
-    query, gallery, features, root = world()
-    write_features(tmp_path / "out.mat", query, gallery, features, root, {})
+    write_features(tmp_path / "out.mat", QUERY, GALLERY, FEATURES, ROOT, {})
     found = scipy_io.loadmat(tmp_path / "out.mat")
     assert found["query_f"].shape == (18, 8) and found["gallery_f"].dtype == np.float32
-    for name, samples in (("query", query), ("gallery", gallery)):
+    for name, samples in (("query", QUERY), ("gallery", GALLERY)):
         ids, cams = plain(samples)
         np.testing.assert_array_equal(found[f"{name}_label"][0], ids)
         np.testing.assert_array_equal(found[f"{name}_cam"][0], cams)
@@ -83,22 +84,23 @@ def test_folder_holds_plain_arrays_and_a_record(tmp_path):
         aligned(found, query, gallery, root)
 
 
-def agw_file(path, query, gallery, features, **changes):
-    """What the AGW family's test code saves, as MATLAB's doubles; None leaves a field out."""
-    (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
+def theirs(folder, features=FEATURES, **changes):
+    """What the AGW family's test code saves, as MATLAB's doubles, and what is read of it; None leaves a field out."""
+    (qid, qcam), (gid, gcam) = plain(QUERY), plain(GALLERY)
     content = {"gallery_f": features.gallery, "gallery_label": gid.astype(float), "gallery_cam": gcam}
     content |= {"query_f": features.query, "query_label": qid.astype(float), "query_cam": qcam}
-    scipy_io.savemat(path, {key: value for key, value in {**content, **changes}.items() if value is not None})
-    return path
+    scipy_io.savemat(
+        folder / "f.mat", {key: value for key, value in {**content, **changes}.items() if value is not None}
+    )
+    return read_features(folder / "f.mat")
 
 
 def test_features_of_other_code_as_given(tmp_path):
-    query, gallery, features, _ = world()
-    scaled = replace(features, query=5 * features.query)  # cosine does not care
-    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, scaled))
+    scaled = replace(FEATURES, query=5 * FEATURES.query)  # cosine does not care
+    found = theirs(tmp_path, scaled)
     result = score_feature_file(found, "features", Protocol("sysu"), dataset="theirs")
-    (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
-    expected = evaluate(1 - features.query @ features.gallery.T, qid, gid, qcam, gcam)
+    (qid, qcam), (gid, gcam) = plain(QUERY), plain(GALLERY)
+    expected = evaluate(1 - FEATURES.query @ FEATURES.gallery.T, qid, gid, qcam, gcam)
     assert result.map == pytest.approx(100 * expected.map)
     assert (result.source, result.checkpoint) == ("features", found.sha256)
     assert (result.protocol["draw"], result.protocol["trials"], result.gallery) == ("as given", 1, 36)
@@ -106,38 +108,35 @@ def test_features_of_other_code_as_given(tmp_path):
 
 
 def test_features_are_drawn_from_under_a_protocol(tmp_path):
-    query, gallery, features, root = world()
     protocol = Protocol("sysu", trials=4)
-    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features))
-    result = score_feature_file(found, "features", protocol, dataset="x", sides=(query, gallery), root=root)
-    (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
-    distances = 1 - features.query @ features.gallery.T
+    found = theirs(tmp_path)
+    result = score_feature_file(found, "features", protocol, dataset="x", sides=(QUERY, GALLERY), root=ROOT)
+    (qid, qcam), (gid, gcam) = plain(QUERY), plain(GALLERY)
+    distances = 1 - FEATURES.query @ FEATURES.gallery.T
     maps = [
         100 * evaluate(distances[:, rows], qid, gid[rows], qcam, gcam[rows]).map
-        for rows in (trial.gallery for trial in draw_trials(query, gallery, protocol))
+        for rows in (trial.gallery for trial in draw_trials(QUERY, GALLERY, protocol))
     ]
     np.testing.assert_allclose(result.per_trial["map"], maps)
     assert result.protocol == protocol.metadata()
 
 
 def test_reranking_of_other_code_s_features(tmp_path):
-    query, gallery, features, _ = world()
-    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features))
+    found = theirs(tmp_path)
     result = score_feature_file(found, "features", Protocol("regdb"), dataset="x", rerank=RerankConfig(5, 2))
-    distances = Reranked(features.query, features.gallery, RerankConfig(5, 2)).rows(slice(None))
-    expected = evaluate(distances, plain(query)[0], plain(gallery)[0], protocol="regdb")
+    distances = Reranked(FEATURES.query, FEATURES.gallery, RerankConfig(5, 2)).rows(slice(None))
+    expected = evaluate(distances, plain(QUERY)[0], plain(GALLERY)[0], protocol="regdb")
     assert result.map == pytest.approx(100 * expected.map)
 
 
 def test_distances_of_other_code(tmp_path):
-    query, gallery, _, root = world()
     distances = np.random.default_rng(1).random((18, 36))
     np.save(tmp_path / "d.npy", distances)
-    sides = (query, gallery)
+    sides = (QUERY, GALLERY)
     result = score_feature_file(
-        read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x", sides=sides, root=root
+        read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x", sides=sides, root=ROOT
     )
-    (qid, qcam), (gid, gcam) = plain(query), plain(gallery)
+    (qid, qcam), (gid, gcam) = plain(QUERY), plain(GALLERY)
     assert result.map == pytest.approx(100 * evaluate(distances, qid, gid, qcam, gcam).map)
     assert result.source == "distances"
     refused("query_label", score_feature_file, read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x")
@@ -150,41 +149,38 @@ def test_distances_of_other_code(tmp_path):
 
 
 def test_named_files_may_stand_in_any_order(tmp_path):
-    query, gallery, features, root = world()
     order = np.random.default_rng(2).permutation(18), np.random.default_rng(3).permutation(36)
-    shuffled = Extracted(features.query[order[0]], features.gallery[order[1]], "")
-    sides = [[samples[i] for i in rows] for samples, rows in zip((query, gallery), order, strict=True)]
-    write_features(tmp_path / "f.mat", *sides, shuffled, root, {})
-    got = aligned(read_features(tmp_path / "f.mat"), query, gallery, root)
-    np.testing.assert_array_equal(got.arrays["query_f"], features.query)
-    np.testing.assert_array_equal(got.arrays["gallery_f"], features.gallery)
-    np.testing.assert_allclose(got.arrays["distance"], 1 - features.query @ features.gallery.T, atol=1e-6)
-    assert got.arrays["query_label"].tolist() == [s.pid for s in query]
-    other = [replace(query[0], path=root / "cam3/0002/0099.jpg"), *query[1:]]
-    refused(r"1 .*cam3/0002/0099\.jpg", aligned, read_features(tmp_path / "f.mat"), other, gallery, root)
+    shuffled = Extracted(FEATURES.query[order[0]], FEATURES.gallery[order[1]], "")
+    sides = [[samples[i] for i in rows] for samples, rows in zip((QUERY, GALLERY), order, strict=True)]
+    write_features(tmp_path / "f.mat", *sides, shuffled, ROOT, {})
+    got = aligned(read_features(tmp_path / "f.mat"), QUERY, GALLERY, ROOT)
+    np.testing.assert_array_equal(got.arrays["query_f"], FEATURES.query)
+    np.testing.assert_array_equal(got.arrays["gallery_f"], FEATURES.gallery)
+    np.testing.assert_allclose(got.arrays["distance"], 1 - FEATURES.query @ FEATURES.gallery.T, atol=1e-6)
+    assert got.arrays["query_label"].tolist() == [s.pid for s in QUERY]
+    other = [replace(QUERY[0], path=ROOT / "cam3/0002/0099.jpg"), *QUERY[1:]]
+    refused(r"1 .*cam3/0002/0099\.jpg", aligned, read_features(tmp_path / "f.mat"), other, GALLERY, ROOT)
 
 
 def test_other_labels_that_stand_for_one_person_each_are_fine(tmp_path):
     """RegDB's lists count people anew in every trial."""
-    query, gallery, features, root = world()
     anew = {2: 0, 7: 1, 11: 2}
     labels = {
         f"{name}_label": np.array([anew[i] for i in plain(samples)[0].tolist()])
-        for name, samples in (("query", query), ("gallery", gallery))
+        for name, samples in (("query", QUERY), ("gallery", GALLERY))
     }
-    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, **labels))
-    aligned(found, query, gallery, root)
+    found = theirs(tmp_path, **labels)
+    aligned(found, QUERY, GALLERY, ROOT)
     labels["gallery_label"] = np.roll(labels["gallery_label"], 1)
-    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, **labels))
-    refused("gallery_label", aligned, found, query, gallery, root)
+    found = theirs(tmp_path, **labels)
+    refused("gallery_label", aligned, found, QUERY, GALLERY, ROOT)
 
 
 def test_other_cameras_are_told(tmp_path):
-    query, gallery, features, root = world()
-    cams = np.roll(plain(query)[1], 9)
-    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, query_cam=cams))
-    refused("query_cam says 6 for row 0", aligned, found, query, gallery, root)
-    refused("18 query .* 17", aligned, found, query[1:], gallery, root)
+    cams = np.roll(plain(QUERY)[1], 9)
+    found = theirs(tmp_path, query_cam=cams)
+    refused("query_cam says 6 for row 0", aligned, found, QUERY, GALLERY, ROOT)
+    refused("18 query .* 17", aligned, found, QUERY[1:], GALLERY, ROOT)
 
 
 @pytest.mark.parametrize(
@@ -204,21 +200,17 @@ def test_other_cameras_are_told(tmp_path):
     ],
 )
 def test_bad_contents_are_named(tmp_path, key, array, message):
-    query, gallery, features, _ = world()
-    path = agw_file(tmp_path / "f.mat", query, gallery, features, **{key: array})
-    refused(message, read_features, path)
+    refused(message, theirs, tmp_path, **{key: array})
 
 
 @pytest.mark.parametrize("missing", ["query_label", "gallery_cam"])
 def test_missing_lists_are_named(tmp_path, missing):
-    query, gallery, features, _ = world()
-    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, **{missing: None}))
+    found = theirs(tmp_path, **{missing: None})
     refused(missing, score_feature_file, found, "features", Protocol("sysu"), dataset="x")
 
 
 def test_a_feature_of_zeros_has_no_direction(tmp_path):
-    query, gallery, features, _ = world()
-    found = read_features(agw_file(tmp_path / "f.mat", query, gallery, features, query_f=np.zeros((18, 8))))
+    found = theirs(tmp_path, query_f=np.zeros((18, 8)))
     refused("query_f .*zeros", score_feature_file, found, "features", Protocol("sysu"), dataset="x")
 
 

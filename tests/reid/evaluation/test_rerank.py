@@ -94,15 +94,6 @@ def test_single_precision_is_close():
     np.testing.assert_allclose(rerank(query.astype(np.float32), gallery.astype(np.float32)), exact, atol=1e-5)
 
 
-def test_lambda_1_is_the_original_distance():
-    query, gallery = points(7, 5, 30)
-    squares = ((query[:, None] - gallery) ** 2).sum(axis=2)
-    both = ((query[:, None] - np.concatenate([query, gallery])) ** 2).sum(axis=2)
-    np.testing.assert_allclose(
-        rerank(query, gallery, RerankConfig(share=1.0)), squares / both.max(axis=1, keepdims=True), atol=1e-6
-    )
-
-
 def test_identical_images_everywhere():
     np.testing.assert_allclose(rerank(np.ones((2, 3)), np.ones((4, 3))), 0, atol=1e-7)
 

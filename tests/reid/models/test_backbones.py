@@ -25,9 +25,6 @@ TINY = dict(zip(SIZES, (24, 2, 3, 40, 16), strict=True))
 IMAGE = (64, 32)
 
 
-# --- non-local blocks
-
-
 @pytest.mark.parametrize("shape", [(2, 8, 3, 1), (2, 6, 5, 4)], ids=["3 positions, 4 inner", "20 positions, 3 inner"])
 def test_nonlocal_is_what_the_paper_says(shape):
     torch.manual_seed(0)
@@ -72,9 +69,6 @@ def test_agw_has_2_blocks_in_the_second_stage_and_3_in_the_third():
     marks = "".join("n" if isinstance(layer, NonLocal) else "r" for layer in trunk)
     assert marks == "rrr" + "rrrnrn" + "rrrrnrnrn" + "rrr"
     assert [m.query.in_channels for m in trunk if isinstance(m, NonLocal)] == [512] * 2 + [1024] * 3
-
-
-# --- ResNet-50 from torchvision's file
 
 
 def torchvision_state(old: bool = False) -> dict[str, torch.Tensor]:
@@ -187,9 +181,6 @@ def test_pickles_are_not_run_and_damaged_files_are_named(tmp_path):
     for name in ("evil.pth", "half.safetensors", "more.pth"):
         refused(name, read_state, tmp_path / name)
     assert not (tmp_path / "ran").exists()
-
-
-# --- vision transformers
 
 
 def save_vit(folder: Path, whole: bool = False, **changes):

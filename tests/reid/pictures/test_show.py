@@ -346,8 +346,7 @@ def test_refusals(city, checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_hands_its_options_on(tmp_path, monkeypatch):
-    from dive_fast import cli
+def test_the_command_hands_its_options_on(tmp_path, monkeypatch, run):
     from dive_fast.commands import reid_show
     from dive_fast.reid.pictures import show
 
@@ -361,11 +360,9 @@ def test_the_command_hands_its_options_on(tmp_path, monkeypatch):
     monkeypatch.setattr(reid_show, "join_training", lambda real, sets, datasets, same: [*sets, *datasets])
     monkeypatch.setattr(reid_show, "test_sides", lambda data, protocol: ([], []))
     options = ["reid", "show", "--checkpoint", "c", "--test", "sysu:s", "--out", str(tmp_path), "--device", "cpu"]
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(options)
+    assert run(*options)[0] == 0
     assert seen["config"] == ShowConfig() and seen["features_of"] is None and seen["protocol"] == Protocol()
     changed = shlex.split("--queries 2 --orders worst,random --top 5 --shown-trial 3 --per-page 9 --seed 7")
-    with pytest.raises(SystemExit, match="0"):
-        cli.main([*options, *changed, "--images", "0", "--no-flip", "--protocol", "sysu", "--synthetic", "pairs"])
+    assert run(*options, *changed, *shlex.split("--images 0 --no-flip --protocol sysu --synthetic pairs"))[0] == 0
     assert seen["config"] == ShowConfig(2, ("worst", "random"), 5, 3, 9, images=0, seed=7, flip=False)
     assert seen["features_of"] == [Path("pairs")] and seen["protocol"].name == "sysu"

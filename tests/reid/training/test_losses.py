@@ -53,14 +53,6 @@ def test_weighted_and_squared_difference(loss, power, seed):
     assert loss(features, labels).item() == pytest.approx(sum(expected) / len(expected), rel=1e-9)
 
 
-def test_squared_difference_by_hand():
-    """People at 0 and 5, and at 1 and 2 on a line: the first, for one, has positives 4.966536, negatives 1.268941 away."""
-    features, labels = torch.tensor([[0.0], [5.0], [1.0], [2.0]], dtype=torch.float64), torch.tensor([0, 0, 1, 1])
-    # Of the differences 3.697594, 1.697594, -0.411219 and -1.537883.
-    expected = (13.672205 + 2.936345 + 0.612167 + 0.089787) / 4
-    assert squared_difference_triplet(features, labels).item() == pytest.approx(expected, abs=1e-5)
-
-
 def test_squared_difference_of_identical_and_of_large_features():
     labels = torch.tensor([0, 0, 1, 1])
     same = torch.ones(4, 3, requires_grad=True)

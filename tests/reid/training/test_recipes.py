@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dive_fast.reid.training.config import ReidConfig, learning_rate, synthetic_fraction
+from dive_fast.reid.training.config import learning_rate, synthetic_fraction
 from dive_fast.reid.training.recipes import recipe
 from tests.support.refusals import refused
-
-
-def test_pocket_is_the_default():
-    assert recipe("pocket") == ReidConfig()
 
 
 def test_agw_as_published():

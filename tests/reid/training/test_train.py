@@ -264,16 +264,6 @@ def test_a_loss_scale_too_high_is_lowered_and_one_that_never_fits_is_an_error(ci
         state.step(batch, 1.0, 20)
 
 
-def test_a_schedule_of_the_synthetic_share_is_followed(city, tiny):
-    samples = city["train"] + city["external"] + city["external_ir"]
-    images = load_images(samples, 32, 32)
-    config = replace(tiny, steps=20, synthetic_schedule=((0.0, 0.5), (0.5, 0.5), (0.5, 0.0)))
-    sampler = PairSampler(images, config, images.synthetic.numpy())
-    made = [len({int(i) for i in images.labels[sampler.batch(step)] if int(images.pids[i]) > 20}) for step in range(20)]
-    assert made == [2] * 10 + [0] * 10
-    refused("2 synthetic identities.* 0", training.train_reid, city["train"], config, "nowhere", progress=False)
-
-
 def test_people_that_do_not_fit_are_refused_before_any_image_is_decoded(city, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "load_images", None)
     refused("0021", run, city["train"] + city["external"], tiny, tmp_path)
