@@ -53,7 +53,8 @@ def test_all_peers_draw_the_same_images(setup: Setup) -> None:
         assert 0.4 < baseline.parity.largest < 1.1  # of 255: rounding to whole levels
         assert baseline.parity.psnr > 58  # rms 0.29: rounding alone
         assert baseline.ms.n == 2
-        assert baseline.images_per_second.p50 == pytest.approx(4e3 / baseline.ms.p50, rel=0.3)
+        rate = baseline.images_per_second
+        assert 0.9 * rate.p5 <= 4e3 / baseline.ms.p50 <= rate.p95  # of two rounds, which may differ
     assert found.least_psnr == pytest.approx(psnr(2 * 0.29), abs=0.3)
     assert found.results[0].ours_faster is None
     assert all(baseline.ours_faster is not None and baseline.ours_faster.n == 2 for baseline in found.results[1:])

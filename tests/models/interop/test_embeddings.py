@@ -205,7 +205,7 @@ def test_missing_and_repeated_sources_are_named(bundle, adapter, published, tmp_
     lora = write_lora(tmp_path / "lora.bin", adapter, "diffusers")
     model = saved(tmp_path / "unet.bin", {"conv_in.weight": torch.zeros(2, 2), "conv_in.bias": torch.zeros(3)})
     for sources, part in [
-        ([embeddings], r"no LoRA in .*e\.pt.*--onto"),
+        ([embeddings], r"e\.pt.*--init-from"),
         ([lora], r"no embeddings in .*lora\.bin"),
         ([model], r"unet\.bin"),
         ([published, lora], r"pytorch_lora_weights\.safetensors and .*lora\.bin"),
