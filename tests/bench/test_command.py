@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,15 +16,14 @@ from dive_fast.bench.timing import Ratio
 from tests.support.cli import Run
 from tests.support.refusals import refused
 
-FEW = ("--rows", "2,6", "--steps", 2, "--guidance", 3, "--repeats", 2)
-SMALL = (*FEW, "--rounds", 2, "--baseline-rows", 4, "--device", "cpu")
+SMALL = "--rows 2,6 --steps 2 --guidance 3 --repeats 2 --rounds 2 --baseline-rows 4 --device cpu"
 
 
 @pytest.mark.slow
 def test_bench_writes_everything_and_capacity_reads_it(tiny_fused: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
-    model = ("--model", tiny_fused, "--backend", "torch")
-    code, text, error = run("bench", *model, *SMALL, "--baselines", "reference", "--out", out, "--json")
+    given = f"--model {tiny_fused} --backend torch {SMALL} --baselines reference --out {out} --json"
+    code, text, error = run("bench", *given.split())
     assert code == 0, error
     assert "estimate: at least" in error
     summary, written = json.loads(text.splitlines()[-1]), json.loads((out / "bench.json").read_text())
@@ -67,17 +65,17 @@ def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--fail-below", 0.9), "--fail-below requires --compare"),
-        (("--compare", "HEAD", "--fail-below", 0.9, "--rounds", 4), "at least 5 --rounds"),
-        (("--baselines", "best"), "--baselines: 'best'"),
-        (("--presets", "best"), "--presets: 'best'"),
-        (("--compare", "HEAD", "--precision", "fp16"), "--baselines"),
-        (("--rows", "2,x"), "--rows"),
-        (("--compare", "no-such-ref"), "no-such-ref|git checkout"),
+        ("--fail-below 0.9", "--fail-below requires --compare"),
+        ("--compare HEAD --fail-below 0.9 --rounds 4", "at least 5 --rounds"),
+        ("--baselines best", "--baselines: 'best'"),
+        ("--presets best", "--presets: 'best'"),
+        ("--compare HEAD --precision fp16", "--baselines"),
+        ("--rows 2,x", "--rows"),
+        ("--compare no-such-ref", "no-such-ref|git checkout"),
     ],
 )
-def test_bad_questions_exit_with_2(arguments: tuple[Any, ...], part: str, run: Run) -> None:
-    code, out, error = run("bench", "--device", "cpu", *arguments)
+def test_bad_questions_exit_with_2(arguments: str, part: str, run: Run) -> None:
+    code, out, error = run("bench", "--device", "cpu", *arguments.split())
     assert (code, out) == (2, "")
     assert any(words in error for words in part.split("|")), error
 
@@ -92,8 +90,8 @@ def test_a_regression_fails_the_command(
     ]
     monkeypatch.setattr(compare, "other_tree", lambda ref, target: "0" * 40)
     monkeypatch.setattr(compare, "compare_trees", lambda *a, **k: found)
-    given = ("--compare", "HEAD", "--model", tmp_path, "--device", "cpu", "--out", tmp_path, "--fail-below", limit)
-    stopped, out, error = run("bench", *given)
+    given = f"--compare HEAD --model {tmp_path} --device cpu --out {tmp_path} --fail-below {limit}"
+    stopped, out, error = run("bench", *given.split())
     assert stopped == code
     assert "batch        2 rows  0.900x (0.800 to 0.950 in 5 rounds)" in out
     assert ("batches of 2 rows are 0.900 times as fast, 0.91 is asked for" in error) is (code == 1)
@@ -102,8 +100,8 @@ def test_a_regression_fails_the_command(
 
 @pytest.mark.slow
 def test_capacity_by_hand(tmp_path: Path, run: Run) -> None:
-    given = ("--pairs", 1_000_000, "--rate", 10, "--bytes-per-image", 100_000, "--disk-write", 100, "--network", 25)
-    code, text, _ = run("capacity", *given, "--gpus", "1,64,1000", "--out", tmp_path, "--json")
+    given = "--pairs 1000000 --rate 10 --bytes-per-image 100000 --disk-write 100 --network 25 --gpus 1,64,1000"
+    code, text, _ = run("capacity", *given.split(), "--out", tmp_path, "--json")
     assert code == 0
     assert text.startswith("prediction, not a measurement")
     found = json.loads((tmp_path / "capacity.json").read_text())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dive_fast.bench import child
-from dive_fast.bench.compare import Task, _difference, compare_trees, lines, other_tree, regression
+from dive_fast.bench.compare import Difference, Task, _difference, compare_trees, lines, other_tree, regression
 from dive_fast.bench.machine import commit
 from dive_fast.engines import load_engine
 from dive_fast.engines.torch_engine import TorchEngine
@@ -79,24 +79,24 @@ def test_a_known_difference_is_found(tmp_path: Path) -> None:
     assert verdict in lines(found, "0123456789abcdef")[1]
 
 
-def test_few_turns_prove_nothing(tmp_path: Path) -> None:
-    found = compare_trees(tree(tmp_path / "a", 0.06), TASK, tmp_path, rounds=1, here=tree(tmp_path / "b", 0.02))
-    assert regression(found, 9) is None
-    assert {d.verdict for d in found} == {"too few rounds to tell"}
-
-
 def test_a_tree_that_cannot_be_measured_is_named(tmp_path: Path) -> None:
     old = tree(tmp_path / "a", 0.0)
     (old / "dive_fast" / "sampling.py").write_text("")
     refused("cannot import name", compare_trees, old, TASK, tmp_path, rounds=1, error=DiveError)
 
 
-def test_turns_that_disagree_are_noise() -> None:
-    times = {"there": [10.0, 10.0, 10.0, 10.0, 10.0], "here": [20.0, 20.0, 20.0, 20.0, 9.0]}
-    rounds = {name: [{"unet": {"2": [ms] * 3}} for ms in values] for name, values in times.items()}
-    found = _difference("unet", 2, rounds)
+def difference(there: list[float], here: list[float]) -> Difference:
+    """Of batches of 2 rows that took so many milliseconds in the rounds."""
+    times = {"there": there, "here": here}
+    return _difference("batch", 2, {name: [{"batch": {"2": [ms] * 3}} for ms in ms_] for name, ms_ in times.items()})
+
+
+def test_rounds_that_disagree_are_noise_and_few_prove_nothing() -> None:
+    found = difference([10.0] * 5, [20.0, 20.0, 20.0, 20.0, 9.0])
     assert (found.faster.low, found.faster.median, found.faster.high) == (0.5, 0.5, pytest.approx(10 / 9))
     assert (found.ms_there, found.ms_here, found.verdict) == (10, 20, "no difference beyond noise")
+    few = difference([10.0] * 4, [30.0] * 4)
+    assert few.verdict == "too few rounds to tell" and regression([few], 9) is None
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 
 from dive_fast.sampling import guided, initial_noise, repeated
@@ -31,13 +30,10 @@ def test_noise_leaves_the_global_generator_alone_and_is_that_of_diffusers() -> N
     assert torch.equal(ours, theirs)
 
 
-def test_no_seeds_give_no_rows() -> None:
+def test_no_seeds_give_no_rows_and_seeds_that_no_generator_takes_are_refused() -> None:
     assert initial_noise([], SHAPE).shape == (0, *SHAPE)
-
-
-@pytest.mark.parametrize("seed", [-1, 2**64])
-def test_refuses_a_seed_that_no_generator_takes(seed: int) -> None:
-    refused(f"first {seed}", initial_noise, [1, seed], SHAPE)
+    for seed in (-1, 2**64):
+        refused(f"first {seed}", initial_noise, [1, seed], SHAPE)
 
 
 def test_guidance_is_one_call_of_both_halves_the_empty_prompt_first() -> None:
@@ -60,10 +56,7 @@ def test_scale_one_needs_no_empty_prompt() -> None:
     assert out[:, 0, 0, 0].tolist() == [3, 5]
 
 
-def test_other_scales_need_it() -> None:
+def test_other_scales_need_it_and_must_be_finite() -> None:
     refused("empty prompt", guided, Recorder(), torch.tensor([3]), null_index=None, scale=2.0)
-
-
-@pytest.mark.parametrize("scale", [math.nan, math.inf])
-def test_refuses_a_scale_that_is_not_finite(scale: float) -> None:
-    refused("finite", guided, Recorder(), torch.tensor([3]), null_index=0, scale=scale)
+    for scale in (math.nan, math.inf):
+        refused("finite", guided, Recorder(), torch.tensor([3]), null_index=0, scale=scale)

@@ -23,9 +23,17 @@ def assert_equal(config: dict[str, Any], steps: int) -> None:
     assert signal == pytest.approx(torch.stack([alphas, noise], 1).flatten().tolist(), rel=1e-15)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 20, 50, 333])
-def test_equals_diffusers_for_the_pndm_config_of_sd15(steps: int) -> None:
-    assert_equal(SCHEDULER_CONFIG, steps)
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        *((SCHEDULER_CONFIG, steps) for steps in (1, 2, 3, 7, 10, 20, 50, 333)),
+        ({}, 12),  # the defaults of diffusers
+        # a name that diffusers reads as this solver
+        ({**SCHEDULER_CONFIG, "solver_type": "bh2", "_class_name": "UniPCMultistepScheduler"}, 10),
+    ],
+)
+def test_equals_diffusers(config: dict[str, Any], steps: int) -> None:
+    assert_equal(config, steps)
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
@@ -33,14 +41,6 @@ def test_equals_diffusers_for_the_pndm_config_of_sd15(steps: int) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 48, 50, 96])
 def test_equals_diffusers_for_every_spacing_and_beta_schedule(spacing: str, betas: str, steps: int) -> None:
     assert_equal({**SCHEDULER_CONFIG, "timestep_spacing": spacing, "beta_schedule": betas}, steps)
-
-
-def test_missing_entries_take_the_defaults_of_diffusers() -> None:
-    assert_equal({}, 12)
-
-
-def test_names_that_diffusers_reads_as_this_solver() -> None:
-    assert_equal({**SCHEDULER_CONFIG, "solver_type": "bh2", "_class_name": "UniPCMultistepScheduler"}, 10)
 
 
 def test_defaults_that_another_class_filled_in_are_not_taken_for_choices() -> None:

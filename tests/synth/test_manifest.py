@@ -91,21 +91,20 @@ def test_verify_finds_pairs_that_are_not_planned(out):
     ]
 
 
-def test_dropped_pairs_are_no_samples(out):
-    before = {s.path.relative_to(out).as_posix() for s in samples(out)}
+def sampled(out: Path) -> set[str]:
+    return {sample.path.relative_to(out).as_posix() for sample in samples(out)}
+
+
+def test_dropped_and_rejected_pairs_are_no_samples(out):
+    """The first pair's photo stands in other pairs, too."""
+    before = sampled(out)
     (out / "dropped.jsonl").write_text('{"pair_id":"0001-00000-cam3","reasons":["identity 0.1 < 0.5"]}\n')
-    assert before - {s.path.relative_to(out).as_posix() for s in samples(out)} == {"cam3/0001/0001.png"}
+    assert before - sampled(out) == {"cam3/0001/0001.png"}
     (out / "dropped.jsonl").write_text("{}\n")
     refused(r"dropped\.jsonl line 1", samples, out)
-
-
-def test_rejected_pairs_are_no_samples(out):
-    before = samples(out)
+    (out / "dropped.jsonl").unlink()
     edit_first_record(out, lambda row: row.update(status="rejected"))
-    gone = {s.path.relative_to(out).as_posix() for s in before} - {
-        s.path.relative_to(out).as_posix() for s in samples(out)
-    }
-    assert gone == {"cam3/0001/0001.png"}  # its photo stands in other pairs
+    assert before - sampled(out) == {"cam3/0001/0001.png"}
 
 
 @pytest.mark.parametrize(

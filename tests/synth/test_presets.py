@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dive_fast.sampling import Sampling, Schedule
 from dive_fast.synth import load_plan
-from dive_fast.synth.plan import save_plan
 from tests.support.cli import Run
 from tests.support.fake_engine import SCHEDULER_CONFIG, FakeEngine, make, plan_of
 from tests.support.refusals import refused
@@ -20,28 +19,21 @@ def test_the_engine_is_asked_for_fewer_rows_outside_the_interval(tmp_path: Path)
     assert engine.eps_rows == [4, 8, 4, 4]  # four images; of the steps the second alone lies in low < sigma <= high
 
 
-def test_a_plan_keeps_its_settings_on_disk(tmp_path: Path) -> None:
-    plan = plan_of(guidance_interval=(0.25, 4), precision="fp16")
-    save_plan(plan, tmp_path / "plan.json")
-    assert load_plan(tmp_path / "plan.json") == plan
-    assert len({plan.plan_id, plan_of().plan_id, plan_of(precision="fp16").plan_id}) == 3
-
-
 def test_options_override_a_preset(tmp_path: Path, tiny_engine: Path, run: Run) -> None:
-    def planned(*options: str) -> tuple[object, ...]:
-        command = ["plan", "--model", str(tiny_engine), "--mode", "synthetic", "--rgb", "cam1", "--out"]
-        code, _, error = run(*command, tmp_path / "p.json", *options)
+    def planned(options: str) -> tuple[object, ...]:
+        command = f"plan --model {tiny_engine} --mode synthetic --rgb cam1 --out {tmp_path / 'p.json'} {options}"
+        code, _, error = run(*command.split())
         assert code == 0, error
         plan = load_plan(tmp_path / "p.json")
         return plan.sampling, plan.precision
 
-    assert planned() == (Sampling(20, 2.0), None)
-    assert planned("--preset", "fast") == (Sampling(15, 2.0), None)
-    assert planned("--preset", "turbo", "--guidance", "3") == (Sampling(7, 3.0), "fp8")
-    assert planned("--preset", "turbo", "--precision", "any") == (Sampling(7, 2.0), None)
-    own = ("--steps", "9", "--guidance-interval", "all", "--precision", "fp16")
-    assert planned("--preset", "fast", *own) == (Sampling(9, 2.0), "fp16")
-    assert planned("--guidance-interval", "0.5,2") == (Sampling(20, 2.0, (0.5, 2.0)), None)
+    assert planned("") == (Sampling(20, 2.0), None)
+    assert planned("--preset fast") == (Sampling(15, 2.0), None)
+    assert planned("--preset turbo --guidance 3") == (Sampling(7, 3.0), "fp8")
+    assert planned("--preset turbo --precision any") == (Sampling(7, 2.0), None)
+    own = "--steps 9 --guidance-interval all --precision fp16"
+    assert planned(f"--preset fast {own}") == (Sampling(9, 2.0), "fp16")
+    assert planned("--guidance-interval 0.5,2") == (Sampling(20, 2.0, (0.5, 2.0)), None)
 
 
 def test_an_engine_of_another_precision_than_the_plan_wants_is_refused(tmp_path: Path) -> None:
