@@ -75,9 +75,8 @@ def claim_folder(
         raise InputError(f"{folder} is a file; choose another --out")
     if path.exists():
         if read_json(path, what) != content:
-            raise InputError(
-                f"{folder} holds another {what}: its inputs or options differ; delete it or choose another --out"
-            )
+            text = f"{folder} holds another {what}: its inputs or options differ"
+            raise InputError(f"{text}; delete it or choose another --out")
     elif folder.exists() and any(not entry.name.startswith(f".{marker}.") for entry in folder.iterdir()):
         raise InputError(f"{folder} holds other files and no {what}; choose another --out")
     with clear_disk_errors(folder):
@@ -173,9 +172,8 @@ def read_jsonl(path: Path | str, what: str) -> Iterator[Any]:
                 try:
                     value = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise InputError(
-                        f"{what}: {path} line {number} is not valid JSON; delete the file and rerun"
-                    ) from error
+                    where = f"{path} line {number}"
+                    raise InputError(f"{what}: {where} is not valid JSON; delete the file and rerun") from error
                 yield value
     except OSError as error:
         raise _unreadable(path, what, error) from error

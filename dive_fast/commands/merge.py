@@ -56,10 +56,8 @@ def merge(
 
 def _text(out: Path, report: dict[str, Any]) -> str:
     counts = ", ".join(f"{row['images']:,} {row['kind']} {row['modality']}" for row in report["train"])
-    test = (
-        f"; {report['test']:,} test images of {', '.join(report['test_of'])}" if report["test_of"] else "; no test half"
-    )
-    return f"merged tree {out}: {report['people']:,} people to train on, images: {counts}{test}"
+    test = f"{report['test']:,} test images of {', '.join(report['test_of'])}" if report["test_of"] else "no test half"
+    return f"merged tree {out}: {report['people']:,} people to train on, images: {counts}; {test}"
 
 
 def manifest(

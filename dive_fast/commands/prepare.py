@@ -6,16 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dive_fast.commands.common import (
-    Base,
-    Device,
-    Json,
-    PhotoSet,
-    Tokenizer,
-    finish,
-    log,
-    torch_device,
-)
+from dive_fast.commands.common import Base, Device, Json, PhotoSet, Tokenizer, finish, log, torch_device
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.sets import SET_HELP, read_sets
 from dive_fast.types import to_dict
@@ -32,9 +23,7 @@ def prepare(
     model: Base = "pocket",
     tokenizer: Tokenizer = None,
     latents: Annotated[bool, "Cache the latents of --model's VAE; a later run of the same sets can add them."] = True,
-    dry_run: Annotated[
-        bool, "Only count, and report what filters leave out and what space is needed; write nothing."
-    ] = False,
+    dry_run: Annotated[bool, "Only count images and report dropped ones and the space needed; write nothing."] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -65,7 +54,7 @@ def prepare(
         )
         return
     report = _make(plan, out, bundle)
-    finish(_text(out, report), _summary(out, report), json)
+    finish(_text(out, report), {"out": out, **_summary(report)}, json)
 
 
 def _plan(photos: Sequence[PhotoSet], config: PrepareConfig) -> PreparePlan:
@@ -138,13 +127,10 @@ def _text(out: Path, report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _summary(out: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """The report without its long lists, which stay in `prepared.json`."""
-    counted = {name: len(report[name]) for name in ("damaged", "duplicates", "shards")}
-    latents = report["latents"][0]["encoder"] if report["latents"] else None
+def _summary(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with counts instead of its long lists, which stay in `prepared.json`."""
     kept = {name: report[name] for name in ("images", "identities", "read", "prepared", "sets", "filters")}
-    dropped = [
-        {"set": row["set"], "rule": row["rule"], "images": len(row["images"]), "identities": len(row["identities"])}
-        for row in report["dropped"]
-    ]
-    return {"out": out, **kept, **counted, "dropped": dropped, "latents": latents}
+    counted = {name: len(report[name]) for name in ("damaged", "duplicates", "shards")}
+    dropped = [{**row, "images": len(row["images"]), "identities": len(row["identities"])} for row in report["dropped"]]
+    latents = report["latents"][0]["encoder"] if report["latents"] else None
+    return {**kept, **counted, "dropped": dropped, "latents": latents}

@@ -13,9 +13,7 @@ def report(
     dataset: Dataset,
     /,
     out: Annotated[
-        Path,
-        "Folder to write; its index.html needs no server and no network. A name that ends in .html gives one page with a "
-        "few pairs instead.",
+        Path, "Folder to write, whose index.html needs no server. A name in .html gives one page of a few pairs."
     ],
     config: ReportConfig,
     verify: Annotated[bool, "Also show what dive-fast verify finds; reads every file of the dataset."] = False,

@@ -19,7 +19,6 @@ def read_folder(root: Path | str, camera: str, modality: Modality = "rgb") -> li
     root = Path(root)
     require_folder(root, _EXPECTED)
     folders = identity_folders(root)
-    samples = [
-        Sample(f, pid, camera, modality=modality) for pid, folder in folders.items() for f in image_files(folder)
-    ]
+    files = ((pid, file) for pid, folder in folders.items() for file in image_files(folder))
+    samples = [Sample(file, pid, camera, modality=modality) for pid, file in files]
     return check_tree(samples, root, folders, _EXPECTED)

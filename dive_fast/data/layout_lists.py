@@ -25,10 +25,8 @@ class ListNaming(Naming):
 
     def problems(self, people: Sequence[str], cameras: Sequence[tuple[str, Modality]]) -> Problems:
         spaced = [pid for pid in people if " " in pid]
-        wrong = (
-            [f"{abbreviate(spaced)}: a name with a space cannot stand in a list; use --number-people"] if spaced else []
-        )
-        return wrong, []
+        problem = f"{abbreviate(spaced)}: a name with a space cannot stand in a list; use --number-people"
+        return [problem] if spaced else [], []
 
     def _kept(self, own: str, pid: str, camera: str) -> str:
         path = PurePosixPath(own)

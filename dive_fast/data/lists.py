@@ -63,7 +63,6 @@ def _image(line: str, where: str, root: Path, files: dict[str, str], labels: dic
                 "copy the lists from the data set again, all of one trial and version"
             )
     if not (root / inside).is_file():
-        raise InputError(
-            f"{where}: {root / inside} does not exist; unpack the data set again or use the list that belongs to it"
-        )
+        remedy = "unpack the data set again or use the list that belongs to it"
+        raise InputError(f"{where}: {root / inside} does not exist; {remedy}")
     return ListedImage(root / inside, canonical_pid(inside.parent.name, where))

@@ -133,9 +133,7 @@ def read_shard(out: Path, number: int) -> PackedShard:
         raise InputError(f"prepared shard: {path} is no shard's index; delete it and run dive-fast prepare again")
     images = tuple(from_dict(PackedImage, row, str(path)) for row in data["images"])
     if not all(image.modality in MODALITIES for image in images):
-        raise InputError(
-            f"prepared shard: {path} names another modality than {MODALITIES}; delete it and prepare again"
-        )
+        raise InputError(f"prepared shard: {path} names another modality than {MODALITIES}; delete it, prepare again")
     damaged = tuple(from_dict(DamagedImage, row, str(path)) for row in data["damaged"])
     return from_dict(PackedShard, {**data, "images": images, "damaged": damaged}, str(path))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -83,8 +84,8 @@ class Survey:
 class _Found:
     """Counts of one pass over all images: a few numbers a person, one 64-bit hash a generated file."""
 
-    counts: dict[str, dict[tuple[Modality, str], int]] = field(default_factory=dict)
-    origins: dict[str, set[str]] = field(default_factory=dict)
+    counts: defaultdict[str, Counter[tuple[Modality, str]]] = field(default_factory=lambda: defaultdict(Counter))
+    origins: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     cameras: set[tuple[str, Modality]] = field(default_factory=set)
     files: array[int] = field(default_factory=lambda: array("Q"))
     size: int = 0
@@ -111,10 +112,7 @@ def survey(inputs: Inputs, config: MergeConfig, progress: Progress = lambda _: N
         MergedIdentity(pid, names[pid], labels[pid], *(_total(found.counts[pid], side) for side in MODALITIES))
         for pid in labels
     )
-    images: dict[tuple[Modality, str], int] = {}
-    for pid in labels:
-        for key, count in found.counts[pid].items():
-            images[key] = images.get(key, 0) + count
+    images = sum((found.counts[pid] for pid in labels), Counter[tuple[Modality, str]]())
     decided = Survey(inputs, config, people, images, found.size, trial, found.digest.hexdigest())
     _check_kept_names(decided)
     return decided
@@ -146,10 +144,8 @@ def _walk(inputs: Inputs, config: MergeConfig, progress: Progress) -> _Found:
     found = _Found()
     for image in inputs.images():
         sample = image.sample
-        counts = found.counts.setdefault(sample.pid, {})
-        key = (sample.modality, sample.source)
-        counts[key] = counts.get(key, 0) + 1
-        found.origins.setdefault(sample.pid, set()).add(image.origin)
+        found.counts[sample.pid][sample.modality, sample.source] += 1
+        found.origins[sample.pid].add(image.origin)
         if not image.own:
             found.cameras.add((config.cameras.get(sample.camera, sample.camera), sample.modality))
         if image.pair_id is not None:
@@ -159,9 +155,8 @@ def _walk(inputs: Inputs, config: MergeConfig, progress: Progress) -> _Found:
                 )
             found.files.append(_hash64(image))
         found.size += image.size
-        found.digest.update(
-            canonical_json([image.origin, image.file, sample.pid, sample.camera, image.sha256]).encode()
-        )
+        identity = [image.origin, image.file, sample.pid, sample.camera, image.sha256]
+        found.digest.update(canonical_json(identity).encode())
         progress(1)
     if not found.counts:
         raise InputError("no image is left to merge: every pair is unfinished, rejected or dropped")
@@ -213,18 +208,14 @@ def _check_held_out(inputs: Inputs, config: MergeConfig, people: set[str]) -> No
 
 
 def _people_kept(found: _Found, config: MergeConfig) -> list[str]:
-    single = {
-        pid for pid, counts in found.counts.items() if not all(_total(counts, modality) for modality in MODALITIES)
-    }
+    single = {pid for pid, counts in found.counts.items() if not all(_total(counts, side) for side in MODALITIES)}
     if single:
         counts = f"{len(single):,} of {len(found.counts):,} people"
         message = f"{counts} are seen in one modality only ({abbreviate_sorted(single)})"
         if config.missing == "refuse":
             raise InputError(f"{message}; leave them out with --missing drop")
-        if config.missing == "drop":
-            warnings.warn(f"{message} and left out", stacklevel=3)
-        else:
-            warnings.warn(f"{message}; cross-modality trainers need both: --missing drop leaves them out", stacklevel=3)
+        advice = "; cross-modality trainers need both: --missing drop leaves them out"
+        warnings.warn(message + (" and left out" if config.missing == "drop" else advice), stacklevel=3)
     kept = [pid for pid in found.counts if config.missing == "keep" or pid not in single]
     if not kept:
         raise InputError("no identity is left to merge: all are seen in one modality only; use --missing keep")
@@ -238,14 +229,11 @@ def _numbered(people: list[str], inputs: Inputs, config: MergeConfig) -> dict[st
     held = {pid for half in inputs.held_out.values() for pid in half.people}
     fixed = {pid for pid in (*people, *held) if is_number(pid) and len(pid) == 4}
     number = max((int(pid) for pid in fixed), default=0)
-    names = {}
-    for pid in sorted(people, key=natural_key):
-        if pid not in fixed:
-            number += 1
-        names[pid] = pid if pid in fixed else f"{number:04d}"
-    if number > 9999:
-        raise InputError(f"four digits do not number {len(people):,} people behind {max(fixed, default='0000')}")
-    return names
+    others = [pid for pid in sorted(people, key=natural_key) if pid not in fixed]
+    if number + len(others) > 9999:
+        raise InputError(f"four digits do not number {len(people):,} people behind {number:04d}")
+    new = {pid: f"{number + i:04d}" for i, pid in enumerate(others, start=1)}
+    return {pid: new.get(pid, pid) for pid in people}
 
 
 def _check_layout(config: MergeConfig, trial: int, found: _Found, people: list[str]) -> None:

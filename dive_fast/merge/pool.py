@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,15 +19,14 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]
     """Each item with its result, in the items' order; the first failure is raised once it is its turn."""
     with ThreadPoolExecutor(THREADS, thread_name_prefix="dive-merge") as pool:
         waiting: deque[tuple[T, Future[R]]] = deque()
+        remaining = iter(items)
         try:
-            for item in items:
+            for item in islice(remaining, WINDOW):
                 waiting.append((item, pool.submit(work, item)))
-                if len(waiting) >= WINDOW:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
             while waiting:
                 done, future = waiting.popleft()
                 yield done, future.result()
+                waiting.extend((item, pool.submit(work, item)) for item in islice(remaining, 1))
         finally:
             for _, future in waiting:
                 future.cancel()

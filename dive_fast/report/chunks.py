@@ -59,19 +59,14 @@ class Columns:
     def append(self, fixed: Mapping[str, int], optional: Mapping[str, float] = MappingProxyType({})) -> None:
         """Adds one pair: a number for every fixed column, any for the optional ones."""
         for name, number in fixed.items():
-            self._column(name, self._types[name]).append(number)
+            self._block.setdefault(name, array(self._types[name])).append(number)
         for name, value in optional.items():
-            column = self._column(name, "f")
+            column = self._block.setdefault(name, array("f"))
             column.extend([np.nan] * (self._rows - len(column)))
             column.append(value)
         self._rows += 1
         if self._rows == self._most:
-            self._write()
-
-    def finish(self) -> None:
-        """Writes the last block."""
-        if self._rows:
-            self._write()
+            self.finish()
 
     def read(self, name: str, number: int) -> NDArray[Any]:
         """Block `number` of a column, from disk."""
@@ -82,10 +77,8 @@ class Columns:
         """Every file's name, as for `write_chunk`."""
         return (_column_chunk(name, number) for name, numbers in self.blocks.items() for number in numbers)
 
-    def _column(self, name: str, kind: str) -> array[Any]:
-        return self._block.setdefault(name, array(kind))
-
-    def _write(self) -> None:
+    def finish(self) -> None:
+        """Writes the block at hand, if it has pairs."""
         for name, column in self._block.items():
             if name not in self._types:
                 column.extend([np.nan] * (self._rows - len(column)))

@@ -72,13 +72,17 @@ def write_gallery(
         damaged = walk.images_with(tuple(thumbs.DAMAGED.values()))
         notes = _notes(rows, walk, missing, damaged)
         rates = throughput(read_times(dataset) or walk.events)
+        plots: list[dict[str, str]] = []
+        if can_plot():
+            plots = plot_scores(out / "plots", walk.tally.scores, list(walk.tally.cameras), walk.numbers)
+            plots += [] if rates is None else [plot_throughput(out / "plots", rates)]
         index = {
             **_metadata(rows, walk, out),
             "missing": missing,
             "damaged": damaged,
             "scores": _scores(walk, meanings),
             "throughput": _throughput_metadata(dataset, rates),
-            "plots": _plots(walk, out / "plots", rates) if can_plot() else [],
+            "plots": plots,
             "problems": None if problems is None else list(problems),
             "notes": notes if can_plot() else [*notes, NO_PLOTS],
         }
@@ -129,13 +133,12 @@ def _address(dataset: Path, out: Path) -> str:
 
 def _notes(rows: DatasetRows, walk: Walk, missing: int, damaged: int) -> list[str]:
     planned, pairs = len(rows.plan.pairs), walk.tally.pairs
+    strays = rows.strays[DROPPED]
     found = {
         f"unfinished: {pairs:,} of {planned:,} planned pairs are made; run synth again to finish it": pairs < planned,
         f"{missing:,} images are missing; dive-fast verify says which": missing,
         f"{damaged:,} images cannot be read; dive-fast verify says which": damaged,
-        f"dropped.jsonl names {rows.strays[DROPPED]:,} pairs that are not in the dataset; filter again": rows.strays[
-            DROPPED
-        ],
+        f"dropped.jsonl names {strays:,} pairs that are not in the dataset; filter again": strays,
     }
     return [note for note, true in found.items() if true]
 
@@ -167,12 +170,6 @@ def _throughput_metadata(dataset: Path, rates: Throughput | None) -> dict[str, A
         "start": when(float(rates.edges[0])),
         "end": when(float(rates.edges[-1])),
     }
-
-
-def _plots(walk: Walk, folder: Path, rates: Throughput | None) -> list[dict[str, str]]:
-    cameras = list(walk.tally.cameras)
-    plots = plot_scores(folder, walk.tally.scores, cameras, walk.numbers)
-    return plots if rates is None else [*plots, plot_throughput(folder, rates)]
 
 
 def _people(walk: Walk) -> dict[str, Any]:

@@ -116,9 +116,8 @@ def _side_scores(scores: Any, where: str) -> dict[str, float]:
         raise InputError(f"{where}: expected an object of scores, got {scores!r}; run dive-fast score --overwrite")
     for name, value in scores.items():
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise InputError(
-                f"{where} {name} is {json.dumps(value)}, which is no finite number; run dive-fast score --overwrite"
-            )
+            text = f"{where} {name} is {json.dumps(value)}, which is no finite number"
+            raise InputError(f"{text}; run dive-fast score --overwrite")
     return scores
 
 

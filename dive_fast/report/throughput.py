@@ -47,20 +47,16 @@ def read_times(dataset: Path) -> list[Event] | None:
     path = dataset / TIMES
     if not path.exists():
         return None
-    events = []
-    for number, line in enumerate(read_jsonl(path, "times"), start=1):
-        event = _event(line)
-        if event is None:
-            raise InputError(f"{path} line {number} needs at (Unix seconds) and images (a count); delete the file")
-        events.append(event)
-    return events
+    lines = enumerate(read_jsonl(path, "times"), start=1)
+    return [_event(line, f"{path} line {number}") for number, line in lines]
 
 
-def _event(line: Any) -> Event | None:
-    at, images = (line.get("at"), line.get("images")) if isinstance(line, dict) else (None, None)
-    if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at < _FAR_FUTURE:
-        return None
-    return Event(float(at), images) if type(images) is int and images >= 0 else None
+def _event(line: Any, where: str) -> Event:
+    held: dict[str, Any] = line if isinstance(line, dict) else {}
+    at, images = held.get("at", -1), held.get("images")
+    if type(at) in (int, float) and 0 <= at < _FAR_FUTURE and type(images) is int and images >= 0:
+        return Event(float(at), images)
+    raise InputError(f"{where} needs at (Unix seconds) and images (a count); delete the file")
 
 
 def throughput(events: Sequence[Event]) -> Throughput | None:

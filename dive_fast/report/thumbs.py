@@ -62,14 +62,8 @@ def pack_name(number: int, digest: int) -> str:
 
 def make_pack(job: PackJob) -> Pack:
     """Finds the pack or draws it. Its name identifies its content, so an existing one is right."""
-    flaws = [
-        sum(
-            MISSING[side]
-            for side, (name, _) in zip(MODALITIES, pair, strict=True)
-            if not (job.dataset / name).is_file()
-        )
-        for pair in job.pairs
-    ]
+    there = [[(job.dataset / name).is_file() for name, _ in pair] for pair in job.pairs]
+    flaws = [MISSING["rgb"] * (not rgb) + MISSING["ir"] * (not ir) for rgb, ir in there]
     digest = _digest(job, flaws)
     if (job.folder / pack_name(job.number, digest)).is_file():
         return Pack(job.number, digest, bytes(flaws), made=False)

@@ -11,6 +11,7 @@ import pytest
 
 from dive_fast.data.layout_arrays import array_writer
 from dive_fast.data.layout_heldout import held_out
+from dive_fast.data.layout_names import Naming
 from dive_fast.data.layout_trees import train_and_val
 from dive_fast.data.layouts import LAYOUTS, NATIVE, labels_of, naming
 from dive_fast.data.sets import SetSpec
@@ -19,14 +20,19 @@ from tests.support.refusals import refused
 from tests.support.trees import touch, write
 
 
+def names_of(layout: str, trial: int = 1) -> Naming:
+    names = naming(layout, trial)
+    assert names is not None
+    return names
+
+
 def test_a_layout_that_is_not_written_is_refused() -> None:
     assert tuple(NATIVE) == LAYOUTS
     refused("sysu.*'cuhk03'", naming, "cuhk03")
 
 
 def test_new_names_follow_kept_ones() -> None:
-    sysu = naming("sysu")
-    assert sysu is not None
+    sysu = names_of("sysu")
     assert sysu.keep("cam1/0001/0041.JPG", "0001", "cam1") == "cam1/0001/0041.JPG"
     assert [sysu.add("0001", camera, "rgb", ".png") for camera in ("cam1", "cam2", "cam1")] == [
         "cam1/0001/0042.png",
@@ -34,8 +40,7 @@ def test_new_names_follow_kept_ones() -> None:
         "cam1/0001/0043.png",
     ]
     refused(r"cam1/0001/0041\.JPG", sysu.keep, "cam1/1/0041.JPG", "0001", "cam1")
-    regdb = naming("regdb", 4)
-    assert regdb is not None
+    regdb = names_of("regdb", 4)
     regdb.keep("Visible/1/new_v_00001_0001.png", "0001", "x")
     assert regdb.add("0001", "cam1", "rgb", ".PNG") == "Visible/1/new_v_00002_0001.png"
     assert regdb.keep("Thermal/1/a.bmp", "10001", "x") == "Thermal/10001/a.bmp"
@@ -57,9 +62,7 @@ def test_new_names_follow_kept_ones() -> None:
     ],
 )
 def test_problems(layout: str, people: str, camera: str, modality: str, wrong: str, caution: str) -> None:
-    names = naming(layout)
-    assert names is not None
-    found = names.problems([people], [(camera, modality)])  # type: ignore[list-item]
+    found = names_of(layout).problems([people], [(camera, modality)])  # type: ignore[list-item]
     errors, cautions = ("; ".join(texts) for texts in found)
     if wrong:  # what else there is to say then does not matter
         assert re.search(wrong, errors)
@@ -97,23 +100,15 @@ def test_arrays_appear_together_or_not_at_all(tmp_path: Path, monkeypatch: pytes
         rows = [add("rgb", pixels, 5), add("ir", 255 - pixels, 2), add("rgb", pixels[::-1], 3)]
         assert not list(tmp_path.glob("*.npy"))
         refused("rgb", add, "rgb", pixels, 0, error=DiveError)
-        refused(
-            r"uint8 \(4, 2, 3\), got uint8 \(2, 4, 3\)",
-            add,
-            "rgb",
-            pixels.transpose(1, 0, 2),
-            0,
-            error=DiveError,
-        )
+        message = r"uint8 \(4, 2, 3\), got uint8 \(2, 4, 3\)"
+        refused(message, add, "rgb", pixels.transpose(1, 0, 2), 0, error=DiveError)
     assert rows == [0, 0, 1]
     images, labels = np.load(tmp_path / "train_rgb_resized_img.npy"), np.load(tmp_path / "train_rgb_resized_label.npy")
     assert (images == np.stack([pixels, pixels[::-1]])).all()
     assert (labels.dtype, labels.tolist()) == (np.int64, [5, 3])
-    with (
-        pytest.raises(DiveError, match="1, 'ir': 0}"),
-        array_writer(tmp_path / "b", {"rgb": 2, "ir": 0}, (4, 2)) as add,
-    ):
+    other = tmp_path / "b"
+    with pytest.raises(DiveError, match="1, 'ir': 0}"), array_writer(other, {"rgb": 2, "ir": 0}, (4, 2)) as add:
         add("rgb", pixels, 0)
-    with pytest.raises(DiveError, match="disk is full"), array_writer(tmp_path / "b", {"rgb": 1, "ir": 0}, (4, 2)):
+    with pytest.raises(DiveError, match="disk is full"), array_writer(other, {"rgb": 1, "ir": 0}, (4, 2)):
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert list((tmp_path / "b").iterdir()) == []
+    assert list(other.iterdir()) == []

@@ -148,10 +148,7 @@ def test_msmt17_errors(tmp_path: Path) -> None:
         (["a/1.jpg 0", "a/../../1.jpg 0"], r"line 2: 'a/\.\./\.\./1\.jpg'"),
         (["/etc/1.jpg 0"], r"line 1: '/etc/1\.jpg'"),
         (["1.jpg 0"], r"line 1: '1\.jpg'"),
-        (
-            ["a/1.jpg 0", "b/1.jpg 1", "a/2.jpg 1"],
-            r"line 3: label 1 .* folder a, .* folder b at .* line 2",
-        ),
+        (["a/1.jpg 0", "b/1.jpg 1", "a/2.jpg 1"], r"line 3: label 1 .* folder a, .* folder b at .* line 2"),
         (["a/1.jpg 0", "a/2.jpg 1"], r"line 2: folder a .* label 1, .* label 0 at .* line 1"),
         (["a/1.jpg 0", "a/./1.jpg 0"], r"line 2: a/1\.jpg .* line 1"),
         (["a/1.jpg 0", "a/gone.jpg 0"], r"line 2: .*a/gone\.jpg"),
@@ -165,13 +162,8 @@ def test_wrong_lists(tmp_path: Path, lines: list[str], message: str) -> None:
 def test_lists_must_agree_with_each_other(tmp_path: Path) -> None:
     touch(tmp_path, "Visible/3/a.bmp", "Thermal/3/a.bmp")
     first, second = write(tmp_path / "v.txt", "Visible/3/a.bmp 0"), write(tmp_path / "t.txt", "Thermal/3/a.bmp 1")
-    refused(
-        r"t\.txt line 1: folder 3 .* label 1, .* label 0 at .*v\.txt line 1",
-        read_lists,
-        [first, second],
-        tmp_path,
-        "two lists",
-    )
+    message = r"t\.txt line 1: folder 3 .* label 1, .* label 0 at .*v\.txt line 1"
+    refused(message, read_lists, [first, second], tmp_path, "two lists")
 
 
 def test_lists_of_other_systems(tmp_path: Path) -> None:

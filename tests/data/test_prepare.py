@@ -17,9 +17,9 @@ from dive_fast.data.prepared import open_prepared, packed_images, prepared_image
 from dive_fast.data.sets import SetSpec, read_sets
 from dive_fast.data.shards import read_shard, tar_path
 from dive_fast.io import sha256_bytes
-from tests.support.preparing import break_file, contents, plan_of, prepare
+from tests.support.preparing import break_file, plan_of, prepare
 from tests.support.refusals import refused
-from tests.support.trees import photo
+from tests.support.trees import contents, photo
 
 
 def test_what_the_tars_hold(trees: Path, tmp_path: Path) -> None:
@@ -152,12 +152,6 @@ def test_damage_to_a_prepared_set_is_found(trees: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_left_to_prepare(trees: Path) -> None:
-    sets = read_sets([SetSpec("market", trees / "market")])
-    refused(
-        "filters",
-        PreparePlan,
-        tuple(apply_filters(sets, PrepareConfig(min_images=9))[0]),
-        (),
-        PrepareConfig(min_images=9),
-        (),
-    )
+    config = PrepareConfig(min_images=9)
+    left, _ = apply_filters(read_sets([SetSpec("market", trees / "market")]), config)
+    refused("filters", PreparePlan, tuple(left), (), config, ())

@@ -15,9 +15,9 @@ import pytest
 
 from dive_fast.data.prepare import PreparePlan, check_space, claimed, finished_shards, space_needed
 from dive_fast.types import DiveError, InputError
-from tests.support.preparing import break_file, contents, contents_of, plan_of, prepare
+from tests.support.preparing import break_file, contents_of, plan_of, prepare
 from tests.support.refusals import refused
-from tests.support.trees import photo
+from tests.support.trees import contents, photo
 
 
 def test_strict_stops_and_a_repair_is_taken_up(trees: Path, tmp_path: Path) -> None:

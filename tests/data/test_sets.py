@@ -7,22 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from dive_fast.data import sets as photo_sets
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.counts import Count, count_sets, table
 from dive_fast.data.filters import Dropped, apply_filters
 from dive_fast.data.prepare import PreparePlan
-from dive_fast.data.sets import (
-    PAIRED,
-    READERS,
-    Reader,
-    SetSpec,
-    all_samples,
-    join_sets,
-    parse_set,
-    read_set,
-    read_sets,
-    set_help,
-)
+from dive_fast.data.sets import PAIRED, READERS, Reader, SetSpec, all_samples, join_sets, parse_set, read_set, read_sets
 from dive_fast.types import Sample
 from tests.support.preparing import prepare
 from tests.support.refusals import refused
@@ -78,7 +68,7 @@ def test_a_new_reader_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(READERS, "flat", Reader(read_flat, False, "train", ("camera", "split"), "flat folders"))
     for seed, name in enumerate(("0001-a", "0001-b", "0002-a")):
         photo(tmp_path / "flat/train-1" / f"{name}.png", seed)
-    assert "flat (flat folders; takes camera=, split=train)" in set_help()
+    assert "flat (flat folders; takes camera=, split=train)" in photo_sets.set_help()
     sets = read_sets([f"flat:{tmp_path / 'flat'},camera=cam8,prefix=f"])
     assert [(s.pid, s.camera) for s in all_samples(sets)] == [("f0001", "cam8"), ("f0001", "cam8"), ("f0002", "cam8")]
     filters = PrepareConfig(min_images=2)

@@ -27,6 +27,7 @@ from dive_kernels.launch import Launch
 from dive_kernels.package import INDEX, Kernel, Package, binary, read, write
 from dive_kernels.reasons import why_not_here
 from tests.support.kernel_cases import compiled_kernel
+from tests.support.refusals import refused
 from tests.support.solver_cases import example
 
 CUBIN = b"\x7fELF and no more"
@@ -92,24 +93,21 @@ def test_a_corrupt_index_is_refused(
     data = json.loads(index.read_text())
     corrupt(data)
     index.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=message) as error:
-        read(index.parent)
-    assert str(index) in str(error.value) and "make kernels" in str(error.value)
+    refused(message, read, index.parent, error=ValueError)
+    refused([str(index), "make kernels"], read, index.parent, error=ValueError)
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "null", "[" * 100_000], ids=["empty", "cut", "list", "null", "deep"])
 def test_what_is_no_index_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(text)
-    with pytest.raises(ValueError, match=INDEX):
-        read(tmp_path)
+    refused(INDEX, read, tmp_path, error=ValueError)
 
 
 def test_a_folder_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(package.FOLDER, str(tmp_path / "gone"))
-    with pytest.raises(ValueError, match="kernels.json; make kernels .* DIVE_KERNELS_CUBINS"):
-        package.installed()
-    with pytest.raises(ValueError, match="gone: there is no kernels.json"):  # and not quietly Triton
-        running.match(example(), 80)
+    refused("kernels.json; make kernels .* DIVE_KERNELS_CUBINS", package.installed, error=ValueError)
+    # and not quietly Triton
+    refused("gone: there is no kernels.json", running.match, example(), 80, error=ValueError)
     monkeypatch.setenv(package.FOLDER, "")
     assert package.installed() is None
 
@@ -251,10 +249,9 @@ def test_run_says_every_reason(make: Callable[..., Package], monkeypatch: pytest
     monkeypatch.setattr(package, "has_cuda_python", lambda: False)
     make(kernel())
     arguments = {**example().arguments, "x_ptr": torch.zeros(5)[1:]}
-    with pytest.raises(ValueError, match=r"solver_step.fused:solver_step_kernel cannot run: ") as error:
-        running.run(replace(example(), arguments=arguments, warps=8))
-    for part in ("x_ptr lies at", "needs cuda-python", "only with other types", "needs triton (pip install 'dive-fas"):
-        assert part in str(error.value)
+    reasons = ("solver_step_kernel cannot run: ", "x_ptr lies at", "needs cuda-python", "only with other types")
+    launch = replace(example(), arguments=arguments, warps=8)
+    refused((*reasons, "needs triton (pip install 'dive-fas"), running.run, launch, error=ValueError)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -296,9 +293,8 @@ def test_neither_triton_nor_a_package_is_one_reason(
     monkeypatch.setattr(reasons, "has_cuda_python", lambda: True)
     assert why_not_here(tensors) == found[1:]
     monkeypatch.setattr(reasons, "capability", lambda _: 75)
-    assert (
-        "meta is sm_75, " in why_not_here(tensors)[0] and "has kernels for sm_80 (make kern" in why_not_here(tensors)[0]
-    )
+    reason = why_not_here(tensors)[0]
+    assert "meta is sm_75, " in reason and "has kernels for sm_80 (make kern" in reason
 
 
 # What cuda-python looks up in the driver's library, written to a file; a kernel's parameters by the sizes in SIZES.
@@ -436,7 +432,5 @@ def test_little_shared_memory_is_not_asked_for(fake_driver: Path, make: Callable
 @pytest.mark.slow
 def test_shared_memory_that_the_driver_refuses(fake_driver: Path, make: Callable[..., Package]) -> None:
     result, _ = start(fake_driver, make(kernel(shared_bytes=100_000)), refuse=1)
-    assert (
-        "solver_step_kernel: no 100000 bytes of shared memory on GPU 1, the driver answers CUDA_ERROR_INVALID_VALUE"
-        in (result.stderr)
-    )
+    told = "solver_step_kernel: no 100000 bytes of shared memory on GPU 1, the driver answers CUDA_ERROR_INVALID_VALUE"
+    assert told in result.stderr

@@ -23,19 +23,9 @@ from dive_fast.data.regdb import read_regdb
 from dive_fast.data.sysu import read_sysu
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError
-from tests.support.merging import (
-    agw_arrays,
-    agw_lines,
-    contents,
-    dataset,
-    drop,
-    joined,
-    provenance,
-    save_records,
-    sysu,
-)
+from tests.support.merging import agw_arrays, agw_lines, dataset, drop, joined, provenance, save_records, sysu
 from tests.support.refusals import refused
-from tests.support.trees import photo
+from tests.support.trees import contents, photo
 from tests.support.trees import write as write_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*seen in one modality")

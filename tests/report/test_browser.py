@@ -23,16 +23,10 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium to open the
 
 def page(folder: Path, **state: object) -> str:
     """The page's HTML after it has loaded with the state that stands in its address."""
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-dev-shm-usage",
-    ]
+    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-dev-shm-usage"
     profile = f"--user-data-dir={folder.parent / 'profile'}"
     address = f"{(folder / 'index.html').as_uri()}#{urlencode(state)}"
-    command = [str(BROWSER), *options, profile, "--virtual-time-budget=20000", "--dump-dom", address]
+    command = [str(BROWSER), *options.split(), profile, "--virtual-time-budget=20000", "--dump-dom", address]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dive_fast.merge.inputs import read_inputs
 from dive_fast.merge.plan import survey
 from dive_fast.merge.write import merge
 from dive_fast.types import PairRecord, Sample
+from tests.support.dataset import drop as write_drops
 from tests.support.dataset import write_dataset, write_shard
 from tests.support.trees import photo, write
 
@@ -39,17 +41,13 @@ def save_records(root: Path, records: Sequence[PairRecord]) -> None:
 
 
 def drop(root: Path, *pair_ids: str) -> None:
-    (root / "dropped.jsonl").write_text(
-        "".join(json.dumps({"pair_id": pair_id, "reasons": ["identity 0.31 < 0.50"]}) + "\n" for pair_id in pair_ids)
-    )
+    write_drops(root, [(pair_id, ["identity 0.31 < 0.50"]) for pair_id in pair_ids])
     write_json(root / "filter.json", {"dropped": len(pair_ids)})
 
 
 def sysu(root: Path) -> Path:
     """People 1 (train), 2 (val) and 3 (test), each with photos 1 and 7 by cam1 and cam3."""
-    for seed, (camera, pid, number) in enumerate(
-        (c, p, n) for c in ("cam1", "cam3") for p in (1, 2, 3) for n in (1, 7)
-    ):
+    for seed, (camera, pid, number) in enumerate(product(("cam1", "cam3"), (1, 2, 3), (1, 7))):
         photo(root / camera / f"{pid:04d}/{number:04d}.jpg", seed)
     for split, pid in (("train", 1), ("val", 2), ("test", 3)):
         write(root / f"exp/{split}_id.txt", str(pid))
@@ -62,10 +60,6 @@ def joined(out: Path, layout: str, real: Sequence[str] = (), synthetic: Sequence
     inputs = read_inputs([parse_set(text) for text in real], [parse_dataset(text) for text in synthetic], layout)
     merge(survey(inputs, config), out)
     return out
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def provenance(out: Path) -> list[dict[str, Any]]:

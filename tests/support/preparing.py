@@ -12,7 +12,7 @@ from dive_fast.data.filters import apply_filters
 from dive_fast.data.prepare import PreparePlan, claimed, finish, finished_shards, pack
 from dive_fast.data.prepared import open_prepared
 from dive_fast.data.sets import SetSpec, read_sets
-from dive_fast.io import sha256_file
+from tests.support.trees import contents
 
 
 def plan_of(root: Path, **settings: Any) -> PreparePlan:
@@ -30,11 +30,7 @@ def prepare(plan: PreparePlan, out: Path, progress: Callable[[int], object] = la
     return open_prepared(out).report
 
 
-def contents(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def contents_of(plan: PreparePlan, out: Path) -> dict[str, str]:
+def contents_of(plan: PreparePlan, out: Path) -> dict[str, bytes]:
     prepare(plan, out)
     return contents(out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,11 @@ def photo(path: Path, seed: int = 0, height: int = 24, width: int = 12) -> Path:
     return path
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by name."""
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
 def names(samples: Sequence[Sample], root: Path) -> list[str]:
     return [sample.path.relative_to(root).as_posix() for sample in samples]
 
@@ -40,21 +46,11 @@ def names(samples: Sequence[Sample], root: Path) -> list[str]:
 def mixed_trees(root: Path) -> tuple[Path, Path]:
     """A SYSU tree of two people in cam1 and cam3 (8 photos), and a Market tree of three (1, 2 and 3 photos)."""
     sysu, market = root / "sysu", root / "market"
-    for seed, (camera, pid, number) in enumerate(
-        (camera, pid, number) for camera in ("cam1", "cam3") for pid in (1, 2) for number in (1, 2)
-    ):
+    for seed, (camera, pid, number) in enumerate(product(("cam1", "cam3"), (1, 2), (1, 2))):
         photo(sysu / camera / f"{pid:04d}" / f"{number:04d}.jpg", seed)
     write(sysu / "exp/train_id.txt", "1")
     write(sysu / "exp/val_id.txt", "2")
-    for seed, name in enumerate(
-        [
-            "0002_c1s1_000001_01",
-            "0007_c2s1_000001_01",
-            "0007_c2s1_000002_01",
-            "0011_c1s1_000001_01",
-            "0011_c3s1_000001_01",
-            "0011_c3s1_000002_01",
-        ]
-    ):
-        photo(market / "bounding_box_train" / f"{name}.jpg", 100 + seed)
+    boxes = "0002_c1s1_000001 0007_c2s1_000001 0007_c2s1_000002 0011_c1s1_000001 0011_c3s1_000001 0011_c3s1_000002"
+    for seed, name in enumerate(boxes.split(), start=100):
+        photo(market / "bounding_box_train" / f"{name}_01.jpg", seed)
     return sysu, market
