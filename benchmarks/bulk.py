@@ -81,7 +81,7 @@ def pocket(folder: Path) -> Path:
 
     if not (folder / "engine").exists():
         _, fused = model_folder("pocket", "cpu", folder)
-        export_engine(fused, folder / "engine", rows_max=64, check=False, options=GraphOptions(form="bank"))
+        export_engine(fused, folder / "engine", rows_max=64, check=False, options=GraphOptions(variant="kv-cache"))
     return folder / "engine"
 
 

@@ -1,9 +1,9 @@
-"""onnxruntime, both UNet forms, against torch, eager and compiled, on the pocket model: `python -m benchmarks.engines --out
-FILE` (part of make bench, about 5 minutes).
+"""Both UNet variants by onnxruntime against torch, eager and compiled, on the pocket model: `python -m benchmarks.engines
+--out FILE` (part of make bench, about 5 minutes).
 
 All run the same fused model in the same process, calls interleaved, on random data; parity comes before speed. A figure is
 a median; the ratios are what counts on a CPU: eager torch's time by each other's, turn by turn. Compiled torch (inductor)
-is our torch-compiled engine: bank form, exact savings.
+is our torch-compiled engine: kv-cache variant, exact savings.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _engines(folder: Path, compiled: bool) -> dict[str, Engine]:
 
     _, fused = model_folder("pocket", "cpu", folder)
     engines = {EAGER: load_engine(fused)}
-    for name, options in ((PLAIN, GraphOptions()), (BANK, GraphOptions(form="bank"))):
+    for name, options in ((PLAIN, GraphOptions()), (BANK, GraphOptions(variant="kv-cache"))):
         export_engine(fused, folder / name, rows_max=max(ROWS), check=False, options=options)
         engines[name] = load_engine(folder / name)
     if compiled:

@@ -23,7 +23,7 @@ ROWS_MAX = 144
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 CHECKED = ("prompt_bank", "unet")
 NEEDED = {"prompt_bank": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}  # the network that a part is of
-VARIANTS = {"plain-fp32": ("plain", "fp32"), "bank-fp16": ("bank", "fp16")}
+VARIANTS = {"plain-fp32": ("plain", "fp32"), "bank-fp16": ("kv-cache", "fp16")}
 GRAPHS = (  # what matters most comes first, should the run be cut short
     ("plain-fp32", "unet"),
     ("bank-fp16", "unet"),
@@ -54,7 +54,7 @@ def measure(variant: str, part: str, folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = {
         "variant": variant,
         "part": part,
-        "removed": options.applied,
+        "optimizations": options.applied,
         "build s": round(building.seconds, 1),
         "export s": round(exporting.seconds, 1),
         "export peak MB": round(exporting.peak_mb or 0),

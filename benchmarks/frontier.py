@@ -85,7 +85,7 @@ def eight_bit(fused: Path) -> Engine:
     from dive_export.fp8_engine import quantize_engine
 
     exported, quantised = fused.with_name(f"exported-{fused.name}"), fused.with_name(f"fp8-{fused.name}")
-    export_engine(fused, exported, rows_max=ROWS, options=GraphOptions("bank"))
+    export_engine(fused, exported, rows_max=ROWS, options=GraphOptions("kv-cache"))
     if not quantised.is_dir():
         quantize_engine(exported, fused, quantised)
     return load_engine(quantised, "onnxruntime", device="cpu")

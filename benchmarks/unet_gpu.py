@@ -1,6 +1,6 @@
 """The UNet at Stable Diffusion 1.5's size on a GPU, random weights: `python -m benchmarks.unet_gpu --out FILE`.
 
-In one run, calls interleaved: torch eager and compiled (fp16, channels last), our bank form with all exact savings,
+In one run, calls interleaved: torch eager and compiled (fp16, channels last), our kv-cache variant with all exact savings,
 eager and compiled, without our kernels, with all of them, and with those that the table of measurements chooses; and
 onnxruntime's CUDA provider on the exported bank where onnxruntime-gpu is installed. For each row count (guidance
 included): milliseconds (median), TFLOP/s at 372.5 GFLOP a row (512x256, counted on the configuration), images/s of 25 steps
@@ -72,7 +72,7 @@ class Inputs:
 def candidates(bundle: Any, rows: int, device: torch.device, dtype: torch.dtype, folder: Path) -> dict[str, Call]:
     """What is timed, by name; each call answers float [rows, C, h, w]."""
     unet = bundle.unet
-    options = GraphOptions("bank", "fp16" if dtype == torch.float16 else "fp32")
+    options = GraphOptions("kv-cache", "fp16" if dtype == torch.float16 else "fp32")
     plain, reduced, kernels, chosen = (
         module.to(memory_format=torch.channels_last)
         for module in (UnetGraph(unet), *(CachedUnetGraph(unet, options.applied, timesteps=1000) for _ in range(3)))

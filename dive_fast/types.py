@@ -124,13 +124,13 @@ class Profile:
 class EngineSpec:
     """`engine.json`: what an engine folder holds and what it was made from.
 
-    `files` maps a part (text_encoder, unet, vae_decoder, vae_encoder; with form "bank" also prompt_bank) to a path
+    `files` maps a part (text_encoder, unet, vae_decoder, vae_encoder; with variant "kv-cache" also prompt_bank) to a path
     relative to the folder. `model_fingerprint` is that of the fused model; `gpu` is None for an engine that is bound to
     no GPU. `sha256` maps every file of the folder that changes what the engine makes (relative path) to its hash.
 
-    `form` is what the UNet reads of the prompts: "plain", their embeddings, or "bank", keys and values computed
-    once. `removed` names the exact savings in its graph. `row_counts` are the only row counts that it runs (calls are
-    padded to the next one); empty: any up to the profile's. With `any_size` other sizes than the profile's run too.
+    `variant` is what the UNet reads of the prompts: "plain", their embeddings, or "kv-cache", keys and values computed
+    once. `optimizations` names those of its graph. `row_counts` are the only row counts that it runs (calls are padded
+    to the next one); empty: any up to the profile's. With `any_size` other sizes than the profile's run too.
     """
 
     backend: str
@@ -141,8 +141,8 @@ class EngineSpec:
     versions: dict[str, str]
     gpu: str | None = None
     sha256: dict[str, str] = field(default_factory=dict)
-    form: Literal["plain", "bank"] = "plain"
-    removed: tuple[str, ...] = ()
+    variant: Literal["plain", "kv-cache"] = "plain"
+    optimizations: tuple[str, ...] = ()
     row_counts: tuple[int, ...] = ()
     any_size: bool = False
 

@@ -52,7 +52,7 @@ def tiny_engine(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def half_bank(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fused tiny model in the bank form, half precision, any size. Read only."""
+    """The fused tiny model in the kv-cache variant, half precision, any size. Read only."""
     from dive_export import export_engine
     from tests.support.engines import HALF_BANK
 
@@ -67,5 +67,5 @@ def tiny_bank(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from dive_export import GraphOptions, export_engine
 
     folder = tmp_path_factory.mktemp("bank") / "engine"
-    export_engine(tiny_fused, folder, rows_max=8, check=False, options=GraphOptions("bank"))
+    export_engine(tiny_fused, folder, rows_max=8, check=False, options=GraphOptions("kv-cache"))
     return folder

@@ -198,7 +198,7 @@ def _compiled(setup: Setup, plan: SynthesisPlan) -> Run:
 
 
 def _onnxruntime(setup: Setup, plan: SynthesisPlan) -> Run:
-    if setup.engine.spec.backend == "onnxruntime" and setup.engine.spec.form == "plain":
+    if setup.engine.spec.backend == "onnxruntime" and setup.engine.spec.variant == "plain":
         raise DiveError("our own engine is just that")
     from dive_export import GraphOptions, export_engine
 

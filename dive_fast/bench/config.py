@@ -15,7 +15,7 @@ BASELINES = {
     "reference": "DiVE's configuration: diffusers, LoRA of rank 128 unfused, autocast on a GPU, text encoder at every call",
     "tuned": "diffusers: LoRA fused, no autocast, channels-last, fused QKV, max-autotune, prompts encoded once",
     "compiled": "our loop, the whole UNet by torch.compile max-autotune",
-    "onnxruntime": "our loop, form plain exported to onnxruntime",
+    "onnxruntime": "our loop, variant plain exported to onnxruntime",
     "tensorrt": "our loop, a TensorRT engine",
 }
 

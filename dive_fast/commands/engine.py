@@ -51,10 +51,10 @@ def _block_report(model: Path, out: Path) -> str:
 def _describe(out: Path, spec: EngineSpec) -> str:
     profile = spec.profile
     rows = f"rows {', '.join(map(str, spec.row_counts))}" if spec.row_counts else f"up to {profile.rows_max} rows"
-    optimizations = f", optimizations: {', '.join(spec.removed)}" if spec.removed else ""
+    optimizations = f", optimizations: {', '.join(spec.optimizations)}" if spec.optimizations else ""
     where = f" for {spec.gpu}" if spec.gpu else ""
     return (
-        f"engine {out}: {spec.backend} {spec.precision}{where}, form {spec.form}, {profile.height}x{profile.width}"
+        f"engine {out}: {spec.backend} {spec.precision}{where}, variant {spec.variant}, {profile.height}x{profile.width}"
         f"{' or any other' if spec.any_size else ''}, {rows}{optimizations}"
     )
 

@@ -74,8 +74,8 @@ class CompiledEngine(TorchEngine):
         self.spec = replace(
             self.spec,
             profile=Profile(1, usual, counts[-1], profile.height, profile.width),
-            form="bank",
-            removed=OPTIMIZATIONS,
+            variant="kv-cache",
+            optimizations=OPTIMIZATIONS,
             row_counts=counts,
             versions=self.spec.versions | ({"triton": triton} if triton else {}),
         )

@@ -30,7 +30,9 @@ def read_spec(folder: Path) -> EngineSpec:
         raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}; {AGAIN}")
     try:
         profile = from_dict(Profile, data.get("profile"), where)
-        lists = {name: tuple(value) for name in ("removed", "row_counts") if isinstance(value := data.get(name), list)}
+        lists = {
+            name: tuple(value) for name in ("optimizations", "row_counts") if isinstance(value := data.get(name), list)
+        }
         spec = from_dict(EngineSpec, {**data, "profile": profile, **lists}, where)
     except InputError as error:  # of another version of dive-fast
         raise InputError(f"{error}; {AGAIN}") from error
@@ -49,7 +51,7 @@ def read_spec(folder: Path) -> EngineSpec:
 
 def parts(spec: EngineSpec) -> tuple[str, ...]:
     """Returns the names of the engine's graphs."""
-    return (*PARTS, "prompt_bank") if spec.form == "bank" else PARTS
+    return (*PARTS, "prompt_bank") if spec.variant == "kv-cache" else PARTS
 
 
 def check_files(folder: Path, spec: EngineSpec) -> None:
@@ -124,9 +126,9 @@ def read_metadata(folder: Path, spec: EngineSpec, table: PromptTable, remedy: st
 def signatures(spec: EngineSpec) -> dict[str, tuple[tuple[str, ...], str]]:
     """Returns the input names and the output name of each graph, by part."""
     hidden = "encoder_hidden_states"
-    by_image = ("image_index",) if "shared_prefix" in spec.removed else ()
-    prompts = (hidden,) if spec.form == "plain" else ("kv_bank", "prompt_index", *by_image)
-    cached = {} if spec.form == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
+    by_image = ("image_index",) if "shared_prefix" in spec.optimizations else ()
+    prompts = (hidden,) if spec.variant == "plain" else ("kv_bank", "prompt_index", *by_image)
+    cached = {} if spec.variant == "plain" else {"prompt_bank": ((hidden,), "kv_bank")}
     return {
         "text_encoder": (("input_ids",), "last_hidden_state"),
         "unet": (("sample", "timestep", *prompts), "out_sample"),
@@ -162,11 +164,11 @@ class FolderEngine(EngineBase):
         """The inputs of a UNet call, as `signatures` names them, on the engine's device; timestep is [1]."""
         steps = {"timestep": torch.full((1,), timestep, dtype=torch.int64, device=self.device)}
         rows = len(prompt_index)
-        if self.spec.form == "plain":
+        if self.spec.variant == "plain":
             sample, hidden = row_inputs(latents, states, prompt_index)
             return {"sample": sample, **steps, "encoder_hidden_states": hidden}
         inputs = {**steps, "kv_bank": states, "prompt_index": on_device(prompt_index, self.device)}
-        if "shared_prefix" not in self.spec.removed:
+        if "shared_prefix" not in self.spec.optimizations:
             return {"sample": repeated(latents, rows), **inputs}
         image_index = repeated(torch.arange(len(latents), device=self.device), rows)
         return {"sample": latents, **inputs, "image_index": image_index}

@@ -152,7 +152,7 @@ class OnnxEngine(FolderEngine):
                 )
 
     def condition(self, embeddings: Tensor) -> Conditioning:
-        if self.spec.form == "plain":
+        if self.spec.variant == "plain":
             return Conditioning(
                 embeddings.to(self.device, self._networks["unet"].inputs["encoder_hidden_states"].dtype)
             )

@@ -88,7 +88,7 @@ class TensorRTEngine(FolderEngine):
 
     def condition(self, embeddings: Tensor) -> Conditioning:
         unet = self._nets["unet"]
-        if self.spec.form == "plain":
+        if self.spec.variant == "plain":
             return Conditioning(embeddings.to(self.device, unet.dtypes["encoder_hidden_states"]))
         if len(embeddings) > unet.most("kv_bank"):
             raise InputError(
@@ -121,7 +121,7 @@ class TensorRTEngine(FolderEngine):
         """Raises `InputError` unless the plans' fixed sizes are those of engine.json and the configs."""
         profile = self.spec.profile
         image = (3, profile.height, profile.width)
-        rows = "prompt_index" if self.spec.form == "bank" else "sample"
+        rows = "prompt_index" if self.spec.variant == "kv-cache" else "sample"
         latents = {"unet": "sample", "vae_decoder": "latent_sample"}
         wrong = []
         for part, name, sizes in (

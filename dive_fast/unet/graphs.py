@@ -95,7 +95,7 @@ class ReducedUnetGraph(nn.Module):
         if found:
             raise InputError(
                 f"export: this UNet has {'; '.join(found)}, unlike Stable Diffusion 1.5's; "
-                "export it with --form plain and without the optimizations time_table and fused_qkv"
+                "export it with --variant plain and without the optimizations time_table and fused_qkv"
             )
         self.unet = copied(unet)
         if "fused_qkv" in optimizations:

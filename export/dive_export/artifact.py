@@ -29,7 +29,7 @@ from dive_fast.unet.graphs import cross_attentions
 
 Progress = Callable[[str], None]
 # What two exports of one engine have in common.
-COMPARED = ("backend", "precision", "profile", "model_fingerprint", "files", "form", "removed", "any_size")
+COMPARED = ("backend", "precision", "profile", "model_fingerprint", "files", "variant", "optimizations", "any_size")
 # Files of the folder that no engine reads.
 REPORTS = ("engine.json", "export.json", "parity.json", "blocks.json", "fp8.json")
 
@@ -102,8 +102,8 @@ def _planned_spec(bundle: ModelBundle, parts: list[Graph], profile: Profile, opt
             "opset": str(OPSET),
             "torch": torch.__version__,
         },
-        form=options.form,
-        removed=options.applied,
+        variant=options.variant,
+        optimizations=options.applied,
         any_size=options.any_size,
     )
 

@@ -70,7 +70,7 @@ def sampling_inputs(
 ) -> list[dict[str, np.ndarray]]:
     """The inputs of every UNet call while torch samples the images of `keys` from `seeds` (one each).
 
-    `graph` is the UNet part that will read them, of any form; float32 arrays, in the order of its inputs.
+    `graph` is the UNet part that will read them, of any variant; float32 arrays, in the order of its inputs.
     Raises `InputError` for keys that the model does not know.
     """
     if bundle.prompts is None:

@@ -36,7 +36,7 @@ def quantize(
     provider: str = CPU,
     progress: Progress = lambda line: None,
 ) -> Fp8Report:
-    """Writes the UNet graph of `onnx_path` (float32 or float16, any form) with FP8 layers to `out_path`.
+    """Writes the UNet graph of `onnx_path` (float32 or float16, any variant) with FP8 layers to `out_path`.
 
     With `times`, layers that FP8 does not make faster are left out first. The error gate runs the network once per layer and
     held-out call, and a few times more; `provider` may be a GPU's. The written file is measured again and loses layers until

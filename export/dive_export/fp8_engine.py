@@ -40,7 +40,7 @@ def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle,
             f"engine {engine} is {spec.precision}; give the one that was exported, before it was quantised"
         )
     exported: Any = spec  # read_spec has checked its form, the line above its precision
-    options = GraphOptions(exported.form, exported.precision, spec.removed, spec.any_size)
+    options = GraphOptions(exported.variant, exported.precision, spec.optimizations, spec.any_size)
     size = (spec.profile.height, spec.profile.width)
     parts, _ = graphs(bundle, size, spec.profile.rows_max, options)
     return bundle, spec, {graph.part: graph for graph in parts}

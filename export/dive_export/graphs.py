@@ -167,7 +167,7 @@ def _unet_graphs(
     """Returns the UNet's graph; with a K/V cache, after the graph that computes the cache."""
     unet, chosen = bundle.unet, options.applied
     timesteps = int(bundle.scheduler_config.get("num_train_timesteps", TIMESTEPS))
-    if options.form == "plain":
+    if options.variant == "plain":
         reference = UnetGraph(unet)
         inner = {"time_table", "fused_qkv"} & set(chosen)
         module: nn.Module = ReducedUnetGraph(unet, chosen, timesteps) if inner else reference

@@ -19,7 +19,7 @@ GIB = 1 << 30
 CALIBRATION = Sampling(steps=10)  # of the images that set the scales of FP8
 # Graph optimizations that are made on request only: whether they are faster depends on what runs the graph.
 # kv_gather: keys and values are not copied for each row, and every cross-attention is one node `dive::cross_attention`
-# (`kernel_node`, form bank only).
+# (`kernel_node`, variant kv-cache only).
 ON_REQUEST = ("kv_gather",)
 BANK_ONLY = ("shared_prefix", "kv_gather")
 
@@ -42,22 +42,22 @@ def _gibibytes(text: str) -> int:
 class GraphOptions(Settings):
     """How the four networks become graphs.
 
-    Raises `InputError` for an unknown optimization, and for what form "bank" alone has with form "plain".
+    Raises `InputError` for an unknown optimization, and for what variant "kv-cache" alone has with variant "plain".
     """
 
-    form: Literal["plain", "bank"] = "plain"
-    """What the UNet reads of the prompts: plain, their embeddings (named as optimum names them), or bank, cross-attention
-    keys and values that are computed once for all steps."""
+    variant: Literal["plain", "kv-cache"] = "plain"
+    """What the UNet reads of the prompts: plain, their embeddings (named as optimum names them), or kv-cache, keys and values
+    of the cross-attentions that are computed once for all steps."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Type of weights and of floating inputs and outputs."""
     optimizations: Annotated[tuple[str, ...], Reads(_optimizations, "NAME,...|none")] | None = None
-    """Exact optimizations of the UNet's graph; by default all that the form allows of time_table, shared_prefix (form
+    """Exact optimizations of the UNet's graph; by default all that the variant allows of time_table, shared_prefix (variant
     bank), unit_scale and fused_qkv."""
     any_size: bool = False
     """Leave height and width free in the graphs, in multiples of what the UNet's levels need; --size is the default."""
     kernels: bool = False
-    """Form bank: make each cross-attention one node, for which dive-fast build --kernels takes our kernel (optimization
-    kv_gather). Other runtimes run it too, without a gain."""
+    """Variant kv-cache: make each cross-attention one node, for which dive-fast build --kernels takes our kernel
+    (optimization kv_gather). Other runtimes run it too, without a gain."""
 
     def __post_init__(self) -> None:
         from dive_fast.unet.optimizations import OPTIMIZATIONS
@@ -67,9 +67,11 @@ class GraphOptions(Settings):
         if unknown:
             names = ", ".join((*OPTIMIZATIONS, *ON_REQUEST))
             raise InputError(f"optimizations: unknown {', '.join(unknown)}; choose from {names}")
-        misfits = [name for name in self._requested if name in BANK_ONLY and self.form != "bank"]
+        misfits = [name for name in self._requested if name in BANK_ONLY and self.variant != "kv-cache"]
         if misfits:
-            raise InputError(f"optimizations: {', '.join(misfits)} requires form bank, got form {self.form}")
+            raise InputError(
+                f"optimizations: {', '.join(misfits)} requires variant kv-cache, got variant {self.variant}"
+            )
 
     @property
     def _requested(self) -> tuple[str, ...]:
@@ -81,7 +83,9 @@ class GraphOptions(Settings):
         from dive_fast.unet.optimizations import OPTIMIZATIONS
 
         by_default = () if self.optimizations is not None else OPTIMIZATIONS
-        made = [name for name in by_default if self.form == "bank" or name not in BANK_ONLY] + list(self._requested)
+        made = [name for name in by_default if self.variant == "kv-cache" or name not in BANK_ONLY] + list(
+            self._requested
+        )
         return tuple(name for name in (*OPTIMIZATIONS, *ON_REQUEST) if name in made)
 
 
@@ -96,9 +100,9 @@ class BuildConfig(Settings):
     vae_rows: tuple[int, ...] = (1, 18)
     """Row counts of both halves of the VAE."""
     text_rows: tuple[int, ...] = (1, 64)
-    """Row counts of the text encoder, in prompts; form bank: also of what computes keys and values."""
+    """Row counts of the text encoder, in prompts; variant kv-cache: also of what computes keys and values."""
     prompts_max: PositiveInt = 1024
-    """Form bank: most prompts in a bank."""
+    """Variant kv-cache: most prompts in a bank."""
     refittable: bool = False
     """Keep weights out of the plans: another adapter requires dive-fast refit only."""
     target: str | None = None

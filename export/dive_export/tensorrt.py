@@ -66,7 +66,7 @@ def build_engine(
     with clear_disk_errors(out), staging(out) as folder:
         plans = build.plans(module, progress)
         spec = write_engine(folder, build.source, build.spec, build.record(), plans)
-    progress(f"engine {out} is finished: {config.flavour} for {spec.gpu}, {spec.form}, rows {list(spec.row_counts)}")
+    progress(f"engine {out} is finished: {config.flavour} for {spec.gpu}, {spec.variant}, rows {list(spec.row_counts)}")
     return spec
 
 

@@ -84,7 +84,7 @@ def _remedy(kind: trt.Flavour, todo: PartBuild) -> str:
         return f"; refittable plans need a GPU to build and {why}, build on a machine with one or leave refittable out"
     if todo.kernels:
         return "; if the layer is dive::cross_attention, build without --kernels: the plugin is new"
-    return "; the layer is named above, choose another --precision or --form for the export"
+    return "; the layer is named above, choose another --precision or --variant for the export"
 
 
 def parse_error(parser: Any, log: Any) -> str:

@@ -139,7 +139,9 @@ def _kernels(source: Path, exported: EngineSpec, config: BuildConfig) -> tuple[d
     path = source / exported.files["unet"]
     graph = read_graph(path).graph
     if not kernel_nodes(graph):
-        raise InputError(f"build: {path} has no node for the kernels; export it again with --form bank --kernels")
+        raise InputError(
+            f"build: {path} has no node for the kernels; export it again with --variant kv-cache --kernels"
+        )
     if exported.any_size:
         raise InputError(f"build: the kernels need fixed sizes, {source} has free ones; export it without --any-size")
     reasons = trt_plugin.why_not(config.kind)

@@ -30,7 +30,7 @@ def axis_sizes(part: str, spec: EngineSpec, config: BuildConfig) -> list[dict[st
         counts = config.vae_rows if part.startswith("vae") else config.text_rows
         return [{"rows": (n, n, n), "prompts": (n, n, n)} for n in counts]
     prompts = (1, min(PROMPTS_BEST, config.prompts_max), config.prompts_max)
-    shared = PER_IMAGE if "shared_prefix" in spec.removed else (1,)
+    shared = PER_IMAGE if "shared_prefix" in spec.optimizations else (1,)
     pairs = [(n, math.ceil(n / k)) for n in config.rows for k in shared]
     return [{"rows": (n, n, n), "images": (b, b, b), "prompts": prompts} for n, b in dict.fromkeys(pairs)]
 

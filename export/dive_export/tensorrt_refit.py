@@ -19,7 +19,7 @@ from dive_fast.engines.node_runner import read_graph
 from dive_fast.io import clear_disk_errors, read_json
 from dive_fast.types import EngineSpec, InputError
 
-SAME = ("precision", "form", "removed")
+SAME = ("precision", "variant", "optimizations")
 
 
 def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, progress: Progress = log) -> EngineSpec:

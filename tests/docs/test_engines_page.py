@@ -62,6 +62,6 @@ def test_the_pages_commands_lead_from_an_adapter_to_an_engine(
         code, _, error = run(*[here.get(word, word) for word in build], *rtx)
         assert code == 1 and "with a GPU only" in error and not Path("engine").exists()
     built = step(*[word for word in build if word != "--refittable"], *rtx)
-    assert (built["form"], built["row_counts"], built["backend"]) == ("bank", [4, 8], "tensorrt-rtx")
+    assert (built["variant"], built["row_counts"], built["backend"]) == ("kv-cache", [4, 8], "tensorrt-rtx")
     code, _, error = run(*["onnx" if word == "onnx-2" else word for word in refit])
     assert code == 2 and "hold their weights; build it with refittable" in error

@@ -125,7 +125,12 @@ def test_one_conditioning_serves_all_steps_and_is_the_bank(engine: CompiledEngin
 
 def test_says_what_it_is(engine: CompiledEngine, tiny_fused: Path, eager: TorchEngine) -> None:
     spec = engine.spec
-    assert (spec.backend, spec.form, spec.removed, spec.row_counts) == ("torch-compiled", "bank", OPTIMIZATIONS, COUNTS)
+    assert (spec.backend, spec.variant, spec.optimizations, spec.row_counts) == (
+        "torch-compiled",
+        "kv-cache",
+        OPTIMIZATIONS,
+        COUNTS,
+    )
     assert (spec.profile.rows_min, spec.profile.rows_opt, spec.profile.rows_max) == (1, 6, 6)
     assert spec.versions["torch"] == torch.__version__ and spec.model_fingerprint == eager.spec.model_fingerprint
     assert engine.fingerprint != eager.fingerprint

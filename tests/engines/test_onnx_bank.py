@@ -22,7 +22,7 @@ def folder(request: pytest.FixtureRequest, tiny_fused: Path, tmp_path_factory: p
         found: Path = request.getfixturevalue("tiny_bank")
         return found
     out = tmp_path_factory.mktemp("bank") / "engine"
-    options = GraphOptions("bank", optimizations=())
+    options = GraphOptions("kv-cache", optimizations=())
     export_engine(tiny_fused, out, rows_max=8, check=False, options=options, progress=quiet)
     return out
 
@@ -59,7 +59,7 @@ def test_half_precision_stays_inside_the_engine(half_bank: Path, tiny_fused: Pat
 
 def test_a_graph_of_other_inputs_than_engine_json_says_is_refused(half_bank: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(half_bank, tmp_path / "engine"))
-    edit_spec(folder, lambda spec: spec.update(removed=[]))
+    edit_spec(folder, lambda spec: spec.update(optimizations=[]))
     with pytest.raises(InputError, match="image_index .* where sample, timestep, kv_bank, prompt_index"):
         load_engine(folder)
 

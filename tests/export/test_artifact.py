@@ -46,7 +46,7 @@ def test_the_folder_holds_what_its_spec_says(tiny_engine: Path, tiny_fused: Path
     spec = json.loads((tiny_engine / "engine.json").read_text())
     assert spec["backend"] == "onnxruntime" and spec["precision"] == "fp32" and spec["gpu"] is None
     assert spec["versions"]["opset"] == "23"
-    assert spec["form"] == "plain" and spec["removed"] == ["time_table", "unit_scale", "fused_qkv"]
+    assert spec["variant"] == "plain" and spec["optimizations"] == ["time_table", "unit_scale", "fused_qkv"]
     assert spec["any_size"] is False
     assert files(tiny_engine) == {*spec["sha256"], "engine.json", "export.json", "parity.json"}
     assert all(sha256_file(tiny_engine / name) == value for name, value in spec["sha256"].items())
@@ -67,7 +67,12 @@ def test_parity_is_recorded_for_every_part_and_row_count(tiny_engine: Path) -> N
 def test_the_bank_form_is_whole_and_measured_too(half_bank: Path) -> None:
     spec = read_spec(half_bank)
     assert set(spec.files) == {"text_encoder", "prompt_bank", "unet", "vae_decoder", "vae_encoder"}
-    assert (spec.form, spec.precision, spec.removed, spec.any_size) == ("bank", "fp16", OPTIMIZATIONS, True)
+    assert (spec.variant, spec.precision, spec.optimizations, spec.any_size) == (
+        "kv-cache",
+        "fp16",
+        OPTIMIZATIONS,
+        True,
+    )
     assert files(half_bank) == {*spec.sha256, "engine.json", "export.json", "parity.json"}
     for part, record in json.loads((half_bank / "parity.json").read_text()).items():
         assert record["measured"] == AS_EXPORTED
@@ -103,10 +108,10 @@ def test_the_peak_is_the_blocks_own() -> None:
 @pytest.mark.parametrize(
     ("options", "differ"),
     [
-        (GraphOptions("bank", "fp16"), "any_size"),
-        (GraphOptions("bank", any_size=True), "precision"),
-        (GraphOptions("bank", "fp16", ("time_table",), True), "removed"),
-        (GraphOptions("plain", "fp16", any_size=True), "files, form, removed"),
+        (GraphOptions("kv-cache", "fp16"), "any_size"),
+        (GraphOptions("kv-cache", any_size=True), "precision"),
+        (GraphOptions("kv-cache", "fp16", ("time_table",), True), "optimizations"),
+        (GraphOptions("plain", "fp16", any_size=True), "files, variant, optimizations"),
     ],
 )
 def test_an_engine_of_other_options_is_another_engine(

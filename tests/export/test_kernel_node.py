@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def graph(tiny_fused: Path) -> Graph:
     """The tiny model's bank UNet with the nodes, as it goes into the exporter."""
-    parts, _ = graphs(load_bundle(tiny_fused), None, ENGINE_ROWS, GraphOptions("bank", kernels=True))
+    parts, _ = graphs(load_bundle(tiny_fused), None, ENGINE_ROWS, GraphOptions("kv-cache", kernels=True))
     return next(part for part in parts if part.part == "unet")
 
 

@@ -1,4 +1,4 @@
-"""Real parsing and building by tensorrt-rtx, which needs no GPU for it: both UNet forms, the cache, errors, Ctrl-C."""
+"""Real parsing and building by tensorrt-rtx, which needs no GPU for it: both UNet variants, the cache, errors, Ctrl-C."""
 
 from __future__ import annotations
 

@@ -307,7 +307,7 @@ class PluginDouble(Double):
 def half(tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a whole engine folder with the nodes, in half precision."""
     folder = tmp_path_factory.mktemp("node") / "engine"
-    options = GraphOptions("bank", "fp16", kernels=True)
+    options = GraphOptions("kv-cache", "fp16", kernels=True)
     export_engine(tiny_fused, folder, rows_max=ENGINE_ROWS, check=False, options=options, progress=quiet)
     return folder
 
@@ -343,7 +343,7 @@ def build(half: Path, tmp_path: Path, double: PluginDouble, config: BuildConfig)
 
 def test_the_exported_folder_says_so_and_is_within_budget(half: Path, tiny_fused: Path) -> None:
     spec = json.loads((half / "engine.json").read_text())
-    assert spec["removed"] == [*OPTIMIZATIONS, "kv_gather"]
+    assert spec["optimizations"] == [*OPTIMIZATIONS, "kv_gather"]
     *_, parts = exported_graphs(tiny_fused, half)  # as dive-fast quantize finds it again
     assert any(isinstance(module, NodeUnetGraph) for module in parts["unet"].module.modules())
     parity = measure_parity(parts["unet"], half / "unet/model.onnx", "fp16")
@@ -416,7 +416,7 @@ def test_kernels_of_other_sizes_are_told_once_for_all_nodes(half: Path, build: B
 
 def test_a_graph_without_the_nodes_is_refused(build: Building, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_job, "kernel_nodes", lambda graph: [])
-    with pytest.raises(InputError, match="--form bank --kernels"):
+    with pytest.raises(InputError, match="--variant kv-cache --kernels"):
         build("plans")
 
 

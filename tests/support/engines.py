@@ -19,7 +19,7 @@ from dive_fast.io import sha256_file
 from dive_fast.sampling import Schedule, add_noise, dpmpp_2m, guided, initial_noise
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 
-HALF_BANK = GraphOptions("bank", "fp16", any_size=True)
+HALF_BANK = GraphOptions("kv-cache", "fp16", any_size=True)
 KEYS = [("0001", "cam3"), ("0003", "cam1"), ("0002", "cam3")]
 SEEDS = [11, 12, 13]
 BACKENDS = ["torch", pytest.param("onnxruntime", marks=pytest.mark.slow)]  # the second opens an exported engine

@@ -1,4 +1,4 @@
-"""The bank form equals the plain one on UNets of several builds; options and builds that do not fit are refused."""
+"""The kv-cache variant equals the plain one on UNets of several builds; options and builds that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def test_columns_of_the_bank_are_in_the_order_of_the_layers_names(half_bank: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "both"}, "form .*'both'"),
+        ({"variant": "both"}, "variant .*'both'"),
         ({"precision": "int8"}, "precision .*'int8'"),
         ({"optimizations": ("time_table", "all")}, "unknown all; choose from time_table"),
-        ({"optimizations": ("shared_prefix",)}, "shared_prefix requires form bank"),
-        ({"kernels": True}, "kv_gather requires form bank"),
+        ({"optimizations": ("shared_prefix",)}, "shared_prefix requires variant kv-cache"),
+        ({"kernels": True}, "kv_gather requires variant kv-cache"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
@@ -87,12 +87,12 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: s
     ("options", "applied"),
     [
         (GraphOptions(), ("time_table", "unit_scale", "fused_qkv")),
-        (GraphOptions("bank"), OPTIMIZATIONS),
-        (GraphOptions("bank", optimizations=()), ()),
-        (GraphOptions("bank", optimizations=("fused_qkv", "time_table")), ("time_table", "fused_qkv")),
-        (GraphOptions("bank", kernels=True), (*OPTIMIZATIONS, "kv_gather")),
-        (GraphOptions("bank", optimizations=("kv_gather", "time_table")), ("time_table", "kv_gather")),
-        (GraphOptions("bank", optimizations=(), kernels=True), ("kv_gather",)),
+        (GraphOptions("kv-cache"), OPTIMIZATIONS),
+        (GraphOptions("kv-cache", optimizations=()), ()),
+        (GraphOptions("kv-cache", optimizations=("fused_qkv", "time_table")), ("time_table", "fused_qkv")),
+        (GraphOptions("kv-cache", kernels=True), (*OPTIMIZATIONS, "kv_gather")),
+        (GraphOptions("kv-cache", optimizations=("kv_gather", "time_table")), ("time_table", "kv_gather")),
+        (GraphOptions("kv-cache", optimizations=(), kernels=True), ("kv_gather",)),
     ],
 )
 def test_optimizations_are_all_that_fit_by_default(options: GraphOptions, applied: tuple[str, ...]) -> None:
@@ -108,7 +108,7 @@ def test_optimizations_are_all_that_fit_by_default(options: GraphOptions, applie
     ],
 )
 def test_another_build_of_unet_is_refused_not_miscomputed(changes: dict[str, Any], trait: str) -> None:
-    with pytest.raises(InputError, match=f"this UNet has {trait}, .*--form plain"):
+    with pytest.raises(InputError, match=f"this UNet has {trait}, .*--variant plain"):
         CachedUnetGraph(unet(**changes), (), 1000)
 
 

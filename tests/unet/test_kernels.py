@@ -49,31 +49,31 @@ def vae_graph(**changes: Any) -> nn.Module:
     return RoundTrip()
 
 
-def networks(form: str, **changes: Any) -> Network:
+def networks(variant: str, **changes: Any) -> Network:
     """A network in float64 and its inputs: three prompts, two images, four rows."""
     generator = torch.Generator().manual_seed(0)
-    if form == "vae":
+    if variant == "vae":
         return vae_graph(**changes), (torch.randn(2, 3, 64, 32, dtype=torch.float64, generator=generator),)
     network = unet(**{**WIDTHS, **changes})
     sample = torch.randn(2, 8, 8, 4, dtype=torch.float64, generator=generator)
     embeddings = torch.randn(3, 32, 32, dtype=torch.float64, generator=generator)
     step, prompts, images = torch.tensor([321]), torch.tensor([2, 0, 1, 2]), torch.tensor([0, 1, 1, 0])
-    if form == "bank":
+    if variant == "kv-cache":
         graph = WithoutUnitScale(CachedUnetGraph(network, OPTIMIZATIONS, 1000))
         with torch.no_grad():
             return graph, (sample, step, KVCacheGraph(network)(embeddings), prompts, images)
     plain = (sample[images], step, embeddings[prompts])
-    if form == "reduced":
+    if variant == "reduced":
         return ReducedUnetGraph(network, ("time_table",), 1000), plain
-    if form == "fused projections":
+    if variant == "fused projections":
         network.fuse_qkv_projections()
     return UnetGraph(network), plain
 
 
-FORMS = ["plain", "fused projections", "reduced", "bank", "vae"]
+VARIANTS = ["plain", "fused projections", "reduced", "kv-cache", "vae"]
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(params=VARIANTS)
 def given(request: pytest.FixtureRequest) -> Network:
     return networks(request.param)
 
@@ -147,11 +147,11 @@ def test_every_layer_runs_its_op_and_no_skip_is_concatenated(given: Network) -> 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("form", "linear"), [("plain", False), ("plain", True), ("bank", False), ("bank", True), ("vae", False)]
+    ("variant", "linear"), [("plain", False), ("plain", True), ("kv-cache", False), ("kv-cache", True), ("vae", False)]
 )
-def test_norms_read_channels_last_images_all_the_way(form: str, linear: bool) -> None:
+def test_norms_read_channels_last_images_all_the_way(variant: str, linear: bool) -> None:
     """As the fused kernel needs them; diffusers' transformers end channels-first."""
-    graph, inputs = networks(form, **({"use_linear_projection": True} if linear else {}))
+    graph, inputs = networks(variant, **({"use_linear_projection": True} if linear else {}))
     graph = graph.to(memory_format=torch.channels_last)
     images = inputs[0].contiguous(memory_format=torch.channels_last)
     with use_kernels(graph, impl="reference"), Calls() as called:
@@ -164,10 +164,10 @@ def test_norms_read_channels_last_images_all_the_way(form: str, linear: bool) ->
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["plain", "bank", "vae"])
-def test_compiles_to_one_graph(form: str) -> None:
+@pytest.mark.parametrize("variant", ["plain", "kv-cache", "vae"])
+def test_compiles_to_one_graph(variant: str) -> None:
     """fullgraph raises at a break; the numbers are the same operators' own."""
-    graph, inputs = networks(form)
+    graph, inputs = networks(variant)
     with use_kernels(graph, impl="reference"):
         expected = graph(*inputs)
         counter = CompileCounterWithBackend("aot_eager")
@@ -175,7 +175,7 @@ def test_compiles_to_one_graph(form: str) -> None:
     torch._dynamo.reset()
     assert counter.frame_count == 1
     ops = {str(node.target) for node in counter.graphs[0].graph.nodes if "dive" in str(node.target)}
-    assert len(ops) == (2 if form == "vae" else 4)
+    assert len(ops) == (2 if variant == "vae" else 4)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)  # 500 roundings of numbers of about 1
 
 
@@ -192,7 +192,7 @@ def test_single_ops_can_be_asked_for_and_two_levels_of_transformers_too() -> Non
 
 
 def test_auto_leaves_everything_on_a_cpu_and_says_so() -> None:
-    graph, _ = networks("bank")
+    graph, _ = networks("kv-cache")
     before = parts(graph)
     applied = use_kernels(graph)
     assert parts(graph) == before and applied.summary == "none"
@@ -200,7 +200,7 @@ def test_auto_leaves_everything_on_a_cpu_and_says_so() -> None:
 
 
 def test_the_report_has_a_line_for_each_kind_and_shape() -> None:
-    graph, _ = networks("bank")
+    graph, _ = networks("kv-cache")
     applied = use_kernels(graph, impl="reference", workload=Workload(rows=8, size=(64, 32), keys=5))
     lines = applied.report.splitlines()
     assert len(lines) == len(set(lines)) == len(applied.decisions)

@@ -33,8 +33,8 @@ def exact_pocket(pocket: ModelBundle) -> ModelBundle:
     return ModelBundle(pocket.tokenizer, pocket.text_encoder, unet, pocket.vae, pocket.scheduler_config, pocket.prompts)
 
 
-def unet_graph(bundle: ModelBundle, form: Any, removed: tuple[str, ...]) -> Graph:
-    parts, _ = graphs(bundle, None, ROWS, GraphOptions(form, optimizations=removed))
+def unet_graph(bundle: ModelBundle, variant: Any, optimizations: tuple[str, ...]) -> Graph:
+    parts, _ = graphs(bundle, None, ROWS, GraphOptions(variant, optimizations=optimizations))
     return next(part for part in parts if part.part == "unet")
 
 
@@ -55,25 +55,25 @@ def allowed(pocket: ModelBundle, exact_pocket: ModelBundle) -> float:
 
 CASES = [
     *itertools.product(["plain"], [(), *[(name,) for name in OPTIMIZATIONS if name != "shared_prefix"]]),
-    *itertools.product(["bank"], [(), *[(name,) for name in OPTIMIZATIONS], OPTIMIZATIONS]),
+    *itertools.product(["kv-cache"], [(), *[(name,) for name in OPTIMIZATIONS], OPTIMIZATIONS]),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("form", "removed"), CASES, ids=lambda value: value if isinstance(value, str) else "+".join(value)
+    ("variant", "optimizations"), CASES, ids=lambda value: value if isinstance(value, str) else "+".join(value)
 )
 def test_float64_shows_no_difference(
-    exact_pocket: ModelBundle, allowed: float, form: Any, removed: tuple[str, ...]
+    exact_pocket: ModelBundle, allowed: float, variant: Any, optimizations: tuple[str, ...]
 ) -> None:
-    graph = unet_graph(exact_pocket, form, removed)
+    graph = unet_graph(exact_pocket, variant, optimizations)
     inputs = exact(graph.examples(ROWS, seed=1))
     with torch.no_grad():
         expected = graph.reference(*inputs.values())
         found = graph.module(*graph.feeds(inputs).values())
     assert expected.dtype == torch.float64 and len(expected) == ROWS and expected.std() > 0.1
     difference = float((found - expected).abs().max())
-    if "time_table" not in removed and form == "plain" and "fused_qkv" not in removed:
+    if "time_table" not in optimizations and variant == "plain" and "fused_qkv" not in optimizations:
         assert difference == 0  # x / 1.0 is x
     assert difference <= allowed
 
@@ -111,7 +111,7 @@ def test_nothing_is_divided_by_one(pocket: ModelBundle) -> None:
 
 
 def test_the_prefix_runs_once_an_image(pocket: ModelBundle) -> None:
-    graph = unet_graph(pocket, "bank", OPTIMIZATIONS)
+    graph = unet_graph(pocket, "kv-cache", OPTIMIZATIONS)
     assert isinstance(graph.module, WithoutUnitScale)
     unet = graph.module.network.unet
     seen: list[int] = []
@@ -126,7 +126,7 @@ def test_the_prefix_runs_once_an_image(pocket: ModelBundle) -> None:
 def test_the_model_given_is_left_alone_and_its_weights_are_shared(pocket: ModelBundle) -> None:
     names = [name for name, _ in pocket.unet.named_modules()]
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in pocket.unet.state_dict().items()}
-    graph = unet_graph(pocket, "bank", OPTIMIZATIONS)
+    graph = unet_graph(pocket, "kv-cache", OPTIMIZATIONS)
     assert [name for name, _ in pocket.unet.named_modules()] == names
     after = pocket.unet.state_dict()
     assert list(after) == list(before)
