@@ -46,8 +46,8 @@ class GraphOptions(Settings):
     """
 
     variant: Literal["plain", "kv-cache"] = "plain"
-    """What the UNet reads of the prompts: plain, their embeddings (named as optimum names them), or kv-cache, keys and values
-    of the cross-attentions that are computed once for all steps."""
+    """What the UNet reads of the prompts: plain, embeddings (named as optimum names them), or kv-cache, keys and values of
+    the cross-attentions, computed once for all steps."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Type of weights and of floating inputs and outputs."""
     optimizations: Annotated[tuple[str, ...], Reads(_optimizations, "NAME,...|none")] | None = None
