@@ -24,9 +24,9 @@ from dive_fast.reid.training.config import ReidConfig
 from dive_fast.sampling import Sampling
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.personalize import personalize
-from dive_fast.types import InputError
 from dive_fast.world.config import WorldSpec
 from dive_fast.world.trees import build_world
+from tests.support.refusals import refused
 
 SPEC = WorldSpec(paired_ids=8, test_ids=3, external_ids=3, images_per_camera=2, market_images=2)
 LEARN = PersonalizeConfig(identity_steps=2, steps=2, batch=4, rank=2)
@@ -83,8 +83,7 @@ def test_grey_is_luma(world, tmp_path):
 
 
 def test_an_external_person_without_infrared_is_named(world, tmp_path):
-    with pytest.raises(InputError, match="'1003'"):
-        build_arms(world, tmp_path, [s for s in oracle_infrared(world, 1) if s.pid != "1003"], 1)
+    refused("'1003'", build_arms, world, tmp_path, [s for s in oracle_infrared(world, 1) if s.pid != "1003"], 1)
 
 
 @pytest.mark.slow
@@ -129,8 +128,7 @@ def test_the_study_learns_who_is_missing_and_reports_every_arm(tiny_base, adapte
 
 def test_the_shipped_adapter_is_not_used_for_people_of_another_world(tmp_path):
     config = StudyConfig(world=replace(SPEC, seed=1))
-    with pytest.raises(InputError, match="seed 0"):
-        run_study(config, tmp_path / "study")
+    refused("seed 0", run_study, config, tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
 

@@ -14,6 +14,7 @@ from dive_fast.models import add_identity_tokens, add_lora, fuse, load_bundle, s
 from dive_fast.models.files import WEIGHTS
 from dive_fast.types import DiveError, Identity, InputError
 from tests.support.models import assert_same_tensors, edit_json, edit_tensors, json_edit, tensor_edit, truncate
+from tests.support.refusals import refused
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, tiny_adapter
 
 
@@ -199,8 +200,7 @@ def test_save_replaces_its_own_folder_and_no_other(bundle, folder, tmp_path):
     before = sorted(folder.rglob("*"))
     (tmp_path / "file").write_text("x")
     for other in (folder, tmp_path / "file"):
-        with pytest.raises(InputError, match=str(other)):
-            save_bundle(bundle, other)
+        refused(str(other), save_bundle, bundle, other)
     assert sorted(folder.rglob("*")) == before
 
 
@@ -208,11 +208,9 @@ def test_save_replaces_its_own_folder_and_no_other(bundle, folder, tmp_path):
 def test_a_failed_save_leaves_the_old_folder(bundle, tmp_path):
     save_bundle(bundle, tmp_path / "saved")
     bundle.scheduler_config = {"_class_name": "PNDMScheduler", "beta_end": float("nan")}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        save_bundle(bundle, tmp_path / "saved")
+    refused("not JSON compliant", save_bundle, bundle, tmp_path / "saved", error=ValueError)
     add_lora(bundle.unet, rank=2, alpha=2)
-    with pytest.raises(DiveError, match="remove_lora"):
-        save_bundle(bundle, tmp_path / "saved")
+    refused("remove_lora", save_bundle, bundle, tmp_path / "saved", error=DiveError)
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
     load_bundle(tmp_path / "saved")
 
@@ -272,5 +270,4 @@ def test_parts_of_different_models_are_named(folder, bundle, tmp_path):
 
     config = dict(bundle.vae.config, latent_channels=6)
     AutoencoderKL.from_config(config).save_pretrained(folder / "vae")
-    with pytest.raises(InputError, match="8 -> 8 channels.* 6"):
-        load_bundle(folder)
+    refused("8 -> 8 channels.* 6", load_bundle, folder)

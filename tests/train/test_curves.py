@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from dive_fast.train.curves import Curve, plot_curves
 from dive_fast.train.loop import LossLog
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 
 def _log(path: Path, values: list[float]) -> Curve:
@@ -44,8 +43,6 @@ def test_two_logs_stand_side_by_side(tmp_path: Path):
 
 def test_an_empty_or_missing_log_is_said(tmp_path: Path):
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(InputError, match=r"empty\.jsonl"):
-        plot_curves([Curve(tmp_path / "empty.jsonl", "loss", "x")], tmp_path / "x.png")
-    with pytest.raises(InputError, match=r"none\.jsonl"):
-        plot_curves([Curve(tmp_path / "none.jsonl", "loss", "x")], tmp_path / "x.png")
+    refused(r"empty\.jsonl", plot_curves, [Curve(tmp_path / "empty.jsonl", "loss", "x")], tmp_path / "x.png")
+    refused(r"none\.jsonl", plot_curves, [Curve(tmp_path / "none.jsonl", "loss", "x")], tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

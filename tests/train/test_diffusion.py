@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dive_fast.train.diffusion import DiffusionLoss, noisy_batch
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 NOISE_SCHEDULE = {
     "beta_start": 0.00085,
@@ -97,5 +97,4 @@ def test_an_error_of_v_can_count_as_the_error_of_epsilon_that_it_makes():
 
 
 def test_a_model_of_another_prediction_is_not_trained():
-    with pytest.raises(InputError, match="'sample'"):
-        DiffusionLoss.from_config({"prediction_type": "sample"}, 8.0)
+    refused("'sample'", DiffusionLoss.from_config, {"prediction_type": "sample"}, 8.0)

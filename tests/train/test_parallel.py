@@ -11,7 +11,7 @@ import torch
 from dive_fast import distributed as ranks
 from dive_fast.models import load_adapter
 from dive_fast.train import parallel
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # as this process finds modules
 GRADIENTS = """
@@ -83,8 +83,7 @@ def test_alone_a_process_takes_every_row():
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
     monkeypatch.setattr(parallel, "rank_and_size", lambda: (1, 4))
     assert parallel.my_rows(8) == slice(2, 4)
-    with pytest.raises(InputError, match="batch of 6 .* 4 processes"):
-        parallel.my_rows(6)
+    refused("batch of 6 .* 4 processes", parallel.my_rows, 6)
 
 
 @pytest.mark.slow
@@ -137,9 +136,7 @@ def test_what_accelerate_was_told_and_the_run_would_not_do_is_refused(monkeypatc
     ranks.check_launcher("bf16")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     ranks.check_launcher("bf16")
-    with pytest.raises(InputError, match="--mixed-precision bf16"):
-        ranks.check_launcher("no")
+    refused("--mixed-precision bf16", ranks.check_launcher, "no")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    with pytest.raises(InputError, match="FSDP, the compiler INDUCTOR"):
-        ranks.check_launcher("bf16")
+    refused("FSDP, the compiler INDUCTOR", ranks.check_launcher, "bf16")

@@ -18,8 +18,8 @@ from dive_fast.train.prepared import (
     load_prepared,
     missing_latents,
 )
-from dive_fast.types import InputError
 from tests.support.preparing import contents, plan_of
+from tests.support.refusals import refused
 from tests.support.trees import mixed_trees
 
 
@@ -94,8 +94,7 @@ def test_what_is_there_is_kept_and_what_is_lost_made_again(trees: Path, tmp_path
 def test_latents_can_be_added_later_and_stay(trees: Path, tmp_path: Path, bundle: ModelBundle) -> None:
     plan, out = plan_of(trees), tmp_path / "out"
     prepare(plan, out, None)
-    with pytest.raises(InputError, match="prepare with --model"):
-        load_prepared(out, bundle)
+    refused("prepare with --model", load_prepared, out, bundle)
     prepare(plan, out, bundle)
     prepare(plan, out, None)
     assert len(load_prepared(out, bundle).samples) == 14
@@ -120,10 +119,8 @@ def test_latents_of_another_encoder_are_refused(
     prepare(plan, out, bundle)
     other = load_bundle(tiny_base)
     other.vae.encoder.conv_in.weight.data[0, 0, 0, 0] += 1e-3
-    with pytest.raises(InputError, match=r"its latents are by encoder \w{12}, this model's is \w{12} \(another VAE"):
-        load_prepared(out, other)
-    with pytest.raises(InputError, match=r"--out.*/latents"):
-        prepare(plan, out, other)
+    refused(r"its latents are by encoder \w{12}, this model's is \w{12} \(another VAE", load_prepared, out, other)
+    refused(r"--out.*/latents", prepare, plan, out, other)
 
 
 def test_what_names_an_encoder(bundle: ModelBundle, tiny_base: Path) -> None:
@@ -146,14 +143,11 @@ def test_damaged_or_missing_latents_are_refused(trees: Path, tmp_path: Path, bun
     path = out / "latents/00001.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-3] + b"\0\0\1")
-    with pytest.raises(InputError, match=r"00001\.safetensors is damaged"):
-        load_prepared(out, bundle)
+    refused(r"00001\.safetensors is damaged", load_prepared, out, bundle)
     path.write_bytes(whole[:-3])
-    with pytest.raises(InputError, match=r"00001\.safetensors is damaged"):
-        load_prepared(out, bundle)
+    refused(r"00001\.safetensors is damaged", load_prepared, out, bundle)
     path.unlink()
-    with pytest.raises(InputError, match=r"00001\.safetensors is missing"):
-        load_prepared(out, bundle)
+    refused(r"00001\.safetensors is missing", load_prepared, out, bundle)
 
 
 def test_space_for_latents(trees: Path, tmp_path: Path, bundle: ModelBundle) -> None:

@@ -15,6 +15,7 @@ from dive_fast.train.model import PersonalizedModel
 from dive_fast.train.photos import encode_photos
 from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.types import DiveError, InputError
+from tests.support.refusals import refused
 from tests.support.training import first_gradients, interrupted, randomize_lora
 
 pytestmark = pytest.mark.slow
@@ -114,8 +115,7 @@ def test_latents_of_a_prepared_set_teach_what_its_photos_teach(base, learn, phot
     assert again.fingerprint == first.fingerprint
     onto = learn(more, tmp_path / "more", CONFIG, init_from=first)
     assert onto.fingerprint == new.fingerprint
-    with pytest.raises(InputError, match="--words-from"):
-        learn(latents, tmp_path / "words", replace(CONFIG, words_from="pocket"))
+    refused("--words-from", learn, latents, tmp_path / "words", replace(CONFIG, words_from="pocket"))
 
 
 def test_states_that_a_kill_left_beside_a_finished_adapter_are_removed(learn, photos, tmp_path):
@@ -137,8 +137,7 @@ def test_what_cannot_work_is_said_and_leaves_nothing_behind(learn, photos, tmp_p
         (photos, replace(CONFIG, tensorboard=True), DiveError, r"dive-fast\[tensorboard\]"),
     ]
     for given, config, error, words in cases:
-        with pytest.raises(error, match=words):
-            learn(given, tmp_path / "a", config)
+        refused(words, learn, given, tmp_path / "a", config, error=error)
     assert not list(tmp_path.iterdir())
 
 
@@ -148,16 +147,13 @@ def test_people_whom_no_batch_teaches_are_named(learn, photos, tmp_path, identit
     config = replace(CONFIG, identity_steps=identity_steps)
     hidden = [s for s in photos if s.pid != "0001" or s.modality == "ir"]
     for settings in ({"ir_share": 0.0}, {"batch": 1, "ir_share": 0.4}):
-        with pytest.raises(InputError, match="first '0001'"):
-            learn(hidden, tmp_path / "a", replace(config, **settings))
+        refused("first '0001'", learn, hidden, tmp_path / "a", replace(config, **settings))
     infrared = replace(config, ir_share=1.0)
     if identity_steps:  # they learn first, from what there is: RGB alone
         learn(photos, tmp_path / "b", infrared)
     else:
-        with pytest.raises(InputError, match="4 identities"):
-            learn(photos, tmp_path / "b", infrared)
-        with pytest.raises(InputError, match="first '0004'"):
-            learn(photos, tmp_path / "b", replace(infrared, identities_from_ir=True))
+        refused("4 identities", learn, photos, tmp_path / "b", infrared)
+        refused("first '0004'", learn, photos, tmp_path / "b", replace(infrared, identities_from_ir=True))
     assert not (tmp_path / "a.training").exists()
 
 

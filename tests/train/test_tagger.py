@@ -14,7 +14,8 @@ from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.embedding import LearnedRows
 from dive_fast.train.personalize import personalize
 from dive_fast.train.tagger import Tagger, TaggerNet, load_tagger, mixed_words, save_tagger, tag_identities
-from dive_fast.types import InputError, Sample
+from dive_fast.types import Sample
+from tests.support.refusals import refused
 from tests.support.tiny import tiny_bundle_folder
 
 PHRASE = Phrase("{a|of} {photo} {a|of|person}")
@@ -104,16 +105,13 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path, change, named):
     broken.mkdir()
     (broken / "tagger.safetensors").write_bytes((folder / "tagger.safetensors").read_bytes())
     write_json(broken / "tagger.json", {**read_json(folder / "tagger.json", "tagger"), **change})
-    with pytest.raises(InputError, match=named):
-        load_tagger(broken)
+    refused(named, load_tagger, broken)
 
 
 def test_a_missing_folder_and_missing_weights_are_refused(folder, tmp_path):
-    with pytest.raises(InputError, match=r"tagger\.json"):
-        load_tagger(tmp_path / "none")
+    refused(r"tagger\.json", load_tagger, tmp_path / "none")
     write_json(tmp_path / "tagger.json", read_json(folder / "tagger.json", "tagger"))
-    with pytest.raises(InputError, match=r"tagger\.safetensors"):
-        load_tagger(tmp_path)
+    refused(r"tagger\.safetensors", load_tagger, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +138,7 @@ def test_people_are_read_from_rgb_alone_in_the_order_of_their_names(folder, samp
 
 
 def test_a_tagger_of_another_phrase_is_refused(folder, samples):
-    with pytest.raises(InputError, match="another phrase"):
-        tag_identities(load_tagger(folder), samples, Phrase("{a|of} photo"), progress=False)
+    refused("another phrase", tag_identities, load_tagger(folder), samples, Phrase("{a|of} photo"), progress=False)
 
 
 def test_personalising_starts_at_the_words_that_the_tagger_reads(folder, samples, tmp_path):

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from dive_fast.models import fuse, load_bundle, merge_identities, subset
 from dive_fast.models.interop import export_adapter, import_adapter
-from dive_fast.types import Identity, InputError
+from dive_fast.types import Identity
 from tests.support.models import assert_same_adapter, diffusers_pipeline
+from tests.support.refusals import refused
 from tests.support.tiny import LATENT_SHAPE, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
 
 
@@ -82,23 +83,18 @@ def test_an_export_replaces_an_export_and_nothing_else(adapter, tmp_path):
     assert list(load_file(tmp_path / "out" / "learned_embeds.safetensors")) == ["<class_0>"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("x")
-    with pytest.raises(InputError, match="other"):
-        export_adapter(adapter, tmp_path / "other")
-    with pytest.raises(InputError, match="diffusers, kohya, got 'a1111'"):
-        export_adapter(adapter, tmp_path / "new", "a1111")
+    refused("other", export_adapter, adapter, tmp_path / "other")
+    refused("diffusers, kohya, got 'a1111'", export_adapter, adapter, tmp_path / "new", "a1111")
 
 
 def test_identities_of_another_base_or_other_embeddings_are_refused(bundle, adapter, tmp_path):
     export_adapter(adapter, tmp_path / "out")
     described = tmp_path / "out" / "identities.json"
     other = load_bundle(tiny_bundle_folder(tmp_path / "base", seed=4))
-    with pytest.raises(InputError, match=f"{bundle.fingerprint[:12]}.*{other.fingerprint[:12]}"):
-        import_adapter(other, [tmp_path / "out"])
+    refused(f"{bundle.fingerprint[:12]}.*{other.fingerprint[:12]}", import_adapter, other, [tmp_path / "out"])
     export_adapter(tiny_adapter(bundle, pids=["0001", "0002"]), tmp_path / "less")
     (tmp_path / "less" / "identities.json").write_bytes(described.read_bytes())
-    with pytest.raises(InputError, match="identities.json.*1 words, first '<class_2>'"):
-        import_adapter(bundle, [tmp_path / "less"])
+    refused("identities.json.*1 words, first '<class_2>'", import_adapter, bundle, [tmp_path / "less"])
     for text in (json.dumps({**json.loads(described.read_text()), "template": 1}), "[]"):
         described.write_text(text)
-        with pytest.raises(InputError, match=r"identities\.json"):
-            import_adapter(bundle, [tmp_path / "out"])
+        refused(r"identities\.json", import_adapter, bundle, [tmp_path / "out"])

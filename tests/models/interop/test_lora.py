@@ -16,6 +16,7 @@ from dive_fast.models.lora import lora_pairs
 from dive_fast.types import InputError
 from tests.support.lora_layouts import CAMERAS, NAMES, kohya, write_identity, write_lora
 from tests.support.models import assert_same_tensors, diffusers_pipeline, run_unet
+from tests.support.refusals import refused
 
 A_LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
@@ -166,16 +167,14 @@ def test_layers_that_no_adapter_holds_are_named_and_dropped_only_on_request(bund
     assert imported.adapter.metadata["imported"]["dropped"] == list(imported.dropped)
     assert_same_tensors(imported.adapter.lora, adapter.lora)
     save_file(FURTHER, path)
-    with pytest.raises(InputError, match="none of its 4"):
-        take(bundle, path, identity, drop_unsupported=True)
+    refused("none of its 4", take, bundle, path, identity, drop_unsupported=True)
 
 
 @pytest.mark.parametrize("part", ["dora_scale", "lora_mid.weight"])
 def test_a_linear_with_parts_of_another_form_does_not_land_in_half(part, bundle, adapter, identity, tmp_path):
     name = kohya(f"{A_LINEAR}.lora_A.weight").split(".")[0]
     path = write_lora(tmp_path / "lora.safetensors", adapter, "kohya", **{f"{name}.{part}": torch.ones(1)})
-    with pytest.raises(InputError, match=f"31 of its 32 .*'{A_LINEAR} as {part}'"):
-        take(bundle, path, identity)
+    refused(f"31 of its 32 .*'{A_LINEAR} as {part}'", take, bundle, path, identity)
     imported = take(bundle, path, identity, drop_unsupported=True)
     assert imported.dropped == (f"{A_LINEAR} as {part}",)
     assert not imported.adapter.lora[f"{A_LINEAR}.lora_B.weight"].any()
@@ -184,12 +183,10 @@ def test_a_linear_with_parts_of_another_form_does_not_land_in_half(part, bundle,
 def test_loha_and_a_lora_of_stable_diffusion_xl_are_recognised(bundle, identity, tmp_path):
     path, name = tmp_path / "other.safetensors", kohya(f"{A_LINEAR}.lora_A.weight").split(".")[0]
     save_file({f"{name}.hada_w{i}_{x}": torch.zeros(4, 4) for i in (1, 2) for x in "ab"}, path)
-    with pytest.raises(InputError, match=r"'.*attn2.to_k as hada_w1_a'"):
-        take(bundle, path, identity)
+    refused(r"'.*attn2.to_k as hada_w1_a'", take, bundle, path, identity)
     name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     save_file({f"{name}.lora_down.weight": torch.zeros(4, 2048), f"{name}.lora_up.weight": torch.zeros(640, 4)}, path)
-    with pytest.raises(InputError, match="2048 wide, as Stable Diffusion XL"):
-        take(bundle, path, identity)
+    refused("2048 wide, as Stable Diffusion XL", take, bundle, path, identity)
 
 
 A_KEY, B_KEY = (f"unet.{A_LINEAR}.lora_{part}.weight" for part in "AB")
@@ -210,8 +207,7 @@ def test_a_broken_lora_is_named(changes, part, bundle, adapter, identity, tmp_pa
     path = write_lora(tmp_path / "lora.safetensors", adapter, "diffusers")
     tensors = {**load_file(path), **changes}
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
-    with pytest.raises(InputError, match=f"^[^\n]*{part}[^\n]*$"):
-        take(bundle, path, identity)
+    refused(f"^[^\n]*{part}[^\n]*$", take, bundle, path, identity)
 
 
 CONFIGURATIONS = {
@@ -234,8 +230,7 @@ def test_a_bad_configuration_is_named(text, part, bundle, adapter, identity, tmp
     config.unlink()
     if text is not None:
         config.write_text(text)
-    with pytest.raises(InputError, match=part):
-        take(bundle, path, identity)
+    refused(part, take, bundle, path, identity)
 
 
 def test_a_configuration_is_read_from_wherever_it_is_named(bundle, adapter, identity, tmp_path):

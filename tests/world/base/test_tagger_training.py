@@ -8,13 +8,13 @@ import torch
 
 from dive_fast.models.phrase import Phrase
 from dive_fast.train.tagger import load_tagger, mixed_words
-from dive_fast.types import InputError
 from dive_fast.world.base import tagger_train as room
 from dive_fast.world.base.config import TaggerConfig
 from dive_fast.world.base.data import base_identities, render_base_images
 from dive_fast.world.base.tagger_train import train_tagger
 from dive_fast.world.captions import caption_phrase, phrase_words
 from dive_fast.world.pedestrians import world_pedestrian
+from tests.support.refusals import refused
 from tests.support.training import interrupted_call
 
 CONFIG = TaggerConfig(images=40, steps=6, batch=4, warmup=1, save_every=2)
@@ -54,8 +54,7 @@ def test_a_run_that_was_cut_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "_TEST_IMAGES", 10)
     report = train_tagger(CONFIG, tmp_path / "whole", tmp_path / "work")
     assert 0 <= report["right"] <= 1
-    with pytest.raises(InputError, match=r"tagger\.state"):
-        train_tagger(replace(CONFIG, batch=8), tmp_path / "b", tmp_path / "work")
+    refused(r"tagger\.state", train_tagger, replace(CONFIG, batch=8), tmp_path / "b", tmp_path / "work")
     (tmp_path / "work" / "tagger.state").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(room, "tagger_loss", interrupted_call(room.tagger_loss, 3))

@@ -21,6 +21,7 @@ from dive_fast.world.base.vae_start import start_from_components
 from dive_fast.world.base.vae_train import psnr
 from dive_fast.world.captions import caption_words
 from tests.support.models import assert_same_tensors
+from tests.support.refusals import refused
 from tests.support.training import interrupted_call
 
 SHAPE = BaseShape(latent_channels=8, vae_channels=(8, 16, 16, 32), unet_channels=(16, 32), text_width=16, heads=2)
@@ -100,8 +101,7 @@ def test_the_started_encoder_is_affine_to_a_few_percent(images):
 
 def test_too_many_components_for_the_last_norm_are_refused(images):
     vae = new_vae(BaseShape(latent_channels=16, vae_channels=(8, 16, 16, 32)))
-    with pytest.raises(ValueError, match="16 latent channels .* 6 channels, got 4"):
-        start_from_components(vae, images.images)
+    refused("16 latent channels .* 6 channels, got 4", start_from_components, vae, images.images, error=ValueError)
 
 
 def test_psnr_of_a_known_error():
@@ -143,8 +143,7 @@ def test_a_base_learns_on_with_all_but_the_unet_kept(tmp_path):
     assert not torch.equal(first.unet.conv_in.weight, second.unet.conv_in.weight)
     caught = [np.load(tmp_path / work / "unet-images.npz")["captions"].tolist() for work in ("work", "more")]
     assert not set(caught[0]) & set(caught[1])
-    with pytest.raises(InputError, match="--work"):
-        train_base(CONFIG, tmp_path / "third", tmp_path / "more")
+    refused("--work", train_base, CONFIG, tmp_path / "third", tmp_path / "more")
 
 
 def test_bindings_tie_words_to_the_noun_of_their_phrase():
@@ -179,5 +178,4 @@ def test_labels_are_for_the_last_token_of_a_noun_and_rare_ones_are_left_out(tmp_
 
 def test_too_few_captions_are_refused(tmp_path):
     tokenizer = build_tokenizer(tmp_path / "tokenizer", SHAPE)
-    with pytest.raises(InputError, match="2 captions"):
-        train_text_encoder(["red shirt", "blue shirt"], tokenizer, SHAPE, CONFIG.text, tmp_path)
+    refused("2 captions", train_text_encoder, ["red shirt", "blue shirt"], tokenizer, SHAPE, CONFIG.text, tmp_path)
