@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import string
 from dataclasses import replace
@@ -8,7 +6,7 @@ import pytest
 import torch
 
 from dive_fast.models import DEFAULT_TEMPLATE, TEMPLATES, PromptEncoder, PromptTable, fuse, render, save_bundle
-from dive_fast.types import Camera, Identity, InputError, to_dict
+from dive_fast.types import Camera, Identity, to_dict
 from tests.support.models import diffusers_pipeline
 from tests.support.refusals import refused
 from tests.support.tiny import MAX_TOKENS, TEXT_WIDTH, tiny_adapter
@@ -23,13 +21,14 @@ def table(**changes: object) -> PromptTable:
     return PromptTable(**fields)
 
 
-def encode_with(bundle):
-    return lambda token_ids: bundle.text_encoder(token_ids)[0]
-
-
 @pytest.fixture
 def fused(bundle, adapter):
     return fuse(bundle, adapter)
+
+
+@pytest.fixture
+def encoder(fused):
+    return PromptEncoder(fused.tokenizer, fused.prompts)
 
 
 def test_templates_are_many_distinct_and_hold_each_field_once():
@@ -94,15 +93,12 @@ def test_table_goes_through_json_unchanged(tmp_path):
 def test_broken_json_is_named(changes, part, tmp_path):
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps({**to_dict(table()), **changes}))
-    with pytest.raises(InputError, match=part) as caught:
-        PromptTable.read(path)
-    assert "prompts.json" in str(caught.value) or part == "'uv'"
+    refused(part if part == "'uv'" else f"prompts.json.*{part}", PromptTable.read, path)
 
 
-def test_embeddings_equal_diffusers_encode_prompt(fused):
-    encoder = PromptEncoder(fused.tokenizer, fused.prompts)
+def test_embeddings_equal_diffusers_encode_prompt(fused, encoder):
     keys = [("0001", "cam1"), ("0003", "cam3")]
-    ours, index = encoder.encode(encode_with(fused), [*keys, None])
+    ours, index = encoder.encode(lambda token_ids: fused.text_encoder(token_ids)[0], [*keys, None])
     prompts = [encoder.table.prompt(*key) for key in keys]
     theirs, negative = diffusers_pipeline(fused).encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
     torch.testing.assert_close(ours[:2], theirs, rtol=0, atol=0)
@@ -110,8 +106,7 @@ def test_embeddings_equal_diffusers_encode_prompt(fused):
     assert index.tolist() == [0, 1, 2]
 
 
-def test_token_ids_hold_the_placeholder_as_one_token(fused):
-    encoder = PromptEncoder(fused.tokenizer, fused.prompts)
+def test_token_ids_hold_the_placeholder_as_one_token(fused, encoder):
     ids = encoder.token_ids([("0002", "cam3"), None])
     assert ids.shape == (2, MAX_TOKENS)
     assert ids.dtype == torch.int64
@@ -123,8 +118,8 @@ def test_token_ids_hold_the_placeholder_as_one_token(fused):
     assert encoder.token_ids([]).shape == (0, MAX_TOKENS)
 
 
-def test_each_distinct_prompt_is_encoded_once(fused):
-    encoder, seen = PromptEncoder(fused.tokenizer, fused.prompts), []
+def test_each_distinct_prompt_is_encoded_once(fused, encoder):
+    seen = []
 
     def encode_text(token_ids: torch.Tensor) -> torch.Tensor:
         seen.append(tuple(token_ids.shape))
@@ -136,7 +131,7 @@ def test_each_distinct_prompt_is_encoded_once(fused):
     assert embeddings.shape == (3, MAX_TOKENS, TEXT_WIDTH)
     assert index.dtype == torch.int64
     assert index.tolist() == [0, 1, 2, 0, 1]
-    alone, _ = encoder.encode(encode_with(fused), [("0001", "cam1")])
+    alone, _ = encoder.encode(encode_text, [("0001", "cam1")])
     torch.testing.assert_close(embeddings[2], alone[0])
 
 
@@ -164,11 +159,9 @@ def test_a_prompt_that_would_be_cut_is_refused(bundle):
     refused(r"4\d tokens.* 32", PromptEncoder(fused.tokenizer, fused.prompts).token_ids, [("0001", "cam1")])
 
 
-def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, tmp_path):
+def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, encoder, tmp_path):
     save_bundle(fused, tmp_path / "fused")
-    encoder = PromptEncoder(tmp_path / "fused" / "tokenizer", PromptTable.read(tmp_path / "fused" / "prompts.json"))
-    assert encoder.table.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
-    expected = PromptEncoder(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
-    assert torch.equal(encoder.token_ids([("0001", "cam1")]), expected)
-    missing = PromptEncoder(tmp_path / "nowhere", fused.prompts)
-    refused("nowhere", missing.token_ids, [None])
+    read = PromptEncoder(tmp_path / "fused" / "tokenizer", PromptTable.read(tmp_path / "fused" / "prompts.json"))
+    assert read.table.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
+    assert torch.equal(read.token_ids([("0001", "cam1")]), encoder.token_ids([("0001", "cam1")]))
+    refused("nowhere", PromptEncoder(tmp_path / "nowhere", fused.prompts).token_ids, [None])

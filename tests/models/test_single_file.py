@@ -1,8 +1,7 @@
 """A Stable Diffusion 1 model in one file equals its folder; what is no such file is named."""
 
-from __future__ import annotations
-
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from dive_fast.models import fuse, load_bundle, save_bundle
-from dive_fast.models.files import ASSETS
+from dive_fast.models.files import ASSETS, WEIGHTS
 from dive_fast.models.interop import import_adapter
 from tests.support.ldm import ldm_tensors, write_single_file
 from tests.support.lora_layouts import CAMERAS, write_identity, write_lora
@@ -36,9 +35,9 @@ def single(bundle, beside: Path) -> Path:
 def test_one_file_is_the_model_of_the_folder(bundle, single, beside):
     for loaded in (load_bundle(single), load_bundle(single, beside)):
         assert loaded.fingerprint == bundle.fingerprint
-        for part in ("unet", "vae", "text_encoder"):
-            ours, theirs = getattr(loaded, part), getattr(bundle, part)
-            assert_same_tensors(ours.state_dict(), theirs.state_dict())
+        for part in WEIGHTS:
+            ours = getattr(loaded, part)
+            assert_same_tensors(ours.state_dict(), getattr(bundle, part).state_dict())
             assert not ours.training
             assert not any(p.requires_grad for p in ours.parameters())
         assert torch.equal(run_unet(loaded.unet), run_unet(bundle.unet))
@@ -50,7 +49,7 @@ def test_diffusers_reads_the_file_alike(single, beside, bundle):
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_single_file(str(single), config=str(beside), local_files_only=True)
-    for part in ("unet", "vae", "text_encoder"):
+    for part in WEIGHTS:
         theirs = getattr(pipe, part).state_dict()
         assert all(torch.equal(t, theirs[name]) for name, t in getattr(bundle, part).state_dict().items())
 
@@ -66,20 +65,23 @@ def test_the_file_works_wherever_a_folder_does(bundle, single, adapter, tmp_path
     assert load_bundle(tmp_path / "folder").fingerprint == bundle.fingerprint
 
 
-def test_neither_network_nor_random_numbers_are_used(single, no_network):
+@pytest.mark.parametrize("model", ["tiny_base", "single"])
+def test_neither_network_nor_random_numbers_are_used(model, request, monkeypatch):
+    path = request.getfixturevalue(model)
+    for owner, name in ((socket.socket, "connect"), (socket, "getaddrinfo")):
+        monkeypatch.setattr(owner, name, lambda *_args, **_options: pytest.fail("the network was asked"))
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
-    load_bundle(single)
+    load_bundle(path)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_half_precision_and_names_without_text_model_are_read(bundle, beside):
-    tensors = {
-        name.replace("transformer.text_model.", "transformer."): t.half() for name, t in ldm_tensors(bundle).items()
-    }
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside / "half.safetensors")
+    halves = {name: tensor.half().contiguous() for name, tensor in ldm_tensors(bundle).items()}
+    renamed = {name.replace("transformer.text_model.", "transformer."): half for name, half in halves.items()}
+    save_file(renamed, beside / "half.safetensors")
     loaded = load_bundle(beside / "half.safetensors")
-    for part in ("unet", "vae", "text_encoder"):
+    for part in WEIGHTS:
         for name, tensor in getattr(loaded, part).state_dict().items():
             assert torch.equal(tensor, getattr(bundle, part).state_dict()[name].half().float())
 

@@ -1,6 +1,5 @@
 """A dry run: true numbers, nothing written, and the errors that the run itself would raise."""
 
-import json
 from collections import Counter
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from dive_fast.train.loop import load_state
 from dive_fast.train.personalize import personalize
 from dive_fast.train.photos import BalancedSampler, encode_photos, samples_of
 from dive_fast.types import DiveError
+from tests.support.cli import last_json
 from tests.support.refusals import refused
 from tests.support.training import interrupted
 
@@ -121,11 +121,10 @@ def test_few_photos_are_of_both_modalities(photos, monkeypatch):
 
 def test_the_command_prints_the_forecast(base, folders, tmp_path, run):
     words = f"--model {base} --photos folder:{folders[0]} --batch 2 --rank 2 --steps 7 --dry-run --json"
-    code, out, _ = run("personalize", "--out", tmp_path / "out", *words.split())
+    code, out, _ = run(f"personalize --out {tmp_path}/out {words}")
     assert code == 0
-    lines = out.splitlines()
-    assert any(line.startswith("personalize: 7 steps of 2 photos") for line in lines)
-    summary = json.loads(lines[-1])
+    assert "\npersonalize: 7 steps of 2 photos" in out
+    summary = last_json(out)
     assert summary["photos"] == 8
     assert [phase["steps"] for phase in summary["stages"]] == [4000, 7]
     assert not list(tmp_path.iterdir())

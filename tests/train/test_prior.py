@@ -9,12 +9,10 @@ from dive_fast.models import load_bundle
 from dive_fast.train import prior as room
 from dive_fast.train.config import PersonalizeConfig, Prior, Samples
 from dive_fast.train.personalize import personalize
-from dive_fast.train.prior import ClassPhotos, prompt_ids
+from dive_fast.train.prior import ClassPhotos
 from dive_fast.train.samples import ImageSampler
-from dive_fast.train.trainer import Trainer, phase_configs
-from dive_fast.types import InputError
 from tests.support.refusals import refused
-from tests.support.training import first_gradients, interrupted, randomize_lora
+from tests.support.training import first_gradients, first_phase, interrupted
 
 pytestmark = pytest.mark.slow
 
@@ -26,11 +24,8 @@ CONFIG = PersonalizeConfig(
 
 def _gradients(base, photos, tmp_path, config, weigh):
     """Gradients [rows, LoRA] of the first step's loss, `weigh(photo loss, class loss)`, where all learns."""
-    trainer = Trainer(load_bundle(base), photos, config, None, "cpu", False)
-    randomize_lora(trainer)
     latents = torch.randn(5, 8, 8, 4, generator=torch.Generator().manual_seed(2))
-    class_photos = ClassPhotos(latents, prompt_ids(trainer.bundle, "a person"))
-    (phase,) = trainer.phases(phase_configs(config, tmp_path, "", False), trainer.encode(photos, False), class_photos)
+    trainer, phase = first_phase(base, photos, config, tmp_path, latents)
     real = trainer.model.loss, trainer.model.class_loss
     trainer.model.loss = lambda *a: real[0](*a) * weigh[0]
     trainer.model.class_loss = lambda *a: real[1](*a) * weigh[1]
@@ -81,9 +76,8 @@ def test_the_base_makes_class_photos_once(learn, photos, tmp_path, monkeypatch):
     assert calls == [[0, 1, 2]] * 2
     assert resumed.fingerprint == whole.fingerprint
     assert not list(work.glob("class-*"))
-    with pytest.raises(InputError, match="other data or settings"):
-        other = replace(CONFIG, samples=replace(CONFIG.samples, sample_guidance=3.0))  # they would be others
-        learn(photos, out, other)
+    other = replace(CONFIG, samples=replace(CONFIG.samples, sample_guidance=3.0))  # they would be others
+    refused("other data or settings", learn, photos, out, other)
 
 
 def test_given_class_photos_take_the_place_of_made_ones(base, learn, photos, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from dive_fast.world.config import WorldSpec
 from dive_fast.world.trees import build_world, plan_images
 from tests.support.refusals import refused
 from tests.support.training import interrupted_call
+from tests.support.trees import contents
 
 SPEC = WorldSpec(seed=3, paired_ids=6, test_ids=2, external_ids=2, images_per_camera=2, market_images=7)
 
@@ -22,10 +23,6 @@ def world(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("world")
     assert build_world(out, SPEC) == 8 * 6 * 2 + 2 * 7 * 3
     return out
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def ids(path: Path) -> list[int]:

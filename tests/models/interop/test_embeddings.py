@@ -1,7 +1,5 @@
 """Textual inversion of other tools as identities, and DiVE's whole folder."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -39,21 +37,17 @@ def dive(vectors: dict[str, torch.Tensor], names: dict[str, object]) -> dict[str
 
 A1111 = {"string_to_token": {"*": 265}, "string_to_param": {"*": ROWS}, "name": "Some Body", "sd_checkpoint": None}
 LAYOUTS = {
-    "diffusers": ("e.bin", {"<cat-toy>": ROWS[0]}, [Identity("cat-toy", "<cat-toy>")]),
-    "diffusers, safetensors": ("e.safetensors", {"<cat-toy>": ROWS[0].clone()}, [Identity("cat-toy", "<cat-toy>")]),
-    "diffusers, several vectors": ("e.bin", {"<cat>": ROWS}, [Identity("cat", "<cat.0> <cat.1> <cat.2>")]),
-    "diffusers, tokens": (
-        "e.bin",
-        {"<a>": ROWS[0], "b": ROWS[1:]},
-        [Identity("a", "<a>"), Identity("b", "<b.0> <b.1>")],
-    ),
-    "A1111": ("e.pt", A1111, [Identity("Some Body", "<some_body.0> <some_body.1> <some_body.2>")]),
-    "A1111, nameless": ("ann.pt", {**A1111, "name": "*"}, [Identity("ann", "<ann.0> <ann.1> <ann.2>")]),
-    "emb_params": ("Ann.safetensors", {"emb_params": ROWS[:1].clone()}, [Identity("Ann", "<ann>")]),
+    "diffusers": ("e.bin", {"<cat-toy>": ROWS[0]}, {"cat-toy": "<cat-toy>"}),
+    "diffusers, safetensors": ("e.safetensors", {"<cat-toy>": ROWS[0].clone()}, {"cat-toy": "<cat-toy>"}),
+    "diffusers, several vectors": ("e.bin", {"<cat>": ROWS}, {"cat": "<cat.0> <cat.1> <cat.2>"}),
+    "diffusers, tokens": ("e.bin", {"<a>": ROWS[0], "b": ROWS[1:]}, {"a": "<a>", "b": "<b.0> <b.1>"}),
+    "A1111": ("e.pt", A1111, {"Some Body": "<some_body.0> <some_body.1> <some_body.2>"}),
+    "A1111, nameless": ("ann.pt", {**A1111, "name": "*"}, {"ann": "<ann.0> <ann.1> <ann.2>"}),
+    "emb_params": ("Ann.safetensors", {"emb_params": ROWS[:1].clone()}, {"Ann": "<ann>"}),
     "DiVE": (
         "learned_embeds-steps-last.bin",
         dive({"<class_0>": ROWS[0], "<class_1>": ROWS[1]}, {"533": "<class_1>", "7": "<class_0>"}),
-        [Identity("0533", "<class_1>"), Identity("0007", "<class_0>")],
+        {"0533": "<class_1>", "0007": "<class_0>"},
     ),
 }
 
@@ -61,7 +55,7 @@ LAYOUTS = {
 @pytest.mark.parametrize(("name", "value", "identities"), LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_every_layout_names_its_identities(name, value, identities, tmp_path):
     learned = read_embeddings(read_state(saved(tmp_path / name, value)), TEXT_WIDTH)
-    assert [one.identity() for one in learned] == identities
+    assert [one.identity() for one in learned] == [Identity(*item) for item in identities.items()]
     rows = torch.cat([one.rows for one in learned])
     assert torch.equal(rows, ROWS[[1, 0]] if "steps" in name else ROWS[: len(rows)])
 
@@ -69,11 +63,7 @@ def test_every_layout_names_its_identities(name, value, identities, tmp_path):
 BROKEN = {
     "another width": ("e.bin", {"<a>": torch.zeros(768)}, "'<a>' is 768 wide.* 32"),
     "SDXL": ("e.safetensors", {"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(1, 1280)}, "Stable Diffusion XL"),
-    "a model": (
-        "e.bin",
-        {"conv.weight": torch.zeros(4, 2, 3, 3), "conv.bias": ROWS[0]},
-        "2 entries, first 'conv.bias'",
-    ),
+    "a model": ("e.bin", {"conv.weight": torch.zeros(4, 2), "conv.bias": ROWS[0]}, "2 entries, first 'conv.bias'"),
     "nothing": ("e.bin", {}, "0 entries"),
     "whole numbers": ("e.bin", {"<a>": torch.zeros(32, dtype=torch.int64)}, "'<a>' is torch.int64"),
     "no vector": ("e.bin", {"<a>": torch.zeros(0, 32)}, r"'<a>' is torch.float32 \[0, 32\]"),
@@ -129,18 +119,12 @@ def test_a_camera_that_the_user_names_overrides_the_file(bundle, published):
 
 
 @pytest.mark.parametrize(
-    "data",
-    [
-        {"description": "x"},
-        {},
-        {"description": "Custom metadata:\n{'a'"},
-        {"description": 'Custom metadata:\n{"dataset": "sysu"}'},
-        {"description": "Custom metadata:\n[1]"},
-    ],
+    "text",
+    ["x", None, "Custom metadata:\n{'a'", 'Custom metadata:\n{"dataset": "sysu"}', "Custom metadata:\n[1]"],
     ids=["other text", "no description", "not JSON", "no codes", "a list"],
 )
-def test_a_broken_dataset_info_is_named(data, bundle, published):
-    (published / "dataset_info.json").write_text(json.dumps(data))
+def test_a_broken_dataset_info_is_named(text, bundle, published):
+    (published / "dataset_info.json").write_text(json.dumps({} if text is None else {"description": text}))
     refused(r"dataset_info\.json", import_adapter, bundle, [published])
 
 

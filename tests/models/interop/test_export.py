@@ -1,11 +1,8 @@
 """Our adapters read by diffusers itself: its images against those of our fused model; and imported again."""
 
-from __future__ import annotations
-
 import copy
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,15 +29,6 @@ def image(pipe, prompt: str) -> torch.Tensor:
     return pipe(prompt, height=64, width=32, **options).images.double()
 
 
-def as_documented(bundle, folder: Path):
-    """The lines of docs/published-weights.md."""
-    pipe = diffusers_pipeline(copy.deepcopy(bundle))
-    pipe.load_lora_weights(folder)
-    words = load_file(folder / "learned_embeds.safetensors")
-    pipe.load_textual_inversion([{word: row} for word, row in words.items()])
-    return pipe
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("pid", ["0002", "0900"])
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
@@ -48,7 +36,10 @@ def test_diffusers_draws_what_our_fused_model_draws(layout, pid, bundle, several
     export_adapter(several, tmp_path / "out", layout)
     fused = fuse(bundle, several)
     prompt = fused.prompts.prompt(pid, "cam3")
-    theirs = as_documented(bundle, tmp_path / "out")
+    theirs = diffusers_pipeline(copy.deepcopy(bundle))  # by the lines of docs/published-weights.md
+    theirs.load_lora_weights(tmp_path / "out")
+    words = load_file(tmp_path / "out" / "learned_embeds.safetensors")
+    theirs.load_textual_inversion([{word: row} for word, row in words.items()])
     ours, plain = image(diffusers_pipeline(fused), prompt), image(theirs, prompt)
     truth = image(theirs.to(torch.float64), prompt)
     budget = 2 * (plain - truth).abs().max()  # twice the float32 error of diffusers' own

@@ -1,12 +1,11 @@
 """Tensor files of unknown origin: no code in them runs, and a broken one is named."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,13 +50,8 @@ def test_a_pickle_of_a_newer_protocol_calls_nothing_either(tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-def truncated(path: Path) -> None:
-    torch.save({"a": torch.zeros(1000)}, path)
-    path.write_bytes(path.read_bytes()[:2000])
-
-
-def truncated_pickle(path: Path) -> None:
-    torch.save({"a": torch.zeros(1000)}, path, _use_new_zipfile_serialization=False)
+def truncated(path: Path, **options: bool) -> None:
+    torch.save({"a": torch.zeros(1000)}, path, **options)
     path.write_bytes(path.read_bytes()[:500])
 
 
@@ -72,7 +66,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda p: p.touch(), ""),
     "noise": (lambda p: p.write_bytes(bytes(range(255, -1, -1)) * 9), ""),
     "truncated": (truncated, ""),
-    "truncated pickle": (truncated_pickle, ""),
+    "truncated pickle": (partial(truncated, _use_new_zipfile_serialization=False), ""),
     "other archive": (other_archive, ""),
     "a list": (lambda p: torch.save([torch.zeros(2)], p), "a list"),
     "a tensor": (lambda p: torch.save(torch.zeros(2), p), "a Tensor"),
