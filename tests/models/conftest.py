@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import copy
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -33,9 +30,3 @@ def bundle(_loaded: ModelBundle) -> ModelBundle:
 @pytest.fixture
 def adapter(_loaded: ModelBundle) -> Adapter:
     return tiny_adapter(_loaded)
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in ((socket.socket, "connect"), (socket, "getaddrinfo")):
-        monkeypatch.setattr(owner, name, lambda *_args, **_options: pytest.fail("the network was asked"))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 
@@ -17,8 +15,9 @@ from dive_fast.models import (
     save_bundle,
     set_lora_state,
 )
-from dive_fast.types import DiveError, Identity, InputError
+from dive_fast.types import DiveError, Identity
 from tests.support.models import assert_same_tensors, run_unet
+from tests.support.refusals import refused
 from tests.support.tiny import LATENT_SHAPE, TEXT_WIDTH, tiny_adapter, tiny_bundle_folder
 
 
@@ -128,21 +127,16 @@ def test_fused_folder_opens_here_and_in_plain_diffusers(bundle, adapter, tmp_pat
 
 def test_another_base_is_refused(bundle, adapter, tmp_path):
     other = load_bundle(tiny_bundle_folder(tmp_path / "other", seed=9))
-    with pytest.raises(InputError, match=f"{bundle.fingerprint[:12]}.*{other.fingerprint[:12]}"):
-        fuse(other, adapter)
+    refused(f"{bundle.fingerprint[:12]}.*{other.fingerprint[:12]}", fuse, other, adapter)
 
 
 def test_adapters_and_models_that_cannot_be_fused_are_refused(bundle, adapter):
-    with pytest.raises(InputError, match="62 of 64 .* 2 are missing"):
-        fuse(bundle, replace(adapter, lora=dict(list(adapter.lora.items())[2:])))
-    with pytest.raises(InputError, match="5 wide.* 32"):
-        fuse(bundle, replace(adapter, embeddings=torch.zeros(3, 5)))
+    refused("62 of 64 .* 2 are missing", fuse, bundle, replace(adapter, lora=dict(list(adapter.lora.items())[2:])))
+    refused("5 wide.* 32", fuse, bundle, replace(adapter, embeddings=torch.zeros(3, 5)))
     for scale in (float("nan"), float("inf")):
-        with pytest.raises(InputError, match=f"scale.* {scale}"):
-            fuse(bundle, adapter, scale)
+        refused(f"scale.* {scale}", fuse, bundle, adapter, scale)
     add_lora(bundle.unet, rank=2, alpha=2)
-    with pytest.raises(DiveError, match="LoRA layers"):
-        fuse(bundle, adapter)
+    refused("LoRA layers", fuse, bundle, adapter, error=DiveError)
 
 
 def test_tokens_that_clash_change_nothing(bundle):
@@ -154,16 +148,15 @@ def test_tokens_that_clash_change_nothing(bundle):
         ([new, new], "'0002'"),
         ([new], r"1 words.* \[2, 32\]"),
     ]:
-        with pytest.raises(InputError, match=part):
-            add_identity_tokens(bundle, identities, torch.ones(2, TEXT_WIDTH))
+        refused(part, add_identity_tokens, bundle, identities, torch.ones(2, TEXT_WIDTH))
     assert len(bundle.tokenizer) == size
     assert bundle.text_encoder.get_input_embeddings().weight is table
 
 
 def test_tokens_and_rows_out_of_step_are_refused(bundle):
     bundle.tokenizer.add_tokens(["<stray>"])
-    with pytest.raises(InputError, match="525 tokens.* 524 rows"):
-        add_identity_tokens(bundle, [Identity("0001", "<class_0>")], torch.ones(1, TEXT_WIDTH))
+    one = [Identity("0001", "<class_0>")]
+    refused("525 tokens.* 524 rows", add_identity_tokens, bundle, one, torch.ones(1, TEXT_WIDTH))
 
 
 def test_added_rows_can_be_trained(bundle):

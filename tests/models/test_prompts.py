@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import string
 from dataclasses import replace
@@ -8,8 +6,9 @@ import pytest
 import torch
 
 from dive_fast.models import DEFAULT_TEMPLATE, TEMPLATES, PromptEncoder, PromptTable, fuse, render, save_bundle
-from dive_fast.types import Camera, Identity, InputError, to_dict
+from dive_fast.types import Camera, Identity, to_dict
 from tests.support.models import diffusers_pipeline
+from tests.support.refusals import refused
 from tests.support.tiny import MAX_TOKENS, TEXT_WIDTH, tiny_adapter
 
 IDENTITIES = (Identity("0001", "<class_1>"), Identity("0535", "<class_12>"))
@@ -22,13 +21,14 @@ def table(**changes: object) -> PromptTable:
     return PromptTable(**fields)
 
 
-def encode_with(bundle):
-    return lambda token_ids: bundle.text_encoder(token_ids)[0]
-
-
 @pytest.fixture
 def fused(bundle, adapter):
     return fuse(bundle, adapter)
+
+
+@pytest.fixture
+def encoder(fused):
+    return PromptEncoder(fused.tokenizer, fused.prompts)
 
 
 def test_templates_are_many_distinct_and_hold_each_field_once():
@@ -46,10 +46,8 @@ def test_prompt_by_hand():
 
 
 def test_unknown_names_get_the_count_and_the_nearest():
-    with pytest.raises(InputError, match="2 identities, '0534'.* nearest '0535'"):
-        table().prompt("0534", "cam3")
-    with pytest.raises(InputError, match="2 cameras, 'cam2'.* nearest 'cam"):
-        table().prompt("0535", "cam2")
+    refused("2 identities, '0534'.* nearest '0535'", table().prompt, "0534", "cam3")
+    refused("2 cameras, 'cam2'.* nearest 'cam", table().prompt, "0535", "cam2")
 
 
 @pytest.mark.parametrize(
@@ -72,8 +70,7 @@ def test_unknown_names_get_the_count_and_the_nearest():
     ],
 )
 def test_a_table_that_cannot_work_is_refused(changes, part):
-    with pytest.raises(InputError, match=part.replace("{", r"\{")):
-        table(**changes)
+    refused(part.replace("{", r"\{"), table, **changes)
 
 
 def test_table_goes_through_json_unchanged(tmp_path):
@@ -96,15 +93,12 @@ def test_table_goes_through_json_unchanged(tmp_path):
 def test_broken_json_is_named(changes, part, tmp_path):
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps({**to_dict(table()), **changes}))
-    with pytest.raises(InputError, match=part) as caught:
-        PromptTable.read(path)
-    assert "prompts.json" in str(caught.value) or part == "'uv'"
+    refused(part if part == "'uv'" else f"prompts.json.*{part}", PromptTable.read, path)
 
 
-def test_embeddings_equal_diffusers_encode_prompt(fused):
-    encoder = PromptEncoder(fused.tokenizer, fused.prompts)
+def test_embeddings_equal_diffusers_encode_prompt(fused, encoder):
     keys = [("0001", "cam1"), ("0003", "cam3")]
-    ours, index = encoder.encode(encode_with(fused), [*keys, None])
+    ours, index = encoder.encode(lambda token_ids: fused.text_encoder(token_ids)[0], [*keys, None])
     prompts = [encoder.table.prompt(*key) for key in keys]
     theirs, negative = diffusers_pipeline(fused).encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
     torch.testing.assert_close(ours[:2], theirs, rtol=0, atol=0)
@@ -112,8 +106,7 @@ def test_embeddings_equal_diffusers_encode_prompt(fused):
     assert index.tolist() == [0, 1, 2]
 
 
-def test_token_ids_hold_the_placeholder_as_one_token(fused):
-    encoder = PromptEncoder(fused.tokenizer, fused.prompts)
+def test_token_ids_hold_the_placeholder_as_one_token(fused, encoder):
     ids = encoder.token_ids([("0002", "cam3"), None])
     assert ids.shape == (2, MAX_TOKENS)
     assert ids.dtype == torch.int64
@@ -125,8 +118,8 @@ def test_token_ids_hold_the_placeholder_as_one_token(fused):
     assert encoder.token_ids([]).shape == (0, MAX_TOKENS)
 
 
-def test_each_distinct_prompt_is_encoded_once(fused):
-    encoder, seen = PromptEncoder(fused.tokenizer, fused.prompts), []
+def test_each_distinct_prompt_is_encoded_once(fused, encoder):
+    seen = []
 
     def encode_text(token_ids: torch.Tensor) -> torch.Tensor:
         seen.append(tuple(token_ids.shape))
@@ -138,7 +131,7 @@ def test_each_distinct_prompt_is_encoded_once(fused):
     assert embeddings.shape == (3, MAX_TOKENS, TEXT_WIDTH)
     assert index.dtype == torch.int64
     assert index.tolist() == [0, 1, 2, 0, 1]
-    alone, _ = encoder.encode(encode_with(fused), [("0001", "cam1")])
+    alone, _ = encoder.encode(encode_text, [("0001", "cam1")])
     torch.testing.assert_close(embeddings[2], alone[0])
 
 
@@ -157,23 +150,18 @@ def test_an_identity_of_several_words_gets_a_token_for_each(bundle):
 
 
 def test_a_placeholder_that_would_be_spelled_out_is_refused(bundle, fused):
-    with pytest.raises(InputError, match="'<class_0>'"):
-        PromptEncoder(bundle.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
+    refused("'<class_0>'", PromptEncoder(bundle.tokenizer, fused.prompts).token_ids, [("0001", "cam1")])
 
 
 def test_a_prompt_that_would_be_cut_is_refused(bundle):
     adapter = replace(tiny_adapter(bundle), template="{token}" + " surveillance" * 3 + " {cam}")
     fused = fuse(bundle, adapter)
-    with pytest.raises(InputError, match=r"4\d tokens.* 32"):
-        PromptEncoder(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
+    refused(r"4\d tokens.* 32", PromptEncoder(fused.tokenizer, fused.prompts).token_ids, [("0001", "cam1")])
 
 
-def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, tmp_path):
+def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, encoder, tmp_path):
     save_bundle(fused, tmp_path / "fused")
-    encoder = PromptEncoder(tmp_path / "fused" / "tokenizer", PromptTable.read(tmp_path / "fused" / "prompts.json"))
-    assert encoder.table.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
-    expected = PromptEncoder(fused.tokenizer, fused.prompts).token_ids([("0001", "cam1")])
-    assert torch.equal(encoder.token_ids([("0001", "cam1")]), expected)
-    missing = PromptEncoder(tmp_path / "nowhere", fused.prompts)
-    with pytest.raises(InputError, match="nowhere"):
-        missing.token_ids([None])
+    read = PromptEncoder(tmp_path / "fused" / "tokenizer", PromptTable.read(tmp_path / "fused" / "prompts.json"))
+    assert read.table.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
+    assert torch.equal(read.token_ids([("0001", "cam1")]), encoder.token_ids([("0001", "cam1")]))
+    refused("nowhere", PromptEncoder(tmp_path / "nowhere", fused.prompts).token_ids, [None])

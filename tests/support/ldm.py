@@ -1,7 +1,5 @@
 """Writes a model as one file under the names of Stable Diffusion's first code."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Writes an adapter as other tools do: in the names and files of DiVE, diffusers, PEFT and kohya."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

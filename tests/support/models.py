@@ -1,7 +1,5 @@
 """What tests of models share: diffusers' own pipeline, comparisons, and files to break."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -64,23 +62,19 @@ class CallsWhenOpened:
         return self.reduced
 
 
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def json_edit(name: str, **changes: object) -> Callable[[Path], None]:
-    """`edit_json` of the file `name` in a folder."""
-    return lambda folder: edit_json(folder / name, **changes)
+def json_edit(name: str, **changes: object) -> Callable[[Path], object]:
+    """Changes values in the file `name` of a folder."""
+    return lambda folder: (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
 
 
 def tensor_edit(name: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[..., None]:
-    """`edit_tensors` of the file `name` in a folder."""
-    return lambda folder: edit_tensors(folder / name, change)
+    """Changes the tensors in the file `name` of a folder."""
 
+    def edit(folder: Path) -> None:
+        tensors = {key: tensor.clone() for key, tensor in load_file(folder / name).items()}
+        save_file(change(tensors), folder / name, metadata={"format": "pt"})
 
-def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    save_file(change(tensors), path, metadata={"format": "pt"})
+    return edit
 
 
 def truncate(path: Path) -> None:

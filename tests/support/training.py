@@ -1,16 +1,21 @@
 """Trainings that stop at a chosen step, and gradients of a first one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from dive_fast.models import load_bundle
+from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.loop import TrainState
 from dive_fast.train.model import PersonalizedModel
-from dive_fast.train.trainer import Phase, Trainer
+from dive_fast.train.prior import ClassPhotos, prompt_ids
+from dive_fast.train.trainer import Phase, Trainer, phase_configs
+from dive_fast.types import Sample
 
 
 @contextmanager
@@ -40,11 +45,18 @@ def interrupted_call(function: Callable[..., Any], number: int) -> Callable[...,
     return called
 
 
-def randomize_lora(trainer: Trainer) -> None:
-    """Gives LoRA matrices B, which start at zero, values: else A has no gradient."""
+def first_phase(
+    base: Path, photos: Sequence[Sample], config: PersonalizeConfig, work: Path, class_latents: torch.Tensor | None
+) -> tuple[Trainer, Phase]:
+    """A trainer on a CPU, and its only phase."""
+    trainer = Trainer(load_bundle(base), photos, config, None, "cpu", False)
     generator = torch.Generator().manual_seed(1)
-    for parameter in trainer.model.lora:
+    for parameter in trainer.model.lora:  # B starts at zero, and would leave A without a gradient
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    class_ids = prompt_ids(trainer.bundle, config.prior.prior_prompt)
+    class_photos = None if class_latents is None else ClassPhotos(class_latents, class_ids)
+    (phase,) = trainer.phases(phase_configs(config, work, "", False), trainer.encode(photos, False), class_photos)
+    return trainer, phase
 
 
 def first_gradients(trainer: Trainer, phase: Phase) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:

@@ -6,9 +6,9 @@ import pytest
 
 from dive_fast.options import field_docs
 from dive_fast.train import config as train
-from dive_fast.types import InputError
 from dive_fast.world import config as world
 from dive_fast.world.base import config as base
+from tests.support.refusals import refused
 
 
 @pytest.mark.parametrize("room", [train, world, base], ids=lambda room: room.__name__)
@@ -34,5 +34,4 @@ def test_every_field_with_a_simple_value_has_a_help_text(room):
     ],
 )
 def test_values_out_of_bounds_are_named_together(record, settings, named):
-    with pytest.raises(InputError, match=named):
-        record(**settings)
+    refused(named, record, **settings)

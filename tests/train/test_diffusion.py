@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dive_fast.train.diffusion import DiffusionLoss, noisy_batch
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 NOISE_SCHEDULE = {
     "beta_start": 0.00085,
@@ -90,12 +90,10 @@ def test_an_error_of_v_can_count_as_the_error_of_epsilon_that_it_makes():
         expected.append((predicted - true).square().mean())
     epsilon = DiffusionLoss.from_config(NOISE_SCHEDULE, 3.0)
     weighted = wrong.square().mean(dim=(1, 2, 3)) * objective.weights(timesteps)
-    torch.testing.assert_close(
-        weighted, torch.stack(expected) * epsilon.weights(timesteps), rtol=1e-4, atol=1e-8
-    )  # diffusers' sigmas are float32
+    expected = torch.stack(expected) * epsilon.weights(timesteps)
+    torch.testing.assert_close(weighted, expected, rtol=1e-4, atol=1e-8)  # diffusers' sigmas are float32
     assert torch.equal(epsilon.weights(timesteps), replace(epsilon, of_epsilon=True).weights(timesteps))
 
 
 def test_a_model_of_another_prediction_is_not_trained():
-    with pytest.raises(InputError, match="'sample'"):
-        DiffusionLoss.from_config({"prediction_type": "sample"}, 8.0)
+    refused("'sample'", DiffusionLoss.from_config, {"prediction_type": "sample"}, 8.0)

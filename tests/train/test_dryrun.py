@@ -1,6 +1,5 @@
 """A dry run: true numbers, nothing written, and the errors that the run itself would raise."""
 
-import json
 from collections import Counter
 from dataclasses import replace
 
@@ -15,7 +14,9 @@ from dive_fast.train.dryrun import dry_run
 from dive_fast.train.loop import load_state
 from dive_fast.train.personalize import personalize
 from dive_fast.train.photos import BalancedSampler, encode_photos, samples_of
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
+from tests.support.cli import last_json
+from tests.support.refusals import refused
 from tests.support.training import interrupted
 
 pytestmark = pytest.mark.slow
@@ -92,8 +93,7 @@ def test_a_dry_run_of_a_stopped_run_counts_what_is_left(base, learn, photos, tmp
     assert [phase.done for phase in forecast.stages] == [12, 10]
     left = forecast.seconds - forecast.encode_seconds
     assert left == pytest.approx(13 * forecast.stages[1].seconds)
-    with pytest.raises(InputError, match=r"identities\.state"):
-        dry_run(load_bundle(base), photos, tmp_path / "adapter", replace(CONFIG, seed=1))
+    refused(r"identities\.state", dry_run, load_bundle(base), photos, tmp_path / "adapter", replace(CONFIG, seed=1))
 
 
 def test_too_little_disk_is_said_before_anything_is_encoded(base, photos, tmp_path, monkeypatch):
@@ -101,8 +101,7 @@ def test_too_little_disk_is_said_before_anything_is_encoded(base, photos, tmp_pa
     monkeypatch.setattr("shutil.disk_usage", lambda place: usage)
     monkeypatch.setattr(trainer, "encode_photos", None)
     for begin in (personalize, dry_run):
-        with pytest.raises(DiveError, match=r"\d+ MB.* 1 MB"):
-            begin(load_bundle(base), photos, tmp_path / "adapter", CONFIG)
+        refused(r"\d+ MB.* 1 MB", begin, load_bundle(base), photos, tmp_path / "adapter", CONFIG, error=DiveError)
     assert not list(tmp_path.iterdir())
 
 
@@ -122,11 +121,10 @@ def test_few_photos_are_of_both_modalities(photos, monkeypatch):
 
 def test_the_command_prints_the_forecast(base, folders, tmp_path, run):
     words = f"--model {base} --photos folder:{folders[0]} --batch 2 --rank 2 --steps 7 --dry-run --json"
-    code, out, _ = run("personalize", "--out", tmp_path / "out", *words.split())
+    code, out, _ = run(f"personalize --out {tmp_path}/out {words}")
     assert code == 0
-    lines = out.splitlines()
-    assert any(line.startswith("personalize: 7 steps of 2 photos") for line in lines)
-    summary = json.loads(lines[-1])
+    assert "\npersonalize: 7 steps of 2 photos" in out
+    summary = last_json(out)
     assert summary["photos"] == 8
     assert [phase["steps"] for phase in summary["stages"]] == [4000, 7]
     assert not list(tmp_path.iterdir())

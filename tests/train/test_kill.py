@@ -19,7 +19,7 @@ import transformers.models.clip.modeling_clip  # noqa: F401
 from dive_fast.models import load_adapter, load_bundle
 from dive_fast.train.config import PersonalizeConfig, Prior, Samples
 from dive_fast.train.personalize import personalize
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 CONFIG = PersonalizeConfig(
     identity_steps=6,
@@ -134,10 +134,8 @@ def test_a_second_run_in_one_folder_is_refused_while_the_first_lives(start, base
     process = start(base, photos, out, CONFIG)
     _wait(process, lambda: (tmp_path / "adapter.training" / "identities.state").exists())
     os.kill(process.pid, signal.SIGSTOP)  # it lives, and cannot end before the second has looked
-    with pytest.raises(InputError, match="another run"):
-        personalize(load_bundle(base), photos, out, CONFIG, progress=False)
+    refused("another run", personalize, load_bundle(base), photos, out, CONFIG, progress=False)
     _kill(process)
-    settings = replace(CONFIG, seed=1)
-    with pytest.raises(InputError, match=r"identities\.state"):  # the lock went with the process
-        personalize(load_bundle(base), photos, out, settings, progress=False)
+    other = replace(CONFIG, seed=1)  # refused for this alone: the lock went with the process
+    refused(r"identities\.state", personalize, load_bundle(base), photos, out, other, progress=False)
     assert Path(tmp_path / "adapter.training" / "identities.state").exists()

@@ -11,22 +11,18 @@ import torch
 from dive_fast import distributed as ranks
 from dive_fast.models import load_adapter
 from dive_fast.train import parallel
-from dive_fast.types import InputError
+from tests.support.refusals import refused
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # as this process finds modules
 GRADIENTS = """
 import sys
-from dataclasses import replace
 from pathlib import Path
 import torch
 from dive_fast.data.folder import read_folder
-from dive_fast.models import load_bundle
 from dive_fast.train import loop
 from dive_fast.distributed import process_group, rank_and_size
-from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.train.config import Compute, PersonalizeConfig, Prior
-from dive_fast.train.prior import ClassPhotos, prompt_ids
-from tests.support.training import randomize_lora
+from tests.support.training import first_phase
 
 base, visible, infrared, out, parts = *map(Path, sys.argv[1:5]), int(sys.argv[5])
 torch.set_num_threads(1)
@@ -35,12 +31,8 @@ with process_group("cpu"):
         identity_steps=0, steps=1, batch=8, rank=2, warmup=1, prior=Prior(0.5), compute=Compute(accumulate=parts)
     )
     samples = [*read_folder(visible, "cam1"), *read_folder(infrared, "cam3", "ir")]
-    bundle = load_bundle(base)
-    trainer = Trainer(bundle, samples, config, None, "cpu", False)
-    randomize_lora(trainer)
-    photos = trainer.encode(samples, False)
-    prior = ClassPhotos(photos.latents[:, 0], prompt_ids(bundle, config.prior.prior_prompt))
-    (phase,) = trainer.phases(phase_configs(config, out, "", False), photos, prior)
+    class_latents = torch.randn(14, 8, 8, 4, generator=torch.Generator().manual_seed(2))
+    trainer, phase = first_phase(base, samples, config, out, class_latents)
     learned = {"rows": [trainer.model.rows.free], "lora": trainer.model.lora}
     own = {}
 
@@ -83,8 +75,7 @@ def test_alone_a_process_takes_every_row():
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
     monkeypatch.setattr(parallel, "rank_and_size", lambda: (1, 4))
     assert parallel.my_rows(8) == slice(2, 4)
-    with pytest.raises(InputError, match="batch of 6 .* 4 processes"):
-        parallel.my_rows(6)
+    refused("batch of 6 .* 4 processes", parallel.my_rows, 6)
 
 
 @pytest.mark.slow
@@ -111,17 +102,12 @@ def test_gradients_of_rows_and_lora_are_averaged_between_processes(base, folders
 def test_personalize_under_torchrun_and_accelerate_leaves_one_adapter(base, folders, tmp_path):
     """The command: the same adapter as alone, to rounding, and one summary."""
     adapters = {}
-    for name, launcher, processes, parts in (
-        ("alone", TORCHRUN, 1, 1),
-        ("two", TORCHRUN, 2, 1),
-        ("four", ACCELERATE, 2, 2),
-    ):
-        out = tmp_path / name
-        settings = f"--identity-steps 2 --steps 4 --rank 2 --batch 4 --accumulate {parts}".split()
-        files = ("--model", base, "--photos", f"folder:{folders[0]}", "--out", out)
-        said = _start(launcher, processes, "-m", "dive_fast.cli", "personalize", *files, *settings)
-        assert said.count("4 identities") == 1
-        adapters[name] = load_adapter(out)
+    line = f"personalize --model {base} --photos folder:{folders[0]} --identity-steps 2 --steps 4 --rank 2 --batch 4"
+    runs = {"alone": (TORCHRUN, 1, 1), "two": (TORCHRUN, 2, 1), "four": (ACCELERATE, 2, 2)}
+    for name, (launcher, processes, parts) in runs.items():
+        words = f"-m dive_fast.cli {line} --out {tmp_path}/{name} --accumulate {parts}".split()
+        assert _start(launcher, processes, *words).count("4 identities") == 1
+        adapters[name] = load_adapter(tmp_path / name)
         logs = [tmp_path / f"{name}.training" / f"{phase}-loss.jsonl" for phase in ("identities", "personalize")]
         assert [len(log.read_text().splitlines()) for log in logs] == [1, 1]  # by one process
     for name in ("two", "four"):
@@ -137,9 +123,7 @@ def test_what_accelerate_was_told_and_the_run_would_not_do_is_refused(monkeypatc
     ranks.check_launcher("bf16")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     ranks.check_launcher("bf16")
-    with pytest.raises(InputError, match="--mixed-precision bf16"):
-        ranks.check_launcher("no")
+    refused("--mixed-precision bf16", ranks.check_launcher, "no")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    with pytest.raises(InputError, match="FSDP, the compiler INDUCTOR"):
-        ranks.check_launcher("bf16")
+    refused("FSDP, the compiler INDUCTOR", ranks.check_launcher, "bf16")

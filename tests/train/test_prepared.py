@@ -1,7 +1,5 @@
 """Latents of a prepared set: equal to encoding the raw photos, kept, made again when they must be, refused when foreign."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -11,15 +9,9 @@ import torch
 from dive_fast.data.prepare import PreparePlan, claimed, finish, finished_shards, pack
 from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.train.photos import encode_photos, latent_shape, teaching
-from dive_fast.train.prepared import (
-    encode_shards,
-    encoder_fingerprint,
-    latent_space,
-    load_prepared,
-    missing_latents,
-)
-from dive_fast.types import InputError
+from dive_fast.train.prepared import encode_shards, encoder_fingerprint, latent_space, load_prepared, missing_latents
 from tests.support.preparing import contents, plan_of
+from tests.support.refusals import refused
 from tests.support.trees import mixed_trees
 
 
@@ -34,6 +26,18 @@ def trees(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
+@pytest.fixture
+def plan(trees: Path) -> PreparePlan:
+    return plan_of(trees)
+
+
+@pytest.fixture
+def out(plan: PreparePlan, tmp_path: Path, bundle: ModelBundle) -> Path:
+    """A prepared set with its latents."""
+    assert prepare(plan, tmp_path / "out", bundle) == {0, 1, 2}
+    return tmp_path / "out"
+
+
 def prepare(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> set[int]:
     """Gives the shards that were encoded."""
     encoded = set()
@@ -46,23 +50,19 @@ def prepare(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> set[int
     return encoded
 
 
-def test_loading_equals_encoding_the_raw_photos(trees: Path, tmp_path: Path, bundle: ModelBundle) -> None:
-    plan = plan_of(trees)
+def test_loading_equals_encoding_the_raw_photos(trees, plan, out, bundle):
     raw = encode_photos(bundle, [image.sample for image in plan.images], progress=False)
-    assert prepare(plan, tmp_path / "out", bundle) == {0, 1, 2}
     shutil.rmtree(trees)
-    loaded = load_prepared(tmp_path / "out", bundle)
+    loaded = load_prepared(out, bundle)
     assert loaded.latents.shape == (14, 2, *latent_shape(bundle)) == (14, 2, 8, 8, 4)
     assert loaded.latents.dtype == torch.float32
     assert torch.allclose(loaded.latents, raw.latents, atol=1e-5)  # batches of 5 here, of 14 there
-    assert [(s.pid, s.camera, s.modality) for s in loaded.samples] == [
-        (s.pid, s.camera, s.modality) for s in raw.samples
-    ]
-    assert [s.path.name for s in loaded.samples] == [s.path.name for s in raw.samples]
+    named = [[(s.pid, s.camera, s.modality, s.path.name) for s in side.samples] for side in (loaded, raw)]
+    assert named[0] == named[1]
     assert list(loaded.teaching) == list(teaching(raw.samples))
 
 
-def test_damaged_photos_have_no_latents(trees: Path, tmp_path: Path, bundle: ModelBundle) -> None:
+def test_damaged_photos_have_no_latents(trees, tmp_path, bundle):
     for number in (1, 2):  # all of the second shard's infrared of person 0002, and one more
         (trees / f"sysu/cam3/0002/{number:04d}.jpg").write_bytes(b"")
     plan = plan_of(trees)
@@ -72,17 +72,14 @@ def test_damaged_photos_have_no_latents(trees: Path, tmp_path: Path, bundle: Mod
     assert torch.allclose(loaded.latents, encode_photos(bundle, good, progress=False).latents, atol=1e-5)
 
 
-def test_a_shard_without_any_good_photo(trees: Path, tmp_path: Path, bundle: ModelBundle) -> None:
-    plan = plan_of(trees)
+def test_a_shard_without_any_good_photo(plan, tmp_path, bundle):
     for image in plan.shard(0):
         image.sample.path.write_bytes(b"")
     prepare(plan, tmp_path / "out", bundle)
     assert len(load_prepared(tmp_path / "out", bundle).samples) == 9
 
 
-def test_what_is_there_is_kept_and_what_is_lost_made_again(trees: Path, tmp_path: Path, bundle: ModelBundle) -> None:
-    plan, out = plan_of(trees), tmp_path / "out"
-    prepare(plan, out, bundle)
+def test_what_is_there_is_kept_and_what_is_lost_made_again(plan, out, bundle):
     expected = contents(out)
     assert prepare(plan, out, bundle) == set()
     for lost, again in (("latents/00001.safetensors", {1}), ("latents/00002.json", {2}), ("shards/00000.tar", set())):
@@ -91,18 +88,17 @@ def test_what_is_there_is_kept_and_what_is_lost_made_again(trees: Path, tmp_path
         assert contents(out) == expected
 
 
-def test_latents_can_be_added_later_and_stay(trees: Path, tmp_path: Path, bundle: ModelBundle) -> None:
-    plan, out = plan_of(trees), tmp_path / "out"
+def test_latents_can_be_added_later_and_stay(plan, tmp_path, bundle):
+    out = tmp_path / "out"
     prepare(plan, out, None)
-    with pytest.raises(InputError, match="prepare with --model"):
-        load_prepared(out, bundle)
+    refused("prepare with --model", load_prepared, out, bundle)
     prepare(plan, out, bundle)
     prepare(plan, out, None)
     assert len(load_prepared(out, bundle).samples) == 14
 
 
-def test_a_repaired_photo_is_encoded_with_its_shard(trees: Path, tmp_path: Path, bundle: ModelBundle) -> None:
-    plan, out = plan_of(trees), tmp_path / "out"
+def test_a_repaired_photo_is_encoded_with_its_shard(plan, tmp_path, bundle):
+    out = tmp_path / "out"
     path = plan.images[7].sample.path
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
@@ -113,20 +109,14 @@ def test_a_repaired_photo_is_encoded_with_its_shard(trees: Path, tmp_path: Path,
     assert contents(out) == contents(tmp_path / "uninterrupted")
 
 
-def test_latents_of_another_encoder_are_refused(
-    trees: Path, tmp_path: Path, bundle: ModelBundle, tiny_base: Path
-) -> None:
-    plan, out = plan_of(trees), tmp_path / "out"
-    prepare(plan, out, bundle)
+def test_latents_of_another_encoder_are_refused(plan, out, tiny_base):
     other = load_bundle(tiny_base)
     other.vae.encoder.conv_in.weight.data[0, 0, 0, 0] += 1e-3
-    with pytest.raises(InputError, match=r"its latents are by encoder \w{12}, this model's is \w{12} \(another VAE"):
-        load_prepared(out, other)
-    with pytest.raises(InputError, match=r"--out.*/latents"):
-        prepare(plan, out, other)
+    refused(r"its latents are by encoder \w{12}, this model's is \w{12} \(another VAE", load_prepared, out, other)
+    refused(r"--out.*/latents", prepare, plan, out, other)
 
 
-def test_what_names_an_encoder(bundle: ModelBundle, tiny_base: Path) -> None:
+def test_what_names_an_encoder(bundle, tiny_base):
     """Decoder, UNet and text encoder say nothing about latents; scaling and image size do."""
     mine = encoder_fingerprint(bundle)
     other = load_bundle(tiny_base)
@@ -140,26 +130,18 @@ def test_what_names_an_encoder(bundle: ModelBundle, tiny_base: Path) -> None:
     assert encoder_fingerprint(other) != mine
 
 
-def test_damaged_or_missing_latents_are_refused(trees: Path, tmp_path: Path, bundle: ModelBundle) -> None:
-    plan, out = plan_of(trees), tmp_path / "out"
-    prepare(plan, out, bundle)
+def test_damaged_or_missing_latents_are_refused(out, bundle):
     path = out / "latents/00001.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-3] + b"\0\0\1")
-    with pytest.raises(InputError, match=r"00001\.safetensors is damaged"):
-        load_prepared(out, bundle)
-    path.write_bytes(whole[:-3])
-    with pytest.raises(InputError, match=r"00001\.safetensors is damaged"):
-        load_prepared(out, bundle)
+    cut = path.read_bytes()[:-3]
+    for damaged in (cut + b"\0\0\1", cut):
+        path.write_bytes(damaged)
+        refused(r"00001\.safetensors is damaged", load_prepared, out, bundle)
     path.unlink()
-    with pytest.raises(InputError, match=r"00001\.safetensors is missing"):
-        load_prepared(out, bundle)
+    refused(r"00001\.safetensors is missing", load_prepared, out, bundle)
 
 
-def test_space_for_latents(trees: Path, tmp_path: Path, bundle: ModelBundle) -> None:
-    plan = plan_of(trees)
+def test_space_for_latents(plan, out, bundle):
     photo = 2 * 8 * 8 * 4 * 4
     assert 9 * photo < latent_space(plan, {1, 2}, bundle) < 10 * photo + 2 * 2_048
-    prepare(plan, tmp_path / "out", bundle)
-    size = sum(path.stat().st_size for path in (tmp_path / "out/latents").iterdir())
+    size = sum(path.stat().st_size for path in (out / "latents").iterdir())
     assert size <= latent_space(plan, {0, 1, 2}, bundle)

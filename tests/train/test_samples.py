@@ -68,9 +68,7 @@ def test_sampling_in_half_precision_is_near(base, photos):
     for precision in ("no", "bf16"):
         config = replace(CONFIG, compute=replace(CONFIG.compute, mixed_precision=precision), samples=SAMPLES)
         trainer = Trainer(load_bundle(base), photos, config, None, "cpu", False)
-        text = trainer.sampler.text(
-            torch.tensor([trainer.captions.tokenize(""), trainer.captions.tokenize("a person")])
-        )
+        text = trainer.sampler.text(torch.tensor([trainer.captions.tokenize(words) for words in ("", "a person")]))
         latents[precision] = trainer.sampler.latents(text, torch.tensor([1, 1]), [5, 6])
     error = (latents["bf16"] - latents["no"]).norm() / latents["no"].norm()
     assert 0 < error < 0.05

@@ -1,7 +1,6 @@
 """What lets personalising go on at scale: precision, parts, checkpointing, prepared sets; and settings that are refused."""
 
 import importlib.util
-import json
 import shutil
 from dataclasses import replace
 
@@ -13,9 +12,10 @@ from dive_fast.train import trainer
 from dive_fast.train.config import Compute, PersonalizeConfig
 from dive_fast.train.model import PersonalizedModel
 from dive_fast.train.photos import encode_photos
-from dive_fast.train.trainer import Trainer, phase_configs
-from dive_fast.types import DiveError, InputError
-from tests.support.training import first_gradients, interrupted, randomize_lora
+from dive_fast.train.trainer import Trainer
+from dive_fast.types import DiveError
+from tests.support.refusals import refused
+from tests.support.training import first_gradients, first_phase, interrupted
 
 pytestmark = pytest.mark.slow
 
@@ -24,19 +24,16 @@ CONFIG = PersonalizeConfig(identity_steps=3, steps=5, batch=4, rank=2, warmup=1,
 
 @pytest.fixture(scope="module")
 def plain(learn, photos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("plain") / "adapter"
-    return learn(photos, out, CONFIG)
+    return learn(photos, tmp_path_factory.mktemp("plain") / "adapter", CONFIG)
 
 
 def test_checkpointing_changes_no_bit(learn, photos, plain, tmp_path):
-    config = replace(CONFIG, compute=Compute(checkpointing=True))
-    adapter = learn(photos, tmp_path / "a", config)
+    adapter = learn(photos, tmp_path / "a", replace(CONFIG, compute=Compute(checkpointing=True)))
     assert adapter.fingerprint == plain.fingerprint
 
 
 def test_parts_change_rounding_alone(learn, photos, plain, tmp_path):
-    config = replace(CONFIG, compute=Compute(accumulate=2))
-    adapter = learn(photos, tmp_path / "a", config)
+    adapter = learn(photos, tmp_path / "a", replace(CONFIG, compute=Compute(accumulate=2)))
     torch.testing.assert_close(adapter.embeddings, plain.embeddings, rtol=1e-4, atol=1e-6)
     learned = max(tensor.abs().max() for key, tensor in plain.lora.items() if "lora_B" in key)
     for key, tensor in adapter.lora.items():
@@ -47,20 +44,15 @@ def test_a_run_stopped_for_lack_of_memory_goes_on_in_parts(learn, photos, plain,
     """How numbers are computed is no other run; in another precision it is."""
     with interrupted(lambda model, step: step == 3 and model.lora[0].requires_grad):
         learn(photos, tmp_path / "a", CONFIG)
-    with pytest.raises(InputError, match=r"identities\.state"):
-        half = replace(CONFIG, compute=Compute("bf16"))
-        learn(photos, tmp_path / "a", half)
-    config = replace(CONFIG, compute=Compute(accumulate=4, checkpointing=True))
-    adapter = learn(photos, tmp_path / "a", config)
+    refused(r"identities\.state", learn, photos, tmp_path / "a", replace(CONFIG, compute=Compute("bf16")))
+    parts = replace(CONFIG, compute=Compute(accumulate=4, checkpointing=True))
+    adapter = learn(photos, tmp_path / "a", parts)
     assert torch.equal(adapter.embeddings, plain.embeddings)  # learned before the stop
 
 
 def _gradients(base, photos, tmp_path, precision):
     config = replace(CONFIG, identity_steps=0, compute=Compute(precision))
-    trainer = Trainer(load_bundle(base), photos, config, None, "cpu", False)
-    randomize_lora(trainer)
-    (phase,) = trainer.phases(phase_configs(config, tmp_path, "", False), trainer.encode(photos, False), None)
-    return first_gradients(trainer, phase)[:2]
+    return first_gradients(*first_phase(base, photos, config, tmp_path, None))[:2]
 
 
 def test_bf16_teaches_about_the_same(base, photos, tmp_path):
@@ -72,8 +64,7 @@ def test_bf16_teaches_about_the_same(base, photos, tmp_path):
 
 
 def test_a_run_in_bf16_leaves_a_float32_adapter(learn, photos, plain, tmp_path):
-    config = replace(CONFIG, compute=Compute("bf16"))
-    adapter = learn(photos, tmp_path / "a", config)
+    adapter = learn(photos, tmp_path / "a", replace(CONFIG, compute=Compute("bf16")))
     assert adapter.metadata["compute"]["mixed_precision"] == "bf16"
     for tensor in (adapter.embeddings, *adapter.lora.values()):
         assert tensor.dtype == torch.float32
@@ -99,8 +90,7 @@ def test_the_weighting_chosen_is_that_of_both_phases(learn, photos, tmp_path, mo
         return real(self, step, *args)
 
     monkeypatch.setattr(PersonalizedModel, "loss", watched)
-    config = replace(CONFIG, weighting=weighting, snr_gamma=3.0)
-    learn(photos, tmp_path / "a", config)
+    learn(photos, tmp_path / "a", replace(CONFIG, weighting=weighting, snr_gamma=3.0))
     assert seen == {(weighting, 3.0, 0.4), (weighting, 3.0, 0.75)}
 
 
@@ -114,8 +104,7 @@ def test_latents_of_a_prepared_set_teach_what_its_photos_teach(base, learn, phot
     assert again.fingerprint == first.fingerprint
     onto = learn(more, tmp_path / "more", CONFIG, init_from=first)
     assert onto.fingerprint == new.fingerprint
-    with pytest.raises(InputError, match="--words-from"):
-        learn(latents, tmp_path / "words", replace(CONFIG, words_from="pocket"))
+    refused("--words-from", learn, latents, tmp_path / "words", replace(CONFIG, words_from="pocket"))
 
 
 def test_states_that_a_kill_left_beside_a_finished_adapter_are_removed(learn, photos, tmp_path):
@@ -130,15 +119,11 @@ def test_states_that_a_kill_left_beside_a_finished_adapter_are_removed(learn, ph
 def test_what_cannot_work_is_said_and_leaves_nothing_behind(learn, photos, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
-    cases = [
-        ([], CONFIG, InputError, "no training photos"),
-        (photos, replace(CONFIG, compute=Compute(accumulate=3)), InputError, "a batch of 4 .* 3 parts"),
-        (photos, replace(CONFIG, compute=Compute("fp16")), InputError, "fp16"),
-        (photos, replace(CONFIG, tensorboard=True), DiveError, r"dive-fast\[tensorboard\]"),
-    ]
-    for given, config, error, words in cases:
-        with pytest.raises(error, match=words):
-            learn(given, tmp_path / "a", config)
+    refused("no training photos", learn, [], tmp_path / "a", CONFIG)
+    for compute, words in ((Compute(accumulate=3), "a batch of 4 .* 3 parts"), (Compute("fp16"), "fp16")):
+        refused(words, learn, photos, tmp_path / "a", replace(CONFIG, compute=compute))
+    board = replace(CONFIG, tensorboard=True)
+    refused(r"dive-fast\[tensorboard\]", learn, photos, tmp_path / "a", board, error=DiveError)
     assert not list(tmp_path.iterdir())
 
 
@@ -148,30 +133,22 @@ def test_people_whom_no_batch_teaches_are_named(learn, photos, tmp_path, identit
     config = replace(CONFIG, identity_steps=identity_steps)
     hidden = [s for s in photos if s.pid != "0001" or s.modality == "ir"]
     for settings in ({"ir_share": 0.0}, {"batch": 1, "ir_share": 0.4}):
-        with pytest.raises(InputError, match="first '0001'"):
-            learn(hidden, tmp_path / "a", replace(config, **settings))
+        refused("first '0001'", learn, hidden, tmp_path / "a", replace(config, **settings))
     infrared = replace(config, ir_share=1.0)
     if identity_steps:  # they learn first, from what there is: RGB alone
         learn(photos, tmp_path / "b", infrared)
     else:
-        with pytest.raises(InputError, match="4 identities"):
-            learn(photos, tmp_path / "b", infrared)
-        with pytest.raises(InputError, match="first '0004'"):
-            learn(photos, tmp_path / "b", replace(infrared, identities_from_ir=True))
+        refused("4 identities", learn, photos, tmp_path / "b", infrared)
+        refused("first '0004'", learn, photos, tmp_path / "b", replace(infrared, identities_from_ir=True))
     assert not (tmp_path / "a.training").exists()
 
 
-def test_the_command_learns_from_a_prepared_set_without_its_raw_tree(base, folders, tmp_path, run):
+def test_the_command_learns_from_a_prepared_set_without_its_raw_tree(base, folders, tmp_path, step):
     raw = shutil.copytree(folders[0], tmp_path / "raw")
-    prepared = tmp_path / "prepared"
-    code, _, error = run("prepare", "--out", prepared, "--model", base, "--photos", f"folder:{raw}")
-    assert code == 0, error
-    short = f"--identity-steps 2 --steps 2 --batch 2 --rank 2 --model {base} --exclude 0002 --json".split()
-    files = ("--photos", f"folder:{raw}")
-    for out, photos in (("a", files), ("b", ("--prepared", prepared))):
-        code, output, error = run("personalize", *photos, "--out", tmp_path / out, *short)
-        assert code == 0, error
-        assert json.loads(output.splitlines()[-1])["photos"] == 6
+    step(f"prepare --out {tmp_path}/prepared --model {base} --photos folder:{raw}")
+    short = f"--identity-steps 2 --steps 2 --batch 2 --rank 2 --model {base} --exclude 0002"
+    for out, photos in (("a", f"--photos folder:{raw}"), ("b", f"--prepared {tmp_path}/prepared")):
+        assert step(f"personalize {photos} --out {tmp_path}/{out} {short}")["photos"] == 6
         shutil.rmtree(raw, ignore_errors=True)
     from_files, from_latents = load_adapter(tmp_path / "a"), load_adapter(tmp_path / "b")
     assert [i.pid for i in from_latents.identities] == ["0001", "0003", "0004"]
@@ -181,15 +158,14 @@ def test_the_command_learns_from_a_prepared_set_without_its_raw_tree(base, folde
 
 def test_the_command_refuses_options_that_do_not_go_together(base, photos, tmp_path, run):
     (tmp_path / "none").mkdir()
-    raw = ["--photos", f"folder:{photos[0].path.parent}"]
-    cases = [
-        (["--prepared", "p", *raw], "--prepared"),
-        ([*raw, "--prior-photos", tmp_path], "--prior-weight"),
-        ([*raw, "--prior-weight", 1, "--prior-photos", tmp_path / "none"], tmp_path.name),
-        (["--prepared", tmp_path / "none", "--model", base], "none"),
-    ]
-    for words, part in cases:
-        code, _, error = run("personalize", "--out", tmp_path / "a", *words)
+    raw = f"--photos folder:{photos[0].path.parent}"
+    for words, part in (
+        (f"--prepared p {raw}", "--prepared"),
+        (f"{raw} --prior-photos {tmp_path}", "--prior-weight"),
+        (f"{raw} --prior-weight 1 --prior-photos {tmp_path}/none", tmp_path.name),
+        (f"--prepared {tmp_path}/none --model {base}", "none"),
+    ):
+        code, _, error = run(f"personalize --out {tmp_path}/a {words}")
         assert code == 2
         assert part in error
         assert "Traceback" not in error

@@ -1,13 +1,13 @@
 """The world's promises to its users: infrared is no function of grey, captions stay in their vocabulary."""
 
 import numpy as np
-import pytest
 
 from dive_fast.world.base.data import base_identities
 from dive_fast.world.cameras import MARKET_CAMERAS, SYSU_CAMERAS, random_grey_camera, random_rgb_camera
 from dive_fast.world.captions import caption, caption_words
 from dive_fast.world.optics import LUMA_WEIGHTS, garment_nir, weave_maps
 from dive_fast.world.pedestrians import DYES, MATERIALS, sample_pedestrian, sample_shot, world_pedestrian
+from tests.support.refusals import refused
 
 
 def random_garments(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,8 +66,7 @@ def test_dropping_phrases_shortens_captions():
     partial = [caption(person, "bright warm indoor", shot, drop=0.4, rng=rng) for _ in range(20)]
     assert len(set(partial)) > 10
     assert all(set(p.split()) <= set(full.split()) and len(p) <= len(full) for p in partial)
-    with pytest.raises(ValueError, match="rng"):
-        caption(person, "bright warm indoor", shot, drop=0.4)
+    refused("rng", caption, person, "bright warm indoor", shot, error=ValueError, drop=0.4)
 
 
 def test_base_and_world_identities_never_meet():

@@ -49,8 +49,7 @@ def test_rgb_and_infrared_of_a_shot_share_their_silhouette(view):
 
 def test_infrared_and_grey_photos_have_equal_channels():
     person, shot = draws(1)[0]
-    cameras = [SYSU_CAMERAS["cam3"], SYSU_CAMERAS["cam6"], random_grey_camera(np.random.default_rng(0))]
-    for camera in cameras:
+    for camera in (SYSU_CAMERAS["cam3"], SYSU_CAMERAS["cam6"], random_grey_camera(np.random.default_rng(0))):
         photo = render(person, camera, shot)
         assert np.array_equal(photo[..., 0], photo[..., 1]) and np.array_equal(photo[..., 0], photo[..., 2])
 
@@ -97,10 +96,8 @@ VARIANTS = {name: getattr(pedestrians, f"{name.upper()}S") for name in ("hair_st
 def test_every_variant_of_an_attribute_is_drawn_differently(field):
     person, shot = draws(1, seed=5)[0]
     for view in ("front", "back", "side-left"):
-        drawn = {
-            draw_figure(replace(person, **{field: option}), replace(shot, view=view))[0].tobytes()
-            for option in VARIANTS[field]
-        }
+        variants = [replace(person, **{field: option}) for option in VARIANTS[field]]
+        drawn = {draw_figure(variant, replace(shot, view=view))[0].tobytes() for variant in variants}
         assert len(drawn) == len(VARIANTS[field])
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dive_fast.types import InputError
 from dive_fast.world import trees
 from dive_fast.world.config import WorldSpec
 from dive_fast.world.trees import build_world, plan_images
+from tests.support.refusals import refused
 from tests.support.training import interrupted_call
+from tests.support.trees import contents
 
 SPEC = WorldSpec(seed=3, paired_ids=6, test_ids=2, external_ids=2, images_per_camera=2, market_images=7)
 
@@ -22,10 +23,6 @@ def world(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("world")
     assert build_world(out, SPEC) == 8 * 6 * 2 + 2 * 7 * 3
     return out
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def ids(path: Path) -> list[int]:
@@ -92,11 +89,9 @@ def test_interrupted_world_resumes_to_the_same_bytes(world, tmp_path, monkeypatc
 
 
 def test_folders_of_another_world_or_data_set_are_refused(world, tmp_path):
-    with pytest.raises(InputError, match="--out"):
-        build_world(world, replace(SPEC, seed=4))
+    refused("--out", build_world, world, replace(SPEC, seed=4))
     (tmp_path / "sysu").mkdir()
-    with pytest.raises(InputError, match="--out"):
-        build_world(tmp_path, SPEC)
+    refused("--out", build_world, tmp_path, SPEC)
 
 
 def test_worlds_of_different_sizes_share_their_images(world, tmp_path):

@@ -1,12 +1,11 @@
 """Tensor files of unknown origin: no code in them runs, and a broken one is named."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from dive_fast.models.interop.states import LARGEST_PICKLE, read_state
 from dive_fast.types import InputError
 from tests.support.models import CallsWhenOpened
+from tests.support.refusals import refused
 
 PAYLOADS = {
     "open": (lambda trace: CallsWhenOpened(open, str(trace), "w"), r"_?io\.open"),
@@ -35,8 +35,7 @@ def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(payload, cal
     WRITERS[writer](path, {"more": payload(trace), "<class_0>": torch.zeros(4)})
     for allow in ("0", "1"):  # not even the environment can allow it
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", allow)
-        with pytest.raises(InputError, match=f"^{re.escape(str(path))}[^\n]* {called} [^\n]*$"):
-            read_state(path)
+        refused(f"^{re.escape(str(path))}[^\n]* {called} [^\n]*$", read_state, path)
         assert not trace.exists()
     if writer == "pickle":  # the payload is real: opened carelessly, it runs
         pickle.loads(path.read_bytes())
@@ -51,13 +50,8 @@ def test_a_pickle_of_a_newer_protocol_calls_nothing_either(tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-def truncated(path: Path) -> None:
-    torch.save({"a": torch.zeros(1000)}, path)
-    path.write_bytes(path.read_bytes()[:2000])
-
-
-def truncated_pickle(path: Path) -> None:
-    torch.save({"a": torch.zeros(1000)}, path, _use_new_zipfile_serialization=False)
+def truncated(path: Path, **options: bool) -> None:
+    torch.save({"a": torch.zeros(1000)}, path, **options)
     path.write_bytes(path.read_bytes()[:500])
 
 
@@ -72,7 +66,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda p: p.touch(), ""),
     "noise": (lambda p: p.write_bytes(bytes(range(255, -1, -1)) * 9), ""),
     "truncated": (truncated, ""),
-    "truncated pickle": (truncated_pickle, ""),
+    "truncated pickle": (partial(truncated, _use_new_zipfile_serialization=False), ""),
     "other archive": (other_archive, ""),
     "a list": (lambda p: torch.save([torch.zeros(2)], p), "a list"),
     "a tensor": (lambda p: torch.save(torch.zeros(2), p), "a Tensor"),
@@ -85,8 +79,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_file_that_is_no_state_is_named(make, value, tmp_path):
     path = tmp_path / "lora.bin"
     make(path)
-    with pytest.raises(InputError, match=f"^{re.escape(str(path))}[^\n]*{value}[^\n]*$"):
-        read_state(path)
+    refused(f"^{re.escape(str(path))}[^\n]*{value}[^\n]*$", read_state, path)
 
 
 def test_a_huge_pickle_is_not_even_opened(tmp_path, monkeypatch):
@@ -94,24 +87,20 @@ def test_a_huge_pickle_is_not_even_opened(tmp_path, monkeypatch):
     path.touch()
     os.truncate(path, LARGEST_PICKLE + 1)  # takes no room
     monkeypatch.setattr(torch, "load", lambda *_args, **_options: pytest.fail("opened"))
-    with pytest.raises(InputError, match=r"model\.ckpt.* 2\.1 GB.*safetensors"):
-        read_state(path)
+    refused(r"model\.ckpt.* 2\.1 GB.*safetensors", read_state, path)
 
 
 def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path):
     path = tmp_path / "a.bin"
     torch.save({"<a>": torch.zeros(1).expand(1 << 30, 768)}, path)
     assert path.stat().st_size < 10_000
-    with pytest.raises(InputError, match="a.bin: '<a>'"):
-        read_state(path).tensor("<a>", 2)
+    refused("a.bin: '<a>'", read_state(path).tensor, "<a>", 2)
 
 
 def test_a_missing_file_and_a_pickle_called_safetensors_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.bin"):
-        read_state(tmp_path / "nowhere.bin")
+    refused(r"nowhere\.bin", read_state, tmp_path / "nowhere.bin")
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match=r"a\.safetensors"):
-        read_state(tmp_path / "a.safetensors")
+    refused(r"a\.safetensors", read_state, tmp_path / "a.safetensors")
 
 
 def test_numbers_arrive_as_float32(tmp_path):

@@ -8,13 +8,13 @@ import torch
 
 from dive_fast.models.phrase import Phrase
 from dive_fast.train.tagger import load_tagger, mixed_words
-from dive_fast.types import InputError
 from dive_fast.world.base import tagger_train as room
 from dive_fast.world.base.config import TaggerConfig
 from dive_fast.world.base.data import base_identities, render_base_images
 from dive_fast.world.base.tagger_train import train_tagger
 from dive_fast.world.captions import caption_phrase, phrase_words
 from dive_fast.world.pedestrians import world_pedestrian
+from tests.support.refusals import refused
 from tests.support.training import interrupted_call
 
 CONFIG = TaggerConfig(images=40, steps=6, batch=4, warmup=1, save_every=2)
@@ -29,9 +29,8 @@ def test_true_words_are_choices_of_the_phrase():
 
 
 def test_true_words_of_a_known_person():
-    person = next(
-        p for pid in range(1, 2000) if (p := world_pedestrian(0, pid)).pattern == "horizontal" and p.bag == "none"
-    )
+    people = (world_pedestrian(0, pid) for pid in range(1, 2000))
+    person = next(person for person in people if person.pattern == "horizontal" and person.bag == "none")
     words = phrase_words(person)
     top = [person.top_dye, "and", person.second_dye, "striped", person.top_material, person.top, person.top_dye]
     assert words[8:15] == top
@@ -40,13 +39,10 @@ def test_true_words_of_a_known_person():
 
 def test_people_are_those_in_the_rendered_images():
     captions = render_base_images(4, 40, grey_fraction=0.0, noise_fraction=1.0, workers=1).captions
-    shoes = [
-        (person.shoe_dye, text)
-        for person, text in zip(base_identities(4, 40), captions, strict=True)
-        if " shoes" in text
-    ]
+    dyes = [person.shoe_dye for person in base_identities(4, 40)]
+    shoes = [f", {dye} shoes" in text for dye, text in zip(dyes, captions, strict=True) if " shoes" in text]
     assert len(shoes) > 20
-    assert all(f", {dye} shoes" in text for dye, text in shoes)
+    assert all(shoes)
 
 
 @pytest.mark.slow
@@ -54,8 +50,7 @@ def test_a_run_that_was_cut_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "_TEST_IMAGES", 10)
     report = train_tagger(CONFIG, tmp_path / "whole", tmp_path / "work")
     assert 0 <= report["right"] <= 1
-    with pytest.raises(InputError, match=r"tagger\.state"):
-        train_tagger(replace(CONFIG, batch=8), tmp_path / "b", tmp_path / "work")
+    refused(r"tagger\.state", train_tagger, replace(CONFIG, batch=8), tmp_path / "b", tmp_path / "work")
     (tmp_path / "work" / "tagger.state").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(room, "tagger_loss", interrupted_call(room.tagger_loss, 3))

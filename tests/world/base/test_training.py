@@ -10,7 +10,6 @@ from PIL import Image
 
 from dive_fast.models import load_bundle
 from dive_fast.train.photos import to_signal
-from dive_fast.types import InputError
 from dive_fast.world.base import train as base_train
 from dive_fast.world.base.config import BaseShape, BaseTrainConfig, FitConfig, UnetConfig, VaeConfig
 from dive_fast.world.base.data import render_base_images
@@ -21,6 +20,7 @@ from dive_fast.world.base.vae_start import start_from_components
 from dive_fast.world.base.vae_train import psnr
 from dive_fast.world.captions import caption_words
 from tests.support.models import assert_same_tensors
+from tests.support.refusals import refused
 from tests.support.training import interrupted_call
 
 SHAPE = BaseShape(latent_channels=8, vae_channels=(8, 16, 16, 32), unet_channels=(16, 32), text_width=16, heads=2)
@@ -100,8 +100,7 @@ def test_the_started_encoder_is_affine_to_a_few_percent(images):
 
 def test_too_many_components_for_the_last_norm_are_refused(images):
     vae = new_vae(BaseShape(latent_channels=16, vae_channels=(8, 16, 16, 32)))
-    with pytest.raises(ValueError, match="16 latent channels .* 6 channels, got 4"):
-        start_from_components(vae, images.images)
+    refused("16 latent channels .* 6 channels, got 4", start_from_components, vae, images.images, error=ValueError)
 
 
 def test_psnr_of_a_known_error():
@@ -127,9 +126,8 @@ def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatc
     alone = sample_captions(bundle, ["red shirt"], [2], steps=2)
     assert made.shape == (2, 128, 64, 3)
     assert np.abs(made[1].astype(int) - alone[0].astype(int)).max() <= 1
-    with pytest.raises(InputError, match="--work"):
-        other = BaseTrainConfig(shape=SHAPE, vae=CONFIG.vae, text=CONFIG.text, unet=UnetConfig(batch=3), vae_images=40)
-        train_base(other, tmp_path / "model2", tmp_path / "work")
+    other = replace(CONFIG, unet=UnetConfig(batch=3))
+    refused("--work", train_base, other, tmp_path / "model2", tmp_path / "work")
 
 
 @pytest.mark.slow
@@ -143,8 +141,7 @@ def test_a_base_learns_on_with_all_but_the_unet_kept(tmp_path):
     assert not torch.equal(first.unet.conv_in.weight, second.unet.conv_in.weight)
     caught = [np.load(tmp_path / work / "unet-images.npz")["captions"].tolist() for work in ("work", "more")]
     assert not set(caught[0]) & set(caught[1])
-    with pytest.raises(InputError, match="--work"):
-        train_base(CONFIG, tmp_path / "third", tmp_path / "more")
+    refused("--work", train_base, CONFIG, tmp_path / "third", tmp_path / "more")
 
 
 def test_bindings_tie_words_to_the_noun_of_their_phrase():
@@ -169,9 +166,8 @@ def test_labels_are_for_the_last_token_of_a_noun_and_rare_ones_are_left_out(tmp_
     names, positions, labels = binding_labels(captions, tokenizer, least=3)
     assert names == ["first red", "red", "shirt"]
     tokens = tokenizer(captions)["input_ids"]
-    words = [
-        [tokenizer.convert_ids_to_tokens(row[p]) for p in at if p] for row, at in zip(tokens, positions, strict=True)
-    ]
+    rows = [[row[p] for p in at if p] for row, at in zip(tokens, positions, strict=True)]
+    words = [tokenizer.convert_ids_to_tokens(row) for row in rows]
     assert words == [["person</w>", "shirt</w>"], ["shirt</w>"]] * 2 + [["shirt</w>"]]
     nobody, red, blue = [False] * 3, [True] * 3, [False, False, True]
     assert labels.tolist() == [[nobody, red], [red, nobody]] * 2 + [[blue, nobody]]
@@ -179,5 +175,4 @@ def test_labels_are_for_the_last_token_of_a_noun_and_rare_ones_are_left_out(tmp_
 
 def test_too_few_captions_are_refused(tmp_path):
     tokenizer = build_tokenizer(tmp_path / "tokenizer", SHAPE)
-    with pytest.raises(InputError, match="2 captions"):
-        train_text_encoder(["red shirt", "blue shirt"], tokenizer, SHAPE, CONFIG.text, tmp_path)
+    refused("2 captions", train_text_encoder, ["red shirt", "blue shirt"], tokenizer, SHAPE, CONFIG.text, tmp_path)
