@@ -16,9 +16,9 @@ from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import to_dict
 from tests.support.city import one_thread
-from tests.support.quality import dataset, real
+from tests.support.quality import dataset, only_rgb, real
 
-__all__ = ["dataset", "one_thread", "real"]
+__all__ = ["dataset", "one_thread", "only_rgb", "real"]
 
 
 MakeNet = Callable[..., Path]

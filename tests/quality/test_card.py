@@ -7,9 +7,10 @@ import json
 from dive_fast.data.sets import read_set
 from dive_fast.io import write_json, write_jsonl
 from dive_fast.quality.card import write_card
-from dive_fast.quality.config import CardConfig
+from dive_fast.quality.config import CardConfig, FilterConfig
+from dive_fast.quality.filter import filter_dataset
 from dive_fast.quality.score import score_dataset
-from tests.support.quality import PIDS, make_dataset, rejected
+from tests.support.quality import PIDS, make_dataset, rejected, write_engine
 from tests.support.refusals import refused
 
 
@@ -17,11 +18,9 @@ def test_a_bare_dataset(dataset):
     rejected(dataset, 0, 0)
     text = write_card(dataset).read_text()
     plan = json.loads((dataset / "plan.json").read_text())
+    pairs = {"cam1 | RGB": 9, "cam2 | RGB": 10, "cam3 | infrared": 9, "cam6 | infrared": 10}
     rows = (
-        "| cam1 | RGB | 9 | 0 |",
-        "| cam2 | RGB | 10 | 0 |",
-        "| cam3 | infrared | 9 | 0 |",
-        "| cam6 | infrared | 10 | 0 |",
+        *(f"| {camera} | {count} | 0 |" for camera, count in pairs.items()),
         f"| plan id | `{plan['plan_id']}` |",
         "| sampling | 4 steps, guidance 2 |",
         "| seed of the run | 3 |",
@@ -48,13 +47,8 @@ def test_photos_scores_filter_and_origin(tmp_path, real, checkpoint):
         tmp_path / "pairs", mode="real-rgb", photos=read_set(real), photo_root=real.root, pids=PIDS[:3], shards=3
     )
     metadata = score_dataset(dataset, checkpoint, [real], progress=False)
-    from dive_fast.quality.config import FilterConfig
-    from dive_fast.quality.filter import filter_dataset
-
     filter_dataset(dataset, FilterConfig(max=("memorisation=2",)), progress=False)
-    engine = tmp_path / "engine"
-    write_json(engine / "engine.json", {"model_fingerprint": "model-1"})
-    write_json(engine / "prompts.json", {"base_fingerprint": "base-1", "adapter_fingerprint": "adapter-1"})
+    engine = write_engine(tmp_path / "engine")
     text = write_card(dataset, CardConfig(engine, "CC BY-NC 4.0", "a@b.c")).read_text()
     made = metadata["made"]["identity"]["ir"]
     for words in (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dive_fast.io import write_json, write_jsonl
+from dive_fast.io import read_jsonl, write_json, write_jsonl
 from dive_fast.quality.config import FilterConfig, parse_threshold
 from dive_fast.quality.dataset import dataset_hash, read_shard, shard_numbers
 from dive_fast.quality.filter import SHOWN, filter_dataset, undo
@@ -59,12 +59,11 @@ def ids(dataset: Path) -> list[str]:
 
 
 def dropped(dataset: Path) -> list[dict]:
-    return [json.loads(line) for line in (dataset / "dropped.jsonl").read_text().splitlines()]
+    return list(read_jsonl(dataset / "dropped.jsonl", ""))
 
 
 def run(dataset: Path, *wanted: tuple[str, str], **options):
-    kinds = {name: tuple(text for kind, text in wanted if kind == name) for name, _ in wanted}
-    kinds = {name.replace("-", "_"): texts for name, texts in kinds.items()}
+    kinds = {name.replace("-", "_"): tuple(text for kind, text in wanted if kind == name) for name, _ in wanted}
     return filter_dataset(dataset, FilterConfig(**kinds, **options), progress=False)
 
 
@@ -129,10 +128,9 @@ def test_rejected_pairs_are_not_counted_and_lone_scores_not_needed(tmp_path, rea
     dataset = make_dataset(tmp_path / "pairs")
     rejected(dataset, 0, 0)
     scored(dataset, real.root)
-    path = scores_path(dataset, 1)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = list(read_jsonl(scores_path(dataset, 1), ""))
     del rows[0]["ir"]["identity"]
-    write_jsonl(path, rows)
+    write_jsonl(scores_path(dataset, 1), rows)
     record, _ = run(dataset, ("min", "identity=0.45"), allow_lost=True)
     assert [row["pair_id"] for row in dropped(dataset)] == [ids(dataset)[n] for n in (1, 2, 4)]
     assert record["pairs"] == 19 and record["without_score"] == {"identity": 1}
@@ -140,7 +138,7 @@ def test_rejected_pairs_are_not_counted_and_lone_scores_not_needed(tmp_path, rea
 
 def test_scores_of_another_state_are_refused(ready, tmp_path, real):
     path = scores_path(ready, 3)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = list(read_jsonl(path, ""))
     write_jsonl(path, rows[::-1])
     refused(r"00003\.jsonl line 1 ", run, ready, ("min", "identity=0"))
     write_jsonl(path, [{**row, "ir": {"identity": "high"}} for row in rows])
@@ -170,13 +168,9 @@ def test_the_page_shows_both_sides_of_a_limit_worst_first(tmp_path, real):
     dataset = scored(make_dataset(tmp_path / "pairs", pairs=4), real.root, value=lambda n: (n * 7 % 40) / 100)
     _, tally = run(dataset, ("min", "ir.identity=0.2"), ("max", "ir.memorisation=-0.1"), allow_lost=True)
     rule = tally.rules[0]
-    shown = {
-        kind: [example.value for example in tally.examples(rule, "ir", kind)]
-        for kind in ("worst", "just dropped", "just kept")
-    }
-    assert shown["worst"] == [0.0, 0.01, 0.02, 0.03, 0.04, 0.05]
-    assert shown["just dropped"] == [0.14, 0.15, 0.16, 0.17, 0.18, 0.19]
-    assert shown["just kept"] == [0.2, 0.21, 0.22, 0.23, 0.24, 0.25]
+    for kind, lowest in (("worst", 0), ("just dropped", 14), ("just kept", 20)):
+        shown = [example.value for example in tally.examples(rule, "ir", kind)]
+        assert shown == [n / 100 for n in range(lowest, lowest + 6)]
     page = write_filter_page(dataset, tmp_path / "page.html", tally, read_metadata(dataset)).read_text()
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     assert len(captions) == 2 * 2 * 3 * SHOWN and captions[1] == "its other side"

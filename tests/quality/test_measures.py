@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 
 from dive_fast.quality import measures
-from dive_fast.quality.measures import (
-    left_out_margins,
-    nearest,
-    nearest_within,
-    unit,
-)
+from dive_fast.quality.measures import left_out_margins, nearest, nearest_within, unit
 
 
 @pytest.fixture
@@ -19,7 +14,7 @@ def features():
     return unit(np.random.default_rng(0).normal(size=(23, 6)))
 
 
-LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 3])
+LABELS = np.array([*[0, 1, 2] * 7, 0, 3])
 
 
 def test_an_image_is_left_out_of_its_own_centroid(features):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dive_fast.data.sets import SetSpec, read_set
+from dive_fast.io import lock_folder
 from dive_fast.quality import score
 from dive_fast.quality.config import ScoreConfig
 from dive_fast.quality.dataset import read_shard, shard_numbers
@@ -22,7 +23,7 @@ from dive_fast.reid.data.augment import normalise
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.synth.manifest import read_manifest
-from dive_fast.types import DiveError
+from dive_fast.types import DiveError, Sample
 from tests.support.quality import PIDS, make_dataset, photo, rejected
 from tests.support.refusals import refused
 
@@ -58,11 +59,8 @@ def test_scores_are_what_they_say(dataset, checkpoint, real):
     known = embedded(checkpoint, photos)
     records = list(read_manifest(dataset))
     sides = [(record, side) for record in records for side in ("rgb", "ir")]
-    from dive_fast.types import Sample
-
     made = embedded(
-        checkpoint,
-        [Sample(dataset / r.files[s], r.spec.pid, getattr(r.spec, s), "synthetic", s) for r, s in sides],
+        checkpoint, [Sample(dataset / r.files[s], r.spec.pid, getattr(r.spec, s), "synthetic", s) for r, s in sides]
     )
     assert list(found) == [record.spec.pair_id for record in records]
     for row, (record, side) in enumerate(sides):
@@ -133,9 +131,7 @@ class Stop:
 
     def __init__(self, monkeypatch, after: int = 10**9):
         self.images, self.left, self.real = 0, after, ReidExtractor.features
-        monkeypatch.setattr(
-            ReidExtractor, "features", lambda extractor, samples, *rest: self(extractor, samples, *rest)
-        )
+        monkeypatch.setattr(ReidExtractor, "features", lambda *arguments: self(*arguments))
 
     def __call__(self, extractor, samples, *rest):
         if samples[0].source == "synthetic":
@@ -152,14 +148,13 @@ def test_a_stopped_run_goes_on_and_ends_alike(dataset, tmp_path, checkpoint, rea
     run(undisturbed, checkpoint, real)
     Stop(monkeypatch, after=3)
     refused("run the same command again", run, dataset, checkpoint, real, error=DiveError)
-    assert not (dataset / "scores" / "scores.json").exists()
+    assert "scores.json" not in files(dataset)
     monkeypatch.undo()
     rest = Stop(monkeypatch)
     run(dataset, checkpoint, real)
     assert rest.images == 40 - 3 * 6
     assert files(dataset) == files(undisturbed)
-    assert run(dataset, checkpoint, real) == json.loads((dataset / "scores" / "scores.json").read_text())
-    assert rest.images == 40 - 3 * 6
+    assert run(dataset, checkpoint, real) == json.loads(files(dataset)["scores.json"])
     (dataset / "scores" / "00002.jsonl").unlink()
     run(dataset, checkpoint, real)
     assert files(dataset) == files(undisturbed) and rest.images == 40 - 3 * 6
@@ -204,30 +199,22 @@ def test_scores_can_be_left_out(dataset, checkpoint, real):
     refused("must be some of identity", ScoreConfig, ("beauty",))
 
 
-def test_refusals(dataset, checkpoint, real, make_net, tmp_path):
-    rgb = tmp_path / "rgb"
-    for pid in PIDS:
-        (rgb / pid).mkdir(parents=True)
-        photo(pid, "cam1", 1).save(rgb / pid / "1.png")
-    few, only_rgb = replace(real, split="val"), SetSpec("folder", rgb)
-    generated = tmp_path / "generated"
-    shutil.copytree(dataset / "cam1", generated)
-    for net, sets, train, message in (
-        (make_net(synthetic=3), real, (), "trained on 3 synthetic images"),
-        (make_net(synthetic=None), real, (), "reid.json"),
-        (checkpoint, few, (), "4 of 5 identities"),
-        (checkpoint, only_rgb, (), "modality"),
-        (checkpoint, real, (only_rgb,), "no training image is ir.*--train"),
-        (checkpoint, SetSpec("folder", generated), (), "generated image"),
+def test_refusals(dataset, checkpoint, real, only_rgb, make_net, tmp_path):
+    generated = SetSpec("folder", shutil.copytree(dataset / "cam1", tmp_path / "generated"))
+    for net, sets, message in (
+        (make_net(synthetic=3), [real], "trained on 3 synthetic images"),
+        (make_net(synthetic=None), [real], "reid.json"),
+        (checkpoint, [replace(real, split="val")], "4 of 5 identities"),
+        (checkpoint, [only_rgb], "modality"),
+        (checkpoint, [real, (only_rgb,)], "no training image is ir.*--train"),
+        (checkpoint, [generated], "generated image"),
     ):
-        refused(message, run, dataset, net, sets, train)
+        refused(message, run, dataset, net, *sets)
         assert not list((dataset / "scores").glob("*.jsonl"))
     refused("no synthesized dataset", run, tmp_path, checkpoint, real)
 
 
 def test_two_runs_at_once_are_refused(dataset, checkpoint, real):
-    from dive_fast.io import lock_folder
-
     folder = FeatureStore(dataset).folder
     folder.mkdir(parents=True)
     with (folder / ".lock").open("a") as stream:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dive_fast.data.sets import SetSpec, read_set
-from dive_fast.io import write_jsonl
+from dive_fast.data.sets import read_set
+from dive_fast.quality import sets
 from dive_fast.quality.config import CompareConfig
 from dive_fast.quality.distances import frechet, kid, moments
 from dive_fast.quality.extractor import ReidFeatures, open_script
 from dive_fast.quality.sets import compare_sets, table
 from dive_fast.synth.manifest import samples
 from dive_fast.types import DiveError
-from tests.support.quality import PIDS, make_dataset, photo
+from tests.support.dataset import drop
+from tests.support.quality import PIDS, make_dataset
 from tests.support.refusals import refused
 
 
@@ -57,10 +59,7 @@ def test_rows_are_cameras_and_all_of_a_modality(dataset, real):
 
 
 def test_the_floor_is_between_different_people(dataset, real, monkeypatch):
-    from dive_fast.quality import sets
-
-    halves = []
-    real_halves = sets._halves
+    halves, real_halves = [], sets._halves
     monkeypatch.setattr(sets, "_halves", lambda *a: halves.append((a[1], real_halves(*a))) or halves[-1][1])
     rows, _ = compare_sets(dataset, [real], Recorder(), progress=False)
     pids, (first, second) = halves[0]
@@ -73,29 +72,21 @@ def test_the_floor_is_between_different_people(dataset, real, monkeypatch):
 
 def test_images_are_drawn_where_there_are_many_and_dropped_ones_left_out(dataset, real):
     few, again, other = (Recorder() for _ in range(3))
-    rows, _ = compare_sets(dataset, [real], few, CompareConfig(most=6), progress=False)
-    compare_sets(dataset, [real], again, CompareConfig(most=6), progress=False)
-    compare_sets(dataset, [real], other, CompareConfig(most=6, seed=1), progress=False)
-    assert [(row.made, row.real) for row in rows[:4]] == [(6, 6)] * 4
+    for recorder, seed in ((few, 0), (again, 0), (other, 1)):
+        rows, _ = compare_sets(dataset, [real], recorder, CompareConfig(most=6, seed=seed), progress=False)
+        assert [(row.made, row.real) for row in rows[:4]] == [(6, 6)] * 4
     assert few.asked == again.asked != other.asked
     gone = [s for s in samples(dataset) if s.pid == "0001"]
-    write_jsonl(
-        dataset / "dropped.jsonl",
-        [{"pair_id": f"0001-{n:05d}-{c}", "reasons": []} for n, c in enumerate(("cam3", "cam6", "cam3", "cam6"))],
-    )
+    drop(dataset, [(f"0001-{n:05d}-{c}", []) for n, c in enumerate(("cam3", "cam6", "cam3", "cam6"))])
     kept = Recorder()
     rows, _ = compare_sets(dataset, [real], kept, CompareConfig(kept_only=True), progress=False)
     assert rows[0].made == 8 and not any(s in gone for asked in kept.asked for s in asked)
 
 
-def test_cameras_without_real_images_are_named(dataset, tmp_path):
-    root = tmp_path / "rgb"
-    for pid in PIDS:
-        (root / pid).mkdir(parents=True)
-        photo(pid, "cam1", 1).save(root / pid / "1.png")
-    rows, lacking = compare_sets(dataset, [SetSpec("folder", root, camera="cam1")], Recorder(), progress=False)
+def test_cameras_without_real_images_are_named(dataset, only_rgb):
+    rows, lacking = compare_sets(dataset, [replace(only_rgb, camera="cam1")], Recorder(), progress=False)
     assert [row.camera for row in rows] == ["cam1"] and lacking == ["cam2", "cam3", "cam6"]
-    refused("cam1, cam2, cam3, cam6", compare_sets, dataset, [SetSpec("folder", root)], Recorder(), progress=False)
+    refused("cam1, cam2, cam3, cam6", compare_sets, dataset, [only_rgb], Recorder(), progress=False)
 
 
 def test_the_models_features_and_the_table(tmp_path, real, extractor):
@@ -123,7 +114,7 @@ def test_a_script_is_an_extractor(tmp_path, real, dataset):
     torch.jit.script(Means()).save(str(tmp_path / "means.pt"))
     script = open_script(tmp_path / "means.pt", 64, 32, batch=7)
     photos = read_set(real)[:10]
-    expected = [np.asarray(photo_of(s), np.float64) / 255 for s in photos]
+    expected = [np.asarray(Image.open(s.path).convert("RGB"), np.float64) / 255 for s in photos]
     found = script.features(photos)
     np.testing.assert_allclose(found[:, :3], [image.mean((0, 1)) for image in expected], atol=1e-5)
     np.testing.assert_allclose(found[:, 3:], [image.max((0, 1)) for image in expected], atol=1e-5)
@@ -132,9 +123,3 @@ def test_a_script_is_an_extractor(tmp_path, real, dataset):
     refused("must give .B, D.", open_script(tmp_path / "flat.pt", 64, 32).features, photos, error=DiveError)
     (tmp_path / "bad.pt").write_bytes(b"no script")
     refused("no TorchScript file", open_script, tmp_path / "bad.pt", 64, 32)
-
-
-def photo_of(sample):
-    from PIL import Image
-
-    return Image.open(sample.path).convert("RGB")

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from dive_fast.data.sets import SetSpec
-from dive_fast.data.writers import new_path, sysu_name, write_ids
+from dive_fast.data.writers import write_ids
+from dive_fast.io import write_json
 from dive_fast.synth.manifest import read_shard, shard_name
 from tests.support.dataset import CAMERAS, write_dataset, write_shard
 
@@ -29,6 +30,18 @@ def photo(pid: str, camera: str, number: int) -> Image.Image:
         box = person[part] if camera not in ("cam3", "cam6") else 255 - person[part].mean() / 2
         image[part * 20 + 2 : part * 20 + 20, 6:26] = box
     return Image.fromarray((image + random.normal(0, 12, image.shape)).clip(0, 255).astype(np.uint8))
+
+
+def save(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def write_engine(engine: Path) -> Path:
+    """The two records of an engine that the card reads."""
+    write_json(engine / "engine.json", {"model_fingerprint": "model-1"})
+    write_json(engine / "prompts.json", {"base_fingerprint": "base-1", "adapter_fingerprint": "adapter-1"})
+    return engine
 
 
 def make_dataset(out: Path, pids: Sequence[str] = PIDS, pairs: int = 2, shards: int | None = None, **plan: Any) -> Path:
@@ -59,11 +72,17 @@ def real(tmp_path_factory) -> SetSpec:
     for pid in PIDS:
         for camera in CAMERAS:
             for number in range(1, 4):
-                path = new_path(root, sysu_name(camera.name, pid, number))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                photo(pid, camera.name, number).save(path)
+                save(root / camera.name / pid / f"{number:04d}.jpg", photo(pid, camera.name, number))
     write_ids(root, train=PIDS[:-1], val=PIDS[-1:])
     return SetSpec("sysu", root)
+
+
+@pytest.fixture
+def only_rgb(tmp_path) -> SetSpec:
+    """A folder of one RGB image of everybody."""
+    for pid in PIDS:
+        save(tmp_path / "rgb" / pid / "1.png", photo(pid, "cam1", 1))
+    return SetSpec("folder", tmp_path / "rgb")
 
 
 @pytest.fixture

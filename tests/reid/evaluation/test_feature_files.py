@@ -16,7 +16,7 @@ from dive_fast.reid.evaluation.interop import aligned, score_feature_file
 from dive_fast.reid.evaluation.metrics import evaluate
 from dive_fast.reid.evaluation.protocols import Protocol, draw_trials
 from dive_fast.reid.evaluation.rerank import RerankConfig, Reranked
-from dive_fast.types import InputError, Sample
+from dive_fast.types import Sample
 from tests.support.refusals import refused
 
 scipy_io = pytest.importorskip("scipy.io")
@@ -42,30 +42,32 @@ def world(people=("0007", "0002", "0011"), each=3):
 
 
 QUERY, GALLERY, FEATURES, ROOT = world()
+DISTANCES = 1 - FEATURES.query @ FEATURES.gallery.T
+PIDS = [np.array([int(s.pid) for s in side]) for side in (QUERY, GALLERY)]
+CAMERAS = [np.array([int(s.camera[3:]) for s in side]) for side in (QUERY, GALLERY)]
 
 
-def plain(samples):
-    return np.array([int(s.pid) for s in samples]), np.array([int(s.camera[3:]) for s in samples])
+def score(found, kind="features", protocol=Protocol("sysu"), **options):  # noqa: B008
+    return score_feature_file(found, kind, protocol, dataset="x", **options)
 
 
 @pytest.mark.parametrize("target", ["out.mat", "folder"])
 def test_what_is_written_is_read_back(tmp_path, target):
     write_features(tmp_path / target, QUERY, GALLERY, FEATURES, ROOT, {"dataset": "toy"})
     found = read_features(tmp_path / target)
-    for side, samples, values in (("query", QUERY, FEATURES.query), ("gallery", GALLERY, FEATURES.gallery)):
-        np.testing.assert_array_equal(found.arrays[f"{side}_f"], values)
+    for side, samples, cameras in zip(("query", "gallery"), (QUERY, GALLERY), CAMERAS, strict=True):
+        np.testing.assert_array_equal(found.arrays[f"{side}_f"], getattr(FEATURES, side))
         assert found.arrays[f"{side}_label"].tolist() == [s.pid for s in samples]
-        assert found.arrays[f"{side}_cam"].tolist() == plain(samples)[1].tolist()
+        assert found.arrays[f"{side}_cam"].tolist() == cameras.tolist()
         assert found.arrays[f"{side}_name"].tolist() == [s.path.relative_to(ROOT).as_posix() for s in samples]
-    np.testing.assert_allclose(found.arrays["distance"], 1 - FEATURES.query @ FEATURES.gallery.T, atol=1e-6)
+    np.testing.assert_allclose(found.arrays["distance"], DISTANCES, atol=1e-6)
 
 
 def test_mat_is_what_the_agw_family_reads(tmp_path):
     write_features(tmp_path / "out.mat", QUERY, GALLERY, FEATURES, ROOT, {})
     found = scipy_io.loadmat(tmp_path / "out.mat")
     assert found["query_f"].shape == (18, 8) and found["gallery_f"].dtype == np.float32
-    for name, samples in (("query", QUERY), ("gallery", GALLERY)):
-        ids, cams = plain(samples)
+    for name, ids, cams in zip(("query", "gallery"), PIDS, CAMERAS, strict=True):
         np.testing.assert_array_equal(found[f"{name}_label"][0], ids)
         np.testing.assert_array_equal(found[f"{name}_cam"][0], cams)
 
@@ -73,9 +75,7 @@ def test_mat_is_what_the_agw_family_reads(tmp_path):
 def test_folder_holds_plain_arrays_and_a_record(tmp_path):
     query, gallery, features, root = world(people=("a", "b c"))
     write_features(tmp_path / "out", query, gallery, features, root, {"dataset": "toy"})
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-        [*(f"{k}.npy" for k in KEYS), "exchange.json"]
-    )
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*(f"{k}.npy" for k in KEYS), "exchange.json"}
     names = np.load(tmp_path / "out" / "query_label.npy")
     assert names.dtype.kind == "U" and set(names) == {"a", "b c"}
     write_features(tmp_path / "out.mat", query, gallery, features, root, {})
@@ -86,22 +86,19 @@ def test_folder_holds_plain_arrays_and_a_record(tmp_path):
 
 def theirs(folder, features=FEATURES, **changes):
     """What the AGW family's test code saves, as MATLAB's doubles, and what is read of it; None leaves a field out."""
-    (qid, qcam), (gid, gcam) = plain(QUERY), plain(GALLERY)
-    content = {"gallery_f": features.gallery, "gallery_label": gid.astype(float), "gallery_cam": gcam}
-    content |= {"query_f": features.query, "query_label": qid.astype(float), "query_cam": qcam}
-    scipy_io.savemat(
-        folder / "f.mat", {key: value for key, value in {**content, **changes}.items() if value is not None}
-    )
+    content = {}
+    for side, ids, cams in zip(("query", "gallery"), PIDS, CAMERAS, strict=True):
+        content |= {f"{side}_f": getattr(features, side), f"{side}_label": ids.astype(float), f"{side}_cam": cams}
+    content = {key: value for key, value in {**content, **changes}.items() if value is not None}
+    scipy_io.savemat(folder / "f.mat", content)
     return read_features(folder / "f.mat")
 
 
 def test_features_of_other_code_as_given(tmp_path):
     scaled = replace(FEATURES, query=5 * FEATURES.query)  # cosine does not care
     found = theirs(tmp_path, scaled)
-    result = score_feature_file(found, "features", Protocol("sysu"), dataset="theirs")
-    (qid, qcam), (gid, gcam) = plain(QUERY), plain(GALLERY)
-    expected = evaluate(1 - FEATURES.query @ FEATURES.gallery.T, qid, gid, qcam, gcam)
-    assert result.map == pytest.approx(100 * expected.map)
+    result = score(found)
+    assert result.map == pytest.approx(100 * evaluate(DISTANCES, *PIDS, *CAMERAS).map)
     assert (result.source, result.checkpoint) == ("features", found.sha256)
     assert (result.protocol["draw"], result.protocol["trials"], result.gallery) == ("as given", 1, 36)
     assert "draw as given" in result.describe() and "features " + found.sha256[:12] in result.describe()
@@ -109,12 +106,9 @@ def test_features_of_other_code_as_given(tmp_path):
 
 def test_features_are_drawn_from_under_a_protocol(tmp_path):
     protocol = Protocol("sysu", trials=4)
-    found = theirs(tmp_path)
-    result = score_feature_file(found, "features", protocol, dataset="x", sides=(QUERY, GALLERY), root=ROOT)
-    (qid, qcam), (gid, gcam) = plain(QUERY), plain(GALLERY)
-    distances = 1 - FEATURES.query @ FEATURES.gallery.T
+    result = score(theirs(tmp_path), protocol=protocol, sides=(QUERY, GALLERY), root=ROOT)
     maps = [
-        100 * evaluate(distances[:, rows], qid, gid[rows], qcam, gcam[rows]).map
+        100 * evaluate(DISTANCES[:, rows], PIDS[0], PIDS[1][rows], CAMERAS[0], CAMERAS[1][rows]).map
         for rows in (trial.gallery for trial in draw_trials(QUERY, GALLERY, protocol))
     ]
     np.testing.assert_allclose(result.per_trial["map"], maps)
@@ -122,30 +116,22 @@ def test_features_are_drawn_from_under_a_protocol(tmp_path):
 
 
 def test_reranking_of_other_code_s_features(tmp_path):
-    found = theirs(tmp_path)
-    result = score_feature_file(found, "features", Protocol("regdb"), dataset="x", rerank=RerankConfig(5, 2))
-    distances = Reranked(FEATURES.query, FEATURES.gallery, RerankConfig(5, 2)).rows(slice(None))
-    expected = evaluate(distances, plain(QUERY)[0], plain(GALLERY)[0], protocol="regdb")
-    assert result.map == pytest.approx(100 * expected.map)
+    config = RerankConfig(5, 2)
+    result = score(theirs(tmp_path), protocol=Protocol("regdb"), rerank=config)
+    distances = Reranked(FEATURES.query, FEATURES.gallery, config).rows(slice(None))
+    assert result.map == pytest.approx(100 * evaluate(distances, *PIDS, protocol="regdb").map)
 
 
 def test_distances_of_other_code(tmp_path):
     distances = np.random.default_rng(1).random((18, 36))
     np.save(tmp_path / "d.npy", distances)
-    sides = (QUERY, GALLERY)
-    result = score_feature_file(
-        read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x", sides=sides, root=ROOT
-    )
-    (qid, qcam), (gid, gcam) = plain(QUERY), plain(GALLERY)
-    assert result.map == pytest.approx(100 * evaluate(distances, qid, gid, qcam, gcam).map)
+    found, sides = read_features(tmp_path / "d.npy"), (QUERY, GALLERY)
+    result = score(found, "distances", Protocol(), sides=sides, root=ROOT)
+    assert result.map == pytest.approx(100 * evaluate(distances, *PIDS, *CAMERAS).map)
     assert result.source == "distances"
-    refused("query_label", score_feature_file, read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x")
-    with pytest.raises(InputError, match="give --features"):
-        score_feature_file(
-            read_features(tmp_path / "d.npy"), "distances", Protocol(), dataset="x", sides=sides, rerank=RerankConfig()
-        )
-    with pytest.raises(InputError, match="query_f"):
-        score_feature_file(read_features(tmp_path / "d.npy"), "features", Protocol(), dataset="x", sides=sides)
+    refused("query_label", score, found, "distances", Protocol())
+    refused("give --features", score, found, "distances", Protocol(), sides=sides, rerank=RerankConfig())
+    refused("query_f", score, found, "features", Protocol(), sides=sides)
 
 
 def test_named_files_may_stand_in_any_order(tmp_path):
@@ -156,7 +142,7 @@ def test_named_files_may_stand_in_any_order(tmp_path):
     got = aligned(read_features(tmp_path / "f.mat"), QUERY, GALLERY, ROOT)
     np.testing.assert_array_equal(got.arrays["query_f"], FEATURES.query)
     np.testing.assert_array_equal(got.arrays["gallery_f"], FEATURES.gallery)
-    np.testing.assert_allclose(got.arrays["distance"], 1 - FEATURES.query @ FEATURES.gallery.T, atol=1e-6)
+    np.testing.assert_allclose(got.arrays["distance"], DISTANCES, atol=1e-6)
     assert got.arrays["query_label"].tolist() == [s.pid for s in QUERY]
     other = [replace(QUERY[0], path=ROOT / "cam3/0002/0099.jpg"), *QUERY[1:]]
     refused(r"1 .*cam3/0002/0099\.jpg", aligned, read_features(tmp_path / "f.mat"), other, GALLERY, ROOT)
@@ -164,21 +150,14 @@ def test_named_files_may_stand_in_any_order(tmp_path):
 
 def test_other_labels_that_stand_for_one_person_each_are_fine(tmp_path):
     """RegDB's lists count people anew in every trial."""
-    anew = {2: 0, 7: 1, 11: 2}
-    labels = {
-        f"{name}_label": np.array([anew[i] for i in plain(samples)[0].tolist()])
-        for name, samples in (("query", QUERY), ("gallery", GALLERY))
-    }
-    found = theirs(tmp_path, **labels)
-    aligned(found, QUERY, GALLERY, ROOT)
-    labels["gallery_label"] = np.roll(labels["gallery_label"], 1)
-    found = theirs(tmp_path, **labels)
-    refused("gallery_label", aligned, found, QUERY, GALLERY, ROOT)
+    anew = {"query_label": PIDS[0] // 4, "gallery_label": PIDS[1] // 4}  # 0, 1 and 2 for 2, 7 and 11
+    aligned(theirs(tmp_path, **anew), QUERY, GALLERY, ROOT)
+    anew["gallery_label"] = np.roll(anew["gallery_label"], 1)
+    refused("gallery_label", aligned, theirs(tmp_path, **anew), QUERY, GALLERY, ROOT)
 
 
 def test_other_cameras_are_told(tmp_path):
-    cams = np.roll(plain(QUERY)[1], 9)
-    found = theirs(tmp_path, query_cam=cams)
+    found = theirs(tmp_path, query_cam=np.roll(CAMERAS[0], 9))
     refused("query_cam says 6 for row 0", aligned, found, QUERY, GALLERY, ROOT)
     refused("18 query .* 17", aligned, found, QUERY[1:], GALLERY, ROOT)
 
@@ -203,15 +182,16 @@ def test_bad_contents_are_named(tmp_path, key, array, message):
     refused(message, theirs, tmp_path, **{key: array})
 
 
-@pytest.mark.parametrize("missing", ["query_label", "gallery_cam"])
-def test_missing_lists_are_named(tmp_path, missing):
-    found = theirs(tmp_path, **{missing: None})
-    refused(missing, score_feature_file, found, "features", Protocol("sysu"), dataset="x")
-
-
-def test_a_feature_of_zeros_has_no_direction(tmp_path):
-    found = theirs(tmp_path, query_f=np.zeros((18, 8)))
-    refused("query_f .*zeros", score_feature_file, found, "features", Protocol("sysu"), dataset="x")
+@pytest.mark.parametrize(
+    ("key", "array", "message"),
+    [
+        ("query_label", None, "query_label"),
+        ("gallery_cam", None, "gallery_cam"),
+        ("query_f", np.zeros((18, 8)), "query_f .*zeros"),
+    ],
+)
+def test_missing_lists_and_features_without_a_direction_are_named(tmp_path, key, array, message):
+    refused(message, score, theirs(tmp_path, **{key: array}))
 
 
 class Bomb:

@@ -59,25 +59,24 @@ def points(seed, queries, gallery, size=5, people=6):
 
 
 @pytest.mark.parametrize(
-    ("seed", "queries", "gallery", "k1", "k2"),
-    [(0, 9, 31, 20, 6), (1, 20, 20, 7, 3), (2, 1, 25, 5, 1), (3, 4, 6, 20, 6)],
+    ("seed", "queries", "gallery", "k1", "k2", "copies"),
+    [
+        (0, 9, 31, 20, 6, (1, 1)),
+        (1, 20, 20, 7, 3, (1, 1)),
+        (2, 1, 25, 5, 1, (1, 1)),
+        (3, 4, 6, 20, 6, (1, 1)),
+        (4, 6, 12, 7, 3, (2, 3)),
+    ],
 )
-def test_equals_the_definitions(seed, queries, gallery, k1, k2):
-    query, found = points(seed, queries, gallery)
+def test_equals_the_definitions(seed, queries, gallery, k1, k2, copies):
+    """Copies tie at every border of a list; which of them is a neighbour decides the result."""
+    query, found = (np.repeat(*side, axis=0) for side in zip(points(seed, queries, gallery), copies, strict=True))
     expected = brute_force(query, found, k1, k2, 0.3)
     np.testing.assert_allclose(rerank(query, found, RerankConfig(k1, k2)), expected, rtol=0, atol=1e-6)
 
 
 def test_paper_s_settings_are_the_default():
     assert RerankConfig() == RerankConfig(k1=20, k2=6, share=0.3)
-
-
-def test_equal_images_rank_in_order():
-    """Copies tie at every border of a list; which of them is a neighbour decides the result."""
-    query, gallery = points(4, 6, 12)
-    query, gallery = np.repeat(query, 2, axis=0), np.repeat(gallery, 3, axis=0)
-    expected = brute_force(query, gallery, 7, 3, 0.3)
-    np.testing.assert_allclose(rerank(query, gallery, RerankConfig(7, 3)), expected, rtol=0, atol=1e-6)
 
 
 def test_small_chunks_change_nothing(monkeypatch):

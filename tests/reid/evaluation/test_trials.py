@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,9 +20,7 @@ from dive_fast.reid.evaluation.evaluate import evaluate_reid
 from dive_fast.reid.evaluation.protocols import Protocol
 from dive_fast.reid.evaluation.trials import run_trials
 from dive_fast.reid.training.checkpoint import load_model
-from dive_fast.types import InputError
 from tests.support.city import TINY, photo
-from tests.support.cli import Run
 from tests.support.refusals import refused
 
 
@@ -45,15 +44,18 @@ def regdb(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def config():
-    return replace(TINY, augment=AugmentConfig(), steps=4)
+CONFIG = replace(TINY, augment=AugmentConfig(), steps=4)
 
 
 @pytest.fixture(scope="module")
-def report(regdb, config, tmp_path_factory):
+def trials(regdb):
+    return partial(run_trials, SetSpec("regdb", regdb), progress=False)
+
+
+@pytest.fixture(scope="module")
+def report(trials, tmp_path_factory):
     out = tmp_path_factory.mktemp("trials")
-    return out, run_trials(SetSpec("regdb", regdb), config, out, trials=(1, 2), progress=False)
+    return out, trials(CONFIG, out, trials=(1, 2))
 
 
 @pytest.mark.slow
@@ -83,23 +85,17 @@ def test_each_trial_has_its_model_and_both_directions(regdb, report):
     assert json.loads((out / "trials.json").read_text())["trials"] == [1, 2]
 
 
-def test_a_second_start_neither_trains_nor_embeds(regdb, config, report, monkeypatch):
+def test_a_second_start_neither_trains_nor_embeds(trials, report, monkeypatch):
     out, found = report
-
-    def never(*_, **__):
-        raise AssertionError("this was done already")
-
-    monkeypatch.setattr(module, "extract", never)
-    monkeypatch.setattr("dive_fast.reid.training.train.fit", never)
-    again = run_trials(SetSpec("regdb", regdb), config, out, trials=(1, 2), progress=False)
-    assert again == found
-    one = run_trials(SetSpec("regdb", regdb), config, out, trials=(2,), progress=False)
+    monkeypatch.setattr(module, "extract", None)
+    monkeypatch.setattr("dive_fast.reid.training.train.fit", None)
+    assert trials(CONFIG, out, trials=(1, 2)) == found
+    one = trials(CONFIG, out, trials=(2,))
     assert one.results[0].map == found.results[0].per_trial["map"][1] and one.results[0].map_deviation == 0
 
 
-def test_other_settings_are_refused(regdb, config, report):
-    out, _ = report
-    refused("trial-1", run_trials, SetSpec("regdb", regdb), replace(config, lr=1e-4), out, trials=(1,), progress=False)
+def test_other_settings_are_refused(trials, report):
+    refused("trial-1", trials, replace(CONFIG, lr=1e-4), report[0], trials=(1,))
 
 
 def test_a_model_of_another_trial_is_refused(regdb, report):
@@ -121,56 +117,52 @@ def test_a_model_of_another_trial_is_refused(regdb, report):
         (SetSpec("regdb", "x"), {"directions": ()}, "one or both of"),
     ],
 )
-def test_bad_settings_are_named(spec, settings, message, config, tmp_path):
-    refused(message, run_trials, spec, config, tmp_path, **settings)
+def test_bad_settings_are_named(spec, settings, message, tmp_path):
+    refused(message, run_trials, spec, CONFIG, tmp_path, **settings)
 
 
-def test_a_missing_list_is_said_before_any_training(regdb, config, tmp_path):
-    with pytest.raises(InputError, match=r"train_visible_3\.txt"):
-        run_trials(SetSpec("regdb", regdb), config, tmp_path, trials=(1, 3), progress=False)
+def test_a_missing_list_is_said_before_any_training(trials, tmp_path):
+    refused(r"train_visible_3\.txt", trials, CONFIG, tmp_path, trials=(1, 3))
     assert not (tmp_path / "trial-1").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*seen in one modality only")
-def test_people_in_both_halves_are_refused(regdb, config, tmp_path):
+def test_people_in_both_halves_are_refused(regdb, tmp_path):
     copy = shutil.copytree(regdb, tmp_path / "RegDB")
     train = (copy / "idx/train_visible_1.txt").read_text()
     with open(copy / "idx/test_visible_1.txt", "a") as stream:
         stream.write(train.splitlines()[0].rsplit(" ", 1)[0] + " 9\n")
-    with pytest.raises(InputError, match="1 identities of trial 1 .*0001"):
-        run_trials(SetSpec("regdb", copy), config, tmp_path / "out", trials=(1,), progress=False)
+    refused("1 identities of trial 1 .*0001", run_trials, SetSpec("regdb", copy), CONFIG, tmp_path / "out", trials=(1,))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_commands(regdb, tmp_path, run: Run):
+def test_commands(regdb, tmp_path, run, step):
     """Train and test a trial, score its checkpoint again, export the features and score those."""
-    small = ["--steps", 2, "--identities", 4, "--per-modality", 1, "--device", "cpu", "--json"]
-    code, out, _ = run("reid", "trials", "--real", f"regdb:{regdb}", "--out", tmp_path / "t", "--trials", 2, *small)
-    assert code == 0
-    (forth, back) = json.loads(out.splitlines()[-1])["results"]
-    data = ["--test", f"regdb:{regdb},trial=2", "--protocol", "regdb", "--json"]
+    small = "--steps 2 --identities 4 --per-modality 1 --device cpu"
+    forth, back = step(f"reid trials --real regdb:{regdb} --out {tmp_path}/t --trials 2 {small}")["results"]
 
-    def score(*arguments):
-        code, out, error = run("reid", "eval", *arguments, *data)
+    def score(options):
+        code, out, error = run(f"reid eval {options} --test regdb:{regdb},trial=2 --protocol regdb --json")
         assert code == 0, error
         assert "12 " in error and "2,060" in error  # not all test images: scores are not comparable
         return json.loads(out.splitlines()[-1])
 
-    checkpoint = ["--checkpoint", tmp_path / "t/trial-2", "--device", "cpu"]
-    again = score(*checkpoint, "--export", tmp_path / "f.mat", "--out", tmp_path / "result.json")
+    checkpoint = f"--checkpoint {tmp_path}/t/trial-2 --device cpu"
+    again = score(f"{checkpoint} --export {tmp_path}/f.mat --out {tmp_path}/result.json")
     assert again["per_trial"] == forth["per_trial"] and again["protocol"]["trial"] == 2
     assert json.loads((tmp_path / "result.json").read_text())["map"] == again["map"]
-    assert score(*checkpoint, "--direction", "visible-to-ir")["per_trial"] == back["per_trial"]
-    assert score("--features", tmp_path / "f.mat")["map"] == pytest.approx(again["map"])
-    assert score("--distances", tmp_path / "f.mat")["map"] == pytest.approx(again["map"])
-    assert score(*checkpoint, "--rerank")["rerank"] == {"k1": 20, "k2": 6, "share": 0.3}
-    code, _, error = run("reid", "eval", *checkpoint, "--test", f"regdb:{regdb}", "--protocol", "regdb")
-    assert code == 2 and "4 identities of the test set" in error
-    code, _, error = run("reid", "eval", *checkpoint, "--test", f"regdb:{regdb}")
-    assert code == 2 and "--protocol pocket" in error and "regdb" in error
-    code, _, error = run("reid", "eval", "--test", f"regdb:{regdb}", "--protocol", "regdb")
-    assert code == 2 and all(f"--{name}" in error for name in ("checkpoint", "features", "distances"))
+    assert score(f"{checkpoint} --direction visible-to-ir")["per_trial"] == back["per_trial"]
+    for source in ("features", "distances"):
+        assert score(f"--{source} {tmp_path}/f.mat")["map"] == pytest.approx(again["map"])
+    assert score(f"{checkpoint} --rerank")["rerank"] == {"k1": 20, "k2": 6, "share": 0.3}
+    for options, words in (
+        (f"{checkpoint} --protocol regdb", ["4 identities of the test set"]),
+        (checkpoint, ["--protocol pocket", "regdb"]),
+        ("--protocol regdb", ["--checkpoint", "--features", "--distances"]),
+    ):
+        code, _, error = run(f"reid eval {options} --test regdb:{regdb}")
+        assert code == 2 and all(word in error for word in words), error
 
 
 def test_training_reads_sets_by_their_spec(regdb):
