@@ -25,6 +25,10 @@ def name_of(requirement: str) -> str:
     return re.split(r"[\[<>=;! ]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
+def outside_make() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+
+
 def pins() -> dict[str, list[str]]:
     lines = [line.strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
     found: dict[str, list[str]] = {}
@@ -94,15 +98,8 @@ def checkout(tmp_path: Path) -> Path:
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
-    return subprocess.run(["make", *arguments], cwd=folder, env=clean, capture_output=True, text=True, check=False)
-
-
-def fake_python(folder: Path, body: str) -> str:
-    file = folder / "python-fake"
-    file.write_text(f"#!/bin/sh\n{body}\n")
-    file.chmod(0o755)
-    return str(file)
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=folder, env=outside_make(), capture_output=True, text=True, check=False)
 
 
 def test_make_alone_lists_its_targets(checkout: Path) -> None:
@@ -114,20 +111,25 @@ def test_make_alone_lists_its_targets(checkout: Path) -> None:
     )
 
 
-def test_an_old_python_is_refused_in_one_sentence(checkout: Path) -> None:
-    old = fake_python(checkout, 'case "$1" in -c) exit 1;; --version) echo Python 3.8.10;; esac')
-    result = make(checkout, "test", f"PYTHON={old}")
+@pytest.mark.parametrize(
+    ("body", "sentences"),
+    [
+        (
+            'case "$1" in -c) exit 1;; --version) echo Python 3.8.10;; esac',
+            ["dive-fast needs Python >= 3.10, ", "python-fake' is Python 3.8.10"],
+        ),
+        ('case "$1" in -c) exit 0;; *) exit 1;; esac', ["cannot make a virtual environment", "python3-venv"]),
+    ],
+    ids=["old", "without venv"],
+)
+def test_a_python_that_will_not_do_is_refused(checkout: Path, body: str, sentences: list[str]) -> None:
+    python = checkout / "python-fake"
+    python.write_text(f"#!/bin/sh\n{body}\n")
+    python.chmod(0o755)
+    result = make(checkout, "test", f"PYTHON={python}")
     assert result.returncode != 0
-    assert f"dive-fast needs Python >= 3.10, '{old}' is Python 3.8.10" in result.stderr
+    assert all(sentence in result.stderr for sentence in sentences)
     assert not (checkout / ".venv").exists()
-
-
-def test_a_python_without_venv_is_refused_in_one_sentence(checkout: Path) -> None:
-    bare = fake_python(checkout, 'case "$1" in -c) exit 0;; *) exit 1;; esac')
-    result = make(checkout, "test", f"PYTHON={bare}")
-    assert result.returncode != 0
-    assert "cannot make a virtual environment" in result.stderr
-    assert "python3-venv" in result.stderr
 
 
 def test_the_oldest_triton_that_is_tried_is_the_oldest_allowed() -> None:
@@ -149,7 +151,7 @@ def built(folder: Path, *options: str, **environment: str) -> tuple[str, dict[st
     """Configures, builds and installs by CMake; returns the configuring log and the installed index."""
     if shutil.which("cmake") is None or shutil.which("make") is None:
         pytest.skip("cmake or make is not installed")
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | environment
+    clean = outside_make() | environment
     commands = [
         ["cmake", "-S", str(ROOT), "-B", str(folder), f"-DPython_EXECUTABLE={sys.executable}", *options],
         ["cmake", "--build", str(folder)],
@@ -168,10 +170,8 @@ def no_compilers(tmp_path: Path) -> str:
     """A PATH with cmake and make alone."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("cmake", "make", "sh", "uname"):
-        found = shutil.which(name)
-        if found:
-            (folder / name).symlink_to(found)
+    for found in filter(None, map(shutil.which, ("cmake", "make", "sh", "uname"))):
+        (folder / Path(found).name).symlink_to(found)
     return str(folder)
 
 

@@ -36,19 +36,13 @@ def test_file_is_closed(tmp_path):
     assert all(image.getpixel((3, 3)) is not None for image in images)
 
 
-def test_missing(tmp_path):
+def test_missing_or_not_an_image(tmp_path):
     refused(r"gone\.jpg does not exist", open_image, tmp_path / "gone.jpg")
-
-
-def test_folder(tmp_path):
-    (tmp_path / "a.jpg").mkdir()
-    refused(r"a\.jpg cannot be read", open_image, tmp_path / "a.jpg")
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image at all", b"<html>404</html>"])
-def test_not_an_image(tmp_path, content):
-    (tmp_path / "a.jpg").write_bytes(content)
-    refused(r"a\.jpg is not an image", open_image, tmp_path / "a.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    refused(r"folder\.jpg cannot be read", open_image, tmp_path / "folder.jpg")
+    for content in (b"", b"not an image at all", b"<html>404</html>"):
+        (tmp_path / "a.jpg").write_bytes(content)
+        refused(r"a\.jpg is not an image", open_image, tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])

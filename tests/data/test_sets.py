@@ -14,7 +14,7 @@ from dive_fast.data.filters import Dropped, apply_filters
 from dive_fast.data.prepare import PreparePlan
 from dive_fast.data.sets import PAIRED, READERS, Reader, SetSpec, all_samples, join_sets, parse_set, read_set, read_sets
 from dive_fast.types import Sample
-from tests.support.preparing import prepare
+from tests.support.preparing import plan_of, prepare
 from tests.support.refusals import refused
 from tests.support.trees import mixed_trees, photo, touch, write
 
@@ -57,6 +57,7 @@ def test_sets_on_the_command_line(text: str, expected: SetSpec) -> None:
 )
 def test_wrong_sets_on_the_command_line(text: str, layouts: tuple[str, ...], message: str) -> None:
     refused(message, parse_set, text, layouts)
+    refused("cuhk03", read_set, spec("cuhk03"))
 
 
 def test_a_new_reader_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +78,6 @@ def test_a_new_reader_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     report = prepare(plan, tmp_path / "out")
     assert (report["images"], report["identities"]) == (2, 1)
     assert report["sets"] == [{"name": "flat", "layout": "flat", "split": "train", "prefix": "f", "camera": "cam8"}]
-
-
-def test_an_unknown_layout_is_refused() -> None:
-    refused("cuhk03", read_set, spec("cuhk03"))
 
 
 def test_sets_are_read_by_their_text(tmp_path: Path) -> None:
@@ -137,20 +134,15 @@ def test_filters_count_people_before_shapes(tmp_path: Path) -> None:
             photo(tmp_path / "f" / pid / f"{i}.png", height=height, width=width)
     (tmp_path / "f/0003/broken.png").write_bytes(b"no image")
     photo(tmp_path / "s/cam1/0001/0001.png", height=10)
-    sets = join_sets(
-        [(s, read_set(s)) for s in (SetSpec("folder", tmp_path / "f"), SetSpec("folder", tmp_path / "s/cam1", "9"))]
-    )
+    specs = (SetSpec("folder", tmp_path / "f"), SetSpec("folder", tmp_path / "s/cam1", "9"))
+    sets = join_sets([(s, read_set(s)) for s in specs])
     counted: list[int] = []
     left, dropped = apply_filters(sets[:1], PrepareConfig(min_images=3, tall=True), counted.append)
     assert [left[0].file_name(s) for s in left[0].samples] == ["0003/0.png", "0003/broken.png"]
+    flat = ("0003/1.png", "0003/2.png", "0004/0.png", "0004/1.png", "0004/2.png")
     assert dropped == [
         Dropped("folder", "of people with fewer than 3 images", ("0002/0.png", "0002/1.png"), ("0002",)),
-        Dropped(
-            "folder",
-            "not twice as high as wide",
-            ("0003/1.png", "0003/2.png", "0004/0.png", "0004/1.png", "0004/2.png"),
-            ("0004",),
-        ),
+        Dropped("folder", "not twice as high as wide", flat, ("0004",)),
     ]
     assert sum(counted) == 7
     assert len(sets[0].samples) == 9
@@ -159,9 +151,8 @@ def test_filters_count_people_before_shapes(tmp_path: Path) -> None:
 
 
 def test_few_images_do_not_drop_paired_people(tmp_path: Path) -> None:
-    sysu, market = mixed_trees(tmp_path)
-    sets = read_sets([SetSpec("sysu", sysu), SetSpec("market", market, "1")])
-    left, _ = apply_filters(sets, PrepareConfig(min_images=3))
+    mixed_trees(tmp_path)
+    left = plan_of(tmp_path, min_images=3).sets
     assert {s.pid for s in all_samples(left)} == {"0001", "0002", "10011"}
 
 

@@ -1,40 +1,27 @@
 """The SYSU tree writer: names that readers read back, and nothing ever replaced."""
 
-from pathlib import Path
-
 import pytest
-from PIL import Image
 
 from dive_fast.data.sysu import read_sysu
 from dive_fast.data.writers import new_path, sysu_name, write_ids
 from tests.support.refusals import refused
+from tests.support.trees import names, photo, touch
 
 
 def test_written_tree_is_read_back(tmp_path):
     for camera, pid, number in [("cam1", "0002", 1), ("cam3", "0010", 12), ("cam6", "0002", 10000)]:
-        path = new_path(tmp_path, sysu_name(camera, pid, number))
-        path.parent.mkdir(parents=True)
-        Image.new("RGB", (2, 2)).save(path)
+        photo(new_path(tmp_path, sysu_name(camera, pid, number)))
     write_ids(tmp_path, train=["0010", "0002"], val=[])
     assert (tmp_path / "exp/train_id.txt").read_text() == "2,10\n"
     assert not (tmp_path / "exp/test_id.txt").exists()
-    assert [s.path.relative_to(tmp_path).as_posix() for s in read_sysu(tmp_path)] == [
-        "cam1/0002/0001.jpg",
-        "cam3/0010/0012.jpg",
-        "cam6/0002/10000.jpg",
-    ]
-
-
-def agw_ids(path: Path) -> list[str]:
-    """As pre_process_sysu.py of the AGW family reads a list."""
-    with open(path) as stream:
-        ids = stream.read().splitlines()
-        return [f"{x:04d}" for x in [int(y) for y in ids[0].split(",")]]
+    assert names(read_sysu(tmp_path), tmp_path) == ["cam1/0002/0001.jpg", "cam3/0010/0012.jpg", "cam6/0002/10000.jpg"]
 
 
 def test_lists_are_what_the_agw_family_reads(tmp_path):
+    """As its pre_process_sysu.py does."""
     write_ids(tmp_path, train=["0534", "0533", "12345", "0533"])
-    assert agw_ids(tmp_path / "exp/train_id.txt") == ["0533", "0534", "12345"]
+    (ids,) = (tmp_path / "exp/train_id.txt").read_text().splitlines()
+    assert [f"{int(x):04d}" for x in ids.split(",")] == ["0533", "0534", "12345"]
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -84,8 +71,5 @@ def test_lists_are_written_once(tmp_path):
 def test_names_that_only_this_project_reads(tmp_path):
     with pytest.warns(UserWarning, match="anna"):
         write_ids(tmp_path, train=["anna", "0002"])
-    (tmp_path / "cam1/anna").mkdir(parents=True)
-    (tmp_path / "cam1/anna/0001.jpg").touch()
-    (tmp_path / "cam1/0002").mkdir()
-    (tmp_path / "cam1/0002/0001.jpg").touch()
+    touch(tmp_path, "cam1/anna/0001.jpg", "cam1/0002/0001.jpg")
     assert [s.pid for s in read_sysu(tmp_path)] == ["0002", "anna"]

@@ -27,6 +27,7 @@ from dive_kernels.package import INDEX, Kernel, Package, binary, read
 from dive_kernels.solver_step import StepCoefficients
 from dive_kernels.solver_step.plan import plan
 from tests.support.kernel_cases import compiled_kernel
+from tests.support.refusals import refused
 
 ROOT = Path(__file__).parents[2]
 NO_CUDA = ("--no-cuda", "not of interest here")
@@ -101,10 +102,9 @@ def test_declared_cuda_kernels_are_what_the_plan_starts() -> None:
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    find = triton_kernels.importlib.util.find_spec
-    monkeypatch.setattr(
-        triton_kernels.importlib.util, "find_spec", lambda name: None if name == "triton" else find(name)
-    )
+    util = triton_kernels.importlib.util
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "triton" else find(name))
     assert main(["--check"]) == 1
     assert "triton is not installed; pip install 'dive-fast[torch,kernels]'" in capsys.readouterr().err
 
@@ -167,10 +167,8 @@ def test_an_architecture_that_nvcc_does_not_know_is_skipped(tmp_path: Path, monk
     monkeypatch.setattr(nvcc, "_version", lambda _: "11.8")
     monkeypatch.setattr(nvcc, "_known", lambda _: {80})
     monkeypatch.setattr(nvcc, "_compile", lambda *_: [])
-    assert nvcc.compile_all("nvcc", [80, 120], tmp_path) == (
-        [],
-        [("CUDA C++ kernels for sm_120", "nvcc 11.8 does not know it")],
-    )
+    skipped = [("CUDA C++ kernels for sm_120", "nvcc 11.8 does not know it")]
+    assert nvcc.compile_all("nvcc", [80, 120], tmp_path) == ([], skipped)
 
 
 def kernel_names(ptx: bytes) -> set[str]:
@@ -265,8 +263,7 @@ def test_whatever_changes_the_result_compiles_again(change: Callable[[Job], Job]
 @pytest.mark.usefixtures("needs_triton")
 def test_a_plan_that_differs_from_its_kernel_fails(job: Job, tmp_path: Path) -> None:
     swapped = replace(job, arguments=(job.arguments[1], job.arguments[0], *job.arguments[2:]))
-    with pytest.raises(ValueError, match="arguments .*eps_cond_ptr"):
-        triton_kernels.compile_job(swapped, tmp_path)
+    refused("arguments .*eps_cond_ptr", triton_kernels.compile_job, swapped, tmp_path, error=ValueError)
 
 
 @pytest.mark.usefixtures("needs_triton")
@@ -275,8 +272,8 @@ def test_too_much_shared_memory_fails(job: Job, tmp_path: Path, monkeypatch: pyt
     used = triton_kernels.compile_job(half, tmp_path).shared_bytes
     assert used > 0
     monkeypatch.setattr(triton_kernels, "shared_limit", lambda _: used - 1)
-    with pytest.raises(ValueError, match=rf"needs {used} bytes of shared memory, sm_80 has {used - 1}"):
-        triton_kernels.compile_job(half, tmp_path)
+    message = rf"needs {used} bytes of shared memory, sm_80 has {used - 1}"
+    refused(message, triton_kernels.compile_job, half, tmp_path, error=ValueError)
 
 
 def test_failures_are_all_said_and_fail_the_build(
@@ -333,8 +330,7 @@ def test_committed_budgets_are_complete(jobs: list[Job]) -> None:
 def test_the_assemblers_report() -> None:
     log = "64 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\nptxas info : Used 96 registers, used 1"
     assert resources(log) == (96, 28)
-    with pytest.raises(ValueError, match="no registers"):
-        resources("ptxas info    : 0 bytes gmem")
+    refused("no registers", resources, "ptxas info    : 0 bytes gmem", error=ValueError)
 
 
 def test_what_an_index_no_longer_names_is_removed(tmp_path: Path) -> None:
@@ -349,13 +345,10 @@ def test_what_an_index_no_longer_names_is_removed(tmp_path: Path) -> None:
 def test_two_kernels_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from dive_kernels.aot import examples
 
-    def twice(capability: int) -> Any:
-        for example in examples.solver_step(capability):
-            yield replace(example, key={})
-
-    monkeypatch.setattr(examples, "EXAMPLES", (twice,))
-    with pytest.raises(ValueError, match="solver_step-fp32-sm80"):
-        triton_jobs([80])
+    solver_step = examples.solver_step
+    twice = (lambda capability: [replace(example, key={}) for example in solver_step(capability)],)
+    monkeypatch.setattr(examples, "EXAMPLES", twice)
+    refused("solver_step-fp32-sm80", triton_jobs, [80], error=ValueError)
 
 
 def test_an_index_of_another_version_is_made_again(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ asked for (epilogue.h) and the conversion of a half, which the hardware does.
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Callable
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -21,9 +20,15 @@ from dive_kernels.image_epilogue import api, image_epilogue, why_not_fused
 from dive_kernels.image_epilogue.plan import plan
 from dive_kernels.launch import Launch
 from dive_kernels.sources import PACKAGE
-from tests.support.kernel_cases import TYPE_IDS, TYPES, shape_id
+from tests.support.kernel_cases import TYPE_IDS, TYPES, shape_id, shared_library
 from tests.support.refusals import refused
 
+LAYOUTS = {
+    f"{name}-{layout}": (dtype, layout == "planar")
+    for name, dtype in zip(TYPE_IDS, TYPES, strict=True)
+    for layout in ("planar", "interleaved")
+}
+every_layout = pytest.mark.parametrize(("dtype", "planar"), LAYOUTS.values(), ids=LAYOUTS)
 SHAPES = [(1, 3, 1, 1), (3, 3, 7, 5), (2, 3, 32, 16), (17, 3, 3, 2), (1, 3, 45, 31), (2, 3, 64, 33)]
 # Lanes of a warp run from the last to the first, so that the sum is complete when lane 0, which alone uses it, is there.
 HARNESS = """
@@ -57,16 +62,9 @@ extern "C" void start(void* kernel, unsigned rows, unsigned blocks, unsigned thr
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Launch], None]:
     """Runs a launch of the kernel's source, compiled by the host's C++ compiler."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
     folder = tmp_path_factory.mktemp("epilogue")
-    (folder / "harness.cpp").write_text(HARNESS)
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", f"-I{PACKAGE / 'image_epilogue'}"]
-    command = [compiler, *flags, "-o", str(folder / "epilogue.so"), str(folder / "harness.cpp")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    library = ctypes.CDLL(str(folder / "epilogue.so"))
+    flags = ("-std=c++17", "-O2", "-ffp-contract=off", f"-I{PACKAGE / 'image_epilogue'}")
+    library = ctypes.CDLL(str(shared_library(folder, "epilogue.so", HARNESS, *flags)))
 
     def run(launch: Launch) -> None:
         images, out, broken, pixels = launch.arguments.values()
@@ -101,11 +99,8 @@ def hard_values() -> Tensor:
     """Float32: every byte's value and every tie between two bytes with neighbours, and what is no image at all."""
     edges = (torch.arange(0, 511, dtype=torch.float64) / 2 / 255 * 2 - 1).float()
     near = [edges]
-    for direction in (-2.0, 2.0):
-        step = edges
-        for _ in range(3):
-            step = torch.nextafter(step, torch.full_like(step, direction))
-            near.append(step)
+    for end in (torch.full_like(edges, -2.0), torch.full_like(edges, 2.0)):
+        near += accumulate([edges, end, end, end], torch.nextafter)
     odd = [float("nan"), float("inf"), float("-inf"), 3e38, -3e38, 1e-45, -1e-45, 0.0, -0.0, 1.0000001, -1.0000001, 2.0]
     generator = torch.Generator().manual_seed(5)
     return torch.cat([*near, torch.tensor(odd), torch.randn(4000, generator=generator) * 2])
@@ -133,8 +128,7 @@ def test_reference_is_what_engines_decode() -> None:
     assert torch.equal(image_epilogue(images)[0], decoded)
 
 
-@pytest.mark.parametrize("planar", [True, False], ids=["planar", "interleaved"])
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPE_IDS)
+@every_layout
 def test_kernel_on_every_kind_of_value(dtype: torch.dtype, planar: bool, on_cpu: Callable[[Launch], None]) -> None:
     """All 65,536 values of a half type; of float32 the hard ones."""
     every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
@@ -144,8 +138,7 @@ def test_kernel_on_every_kind_of_value(dtype: torch.dtype, planar: bool, on_cpu:
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "misaligned"])
-@pytest.mark.parametrize("planar", [True, False], ids=["planar", "interleaved"])
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPE_IDS)
+@every_layout
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_kernel_on_every_shape_and_layout(
     shape: tuple[int, ...], dtype: torch.dtype, planar: bool, offset: int, on_cpu: Callable[[Launch], None]
@@ -205,18 +198,16 @@ def test_empty_batch() -> None:
 def test_nvrtc_compiles_every_function_without_a_gpu() -> None:
     if nvrtc.missing():
         pytest.skip(f"needs {nvrtc.missing()}")
-    for dtype in TYPES:
-        for planar in (True, False):
-            launch, _ = plan(laid_out(torch.zeros(1, 3, 2, 2, dtype=dtype), planar))
-            code, reasons = nvrtc.compiled(launch.kernel, 90)
-            assert code is not None, reasons
-            assert code.image[:4] == b"\x7fELF" and code.function.encode() in code.image
+    for dtype, planar in LAYOUTS.values():
+        launch, _ = plan(laid_out(torch.zeros(1, 3, 2, 2, dtype=dtype), planar))
+        code, reasons = nvrtc.compiled(launch.kernel, 90)
+        assert code is not None, reasons
+        assert code.image[:4] == b"\x7fELF" and code.function.encode() in code.image
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("planar", [True, False], ids=["planar", "interleaved"])
-@pytest.mark.parametrize("dtype", TYPES, ids=TYPE_IDS)
+@every_layout
 def test_kernel_on_a_gpu(dtype: torch.dtype, planar: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     images = laid_out(as_images(hard_values()).to(dtype), planar).cuda()
     expected = image_epilogue(images.cpu(), impl="reference")

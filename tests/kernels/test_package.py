@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import struct
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from dive_kernels import run as running
 from dive_kernels.launch import Launch
 from dive_kernels.package import INDEX, Kernel, Package, binary, read, write
 from dive_kernels.reasons import why_not_here
-from tests.support.kernel_cases import compiled_kernel
+from tests.support.kernel_cases import compiled_kernel, shared_library
 from tests.support.refusals import refused
 from tests.support.solver_cases import example
 
@@ -169,13 +168,12 @@ def test_a_file_that_was_changed_is_refused(make: Callable[..., Package]) -> Non
     made = make(kernel())
     for content in (CUBIN[:-1] + b"!", CUBIN + b"!", b""):
         (made.folder / made.kernels[0].cubin.name).write_bytes(content)
-        with pytest.raises(ValueError, match=r"solver_step-80.cubin: is not the file that kernels.json describes"):
-            made.read(made.kernels[0].cubin)
+        message = r"solver_step-80.cubin: is not the file that kernels.json describes"
+        refused(message, made.read, made.kernels[0].cubin, error=ValueError)
     (made.folder / made.kernels[0].cubin.name).unlink()
-    with pytest.raises(ValueError, match="cannot be read"):
-        made.read(made.kernels[0].cubin)
-    with pytest.raises(ValueError, match="cannot be read"):  # no quiet step to Triton: somebody changed that folder
-        running.match(example(), 80)
+    refused("cannot be read", made.read, made.kernels[0].cubin, error=ValueError)
+    # no quiet step to Triton: somebody changed that folder
+    refused("cannot be read", running.match, example(), 80, error=ValueError)
 
 
 def test_a_stale_kernel_is_said_aloud_and_not_used(make: Callable[..., Package]) -> None:
@@ -265,8 +263,8 @@ def test_cuda_kernels_are_compiled_by_nvrtc_where_none_is_at_hand(
     make(kernel())
     monkeypatch.setattr(nvrtc, "missing", lambda: "the library NVRTC (pip install nvidia-cuda-nvrtc)")
     nvrtc.compiled.cache_clear()
-    with pytest.raises(ValueError, match="only with other types.*compiling it here needs the library NVRTC"):
-        running.run(launch)
+    message = "only with other types.*compiling it here needs the library NVRTC"
+    refused(message, running.run, launch, error=ValueError)
     taken: list[package.Code] = []
     code = package.Code("image_epilogue_planar_fp32", CUBIN)
     monkeypatch.setattr(nvrtc, "compiled", lambda name, capability: (code, []))
@@ -363,15 +361,9 @@ print("triton" in sys.modules)
 def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with our libcuda.so.1."""
     pytest.importorskip("cuda.core", reason="cuda-python is not installed (extra: gpu)")
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("needs a C++ compiler on Linux")
-    folder = tmp_path_factory.mktemp("driver")
-    (folder / "driver.cpp").write_text(DRIVER)
-    command = [compiler, "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(folder / "driver.cpp"), "-ldl"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return folder
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux")
+    return shared_library(tmp_path_factory.mktemp("driver"), "libcuda.so.1", DRIVER, "-ldl").parent
 
 
 def start(folder: Path, made: Package, refuse: int = 0) -> tuple[subprocess.CompletedProcess[str], list[str]]:
@@ -413,20 +405,16 @@ def test_what_the_driver_is_told(fake_driver: Path, make: Callable[..., Package]
 
 
 @pytest.mark.slow
-def test_the_driver_assembles_ptx(fake_driver: Path, make: Callable[..., Package]) -> None:
+def test_the_driver_assembles_ptx_and_is_asked_for_no_little_shared_memory(
+    fake_driver: Path, make: Callable[..., Package]
+) -> None:
     text = b".vers ion and text"
-    old = kernel(75, "sm_75", ptx=binary("x.ptx", text))
-    (make(old).folder / "x.ptx").write_bytes(text)
-    result, log = start(fake_driver, make(old))
+    made = make(kernel(75, "sm_75", ptx=binary("x.ptx", text), shared_bytes=48 << 10))
+    (made.folder / "x.ptx").write_bytes(text)
+    result, log = start(fake_driver, made)
     assert result.returncode == 0, result.stderr
     assert log[:2] == ["load  ion and te", "kernel solver_step_kernel"]
-
-
-@pytest.mark.slow
-def test_little_shared_memory_is_not_asked_for(fake_driver: Path, make: Callable[..., Package]) -> None:
-    result, log = start(fake_driver, make(kernel(shared_bytes=48 << 10)))
-    assert result.returncode == 0, result.stderr
-    assert [line.split()[0] for line in log] == ["load", "kernel", "launch", "launch"]
+    assert [line.split()[0] for line in log[2:]] == ["launch", "launch"]
 
 
 @pytest.mark.slow

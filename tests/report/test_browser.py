@@ -35,22 +35,16 @@ class Seen(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.pairs: list[int] = []
-        self.images: list[dict[str, str | None]] = []
-        self.scripts: list[str | None] = []
         self.texts: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.feed(text)
+        buttons = (given for tag, given in self.tags if tag == "button" and "data-pair" in given)
+        self.pairs = [int(given["data-pair"] or -1) for given in buttons]
+        self.images = [given for tag, given in self.tags if tag == "img"]
+        self.scripts = [given.get("src") for tag, given in self.tags if tag == "script"]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.tags.append((tag, given))
-        if "data-pair" in given and tag == "button":
-            self.pairs.append(int(given["data-pair"] or -1))
-        if tag == "img":
-            self.images.append(given)
-        if tag == "script":
-            self.scripts.append(given.get("src"))
+        self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)

@@ -10,7 +10,7 @@ import pytest
 
 from dive_fast.report import plots
 from dive_fast.report.chunks import Columns
-from dive_fast.report.rows import DatasetRows, ScoreKey
+from dive_fast.report.rows import DatasetRows, Row, ScoreKey
 from dive_fast.report.tally import ScoreTally, Tally, reason_kind
 from dive_fast.report.throughput import Event, read_times, throughput
 from dive_fast.report.walk import Walk
@@ -82,13 +82,7 @@ def test_reasons_are_counted_by_kind():
     assert reason_kind("0.5") == "other reasons"
     tally = Tally()
     reasons = [[f"kind{letter} 1"] for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"]
-    bits = [tally.add(_row(why))["reasons"] for why in reasons]
+    spec = PairSpec("0001-00000-cam3", "0001", 0, "cam1", "cam3", 1)
+    bits = [tally.add(Row(PairRecord(spec, {}, {}, {}, "engine", {}), {}, why))["reasons"] for why in reasons]
     assert Counter(bits) == Counter([1 << n for n in range(31)] + [1 << 31] * 5)  # what a column of uint32 can hold
     assert tally.kind_counts["other reasons"] == 5
-
-
-def _row(reasons):
-    from dive_fast.report.rows import Row
-
-    spec = PairSpec("0001-00000-cam3", "0001", 0, "cam1", "cam3", 1)
-    return Row(PairRecord(spec, {}, {}, {}, "engine", {}), {}, reasons)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,18 @@ def assert_as_good_as_torch(got: Tensor, plain: Tensor, exact: Tensor) -> None:
     own, torchs = got.double() - exact, plain.double() - exact
     assert own.abs().max().item() <= 2 * torchs.abs().max().item() + unit  # NaN fails
     assert own.square().mean().sqrt().item() <= 2 * torchs.square().mean().sqrt().item() + unit / 4
+
+
+def shared_library(folder: Path, name: str, source: str, *flags: str) -> Path:
+    """C++ compiled for this machine by its own compiler; skips the test where there is none."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    (folder / "source.cpp").write_text(source)
+    command = [compiler, "-shared", "-fPIC", "-o", str(folder / name), str(folder / "source.cpp"), *flags]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return folder / name
 
 
 def compiled_kernel(launch: Launch, **changes: Any) -> Kernel:
