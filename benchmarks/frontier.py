@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,22 +119,18 @@ def likeness(world: Path, made: dict[str, list[Sample]]) -> dict[str, dict[str, 
             for name, stripe in STRIPES.items()
         }
         if setting != FIRST:
-            found[setting]["dB to 50 steps"] = statistics.fmean(
-                psnr(rms(one.path, other.path)) for one, other in zip(samples, made[FIRST], strict=True)
-            )
+            pairs = zip(pixels(samples), pixels(made[FIRST]), strict=True)
+            found[setting]["dB to 50 steps"] = statistics.fmean(psnr(worst_rms(one, other)) for one, other in pairs)
     return found
 
 
-def rms(one: Path, other: Path) -> float:
-    """Root mean square difference of two images, in levels of 255."""
-    a, b = (np.asarray(open_image(path), dtype=np.float64)[None] for path in (one, other))
-    return worst_rms(a, b)
+def pixels(samples: list[Sample]) -> Iterator[np.ndarray]:
+    return (np.asarray(open_image(sample.path), dtype=np.float64)[None] for sample in samples)
 
 
 def summarise(out: Path) -> list[dict[str, Any]]:
     """A record a setting, fastest last. `gap lost` is against `FIRST`, seed by seed, over the mean gap of the oracle."""
-    rates, alike = (read_json(out / f"{part}.json", part) for part in ("speed", "likeness"))
-    rates = rates["rates"]
+    rates, alike = read_json(out / "speed.json", "speed")["rates"], read_json(out / "likeness.json", "likeness")
     arms, baseline, gap = scores(out)
     return [
         {
@@ -232,8 +228,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     with figure(path, "What speed costs: gap closed on the pocket world (bars: standard error)", height=4.4) as axes:
         for row in (row for row in rows if "mAP" in row and "images/s" in row):
             name, at = presets.get(row["setting"]), (row["images/s"], row["gap closed"])
-            colour = COLOURS[2] if name else COLOURS[0]
-            axes.errorbar(*at, yerr=row["standard error"], fmt="o", capsize=3, color=colour)
+            axes.errorbar(*at, yerr=row["standard error"], fmt="o", capsize=3, color=COLOURS[2 if name else 0])
             words = f"{row['setting']}{f' = {name}' if name else ''}"
             shift = (5, 5 if row["setting"].endswith("-steps") else -11)
             axes.annotate(words, at, xytext=shift, textcoords="offset points", fontsize=7, color=INK)

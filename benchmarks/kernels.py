@@ -340,12 +340,11 @@ def into_table(path: Path, records: list[dict[str, Any]], facts: dict[str, Any])
 
 @torch.inference_mode()
 def main() -> None:
-    parser = options_of(__doc__)
+    parser = options_of(__doc__, repeats=50)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--op", choices=tuple(OPS), action="append", help="only this one; may be given again")
     parser.add_argument("--rows", default=None, help="UNet rows, guidance included (36,144; on a CPU 2)")
     parser.add_argument("--dtype", choices=DTYPES, default=None, help="(float16; on a CPU float32)")
-    parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--table", type=Path, nargs="?", const=table.SHIPPED, help="table to put the medians into")
     options = parser.parse_args()
     gpu = options.device == "cuda"

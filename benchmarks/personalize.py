@@ -146,10 +146,8 @@ def _row(name: str, times: dict[str, list[float]], steps: int) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = options_of(__doc__)
+    parser = options_of(__doc__, batch=16, rank=8)
     parser.add_argument("--model", default="pocket", help="base model folder")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
