@@ -51,8 +51,7 @@ PACKAGES = ("torch", "onnxruntime", "diffusers", "datasets", "pillow", "numpy", 
 
 def plan_of_millions() -> dict[str, Any]:
     """In a process of its own, whose peak memory it is."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.plan"], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(subprocess.check_output([sys.executable, "-m", "benchmarks.plan"], text=True))
     return found
 
 
@@ -61,8 +60,7 @@ def resume_of_a_finished_job(engine: Engine) -> dict[str, Any]:
     plan = pocket_plan(engine, pairs=100_000, shard_size=64)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        store = open_store(out)
-        claim_folder(store, plan)
+        claim_folder(open_store(out), plan)
         (out / "shards").mkdir()
         for number in range(plan.shards):
             records = [
@@ -305,9 +303,8 @@ def child(kind: str, folder: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parts = ("plan", "resume", "job", "ray")
     parser = options_of(__doc__, turns=6)
-    parser.add_argument("--only", choices=parts, action="append")
+    parser.add_argument("--only", choices=("plan", "resume", "job", "ray"), action="append")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -323,7 +320,7 @@ def main() -> None:
             "job": lambda: job(engine(), place, options.turns),
             "ray": lambda: ray_scaling(place, options.turns),
         }
-        for part in options.only or parts:
+        for part in options.only or runs:
             result[part] = runs[part]()
             print(json.dumps(result[part]), flush=True)
     write(options.out, result)

@@ -111,11 +111,10 @@ def likeness(world: Path, made: dict[str, list[Sample]]) -> dict[str, dict[str, 
             by_person[sample.pid].append(brightness(sample.path, stripe))
         return [statistics.fmean(by_person[pid]) for pid in people]
 
-    true = {name: levels(truth, stripe) for name, stripe in STRIPES.items()}
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for setting, samples in made.items():
         found[setting] = {
-            f"{name} correlation": statistics.correlation(true[name], levels(samples, stripe))
+            f"{name} correlation": statistics.correlation(levels(truth, stripe), levels(samples, stripe))
             for name, stripe in STRIPES.items()
         }
         if setting != FIRST:
@@ -242,11 +241,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 def usefulness(out: Path, world: Path, made: dict[str, list[Sample]], seeds: tuple[int, ...], workers: int) -> Any:
     """One comparison: the arms of a study, and an arm of each setting."""
     query, gallery = heldout_sides(world)
-    arms: dict[str, list[Sample]] = {}
-    for name in TRAINED:
-        samples = made[name]
-        found = build_arms(world, out, samples, BASE.per_camera)
-        arms = {**{arm: found[arm] for arm in (*BASELINES, "oracle")}, **arms, name: found["ours"]}
+    found = {name: build_arms(world, out, made[name], BASE.per_camera) for name in TRAINED}
+    arms = {arm: found[TRAINED[-1]][arm] for arm in (*BASELINES, "oracle")}
+    arms |= {name: arms_of["ours"] for name, arms_of in found.items()}
     config = ReidConfig(steps=1000, missing="visible", synthetic_share=0.25, precision="bf16")
     return compare(arms, query, gallery, config, seeds, out / "compare", baseline=BASELINES, workers=workers)
 
@@ -289,12 +286,12 @@ def main() -> None:
     photos = external_photos(world)
     if "pairs" in wanted:
         fused = fused_model(out, photos)
-        engines = {False: compiled(fused), True: eight_bit(fused)}
+        plain, quantised = compiled(fused), eight_bit(fused)
         few = sorted({photo.pid for photo in photos})[: options.people]
         some = [photo for photo in photos if photo.pid in few]
         for name in SETTINGS:
             setting = replace(BASE, sampling=sampling(name, options.guidance))
-            engine = engines[name.endswith(FP8)]
+            engine = quantised if name.endswith(FP8) else plain
             made, summary = make_pairs(engine, some, world / "market", out / "pairs" / name, setting)
             infrared = [[str(s.path), s.pid, s.camera] for s in made if s.modality == "ir"]
             write_json(out / "pairs" / f"{name}.json", infrared)
