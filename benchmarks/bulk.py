@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.machine import median_ratio, metadata, options_of, sample, timed, write
+from benchmarks.machine import median_ratio, medians, metadata, options_of, sample, timed, write
 from dive_fast.bench.batch import bench_plan
 from dive_fast.bench.run import model_folder
 from dive_fast.engines import Engine, load_engine
@@ -51,8 +51,7 @@ PACKAGES = ("torch", "onnxruntime", "diffusers", "datasets", "pillow", "numpy", 
 
 def plan_of_millions() -> dict[str, Any]:
     """In a process of its own, whose peak memory it is."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.plan"], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(subprocess.check_output([sys.executable, "-m", "benchmarks.plan"], text=True))
     return found
 
 
@@ -61,8 +60,7 @@ def resume_of_a_finished_job(engine: Engine) -> dict[str, Any]:
     plan = pocket_plan(engine, pairs=100_000, shard_size=64)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        store = open_store(out)
-        claim_folder(store, plan)
+        claim_folder(open_store(out), plan)
         (out / "shards").mkdir()
         for number in range(plan.shards):
             records = [
@@ -119,14 +117,6 @@ def bare(engine: Engine, plan: SynthesisPlan) -> float:
             engine.decode(sample(engine, conditioning, own, start, schedule, plan.sampling.guidance))
 
     return timed(run)[0]
-
-
-def whole(engine: Engine, plan: SynthesisPlan, store: LocalStore) -> tuple[float, dict[str, float]]:
-    """Seconds of the whole job, files and all, and by stage."""
-    clock = StageClock("encode", "denoise", "decode", "wait", "write")
-    claim_folder(store, plan)
-    seconds, _ = timed(lambda: _Run(plan, engine, store, ROWS, clock, range(plan.shards)).make(False))
-    return seconds, clock.seconds()
 
 
 def reference_way(engine: Engine, plan: SynthesisPlan, out: Path) -> float:
@@ -226,23 +216,26 @@ def turn_of_all(
     engine: Engine, pipe: Any, plan: SynthesisPlan, delay: float, first: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of every kind, begun with kind number `first`; and the engine's wait in the whole jobs, as a share."""
-    stages: dict[str, dict[str, float]] = {}
+    waits: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
 
-        def a_whole_job(kind: str, store: LocalStore) -> float:
-            seconds, stages[kind] = whole(engine, plan, store)
+        def whole(kind: str, store: LocalStore) -> float:
+            """The job, files and all."""
+            clock = StageClock("encode", "denoise", "decode", "wait", "write")
+            claim_folder(store, plan)
+            seconds, _ = timed(lambda: _Run(plan, engine, store, ROWS, clock, range(plan.shards)).make(False))
+            waits[kind] = clock.seconds()["wait"] / seconds
             return seconds
 
         runs: dict[str, Callable[[], float]] = {
             "bare": lambda: bare(engine, plan),
-            "fast disk": lambda: a_whole_job("fast disk", LocalStore(place / "fast")),
-            "slow disk": lambda: a_whole_job("slow disk", SlowStore(place / "slow", delay)),
+            "fast disk": lambda: whole("fast disk", LocalStore(place / "fast")),
+            "slow disk": lambda: whole("slow disk", SlowStore(place / "slow", delay)),
             "reference's way": lambda: reference_way(engine, plan, place / "theirs"),
             "diffusers + datasets": lambda: diffusers_and_datasets(pipe, engine, plan, place / "libraries"),
         }
-        took = {kind: runs[kind]() for kind in [*KINDS[first:], *KINDS[:first]]}
-    return took, {kind: table["wait"] / took[kind] for kind, table in stages.items()}
+        return {kind: runs[kind]() for kind in [*KINDS[first:], *KINDS[:first]]}, waits
 
 
 def job(engine: Engine, folder: Path, turns: int) -> dict[str, Any]:
@@ -250,22 +243,17 @@ def job(engine: Engine, folder: Path, turns: int) -> dict[str, Any]:
     pipe = pipeline(folder / "pocket")
     small, plan = pocket_plan(engine, pairs=16), pocket_plan(engine, pairs=96)
     images = 2 * len(plan.pairs)
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    waits: dict[str, list[float]] = {"fast disk": [], "slow disk": []}
     took, _ = turn_of_all(engine, pipe, small, 0.0, 0)  # a warm-up
     delay = 2 * took["bare"] / len(small.pairs) / 3  # two writers share it
-    for turn in range(turns):
-        took, waited = turn_of_all(engine, pipe, plan, delay, turn % len(KINDS))  # nobody is always first
-        for kind in KINDS:
-            seconds[kind].append(took[kind])
-        for kind, share in waited.items():
-            waits[kind].append(share)
-    shares = {kind: median_ratio(seconds["bare"], seconds[kind], 3) for kind in KINDS[1:]}
+    rounds = [
+        turn_of_all(engine, pipe, plan, delay, turn % len(KINDS)) for turn in range(turns)
+    ]  # each is first in turn
+    seconds = {kind: [took[kind] for took, _ in rounds] for kind in KINDS}
     return {
         "images": images,
-        "images/s": {kind: round(images / statistics.median(values), 2) for kind, values in seconds.items()},
-        "share of the bare engine": shares,
-        "engine waits": {kind: round(statistics.median(values), 4) for kind, values in waits.items()},
+        "images/s": {kind: round(images / middle, 2) for kind, middle in medians(seconds).items()},
+        "share of the bare engine": {kind: median_ratio(seconds["bare"], seconds[kind], 3) for kind in KINDS[1:]},
+        "engine waits": medians({kind: [waits[kind] for _, waits in rounds] for kind in ("fast disk", "slow disk")}, 4),
         "slow disk, s a file": round(delay, 4),
     }
 
@@ -274,29 +262,24 @@ def ray_scaling(folder: Path, turns: int) -> dict[str, Any]:
     """Images a second of one worker pinned to one core, of two such, and of two Ray workers; a process of its own each."""
     pocket(folder)  # before its processes would all make it
     one, both, by_ray = "one worker, one core", "two workers, a core each", "two Ray workers"
-    cores: dict[str, list[str | None]] = {one: ["0"], both: ["0", "1"], by_ray: [None]}
-    rates: dict[str, list[float]] = {kind: [] for kind in cores}
+    script = (sys.executable, "-m", "benchmarks.bulk", "--child")
+    first, second = (("taskset", "-c", core, *script, "alone") for core in "01")
+    starts_of = {one: [first], both: [first, second], by_ray: [(*script, "ray")]}
+    rates: dict[str, list[float]] = {kind: [] for kind in starts_of}
     starts = []
     for turn in range(turns):
         for kind, values in rates.items():
             children = [
                 subprocess.Popen(
-                    [
-                        *(["taskset", "-c", core] if core else []),
-                        *(sys.executable, "-m", "benchmarks.bulk", "--child", "alone" if core else "ray"),
-                        *(str(folder), str(folder / f"{kind}-{core}-{turn}")),
-                    ],
-                    stdout=subprocess.PIPE,
-                    text=True,
+                    [*start, folder, folder / f"{kind}-{number}-{turn}"], stdout=subprocess.PIPE, text=True
                 )
-                for core in cores[kind]
+                for number, start in enumerate(starts_of[kind])
             ]
             answers = [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
             values.append(sum(answer["images/s"] for answer in answers))
             starts += [answer["start, s"] for answer in answers if "start, s" in answer]
-    middle = {kind: round(statistics.median(values), 2) for kind, values in rates.items()}
     ratios = {f"{kind} / one": median_ratio(rates[kind], rates[one]) for kind in (both, by_ray)}
-    return {"images/s": middle, **ratios, "start of a Ray job, s": round(statistics.median(starts), 1)}
+    return {"images/s": medians(rates, 2), **ratios, "start of a Ray job, s": round(statistics.median(starts), 1)}
 
 
 def child(kind: str, folder: Path, out: Path) -> None:
@@ -320,10 +303,8 @@ def child(kind: str, folder: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parts = ("plan", "resume", "job", "ray")
-    parser = options_of(__doc__)
-    parser.add_argument("--only", choices=parts, action="append")
-    parser.add_argument("--turns", type=int, default=6)
+    parser = options_of(__doc__, turns=6)
+    parser.add_argument("--only", choices=("plan", "resume", "job", "ray"), action="append")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -339,7 +320,7 @@ def main() -> None:
             "job": lambda: job(engine(), place, options.turns),
             "ray": lambda: ray_scaling(place, options.turns),
         }
-        for part in options.only or parts:
+        for part in options.only or runs:
             result[part] = runs[part]()
             print(json.dumps(result[part]), flush=True)
     write(options.out, result)

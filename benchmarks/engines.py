@@ -8,14 +8,13 @@ is our torch-compiled engine: kv-cache variant, exact savings.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.machine import interleaved, metadata, options_of, sample, write
+from benchmarks.machine import interleaved, medians, metadata, options_of, sample, write
 from dive_fast.bench.run import model_folder
 from dive_fast.bench.timing import ratio
 from dive_fast.engines import Engine, load_engine
@@ -37,7 +36,7 @@ def _latents(engine: Engine, keys: list[tuple[str, str]]) -> torch.Tensor:
 
 def _row(what: str, times: dict[str, list[float]]) -> dict[str, Any]:
     """Medians in milliseconds, and how many times as fast as eager torch each is: median, least and most of all turns."""
-    middle = {name: statistics.median(values) for name, values in times.items()}
+    middle = medians(times)
     ratios = {name: ratio(times[EAGER], values) for name, values in times.items() if name != EAGER}
     others = "   ".join(f"{name} {middle[name]:.1f} ms {r.median:.2f}x" for name, r in ratios.items())
     print(f"{what:<22}{EAGER} {middle[EAGER]:.1f} ms   {others}", flush=True)
@@ -91,8 +90,7 @@ def measure(repeats: int, compiled: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = options_of(__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser = options_of(__doc__, repeats=15)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
     options = parser.parse_args()
     packages = ("torch", "onnxruntime", "diffusers", "onnx")

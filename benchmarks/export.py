@@ -65,9 +65,8 @@ def measure(variant: str, part: str, folder: Path) -> dict[str, Any]:
     if part in CHECKED:
         with Resources() as checking:
             parity = measure_parity(graph, path, precision, rows=[1])
-        record["parity"] = asdict(parity)
-        record["parity s"] = round(checking.seconds, 1)
-        record["parity peak MB"] = round(checking.peak_mb or 0)
+        took = {"parity s": round(checking.seconds, 1), "parity peak MB": round(checking.peak_mb or 0)}
+        record |= {"parity": asdict(parity), **took}
     return record
 
 
@@ -86,10 +85,9 @@ def main() -> None:
     for variant, part in GRAPHS:
         if (variant, part) in done:
             continue
-        command = [sys.executable, "-m", "benchmarks.export", "--only", variant, part]
-        command += ["--work", str(options.work)] if options.work else []
-        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        record = json.loads(ran.stdout.splitlines()[-1])
+        work = ("--work", options.work) if options.work else ()
+        command = (sys.executable, "-m", "benchmarks.export", "--only", variant, part, *work)
+        record = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
         model = "Stable Diffusion 1.5's configuration, random weights"
         result = metadata(PACKAGES, model=model, size=SIZE, graphs=[*result["graphs"], record])
         write(options.out, result)

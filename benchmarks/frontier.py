@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,30 +111,25 @@ def likeness(world: Path, made: dict[str, list[Sample]]) -> dict[str, dict[str, 
             by_person[sample.pid].append(brightness(sample.path, stripe))
         return [statistics.fmean(by_person[pid]) for pid in people]
 
-    true = {name: levels(truth, stripe) for name, stripe in STRIPES.items()}
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for setting, samples in made.items():
         found[setting] = {
-            f"{name} correlation": statistics.correlation(true[name], levels(samples, stripe))
+            f"{name} correlation": statistics.correlation(levels(truth, stripe), levels(samples, stripe))
             for name, stripe in STRIPES.items()
         }
         if setting != FIRST:
-            found[setting]["dB to 50 steps"] = statistics.fmean(
-                psnr(rms(one.path, other.path)) for one, other in zip(samples, made[FIRST], strict=True)
-            )
+            pairs = zip(pixels(samples), pixels(made[FIRST]), strict=True)
+            found[setting]["dB to 50 steps"] = statistics.fmean(psnr(worst_rms(one, other)) for one, other in pairs)
     return found
 
 
-def rms(one: Path, other: Path) -> float:
-    """Root mean square difference of two images, in levels of 255."""
-    a, b = (np.asarray(open_image(path), dtype=np.float64)[None] for path in (one, other))
-    return worst_rms(a, b)
+def pixels(samples: list[Sample]) -> Iterator[np.ndarray]:
+    return (np.asarray(open_image(sample.path), dtype=np.float64)[None] for sample in samples)
 
 
 def summarise(out: Path) -> list[dict[str, Any]]:
     """A record a setting, fastest last. `gap lost` is against `FIRST`, seed by seed, over the mean gap of the oracle."""
-    rates, alike = (read_json(out / f"{part}.json", part) for part in ("speed", "likeness"))
-    rates = rates["rates"]
+    rates, alike = read_json(out / "speed.json", "speed")["rates"], read_json(out / "likeness.json", "likeness")
     arms, baseline, gap = scores(out)
     return [
         {
@@ -232,8 +227,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     with figure(path, "What speed costs: gap closed on the pocket world (bars: standard error)", height=4.4) as axes:
         for row in (row for row in rows if "mAP" in row and "images/s" in row):
             name, at = presets.get(row["setting"]), (row["images/s"], row["gap closed"])
-            colour = COLOURS[2] if name else COLOURS[0]
-            axes.errorbar(*at, yerr=row["standard error"], fmt="o", capsize=3, color=colour)
+            axes.errorbar(*at, yerr=row["standard error"], fmt="o", capsize=3, color=COLOURS[2 if name else 0])
             words = f"{row['setting']}{f' = {name}' if name else ''}"
             shift = (5, 5 if row["setting"].endswith("-steps") else -11)
             axes.annotate(words, at, xytext=shift, textcoords="offset points", fontsize=7, color=INK)
@@ -247,11 +241,9 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 def usefulness(out: Path, world: Path, made: dict[str, list[Sample]], seeds: tuple[int, ...], workers: int) -> Any:
     """One comparison: the arms of a study, and an arm of each setting."""
     query, gallery = heldout_sides(world)
-    arms: dict[str, list[Sample]] = {}
-    for name in TRAINED:
-        samples = made[name]
-        found = build_arms(world, out, samples, BASE.per_camera)
-        arms = {**{arm: found[arm] for arm in (*BASELINES, "oracle")}, **arms, name: found["ours"]}
+    found = {name: build_arms(world, out, made[name], BASE.per_camera) for name in TRAINED}
+    arms = {arm: found[TRAINED[-1]][arm] for arm in (*BASELINES, "oracle")}
+    arms |= {name: arms_of["ours"] for name, arms_of in found.items()}
     config = ReidConfig(steps=1000, missing="visible", synthetic_share=0.25, precision="bf16")
     return compare(arms, query, gallery, config, seeds, out / "compare", baseline=BASELINES, workers=workers)
 
@@ -294,12 +286,12 @@ def main() -> None:
     photos = external_photos(world)
     if "pairs" in wanted:
         fused = fused_model(out, photos)
-        engines = {False: compiled(fused), True: eight_bit(fused)}
+        plain, quantised = compiled(fused), eight_bit(fused)
         few = sorted({photo.pid for photo in photos})[: options.people]
         some = [photo for photo in photos if photo.pid in few]
         for name in SETTINGS:
             setting = replace(BASE, sampling=sampling(name, options.guidance))
-            engine = engines[name.endswith(FP8)]
+            engine = quantised if name.endswith(FP8) else plain
             made, summary = make_pairs(engine, some, world / "market", out / "pairs" / name, setting)
             infrared = [[str(s.path), s.pid, s.camera] for s in made if s.modality == "ir"]
             write_json(out / "pairs" / f"{name}.json", infrared)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ LEVELS = ((2048, 320), (512, 640), (128, 1280), (32, 1280))
 SMALL = ((128, 320), (32, 640))  # for a CPU
 # Channels of the UNet's norms, and of what a skip adds, by tokens of the level: resnets of the way up.
 SKIPS = {2048: ((640, 320), (320, 320)), 512: ((1280, 640), (640, 640), (640, 320)), 128: ((1280, 1280), (1280, 640))}
-NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+DTYPES = ("float16", "bfloat16", "float32")
 PACKAGES = ("torch", "triton", "cuda-python")
 SDPA = ("sdpa", "cudnn", "flash", "efficient")
 
@@ -53,8 +54,9 @@ Call = Callable[[], Any]
 class Case:
     """One op at one size.
 
-    `calls` are the candidates by name, `exact` the float64 oracle, `plain` the candidate whose error is the measure.
-    `key` and `work` are the table's; `bytes` and `flops` cannot be avoided.
+    `run` computes it by an implementation, `formula` in plain torch from `given`: in float64 it is the oracle, by inductor a
+    candidate. `library` are implementations beside ours; the first one's error is the measure. `key` and `work` are the
+    table's; `bytes` and `flops` cannot be avoided.
     """
 
     op: str
@@ -63,10 +65,23 @@ class Case:
     work: int
     bytes: int
     flops: int
-    calls: dict[str, Call]
-    exact: Call
-    plain: str
-    compiled: dict[str, Call] = field(default_factory=dict)  # what inductor is given
+    run: Callable[[str], Any]
+    library: tuple[str, ...]
+    formula: Callable[..., Any]
+    given: tuple[Tensor | None, ...]
+    inductor: bool = True
+
+    def exact(self) -> Tensor:
+        return flat(self.formula(*(None if tensor is None else tensor.double() for tensor in self.given)))
+
+    def candidates(self, device: str) -> dict[str, Call]:
+        """By name; the reference, which is slow and large, on a CPU alone."""
+        names = ("fused", *([] if device == "cuda" else ["reference"]), *self.library)
+        found: dict[str, Call] = {name: partial(self.run, name) for name in names}
+        if self.inductor and device == "cuda":
+            compiled = torch.compile(self.formula, dynamic=False, mode="max-autotune-no-cudagraphs")
+            found["inductor"] = lambda: compiled(*self.given)
+        return found
 
 
 class Maker:
@@ -79,60 +94,46 @@ class Maker:
     def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device).to(dtype or self.dtype)
 
-    def impls(self, *library: str) -> tuple[str, ...]:
-        """What is timed of an op; the reference, which is slow and large, on a CPU alone."""
-        return ("fused", *library) if self.device == "cuda" else ("fused", *dict.fromkeys(("reference", *library)))
-
     def images(self, *shape: int) -> Tensor:
         return self(*shape).contiguous(memory_format=torch.channels_last)
 
 
-def cross_attentions(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
+def cross_attentions(make: Maker, rows: int, tokens: int, channels: int) -> Iterator[Case]:
     """Queries of every row to the keys of its prompt: the empty one for half of the rows, as guidance has it."""
     images = max(1, rows // 2)
     own = torch.arange(images) // ROWS_A_PROMPT + 1
     index = torch.cat([torch.zeros_like(own), own])[:rows].to(make.device)
     prompts = int(index.max()) + 1
-    for tokens, channels in levels:
-        query, bank = make(rows, tokens, channels), make(prompts, 2, KEYS, channels)
-        key, value = bank[:, 0], bank[:, 1]
-
-        def call(impl: str, q: Tensor = query, k: Tensor = key, v: Tensor = value) -> Tensor:
-            return cross_attention(q, k, v, index, HEADS, impl=impl, validate=False)
-
-        yield Case(
-            "cross_attention",
-            f"{rows} rows, {tokens} tokens, head dim {channels // HEADS}, {KEYS} keys, {prompts} prompts",
-            {"head_dim": channels // HEADS, "keys": KEYS},
-            rows * tokens * channels,
-            2 * query.nbytes + bank.nbytes,
-            4 * rows * tokens * KEYS * channels,
-            {name: lambda n=name, c=call: c(n) for name in make.impls(*SDPA)},
-            lambda q=query, k=key, v=value: _attend(q.double(), k.double()[index], v.double()[index]),
-            "sdpa",
-            {"inductor": lambda q=query, k=key, v=value: _attend(q, k[index], v[index])},
-        )
+    query, bank = make(rows, tokens, channels), make(prompts, 2, KEYS, channels)
+    key, value = bank[:, 0], bank[:, 1]
+    yield Case(
+        "cross_attention",
+        f"{rows} rows, {tokens} tokens, head dim {channels // HEADS}, {KEYS} keys, {prompts} prompts",
+        {"head_dim": channels // HEADS, "keys": KEYS},
+        rows * tokens * channels,
+        2 * query.nbytes + bank.nbytes,
+        4 * rows * tokens * KEYS * channels,
+        lambda impl: cross_attention(query, key, value, index, HEADS, impl=impl, validate=False),
+        SDPA,
+        lambda q, k, v: _attend(q, k[index], v[index]),
+        (query, key, value),
+    )
 
 
-def attentions(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
-    for tokens, channels in levels:
-        query, key, value = make(rows, tokens, 3 * channels).split(channels, -1)  # as a fused projection gives them
-
-        def call(impl: str, q: Tensor = query, k: Tensor = key, v: Tensor = value) -> Tensor:
-            return attention(q, k, v, HEADS, impl=impl)
-
-        yield Case(
-            "attention",
-            f"{rows} rows, {tokens} tokens, head dim {channels // HEADS}",
-            {"head_dim": channels // HEADS},
-            rows * HEADS * tokens * tokens,
-            4 * query.nbytes,
-            4 * rows * tokens * tokens * channels,
-            {name: lambda n=name, c=call: c(n) for name in make.impls(*SDPA)},
-            lambda q=query, k=key, v=value: _attend(q.double(), k.double(), v.double()),
-            "sdpa",
-            {"inductor": lambda q=query, k=key, v=value: _attend(q, k, v)},
-        )
+def attentions(make: Maker, rows: int, tokens: int, channels: int) -> Iterator[Case]:
+    query, key, value = make(rows, tokens, 3 * channels).split(channels, -1)  # as a fused projection gives them
+    yield Case(
+        "attention",
+        f"{rows} rows, {tokens} tokens, head dim {channels // HEADS}",
+        {"head_dim": channels // HEADS},
+        rows * HEADS * tokens * tokens,
+        4 * query.nbytes,
+        4 * rows * tokens * tokens * channels,
+        lambda impl: attention(query, key, value, HEADS, impl=impl),
+        SDPA,
+        _attend,
+        (query, key, value),
+    )
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -147,17 +148,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def groupnorms(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
+def groupnorms(make: Maker, rows: int, tokens: int, channels: int) -> Iterator[Case]:
     """Of a resnet: the first norm, with and without a skip, the second with the time embedding, a transformer's."""
-    for tokens, channels in levels:
-        size = (tokens // 2) ** 0.5
-        height, width = int(2 * size), int(size)
-        if height * width != tokens:
-            height, width = tokens // 4, 4
-        for first, second in ((channels, 0), *SKIPS.get(tokens, ())):
-            yield _groupnorm(make, rows, (height, width), first, second, False, True)
-        yield _groupnorm(make, rows, (height, width), channels, 0, True, True)
-        yield _groupnorm(make, rows, (height, width), channels, 0, False, False)
+    width = int((tokens // 2) ** 0.5)
+    size = (2 * width, width) if 2 * width * width == tokens else (tokens // 4, 4)
+    for first, second in ((channels, 0), *SKIPS.get(tokens, ())):
+        yield _groupnorm(make, rows, size, first, second, False, True)
+    yield _groupnorm(make, rows, size, channels, 0, True, True)
+    yield _groupnorm(make, rows, size, channels, 0, False, False)
 
 
 def _groupnorm(
@@ -169,73 +167,57 @@ def _groupnorm(
     weight, bias = make(first + second), make(first + second)
     eps = 1e-5 if silu else 1e-6
 
-    def plain(*tensors: Tensor | None) -> Tensor:
-        x, skip, shift, weight, bias = tensors
+    def formula(x: Tensor, skip: Tensor | None, shift: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
         x = x if shift is None else x + shift[:, :, None, None]
         x = x if skip is None else torch.cat([x, skip], 1)
         x = functional.group_norm(x, GROUPS, weight, bias, eps)
         return functional.silu(x) if silu else x
 
-    given = (x, skip, shift, weight, bias)
-    moved = 2 * (x.nbytes + (0 if skip is None else skip.nbytes))
-    words = [
-        f"{first}{f'+{second}' if second else ''} channels",
-        *(["time"] if shifted else []),
-        *(["SiLU"] if silu else []),
-    ]
+    words = [f"{first}{f'+{second}' if second else ''} channels", *["time"] * shifted, *["SiLU"] * silu]
     return Case(
         "groupnorm_silu",
         f"{rows} rows, {size[0]}x{size[1]}, {', '.join(words)}",
         {"channels": first + second, "skip": second, "shift": int(shifted), "silu": int(silu)},
         rows * (first + second) * size[0] * size[1],
-        moved,
+        2 * (x.nbytes + (0 if skip is None else skip.nbytes)),
         0,
-        {
-            name: lambda n=name: groupnorm_silu(x, weight, bias, GROUPS, eps, skip=skip, shift=shift, silu=silu, impl=n)
-            for name in make.impls("eager")
-        },
-        lambda: plain(*(None if t is None else t.double() for t in given)),
-        "eager",
-        {"inductor": lambda: plain(*given)},
+        lambda impl: groupnorm_silu(x, weight, bias, GROUPS, eps, skip=skip, shift=shift, silu=silu, impl=impl),
+        ("eager",),
+        formula,
+        (x, skip, shift, weight, bias),
     )
 
 
-def geglus(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
-    for tokens, inner in levels:
-        outer = 4 * inner
-        x, bias = make(rows, tokens, inner), make(2 * outer)
-        weight = make(2 * outer, inner) * inner**-0.5
+def geglus(make: Maker, rows: int, tokens: int, inner: int) -> Iterator[Case]:
+    outer = 4 * inner
+    x, bias = make(rows, tokens, inner), make(2 * outer)
+    weight = make(2 * outer, inner) * inner**-0.5
 
-        def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            hidden, gate = functional.linear(x, weight, bias).chunk(2, -1)
-            return hidden * functional.gelu(gate)
+    def formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        hidden, gate = functional.linear(x, weight, bias).chunk(2, -1)
+        return hidden * functional.gelu(gate)
 
-        given = (x, weight, bias)
-        count = rows * tokens
-        yield Case(
-            "geglu",
-            f"{rows} rows, {tokens} tokens, {inner} to {outer}",
-            {"inner": inner, "outer": outer},
-            count * outer,
-            x.nbytes + weight.nbytes + count * outer * x.element_size(),
-            4 * count * inner * outer,
-            {name: lambda n=name, g=given: geglu(*g, impl=n) for name in make.impls("eager")},
-            lambda g=given: plain(*(t.double() for t in g)),
-            "eager",
-            {"inductor": lambda g=given: plain(*g)},
-        )
+    count = rows * tokens
+    yield Case(
+        "geglu",
+        f"{rows} rows, {tokens} tokens, {inner} to {outer}",
+        {"inner": inner, "outer": outer},
+        count * outer,
+        x.nbytes + weight.nbytes + count * outer * x.element_size(),
+        4 * count * inner * outer,
+        lambda impl: geglu(x, weight, bias, impl=impl),
+        ("eager",),
+        formula,
+        (x, weight, bias),
+    )
 
 
-def solver_steps(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
+def solver_steps(make: Maker, rows: int, tokens: int, channels: int) -> Iterator[Case]:
     """Predictions in the engine's type, latents in float32."""
-    shape = (max(1, rows // 2), 4, levels[0][0] // 32, 32)
+    shape = (max(1, rows // 2), 4, tokens // 32, 32)
     eps = [make(*shape) for _ in range(2)]
     latents = [make(*shape, dtype=torch.float32) for _ in range(2)]
     given = (*eps, *latents)
-
-    def call(impl: str, *tensors: Tensor) -> Tensor:
-        return torch.cat(solver_step(*tensors, STEP, impl=impl))
-
     yield Case(
         "solver_step",
         f"{shape[0]} latents of {'x'.join(map(str, shape[1:]))}",
@@ -243,14 +225,16 @@ def solver_steps(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> I
         latents[0].numel(),
         sum(t.nbytes for t in given) + 2 * latents[0].nbytes,
         0,
-        {name: lambda n=name: solver_step(*given, STEP, impl=n) for name in make.impls("reference")},
-        lambda: call("reference", *(t.double() for t in given)),
-        "reference",
+        lambda impl: solver_step(*given, STEP, impl=impl),
+        ("reference",),
+        lambda *tensors: solver_step(*tensors, STEP, impl="reference"),
+        given,
+        inductor=False,
     )
 
 
-def epilogues(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
-    images = make.images(max(1, rows // 2), 3, levels[0][0] // 4, 256)
+def epilogues(make: Maker, rows: int, tokens: int, channels: int) -> Iterator[Case]:
+    images = make.images(max(1, rows // 2), 3, tokens // 4, 256)
     yield Case(
         "image_epilogue",
         f"{len(images)} images of {images.shape[2]}x{images.shape[3]}",
@@ -258,13 +242,15 @@ def epilogues(make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iter
         images.numel(),
         images.nbytes + images.numel(),
         0,
-        {name: lambda n=name: image_epilogue(images, impl=n) for name in make.impls("reference")},
-        lambda: (images.double() * 0.5 + 0.5).clamp(0, 1).mul(255).permute(0, 2, 3, 1),
-        "reference",
+        lambda impl: image_epilogue(images, impl=impl),
+        ("reference",),
+        lambda x: (x * 0.5 + 0.5).clamp(0, 1).mul(255).permute(0, 2, 3, 1),
+        (images,),
+        inductor=False,
     )
 
 
-OPS: dict[str, Callable[[Maker, int, Sequence[tuple[int, int]]], Iterator[Case]]] = {
+OPS: dict[str, Callable[[Maker, int, int, int], Iterator[Case]]] = {
     "cross_attention": cross_attentions,
     "attention": attentions,
     "groupnorm_silu": groupnorms,
@@ -272,6 +258,12 @@ OPS: dict[str, Callable[[Maker, int, Sequence[tuple[int, int]]], Iterator[Case]]
     "solver_step": solver_steps,
     "image_epilogue": epilogues,
 }
+ONCE = ("solver_step", "image_epilogue")  # of these the first level alone
+
+
+def cases(op: str, make: Maker, rows: int, levels: Sequence[tuple[int, int]]) -> Iterator[Case]:
+    for level in levels[:1] if op in ONCE else levels:
+        yield from OPS[op](make, rows, *level)
 
 
 def flat(result: Any) -> Tensor:
@@ -287,14 +279,10 @@ def error(call: Call, exact: Tensor) -> float:
 
 def runnable(case: Case, device: str) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
     """The candidates that run here and are right, every error, and why each of the others is left out."""
-    exact = flat(case.exact())
-    allowed = 2 * error(case.calls[case.plain], exact) + 1e-7
+    exact = case.exact()
+    allowed = 2 * error(partial(case.run, case.library[0]), exact) + 1e-7
     calls, errors, left_out = {}, {}, {}
-    candidates = dict(case.calls)
-    if device == "cuda":
-        for name, call in case.compiled.items():
-            candidates[name] = torch.compile(call, dynamic=False, mode="max-autotune-no-cudagraphs")
-    for name, call in candidates.items():
+    for name, call in case.candidates(device).items():
         try:
             errors[name] = error(call, exact)
         except (ValueError, RuntimeError) as problem:
@@ -313,19 +301,15 @@ def measure(case: Case, repeats: int, device: str, peaks: Peaks | None, flush: T
     before = (lambda: flush.zero_()) if flush is not None else (lambda: None)
     times = interleaved(calls, repeats, device, warm_up=5 if device == "cuda" else 1, before=before)
     record: dict[str, Any] = {
-        "op": case.op,
-        "what": case.what,
-        "key": case.key,
-        "work": case.work,
+        **{name: getattr(case, name) for name in ("op", "what", "key", "work")},
         "MB": round(case.bytes / 1e6, 3),
         "GFLOP": round(case.flops / 1e9, 3),
         "error": {name: float(f"{value:.2e}") for name, value in errors.items()},
         "left out": left_out,
         "ms": {},
     }
-    floor = 0.0
-    if peaks is not None:
-        floor = peaks.bound_ms(case.flops, case.bytes)
+    floor = peaks.bound_ms(case.flops, case.bytes) if peaks else 0.0
+    if peaks:
         record["floor ms"] = round(floor, 5)
     print(f"{case.op}: {case.what}")
     for name, values in times.items():
@@ -356,19 +340,19 @@ def into_table(path: Path, records: list[dict[str, Any]], facts: dict[str, Any])
 
 @torch.inference_mode()
 def main() -> None:
-    parser = options_of(__doc__)
+    parser = options_of(__doc__, repeats=50)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--op", choices=tuple(OPS), action="append", help="only this one; may be given again")
     parser.add_argument("--rows", default=None, help="UNet rows, guidance included (36,144; on a CPU 2)")
-    parser.add_argument("--dtype", choices=tuple(NAMES.values()), default=None, help="(float16; on a CPU float32)")
-    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--dtype", choices=DTYPES, default=None, help="(float16; on a CPU float32)")
     parser.add_argument("--table", type=Path, nargs="?", const=table.SHIPPED, help="table to put the medians into")
     options = parser.parse_args()
     gpu = options.device == "cuda"
     if options.table is not None and not gpu:
         parser.error("--table needs --device cuda: what is fastest on a CPU says nothing of a GPU")
-    dtype = next(t for t, name in NAMES.items() if name == (options.dtype or ("float16" if gpu else "float32")))
-    facts = metadata(PACKAGES, dtype=NAMES[dtype], repeats=options.repeats)
+    kind = options.dtype or ("float16" if gpu else "float32")
+    dtype = getattr(torch, kind)
+    facts = metadata(PACKAGES, dtype=kind, repeats=options.repeats)
     peaks = None
     if gpu:
         facts["gpu"] = torch.cuda.get_device_name()
@@ -380,7 +364,7 @@ def main() -> None:
     records = []
     for rows in [int(n) for n in (options.rows or ("36,144" if gpu else "2")).split(",")]:
         for op in options.op or OPS:
-            for case in OPS[op](Maker(options.device, dtype), rows, LEVELS if gpu else SMALL):
+            for case in cases(op, Maker(options.device, dtype), rows, LEVELS if gpu else SMALL):
                 records.append({"rows": rows, **measure(case, options.repeats, options.device, peaks, flush)})
                 torch.compiler.reset()
     write(options.out, {**facts, "cases": records})

@@ -88,26 +88,18 @@ def measure(size: tuple[int, int], count: int, repeats: int, bundle: ModelBundle
             f"draw cached latents, batches of {BATCH}": batches,
         }
         times = interleaved(runs, repeats)
-    rows = [_row(what, count, milliseconds) for what, milliseconds in times.items()]
+    rows = [_row(what, [1e3 * count / ms for ms in values]) for what, values in times.items()]
     return {"photo": f"{size[0]}x{size[1]}", "images": count, "largest latent difference": difference, "rows": rows}
 
 
-def _row(what: str, count: int, milliseconds: list[float]) -> dict[str, Any]:
-    rates = [1e3 * count / ms for ms in milliseconds]
-    row = {
-        "what": what,
-        "images/s": round(statistics.median(rates), 1),
-        "range": [round(min(rates), 1), round(max(rates), 1)],
-    }
-    print(f"{what:<36}{row['images/s']:>12,.0f} images/s", flush=True)
-    return row
+def _row(what: str, rates: list[float]) -> dict[str, Any]:
+    least, middle, most = (round(function(rates), 1) for function in (min, statistics.median, max))
+    print(f"{what:<36}{middle:>12,.0f} images/s", flush=True)
+    return {"what": what, "images/s": middle, "range": [least, most]}
 
 
 def main() -> None:
-    parser = options_of(__doc__)
-    parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    options = options_of(__doc__, images=500, repeats=5).parse_args()
     torch.set_num_threads(1)
     bundle = load_bundle("pocket")
     sizes = [measure(size, options.images, options.repeats, bundle) for size in SIZES]

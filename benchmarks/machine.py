@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     from dive_fast.engines import Conditioning, Engine
     from dive_fast.sampling import Schedule
 
-__all__ = ["interleaved", "median_ratio", "metadata", "options_of", "sample", "timed", "write"]
+__all__ = ["interleaved", "median_ratio", "medians", "metadata", "options_of", "sample", "timed", "write"]
 
 
-def options_of(doc: str | None) -> argparse.ArgumentParser:
-    """A parser that explains the script by its docstring and has the option `--out`."""
+def options_of(doc: str | None, **counts: int) -> argparse.ArgumentParser:
+    """A parser that explains the script by its docstring; its options are `--out` and a number by each name of `counts`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    for name, default in counts.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     return parser
 
 
@@ -42,6 +45,11 @@ def write(out: Path | None, result: Any) -> None:
 def median_ratio(theirs: Sequence[float], ours: Sequence[float], digits: int = 2) -> float:
     """Median over the rounds of their time over ours."""
     return round(ratio(theirs, ours).median, digits)
+
+
+def medians(times: Mapping[str, Sequence[float]], digits: int | None = None) -> dict[str, float]:
+    found = {name: statistics.median(values) for name, values in times.items()}
+    return found if digits is None else {name: round(value, digits) for name, value in found.items()}
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

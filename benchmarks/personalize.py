@@ -14,6 +14,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +107,13 @@ class _Peer:
         with autocast(self.options.precision, self.device):
             output = bundle.unet(noisy, timesteps, text).sample
         loss = torch.nn.functional.mse_loss(output.float(), target.float())
-        self._learn(loss)
-        return loss.detach()
-
-    def _learn(self, loss: torch.Tensor) -> None:
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        return loss.detach()
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -133,9 +131,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 step()
             return step().item()  # waits for a GPU
 
-        times = interleaved({name: lambda s=step: block(s) for name, step in steps.items()}, options.repeats)
-    rows = [_row(name, times, options.steps) for name in times]
-    return {"values that learn": values, "rows": rows}
+        times = interleaved({name: partial(block, step) for name, step in steps.items()}, options.repeats)
+    return {"values that learn": values, "rows": [_row(name, times, options.steps) for name in times]}
 
 
 def _row(name: str, times: dict[str, list[float]], steps: int) -> dict[str, Any]:
@@ -146,10 +143,8 @@ def _row(name: str, times: dict[str, list[float]], steps: int) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = options_of(__doc__)
+    parser = options_of(__doc__, batch=16, rank=8)
     parser.add_argument("--model", default="pocket", help="base model folder")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

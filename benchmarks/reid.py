@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import random
-import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from benchmarks.machine import interleaved, median_ratio, metadata, options_of, timed, write
+from benchmarks.machine import interleaved, median_ratio, medians, metadata, options_of, timed, write
 from dive_fast.experiments.arms import build_arms, heldout_sides, oracle_infrared
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.evaluation.evaluate import embed
@@ -238,22 +237,18 @@ def scores(queries: int, items: int, people: int, trials: int, repeats: int) -> 
     for found, (first, precision, penalty) in zip(ours, theirs, strict=True):
         wanted = np.mean(first), np.mean(precision), np.mean(penalty)
         assert np.allclose((found.cmc[0], found.map, found.minp), wanted, atol=1e-9), (found, wanted)
-    middle = {kind: statistics.median(values) / 1e3 for kind, values in times.items()}
     return {
         "queries": queries,
         "gallery": items,
         "trials": trials,
-        "s": {kind: round(value, 3) for kind, value in middle.items()},
+        "s": {kind: round(value / 1e3, 3) for kind, value in medians(times).items()},
         "loop / ours": median_ratio(times["loop"], times["ours"], 1),
     }
 
 
 def main() -> None:
-    parser = options_of(__doc__)
+    parser = options_of(__doc__, seeds=3, epochs=18, repeats=3)
     parser.add_argument("--only", choices=("train", "eval"), action="append")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=18)
-    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     wanted, result = options.only or ("train", "eval"), metadata(PACKAGES)
     if "eval" in wanted:

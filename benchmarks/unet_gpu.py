@@ -13,9 +13,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import interleaved, metadata, options_of, write
+from benchmarks.machine import interleaved, medians, metadata, options_of, write
 from dive_export.options import GraphOptions
 from dive_fast.sampling import repeated
 from dive_fast.unet.graphs import CachedUnetGraph, KVCacheGraph, UnetGraph
@@ -33,8 +33,8 @@ GFLOP = {"sd15": 372.5}  # a row
 STEPS = 25
 PACKAGES = ("torch", "diffusers", "onnxruntime", "onnxruntime-gpu")
 PROMPTS = 16
-PLAIN, COMPILED, BANK, BANK_COMPILED, ONNX = "eager", "compile", "bank", "bank compile", "onnxruntime bank"
-KERNELS, KERNELS_COMPILED, CHOSEN_COMPILED = "bank kernels", "bank kernels compile", "bank auto compile"
+PLAIN, COMPILED, BANK, ONNX = "eager", "compile", "bank", "onnxruntime bank"
+KERNELS, CHOSEN = "bank kernels", "bank auto"
 Call = Callable[[], Tensor]
 
 
@@ -78,28 +78,22 @@ def candidates(bundle: Any, rows: int, device: torch.device, dtype: torch.dtype,
         for module in (UnetGraph(unet), *(CachedUnetGraph(unet, options.applied, timesteps=1000) for _ in range(3)))
     )
     use_kernels(kernels, impl="fused" if device.type == "cuda" else "reference")
-    size = unet.config.sample_size
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    work = Workload(rows, sides, bundle.tokenizer.model_max_length, compiled=True)
-    print(f"{CHOSEN_COMPILED}, {rows} rows: {use_kernels(chosen, workload=work).summary}")
-    given = Inputs(unet, bundle.tokenizer.model_max_length, rows, device, dtype)
+    tokens = bundle.tokenizer.model_max_length
+    given = Inputs(unet, tokens, rows, device, dtype)
+    work = Workload(rows, tuple(given.images.shape[2:]), tokens, compiled=True)
+    print(f"{CHOSEN} compile, {rows} rows: {use_kernels(chosen, workload=work).summary}")
     latents = given.images.contiguous(memory_format=torch.channels_last)
     bank = KVCacheGraph(unet)(given.prompts)
     hidden = given.prompts[given.prompt_index]
     both = latents.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     rest = (given.timestep, bank, given.prompt_index, given.image_index)
-    quick, quick_bank, quick_kernels, quick_chosen = (
-        torch.compile(module, mode="max-autotune-no-cudagraphs") for module in (plain, reduced, kernels, chosen)
-    )
-    found: dict[str, Call] = {
-        PLAIN: lambda: plain(both, given.timestep, hidden),
-        COMPILED: lambda: quick(both, given.timestep, hidden),
-        BANK: lambda: reduced(latents, *rest),
-        BANK_COMPILED: lambda: quick_bank(latents, *rest),
-        KERNELS: lambda: kernels(latents, *rest),
-        KERNELS_COMPILED: lambda: quick_kernels(latents, *rest),
-        CHOSEN_COMPILED: lambda: quick_chosen(latents, *rest),
-    }
+    found: dict[str, Call] = {}
+    for name, module in ((PLAIN, plain), (BANK, reduced), (KERNELS, kernels), (CHOSEN, chosen)):
+        arguments = (both, given.timestep, hidden) if module is plain else (latents, *rest)
+        if name != CHOSEN:
+            found[name] = partial(module, *arguments)
+        compiled = torch.compile(module, mode="max-autotune-no-cudagraphs")
+        found[COMPILED if name == PLAIN else f"{name} compile"] = partial(compiled, *arguments)
     run = onnx_call(bundle, options, device, folder)
     if run is None:
         print(f"{ONNX} is left out: no onnxruntime with a provider for {device.type} is installed", file=sys.stderr)
@@ -162,7 +156,7 @@ def measure(model: str, rows: list[int], repeats: int, device: torch.device) -> 
             torch.compiler.reset()
             calls = candidates(bundle, count, device, dtype, Path(folder))
             times = interleaved(calls, repeats, device.type, warm_up=2)
-            middle = {name: statistics.median(values) for name, values in times.items()}
+            middle = medians(times)
             row: dict[str, Any] = {"rows": count, "ms": {name: round(value, 3) for name, value in middle.items()}}
             row["times eager"] = {name: round(middle[PLAIN] / value, 2) for name, value in middle.items()}
             row["images/s, UNet alone"] = {n: round(count / 2 / STEPS / v * 1e3, 2) for n, v in middle.items()}
@@ -174,10 +168,9 @@ def measure(model: str, rows: list[int], repeats: int, device: torch.device) -> 
 
 
 def main() -> None:
-    parser = options_of(__doc__)
+    parser = options_of(__doc__, repeats=20)
     parser.add_argument("--model", default="sd15", help="sd15 (random weights), pocket or a model folder")
     parser.add_argument("--rows", default="36,72,144")
-    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     device = torch.device(options.device)

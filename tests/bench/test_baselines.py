@@ -37,14 +37,9 @@ def measured(setup: Setup, *names: str, **changes: Any) -> BaselineResults:
     return measure_baselines(replace(setup, config=replace(setup.config, baselines=names, **changes)))
 
 
-@pytest.fixture
-def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are captured whole as ever, and then run as they are: inductor takes minutes."""
+def test_all_peers_draw_the_same_images(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    # graphs are captured whole as ever, and then run as they are: inductor takes minutes
     monkeypatch.setattr(diffusers_baseline, "COMPILE", {"backend": "eager", "fullgraph": True, "dynamic": False})
-
-
-@pytest.mark.usefixtures("quick_compiler")
-def test_all_peers_draw_the_same_images(setup: Setup) -> None:
     found = measured(setup, "reference", "tuned", "compiled", "tensorrt", rounds=2)
     assert [baseline.name for baseline in found.results] == ["ours", "reference", "tuned", "compiled"]
     assert found.images == 4
@@ -65,7 +60,8 @@ def test_all_peers_draw_the_same_images(setup: Setup) -> None:
 
 def result_of(setup: Setup, monkeypatch: pytest.MonkeyPatch, bad: str, **changes: Any) -> BaselineResults:
     """A setup with the reference in which `bad` (ours or the reference) draws pictures that are brighter by 3 of 255."""
-    made = diffusers_baseline.plain(setup.bundle, *_setting(setup))
+    plan = bench_plan(setup.engine, 4, SAMPLING, identities=1)
+    made = diffusers_baseline.plain(setup.bundle, plan, setup.device, setup.precision)
 
     def brighter(start: Any) -> Any:
         return np.clip(made(start).astype(int) + 3, 0, 255).astype(np.uint8)
@@ -76,17 +72,10 @@ def result_of(setup: Setup, monkeypatch: pytest.MonkeyPatch, bad: str, **changes
     return measured(setup, "reference", **changes)
 
 
-def _setting(setup: Setup) -> tuple[Any, torch.device, str]:
-    return bench_plan(setup.engine, 4, SAMPLING, identities=1), setup.device, setup.precision
-
-
 @pytest.mark.parametrize("bad", ["ours", "reference"])
 def test_failed_parity_is_never_a_speed_up(setup: Setup, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
     found = result_of(setup, monkeypatch, bad)
-    assert {baseline.name: baseline.parity.passed for baseline in found.results} == {
-        "ours": bad != "ours",
-        "reference": bad == "ours",
-    }
+    assert [(b.name, b.parity.passed) for b in found.results] == [(n, n != bad) for n in ("ours", "reference")]
     assert all(baseline.ours_faster is None for baseline in found.results)
     text = "\n".join(baseline_lines(found))
     assert "x as fast" not in text
@@ -133,14 +122,12 @@ def test_presets_run_in_the_same_turns_as_other_images(setup: Setup, monkeypatch
     assert bad.presets[0].faster == {} and "no ratio, as ours failed parity" in baseline_lines(bad)[-2]
 
 
-def test_a_contest_that_cannot_be_is_refused(setup: Setup) -> None:
+def test_a_contest_that_cannot_be_is_refused(setup: Setup, tiny_base: Path) -> None:
     eight = copy.copy(setup.engine)
     eight.spec = replace(eight.spec, precision="fp8")
     refused("guidance 3.0; .* fp8", measured, replace(setup, engine=eight), baseline_rows=1)
     refused("--presets", measured, setup, sampling=replace(SAMPLING, guidance_interval=(0.3, 5.0)))
 
-
-def test_an_engine_of_another_model_is_no_peer(setup: Setup, tiny_base: Path) -> None:
     other = load_engine(tiny_base, "torch", "cpu")
     refused("model fingerprint", baselines._same, other, setup, error=DiveError)
     assert baselines._same(setup.engine, setup) is setup.engine

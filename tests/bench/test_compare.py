@@ -65,9 +65,8 @@ def tree(folder: Path, delay: float) -> Path:
 def test_a_known_difference_is_found(tmp_path: Path) -> None:
     there, here, verdict = 0.02, 0.06, "slower"
     told: list[str] = []
-    found = compare_trees(
-        tree(tmp_path / "a", there), TASK, tmp_path, rounds=5, here=tree(tmp_path / "b", here), advance=told.append
-    )
+    slow, fast = tree(tmp_path / "b", here), tree(tmp_path / "a", there)
+    found = compare_trees(fast, TASK, tmp_path, rounds=5, here=slow, advance=told.append)
     assert [name.split(", ")[1] for name in told] == ["there", "here", "here", "there"] * 2 + ["there", "here"]
     assert [(d.what, d.rows, d.verdict) for d in found] == [("UNet call", 2, verdict), ("batch", 2, verdict)]
     for difference, calls in zip(found, (1, 3), strict=True):  # a batch: two steps and a decode
@@ -99,33 +98,32 @@ def test_rounds_that_disagree_are_noise_and_few_prove_nothing() -> None:
     assert few.verdict == "too few rounds to tell" and regression([few], 9) is None
 
 
-def git(folder: Path, *arguments: str) -> str:
-    who = ("-c", "user.name=n", "-c", "user.email=e@x")
-    done = subprocess.run(["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
 def test_another_commit_is_unpacked_and_the_repository_untouched(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     repository.mkdir()
-    git(repository, "init", "--quiet")
+
+    def git(words: str) -> str:
+        command = f"git -C {repository} -c user.name=n -c user.email=e@x {words}"
+        return subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init --quiet")
     (repository / "a.txt").write_text("old")
-    git(repository, "add", ".")
-    git(repository, "commit", "--quiet", "-m", "old")
-    old = git(repository, "rev-parse", "HEAD")
-    git(repository, "tag", "first")
+    git("add .")
+    git("commit --quiet -m old")
+    old = git("rev-parse HEAD")
+    git("tag first")
     (repository / "a.txt").write_text("new")
-    git(repository, "commit", "--quiet", "-am", "new")
+    git("commit --quiet -am new")
     (repository / "a.txt").write_text("uncommitted")
     assert other_tree("first", tmp_path / "tree", repository) == old
     assert (tmp_path / "tree" / "a.txt").read_text() == "old"
     assert (repository / "a.txt").read_text() == "uncommitted"
-    assert git(repository, "worktree", "list").count("\n") == 0
+    assert git("worktree list").count("\n") == 0
     for ref in ("nowhere", "--all", "first:a.txt"):
         refused(f"'{ref}'", other_tree, ref, tmp_path / "other", repository)
-    assert commit(repository) == git(repository, "rev-parse", "--short=7", "HEAD") + "-dirty"
+    assert commit(repository) == git("rev-parse --short=7 HEAD") + "-dirty"
     (repository / "a.txt").write_text("new")
-    assert commit(repository) == git(repository, "rev-parse", "--short=7", "HEAD")
+    assert commit(repository) == git("rev-parse --short=7 HEAD")
     assert commit(tmp_path) == "not a git checkout"
     (repository / "inner").mkdir()
     for source in (tmp_path, repository / "inner"):

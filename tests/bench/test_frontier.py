@@ -48,18 +48,17 @@ def test_likeness_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found["other"]["dB to 50 steps"] == pytest.approx(np.mean(off))
 
 
+def write_scores(out: Path, by_arm: dict[str, tuple[int, int]]) -> None:
+    arms = {arm: {"mAP": list(map(float, by_seed))} for arm, by_seed in by_arm.items()}
+    write_json(out / "usefulness.json", {"baseline": "baseline", "arms": arms})
+
+
 def test_summary_by_hand(tmp_path: Path) -> None:
-    arms = {
-        "baseline": {"mAP": [40.0, 42.0]},
-        "oracle": {"mAP": [50.0, 52.0]},
-        frontier.FIRST: {"mAP": [46.0, 50.0]},
-        "15-steps": {"mAP": [45.0, 47.0]},
-    }
-    write_json(tmp_path / "usefulness.json", {"baseline": "baseline", "arms": arms})
+    write_scores(tmp_path, {"baseline": (40, 42), "oracle": (50, 52), frontier.FIRST: (46, 50), "15-steps": (45, 47)})
+    # no net was trained on 7 steps
     rates = {
-        "7-steps": {"images/s": 9.0, "times 50-steps": 4.5},  # no net was trained on these
-        "15-steps": {"images/s": 6.0, "times 50-steps": 3.0},
-        frontier.FIRST: {"images/s": 2.0, "times 50-steps": 1.0},
+        name: {"images/s": rate, "times 50-steps": rate / 2}
+        for name, rate in {"7-steps": 9.0, "15-steps": 6.0, frontier.FIRST: 2.0}.items()
     }
     write_json(tmp_path / "speed.json", {"rates": rates})
     alike = {name: {"torso correlation": 0.7, "legs correlation": 0.9, "dB to 50 steps": 30.0} for name in rates}
@@ -89,10 +88,8 @@ def test_effects_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Twice the steps bring 1 and 2 of mAP in the two seeds; an interval costs 0 and 2, FP8 4 and 0."""
     settings = ("50-steps", "25-steps", "25-steps-wide", "25-steps-fp8")
     monkeypatch.setattr(frontier, "TRAINED", settings)
-    scores = ([50, 54], [49, 52], [49, 50], [45, 52])
-    arms = {name: {"mAP": list(map(float, by_seed))} for name, by_seed in zip(settings, scores, strict=True)}
-    arms |= {"baseline": {"mAP": [40.0, 40.0]}, "oracle": {"mAP": [59.0, 61.0]}}
-    write_json(tmp_path / "usefulness.json", {"baseline": "baseline", "arms": arms})
+    by_setting = dict(zip(settings, ((50, 54), (49, 52), (49, 50), (45, 52)), strict=True))
+    write_scores(tmp_path, {**by_setting, "baseline": (40, 40), "oracle": (59, 61)})
     found = {name: effect["by seed"] for name, effect in frontier.effects(tmp_path).items()}
     gap = 20
     assert found == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,25 +46,18 @@ class SlowEngine(FakeEngine):
         return super().decode(latents)
 
 
-class KnownOpCounts:
-    """1 GFLOP a UNet row, 2 an image, 3 a prompt; nothing is moved."""
-
-    def unet(self, rows: int) -> OpCount:
-        return OpCount(rows * 10**9, 0, 0)
-
-    def decode(self, images: int) -> OpCount:
-        return OpCount(images * 2 * 10**9, 0, 0)
-
-    def encode(self, prompts: int) -> OpCount:
-        return OpCount(prompts * 3 * 10**9, 0, 0)
-
-
 PEAKS = Peaks(tflops=1.0, gbytes=1.0, precision="fp32", gemms={})
 PLAIN = Sampling(STEPS, 2.0)
 
 
 def counted(engine: Any, sampling: Sampling = PLAIN) -> Roofline:
-    work: Any = KnownOpCounts()
+    """1 GFLOP a UNet row, 2 an image, 3 a prompt; nothing is moved."""
+    work: Any = SimpleNamespace(
+        **{
+            part: lambda n, gflop=gflop: OpCount(n * gflop * 10**9, 0, 0)
+            for part, gflop in {"unet": 1, "decode": 2, "encode": 3}.items()
+        }
+    )
     return Roofline(work, PEAKS, sampling, engine)
 
 

@@ -49,42 +49,60 @@ def engines(facts: Machine) -> dict[str, str]:
     return {row.name: row.state for row in rows(facts) if row.area == "engines"}
 
 
-def test_a_cpu_machine() -> None:
+def test_engines_and_assets_of_machines() -> None:
     able = {name for name, state in engines(CPU).items() if state == "ok"}
     assert able == {"torch-cpu", "torch-compiled-cpu", "onnxruntime-cpu"} and set(engines(CPU)) == set(engine_names())
-    assert by_name(CPU)["torch-cuda"].value == f"no GPU (see machine); {CPU.torch_problem}"
-    assert by_name(CPU)["gpu"] == Row("machine", "gpu", "no", "no NVIDIA driver is loaded")
-    kernels = by_name(CPU)["triton-kernels"].value
-    assert "pip install 'dive-fast[gpu]'" in kernels and "no GPU" in kernels
+    assert set(engines(GPU).values()) == {"ok"} and set(engines(BARE).values()) == {"no"}
+    found = by_name(replace(CPU, assets=dict.fromkeys(ASSETS)))
+    assert {found[name].state for name in ASSETS} == {"no"}
 
 
-def test_a_gpu_machine_runs_everything() -> None:
-    assert set(engines(GPU).values()) == {"ok"}
-    assert by_name(GPU)["gpu"].value == "NVIDIA H200 (driver for CUDA 13.0)"
+def with_package(machine: Machine, name: str, package: Package) -> Machine:
+    return replace(machine, packages={**machine.packages, name: package})
 
 
-def test_a_missing_package_names_its_extra() -> None:
-    bare = replace(CPU, packages={}, torch_problem=None, refusals={})
-    assert set(engines(bare).values()) == {"no"}
-    found = by_name(bare)
-    assert found["torch"].remedy == "pip install 'dive-fast[torch]'"
-    assert found["numpy"].remedy == "pip install dive-fast"
-    assert found["ray"].remedy == "pip install 'dive-fast[ray]'"
-    assert found["onnxruntime-cpu"].value == "onnxruntime: not installed, pip install 'dive-fast[cpu]'"
+BARE = replace(CPU, packages={}, torch_problem=None, refusals={})
+BROKEN = with_package(CPU, "diffusers", Package("1.0", "RuntimeError: operator torchvision::nms does not exist"))
+RTX = with_package(CPU, "tensorrt-rtx", Package("1.7"))
+BUILT = CompiledKernels("cubins", count=36, architectures=(80, 90), skipped=("Triton kernels (off)",))
+NO_FILE = CompiledKernels("cubins", error="cubins: there is no kernels.json")
+AHEAD = "kernels ahead of time"
 
 
-def test_a_broken_install_is_shown_and_takes_its_engines_along() -> None:
-    packages = {**CPU.packages, "diffusers": Package("1.0", "RuntimeError: operator torchvision::nms does not exist")}
-    found = by_name(replace(CPU, packages=packages))
-    assert found["diffusers"].state == "broken" and "torchvision::nms" in found["diffusers"].value
-    assert found["torch-cpu"].state == "no"
-    assert "diffusers: import fails (RuntimeError" in found["torch-cpu"].value
-
-
-def test_both_onnxruntimes_are_a_conflict() -> None:
-    packages = {**GPU.packages, "onnxruntime": Package("1.0")}
-    conflict = by_name(replace(GPU, packages=packages))["onnxruntime twice"]
-    assert conflict.state == "broken" and "pip uninstall -y onnxruntime onnxruntime-gpu" in conflict.remedy
+@pytest.mark.parametrize(
+    ("machine", "name", "state", "text"),
+    [
+        (CPU, "torch-cuda", "no", f"no GPU (see machine); {CPU.torch_problem}"),
+        (CPU, "gpu", "no", "no NVIDIA driver is loaded"),
+        (CPU, "triton-kernels", "no", "pip install 'dive-fast[gpu]'"),
+        (CPU, "triton-kernels", "no", "no GPU"),
+        (CPU, "pocket adapter", "ok", "12.0 MB"),
+        (GPU, "gpu", "ok", "NVIDIA H200 (driver for CUDA 13.0)"),
+        (BARE, "torch", "no", "pip install 'dive-fast[torch]'"),
+        (BARE, "numpy", "no", "pip install dive-fast"),
+        (BARE, "ray", "no", "pip install 'dive-fast[ray]'"),
+        (BARE, "onnxruntime-cpu", "no", "onnxruntime: not installed, pip install 'dive-fast[cpu]'"),
+        (BROKEN, "diffusers", "broken", "torchvision::nms"),
+        (BROKEN, "torch-cpu", "no", "diffusers: import fails (RuntimeError"),
+        (
+            with_package(GPU, "onnxruntime", Package("1.0")),
+            "onnxruntime twice",
+            "broken",
+            "pip uninstall -y onnxruntime onnxruntime-gpu",
+        ),
+        (RTX, "tensorrt-rtx-build", "ok", ""),
+        (RTX, "tensorrt-rtx", "no", "no GPU"),
+        (RTX, "tensorrt", "no", "pip install 'dive-fast[trt]'"),
+        (CPU, AHEAD, "no", "none, Triton and NVRTC compile at first use"),
+        (replace(CPU, kernels=BUILT), AHEAD, "ok", "36 for sm_80, sm_90; skipped: Triton kernels (off)"),
+        (replace(CPU, kernels=replace(BUILT, count=0)), AHEAD, "no", "none; skipped: Triton kernels (off)"),
+        (replace(CPU, kernels=replace(BUILT, stale=2)), AHEAD, "broken", "2 have another source than this version: 36"),
+        (replace(CPU, kernels=NO_FILE), AHEAD, "broken", "there is no kernels.json"),
+    ],
+)
+def test_rows_of_the_table(machine: Machine, name: str, state: str, text: str) -> None:
+    row = by_name(machine)[name]
+    assert row.state == state and text in f"{row.value}; {row.remedy}"
 
 
 def test_onnxruntime_without_providers_of_gpus_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,13 +114,6 @@ def test_onnxruntime_without_providers_of_gpus_refuses_them(monkeypatch: pytest.
         assert f"{provider}ExecutionProvider" in found[name][0] and len(found[name]) == 1
 
 
-def test_rtx_builds_without_a_gpu_and_runs_with_one_only() -> None:
-    found = by_name(replace(CPU, packages={**CPU.packages, "tensorrt-rtx": Package("1.7")}))
-    assert found["tensorrt-rtx-build"].state == "ok"
-    assert found["tensorrt-rtx"].state == "no" and "no GPU" in found["tensorrt-rtx"].value
-    assert "pip install 'dive-fast[trt]'" in found["tensorrt"].value
-
-
 def test_help_names_the_backends_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"onnxruntime", "torch", "tensorrt", "tensorrt_rtx"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
@@ -110,30 +121,6 @@ def test_help_names_the_backends_that_are_installed(monkeypatch: pytest.MonkeyPa
     assert probing.backends_here() == ["onnxruntime"]  # torch alone does not open a diffusers folder
     monkeypatch.setattr(probing, "DRIVER_FILES", (Path("/no/driver"), Path(__file__)))
     assert probing.backends_here() == ["onnxruntime", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"]
-
-
-def test_absent_assets() -> None:
-    found = by_name(replace(CPU, assets=dict.fromkeys(ASSETS)))
-    assert {found[name].state for name in ASSETS} == {"no"}
-    assert by_name(CPU)["pocket adapter"].value == "12.0 MB"
-
-
-BUILT = CompiledKernels("cubins", count=36, architectures=(80, 90), skipped=("Triton kernels (off)",))
-
-
-@pytest.mark.parametrize(
-    ("kernels", "state", "value"),
-    [
-        (None, "no", "none, Triton and NVRTC compile at first use"),
-        (BUILT, "ok", "36 for sm_80, sm_90; skipped: Triton kernels (off)"),
-        (replace(BUILT, count=0), "no", "none; skipped: Triton kernels (off)"),
-        (replace(BUILT, stale=2), "broken", "2 have another source than this version: 36 for sm_80"),
-        (CompiledKernels("cubins", error="cubins: there is no kernels.json"), "broken", "there is no kernels.json"),
-    ],
-)
-def test_kernels_ahead_of_time_are_one_row(kernels: CompiledKernels | None, state: str, value: str) -> None:
-    row = by_name(replace(CPU, kernels=kernels))["kernels ahead of time"]
-    assert row.state == state and value in row.value
 
 
 def test_kernels_ahead_of_time_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,12 +42,10 @@ def make(folder: Path) -> None:
     engine = engines["onnxruntime"]
     people = [identity.pid for identity in engine.prompts.table.identities][:PEOPLE]
     noise = initial_noise(range(PEOPLE), engine.latent_shape).numpy()
-    images = {name: ours(engine, people, noise) for name, engine in engines.items()}
+    images = {name: ours(engine, people) for name, engine in engines.items()}
     budget = 2 * float(np.abs(images["torch"] - images["onnxruntime"]).max())
     if not 0 < budget < 0.01:
-        raise SystemExit(
-            f"interop: torch and onnxruntime are {budget / 2:.1e} apart, so nothing can be compared by them"
-        )
+        raise SystemExit(f"interop: torch and onnxruntime are {budget / 2:.1e} apart: nothing can be compared by them")
     facts = {
         "people": people,
         "prompts": [engine.prompts.table.prompt(pid, CAMERA) for pid in people],
@@ -60,23 +58,12 @@ def make(folder: Path) -> None:
     print(f"interop: torch and onnxruntime are {budget / 2:.1e} apart, {budget:.1e} is allowed")
 
 
-def ours(engine: Any, people: list[str], noise: np.ndarray, scheduler: dict[str, Any] | None = None) -> np.ndarray:
-    """Images [B, H, W, 3] in 0..1 by an engine of ours, before they become bytes; `scheduler` in place of its own."""
-    import torch
+def ours(engine: Any, people: list[str]) -> np.ndarray:
+    """Images [B, H, W, 3] in 0..1 by an engine of ours, before they become bytes."""
+    from tests.support.engines import floats, latents_of
 
-    from dive_fast.sampling import Schedule, dpmpp_2m, guided
-
-    embeddings, index = engine.prompts.encode(engine.encode_text, [None, *((pid, CAMERA) for pid in people)])
-    bank = engine.condition(embeddings)
-    schedule = Schedule.from_config(scheduler or engine.scheduler_config, STEPS)
-    eps = guided(lambda x, t, rows: engine.eps(x, t, bank, rows), index[1:], int(index[0]), GUIDANCE)
-    latents = dpmpp_2m(eps, torch.from_numpy(noise), schedule)
-    return floats(engine._decoder(latents / engine.geometry.scaling_factor))
-
-
-def floats(images: Any) -> np.ndarray:
-    """[B, 3, H, W] in about -1..1 -> [B, H, W, 3] in 0..1."""
-    return np.asarray((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1))
+    keys = [(pid, CAMERA) for pid in people]
+    return np.asarray(floats(engine, latents_of(engine, keys, range(PEOPLE), STEPS, GUIDANCE)))
 
 
 def optimum(folder: Path) -> None:
@@ -87,17 +74,15 @@ def optimum(folder: Path) -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     facts, given = read(folder)
-    compare(
-        "our engine, opened by optimum", by_optimum(folder / "engine", facts, given["noise"]), given["images"], facts
-    )
+    images = by_optimum(folder / "engine", facts, given["noise"])
+    compare("our engine, opened by optimum", images, given["images"], facts)
     fused = json.loads((folder / "fused" / "model_index.json").read_text())
     # transformers 4's CLIPTokenizer is the slow one, which reads vocab.json; ours is a tokenizer.json.
     fused["tokenizer"] = ["transformers", "CLIPTokenizerFast"]
     (folder / "fused" / "model_index.json").write_text(json.dumps(fused))
     shutil.rmtree(folder / "theirs", ignore_errors=True)
-    main_export(
-        str(folder / "fused"), folder / "theirs", task="text-to-image", do_validation=False, local_files_only=True
-    )
+    options = {"task": "text-to-image", "do_validation": False, "local_files_only": True}
+    main_export(str(folder / "fused"), folder / "theirs", **options)
     images = by_optimum(folder / "theirs", facts, given["noise"])
     shutil.copyfile(folder / "fused" / "prompts.json", folder / "theirs" / "prompts.json")
     np.savez(folder / "theirs.npz", images=images)
@@ -130,13 +115,13 @@ def open_theirs(folder: Path) -> None:
     facts, given = read(folder)
     engine = load_engine(folder / "theirs", size=(facts["height"], facts["width"]))
     print(f"interop: {engine.describe()}")
-    images = ours(engine, facts["people"], given["noise"])
+    images = ours(engine, facts["people"])
     theirs = np.load(folder / "theirs.npz")["images"]
     compare("optimum's export, opened by us and by optimum", images, theirs, facts)
     # Saved by diffusers, PNDM's own default spacing of timesteps is written out, and DPM-Solver++ takes it for a choice. So
     # the two folders' images differ by their schedules; under one schedule they must not.
-    scheduler = json.loads((folder / "engine" / "scheduler" / "scheduler_config.json").read_text())
-    images = ours(engine, facts["people"], given["noise"], scheduler)
+    engine.scheduler_config = json.loads((folder / "engine" / "scheduler" / "scheduler_config.json").read_text())
+    images = ours(engine, facts["people"])
     compare("optimum's export and ours, both opened by us", images, given["images"], facts)
 
 

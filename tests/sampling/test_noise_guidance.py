@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from dive_fast.sampling import guided, initial_noise, repeated
 from tests.support.refusals import refused
-from tests.support.sampling import SHAPE, Recorder
+
+SHAPE = (4, 9, 5)
 
 
 def test_a_row_depends_on_its_seed_alone() -> None:
@@ -36,11 +38,28 @@ def test_no_seeds_give_no_rows_and_seeds_that_no_generator_takes_are_refused() -
         refused(f"first {seed}", initial_noise, [1, seed], SHAPE)
 
 
-def test_guidance_is_one_call_of_both_halves_the_empty_prompt_first() -> None:
-    rows = Recorder()
-    out = guided(rows, torch.tensor([3, 5]), null_index=1, scale=7.5)(torch.zeros(2, *SHAPE), 42)
-    assert rows.calls == [(2, 42, [1, 1, 3, 5])]
-    assert out[:, 0, 0, 0].tolist() == [1 + 7.5 * 2, 1 + 7.5 * 4]
+@pytest.mark.parametrize(
+    ("null", "scale", "at", "called", "expected"),
+    [
+        (1, 7.5, None, [1, 1, 3, 5], [1 + 7.5 * 2, 1 + 7.5 * 4]),  # one call of both halves, the empty prompt first
+        (None, 1.0, None, [3, 5], [3, 5]),
+        (1, 3.0, {42, 50}, [1, 1, 3, 5], [1 + 3 * 2, 1 + 3 * 4]),
+        (1, 3.0, {50}, [3, 5], [3, 5]),  # outside its interval the prompts alone
+    ],
+)
+def test_guidance(
+    null: int | None, scale: float, at: set[int] | None, called: list[int], expected: list[float]
+) -> None:
+    calls = []
+
+    def unet(latents: torch.Tensor, timestep: int, index: torch.Tensor) -> torch.Tensor:
+        """Answers with the prompt's number."""
+        calls.append((len(latents), timestep, index.tolist()))
+        return index.float().reshape(-1, 1, 1, 1).expand(-1, *SHAPE)
+
+    out = guided(unet, torch.tensor([3, 5]), null, scale, at)(torch.zeros(2, *SHAPE), 42)
+    assert calls == [(2, 42, called)]
+    assert out[:, 0, 0, 0].tolist() == expected
 
 
 def test_repeated_counts_rows_as_guidance_does() -> None:
@@ -49,14 +68,7 @@ def test_repeated_counts_rows_as_guidance_does() -> None:
     assert repeated(latents, 3) is latents
 
 
-def test_scale_one_needs_no_empty_prompt() -> None:
-    rows = Recorder()
-    out = guided(rows, torch.tensor([3, 5]), null_index=None, scale=1.0)(torch.zeros(2, *SHAPE), 42)
-    assert rows.calls == [(2, 42, [3, 5])]
-    assert out[:, 0, 0, 0].tolist() == [3, 5]
-
-
 def test_other_scales_need_it_and_must_be_finite() -> None:
-    refused("empty prompt", guided, Recorder(), torch.tensor([3]), null_index=None, scale=2.0)
+    refused("empty prompt", guided, torch.zeros, torch.tensor([3]), null_index=None, scale=2.0)
     for scale in (math.nan, math.inf):
-        refused("finite", guided, Recorder(), torch.tensor([3]), null_index=0, scale=scale)
+        refused("finite", guided, torch.zeros, torch.tensor([3]), null_index=0, scale=scale)

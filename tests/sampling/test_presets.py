@@ -8,11 +8,10 @@ import sys
 from typing import Any
 
 import pytest
-import torch
 
-from dive_fast.sampling import PRESETS, Sampling, Schedule, guided
-from dive_fast.types import InputError, to_dict
-from tests.support.sampling import SHAPE, Recorder
+from dive_fast.sampling import PRESETS, Sampling, Schedule
+from dive_fast.types import to_dict
+from tests.support.refusals import refused
 
 SCHEDULE = Schedule((900, 700, 500, 300, 100, 50), (14.0, 6.0, 3.0, 1.5, 0.5, 0.1, 0.0))
 
@@ -20,14 +19,6 @@ SCHEDULE = Schedule((900, 700, 500, 300, 100, 50), (14.0, 6.0, 3.0, 1.5, 0.5, 0.
 def test_an_interval_is_of_noise_levels_the_upper_end_included() -> None:
     assert SCHEDULE.within((0.5, 6.0)) == {700, 500, 300}
     assert SCHEDULE.within((0.0, 100.0)) == set(SCHEDULE.timesteps)
-
-
-def test_outside_its_interval_guidance_runs_the_prompts_alone() -> None:
-    rows = Recorder()
-    eps = guided(rows, torch.tensor([3, 5]), null_index=1, scale=3.0, at=frozenset({500}))
-    inside, outside = eps(torch.zeros(2, *SHAPE), 500), eps(torch.zeros(2, *SHAPE), 300)
-    assert rows.calls == [(2, 500, [1, 1, 3, 5]), (2, 300, [3, 5])]
-    assert inside[:, 0, 0, 0].tolist() == [1 + 3 * 2, 1 + 3 * 4] and outside[:, 0, 0, 0].tolist() == [3, 5]
 
 
 @pytest.mark.parametrize(
@@ -43,8 +34,7 @@ def test_outside_its_interval_guidance_runs_the_prompts_alone() -> None:
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], reasons: str) -> None:
-    with pytest.raises(InputError, match=reasons):
-        Sampling(**given)
+    refused(reasons, Sampling, **given)
 
 
 def test_rows_images_and_guided_steps_by_hand() -> None:

@@ -110,6 +110,11 @@ def plan_of(mode: str = "synthetic", **changes: Any) -> SynthesisPlan:
     return make_plan(**{**settings, **changes})
 
 
+def photo_plan(root: Path, counts: dict[str, int], mode: str = "real-rgb", **changes: Any) -> SynthesisPlan:
+    """A plan of these people with so many photos each, which are written to `root`."""
+    return plan_of(mode, **{"pids": list(counts), **changes}, photos=write_photos(root, counts), photo_root=root)
+
+
 def tiny_plan(engine: Engine, mode: str = "synthetic", **changes: Any) -> SynthesisPlan:
     """A small plan for the tiny model: 2 people x 1 IR camera x 2 pairs in shards of 3."""
     profile = engine.spec.profile

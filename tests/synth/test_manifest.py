@@ -10,15 +10,13 @@ import pytest
 from dive_fast.synth import load_plan
 from dive_fast.synth.manifest import read_manifest, samples
 from dive_fast.synth.verify import verify_dataset
-from tests.support.fake_engine import contents, make, plan_of, write_photos
+from tests.support.fake_engine import contents, make, photo_plan
 from tests.support.refusals import refused
 
 
 @pytest.fixture
 def out(tmp_path) -> Path:
-    photos = write_photos(tmp_path / "photos", {"0001": 2, "0002": 2})
-    plan = plan_of("real-rgb", pids=["0001", "0002"], photos=photos, photo_root=tmp_path / "photos", shard_size=5)
-    make(plan, tmp_path / "out")
+    make(photo_plan(tmp_path / "photos", {"0001": 2, "0002": 2}, shard_size=5), tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -55,9 +53,7 @@ def test_repair_makes_anew_just_what_is_damaged(out):
     (out / "cam3/0001/0001.png").unlink()
     (out / "cam6/0002/0003.png").write_bytes(before["cam6/0002/0003.png"][:-9])
     (out / "cam7/0002/0001.jpg").write_bytes(b"")
-    plan = load_plan(out / "plan.json")
-    summary = make(plan, out, check=True)
-    assert summary.images == 2
+    assert make(load_plan(out / "plan.json"), out, check=True).images == 2
     assert contents(out) == before
     assert verify_dataset(out).whole
 

@@ -17,14 +17,13 @@ from dive_fast.synth.folder import open_store, store_plan
 from dive_fast.synth.local import part_of
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.synth.verify import verify_dataset
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError
 from tests.support.fake_engine import ROOT, contents, make, plan_of, start_run, tiny_plan
 from tests.support.refusals import refused
 from tests.support.tiny import HEIGHT, WIDTH
 
 
-def test_parts_add_up_and_the_last_one_finishes(tmp_path, undisturbed):
-    plan, out = plan_of(shard_size=3), tmp_path / "out"
+def test_parts_add_up_and_the_last_one_finishes(plan, out, undisturbed):
     first = make(plan, out, shards=part_of(plan, 0, 2))
     assert (first.finished, first.images) == (False, 18)
     assert not (out / "exp").exists()
@@ -39,9 +38,8 @@ def test_parts_that_are_none(number, of):
 
 
 @pytest.mark.slow
-def test_a_second_start_shares_the_work(tmp_path, undisturbed):
+def test_a_second_start_shares_the_work(plan, out, undisturbed):
     """Three processes at the same plan and folder: every shard is made once, and each waits for the others' shards."""
-    plan, out = plan_of(shard_size=3), tmp_path / "out"
     processes = [start_run(plan, out, delay=0.02) for _ in range(3)]
     for process in processes:
         _, errors = process.communicate(timeout=300)
@@ -50,8 +48,7 @@ def test_a_second_start_shares_the_work(tmp_path, undisturbed):
 
 
 @pytest.mark.slow
-def test_a_shard_in_the_hands_of_a_dead_process_is_taken_over(tmp_path, undisturbed):
-    plan, out = plan_of(shard_size=3), tmp_path / "out"
+def test_a_shard_in_the_hands_of_a_dead_process_is_taken_over(plan, out, undisturbed):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(out)], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
     )
@@ -80,9 +77,8 @@ sys.stdin.read()
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_many_times(tmp_path, undisturbed):
+def test_killed_at_random_moments_many_times(plan, out, undisturbed):
     """kill -9 after a random time, again and again, sometimes two processes at once; what a kill leaves of files torn."""
-    plan, out = plan_of(shard_size=3), tmp_path / "out"
     moments = random.Random(7)
     kills = 0
     for _ in range(14):
@@ -114,13 +110,12 @@ def recorded(out: Path, path: Path) -> bool:
     return any(name in record.files.values() for record in read_manifest(out))
 
 
-def test_a_remote_place(tmp_path, undisturbed):
+def test_a_remote_place(plan, undisturbed):
     pytest.importorskip("fsspec", reason="fsspec is not installed (extra: remote)")
     import fsspec
 
-    plan, url = plan_of(shard_size=3), "memory://bucket/pairs"
-    summary = make(plan, url, rows=4, shards=part_of(plan, 0, 2))
-    assert not summary.finished
+    url = "memory://bucket/pairs"
+    assert not make(plan, url, rows=4, shards=part_of(plan, 0, 2)).finished
     assert make(plan, url, rows=4).images == 18
     files = fsspec.filesystem("memory")
     got = {name.removeprefix("/bucket/pairs/"): files.cat_file(name) for name in files.find("/bucket/pairs")}
@@ -154,8 +149,8 @@ def test_ray_survives_the_loss_of_a_worker(tmp_path, tiny_fused):
         assert specs == list(plan.pairs)
         again = synthesize_on(Cluster(workers=2), plan, settings, tmp_path / "out", rows=4, progress=False)
         assert (again.images, again.resumed_shards) == (0, 24)
-        with pytest.raises(InputError, match="cameras are unknown to the engine"):
-            synthesize_on(Cluster(workers=1), plan_of(), settings, tmp_path / "other", progress=False)
+        other = (Cluster(workers=1), plan_of(), settings, tmp_path / "other")
+        refused("cameras are unknown to the engine", synthesize_on, *other, progress=False)
         assert not (tmp_path / "other").exists()
     finally:
         killer.kill()

@@ -13,7 +13,7 @@ from dive_fast.synth.folder import open_store
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.synth.pack import pack
-from dive_fast.types import DiveError, InputError, to_dict
+from dive_fast.types import DiveError, to_dict
 from tests.support.fake_engine import contents, make, plan_of
 from tests.support.refusals import refused
 
@@ -62,8 +62,7 @@ def test_dropped_pairs_are_left_out(made: tuple[SynthesisPlan, Path], tmp_path: 
     gone = {pair.pair_id for pair, _ in shard_pairs(plan, 1)} | {plan.pairs[0].pair_id}
     assert pack(open_store(source), plan, open_store(tmp_path / "tars"), gone) == {"pairs": 12, "tars": 3}
     assert not gone & set(grouped(tmp_path / "tars"))
-    with pytest.raises(InputError, match="of other filters; choose another --out"):
-        pack(open_store(source), plan, open_store(tmp_path / "tars"), set())
+    refused("other filters; .* --out", pack, open_store(source), plan, open_store(tmp_path / "tars"), set())
 
 
 def test_what_is_not_whole_is_refused(made: tuple[SynthesisPlan, Path], tmp_path: Path) -> None:
@@ -73,8 +72,8 @@ def test_what_is_not_whole_is_refused(made: tuple[SynthesisPlan, Path], tmp_path
     refused("holds other files", pack, open_store(source), plan, open_store(tmp_path / "other"), set())
     image = source / next(read_manifest(source)).files["ir"]
     image.write_bytes(image.read_bytes()[:-1])
-    with pytest.raises(DiveError, match="is not as recorded; run synth again with --check"):
-        pack(open_store(source), plan, open_store(tmp_path / "tars"), set())
+    unlike, tars = "is not as recorded; run synth again with --check", open_store(tmp_path / "tars")
+    refused(unlike, pack, open_store(source), plan, tars, set(), error=DiveError)
     assert "pairs" not in json.loads((tmp_path / "tars/pack.json").read_text())
     (source / "shards/00003.jsonl").unlink()
     refused("1 of 4 shards are not made", pack, open_store(source), plan, open_store(tmp_path / "new"), set())

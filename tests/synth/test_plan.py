@@ -12,8 +12,8 @@ from dive_fast.synth import load_plan, save_plan
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.plan import Override, read_overrides
 from dive_fast.synth.planfile import pair_seed
-from dive_fast.types import Camera, InputError, Sample, to_dict
-from tests.support.fake_engine import CAMERAS, plan_of, planned_files, write_photos
+from dive_fast.types import Camera, Sample, to_dict
+from tests.support.fake_engine import CAMERAS, photo_plan, plan_of, planned_files, write_photos
 from tests.support.refusals import refused
 
 
@@ -53,8 +53,7 @@ def test_files_by_hand():
 
 @pytest.mark.parametrize("mode", ["real-rgb", "photo-guided"])
 def test_photos(tmp_path, mode):
-    photos = write_photos(tmp_path, {"0001": 5, "0002": 2, "0004": 1})
-    plan = plan_of(mode, pids=["0001", "0002"], photos=photos, photo_root=tmp_path)
+    plan = photo_plan(tmp_path, {"0001": 5, "0002": 2, "0004": 1}, mode, pids=["0001", "0002"])
     assert plan.photo_root == str(tmp_path)
     by_camera = {ir: [p.photo for p in plan.pairs if p.pid == "0001" and p.ir == ir] for ir in ("cam3", "cam6")}
     assert by_camera["cam3"] == by_camera["cam6"]
@@ -87,8 +86,8 @@ def test_only_real_rgb_photos_of_the_named_cameras(tmp_path):
     assert {p.photo for p in plan.pairs} == {"b/0001/0.jpg", "b/0001/1.jpg"}
     plan = plan_of("real-rgb", pids=["0001"], photos=photos, photo_root=tmp_path, rgb=["cam7"])
     assert {(p.photo, p.rgb) for p in plan.pairs} == {("a/0001/0.jpg", "cam7"), ("a/0001/1.jpg", "cam7")}
-    with pytest.raises(InputError, match=r"2 of 3 identities have no real RGB photo of cam7 \(0002, 0003\)"):
-        plan_of("real-rgb", photos=photos, photo_root=tmp_path, rgb=["cam7"])
+    lacking = r"2 of 3 identities have no real RGB photo of cam7 \(0002, 0003\)"
+    refused(lacking, plan_of, "real-rgb", photos=photos, photo_root=tmp_path, rgb=["cam7"])
 
 
 def test_cameras_that_sysu_readers_misread():
@@ -127,18 +126,16 @@ def test_bad_requests(changes, message):
 
 @pytest.mark.parametrize("strength", [0.0, 1.01, 0.1, -1.0])
 def test_bad_strength(tmp_path, strength):
-    photos = write_photos(tmp_path, {"0001": 1})
-    with pytest.raises(InputError, match=f"strength must be in 0..1 and run at least one of 4 steps, got {strength}"):
-        plan_of("photo-guided", pids=["0001"], photos=photos, photo_root=tmp_path, strength=strength)
+    message = f"strength must be in 0..1 and run at least one of 4 steps, got {strength}"
+    refused(message, photo_plan, tmp_path, {"0001": 1}, "photo-guided", strength=strength)
 
 
 @pytest.mark.parametrize(("steps", "strength", "start"), [(50, 0.6, 20), (10, 0.9, 1), (50, 1.0, 0), (20, 0.05, 19)])
 def test_start(tmp_path, steps, strength, start):
-    photos = write_photos(tmp_path, {"0001": 1})
-    options = {"pids": ["0001"], "photos": photos, "photo_root": tmp_path, "strength": strength, "steps": steps}
-    assert plan_of("photo-guided", **options).start == start
-    assert plan_of("real-rgb", **options).start == 0
-    assert plan_of("real-rgb", **options).strength is None
+    guided, real = (
+        photo_plan(tmp_path, {"0001": 1}, mode, strength=strength, steps=steps) for mode in ("photo-guided", "real-rgb")
+    )
+    assert (guided.start, real.start, real.strength) == (start, 0, None)
 
 
 def test_plan_id_is_the_hash_of_the_rest():
@@ -152,13 +149,8 @@ def test_plan_id_is_the_hash_of_the_rest():
 
 
 def test_file_round_trip(tmp_path):
-    photos = write_photos(tmp_path, {"0001": 1})
-    plans = [
-        plan_of(),
-        plan_of("photo-guided", pids=["0001"], photos=photos, photo_root=tmp_path),
-        plan_of(guidance_interval=(0.25, 4), precision="fp16"),
-    ]
-    for plan in plans:
+    guided = photo_plan(tmp_path, {"0001": 1}, "photo-guided")
+    for plan in (plan_of(), guided, plan_of(guidance_interval=(0.25, 4), precision="fp16")):
         save_plan(plan, tmp_path / "plan.json")
         assert load_plan(tmp_path / "plan.json") == plan
 

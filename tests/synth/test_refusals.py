@@ -1,6 +1,5 @@
 """Runs that must not start: wrong engine, unknown identities, somebody else's folder. Nothing may be touched."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from dive_fast.synth import save_plan
 from dive_fast.synth.planfile import plan_hash
 from dive_fast.types import InputError
-from tests.support.fake_engine import FakeEngine, contents, make, plan_of, write_photos
+from tests.support.fake_engine import FakeEngine, contents, make, photo_plan, plan_of, write_photos
 from tests.support.refusals import refused
 
 
@@ -30,25 +29,21 @@ def not_started(plan, out: Path, message: str, engine: FakeEngine | None = None,
     assert before == (contents(out) if out.is_dir() else None)
 
 
-def test_unknown_identities_are_all_counted(tmp_path):
+def test_unknown_identities_are_all_counted(out):
     plan = with_identities(plan_of(), lambda p: replace(p, pid=p.pid.replace("000", "100")))
-    not_started(
-        plan,
-        tmp_path / "out",
-        r"3 of the plan's 3 identities are unknown to the engine, which holds 5: 1001, 1002, 1003, nearest '0001'",
-    )
+    message = "3 of the plan's 3 identities are unknown to the engine, which holds 5: 1001, 1002, 1003, nearest '0001'"
+    not_started(plan, out, message)
 
 
-def test_everything_wrong_is_said_at_once(tmp_path):
+def test_everything_wrong_is_said_at_once(out):
     plan = with_identities(plan_of(), lambda p: replace(p, pid=f"9{p.pid[1:]}", ir=("cam8",)))
-    not_started(
-        plan, tmp_path / "out", "rows 65 > rows_max.*model model-2.*model-1.*9001.*cam8", FakeEngine("model-2"), 65
-    )
+    message = "rows 65 > rows_max.*model model-2.*model-1.*9001.*cam8"
+    not_started(plan, out, message, FakeEngine("model-2"), rows=65)
 
 
-def test_camera_of_the_other_modality(tmp_path):
+def test_camera_of_the_other_modality(out):
     plan = with_identities(plan_of(), lambda p: replace(p, rgb=(("cam3", None),)))
-    not_started(plan, tmp_path / "out", "camera cam3 is ir in the engine and rgb in the plan")
+    not_started(plan, out, "camera cam3 is ir in the engine and rgb in the plan")
 
 
 @pytest.mark.parametrize("rows", [0, 1, -4])
@@ -57,8 +52,8 @@ def test_too_few_rows(tmp_path, rows):
     make(plan_of(guidance=1.0, pids=["0001"]), tmp_path / "one", rows=1)
 
 
-def test_plan_changed_in_memory(tmp_path):
-    not_started(replace(plan_of(), seed=5), tmp_path / "out", "plan_id does not match")
+def test_plan_changed_in_memory(out):
+    not_started(replace(plan_of(), seed=5), out, "plan_id does not match")
     refused("shard_size must be", replace, plan_of(), shard_size=0)
 
 
@@ -79,8 +74,8 @@ def test_names_that_leave_the_folder(tmp_path, change):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_plans_folder(tmp_path):
-    out, first, second = tmp_path / "out", plan_of(pids=["0001"]), plan_of(pids=["0001"], seed=12)
+def test_other_plans_folder(out):
+    first, second = plan_of(pids=["0001"]), plan_of(pids=["0001"], seed=12)
     make(first, out)
     not_started(second, out, f"{first.plan_id[:12]}.* {second.plan_id[:12]}.* --out")
 
@@ -98,43 +93,30 @@ def test_folder_with_other_things(tmp_path):
     not_started(plan_of(), tmp_path / "broken", "is not valid JSON")
 
 
-def test_empty_folder_and_a_killed_start_are_fine(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/.work").mkdir()
+def test_empty_folder_and_a_killed_start_are_fine(out):
+    (out / ".work").mkdir(parents=True)
     for leftover in ("all.lock", "all-abcd1234.tmp", "00000.lock", "00000-0123abcd.tmp"):
-        (tmp_path / "out/.work" / leftover).write_text("{")
-    assert make(plan_of(pids=["0001"]), tmp_path / "out").images == 12
-    assert not list((tmp_path / "out").glob(".*"))
+        (out / ".work" / leftover).write_text("{")
+    assert make(plan_of(pids=["0001"]), out).images == 12
+    assert not list(out.glob(".*"))
 
 
-@pytest.mark.parametrize("name", ["cam3/0001/0001.png", "cam1/0001/0002.png", "cam6/0003/0003.png"])
-def test_foreign_image_in_our_own_folder_is_not_replaced(tmp_path, name):
-    """Be it another plan's image or a photo; it is found when its shard's turn comes."""
-    out, plan = tmp_path / "out", plan_of()
-    make(plan_of(seed=12), tmp_path / "other")
+@pytest.mark.parametrize("name", ["cam3/0001/0001.png", "cam1/0001/0002.png", "cam6/0003/0003.png", "exp/train_id.txt"])
+def test_foreign_file_in_our_own_folder_is_not_replaced(tmp_path, name):
+    """Be it another plan's or a photo; it is found when its shard's turn comes, or at the end."""
+    plan = plan_of()
+    make(plan_of(seed=12, pids=["0001", "0003"]), tmp_path / "other")
     for foreign in (tmp_path / "other" / name, write_photos(tmp_path, {"0001": 1})[0].path):
-        out.mkdir()
-        save_plan(plan, out / "plan.json")
+        out, bytes_before = tmp_path / f"out of {foreign.name}", foreign.read_bytes()
         (out / name).parent.mkdir(parents=True)
-        bytes_before = foreign.read_bytes()
+        save_plan(plan, out / "plan.json")
         (out / name).write_bytes(bytes_before)
         refused(name, make, plan, out)
         assert (out / name).read_bytes() == bytes_before
-        shutil.rmtree(out)
 
 
-def test_foreign_identity_lists_are_not_replaced(tmp_path):
-    out, plan = tmp_path / "out", plan_of(pids=["0001", "0002"])
-    out.mkdir()
-    save_plan(plan, out / "plan.json")
-    (out / "exp").mkdir()
-    (out / "exp/train_id.txt").write_text("1,2,3")
-    refused(r"train_id\.txt", make, plan, out)
-    assert (out / "exp/train_id.txt").read_text() == "1,2,3"
-
-
-def test_link_out_of_the_folder(tmp_path):
-    out, plan = tmp_path / "out", plan_of()
+def test_link_out_of_the_folder(tmp_path, out):
+    plan = plan_of()
     out.mkdir()
     (tmp_path / "real").mkdir()
     save_plan(plan, out / "plan.json")
@@ -144,8 +126,7 @@ def test_link_out_of_the_folder(tmp_path):
 
 
 def test_photo_folder_is_not_written_to(tmp_path):
-    photos = write_photos(tmp_path / "photos", {"0001": 1})
-    plan = plan_of("real-rgb", pids=["0001"], photos=photos, photo_root=tmp_path / "photos")
+    plan = photo_plan(tmp_path / "photos", {"0001": 1})
     for out in (tmp_path / "photos", tmp_path / "photos/new", tmp_path):
         not_started(plan, out, "lies in the photo folder .*, or that in it; choose another --out")
     before = contents(tmp_path / "photos")
@@ -153,11 +134,8 @@ def test_photo_folder_is_not_written_to(tmp_path):
     assert contents(tmp_path / "photos") == before
 
 
-def test_missing_photos_are_all_counted(tmp_path):
-    photos = write_photos(tmp_path / "photos", {"0001": 3, "0002": 3, "0003": 3})
-    plan = plan_of("photo-guided", photos=photos, photo_root=tmp_path / "photos")
-    for photo in photos[:5]:
-        photo.path.unlink()
-    not_started(
-        plan, tmp_path / "out", r"5 of 9 photos are missing in .*photos: 000.* and 2 more; bring them or plan again"
-    )
+def test_missing_photos_are_all_counted(tmp_path, out):
+    plan = photo_plan(tmp_path / "photos", {"0001": 3, "0002": 3, "0003": 3}, "photo-guided")
+    for photo in sorted((tmp_path / "photos").rglob("*.jpg"))[:5]:
+        photo.unlink()
+    not_started(plan, out, "5 of 9 photos are missing in .*photos: 000.* and 2 more; bring them or plan again")

@@ -15,7 +15,7 @@ from dive_fast import io
 from dive_fast.synth.manifest import samples
 from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import DiveError
-from tests.support.fake_engine import FakeEngine, contents, make, plan_of, start_run, write_photos
+from tests.support.fake_engine import FakeEngine, contents, make, photo_plan, plan_of, start_run
 from tests.support.refusals import refused
 
 
@@ -28,8 +28,7 @@ def wait_for_shards(out: Path, process: subprocess.Popen, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_then_rerun_equals_an_undisturbed_run(tmp_path, undisturbed):
-    plan, out = plan_of(shard_size=3), tmp_path / "out"
+def test_killed_then_rerun_equals_an_undisturbed_run(plan, out, undisturbed):
     process = start_run(plan, out, delay=0.05)
     wait_for_shards(out, process, 2)
     time.sleep(0.1)
@@ -59,8 +58,7 @@ def test_killed_then_rerun_equals_an_undisturbed_run(tmp_path, undisturbed):
 
 
 @pytest.mark.slow
-def test_ctrl_c(tmp_path, undisturbed):
-    plan, out = plan_of(shard_size=3), tmp_path / "out"
+def test_ctrl_c(plan, out, undisturbed):
     process = start_run(plan, out, delay=0.05)
     wait_for_shards(out, process, 2)
     process.send_signal(signal.SIGINT)
@@ -73,8 +71,7 @@ def test_ctrl_c(tmp_path, undisturbed):
     assert contents(out) == undisturbed
 
 
-def test_a_shard_that_lost_a_file_is_made_again(tmp_path, undisturbed):
-    plan, out = plan_of(shard_size=3), tmp_path / "out"
+def test_a_shard_that_lost_a_file_is_made_again(plan, out, undisturbed):
     make(plan, out)
     (out / "cam3/0002/0002.png").unlink()
     (out / "shards/00000.jsonl").unlink()
@@ -84,30 +81,24 @@ def test_a_shard_that_lost_a_file_is_made_again(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize("mode", ["real-rgb", "photo-guided"])
-def test_resume_with_photos(tmp_path, mode):
-    photos = write_photos(tmp_path / "photos", {"0001": 2, "0002": 1, "0003": 9})
-    plan = plan_of(mode, photos=photos, photo_root=tmp_path / "photos", shard_size=5)
-    make(plan, tmp_path / "whole")
-    whole = contents(tmp_path / "whole")
+def test_resume_with_photos(tmp_path, out, mode):
+    plan = photo_plan(tmp_path / "photos", {"0001": 2, "0002": 1, "0003": 9}, mode, shard_size=5)
+    make(plan, out)
+    whole = contents(out)
     for lost in ("shards/00001.jsonl", "cam7/0002/0001.jpg", "cam6/0003/0001.png"):
-        (tmp_path / "whole" / lost).unlink()
-    summary = make(plan, tmp_path / "whole", check=True)
-    assert contents(tmp_path / "whole") == whole
-    assert summary.images == 1
+        (out / lost).unlink()
+    assert make(plan, out, check=True).images == 1
+    assert contents(out) == whole
     (tmp_path / "photos" / plan.pairs[0].photo).write_bytes((tmp_path / "photos/0003/8.jpg").read_bytes())
-    (tmp_path / "whole/shards/00000.jsonl").unlink()
-    refused(r"cam7/0001/0001\.jpg in .* is not the photo .* that belongs there", make, plan, tmp_path / "whole")
+    (out / "shards/00000.jsonl").unlink()
+    refused(r"cam7/0001/0001\.jpg in .* is not the photo .* that belongs there", make, plan, out)
 
 
-def test_photo_that_many_shards_bring_at_once(tmp_path):
+def test_photo_that_many_shards_bring_at_once(tmp_path, out):
     """One photo, a shard a pair, copies from several threads: one file, and no complaint that it exists."""
-    photos = write_photos(tmp_path / "photos", {"0001": 1})
-    plan = plan_of(
-        "real-rgb", pids=["0001"], pairs_per_identity=20, photos=photos, photo_root=tmp_path / "photos", shard_size=1
-    )
-    make(plan, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out/cam7/0001").iterdir()] == ["0001.jpg"]
-    assert verify_dataset(tmp_path / "out").problems == []
+    make(photo_plan(tmp_path / "photos", {"0001": 1}, pairs_per_identity=20, shard_size=1), out)
+    assert [path.name for path in (out / "cam7/0001").iterdir()] == ["0001.jpg"]
+    assert verify_dataset(out).problems == []
 
 
 class FailingReplace:
@@ -134,12 +125,11 @@ class FailingReplace:
     ],
 )
 @pytest.mark.parametrize("good", [0, 1, 17])
-def test_disk_that_refuses(tmp_path, monkeypatch, undisturbed, code, message, good):
-    plan, out, engine = plan_of(shard_size=3), tmp_path / "out", FakeEngine()
+def test_disk_that_refuses(plan, out, monkeypatch, undisturbed, code, message, good):
     with monkeypatch.context() as patch:
         patch.setattr(io.os, "replace", FailingReplace(good, code))
         with pytest.raises(DiveError, match=rf"cannot write {out}/.*: {message}") as caught:
-            make(plan, out, engine, rows=4)
+            make(plan, out, rows=4)
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
     assert not list(out.rglob("*.tmp"))
@@ -149,21 +139,19 @@ def test_disk_that_refuses(tmp_path, monkeypatch, undisturbed, code, message, go
     assert contents(out) == undisturbed
 
 
-def test_full_disk_for_real(tmp_path, undisturbed):
-    out = tmp_path / "small"
+def test_full_disk_for_real(plan, out, undisturbed):
     out.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(out)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
     try:
-        refused("the disk is full", make, plan_of(shard_size=3), out, error=DiveError)
+        refused("the disk is full", make, plan, out, error=DiveError)
         assert not list(out.rglob("*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=4m", str(out)], check=True)
-        assert make(plan_of(shard_size=3), out).resumed_shards > 0
+        assert make(plan, out).resumed_shards > 0
         assert contents(out) == undisturbed
         subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
-        with pytest.raises(DiveError, match=f"cannot write {out}.*: the file system is read-only"):
-            make(plan_of(shard_size=3), out)
+        refused(f"cannot write {out}.*: the file system is read-only", make, plan, out, error=DiveError)
         assert (out / "shards/00000.jsonl").exists()
     finally:
         subprocess.run(["umount", str(out)], check=True)
@@ -198,30 +186,28 @@ class BadEngine(FakeEngine):
         ("black", "image of one single value, so nothing of this shard is recorded"),
     ],
 )
-def test_bad_numbers_stop_the_run_and_name_the_pair(tmp_path, what, message):
-    plan, out = plan_of(shard_size=2), tmp_path / "out"
+def test_bad_numbers_stop_the_run_and_name_the_pair(out, what, message):
+    plan = plan_of(shard_size=2)
     with pytest.raises(DiveError, match=rf"^pair {plan.pairs[3].pair_id}: .*{message}") as caught:
         make(plan, out, BadEngine(what), rows=4)
     assert caught.value.exit_code == 1
     assert [path.name for path in sorted((out / "shards").iterdir())] == ["00000.jsonl"]
 
 
-def test_engine_errors_pass_through(tmp_path):
+def test_engine_errors_pass_through(out):
     class Refusing(FakeEngine):
         def eps(self, latents, timestep, conditioning, prompt_index) -> torch.Tensor:
             raise DiveError("UNet: block 3 is not finite; use precision fp32")
 
-    refused("^UNet: block 3 is not finite", make, plan_of(), tmp_path / "out", Refusing(), error=DiveError)
+    refused("^UNet: block 3 is not finite", make, plan_of(), out, Refusing(), error=DiveError)
 
 
 @pytest.mark.parametrize("mode", ["real-rgb", "photo-guided"])
-def test_truncated_photo(tmp_path, mode):
-    photos = write_photos(tmp_path / "photos", {"0001": 3, "0002": 3, "0003": 3})
-    plan = plan_of(mode, photos=photos, photo_root=tmp_path / "photos", shard_size=6)
+def test_truncated_photo(tmp_path, out, mode):
+    plan = photo_plan(tmp_path / "photos", {"0001": 3, "0002": 3, "0003": 3}, mode, shard_size=6)
     bad = tmp_path / "photos" / plan.pairs[8].photo
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])
-    out = tmp_path / "out"
     refused(str(bad), make, plan, out)
     done = {path.name for path in (out / "shards").glob("*")}
     assert "00001.jsonl" not in done

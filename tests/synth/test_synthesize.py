@@ -12,17 +12,10 @@ from dive_fast.synth import load_plan, synthesize
 from dive_fast.synth.manifest import read_manifest, samples
 from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import Sample
-from tests.support.fake_engine import (
-    CAMERAS,
-    HEIGHT,
-    SCHEDULER_CONFIG,
-    WIDTH,
-    FakeEngine,
-    contents,
-    make,
-    plan_of,
-    write_photos,
-)
+from tests.support import fake_engine
+from tests.support.fake_engine import HEIGHT, WIDTH, FakeEngine, contents, make, plan_of, write_photos
+
+MODES = ("synthetic", "real-rgb", "photo-guided")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,7 @@ def plan_with(photos, mode, **changes):
 def made(photos, tmp_path_factory):
     """One finished dataset per mode: (plan, folder, summary, engine)."""
     result = {}
-    for mode in ("synthetic", "real-rgb", "photo-guided"):
+    for mode in MODES:
         plan, out, engine = plan_with(photos, mode), tmp_path_factory.mktemp(mode) / "out", FakeEngine()
         result[mode] = (plan, out, make(plan, out, engine, rows=6), engine)
     return result
@@ -50,7 +43,7 @@ def plain_image(engine, plan, pair, camera, photo=None) -> np.ndarray:
     """One image by diffusers' scheduler, one row at a time: no bank, no batch, no code of dive_fast.sampling."""
     from diffusers import DPMSolverMultistepScheduler
 
-    scheduler = DPMSolverMultistepScheduler.from_config(SCHEDULER_CONFIG)
+    scheduler = DPMSolverMultistepScheduler.from_config(engine.scheduler_config)
     scheduler.set_timesteps(plan.sampling.steps)
     latents = torch.randn((1, *engine.latent_shape), generator=torch.Generator().manual_seed(pair.seed))
     timesteps = scheduler.timesteps
@@ -60,7 +53,7 @@ def plain_image(engine, plan, pair, camera, photo=None) -> np.ndarray:
         picture = Image.open(photo).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
         clean = engine.encode(torch.from_numpy(np.array(picture))[None])
         latents = scheduler.add_noise(clean, latents, timesteps[:1])
-    code = {c.name: c.code for c in CAMERAS}[camera]
+    code = {c.name: c.code for c in fake_engine.CAMERAS}[camera]
     texts = [f"a {code} photo of a <class_{pair.pid}> person", ""]
     bank = [engine.encode_text(torch.tensor([[ord(c) for c in text.ljust(48)]])) for text in texts]
     for timestep in timesteps:
@@ -69,7 +62,7 @@ def plain_image(engine, plan, pair, camera, photo=None) -> np.ndarray:
     return engine.decode(latents)[0].numpy()
 
 
-@pytest.mark.parametrize("mode", ["synthetic", "real-rgb", "photo-guided"])
+@pytest.mark.parametrize("mode", MODES)
 def test_images_equal_a_plain_loop(made, mode):
     plan, out, _, _ = made[mode]
     records = {record.spec.pair_id: record for record in read_manifest(out)}
@@ -86,7 +79,7 @@ def test_images_equal_a_plain_loop(made, mode):
             assert np.abs(np.asarray(Image.open(out / files["rgb"])).astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("mode", ["synthetic", "real-rgb", "photo-guided"])
+@pytest.mark.parametrize("mode", MODES)
 def test_rows_change_nothing(made, photos, tmp_path, mode):
     plan, out, _, _ = made[mode]
     for rows in (2, 32):
