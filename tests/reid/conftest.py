@@ -9,9 +9,8 @@ import pytest
 
 from dive_fast.reid.data.config import AugmentConfig
 from dive_fast.reid.training.config import ReidConfig
-from dive_fast.reid.training.train import train_reid
 from dive_fast.types import Sample
-from tests.support.city import TINY, make_samples, one_thread
+from tests.support.city import TINY, make_samples, one_thread, train
 
 __all__ = ["one_thread"]
 
@@ -33,8 +32,7 @@ def city(tmp_path_factory) -> dict[str, list[Sample]]:
 @pytest.fixture(scope="session")
 def checkpoint(city, tmp_path_factory) -> Path:
     """A model of the training people; tests only read it."""
-    config = replace(TINY, augment=AugmentConfig(), steps=10)
-    return train_reid(city["train"], config, tmp_path_factory.mktemp("reid"), progress=False)
+    return train(city["train"], replace(TINY, augment=AugmentConfig(), steps=10), tmp_path_factory.mktemp("reid"))
 
 
 @pytest.fixture

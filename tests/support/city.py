@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from dive_fast.io import read_jsonl
 from dive_fast.reid.data.config import AugmentConfig
 from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.training.config import ReidConfig
+from dive_fast.reid.training.train import train_reid
 from dive_fast.types import Sample
 
 TINY = ReidConfig(
@@ -43,6 +47,18 @@ def photo(pid: int, camera: int, number: int, size: tuple[int, int] = (32, 64)) 
         image[rows, width // 4 : -width // 4] = person[part] if camera not in (3, 6) else person[part].mean()
     image += noise.normal(0, 6, image.shape)
     return Image.fromarray(image.clip(0, 255).astype(np.uint8))
+
+
+def train(samples: list[Sample], config: ReidConfig, out: Path, **options: Any) -> Path:
+    return train_reid(samples, config, out, progress=False, **options)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return list(read_jsonl(out / "log.jsonl", ""))
 
 
 def make_samples(

@@ -67,13 +67,10 @@ def test_epoch_is_as_long_as_the_larger_modality():
     assert sampler(labels, infrared).steps_per_epoch == 5  # 30 visible images, 6 in a batch
 
 
-def test_missing_infrared_is_refused_by_default_and_named():
+def test_missing_infrared_is_refused_by_default_and_who_is_dropped_is_named():
+    refused("7 identities, got 6", sampler, *city(), identities=7)
     labels, infrared = city(without=(1, 4))
     refused(r"2 of 6 identities.*b, e", sampler, labels, infrared, names="abcdef")
-
-
-def test_missing_dropped_says_who():
-    labels, infrared = city(without=(1, 4))
     pairs = sampler(labels, infrared, missing="drop", names="abcdef")
     assert pairs.dropped == ("b", "e")
     assert not {1, 4} & set(labels[np.concatenate([pairs.batch(i) for i in range(9)])])
@@ -113,18 +110,11 @@ def test_the_share_follows_its_schedule():
     assert made == [round(4 * 0.5 * (1 - step / 39)) for step in range(40)]
     assert [made.count(n) for n in (2, 1, 0)] == [10, 20, 10]  # 2.0 to 1.5, to 0.5, to 0: a half rounds to the even
     assert all((pairs.batch(step) == again.batch(step)).all() for step in reversed(range(40)))
-    seen = Counter(
-        p for step in range(10, 22) for p in set(labels[pairs.batch(step)])
-    )  # 12 steps of 3 real, 1 synthetic
-    assert {p: n for p, n in seen.items() if p >= 6} == dict.fromkeys(range(6, 10), 3)
-    assert {p: n for p, n in seen.items() if p < 6} == dict.fromkeys(range(6), 6)
+    seen = Counter(p for step in range(10, 22) for p in set(labels[pairs.batch(step)]))  # 12 of 3 real, 1 synthetic
+    assert seen == {**dict.fromkeys(range(6), 6), **dict.fromkeys(range(6, 10), 3)}
 
 
 def test_a_schedule_that_asks_for_too_many_is_refused_before_any_step():
     labels, infrared = city(people=10)
     options = {"identities": 4, "steps": 40, "synthetic_schedule": ((0, 0), (1, 1))}
     refused("3 synthetic identities.* 2", sampler, labels, infrared, synthetic=(labels >= 8) & infrared, **options)
-
-
-def test_too_few_identities_are_counted():
-    refused("7 identities, got 6", sampler, *city(), identities=7)

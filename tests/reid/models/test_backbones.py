@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.models.convolutional import NonLocal
 from dive_fast.reid.models.vit import CLIP, HALF, SIZES, clip, resize_positions, vit
 from dive_fast.reid.models.weights import read_state, resnet50_state
+from dive_fast.types import DiveError
 from tests.support.refusals import refused
 
 TINY = dict(zip(SIZES, (24, 2, 3, 40, 16), strict=True))
@@ -350,10 +352,6 @@ def test_damaged_weights_are_refused(tmp_path):
 
 
 def test_missing_transformers_names_the_extra(monkeypatch):
-    import sys
-
-    from dive_fast.types import DiveError
-
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(DiveError, match=re.escape("pip install 'dive-fast[reid]'")):
-        backbones_conv.resnet50(ModelConfig("resnet50", *IMAGE))
+    message, config = re.escape("pip install 'dive-fast[reid]'"), ModelConfig("resnet50", *IMAGE)
+    refused(message, backbones_conv.resnet50, config, error=DiveError)

@@ -7,11 +7,7 @@ import math
 import pytest
 import torch
 
-from dive_fast.reid.training.losses import (
-    batch_hard_triplet,
-    squared_difference_triplet,
-    weighted_triplet,
-)
+from dive_fast.reid.training.losses import batch_hard_triplet, squared_difference_triplet, weighted_triplet
 
 
 def batch(seed: int, size: int = 12, width: int = 5, people: int = 4):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import runpy
 import shlex
@@ -12,16 +11,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from dive_fast import cli
+from dive_fast.data.writers import write_ids
 from dive_fast.io import read_json
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training import parallel
 from dive_fast.reid.training.config import config_from_dict
-from dive_fast.reid.training.train import train_reid
-from tests.support.city import make_samples
+from tests.support.city import log, make_samples, train, weights
 from tests.support.refusals import refused
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -30,7 +27,7 @@ ACCELERATE = shlex.split(
     "accelerate.commands.accelerate_cli launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no "
     "--main_process_port 0 --num_processes 2"
 )
-COMMAND = shlex.split(
+COMMAND = (
     "reid train --recipe caj --backbone pocket --steps 4 --identities 4 --per-modality 2 --height 64 --width 32 --lr 0.005 "
     "--warmup-epochs 0 --no-nonlocal-blocks --clip 1 --backbone-lr 1 --validation-every-steps 2 --validation-people 2 "
     "--device cpu"
@@ -88,19 +85,17 @@ def test_loss_gradients_and_norms_are_those_of_the_whole_batch(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_run_that_one_leaves(tmp_path, capsys):
+def test_two_processes_leave_the_run_that_one_leaves(tmp_path, run):
     """The command on CAJ's three-part batches, with validation, started by accelerate: the same run, to rounding."""
     make_samples(tree := tmp_path / "tree", range(1, 9), (1, 2, 3, 6), each=2)
-    (tree / "exp").mkdir()
-    for name, people in (("train", "1,2,3,4,5,6,7,8"), ("val", ""), ("test", "")):
-        (tree / "exp" / f"{name}_id.txt").write_text(people + "\n")
+    write_ids(tree, train=[f"{pid:04d}" for pid in range(1, 9)], val=(), test=())
     one, two = tmp_path / "one", tmp_path / "two"
-    with pytest.raises(SystemExit) as stop:
-        cli.main([*COMMAND, "--real", f"sysu:{tree}", "--out", str(one)])
-    assert not stop.value.code
-    said = start(ACCELERATE, "-m", "dive_fast.cli", *COMMAND, "--real", f"sysu:{tree}", "--out", two)
-    assert said == capsys.readouterr().out.replace("/one", "/two") and "48 images of 6 identities" in said
-    rows = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (one, two)]
+    line = f"{COMMAND} --real sysu:{tree} --out"
+    code, out, error = run(line, one)
+    assert code == 0, error
+    said = start(ACCELERATE, "-m", "dive_fast.cli", *shlex.split(line), two)
+    assert said == out.replace("/one", "/two") and "48 images of 6 identities" in said
+    rows = log(one), log(two)
     assert [row.keys() for row in rows[0]] == [row.keys() for row in rows[1]]
     # Sums in another order, and what steps make of it.
     for name, tolerance in {"loss": 1e-3, "gradient_norm": 5e-3}.items():
@@ -109,7 +104,7 @@ def test_two_processes_leave_the_run_that_one_leaves(tmp_path, capsys):
     for name in ("pids", "validation", "config", "data"):
         assert records[0][name] == records[1][name]
     assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
-    ours, theirs = (load_file(out / "model.safetensors") for out in (one, two))
+    ours, theirs = weights(one), weights(two)
     torch.manual_seed(0)
     fresh = ReidModel(config_from_dict(records[0]["config"], "").model, 6).state_dict()
     names = [name for name in ours if name.endswith("weight")]
@@ -120,9 +115,9 @@ def test_two_processes_leave_the_run_that_one_leaves(tmp_path, capsys):
 def test_a_batch_that_cannot_be_shared_is_refused(city, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "rank_and_size", lambda: (1, 3))
     assert parallel.my_rows(36, 9) == slice(12, 24)
-    refused("3 processes .*4 identities", train_reid, city["train"], tiny, tmp_path, progress=False)
+    refused("3 processes .*4 identities", train, city["train"], tiny, tmp_path)
     monkeypatch.setattr(parallel, "rank_and_size", lambda: (1, 2))
-    refused("--missing visible", train_reid, city["train"], replace(tiny, missing="visible"), tmp_path, progress=False)
+    refused("--missing visible", train, city["train"], replace(tiny, missing="visible"), tmp_path)
 
 
 def test_alone_nothing_changes():

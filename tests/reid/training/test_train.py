@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from dive_fast.io import read_json, write_json
 from dive_fast.reid.data import dataset
@@ -22,22 +22,15 @@ from dive_fast.reid.training import checkpoint
 from dive_fast.reid.training import train as training
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.reid.training.config import ReidConfig, ValidationConfig, config_from_dict, learning_rate
-from dive_fast.reid.training.train import train_reid
 from dive_fast.reid.training.train_state import MOST_SKIPPED, TrainState
 from dive_fast.types import DiveError, to_dict
+from tests.support.city import log, weights
+from tests.support.city import train as run
 from tests.support.refusals import refused
-
-
-def weights(out):
-    return load_file(out / "model.safetensors")
 
 
 def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def run(samples, config, out, **options):
-    return train_reid(samples, config, out, progress=False, **options)
 
 
 @pytest.mark.slow
@@ -51,14 +44,15 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(city, tiny, tmp_path):
     assert torch.equal(torch.rand(1), drawn)  # the global generator is left alone
     third = run(city["train"], replace(tiny, seed=1), tmp_path / "c")
     assert equal(weights(first), weights(second)) and not equal(weights(first), weights(third))
-    rows = [json.loads(line) for line in (first / "log.jsonl").read_text().splitlines()]
+    rows = log(first)
     assert [row["step"] for row in rows] == list(range(1, 7))
     assert set(rows[0]) == {"step", "lr", "loss", "cross_entropy", "triplet", "accuracy", "gradient_norm"}
     assert sorted(p.name for p in first.iterdir()) == ["log.jsonl", "model.safetensors", "reid.json"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_result(city, tiny, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_result_and_a_cache_changes_nothing(city, tiny, tmp_path, monkeypatch):
     whole = run(city["train"], tiny, tmp_path / "whole")
+    again = partial(run, city["train"], tiny, tmp_path / "stopped", save_every=2, cache=tmp_path / "cache")
     batch = PairSampler.batch
 
     def stop(self, step):
@@ -68,11 +62,11 @@ def test_a_stopped_run_goes_on_to_the_same_result(city, tiny, tmp_path, monkeypa
 
     monkeypatch.setattr(PairSampler, "batch", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(city["train"], tiny, tmp_path / "stopped", save_every=2)
+        again()
     assert (tmp_path / "stopped" / "state.pt").exists() and not (tmp_path / "stopped" / "reid.json").exists()
     monkeypatch.setattr(PairSampler, "batch", batch)
-    resumed = run(city["train"], tiny, tmp_path / "stopped", save_every=2)
-    assert equal(weights(whole), weights(resumed))
+    resumed = again()
+    assert equal(weights(whole), weights(resumed)) and list((tmp_path / "cache").glob("images-*.u8"))
     assert (resumed / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
 
 
@@ -102,24 +96,21 @@ def test_moved_data_are_the_same_data(city, tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_step(city, tiny, tmp_path):
-    with pytest.raises(DiveError, match=r"at step \d+ .*lower lr"):
-        run(city["train"], replace(tiny, lr=1e20, warmup=0, optimizer="sgd"), tmp_path)
+    config = replace(tiny, lr=1e20, warmup=0, optimizer="sgd")
+    refused(r"at step \d+ .*lower lr", run, city["train"], config, tmp_path, error=DiveError)
 
 
 def test_identities_without_infrared(city, tiny, tmp_path):
     samples = city["train"] + city["external"]
-    visible = run(samples, replace(tiny, missing="visible", steps=2), tmp_path / "visible")
-    dropped = run(samples, replace(tiny, missing="drop", steps=2), tmp_path / "dropped")
-    assert read_json(visible / "reid.json", "")["dropped"] == []
-    assert read_json(dropped / "reid.json", "")["dropped"] == ["0021", "0022", "0023", "0024"]
+    for missing, dropped in (("visible", []), ("drop", ["0021", "0022", "0023", "0024"])):
+        out = run(samples, replace(tiny, missing=missing, steps=2), tmp_path / missing)
+        assert read_json(out / "reid.json", "")["dropped"] == dropped
 
 
 @pytest.mark.slow
 def test_epochs_hard_triplets_sgd_and_average_pooling(city, tiny, tmp_path):
-    config = replace(
-        tiny, model=replace(tiny.model, pooling="avg"), steps=None, epochs=2, triplet="hard", optimizer="sgd"
-    )
-    config = replace(config, schedule="step", backbone_lr=0.1, synthetic_share=0.5)
+    config = replace(tiny, model=replace(tiny.model, pooling="avg"), schedule="step", optimizer="sgd", backbone_lr=0.1)
+    config = replace(config, steps=None, epochs=2, triplet="hard", synthetic_share=0.5)
     out = run(city["train"] + city["external"] + city["external_ir"], config, tmp_path)
     record = read_json(out / "reid.json", "")
     assert record["steps"] == 2 * 9  # 8 x 6 + 4 x 6 visible images, 8 in a batch
@@ -148,12 +139,11 @@ def test_a_checkpoint_loads_as_it_was_and_damage_is_noticed(city, tiny, tmp_path
 
 
 def test_config_survives_json_and_refuses_what_it_does_not_know(tiny):
-    stored = json.loads(json.dumps(to_dict(tiny)))
-    assert config_from_dict(stored, "x") == tiny
-    full = replace(
-        tiny, synthetic_schedule=((0.0, 0.5), (1.0, 0.0)), validation=ValidationConfig(4), drop_epochs=(1, 2)
-    )
-    assert config_from_dict(json.loads(json.dumps(to_dict(full))), "x") == full
+    shares = ((0.0, 0.5), (1.0, 0.0))
+    full = replace(tiny, synthetic_schedule=shares, validation=ValidationConfig(4), drop_epochs=(1, 2))
+    for config in (full, tiny):
+        stored = json.loads(json.dumps(to_dict(config)))
+        assert config_from_dict(stored, "x") == config
     assert config_from_dict({}, "x") == ReidConfig()
     for name in ("drops", "synthetic_schedule"):
         refused(f"{name} .*got 3", config_from_dict, {**stored, name: 3}, "x")
@@ -182,9 +172,8 @@ def test_cajs_batch_has_every_visible_image_twice(drawn, tiny):
     for view, row in zip(seen[16:], visible, strict=True):
         channels = [normalise(images.images[row][c].expand(1, 3, -1, -1))[0] for c in range(3)]
         assert sum(torch.allclose(view, channel, atol=1e-5) for channel in channels) == 1
-    assert torch.equal(
-        seen[:16], make_batch(images, sampler, 3, replace(config, exchange_view=False)).pixels(config, "cpu")
-    )
+    single = make_batch(images, sampler, 3, replace(config, exchange_view=False))
+    assert torch.equal(seen[:16], single.pixels(config, "cpu"))
 
 
 def test_batches_ahead_are_the_batches_of_their_steps(drawn, tiny):
@@ -221,8 +210,8 @@ def test_a_gradient_that_is_not_finite_names_the_step(drawn, tiny):
     images, sampler = drawn
     state = TrainState(tiny, len(images.pids), "cpu")
     state.parameters[0].register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(DiveError, match=r"gradient's norm is (inf|nan) at step 7 \(loss \d.*lower lr"):
-        state.step(make_batch(images, sampler, 0, tiny), 1.0, 7)
+    message = r"gradient's norm is (inf|nan) at step 7 \(loss \d.*lower lr"
+    refused(message, state.step, make_batch(images, sampler, 0, tiny), 1.0, 7, error=DiveError)
 
 
 @pytest.mark.slow
@@ -233,10 +222,8 @@ def test_half_precision_learns_resumes_and_stays_near(city, tiny, tmp_path, monk
     plain, whole = run(city["train"], tiny, tmp_path / "fp32"), run(city["train"], half, tmp_path / "whole")
     assert {t.dtype for t in weights(whole).values()} == {torch.float32, torch.int64}
     assert not equal(weights(plain), weights(whole))
-    losses = [
-        [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()] for out in (plain, whole)
-    ]
-    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02) and losses[0][0] != losses[1][0]
+    first, second = (log(out)[0]["loss"] for out in (plain, whole))
+    assert second == pytest.approx(first, rel=0.02) and first != second
     monkeypatch.setattr(checkpoint, "finish", lambda *a: None)
     run(city["train"], half, tmp_path / "stopped", save_every=3)
     state = torch.load(tmp_path / "stopped" / "state.pt", weights_only=True)
@@ -260,20 +247,14 @@ def test_a_loss_scale_too_high_is_lowered_and_one_that_never_fits_is_an_error(ci
     other.scaler.load_state_dict({**state.scaler.state_dict(), "scale": 1024.0})
     assert other.step(batch, 1.0, 2)["skipped"] == other.skipped == 0
     state.skipped = MOST_SKIPPED - 1
-    with pytest.raises(DiveError, match=rf"at step 20 .*for {MOST_SKIPPED} steps in a row.*fp32 .now fp16"):
-        state.step(batch, 1.0, 20)
+    message = f"at step 20 .*for {MOST_SKIPPED} steps in a row.*fp32 .now fp16"
+    refused(message, state.step, batch, 1.0, 20, error=DiveError)
 
 
 def test_people_that_do_not_fit_are_refused_before_any_image_is_decoded(city, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "load_images", None)
     refused("0021", run, city["train"] + city["external"], tiny, tmp_path)
     refused("more than once", run, city["train"] * 2, tiny, tmp_path)
-
-
-def test_a_cache_changes_nothing(city, tiny, tmp_path):
-    plain = run(city["train"], tiny, tmp_path / "plain")
-    cached = run(city["train"], tiny, tmp_path / "cached", cache=tmp_path / "cache")
-    assert equal(weights(plain), weights(cached)) and list((tmp_path / "cache").glob("images-*.u8"))
 
 
 def test_a_tensorboard_log_names_the_extra_or_is_written(city, tiny, tmp_path, monkeypatch):
@@ -288,6 +269,5 @@ def test_a_tensorboard_log_names_the_extra_or_is_written(city, tiny, tmp_path, m
     out = run(city["train"], config, tmp_path, tensorboard=True)
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [e.value for e in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([row["loss"] for row in log(out)])
     assert [e.step for e in events.Scalars("val_map")] == [3, 6]

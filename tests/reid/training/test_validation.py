@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from dive_fast.data.writers import new_path, sysu_name, write_ids
+from dive_fast.data.writers import write_ids
 from dive_fast.io import read_json, sha256_file
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.data.sampler import PairSampler
@@ -19,11 +16,10 @@ from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.checkpoint import load_model
 from dive_fast.reid.training.config import ValidationConfig
-from dive_fast.reid.training.train import train_reid
 from dive_fast.reid.training.validation import check_validation, held_out, refuse_test_people, split
 from dive_fast.types import DiveError
-from tests.support.city import photo
-from tests.support.cli import Run
+from tests.support.city import log, make_samples, train, weights
+from tests.support.cli import last_json
 from tests.support.refusals import refused
 
 
@@ -33,10 +29,6 @@ def held(tiny):
     return replace(
         tiny, steps=12, lr=0.02, warmup=0.0, schedule="step", drops=(), validation=ValidationConfig(3, every_steps=2)
     )
-
-
-def log(out):
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def test_people_are_drawn_among_those_with_both_real_modalities(city):
@@ -75,9 +67,9 @@ def test_sets_that_would_choose_wrongly_are_refused(city):
 
 @pytest.mark.slow
 def test_the_best_weights_are_kept_named_and_loaded(city, held, tmp_path):
-    out = train_reid(city["train"], held, tmp_path, progress=False)
-    rows, record = log(out), read_json(out / "reid.json", "")
-    scored = {row["step"]: row["val_map"] for row in rows if "val_map" in row}
+    out = train(city["train"], held, tmp_path)
+    record = read_json(out / "reid.json", "")
+    scored = {row["step"]: row["val_map"] for row in log(out) if "val_map" in row}
     assert list(scored) == [2, 4, 6, 8, 10, 12]
     best = max(scored, key=scored.get)
     assert scored[best] > scored[12], "a run whose last weights are its best shows nothing here"
@@ -101,7 +93,7 @@ def test_the_best_weights_are_kept_named_and_loaded(city, held, tmp_path):
 
 
 def test_without_a_validation_there_is_no_best(city, tiny, tmp_path):
-    out = train_reid(city["train"], replace(tiny, steps=2), tmp_path, progress=False)
+    out = train(city["train"], replace(tiny, steps=2), tmp_path)
     assert load_model(out)[2]["which"] == "last"
     refused("no validation", load_model, out, which="best")
 
@@ -109,21 +101,21 @@ def test_without_a_validation_there_is_no_best(city, tiny, tmp_path):
 @pytest.mark.slow
 def test_validating_changes_nothing_of_the_training(city, held, tmp_path):
     """The same people left out by hand and no validation: the same last weights."""
-    out = train_reid(city["train"], held, tmp_path / "with", progress=False)
+    out = train(city["train"], held, tmp_path / "with")
     people = read_json(out / "reid.json", "")["validation"]["people"]
     rest = [s for s in city["train"] if s.pid not in people]
-    plain = train_reid(rest, replace(held, validation=ValidationConfig()), tmp_path / "without", progress=False)
-    a, b = (load_file(folder / "model.safetensors") for folder in (out, plain))
+    plain = train(rest, replace(held, validation=ValidationConfig()), tmp_path / "without")
+    a, b = weights(out), weights(plain)
     assert all(torch.equal(a[name], b[name]) for name in b)
     scored = replace(held, validation=ValidationConfig(every_steps=2))
     val = [s for s in city["train"] if s.pid in people]
-    given = train_reid(rest, scored, tmp_path / "given", progress=False, val=val)
+    given = train(rest, scored, tmp_path / "given", val=val)
     assert read_json(given / "reid.json", "")["best"]["val_map"] == read_json(out / "reid.json", "")["best"]["val_map"]
 
 
 @pytest.mark.slow
 def test_a_stopped_run_chooses_what_it_would_have_chosen(city, held, tmp_path, monkeypatch):
-    whole = train_reid(city["train"], held, tmp_path / "whole", progress=False)
+    whole = train(city["train"], held, tmp_path / "whole")
     batch = PairSampler.batch
     for stop_at in (5, 10):
 
@@ -134,26 +126,25 @@ def test_a_stopped_run_chooses_what_it_would_have_chosen(city, held, tmp_path, m
 
         monkeypatch.setattr(PairSampler, "batch", stop)
         with pytest.raises(KeyboardInterrupt):
-            train_reid(city["train"], held, tmp_path / "stopped", progress=False, save_every=3)
+            train(city["train"], held, tmp_path / "stopped", save_every=3)
     monkeypatch.setattr(PairSampler, "batch", batch)
-    resumed = train_reid(city["train"], held, tmp_path / "stopped", progress=False, save_every=3)
-    for name in ("best.safetensors", "model.safetensors", "log.jsonl"):
+    resumed = train(city["train"], held, tmp_path / "stopped", save_every=3)
+    for name in ("best.safetensors", "model.safetensors", "log.jsonl", "reid.json"):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
-    assert read_json(resumed / "reid.json", "") == read_json(whole / "reid.json", "")
 
 
 def test_features_that_cannot_be_scored_name_the_step(city, held, tmp_path, monkeypatch):
     embed = ReidModel.embed
     monkeypatch.setattr(ReidModel, "embed", lambda *a: embed(*a) * float("nan"))
     with pytest.raises(DiveError, match=r"validation after step 2: .*NaN.*lower lr") as caught:
-        train_reid(city["train"], held, tmp_path, progress=False)
+        train(city["train"], held, tmp_path)
     assert caught.value.exit_code == 1
 
 
 @pytest.mark.slow
 def test_validation_every_epoch_by_default(city, held, tmp_path):
     config = replace(held, steps=14, validation=ValidationConfig(people=3))
-    out = train_reid(city["train"], config, tmp_path, progress=False)  # 5 x 6 images, 8 in a batch: 4 steps an epoch
+    out = train(city["train"], config, tmp_path)  # 5 x 6 images, 8 in a batch: 4 steps an epoch
     assert [row["step"] for row in log(out) if "val_map" in row] == [4, 8, 12, 14]
 
 
@@ -161,54 +152,49 @@ def test_validation_every_epoch_by_default(city, held, tmp_path):
 def tree(tmp_path_factory):
     """A SYSU tree: people 1 to 5 to train, 6 to 8 to validate, 9 to test."""
     root = tmp_path_factory.mktemp("tree")
-    for pid in range(1, 10):
-        for camera in (1, 2, 3, 6):
-            for number in (1, 2):
-                path = new_path(root, sysu_name(f"cam{camera}", f"{pid:04d}", number))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                photo(pid, camera, number).save(path)
+    make_samples(root, range(1, 10), (1, 2, 3, 6), each=2)
     names = [f"{pid:04d}" for pid in range(1, 10)]
     write_ids(root, train=names[:5], val=names[5:8], test=names[8:])
     return root
 
 
-SMALL = ["--device", "cpu", "--steps", 2, "--identities", 4, "--per-modality", 2, "--height", 64, "--width", 32]
+@pytest.fixture
+def command(tree, tmp_path):
+    small = "--device cpu --steps 2 --identities 4 --per-modality 2 --height 64 --width 32"
+    return f"reid train --real sysu:{tree} --out {tmp_path}/out {small}"
 
 
-def test_the_command_takes_a_val_list_and_leaves_its_people_out(tree, tmp_path, run: Run):
-    sets = ["--real", f"sysu:{tree}", "--val", f"sysu:{tree}"]
-    code, out, error = run("reid", "train", *sets, "--out", tmp_path / "a", *SMALL, "--json")
+def test_the_command_takes_a_val_list_and_leaves_its_people_out(command, tree, tmp_path, run):
+    code, out, error = run(f"{command} --val sysu:{tree} --json")
     assert code == 0, error
     assert "3 people of --val" in error
-    record = read_json(tmp_path / "a" / "reid.json", "")
+    record = read_json(tmp_path / "out" / "reid.json", "")
     assert record["pids"] == ["0001", "0002", "0003", "0004", "0005"]
     assert record["validation"]["people"] == ["0006", "0007", "0008"]
-    assert json.loads(out.splitlines()[-1])["best"]["step"] == 2
+    assert last_json(out)["best"]["step"] == 2
 
 
-def test_the_command_refuses_test_people_for_validation(tree, tmp_path, run: Run):
+def test_the_command_refuses_test_people_for_validation(command, tree, tmp_path, run):
     vals = {f"sysu:{tree},split=test": "0009", f"sysu:{tree},split=all": "0009", f"llcm:{tree}": "llcm"}
     for val, message in vals.items():
-        code, _, error = run("reid", "train", "--real", f"sysu:{tree}", "--val", val, "--out", tmp_path / "b", *SMALL)
+        code, _, error = run(f"{command} --val {val}")
         assert code == 2 and message in error
-    assert not (tmp_path / "b").exists()
+    assert not (tmp_path / "out").exists()
 
 
-def test_the_command_passes_recipes_and_settings_on(tree, tmp_path, run: Run):
-    changed = shlex.split("--recipe caj --backbone pocket --no-nonlocal-blocks --drop-epochs 2,3 --lr 0.01")
-    arguments = ["--real", f"sysu:{tree}", "--out", tmp_path / "c", *SMALL, *changed, "--validation-people", 2]
-    code, _, error = run("reid", "train", *arguments)
-    assert code == 0, error
-    config = read_json(tmp_path / "c" / "reid.json", "")["config"]
+def test_the_command_passes_recipes_and_settings_on(command, tmp_path, run, step):
+    changed = "--recipe caj --backbone pocket --no-nonlocal-blocks --drop-epochs 2,3 --lr 0.01"
+    step(f"{command} {changed} --validation-people 2")
+    config = read_json(tmp_path / "out" / "reid.json", "")["config"]
     changed = {"triplet": "squared", "exchange_view": True, "drop_epochs": [2, 3], "lr": 0.01}
     assert {name: config[name] for name in changed} == changed
     assert (config["steps"], config["epochs"], config["smoothing"], config["seed"]) == (2, None, 0, 0)
     assert config["model"] == config["model"] | {"backbone": "pocket", "height": 64, "stripes": 1}
     for bad, message in (
-        (["--erase", "2"], "--erase"),
-        (["--speed", "3"], "--speed"),
-        (["--synthetic-schedule", "0-1"], "PART:SHARE"),
-        (["--synthetic-schedule", "0:0.5,1:0", "--synthetic-share", "0.5"], "not both"),
+        ("--erase 2", "--erase"),
+        ("--speed 3", "--speed"),
+        ("--synthetic-schedule 0-1", "PART:SHARE"),
+        ("--synthetic-schedule 0:0.5,1:0 --synthetic-share 0.5", "not both"),
     ):
-        code, _, error = run("reid", "train", "--real", f"sysu:{tree}", "--out", tmp_path / "d", *SMALL, *bad)
+        code, _, error = run(f"{command} {bad}")
         assert code == 2 and message in error
