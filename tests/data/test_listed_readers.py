@@ -22,9 +22,7 @@ from tests.support.trees import names, touch, write
 def regdb(tmp_path: Path) -> Path:
     """Trial 2 trains on persons 285 and 9, whom its lists call 0 and 1, and tests on 7."""
     visible = [
-        "Visible/285/male_back_v_05528_285.bmp",
-        "Visible/9/female_v_00010_9.bmp",
-        "Visible/9/female_v_00009_9.bmp",
+        f"Visible/{name}.bmp" for name in ("285/male_back_v_05528_285", "9/female_v_00010_9", "9/female_v_00009_9")
     ]
     thermal = ["Thermal/285/male_back_t_04011_285.bmp", "Thermal/9/female_t_00001_9.bmp"]
     touch(tmp_path, *visible, *thermal, "Visible/7/a_v_1_7.bmp", "Thermal/7/a_t_1_7.bmp", "Visible/8/unlisted.bmp")
@@ -59,11 +57,8 @@ def test_regdb_errors(regdb: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def llcm(tmp_path: Path) -> Path:
     """Trains on persons 1 and 3; tests on 2, whom camera 3 sees in RGB only, and on 5, of whom there is nothing."""
-    vis = [
-        "vis/0003/0003_c01_s185535_f7010_vis.jpg",
-        "vis/0001/0001_c09_s1_f1_vis.jpg",
-        "vis/0001/0001_c01_s1_f1_vis.jpg",
-    ]
+    names = ("0003/0003_c01_s185535_f7010", "0001/0001_c09_s1_f1", "0001/0001_c01_s1_f1")
+    vis = [f"vis/{name}_vis.jpg" for name in names]
     nir = ["nir/0001/0001_c09_s1_f2_nir.jpg", "nir/0003/0003_c02_s1_f2_nir.jpg"]
     touch(
         tmp_path, *vis, *nir, "test_vis/cam3/0002/0002_c03_s1_f1_vis.jpg", "test_vis/cam1/0002/0002_c01_s1_f1_vis.jpg"

@@ -13,6 +13,7 @@ from torch.nn import functional
 from dive_kernels.geglu import api, geglu
 from dive_kernels.geglu.reference import geglu_reference
 from tests.support.kernel_cases import DEVICE, assert_as_good_as_torch, check_auto, every_type, shape_id
+from tests.support.refusals import refused
 
 # Tokens, K, N: Stable Diffusion's K, sizes inside one tile, around its borders and no multiple of anything.
 SHAPES = [(1, 40, 24), (17, 320, 136), (130, 40, 1280), (31, 41, 33), (1, 1, 1), (64, 64, 128), (300, 8, 40)]
@@ -70,8 +71,7 @@ def test_empty_batch() -> None:
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a second device")
 def test_tensors_in_two_places_are_refused() -> None:
     x, weight, bias = inputs(3, 16, 8, torch.float32)
-    with pytest.raises(ValueError, match="weight is on cpu, x on cuda"):
-        geglu(x, weight.cpu(), bias, impl="eager")
+    refused("weight is on cpu, x on cuda", geglu, x, weight.cpu(), bias, impl="eager", error=ValueError)
 
 
 def test_auto_takes_what_the_table_says(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError
 from tests.support.merging import agw_arrays, agw_lines, dataset, drop, joined, provenance, save_records, sysu
 from tests.support.refusals import refused
-from tests.support.trees import contents, photo
+from tests.support.trees import contents, names, photo
 from tests.support.trees import write as write_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*seen in one modality")
@@ -46,8 +46,7 @@ def test_sysu_tree(tmp_path: Path, real: Path, pairs: Path) -> None:
     before = contents(real), contents(pairs)
     out = joined(tmp_path / "new", "sysu", [f"sysu:{real}"], [str(pairs)], same_people=True)
     assert (contents(real), contents(pairs)) == before
-    got = [s.path.relative_to(out).as_posix() for s in read_sysu(out, "trainval")]
-    assert got == [
+    assert names(read_sysu(out, "trainval"), out) == [
         f"{camera}/{pid}/000{file}"
         for camera in ("cam1", "cam3")
         for pid, files in (("0001", "1.jpg 7.jpg 8.png 9.png"), ("0002", "1.jpg 7.jpg"), ("0005", "1.png 2.png"))
@@ -147,10 +146,10 @@ def regdb(root: Path) -> Path:
     """Trial 2 trains on 285 and 9 and tests on 7."""
     for kind, letter in (("Visible", "v"), ("Thermal", "t")):
         for split, people in (("train", (285, 9)), ("test", (7,))):
-            names = [f"{kind}/{pid}/male_back_{letter}_0001_{pid}.bmp" for pid in people]
-            for name in names:
+            files = [f"{kind}/{pid}/male_back_{letter}_0001_{pid}.bmp" for pid in people]
+            for name in files:
                 photo(root / name, len(name))
-            write_lines(root / f"idx/{split}_{kind.lower()}_2.txt", *(f"{n} {i}" for i, n in enumerate(names)))
+            write_lines(root / f"idx/{split}_{kind.lower()}_2.txt", *(f"{n} {i}" for i, n in enumerate(files)))
     return root
 
 
@@ -169,19 +168,17 @@ def test_regdb(tmp_path: Path) -> None:
         stacked = np.array([np.array(Image.open(out / name).resize((144, 288))) for name in files])
         assert stacked.shape == (4, 288, 144, 3)
     assert [s.pid for s in read_regdb(out, "train", 2)] == ["0009", "0285", "0285", "0300"] * 2
-    assert [s.path.relative_to(out) for s in read_regdb(out, "test", 2)] == [
-        s.path.relative_to(real) for s in read_regdb(real, "test", 2)
-    ]
+    assert names(read_regdb(out, "test", 2), out) == names(read_regdb(real, "test", 2), real)
 
 
 def test_llcm(tmp_path: Path) -> None:
     real = tmp_path / "LLCM"
     shown = product(("vis", "nir"), ("0001", "0003"), (1, 2))
-    names = [f"{kind}/{pid}/{pid}_c0{camera}_s1_f1_{kind}.jpg" for kind, pid, camera in shown]
-    for name in [*names, *(f"test_{kind}/cam1/0002/0002_c01_s1_f1_{kind}.jpg" for kind in ("vis", "nir"))]:
+    trained = [f"{kind}/{pid}/{pid}_c0{camera}_s1_f1_{kind}.jpg" for kind, pid, camera in shown]
+    for name in [*trained, *(f"test_{kind}/cam1/0002/0002_c01_s1_f1_{kind}.jpg" for kind in ("vis", "nir"))]:
         photo(real / name)
     for kind in ("vis", "nir"):
-        listed = [name for name in names if name.startswith(kind)]
+        listed = [name for name in trained if name.startswith(kind)]
         write_lines(real / f"idx/train_{kind}.txt", *(f"{n} {int('0003' in n)}" for n in listed))
     write_lines(real / "idx/test_id.txt", "2")
     made = dataset(tmp_path / "pairs", ["0001", "0004"], pairs=1)
@@ -197,12 +194,12 @@ def test_llcm(tmp_path: Path) -> None:
 
 
 def market(root: Path) -> Path:
-    for folder, names in (
+    for folder, stems in (
         ("bounding_box_train", "0002_c1s1_000451_03 0002_c1s2_000007_01 0007_c3s1_000001_01"),
         ("query", "0003_c1s1_000001_00"),
         ("bounding_box_test", "0003_c2s1_000001_00 -1_c2s1_000002_00"),
     ):
-        for name in names.split():
+        for name in stems.split():
             photo(root / folder / f"{name}.jpg", len(folder))
     return root
 
@@ -210,10 +207,10 @@ def market(root: Path) -> Path:
 def test_market(tmp_path: Path) -> None:
     real, made = market(tmp_path / "Market"), dataset(tmp_path / "pairs", ["0002", "0009"], pairs=1)
     out = joined(tmp_path / "new", "market", [f"market:{real}"], [str(made)], same_people=True)
-    names = sorted(path.name for path in (out / "bounding_box_train").glob("*.jpg"))  # as torchreid and fast-reid look
+    found = sorted(path.name for path in (out / "bounding_box_train").glob("*.jpg"))  # as torchreid and fast-reid look
     expected = "0002_c1s1_000451_03 0002_c1s1_000452_00 0002_c1s2_000007_01 0002_c3s1_000001_00 0007_c3s1_000001_01 "
-    assert [Path(name).stem for name in names] == (expected + "0009_c1s1_000001_00 0009_c3s1_000001_00").split()
-    assert [s.path.name for s in read_market(out)] == names
+    assert [Path(name).stem for name in found] == (expected + "0009_c1s1_000001_00 0009_c3s1_000001_00").split()
+    assert [s.path.name for s in read_market(out)] == found
     for folder in ("query", "bounding_box_test"):
         assert contents(out / folder) == contents(real / folder)
     with Image.open(out / "bounding_box_train/0009_c1s1_000001_00.jpg") as image:

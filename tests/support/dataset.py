@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,33 +77,34 @@ def make_dataset(out: Path, people: int = 3, pairs: int = 4, shards: int | None 
 
 def raw_records(out: Path) -> list[dict]:
     """The manifest's lines, read with json alone."""
-    lines = [line for path in sorted((out / "shards").iterdir()) for line in path.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
+    return [row for path in sorted((out / "shards").iterdir()) for row in _rows(path)]
+
+
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _write_rows(path: Path, rows: Iterable[object]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def change_records(out: Path, change: Callable[[dict], object]) -> None:
     """Applies `change` to every record."""
     for path in (out / "shards").iterdir():
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = _rows(path)
         for row in rows:
             change(row)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _write_rows(path, rows)
 
 
 def add_scores(out: Path, score: Callable[[int], Mapping[str, Mapping[str, float]] | None]) -> None:
     """`score` gives {"rgb": {...}, "ir": {...}} of a pair by its number; None leaves the pair out."""
     (out / "scores").mkdir()
-    number = 0
+    number = count()
     for path in sorted((out / "shards").iterdir()):
-        lines = []
-        for line in path.read_text().splitlines():
-            found = score(number)
-            number += 1
-            if found is not None:
-                lines.append(json.dumps({"pair_id": json.loads(line)["spec"]["pair_id"], **found}) + "\n")
-        (out / "scores" / path.name).write_text("".join(lines))
+        scored = [(row["spec"]["pair_id"], score(next(number))) for row in _rows(path)]
+        _write_rows(out / "scores" / path.name, ({"pair_id": i, **found} for i, found in scored if found is not None))
 
 
 def drop(out: Path, reasons: Sequence[tuple[str, list[str]]]) -> None:
-    lines = [json.dumps({"pair_id": pair_id, "reasons": why}) + "\n" for pair_id, why in reasons]
-    (out / "dropped.jsonl").write_text("".join(lines))
+    _write_rows(out / "dropped.jsonl", ({"pair_id": pair_id, "reasons": why} for pair_id, why in reasons))
