@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -359,10 +358,10 @@ def test_the_command_hands_its_options_on(tmp_path, monkeypatch, run):
     monkeypatch.setattr(show, "show_retrieval", show_retrieval)
     monkeypatch.setattr(reid_show, "join_training", lambda real, sets, datasets, same: [*sets, *datasets])
     monkeypatch.setattr(reid_show, "test_sides", lambda data, protocol: ([], []))
-    options = ["reid", "show", "--checkpoint", "c", "--test", "sysu:s", "--out", str(tmp_path), "--device", "cpu"]
-    assert run(*options)[0] == 0
+    line = f"reid show --checkpoint c --test sysu:s --out {tmp_path} --device cpu"
+    assert run(line)[0] == 0
     assert seen["config"] == ShowConfig() and seen["features_of"] is None and seen["protocol"] == Protocol()
-    changed = shlex.split("--queries 2 --orders worst,random --top 5 --shown-trial 3 --per-page 9 --seed 7")
-    assert run(*options, *changed, *shlex.split("--images 0 --no-flip --protocol sysu --synthetic pairs"))[0] == 0
+    changed = "--queries 2 --orders worst,random --top 5 --shown-trial 3 --per-page 9 --seed 7"
+    assert run(f"{line} {changed} --images 0 --no-flip --protocol sysu --synthetic pairs")[0] == 0
     assert seen["config"] == ShowConfig(2, ("worst", "random"), 5, 3, 9, images=0, seed=7, flip=False)
     assert seen["features_of"] == [Path("pairs")] and seen["protocol"].name == "sysu"
