@@ -33,9 +33,8 @@ def unit(rng, rows, dims=6):
 
 def sides(rng, people=6, rule="sysu"):
     """Queries by cameras 3 and 6, a gallery by cameras 1 to 4, the last query's person not in it."""
-    query = [
-        Sample(Path(f"q{i}"), f"{i % (people + 1):03d}", f"cam{3 + 3 * (i % 2)}", modality="ir") for i in range(20)
-    ]
+    pids = [f"{i % (people + 1):03d}" for i in range(20)]
+    query = [Sample(Path(f"q{i}"), pid, f"cam{3 + 3 * (i % 2)}", modality="ir") for i, pid in enumerate(pids)]
     gallery = [Sample(Path(f"g{i}"), f"{rng.integers(people):03d}", f"cam{i % 4 + 1}") for i in range(60)]
     return query, gallery, (unit(rng, 20), unit(rng, 60))
 
@@ -310,9 +309,8 @@ def test_a_folder_belongs_to_one_choice(city, checkpoint, tmp_path):
 
     page = run(tmp_path / "a")
     before = page.read_bytes()
-    (page.parent / "show.json").write_text(
-        json.dumps({**json.loads((page.parent / "show.json").read_text()), "finished": False})
-    )
+    record = json.loads((page.parent / "show.json").read_text())
+    (page.parent / "show.json").write_text(json.dumps({**record, "finished": False}))
     page.unlink()
     assert run(tmp_path / "a").read_bytes() == before  # an interrupted one is made again
     for change in ({"config": replace(config, top=3)}, {"query": city["query"][:-1]}, {"dataset": "other"}):
