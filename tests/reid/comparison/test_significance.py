@@ -85,9 +85,7 @@ def test_people_are_counted_and_not_their_queries():
     pids = np.repeat(["a", "b", "c"], 50)
     base = np.random.default_rng(0).uniform(0.2, 0.6, 150)
     found = against("base", {"base": [40.0, 41.0], "ours": [45.0, 46.0]}, {"base": base, "ours": base + 0.05}, pids)
-    assert found["ours"].people == PeopleTest(
-        150, 3, pytest.approx(5), pytest.approx(5), pytest.approx(5), 0.25, 0.25, True
-    )
+    assert found["ours"].people == PeopleTest(150, 3, *[pytest.approx(5)] * 3, 0.25, 0.25, True)
     assert found["ours"].verdict == "not significant"  # the seeds' p is 0
 
 

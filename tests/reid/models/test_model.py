@@ -189,9 +189,8 @@ def test_resnet50_from_local_weights(tmp_path):
     for stem in (model.visible, model.infrared):
         assert torch.equal(stem.state_dict()[name], saved.embedder.state_dict()[name])
     refused("nothing", ReidModel, ModelConfig("resnet50", weights=str(tmp_path / "nothing")), classes=3)
-    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])).save_pretrained(
-        tmp_path / "shallow"
-    )
+    shallow = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4))
+    shallow.save_pretrained(tmp_path / "shallow")
     refused("not a ResNet-50", ReidModel, ModelConfig("resnet50", weights=str(tmp_path / "shallow")), classes=3)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -34,9 +33,8 @@ def unit(rng, rows, dims=6):
 
 def sides(rng, people=6, rule="sysu"):
     """Queries by cameras 3 and 6, a gallery by cameras 1 to 4, the last query's person not in it."""
-    query = [
-        Sample(Path(f"q{i}"), f"{i % (people + 1):03d}", f"cam{3 + 3 * (i % 2)}", modality="ir") for i in range(20)
-    ]
+    pids = [f"{i % (people + 1):03d}" for i in range(20)]
+    query = [Sample(Path(f"q{i}"), pid, f"cam{3 + 3 * (i % 2)}", modality="ir") for i, pid in enumerate(pids)]
     gallery = [Sample(Path(f"g{i}"), f"{rng.integers(people):03d}", f"cam{i % 4 + 1}") for i in range(60)]
     return query, gallery, (unit(rng, 20), unit(rng, 60))
 
@@ -311,9 +309,8 @@ def test_a_folder_belongs_to_one_choice(city, checkpoint, tmp_path):
 
     page = run(tmp_path / "a")
     before = page.read_bytes()
-    (page.parent / "show.json").write_text(
-        json.dumps({**json.loads((page.parent / "show.json").read_text()), "finished": False})
-    )
+    record = json.loads((page.parent / "show.json").read_text())
+    (page.parent / "show.json").write_text(json.dumps({**record, "finished": False}))
     page.unlink()
     assert run(tmp_path / "a").read_bytes() == before  # an interrupted one is made again
     for change in ({"config": replace(config, top=3)}, {"query": city["query"][:-1]}, {"dataset": "other"}):
@@ -359,10 +356,10 @@ def test_the_command_hands_its_options_on(tmp_path, monkeypatch, run):
     monkeypatch.setattr(show, "show_retrieval", show_retrieval)
     monkeypatch.setattr(reid_show, "join_training", lambda real, sets, datasets, same: [*sets, *datasets])
     monkeypatch.setattr(reid_show, "test_sides", lambda data, protocol: ([], []))
-    options = ["reid", "show", "--checkpoint", "c", "--test", "sysu:s", "--out", str(tmp_path), "--device", "cpu"]
-    assert run(*options)[0] == 0
+    line = f"reid show --checkpoint c --test sysu:s --out {tmp_path} --device cpu"
+    assert run(line)[0] == 0
     assert seen["config"] == ShowConfig() and seen["features_of"] is None and seen["protocol"] == Protocol()
-    changed = shlex.split("--queries 2 --orders worst,random --top 5 --shown-trial 3 --per-page 9 --seed 7")
-    assert run(*options, *changed, *shlex.split("--images 0 --no-flip --protocol sysu --synthetic pairs"))[0] == 0
+    changed = "--queries 2 --orders worst,random --top 5 --shown-trial 3 --per-page 9 --seed 7"
+    assert run(f"{line} {changed} --images 0 --no-flip --protocol sysu --synthetic pairs")[0] == 0
     assert seen["config"] == ShowConfig(2, ("worst", "random"), 5, 3, 9, images=0, seed=7, flip=False)
     assert seen["features_of"] == [Path("pairs")] and seen["protocol"].name == "sysu"
