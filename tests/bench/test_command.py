@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,25 +15,24 @@ from dive_fast.bench import compare
 from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.run import Choice, Subject, chosen_backend, open_subject, run_bench
 from dive_fast.bench.timing import Ratio
-from tests.support.cli import Run
+from tests.support.cli import Run, last_json
 from tests.support.refusals import refused
 
-SMALL = "--rows 2,6 --steps 2 --guidance 3 --repeats 2 --rounds 2 --baseline-rows 4 --device cpu"
+Step = Callable[..., dict[str, Any]]
+SMALL = "--backend torch --rows 2,6 --steps 2 --guidance 3 --repeats 2 --rounds 2 --baseline-rows 4 --device cpu"
 
 
 @pytest.mark.slow
-def test_bench_writes_everything_and_capacity_reads_it(tiny_fused: Path, tmp_path: Path, run: Run) -> None:
+def test_bench_writes_everything_and_capacity_reads_it(tiny_fused: Path, tmp_path: Path, run: Run, step: Step) -> None:
     out = tmp_path / "out"
-    given = f"--model {tiny_fused} --backend torch {SMALL} --baselines reference --out {out} --json"
-    code, text, error = run("bench", *given.split())
+    code, text, error = run(f"bench --model {tiny_fused} {SMALL} --baselines reference --out {out} --json")
     assert code == 0, error
     assert "estimate: at least" in error
-    summary, written = json.loads(text.splitlines()[-1]), json.loads((out / "bench.json").read_text())
+    summary, written = last_json(text), json.loads((out / "bench.json").read_text())
     assert {key: summary[key] for key in written} == written
     assert [(row["rows"], row["images"]) for row in written["rows"]] == [(2, 1), (6, 3)]
-    assert written["backend"] == "torch" and written["sampling"]["steps"] == 2
+    assert (written["backend"], written["sampling"]["steps"], written["conditions"]["clock"]) == ("torch", 2, "host")
     assert written["hardware"]["cpu"] and written["versions"]["torch"] and written["commit"]
-    assert written["conditions"]["clock"] == "host"
     assert written["gflop"]["UNet row"] == pytest.approx(written["rows"][1]["unet_bound"]["gflop"] / 6)
     assert written["gflop"]["prompt"] > 0
     assert [baseline["name"] for baseline in written["baselines"]["results"]] == ["ours", "reference"]
@@ -47,9 +48,7 @@ def test_bench_writes_everything_and_capacity_reads_it(tiny_fused: Path, tmp_pat
         picture = Image.open(out / f"{name}.png").convert("RGB")
         assert picture.width > 500 and len(picture.getcolors(1 << 20) or []) > 20
     rate = max(row["images_per_second"]["p50"] for row in written["rows"])
-    code, text, _ = run("capacity", "--result", out / "bench.json", "--pairs", 100_000, "--gpus", "1,8", "--json")
-    assert code == 0
-    assert json.loads(text.splitlines()[-1])["fleet"]["rate"] == rate
+    assert step(f"capacity --result {out / 'bench.json'} --pairs 100000 --gpus 1,8")["fleet"]["rate"] == rate
 
 
 def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -75,7 +74,7 @@ def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny
     ],
 )
 def test_bad_questions_exit_with_2(arguments: str, part: str, run: Run) -> None:
-    code, out, error = run("bench", "--device", "cpu", *arguments.split())
+    code, out, error = run(f"bench --device cpu {arguments}")
     assert (code, out) == (2, "")
     assert any(words in error for words in part.split("|")), error
 
@@ -91,7 +90,7 @@ def test_a_regression_fails_the_command(
     monkeypatch.setattr(compare, "other_tree", lambda ref, target: "0" * 40)
     monkeypatch.setattr(compare, "compare_trees", lambda *a, **k: found)
     given = f"--compare HEAD --model {tmp_path} --device cpu --out {tmp_path} --fail-below {limit}"
-    stopped, out, error = run("bench", *given.split())
+    stopped, out, error = run(f"bench {given}")
     assert stopped == code
     assert "batch        2 rows  0.900x (0.800 to 0.950 in 5 rounds)" in out
     assert ("batches of 2 rows are 0.900 times as fast, 0.91 is asked for" in error) is (code == 1)
@@ -101,12 +100,11 @@ def test_a_regression_fails_the_command(
 @pytest.mark.slow
 def test_capacity_by_hand(tmp_path: Path, run: Run) -> None:
     given = "--pairs 1000000 --rate 10 --bytes-per-image 100000 --disk-write 100 --network 25 --gpus 1,64,1000"
-    code, text, _ = run("capacity", *given.split(), "--out", tmp_path, "--json")
+    code, text, _ = run(f"capacity {given} --out {tmp_path} --json")
     assert code == 0
     assert text.startswith("prediction, not a measurement")
     found = json.loads((tmp_path / "capacity.json").read_text())
-    assert found["kind"] == "prediction"
-    assert found["disk bytes"] == 2e11
+    assert (found["kind"], found["disk bytes"]) == ("prediction", 2e11)
     assert found["binds"] == {"what": "disk", "workers": pytest.approx(100)}
     one, some, all_ = found["workers"]
     assert one["gpu_hours"] == pytest.approx(2e6 / 10 / 3600, rel=0.01)
@@ -114,7 +112,7 @@ def test_capacity_by_hand(tmp_path: Path, run: Run) -> None:
     assert all_["seconds"] == pytest.approx(2e6 / 1000, rel=0.05)  # 1,000 images/s through the disk
     assert all_["bound"] == "disk"
     assert Image.open(tmp_path / "capacity.png").width > 500
-    code, _, error = run("capacity", "--pairs", 5, "--rate", 10)
+    code, _, error = run("capacity --pairs 5 --rate 10")
     assert code == 2 and "--bytes-per-image" in error
 
 

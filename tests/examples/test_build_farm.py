@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dive_fast.models import load_bundle, save_adapter
+from tests.support.tiny import tiny_adapter
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "build_farm.py"
-
-
-@pytest.fixture
-def adapter(tiny_base: Path, tmp_path: Path) -> Path:
-    from dive_fast.models import load_bundle, save_adapter
-    from tests.support.tiny import tiny_adapter
-
-    folder = tmp_path / "adapter"
-    save_adapter(tiny_adapter(load_bundle(tiny_base)), folder)
-    return folder
 
 
 def farm(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -29,22 +21,19 @@ def farm(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def lines(out: Path) -> list[tuple[str, str, int]]:
-    records = [json.loads(line) for line in (out / "farm.jsonl").read_text().splitlines()]
-    return [(record["adapter"], record["stage"], record["exit"]) for record in records]
-
-
 @pytest.mark.slow
-def test_one_bad_adapter_stops_no_other_and_a_rerun_continues(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_one_bad_adapter_stops_no_other_and_a_rerun_continues(tiny_base: Path, tmp_path: Path) -> None:
     adapters, out = tmp_path / "adapters", tmp_path / "engines"
-    shutil.copytree(adapter, adapters / "good")
-    bad = shutil.copytree(adapter, adapters / "bad")
-    (bad / "lora.safetensors").write_bytes(b"?")
+    for name in ("good", "bad"):
+        save_adapter(tiny_adapter(load_bundle(tiny_base)), adapters / name)
+    (adapters / "bad/lora.safetensors").write_bytes(b"?")
     arguments = ("--base", tiny_base, "--adapters", adapters, "--out", out, "--export", "--rows-max 4 --no-check")
     first = farm(*arguments)
     assert first.returncode == 1 and "1 of 2 adapters are built; failed: bad" in first.stdout
     assert "bad: fuse failed with exit code 2" in first.stderr and "lora.safetensors" in first.stderr
-    assert lines(out) == [("bad", "fuse", 2), ("good", "fuse", 0), ("good", "export", 0)]
+    records = [json.loads(line) for line in (out / "farm.jsonl").read_text().splitlines()]
+    ran = [(record["adapter"], record["stage"], record["exit"]) for record in records]
+    assert ran == [("bad", "fuse", 2), ("good", "fuse", 0), ("good", "export", 0)]
     assert (out / "good/onnx/engine.json").is_file() and not (out / "bad/onnx").exists()
     before = {path: path.stat().st_mtime_ns for path in (out / "good/onnx").rglob("*")}
     again = farm(*arguments)

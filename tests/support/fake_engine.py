@@ -117,20 +117,11 @@ def photo_plan(root: Path, counts: dict[str, int], mode: str = "real-rgb", **cha
 
 def tiny_plan(engine: Engine, mode: str = "synthetic", **changes: Any) -> SynthesisPlan:
     """A small plan for the tiny model: 2 people x 1 IR camera x 2 pairs in shards of 3."""
-    profile = engine.spec.profile
-    settings: dict[str, Any] = {
-        "cameras": engine.prompts.table.cameras,
-        "pids": ["0001", "0003"],
-        "ir": ["cam3"],
-        "rgb": ["cam1"] if mode == "synthetic" else [],
-        "pairs_per_identity": 2,
-        "sampling": Sampling(3, 5.0),
-        "height": profile.height,
-        "width": profile.width,
-        "model_fingerprint": engine.spec.model_fingerprint,
-        "shard_size": 3,
-    }
-    return plan_of(mode, **{**settings, **changes})
+    profile, rgb = engine.spec.profile, ["cam1"] if mode == "synthetic" else []
+    people: dict[str, Any] = {"pids": ["0001", "0003"], "ir": ["cam3"], "rgb": rgb, "pairs_per_identity": 2}
+    model = {"model_fingerprint": engine.spec.model_fingerprint, "cameras": engine.prompts.table.cameras}
+    size = {"height": profile.height, "width": profile.width, "shard_size": 3}
+    return plan_of(mode, **{**people, **model, **size, "sampling": Sampling(3, 5.0), **changes})
 
 
 def make(plan: SynthesisPlan, out: Path | str, engine: Any = None, **options: Any) -> Summary:
@@ -165,6 +156,14 @@ def start_run(plan, out: Path, delay: float) -> subprocess.Popen:
     save_plan(plan, plan_file)
     command = [sys.executable, "-m", "tests.support.fake_engine", str(plan_file), str(out), str(delay)]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_shards(out: Path, process: subprocess.Popen, count: int) -> None:
+    deadline = time.monotonic() + 300  # a busy machine may take a minute to import torch
+    while len(list((out / "shards").glob("*.jsonl"))) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":  # a run that another process can stop: plan.json, out, delay per step

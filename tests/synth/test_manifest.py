@@ -72,8 +72,7 @@ def test_the_same_image_twice_is_found(out):
 def test_verify_counts_what_is_not_made(out):
     (out / "shards/00002.jsonl").unlink()
     health = verify_dataset(out)
-    assert health.problems == ["2 planned pairs are not made yet; run synth again"]
-    assert health.recorded == 10
+    assert (health.problems, health.recorded) == (["2 planned pairs are not made yet; run synth again"], 10)
     assert health.incomplete == {"0002": {"rgb": (4, 6), "ir": (4, 6)}}
 
 

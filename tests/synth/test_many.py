@@ -18,7 +18,7 @@ from dive_fast.synth.local import part_of
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import DiveError
-from tests.support.fake_engine import ROOT, contents, make, plan_of, start_run, tiny_plan
+from tests.support.fake_engine import ROOT, contents, make, plan_of, start_run, tiny_plan, wait_for_shards
 from tests.support.refusals import refused
 from tests.support.tiny import HEIGHT, WIDTH
 
@@ -54,10 +54,7 @@ def test_a_shard_in_the_hands_of_a_dead_process_is_taken_over(plan, out, undistu
     )
     assert holder.stdout.readline() == "held\n"
     waiting = start_run(plan, out, delay=0.0)
-    deadline = time.monotonic() + 300
-    while len(list((out / "shards").glob("*.jsonl"))) < plan.shards - 1:
-        assert waiting.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_shards(out, waiting, plan.shards - 1)
     time.sleep(0.2)
     assert waiting.poll() is None  # it waits for the shard
     holder.kill()

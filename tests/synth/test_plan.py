@@ -44,10 +44,8 @@ def test_seeds_are_many_and_depend_on_nothing_else():
 def test_files_by_hand():
     plan = plan_of(pids=["0001"], pairs_per_identity=2, rgb=["cam1"])
     assert planned_files(plan) == [
-        {"rgb": "cam1/0001/0001.png", "ir": "cam3/0001/0001.png"},
-        {"rgb": "cam1/0001/0002.png", "ir": "cam6/0001/0001.png"},
-        {"rgb": "cam1/0001/0003.png", "ir": "cam3/0001/0002.png"},
-        {"rgb": "cam1/0001/0004.png", "ir": "cam6/0001/0002.png"},
+        {"rgb": f"cam1/0001/000{rgb}.png", "ir": f"{ir}.png"}
+        for rgb, ir in enumerate(("cam3/0001/0001", "cam6/0001/0001", "cam3/0001/0002", "cam6/0001/0002"), 1)
     ]
 
 
@@ -56,8 +54,7 @@ def test_photos(tmp_path, mode):
     plan = photo_plan(tmp_path, {"0001": 5, "0002": 2, "0004": 1}, mode, pids=["0001", "0002"])
     assert plan.photo_root == str(tmp_path)
     by_camera = {ir: [p.photo for p in plan.pairs if p.pid == "0001" and p.ir == ir] for ir in ("cam3", "cam6")}
-    assert by_camera["cam3"] == by_camera["cam6"]
-    assert len(set(by_camera["cam3"])) == 3
+    assert by_camera["cam3"] == by_camera["cam6"] and len(set(by_camera["cam3"])) == 3
     assert set(by_camera["cam3"]) <= {f"0001/{n}.jpg" for n in range(5)}
     again = [p.photo for p in plan.pairs if p.pid == "0002" and p.ir == "cam3"]
     assert again[0] == again[2] != again[1]
@@ -236,10 +233,11 @@ def test_bad_overrides(tmp_path, text, message):
 @pytest.mark.parametrize("mode", ["synthetic", "real-rgb"])
 def test_any_shard_is_found_without_the_others(tmp_path, mode):
     """Random access equals a walk from the start: pairs, and the files that a counter along the walk would give."""
-    photos = write_photos(tmp_path, {"0001": 2, "0002": 3, "0003": 1})
-    given = {} if mode == "synthetic" else {"photos": photos, "photo_root": tmp_path}
-    plan = plan_of(
-        mode, pairs_per_identity=4, shard_size=5, overrides={"0002": Override(pairs=7, ir=("cam6",))}, **given
+    given = {"pairs_per_identity": 4, "shard_size": 5, "overrides": {"0002": Override(pairs=7, ir=("cam6",))}}
+    plan = (
+        photo_plan(tmp_path, {"0001": 2, "0002": 3, "0003": 1}, mode, **given)
+        if mode != "synthetic"
+        else plan_of(**given)
     )
     walk = list(plan.pairs)
     assert len(walk) == len(plan.pairs) == 8 + 7 + 8

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,16 +14,8 @@ from dive_fast import io
 from dive_fast.synth.manifest import samples
 from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import DiveError
-from tests.support.fake_engine import FakeEngine, contents, make, photo_plan, plan_of, start_run
+from tests.support.fake_engine import FakeEngine, contents, make, photo_plan, plan_of, start_run, wait_for_shards
 from tests.support.refusals import refused
-
-
-def wait_for_shards(out: Path, process: subprocess.Popen, count: int) -> None:
-    deadline = time.monotonic() + 300  # a busy machine may take a minute to import torch
-    while len(list((out / "shards").glob("*.jsonl"))) < count:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.slow

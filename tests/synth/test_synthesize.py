@@ -1,6 +1,7 @@
 """What a run makes: images equal to a plain diffusers loop, whatever the batch; files, records, marks, summary."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,30 +12,19 @@ from dive_fast.data.sysu import read_sysu
 from dive_fast.synth import load_plan, synthesize
 from dive_fast.synth.manifest import read_manifest, samples
 from dive_fast.synth.verify import verify_dataset
-from dive_fast.types import Sample
 from tests.support import fake_engine
-from tests.support.fake_engine import HEIGHT, WIDTH, FakeEngine, contents, make, plan_of, write_photos
+from tests.support.fake_engine import HEIGHT, WIDTH, FakeEngine, contents, make, photo_plan, plan_of
 
 MODES = ("synthetic", "real-rgb", "photo-guided")
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> tuple[list[Sample], object]:
-    root = tmp_path_factory.mktemp("photos")
-    return write_photos(root, {"0001": 4, "0002": 2, "0003": 3}), root
-
-
-def plan_with(photos, mode, **changes):
-    listed, root = photos
-    return plan_of(mode, **({} if mode == "synthetic" else {"photos": listed, "photo_root": root}), **changes)
-
-
-@pytest.fixture(scope="module")
-def made(photos, tmp_path_factory):
+def made(tmp_path_factory):
     """One finished dataset per mode: (plan, folder, summary, engine)."""
-    result = {}
-    for mode in MODES:
-        plan, out, engine = plan_with(photos, mode), tmp_path_factory.mktemp(mode) / "out", FakeEngine()
+    result, photos = {}, tmp_path_factory.mktemp("photos")
+    plans = [photo_plan(photos, {"0001": 4, "0002": 2, "0003": 3}, mode) for mode in MODES[1:]]
+    for mode, plan in zip(MODES, (plan_of(), *plans), strict=True):
+        out, engine = tmp_path_factory.mktemp(mode) / "out", FakeEngine()
         result[mode] = (plan, out, make(plan, out, engine, rows=6), engine)
     return result
 
@@ -80,16 +70,16 @@ def test_images_equal_a_plain_loop(made, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rows_change_nothing(made, photos, tmp_path, mode):
+def test_rows_change_nothing(made, tmp_path, mode):
     plan, out, _, _ = made[mode]
     for rows in (2, 32):
         make(plan, tmp_path / str(rows), rows=rows)
         assert contents(tmp_path / str(rows)) == contents(out)
 
 
-def test_shards_change_no_image(made, photos, tmp_path):
+def test_shards_change_no_image(made, tmp_path):
     _, out, _, _ = made["synthetic"]
-    make(plan_with(photos, "synthetic", shard_size=7), tmp_path / "out")
+    make(plan_of(shard_size=7), tmp_path / "out")
     for name in contents(out):
         if name.endswith(".png"):
             assert Image.open(out / name).tobytes() == Image.open(tmp_path / "out" / name).tobytes()
@@ -111,18 +101,16 @@ def test_every_prompt_is_encoded_once_and_rows_are_filled_across_shards(made):
     assert engine.eps_rows == [6] * 4 * 12  # 36 images, 3 a batch of 6 rows; shards are of 8 images
 
 
-def test_without_guidance_a_row_is_an_image(photos, tmp_path):
+def test_without_guidance_a_row_is_an_image(tmp_path):
     engine = FakeEngine()
-    make(plan_with(photos, "synthetic", guidance=1.0), tmp_path / "out", engine, rows=8)
+    make(plan_of(guidance=1.0), tmp_path / "out", engine, rows=8)
     assert engine.eps_rows == [8] * 4 * 4 + [4] * 4  # 36 images, only the last batch is not full
 
 
 def test_marks_in_every_generated_image(made):
     for plan, out, _, engine in made.values():
         for record in read_manifest(out):
-            for side in ("rgb", "ir"):
-                if side == "rgb" and record.spec.photo:
-                    continue
+            for side in ("ir",) if record.spec.photo else ("rgb", "ir"):
                 image = Image.open(out / record.files[side])
                 assert (image.format, image.size) == ("PNG", (WIDTH, HEIGHT))
                 assert image.info == {
@@ -155,12 +143,12 @@ def test_jpeg_and_its_marks(tmp_path):
     assert (again.images, verify_dataset(tmp_path / "jpg").problems) == (0, [])
 
 
-def test_real_photos_are_copied_byte_for_byte(made, photos):
+def test_real_photos_are_copied_byte_for_byte(made):
     for mode in ("real-rgb", "photo-guided"):
         plan, out, _, _ = made[mode]
         for record in read_manifest(out):
-            copy = (out / record.files["rgb"]).read_bytes()
-            assert copy == (photos[1] / record.spec.photo).read_bytes()
+            photo = Path(plan.photo_root) / record.spec.photo
+            assert (out / record.files["rgb"]).read_bytes() == photo.read_bytes()
 
 
 def test_folder_is_complete_and_nothing_else(made):
@@ -201,9 +189,8 @@ def test_the_sysu_reader_and_the_manifest_agree(made):
 def test_summary(made):
     plan, _, summary, engine = made["synthetic"]
     assert (summary.pairs, summary.images, summary.shards, summary.resumed_shards) == (18, 36, 5, 0)
-    assert summary.plan_id == plan.plan_id
+    assert summary.finished and summary.plan_id == plan.plan_id
     assert set(summary.times) == {"encode", "denoise", "decode", "wait", "write"}
-    assert summary.finished
     assert summary.images_per_second == pytest.approx(36 / summary.seconds, rel=0.02)
     assert made["real-rgb"][2].images == 18
 
