@@ -21,6 +21,9 @@ class Bound:
     holds: Callable[[Any], bool]
     names: Collection[str] = ()
 
+    def __str__(self) -> str:
+        return " ".join([self.text, ", ".join(self.names)]).strip()
+
 
 def AtLeast(low: float) -> Bound:
     return Bound(f"at least {low}", lambda value: bool(value >= low))
@@ -36,7 +39,7 @@ def Within(low: float, high: float) -> Bound:
 
 def OneOf(names: Collection[str]) -> Bound:
     """Bounds by names that are known at runtime only, like those of a registry; `Literal` holds those in the source."""
-    return Bound(f"one of {', '.join(names)}", lambda value: value in names, names)
+    return Bound("one of", lambda value: value in names, names)
 
 
 PositiveInt = Annotated[int, AtLeast(1)]
@@ -93,7 +96,7 @@ def violation(hint: Any, value: Any) -> str | None:
     if not _has_type(value, hint):
         return f"must be {_describe(kind)}, got {value!r}"
     broken = [one for one in metadata if isinstance(one, Bound) and value is not None and not one.holds(value)]
-    return f"must be {broken[0].text}, got {value!r}" if broken else None
+    return f"must be {broken[0]}, got {value!r}" if broken else None
 
 
 def _has_type(value: Any, hint: Any) -> bool:
