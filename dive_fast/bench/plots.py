@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dive_fast.io import atomic_path
-from dive_fast.types import DiveError
 
 if TYPE_CHECKING:
     from dive_fast.bench.baselines import BaselineResult, BaselineResults, PresetResult
@@ -20,14 +19,6 @@ if TYPE_CHECKING:
 INK, GRID = "#22272e", "#e5e7eb"
 COLOURS = ("#4c8bd6", "#2a9d8f", "#e08e45", "#b86bd1", "#d65f5f", "#8a9a3b")
 FAILED = "#9ca3af"
-
-
-def require_matplotlib() -> None:
-    """Raises `DiveError` when nothing could be drawn, so that it is known before the measurement and not after."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise DiveError("the plots of --out need matplotlib; pip install 'dive-fast[report]'") from error
 
 
 def plot_bench(result: BenchResult, out: Path) -> None:

@@ -1,7 +1,5 @@
 """The card: true counts, what it says of origin and privacy, and whose README it never touches."""
 
-from __future__ import annotations
-
 import json
 
 from dive_fast.data.sets import read_set

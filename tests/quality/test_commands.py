@@ -1,7 +1,5 @@
 """The four commands one after the other, as a user types them."""
 
-from __future__ import annotations
-
 import pytest
 
 pytestmark = pytest.mark.slow

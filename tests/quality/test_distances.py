@@ -1,7 +1,5 @@
 """FID and KID against scipy, naive sums and closed forms."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm

@@ -1,7 +1,5 @@
 """The commands of docs/quality.md, in order, on a tiny dataset."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Scores as functions of arrays, against loops in float64."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The modality probe against Newton's method, and that nobody is judged by a probe that knows them."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from dive_fast.quality import probe

@@ -1,7 +1,5 @@
 """Config records: a bad value names its field, every field has a help text, and reading them loads nothing heavy."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import itertools

@@ -1,7 +1,5 @@
 """`dive-fast report` as a user types it: a folder or a page, what verify finds on request, and a stop in the middle."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Throughput against numbers worked out by hand, histograms against numpy, and plots of names that are no formulas."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Comparison: every arm and seed once, gap closed by its formula, nothing invented."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from dataclasses import replace

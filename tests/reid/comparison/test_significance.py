@@ -1,7 +1,5 @@
 """Significance: p-values against closed forms and brute force, people and not queries counted."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Images are decoded as they are, bad lists are refused, augmentation does only what it says."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 

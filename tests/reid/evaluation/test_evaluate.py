@@ -1,7 +1,5 @@
 """Evaluation: right features to right metrics, every number with its circumstances."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Features and distances in and out: what other code reads, what it may send, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from dataclasses import replace

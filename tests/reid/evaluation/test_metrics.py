@@ -1,7 +1,5 @@
 """The metrics against a brute-force reading of their definitions, and against cases worked out by hand."""
 
-from __future__ import annotations
-
 import math
 import time
 

@@ -1,7 +1,5 @@
 """Gallery draws against AGW's loop, and the rules' names and refusals."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Re-ranking against the definitions of Zhong et al. (CVPR 2017), set by set in plain Python and float64."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

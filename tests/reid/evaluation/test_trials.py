@@ -1,7 +1,5 @@
 """RegDB's trials with a model each, on a toy RegDB: training, resuming, both directions, leaks."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

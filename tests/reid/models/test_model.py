@@ -1,7 +1,5 @@
 """Networks: modality routing, pooling, the BNNeck, half precision, and what each backbone makes of a config."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

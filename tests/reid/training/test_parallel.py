@@ -1,7 +1,5 @@
 """Processes that share each batch's people must learn what one process learns."""
 
-from __future__ import annotations
-
 import os
 import runpy
 import shlex

@@ -1,7 +1,5 @@
 """Recipes are what was published, single settings can be changed, and wrong ones are named."""
 
-from __future__ import annotations
-
 import pytest
 
 from dive_fast.reid.training.config import learning_rate, synthetic_fraction

@@ -1,7 +1,5 @@
 """Training: repeatable, resumable, loud when it fails."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The best weights are chosen on people of neither training nor test, and are the ones that come out."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
