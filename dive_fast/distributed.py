@@ -61,12 +61,12 @@ def check_launcher(precision: str, option: str = "--mixed-precision") -> None:
         raise InputError(
             f"accelerate launch has mixed precision {launched}, this run {precision}; add {option} {launched}"
         )
-    foreign = [what for name, what in _FOREIGN.items() if os.environ.get(name, "false").lower() == "true"]
+    unsupported = [what for name, what in _FOREIGN.items() if os.environ.get(name, "false").lower() == "true"]
     compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO")
-    foreign += [] if compiler.upper() == "NO" else [f"the compiler {compiler}"]
-    if foreign:
+    unsupported += [] if compiler.upper() == "NO" else [f"the compiler {compiler}"]
+    if unsupported:
         raise InputError(
-            f"accelerate launch asks for {', '.join(foreign)}, which this training does not support: start it with"
+            f"accelerate launch asks for {', '.join(unsupported)}, which this training does not support: start it with"
             " --multi_gpu alone"
         )
 
