@@ -182,7 +182,8 @@ def test_bad_numbers_stop_the_run_and_name_the_pair(out, what, message):
     with pytest.raises(DiveError, match=rf"^pair {plan.pairs[3].pair_id}: .*{message}") as caught:
         make(plan, out, BadEngine(what), rows=4)
     assert caught.value.exit_code == 1
-    assert [path.name for path in sorted((out / "shards").iterdir())] == ["00000.jsonl"]
+    recorded = {path.name for path in (out / "shards").iterdir()}  # a later shard may be written before the stop
+    assert "00000.jsonl" in recorded and "00001.jsonl" not in recorded
 
 
 def test_engine_errors_pass_through(out):
