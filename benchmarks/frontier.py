@@ -244,7 +244,7 @@ def usefulness(out: Path, world: Path, made: dict[str, list[Sample]], seeds: tup
     found = {name: build_arms(world, out, made[name], BASE.per_camera) for name in TRAINED}
     arms = {arm: found[TRAINED[-1]][arm] for arm in (*BASELINES, "oracle")}
     arms |= {name: arms_of["ours"] for name, arms_of in found.items()}
-    config = ReidConfig(steps=1000, missing="visible", synthetic_share=0.25, precision="bf16")
+    config = ReidConfig(steps=1000, missing="visible", synthetic_fraction=0.25, precision="bf16")
     return compare(arms, query, gallery, config, seeds, out / "compare", baseline=BASELINES, workers=workers)
 
 

@@ -65,7 +65,7 @@ class StudyConfig(Settings):
     )
     pairs: Annotated[PairConfig, Part(only=("per_camera", "sampling"))] = field(default_factory=PairConfig)
     reid: Annotated[ReidConfig, Part("reid", only=("steps",))] = field(
-        default_factory=lambda: ReidConfig(steps=1000, missing="visible", synthetic_share=0.25)
+        default_factory=lambda: ReidConfig(steps=1000, missing="visible", synthetic_fraction=0.25)
     )
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the ReID trainings; every arm runs with each."""
@@ -84,7 +84,7 @@ class DemoConfig(StudyConfig):
         default_factory=lambda: PersonalizeConfig(steps=60, batch=16, save_every=50, mix_lr=0.01, words_from="pocket")
     )
     pairs: PairConfig = field(default_factory=lambda: PairConfig(per_camera=3, sampling=Sampling(steps=16)))
-    reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350, missing="visible", synthetic_share=0.25))
+    reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350, missing="visible", synthetic_fraction=0.25))
     seeds: tuple[int, ...] = (0,)
     shown: int = 8
     """Identities on the page, which are also made in the other two pair modes."""

@@ -58,12 +58,12 @@ class ScoreConfig(Settings):
 
 @dataclass(frozen=True)
 class Threshold:
-    """One threshold of a filter: `value` is a number, "calibrated", or for "keep-share" the fraction of pairs to keep."""
+    """One threshold of a filter: `value` is a number, "calibrated", or for "keep-fraction" the fraction of pairs to keep."""
 
     score: str
     side: Modality | None
     value: str
-    kind: str  # "min", "max", "keep-share"
+    kind: str  # "min", "max", "keep-fraction"
 
 
 def parse_threshold(kind: str, text: str) -> Threshold:
@@ -76,8 +76,8 @@ def parse_threshold(kind: str, text: str) -> Threshold:
             f"--{kind} {text!r} is not [SIDE.]SCORE=NUMBER, as identity=0.1 or ir.modality=0.5"
             + (f", or SCORE={CALIBRATED}" if kind == "max" else "")
         )
-    if kind == "keep-share" and not 0 < float(value) <= 1:
-        raise InputError(f"--keep-share {text!r}: a fraction is above 0 and at most 1")
+    if kind == "keep-fraction" and not 0 < float(value) <= 1:
+        raise InputError(f"--keep-fraction {text!r}: a fraction is above 0 and at most 1")
     return Threshold(match[2], match[1], value, kind)  # type: ignore[arg-type]
 
 
@@ -89,14 +89,14 @@ class FilterConfig:
     """[SIDE.]SCORE=NUMBER: keeps pairs with at least that score, as identity=0.1."""
     max: Sequence[str] = ()
     """[SIDE.]SCORE=NUMBER: keeps pairs with at most that score; memorisation=calibrated takes the measured threshold."""
-    keep_share: Sequence[str] = ()
+    keep_fraction: Sequence[str] = ()
     """[SIDE.]SCORE=FRACTION: keeps the best part of all pairs, as identity=0.9."""
     allow_lost: bool = False
     """Goes on when identities are left without a modality."""
 
     @property
     def thresholds(self) -> list[Threshold]:
-        kinds = {"min": self.min, "max": self.max, "keep-share": self.keep_share}
+        kinds = {"min": self.min, "max": self.max, "keep-fraction": self.keep_fraction}
         return [parse_threshold(kind, text) for kind, texts in kinds.items() for text in texts]
 
 

@@ -123,7 +123,7 @@ def filter_dataset(dataset: Path, config: FilterConfig, *, progress: bool = True
     nothing, for a dataset without scores, unknown scores, and, without `allow_lost`, an identity that would lose a modality.
     """
     if not config.thresholds:
-        raise InputError("filter: give a threshold (--min, --max, --keep-share), or --undo")
+        raise InputError("filter: give a threshold (--min, --max, --keep-fraction), or --undo")
     metadata, wanted = read_metadata(dataset), config.thresholds
     check_names(wanted, metadata)
     limits, total = FractionLimits(wanted, metadata), metadata["pairs"]

@@ -58,7 +58,7 @@ def plain_rules(wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> lis
     """The rules whose limit does not depend on the dataset's own scores."""
     rules: list[Rule] = []
     for one in wanted:
-        if one.kind == "keep-share":
+        if one.kind == "keep-fraction":
             continue
         if one.value == CALIBRATED:
             rules += _calibrated(one, metadata)
@@ -91,7 +91,7 @@ class FractionLimits:
     """
 
     def __init__(self, wanted: Iterable[Threshold], metadata: Mapping[str, Any]) -> None:
-        self.wanted = [one for one in wanted if one.kind == "keep-share"]
+        self.wanted = [one for one in wanted if one.kind == "keep-fraction"]
         self._most = [not metadata["scores"][one.score]["high_is_good"] for one in self.wanted]
         self._values = [array("d") for _ in self.wanted]
 

@@ -95,11 +95,11 @@ class PersonalizeConfig(Settings):
     """Peak learning rate of the weights of mixed words."""
     warmup: NonNegativeInt = 50
     """Steps of linear learning-rate warm-up."""
-    ir_share: Fraction = 0.5
+    ir_fraction: Fraction = 0.5
     """Fraction of infrared photos in a batch, where there are any."""
-    noisy_share: NoisyFraction = 0.75
+    noisy_fraction: NoisyFraction = 0.75
     """Fraction of timesteps drawn from the noisier half, which decides garments; DiVE uses 0.5."""
-    identity_noisy_share: NoisyFraction = 0.4
+    identity_noisy_fraction: NoisyFraction = 0.4
     """The same fraction in steps that train identities alone; the less noisy half separates words better."""
     identities_from_ir: bool = False
     """Train identities on infrared photos too where RGB photos exist, as DiVE does."""

@@ -24,20 +24,20 @@ class DiffusionLoss:
     a hundredth of the error of the clean ones (docs/log.md). v (arXiv 2202.00512) has unit size at every timestep and gets
     no weights; with `of_epsilon`, its error gets the weight of the epsilon error that it causes. "min-snr" (arXiv
     2303.09556) is min(SNR, snr_gamma) / SNR for epsilon, min(SNR, snr_gamma) / (SNR + 1) for v. "plain" weights all
-    timesteps equally, as DiVE. `noisy_share` as in `noisy_batch`.
+    timesteps equally, as DiVE. `noisy_fraction` as in `noisy_batch`.
     """
 
     alphas: torch.Tensor
     prediction: str
     weight_cap: float
-    noisy_share: float = 0.5
+    noisy_fraction: float = 0.5
     of_epsilon: bool = False
     weighting: Weighting = "debiased"
     snr_gamma: float = 5.0
 
     @classmethod
     def from_config(
-        cls, scheduler_config: dict[str, object], weight_cap: float, noisy_share: float = 0.5, **settings: Any
+        cls, scheduler_config: dict[str, object], weight_cap: float, noisy_fraction: float = 0.5, **settings: Any
     ) -> DiffusionLoss:
         """Reads schedule and prediction of a diffusers scheduler config; an unknown prediction raises `InputError`."""
         from diffusers import DDPMScheduler
@@ -48,7 +48,7 @@ class DiffusionLoss:
                 f"base model: its scheduler has prediction {prediction!r}; training supports {PREDICTIONS}"
             )
         alphas = DDPMScheduler.from_config(scheduler_config).alphas_cumprod
-        return cls(alphas, prediction, weight_cap, noisy_share, **settings)
+        return cls(alphas, prediction, weight_cap, noisy_fraction, **settings)
 
     def weights(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Loss weights [B] of int64 timesteps [B]."""
@@ -70,20 +70,20 @@ class DiffusionLoss:
 
 
 def noisy_batch(
-    latents: torch.Tensor, alphas: torch.Tensor, generator: torch.Generator, noisy_share: float = 0.5
+    latents: torch.Tensor, alphas: torch.Tensor, generator: torch.Generator, noisy_fraction: float = 0.5
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns noised latents, their noise (both [B, C, h, w]) and timesteps int64 [B].
 
     Timesteps are stratified: one in each B-th of the schedule, which lowers the variance of independent draws. A fraction
-    `noisy_share` (between 0 and 1, exclusive) comes from the noisier half of the schedule.
+    `noisy_fraction` (between 0 and 1, exclusive) comes from the noisier half of the schedule.
     """
     import torch
 
     count = len(latents)
     strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-    clean_share = 1 - noisy_share
-    noisier = 0.5 + 0.5 * (strata - clean_share) / noisy_share
-    where = torch.where(strata < clean_share, 0.5 * strata / clean_share, noisier)
+    clean_fraction = 1 - noisy_fraction
+    noisier = 0.5 + 0.5 * (strata - clean_fraction) / noisy_fraction
+    where = torch.where(strata < clean_fraction, 0.5 * strata / clean_fraction, noisier)
     timesteps = (where * len(alphas)).long().clamp_(max=len(alphas) - 1)
     noise = torch.randn(latents.shape, generator=generator)
     alpha = alphas[timesteps].view(-1, 1, 1, 1)

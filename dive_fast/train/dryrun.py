@@ -158,7 +158,7 @@ def _views(samples: Sequence[Sample], phases: Sequence[Phase], config: Personali
     views: dict[str, float] = {}
     for phase in phases:
         taught = samples if phase.lora else samples_of(only(samples, teaching(samples)))
-        batches = BalancedSampler(taught, config.batch, config.ir_share, config.seed)
+        batches = BalancedSampler(taught, config.batch, config.ir_fraction, config.seed)
         for pid, count in batches.expected(phase.config.steps).items():
             views[pid] = views.get(pid, 0.0) + count
     return list(views.values())

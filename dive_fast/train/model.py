@@ -144,7 +144,7 @@ class PersonalizedModel:
         mirrored = torch.from_numpy(rng.integers(0, 2, len(rows)))
         latents = photos.latents[torch.from_numpy(rows), mirrored]
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        noised = noisy_batch(latents, diffusion.alphas, generator, diffusion.noisy_share)
+        noised = noisy_batch(latents, diffusion.alphas, generator, diffusion.noisy_fraction)
         teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
         mine = my_rows(len(rows))
         text = self.embed(ids[mine], teaches[mine])
@@ -159,7 +159,7 @@ class PersonalizedModel:
         import torch
 
         latents, generator = photos.draw(step, self.config.batch, self.config.seed)
-        noised = noisy_batch(latents, diffusion.alphas, generator, diffusion.noisy_share)
+        noised = noisy_batch(latents, diffusion.alphas, generator, diffusion.noisy_fraction)
         mine = my_rows(len(latents))
         ids = photos.ids.expand(mine.stop - mine.start, -1)
         text = self.embed(ids, torch.zeros(len(ids), dtype=torch.bool))

@@ -128,12 +128,12 @@ class BalancedSampler:
     per modality.
     """
 
-    def __init__(self, samples: Sequence[Sample], batch: int, ir_share: float, seed: int) -> None:
+    def __init__(self, samples: Sequence[Sample], batch: int, ir_fraction: float, seed: int) -> None:
         self.batch, self.seed = batch, seed
         self._groups: dict[str, dict[str, list[int]]] = {"rgb": {}, "ir": {}}
         for i, sample in enumerate(samples):
             self._groups[sample.modality].setdefault(sample.pid, []).append(i)
-        infrared = round(batch * ir_share) if self._groups["ir"] else 0
+        infrared = round(batch * ir_fraction) if self._groups["ir"] else 0
         if not self._groups["rgb"]:
             infrared = batch
         self.counts = {"ir": infrared, "rgb": batch - infrared}

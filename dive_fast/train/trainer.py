@@ -139,11 +139,11 @@ class Trainer:
         everything = DiffusionLoss.from_config(
             self.bundle.scheduler_config,
             config.weight_cap,
-            config.noisy_share,
+            config.noisy_fraction,
             weighting=config.weighting,
             snr_gamma=config.snr_gamma,
         )
-        rows = replace(everything, noisy_share=config.identity_noisy_share, of_epsilon=True)
+        rows = replace(everything, noisy_fraction=config.identity_noisy_fraction, of_epsilon=True)
         if self.init_from is not None:
             return [Phase(whole, True, True, self._loss_at(photos, rows, None))]
         last = Phase(whole, not config.identity_steps, True, self._loss_at(photos, everything, prior))
@@ -152,7 +152,7 @@ class Trainer:
         return [Phase(alone, True, False, self._loss_at(photos.only(photos.teaching), rows, None)), last]
 
     def _loss_at(self, photos: LatentPhotos, diffusion: DiffusionLoss, prior: ClassPhotos | None) -> LossAt:
-        batches = BalancedSampler(photos.samples, self.config.batch, self.config.ir_share, self.config.seed)
+        batches = BalancedSampler(photos.samples, self.config.batch, self.config.ir_fraction, self.config.seed)
 
         def loss_at(step: int) -> Loss:
             loss = self.model.loss(step, photos, self.captions, batches, diffusion)
@@ -214,13 +214,13 @@ def _check_taught(samples: Sequence[Sample], config: PersonalizeConfig, alone: b
     """Raises `InputError` for identities that no batch trains; `alone` if a phase trains identities alone."""
     teaches = teaching(samples) | (config.identities_from_ir and not alone)
     taught = samples_of(only(samples, teaches))
-    drawn = BalancedSampler(taught if alone else samples, config.batch, config.ir_share, config.seed).counts
+    drawn = BalancedSampler(taught if alone else samples, config.batch, config.ir_fraction, config.seed).counts
     never = sorted({s.pid for s in samples} - {s.pid for s in taught if drawn[s.modality]})
     if never:
         raise InputError(
             f"{len(never):,} identities would stay untrained, first {never[0]!r}: no batch of {config.batch} with an"
-            f" infrared fraction of {config.ir_share} has photos that train them; change --batch or --ir-share, or --exclude"
-            " them"
+            f" infrared fraction of {config.ir_fraction} has photos that train them; change --batch or"
+            " --ir-fraction, or --exclude them"
         )
 
 

@@ -10,7 +10,7 @@ def test_score_filter_compare_and_card(run, step, dataset, checkpoint, real):
     result = step(f"score {sets}")
     assert result["pairs"] == 20 and set(result["made"]) == {"identity", "modality", "diversity", "memorisation"}
 
-    result = step(f"filter {dataset} --keep-share identity=0.9 --max memorisation=calibrated")
+    result = step(f"filter {dataset} --keep-fraction identity=0.9 --max memorisation=calibrated")
     assert result["dropped"] == len((dataset / "dropped.jsonl").read_text().splitlines()) == 2
     assert (dataset / "scores" / "filter.html").stat().st_size > 10_000
     code, _, error = run(f"score {sets}")

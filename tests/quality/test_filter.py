@@ -99,16 +99,16 @@ def test_a_filter_replaces_the_one_before_and_can_be_undone(ready):
 
 @pytest.mark.parametrize("share", [1.0, 0.9, 0.86, 0.5, 0.05])
 def test_a_share_keeps_the_best(ready, share):
-    record, _ = run(ready, ("keep-share", f"identity={share}"), allow_lost=True)
+    record, _ = run(ready, ("keep-fraction", f"identity={share}"), allow_lost=True)
     gone = 20 - int(np.ceil(round(share * 20, 9)))
     assert [row["pair_id"] for row in dropped(ready)] == ids(ready)[:gone]
-    low, _ = run(ready, ("keep-share", f"ir.memorisation={share}"), allow_lost=True)  # low is good: the same pairs
+    low, _ = run(ready, ("keep-fraction", f"ir.memorisation={share}"), allow_lost=True)  # low is good: the same pairs
     assert low["dropped"] == record["dropped"] == gone
 
 
 def test_a_share_counts_a_pair_by_its_worse_side_and_keeps_ties():
     metadata = {"scores": {"identity": {"high_is_good": True}}}
-    limits = FractionLimits([parse_threshold("keep-share", "identity=0.5")], metadata)
+    limits = FractionLimits([parse_threshold("keep-fraction", "identity=0.5")], metadata)
     for rgb, ir in ((0.9, 0.1), (0.2, 0.9), (0.3, 0.3), (0.2, 0.2)):
         limits.add({"rgb": {"identity": rgb}, "ir": {"identity": ir}})
     (rule,) = limits.rules()
@@ -155,7 +155,7 @@ def test_scores_of_another_state_are_refused(ready, tmp_path, real):
         ("min", "identity", "SCORE=NUMBER"),
         ("min", "ir.identity=high", "SCORE=NUMBER"),
         ("min", "identity=calibrated", "SCORE=NUMBER"),
-        ("keep-share", "identity=0", "identity=0"),
+        ("keep-fraction", "identity=0", "identity=0"),
         ("min", "identiti=0.1", "identity, memorisation, nearest 'identity'"),
         ("max", "rgb.memorisation=calibrated", "memorisation=calibrated"),
     ],

@@ -29,7 +29,7 @@ ALONE = {  # values that no other setting can make right
         *({"lr": float("nan")}, {"lr": "fast"}, {"warmup": 1}, {"precision": "fp8"}, {"clip": 0.0}),
         *({"warmup_epochs": -1}, {"drop_epochs": (3, "x")}, {"synthetic_schedule": ((0.5, 0.5), (0.2, 0.1))}),
         *({"synthetic_schedule": value} for value in (((0.0, 1.5),), ((0, 1, 2),), ())),
-        {"synthetic_schedule": ((0.0, 0.5),), "synthetic_share": 0.5},
+        {"synthetic_schedule": ((0.0, 0.5),), "synthetic_fraction": 0.5},
     ],
     ValidationConfig: [
         *(

@@ -22,7 +22,11 @@ def test_every_field_with_a_simple_value_has_a_help_text(room):
 @pytest.mark.parametrize(
     ("record", "settings", "named"),
     [
-        (train.PersonalizeConfig, {"steps": 0, "noisy_share": 1.0}, r"steps .*got 0; noisy_share .*0\.05\.\.0\.95"),
+        (
+            train.PersonalizeConfig,
+            {"steps": 0, "noisy_fraction": 1.0},
+            r"steps .*got 0; noisy_fraction .*0\.05\.\.0\.95",
+        ),
         (train.PersonalizeConfig, {"lora_lr": float("nan")}, "lora_lr .*got nan"),
         (train.Compute, {"accumulate": 0}, "accumulate"),
         (train.Prior, {"prior_weight": -1.0}, "prior_weight .*-1"),

@@ -109,7 +109,7 @@ def test_infrared_teaches_no_identity_that_rgb_teaches(base, photos, from_ir):
 def test_learning_onto_takes_a_paired_person_too(learn, photos, adapter, tmp_path):
     """With the LoRA fixed a batch of only infrared would have nothing to learn; it must not come up."""
     more = [s for s in photos if s.pid == "0003"]
-    result = learn(more, tmp_path / "more", replace(CONFIG, ir_share=1.0), init_from=adapter)
+    result = learn(more, tmp_path / "more", replace(CONFIG, ir_fraction=1.0), init_from=adapter)
     assert "0003" in {i.pid for i in result.identities}
 
 
@@ -125,12 +125,12 @@ def test_a_batch_embedded_in_two_parts_is_the_batch_embedded_at_once(base, photo
 
 @pytest.mark.slow
 def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(learn, photos, tmp_path, monkeypatch):
-    config = replace(CONFIG, identity_steps=3, identity_noisy_share=0.3, noisy_share=0.6)
+    config = replace(CONFIG, identity_steps=3, identity_noisy_fraction=0.3, noisy_fraction=0.6)
     seen, objectives = [], []
     real = PersonalizedModel.loss
 
     def watched(self, step, photos, *args):
-        objectives.append((args[-1].of_epsilon, args[-1].noisy_share))
+        objectives.append((args[-1].of_epsilon, args[-1].noisy_fraction))
         lora_b = [p for name, p in self.bundle.unet.named_parameters() if "lora_B" in name]
         learned = any(p.abs().max() > 0 for p in lora_b)
         seen.append((self.rows().detach().clone(), learned, {s.modality for s in photos.samples}))
@@ -260,7 +260,7 @@ def test_mirrored_latents_are_those_of_the_mirrored_photo(base, photos, tmp_path
 
 
 def test_balanced_draw_keeps_the_infrared_share_and_evens_out_people(photos):
-    draw = BalancedSampler(photos, batch=8, ir_share=0.25, seed=0)
+    draw = BalancedSampler(photos, batch=8, ir_fraction=0.25, seed=0)
     counts = Counter()
     for step in range(200):
         drawn = [photos[i] for i in draw(step)[0]]

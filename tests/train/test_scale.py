@@ -86,7 +86,7 @@ def test_the_weighting_chosen_is_that_of_both_phases(learn, photos, tmp_path, mo
     real = PersonalizedModel.loss
 
     def watched(self, step, *args):
-        seen.add((args[-1].weighting, args[-1].snr_gamma, args[-1].noisy_share))
+        seen.add((args[-1].weighting, args[-1].snr_gamma, args[-1].noisy_fraction))
         return real(self, step, *args)
 
     monkeypatch.setattr(PersonalizedModel, "loss", watched)
@@ -132,9 +132,9 @@ def test_people_whom_no_batch_teaches_are_named(learn, photos, tmp_path, identit
     """Person 1 in infrared alone, in batches of RGB; and, learned with the LoRA, everybody in batches of infrared."""
     config = replace(CONFIG, identity_steps=identity_steps)
     hidden = [s for s in photos if s.pid != "0001" or s.modality == "ir"]
-    for settings in ({"ir_share": 0.0}, {"batch": 1, "ir_share": 0.4}):
+    for settings in ({"ir_fraction": 0.0}, {"batch": 1, "ir_fraction": 0.4}):
         refused("first '0001'", learn, hidden, tmp_path / "a", replace(config, **settings))
-    infrared = replace(config, ir_share=1.0)
+    infrared = replace(config, ir_fraction=1.0)
     if identity_steps:  # they learn first, from what there is: RGB alone
         learn(photos, tmp_path / "b", infrared)
     else:

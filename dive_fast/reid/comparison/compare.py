@@ -56,8 +56,8 @@ def compare(
     `compare.json`, `table.txt`, `table.md`, `compare.png` and, with a baseline, `differences.png`. `workers` runs train at
     once. `cache` is a folder for decoded images, as in `load_images`.
 
-    `synthetic_share` and `synthetic_schedule` here count the identities that not every arm has, whatever images an arm has
-    of them: so every arm spends as many steps on the identities common to all. Arms in `apart` lack the set that the others
+    `synthetic_fraction` and `synthetic_schedule` count the identities that not every arm has, whatever images an arm has of
+    them: so every arm spends as many steps on the identities common to all. Arms in `apart` lack the set that the others
     share (synthetic-only): they do not count for "common", and draw from all their identities alike.
     Raises `InputError` for bad samples, identities in both training and test, identities that the config cannot train on,
     and an `out` of another comparison.
@@ -103,7 +103,7 @@ def _fair_configs(
     identities = {name: {s.pid for s in samples} for name, samples in arms.items()}
     sharing = [pids for name, pids in identities.items() if name not in apart]
     common = set.intersection(*sharing) if sharing else set()
-    alike = replace(config, synthetic_share=None, synthetic_schedule=None)
+    alike = replace(config, synthetic_fraction=None, synthetic_schedule=None)
     configs = {}
     for name in arms:
         added = () if name in apart else tuple(sorted(identities[name] - common))

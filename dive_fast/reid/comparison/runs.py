@@ -56,7 +56,7 @@ class Run:
     def training(self) -> dict[str, Any]:
         """Returns what identifies the training."""
         found = {"config": to_dict(self.config), "data": self.data}
-        shared = self.config.synthetic_share is None and self.config.synthetic_schedule is None
+        shared = self.config.synthetic_fraction is None and self.config.synthetic_schedule is None
         return found if shared else {**found, "added": list(self.added)}
 
     def done(self) -> bool:

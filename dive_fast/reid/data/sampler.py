@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dive_fast.data.names import abbreviate
 from dive_fast.reid.data.dataset import Table
-from dive_fast.reid.training.config import ReidConfig, synthetic_fraction
+from dive_fast.reid.training.config import ReidConfig, scheduled_fraction
 from dive_fast.types import InputError
 
 Index = NDArray[np.int64]
@@ -38,10 +38,10 @@ class PairSampler:
         most = max(int((kept & infrared).sum()), int((kept & ~infrared).sum()))  # AGW's epoch: the larger modality
         self.steps_per_epoch = max(1, -(-most // (config.identities * config.per_modality)))
         self.total_steps = config.steps or self.steps_per_epoch * (config.epochs or 0)
-        self._starts, fractions = [0], [config.synthetic_share]  # each phase's first step and synthetic fraction
+        self._starts, fractions = [0], [config.synthetic_fraction]  # each phase's first step and synthetic fraction
         if config.synthetic_schedule is not None:
             every = [
-                synthetic_fraction(s, self.total_steps, config.synthetic_schedule) for s in range(self.total_steps)
+                scheduled_fraction(s, self.total_steps, config.synthetic_schedule) for s in range(self.total_steps)
             ]
             counts = [round(fraction * config.identities) for fraction in every]
             self._starts = [s for s, count in enumerate(counts) if s == 0 or count != counts[s - 1]]
@@ -97,7 +97,7 @@ class PairSampler:
         counts = [self._config.identities - synthetic, synthetic]
         for kind, members, count in zip(("real", "synthetic"), groups, counts, strict=True):
             if len(members) < count:
-                raise InputError(f"synthetic_share {fraction:g} needs {count} {kind} identities, got {len(members)}")
+                raise InputError(f"synthetic_fraction {fraction:g} needs {count} {kind} identities, got {len(members)}")
         return [(members, count) for members, count in zip(groups, counts, strict=True) if count]
 
 

@@ -78,7 +78,7 @@ class ReidConfig(Settings):
     """Visible images, and infrared ones, per identity in a batch."""
     missing: Missing = "refuse"
     """Identities without infrared images: refuse raises an error, drop leaves them out, visible takes visible ones only."""
-    synthetic_share: Fraction | None = None
+    synthetic_fraction: Fraction | None = None
     """Fraction of a batch's identities that are synthetic (in compare: that not every arm has)."""
     steps: PositiveInt | None = 500
     """Training steps."""
@@ -107,7 +107,7 @@ class ReidConfig(Settings):
     seed: NonNegativeInt = 0
     """Seed of everything random."""
     synthetic_schedule: Annotated[Points, Reads(_points, "PART:SHARE,...")] | None = None
-    """synthetic_share over the run: (fraction of the run, share) pairs, linear between; equal fractions make a step."""
+    """synthetic_fraction over the run: (fraction of the run, share) pairs, linear between; equal fractions make a step."""
     exchange_view: bool = False
     """Add every visible image of a batch a second time, with one channel in all three (CAJ)."""
     warmup_epochs: NonNegativeInt = 10
@@ -135,8 +135,10 @@ class ReidConfig(Settings):
         points = self.synthetic_schedule
         if points is None:
             return
-        if self.synthetic_share is not None:
-            raise InputError(f"give synthetic_share {self.synthetic_share} or synthetic_schedule {points}, not both")
+        if self.synthetic_fraction is not None:
+            raise InputError(
+                f"give synthetic_fraction {self.synthetic_fraction} or synthetic_schedule {points}, not both"
+            )
         parts = [part for part, _ in points]
         if not points or parts != sorted(parts) or not all(0 <= value <= 1 for point in points for value in point):
             raise InputError(f"synthetic_schedule needs pairs within 0..1 whose first values rise, got {points}")
@@ -174,7 +176,7 @@ def learning_rate(step: int, total: int, config: ReidConfig, per_epoch: int = 1)
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (total - warmup))
 
 
-def synthetic_fraction(step: int, total: int, points: Points) -> float:
+def scheduled_fraction(step: int, total: int, points: Points) -> float:
     """Returns the fraction of synthetic identities at `step` (from 0) of `total`; the outer points hold beyond them.
 
     The last step is at 1. Where two points have the same first value, the later one holds.

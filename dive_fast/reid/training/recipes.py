@@ -13,7 +13,7 @@ from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import InputError
 
 _NESTED = ("model", "augment", "validation")
-_EXCLUSIVE = (("steps", "epochs"), ("synthetic_share", "synthetic_schedule"))  # giving one unsets the other
+_EXCLUSIVE = (("steps", "epochs"), ("synthetic_fraction", "synthetic_schedule"))  # giving one unsets the other
 
 
 def recipe(name: str, **overrides: Any) -> ReidConfig:

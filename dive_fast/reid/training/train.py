@@ -98,7 +98,7 @@ def fit(
 ) -> Path:
     """Trains as `train_reid` does, on decoded images; `run` is what a resumed run must share.
 
-    `config.synthetic_share` counts the identities `added`, by default those with a synthetic image. The record names how
+    `config.synthetic_fraction` counts the identities `added`, by default those with a synthetic image. The record names how
     `val` was `chosen`.
     """
     with process_group(device):

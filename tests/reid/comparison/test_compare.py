@@ -189,7 +189,7 @@ def shares(monkeypatch):
     found, real = {}, running.fit
 
     def watched(images, config, out, **options):
-        found[out.parent.name] = (config.synthetic_share, options["added"])
+        found[out.parent.name] = (config.synthetic_fraction, options["added"])
         return real(images, config, out, **options)
 
     monkeypatch.setattr(running, "fit", watched)
@@ -208,7 +208,7 @@ def test_every_arm_spends_as_many_places_on_the_people_common_to_all(arms, city,
             return rows
 
     monkeypatch.setattr(training, "PairSampler", Watched)
-    config = replace(config, identities=4, synthetic_share=0.5)
+    config = replace(config, identities=4, synthetic_fraction=0.5)
     first = run(arms, city, config, tmp_path, seeds=(0,))
     common = {s.pid for s in city["train"]}
     others = tuple(sorted({s.pid for s in city["external"]}))
@@ -274,7 +274,7 @@ def pairs_of(samples):
 def test_an_arm_without_the_shared_set(arms, city, config, tmp_path, shares):
     """Its people are others, and those whom the other arms share stay the same."""
     only = pairs_of(city["external"] + city["external_ir"])
-    config = replace(config, synthetic_share=0.5)
+    config = replace(config, synthetic_fraction=0.5)
     arms = {"paired-only": city["train"], **arms, "synthetic-only": only}
     found = run(arms, city, config, tmp_path, seeds=(0,), apart=["synthetic-only"])
     others = tuple(sorted({s.pid for s in city["external"]}))

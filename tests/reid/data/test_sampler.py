@@ -94,11 +94,11 @@ def test_missing_visible_does_not_excuse_missing_photos():
 def test_share_of_synthetic_identities():
     labels, infrared = city(people=10)
     synthetic = (labels >= 7) & infrared
-    pairs = sampler(labels, infrared, identities=4, synthetic=synthetic, synthetic_share=0.25)
+    pairs = sampler(labels, infrared, identities=4, synthetic=synthetic, synthetic_fraction=0.25)
     for step in range(20):
         people = set(labels[pairs.batch(step)])
         assert len(people) == 4 and len([p for p in people if p >= 7]) == 1
-    refused("synthetic_share", sampler, labels, infrared, identities=4, synthetic=synthetic, synthetic_share=1.0)
+    refused("synthetic_fraction", sampler, labels, infrared, identities=4, synthetic=synthetic, synthetic_fraction=1.0)
 
 
 def test_the_share_follows_its_schedule():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dive_fast.reid.training.config import learning_rate, synthetic_fraction
+from dive_fast.reid.training.config import learning_rate, scheduled_fraction
 from dive_fast.reid.training.recipes import recipe
 from tests.support.refusals import refused
 
@@ -51,9 +51,9 @@ def test_unknown_recipes_and_settings_are_named():
 
 def test_shares_run_along_their_points():
     line = ((0.0, 0.5), (1.0, 0.0))
-    assert [synthetic_fraction(step, 5, line) for step in range(5)] == pytest.approx([0.5, 0.375, 0.25, 0.125, 0])
+    assert [scheduled_fraction(step, 5, line) for step in range(5)] == pytest.approx([0.5, 0.375, 0.25, 0.125, 0])
     stairs = ((0.0, 0.5), (0.5, 0.5), (0.5, 0.1))
-    assert [synthetic_fraction(step, 5, stairs) for step in range(5)] == pytest.approx([0.5, 0.5, 0.1, 0.1, 0.1])
+    assert [scheduled_fraction(step, 5, stairs) for step in range(5)] == pytest.approx([0.5, 0.5, 0.1, 0.1, 0.1])
     late = ((0.5, 0.2), (0.75, 0.6))
-    assert [synthetic_fraction(step, 9, late) for step in (0, 4, 5, 6, 8)] == pytest.approx([0.2, 0.2, 0.4, 0.6, 0.6])
-    assert synthetic_fraction(0, 1, line) == 0.5
+    assert [scheduled_fraction(step, 9, late) for step in (0, 4, 5, 6, 8)] == pytest.approx([0.2, 0.2, 0.4, 0.6, 0.6])
+    assert scheduled_fraction(0, 1, line) == 0.5

@@ -108,7 +108,7 @@ def test_identities_without_infrared(city, tiny, tmp_path):
 @pytest.mark.slow
 def test_epochs_hard_triplets_sgd_and_average_pooling(city, tiny, tmp_path):
     config = replace(tiny, model=replace(tiny.model, pooling="avg"), schedule="step", optimizer="sgd", backbone_lr=0.1)
-    config = replace(config, steps=None, epochs=2, triplet="hard", synthetic_share=0.5)
+    config = replace(config, steps=None, epochs=2, triplet="hard", synthetic_fraction=0.5)
     out = run(city["train"] + city["external"] + city["external_ir"], config, tmp_path)
     record = read_json(out / "reid.json", "")
     assert record["steps"] == 2 * 9  # 8 x 6 + 4 x 6 visible images, 8 in a batch

@@ -192,7 +192,7 @@ def test_the_command_passes_recipes_and_settings_on(command, tmp_path, run, step
         ("--erase 2", "--erase"),
         ("--speed 3", "--speed"),
         ("--synthetic-schedule 0-1", "PART:SHARE"),
-        ("--synthetic-schedule 0:0.5,1:0 --synthetic-share 0.5", "not both"),
+        ("--synthetic-schedule 0:0.5,1:0 --synthetic-fraction 0.5", "not both"),
     ):
         code, _, error = run(f"{command} {bad}")
         assert code == 2 and message in error
