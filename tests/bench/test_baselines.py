@@ -23,6 +23,8 @@ from dive_fast.sampling import Preset, Sampling
 from dive_fast.types import DiveError
 from tests.support.refusals import refused
 
+pytestmark = pytest.mark.slow
+
 SAMPLING = Sampling(steps=3, guidance=3.0)
 CONFIG = BenchConfig(sampling=SAMPLING, baseline_rows=8, rounds=1)
 

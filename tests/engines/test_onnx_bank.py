@@ -15,6 +15,8 @@ from tests.support.engines import edit_spec, near
 from tests.support.tensorrt_engines import quiet
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["all optimizations", "no optimization"])
 def folder(request: pytest.FixtureRequest, tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

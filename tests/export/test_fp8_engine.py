@@ -25,6 +25,8 @@ from tests.support.engines import latents_of
 from tests.support.tensorrt_double import Double
 from tests.support.tensorrt_engines import built, opened, quiet
 
+pytestmark = pytest.mark.slow
+
 BUDGET = "0.04"
 
 
