@@ -17,6 +17,8 @@ from tests.support.lora_layouts import CAMERAS, write_identity, write_lora
 from tests.support.models import assert_same_tensors, run_unet, truncate
 from tests.support.refusals import refused
 
+pytestmark = pytest.mark.slow
+
 UNET, TEXT = "model.diffusion_model.", "cond_stage_model.transformer.text_model."
 
 
@@ -31,7 +33,6 @@ def single(bundle, beside: Path) -> Path:
     return write_single_file(bundle, beside / "model.safetensors")
 
 
-@pytest.mark.slow
 def test_one_file_is_the_model_of_the_folder(bundle, single, beside):
     for loaded in (load_bundle(single), load_bundle(single, beside)):
         assert loaded.fingerprint == bundle.fingerprint
@@ -99,7 +100,6 @@ def test_averaged_weights_are_taken_where_there_are_some(bundle, beside):
     refused(r"1 of \d+ tensors of the unet .* conv_out.bias .*missing", load_bundle, path)
 
 
-@pytest.mark.slow
 def test_without_configurations_it_is_stable_diffusion_15(bundle, single, tmp_path):
     """Its sizes are those of the published networks, and the vocabulary may lie in the file's folder itself."""
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -4,7 +4,11 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.support.quality import PIDS, photo, save, write_engine
+
+pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
 

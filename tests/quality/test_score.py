@@ -27,6 +27,8 @@ from dive_fast.types import DiveError, Sample
 from tests.support.quality import PIDS, make_dataset, photo, rejected
 from tests.support.refusals import refused
 
+pytestmark = pytest.mark.slow
+
 
 def run(dataset: Path, checkpoint: Path, real: SetSpec, train: tuple = (), **options):
     return score_dataset(dataset, checkpoint, [real], train, progress=False, **options)
@@ -142,7 +144,6 @@ class Stop:
         return self.real(extractor, samples, *rest)
 
 
-@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_ends_alike(dataset, tmp_path, checkpoint, real, monkeypatch):
     undisturbed = shutil.copytree(dataset, tmp_path / "undisturbed")
     run(undisturbed, checkpoint, real)
@@ -160,7 +161,6 @@ def test_a_stopped_run_goes_on_and_ends_alike(dataset, tmp_path, checkpoint, rea
     assert files(dataset) == files(undisturbed) and rest.images == 40 - 3 * 6
 
 
-@pytest.mark.slow
 def test_a_dataset_that_grew_or_changed_is_scored_where_it_did(tmp_path, checkpoint, real, monkeypatch):
     whole = make_dataset(tmp_path / "whole")
     dataset = make_dataset(tmp_path / "pairs", shards=4)
@@ -175,7 +175,6 @@ def test_a_dataset_that_grew_or_changed_is_scored_where_it_did(tmp_path, checkpo
     assert lines(dataset) == lines(whole)
 
 
-@pytest.mark.slow
 def test_other_settings_need_overwrite(dataset, checkpoint, real, make_net):
     run(dataset, checkpoint, real)
     before = files(dataset)

@@ -18,7 +18,7 @@ from tests.support.dataset import add_scores, change_records, drop, make_dataset
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = """<img src=x onerror="document.body.dataset.evil='yes'">"""
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium to open the gallery in")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium to open the gallery in")]
 
 
 def page(folder: Path, **state: object) -> str:

@@ -24,6 +24,8 @@ from dive_fast.types import Sample
 from tests.support.refusals import refused
 from tests.support.tiny import tiny_bundle_folder
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PersonalizeConfig(identity_steps=0, steps=6, batch=4, rank=2, warmup=1, save_every=2)
 
 
@@ -32,7 +34,6 @@ def adapter(learn, photos, tmp_path_factory):
     return learn(photos[:8], tmp_path_factory.mktemp("run") / "adapter", CONFIG)
 
 
-@pytest.mark.slow
 def test_only_rows_and_lora_learn(base, photos, tmp_path):
     bundle = load_bundle(base)
     before = {name: weight.clone() for name, weight in _weights(bundle).items()}
@@ -105,7 +106,6 @@ def test_infrared_teaches_no_identity_that_rgb_teaches(base, photos, from_ir):
     assert gradients(lambda s: s.modality == "rgb") == ([True, False], True)
 
 
-@pytest.mark.slow
 def test_learning_onto_takes_a_paired_person_too(learn, photos, adapter, tmp_path):
     """With the LoRA fixed a batch of only infrared would have nothing to learn; it must not come up."""
     more = [s for s in photos if s.pid == "0003"]
@@ -123,7 +123,6 @@ def test_a_batch_embedded_in_two_parts_is_the_batch_embedded_at_once(base, photo
         torch.testing.assert_close(learner.embed(ids, torch.tensor(teaches)), whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(learn, photos, tmp_path, monkeypatch):
     config = replace(CONFIG, identity_steps=3, identity_noisy_fraction=0.3, noisy_fraction=0.6)
     seen, objectives = [], []
@@ -147,7 +146,6 @@ def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(learn, p
     assert all(torch.equal(result.embeddings, row) for row in rows[3:])
 
 
-@pytest.mark.slow
 def test_a_finished_run_is_returned_and_another_one_refused(learn, photos, tmp_path):
     out = tmp_path / "adapter"
     first = learn(photos[:8], out, CONFIG)

@@ -14,6 +14,8 @@ from dive_fast.train.config import PersonalizeConfig, Samples
 from dive_fast.train.trainer import Trainer
 from tests.support.tiny import HEIGHT, WIDTH
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Samples(sheet_every=2, sheet_people=2, sample_steps=3, sample_guidance=1.5)
 CONFIG = PersonalizeConfig(identity_steps=2, steps=4, batch=4, rank=2, warmup=1, average=0.9, lora_lr=0.05)
 
@@ -31,7 +33,6 @@ def _images(sheet, rows, columns):
     return images.reshape(rows, HEIGHT + 2, columns, WIDTH + 2, 3).transpose(0, 2, 1, 3, 4)[:, :, :HEIGHT, :WIDTH]
 
 
-@pytest.mark.slow
 def test_sheets_lie_beside_the_log_and_teach_nothing(learn, photos, run, tmp_path):
     out, adapter = run
     work = out.with_name("adapter.training")

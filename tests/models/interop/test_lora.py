@@ -15,6 +15,8 @@ from tests.support.lora_layouts import CAMERAS, NAMES, kohya, write_identity, wr
 from tests.support.models import assert_same_tensors, diffusers_pipeline, run_unet
 from tests.support.refusals import refused
 
+pytestmark = pytest.mark.slow
+
 A_LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
 
