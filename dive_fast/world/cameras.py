@@ -1,4 +1,4 @@
-"""RGB and infrared cameras: their backdrops, light and noise."""
+"""RGB, infrared and monochrome cameras: their backdrops, light and noise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dive_fast.world.optics import NIR, Spectrum, random_spectrum
 from dive_fast.world.pedestrians import RGB
 
 IMAGE_HEIGHT, IMAGE_WIDTH = 128, 64
@@ -28,10 +29,10 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class WorldCamera:
-    """A camera of the world. `modality` is "rgb", "ir" or "grey" (see `random_grey_camera`)."""
+    """A camera of the world. One without a spectrum is an RGB camera."""
 
     name: str
-    modality: str
+    spectrum: Spectrum | None
     backdrop: Backdrop
     words: str  # for captions
     cast: RGB = (1.0, 1.0, 1.0)
@@ -41,7 +42,6 @@ class WorldCamera:
     blur: float = 0.05
     lamp: tuple[float, float] = (32.0, 56.0)  # x, y of the brightest spot
     falloff: float = 0.0  # how dark the image is one image height away from the lamp, 0..1
-    tone: tuple[float, ...] = ()  # "grey" only: output at equally spaced lumas
 
 
 def _grey(value: float) -> RGB:
@@ -68,26 +68,26 @@ def _named(*cameras: WorldCamera) -> dict[str, WorldCamera]:
 
 # cam3 shares its place with cam2: equal geometry, other light.
 SYSU_CAMERAS = _named(
-    WorldCamera("cam1", "rgb", _HALL, "bright warm indoor", (1.06, 1.0, 0.90), 1.04, 0.02, 0.012, 0.04),
-    WorldCamera("cam2", "rgb", _CORRIDOR, "dim cool indoor", (0.92, 0.99, 1.08), 0.84, 0.02, 0.016, 0.08),
-    WorldCamera("cam4", "rgb", _SQUARE, "bright cool outdoor", (0.97, 1.0, 1.05), 1.12, 0.05, 0.010, 0.03),
-    WorldCamera("cam5", "rgb", _STREET, "dim warm outdoor", (1.05, 0.98, 0.92), 0.88, 0.00, 0.014, 0.06),
-    WorldCamera("cam3", "ir", _DARK_CORRIDOR, "dim indoor", _grey(1), 0.86, 0.03, 0.017, 0.08, (30.0, 52.0), 0.50),
-    WorldCamera("cam6", "ir", _LOBBY, "dim outdoor", _grey(1), 0.95, 0.01, 0.021, 0.06, (40.0, 66.0), 0.68),
+    WorldCamera("cam1", None, _HALL, "bright warm indoor", (1.06, 1.0, 0.90), 1.04, 0.02, 0.012, 0.04),
+    WorldCamera("cam2", None, _CORRIDOR, "dim cool indoor", (0.92, 0.99, 1.08), 0.84, 0.02, 0.016, 0.08),
+    WorldCamera("cam4", None, _SQUARE, "bright cool outdoor", (0.97, 1.0, 1.05), 1.12, 0.05, 0.010, 0.03),
+    WorldCamera("cam5", None, _STREET, "dim warm outdoor", (1.05, 0.98, 0.92), 0.88, 0.00, 0.014, 0.06),
+    WorldCamera("cam3", NIR, _DARK_CORRIDOR, "dim indoor", _grey(1), 0.86, 0.03, 0.017, 0.08, (30.0, 52.0), 0.50),
+    WorldCamera("cam6", NIR, _LOBBY, "dim outdoor", _grey(1), 0.95, 0.01, 0.021, 0.06, (40.0, 66.0), 0.68),
 )
 MARKET_CAMERAS = _named(
-    WorldCamera("c1", "rgb", _PARK, "bright warm outdoor", (1.04, 1.02, 0.94), 1.08, 0.03, 0.010, 0.04),
-    WorldCamera("c2", "rgb", _PLAZA, "bright cool outdoor", (0.96, 1.0, 1.06), 1.06, 0.04, 0.012, 0.06),
-    WorldCamera("c3", "rgb", _ALLEY, "dim warm outdoor", (1.05, 1.0, 0.92), 0.92, 0.02, 0.014, 0.05),
-    WorldCamera("c4", "rgb", _YARD, "dim cool outdoor", (0.95, 1.02, 1.0), 0.90, 0.02, 0.012, 0.09),
-    WorldCamera("c5", "rgb", _MARKET, "bright warm outdoor", (1.05, 0.99, 0.93), 1.02, 0.00, 0.012, 0.03),
-    WorldCamera("c6", "rgb", _STATION, "dim cool outdoor", (0.94, 1.0, 1.06), 0.94, 0.03, 0.018, 0.10),
+    WorldCamera("c1", None, _PARK, "bright warm outdoor", (1.04, 1.02, 0.94), 1.08, 0.03, 0.010, 0.04),
+    WorldCamera("c2", None, _PLAZA, "bright cool outdoor", (0.96, 1.0, 1.06), 1.06, 0.04, 0.012, 0.06),
+    WorldCamera("c3", None, _ALLEY, "dim warm outdoor", (1.05, 1.0, 0.92), 0.92, 0.02, 0.014, 0.05),
+    WorldCamera("c4", None, _YARD, "dim cool outdoor", (0.95, 1.02, 1.0), 0.90, 0.02, 0.012, 0.09),
+    WorldCamera("c5", None, _MARKET, "bright warm outdoor", (1.05, 0.99, 0.93), 1.02, 0.00, 0.012, 0.03),
+    WorldCamera("c6", None, _STATION, "dim cool outdoor", (0.94, 1.0, 1.06), 0.94, 0.03, 0.018, 0.10),
 )
 
 
-def _random_backdrop(rng: np.random.Generator) -> Backdrop:
+def _random_backdrop(rng: np.random.Generator, chroma: float) -> Backdrop:
     def colour() -> RGB:
-        r, g, b = np.clip(rng.uniform(0.24, 0.84) + rng.uniform(-0.12, 0.12, 3), 0, 1)
+        r, g, b = np.clip(rng.uniform(0.24, 0.84) + chroma * rng.uniform(-1, 1, 3), 0, 1)
         return (float(r), float(g), float(b))
 
     return Backdrop(
@@ -97,21 +97,20 @@ def _random_backdrop(rng: np.random.Generator) -> Backdrop:
         horizon=float(rng.uniform(78, 102)),
         slope=float(rng.uniform(-0.2, 0.2)),
         feature_x=float(rng.choice([rng.uniform(4, 18), rng.uniform(46, 60)])),
-        feature_width=float(rng.uniform(8, 18)) * float(rng.random() < 0.75),
+        feature_width=float(rng.uniform(8, 18)) * float(rng.random() < 0.6),
         feature_top=float(rng.uniform(18, 38)) * float(rng.random() < 0.5),
-        band=float(rng.uniform(28, 66)) * float(rng.random() < 0.3),
+        band=float(rng.uniform(28, 66)) * float(rng.random() < 0.2),
     )
 
 
 def random_rgb_camera(rng: np.random.Generator) -> WorldCamera:
     """Draws an RGB camera whose words match its light and colour cast."""
     warmth, gain = float(rng.uniform(-1, 1)), float(rng.uniform(0.82, 1.14))
-    words = ["bright" if gain > 0.98 else "dim", "warm" if warmth > 0 else "cool"]
-    words.append("indoor" if rng.random() < 0.5 else "outdoor")
+    words = ["bright" if gain > 0.98 else "dim", "warm" if warmth > 0 else "cool", _scene(rng)]
     return WorldCamera(
         "random",
-        "rgb",
-        _random_backdrop(rng),
+        None,
+        _random_backdrop(rng, 0.12),
         " ".join(words),
         cast=(1 + 0.07 * warmth, 1.0, 1 - 0.10 * warmth),
         gain=gain,
@@ -121,23 +120,25 @@ def random_rgb_camera(rng: np.random.Generator) -> WorldCamera:
     )
 
 
-def random_grey_camera(rng: np.random.Generator) -> WorldCamera:
-    """Draws a camera that looks like infrared: luma through a random tone curve, lamp fall-off, noise.
+def random_monochrome_camera(rng: np.random.Generator) -> WorldCamera:
+    """Draws a camera that looks like infrared, lamp fall-off and noise included, with a random spectrum.
 
-    It shows no NIR reflectance, so the base model learns grey images from it and nothing of infrared.
+    It shows no NIR reflectance, so the base model learns monochrome photos from it and nothing of infrared.
     """
-    tone = np.linspace(0.08, 0.92, 5) * rng.uniform(0.0, 1.0) + rng.uniform(0.0, 0.7, 5)
-    tone = 0.05 + rng.uniform(0.6, 0.9) * (tone - tone.min()) / (tone.max() - tone.min())
+    gain = float(rng.uniform(0.82, 1.1))
     return WorldCamera(
-        "grey",
-        "grey",
-        _random_backdrop(rng),
-        "dim" if rng.random() < 0.5 else "bright",
-        gain=float(rng.uniform(0.9, 1.1)),
+        "monochrome",
+        random_spectrum(rng),
+        _random_backdrop(rng, 0.0),
+        f"{'bright' if gain > 0.96 else 'dim'} {_scene(rng)}",
+        gain=gain,
         lift=float(rng.uniform(0, 0.05)),
-        noise=float(rng.uniform(0.012, 0.03)),
+        noise=float(rng.uniform(0.012, 0.024)),
         blur=float(rng.uniform(0.02, 0.10)),
         lamp=(float(rng.uniform(20, 44)), float(rng.uniform(40, 76))),
-        falloff=float(rng.uniform(0.0, 0.7)),
-        tone=tuple(float(t) for t in tone),
+        falloff=float(rng.uniform(0.0, 0.8)),
     )
+
+
+def _scene(rng: np.random.Generator) -> str:
+    return "indoor" if rng.random() < 0.5 else "outdoor"

@@ -1,25 +1,54 @@
-"""Reflectances and weaves in RGB and near infrared (NIR).
+"""Reflectances outside RGB, and weaves.
 
-NIR is a fixed function of material and dye that the luma of RGB predicts badly: a generator that copies grey values gets
-infrared wrong.
+Near infrared (NIR) is a fixed function of material and dye that the luma of RGB predicts badly: a generator that copies grey
+values gets infrared wrong.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from dive_fast.world.pedestrians import DYES, MATERIALS
+from dive_fast.world.pedestrians import DYES, HAIRS, MATERIALS, SKINS
 
-NIR_MATERIAL_FRACTION = 0.3
-LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_MATERIAL_FRACTION = 0.3
+_DARKEST, _BRIGHTEST = 0.06, 0.95
 
 
-def garment_nir(material: str, dye: str) -> float:
-    """Returns the NIR reflectance, 0.06..0.95, of a dyed material."""
-    value = NIR_MATERIAL_FRACTION * MATERIALS[material] + (1 - NIR_MATERIAL_FRACTION) * DYES[dye].nir
-    return min(max(value, 0.06), 0.95)
+@dataclass(frozen=True)
+class Spectrum:
+    """Reflectances, 0..1, of every surface in the one channel of an infrared or monochrome camera."""
+
+    dyes: Mapping[str, float]
+    materials: Mapping[str, float]
+    skins: Mapping[str, float]
+    hairs: Mapping[str, float]
+
+    def garment(self, material: str, dye: str) -> float:
+        """Returns the reflectance of a dyed material."""
+        value = _MATERIAL_FRACTION * self.materials[material] + (1 - _MATERIAL_FRACTION) * self.dyes[dye]
+        return min(max(value, _DARKEST), _BRIGHTEST)
+
+
+NIR = Spectrum(
+    {name: dye.nir for name, dye in DYES.items()},
+    MATERIALS,
+    {name: skin.nir for name, skin in SKINS.items()},
+    {name: hair.nir for name, hair in HAIRS.items()},
+)
+
+
+def random_spectrum(rng: np.random.Generator) -> Spectrum:
+    """Draws every reflectance alone: what is bright in it says nothing of colours or of infrared."""
+
+    def draw(names: Mapping[str, object], low: float, high: float) -> dict[str, float]:
+        return {name: float(rng.uniform(low, high)) for name in names}
+
+    surfaces = _DARKEST, _BRIGHTEST
+    return Spectrum(draw(DYES, 0, 1), draw(MATERIALS, 0, 1), draw(SKINS, *surfaces), draw(HAIRS, *surfaces))
 
 
 # Row 0 of the weave maps has no weave (skin, hair).

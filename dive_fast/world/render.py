@@ -9,7 +9,7 @@ import numpy as np
 from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH, Backdrop, WorldCamera
 from dive_fast.world.canvas import HEIGHT, SUPERSAMPLE, WIDTH, Part
 from dive_fast.world.figure import draw_figure
-from dive_fast.world.optics import GLOSS, LUMA_WEIGHTS, WEAVE_MARGIN, WEAVE_ROW, garment_nir, weave_maps
+from dive_fast.world.optics import GLOSS, WEAVE_MARGIN, WEAVE_ROW, Spectrum, weave_maps
 from dive_fast.world.pedestrians import ACCESSORY_MATERIAL, DYES, HAIRS, RGB, SKINS, Pedestrian, Shot
 
 _DARK: RGB = (0.07, 0.06, 0.06)
@@ -30,18 +30,26 @@ def _garments(person: Pedestrian) -> dict[Part, tuple[str, str]]:
     return out
 
 
-def _palette(person: Pedestrian, modality: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reflectance, float32 [parts, 3 or 1], and weave row, intp [parts], of every part."""
-    rgb = np.zeros((len(Part), 3), dtype=np.float32)
-    nir = np.zeros((len(Part), 1), dtype=np.float32)
+def reflectances(person: Pedestrian, spectrum: Spectrum) -> dict[Part, float]:
+    """Returns the reflectance, 0..1, of every surface of a person."""
+    found = {Part.SKIN: spectrum.skins[person.skin], Part.HAIR: spectrum.hairs[person.hair], Part.DARK: 0.10}
+    return found | {part: spectrum.garment(*garment) for part, garment in _garments(person).items()}
+
+
+def _palette(person: Pedestrian, spectrum: Spectrum | None) -> tuple[np.ndarray, np.ndarray]:
+    """Reflectance, float32 [parts, 3 for RGB or 1], and weave row, intp [parts], of every part."""
     weave = np.zeros(len(Part), dtype=np.intp)
-    rgb[Part.SKIN], nir[Part.SKIN] = SKINS[person.skin]
-    rgb[Part.HAIR], nir[Part.HAIR] = HAIRS[person.hair]
-    rgb[Part.DARK], nir[Part.DARK] = _DARK, 0.10
-    for part, (material, dye) in _garments(person).items():
-        rgb[part], nir[part] = DYES[dye].rgb, garment_nir(material, dye)
+    garments = _garments(person)
+    for part, (material, _) in garments.items():
         weave[part] = WEAVE_ROW[material]
-    return (nir if modality == "ir" else rgb), weave
+    if spectrum is not None:
+        levels = reflectances(person, spectrum)
+        return np.array([[levels.get(part, 0.0)] for part in Part], dtype=np.float32), weave
+    rgb = np.zeros((len(Part), 3), dtype=np.float32)
+    rgb[Part.SKIN], rgb[Part.HAIR], rgb[Part.DARK] = SKINS[person.skin].rgb, HAIRS[person.hair].rgb, _DARK
+    for part, (_, dye) in garments.items():
+        rgb[part] = DYES[dye].rgb
+    return rgb, weave
 
 
 def _box_down(values: np.ndarray) -> np.ndarray:
@@ -66,12 +74,14 @@ def _weave_window(box: tuple[slice, slice], anchor: tuple[int, int]) -> tuple[sl
     return slice(row + box[0].start, row + box[0].stop), slice(column + box[1].start, column + box[1].stop)
 
 
-def _foreground(person: Pedestrian, shot: Shot, modality: str) -> tuple[np.ndarray, np.ndarray, tuple[slice, slice]]:
+def _foreground(
+    person: Pedestrian, shot: Shot, spectrum: Spectrum | None
+) -> tuple[np.ndarray, np.ndarray, tuple[slice, slice]]:
     """The lit person, premultiplied, float32 [h, w, C], its coverage [h, w, 1], and the box of the image they fill."""
     parts, shade, anchor = draw_figure(person, shot)
     box = _covered_box(parts)
     parts, shade = parts[box], shade[box]
-    colours, weaves = _palette(person, modality)
+    colours, weaves = _palette(person, spectrum)
     relative, additive = weave_maps(HEIGHT, WIDTH)
     window = _weave_window(box, anchor)
 
@@ -149,25 +159,21 @@ def _lamp(camera: WorldCamera) -> np.ndarray:
 
 
 def _expose(scene: np.ndarray, camera: WorldCamera, shot: Shot) -> np.ndarray:
-    """Converts reflectance to a signal in 0..1: light, colour cast or lamp, black level. Grey stays one channel."""
-    if camera.modality == "rgb":
+    """Converts reflectance to a signal in 0..1: light, colour cast or lamp, black level. With a spectrum, one channel."""
+    if camera.spectrum is None:
         signal = scene * _colour(camera.cast)
     else:
-        signal = scene[..., :1] if camera.modality == "ir" else scene @ LUMA_WEIGHTS[:, None]
-        if camera.tone:
-            knots = np.linspace(0, 1, len(camera.tone))
-            signal = np.interp(signal, knots, camera.tone).astype(np.float32)
-        signal = signal * _lamp(camera)
+        signal = scene[..., :1] * _lamp(camera)
     exposed: np.ndarray = camera.lift + (1 - camera.lift) * camera.gain * shot.gain * signal
     return exposed
 
 
 def render(person: Pedestrian, camera: WorldCamera, shot: Shot, noise: bool = True) -> np.ndarray:
-    """Photographs a person: uint8 [128, 64, 3]; infrared and grey cameras give three equal channels.
+    """Photographs a person: uint8 [128, 64, 3]; cameras with a spectrum give three equal channels.
 
     A shot has the same geometry in every camera. `noise=False` leaves out blur and sensor noise.
     """
-    lit, covered, box = _foreground(person, shot, camera.modality)
+    lit, covered, box = _foreground(person, shot, camera.spectrum)
     scene = _backdrop(camera.backdrop, shot) * _ground_shadow(shot)
     scene[box] *= 1 - covered
     scene[box] += lit  # one-channel infrared broadcasts over the grey backdrop

@@ -24,5 +24,5 @@ def identity_sheet(seed: int, pids: Sequence[int], zoom: int = 2) -> Image.Image
 
     cameras = SYSU_CAMERAS.values()
     rows = [[picture(pid, row, camera) for camera in cameras] for row, pid in enumerate(pids)]
-    columns = [f"{camera.name} {camera.modality}" for camera in cameras]
+    columns = [f"{camera.name} {'infrared' if camera.spectrum else 'RGB'}" for camera in cameras]
     return contact_sheet(rows, [f"{pid:04d}" for pid in pids], columns, _MARGIN)

@@ -17,7 +17,7 @@ from dive_fast.world.render import render
 
 WORLD_VERSION = 3
 VAL_EVERY = 6  # one in so many paired identities is in val_id.txt; readers train on train + val
-INFRARED = tuple(name for name, camera in SYSU_CAMERAS.items() if camera.modality == "ir")
+INFRARED = tuple(name for name, camera in SYSU_CAMERAS.items() if camera.spectrum)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _jpeg(spec: WorldSpec, image: WorldImage) -> bytes:
     """Returns the JPEG of an image: colour 4:4:4, or one grey channel for infrared."""
     shot = world_shot(spec.seed, image.pid, image.shot_camera, image.index)
     pixels = render(world_pedestrian(spec.seed, image.pid), image.camera, shot)
-    picture = Image.fromarray(pixels[..., 0] if image.camera.modality == "ir" else pixels)
+    picture = Image.fromarray(pixels if image.camera.spectrum is None else pixels[..., 0])
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dive_fast.settings import Fraction, NonNegativeFloat, NonNegativeInt, Part, PositiveInt, Settings
+from dive_fast.train.config import Precision
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class FitConfig(Settings):
     """Seed of initial weights, batches and noise."""
     save_every: PositiveInt = 200
     """Steps between saved states, from which a rerun resumes."""
+    precision: Precision = "no"
+    """Precision of the arithmetic; trained weights stay float32."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +96,17 @@ class BaseTrainConfig(Settings):
 
     shape: BaseShape = BaseShape()
     vae: Annotated[VaeConfig, Part("vae", only=("steps", "batch"))] = VaeConfig()
-    text: Annotated[FitConfig, Part("text", only=("steps", "batch"))] = FitConfig(
+    text: Annotated[FitConfig, Part("text", only=("steps", "batch", "lr"))] = FitConfig(
         4000, 256, 1.5e-3, 200, save_every=250
     )
-    unet: Annotated[UnetConfig, Part("unet", only=("steps", "batch", "lr"))] = UnetConfig()
+    unet: Annotated[UnetConfig, Part("unet", only=("steps", "batch", "lr", "precision"))] = UnetConfig()
     vae_images: PositiveInt = 20000
     """Number of rendered images for the autoencoder."""
     unet_images: PositiveInt = 100000
     """Number of rendered images for text encoder and UNet."""
-    unet_grey: Fraction = 0.35
-    """Fraction of grey photos among the UNet's images: luma through a tone curve, which shows nothing of infrared; Stable
-    Diffusion has seen millions of them."""
-    start: str | None = None
-    """Base model whose UNet continues training on photos of other identities, with autoencoder and text encoder frozen;
+    monochrome: Fraction = 0.5
+    """Fraction of monochrome photos among the UNet's images: every reflectance is random, which shows nothing of infrared,
+    and captions name how bright it is; Stable Diffusion has seen millions of such photos."""
+    init_from: str | None = None
+    """Base model whose text encoder and UNet continue training on photos of other identities, with the autoencoder frozen;
     pocket is the shipped one."""

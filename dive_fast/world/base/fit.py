@@ -46,7 +46,9 @@ def fit(
 
     parameters = [parameter for network in networks for parameter in network.parameters()]
     run_phase(
-        PhaseConfig(name, work, config.steps, config.lr, config.warmup, config.save_every, **phase),
+        PhaseConfig(
+            name, work, config.steps, config.lr, config.warmup, config.save_every, precision=config.precision, **phase
+        ),
         [{"params": parameters, "weight_decay": weight_decay}],
         loss_at,
     )

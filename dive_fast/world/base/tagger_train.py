@@ -34,7 +34,9 @@ def train_tagger(config: TaggerConfig, out: Path, work: Path) -> dict[str, float
     torch.manual_seed(config.seed)
     phrase = Phrase(caption_phrase())
     choices = mixed_words(phrase)
-    photos = cached_images(work / "tagger-images.npz", _SEED, config.images, grey_fraction=0.0, noise_fraction=1.0)
+    photos = cached_images(
+        work / "tagger-images.npz", _SEED, config.images, monochrome_fraction=0.0, noise_fraction=1.0
+    )
     labels = torch.from_numpy(_labels(choices, _SEED, config.images))
     net = TaggerNet([len(words) for words in choices])
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -65,7 +67,7 @@ def _accuracy(tagger: Tagger, choices: list[list[str]]) -> dict[str, float]:
     """The accuracy on single photos of unseen identities, by number and first choice of the word."""
     import torch
 
-    unseen = render_base_images(_TEST_SEED, _TEST_IMAGES, grey_fraction=0.0, noise_fraction=1.0)
+    unseen = render_base_images(_TEST_SEED, _TEST_IMAGES, monochrome_fraction=0.0, noise_fraction=1.0)
     truth = _labels(choices, _TEST_SEED, _TEST_IMAGES)
     with torch.inference_mode():
         predicted = [logp.argmax(dim=1).numpy() for logp in tagger.net(torch.from_numpy(unseen.images))]

@@ -18,6 +18,7 @@ from dive_fast.types import InputError
 from dive_fast.world.base.config import BaseShape, FitConfig
 from dive_fast.world.base.fit import fit
 from dive_fast.world.base.model import new_text_encoder
+from dive_fast.world.captions import MONOCHROME, TONES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,19 +35,21 @@ def bindings(caption: str) -> list[tuple[int, set[str]]]:
     """Returns, for each phrase of a caption, the position of its noun among the words, and the phrase's attributes.
 
     "red over blue coat" has red, over, blue, coat and "first red"; in "coat with blue logo", coat and logo have their own.
-    The first noun also has the letters of the camera's code, a word of four after the leading "a": an encoder that keeps
-    them, as CLIP keeps any odd word, lets a LoRA give the code a meaning.
+    A tone counts for the colour that it precedes, the first or second of its phrase. The first noun also has the letters of
+    the camera's code, an odd word after the leading "a": an encoder that keeps them, as CLIP keeps any odd word, lets a
+    LoRA give the code a meaning.
     """
     words = caption.split()
-    code = words[1] if len(words) > 2 and words[0] == "a" and words[2] == "photo" else ""
+    code = words[1] if len(words) > 1 and words[0] == "a" and words[1] not in ("photo", MONOCHROME) else ""
     found: list[tuple[int, set[str]]] = []
     start = 0
     for i, word in enumerate([*words, ","]):
         if word not in (",", "with"):
             continue
-        named = [w for w in words[start:i] if w not in ("a", "photo", "of", "and", code)]
+        named = [w for w in words[start:i] if w not in ("a", MONOCHROME, "photo", "of", "and", code, *TONES)]
         if named:
-            attributes = {*named, f"first {named[0]}"}
+            attributes = {*named, f"first {named[0]}", *(w for w in words[start:i] if w == MONOCHROME)}
+            attributes |= {f"tone {k} {tone}" for k, tone in enumerate(w for w in words[start:i] if w in TONES)}
             if start == 0:
                 attributes |= {f"letter {k} {letter}" for k, letter in enumerate(code)}
             found.append((i - 1, attributes))
@@ -81,6 +84,19 @@ def binding_labels(
     return names, positions, labels
 
 
+def _copy_words(old_tokenizer: CLIPTokenizer, old: CLIPTextModel, new: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    """Copies an encoder's weights to one of another vocabulary, whose new words keep their initial embeddings."""
+    import torch
+
+    rows, before = new.get_input_embeddings().weight.detach().clone(), old.get_input_embeddings().weight.detach()
+    known = old_tokenizer.get_vocab()
+    for token, i in tokenizer.get_vocab().items():
+        if token in known:
+            rows[i] = before[known[token]]
+    old.set_input_embeddings(torch.nn.Embedding.from_pretrained(rows))
+    new.load_state_dict(old.state_dict())
+
+
 def train_text_encoder(
     captions: Sequence[str],
     tokenizer: CLIPTokenizer,
@@ -88,8 +104,9 @@ def train_text_encoder(
     config: FitConfig,
     work: Path,
     device: str = "cpu",
+    start: tuple[CLIPTokenizer, CLIPTextModel] | None = None,
 ) -> CLIPTextModel:
-    """Trains on captions; logs the recall of the nouns' attributes."""
+    """Trains on captions, from `start`, an encoder and its own tokenizer, if given; logs the recall of the attributes."""
     import torch
 
     torch.manual_seed(config.seed)
@@ -97,6 +114,8 @@ def train_text_encoder(
     if not names:
         raise InputError(f"{len(captions)} captions are too few to train a text encoder; render more images")
     model = new_text_encoder(shape, tokenizer)
+    if start is not None:
+        _copy_words(*start, model, tokenizer)
     readout = torch.nn.Linear(shape.text_width, len(names))
     ids = token_ids(tokenizer, captions)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +46,9 @@ def train_base(config: BaseTrainConfig, out: Path, work: Path, device: str = "cp
     from dive_fast.models.bundle import load_bundle, save_bundle
 
     with first_rank_first():
-        start = None if config.start is None else load_bundle(config.start)
+        start = None if config.init_from is None else load_bundle(config.init_from)
         _claim(work, config, start)
-    bundle = _new_base(config, work, device) if start is None else _continued(start, config, work, device)
+    bundle = _train(config, work, device, start)
     if not leading():
         return {}
     report = evaluate_vae(bundle.vae, work / "autoencoder.png")
@@ -58,29 +58,29 @@ def train_base(config: BaseTrainConfig, out: Path, work: Path, device: str = "cp
     return report
 
 
-def _new_base(config: BaseTrainConfig, work: Path, device: str) -> ModelBundle:
-    """Trains all networks."""
+def _train(config: BaseTrainConfig, work: Path, device: str, start: ModelBundle | None) -> ModelBundle:
+    """Trains all networks, or text encoder and UNet of `start` on photos of other identities than its own training's."""
     from dive_fast.models.bundle import ModelBundle
 
     with first_rank_first():
         tokenizer = build_tokenizer(work / "tokenizer", config.shape)
-        images = cached_images(
-            work / "vae-images.npz", _VAE_SEED, config.vae_images, grey_fraction=0.35, noise_fraction=0.3
-        ).images
-        vae = start_vae(images, config.shape, config.vae.seed, work / "vae-start.safetensors")
-    train_decoder(vae, images, config.shape, config.vae, work, device)
-    captions, latents = _photos(_UNET_SEED, config, vae, work)
-    text_encoder = train_text_encoder(captions, tokenizer, config.shape, config.text, work, device)
-    unet = train_unet(latents, captions, tokenizer, text_encoder, config.shape, config.unet, work, device)
+    vae = _new_vae(config, work, device) if start is None else start.vae
+    captions, latents = _photos(_UNET_SEED if start is None else _CONTINUED_SEED, config, vae, work)
+    old = None if start is None else (start.tokenizer, start.text_encoder)
+    text_encoder = train_text_encoder(captions, tokenizer, config.shape, config.text, work, device, old)
+    old_unet = None if start is None else start.unet
+    unet = train_unet(latents, captions, tokenizer, text_encoder, config.shape, config.unet, work, device, old_unet)
     return ModelBundle(tokenizer, text_encoder, unet, vae, {"_class_name": "PNDMScheduler", **SCHEDULER_CONFIG})
 
 
-def _continued(start: ModelBundle, config: BaseTrainConfig, work: Path, device: str) -> ModelBundle:
-    """Trains the UNet of `start` on photos of other identities than its own training's."""
-    captions, latents = _photos(_CONTINUED_SEED, config, start.vae, work)
-    frozen = start.tokenizer, start.text_encoder
-    unet = train_unet(latents, captions, *frozen, config.shape, config.unet, work, device, start.unet)
-    return replace(start, unet=unet)
+def _new_vae(config: BaseTrainConfig, work: Path, device: str) -> AutoencoderKL:
+    with first_rank_first():
+        images = cached_images(
+            work / "vae-images.npz", _VAE_SEED, config.vae_images, monochrome_fraction=0.35, noise_fraction=0.3
+        ).images
+        vae = start_vae(images, config.shape, config.vae.seed, work / "vae-start.safetensors")
+    train_decoder(vae, images, config.shape, config.vae, work, device)
+    return vae
 
 
 def _photos(seed: int, config: BaseTrainConfig, vae: AutoencoderKL, work: Path) -> tuple[list[str], torch.Tensor]:
@@ -90,7 +90,11 @@ def _photos(seed: int, config: BaseTrainConfig, vae: AutoencoderKL, work: Path) 
     path = work / "latents.safetensors"
     with first_rank_first():
         photos = cached_images(
-            work / "unet-images.npz", seed, config.unet_images, grey_fraction=config.unet_grey, noise_fraction=0.5
+            work / "unet-images.npz",
+            seed,
+            config.unet_images,
+            monochrome_fraction=config.monochrome,
+            noise_fraction=0.5,
         )
         if not path.exists():
             with atomic_path(path) as temporary:
@@ -106,7 +110,7 @@ def _write_pictures(bundle: ModelBundle, work: Path, out: Path) -> None:
         Curve(work / "unet-loss.jsonl", "loss", "UNet: v MSE"),
     ]
     plot_curves([curve for curve in panels if curve.log.exists()], out / "losses.png")
-    unseen = render_base_images(_SAMPLE_SEED, 12, grey_fraction=0.0, noise_fraction=0.0, workers=1)
+    unseen = render_base_images(_SAMPLE_SEED, 12, monochrome_fraction=0.5, noise_fraction=0.0, workers=1)
     samples = sample_captions(bundle, unseen.captions, range(len(unseen.captions)))
     save_grid([unseen.images, samples], out / "samples.png")
     write_json(out / "sample-captions.json", unseen.captions)
@@ -115,7 +119,7 @@ def _write_pictures(bundle: ModelBundle, work: Path, out: Path) -> None:
 
 def _claim(work: Path, config: BaseTrainConfig, start: ModelBundle | None) -> None:
     """Ties a work folder to one config; step counts may differ, as a longer run may continue a shorter one."""
-    description = asdict(config) | {"start": start.fingerprint if start is not None else None}
+    description = asdict(config) | {"init_from": start.fingerprint if start is not None else None}
     for network in ("vae", "text", "unet"):
         for name in ("steps", "save_every"):
             description[network].pop(name)

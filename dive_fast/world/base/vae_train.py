@@ -16,7 +16,7 @@ from dive_fast.world.base.config import BaseShape, VaeConfig
 from dive_fast.world.base.fit import fit
 from dive_fast.world.base.model import new_vae
 from dive_fast.world.base.vae_start import start_from_components
-from dive_fast.world.cameras import SYSU_CAMERAS, WorldCamera, random_grey_camera, random_rgb_camera
+from dive_fast.world.cameras import SYSU_CAMERAS, WorldCamera, random_monochrome_camera, random_rgb_camera
 from dive_fast.world.pedestrians import sample_pedestrian, sample_shot
 from dive_fast.world.render import render
 
@@ -108,7 +108,7 @@ def evaluate_vae(vae: AutoencoderKL, sheet: Path) -> dict[str, float]:
 
     cameras: dict[str, Callable[[np.random.Generator, int], WorldCamera]] = {
         "rgb": lambda rng, _: random_rgb_camera(rng),
-        "grey": lambda rng, _: random_grey_camera(rng),
+        "grey": lambda rng, _: random_monochrome_camera(rng),
         "ir": lambda _, i: SYSU_CAMERAS["cam3" if i % 2 else "cam6"],
     }
     report, rows = {}, []
