@@ -55,7 +55,8 @@ def from_dict(cls: type[R], data: object, where: str) -> R:
 class Camera:
     """A camera and its code word in prompts.
 
-    `code` is drawn once and stored with the adapter, since the LoRA was trained on this code.
+    `code` is drawn once and stored with the adapter, since the LoRA was trained on this code. Plain words may follow it,
+    by which the base knows photos of this kind, as "monochrome".
     """
 
     name: str

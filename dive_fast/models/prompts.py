@@ -48,7 +48,7 @@ TEMPLATES: tuple[str, ...] = (
 )
 
 _PLACEHOLDER = re.compile(r"[^<>{}]*(<[a-z0-9_.\-]+>[^<>{}]*)+")
-_CODE = re.compile(r"[^\s<>{}]+")
+_CODE = re.compile(r"[^\s<>{}]+( [^\s<>{}]+)*")
 _Named = TypeVar("_Named")
 
 
@@ -79,7 +79,7 @@ def check_vocabulary(
             )
     for camera in cameras:
         if not _CODE.fullmatch(camera.code):
-            raise InputError(f"{where}: code {camera.code!r} of camera {camera.name!r} must be one word without <>{{}}")
+            raise InputError(f"{where}: code {camera.code!r} of camera {camera.name!r} must be words without <>{{}}")
     for template in templates:
         if sorted(re.findall(r"\{[^{}]*\}|[{}]", template)) != ["{cam}", "{token}"]:
             raise InputError(f"{where}: template {template!r} must contain {{cam}} once and {{token}} once")

@@ -28,7 +28,8 @@ def camera_code(name: str) -> str:
     return "".join(CODE_LETTERS[b % len(CODE_LETTERS)] for b in digest[:4])
 
 
-def cameras_of(samples: Sequence[Sample]) -> tuple[Camera, ...]:
-    """Returns the cameras of a training set with their codes, sorted by name."""
+def cameras_of(samples: Sequence[Sample], ir_words: str = "") -> tuple[Camera, ...]:
+    """Returns the cameras of a training set with their codes, sorted by name; `ir_words` follow infrared ones' codes."""
     modality = {s.camera: s.modality for s in samples}
-    return tuple(Camera(name, modality[name], camera_code(name)) for name in sorted(modality))
+    words = {"rgb": "", "ir": f" {ir_words}" if ir_words else ""}
+    return tuple(Camera(name, modality[name], camera_code(name) + words[modality[name]]) for name in sorted(modality))

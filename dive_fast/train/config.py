@@ -63,7 +63,7 @@ class Samples(Settings):
 class PersonalizeConfig(Settings):
     """How identities and the LoRA are learned. The defaults suit the pocket model.
 
-    A run that starts from an adapter takes its phrase and template, and ignores `phrase` and `template`.
+    A run that starts from an adapter takes its phrase, template and cameras, and ignores `phrase`, `template` and `ir_words`.
     """
 
     identity_steps: NonNegativeInt = 4000
@@ -82,6 +82,8 @@ class PersonalizeConfig(Settings):
     shipped one, and without a tagger all words of a mix start equal."""
     template: str | None = None
     """Caption of every photo, with {cam} and {token}; without it twenty sentences are used, as DiVE."""
+    ir_words: str = ""
+    """Words after the code of each infrared camera, by which the base knows photos without colour, as monochrome."""
     phrase_drop: Fraction = 0.0
     """Fraction of a phrase's parts (between commas) that a caption leaves out."""
     text_noise: NonNegativeFloat = 0.0

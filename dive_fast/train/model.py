@@ -202,7 +202,10 @@ class PersonalizedModel:
         rows = self.rows().detach().cpu()
         if self.init_from is not None:
             merged = merge_identities(self.init_from, self.prompts.identities, rows)
-            return replace(merged, metadata={**self.init_from.metadata, "onto": metadata, "run": metadata["run"]})
+            before = self.init_from.metadata
+            seen = sorted({*before.get("infrared_identities", ()), *metadata["infrared_identities"]})
+            known = {} if "infrared_identities" not in before else {"infrared_identities": seen}
+            return replace(merged, metadata={**before, **known, "onto": metadata, "run": metadata["run"]})
         state = lora_state(self.bundle.unet)
         remove_lora(self.bundle.unet)
         return Adapter(

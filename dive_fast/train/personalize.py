@@ -66,7 +66,8 @@ def personalize(
             trainer.model.set_trainable(phase.rows, phase.lora)
             callback = trainer.sheet_callback(phase.config)
             run_phase(phase.config, trainer.model.groups, phase.loss_at, trainer.model.lora, callback)
-        metadata = {**asdict(config), "photos": len(latents.samples), "run": run}
+        infrared = sorted({s.pid for s in latents.samples if s.modality == "ir"})
+        metadata = {**asdict(config), "photos": len(latents.samples), "infrared_identities": infrared, "run": run}
         adapter = trainer.model.adapter(trainer.cameras, metadata)
         with first_rank_first():
             if finished_adapter(out, run) is None:

@@ -96,7 +96,7 @@ class Trainer:
         _check_settings(photos, config, init_from, device)
         samples = samples_of(photos)
         prompts = IdentityPrompts.from_config(sorted({s.pid for s in samples}), config, init_from)
-        self.cameras = _known_cameras(bundle, samples, prompts.identities, init_from)
+        self.cameras = _known_cameras(bundle, samples, prompts.identities, init_from, config.ir_words)
         if init_from is not None and not config.identities_from_ir:  # the LoRA is frozen: other photos train nothing
             photos = only(photos, teaching(samples))
         _check_taught(samples_of(photos), config, alone=init_from is None and config.identity_steps > 0)
@@ -225,10 +225,14 @@ def _check_taught(samples: Sequence[Sample], config: PersonalizeConfig, alone: b
 
 
 def _known_cameras(
-    bundle: ModelBundle, samples: Sequence[Sample], identities: tuple[Identity, ...], init_from: Adapter | None
+    bundle: ModelBundle,
+    samples: Sequence[Sample],
+    identities: tuple[Identity, ...],
+    init_from: Adapter | None,
+    ir_words: str,
 ) -> tuple[Camera, ...]:
     """Returns the cameras of the photos, or of `init_from`, which must fit the base and the photos (else `InputError`)."""
-    cameras = cameras_of(samples)
+    cameras = cameras_of(samples, ir_words)
     if init_from is None:
         return cameras
     check_base(init_from.base_fingerprint, bundle, "the adapter of --init-from")

@@ -60,7 +60,7 @@ def test_unknown_names_get_the_count_and_the_nearest():
         ({"identities": (Identity("0003", ""),)}, "''"),
         ({"cameras": (*CAMERAS, Camera("cam3", "rgb", "zzzz"))}, "name 'cam3'"),
         ({"cameras": (*CAMERAS, Camera("cam4", "rgb", "w5eQ"))}, "code 'w5eq'"),
-        ({"cameras": (Camera("cam4", "rgb", "two words"),)}, "'two words'"),
+        ({"cameras": (Camera("cam4", "rgb", "two  words"),)}, "'two  words'"),
         ({"cameras": (Camera("cam4", "rgb", ""),)}, "''"),
         ({"template": "a {cam} person"}, "'a {cam} person'"),
         ({"template": "{cam} {cam} {token}"}, "template"),

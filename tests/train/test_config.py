@@ -34,7 +34,7 @@ def test_every_field_with_a_simple_value_has_a_help_text(room):
         (world.WorldSpec, {"paired_ids": 0, "test_ids": 999}, r"paired_ids .*1\.\.300, got 0; test_ids .*1\.\.200"),
         (base.UnetConfig, {"batch": 0}, "batch"),
         (base.TaggerConfig, {"images": 0}, "images"),
-        (base.BaseTrainConfig, {"unet_grey": 1.5}, r"unet_grey .*1\.5"),
+        (base.BaseTrainConfig, {"monochrome": 1.5}, r"monochrome .*1\.5"),
     ],
 )
 def test_values_out_of_bounds_are_named_together(record, settings, named):

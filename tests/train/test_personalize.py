@@ -146,6 +146,18 @@ def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(learn, p
     assert all(torch.equal(result.embeddings, row) for row in rows[3:])
 
 
+def test_an_adapter_records_whose_infrared_it_learned_from(learn, photos, adapter, tmp_path):
+    def infrared(samples):
+        return sorted({s.pid for s in samples if s.modality == "ir"})
+
+    assert adapter.metadata["infrared_identities"] == infrared(photos[:8]) != []
+    new = [s for s in photos if s.pid not in {i.pid for i in adapter.identities}]
+    onto = learn(new, tmp_path / "onto", CONFIG, adapter)
+    assert onto.metadata["infrared_identities"] == adapter.metadata["infrared_identities"]  # its infrared trains nothing
+    both = learn(new, tmp_path / "both", replace(CONFIG, identities_from_ir=True), adapter)
+    assert both.metadata["infrared_identities"] == sorted({*infrared(photos[:8]), *infrared(new)})
+
+
 def test_a_finished_run_is_returned_and_another_one_refused(learn, photos, tmp_path):
     out = tmp_path / "adapter"
     first = learn(photos[:8], out, CONFIG)
@@ -275,6 +287,8 @@ def test_camera_codes_are_fixed():
     assert len({camera_code(f"c{i}") for i in range(200)}) == 200
     cameras = cameras_of([Sample("a", "1", "cam6", modality="ir"), Sample("b", "1", "cam1")])
     assert [(c.name, c.modality) for c in cameras] == [("cam1", "rgb"), ("cam6", "ir")]
+    named = cameras_of([Sample("a", "1", "cam6", modality="ir"), Sample("b", "1", "cam1")], "black and white")
+    assert [c.code for c in named] == ["W5Eq", "dx1V black and white"]
 
 
 def test_partly_learned_embedding_reads_both_tables_and_learns_one():

@@ -73,6 +73,8 @@ class UnetConfig(FitConfig):
     batch: PositiveInt = 256
     lr: NonNegativeFloat = 1e-3
     warmup: NonNegativeInt = 500
+    compile: bool = False
+    """Compile the UNet with torch.compile: a minute once, then faster steps."""
     empty_captions: Fraction = 0.1
     """Fraction of empty captions, for classifier-free guidance (arXiv 2207.12598)."""
 
@@ -99,7 +101,7 @@ class BaseTrainConfig(Settings):
     text: Annotated[FitConfig, Part("text", only=("steps", "batch", "lr"))] = FitConfig(
         4000, 256, 1.5e-3, 200, save_every=250
     )
-    unet: Annotated[UnetConfig, Part("unet", only=("steps", "batch", "lr", "precision"))] = UnetConfig()
+    unet: Annotated[UnetConfig, Part("unet", only=("steps", "batch", "lr", "precision", "compile"))] = UnetConfig()
     vae_images: PositiveInt = 20000
     """Number of rendered images for the autoencoder."""
     unet_images: PositiveInt = 100000

@@ -84,7 +84,7 @@ def binding_labels(
     return names, positions, labels
 
 
-def _copy_words(old_tokenizer: CLIPTokenizer, old: CLIPTextModel, new: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+def copy_words(old_tokenizer: CLIPTokenizer, old: CLIPTextModel, new: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
     """Copies an encoder's weights to one of another vocabulary, whose new words keep their initial embeddings."""
     import torch
 
@@ -115,7 +115,7 @@ def train_text_encoder(
         raise InputError(f"{len(captions)} captions are too few to train a text encoder; render more images")
     model = new_text_encoder(shape, tokenizer)
     if start is not None:
-        _copy_words(*start, model, tokenizer)
+        copy_words(*start, model, tokenizer)
     readout = torch.nn.Linear(shape.text_width, len(names))
     ids = token_ids(tokenizer, captions)
 

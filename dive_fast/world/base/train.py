@@ -98,7 +98,8 @@ def _photos(seed: int, config: BaseTrainConfig, vae: AutoencoderKL, work: Path) 
         )
         if not path.exists():
             with atomic_path(path) as temporary:
-                save_file({"latents": encode_latents(vae, photos.images) * vae.config.scaling_factor}, temporary)
+                latents = encode_latents(vae, photos.images, config.unet.precision, progress=True)
+                save_file({"latents": latents * vae.config.scaling_factor}, temporary)
         return photos.captions, load_file(path)["latents"]
 
 
@@ -118,11 +119,11 @@ def _write_pictures(bundle: ModelBundle, work: Path, out: Path) -> None:
 
 
 def _claim(work: Path, config: BaseTrainConfig, start: ModelBundle | None) -> None:
-    """Ties a work folder to one config; step counts may differ, as a longer run may continue a shorter one."""
+    """Ties a work folder to one config but for what changes no step: step counts, saved states and compilation."""
     description = asdict(config) | {"init_from": start.fingerprint if start is not None else None}
     for network in ("vae", "text", "unet"):
-        for name in ("steps", "save_every"):
-            description[network].pop(name)
+        for name in ("steps", "save_every", "compile"):
+            description[network].pop(name, None)
     identity = sha256_bytes(repr(description).encode())
     path = work / "config.sha256"
     if path.exists() and path.read_text().strip() != identity:

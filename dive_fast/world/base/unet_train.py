@@ -1,4 +1,4 @@
-"""Third phase of the pocket base: the UNet, on RGB and grey photos and their captions."""
+"""Third phase of the pocket base: the UNet, on RGB and monochrome photos and their captions."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def train_unet(
     unet = new_unet(shape) if start is None else start
     text_encoder.to(device)
     ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
+    forward = torch.compile(unet) if config.compile else unet
     diffusion = DiffusionLoss.from_config(SCHEDULER_CONFIG, weight_cap=1.0)
 
     def loss_on(rows: np.ndarray, mine: slice, generator: torch.Generator) -> Loss:
@@ -49,7 +50,7 @@ def train_unet(
         dropped = torch.rand(config.batch, 1, generator=generator) < config.empty_captions
         with torch.no_grad():
             text = text_encoder(torch.where(dropped, empty, ids[rows])[mine].to(device)).last_hidden_state
-        output = unet(noisy[mine].to(device), timesteps[mine].to(device), text).sample
+        output = forward(noisy[mine].to(device), timesteps[mine].to(device), text).sample
         target = diffusion.target(clean[mine], noise[mine], timesteps[mine]).to(device)
         return (output - target).square().mean(), {}
 

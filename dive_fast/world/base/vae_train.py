@@ -1,4 +1,4 @@
-"""First phase of the pocket base: the decoder, on RGB and grey images (see vae_start for the encoder)."""
+"""First phase of the pocket base: the decoder, on RGB and monochrome images (see vae_start for the encoder)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 
 from dive_fast.io import atomic_path
+from dive_fast.train.config import Precision
 from dive_fast.train.loop import Loss
 from dive_fast.train.photos import to_pixels, to_signal
+from dive_fast.train.precision import autocast
 from dive_fast.world.base.config import BaseShape, VaeConfig
 from dive_fast.world.base.fit import fit
 from dive_fast.world.base.model import new_vae
@@ -52,12 +54,18 @@ def _signals(images: np.ndarray) -> Iterator[torch.Tensor]:
         yield to_signal(images[first : first + _BATCH])
 
 
-def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
-    """Returns unscaled posterior means, float32 [N, C, h, w], of uint8 images."""
+def encode_latents(
+    vae: AutoencoderKL, images: np.ndarray, precision: Precision = "no", progress: bool = False
+) -> torch.Tensor:
+    """Returns unscaled posterior means, float32 [N, C, h, w], of uint8 images; bf16 errs by 0.6 % of their deviation."""
     import torch
+    from tqdm import tqdm
 
-    with torch.inference_mode():
-        return torch.cat([vae.encode(x).latent_dist.mean for x in _signals(images)]).clone()
+    batches = tqdm(_signals(images), "encode", -(-len(images) // _BATCH), unit="batch", disable=not progress)
+    vae.to(memory_format=torch.channels_last)
+    with torch.inference_mode(), autocast(precision, vae.device):
+        means = [vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean.float() for x in batches]
+        return torch.cat(means).contiguous().clone()
 
 
 def train_decoder(
@@ -100,7 +108,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def evaluate_vae(vae: AutoencoderKL, sheet: Path) -> dict[str, float]:
-    """Returns the PSNR in dB on unseen photos without noise: RGB, grey and infrared, on which it was never trained.
+    """Returns the PSNR in dB on unseen photos without noise: RGB, monochrome and infrared, on which it was never trained.
 
     Writes a sheet of originals above reconstructions.
     """
@@ -108,7 +116,7 @@ def evaluate_vae(vae: AutoencoderKL, sheet: Path) -> dict[str, float]:
 
     cameras: dict[str, Callable[[np.random.Generator, int], WorldCamera]] = {
         "rgb": lambda rng, _: random_rgb_camera(rng),
-        "grey": lambda rng, _: random_monochrome_camera(rng),
+        "monochrome": lambda rng, _: random_monochrome_camera(rng),
         "ir": lambda _, i: SYSU_CAMERAS["cam3" if i % 2 else "cam6"],
     }
     report, rows = {}, []

@@ -38,7 +38,7 @@ def test_true_words_of_a_known_person():
 
 
 def test_people_are_those_in_the_rendered_images():
-    captions = render_base_images(4, 40, grey_fraction=0.0, noise_fraction=1.0, workers=1).captions
+    captions = render_base_images(4, 40, monochrome_fraction=0.0, noise_fraction=1.0, workers=1).captions
     dyes = [person.shoe_dye for person in base_identities(4, 40)]
     shoes = [f", {dye} shoes" in text for dye, text in zip(dyes, captions, strict=True) if " shoes" in text]
     assert len(shoes) > 20

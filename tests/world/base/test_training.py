@@ -13,12 +13,12 @@ from dive_fast.train.photos import to_signal
 from dive_fast.world.base import train as base_train
 from dive_fast.world.base.config import BaseShape, BaseTrainConfig, FitConfig, UnetConfig, VaeConfig
 from dive_fast.world.base.data import render_base_images
-from dive_fast.world.base.model import build_tokenizer, new_vae
-from dive_fast.world.base.text_train import binding_labels, bindings, train_text_encoder
+from dive_fast.world.base.model import build_tokenizer, new_text_encoder, new_vae
+from dive_fast.world.base.text_train import binding_labels, bindings, copy_words, train_text_encoder
 from dive_fast.world.base.train import sample_captions, train_base
 from dive_fast.world.base.vae_start import start_from_components
 from dive_fast.world.base.vae_train import psnr
-from dive_fast.world.captions import caption_words
+from dive_fast.world.captions import TONES, caption_words
 from tests.support.models import assert_same_tensors
 from tests.support.refusals import refused
 from tests.support.training import interrupted_call
@@ -36,22 +36,24 @@ CONFIG = BaseTrainConfig(
 
 @pytest.fixture(scope="module")
 def images():
-    return render_base_images(1, 60, grey_fraction=0.35, noise_fraction=0.0, workers=1, chunk=30)
+    return render_base_images(1, 60, monochrome_fraction=0.35, noise_fraction=0.0, workers=1, chunk=30)
 
 
 def test_images_depend_on_their_index_and_not_on_the_split_of_work(images):
-    again = render_base_images(1, 20, grey_fraction=0.35, noise_fraction=0.0, workers=1, chunk=7)
+    again = render_base_images(1, 20, monochrome_fraction=0.35, noise_fraction=0.0, workers=1, chunk=7)
     assert np.array_equal(again.images, images.images[:20])
     assert again.captions == images.captions[:20]
 
 
-def test_grey_images_say_so_in_their_captions_and_no_other_does(images):
-    grey = [bool(np.ptp(image.astype(int), axis=-1).max() == 0) for image in images.images]
-    assert 10 <= sum(grey) <= 32
-    said = [caption.split(" , ")[-1].split()[-2:] for caption in images.captions]
-    assert [words in (["grey", "indoor"], ["grey", "outdoor"]) for words in said] == grey
+def test_monochrome_images_say_so_in_their_captions_and_no_other_does(images):
+    monochrome = [bool(np.ptp(image.astype(int), axis=-1).max() == 0) for image in images.images]
+    assert 10 <= sum(monochrome) <= 32
+    assert ["monochrome photo" in caption for caption in images.captions] == monochrome
+    toned = [bool(set(caption.split()) & set(TONES)) for caption in images.captions]
+    assert not any(named and not one for named, one in zip(toned, monochrome, strict=True))
+    assert 0.5 < sum(toned) / sum(monochrome) < 1
     assert all(phrase.strip() for caption in images.captions for phrase in caption.split(" , "))
-    colour = render_base_images(1, 20, grey_fraction=0.0, noise_fraction=0.5, workers=1).images
+    colour = render_base_images(1, 20, monochrome_fraction=0.0, noise_fraction=0.5, workers=1).images
     assert all(np.ptp(image.astype(int), axis=-1).max() > 20 for image in colour)
 
 
@@ -116,7 +118,7 @@ def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatc
             train_base(CONFIG, tmp_path / "model", tmp_path / "work")
     assert not (tmp_path / "model").exists()
     report = train_base(CONFIG, tmp_path / "model", tmp_path / "work")
-    assert set(report) == {"psnr_rgb", "psnr_grey", "psnr_ir"}
+    assert set(report) == {"psnr_rgb", "psnr_monochrome", "psnr_ir"}
     assert json.loads((tmp_path / "model" / "training.json").read_text())["config"]["unet"]["steps"] == 4
     for picture in ("losses.png", "samples.png", "autoencoder.png"):
         with Image.open(tmp_path / "model" / picture) as image:
@@ -131,13 +133,14 @@ def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_base_learns_on_with_all_but_the_unet_kept(tmp_path):
+def test_a_base_learns_on_with_its_autoencoder_kept(tmp_path):
     train_base(CONFIG, tmp_path / "first", tmp_path / "work")
-    onward = replace(CONFIG, start=str(tmp_path / "first"), unet=replace(CONFIG.unet, seed=1))
+    onward = replace(CONFIG, init_from=str(tmp_path / "first"), unet=replace(CONFIG.unet, seed=1))
     train_base(onward, tmp_path / "second", tmp_path / "more")
     first, second = (load_bundle(tmp_path / name) for name in ("first", "second"))
-    for part in ("vae", "text_encoder"):
-        assert_same_tensors(getattr(first, part).state_dict(), getattr(second, part).state_dict())
+    assert_same_tensors(first.vae.state_dict(), second.vae.state_dict())
+    words = [bundle.text_encoder.get_input_embeddings().weight for bundle in (first, second)]
+    assert not torch.equal(*words)
     assert not torch.equal(first.unet.conv_in.weight, second.unet.conv_in.weight)
     caught = [np.load(tmp_path / work / "unet-images.npz")["captions"].tolist() for work in ("work", "more")]
     assert not set(caught[0]) & set(caught[1])
@@ -152,6 +155,24 @@ def test_bindings_tie_words_to_the_noun_of_their_phrase():
         15: {"white", "logo", "first white"},
         19: {"dim", "warm", "indoor", "first dim"},
     }
+
+
+def test_tones_count_for_their_colour_and_not_as_the_first_word():
+    said = dict(bindings("a w5eq monochrome photo of a tall soft pale person , inky red over light blue coat"))
+    code = {f"letter {k} {letter}" for k, letter in enumerate("w5eq")}
+    assert said[9] == {"tall", "pale", "person", "first tall", "tone 0 soft", "monochrome", *code}
+    assert said[16] == {"red", "over", "blue", "coat", "first red", "tone 0 inky", "tone 1 light"}
+
+
+def test_an_encoder_that_learns_on_keeps_its_words_whatever_their_ids(tmp_path):
+    old_tokenizer, tokenizer = build_tokenizer(tmp_path / "old", SHAPE), build_tokenizer(tmp_path / "new", SHAPE)
+    old_tokenizer.add_tokens(["<odd>"])
+    old, new = new_text_encoder(SHAPE, old_tokenizer), new_text_encoder(SHAPE, tokenizer)
+    old.resize_token_embeddings(len(old_tokenizer))
+    ids = [t(["red coat"], return_tensors="pt").input_ids for t in (old_tokenizer, tokenizer)]
+    before = old(ids[0]).last_hidden_state
+    copy_words(old_tokenizer, old, new, tokenizer)
+    assert torch.allclose(new(ids[1]).last_hidden_state, before, atol=1e-6)
 
 
 def test_a_camera_code_is_read_letter_by_letter_at_the_head():
