@@ -133,16 +133,17 @@ def _rows(
     for camera, (made, real) in cameras.items():
         bars = (f"{camera}, generated", f"{camera}, real") if progress else (None, None)
         features[camera] = extractor.features(made, bars[0]), extractor.features(real, bars[1])
-        yield _distance(camera, made[0].modality, *features[camera], [s.pid for s in real], seed)
+        yield set_distance(camera, made[0].modality, *features[camera], [s.pid for s in real], seed)
     for side in MODALITIES:
         of_side = [camera for camera, (made, _) in cameras.items() if made[0].modality == side]
         if len(of_side) > 1:
             both = [np.concatenate([features[camera][n] for camera in of_side]) for n in (0, 1)]
             pids = [s.pid for camera in of_side for s in cameras[camera][1]]
-            yield _distance(ALL, side, both[0], both[1], pids, seed)
+            yield set_distance(ALL, side, both[0], both[1], pids, seed)
 
 
-def _distance(camera: str, side: Modality, made: F32, real: F32, pids: Sequence[str], seed: int) -> SetDistance:
+def set_distance(camera: str, side: Modality, made: F32, real: F32, pids: Sequence[str], seed: int = 0) -> SetDistance:
+    """The distance of features [N, D] of generated images to [M, D] of real ones, whose identities are `pids`."""
     close = kid(made, real, seed)
     halves = _halves(real, pids, seed)
     floor = None if halves is None else kid(*halves, seed)

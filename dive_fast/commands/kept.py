@@ -1,0 +1,84 @@
+"""`dive-fast identity-kept` and `world quality`: whether generated images still show the person they were made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from dive_fast.commands.common import Dataset, Device, Json, PhotoSet, finish, log, torch_device
+from dive_fast.commands.reid_inputs import OtherPeople
+from dive_fast.data.sets import SET_HELP
+from dive_fast.settings import PositiveInt
+from dive_fast.types import MODALITIES, InputError
+
+Batch = Annotated[PositiveInt, "Images per call of the net."]
+
+
+def identity_kept(
+    dataset: Dataset,
+    /,
+    checkpoint: Annotated[Path, "ReID checkpoint folder, trained on real images of other people."],
+    real: Annotated[
+        Sequence[PhotoSet], f"True images to search in, of the dataset's identities and any others: {SET_HELP}"
+    ],
+    other_people: OtherPeople = False,
+    batch: Batch = 128,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Search generated images among true ones of all identities: how often is the own person found first?"""
+    from dive_fast.data.counts import align
+    from dive_fast.data.sets import all_samples
+    from dive_fast.quality import kept
+    from dive_fast.quality.real import read_real
+    from dive_fast.synth import manifest
+
+    made = [sample for sample in manifest.samples(dataset) if sample.source == "synthetic"]
+    known = all_samples(read_real(real))
+    head = ("modality", "camera", "images", "identities", "own first, % by image", "by identity", "chance")
+    lines: list[tuple[str, ...]] = [head]
+    rows = []
+    for side in MODALITIES:
+        query, gallery = ([s for s in samples if s.modality == side] for samples in (made, known))
+        if not query or not gallery:
+            log(f"note: {side} is left out, as {'the real sets have' if query else 'the dataset has'} no such image")
+            continue
+        found = kept.identity_kept(
+            checkpoint, query, gallery, device=torch_device(device), batch=batch, other_people=other_people
+        )
+        for camera, row in found.items():
+            counts = (f"{row.images:,}", f"{row.identities:,}")
+            lines.append((side, camera, *counts, *kept.cells(row), f"{100 / row.gallery_identities:.1f}"))
+            rows.append({"side": side, "camera": camera, **row.summary()})
+    if not rows:
+        raise InputError(f"the real sets have no image of a modality that dataset {dataset} generated")
+    finish(align(lines, "<<>>>>>"), {"dataset": dataset, "rows": rows}, json)
+
+
+def world_quality(
+    world: Annotated[Path, "World folder, from dive-fast world make."],
+    pairs: Annotated[Path, "Dataset folder, from dive-fast synth, of the world's external identities."],
+    model: Annotated[str, "Base or fused model folder, whose autoencoder is measured too; pocket is the shipped base."],
+    scorer: Annotated[
+        Path, "ReID checkpoint folder, trained on the world's test identities; trained now if it is not there."
+    ],
+    shots: Annotated[PositiveInt, "True shots of each identity and camera to search in; the others are searched."] = 5,
+    batch: Batch = 128,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Measure generated infrared beside the truth: identity kept, KID, FID, brightness, and the autoencoder's cost."""
+    from dive_fast.experiments.scorer import picture_quality, table, train_scorer
+    from dive_fast.models import load_bundle
+    from dive_fast.reid.training.checkpoint import RECORD
+    from dive_fast.synth import manifest
+
+    chosen = torch_device(device)
+    made = [s for s in manifest.samples(pairs) if s.source == "synthetic" and s.modality == "ir"]
+    bundle = load_bundle(model)
+    if not (scorer / RECORD).exists():
+        log(f"scorer {scorer} is not there or not finished: training it on the world's test identities")
+        train_scorer(world, scorer, device=chosen)
+    quality = picture_quality(world, made, bundle, scorer, shots=shots, device=chosen, batch=batch)
+    finish(table(quality), {"world": world, "pairs": pairs, **quality.summary()}, json)
