@@ -77,7 +77,7 @@ def study(
     config: StudyConfig,
     json: Json = False,
 ) -> None:
-    """Measure what the synthetic infrared is worth: ReID with none, with grey, with ours, the truth; rerun to resume."""
+    """Measure what the synthetic infrared is worth: ReID without, with grey, with ours, with the truth; rerun resumes."""
     from dive_fast.commands.reid_compare import show_comparison
     from dive_fast.experiments.study import run_study
 

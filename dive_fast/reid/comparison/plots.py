@@ -92,7 +92,7 @@ def plot_lengths(maps: Mapping[int, float], arm: str, chosen: int | None, path: 
     lengths = sorted(maps)
     axes.plot(lengths, [maps[steps] for steps in lengths], color=_ARM, marker="o", zorder=3)
     if chosen is not None:
-        axes.axvline(chosen, color=_BASELINE, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+        axes.axvline(chosen, color=_MUTED, linewidth=1.6, linestyle=(0, (4, 3)), zorder=2)
     axes.set_xscale("log")
     axes.set_xticks(lengths, [f"{steps:,}" for steps in lengths])
     axes.set_xticks([], minor=True)

@@ -33,7 +33,8 @@ class PeopleTest:
 
     The queries of one identity are not independent, so they are flipped and resampled together. `mean` is over queries, in
     points of mAP; `low`..`high` is its 95 % percentile bootstrap interval; `p` is two-sided, by a sign-flip permutation test
-    (all combinations of signs if `exact`), `p_holm` corrected for all arms; `visible` as in `SeedTest`.
+    (all combinations of signs if `exact`), `p_holm` corrected for all arms; `visible` as in `SeedTest`, by a t-test,
+    which the sign-flip test nears with many identities.
     """
 
     queries: int
