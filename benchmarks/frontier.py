@@ -26,7 +26,7 @@ from dive_fast.bench.batch import bench_plan, start_batch
 from dive_fast.bench.parity import psnr, worst_rms
 from dive_fast.data.images import open_image
 from dive_fast.engines import Engine, load_engine
-from dive_fast.experiments.arms import BASELINES, build_arms, external_photos, heldout_sides, oracle_infrared
+from dive_fast.experiments.arms import BASELINE, build_arms, external_photos, heldout_sides, oracle_infrared
 from dive_fast.experiments.config import PairConfig, StudyConfig
 from dive_fast.experiments.pipeline import learn_missing, make_pairs
 from dive_fast.io import atomic_write, read_json, write_json
@@ -242,10 +242,10 @@ def usefulness(out: Path, world: Path, made: dict[str, list[Sample]], seeds: tup
     """One comparison: the arms of a study, and an arm of each setting."""
     query, gallery = heldout_sides(world)
     found = {name: build_arms(world, out, made[name], BASE.per_camera) for name in TRAINED}
-    arms = {arm: found[TRAINED[-1]][arm] for arm in (*BASELINES, "oracle")}
+    arms = {arm: found[TRAINED[-1]][arm] for arm in (BASELINE, "rgb-only", "oracle")}
     arms |= {name: arms_of["ours"] for name, arms_of in found.items()}
     config = ReidConfig(steps=1000, missing="visible", synthetic_fraction=0.25, precision="bf16")
-    return compare(arms, query, gallery, config, seeds, out / "compare", baseline=BASELINES, workers=workers)
+    return compare(arms, query, gallery, config, seeds, out / "compare", baseline=BASELINE, workers=workers)
 
 
 def loop(engine: Engine, setting: Sampling) -> Callable[[], object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Device, Json, finish, torch_device
+from dive_fast.commands.common import Device, Json, finish, log, torch_device
 from dive_fast.experiments.config import StudyConfig
 from dive_fast.settings import NonNegativeInt, Part, Within
 from dive_fast.world.base.config import BaseTrainConfig, TaggerConfig
@@ -77,9 +77,13 @@ def study(
     config: StudyConfig,
     json: Json = False,
 ) -> None:
-    """Measure what the synthetic infrared is worth: ReID with none, with grey, with ours, with the truth."""
+    """Measure what the synthetic infrared is worth: ReID without, with grey, with ours, with the truth; rerun resumes."""
     from dive_fast.commands.reid_compare import show_comparison
-    from dive_fast.experiments import pipeline
+    from dive_fast.experiments.study import run_study
 
-    pipeline.run_study(config, out)
+    result = run_study(config, out)
     show_comparison(out / "compare", json)
+    for point in result["curve"]:
+        log(f"paired-only after {point['steps']:,} steps: mAP {point['map']:.1f}")
+    cost = ", ".join(f"{stage} {seconds:,.0f}" for stage, seconds in result["seconds"].items())
+    log(f"{sum(result['seconds'].values()):,.0f} seconds in all runs: {cost}")

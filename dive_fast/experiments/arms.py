@@ -1,7 +1,8 @@
 """The arms of a usefulness comparison: the images of external identities, which have no infrared photos, in training.
 
-paired-only: none; baseline: their RGB photos; and beside these, grey: their luma as infrared; ours: synthetic infrared;
-oracle: their true infrared, which only a rendered world has.
+paired-only: none; rgb-only: their RGB photos; and beside these, grey: their luma as infrared; ours: synthetic infrared;
+autoencoder: their true infrared as the model's autoencoder returns it; oracle: their true infrared, which only a rendered
+world has.
 """
 
 from __future__ import annotations
@@ -10,14 +11,21 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from dive_fast.data.images import open_image
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from dive_fast.data.images import open_image, photo_pixels
 from dive_fast.data.market import read_market
 from dive_fast.data.sysu import read_sysu
+from dive_fast.engines import Engine
 from dive_fast.io import atomic_write, read_jsonl
 from dive_fast.types import InputError, Sample
 from dive_fast.world.trees import INFRARED
 
-BASELINES = ("baseline", "paired-only")  # the better of the two is the baseline of record
+BASELINE = "paired-only"  # what a user has without this project
+_ROWS = 32  # images that the autoencoder takes at once
 
 
 def external_photos(world: Path, limit: int | None = None) -> list[Sample]:
@@ -46,12 +54,11 @@ def grey_infrared(world: Path, out: Path, per_camera: int) -> list[Sample]:
     """Writes luma (Rec. 601) copies of the first `per_camera` photos of each external identity per infrared camera."""
     made = []
     for photo in external_photos(world, per_camera):
-        buffer = io.BytesIO()
-        open_image(photo.path).convert("L").save(buffer, "PNG")
+        grey = _grey_png(open_image(photo.path))
         for camera in INFRARED:
             path = out / camera / photo.pid / f"{photo.path.stem}.png"
             if not path.exists():
-                atomic_write(path, buffer.getvalue())
+                atomic_write(path, grey)
             made.append(Sample(path, photo.pid, camera, "synthetic", "ir"))
     return made
 
@@ -65,10 +72,41 @@ def oracle_infrared(world: Path, per_camera: int) -> list[Sample]:
     return made
 
 
-def build_arms(world: Path, work: Path, ours: Sequence[Sample], per_camera: int) -> dict[str, list[Sample]]:
+def _grey_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.convert("L").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def autoencoded_infrared(engine: Engine, world: Path, out: Path, per_camera: int) -> list[Sample]:
+    """Writes the images of `oracle_infrared` as the engine's autoencoder returns them: our look, the truth's content."""
+    truth = oracle_infrared(world, per_camera)
+    made = [Sample(out / s.camera / s.pid / f"{s.path.stem}.png", s.pid, s.camera, "synthetic", "ir") for s in truth]
+    missing = [(s.path, own.path) for s, own in zip(truth, made, strict=True) if not own.path.exists()]
+    rows = min(_ROWS, engine.spec.profile.rows_max)
+    for start in tqdm(range(0, len(missing), rows), desc="autoencoder", unit="batch", disable=not missing):
+        batch = missing[start : start + rows]
+        for image, (_, path) in zip(_through(engine, [source for source, _ in batch]), batch, strict=True):
+            atomic_write(path, _grey_png(Image.fromarray(image)))
+    return made
+
+
+def _through(engine: Engine, photos: Sequence[Path]) -> NDArray[np.uint8]:
+    """Returns photos, uint8 [B, H, W, 3] at the engine's size, after its encoder and decoder."""
+    import torch
+
+    profile = engine.spec.profile
+    pixels = np.stack([photo_pixels(path, profile.height, profile.width) for path in photos])
+    return engine.decode(engine.encode(torch.from_numpy(pixels))).numpy()
+
+
+def build_arms(
+    world: Path, work: Path, ours: Sequence[Sample], per_camera: int, autoencoded: Sequence[Sample] = ()
+) -> dict[str, list[Sample]]:
     """Returns the training samples of every arm, with equal numbers of external infrared images.
 
-    `ours` are the synthetic infrared samples. An external identity without any raises `InputError`.
+    `ours` are the synthetic infrared samples; without `autoencoded` there is no arm autoencoder. An external identity
+    without any of `ours` raises `InputError`.
     """
     paired, external = paired_photos(world), external_photos(world)
     pids = {s.pid for s in external}
@@ -76,9 +114,10 @@ def build_arms(world: Path, work: Path, ours: Sequence[Sample], per_camera: int)
     if missing:
         raise InputError(f"{len(missing)} external identities have no synthetic infrared, first {missing[0]!r}")
     return {
-        "paired-only": paired,
-        "baseline": paired + external,
+        BASELINE: paired,
+        "rgb-only": paired + external,
         "grey": paired + external + grey_infrared(world, work / "grey", per_camera),
         "ours": paired + external + list(ours),
+        **({"autoencoder": paired + external + list(autoencoded)} if autoencoded else {}),
         "oracle": paired + external + oracle_infrared(world, per_camera),
     }

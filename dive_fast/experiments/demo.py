@@ -10,7 +10,7 @@ from dive_fast.experiments.arms import oracle_infrared
 from dive_fast.experiments.config import DemoConfig
 from dive_fast.experiments.pipeline import Walk, make_pairs, run_walk
 from dive_fast.models import load_adapter
-from dive_fast.reid.comparison.table import HEADER, notes, rows
+from dive_fast.reid.comparison.table import header, notes, rows
 from dive_fast.report import html
 from dive_fast.types import PairMode, Sample
 
@@ -93,7 +93,7 @@ def _page(out: Path, walk: Walk, new: int, identities: Sequence[html.PictureRow]
                 " held-out identities: infrared queries, RGB gallery. One seed and few steps are noisy; the README has the"
                 " study with three seeds."
             ),
-            html.table(HEADER, rows(walk.comparison), mark="ours"),
+            html.table(header(walk.comparison), rows(walk.comparison), mark="ours"),
             *(html.paragraph(note) for note in notes(walk.comparison)),
             html.plot(out / "compare" / "compare.png", "mean average precision by arm"),
         ),

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
 
 from dive_fast.engines import Engine, load_engine
-from dive_fast.experiments.arms import BASELINES, build_arms, external_photos, heldout_sides, paired_photos
+from dive_fast.experiments.arms import (
+    BASELINE,
+    autoencoded_infrared,
+    build_arms,
+    external_photos,
+    heldout_sides,
+    paired_photos,
+)
 from dive_fast.experiments.config import PairConfig, StudyConfig
-from dive_fast.io import write_json
+from dive_fast.io import atomic_write, read_json
 from dive_fast.models import fuse, load_adapter, load_bundle
 from dive_fast.models.adapter import Adapter
 from dive_fast.models.bundle import save_bundle
@@ -23,21 +31,40 @@ from dive_fast.synth.manifest import samples as manifest_samples
 from dive_fast.synth.plan import make_plan
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.personalize import personalize
-from dive_fast.types import InputError, Sample
+from dive_fast.types import Sample
 from dive_fast.world.trees import build_world
+
+_NOTE_SECONDS = 60.0  # between writes of the seconds of a stage that runs
 
 
 class Timings:
-    """Seconds of each stage, in running order."""
+    """Seconds of each stage, in running order, over all runs that share `path`; a killed run loses at most a minute."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = dict(read_json(path, "seconds")) if path.exists() else {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
+        """Adds the seconds of the block to the stage, while the block runs too."""
+        start, before, ended = time.perf_counter(), self.seconds.get(name, 0.0), Event()
+
+        def note() -> None:
+            self.seconds[name] = round(before + time.perf_counter() - start, 1)
+            atomic_write(self._path, json.dumps(self.seconds, indent=2) + "\n")  # in running order
+
+        def keep_noting() -> None:
+            while not ended.wait(_NOTE_SECONDS):
+                note()
+
+        clock = Thread(target=keep_noting, daemon=True)
+        clock.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            clock.join()
+            note()
 
 
 def learn_missing(
@@ -103,16 +130,14 @@ class Walk:
 
 
 def run_walk(config: StudyConfig, out: Path) -> Walk:
-    """Runs the walk in `out`, or resumes it; `compare` writes its table, JSON and plot to `out/compare`."""
-    if config.adapter == "pocket" and config.world.seed != 0:
-        raise InputError(
-            f"the shipped adapter has the identities of world seed 0, not of seed {config.world.seed}; with --world-seed"
-            " give --adapter none"
-        )
-    timings = Timings()
+    """Runs the walk in `out`, or resumes it; `compare` writes its table, JSON and plot to `out/compare`.
+
+    `out/seconds.json` has the seconds of each stage over all runs.
+    """
+    timings = Timings(out / "seconds.json")
     world = out / "world"
     with timings.stage("world"):
-        build_world(world, config.world)
+        build_world(world, config.world, progress=True)
     photos = external_photos(world)
     with timings.stage("learn"):
         if config.adapter is None:
@@ -124,24 +149,14 @@ def run_walk(config: StudyConfig, out: Path) -> Walk:
         engine = build_engine(config.model, adapter, out, config.pairs.rows)
     with timings.stage("pairs"):
         made, summary = make_pairs(engine, photos, world / "market", out / "pairs", config.pairs)
-    infrared = [s for s in made if s.modality == "ir"]
+    infrared, per_camera, autoencoded = [s for s in made if s.modality == "ir"], config.pairs.per_camera, []
+    if config.autoencoder:
+        with timings.stage("autoencoder"):
+            autoencoded = autoencoded_infrared(engine, world, out / "autoencoder", per_camera)
     query, gallery = heldout_sides(world)
-    arms = build_arms(world, out, infrared, config.pairs.per_camera)
+    arms = build_arms(world, out, infrared, per_camera, autoencoded)
     with timings.stage("reid"):
         comparison = compare(
-            arms, query, gallery, config.reid, config.seeds, out / "compare", baseline=BASELINES, workers=config.workers
+            arms, query, gallery, config.reid, config.seeds, out / "compare", baseline=BASELINE, workers=config.workers
         )
     return Walk(world, photos, engine, infrared, summary, comparison, timings)
-
-
-def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
-    """Runs the walk in `out`, or resumes it; writes and returns `out/study.json`."""
-    walk = run_walk(config, out)
-    result = {
-        "config": asdict(config),
-        "seconds": walk.timings.seconds,
-        "synth": asdict(walk.summary),
-        "comparison": asdict(walk.comparison),
-    }
-    write_json(out / "study.json", result)
-    return result

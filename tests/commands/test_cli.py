@@ -195,7 +195,7 @@ def test_excluded_people_are_left_out_and_unknown_ones_refused(
 @pytest.mark.slow
 def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both run for minutes; their rooms' own tests do that. Here only what arrives there matters."""
-    from dive_fast.experiments import demo, pipeline
+    from dive_fast.experiments import demo, study
     from dive_fast.experiments.config import DemoConfig, PairConfig, StudyConfig
 
     seen: dict[str, Any] = {}
@@ -204,19 +204,21 @@ def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypa
         seen["demo"] = (out, config)
         return out / "index.html"
 
-    def run_study(config: StudyConfig, out: Path) -> None:
+    def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
         seen["study"] = config
         record = {"arms": [{"name": "ours", "map_mean": 41.5, "gap_closed_mean": 0.4}]}
         (out / "compare").mkdir(parents=True)
         (out / "compare" / "compare.json").write_text(json.dumps(record))
         (out / "compare" / "table.txt").write_text("arm  mAP\nours 41.5\n")
+        return {"curve": [{"steps": 250, "map": 8.1}], "seconds": {"world": 2.0, "reid": 1998.0}}
 
     monkeypatch.setattr(demo, "run_demo", run_demo)
-    monkeypatch.setattr(pipeline, "run_study", run_study)
+    monkeypatch.setattr(study, "run_study", run_study)
     assert run("demo", "--out", tmp_path, "--model", "m")[:2] == (0, f"done: open {tmp_path / 'index.html'}\n")
     assert seen["demo"] == (tmp_path, DemoConfig(model="m"))
-    code, out, _ = run(f"world study --out {tmp_path / 's'} --adapter none --seeds 4,5 --json")
+    code, out, error = run(f"world study --out {tmp_path / 's'} --adapter none --seeds 4,5 --json")
     assert code == 0
+    assert "250 steps: mAP 8.1" in error and "2,000 seconds" in error
     assert out.startswith("arm  mAP\nours 41.5\n")
     assert last_json(out)["arms"] == {"ours": {"gap_closed": 0.4, "map": 41.5}}
     assert (seen["study"].adapter, seen["study"].seeds, seen["study"].pairs) == (None, (4, 5), PairConfig())

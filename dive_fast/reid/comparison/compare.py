@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 
 from dive_fast.io import write_json
 from dive_fast.reid.comparison.plots import plot_comparison, plot_differences, require_matplotlib
-from dive_fast.reid.comparison.records import Arm, Comparison
-from dive_fast.reid.comparison.runs import HeldOut, Run, carry_out, decoded
+from dive_fast.reid.comparison.records import Arm, Comparison, KeptRate
+from dive_fast.reid.comparison.runs import HeldOut, Run, carry_out_missing, without_added
 from dive_fast.reid.comparison.significance import against, require_scipy
 from dive_fast.reid.comparison.table import mean_std, write_tables
-from dive_fast.reid.comparison.worker_pool import run_all
 from dive_fast.reid.data.dataset import Table, check_samples, fingerprint
 from dive_fast.reid.data.sampler import PairSampler
 from dive_fast.reid.evaluation.protocols import Permutations, Protocol
 from dive_fast.reid.evaluation.results import ReidResult
-from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import InputError, Sample, to_dict
 
@@ -38,9 +36,10 @@ def compare(
     seeds: Sequence[int],
     out: Path | str,
     *,
-    baseline: str | Sequence[str] = "baseline",
+    baseline: str = "baseline",
     oracle: str = "oracle",
     apart: Collection[str] = (),
+    kept: Mapping[str, KeptRate] | None = None,
     protocol: Protocol = Protocol(),  # noqa: B008 - frozen
     permutations: Permutations | None = None,
     dataset: str = "pocket",
@@ -51,43 +50,44 @@ def compare(
 ) -> Comparison:
     """Trains each arm with each seed under one `config` and scores it on the same held-out query and gallery.
 
-    Of several names in `baseline` the one with the highest mean mAP is the baseline of record; without a baseline or an
-    oracle among the arms, gap closed is None. Finished runs stay in `out/<arm>/seed-<n>/` and are not repeated. `out` gets
-    `compare.json`, `table.txt`, `table.md`, `compare.png` and, with a baseline, `differences.png`. `workers` runs train at
-    once. `cache` is a folder for decoded images, as in `load_images`.
+    Without a baseline or an oracle among the arms, gap closed is None. Finished runs stay in `out/<arm>/seed-<n>/` and are
+    not repeated. `out` gets `compare.json`, `table.txt`, `table.md`, `compare.png` and, with a baseline, `differences.png`.
+    `kept` maps arms to a rate for the table. `workers` runs train at once. `cache` is a folder for decoded images, as in
+    `load_images`.
 
     `synthetic_fraction` and `synthetic_schedule` count the identities that not every arm has, whatever images an arm has of
     them: so every arm spends as many steps on the identities common to all. Arms in `apart` lack the set that the others
     share (synthetic-only): they do not count for "common", and draw from all their identities alike.
     Raises `InputError` for bad samples, identities in both training and test, identities that the config cannot train on,
-    and an `out` of another comparison.
+    a rate of no arm, and an `out` of another comparison.
     """
     out = Path(out)
     require_matplotlib()
     if len(seeds) > 1:
         require_scipy()
     _check(arms, query, gallery, config, seeds, protocol)
-    task = RetrievalTask.from_samples(query, gallery, protocol, permutations, dataset)
+    unknown = sorted(set(kept or {}) - set(arms))
+    if unknown:
+        raise InputError(f"compare: rates of identity kept for {unknown}, which are no arms; the arms are {list(arms)}")
+    test = HeldOut.from_samples(query, gallery, protocol, permutations, dataset)
     configs = _fair_configs(arms, config, apart)
     for name, (fair, added) in configs.items():
         _check_trainable(name, arms[name], fair, added, name in apart)
-    identity = {"query": fingerprint(query), "gallery": fingerprint(gallery), "protocol": protocol.metadata()}
-    test = HeldOut(tuple(query), tuple(gallery), task, identity)
     runs = []
     for name, (fair, added) in configs.items():
         samples, data = tuple(arms[name]), fingerprint(arms[name])
         for seed in seeds:
             own, folder = replace(fair, seed=seed), out / name / f"seed-{seed}"
             runs.append(Run(name, samples, data, own, folder, test, device, added, cache))
-    _carry_out_missing([run for run in runs if not run.done()], config, workers, progress)
+    carry_out_missing(runs, workers, progress)
     results: dict[str, list[ReidResult]] = {name: [] for name in arms}
     aps: dict[str, list[F64]] = {name: [] for name in arms}
     for run in runs:
         results[run.arm].append(run.result())
         aps[run.arm].append(run.aps())
     mean_aps = {name: np.mean(found, axis=0) for name, found in aps.items()}
-    names = [baseline] if isinstance(baseline, str) else list(baseline)
-    comparison = _comparison(arms, results, seeds, names, oracle, config, apart, mean_aps, [s.pid for s in query])
+    comparison = _comparison(arms, results, seeds, baseline, oracle, config, apart, mean_aps, [s.pid for s in query])
+    comparison = replace(comparison, arms=[replace(arm, kept=(kept or {}).get(arm.name)) for arm in comparison.arms])
     write_tables(comparison, out)
     plot_comparison(comparison, out / "compare.png")
     if comparison.baseline is not None and len(comparison.arms) > 1:
@@ -103,29 +103,11 @@ def _fair_configs(
     identities = {name: {s.pid for s in samples} for name, samples in arms.items()}
     sharing = [pids for name, pids in identities.items() if name not in apart]
     common = set.intersection(*sharing) if sharing else set()
-    alike = replace(config, synthetic_fraction=None, synthetic_schedule=None)
     configs = {}
     for name in arms:
         added = () if name in apart else tuple(sorted(identities[name] - common))
-        configs[name] = (config if added else alike, added)
+        configs[name] = (config if added else without_added(config), added)
     return configs
-
-
-def _carry_out_missing(missing: Sequence[Run], config: ReidConfig, workers: int, progress: bool) -> None:
-    if workers > 1 and len(missing) > 1:
-        total = None if config.steps is None else config.steps * len(missing)
-        run_all(missing, carry_out, min(workers, len(missing)), total, progress)
-    else:
-        try:
-            for run in missing:
-                if progress:
-                    print(f"{run.arm}, seed {run.config.seed}", flush=True)
-                carry_out(run, progress)
-        finally:
-            decoded.cache_clear()
-    for run in missing if progress else ():
-        result = run.result()
-        print(f"{run.arm}, seed {run.config.seed}: mAP {result.map:.2f}, rank-1 {result.rank1:.2f}", flush=True)
 
 
 def _check(
@@ -177,7 +159,7 @@ def _comparison(
     arms: Arms,
     results: dict[str, list[ReidResult]],
     seeds: Sequence[int],
-    baselines: Sequence[str],
+    baseline: str,
     oracle: str,
     config: ReidConfig,
     apart: Collection[str],
@@ -185,32 +167,25 @@ def _comparison(
     query_pids: Sequence[str],
 ) -> Comparison:
     maps = {name: [r.map for r in runs] for name, runs in results.items()}
-    present = [name for name in baselines if name in maps]
-    of_record = max(present, key=lambda name: float(np.mean(maps[name])), default=None)
+    base = baseline if baseline in maps else None
     top = oracle if oracle in maps else None
-    others = [name for name in maps if name != top and name not in baselines]
-    tests = {} if of_record is None else against(of_record, maps, aps, query_pids)
+    tests = {} if base is None else against(base, maps, aps, query_pids)
     rows = []
     for name, samples in arms.items():
         compared: dict[str, Any] = {}
-        if of_record is not None and name != of_record:
-            difference = [own - base for own, base in zip(maps[name], maps[of_record], strict=True)]
+        if base is not None and name != base:
+            difference = [own - other for own, other in zip(maps[name], maps[base], strict=True)]
             compared = {"difference": difference, **_statistics("difference", difference)}
-            if top is not None and name in others:
-                gaps = _gaps_closed(maps[name], maps[of_record], maps[top])
+            if top is not None and name != top:
+                gaps = _gaps_closed(maps[name], maps[base], maps[top])
                 compared |= {"gap_closed": gaps, **_statistics("gap_closed", gaps)}
         arm = _arm(name, samples, results[name], compared)
         rows.append(replace(arm, apart=name in apart, significance=tests.get(name)))
-    other_gaps = {
-        base: {name: _gaps_closed(maps[name], maps[base], maps[top]) for name in others}
-        for base in present
-        if base != of_record and top is not None and others
-    }
     first = next(iter(results.values()))[0]
     return Comparison(
         arms=rows,
         seeds=list(seeds),
-        baseline=of_record,
+        baseline=base,
         oracle=top,
         dataset=first.dataset,
         protocol=first.protocol,
@@ -218,7 +193,6 @@ def _comparison(
         queries=first.queries,
         gallery=first.gallery,
         config=to_dict(config),
-        other_gaps=other_gaps,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,24 @@ def plot_differences(comparison: Comparison, path: Path | str) -> None:
     )
     axes.set_xlabel(label, color=_MUTED, fontsize=9)
     axes.set_title(f"Difference to {comparison.baseline}: {comparison.dataset}", loc="left", color=_INK, fontsize=11)
+    save_figure(figure, path)
+
+
+def plot_lengths(maps: Mapping[int, float], arm: str, chosen: int | None, path: Path | str) -> None:
+    """Writes a PNG: an arm's mAP by the steps of its training; a dashed line at the `chosen` number of steps."""
+    figure, axes = new_figure(6.2, 3.2, 160)
+    lengths = sorted(maps)
+    axes.plot(lengths, [maps[steps] for steps in lengths], color=_ARM, marker="o", zorder=3)
+    if chosen is not None:
+        axes.axvline(chosen, color=_MUTED, linewidth=1.6, linestyle=(0, (4, 3)), zorder=2)
+    axes.set_xscale("log")
+    axes.set_xticks(lengths, [f"{steps:,}" for steps in lengths])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(0, max(1.0, 1.15 * max(maps.values())))
+    axes.grid(color=_GRID, linewidth=0.8, zorder=0)
+    axes.set_xlabel("steps of training, each with its own schedule; dashed: the comparison's", color=_MUTED, fontsize=9)
+    axes.set_ylabel("mAP in %", color=_MUTED, fontsize=9)
+    axes.set_title(f"Is {arm} trained long enough?", loc="left", color=_INK, fontsize=11)
     save_figure(figure, path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from dive_fast.types import InputError
@@ -15,6 +15,7 @@ class SeedTest:
     """Paired t-test over seeds: would other trainings show the difference, on these test identities?
 
     `mean` and its 95 % interval `low`..`high` are in points of mAP; `p` is two-sided, `p_holm` corrected for all arms.
+    `visible` is the true mean difference that the test finds with power 0.8, whatever it finds of the other arms.
     """
 
     seeds: int
@@ -23,6 +24,7 @@ class SeedTest:
     high: float
     p: float
     p_holm: float
+    visible: float
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class PeopleTest:
 
     The queries of one identity are not independent, so they are flipped and resampled together. `mean` is over queries, in
     points of mAP; `low`..`high` is its 95 % percentile bootstrap interval; `p` is two-sided, by a sign-flip permutation test
-    (all combinations of signs if `exact`), `p_holm` corrected for all arms.
+    (all combinations of signs if `exact`), `p_holm` corrected for all arms; `visible` as in `SeedTest`, by a t-test,
+    which the sign-flip test nears with many identities.
     """
 
     queries: int
@@ -41,6 +44,7 @@ class PeopleTest:
     high: float
     p: float
     p_holm: float
+    visible: float
     exact: bool
 
 
@@ -51,6 +55,15 @@ class Significance:
     seeds: SeedTest | None
     people: PeopleTest | None
     verdict: Verdict
+
+
+@dataclass(frozen=True)
+class KeptRate:
+    """Fraction of an arm's images that a ReID net takes for their own identity, and its 95 % interval, in 0..1."""
+
+    by_image: float
+    by_image_low: float
+    by_image_high: float
 
 
 @dataclass(frozen=True)
@@ -83,14 +96,12 @@ class Arm:
     gap_closed_deviation: float | None = None
     apart: bool = False
     significance: Significance | None = None
+    kept: KeptRate | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms of a comparison and what they were trained and tested with; `baseline` is the baseline of record, if any.
-
-    `other_gaps` holds, for each other baseline, the gap that each arm closes from there, per seed as `Arm.gap_closed`.
-    """
+    """The arms of a comparison and what they were trained and tested with; `baseline` is None without such an arm."""
 
     arms: list[Arm]
     seeds: list[int]
@@ -102,7 +113,6 @@ class Comparison:
     queries: int
     gallery: int
     config: dict[str, Any]
-    other_gaps: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
 
     def arm(self, name: str) -> Arm:
         """Returns the arm of that name; raises `InputError` for an unknown one."""

@@ -1,8 +1,9 @@
-"""One run of a comparison: trained, scored, and recognised on a rerun."""
+"""Runs of a comparison: trained, scored, and recognised on a rerun."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dive_fast.io import atomic_path, canonical_json, read_json, write_json
-from dive_fast.reid.comparison.worker_pool import count_step
-from dive_fast.reid.data.dataset import ImageSet, load_images
+from dive_fast.reid.comparison.worker_pool import count_step, run_all
+from dive_fast.reid.data.dataset import ImageSet, fingerprint, load_images
 from dive_fast.reid.evaluation.evaluate import embed
+from dive_fast.reid.evaluation.protocols import Permutations, Protocol
 from dive_fast.reid.evaluation.results import ReidResult
 from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.reid.training.checkpoint import finished, load_model
@@ -34,6 +36,20 @@ class HeldOut:
     gallery: tuple[Sample, ...]
     task: RetrievalTask
     identity: dict[str, Any]
+
+    @classmethod
+    def from_samples(
+        cls,
+        query: Sequence[Sample],
+        gallery: Sequence[Sample],
+        protocol: Protocol,
+        permutations: Permutations | None,
+        dataset: str,
+    ) -> HeldOut:
+        """Returns the test sides under a protocol; raises `InputError` for sides that do not fit it."""
+        task = RetrievalTask.from_samples(query, gallery, protocol, permutations, dataset)
+        identity = {"query": fingerprint(query), "gallery": fingerprint(gallery), "protocol": protocol.metadata()}
+        return cls(tuple(query), tuple(gallery), task, identity)
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,31 @@ class Run:
         known = ~np.isnan(found)
         total, count = np.where(known, found, 0).sum(axis=0, dtype=np.float64), known.sum(axis=0)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def without_added(config: ReidConfig) -> ReidConfig:
+    """Returns the config of an arm without identities that other arms lack: it draws from all its identities alike."""
+    return replace(config, synthetic_fraction=None, synthetic_schedule=None)
+
+
+def carry_out_missing(runs: Sequence[Run], workers: int, progress: bool) -> None:
+    """Carries out the runs that are not done, `workers` at once; raises the first error."""
+    missing = [run for run in runs if not run.done()]
+    if workers > 1 and len(missing) > 1:
+        steps = [run.config.steps for run in missing]
+        total = None if None in steps else sum(step or 0 for step in steps)
+        run_all(missing, carry_out, min(workers, len(missing)), total, progress)
+    else:
+        try:
+            for run in missing:
+                if progress:
+                    print(f"{run.arm}, {run.folder.name}", flush=True)
+                carry_out(run, progress)
+        finally:
+            decoded.cache_clear()
+    for run in missing if progress else ():
+        result = run.result()
+        print(f"{run.arm}, {run.folder.name}: mAP {result.map:.2f}, rank-1 {result.rank1:.2f}", flush=True)
 
 
 def carry_out(run: Run, progress: bool = False) -> None:

@@ -14,8 +14,9 @@ from dive_fast.reid.optional import optional
 from dive_fast.types import InputError
 
 F64 = NDArray[np.float64]
-LEVEL = 0.05
+LEVEL, POWER = 0.05, 0.8
 DRAWS = 9_999  # random sign flips, and bootstrap samples; up to 13 identities have fewer combinations: all are tried
+_NEED = "a comparison's significance"
 _BATCH_CELLS = 2_000_000  # values of resamples that are held at a time
 
 Test = TypeVar("Test", SeedTest, PeopleTest)
@@ -23,7 +24,7 @@ Test = TypeVar("Test", SeedTest, PeopleTest)
 
 def require_scipy() -> Any:
     """Returns `scipy.stats`; raises `DiveError` without scipy, so callers can check before training."""
-    return optional("scipy.stats", "a comparison's significance")
+    return optional("scipy.stats", _NEED)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -50,9 +51,17 @@ def paired_t(differences: ArrayLike) -> tuple[float, float, float]:
     return float(found.pvalue), float(low), float(high)
 
 
-def needed_deviations(seeds: int) -> float:
-    """Returns how many standard deviations over `seeds` a mean difference must exceed for p < `LEVEL`, one arm alone."""
-    return float(require_scipy().t.ppf(1 - LEVEL / 2, seeds - 1)) / seeds**0.5
+def visible_difference(differences: ArrayLike, level: float = LEVEL) -> float:
+    """Returns the true mean that a two-sided t-test of so many values with this deviation finds with power `POWER`.
+
+    `differences` [n] are two or more paired differences; the test is at `level`. Of a noncentral t only the tail on the
+    side of the mean counts: with this power the other has a chance below 1e-6.
+    """
+    values = np.asarray(differences, np.float64)
+    freedom = len(values) - 1
+    critical = require_scipy().t.ppf(1 - level / 2, freedom)
+    shift = optional("scipy.special", _NEED).nctdtrinc(freedom, 1 - POWER, critical)
+    return float(shift * values.std(ddof=1) / len(values) ** 0.5)
 
 
 def flip_signs(totals: ArrayLike, *, draws: int = DRAWS, seed: int = 0) -> tuple[float, bool]:
@@ -99,8 +108,9 @@ def against(
     seeds and trials, NaN for a query without a match; `query_pids` [Q] are the queries' identities.
     """
     others = [name for name in maps if name != baseline]
-    seeds = _corrected({name: _over_seeds(maps[name], maps[baseline]) for name in others})
-    people = _corrected({name: _over_people(aps[name] - aps[baseline], query_pids) for name in others})
+    first = LEVEL / max(1, len(others))  # Holm's level for the smallest p, so for any arm whatever the others show
+    seeds = _corrected({name: _over_seeds(maps[name], maps[baseline], first) for name in others})
+    people = _corrected({name: _over_people(aps[name] - aps[baseline], query_pids, first) for name in others})
     return {name: Significance(seeds[name], people[name], _verdict(seeds[name], people[name])) for name in others}
 
 
@@ -118,15 +128,15 @@ def _corrected(tests: Mapping[str, Test | None]) -> dict[str, Test | None]:
     return {name: None if test is None else replace(test, p_holm=p_values[name]) for name, test in tests.items()}
 
 
-def _over_seeds(maps: Sequence[float], baseline: Sequence[float]) -> SeedTest | None:
+def _over_seeds(maps: Sequence[float], baseline: Sequence[float], level: float) -> SeedTest | None:
     if len(maps) < 2:
         return None
     differences = np.asarray(maps, np.float64) - np.asarray(baseline, np.float64)
     p, low, high = paired_t(differences)
-    return SeedTest(len(maps), float(differences.mean()), low, high, p, p)
+    return SeedTest(len(maps), float(differences.mean()), low, high, p, p, visible_difference(differences, level))
 
 
-def _over_people(differences: F64, pids: Sequence[str]) -> PeopleTest | None:
+def _over_people(differences: F64, pids: Sequence[str], level: float) -> PeopleTest | None:
     """`differences` [Q] of AP in 0..1, NaN where a query has no match; None for a single identity."""
     valid = ~np.isnan(differences)
     if len(differences) != len(pids):
@@ -139,4 +149,5 @@ def _over_people(differences: F64, pids: Sequence[str]) -> PeopleTest | None:
     p, exact = flip_signs(totals)
     low, high = bootstrap_mean(totals, counts)
     mean = float(totals.sum() / counts.sum())
-    return PeopleTest(int(valid.sum()), len(names), mean, low, high, p, p, exact)
+    visible = visible_difference(totals / counts.mean(), level)  # values whose mean is the mean over queries
+    return PeopleTest(int(valid.sum()), len(names), mean, low, high, p, p, visible, exact)

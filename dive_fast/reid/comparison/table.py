@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dive_fast.data.counts import align
 from dive_fast.io import atomic_write
-from dive_fast.reid.comparison.records import Comparison, PeopleTest, SeedTest, Significance
-from dive_fast.reid.comparison.significance import LEVEL, needed_deviations
+from dive_fast.reid.comparison.records import Comparison, KeptRate, PeopleTest, SeedTest, Significance
+from dive_fast.reid.comparison.significance import LEVEL, POWER
 from dive_fast.reid.evaluation.protocols import describe
 
-HEADER = (
+_COLUMNS = (
     "arm",
     "people",
     "no IR",
@@ -25,11 +25,17 @@ HEADER = (
     "significant (p seeds / people)",
     "gap closed",
 )
-_FEW_SEEDS = 5
+_KEPT = "identity kept"
+
+
+def header(comparison: Comparison) -> tuple[str, ...]:
+    """Returns the names of the columns; "identity kept" is one if an arm has it."""
+    return (*_COLUMNS, _KEPT) if any(arm.kept is not None for arm in comparison.arms) else _COLUMNS
 
 
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Returns one row of cells per arm, in the order of `HEADER`; "-" for an absent value."""
+    """Returns one row of cells per arm, in the order of `header`; "-" for an absent value."""
+    columns = len(header(comparison))
     return [
         (
             comparison.label(arm.name),
@@ -42,7 +48,8 @@ def rows(comparison: Comparison) -> list[tuple[str, ...]]:
             format_std(arm.difference_mean, arm.difference_deviation, sign="+"),
             _significance(arm.significance),
             _percent(arm.gap_closed_mean, arm.gap_closed_deviation),
-        )
+            _kept(arm.kept),
+        )[:columns]
         for arm in comparison.arms
     ]
 
@@ -84,6 +91,13 @@ def _percent(mean: float | None, std: float | None) -> str:
     return f"{format_std(100 * mean, None if std is None else 100 * std, digits=0)} %"
 
 
+def _kept(rate: KeptRate | None) -> str:
+    """ "40.6 % (38.2 to 43.0)"."""
+    if rate is None:
+        return "-"
+    return f"{100 * rate.by_image:.1f} % ({100 * rate.by_image_low:.1f} to {100 * rate.by_image_high:.1f})"
+
+
 def notes(comparison: Comparison) -> list[str]:
     """Returns what the numbers were measured on, and their limits."""
     lines = [
@@ -97,27 +111,25 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(
             f"Gap closed = (arm - {comparison.baseline}) / ({comparison.oracle} - {comparison.baseline}) in mAP."
         )
-        for base, gaps in comparison.other_gaps.items():
-            cells = ", ".join(f"{arm} {_percent(*mean_std(fractions))}" for arm, fractions in gaps.items())
-            lines.append(f"Of the gap from {base}, closed: {cells}.")
-    worse = [a.name for a in comparison.arms if a.difference_mean is not None and a.difference_mean < 0]
-    if worse:
-        lines.append(f"Worse than the baseline: {', '.join(worse)}.")
     if any(a.gap_closed is not None and None in a.gap_closed for a in comparison.arms):
         lines.append("In at least one seed the oracle is not above the baseline, so there is no gap to close.")
     apart = [a.name for a in comparison.arms if a.apart]
     if apart:
         lines.append(f"Trained without the set that the other arms share: {', '.join(apart)}.")
+    if _KEPT in header(comparison):
+        lines.append(
+            "Identity kept: infrared images whose nearest true infrared shows their own person, by a ReID net trained on "
+            "other people; 95 % interval."
+        )
     return [*lines, *_tests(comparison)]
 
 
 def _tests(comparison: Comparison) -> list[str]:
-    """How significance was tested, the intervals, and the arms without significance."""
+    """How significance was tested, the intervals, and what the tests can see."""
     tested = {a.name: a.significance for a in comparison.arms if a.significance is not None}
     if not tested:
         return []
     by_people = next((s.people for s in tested.values() if s.people is not None), None)
-    seeds = len(comparison.seeds)
     lines = [
         f"Significance against {comparison.baseline}, two-sided, Holm-corrected for {len(tested)} arms: p over seeds by a "
         "paired t-test (would other trainings agree, on these people?), p over people by flipping the signs of each "
@@ -128,40 +140,43 @@ def _tests(comparison: Comparison) -> list[str]:
         lines.append("Over people nothing was tested: all queries show one person.")
     else:
         lines.append(f"Tested over {by_people.queries:,} queries of {by_people.people:,} people.")
-    if seeds == 1:
+    if len(comparison.seeds) == 1:
         lines.append("One seed: nothing can be said about other trainings, so no arm is called better or worse.")
-    elif seeds < _FEW_SEEDS:
-        lines.append(
-            f"{seeds} seeds make a weak test: a mean difference must be {needed_deviations(seeds):.1f} of its deviations "
-            f"over seeds to count, with {_FEW_SEEDS} seeds {needed_deviations(_FEW_SEEDS):.1f}, before correction; what is "
-            "not significant is not shown to be equal."
-        )
-    lines.append(
-        "95 % intervals of the difference, not corrected, over seeds and over people: "
-        f"{'; '.join(map(_interval, tested, tested.values()))}."
-    )
-    unclear = [name for name, found in tested.items() if found.verdict == "not significant"]
-    if unclear:
-        lines.append(f"Not significant: {', '.join(unclear)}.")
-    return lines
+    intervals = "; ".join(f"{name} {_both(found, _interval)}" for name, found in tested.items())
+    visible = "; ".join(f"{name} {_both(found, _visible)}" for name, found in tested.items())
+    return [
+        *lines,
+        f"95 % intervals of the difference, not corrected, over seeds and over people: {intervals}.",
+        f"Smallest true difference that a test finds with power {POWER}, in points of mAP, corrected for {len(tested)} arms,"
+        f" over seeds and over people: {visible}. A smaller one may be there and not be significant.",
+    ]
 
 
-def _interval(name: str, found: Significance) -> str:
-    """ "ours -0.8 to 5.2 and 0.4 to 4.1"; "-" for a test that was not made."""
-    spans = ["-" if test is None else f"{test.low:.1f} to {test.high:.1f}" for test in (found.seeds, found.people)]
-    return f"{name} {' and '.join(spans)}"
+def _both(found: Significance, words: Callable[[SeedTest | PeopleTest], str]) -> str:
+    """ "-0.8 to 5.2 and 0.4 to 4.1": the words of both tests; "-" for a test that was not made."""
+    return " and ".join("-" if test is None else words(test) for test in (found.seeds, found.people))
+
+
+def _interval(test: SeedTest | PeopleTest) -> str:
+    return f"{test.low:.1f} to {test.high:.1f}"
+
+
+def _visible(test: SeedTest | PeopleTest) -> str:
+    return f"{test.visible:.1f}"
 
 
 def as_text(comparison: Comparison) -> str:
     """Returns the table with aligned columns, then the notes."""
-    header, *lines = align([HEADER, *rows(comparison)], "<" + ">" * (len(HEADER) - 1)).splitlines()
-    ruler = "-" * len(header)
-    return "\n".join([header, ruler, *lines, ruler, *notes(comparison)]) + "\n"
+    columns = header(comparison)
+    top, *lines = align([columns, *rows(comparison)], "<" + ">" * (len(columns) - 1)).splitlines()
+    ruler = "-" * len(top)
+    return "\n".join([top, ruler, *lines, ruler, *notes(comparison)]) + "\n"
 
 
 def write_tables(comparison: Comparison, out: Path) -> None:
     """Writes the table and its notes into `out`, as `table.txt` and as Markdown, `table.md`."""
     atomic_write(out / "table.txt", as_text(comparison))
-    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows(comparison)]
+    columns = header(comparison)
+    lines = [columns, ("---", *["---:"] * (len(columns) - 1)), *rows(comparison)]
     table = ["| " + " | ".join(cells) + " |" for cells in lines]
     atomic_write(out / "table.md", "\n".join([*table, "", *(f"{note}  " for note in notes(comparison))]) + "\n")

@@ -16,8 +16,10 @@ from dive_fast.io import read_json
 from dive_fast.reid.comparison import compare as comparing
 from dive_fast.reid.comparison import runs as running
 from dive_fast.reid.comparison.compare import compare
-from dive_fast.reid.comparison.records import PeopleTest, SeedTest, Significance
-from dive_fast.reid.comparison.table import as_text
+from dive_fast.reid.comparison.lengths import train_lengths
+from dive_fast.reid.comparison.plots import plot_lengths
+from dive_fast.reid.comparison.records import KeptRate, PeopleTest, SeedTest, Significance
+from dive_fast.reid.comparison.table import as_text, header, rows
 from dive_fast.reid.evaluation.protocols import Protocol
 from dive_fast.reid.evaluation.results import ReidResult
 from dive_fast.reid.training import train as training
@@ -111,7 +113,7 @@ def fake(maps):
     def result(value):
         return ReidResult("x", Protocol().metadata(), "sysu", "ir", 1, 1, 1, value, 0, 0, 0, value, 0, 0, 0, True, "")
 
-    def build(baseline=("baseline",), oracle="oracle"):
+    def build(baseline="baseline", oracle="oracle"):
         arms = {name: [Sample("a", "1", "cam3", modality="ir")] for name in maps}
         results = {name: [result(v) for v in values] for name, values in maps.items()}
         seeds, aps = range(len(next(iter(maps.values())))), {name: np.zeros(1) for name in maps}
@@ -131,26 +133,12 @@ def test_gap_closed_is_paired_by_seed():
     assert found.arm("baseline").difference is None
 
 
-def test_the_stronger_baseline_is_the_one_of_record():
-    maps = {"paired": [15.0, 16.0], "rgb-only": [9.0, 8.0], "grey": [5.0, 6.0], "oracle": [30.0, 30.0]}
-    found = fake(maps)(baseline=("paired", "rgb-only"))
-    assert found.baseline == "paired"
-    assert found.arm("rgb-only").difference == [-6, -8] and found.arm("rgb-only").gap_closed is None
+def test_the_baseline_stays_the_one_that_was_named():
+    maps = {"paired-only": [9.0, 8.0], "rgb-only": [15.0, 16.0], "grey": [5.0, 6.0], "oracle": [19.0, 24.0]}
+    found = fake(maps)(baseline="paired-only")
+    assert found.baseline == "paired-only"
+    assert found.arm("rgb-only").difference == [6, 8] and found.arm("rgb-only").gap_closed == [0.6, 0.5]
     assert found.arm("grey").gap_closed_mean < 0
-    assert "Worse than the baseline: rgb-only, grey." in as_text(found)
-
-
-def test_the_gap_is_also_told_from_the_other_baseline():
-    maps = {"paired": [15.0, 16.0], "rgb-only": [10.0, 8.0], "ours": [20.0, 13.5], "oracle": [30.0, 30.0]}
-    found = fake(maps)(baseline=("rgb-only", "paired"))
-    assert found.baseline == "paired"
-    assert found.other_gaps == {"rgb-only": {"ours": [10 / 20, 5.5 / 22]}}
-    assert "Of the gap from rgb-only, closed: ours 38 ± 18 %." in as_text(found)
-    assert (
-        fake({**maps, "oracle": [9.0, 30.0]})(baseline=("rgb-only", "paired")).other_gaps["rgb-only"]["ours"][0] is None
-    )
-    del maps["oracle"]
-    assert fake(maps)(baseline=("rgb-only", "paired")).other_gaps == {}
 
 
 @pytest.mark.parametrize("lacking", ["baseline", "oracle"])
@@ -180,6 +168,7 @@ def test_refusals(arms, city, config, tmp_path):
     refused(r"\.\./ours", run, {"../ours": arms["ours"]}, city, config, tmp_path)
     refused("'ours'.*0101", run, {"ours": arms["ours"] + city["gallery"]}, city, config, tmp_path)
     refused("dive-fast reid trials", run, arms, city, config, tmp_path, protocol=Protocol("regdb"))
+    refused("theirs", run, arms, city, config, tmp_path, kept={"theirs": KeptRate(0.5, 0.4, 0.6)})
     assert not list(tmp_path.iterdir())
 
 
@@ -232,14 +221,16 @@ def test_every_arm_is_tested_against_the_baseline(made):
         assert arm.significance.seeds.mean == pytest.approx(arm.difference_mean)
         assert stored[number]["significance"]["verdict"] == arm.significance.verdict
     text = (tmp_path / "table.txt").read_text()
-    assert "Tested over 24 queries of 6 people" in text and "2 seeds make a weak test" in text
+    assert "Tested over 24 queries of 6 people" in text
+    assert f"oracle {found.arm('oracle').significance.seeds.visible:.1f} and " in text
     assert "Holm-corrected for 2 arms" in text
 
 
 def test_the_table_says_what_was_found_and_what_was_not():
     def found(p_seeds, p_people, sign, verdict):
-        seeds = SeedTest(3, sign, sign - 1, sign + 1, p_seeds, p_seeds)
-        return Significance(seeds, PeopleTest(800, 40, sign, sign - 2, sign + 2, p_people, p_people, False), verdict)
+        seeds = SeedTest(3, sign, sign - 1, sign + 1, p_seeds, p_seeds, 7.25)
+        people = PeopleTest(800, 40, sign, sign - 2, sign + 2, p_people, p_people, 2.5, False)
+        return Significance(seeds, people, verdict)
 
     maps = {"up": [16.0, 18.0, 17.5], "down": [5.0, 6.0, 5.5], "even": [10.0, 12.5, 11.5]}
     made = fake({"baseline": [10.0, 12.0, 11.0], **maps})()
@@ -252,9 +243,45 @@ def test_the_table_says_what_was_found_and_what_was_not():
     rows = {line.split()[0]: line for line in text.splitlines() if line}
     assert "better (0.012 / <0.001)" in rows["up"] and "worse (0.030 / 0.040)" in rows["down"]
     assert "no (0.200 / 0.010)" in rows["even"]
-    assert "Worse than the baseline: down." in text and "Not significant: even." in text
     assert "up 5.0 to 7.0 and 4.0 to 8.0" in text
-    assert "must be 2.5 of its deviations" in text  # t(0.975, 2) / sqrt(3) = 4.303 / 1.732
+    assert "up 7.2 and 2.5" in text and "power 0.8" in text
+    assert "Worse than" not in text and "Not significant" not in text  # the column alone has the verdict
+
+
+def test_identity_kept_is_a_column_of_those_that_have_it():
+    made = fake({"baseline": [10.0, 12.0], "ours": [16.0, 18.0]})()
+    assert len({len(row) for row in [header(made), *rows(made)]}) == 1 and "identity kept" not in header(made)
+    rate = KeptRate(0.406, 0.382, 0.43)
+    arms = [replace(arm, kept=rate if arm.name == "ours" else None) for arm in made.arms]
+    found = replace(made, arms=arms)
+    assert header(found)[-1] == "identity kept"
+    assert [row[-1] for row in rows(found)] == ["-", "40.6 % (38.2 to 43.0)"]
+    assert "nearest true infrared" in as_text(found)
+
+
+def test_lengths_have_their_own_schedules_and_share_the_run_of_the_comparison(
+    arms, city, config, copied, tmp_path, monkeypatch
+):
+    _, folder = copied
+    fits, real = [], running.fit
+
+    def watched(images, config, out, **options):
+        fits.append((out.name, config.steps))
+        return real(images, config, out, **options)
+
+    monkeypatch.setattr(running, "fit", watched)
+    sides = city["query"], city["gallery"]
+    run({"paired-only": city["train"]}, city, config, folder, seeds=(0,), baseline="paired-only")
+    options = {"progress": False}
+    maps = train_lengths("paired-only", city["train"], *sides, config, (2, 3, 5), folder, **options)
+    assert fits == [("seed-0", 3), ("seed-0-steps-2", 2), ("seed-0-steps-5", 5)]
+    own = replace(config, steps=5)
+    alone = run({"paired-only": city["train"]}, city, own, tmp_path / "alone", seeds=(0,))
+    assert maps[5] == alone.arms[0].map[0] and maps[3] == read_json(folder / "compare.json", "")["arms"][0]["map"][0]
+    plot_lengths(maps, "paired-only", 3, tmp_path / "curve.png")
+    assert Image.open(tmp_path / "curve.png").size[0] > 600
+    monkeypatch.setattr(running, "fit", None)
+    assert train_lengths("paired-only", city["train"], *sides, config, (2, 3, 5), folder, **options) == maps
 
 
 def test_damaged_aps_are_named(arms, city, config, copied):

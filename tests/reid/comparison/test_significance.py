@@ -1,6 +1,7 @@
 """Significance: p-values against closed forms and brute force, people and not queries counted."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from dive_fast.reid.comparison.significance import (
     bootstrap_mean,
     flip_signs,
     holm,
-    needed_deviations,
     paired_t,
+    visible_difference,
 )
 from tests.support.refusals import refused
 
@@ -24,7 +25,35 @@ def test_t_test_of_three_seeds_by_hand():
     assert p == pytest.approx(1 - t / (t * t + 2) ** 0.5)
     quantile = 0.95 * (2 / (1 - 0.95**2)) ** 0.5  # the same form solved for t
     assert (low, high) == pytest.approx((2 - quantile / 3**0.5, 2 + quantile / 3**0.5))
-    assert needed_deviations(3) == pytest.approx(quantile / 3**0.5)
+
+
+def test_the_smallest_visible_difference_of_two_seeds_by_hand():
+    """With one degree of freedom |T| > c means |Z + shift| > c |V|, with Z and V normal: power by a sum over V alone."""
+    level = 0.05
+    critical = np.tan(np.pi / 2 * (1 - level))  # Cauchy's quantile
+    shift = visible_difference([0.0, 2**0.5], level) * 2**0.5  # their deviation is 1
+    v = np.linspace(-8, 8, 400_001)
+    density = np.exp(-(v**2) / 2) / (2 * np.pi) ** 0.5 * (v[1] - v[0])
+    above = [0.5 * math.erfc((critical * abs(x) - shift) / 2**0.5) for x in v[::100]]
+    assert np.sum(above * density[::100] * 100) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_the_smallest_visible_difference_against_tables_and_trials():
+    """Cohen's table: 34 pairs find half a deviation with power 0.808, 33 with 0.796; many need z(0.975) + z(0.8) errors."""
+    spread = np.resize([-1.0, 1.0], 34)
+    assert 0.49 < visible_difference(spread) / spread.std(ddof=1) < 0.5
+    assert visible_difference(spread[:32]) / spread[:32].std(ddof=1) > 0.5
+    many = np.resize([-1.0, 1.0], 10_000)
+    assert visible_difference(many) == pytest.approx((1.95996 + 0.84162) / 100, rel=1e-3)
+    level, rng = 0.05 / 4, np.random.default_rng(0)
+    few = np.array([-1.0, 0.0, 1.0, 2.0, -2.0])
+    trials = rng.normal(visible_difference(few, level), few.std(ddof=1), (1_000, 5))
+    found = np.mean([paired_t(trial)[0] < level for trial in trials])
+    assert abs(found - 0.8) < 4 * (0.8 * 0.2 / 1_000) ** 0.5
+
+
+def test_the_smallest_visible_difference_without_variance():
+    assert visible_difference([2.0, 2.0]) == 0
 
 
 def test_t_test_without_variance():
@@ -83,7 +112,7 @@ def test_people_are_counted_and_not_their_queries():
     pids = np.repeat(["a", "b", "c"], 50)
     base = np.random.default_rng(0).uniform(0.2, 0.6, 150)
     found = against("base", {"base": [40.0, 41.0], "ours": [45.0, 46.0]}, {"base": base, "ours": base + 0.05}, pids)
-    assert found["ours"].people == PeopleTest(150, 3, *[pytest.approx(5)] * 3, 0.25, 0.25, True)
+    assert found["ours"].people == PeopleTest(150, 3, *[pytest.approx(5)] * 3, 0.25, 0.25, pytest.approx(0), True)
     assert found["ours"].verdict == "not significant"  # the seeds' p is 0
 
 
@@ -126,4 +155,9 @@ def test_p_values_are_corrected_for_all_arms_and_queries_without_a_match_left_ou
         tests = [getattr(found[name], kind) for name in ("ours", "grey")]
         assert [t.p_holm for t in tests] == pytest.approx(holm([t.p for t in tests]))
     assert found["ours"].seeds.p_holm == 2 * found["ours"].seeds.p
+    differences = np.subtract(maps["ours"], maps["base"])
+    assert found["ours"].seeds.visible == visible_difference(differences, 0.05 / 2)
+    # Each person has three queries with a match, so a person counts by the mean of three differences.
+    persons = 100 * np.nanmean((after - before).reshape(12, 4), axis=1)
+    assert found["ours"].people.visible == pytest.approx(visible_difference(persons, 0.05 / 2))
     refused("48 APs for 47 queries", against, "base", maps, aps, pids[:-1])

@@ -1,0 +1,122 @@
+"""The study: the walk in a folder that is tied to its settings, and how paired-only gains from longer training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from dive_fast.experiments.arms import BASELINE, heldout_sides, paired_photos
+from dive_fast.experiments.config import StudyConfig
+from dive_fast.experiments.pipeline import Walk, run_walk
+from dive_fast.io import canonical_json, clear_disk_errors, lock_folder, read_json, write_json
+from dive_fast.models import Adapter, load_adapter, load_bundle
+from dive_fast.reid.comparison.lengths import train_lengths
+from dive_fast.reid.comparison.plots import plot_lengths
+from dive_fast.types import InputError, to_dict
+from dive_fast.world.config import WorldSpec
+
+SETTINGS, SEEN = "settings.json", "infrared_identities"
+_FREE = ("seeds", "curve", "autoencoder", "workers")  # add or leave out whole runs, or change rounding at most
+
+
+def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
+    """Runs the study in `out`, or resumes it; writes and returns `out/study.json`, and draws `out/curve.png`.
+
+    Finished work is not repeated. More seeds, lengths of the curve and the arm autoencoder may be added to a study. Raises
+    `InputError` before any work for a folder of other settings and for an adapter that has seen infrared photos of others
+    than the paired identities.
+    """
+    adapter = None if config.adapter is None else load_adapter(config.adapter)
+    if adapter is not None:
+        check_adapter(adapter, str(config.adapter), config.world)
+    with _claimed(out, study_settings(config, adapter)):
+        walk = run_walk(config, out)
+        curve = _curve(config, walk, out) if config.curve else {}
+        result = {
+            "config": asdict(config),
+            "seconds": walk.timings.seconds,
+            "synth": asdict(walk.summary),
+            "comparison": asdict(walk.comparison),
+            "curve": [{"steps": steps, "map": score} for steps, score in curve.items()],
+        }
+        write_json(out / "study.json", result)
+    return result
+
+
+def check_adapter(adapter: Adapter, name: str, spec: WorldSpec) -> None:
+    """Raises `InputError` unless the adapter records whose infrared photos it has seen, all of paired identities."""
+    remedy = "give --adapter none, which trains one on the paired people of the study"
+    seen = adapter.metadata.get(SEEN)
+    if not isinstance(seen, list):
+        raise InputError(f"adapter {name} does not record whose infrared photos it has learned from; {remedy}")
+    groups = {"external": spec.external_pids, "test": spec.test_pids}
+    group_of = {f"{pid:04d}": group for group, pids in groups.items() for pid in pids}
+    others = sorted(set(map(str, seen)) - {f"{pid:04d}" for pid in spec.paired_pids})
+    if others:
+        first = ", ".join(f"{pid} ({group_of.get(pid, 'not in this world')})" for pid in others[:5])
+        raise InputError(
+            f"adapter {name} has learned from infrared photos of {len(others)} people that are not the paired ones of the"
+            f" study, first {first}; {remedy}"
+        )
+
+
+def study_settings(config: StudyConfig, adapter: Adapter | None) -> dict[str, Any]:
+    """Returns what every result of a study depends on, by dotted name; model and adapter by fingerprint, as JSON has it."""
+    values = {name: value for name, value in to_dict(config).items() if name not in _FREE}
+    values["model"] = load_bundle(config.model).fingerprint[:12]
+    values["adapter"] = None if adapter is None else adapter.fingerprint[:12]
+    return dict(_flat(json.loads(canonical_json(values))))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+@contextmanager
+def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Ties `out` to `settings` and locks it for the block; removes folders that a killed run left half written."""
+    path = out / SETTINGS
+    if path.exists():
+        _check_same(read_json(path, "study"), settings, out)
+    elif out.exists() and any(not entry.name.startswith(f".{SETTINGS}.") for entry in out.iterdir()):
+        raise InputError(f"{out} holds other files and no study; choose another --out")
+    else:
+        write_json(path, settings)
+    with clear_disk_errors(path):
+        stream = path.open("r+b")
+    with stream:
+        lock_folder(stream, out)
+        for left in out.glob(".*.????????.tmp"):  # as models.files names them
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+
+
+def _check_same(stored: dict[str, Any], settings: dict[str, Any], out: Path) -> None:
+    names = [name for name in sorted({*stored, *settings}) if stored.get(name) != settings.get(name)]
+    if names:
+        differing = ", ".join(f"{name} {stored.get(name)} (now {settings.get(name)})" for name in names)
+        raise InputError(
+            f"{out} holds a study with other settings: {differing}; give the same settings to resume it, or choose another"
+            " --out"
+        )
+
+
+def _curve(config: StudyConfig, walk: Walk, out: Path) -> dict[int, float]:
+    """Trains paired-only for every length of the curve, and draws mAP in percent by steps."""
+    query, gallery = heldout_sides(walk.world)
+    reid = replace(config.reid, seed=config.seeds[0])
+    lengths = sorted(set(config.curve))
+    with walk.timings.stage("curve"):
+        samples, folder = paired_photos(walk.world), out / "compare"
+        maps = train_lengths(BASELINE, samples, query, gallery, reid, lengths, folder, workers=config.workers)
+    plot_lengths(maps, BASELINE, config.reid.steps, out / "curve.png")
+    return maps
