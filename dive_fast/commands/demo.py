@@ -18,5 +18,6 @@ def demo(
     """Run the whole job on the pocket world, from photos to pairs, a ReID comparison and a page; rerun to resume."""
     from dive_fast.experiments.demo import run_demo
 
-    page = run_demo(out, config)
-    finish(f"done: open {page}", {"page": page}, json)
+    found = run_demo(out, config)
+    summary = {"page": found.page, "result": found.result, "limits": found.limits}
+    finish(f"{found.result}\n{found.limits}\ndone: open {found.page}", summary, json)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dive_fast.experiments import findings
 from dive_fast.experiments.arms import oracle_infrared
-from dive_fast.experiments.config import DemoConfig
+from dive_fast.experiments.config import DemoConfig, PairConfig
 from dive_fast.experiments.pipeline import Walk, make_pairs, run_walk
 from dive_fast.models import load_adapter
-from dive_fast.reid.comparison.table import header, notes, rows
+from dive_fast.reid.comparison.records import Arm, Comparison
+from dive_fast.reid.comparison.table import format_std, header, notes, rows
 from dive_fast.report import html
-from dive_fast.types import PairMode, Sample
+from dive_fast.synth.manifest import samples as manifest_samples
+from dive_fast.types import MODALITIES, Modality, PairMode, Sample
 
 _HOW_TO = """# the same with Stable Diffusion 1.5 (SD15), SYSU-MM01 and Market-1501; that size wants a GPU
 dive-fast personalize --model SD15 --photos sysu:SYSU-MM01 --photos market:Market-1501,prefix=1 \\
@@ -28,77 +31,135 @@ dive-fast reid train --real sysu:SYSU-MM01 --synthetic runs/pairs --out runs/rei
 dive-fast reid eval --checkpoint runs/reid --test sysu:SYSU-MM01 --protocol sysu"""
 
 
-_OTHER_MODES: dict[PairMode, str] = {"synthetic": "both sides generated", "photo-guided": "from its photo"}
+_PAIR_MODES: tuple[PairMode, ...] = ("synthetic", "photo-guided")  # shown beside the walk's own, real-rgb
+_COLUMNS = (
+    ("photo", "RGB only"),
+    ("our infrared", "cameras 3 and 6"),
+    ("true infrared", "same cameras, never seen"),
+    ("both sides generated", "RGB and infrared"),
+    ("from a photo", "photo, its infrared"),
+)
+_ADDED = {"grey": "grey copies as infrared", "ours": "our infrared", "oracle": "their true infrared"}
 
 
-def run_demo(out: Path, config: DemoConfig) -> Path:
-    """Runs the demo in `out`, or resumes it, and returns the path of its page."""
+@dataclass(frozen=True)
+class Demo:
+    """The demo's page, and in two sentences what its comparison shows and what it cannot show."""
+
+    page: Path
+    result: str
+    limits: str
+
+
+def run_demo(out: Path, config: DemoConfig) -> Demo:
+    """Runs the demo in `out`, or resumes it, and writes its page."""
     walk = run_walk(config, out)
     pids = sorted({s.pid for s in walk.photos})
     known = set() if config.adapter is None else {identity.pid for identity in load_adapter(config.adapter).identities}
     new = [pid for pid in pids if pid not in known]
     shown = [*new, *(pid for pid in pids if pid in known)][: config.shown]
-    others = {}
     with walk.timings.stage("pairs in the other two modes"):
-        photos = [s for s in walk.photos if s.pid in shown]
-        for mode in _OTHER_MODES:
-            pairs = replace(config.pairs, mode=mode, per_camera=1)
-            others[mode], _ = make_pairs(walk.engine, photos, walk.world / "market", out / f"pairs-{mode}", pairs)
+        pairs = {mode: _pairs(walk, shown, out / f"pairs-{mode}", config.pairs, mode) for mode in _PAIR_MODES}
     oracle = oracle_infrared(walk.world, 1)
-    identities = [_identity(walk, others, oracle, pid, pid in new) for pid in shown]
-    return _page(out, walk, len(new), identities)
+    people = [_person(walk, pairs, oracle, pid, pid in new, config.pairs.infrared) for pid in shown]
+    found = Demo(out / "index.html", findings.result(walk.comparison), findings.limits(walk.comparison))
+    _write(found, walk, len(new), people)
+    return found
 
 
-def _of(samples: Sequence[Sample], pid: str, camera: str | None = None) -> list[Sample]:
-    return [s for s in samples if s.pid == pid and (camera is None or s.camera == camera)]
+def _pairs(walk: Walk, pids: Sequence[str], out: Path, config: PairConfig, mode: PairMode) -> list[Sample]:
+    """Both sides of one pair per identity and infrared camera."""
+    photos = [s for s in walk.photos if s.pid in pids]
+    make_pairs(walk.engine, photos, walk.world / "market", out, replace(config, mode=mode, per_camera=1))
+    return manifest_samples(out)
 
 
-def _identity(
-    walk: Walk, others: dict[PairMode, list[Sample]], oracle: Sequence[Sample], pid: str, new: bool
-) -> html.PictureRow:
-    """An identity's photos, generated images and true infrared."""
-    cells: list[html.Cell | None] = [html.Cell(s.path, "photo it learned from") for s in _of(walk.photos, pid)[:2]]
-    cells.append(None)
-    for camera in ("cam3", "cam6"):
-        cells += [html.Cell(s.path, f"made, {camera}", made=True) for s in _of(walk.infrared, pid, camera)[:2]]
-    cells.append(None)
-    cells += [html.Cell(s.path, f"true infrared, {s.camera} (never seen)") for s in _of(oracle, pid)]
-    for mode, name in _OTHER_MODES.items():
-        cells.append(None)
-        made = _of(others[mode], pid)[:2]
-        cells += [html.Cell(s.path, f"{name}, {s.camera}", made=True) for s in made]
-    return html.PictureRow(pid, "learned live" if new else "known to the shipped adapter", cells)
+def _first(samples: Sequence[Sample], pid: str, modality: Modality, camera: str | None = None) -> Sample:
+    return next(s for s in samples if s.pid == pid and s.modality == modality and camera in (None, s.camera))
 
 
-def _page(out: Path, walk: Walk, new: int, identities: Sequence[html.PictureRow]) -> Path:
-    lead = (
-        f"{len({s.pid for s in walk.photos})} identities whom the model has seen in RGB only, {new} of them"
-        f" learned just now, in infrared by an exported engine: {walk.summary.images:,} images,"
-        f" {walk.summary.images_per_second:.1f} per second."
+def _person(
+    walk: Walk,
+    pairs: dict[PairMode, list[Sample]],
+    oracle: Sequence[Sample],
+    pid: str,
+    new: bool,
+    cameras: Sequence[str],
+) -> html.ColumnRow:
+    """An identity's pictures in the order of `_COLUMNS`."""
+    columns = [
+        [_first(walk.photos, pid, "rgb")],
+        [_first(walk.infrared, pid, "ir", camera) for camera in cameras],
+        [_first(oracle, pid, "ir", camera) for camera in cameras],
+        *([_first(pairs[mode], pid, side) for side in MODALITIES] for mode in _PAIR_MODES),
+    ]
+    cells = [
+        [html.Cell(s.path, f"{title}, {s.camera}", made=s.source == "synthetic") for s in column]
+        for (title, _), column in zip(_COLUMNS, columns, strict=True)
+    ]
+    return html.ColumnRow(pid, "learned live" if new else "known to the adapter", cells)
+
+
+def _bar(comparison: Comparison, arm: Arm) -> html.Bar:
+    base, top = findings.ends(comparison)
+    kinds: dict[str, html.BarKind] = {base.name: "baseline", top.name: "oracle", "ours": "ours"}
+    shared = min(other.identities for other in comparison.arms)
+    note = f"and {arm.identities - shared} people with {_ADDED.get(arm.name, 'RGB photos only')}"
+    if arm.identities == shared:
+        note = f"{shared} people with RGB and infrared photos"
+    return html.Bar(
+        arm.name, note, arm.map_mean, format_std(arm.map_mean, arm.map_deviation), kinds.get(arm.name, "plain")
     )
-    seconds = [[stage, f"{value:.1f} s"] for stage, value in walk.timings.seconds.items()]
-    return html.write_page(
-        out / "index.html",
-        "RGB-infrared pairs from identities learned in RGB",
-        lead,
+
+
+def _write(found: Demo, walk: Walk, new: int, people: Sequence[html.ColumnRow]) -> None:
+    comparison = walk.comparison
+    base, _ = findings.ends(comparison)
+    html.write_page(
+        found.page,
+        "RGB-infrared pairs of people seen in RGB only",
+        f"The model learned {len({s.pid for s in walk.photos})} people from RGB photos, {new} of them just now. An exported"
+        f" engine then drew {len(walk.infrared):,} infrared images of them.",
         html.section(
-            "Pairs, identity by identity",
-            html.paragraph("Green frames mark generated images; the rest are photos of the pocket world."),
-            *map(html.picture_row, identities),
-        ),
-        html.section(
-            "Did they help a ReID model?",
+            "Do the images help a re-identification model?",
+            html.paragraph(found.result, "finding"),
+            html.bar_chart([_bar(comparison, arm) for arm in comparison.arms]),
             html.paragraph(
-                "All arms train alike and differ in the images of identities without infrared photos. They are evaluated on"
-                " held-out identities: infrared queries, RGB gallery. One seed and few steps are noisy; the README has the"
-                " study with three seeds."
+                "mAP in %: 100 would rank every true match first. The same model trains on each set and searches"
+                f" {comparison.gallery:,} RGB photos of other people by {comparison.queries:,} infrared ones. The dashed"
+                f" line marks {base.name}.",
+                "soft",
             ),
-            html.table(header(walk.comparison), rows(walk.comparison), mark="ours"),
-            *(html.paragraph(note) for note in notes(walk.comparison)),
-            html.plot(out / "compare" / "compare.png", "mean average precision by arm"),
+            html.paragraph(found.limits),
         ),
         html.section(
-            "Where the time went", html.table(["stage", "time"], seconds), html.paragraph(walk.engine.describe())
+            "The images, person by person",
+            html.paragraph(
+                "A green bar marks a generated image; the others are photos of the pocket world, a small rendered data set."
+            ),
+            html.picture_table(_COLUMNS, people),
         ),
-        html.section("With your own model and data", html.code(_HOW_TO)),
+        html.section(
+            "All numbers",
+            html.details(
+                "Table and statistics",
+                html.table(header(comparison), rows(comparison), mark="ours"),
+                *(html.paragraph(note) for note in notes(comparison)),
+            ),
+        ),
+        html.section("Where the time went", *_times(walk)),
+        html.section("With your own model and photos", html.code(_HOW_TO)),
     )
+
+
+def _times(walk: Walk) -> list[str]:
+    """Seconds of each stage and the engine's speed; a resumed run skips what an earlier run finished."""
+    seconds = [[stage, f"{value:.1f} s"] for stage, value in walk.timings.seconds.items()]
+    speed = f"The engine drew {walk.summary.images_per_second:.1f} images per second."
+    skipped = "An earlier run had finished part of the work; these are the times of the last run."
+    return [
+        html.table(["stage", "time"], seconds),
+        *([html.paragraph(speed)] if walk.summary.images else []),
+        *([html.paragraph(skipped)] if walk.summary.resumed_shards else []),
+        html.details("The engine", html.paragraph(walk.engine.describe())),
+    ]

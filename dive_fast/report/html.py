@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
@@ -22,6 +22,9 @@ _PARTS: Any = (
     .get_template("parts.html")
     .module
 )
+
+
+BarKind = Literal["plain", "baseline", "ours", "oracle"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,26 @@ class PictureRow:
     name: str
     note: str
     cells: Sequence[Cell | None]
+
+
+@dataclass(frozen=True)
+class ColumnRow:
+    """A row of `picture_table`: one identity, and the pictures of each column."""
+
+    name: str
+    note: str
+    columns: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of `bar_chart`. `kind` colours it: plain, baseline (which also draws a line), ours or oracle."""
+
+    name: str
+    note: str
+    value: float
+    text: str
+    kind: BarKind = "plain"
 
 
 def escape(text: object) -> str:
@@ -62,6 +85,18 @@ def picture_row(person: PictureRow) -> str:
     return str(_PARTS.picture_row(person, image_data))
 
 
+def picture_table(header: Sequence[tuple[str, str]], rows: Sequence[ColumnRow]) -> str:
+    """One row per identity under a header of (title, note) per column; a narrow screen scrolls it under column 1."""
+    return str(_PARTS.picture_table(header, rows, image_data))
+
+
+def bar_chart(bars: Sequence[Bar]) -> str:
+    """Horizontal bars from 0, as text and CSS: readable at any width."""
+    top = max((bar.value for bar in bars), default=0.0) or 1.0
+    line = next((bar.value for bar in bars if bar.kind == "baseline"), None)
+    return str(_PARTS.bar_chart(bars, top, line))
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], mark: str | None = None) -> str:
     """An HTML table; the row whose first cell is `mark` is highlighted."""
     return str(_PARTS.table(header, rows, mark))
@@ -79,8 +114,14 @@ def section(title: str, *parts: str) -> str:
     return str(_PARTS.section(title, parts))
 
 
-def paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
+def paragraph(text: str, kind: Literal["", "finding", "soft"] = "") -> str:
+    """A paragraph; `finding` is large, `soft` small and pale."""
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def details(summary: str, *parts: str) -> str:
+    """Parts folded away under a line that opens them."""
+    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
 
 
 def write_page(path: Path, title: str, lead: str, *sections: str) -> Path:

@@ -63,7 +63,7 @@ class Samples(Settings):
 class PersonalizeConfig(Settings):
     """How identities and the LoRA are learned. The defaults suit the pocket model.
 
-    A run that starts from an adapter takes its phrase, template and cameras, and ignores `phrase`, `template` and `ir_words`.
+    A run that starts from an adapter takes its phrase, template and cameras, not `phrase`, `template` and `ir_words`.
     """
 
     identity_steps: NonNegativeInt = 4000

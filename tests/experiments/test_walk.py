@@ -1,5 +1,6 @@
 """The walk from end to end at toy size: arms, the demo with its page, and that reruns do nothing twice."""
 
+import html
 import re
 
 import pytest
@@ -55,12 +56,17 @@ def test_an_external_person_without_infrared_is_named(world, tmp_path):
 @pytest.mark.slow
 def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adapter, tmp_path):
     config = DemoConfig(model=str(tiny_base), adapter=str(adapter), shown=2, **SMALL)
-    page = run_demo(tmp_path / "demo", config)
-    text = page.read_text()
+    found = run_demo(tmp_path / "demo", config)
+    page, text = found.page, found.page.read_text()
     assert page.name == "index.html"
     assert not re.search(r"(src|href)=\"(?!data:)", text), "the page must carry everything itself"
     assert text.count("learned live") == 1
-    assert "known to the shipped adapter" in text
+    assert text.count("known to the adapter") == 1
+    assert len(re.findall(r"<img[^>]*>", text)) == 2 * 9, (
+        "photo, 2 of ours, 2 true, 2 generated, a photo and its infrared"
+    )
+    assert len(re.findall(r'<img class="made"', text)) == 2 * 5
+    assert html.escape(found.result) in text and html.escape(found.limits) in text
     for word in ("paired-only", "rgb-only", "grey", "ours", "oracle", "gap closed"):
         assert word in text
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").rglob("*") if p.suffix in (".png", ".jpg", ".onnx")}

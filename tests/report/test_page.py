@@ -1,5 +1,7 @@
 """Pages in one file: every text escaped, every image inside."""
 
+import re
+
 from PIL import Image
 
 from dive_fast.report import html
@@ -23,6 +25,25 @@ def test_text_is_escaped_and_images_are_inside(tmp_path):
     assert '<tr class="mark"><td>&lt;1&gt;</td></tr>' in text
     Image.new("RGB", (4, 8)).save(tmp_path / "a.bmp")
     assert html.image_data(tmp_path / "a.bmp").startswith("data:image/png;base64,")  # other kinds become PNG
+
+
+def test_bars_are_as_long_as_their_values_and_the_baseline_draws_the_line():
+    bars = [html.Bar("<a>", "x & y", 10.0, "10.0", "baseline"), html.Bar("b", "", 40.0, "40.0")]
+    text = html.bar_chart(bars)
+    assert re.findall(r"width:([\d.]+)%", text) == ["25.00", "100.00"]
+    assert "--line-at:25.00%" in text
+    assert "&lt;a&gt;" in text and "x &amp; y" in text
+    assert "--line-at" not in html.bar_chart(bars[1:])
+    assert re.findall(r"width:([\d.]+)%", html.bar_chart([html.Bar("b", "", 0.0, "0.0")])) == ["0.00"]
+
+
+def test_a_picture_table_names_its_columns_once_and_keeps_text_escaped():
+    picture = Image.new("L", (4, 8))
+    row = html.ColumnRow("<1>", "note", [[html.Cell(picture, "photo")], [html.Cell(picture, "a", True)] * 2])
+    text = html.picture_table([("photo", ""), ("made", "two <b>")], [row, row])
+    assert text.count('<th scope="col">') == 2
+    assert text.count("<img ") == 2 * 3 and text.count('class="made"') == 2 * 2
+    assert "<b>" not in text and "<1>" not in text
 
 
 def test_a_sheet_holds_the_first_pairs_of_the_first_people(tmp_path):

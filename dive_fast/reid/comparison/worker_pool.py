@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -49,5 +50,6 @@ def _start_worker(done: Any, threads: int) -> None:
 
     global _steps_done
     _steps_done = done
+    tqdm.set_lock(threading.RLock())  # tqdm's own is a named semaphore, which a killed worker leaves behind
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     torch.set_num_threads(threads)
