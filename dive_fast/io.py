@@ -5,15 +5,22 @@ from __future__ import annotations
 import difflib
 import errno
 import hashlib
+import io
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
 from dive_fast.types import DiveError, InputError
+
+TEMPORARY = ".dive-tmp"  # how the names of unfinished files and folders end
+LITTER = {".ds_store", ".directory", ".localized", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "thumbs.db"}
+RECYCLED = {"#recycle", "$recycle.bin"}
 
 
 def brief(message: object, most: int = 300) -> str:
@@ -26,36 +33,188 @@ def user_cache(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dive-fast" / name
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is one that operating systems and NAS boxes leave, of no one's content."""
+    return name.lower() in LITTER | RECYCLED or name.startswith("._")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is unfinished work of a running or a killed process."""
+    return name.startswith(".") and name.endswith(TEMPORARY)
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a place holds nothing: not there, a file of no bytes, or a folder of litter and unfinished files only."""
+    if path.is_dir():
+        return all(is_litter(entry.name) or is_temporary(entry.name) for entry in path.iterdir())
+    return not path.exists() or (path.is_file() and path.stat().st_size == 0)
+
+
+_ELSEWHERE = "choose another --out"
+_REFUSALS = {
+    errno.ENOSPC: f"the disk is full; free space or {_ELSEWHERE}, then rerun: finished work is kept",
+    errno.EDQUOT: f"the disk quota is used up; free space or {_ELSEWHERE}, then rerun: finished work is kept",
+    errno.EROFS: f"the file system is read-only; {_ELSEWHERE}",
+    errno.EACCES: "permission denied; choose an --out that you may write to",
+    errno.EPERM: "permission denied; choose an --out that you may write to",
+    errno.ENOTDIR: f"a part of this path is a file, not a folder; {_ELSEWHERE}",
+    errno.EISDIR: f"it is a folder; {_ELSEWHERE}",
+    errno.ENOTEMPTY: f"the folder is not empty; {_ELSEWHERE}",
+    errno.EEXIST: f"a part of this path is something else than a folder; {_ELSEWHERE}",
+    errno.ENAMETOOLONG: "the name is too long for its file system; choose a shorter --out",
+    errno.ELOOP: f"its links lead in a circle; {_ELSEWHERE}",
+    errno.EFBIG: f"the file is too large for its file system; {_ELSEWHERE}",
+    errno.EIO: f"the disk reports an error; check the disk or {_ELSEWHERE}, then rerun: finished work is kept",
+    errno.ESTALE: "the network file system lost the folder; mount it again, then rerun: finished work is kept",
+    errno.EINVAL: f"its file system does not take this name or size; {_ELSEWHERE}",
+    errno.EBUSY: f"the file or folder is in use; {_ELSEWHERE}",
+    errno.ENXIO: f"there is no such device; {_ELSEWHERE}",
+    errno.ENODEV: f"there is no such device; {_ELSEWHERE}",
+}
+
+
 @contextmanager
 def clear_disk_errors(path: Path) -> Iterator[None]:
     """Turns the operating system's refusals to write into a `DiveError` with a remedy."""
-    remedies = {
-        errno.ENOSPC: "the disk is full; free space or choose another --out, then rerun: finished work is kept",
-        errno.EDQUOT: "the disk quota is used up; free space or choose another --out, then rerun: finished work is kept",
-        errno.EROFS: "the file system is read-only; choose another --out",
-        errno.EACCES: "permission denied; choose an --out that you may write to",
-        errno.EPERM: "permission denied; choose an --out that you may write to",
-        errno.ENOTDIR: "a part of this path is a file, not a folder; choose another --out",
-    }
     try:
         yield
     except OSError as error:
-        if error.errno in remedies:
-            raise DiveError(f"cannot write {path}: {remedies[error.errno]}") from error
+        remedy = _REFUSALS.get(error.errno or 0)
+        if error.errno is None:  # array writers and encoders raise errors without a number
+            remedy = f"{brief(error, 80)}; free space or {_ELSEWHERE}, then rerun: finished work is kept"
+        elif error.errno == errno.ENOENT and Path(os.fsdecode(error.filename or "")).parent == path.parent:
+            remedy = "its folder was removed meanwhile; rerun"
+        if remedy is None:
+            raise
+        raise DiveError(f"cannot write {path}: {remedy}") from error
+
+
+def lock(handle: int) -> bool | None:
+    """Locks an open file until it is closed, at the latest by the end of the process.
+
+    Returns False while another process has it, and None where there are no locks (some network file systems, Windows).
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return None
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            return False
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+            return None
         raise
+    return True
 
 
 def lock_folder(stream: IO[Any], folder: Path) -> None:
     """Locks an open file of `folder` until the process ends, or raises `InputError` when another run holds the lock."""
-    import fcntl  # Windows lacks it, and reads and plans without
+    if lock(stream.fileno()) is False:
+        raise InputError(f"another run is writing to {folder}; wait for it, or {_ELSEWHERE}")
 
+
+@lru_cache(maxsize=4096)  # a scan for every written file would take quadratic time
+def clear_leftovers(folder: Path) -> None:
+    """Removes unfinished files and folders of killed processes from `folder`, once a process: their locks are free."""
+    with os.scandir(folder) as entries:
+        found = [Path(entry.path) for entry in entries if is_temporary(entry.name)]
+    for path in found:
+        try:
+            handle = os.open(path / "lock" if path.is_dir() else path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:  # gone meanwhile, or of another user
+            continue
+        try:
+            if lock(handle):
+                _discard(path)
+        finally:
+            os.close(handle)
+
+
+def _discard(temporary: Path) -> None:
+    """Removes an unfinished file, or the folder of `new_folder` after putting back what nothing replaced."""
+    if not temporary.is_dir():
+        temporary.unlink(missing_ok=True)
+        return
+    _put_back(temporary)
+    shutil.rmtree(temporary)
+
+
+def _put_back(temporary: Path) -> None:
+    """Moves the old folder back to its place unless the new one got there."""
+    for old in (temporary / "old").glob("*"):
+        if not (temporary.parent / old.name).exists():
+            os.rename(old, temporary.parent / old.name)
+
+
+def _unfinished(name: str) -> str:
+    """The start of an unfinished file's name; a long name is hashed, as file systems take at most 255 bytes."""
+    return f".{name if len(os.fsencode(name)) <= 200 else sha256_bytes(os.fsencode(name))}"
+
+
+@contextmanager
+def new_folder(path: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yields a folder beside `path` that takes its place when the block succeeds and `wanted` says so of it.
+
+    Raises `InputError` while another run writes `path`. What stops in between leaves the folder at `path` as it was; what
+    killed runs left is removed.
+    """
+    with clear_disk_errors(path):
+        path = path.resolve() if path.is_symlink() else path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent)
+        temporary = path.parent / f"{_unfinished(path.name)}{TEMPORARY}"
+        with _locked(temporary, path):
+            try:
+                _put_back(temporary)
+                for left in (temporary / "new", temporary / "old"):
+                    shutil.rmtree(left, ignore_errors=True)
+                fresh = temporary / "new"
+                fresh.mkdir()
+                yield fresh
+                if wanted(fresh):
+                    _replace(fresh, path)
+            finally:
+                _discard(temporary)
+
+
+@contextmanager
+def _locked(temporary: Path, path: Path) -> Iterator[None]:
+    """Makes and locks the folder `temporary`."""
+    while True:
+        temporary.mkdir(exist_ok=True)
+        with open(temporary / "lock", "a+b") as stream:
+            lock_folder(stream, path)
+            if _is_at(stream.fileno(), temporary / "lock"):
+                yield
+                return
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file still lies at `path`: another process may have removed it before it was locked."""
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno == errno.EWOULDBLOCK:
-            raise InputError(f"another run is writing to {folder}; wait for it, or choose another --out") from error
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # some network file systems have no locks
-            raise
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _replace(fresh: Path, path: Path) -> None:
+    """Moves a new folder to `path`; what was there moves to `old`, from which `_put_back` takes it."""
+    if not is_empty(path):
+        (fresh.parent / "old").mkdir()
+        os.rename(path, fresh.parent / "old" / path.name)
+    take_place(fresh, path)
+
+
+def take_place(fresh: Path, path: Path) -> None:
+    """Moves a folder to the empty place `path`; litter there moves into it. A place that holds more raises `InputError`."""
+    with clear_disk_errors(path):
+        if not is_empty(path):
+            raise InputError(f"{path} holds other files; {_ELSEWHERE}")
+        for entry in path.iterdir() if path.exists() else ():
+            os.rename(entry, fresh / entry.name)
+        os.replace(fresh, path)
 
 
 @contextmanager
@@ -77,7 +236,7 @@ def claim_folder(
         if read_json(path, what) != content:
             text = f"{folder} holds another {what}: its inputs or options differ"
             raise InputError(f"{text}; delete it or choose another --out")
-    elif folder.exists() and any(not entry.name.startswith(f".{marker}.") for entry in folder.iterdir()):
+    elif not is_empty(folder):
         raise InputError(f"{folder} holds other files and no {what}; choose another --out")
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,34 +246,59 @@ def claim_folder(
     with stream:
         lock_folder(stream, folder)
         with clear_disk_errors(folder):
-            for temporary in folder.rglob(".*.????????.tmp"):  # as `atomic_path` names them
-                temporary.unlink()
+            for temporary in folder.rglob(f".*{TEMPORARY}"):
+                _discard(temporary)
         yield
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it replaces `path`, on failure it is removed."""
+def atomic_path(path: Path | str, wanted: Callable[[Path], bool] = lambda fresh: True) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it replaces `path`, on failure it is removed.
+
+    It does not replace `path` when `wanted` says no of it. A device, a pipe or a folder at `path` raises `InputError`.
+    """
     path = Path(path)
     with clear_disk_errors(path):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; name another file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        clear_leftovers(path.parent)
+        handle, temporary = _locked_file(path)
         try:
             yield temporary
-            os.chmod(temporary, 0o644)
-            with open(temporary, "rb") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            if wanted(temporary):
+                os.chmod(temporary, 0o644)
+                with open(temporary, "rb") as stream:
+                    os.fsync(stream.fileno())
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(handle)
 
 
-def atomic_write(path: Path | str, data: bytes | str) -> None:
+def _locked_file(path: Path) -> tuple[int, Path]:
+    """Makes and locks an unfinished file beside `path`."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_unfinished(path.name)}.", suffix=TEMPORARY)
+        if lock(handle) is not False and _is_at(handle, Path(name)):
+            return handle, Path(name)
+        os.close(handle)
+
+
+def atomic_write(path: Path | str, data: bytes | memoryview | str) -> None:
     """Writes `data` to `path` whole or not at all (text as UTF-8)."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def atomic_encode(path: Path | str, encode: Callable[[IO[bytes]], object]) -> None:
+    """Writes what `encode` writes to a stream, whole or not at all; in memory first.
+
+    Encoders report a full disk in ways of their own, or not at all.
+    """
+    stream = io.BytesIO()
+    encode(stream)
+    atomic_write(path, stream.getbuffer())
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -135,9 +319,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
+def readable_json(value: Any) -> str:
+    """JSON for readers, with sorted keys."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Atomically writes readable JSON with sorted keys."""
-    atomic_write(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    atomic_write(path, readable_json(value))
 
 
 def read_json(path: Path | str, what: str) -> Any:

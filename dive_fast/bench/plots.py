@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dive_fast.io import atomic_path
+from dive_fast.io import atomic_encode
 
 if TYPE_CHECKING:
     from dive_fast.bench.baselines import BaselineResult, BaselineResults, PresetResult
@@ -145,5 +145,4 @@ def figure(path: Path, title: str, grid: Literal["x", "y"] = "y", height: float 
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
-    with atomic_path(path) as temporary:
-        canvas.savefig(temporary, format="png", facecolor="white")
+    atomic_encode(path, lambda stream: canvas.savefig(stream, format="png", facecolor="white"))

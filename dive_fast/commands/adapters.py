@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Adapter, Base, Json, Tokenizer, finish, log
+from dive_fast.commands.common import Adapter, Base, Json, Overwrite, Tokenizer, finish, log
 from dive_fast.data.names import abbreviate
 from dive_fast.models.interop import Layout, parse_camera
 from dive_fast.settings import Reads
@@ -37,6 +37,7 @@ def import_adapter(
     init_from: Annotated[
         str | None, "Adapter that the identities of embedding files join; its LoRA and cameras stay."
     ] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Make an adapter of the published DiVE weights, or of another tool's LoRA and textual inversion."""
@@ -46,7 +47,7 @@ def import_adapter(
     base = models.load_adapter(init_from) if init_from is not None else None
     bundle = models.load_bundle(model, tokenizer)
     imported = interop.import_adapter(bundle, sources, camera, template, drop_unsupported, base)
-    models.save_adapter(imported.adapter, out)
+    models.save_adapter(imported.adapter, out, overwrite=overwrite)
     adapter, dropped = imported.adapter, imported.dropped
     if dropped:
         names = abbreviate(dropped, 20)
@@ -78,6 +79,7 @@ def export_adapter(
     out: Annotated[Path, "Folder to write."],
     layout: Annotated[Layout, "Names of the LoRA's tensors: diffusers' or kohya's."] = "diffusers",
     pids: Annotated[tuple[str, ...], "Identities; by default all."] = (),
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Write an adapter as LoRA and textual inversion that diffusers loads; dive-fast import reads it again."""
@@ -87,7 +89,7 @@ def export_adapter(
     exported = models.load_adapter(adapter)
     if pids:
         exported = models.subset(exported, list(pids))
-    interop.export_adapter(exported, out, layout)
+    interop.export_adapter(exported, out, layout, overwrite)
     finish(
         f"{layout} files {out}: LoRA of rank {exported.rank}, {len(exported.identities):,} identities",
         {"folder": out, "layout": layout, "identities": len(exported.identities), "rank": exported.rank},

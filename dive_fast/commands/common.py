@@ -34,6 +34,7 @@ PresetName = Annotated[
     OneOf(tuple(PRESETS)),
     "Sampling settings by name (docs/speed.md says what each costs); the options of sampling override it.",
 ]
+Overwrite = Annotated[bool, "Replace an older result at --out; without it only an equal one is accepted."]
 PhotoSet = Annotated[SetSpec, Reads(parse_set, "LAYOUT:PATH")]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from dive_fast.commands.common import Dataset, Json, PhotoSet, finish, log
+from dive_fast.commands.common import Dataset, Json, Overwrite, PhotoSet, finish, log
 from dive_fast.data.sets import SET_HELP
 from dive_fast.merge import config as merging
 from dive_fast.settings import Reads
@@ -63,7 +63,8 @@ def _text(out: Path, report: dict[str, Any]) -> str:
 def manifest(
     dataset: Dataset,
     /,
-    parquet: Annotated[Path, "Parquet file to write, one row per pair; a file that exists is refused."],
+    parquet: Annotated[Path, "Parquet file to write, one row per pair."],
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Write a dataset's manifest, with scores and dropped pairs, as a Parquet table (needs pyarrow)."""
@@ -72,5 +73,5 @@ def manifest(
     from dive_fast.merge.table import write_parquet
 
     with tqdm(desc="table", unit="pair") as bar:
-        pairs = write_parquet(dataset, parquet, bar.update)
+        pairs = write_parquet(dataset, parquet, bar.update, overwrite)
     finish(f"table {parquet}: {pairs:,} pairs of {dataset}", {"parquet": parquet, "pairs": pairs}, json)

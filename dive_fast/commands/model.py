@@ -12,6 +12,7 @@ from dive_fast.commands.common import (
     Base,
     Device,
     Json,
+    Overwrite,
     PhotoSet,
     Tokenizer,
     finish,
@@ -133,13 +134,14 @@ def fuse(
     model: Base = "pocket",
     tokenizer: Tokenizer = None,
     scale: Annotated[NonNegativeFloat, "Strength of the LoRA."] = 1.0,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Put an adapter's LoRA and identities into the weights of its base model."""
     from dive_fast import models
 
     fused = models.fuse(models.load_bundle(model, tokenizer), models.load_adapter(adapter), scale)
-    models.save_bundle(fused, out)
+    models.save_bundle(fused, out, overwrite=overwrite)
     identities = len(fused.prompts.identities) if fused.prompts else 0
     finish(
         f"fused model {out}: {identities:,} identities, fingerprint {fused.fingerprint[:12]}",

@@ -11,6 +11,7 @@ from dive_fast.commands.common import (
     Device,
     EnginePrecision,
     Json,
+    Overwrite,
     PhotoSet,
     PresetName,
     Threads,
@@ -61,6 +62,7 @@ def plan(
         Path | None,
         'JSON file of single identities: {"0001": {"pairs": 36, "ir": ["cam3"]}, ...}; pairs 0 leaves one out.',
     ] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Plan which pairs to generate: identity, cameras, seed and photo of each."""
@@ -95,7 +97,7 @@ def plan(
         image_format=image_format,
         overrides=None if overrides is None else read_overrides(overrides),
     )
-    save_plan(made, out)
+    save_plan(made, out, overwrite)
     identities = len(made.identities)
     finish(
         f"plan {out}: {len(made.pairs):,} pairs of {identities:,} identities in {made.shards:,} shards"

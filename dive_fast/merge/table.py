@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import atomic_path
 from dive_fast.merge.inputs import Progress
+from dive_fast.outputs import begins_with, output_file
 from dive_fast.report.rows import SIDES, DatasetRows, Row, ScoreKey
 from dive_fast.types import MODALITIES, DiveError, InputError
 
@@ -18,21 +18,20 @@ if TYPE_CHECKING:
 ROW_GROUP = 16_384  # rows; what is held in memory at once
 
 
-def write_parquet(dataset: Path, file: Path, progress: Progress = lambda _: None) -> int:
+def write_parquet(dataset: Path, file: Path, progress: Progress = lambda _: None, overwrite: bool = False) -> int:
     """Writes one row a finished pair, dropped ones included, and returns their number.
 
     Columns: the pair (pair_id, pid, index, rgb_camera, ir_camera, seed, photo), its files (rgb_file, ir_file, rgb_sha256,
     ir_sha256), engine_fingerprint, status, dropped, drop_reasons, and float64 scores: score_NAME of the records,
-    score_rgb_NAME and score_ir_NAME of scores/. Raises `InputError` when `file` exists or a sidecar does not fit the
-    manifest, and `DiveError` without pyarrow.
+    score_rgb_NAME and score_ir_NAME of scores/. An equal `file` stays. Raises `InputError` for another one without
+    `overwrite`, for other content, and when a sidecar does not fit the manifest; and `DiveError` without pyarrow.
     """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise DiveError("a Parquet table needs pyarrow; pip install 'dive-fast[parquet]'") from error
-    if file.exists():
-        raise InputError(f"{file} exists and is not overwritten; choose another file")
+    place = output_file(file, begins_with(b"PAR1"), overwrite)  # refuses before the manifest is read
     pairs = DatasetRows(dataset)
     known = {key for shard in pairs for row in shard.rows for key in row.scores}  # columns are fixed ahead of rows
     for sidecar, count in pairs.strays.items():
@@ -43,7 +42,7 @@ def write_parquet(dataset: Path, file: Path, progress: Progress = lambda _: None
     scores = sorted(known, key=lambda key: (SIDES.index(key.side), key.name))
     schema = _schema(scores)
     rows, total = (_row(row, scores) for shard in pairs for row in shard.rows), 0
-    with atomic_path(file) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+    with place as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
         while group := list(islice(rows, ROW_GROUP)):
             writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
             total += len(group)

@@ -5,7 +5,6 @@ Images and arrays first, then lists, `people.json`, `provenance.jsonl` and last 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,8 +28,10 @@ from dive_fast.io import (
     canonical_json,
     claim_folder,
     clear_disk_errors,
+    is_empty,
     read_json,
     sha256_bytes,
+    take_place,
     write_json,
     write_jsonl,
 )
@@ -42,7 +43,7 @@ from dive_fast.merge.pool import in_order
 from dive_fast.types import MODALITIES, InputError, to_dict
 
 FORMAT = 1
-REPORT = "merged.json"
+REPORT, CLAIM = "merged.json", "merge.json"
 
 
 def asked_for(specs: Sequence[SetSpec], datasets: Sequence[Dataset], config: MergeConfig) -> dict[str, Any]:
@@ -56,11 +57,13 @@ def asked_for(specs: Sequence[SetSpec], datasets: Sequence[Dataset], config: Mer
 
 def finished_report(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     """The report of a finished merge of the same in `out`, None for no or an empty folder; else raises `InputError`."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_empty(out):
         return None
     if (out / REPORT).is_file():
         report = read_json(out / REPORT, "merged tree")
         if isinstance(report, dict) and report.get("asked") == asked:
+            with clear_disk_errors(out):
+                (out / CLAIM).unlink(missing_ok=True)  # of a run that was killed at its very end
             return report
         raise InputError(f"{out} is a merge of other sets or with other options; choose another --out")
     raise InputError(f"{out} exists and is not overwritten or added to; choose another --out")
@@ -79,7 +82,7 @@ def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dic
         return done
     work = out.with_name(out.name + ".merging")
     claim = {"format": FORMAT, "id": sha256_bytes(canonical_json([asked, survey.digest]).encode())}
-    with claim_folder(work, "merge.json", claim, "unfinished merge", inputs.roots.values()):
+    with claim_folder(work, CLAIM, claim, "unfinished merge", inputs.roots.values()):
         _check_space(survey, work)
         counts: Counter[str] = Counter()
         train = (_arrays if config.arrays else _files)(survey, work, counts, progress)
@@ -88,9 +91,8 @@ def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dic
         write_json(work / "people.json", [to_dict(person) for person in survey.people])
         report = _report(survey, asked, counts)
         write_json(work / REPORT, report)
-        (work / "merge.json").unlink()
-        with clear_disk_errors(out):
-            os.rename(work, out)
+        take_place(work, out)
+        (out / CLAIM).unlink()  # not before: without it, a rerun would refuse the folder of a run killed in between
     return report
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.io import read_json, write_json
-from dive_fast.models.files import fingerprint_of, read_tensors, replaced_folder, resolve, write_tensors
+from dive_fast.models.files import fingerprint_of, read_tensors, resolve, write_tensors
 from dive_fast.models.lora import check_rank, lora_pairs
 from dive_fast.models.phrase import ONE_WORD, Phrase
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, check_vocabulary, find, parse_table
+from dive_fast.outputs import holds, output_folder
 from dive_fast.types import Camera, Identity, InputError, to_dict
 
 if TYPE_CHECKING:
@@ -139,12 +140,12 @@ def read_description(path: Path) -> dict[str, Any]:
     return {**fields, "rank": data.get("rank"), "alpha": data.get("alpha"), "metadata": data[_METADATA]}
 
 
-def save_adapter(adapter: Adapter, path: Path | str, dtype: torch.dtype | None = None) -> None:
+def save_adapter(adapter: Adapter, path: Path | str, dtype: torch.dtype | None = None, overwrite: bool = False) -> None:
     """Writes the adapter folder whole or not at all; `dtype` such as torch.float16 shrinks the LoRA for shipping.
 
-    Replaces an older adapter; any other folder that is not empty raises `InputError`.
+    An equal adapter at `path` stays; another one raises `InputError` without `overwrite`, other content always.
     """
-    with replaced_folder(Path(path), lambda folder: (folder / "adapter.json").is_file()) as folder:
+    with output_folder(path, holds("adapter.json"), overwrite) as folder:
         write_tensors(folder / "identities.safetensors", {"embeddings": adapter.embeddings})
         write_tensors(folder / "lora.safetensors", diffusers_lora(adapter), dtype, diffusers_metadata(adapter))
         write_json(folder / "adapter.json", describe(adapter))

@@ -18,13 +18,13 @@ from dive_fast.models.files import (
     load_network,
     load_tokenizer,
     read_config,
-    replaced_folder,
     resolve,
     write_tensors,
 )
 from dive_fast.models.lora import has_lora
 from dive_fast.models.prompts import PromptTable
 from dive_fast.models.single_file import load_parts
+from dive_fast.outputs import output_folder
 from dive_fast.types import DiveError, InputError, to_dict
 
 if TYPE_CHECKING:
@@ -169,15 +169,17 @@ def _mismatches(bundle: ModelBundle) -> list[str]:
     return [problem for problem, found in problems.items() if found]
 
 
-def save_bundle(bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None = None) -> None:
+def save_bundle(
+    bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None = None, overwrite: bool = False
+) -> None:
     """Writes the model as a diffusers folder (safetensors), with `prompts.json` if it is fused; whole or not at all.
 
     `dtype` casts the weights in the files, such as torch.float16 for shipping; the rounded model has another fingerprint.
-    Replaces a folder that this function wrote; any other that is not empty raises `InputError`.
+    An equal folder at `path` stays; another one raises `InputError` without `overwrite`, other content always.
     """
     if has_lora(bundle.unet):
         raise DiveError(f"cannot save {path}: the UNet carries LoRA layers; remove_lora or fuse first")
-    with replaced_folder(Path(path), _written_here) as folder:
+    with output_folder(path, _written_here, overwrite) as folder:
         for part in ("unet", "vae"):
             module = getattr(bundle, part)
             config = json.loads(module.to_json_string())

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +152,10 @@ def write_tensors(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `tensors` as safetensors, floating-point ones cast to `dtype` if given (fp16 halves shipped files)."""
+    """Writes `tensors` as safetensors, floating-point ones cast to `dtype` if given (fp16 halves shipped files).
+
+    Equal tensors and metadata give equal bytes.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -162,12 +163,28 @@ def write_tensors(
         cast = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         return tensor.detach().to("cpu", cast).contiguous()
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file({name: ready(t) for name, t in tensors.items()}, path, metadata={"format": "pt", **(metadata or {})})
-    except SafetensorError as error:  # its writer wraps the operating system's errors, a full disk included
-        raise DiveError(f"cannot write {path}: {error}; free space or choose another folder, then rerun") from error
-    path.chmod(0o644)  # safetensors leaves its files readable by their owner only
+    with clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(
+                {name: ready(t) for name, t in tensors.items()}, path, metadata={"format": "pt", **(metadata or {})}
+            )
+        except SafetensorError as error:  # its writer wraps the operating system's errors, a full disk included
+            raise DiveError(f"cannot write {path}: {error}; free space or choose another folder, then rerun") from error
+        if metadata:
+            _sort_metadata(path)
+        path.chmod(0o644)  # safetensors leaves its files readable by their owner only
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata of a safetensors file in order; its writer draws a new order each time."""
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        data = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        stream.seek(8)
+        stream.write(data.ljust(size))
 
 
 def fingerprint_of(metadata: Any, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -179,25 +196,3 @@ def fingerprint_of(metadata: Any, tensors: Mapping[str, torch.Tensor]) -> str:
 
     hashes = {name: [list(tensor.shape), digest(tensor)] for name, tensor in tensors.items()}
     return hashlib.sha256(canonical_json([metadata, hashes]).encode()).hexdigest()
-
-
-@contextmanager
-def replaced_folder(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yields a temporary folder beside `path` that takes its place when the block succeeds.
-
-    An existing `path` is replaced only if it is empty or `is_ours` says that this package wrote it; else `InputError`.
-    """
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_ours(path))):
-        raise InputError(f"{path} exists and was not written by dive-fast; choose a new folder or move it away")
-    with clear_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        try:
-            fresh = temporary / "new"
-            fresh.mkdir()
-            yield fresh
-            if path.exists():
-                os.replace(path, temporary / "old")
-            os.replace(fresh, path)
-        finally:
-            shutil.rmtree(temporary)

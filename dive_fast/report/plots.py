@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.io import atomic_path
+from dive_fast.io import atomic_encode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,8 +120,8 @@ def _figure(path: Path, theme: str, title: str) -> Iterator[Axes]:
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.spines["bottom"].set_color(grid)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="svg", transparent=True, metadata={"Date": None})
+        options: dict[str, Any] = {"format": "svg", "transparent": True, "metadata": {"Date": None}}
+        atomic_encode(path, lambda stream: figure.savefig(stream, **options))
 
 
 def _plain(text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from dive_fast.data.images import open_image
-from dive_fast.io import atomic_path, canonical_json, sha256_bytes
+from dive_fast.io import atomic_encode, canonical_json, sha256_bytes
 from dive_fast.types import MODALITIES, DiveError, InputError, PairRecord
 
 PACK = 16  # a page in any order loads at most as many packs as it has pairs, so a pack is small
@@ -78,8 +78,8 @@ def make_pack(job: PackJob) -> Pack:
             if flaws[at] & (MISSING[side] | DAMAGED[side]):
                 _cross(sheet, corner)
     digest = _digest(job, flaws)  # a pack with damaged images is redrawn at each run
-    with atomic_path(job.folder / pack_name(job.number, digest)) as temporary:
-        sheet.save(temporary, "JPEG", quality=QUALITY)
+    path = job.folder / pack_name(job.number, digest)
+    atomic_encode(path, lambda stream: sheet.save(stream, "JPEG", quality=QUALITY))
     return Pack(job.number, digest, bytes(flaws), made=True)
 
 

@@ -16,7 +16,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal
 
-from dive_fast.io import canonical_json, read_json, sha256_bytes, write_json
+from dive_fast.io import canonical_json, read_json, readable_json, sha256_bytes
+from dive_fast.outputs import json_with, output_file
 from dive_fast.sampling.config import Sampling
 from dive_fast.settings import Bound, NonNegativeInt, PositiveInt, Settings
 from dive_fast.synth.records import checked, is_inside
@@ -153,9 +154,13 @@ class Pairs:
         return self._identities[identity], number - (self._ends[identity] - self._identities[identity].total)
 
 
-def save_plan(plan: SynthesisPlan, path: Path | str) -> None:
-    """Writes the plan as readable JSON, whole or not at all."""
-    write_json(path, to_dict(plan))
+def save_plan(plan: SynthesisPlan, path: Path | str, overwrite: bool = False) -> None:
+    """Writes the plan as readable JSON, whole or not at all.
+
+    An equal plan at `path` stays; another one raises `InputError` without `overwrite`, other content always.
+    """
+    with output_file(path, json_with("plan_id"), overwrite) as temporary:
+        temporary.write_text(readable_json(to_dict(plan)), encoding="utf-8")
 
 
 def load_plan(path: Path | str) -> SynthesisPlan:

@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from dive_fast.distributed import leading
-from dive_fast.io import atomic_path, atomic_write
+from dive_fast.io import atomic_encode, atomic_write
 from dive_fast.tensorboard import TensorBoardLog
 from dive_fast.train.config import Precision
 from dive_fast.train.parallel import average_gradients, part_of_batch
@@ -279,8 +280,8 @@ def run_phase(
                 log.add(step, loss=loss.item(), **{name: float(value) for name, value in numbers.items()})
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
         if leads and saves:
-            with atomic_path(config.state_path) as temporary:
-                torch.save({"step": step + 1, "identity": config.identity, **train.state_dict()}, temporary)
+            state = {"step": step + 1, "identity": config.identity, **train.state_dict()}
+            atomic_encode(config.state_path, partial(torch.save, state))
         if leads and callback is not None and (step + 1) % callback.every == 0:
             train.swap_average()
             callback.run(step + 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dive_fast.io import atomic_path
+from dive_fast.io import atomic_encode
 from dive_fast.models.prompts import PromptEncoder
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, initial_noise, repeated
 from dive_fast.train.config import Precision
@@ -82,5 +82,5 @@ def write_sheet(sampler: ImageSampler, prompts: PromptEncoder, identities: int, 
     for seed, pid in enumerate(pids):
         text, index = prompts.encode(sampler.text, [None, *((pid, camera) for camera in cameras)])
         rows.append(list(sampler.decode(sampler.latents(text, index[1:], [seed] * len(cameras)))))
-    with atomic_path(out) as temporary:
-        contact_sheet(rows, pids, cameras, _MARGIN).save(temporary, format="png")
+    sheet = contact_sheet(rows, pids, cameras, _MARGIN)
+    atomic_encode(out, lambda stream: sheet.save(stream, format="png"))

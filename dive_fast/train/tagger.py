@@ -16,8 +16,9 @@ import torch
 
 from dive_fast.data.images import photo_pixels
 from dive_fast.io import read_json, write_json
-from dive_fast.models.files import read_tensors, replaced_folder, resolve, write_tensors
+from dive_fast.models.files import read_tensors, resolve, write_tensors
 from dive_fast.models.phrase import Phrase
+from dive_fast.outputs import holds, output_folder
 from dive_fast.train.photos import teaching
 from dive_fast.types import InputError, Sample
 
@@ -87,7 +88,7 @@ def mixed_words(phrase: Phrase) -> list[list[str]]:
 
 def save_tagger(tagger: Tagger, folder: Path) -> None:
     """Writes a tagger folder atomically; replaces only another tagger."""
-    with replaced_folder(folder, lambda found: (found / "tagger.json").is_file()) as new:
+    with output_folder(folder, holds("tagger.json")) as new:
         write_tensors(new / "tagger.safetensors", tagger.net.state_dict(), torch.float16)
         height, width = tagger.size
         description = {"format": FORMAT, "phrase": tagger.phrase.text, "height": height, "width": width}

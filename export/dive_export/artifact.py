@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,9 @@ from dive_export.onnx import OPSET, export_graph, measure_parity
 from dive_export.options import GraphOptions
 from dive_export.resources import Resources
 from dive_fast.engines.engine_folder import check_files, read_spec
-from dive_fast.io import canonical_json, clear_disk_errors, read_json, sha256_file, write_json
+from dive_fast.io import canonical_json, is_empty, read_json, sha256_file, write_json
 from dive_fast.models import ModelBundle, load_bundle
+from dive_fast.outputs import holds, output_folder
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
 from dive_fast.unet.graphs import cross_attentions
 
@@ -75,7 +74,7 @@ def export_engine(
         if check and not (out / "parity.json").is_file():
             _write_parity(parts, out, spec, progress)
         return found
-    with clear_disk_errors(out), staging(out) as folder:
+    with output_folder(out, holds("engine.json")) as folder:
         report = {}
         for number, graph in enumerate(parts, start=1):
             report[graph.part] = _export_part(graph, folder, spec, f"{number} of {len(parts)}", progress)
@@ -116,7 +115,7 @@ def already_there(
     Raises `InputError` for anything but a whole engine with the `fields` of `spec` and the entries of `record` in its
     `build.json`.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_empty(out):
         return None
     if not (out / "engine.json").is_file():
         raise InputError(f"{command}: {out} exists and is no engine folder; choose another --out or move it away")
@@ -129,22 +128,6 @@ def already_there(
     check_files(out, found)
     progress(f"engine {out} is there already: same model, same settings")
     return found
-
-
-@contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """Yields a folder beside `out` that becomes `out` when the block succeeds.
-
-    Its name is fixed, so a rerun removes what a killed export left. Files keep their names: a graph names its weights' file.
-    """
-    folder = out.parent / f".{out.name}.partial"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        os.replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _export_part(

@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_export.artifact import Progress, file_hashes, log, staging
+from dive_export.artifact import Progress, file_hashes, log
 from dive_export.calibration import Calibration, sampling_inputs
 from dive_export.fp8 import quantize
 from dive_export.fp8_report import Fp8Report, LayerTime
 from dive_export.graphs import Graph, graphs
 from dive_export.options import CALIBRATION, Fp8Config, GraphOptions
 from dive_export.tensorrt_folder import exported_spec
-from dive_fast.io import clear_disk_errors, write_json
+from dive_fast.io import is_empty, write_json
+from dive_fast.outputs import holds, output_folder
 from dive_fast.sampling.config import Sampling
 from dive_fast.types import EngineSpec, InputError, to_dict
 
@@ -64,7 +65,7 @@ def quantize_engine(
     engine, and for a model with too few identities and cameras.
     """
     engine, out = Path(engine), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_empty(out):
         raise InputError(f"quantize: {out} exists; choose another --out or move it away")
     bundle, spec, parts = exported_graphs(model, engine)
     if spec.precision == "bf16":
@@ -74,7 +75,7 @@ def quantize_engine(
     scales, held_out = (
         sampling_inputs(bundle, parts["unet"], keys[half::2], range(half, images, 2), sampling) for half in (0, 1)
     )
-    with clear_disk_errors(out), staging(out) as folder:
+    with output_folder(out, holds("engine.json")) as folder:
         for name in spec.sha256:
             if not name.startswith(file):  # the graph, or its weights beside it
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dive_export.artifact import Progress, already_there, log, staging
+from dive_export.artifact import Progress, already_there, log
 from dive_export.options import BuildConfig
 from dive_export.tensorrt_cache import PlanCache
 from dive_export.tensorrt_folder import COMPARED, write_engine
@@ -13,7 +13,7 @@ from dive_export.tensorrt_job import Build, free_space
 from dive_export.tensorrt_profiles import activations, weights_size
 from dive_export.tensorrt_refit import refit_engine
 from dive_fast.engines import tensorrt_api as trt
-from dive_fast.io import clear_disk_errors
+from dive_fast.outputs import holds, output_folder
 from dive_fast.types import DiveError, EngineSpec
 
 __all__ = ["BuildConfig", "Forecast", "PartForecast", "build_engine", "dry_run", "refit_engine"]
@@ -63,7 +63,7 @@ def build_engine(
     if missing:
         raise DiveError(f"build: {'; '.join(missing)}")
     module = trt.load(config.kind)
-    with clear_disk_errors(out), staging(out) as folder:
+    with output_folder(out, holds("engine.json")) as folder:
         plans = build.plans(module, progress)
         spec = write_engine(folder, build.source, build.spec, build.record(), plans)
     progress(f"engine {out} is finished: {config.flavour} for {spec.gpu}, {spec.variant}, rows {list(spec.row_counts)}")

@@ -10,13 +10,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from dive_export.artifact import Progress, already_there, log, staging
+from dive_export.artifact import Progress, already_there, log
 from dive_export.tensorrt_cache import Plan, bare, constant, structure
 from dive_export.tensorrt_folder import COMPARED, exported_spec, write_engine
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.engines.node_runner import read_graph
-from dive_fast.io import clear_disk_errors, read_json
+from dive_fast.io import read_json
+from dive_fast.outputs import holds, output_folder
 from dive_fast.types import EngineSpec, InputError
 
 SAME = ("precision", "variant", "optimizations")
@@ -48,7 +49,7 @@ def refit_engine(engine: Path | str, onnx_folder: Path | str, out: Path | str, p
         part: Plan((engine / spec.files[part]).read_bytes(), names, record["fixed"][part])
         for part, names in record["refittable"].items()
     }
-    with clear_disk_errors(out), staging(out) as folder:
+    with output_folder(out, holds("engine.json")) as folder:
         made = write_engine(folder, source, wanted, kept, plans)
         progress(try_refit(folder, made, plans))
     progress(f"engine {out} is finished: the plans of {engine} with the weights of {source}")

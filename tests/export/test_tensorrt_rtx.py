@@ -98,7 +98,7 @@ build_engine({str(tiny_engine)!r}, {str(tmp_path / "plans")!r}, config)
     if sign == signal.SIGINT:
         assert "KeyboardInterrupt" in rest and list(tmp_path.iterdir()) == []
     else:  # nothing could clear up: what is left has another name, and the next run clears it
-        assert [path.name for path in tmp_path.iterdir()] == [".plans.partial"]
+        assert [path.name for path in tmp_path.iterdir()] == [".plans.dive-tmp"]
 
 
 def wait_for(lines: Iterator[str], wanted: str) -> list[str]:

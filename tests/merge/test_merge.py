@@ -321,11 +321,14 @@ joined(__import__("pathlib").Path({str(out)!r}), *{sources!r}, **{options!r})
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not out.exists()
     assert not {"provenance.jsonl", "merged.json", "exp/train_id.txt"} & contents(work).keys()
-    assert list(work.glob(".*.tmp"))
+    assert list(work.glob(".*.dive-tmp"))
     refused("unfinished merge.*--out", joined, out, *sources, **{**options, "how": "symlink"})
     joined(out, *sources, **options)
     assert contents(out) == contents(whole)
     assert not work.exists()
+    (out / "merge.json").write_text("{}")  # as a kill after the rename leaves it
+    joined(out, *sources, **options)
+    assert contents(out) == contents(whole)
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     joined(out, *sources, **options)  # the same again changes nothing
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == stamps

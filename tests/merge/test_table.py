@@ -63,7 +63,9 @@ def test_every_pair_is_a_row(tmp_path: Path, pairs: Path, monkeypatch: pytest.Mo
     assert [row["score_ir_identity"] for row in rows] == [0, 0.125, 0.25, None, None, None, 0.75]
     assert [row["score_psnr"] for row in rows] == [31.5] + [None] * 6
     assert [row["drop_reasons"] for row in rows if row["dropped"]] == [["identity 0.31 < 0.50"]]
-    refused("exists", write_parquet, pairs, tmp_path / "pairs.parquet")
+    assert write_parquet(pairs, tmp_path / "pairs.parquet") == 7  # an equal table stays
+    (tmp_path / "other.parquet").write_text("no table")
+    refused("other", write_parquet, pairs, tmp_path / "other.parquet", overwrite=True)
 
 
 def test_sidecars_of_another_dataset(tmp_path: Path, pairs: Path) -> None:

@@ -62,9 +62,12 @@ def test_plain_diffusers_reads_the_lora_file(bundle, adapter, tiny_base, tmp_pat
     assert not torch.allclose(run_unet(pipe.unet), without)
 
 
-def test_save_replaces_an_adapter_and_nothing_else(adapter, saved, tmp_path):
+def test_save_replaces_an_adapter_if_asked_and_nothing_else(adapter, saved, tmp_path):
     changed = replace(adapter, metadata={"steps": 5})
-    save_adapter(changed, saved)
+    save_adapter(adapter, saved)  # an equal one
+    refused("--overwrite", save_adapter, changed, saved)
+    assert_same_adapter(load_adapter(saved), adapter)
+    save_adapter(changed, saved, overwrite=True)
     assert_same_adapter(load_adapter(saved), changed)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("x")

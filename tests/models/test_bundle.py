@@ -186,9 +186,12 @@ def test_plain_diffusers_draws_from_a_saved_folder(dtype, bundle, tmp_path):
 
 def test_save_replaces_its_own_folder_and_no_other(bundle, folder, tmp_path):
     save_bundle(bundle, tmp_path / "saved")
-    (tmp_path / "saved" / "stray.txt").write_text("old")
-    save_bundle(bundle, tmp_path / "saved")
-    assert not (tmp_path / "saved" / "stray.txt").exists()
+    save_bundle(bundle, tmp_path / "saved")  # an equal one
+    refused("--overwrite", save_bundle, bundle, tmp_path / "saved", torch.float16)
+    save_bundle(bundle, tmp_path / "saved", torch.float16, overwrite=True)
+    assert (
+        load_file(tmp_path / "saved/unet/diffusion_pytorch_model.safetensors")["conv_in.weight"].dtype == torch.float16
+    )
     before = sorted(folder.rglob("*"))
     (tmp_path / "file").write_text("x")
     for other in (folder, tmp_path / "file"):

@@ -147,9 +147,21 @@ def test_plan_id_is_the_hash_of_the_rest():
 
 def test_file_round_trip(tmp_path):
     guided = photo_plan(tmp_path, {"0001": 1}, "photo-guided")
-    for plan in (plan_of(), guided, plan_of(guidance_interval=(0.25, 4), precision="fp16")):
-        save_plan(plan, tmp_path / "plan.json")
-        assert load_plan(tmp_path / "plan.json") == plan
+    for name, plan in enumerate((plan_of(), guided, plan_of(guidance_interval=(0.25, 4), precision="fp16"))):
+        save_plan(plan, tmp_path / f"{name}.json")
+        assert load_plan(tmp_path / f"{name}.json") == plan
+
+
+def test_a_plan_is_replaced_if_asked_and_nothing_else_is(tmp_path):
+    path = tmp_path / "plan.json"
+    save_plan(plan_of(), path)
+    save_plan(plan_of(), path)  # an equal one
+    refused("--overwrite", save_plan, plan_of(seed=12), path)
+    assert load_plan(path) == plan_of()
+    save_plan(plan_of(seed=12), path, overwrite=True)
+    assert load_plan(path) == plan_of(seed=12)
+    path.write_text('{"thesis": 1}')
+    refused("plan.json", save_plan, plan_of(), path, overwrite=True)
 
 
 @pytest.mark.parametrize(

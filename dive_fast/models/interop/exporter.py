@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from dive_fast.io import write_json
 from dive_fast.models.adapter import Adapter, describe, diffusers_lora, diffusers_metadata
-from dive_fast.models.files import replaced_folder, write_tensors
+from dive_fast.models.files import write_tensors
 from dive_fast.models.interop.lora_names import kohya_name
 from dive_fast.models.interop.sources import EMBEDDING_FILES, IDENTITIES, LORA_FILES
 from dive_fast.models.lora import lora_pairs
+from dive_fast.outputs import holds, output_folder
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
 Layout = Literal["diffusers", "kohya"]
 
 
-def export_adapter(adapter: Adapter, path: Path, layout: Layout = "diffusers") -> None:
+def export_adapter(adapter: Adapter, path: Path, layout: Layout = "diffusers", overwrite: bool = False) -> None:
     """Writes the folder `path`, whole or not at all: the LoRA, the embeddings by word, and `identities.json`.
 
     The tensors keep their bits, `layout` names those of the LoRA; `import_adapter` makes the same adapter of the folder.
-    Replaces an older export; any other folder that is not empty, or another layout, raises `InputError`.
+    An equal export at `path` stays; another one raises `InputError` without `overwrite`, other content and an unknown
+    layout always.
     """
     if layout not in get_args(Layout):
         raise InputError(f"export: layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
     words = [word for identity in adapter.identities for word in identity.words]
-    with replaced_folder(path, lambda folder: (folder / IDENTITIES).is_file()) as folder:
+    with output_folder(path, holds(IDENTITIES), overwrite) as folder:
         if layout == "kohya":
             write_tensors(folder / LORA_FILES[0], _kohya(adapter))
         else:

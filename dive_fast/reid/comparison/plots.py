@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import atomic_path
+from dive_fast.io import atomic_encode
 from dive_fast.reid.comparison.records import Comparison
 from dive_fast.reid.comparison.table import format_std
 from dive_fast.reid.optional import optional
@@ -32,8 +32,7 @@ def new_figure(width: float, height: float, dpi: int) -> tuple[Figure, Axes]:
 
 def save_figure(figure: Figure, path: Path | str) -> None:
     """Writes a figure as PNG."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", facecolor="white")
+    atomic_encode(path, lambda stream: figure.savefig(stream, format="png", facecolor="white"))
 
 
 def plot_comparison(comparison: Comparison, path: Path | str) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as save_arrays
 
-from dive_fast.io import atomic_path, canonical_json, read_json, write_json
+from dive_fast.io import atomic_write, canonical_json, read_json, write_json
 from dive_fast.reid.comparison.worker_pool import count_step, run_all
 from dive_fast.reid.data.dataset import ImageSet, fingerprint, load_images
 from dive_fast.reid.evaluation.evaluate import embed
@@ -151,8 +151,7 @@ def carry_out(run: Run, progress: bool = False) -> None:
     for row, trial, one in zip(aps, test.task.trials, scores, strict=True):
         row[slice(None) if trial.query is None else np.asarray(trial.query)] = one.ap
     result = test.task.result(scores, record["sha256"], flip=True)
-    with atomic_path(run.folder / QUERIES) as path:
-        save_file({"ap": aps}, path, {"checkpoint": record["sha256"]})
+    atomic_write(run.folder / QUERIES, save_arrays({"ap": aps}, {"checkpoint": record["sha256"]}))
     write_json(run.folder / RESULT, {"run": {**training, **test.identity}, "result": to_dict(result)})
 
 

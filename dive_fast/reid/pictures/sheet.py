@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from dive_fast.io import atomic_path
+from dive_fast.io import atomic_encode
 from dive_fast.reid.pictures.page import RIGHT, THUMB, WRONG, Section, shown, summary, thumbnail
 from dive_fast.reid.pictures.rank import Hit, Retrieval
 from dive_fast.types import Sample
@@ -33,8 +33,7 @@ def write_sheet(path: Path, retrieval: Retrieval, section: Section, most: int = 
             left = _GAP + column * (_CELL[0] + _GAP)
             sample = retrieval.gallery[hit.row]
             _draw(sheet, (left, top + _HEAD), sample, hit, f"{hit.rank}. {hit.distance:.3f}")
-    with atomic_path(path) as temporary:
-        sheet.save(temporary, "PNG")
+    atomic_encode(path, lambda stream: sheet.save(stream, "PNG"))
 
 
 def _draw(sheet: Image.Image, corner: tuple[int, int], sample: Sample, hit: Hit | None, caption: str) -> None:

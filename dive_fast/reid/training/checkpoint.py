@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from dive_fast.io import atomic_path, canonical_json, read_json, sha256_file, write_json, write_jsonl
+from dive_fast.io import (
+    atomic_encode,
+    atomic_write,
+    canonical_json,
+    read_json,
+    sha256_file,
+    write_json,
+    write_jsonl,
+)
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.config import ReidConfig, config_from_dict
 from dive_fast.types import InputError
@@ -44,8 +54,7 @@ def finished(out: Path, run: dict[str, Any]) -> bool:
 def save(out: Path, state: dict[str, Any], progress: Progress, run: dict[str, Any]) -> None:
     """Writes the log and what `resume` returns."""
     write_jsonl(out / LOG, progress.rows)
-    with atomic_path(out / STATE) as path:
-        torch.save({**state, **vars(progress), "run": canonical_json(run)}, path)
+    atomic_encode(out / STATE, partial(torch.save, {**state, **vars(progress), "run": canonical_json(run)}))
 
 
 def resume(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, Progress]:
@@ -88,8 +97,7 @@ def finish(
 
 
 def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    with atomic_path(path) as temporary:
-        save_file(weights, temporary)
+    atomic_write(path, save_tensors(weights))
 
 
 def _check_same(stored: Any, run: dict[str, Any], out: Path) -> None:

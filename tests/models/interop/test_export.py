@@ -68,9 +68,11 @@ def test_an_export_is_imported_exactly(layout, bundle, several, tmp_path):
     assert names == {"learned_embeds.safetensors", "identities.json", "pytorch_lora_weights.safetensors"}
 
 
-def test_an_export_replaces_an_export_and_nothing_else(adapter, tmp_path):
+def test_an_export_replaces_an_export_if_asked_and_nothing_else(adapter, tmp_path):
     export_adapter(adapter, tmp_path / "out")
-    export_adapter(subset(adapter, ["0001"]), tmp_path / "out")
+    export_adapter(adapter, tmp_path / "out")  # an equal one
+    refused("--overwrite", export_adapter, subset(adapter, ["0001"]), tmp_path / "out")
+    export_adapter(subset(adapter, ["0001"]), tmp_path / "out", overwrite=True)
     assert list(load_file(tmp_path / "out" / "learned_embeds.safetensors")) == ["<class_0>"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("x")

@@ -1,0 +1,110 @@
+"""What a command may write over: one rule for every file and folder that a user names.
+
+An output whose content is equal stays as it is. Another one is kept, and the run refused, unless `overwrite` is given. What
+is of another kind, or holds other files, is refused always. Litter of operating systems counts as nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+from dive_fast.io import atomic_path, is_empty, is_litter, is_temporary, new_folder, sha256_file
+from dive_fast.types import InputError
+
+Kind = Callable[[Path], bool]
+"""Whether what lies at a path is of one kind of output."""
+
+
+def holds(name: str) -> Kind:
+    """The kind of folders that hold a file called `name`."""
+    return lambda path: (path / name).is_file()
+
+
+def json_with(*keys: str) -> Kind:
+    """The kind of JSON files of an object with these keys."""
+
+    def is_one(path: Path) -> bool:
+        try:
+            value = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(value, dict) and set(keys) <= set(value)
+
+    return is_one
+
+
+def begins_with(start: bytes) -> Kind:
+    """The kind of files that begin with `start`."""
+
+    def is_one(path: Path) -> bool:
+        with open(path, "rb") as stream:
+            return stream.read(len(start)) == start
+
+    return is_one
+
+
+PNG = begins_with(b"\x89PNG\r\n\x1a\n")
+
+
+def check_place(path: Path, is_ours: Kind) -> None:
+    """Raises `InputError` when something of another kind lies at `path`; call it before hours of work."""
+    if is_empty(path):
+        return
+    if not (path.is_dir() or path.is_file()):
+        raise InputError(f"{path} is no plain file; choose another --out")
+    if not is_ours(path):
+        raise InputError(f"{path} is not what this command writes and is kept; choose another --out or move it away")
+
+
+def output_folder(path: Path | str, is_ours: Kind, overwrite: bool = False) -> AbstractContextManager[Path]:
+    """Yields a folder that takes the place of `path`, by the rule above, when the block succeeds."""
+    path = Path(path)
+    if path.is_file():
+        raise InputError(f"{path} is a file; choose another --out")
+    check_place(path, is_ours)
+    return new_folder(path, partial(_settle, path, is_ours, overwrite))
+
+
+def output_file(path: Path | str, is_ours: Kind, overwrite: bool = False) -> AbstractContextManager[Path]:
+    """Yields a file that takes the place of `path`, by the rule above, when the block succeeds."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file")
+    check_place(path, is_ours)
+    return atomic_path(path, partial(_settle, path, is_ours, overwrite))
+
+
+def _settle(path: Path, is_ours: Kind, overwrite: bool, fresh: Path) -> bool:
+    """Whether `fresh` is to take the place of `path`; raises `InputError` when that is refused."""
+    check_place(path, is_ours)
+    if is_empty(path):
+        return True
+    old, new = _files(path), _files(fresh)
+    if all(name in old and _equal(old[name], file) for name, file in new.items()):
+        return False
+    if not overwrite:
+        raise InputError(f"{path} holds another result and is kept; give --overwrite, or choose another --out")
+    others = sorted(set(old) - set(new))
+    if others:
+        raise InputError(f"{path} also holds {others[0]}, which is of no such result; move it away")
+    return True
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """The files of a folder by name, without litter; a file is its own only one."""
+    if path.is_file():
+        return {"": path}
+    files = ((file, file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
+    return {
+        name.as_posix(): file
+        for file, name in files
+        if not any(is_litter(part) or is_temporary(part) for part in name.parts)
+    }
+
+
+def _equal(one: Path, other: Path) -> bool:
+    return one.is_file() and one.stat().st_size == other.stat().st_size and sha256_file(one) == sha256_file(other)
