@@ -43,10 +43,15 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(TEMPORARY)
 
 
+def is_incidental(name: str) -> bool:
+    """Whether a file or folder of this name is litter or unfinished work: no content of the folder that holds it."""
+    return is_litter(name) or is_temporary(name)
+
+
 def is_empty(path: Path) -> bool:
     """Whether a place holds nothing: not there, a file of no bytes, or a folder of litter and unfinished files only."""
     if path.is_dir():
-        return all(is_litter(entry.name) or is_temporary(entry.name) for entry in path.iterdir())
+        return all(is_incidental(entry.name) for entry in path.iterdir())
     return not path.exists() or (path.is_file() and path.stat().st_size == 0)
 
 
@@ -186,12 +191,12 @@ def _locked(temporary: Path, path: Path) -> Iterator[None]:
         temporary.mkdir(exist_ok=True)
         with open(temporary / "lock", "a+b") as stream:
             lock_folder(stream, path)
-            if _is_at(stream.fileno(), temporary / "lock"):
+            if is_at(stream.fileno(), temporary / "lock"):
                 yield
                 return
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def is_at(handle: int, path: Path) -> bool:
     """Whether an open file still lies at `path`: another process may have removed it before it was locked."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
@@ -280,7 +285,7 @@ def _locked_file(path: Path) -> tuple[int, Path]:
     """Makes and locks an unfinished file beside `path`."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_unfinished(path.name)}.", suffix=TEMPORARY)
-        if lock(handle) is not False and _is_at(handle, Path(name)):
+        if lock(handle) is not False and is_at(handle, Path(name)):
             return handle, Path(name)
         os.close(handle)
 

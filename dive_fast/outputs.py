@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
-from dive_fast.io import atomic_path, is_empty, is_litter, is_temporary, new_folder, sha256_file
+from dive_fast.io import atomic_path, is_empty, is_incidental, new_folder, sha256_file
 from dive_fast.types import InputError
 
 Kind = Callable[[Path], bool]
@@ -99,11 +99,7 @@ def _files(path: Path) -> dict[str, Path]:
     if path.is_file():
         return {"": path}
     files = ((file, file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
-    return {
-        name.as_posix(): file
-        for file, name in files
-        if not any(is_litter(part) or is_temporary(part) for part in name.parts)
-    }
+    return {name.as_posix(): file for file, name in files if not any(map(is_incidental, name.parts))}
 
 
 def _equal(one: Path, other: Path) -> bool:

@@ -18,6 +18,7 @@ from dive_fast.synth.records import checked, is_inside
 from dive_fast.types import MODALITIES, InputError, PairRecord, Sample, Source, to_dict
 
 SHARD = re.compile(r"shards/(\d{5,})\.jsonl")
+SHA256 = re.compile("[0-9a-f]{64}")
 DROPPED = "dropped.jsonl"
 
 
@@ -111,6 +112,8 @@ def parse_shard(data: bytes, where: str) -> Iterator[PairRecord]:
         record = checked(PairRecord, row, at)
         if not all(set(fields) == set(MODALITIES) for fields in (record.files, record.sha256, record.sizes)):
             raise InputError(f"{at}: a pair needs file, hash and size of both sides; run synth again with --check")
+        if not all(map(SHA256.fullmatch, record.sha256.values())):
+            raise InputError(f"{at}: a hash is none; run synth again with --check")
         if not all(is_inside(name) for name in record.files.values()):
             raise InputError(f"{at}: a file lies outside the dataset; run synth again with --check")
         yield record

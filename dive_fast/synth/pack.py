@@ -39,6 +39,19 @@ def pack(
     missing = plan.shards - len(finished_shards(source, plan))
     if missing:
         raise InputError(f"{source.where}: {missing:,} of {plan.shards:,} shards are not made; run synth again")
+    release = target.claim(None)  # clears what a killed run left
+    if release is None:
+        raise InputError(f"another run is writing to {target.where}; wait for it, or choose another --out")
+    try:
+        return _write(source, plan, target, left_out, advance)
+    finally:
+        release()
+        target.tidy()
+
+
+def _write(
+    source: Store, plan: SynthesisPlan, target: Store, left_out: set[str], advance: Callable[[int], object]
+) -> dict[str, int]:
     identity = {"plan_id": plan.plan_id, "left_out": sha256_bytes("\n".join(sorted(left_out)).encode())}
     _check_target(target, identity)
     target.write(INDEX, canonical_json(identity).encode())  # without counts: begun, not finished
@@ -54,7 +67,6 @@ def pack(
         advance(len(records))
     counts = {"pairs": pairs, "tars": tars}
     target.write(INDEX, (json.dumps({**identity, **counts}, indent=2, sort_keys=True) + "\n").encode())
-    target.tidy()
     return counts
 
 

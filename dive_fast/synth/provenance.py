@@ -5,6 +5,7 @@ PNG: text entries named `dive_fast:...`. JPEG: the same as JSON in the EXIF tag 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -33,6 +34,30 @@ def jpeg_tags(notes: Mapping[str, str]) -> Image.Exif:
     exif[Base.Software] = "dive_fast"
     exif[Base.ImageDescription] = canonical_json({"synthetic": "1", **notes})
     return exif
+
+
+def content_hash(data: bytes) -> bytes:
+    """8 bytes that equal files of `synth` share, whatever their tags: the hash of a PNG's or JPEG's own pixel stream.
+
+    Decoding gives the same answer at twenty times the cost.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    if data.startswith(b"\x89PNG"):
+        at = 8
+        while at < len(data):
+            size, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+            if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
+                digest.update(data[at + 8 : at + 8 + size])
+            at += 12 + size
+    else:
+        at = 2
+        while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # to the scan
+            size = 2 + int.from_bytes(data[at + 2 : at + 4])
+            if not 0xE0 <= data[at + 1] <= 0xEF:  # APPn: EXIF
+                digest.update(data[at : at + size])
+            at += size
+        digest.update(data[at:])
+    return digest.digest()
 
 
 def read_tags(data: bytes | BinaryIO) -> dict[str, str]:

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dive_fast.io import brief
+from dive_fast.io import brief, is_incidental
 from dive_fast.synth.store import Release
 from dive_fast.types import DiveError
 
@@ -62,7 +62,8 @@ class RemoteStore:
     def walk(self) -> Iterator[str]:
         with self._errors(""):
             for _, _, files in self._files.walk(self._root, detail=True):
-                yield from sorted(self._name(entry["name"]) for entry in files.values())
+                names = (self._name(entry["name"]) for entry in files.values())
+                yield from sorted(name for name in names if not any(map(is_incidental, name.split("/"))))
 
     def remove(self, name: str) -> None:
         with self._errors(name):

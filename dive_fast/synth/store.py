@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from dive_fast.io import clear_disk_errors
+from dive_fast.io import clear_disk_errors, is_at, is_incidental, lock
 from dive_fast.types import InputError
 
 WORK = ".work"  # unfinished files and locks of shards; empty when no process works
@@ -39,7 +38,7 @@ class Store(Protocol):
         """(name, bytes) of every file directly in a folder, nothing for one that is not there."""
 
     def walk(self) -> Iterator[str]:
-        """The names of all files."""
+        """The names of all files but unfinished ones and litter of operating systems."""
 
     def remove(self, name: str) -> None: ...
     def claim(self, shard: int | None) -> Release | None:
@@ -87,61 +86,65 @@ class LocalStore:
         try:
             with os.scandir(self.root / name) as entries:
                 yield from ((f"{name}/{e.name}", e.stat().st_size) for e in entries if e.is_file())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
 
     def walk(self) -> Iterator[str]:
         for at, folders, files in os.walk(self.root):
-            folders[:] = sorted(name for name in folders if name != WORK)
-            yield from sorted((Path(at) / name).relative_to(self.root).as_posix() for name in files)
+            folders[:] = sorted(name for name in folders if name != WORK and not is_incidental(name))
+            found = (Path(at) / name for name in files if not is_incidental(name))
+            yield from sorted(path.relative_to(self.root).as_posix() for path in found)
 
     def remove(self, name: str) -> None:
         with clear_disk_errors(self.root / name):
             (self.root / name).unlink(missing_ok=True)
 
     def claim(self, shard: int | None) -> Release | None:
-        release = _lock(self.root / WORK / f"{_label(shard)}.lock")
+        return self._claim(_label(shard))
+
+    def _claim(self, label: str) -> Release | None:
+        release = _lock(self.root / WORK / f"{label}.lock")
         if release is not None:
-            for leftover in (self.root / WORK).glob(f"{_label(shard)}-*.tmp"):
-                leftover.unlink(missing_ok=True)
+            with clear_disk_errors(self.root / WORK):
+                for leftover in (self.root / WORK).glob(f"{label}-*.tmp"):
+                    leftover.unlink(missing_ok=True)
         return release
 
     def tidy(self) -> None:
-        with suppress(OSError):  # not empty: a process works, or was killed, and the next run clears that away
+        with suppress(OSError):  # not empty: a process works
+            for label in {entry.name.split("-")[0].removesuffix(".lock") for entry in (self.root / WORK).iterdir()}:
+                release = self._claim(label)
+                if release is not None:
+                    release()
             (self.root / WORK).rmdir()
 
 
 # Not filelock: it leaves a file behind for every shard, and without flock its locks outlive a process on another machine.
 def _lock(path: Path) -> Release | None:
     """Locks a file until release or the end of the process, however it ends; None while another process has it."""
-    import fcntl  # Windows lacks it, and reads and plans without
-
     with clear_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(handle)
-                if error.errno == errno.EWOULDBLOCK:
-                    return None
-                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
-                    raise InputError(
-                        f"{path.parent.parent}: its file system has no locks, so two runs could make the same shard; "
-                        "choose another --out and copy the dataset when it is finished"
-                    ) from error
-                raise
-            # another process may have removed the file between our opening and locking it
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), os.stat(path)):
-                    return partial(_unlock, path, handle)
+            locked = lock(handle)
+            if locked and is_at(handle, path):  # another process may have removed it before it was locked
+                return partial(_unlock, path, handle)
             os.close(handle)
+            if locked is False:
+                return None
+            if locked is None:
+                raise InputError(
+                    f"{path.parent.parent}: its file system has no locks, so two runs could make the same shard; "
+                    "choose another --out and copy the dataset when it is finished"
+                )
 
 
 def _unlock(path: Path, handle: int) -> None:
-    path.unlink(missing_ok=True)
-    os.close(handle)
+    try:
+        with clear_disk_errors(path):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 def _label(shard: int | None) -> str:

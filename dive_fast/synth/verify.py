@@ -17,6 +17,7 @@ from dive_fast.synth.folder import open_store, store_plan
 from dive_fast.synth.layout import IdentityFiles, shard_pairs
 from dive_fast.synth.manifest import SHARD, parse_shard, shard_name
 from dive_fast.synth.planfile import IdentityPlan, SynthesisPlan
+from dive_fast.synth.provenance import content_hash
 from dive_fast.synth.store import Store
 from dive_fast.types import MODALITIES, InputError, Modality, PairRecord
 
@@ -60,10 +61,10 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
     """Reads every record and every file; calls `advance` with the number of pairs checked.
 
     Finds shards that are missing, unreadable or not as planned; files that are missing or changed; generated images with
-    the same bytes; files in no record; identities that lack images of a modality.
+    the same pixels; files in no record; identities that lack images of a modality.
     """
     health = Health(len(plan.pairs))
-    hashes = array("Q")  # 8 bytes of each generated image's hash: duplicates without holding ten million names
+    pixels = array("Q")  # 8 bytes of the hash of each generated image's pixels: ten million names would not fit
     there: Counter[str] = Counter()
     unmade = 0
     with ThreadPoolExecutor(READERS, thread_name_prefix="dive-verify") as readers:
@@ -75,23 +76,25 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
             for record in records or ():
                 health.recorded += 1
                 there[record.spec.pid] += 1
-                hashes.extend(int(record.sha256[side][:16], 16) for side in plan.sides)
+            made = {record.files[side] for record in records or () for side in plan.sides}
             recorded = {
                 record.files[side]: (record.sizes[side], record.sha256[side])
                 for record in records or ()
                 for side in MODALITIES
             }
-            for name, size, digest in _read_all(store, readers, list(recorded)):
+            for name, size, digest, content in _read_all(store, readers, list(recorded)):
                 if size is None:
                     health.add(f"{name} is missing; run synth again with --check", number)
                 elif (size, digest) != recorded[name]:
                     health.add(f"{name} was changed after it was made; run synth again with --check", number, name)
+                elif name in made:
+                    pixels.frombytes(content)
             advance(len(planned))
     if unmade:
         health.add(f"{unmade:,} planned pairs are not made yet; run synth again")
-    twice = _duplicates(hashes)
+    twice = _duplicates(pixels)
     if twice:
-        health.add(f"{twice:,} generated images have the very bytes of another one; look at the engine and its seeds")
+        health.add(f"{twice:,} generated images have the very pixels of another one; look at the engine and its seeds")
     _unexpected_files(store, plan, health)
     for identity in plan.identities:
         if there[identity.pid] < identity.total:
@@ -136,23 +139,25 @@ def _records(store: Store, plan: SynthesisPlan, number: int, health: Health) -> 
     return records
 
 
-def _read_all(store: Store, readers: ThreadPoolExecutor, files: list[str]) -> Iterator[tuple[str, int | None, str]]:
-    """Name, bytes (None: missing) and hash of every file."""
+def _read_all(
+    store: Store, readers: ThreadPoolExecutor, files: list[str]
+) -> Iterator[tuple[str, int | None, str, bytes]]:
+    """Name, bytes (None: missing), hash and `content_hash` of every file."""
 
-    def read(name: str) -> tuple[str, int | None, str]:
+    def read(name: str) -> tuple[str, int | None, str, bytes]:
         try:
             data = store.read(name)
         except (FileNotFoundError, IsADirectoryError):
-            return name, None, ""
-        return name, len(data), hashlib.sha256(data).hexdigest()
+            return name, None, "", b""
+        return name, len(data), hashlib.sha256(data).hexdigest(), content_hash(data)
 
     names = iter(files)
     while few := list(islice(names, 64)):  # bounded, whatever the size of a shard
         yield from readers.map(read, few)
 
 
-def _duplicates(hashes: array[int]) -> int:
-    values = np.sort(np.frombuffer(hashes, dtype=np.uint64)) if hashes else np.empty(0, np.uint64)
+def _duplicates(pixels: array[int]) -> int:
+    values = np.sort(np.frombuffer(pixels, dtype=np.uint64)) if pixels else np.empty(0, np.uint64)
     return int((values[1:] == values[:-1]).sum())
 
 

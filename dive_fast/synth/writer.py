@@ -65,20 +65,20 @@ class DatasetWriter:
             self._raise_failure()
 
     def image(self, image: NDArray[np.uint8], pair: PairSpec, side: Modality, name: str, shard: int) -> Future[Written]:
-        """Queues one generated image, uint8 [H, W, 3]; infrared is written in one channel. An image of one single value
-        raises `DiveError`.
+        """Queues one generated image, uint8 [H, W, 3]; infrared is written in one channel. An image that is one flat colour
+        as it is written raises `DiveError`.
         """
 
         @self._clock("write")
         def write() -> Written:
-            if image.min() == image.max():
+            picture = Image.fromarray(image)
+            picture = picture.convert("L") if side == "ir" else picture
+            if all(band.getextrema()[0] == band.getextrema()[1] for band in picture.split()):
                 raise DiveError(
-                    f"pair {abbreviate([pair.pair_id])}: the engine gave an image of one single value, so nothing of this "
+                    f"pair {abbreviate([pair.pair_id])}: the engine gave an image of one flat colour, so nothing of this "
                     "shard is recorded; use float32, or check the model"
                 )
             notes = {"plan_id": self._plan.plan_id, "pair_id": pair.pair_id, "fingerprint": self._fingerprint}
-            picture = Image.fromarray(image)
-            picture = picture.convert("L") if side == "ir" else picture
             stream = io.BytesIO()
             if self._plan.image_format == "png":
                 picture.save(stream, "PNG", pnginfo=png_tags(notes))

@@ -1,14 +1,19 @@
 """The manifest of finished datasets: what readers are told, what `verify` finds, and files nobody should trust."""
 
+import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from dive_fast.io import sha256_file
 from dive_fast.synth import load_plan
 from dive_fast.synth.manifest import read_manifest, samples
+from dive_fast.synth.provenance import content_hash, jpeg_tags, png_tags, read_tags
 from dive_fast.synth.verify import verify_dataset
 from tests.support.fake_engine import contents, make, photo_plan
 from tests.support.refusals import refused
@@ -65,8 +70,63 @@ def test_the_same_image_twice_is_found(out):
     rows[1]["sha256"]["ir"], rows[1]["sizes"]["ir"] = rows[0]["sha256"]["ir"], rows[0]["sizes"]["ir"]
     (out / "shards/00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert verify_dataset(out).problems == [
-        "1 generated images have the very bytes of another one; look at the engine and its seeds"
+        "1 generated images have the very pixels of another one; look at the engine and its seeds"
     ]
+
+
+def png(colour: int, **notes: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (8, 8), colour).save(stream, "PNG", pnginfo=png_tags(notes))
+    return stream.getvalue()
+
+
+def jpeg(colour: int, **notes: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (colour, 0, 0)).save(stream, "JPEG", quality=95, exif=jpeg_tags(notes))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("encoded", [png, jpeg])
+def test_content_is_equal_for_equal_pixels_under_other_tags(encoded: Callable[..., bytes]):
+    first, same, other = encoded(9, pair_id="a"), encoded(9, pair_id="another pair"), encoded(90, pair_id="a")
+    assert first != same and content_hash(first) == content_hash(same) != content_hash(other)
+
+
+@pytest.mark.parametrize("end", [0, 1, 9, 40])
+def test_content_of_a_torn_image_is_something(end: int):
+    assert all(len(content_hash(encoded(9)[:end])) == 8 for encoded in (png, jpeg))
+
+
+def test_one_pixels_under_two_pairs_tags_are_found(out):
+    rows = [json.loads(line) for line in (out / "shards/00000.jsonl").read_text().splitlines()]
+    first, second = (out / row["files"]["ir"] for row in rows[:2])
+    tags = read_tags(second.read_bytes())
+    Image.open(first).save(second, "PNG", pnginfo=png_tags(tags))
+    rows[1]["sha256"]["ir"], rows[1]["sizes"]["ir"] = sha256_file(second), second.stat().st_size
+    (out / "shards/00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert first.read_bytes() != second.read_bytes()
+    assert [problem.split()[0] for problem in verify_dataset(out).problems] == ["1"]
+
+
+def test_a_flipped_bit_in_a_recorded_hash_is_found_and_repaired(out):
+    before = contents(out)
+    for bit in range(8):
+        edit_first_record(out, lambda row, bit=bit: row["sha256"].update(ir=flipped(row["sha256"]["ir"], bit)))
+        assert not verify_dataset(out).whole
+        assert make(load_plan(out / "plan.json"), out, check=True).images <= 1
+        assert contents(out) == before and verify_dataset(out).whole
+
+
+def flipped(text: str, bit: int) -> str:
+    return chr(ord(text[0]) ^ 1 << bit) + text[1:]
+
+
+def test_litter_and_unfinished_files_are_no_problem(out):
+    for name in (".DS_Store", "cam3/0001/Thumbs.db", "exp/desktop.ini", "@eaDir/x.jpg", "cam3/._0001.png"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("litter")
+    (out / ".README.md.abcdefgh.dive-tmp").write_text("half a card")
+    assert verify_dataset(out).whole
 
 
 def test_verify_counts_what_is_not_made(out):

@@ -113,6 +113,9 @@ class FailingReplace:
         (errno.EROFS, "the file system is read-only; choose another --out"),
         (errno.EDQUOT, "the disk quota is used up"),
         (errno.EACCES, "permission denied"),
+        (errno.EIO, "the disk reports an error"),
+        (errno.ENAMETOOLONG, "the name is too long"),
+        (errno.EISDIR, "it is a folder"),
     ],
 )
 @pytest.mark.parametrize("good", [0, 1, 17])
@@ -167,6 +170,8 @@ class BadEngine(FakeEngine):
         images = super().decode(latents)
         if self.what == "black" and self.calls == 16:
             images[1] = 0
+        if self.what == "flat" and self.calls == 16:
+            images[1] = torch.tensor([100, 130, 140], dtype=torch.uint8)  # grey 122 in the file
         return images
 
 
@@ -174,7 +179,8 @@ class BadEngine(FakeEngine):
     ("what", "message"),
     [
         ("nan", "are not finite after step"),
-        ("black", "image of one single value, so nothing of this shard is recorded"),
+        ("black", "nothing of this shard is recorded"),
+        ("flat", "nothing of this shard is recorded"),
     ],
 )
 def test_bad_numbers_stop_the_run_and_name_the_pair(out, what, message):
