@@ -263,6 +263,9 @@ def atomic_path(path: Path | str, wanted: Callable[[Path], bool] = lambda fresh:
     It does not replace `path` when `wanted` says no of it. A device, a pipe or a folder at `path` raises `InputError`.
     """
     path = Path(path)
+    if is_temporary(path.name):  # of an output whose own content this is
+        yield path
+        return
     with clear_disk_errors(path):
         if path.exists() and not path.is_file():
             raise InputError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; name another file")

@@ -15,6 +15,8 @@ from pathlib import Path
 from dive_fast.io import atomic_path, is_empty, is_incidental, new_folder, sha256_file
 from dive_fast.types import InputError
 
+_KEPT = "{} holds another result and is kept; give --overwrite, or choose another --out"
+
 Kind = Callable[[Path], bool]
 """Whether what lies at a path is of one kind of output."""
 
@@ -48,6 +50,9 @@ def begins_with(start: bytes) -> Kind:
 
 
 PNG = begins_with(b"\x89PNG\r\n\x1a\n")
+PAGE = begins_with(
+    b'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+)
 
 
 def check_place(path: Path, is_ours: Kind) -> None:
@@ -58,6 +63,13 @@ def check_place(path: Path, is_ours: Kind) -> None:
         raise InputError(f"{path} is no plain file; choose another --out")
     if not is_ours(path):
         raise InputError(f"{path} is not what this command writes and is kept; choose another --out or move it away")
+
+
+def check_new(path: Path, is_ours: Kind, overwrite: bool) -> None:
+    """As `check_place`, and refuses an older result: for results of measured times, which never come out equal."""
+    check_place(path, is_ours)
+    if not (overwrite or is_empty(path)):
+        raise InputError(_KEPT.format(path))
 
 
 def output_folder(path: Path | str, is_ours: Kind, overwrite: bool = False) -> AbstractContextManager[Path]:
@@ -78,6 +90,12 @@ def output_file(path: Path | str, is_ours: Kind, overwrite: bool = False) -> Abs
     return atomic_path(path, partial(_settle, path, is_ours, overwrite))
 
 
+def write_output(path: Path | str, data: str, is_ours: Kind, overwrite: bool) -> None:
+    """Writes the text file `path` by the rule above."""
+    with output_file(path, is_ours, overwrite) as fresh:
+        fresh.write_text(data, encoding="utf-8")
+
+
 def _settle(path: Path, is_ours: Kind, overwrite: bool, fresh: Path) -> bool:
     """Whether `fresh` is to take the place of `path`; raises `InputError` when that is refused."""
     check_place(path, is_ours)
@@ -87,7 +105,7 @@ def _settle(path: Path, is_ours: Kind, overwrite: bool, fresh: Path) -> bool:
     if all(name in old and _equal(old[name], file) for name, file in new.items()):
         return False
     if not overwrite:
-        raise InputError(f"{path} holds another result and is kept; give --overwrite, or choose another --out")
+        raise InputError(_KEPT.format(path))
     others = sorted(set(old) - set(new))
     if others:
         raise InputError(f"{path} also holds {others[0]}, which is of no such result; move it away")

@@ -13,6 +13,7 @@ from dive_fast.commands.common import (
     Device,
     EnginePrecision,
     Json,
+    Overwrite,
     PresetName,
     Threads,
     finish,
@@ -20,6 +21,7 @@ from dive_fast.commands.common import (
     torch_device,
 )
 from dive_fast.options import Changes
+from dive_fast.outputs import check_new, json_with
 from dive_fast.sampling.config import PRESETS, Preset, Sampling
 from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveFloat, PositiveInt
 from dive_fast.types import DiveError, InputError, to_dict
@@ -51,6 +53,7 @@ def bench(
         "With --compare: exit with 1 if batches are fewer times as fast, and slower in every round.",
     ] = None,
     out: Annotated[Path | None, "Folder for bench.json, bench.csv and plots."] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Measure an engine: images/s, stages, memory, fraction of the machine's peaks; beside baselines or another commit."""
@@ -61,6 +64,8 @@ def bench(
     measured = config.apply_to(base)
     if fail_below is not None and (compare is None or measured.rounds < FEWEST_ROUNDS):
         raise InputError(f"--fail-below requires --compare and at least {FEWEST_ROUNDS} --rounds: fewer are noise")
+    if out is not None:
+        check_new(out / ("bench.json" if compare is None else "compare.json"), json_with("hardware"), overwrite)
     from dive_fast.bench import run  # loads torch
 
     choice = run.Choice(engine, model, backend, device, torch_device(device), precision, threads)
@@ -172,13 +177,15 @@ def capacity(
     gpus: Annotated[tuple[int, ...], "Numbers of workers, one GPU each."] = (1, 8, 64, 1000),
     seed: Annotated[NonNegativeInt, "Seed of the simulation that checks the closed form."] = 0,
     out: Annotated[Path | None, "Folder for capacity.json and capacity.png."] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Predict time, GPU-hours and disk of a job on 1 to 1,000 GPUs, and where disk or network binds."""
     from dive_fast.bench import plots
     from dive_fast.bench.capacity import measured, predict, table
     from dive_fast.bench.results import finite
-    from dive_fast.io import write_json
+    from dive_fast.io import readable_json
+    from dive_fast.outputs import json_with, write_output
 
     if out is not None:
         import matplotlib  # noqa: F401
@@ -199,7 +206,7 @@ def capacity(
         }
     )
     if out is not None:
-        write_json(out / "capacity.json", record)
+        write_output(out / "capacity.json", readable_json(record), json_with("fleet", "workers"), overwrite)
         plots.plot_capacity(job, found, out / "capacity.png")
     finish(table(job, found), record, json)
     if not all(prediction.agrees for prediction in found):

@@ -59,6 +59,7 @@ def personalize(
     samples: Photos = [] if prepared else _without(all_samples(read_sets(photos)), exclude)
     from dive_fast.distributed import leading, process_group
     from dive_fast.models import load_adapter, load_bundle
+    from dive_fast.outputs import PNG, check_new, output_file
     from dive_fast.train.curves import plot_curves
     from dive_fast.train.dryrun import dry_run as forecast_run
     from dive_fast.train.personalize import loss_curves
@@ -69,6 +70,8 @@ def personalize(
 
     if plot is not None:
         import matplotlib  # noqa: F401  # a missing one is told before the training
+
+        check_new(plot, PNG, overwrite=(out / "adapter.json").is_file())
     if config.phrase == "pocket":
         config = replace(config, phrase=caption_phrase(), template=config.template or CAPTION_TEMPLATE)
     base = load_adapter(init_from) if init_from is not None else None
@@ -87,7 +90,8 @@ def personalize(
         finish(forecast.text(), to_dict(forecast), json)
         return
     if plot is not None:
-        plot_curves(loss_curves(out), plot)
+        with output_file(plot, PNG) as fresh:
+            plot_curves(loss_curves(out), fresh)
     cameras = [camera.name for camera in adapter.cameras]
     finish(
         f"adapter {out}: {len(adapter.identities):,} identities, cameras {', '.join(cameras)}",

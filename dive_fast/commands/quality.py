@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dive_fast.commands.common import Dataset, Device, Json, PhotoSet, finish, log, torch_device
+from dive_fast.commands.common import Dataset, Device, Json, Overwrite, PhotoSet, finish, log, torch_device
 from dive_fast.data.sets import SET_HELP
 from dive_fast.quality.config import CardConfig, CompareConfig, FilterConfig, ScoreConfig
 from dive_fast.settings import ImageSize, PositiveInt
@@ -63,22 +63,27 @@ def filter_pairs(
     config: FilterConfig,
     undo: Annotated[bool, "Remove the filter; the scores stay."] = False,
     page: Annotated[Path | None, "HTML report to write, with pictures; by default scores/filter.html."] = None,
+    overwrite: Annotated[bool, "Replace another page at --page."] = False,
     json: Json = False,
 ) -> None:
     """Drop pairs by their scores, and show what was dropped and what was just kept; no image is deleted."""
+    from dive_fast.outputs import PAGE, check_place, output_file
     from dive_fast.quality.filter import filter_dataset
     from dive_fast.quality.filter import undo as remove_filter
     from dive_fast.quality.filter_page import write_filter_page
     from dive_fast.quality.sidecar import read_metadata
 
+    report = page or dataset / "scores" / "filter.html"
     if undo:
         if config.thresholds:
             raise InputError("filter: --undo goes with no threshold")
         back = remove_filter(dataset)
         finish(f"dataset {dataset}: filter removed, {back:,} pairs return", {"dataset": dataset, "back": back}, json)
         return
+    check_place(report, PAGE)
     record, tally = filter_dataset(dataset, config)
-    report = write_filter_page(dataset, page or dataset / "scores" / "filter.html", tally, read_metadata(dataset))
+    with output_file(report, PAGE, overwrite or page is None) as fresh:
+        write_filter_page(dataset, fresh, tally, read_metadata(dataset))
     lines = [f"dataset {dataset}: {record['dropped']:,} of {record['pairs']:,} pairs are dropped; see {report}"]
     lines += [f"{count:,} by {rule}" for rule, count in record["by_threshold"].items()]
     lines += [f"{len(pids):,} identities have no {side} image left" for side, pids in record["identities_lost"].items()]
@@ -100,6 +105,7 @@ def compare_sets(
     size: Annotated[ImageSize, "Image size that --extractor takes."] = (299, 299),
     batch: Annotated[PositiveInt, "Images per call of the net."] = 128,
     out: Annotated[Path | None, "JSON file to write; by default scores/sets.json."] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -108,7 +114,7 @@ def compare_sets(
     from dive_fast.quality.sets import table
 
     features = _extractor(net, extractor, size, torch_device(device), batch)
-    rows, lacking = compare(dataset, real, features, config, out=out)
+    rows, lacking = compare(dataset, real, features, config, out=out, overwrite=overwrite)
     if lacking:
         log(f"note: too few images to compare for {', '.join(lacking)}, in the dataset or in the real sets")
     summary = {"dataset": dataset, "rows": [to_dict(row) for row in rows], "cameras_without_real": lacking}

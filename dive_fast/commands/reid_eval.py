@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Device, Json, finish, torch_device
+from dive_fast.commands.common import Device, Json, Overwrite, finish, torch_device
 from dive_fast.commands.reid_inputs import (
     Name,
     OtherPeople,
@@ -42,11 +42,13 @@ def evaluate(
         Path | None, "Also write features, labels, cameras and distances: a .mat file, or a folder of .npy files."
     ] = None,
     out: Annotated[Path | None, "JSON file for the result."] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Evaluate a checkpoint, or features or distances of other code, under a named protocol."""
-    from dive_fast.io import write_json
+    from dive_fast.io import readable_json
+    from dive_fast.outputs import check_place, json_with, write_output
     from dive_fast.reid.evaluation.feature_files import check_target, read_features, write_features
     from dive_fast.reid.evaluation.interop import score_feature_file
     from dive_fast.reid.evaluation.rerank import RerankConfig
@@ -56,8 +58,11 @@ def evaluate(
     if len(given) != 1:
         named = " and ".join(f"--{name}" for name in given) or "none"
         raise InputError(f"give one of --checkpoint, --features and --distances, got {named}")
-    if out is not None and out.is_dir():
-        raise InputError(f"--out {out} is a folder; name a JSON file")
+    kind = json_with("protocol", "map")
+    if out is not None:
+        if out.is_dir():
+            raise InputError(f"--out {out} is a folder; name a JSON file")
+        check_place(out, kind)
     if checkpoint is None and export is not None:
         raise InputError("--export writes a checkpoint's features; give --checkpoint")
     if checkpoint is not None and test is None:
@@ -93,6 +98,6 @@ def evaluate(
             permutations=tables,
             rerank=config,
         )
-    if out is not None:
-        write_json(out, to_dict(result))
     finish(result.describe(), to_dict(result), json)
+    if out is not None:
+        write_output(out, readable_json(to_dict(result)), kind, overwrite)

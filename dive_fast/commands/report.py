@@ -17,15 +17,18 @@ def report(
     ],
     config: ReportConfig,
     verify: Annotated[bool, "Also show what dive-fast verify finds; reads every file of the dataset."] = False,
+    overwrite: Annotated[bool, "Replace another page in .html; a gallery is updated."] = False,
     json: Json = False,
 ) -> None:
     """Show a dataset's pairs, scores and counts in a gallery; rerun to update it."""
     problems = _problems(dataset) if verify else None
     if out.suffix.lower() in (".html", ".htm"):
+        from dive_fast.outputs import PAGE, output_file
         from dive_fast.report.sheet import write_sheet
 
-        page = write_sheet(dataset, out, config, problems)
-        finish(f"report {page}", {"report": page}, json)
+        with output_file(out, PAGE, overwrite) as fresh:
+            write_sheet(dataset, fresh, config, problems)
+        finish(f"report {out}", {"report": out}, json)
         return
     from dive_fast.report.gallery import write_gallery
     from dive_fast.types import to_dict

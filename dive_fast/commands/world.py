@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Device, Json, finish, log, torch_device
+from dive_fast.commands.common import Device, Json, Overwrite, finish, log, torch_device
 from dive_fast.experiments.config import StudyConfig
 from dive_fast.settings import NonNegativeInt, Part, Within
 from dive_fast.world.base.config import BaseTrainConfig, TaggerConfig
@@ -29,15 +29,17 @@ def sheet(
     pids: Annotated[tuple[int, ...], "Numbers of the identities."] = (1, 2, 3, 4),
     seed: Annotated[NonNegativeInt, "Seed of the world."] = 0,
     zoom: Annotated[int, Within(1, 8), "Enlargement."] = 2,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Draw some identities in all six cameras."""
-    from dive_fast.io import atomic_path
+    from dive_fast.io import atomic_encode
+    from dive_fast.outputs import PNG, output_file
     from dive_fast.world.sheets import identity_sheet
 
-    picture = identity_sheet(seed, pids, zoom=zoom)
-    with atomic_path(out) as temporary:
-        picture.save(temporary, "PNG")
+    with output_file(out, PNG, overwrite) as fresh:
+        picture = identity_sheet(seed, pids, zoom=zoom)
+        atomic_encode(fresh, lambda stream: picture.save(stream, "PNG"))
     finish(f"sheet {out}: {len(pids)} identities", {"sheet": out, "people": len(pids)}, json)
 
 
@@ -50,8 +52,10 @@ def train_base(
 ) -> None:
     """Train the pocket base model, or continue one: minutes on a GPU, days on two CPU cores; torchrun shares batches."""
     from dive_fast.distributed import leading, process_group
+    from dive_fast.outputs import check_place, holds
     from dive_fast.world.base import train
 
+    check_place(out, holds("model_index.json"))
     chosen = torch_device(device)
     with process_group(chosen):
         report = train.train_base(config, out, work, chosen)
@@ -66,8 +70,10 @@ def train_tagger(
     json: Json = False,
 ) -> None:
     """Train the classifier that predicts a person's words from photos (personalize --words-from); 20 minutes on a CPU."""
+    from dive_fast.outputs import check_place, holds
     from dive_fast.world.base import tagger_train
 
+    check_place(out, holds("tagger.json"))
     report = tagger_train.train_tagger(config, out, work)
     finish(f"tagger {out}: {report['right']:.0%} of words right", {"tagger": out, **report}, json)
 

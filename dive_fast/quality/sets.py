@@ -11,7 +11,8 @@ import numpy as np
 from dive_fast.data.counts import align
 from dive_fast.data.names import natural_key
 from dive_fast.data.sets import NamedSet, SetSpec, all_samples
-from dive_fast.io import write_json
+from dive_fast.io import readable_json
+from dive_fast.outputs import check_place, json_with, write_output
 from dive_fast.quality.config import FEWEST, CompareConfig
 from dive_fast.quality.dataset import dataset_hash, read_shard, shard_numbers
 from dive_fast.quality.distances import frechet, kid, moments
@@ -22,6 +23,7 @@ from dive_fast.synth.manifest import dropped
 from dive_fast.types import MODALITIES, InputError, Modality, Sample, to_dict
 
 ALL = "all"
+_KIND = json_with("extractor", "rows")
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,16 @@ def compare_sets(
     config: CompareConfig = CompareConfig(),
     *,
     out: Path | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> tuple[list[SetDistance], list[str]]:
     """Distances of `dataset`'s generated images to `real` ones, and the cameras without real images.
 
     A row "all" of a modality joins those of its cameras that both sets have. Writes the rows as JSON to `out`, by default
-    scores/sets.json. Raises `InputError` when no camera is in both sets.
+    scores/sets.json. Raises `InputError` when no camera is in both sets, and for other rows at `out` without `overwrite`.
     """
+    place = out or dataset / "scores" / "sets.json"
+    check_place(place, _KIND)
     sets = read_real(real)
     made = _sampled(dataset, config)
     known = _real_by_camera(sets, made, config)
@@ -72,18 +77,16 @@ def compare_sets(
     if not cameras:
         raise InputError(f"no real set has {FEWEST} images of a camera of {dataset}; give one with {', '.join(made)}")
     rows = list(_rows({camera: (made[camera], known[camera]) for camera in cameras}, extractor, config.seed, progress))
-    write_json(
-        out or dataset / "scores" / "sets.json",
-        {
-            "version": 1,
-            "records": dataset_hash(dataset),
-            "extractor": extractor.metadata,
-            "sets": set_metadata(sets),
-            **to_dict(config),
-            "rows": [to_dict(row) for row in rows],
-            "cameras_without_real": lacking,
-        },
-    )
+    found = {
+        "version": 1,
+        "records": dataset_hash(dataset),
+        "extractor": extractor.metadata,
+        "sets": set_metadata(sets),
+        **to_dict(config),
+        "rows": [to_dict(row) for row in rows],
+        "cameras_without_real": lacking,
+    }
+    write_output(place, readable_json(found), _KIND, overwrite or out is None)
     return rows, lacking
 
 

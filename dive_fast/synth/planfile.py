@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dive_fast.io import canonical_json, read_json, readable_json, sha256_bytes
-from dive_fast.outputs import json_with, output_file
+from dive_fast.outputs import json_with, write_output
 from dive_fast.sampling.config import Sampling
 from dive_fast.settings import Bound, NonNegativeInt, PositiveInt, Settings
 from dive_fast.synth.records import checked, is_inside
@@ -159,8 +159,7 @@ def save_plan(plan: SynthesisPlan, path: Path | str, overwrite: bool = False) ->
 
     An equal plan at `path` stays; another one raises `InputError` without `overwrite`, other content always.
     """
-    with output_file(path, json_with("plan_id"), overwrite) as temporary:
-        temporary.write_text(readable_json(to_dict(plan)), encoding="utf-8")
+    write_output(path, readable_json(to_dict(plan)), json_with("plan_id"), overwrite)
 
 
 def load_plan(path: Path | str) -> SynthesisPlan:

@@ -16,9 +16,11 @@ from dive_export.onnx import AS_EXPORTED
 from dive_export.resources import CLEAR, Resources
 from dive_fast.engines.engine_folder import read_spec
 from dive_fast.io import sha256_file
+from dive_fast.outputs import holds, output_folder
 from dive_fast.types import DiveError, InputError, to_dict
 from dive_fast.unet.optimizations import OPTIMIZATIONS
 from tests.support.engines import HALF_BANK
+from tests.support.refusals import refused
 from tests.support.tensorrt_engines import quiet
 from tests.support.tiny import ENGINE_ROWS
 
@@ -180,6 +182,13 @@ def test_what_a_killed_export_left_is_cleared(tiny_fused: Path, copied_parts: li
     leftover.mkdir(parents=True)
     (leftover / "model.onnx").write_bytes(b"half")
     (tmp_path / "engine").mkdir()  # an empty folder is as good as none
+    export_engine(tiny_fused, tmp_path / "engine", rows_max=ENGINE_ROWS, check=False, progress=quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+def test_two_exports_do_not_write_one_folder(tiny_fused: Path, copied_parts: list[str], tmp_path: Path) -> None:
+    with output_folder(tmp_path / "engine", holds("engine.json")):
+        refused("another run", export_engine, tiny_fused, tmp_path / "engine", progress=quiet)
     export_engine(tiny_fused, tmp_path / "engine", rows_max=ENGINE_ROWS, check=False, progress=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 

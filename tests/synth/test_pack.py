@@ -57,6 +57,24 @@ def test_every_pair_is_there_as_it_was_made(made: tuple[SynthesisPlan, Path], tm
     assert set(whole) == {"pack.json", *(f"{n:05d}.tar" for n in range(4))}
 
 
+def test_what_a_killed_pack_left_is_cleared(made: tuple[SynthesisPlan, Path], tmp_path: Path) -> None:
+    plan, source = made
+    (tmp_path / "tars/.work").mkdir(parents=True)
+    (tmp_path / "tars/.work/all-0123456789ab.tmp").write_bytes(b"half a tar")
+    (tmp_path / "tars/.DS_Store").touch()
+    pack(open_store(source), plan, open_store(tmp_path / "tars"), set())
+    names = {".DS_Store", "pack.json", *(f"{n:05d}.tar" for n in range(4))}
+    assert {path.name for path in (tmp_path / "tars").iterdir()} == names
+
+
+def test_two_packs_do_not_write_one_folder(made: tuple[SynthesisPlan, Path], tmp_path: Path) -> None:
+    plan, source = made
+    release = open_store(tmp_path / "tars").claim(None)
+    refused("another run", pack, open_store(source), plan, open_store(tmp_path / "tars"), set())
+    release()
+    assert pack(open_store(source), plan, open_store(tmp_path / "tars"), set())["tars"] == 4
+
+
 def test_dropped_pairs_are_left_out(made: tuple[SynthesisPlan, Path], tmp_path: Path) -> None:
     plan, source = made
     gone = {pair.pair_id for pair, _ in shard_pairs(plan, 1)} | {plan.pairs[0].pair_id}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.io import canonical_json, read_json, sha256_bytes, write_json
+from dive_fast.io import canonical_json, is_empty, read_json, sha256_bytes, write_json
 from dive_fast.reid.comparison.plots import require_matplotlib
 from dive_fast.reid.data.dataset import check_samples
 from dive_fast.reid.evaluation.evaluate import check_unseen, embed_files
@@ -127,7 +127,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         ):
             raise InputError(f"{out} holds pictures of another choice; choose another --out or delete it")
         return
-    if out.exists() and (not out.is_dir() or any(not entry.name.startswith(f".{RECORD}.") for entry in out.iterdir())):
+    if out.is_file() or not is_empty(out):
         raise InputError(f"{out} holds other files; choose another --out")
     write_json(out / RECORD, {**settings, "finished": False})
 

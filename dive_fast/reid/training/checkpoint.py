@@ -17,6 +17,7 @@ from dive_fast.io import (
     atomic_encode,
     atomic_write,
     canonical_json,
+    clear_disk_errors,
     read_json,
     sha256_file,
     write_json,
@@ -48,13 +49,23 @@ def finished(out: Path, run: dict[str, Any]) -> bool:
     if not (out / RECORD).exists():
         return False
     _check_same(read_json(out / RECORD, "reid checkpoint"), run, out)
+    with clear_disk_errors(out):
+        (out / STATE).unlink(missing_ok=True)  # of a run that was killed at its very end
     return True
 
 
+def start(out: Path, state: dict[str, Any], run: dict[str, Any]) -> None:
+    """Marks `out` as the folder of `run` by its first state; raises `InputError` for files that no run left there."""
+    foreign = [name for name in (WEIGHTS, BEST, LOG) if (out / name).exists()]
+    if foreign:
+        raise InputError(f"{out / foreign[0]} is of no run that is known here; choose another --out or move it away")
+    save(out, state, Progress(), run)
+
+
 def save(out: Path, state: dict[str, Any], progress: Progress, run: dict[str, Any]) -> None:
-    """Writes the log and what `resume` returns."""
-    write_jsonl(out / LOG, progress.rows)
+    """Writes what `resume` returns, and the log."""
     atomic_encode(out / STATE, partial(torch.save, {**state, **vars(progress), "run": canonical_json(run)}))
+    write_jsonl(out / LOG, progress.rows)
 
 
 def resume(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, Progress]:

@@ -117,6 +117,8 @@ def fit(
         saved, done = checkpoint.resume(out, run)
         if saved is not None:
             state.restore(saved)
+        elif leads:
+            checkpoint.start(out, state.state(), run)
         total = sampler.total_steps
         scalars = TensorBoardLog(out / "tensorboard", done.step + 1) if tensorboard and leads else None
         state.model.train()

@@ -68,6 +68,29 @@ def test_a_stopped_run_goes_on_to_the_same_result_and_a_cache_changes_nothing(ci
     assert (resumed / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
 
 
+def test_weights_of_others_are_kept(city, tiny, tmp_path):
+    """Also after a kill before the first step, and files that training does not write stay where they are."""
+    (tmp_path / "log.txt").write_text("of the shell")
+    (tmp_path / "model.safetensors").write_text("thesis")
+    refused("model.safetensors", run, city["train"], tiny, tmp_path)
+    assert (tmp_path / "model.safetensors").read_text() == "thesis"
+    (tmp_path / "model.safetensors").unlink()
+    run(city["train"], tiny, tmp_path)
+    (tmp_path / "state.pt").write_bytes(b"of a run that was killed at its very end")
+    run(city["train"], tiny, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"log.jsonl", "log.txt", "model.safetensors", "reid.json"}
+
+
+def test_a_run_killed_before_its_first_step_goes_on(city, tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(PairSampler, "batch", lambda self, step: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(city["train"], tiny, tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "state.pt").exists()
+    stopped, whole = (run(city["train"], tiny, tmp_path / name) for name in ("stopped", "whole"))
+    assert equal(weights(stopped), weights(whole)) and log(stopped) == log(whole)
+
+
 def test_a_finished_run_is_not_repeated_and_another_one_is_refused(city, tiny, tmp_path, monkeypatch):
     run(city["train"], tiny, tmp_path)
     monkeypatch.setattr(training, "load_images", None)
