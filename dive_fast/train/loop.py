@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from dive_fast.distributed import leading
-from dive_fast.io import atomic_encode, atomic_write
+from dive_fast.io import atomic_encode, atomic_write, clear_disk_errors
 from dive_fast.tensorboard import TensorBoardLog
 from dive_fast.train.config import Precision
 from dive_fast.train.parallel import average_gradients, part_of_batch
@@ -87,7 +87,7 @@ class LossLog:
         atomic_write(path, "".join(line + "\n" for line in lines if _step_of(line) < resume_step))
 
     def add(self, step: int, **values: float) -> None:
-        with open(self.path, "a", encoding="utf-8") as stream:
+        with clear_disk_errors(self.path), open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
 
 
