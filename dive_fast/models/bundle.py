@@ -187,11 +187,18 @@ def save_bundle(
             write_json(config_file(folder, part), config)
             write_tensors(folder / part / WEIGHTS[part], module.state_dict(), dtype)
         _save_text_encoder(bundle.text_encoder, folder / "text_encoder", dtype)
-        bundle.tokenizer.save_pretrained(folder / "tokenizer")
+        _save_tokenizer(bundle.tokenizer, folder / "tokenizer")
         write_json(config_file(folder, "scheduler"), bundle.scheduler_config)
         if bundle.prompts is not None:
             bundle.prompts.write(folder / "prompts.json")
         write_json(folder / "model_index.json", _model_index(bundle))
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare Exception for a full disk
+        raise DiveError(f"cannot write {folder}: {error}; free space or choose another --out, then rerun") from error
 
 
 def _save_text_encoder(text_encoder: Any, folder: Path, dtype: torch.dtype | None) -> None:

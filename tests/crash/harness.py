@@ -11,6 +11,8 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -22,6 +24,7 @@ from dive_fast import cli
 from dive_fast.io import sha256_file
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+FAILED = 70  # the exit code of a traceback
 TIME_LIMIT = 300  # seconds of a run; more is a fault
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 
@@ -96,14 +99,19 @@ def _child(words: Sequence[str], folder: Path, last: int | None, log: Path, coun
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(handle, stream)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the parent's may be pytest's
+    warnings.resetwarnings()
     operations = CountedOperations(folder, last)
     sys.addaudithook(operations)
-    code = 70
+    code = FAILED
     try:
         cli.main(list(words))
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:
+        if code == FAILED:
+            traceback.print_exc()
+        sys.stdout.flush()
         sys.stderr.flush()
         counted.write_text(str(operations.count))
         os._exit(code)

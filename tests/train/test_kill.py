@@ -90,11 +90,11 @@ def _finished(start, base, photos, out):
 
 # Files that exist while a run generates class photos, saves a phase's state, opens a log, or writes the adapter.
 MOMENTS = [
-    "adapter.training/.class-*.tmp",
-    "adapter.training/.identities.state.*.tmp",
-    "adapter.training/.personalize.state.*.tmp",
-    "adapter.training/.personalize-loss.jsonl.*.tmp",
-    ".adapter.*.tmp/new/lora.safetensors",
+    "adapter.training/.class-*.dive-tmp",
+    "adapter.training/.identities.state.*.dive-tmp",
+    "adapter.training/.personalize.state.*.dive-tmp",
+    "adapter.training/.personalize-loss.jsonl.*.dive-tmp",
+    ".adapter.dive-tmp/new/lora.safetensors",
 ]
 
 
