@@ -168,7 +168,7 @@ def new_folder(path: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
     with clear_disk_errors(path):
         path = path.resolve() if path.is_symlink() else path
         path.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(path.parent)
+        clear_leftovers(path.parent.absolute())
         temporary = path.parent / f"{_unfinished(path.name)}{TEMPORARY}"
         with _locked(temporary, path):
             try:
@@ -270,7 +270,7 @@ def atomic_path(path: Path | str, wanted: Callable[[Path], bool] = lambda fresh:
         if path.exists() and not path.is_file():
             raise InputError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; name another file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(path.parent)
+        clear_leftovers(path.parent.absolute())
         handle, temporary = _locked_file(path)
         try:
             yield temporary

@@ -237,3 +237,12 @@ def test_what_counts_as_empty(tmp_path: Path):
     assert is_empty(tmp_path) and is_empty(tmp_path / "none")
     (tmp_path / "x").write_text("text")
     assert not is_empty(tmp_path) and not is_empty(tmp_path / "x")
+
+
+def test_one_relative_name_in_two_folders_is_two_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".x.abcdefgh.dive-tmp").touch()
+        monkeypatch.chdir(tmp_path / name)
+        atomic_write("out", "text")
+        assert os.listdir(".") == ["out"]

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dive_fast import cli
-from dive_fast.io import sha256_file
+from dive_fast.io import clear_leftovers, sha256_file
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FAILED = 70  # the exit code of a traceback
@@ -94,6 +94,7 @@ def run(case: Case, inputs: Path, folder: Path, last: int | None = None) -> tupl
 
 def _child(words: Sequence[str], folder: Path, last: int | None, log: Path, counted: Path) -> None:
     tqdm.set_lock(threading.RLock())  # the parent's may be held by a thread that does not exist here
+    clear_leftovers.cache_clear()  # as in a new process
     signal.alarm(TIME_LIMIT)
     os.chdir(folder)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

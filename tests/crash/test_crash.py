@@ -34,8 +34,7 @@ def test_a_killed_command_loses_and_leaves_nothing(inputs: Path, tmp_path: Path,
 def test_a_command_that_leaves_something_is_caught(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dive_fast.io.clear_leftovers", lambda folder: None)
-    monkeypatch.setattr("dive_fast.outputs.is_empty", lambda path: not path.exists())
+    monkeypatch.setattr("dive_fast.io.is_temporary", lambda name: False)
     case = Case("plan", named("plan").line)
     assert any("left behind" in outcome.wrong for outcome in outcomes(case, inputs, tmp_path / "work", kills=5))
 
