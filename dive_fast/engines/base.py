@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from dive_fast.io import brief
 from dive_fast.sampling import repeated
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile
 
@@ -99,8 +100,9 @@ class Geometry:
                 unet_halvings=len(unet["block_out_channels"]) - 1,
                 scaling_factor=float(vae["scaling_factor"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{where}: the UNet's or VAE's config is unusable ({error!r}); make it again") from error
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            reason = brief(repr(error), 80)
+            raise InputError(f"{where}: the UNet's or VAE's config is unusable ({reason}); make it again") from error
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.channels, height // self.vae_scale, width // self.vae_scale

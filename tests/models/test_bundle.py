@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import zlib
 from collections.abc import Callable
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dive_fast.models import add_identity_tokens, add_lora, fuse, load_bundle, save_bundle
 from dive_fast.models.files import WEIGHTS
@@ -16,6 +17,7 @@ from tests.support.refusals import refused
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, tiny_adapter
 
 UNET, VAE, TEXT = (f"{part}/{name}" for part, name in WEIGHTS.items())
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
 INDEX, SCHEDULER, TOKENIZER = "model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"
 
 
@@ -49,6 +51,37 @@ def test_fp16_files_are_upcast(folder, variant):
         state = getattr(loaded, part).state_dict()
         for key, tensor in tensors.items():
             assert state[key].dtype == torch.float32 and torch.equal(state[key], tensor.float())
+
+
+@pytest.mark.parametrize("infix", ["{}.fp16-{:05d}-of-00002", "{}-{:05d}-of-00002.fp16", "{}-{:05d}-of-00002"])
+def test_shards_are_read_by_their_index_however_they_are_spelled(folder, infix, bundle):
+    for part, name in WEIGHTS.items():
+        tensors, stem = load_file(folder / part / name), name.removesuffix(".safetensors")
+        (folder / part / name).unlink()
+        files = [infix.format(stem, number) + ".safetensors" for number in (1, 2)]
+        placed = {key: files[number % 2] for number, key in enumerate(tensors)}
+        for file in files:
+            save_file(
+                {key: tensor.half() for key, tensor in tensors.items() if placed[key] == file}, folder / part / file
+            )
+        index = folder / part / (f"{name}.index.fp16.json" if "fp16" in infix else f"{name}.index.json")
+        index.write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    loaded = load_bundle(folder)
+    for part in WEIGHTS:
+        for key, tensor in getattr(bundle, part).state_dict().items():
+            assert torch.equal(getattr(loaded, part).state_dict()[key], tensor.half().float())
+    index.write_text(json.dumps({"weight_map": {key: "../" + placed[key] for key in placed}}))
+    refused(f"text_encoder.*{index.name}", load_bundle, folder)
+
+
+def test_files_that_are_not_loaded_do_no_harm(folder, bundle):
+    """What macOS, editors and Git leave beside the weights; and byte-order marks, as Notepad writes them."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        path.with_name("._" + path.name).write_bytes(b"\x00\x05\x16\x07" + bytes(60))
+        if path.suffix == ".json":
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors").write_bytes(LFS_POINTER)
+    assert load_bundle(folder).fingerprint == bundle.fingerprint
 
 
 def test_published_names_load_and_hash_alike(folder, bundle):
@@ -228,9 +261,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled unet": (lambda f: (f / UNET).rename(f / "unet/model.bin"), "no .*safetensors .*model.bin"),
     "truncated unet": (lambda f: truncate(f / UNET), "unet/.*safetensors"),
     "truncated text": (lambda f: truncate(f / TEXT), r"model\.safetensors"),
-    "unet lacks a tensor": (tensor_edit(UNET, without_one), "unet lacks 1 tensor"),
-    "vae lacks a tensor": (tensor_edit(VAE, without_one), "vae lacks 1 tensor"),
-    "text lacks a tensor": (tensor_edit(TEXT, without_one), "text_encoder lacks 1 tensor"),
+    "unet lacks a tensor": (tensor_edit(UNET, without_one), "unet lacks 1 of "),
+    "vae lacks a tensor": (tensor_edit(VAE, without_one), "vae lacks 1 of "),
+    "text lacks a tensor": (tensor_edit(TEXT, without_one), "text_encoder lacks 1 of "),
     "unet of another shape": (tensor_edit(UNET, with_other_shape), r"unet .*conv_in\.weight"),
     "text of another width": (json_edit("text_encoder/config.json", intermediate_size=48), "text_encoder"),
     "no vocabulary": (lambda f: (f / "tokenizer/vocab.json").unlink(), "tokenizer.json nor vocab.json"),
@@ -240,6 +273,20 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no scheduler config": (lambda f: (f / SCHEDULER).unlink(), "scheduler_config.json"),
     "scheduler without class": (lambda f: (f / SCHEDULER).write_text("{}"), "scheduler_config.json"),
     "sample prediction": (json_edit(SCHEDULER, prediction_type="sample"), "'sample'.*'epsilon'"),
+    "wrong type": (json_edit("unet/config.json", norm_num_groups={}), "unet.*config.json"),
+    "too many blocks": (json_edit("vae/config.json", down_block_types=["DownEncoderBlock2D"] * 5), "vae"),
+    "impossible heads": (json_edit("text_encoder/config.json", num_attention_heads=2**40), "text_encoder.*larger"),
+    "endless layers": (json_edit("text_encoder/config.json", num_hidden_layers=10**8), "text_encoder.*larger"),
+    "endless blocks": (json_edit("unet/config.json", transformer_layers_per_block=[[10**6, 2]]), "unet.*larger"),
+    "a number of 31 digits": (json_edit("unet/config.json", layers_per_block=10**30), "31 digits"),
+    "infinity": (json_edit("unet/config.json", downsample_padding=float("-inf")), "not finite"),
+    "weights that are no numbers": (
+        tensor_edit(UNET, lambda t: {**t, "conv_in.bias": t["conv_in.bias"] * math.nan}),
+        "NaN",
+    ),
+    "a pointer of Git LFS": (lambda f: (f / UNET).write_bytes(LFS_POINTER), "Git LFS pointer"),
+    "token limit of another type": (json_edit(TOKENIZER, model_max_length="\x00"), "model_max_length"),
+    "a list as scheduler": (lambda f: (f / SCHEDULER).write_text("[]"), "scheduler_config.json"),
     "broken prompts": (lambda f: (f / "prompts.json").write_text("[]"), "prompts.json"),
 }
 
