@@ -94,12 +94,15 @@ class Geometry:
         try:
             if vae.get("shift_factor") is not None:
                 raise ValueError("a VAE with a shift_factor is not supported")
-            return cls(
+            found = cls(
                 channels=int(unet["in_channels"]),
                 vae_scale=2 ** (len(vae["block_out_channels"]) - 1),
                 unet_halvings=len(unet["block_out_channels"]) - 1,
                 scaling_factor=float(vae["scaling_factor"]),
             )
+            if found.channels < 1 or found.scaling_factor <= 0:
+                raise ValueError(f"{found.channels} channels, scaling_factor {found.scaling_factor}: needs numbers > 0")
+            return found
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             reason = brief(repr(error), 80)
             raise InputError(f"{where}: the UNet's or VAE's config is unusable ({reason}); make it again") from error

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import read_json, write_json
+from dive_fast.io import brief, read_json, write_json
 from dive_fast.models.files import (
     TEXT_PREFIX,
     WEIGHTS,
@@ -160,15 +160,24 @@ def _mismatches(bundle: ModelBundle) -> list[str]:
     vocabulary, rows = len(bundle.tokenizer), bundle.text_encoder.get_input_embeddings().weight.shape[0]
     channels, latents = (unet.in_channels, unet.out_channels), vae.latent_channels
     read, given = unet.cross_attention_dim, text.hidden_size
+    sample, scale = unet.sample_size, vae.scaling_factor
+    sides = sample if isinstance(sample, list | tuple) and len(sample) == 2 else (sample,)
     extra = [name for name in EXTRA_INPUTS if unet.get(name) is not None]
     problems = {
         f"UNet {channels[0]} -> {channels[1]} channels, VAE latents {latents}, need equal": {*channels} != {latents},
         f"UNet reads embeddings {read} wide, the text encoder gives {given}": read != given,
+        f"the UNet's sample_size is {brief(repr(sample), 80)}, not one number or two": {*map(type, sides)} != {int},
+        f"the VAE's scaling_factor is {brief(repr(scale), 80)}, not a number > 0": not _positive(scale),
+        "the VAE shifts its latents (shift_factor)": vae.get("shift_factor") is not None,
         f"the UNet wants further inputs ({', '.join(extra)})": bool(extra),
         f"the tokenizer pads to {tokens} tokens, the text encoder reads {longest}": tokens > longest,
         f"the tokenizer knows {vocabulary} tokens, the text encoder has {rows} rows": vocabulary > rows,
     }
     return [problem for problem, found in problems.items() if found]
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def save_bundle(bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None = None) -> None:
