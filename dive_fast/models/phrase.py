@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from dive_fast.io import sha256_bytes
 from dive_fast.types import Identity, InputError
 
 if TYPE_CHECKING:
@@ -48,11 +49,24 @@ class Phrase:
         return [slot.split("|") for slot in _SLOT.findall(self.text)]
 
     def identity(self, pid: str, name: str) -> Identity:
-        """Returns the identity whose learned words are `<name>`, or `<name.0>`, `<name.1>`, ... if there are several."""
+        """Returns the identity whose learned words are `<name>`, or `<name.0>`, `<name.1>`, ... if there are several.
+
+        A `name` of other characters than words have is replaced by its `learned_word`.
+        """
+        name = learned_word(name)
         if len(self.choices) == 1:
             return Identity(pid, _SLOT.sub(f"<{name}>", self.text))
         numbers = iter(range(len(self.choices)))
         return Identity(pid, _SLOT.sub(lambda _: f"<{name}.{next(numbers)}>", self.text))
+
+
+def learned_word(name: str) -> str:
+    """Returns `name` as a learned word holds it: as it is, or with a hash for the characters that no word has.
+
+    So different names, such as Anna and anna, have different words.
+    """
+    plain = re.sub(r"[^a-z0-9_.\-]+", "_", name.lower()).strip("_")
+    return name if plain == name else f"{plain}_{sha256_bytes(name.encode())[:8]}".strip("_")
 
 
 def drop_parts(placeholder: str, drop: float, rng: np.random.Generator) -> str:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dive_fast.io import nearest, read_json, write_json
+from dive_fast.io import brief, nearest, read_json, write_json
 from dive_fast.types import Camera, Identity, InputError, from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -190,6 +190,12 @@ class PromptEncoder:
         ids = [self._ids(key) for key in keys]
         return torch.tensor(ids, dtype=torch.int64).reshape(len(ids), self.tokenizer.model_max_length)
 
+    def check(self) -> None:
+        """Raises `InputError` unless the model reads the prompts of every identity by every camera."""
+        alike = {re.sub(r"<[^<>]*>", "<>", identity.placeholder): identity.pid for identity in self.table.identities}
+        for camera in self.table.cameras:
+            self.token_ids([(pid, camera.name) for pid in alike.values()])
+
     def encode(self, encode_text: Callable[[Tensor], Tensor], keys: Sequence[PromptKey]) -> tuple[Tensor, Tensor]:
         """Returns the embeddings of the U distinct keys, by first occurrence, and the row of each of the P keys.
 
@@ -207,7 +213,8 @@ class PromptEncoder:
         ids: list[int] = self.tokenizer(text, padding="max_length", max_length=length, truncation=False)["input_ids"]
         if len(ids) > length:
             raise InputError(
-                f"prompt {text!r} has {len(ids)} tokens and the model reads {length}; shorten the template or the code"
+                f"prompt {brief(repr(text), 80)} has {len(ids)} tokens and the model reads {length}; shorten the template or"
+                " the code, or take an embedding of fewer vectors"
             )
         for word in self.table.identity(key[0]).words if key is not None else ():
             token = self._added_tokens.get(word)

@@ -155,8 +155,7 @@ def test_a_placeholder_that_would_be_spelled_out_is_refused(bundle, fused):
 
 def test_a_prompt_that_would_be_cut_is_refused(bundle):
     adapter = replace(tiny_adapter(bundle), template="{token}" + " surveillance" * 3 + " {cam}")
-    fused = fuse(bundle, adapter)
-    refused(r"4\d tokens.* 32", PromptEncoder(fused.tokenizer, fused.prompts).token_ids, [("0001", "cam1")])
+    refused(r"4\d tokens.* 32", fuse, bundle, adapter)
 
 
 def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, encoder, tmp_path):
