@@ -11,7 +11,7 @@ from dive_fast.commands.common import Adapter, Base, Json, Tokenizer, finish, lo
 from dive_fast.data.names import abbreviate, canonical_pid
 from dive_fast.models.interop import Layout, parse_camera
 from dive_fast.settings import Reads
-from dive_fast.types import Camera, InputError
+from dive_fast.types import Camera, InputError, shown
 
 if TYPE_CHECKING:
     from dive_fast import models
@@ -23,7 +23,7 @@ def parse_person(text: str) -> tuple[str, Path]:
     """Returns the name and the file that `NAME=FILE` gives; anything else raises `InputError`."""
     name, _, file = text.partition("=")
     if not (name and file):
-        raise InputError(f"--person {text[:80]!r}: write NAME=FILE, as anna=embeddings/person.pt")
+        raise InputError(f"--person {shown(text)}: write NAME=FILE, as anna=embeddings/person.pt")
     return name, Path(file)
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from dive_fast.io import brief
 from dive_fast.sampling import repeated
-from dive_fast.types import DiveError, EngineSpec, InputError, Profile
+from dive_fast.types import DiveError, EngineSpec, InputError, Profile, shown
 
 if TYPE_CHECKING:
     from dive_fast.models.prompts import PromptEncoder
@@ -104,8 +103,9 @@ class Geometry:
                 raise ValueError(f"{found.channels} channels, scaling_factor {found.scaling_factor}: needs numbers > 0")
             return found
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            reason = brief(repr(error), 80)
-            raise InputError(f"{where}: the UNet's or VAE's config is unusable ({reason}); make it again") from error
+            raise InputError(
+                f"{where}: the UNet's or VAE's config is unusable ({shown(error)}); make it again"
+            ) from error
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.channels, height // self.vae_scale, width // self.vae_scale

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import brief, read_json, write_json
+from dive_fast.io import read_json, write_json
 from dive_fast.models.files import (
     TEXT_PREFIX,
     WEIGHTS,
@@ -26,7 +26,7 @@ from dive_fast.models.files import (
 from dive_fast.models.lora import has_lora
 from dive_fast.models.prompts import PromptTable
 from dive_fast.models.single_file import load_parts
-from dive_fast.types import DiveError, InputError, to_dict
+from dive_fast.types import DiveError, InputError, shown, to_dict
 
 if TYPE_CHECKING:
     import torch
@@ -166,8 +166,8 @@ def _mismatches(bundle: ModelBundle) -> list[str]:
     problems = {
         f"UNet {channels[0]} -> {channels[1]} channels, VAE latents {latents}, need equal": {*channels} != {latents},
         f"UNet reads embeddings {read} wide, the text encoder gives {given}": read != given,
-        f"the UNet's sample_size is {brief(repr(sample), 80)}, not one number or two": {*map(type, sides)} != {int},
-        f"the VAE's scaling_factor is {brief(repr(scale), 80)}, not a number > 0": not _positive(scale),
+        f"the UNet's sample_size is {shown(sample)}, not one number or two": {*map(type, sides)} != {int},
+        f"the VAE's scaling_factor is {shown(scale)}, not a number > 0": not _positive(scale),
         "the VAE shifts its latents (shift_factor)": vae.get("shift_factor") is not None,
         f"the UNet wants further inputs ({', '.join(extra)})": bool(extra),
         f"the tokenizer pads to {tokens} tokens, the text encoder reads {longest}": tokens > longest,

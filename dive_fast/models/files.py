@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.io import POINTER, brief, canonical_json, clear_disk_errors, is_pointer, read_json
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError, InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -175,11 +175,11 @@ def as_floats(tensors: Mapping[str, Any], where: str) -> dict[str, torch.Tensor]
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise InputError(
-                f"{where}: tensor {name[:80]!r} is {tensor.dtype}, expected floating point; make the file again"
+                f"{where}: tensor {shown(name)} is {tensor.dtype}, expected floating point; make the file again"
             )
         floats[name] = tensor.float()
         if tensor.numel() and not all(bound.isfinite() for bound in floats[name].aminmax()):
-            raise InputError(f"{where}: tensor {name[:80]!r} holds NaN or infinity; make the file again")
+            raise InputError(f"{where}: tensor {shown(name)} holds NaN or infinity; make the file again")
     return floats
 
 

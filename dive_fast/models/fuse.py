@@ -12,7 +12,7 @@ from dive_fast.models.adapter import Adapter, check_rows
 from dive_fast.models.bundle import ModelBundle
 from dive_fast.models.lora import check_lora_state, has_lora, lora_pairs
 from dive_fast.models.prompts import PromptEncoder, PromptTable, check_vocabulary
-from dive_fast.types import DiveError, Identity, InputError
+from dive_fast.types import DiveError, Identity, InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ def check_new_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: 
     known = [word for word in words if word in vocabulary]
     if known:
         raise InputError(
-            f"the tokenizer already knows {len(known)} of {len(words)} placeholders, first {known[0]!r};"
+            f"the tokenizer already knows {len(known)} of {len(words)} placeholders, first {shown(known[0])};"
             " start from a base model without them or choose other placeholders"
         )
     if len(tokenizer) != table.shape[0]:  # a new token's id would not be that of its row
@@ -102,7 +102,7 @@ def fuse(bundle: ModelBundle, adapter: Adapter, scale: float = 1.0) -> ModelBund
     import torch
 
     if not math.isfinite(scale):
-        raise InputError(f"fuse: scale must be a finite number, got {scale!r}; 1.0 is as trained")
+        raise InputError(f"fuse: scale must be a finite number, got {shown(scale)}; 1.0 is as trained")
     if has_lora(bundle.unet):
         raise DiveError("fuse: the UNet already carries LoRA layers; remove_lora first")
     check_base(adapter.base_fingerprint, bundle, "the adapter")

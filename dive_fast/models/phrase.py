@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dive_fast.io import sha256_bytes
-from dive_fast.types import Identity, InputError
+from dive_fast.types import Identity, InputError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,11 +37,11 @@ class Phrase:
         plain = _SLOT.sub("", self.text)
         if not self.choices or any(mark in self.text for mark in "<>") or any(mark in plain for mark in "{}"):
             raise InputError(
-                f"phrase {self.text!r}: needs at least one learned word such as {{person}} or {{red|green|blue}},"
+                f"phrase {shown(self.text)}: needs at least one learned word such as {{person}} or {{red|green|blue}},"
                 " and no other brackets"
             )
         if not all(word.strip() for words in self.choices for word in words):
-            raise InputError(f"phrase {self.text!r}: a learned word names nothing to start from")
+            raise InputError(f"phrase {shown(self.text)}: a learned word names nothing to start from")
 
     @cached_property
     def choices(self) -> list[list[str]]:

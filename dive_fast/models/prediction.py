@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dive_fast.io import brief
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 EPSILON, V = "epsilon", "v_prediction"
 _WORDS = {"v": V, "vprediction": V, "vpred": V, "velocity": V, "eps": EPSILON, "epsilon": EPSILON, "noise": EPSILON}
@@ -46,7 +46,7 @@ def declared(path: Path, tensors: Iterable[str], scheduler: dict[str, Any], file
         own = {"prediction_type": EPSILON, "rescale_betas_zero_snr": False, **scheduler}
         for name, value in changes.items():
             if own[name] != value:
-                raise InputError(f"model {named}, {file} has {name} {brief(repr(own[name]), 80)}; {remedy}")
+                raise InputError(f"model {named}, {file} has {name} {shown(own[name])}; {remedy}")
     return {**scheduler, **changes}
 
 
@@ -55,7 +55,7 @@ def _declarations(path: Path, tensors: Iterable[str]) -> Iterator[tuple[str, str
     for name in tensors:
         if name.startswith("edm_"):
             raise InputError(
-                f"model {path} is of another kind of diffusion (tensor {name[:80]!r}); use one of SD 1.5's kind"
+                f"model {path} is of another kind of diffusion (tensor {shown(name)}); use one of SD 1.5's kind"
             )
         if meaning := _meaning(name, "true", path):
             yield f"tensor {name}", meaning
@@ -81,9 +81,7 @@ def _meaning(name: str, value: str, path: Path) -> str | None:
     key, word = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (re.sub(r"^(modelspec\.|ss_)", "", name), value))
     if key in _NAMES:
         if word not in _WORDS:
-            raise InputError(
-                f"model {path}: its {name} is {brief(repr(value), 80)}, only the noise (epsilon) and v are known"
-            )
+            raise InputError(f"model {path}: its {name} is {shown(value)}, only the noise (epsilon) and v are known")
         return _WORDS[word]
     if key in _FLAGS:
         return _FLAGS[key] if word not in _NO else None

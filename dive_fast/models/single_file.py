@@ -25,7 +25,7 @@ from dive_fast.models.files import (
     read_config,
 )
 from dive_fast.models.prediction import declared
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -82,8 +82,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         with library_errors(f"model {path}", "get it again"):
             kind = infer_diffusers_model_type(tensors)  # "v1" for anything unknown
         raise InputError(
-            f"model {path} has no tensors under {missing[0]}… (first {min(tensors, default='none')[:80]!r}; diffusers"
-            f" takes it for {kind!r}); only a whole Stable Diffusion 1 model is read from one file, Stable Diffusion 2"
+            f"model {path} has no tensors under {missing[0]}… (first {shown(min(tensors, default='none'))}; diffusers"
+            f" takes it for {shown(kind)}); only a whole Stable Diffusion 1 model is read from one file, Stable Diffusion 2"
             " from its diffusers folder"
         )
     return tensors

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 # diffusers' defaults for what a scheduler_config.json leaves out, then every value that this solver reproduces.
 DEFAULTS: dict[str, Any] = {
@@ -71,11 +71,11 @@ def check_scheduler(data: object, where: str) -> dict[str, Any]:
     if reasons:
         raise InputError(f"{where}: {'; '.join(reasons)}; use a model whose noise schedule is Stable Diffusion's")
     ignored = [
-        f"{key} {_brief(config[key])}" for key, off in IGNORED.items() if key in config and config[key] not in off
+        f"{key} {shown(config[key])}" for key, off in IGNORED.items() if key in config and config[key] not in off
     ]
     if ignored:
         warnings.warn(
-            f"{where}: {', '.join(ignored)} ignored, as they set another sampler; this one is DPM-Solver++ 2M",
+            f"{where}: settings of another sampler are ignored: {', '.join(ignored)}; here it is DPM-Solver++ 2M",
             stacklevel=2,
         )
     return config
@@ -103,7 +103,7 @@ class Schedule:
         config = _effective(scheduler_config)
         reasons = _unsupported(config)
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            reasons.append(f"the number of steps must be a whole number >= 1, got {steps!r}")
+            reasons.append(f"the number of steps must be a whole number >= 1, got {shown(steps)}")
         if reasons:
             raise InputError(f"scheduler_config.json with {steps} steps: {'; '.join(reasons)}")
         timesteps = _timesteps(config, steps)
@@ -148,23 +148,19 @@ def _effective(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unsupported(config: dict[str, Any]) -> list[str]:
     reasons = [
-        f"{key} {_brief(config[key])} is not supported, only {' or '.join(repr(value) for value in values)}"
+        f"{key} {shown(config[key])} is not supported, only {' or '.join(repr(value) for value in values)}"
         for key, values in SUPPORTED.items()
         if key in config and config[key] not in values
     ]
     name = config.get("_class_name", "PNDMScheduler")
     if not isinstance(name, str) or not OF_BETAS.fullmatch(name):
-        reasons.append(f"_class_name {_brief(name)} has no betas as Stable Diffusion 1.5's has")
+        reasons.append(f"_class_name {shown(name)} has no betas as Stable Diffusion 1.5's has")
     for key, kinds in (("num_train_timesteps", int), ("steps_offset", int), ("beta_start", float), ("beta_end", float)):
         if isinstance(config[key], bool) or not isinstance(config[key], (int, kinds)) or not 0 <= config[key] < _MOST:
-            reasons.append(f"{key} must be a number >= 0 and < {_MOST:,}, got {_brief(config[key])}")
+            reasons.append(f"{key} must be a number >= 0 and < {_MOST:,}, got {shown(config[key])}")
     if not reasons and not 0 < config["beta_start"] < config["beta_end"] < 1:
         reasons.append(f"betas must rise within 0..1, got {config['beta_start']} to {config['beta_end']}")
     return reasons
-
-
-def _brief(value: object) -> str:
-    return repr(value)[:80]
 
 
 def _timesteps(config: dict[str, Any], steps: int) -> list[int]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dive_fast.models.interop.states import State, as_float
 from dive_fast.models.phrase import learned_word
-from dive_fast.types import Identity, InputError
+from dive_fast.types import Identity, InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def named(learned: Sequence[Learned], persons: Mapping[Path, str], taken: Collec
     counts = Counter(names[0] for names in choices)
     for one, (name, *_) in zip(learned, choices, strict=True):
         if not name or counts[name] > 1 or name in taken:
-            problem = f"identity {name[:80]!r} occurs more than once" if name else f"no name is in {one.token[:80]!r}"
+            problem = f"identity {shown(name)} occurs more than once" if name else f"no name is in {shown(one.token)}"
             raise InputError(f"{one.path}: {problem}; give each file its name with --person NAME=FILE")
     return [
         one if name == one.pid else replace(one, pid=name, token=name)
@@ -112,7 +112,7 @@ def read_embeddings(state: State, width: int) -> list[Learned]:
     for one in learned:
         if one.rows.shape[1] != width:
             raise InputError(
-                f"{state.path}: {one.token[:80]!r} is {one.rows.shape[1]} wide, this base model's text encoder {width};"
+                f"{state.path}: {shown(one.token)} is {one.rows.shape[1]} wide, this base model's text encoder {width};"
                 " use the base model that it was trained on"
             )
     return learned
@@ -141,7 +141,7 @@ def _read(state: State) -> list[Learned]:
     if len(widths) != 1 or None in widths:  # embeddings of one model are equally wide; other files are not
         first = min(values, default="nothing")
         raise InputError(
-            f"{state.path} holds neither a LoRA nor embeddings of one width ({len(values)} entries, first {first[:80]!r});"
+            f"{state.path} holds neither a LoRA nor embeddings of one width ({len(values)} entries, first {shown(first)});"
             " give files of textual inversion or LoRA"
         )
     return [_learned(state, token, rows) for token, rows in values.items()]
@@ -158,7 +158,7 @@ def _dive(state: State) -> list[Learned]:
     odd = sorted(set(vectors) ^ set(names.values()))
     if odd:
         raise InputError(
-            f"{state.path}: {_DIVE} and name2placeholder disagree on {len(odd)} tokens, first {odd[0][:80]!r};"
+            f"{state.path}: {_DIVE} and name2placeholder disagree on {len(odd)} tokens, first {shown(odd[0])};"
             " copy the file again"
         )
     # DiVE names identities by number and their folders by the number in four digits; readers see the folders.
@@ -167,5 +167,5 @@ def _dive(state: State) -> list[Learned]:
 
 
 def _learned(state: State, token: str, value: object, pid: str | None = None) -> Learned:
-    rows = as_float(value, f"{state.path}: the embedding of {token[:80]!r}", 1, 2)
+    rows = as_float(value, f"{state.path}: the embedding of {shown(token)}", 1, 2)
     return Learned(token.strip("<>") if pid is None else pid, token, rows.reshape(-1, rows.shape[-1]), state.path)

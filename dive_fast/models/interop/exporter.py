@@ -11,7 +11,7 @@ from dive_fast.models.files import replaced_folder, write_tensors
 from dive_fast.models.interop.lora_names import kohya_name
 from dive_fast.models.interop.sources import EMBEDDING_FILES, IDENTITIES, LORA_FILES
 from dive_fast.models.lora import lora_pairs
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ def export_adapter(adapter: Adapter, path: Path, layout: Layout = "diffusers") -
     Replaces an older export; any other folder that is not empty, or another layout, raises `InputError`.
     """
     if layout not in get_args(Layout):
-        raise InputError(f"export: layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
+        raise InputError(f"export: layout must be one of {', '.join(get_args(Layout))}, got {shown(layout)}")
     words = [word for identity in adapter.identities for word in identity.words]
     with replaced_folder(path, lambda folder: (folder / IDENTITIES).is_file()) as folder:
         if layout == "kohya":

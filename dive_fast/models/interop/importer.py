@@ -19,7 +19,7 @@ from dive_fast.models.interop.sources import CAMERAS, IDENTITIES, PEFT_CONFIG, S
 from dive_fast.models.lora import lora_targets
 from dive_fast.models.phrase import ONE_WORD
 from dive_fast.models.prompts import DEFAULT_TEMPLATE
-from dive_fast.types import Camera, Identity, InputError
+from dive_fast.types import Camera, Identity, InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ def _identities(
         odd = sorted(set(words) ^ set(by_token)) or [one.token for one in learned if len(one.rows) != 1]
         if odd:
             raise InputError(
-                f"{sources.descriptions[IDENTITIES]} and the embeddings disagree on {len(odd)} words, first {odd[0]!r};"
+                f"{sources.descriptions[IDENTITIES]} and the embeddings disagree on {len(odd)} words, first {shown(odd[0])};"
                 " export the adapter again"
             )
         learned = [by_token[word] for word in words]

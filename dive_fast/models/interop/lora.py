@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dive_fast.models.interop.lora_names import ALPHA, A, B, folds_in_its_alpha, split_keys, summarise
 from dive_fast.models.interop.lora_scale import Scaling, read_scaling
 from dive_fast.models.interop.states import State
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -76,13 +76,13 @@ def convert(
         remedy = _RENAME if _same_shapes(state, layers, linears) else _REMEDY
         raise InputError(
             f"{state.path}: none of its {len(layers)} LoRA layers fits this base model{_text_width(state, layers)}: it"
-            f" has {summarise(unsupported)}, first {unsupported[0][:120]!r}, needed is attention as"
+            f" has {summarise(unsupported)}, first {shown(unsupported[0])}, needed is attention as"
             f" {next(iter(linears))!r}; {remedy}"
         )
     everywhere = [key for key in others if _WHOLE.search(key)]
     if everywhere:
         raise InputError(
-            f"{state.path}: {everywhere[0][:120]!r} scales layers that its name does not show, so no layer can be taken"
+            f"{state.path}: {shown(everywhere[0])} scales layers that its name does not show, so no layer can be taken"
             " alone; save it as plain LoRA"
         )
     scaling = read_scaling(state, peft_config)
@@ -90,7 +90,7 @@ def convert(
     if unsupported and not drop_unsupported:
         raise InputError(
             f"{state.path}: {len(fitting)} of its {len(layers)} LoRA layers fit, an adapter cannot hold"
-            f" {summarise(unsupported)}, first {unsupported[0]!r}; --drop-unsupported leaves them out"
+            f" {summarise(unsupported)}, first {shown(unsupported[0])}; --drop-unsupported leaves them out"
         )
     return _padded(pairs, linears, tuple(unsupported))
 
@@ -106,7 +106,7 @@ def _layers(state: State, linears: Mapping[str, object]) -> tuple[dict[str, dict
         linear, part = split
         first = layers.setdefault(linear, {}).setdefault(part, key)
         if first != key:
-            raise InputError(f"{state.path}: {first!r} and {key!r} name the same tensor; keep one of them")
+            raise InputError(f"{state.path}: {shown(first)} and {shown(key)} name the same tensor; keep one of them")
     return layers, sorted(others)
 
 
@@ -142,14 +142,17 @@ def _number(state: State, key: str) -> float:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e9 < value < 1e9:
-        raise InputError(f"{state.path}: {key!r} must be one finite number, got {value!r}; make the file again")
+        raise InputError(
+            f"{state.path}: {shown(key)} must be one finite number, got {shown(value)}; make the file again"
+        )
     return float(value)
 
 
 def _same_shapes(state: State, layers: Mapping[str, _Keys], linears: Mapping[str, tuple[int, int]]) -> bool:
     """Whether plain LoRA layers have the shapes of the UNet's linears, so only their names are others."""
     shapes = {(i, o) for i, o in linears.values()}
-    pairs = [(state.values[keys[A]], state.values[keys[B]]) for keys in layers.values() if {A, B} <= keys.keys()]
+    others = [keys for name, keys in layers.items() if name not in linears and {A, B} <= keys.keys()]
+    pairs = [(state.values[keys[A]], state.values[keys[B]]) for keys in others]
     found = {(getattr(a, "shape", (0,))[-1], getattr(b, "shape", (0,))[0]) for a, b in pairs}
     return bool(found) and found <= shapes
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from dive_fast.io import brief, parse_json, read_json
 from dive_fast.models.interop.states import State
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 # Fields of PEFT's configuration that say nothing of what the finished weights do, whatever their value. Those with values
 # are such as long as they have one of these: other initialisations change the base model too, which PEFT repeats on load.
@@ -28,7 +28,7 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
 }
 _READ = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"}
-_OFF = (None, False, "", [], {})
+_OFF: tuple[object, ...] = (None, False, "", [], {})
 _Number = TypeVar("_Number", int, float)
 
 
@@ -72,12 +72,10 @@ class Scaling:
         patterns = {name: data.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
         for name, pattern in patterns.items():
             if not isinstance(pattern, dict) or not all(_is_number(value) for value in pattern.values()):
-                raise InputError(
-                    f"{where}: {name} must map names to numbers, got {brief(repr(pattern), 80)}; copy it again"
-                )
+                raise InputError(f"{where}: {name} must map names to numbers, got {shown(pattern)}; copy it again")
         r, alpha = data.get("r"), data.get("lora_alpha")
         if not _is_number(r) or not _is_number(alpha):
-            found = f"{brief(repr(r), 80)} and {brief(repr(alpha), 80)}"
+            found = f"{shown(r)} and {shown(alpha)}"
             raise InputError(f"{where} needs the numbers r and lora_alpha, got {found}; copy it again")
         return cls(where, r, alpha, **patterns, use_rslora=bool(data.get("use_rslora")))  # type: ignore[arg-type]
 
@@ -90,12 +88,12 @@ def _matching(pattern: Mapping[str, _Number], linear: str, default: _Number) -> 
     """The value of the first pattern that the end of a linear's name matches, as PEFT reads its patterns."""
     for end, value in pattern.items():
         if len(re.findall(r"[*+{]", end)) > 3 or re.search(r"\)[*+{]", end):  # a match might never end
-            raise InputError(f"LoRA configuration: pattern {end[:80]!r} is too complex; write the names of the linears")
+            raise InputError(f"LoRA configuration: pattern {shown(end)} is too complex; write the names of the linears")
         try:
             if re.fullmatch(rf"(.*\.)?({end})", linear):
                 return value
         except re.error as error:
-            raise InputError(f"LoRA configuration: pattern {end[:80]!r} is no regular expression ({error})") from error
+            raise InputError(f"LoRA configuration: pattern {shown(end)} is no regular expression ({error})") from error
     return default
 
 

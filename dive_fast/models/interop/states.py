@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dive_fast.io import POINTER, is_pointer
 from dive_fast.models.files import check_safetensors
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class State:
 
     def tensor(self, name: str, *ndims: int) -> torch.Tensor:
         """The tensor called `name` as float32 on the CPU; see `as_float`."""
-        return as_float(self.values[name], f"{self.path}: {name!r}", *ndims)
+        return as_float(self.values[name], f"{self.path}: {shown(name)}", *ndims)
 
 
 def as_float(value: object, where: str, *ndims: int) -> torch.Tensor:
