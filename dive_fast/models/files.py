@@ -72,8 +72,9 @@ def load_tokenizer(folder: Path) -> Any:
 
     if not has_vocabulary(folder):
         raise InputError(f"tokenizer {folder} holds neither tokenizer.json nor vocab.json; copy the folder again")
-    for file in sorted(folder.glob("[!.]*.json")):
-        read_json(file, "tokenizer")
+    for file in _texts(folder):
+        if file.suffix == ".json" or not file.is_file():
+            read_json(file, "tokenizer")
     with library_errors(f"tokenizer {folder}", "copy the folder again"), _without_marks(folder) as plain:
         tokenizer = CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
     length = tokenizer.model_max_length
@@ -82,10 +83,14 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def _texts(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("[!.]*") if file.suffix in (".json", ".txt"))
+
+
 @contextmanager
 def _without_marks(folder: Path) -> Iterator[Path]:
     """Yields `folder`, or a copy without the byte-order marks at which the tokenizers library stops."""
-    texts = {file.name: file.read_bytes() for file in folder.glob("[!.]*") if file.suffix in (".json", ".txt")}
+    texts = {file.name: file.read_bytes() for file in _texts(folder)}
     if not any(text.startswith(codecs.BOM_UTF8) for text in texts.values()):
         yield folder
         return
@@ -192,16 +197,15 @@ def network_class(part: str) -> Any:
 
 
 def _weights(folder: Path, part: str) -> list[Path]:
-    """The files that hold a network: one, or the shards that an index names; those saved as fp16 if there are no others."""
+    """The files that hold a network: one, or the shards that an index names; half precision only if there is no other."""
     plain, stem = WEIGHTS[part], WEIGHTS[part].removesuffix(".safetensors")
-    for one, index in (
-        (plain, f"{plain}.index.json"),
-        (f"{stem}.fp16.safetensors", f"{plain}.index.fp16.json"),
-    ):
+    for variant in ("", ".fp16", ".bf16"):
+        one = f"{stem}{variant}.safetensors"
         if (folder / one).is_file():
             return [folder / one]
-        if (folder / index).is_file():
-            return _shards(folder / index)
+        for index in (f"{plain}.index{variant}.json", f"{one}.index.json"):
+            if (folder / index).is_file():
+                return _shards(folder / index)
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     raise InputError(f"model part {folder} has no {plain} (found {found}); convert its weights to safetensors first")
 

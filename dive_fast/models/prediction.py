@@ -4,7 +4,7 @@
 |---|---|
 | tensors | `v_pred`; `ztsnr` for a noise schedule that ends in pure noise |
 | header | `modelspec.prediction_type`, `modelspec.predict_key`, `ss_v_parameterization`, `ss_zero_terminal_snr` |
-| `NAME.yaml` or `model.yaml` beside it | `parameterization: v`, in the original code's configuration |
+| `NAME.yaml` beside it; any .yaml, if it is the only model there | `parameterization: v`, in the first code's terms |
 
 A file that declares nothing predicts what `scheduler/scheduler_config.json` beside it says, else the noise.
 """
@@ -70,9 +70,11 @@ def _texts(path: Path) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        yield "header", (file.metadata() or {}).items()
-    for beside in {path.with_suffix(".yaml"), path.with_suffix(".yml"), path.with_name("model.yaml")}:
-        if beside.is_file():
+        header = file.metadata() or {}
+    yield "header", [*header.items(), *(entry for text in header.values() for entry in _ENTRY.findall(text))]
+    alone = len([*path.parent.glob("[!.]*.safetensors")]) == 1
+    for beside in sorted(file for file in path.parent.glob("[!.]*") if file.suffix.lower() in (".yaml", ".yml")):
+        if (alone or beside.stem in (path.stem, path.name)) and beside.is_file():
             lines = beside.read_text(encoding="utf-8-sig", errors="replace").splitlines()
             yield beside.name, [entry for line in lines for entry in _ENTRY.findall(line.split("#")[0])]
 

@@ -84,7 +84,7 @@ def check_vocabulary(
     for camera in cameras:
         if not _CODE.fullmatch(camera.code):
             raise InputError(
-                f"{where}: code {shown(camera.code)} of camera {shown(camera.name)} must be words without <>{{}}"
+                f"{where}: code {camera.code[:80]!r} of camera {shown(camera.name)} must be words without <>{{}}"
             )
     for template in templates:
         if sorted(re.findall(r"\{[^{}]*\}|[{}]", template)) != ["{cam}", "{token}"]:

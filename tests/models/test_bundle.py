@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -288,6 +289,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "NaN",
     ),
     "a pointer of Git LFS": (lambda f: (f / UNET).write_bytes(LFS_POINTER), "Git LFS pointer"),
+    "a pipe": (
+        lambda f: ((f / "tokenizer/merges.txt").unlink(), os.mkfifo(f / "tokenizer/merges.txt")),
+        "merges.txt .*pipe",
+    ),
     "token limit of another type": (json_edit(TOKENIZER, model_max_length="\x00"), "model_max_length"),
     "a list as scheduler": (lambda f: (f / SCHEDULER).write_text("[]"), "scheduler_config.json"),
     "broken prompts": (lambda f: (f / "prompts.json").write_text("[]"), "prompts.json"),

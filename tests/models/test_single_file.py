@@ -119,7 +119,10 @@ DECLARED: dict[str, Callable[[Path], object]] = {
     "yaml": lambda path: path.with_suffix(".yaml").write_text(
         'model:\n  params:\n    parameterization: "v"  # as SD 2\n'
     ),
-    "model.yaml": lambda path: path.with_name("model.yaml").write_text("{model: {params: {'parameterization': v}}}"),
+    "JSON in the header": lambda path: with_header(path, config='{"prediction_type": "v_prediction"}'),
+    "the only yaml": lambda path: path.with_name("v-inference.yml").write_text(
+        "{model: {params: {'parameterization': v}}}"
+    ),
 }
 
 
