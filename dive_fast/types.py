@@ -51,7 +51,7 @@ def from_dict(cls: type[R], data: object, where: str) -> R:
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - known)
     if unknown:
-        raise InputError(f"{where}: unknown field(s) {', '.join(unknown)} in {cls.__name__}; it has {sorted(known)}")
+        raise InputError(f"{where}: unknown field(s) {', '.join(unknown)[:80]} in {cls.__name__}; it has {sorted(known)}")
     try:
         return cls(**data)
     except InputError as error:
@@ -74,7 +74,9 @@ class Camera:
 
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
-            raise InputError(f"camera {self.name!r}: modality must be one of {MODALITIES}, got {self.modality!r}")
+            raise InputError(
+                f"camera {shown(self.name)}: modality must be one of {MODALITIES}, got {shown(self.modality)}"
+            )
 
 
 @dataclass(frozen=True)

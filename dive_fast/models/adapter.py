@@ -191,7 +191,9 @@ def load_adapter(path: Path | str) -> Adapter:
         description = read_description(folder / "adapter.json")
         tensors, lora = (read_tensors(folder / name) for name in ("identities.safetensors", "lora.safetensors"))
         if set(tensors) != {"embeddings"}:
-            raise InputError(f"identities.safetensors must hold one tensor 'embeddings', found {sorted(tensors)}")
+            raise InputError(
+                f"identities.safetensors must hold one tensor 'embeddings', found {shown(sorted(tensors))}"
+            )
         other = [key for key in lora if not key.startswith(_UNET)]
         if other:
             raise InputError(f"lora.safetensors: {len(other)} of {len(lora)} keys lack the prefix {_UNET!r}")
