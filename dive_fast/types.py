@@ -51,7 +51,9 @@ def from_dict(cls: type[R], data: object, where: str) -> R:
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - known)
     if unknown:
-        raise InputError(f"{where}: unknown field(s) {', '.join(unknown)[:80]} in {cls.__name__}; it has {sorted(known)}")
+        raise InputError(
+            f"{where}: unknown field(s) {', '.join(unknown)[:80]} in {cls.__name__}; it has {sorted(known)}"
+        )
     try:
         return cls(**data)
     except InputError as error:

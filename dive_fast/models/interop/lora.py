@@ -76,7 +76,7 @@ def convert(
         remedy = _RENAME if _same_shapes(state, layers, linears) else _REMEDY
         raise InputError(
             f"{state.path}: none of its {len(layers)} LoRA layers fits this base model{_text_width(state, layers)}: it"
-            f" has {summarise(unsupported)}, first {shown(unsupported[0])}, needed is attention as"
+            f" has {summarise(unsupported)}, first {shown(unsupported[0], 160)}, needed is attention as"
             f" {next(iter(linears))!r}; {remedy}"
         )
     everywhere = [key for key in others if _WHOLE.search(key)]
@@ -90,7 +90,7 @@ def convert(
     if unsupported and not drop_unsupported:
         raise InputError(
             f"{state.path}: {len(fitting)} of its {len(layers)} LoRA layers fit, an adapter cannot hold"
-            f" {summarise(unsupported)}, first {shown(unsupported[0])}; --drop-unsupported leaves them out"
+            f" {summarise(unsupported)}, first {shown(unsupported[0], 160)}; --drop-unsupported leaves them out"
         )
     return _padded(pairs, linears, tuple(unsupported))
 
