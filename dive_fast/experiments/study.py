@@ -41,6 +41,7 @@ def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
             "config": asdict(config),
             "seconds": walk.timings.seconds,
             "synth": asdict(walk.summary),
+            "quality": walk.quality,
             "comparison": asdict(walk.comparison),
             "curve": [{"steps": steps, "map": score} for steps, score in curve.items()],
         }
