@@ -10,8 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dive_fast.experiments.arms import BASELINE, heldout_sides, paired_photos
+from dive_fast.experiments.arms import BASELINE, heldout_sides, oracle_infrared, paired_photos
 from dive_fast.experiments.config import StudyConfig
+from dive_fast.experiments.pictures import plot_people
 from dive_fast.experiments.pipeline import Walk, run_walk
 from dive_fast.io import canonical_json, clear_disk_errors, lock_folder, read_json, write_json
 from dive_fast.models import Adapter, load_adapter, load_bundle
@@ -25,13 +26,14 @@ _FREE = ("seeds", "curve", "autoencoder", "workers")  # add or leave out whole r
 
 
 def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
-    """Runs the study in `out`, or resumes it; writes and returns `out/study.json`, and draws `out/curve.png`.
+    """Runs the study in `out`, or resumes it; writes and returns `out/study.json`, and draws `out/people.png` and `out/curve.png`.
 
     Finished work is not repeated. More seeds, lengths of the curve and the arm autoencoder may be added to a study. Raises
     `InputError` before any work, as `open_study`.
     """
     with open_study(config, out):
         walk = run_walk(config, out)
+        plot_people(walk.photos, walk.infrared, oracle_infrared(walk.world, 1), out / "people.png")
         curve = _curve(config, walk, out) if config.curve else {}
         result = {
             "config": asdict(config),
