@@ -28,7 +28,8 @@ _FREE = ("seeds", "curve", "autoencoder", "workers")  # add or leave out whole r
 def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
     """Runs the study in `out`, or resumes it; writes and returns `out/study.json`.
 
-    Draws some people, `out/people.png`, and mAP of paired-only by length of training, `out/curve.png`. Finished work is not repeated. More seeds, lengths of the curve and the arm autoencoder may be added to a study. Raises
+    Draws some people, `out/people.png`, and mAP of paired-only by length of training, `out/curve.png`. Finished
+    work is not repeated. More seeds, lengths of the curve and the arm autoencoder may be added to a study. Raises
     `InputError` before any work, as `open_study`.
     """
     with open_study(config, out):
