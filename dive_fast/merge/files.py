@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dive_fast.data.images import decode_image, read_image_file
+from dive_fast.data.images import ImageHeader, decode_image, read_header, read_image_file
 from dive_fast.data.writers import new_path
 from dive_fast.io import atomic_write, clear_disk_errors, sha256_bytes
 from dive_fast.merge.config import How
@@ -18,6 +18,8 @@ from dive_fast.synth.provenance import jpeg_tags, png_tags, read_tags
 from dive_fast.types import DiveError, InputError
 
 JPEG_QUALITY = 95
+# What a name in a layout promises (`layout_names.Naming.suffixes`).
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP"}
 
 
 def place(root: Path, name: str, source: Path, how: How, sha256: str | None = None) -> None:
@@ -47,19 +49,28 @@ def place(root: Path, name: str, source: Path, how: How, sha256: str | None = No
 def place_image(root: Path, name: str, image: MergeImage, how: How, three_channels: bool) -> bool:
     """As `place`, for a training image; returns whether it was converted.
 
-    An image that brings its name stays as it is. Others are converted to the new suffix's format, and to RGB with
-    `three_channels`: PNG and BMP without loss, JPEG at quality 95 without chroma subsampling.
+    An image that brings its name stays as it is, unless it has to be turned or has deeper pixels than 8 bits: trainers read
+    no EXIF. Others are converted to the new suffix's format, and to RGB with `three_channels`: PNG and BMP without loss,
+    JPEG at quality 95 without chroma subsampling.
     """
     source = image.sample.path
     suffix = Path(name).suffix
-    same = _format(suffix) == _format(source.suffix)
-    if same and (image.own or not three_channels or _mode(source) == "RGB"):
+    if _is_usable(image, suffix, read_header(source, str(source)), three_channels):
         place(root, name, source, how, image.sha256)
         return False
     if not is_there(root / name):
         data = read_bytes(source, image.sha256)
         atomic_write(new_path(root, name), converted(data, suffix, str(source)))
     return True
+
+
+def _is_usable(image: MergeImage, suffix: str, header: ImageHeader, three_channels: bool) -> bool:
+    """Whether trainers can read the file as it is under a name with `suffix`."""
+    if not header.upright or header.deep:
+        return False
+    if image.own:
+        return _FORMATS.get(image.sample.path.suffix.lower()) == _FORMATS[suffix.lower()]
+    return header.format == _FORMATS[suffix.lower()] and (not three_channels or header.mode == "RGB")
 
 
 def converted(data: bytes, suffix: str, where: str) -> bytes:
@@ -87,17 +98,3 @@ def read_bytes(source: Path, sha256: str | None) -> bytes:
 def is_there(path: Path) -> bool:
     """Whether a file, or a link, has the name."""
     return path.is_symlink() or path.exists()
-
-
-def _format(suffix: str) -> str:
-    return {".jpeg": ".jpg"}.get(suffix.lower(), suffix.lower())
-
-
-def _mode(source: Path) -> str:
-    """The header's mode, as L for grey; an unreadable file raises as decoding does."""
-    try:
-        with Image.open(source) as image:
-            return image.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        decode_image(read_bytes(source, None), str(source))
-        raise

@@ -13,7 +13,7 @@ from dive_fast.data.names import abbreviate, canonical_pid, natural_key
 from dive_fast.data.sets import NamedSet, SetSpec, read_sets
 from dive_fast.io import sha256_bytes
 from dive_fast.merge.config import Dataset
-from dive_fast.merge.pool import in_order
+from dive_fast.data.pool import in_order
 from dive_fast.synth.manifest import dropped, read_manifest
 from dive_fast.types import MODALITIES, InputError, Sample
 

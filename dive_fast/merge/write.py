@@ -38,7 +38,7 @@ from dive_fast.merge.config import Dataset, MergeConfig
 from dive_fast.merge.files import place, place_image, read_bytes
 from dive_fast.merge.inputs import Progress
 from dive_fast.merge.plan import Placed, Survey, carried, val_people
-from dive_fast.merge.pool import in_order
+from dive_fast.data.pool import in_order
 from dive_fast.types import MODALITIES, InputError, to_dict
 
 FORMAT = 1
