@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dive_fast.data.names import canonical_pid, image_files
+from dive_fast.data.names import canonical_pid, image_files, warn_unread
 from dive_fast.data.sets import READERS, SetSpec
 from dive_fast.data.sysu import read_ids
 
@@ -44,7 +44,9 @@ def held_out(spec: SetSpec) -> HeldOut | None:
 def _market(spec: SetSpec) -> HeldOut | None:
     """Junk and background boxes belong to the gallery, but to no identity."""
     folders = [folder for folder in (spec.root / "query", spec.root / "bounding_box_test") if folder.is_dir()]
-    images = tuple(file for folder in folders for file in image_files(folder))
+    unread: list[Path] = []
+    images = tuple(file for folder in folders for file in image_files(folder, unread))
+    warn_unread(spec.root, unread)
     numbers = {file.name.split("_")[0] for file in images}
     pids = [canonical_pid(number, str(spec.root)) for number in numbers if number.isdecimal() and int(number)]
     return HeldOut(_prefixed(spec, pids), images, ()) if folders else None

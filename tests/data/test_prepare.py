@@ -107,9 +107,7 @@ def test_an_image_that_vanished_is_named(trees: Path, tmp_path: Path) -> None:
     plan = plan_of(trees)
     (trees / "sysu/cam1/0001/0001.jpg").unlink()
     (image,) = prepare(plan, tmp_path / "out")["damaged"]
-    assert image["problem"] == (
-        "image sysu/cam1/0001/0001.jpg cannot be read: No such file or directory; fix or remove it"
-    )
+    assert image["problem"].startswith("image sysu/cam1/0001/0001.jpg does not exist")
 
 
 def test_memory_is_bounded_by_an_image(tmp_path: Path) -> None:
