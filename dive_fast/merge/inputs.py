@@ -51,6 +51,11 @@ class Inputs:
         named = {named.name: named.spec.root for named in self.sets}
         return named | {name: dataset.root for name, dataset in self.datasets.items()}
 
+    def prefix(self, name: str) -> str:
+        """The prefix that a set or dataset was given."""
+        given = {named.name: named.spec.prefix for named in self.sets}
+        return given[name] if name in given else self.datasets[name].prefix
+
     def images(self) -> Iterator[MergeImage]:
         """Every training image: real sets first, then the datasets in the order given; a photo comes once a person."""
         yield from self.photos
