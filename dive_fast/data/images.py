@@ -94,6 +94,15 @@ def header_size(path: Path | str) -> tuple[int, int] | None:
     return header.height, header.width
 
 
+def image_problem(path: Path) -> str | None:
+    """Why a file is no usable image, found by decoding it; None for a good one."""
+    try:
+        open_image(path)
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def read_image_file(path: Path, name: str) -> bytes:
     """The bytes of an image's file, not decoded; an unreadable one raises `InputError`, which calls it `name`."""
     with _errors(name):
