@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from unicodedata import normalize
 
 from dive_fast.commands.common import (
     Backend,
@@ -141,9 +142,12 @@ def _model(folder: Path) -> tuple[PromptTable, str, tuple[int, int]]:
 
 def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | None) -> list[str]:
     """Returns the identities to generate: the requested ones, which the model must know, or all that are possible."""
-    if requested:
-        return [table.identity(pid).pid for pid in requested]
     known = [identity.pid for identity in table.identities]
+    if requested:
+        composed = [
+            pid if pid in known else normalize("NFC", pid) for pid in requested
+        ]  # as readers of photos spell them
+        return [table.identity(pid).pid for pid in composed]
     if photos is None:
         return known
     pictured = {sample.pid for sample in photos}
