@@ -106,10 +106,8 @@ def test_every_text_is_shown_and_does_nothing(dataset):
     body = text.split("\n", 1)[1]
     assert "<script" not in body and "<b>" not in body and "<i>" not in body
     assert "](javascript" not in body.replace("\\](", "") and "\n# e" not in body
-    assert (
-        r"&lt;script&gt;alert(1)&lt;/script&gt; \[x\](javascript:alert(1)) \| \!\[i\](http://a/b.png) \`c\` \*\*d\*\*"
-        in body
-    )
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \[x\](javascript:alert(1)) \| \!\[i\](http://a/b.png)" in body
+    assert r"\`c\` \*\*d\*\*" in body and r"a\_b@c.d" in body
+    assert "|---|---|---|---|\n| cam1 | RGB |" in body
     assert r"| cam3\|&lt;b&gt; | infrared |" in body
-    assert "| engine's fingerprint | `??i????????x` (20 pairs) |" in body or "`??i???" in body
-    assert r"a\_b@c.d" in body
+    assert "| engine's fingerprint | `??i?????x` (20 pairs) |" in body
