@@ -30,6 +30,15 @@ class InputError(DiveError):
 R = TypeVar("R")
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as it stands in a message: on one line, cut to `most` characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def to_dict(record: Any) -> dict[str, Any]:
     """Returns a record for JSON: nested records become dicts; tuples stay, which JSON writes as lists."""
     return asdict(record)
