@@ -222,6 +222,9 @@ class _Run:
                 continue
             if self._store.size(shard_name(number)):  # its owner finished it just before
                 release()
+                if number not in finished_shards(self._store, self._plan):
+                    where = f"{shard_name(number)} in {self._store.where}"
+                    raise InputError(f"{where} is no file, so the shard cannot be recorded; move it away, then rerun")
                 continue
             shard = self._shards[number] = _OpenShard(number, pairs, release)
             jobs = [job for pair, names in shard.pairs for job in self._open(shard, pair, names, writer)]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dive_fast import io
+from dive_fast.synth import save_plan
 from dive_fast.synth.manifest import read_manifest, samples
 from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import DiveError
@@ -253,3 +254,10 @@ def test_a_photo_folder_that_goes_away_stops_the_run(tmp_path, out, left):
     (tmp_path / "elsewhere").rename(tmp_path / "photos")
     assert make(plan, out).rejected == 0
     assert verify_dataset(out).whole
+
+
+def test_a_folder_in_a_records_place_does_not_wait_for_ever(plan, out):
+    (out / "shards/00002.jsonl/x").mkdir(parents=True)
+    (out / "shards/00002.jsonl/x").rmdir()
+    save_plan(plan, out / "plan.json")
+    refused(r"shards/00002\.jsonl in .* is no file", make, plan, out)
