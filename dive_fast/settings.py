@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Collection
@@ -122,7 +123,10 @@ def _has_type(value: Any, hint: Any) -> bool:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if hint is float:
         number: Any = value
-        return isinstance(value, Real) and not isinstance(value, bool) and bool(abs(number) <= sys.float_info.max)
+        fits = isinstance(value, Real) and not isinstance(value, bool)
+        return fits and bool(
+            abs(number) <= sys.float_info.max or abs(number) == math.inf
+        )  # no NaN, no huge whole number
     if origin is not tuple:
         return hint is Any or isinstance(value, origin or hint)
     if not isinstance(value, tuple):
@@ -137,9 +141,7 @@ def _describe(kind: Any) -> str:
         return f"one of {', '.join(map(str, parts))}"
     if get_origin(kind) is tuple:
         return f"a list of {_describe(unwrap(parts[0])[0])}" if parts[-1] is ... else f"{len(parts)} values"
-    return {int: "a whole number", float: "a finite number", str: "a text"}.get(
-        kind, getattr(kind, "__name__", str(kind))
-    )
+    return {int: "a whole number", float: "a number", str: "a text"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 @cache

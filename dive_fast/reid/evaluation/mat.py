@@ -26,7 +26,7 @@ def read_mat(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         require_plain(path, str(path), MOST)
         size = path.stat().st_size
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}; copy it again or correct the path") from error
     spawn = multiprocessing.get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_load, args=(sender, str(path), list(names), size), daemon=True)
