@@ -136,8 +136,7 @@ def _origin(plan: Any, found: Contents, model: Path | None) -> Iterator[tuple[st
     yield "image size (height x width)", f"{plan.height}x{plan.width}"
     yield "plan id", _code(plan.plan_id)
     yield "fused model's fingerprint", _code(plan.model_fingerprint)
-    for name, fingerprint in _ancestors(model, plan.model_fingerprint):
-        yield name, _code(fingerprint)
+    yield from _ancestors(model, plan.model_fingerprint)
     for engine, count in found.engines.most_common():
         yield "engine's fingerprint", _code(engine) + f" ({count:,} pairs)"
     yield "card written by", f"dive-fast {__version__}"
@@ -157,7 +156,7 @@ def _ancestors(model: Path | None, fingerprint: str) -> Iterator[tuple[str, str]
         value = prompts.get(f"{name}_fingerprint") if isinstance(prompts, dict) else None
         if not isinstance(value, str) or not re.fullmatch(r"[\w.:-]{1,128}", value):
             raise InputError(f"{model / 'prompts.json'} names no {name}_fingerprint; fuse and export again")
-        yield f"{name}'s fingerprint", value
+        yield f"{name}'s fingerprint", _code(value)
 
 
 def _counts(found: Contents) -> dict[str, Any]:

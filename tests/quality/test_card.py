@@ -22,6 +22,7 @@ def test_a_bare_dataset(dataset):
         f"| plan id | `{plan['plan_id']}` |",
         "| sampling | 4 steps, guidance 2 |",
         "| seed of the run | 3 |",
+        "| base and adapter | not stated (dive-fast card --model FOLDER reads them off the engine) |",
         "| engine's fingerprint | `engine-1` (20 pairs) |",
     )
     words = (
