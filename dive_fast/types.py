@@ -163,7 +163,10 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class PairRecord:
-    """One finished pair: its spec, its files (relative to the dataset) with hashes and bytes, and the engine."""
+    """One finished pair: its spec, its files (relative to the dataset) with hashes and bytes, and the engine.
+
+    A rejected pair whose photo could not be read has no hashes ("").
+    """
 
     spec: PairSpec
     files: dict[str, str]
@@ -172,3 +175,8 @@ class PairRecord:
     engine_fingerprint: str
     scores: dict[str, float]
     status: Literal["done", "rejected"] = "done"
+
+    @property
+    def lost(self) -> bool:
+        """Whether synth could not read the pair's photo, so that there are no files."""
+        return self.status == "rejected" and not any(self.sha256.values())

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
-
+from dive_fast.data.images import decode_image
 from dive_fast.data.names import natural_key
 from dive_fast.data.writers import id_list
 from dive_fast.io import sha256_bytes
@@ -124,9 +122,8 @@ def finished_image(store: Store, plan: SynthesisPlan, pair: PairSpec, name: str,
 
 def _whole(data: bytes) -> bool:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        decode_image(data, "generated")
+    except InputError:
         return False
     return True
 

@@ -14,7 +14,9 @@ from PIL import Image
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
+from dive_fast.data.images import opened_image
 from dive_fast.io import canonical_json
+from dive_fast.types import InputError
 
 PREFIX = "dive_fast:"
 
@@ -38,7 +40,7 @@ def jpeg_tags(notes: Mapping[str, str]) -> Image.Exif:
 def read_tags(data: bytes | BinaryIO) -> dict[str, str]:
     """The tags of an image; {} for one without, and for data that is no image."""
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        with opened_image(io.BytesIO(data) if isinstance(data, bytes) else data, "generated") as image:
             found = {
                 name.removeprefix(PREFIX): value
                 for name, value in image.info.items()
@@ -48,6 +50,6 @@ def read_tags(data: bytes | BinaryIO) -> dict[str, str]:
                 return found
             text = image.getexif().get(Base.ImageDescription)
             notes = json.loads(text) if isinstance(text, str) and text.startswith("{") else {}
-    except (OSError, ValueError, Image.DecompressionBombError, SyntaxError):
+    except InputError:
         return {}
     return {str(name): str(value) for name, value in notes.items()} if isinstance(notes, dict) else {}

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from dive_fast.data.images import decode_image
 from dive_fast.synth.folder import open_store, store_plan
 from dive_fast.synth.layout import IdentityFiles, shard_pairs
 from dive_fast.synth.manifest import SHARD, parse_shard, shard_name
@@ -31,12 +32,14 @@ class Health:
 
     `problems` are sentences, the first `SHOWN` of `found`. `damaged` are shards whose record is unreadable or wrong;
     `files` are images and photos to make or copy again. `incomplete` has the identities that lack images of a modality,
-    with (made, planned) images of each.
+    with (made, planned) images of each. `rejected` counts the pairs without images, whose photo could not be read; their
+    shards are among the damaged.
     """
 
     pairs: int
     recorded: int = 0
     found: int = 0
+    rejected: int = 0
     problems: list[str] = field(default_factory=list)
     damaged: set[int] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
@@ -60,10 +63,10 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
     """Reads every record and every file; calls `advance` with the number of pairs checked.
 
     Finds shards that are missing, unreadable or not as planned; files that are missing or changed; generated images with
-    the same bytes; files in no record; identities that lack images of a modality.
+    the same pixels; files in no record; identities that lack images of a modality.
     """
     health = Health(len(plan.pairs))
-    hashes = array("Q")  # 8 bytes of each generated image's hash: duplicates without holding ten million names
+    hashes = array("Q")  # 8 bytes of a hash of each generated image's pixels: duplicates without ten million names
     there: Counter[str] = Counter()
     unmade = 0
     with ThreadPoolExecutor(READERS, thread_name_prefix="dive-verify") as readers:
@@ -74,24 +77,30 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
                 unmade += len(planned)
             for record in records or ():
                 health.recorded += 1
-                there[record.spec.pid] += 1
-                hashes.extend(int(record.sha256[side][:16], 16) for side in plan.sides)
+                there[record.spec.pid] += not record.lost
+            kept = [record for record in records or () if not record.lost]
+            if records and len(kept) < len(records):
+                health.rejected += len(records) - len(kept)
+                health.damaged.add(number)
             recorded = {
-                record.files[side]: (record.sizes[side], record.sha256[side])
-                for record in records or ()
-                for side in MODALITIES
+                record.files[side]: (record.sizes[side], record.sha256[side]) for record in kept for side in MODALITIES
             }
-            for name, size, digest in _read_all(store, readers, list(recorded)):
+            made = {record.files[side] for record in kept for side in plan.sides}
+            for name, size, digest, pixels in _read_all(store, readers, list(recorded), made):
                 if size is None:
                     health.add(f"{name} is missing; run synth again with --check", number)
                 elif (size, digest) != recorded[name]:
                     health.add(f"{name} was changed after it was made; run synth again with --check", number, name)
+                elif pixels is not None:
+                    hashes.append(pixels)
+                elif name in made:
+                    health.add(f"{name} is no image; run synth again with --check", number, name)
             advance(len(planned))
     if unmade:
         health.add(f"{unmade:,} planned pairs are not made yet; run synth again")
     twice = _duplicates(hashes)
     if twice:
-        health.add(f"{twice:,} generated images have the very bytes of another one; look at the engine and its seeds")
+        health.add(f"{twice:,} generated images have the very pixels of another one; look at the engine and its seeds")
     _unexpected_files(store, plan, health)
     for identity in plan.identities:
         if there[identity.pid] < identity.total:
@@ -136,19 +145,30 @@ def _records(store: Store, plan: SynthesisPlan, number: int, health: Health) -> 
     return records
 
 
-def _read_all(store: Store, readers: ThreadPoolExecutor, files: list[str]) -> Iterator[tuple[str, int | None, str]]:
-    """Name, bytes (None: missing) and hash of every file."""
+def _read_all(
+    store: Store, readers: ThreadPoolExecutor, files: list[str], made: set[str]
+) -> Iterator[tuple[str, int | None, str, int | None]]:
+    """Name, bytes (None: missing) and hash of every file, and of images in `made` 8 bytes of a hash of the pixels."""
 
-    def read(name: str) -> tuple[str, int | None, str]:
+    def read(name: str) -> tuple[str, int | None, str, int | None]:
         try:
             data = store.read(name)
         except (FileNotFoundError, IsADirectoryError):
-            return name, None, ""
-        return name, len(data), hashlib.sha256(data).hexdigest()
+            return name, None, "", None
+        return name, len(data), hashlib.sha256(data).hexdigest(), _pixels(data, name) if name in made else None
 
     names = iter(files)
     while few := list(islice(names, 64)):  # bounded, whatever the size of a shard
         yield from readers.map(read, few)
+
+
+def _pixels(data: bytes, name: str) -> int | None:
+    """Eight bytes of a hash of an image's pixels, as every file carries the name of its pair; None for no image."""
+    try:
+        image = decode_image(data, name)
+    except InputError:
+        return None
+    return int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8, salt=b"%d" % image.width).digest(), "little")
 
 
 def _duplicates(hashes: array[int]) -> int:

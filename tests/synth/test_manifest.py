@@ -1,16 +1,18 @@
 """The manifest of finished datasets: what readers are told, what `verify` finds, and files nobody should trust."""
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dive_fast.synth import load_plan
 from dive_fast.synth.manifest import read_manifest, samples
 from dive_fast.synth.verify import verify_dataset
-from tests.support.fake_engine import contents, make, photo_plan
+from tests.support.fake_engine import FakeEngine, contents, make, photo_plan, plan_of
 from tests.support.refusals import refused
 
 
@@ -58,15 +60,32 @@ def test_repair_makes_anew_just_what_is_damaged(out):
     assert verify_dataset(out).whole
 
 
-def test_the_same_image_twice_is_found(out):
-    rows = [json.loads(line) for line in (out / "shards/00000.jsonl").read_text().splitlines()]
-    first, second = (out / row["files"]["ir"] for row in rows[:2])
-    second.write_bytes(first.read_bytes())
-    rows[1]["sha256"]["ir"], rows[1]["sizes"]["ir"] = rows[0]["sha256"]["ir"], rows[0]["sizes"]["ir"]
-    (out / "shards/00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert verify_dataset(out).problems == [
-        "1 generated images have the very bytes of another one; look at the engine and its seeds"
+@pytest.mark.parametrize("image_format", ["png", "jpg"])
+def test_the_same_image_twice_is_found(tmp_path, image_format):
+    """An engine that gives every pair of a batch the same pixels: the files differ by the pair that they name."""
+
+    class Stuck(FakeEngine):
+        def decode(self, latents):
+            return super().decode(latents[:1]).repeat(len(latents), 1, 1, 1)
+
+    make(
+        plan_of(image_format=image_format), tmp_path / "out", Stuck(), rows=8
+    )  # 36 images, 4 a batch, each with both sides
+    found = [path.read_bytes() for path in (tmp_path / "out").rglob(f"*.{image_format}")]
+    pixels = {Image.open(path).convert("RGB").tobytes() for path in (tmp_path / "out").rglob(f"*.{image_format}")}
+    assert (len(found), len(set(found))) == (36, 36)
+    assert verify_dataset(tmp_path / "out").problems == [
+        f"{36 - len(pixels)} generated images have the very pixels of another one; look at the engine and its seeds"
     ]
+    assert len(pixels) <= 18
+
+
+def test_a_file_that_is_as_recorded_and_no_image(out):
+    name = next(read_manifest(out)).files["ir"]
+    (out / name).write_bytes(b"no image")
+    digest = hashlib.sha256(b"no image").hexdigest()
+    edit_first_record(out, lambda row: (row["sha256"].update(ir=digest), row["sizes"].update(ir=8)))
+    assert verify_dataset(out).problems == [f"{name} is no image; run synth again with --check"]
 
 
 def test_verify_counts_what_is_not_made(out):
