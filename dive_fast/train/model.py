@@ -42,7 +42,7 @@ class IdentityPrompts:
         """Takes phrase and template from `init_from` where there is one, else from `config`."""
         source = config if init_from is None else init_from
         phrase = Phrase(source.phrase)
-        identities = tuple(phrase.identity(pid, f"person_{pid.lower()}") for pid in pids)
+        identities = tuple(phrase.identity(pid, f"person_{pid}") for pid in pids)
         templates = TEMPLATES if source.template is None else (source.template,)
         check_vocabulary(identities, (), templates, "personalize")
         return cls(identities, phrase, templates)

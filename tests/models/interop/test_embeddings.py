@@ -134,6 +134,16 @@ def test_a_broken_dataset_info_is_named(text, bundle, published):
     refused(r"dataset_info\.json", import_adapter, bundle, [published])
 
 
+@pytest.mark.parametrize("code", ["\ud800", "two  words", "<x>", "x" * 100_000 + "{"], ids=lambda code: repr(code)[:10])
+def test_a_code_that_no_prompt_can_hold_is_refused_in_few_words(code, bundle, published):
+    write_dataset_info(
+        published / "dataset_info.json", {"dataset": "sysu", "camera_to_description": {**CODES, "cam4": code}}
+    )
+    with pytest.raises(InputError) as caught:
+        import_adapter(bundle, [published])
+    assert len(str(caught.value).encode()) < 400
+
+
 def test_codes_the_other_way_round_and_text_around_the_metadata_are_read(bundle, published):
     metadata = {"dataset": "sysu", "description_to_camera": {"W5Eq": "cam1", "8miP": "cam3"}}
     path = write_dataset_info(published / "dataset_info.json", metadata)
