@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import inspect
 import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -73,8 +75,8 @@ def load_tokenizer(folder: Path) -> Any:
     if not has_vocabulary(folder):
         raise InputError(f"tokenizer {folder} holds neither tokenizer.json nor vocab.json; copy the folder again")
     for file in _texts(folder):
-        if file.suffix == ".json" or not file.is_file():
-            read_json(file, "tokenizer")
+        if not file.is_file() or is_pointer(file.read_bytes()):
+            read_json(file, "tokenizer")  # which says what it is; the library knows what may be in it
     with library_errors(f"tokenizer {folder}", "copy the folder again"), _without_marks(folder) as plain:
         tokenizer = CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
     length = tokenizer.model_max_length
@@ -138,6 +140,14 @@ def empty_network(part: str, config: dict[str, Any], tensors: int, where: str) -
     if max(layers, longest) > max(tensors, 100) or largest > 1e9:  # making it would not end
         raise InputError(f"{where}: its config.json describes a network far larger than its weights; copy it again")
     cls = network_class(part)
+    if part != "text_encoder":
+        known = inspect.signature(cls.__init__).parameters
+        unknown = [name for name in config if name not in known and not name.startswith("_")]
+        config = {name: value for name, value in config.items() if name not in unknown}
+        if unknown:
+            warnings.warn(
+                f"{where}: diffusers knows no {brief(', '.join(unknown), 80)}, which is ignored", stacklevel=2
+            )
     # on "meta" no memory is taken and no random numbers are drawn; the tensors of files take the parameters' places
     with library_errors(f"{where}: its config.json", "copy it again"), torch.device("meta"):
         return cls(cls.config_class.from_dict(config)) if part == "text_encoder" else cls.from_config(config)

@@ -150,6 +150,13 @@ def test_stable_diffusion_2s_kind_is_read_from_a_folder(folder, tmp_path):
     assert load_bundle(tmp_path / "fused").fingerprint == fused.fingerprint
 
 
+def test_a_field_that_diffusers_does_not_know_is_ignored_with_a_note(folder, bundle):
+    json_edit("unet/config.json", of_a_newer_diffusers="x" * 1000)(folder)
+    with pytest.warns(UserWarning, match="unet.* of_a_newer_diffusers") as caught:
+        assert load_bundle(folder).fingerprint == bundle.fingerprint
+    assert all("xxx" not in str(warning.message) for warning in caught)
+
+
 def nudge(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     key = sorted(tensors)[0]
     tensors[key].view(-1)[0] += 1e-3
@@ -293,6 +300,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: ((f / "tokenizer/merges.txt").unlink(), os.mkfifo(f / "tokenizer/merges.txt")),
         "merges.txt .*pipe",
     ),
+    "no token limit, as transformers writes it": (json_edit(TOKENIZER, model_max_length=int(1e30)), "model_max_length"),
     "token limit of another type": (json_edit(TOKENIZER, model_max_length="\x00"), "model_max_length"),
     "a list as scheduler": (lambda f: (f / SCHEDULER).write_text("[]"), "scheduler_config.json"),
     "broken prompts": (lambda f: (f / "prompts.json").write_text("[]"), "prompts.json"),
