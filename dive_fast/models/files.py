@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import hashlib
 import inspect
 import os
@@ -79,6 +80,7 @@ def load_tokenizer(folder: Path) -> Any:
             read_json(file, "tokenizer")  # which says what it is; the library knows what may be in it
     with library_errors(f"tokenizer {folder}", "copy the folder again"), _without_marks(folder) as plain:
         tokenizer = CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
+        copy.deepcopy(tokenizer)  # raises, as saving would, where merges need a token that the vocabulary lacks
     length = tokenizer.model_max_length
     if type(length) is not int or not 2 <= length <= 1_000_000:
         raise InputError(f"tokenizer {folder} gives no model_max_length; add it to tokenizer_config.json (SD 1.5: 77)")

@@ -257,6 +257,15 @@ def with_other_shape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {**tensors, "conv_in.weight": tensors["conv_in.weight"][:, :3].contiguous()}
 
 
+def vocabulary_without(token: str) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        path = folder / "tokenizer/vocab.json"
+        tokens = json.loads(path.read_text())
+        path.write_text(json.dumps({name.replace(token, "other"): number for name, number in tokens.items()}))
+
+    return edit
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "not a folder"),
     "no model_index": (lambda f: (f / INDEX).unlink(), r"model_index\.json .*unet"),
@@ -276,6 +285,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "text of another width": (json_edit("text_encoder/config.json", intermediate_size=48), "text_encoder"),
     "no vocabulary": (lambda f: (f / "tokenizer/vocab.json").unlink(), "tokenizer.json nor vocab.json"),
     "broken vocabulary": (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "tokenizer"),
+    "no token of a merge": (vocabulary_without("person</w>"), "tokenizer .*person"),
     "no token limit": (lambda f: (f / TOKENIZER).write_text('{"tokenizer_class": "CLIP"}'), "model_max_length"),
     "too many tokens": (json_edit(TOKENIZER, model_max_length=77), "77 tokens.* 32"),
     "no scheduler config": (lambda f: (f / SCHEDULER).unlink(), "scheduler_config.json"),
