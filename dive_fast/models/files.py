@@ -80,6 +80,8 @@ def load_tokenizer(folder: Path) -> Any:
             read_json(file, "tokenizer")  # which says what it is; the library knows what may be in it
     with library_errors(f"tokenizer {folder}", "copy the folder again"), _without_marks(folder) as plain:
         tokenizer = CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
+        if max(tokenizer.get_vocab().values()) > 10 * len(tokenizer):  # a copy counts up to it
+            raise InputError(f"tokenizer {folder} has token ids far beyond its {len(tokenizer)} tokens; copy it again")
         copy.deepcopy(tokenizer)  # raises, as saving would, where merges need a token that the vocabulary lacks
     length = tokenizer.model_max_length
     if type(length) is not int or not 2 <= length <= 1_000_000:

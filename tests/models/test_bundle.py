@@ -286,6 +286,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no vocabulary": (lambda f: (f / "tokenizer/vocab.json").unlink(), "tokenizer.json nor vocab.json"),
     "broken vocabulary": (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "tokenizer"),
     "no token of a merge": (vocabulary_without("person</w>"), "tokenizer .*person"),
+    "a token far away": (json_edit("tokenizer/vocab.json", x=4 * 10**9), "token ids far beyond"),
     "no token limit": (lambda f: (f / TOKENIZER).write_text('{"tokenizer_class": "CLIP"}'), "model_max_length"),
     "too many tokens": (json_edit(TOKENIZER, model_max_length=77), "77 tokens.* 32"),
     "no scheduler config": (lambda f: (f / SCHEDULER).unlink(), "scheduler_config.json"),
