@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import errno
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +22,22 @@ from typing import IO, Any
 from dive_fast.types import DiveError, InputError
 
 TEMPORARY = ".dive-tmp"  # how the names of unfinished files and folders end
-LITTER = {".ds_store", ".directory", ".localized", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "thumbs.db"}
-RECYCLED = {"#recycle", "$recycle.bin"}
+# What network drives, desktops and archives put among files and folders, in small letters.
+LITTER = {
+    *(
+        ".ds_store",
+        ".directory",
+        ".localized",
+        "desktop.ini",
+        "ehthumbs.db",
+        "ehthumbs_vista.db",
+        "icon\r",
+        "thumbs.db",
+    ),
+    *("@database", "@eadir", "@recently-snapshot", "@recycle", "@sharebin", "@sharesnap", "@tmp", "@transcode"),
+    *("#recycle", "#snapshot", "$recycle.bin", "recycled", "recycler", "system volume information"),
+    *("__macosx", "__pycache__", "lost+found", "network trash folder", "temporary items"),
+}
 
 
 def brief(message: object, most: int = 300) -> str:
@@ -34,8 +51,8 @@ def user_cache(name: str) -> Path:
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is one that operating systems and NAS boxes leave, of no one's content."""
-    return name.lower() in LITTER | RECYCLED or name.startswith("._")
+    """Whether a file or folder of this name is one that network drives, desktops or archives leave: no one's content."""
+    return name.casefold() in LITTER or name.startswith("._")
 
 
 def is_temporary(name: str) -> bool:
@@ -251,7 +268,7 @@ def claim_folder(
     with stream:
         lock_folder(stream, folder)
         with clear_disk_errors(folder):
-            for temporary in folder.rglob(f".*{TEMPORARY}"):
+            for temporary in list(folder.rglob(f".*{TEMPORARY}")):
                 _discard(temporary)
         yield
 
@@ -337,20 +354,88 @@ def write_json(path: Path | str, value: Any) -> None:
     atomic_write(path, readable_json(value))
 
 
-def read_json(path: Path | str, what: str) -> Any:
-    """Parsed JSON of an untrusted file; a missing or broken one raises `InputError` that names `what`."""
+_DEEPEST = 50  # nested lists and objects; no file of ours, of diffusers or of PEFT has ten
+_DOUBTFUL = re.compile(rb"[0-9]{20}|[eE]\+?[0-9]{3}|NaN|Infinity|\\u[dD][89a-fA-F]")  # in all that `_parse` refuses
+
+
+def read_json(path: Path | str, what: str, infinite: bool = False) -> Any:
+    """Parsed JSON of an untrusted file; a missing or broken one raises `InputError` that names `what`.
+
+    `parse_json` says what counts as broken.
+    """
     path = Path(path)
+    with _open_file(path, what) as stream:
+        data = stream.read()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(data, infinite)
+    except ValueError as error:
+        reason = f"is not valid JSON ({brief(error, 80)}); make it again"
+        raise InputError(f"{what}: {path} {POINTER if is_pointer(data) else reason}") from error
+
+
+def parse_json(data: bytes, infinite: bool = False) -> Any:
+    """Returns the value of JSON in UTF-8, with or without a byte-order mark.
+
+    Raises `ValueError` for other text, for more than 50 levels, and for what programs read differently or cannot write:
+    whole numbers of more than 64 bits, numbers that are not finite (`infinite` allows them) and halves of characters.
+    """
+    text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    try:
+        value = _parse(text, infinite) if _DOUBTFUL.search(data) else json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if data.count(b"[") + data.count(b"{") > _DEEPEST:
+        _check_depth(value)
+    return value
+
+
+def _parse(text: str, infinite: bool) -> Any:
+    def whole(digits: str) -> int:
+        if len(digits.lstrip("-")) > 20:
+            raise ValueError(f"a whole number of {len(digits)} digits")
+        return int(digits)
+
+    def real(digits: str) -> float:
+        number = float(digits)
+        if not math.isfinite(number) and not infinite:
+            raise ValueError(f"a number that is not finite: {brief(digits, 20)}")
+        return number
+
+    value = json.loads(text, parse_int=whole, parse_float=real, parse_constant=real)
+    json.dumps(value, ensure_ascii=False).encode()  # half of a character has no bytes
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEEPEST):
+        nodes = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list))
+        level = [child for children in nodes for child in children if isinstance(child, dict | list)]
+    if level:
+        raise ValueError("nested too deep")
+
+
+POINTER = "is a Git LFS pointer, not the file that it stands for; run git lfs pull where it came from"
+
+
+def is_pointer(data: bytes) -> bool:
+    """Whether the bytes are the start of a text that Git LFS leaves in place of a file."""
+    return data.startswith(b"version https://git-lfs.github.com/spec/")
+
+
+@contextmanager
+def _open_file(path: Path, what: str) -> Iterator[IO[bytes]]:
+    """Opens a file, but no folder, pipe or device, which may never end; else raises `InputError`."""
+    try:
+        if path.exists() and not path.is_file():
+            kind = "directory" if path.is_dir() else "pipe or device"
+            raise InputError(f"{what}: {path} is a {kind}, not a file; put the file itself there")
+        with open(path, "rb") as stream:
+            yield stream
     except OSError as error:
-        raise _unreadable(path, what, error) from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of a million digits, nested too deep
-        raise InputError(f"{what}: {path} is not valid JSON ({error}); make it again") from error
-
-
-def _unreadable(path: Path, what: str, error: OSError) -> InputError:
-    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-    return InputError(f"{what}: {path} " + ("does not exist" if missing else f"cannot be read ({error.strerror})"))
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        reason = "does not exist" if missing else f"cannot be read ({error.strerror})"
+        raise InputError(f"{what}: {path} {reason}") from error
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:
@@ -363,17 +448,14 @@ def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:
 def read_jsonl(path: Path | str, what: str) -> Iterator[Any]:
     """Streams the values of a JSON-lines file; a broken line raises `InputError` with its number."""
     path = Path(path)
-    try:
-        with open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    where = f"{path} line {number}"
-                    raise InputError(f"{what}: {where} is not valid JSON; delete the file and rerun") from error
-                yield value
-    except OSError as error:
-        raise _unreadable(path, what, error) from error
+    with _open_file(path, what) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                value = parse_json(line)
+            except ValueError as error:
+                where = f"{path} line {number}"
+                raise InputError(f"{what}: {where} is not valid JSON; delete the file and rerun") from error
+            yield value
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -74,7 +74,7 @@ class Option:
     def help(self) -> str:
         """Returns the help text with bounds and default appended."""
         kind, metadata = unwrap(self.hint)
-        notes = [note.text for note in metadata if isinstance(note, Bound) and not note.names]
+        notes = [note.text for note in metadata if isinstance(note, Bound) and not (note.names or note.hidden)]
         if self.default is MISSING:
             notes += [] if self.positional else ["required"]
         elif kind is bool:

@@ -6,13 +6,12 @@ is of another kind, or holds other files, is refused always. Litter of operating
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
-from dive_fast.io import atomic_path, is_empty, is_incidental, new_folder, sha256_file
+from dive_fast.io import atomic_path, is_empty, is_incidental, new_folder, parse_json, sha256_file
 from dive_fast.types import InputError
 
 _KEPT = "{} holds another result and is kept; give --overwrite, or choose another --out"
@@ -31,8 +30,8 @@ def json_with(*keys: str) -> Kind:
 
     def is_one(path: Path) -> bool:
         try:
-            value = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            value = parse_json(path.read_bytes(), infinite=True)
+        except (OSError, ValueError):
             return False
         return isinstance(value, dict) and set(keys) <= set(value)
 

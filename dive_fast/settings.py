@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import cache
@@ -10,16 +12,20 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The values that a setting may have, as in `Annotated[int, AtLeast(1)]`; `text` describes them, `names` lists them."""
+    """The values that a setting may have, as in `Annotated[int, AtLeast(1)]`; `text` describes them, `names` lists them.
+
+    The help leaves out a `hidden` one.
+    """
 
     text: str
     holds: Callable[[Any], bool]
     names: Collection[str] = ()
+    hidden: bool = False
 
     def __str__(self) -> str:
         return " ".join([self.text, ", ".join(self.names)]).strip()
@@ -27,6 +33,11 @@ class Bound:
 
 def AtLeast(low: float) -> Bound:
     return Bound(f"at least {low}", lambda value: bool(value >= low))
+
+
+def AtMost(high: int) -> Bound:
+    """A bound that no one reaches by intention; the help does not mention it."""
+    return Bound(f"at most {high}", lambda value: bool(value <= high), hidden=True)
 
 
 def Above(low: float) -> Bound:
@@ -42,8 +53,9 @@ def OneOf(names: Collection[str]) -> Bound:
     return Bound("one of", lambda value: value in names, names)
 
 
-PositiveInt = Annotated[int, AtLeast(1)]
-NonNegativeInt = Annotated[int, AtLeast(0)]
+MOST = 10**9  # of anything that is counted: more would never end
+PositiveInt = Annotated[int, AtLeast(1), AtMost(MOST)]
+NonNegativeInt = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]  # seeds, too
 NonNegativeFloat = Annotated[float, AtLeast(0)]
 PositiveFloat = Annotated[float, Above(0)]
 Fraction = Annotated[float, Within(0, 1)]
@@ -68,9 +80,9 @@ class Part:
 
 def image_size(text: str) -> tuple[int, int]:
     """Returns (height, width) of "512x256"; raises `InputError` for any other form."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if not match:
-        raise InputError(f"an image size is HEIGHTxWIDTH, as 512x256, got {text!r}")
+        raise InputError(f"an image size is HEIGHTxWIDTH, as 512x256, got {shown(text)}")
     return int(match[1]), int(match[2])
 
 
@@ -94,9 +106,9 @@ def violation(hint: Any, value: Any) -> str | None:
     """Returns what `hint` requires and `value` is not, as a text to follow the setting's name; None if `value` is valid."""
     kind, metadata = unwrap(hint)
     if not _has_type(value, hint):
-        return f"must be {_describe(kind)}, got {value!r}"
+        return f"must be {_describe(kind)}, got {shown(value)}"
     broken = [one for one in metadata if isinstance(one, Bound) and value is not None and not one.holds(value)]
-    return f"must be {broken[0]}, got {value!r}" if broken else None
+    return f"must be {broken[0]}, got {shown(value)}" if broken else None
 
 
 def _has_type(value: Any, hint: Any) -> bool:
@@ -107,8 +119,14 @@ def _has_type(value: Any, hint: Any) -> bool:
         return any(_has_type(value, part) for part in parts)
     if origin is Literal:
         return value in parts
-    if hint in (int, float):
-        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if hint is float:
+        number: Any = value
+        fits = isinstance(value, Real) and not isinstance(value, bool)
+        return fits and bool(
+            abs(number) <= sys.float_info.max or abs(number) == math.inf
+        )  # no NaN, no huge whole number
     if origin is not tuple:
         return hint is Any or isinstance(value, origin or hint)
     if not isinstance(value, tuple):

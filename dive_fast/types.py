@@ -30,6 +30,15 @@ class InputError(DiveError):
 R = TypeVar("R")
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as it stands in a message: on one line, cut to `most` characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def to_dict(record: Any) -> dict[str, Any]:
     """Returns a record for JSON: nested records become dicts; tuples stay, which JSON writes as lists."""
     return asdict(record)
@@ -42,7 +51,9 @@ def from_dict(cls: type[R], data: object, where: str) -> R:
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - known)
     if unknown:
-        raise InputError(f"{where}: unknown field(s) {', '.join(unknown)} in {cls.__name__}; it has {sorted(known)}")
+        raise InputError(
+            f"{where}: unknown field(s) {', '.join(unknown)[:80]} in {cls.__name__}; it has {sorted(known)}"
+        )
     try:
         return cls(**data)
     except InputError as error:
@@ -65,7 +76,9 @@ class Camera:
 
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
-            raise InputError(f"camera {self.name!r}: modality must be one of {MODALITIES}, got {self.modality!r}")
+            raise InputError(
+                f"camera {shown(self.name)}: modality must be one of {MODALITIES}, got {shown(self.modality)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,10 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class PairRecord:
-    """One finished pair: its spec, its files (relative to the dataset) with hashes and bytes, and the engine."""
+    """One finished pair: its spec, its files (relative to the dataset) with hashes and bytes, and the engine.
+
+    A rejected pair whose photo could not be read has no hashes ("").
+    """
 
     spec: PairSpec
     files: dict[str, str]
@@ -159,3 +175,8 @@ class PairRecord:
     engine_fingerprint: str
     scores: dict[str, float]
     status: Literal["done", "rejected"] = "done"
+
+    @property
+    def lost(self) -> bool:
+        """Whether synth could not read the pair's photo, so that there are no files."""
+        return self.status == "rejected" and not any(self.sha256.values())

@@ -53,7 +53,7 @@ RULES: dict[str, Rule] = {
     "dive_fast.data": rule(BASICS, "PIL numpy"),
     "dive_fast.sampling": rule("types settings", "torch"),
     "dive_fast.unet": rule("types dive_kernels"),
-    "dive_fast.models": rule(f"{BASICS} unet"),
+    "dive_fast.models": rule(f"{BASICS} sampling unet"),
     "dive_fast.train": rule(f"{GROUND} data models sampling"),
     "dive_fast.engines": rule(f"{BASICS} models.prompts sampling"),
     "dive_fast.engines.registry": rule("types", ""),

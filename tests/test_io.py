@@ -1,5 +1,6 @@
 """Files that others wrote: missing, unreadable or hostile ones end in one sentence."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,22 @@ HOSTILE = {
     "not UTF-8": b'{"a": "\xff"}',
     "a number of too many digits": b"9" * 10_000,
     "nested too deep": b"[" * 200_000,
+    "nested deeper than any file of ours": b"[" * 60 + b"]" * 60,
+    "a number of more than 64 bits": b'{"a": 100000000000000000000000000000}',
+    "not a number": b'{"a": NaN}',
+    "infinite": b'{"a": [-Infinity]}',
+    "infinite by its exponent": b'{"a": 1e999}',
+    "half of a character": b'{"a": "\\ud800"}',
+}
+WELCOME = {
+    "a byte-order mark": (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+    "the largest seed": (b"[18446744073709551615, -9223372036854775808]", [2**64 - 1, -(2**63)]),
+    "digits and marks in text": (
+        b'["12345678901234567890123", "NaN", "\\ud83d\\ude00"]',
+        ["1234567890" * 2 + "123", "NaN", "\U0001f600"],
+    ),
+    "large and small": (b"[1e300, 1e-300]", [1e300, 1e-300]),
+    "many lists, few levels": (b"[" + b"[[]]," * 99 + b"1]", [*[[[]]] * 99, 1]),
 }
 
 
@@ -35,3 +52,17 @@ def test_what_is_not_there_or_not_a_file_is_said(tmp_path: Path):
     refused(r"settings: .*none\.json", read_json, tmp_path / "none.json", "settings")
     refused(r"log: .*none\.jsonl", list, read_jsonl(tmp_path / "none.jsonl", "log"))
     refused("settings: .*directory", read_json, tmp_path, "settings")
+
+
+@pytest.mark.parametrize(("content", "value"), WELCOME.values(), ids=WELCOME)
+def test_what_every_program_reads_alike_is_read(tmp_path: Path, content: bytes, value: object):
+    (tmp_path / "x.json").write_bytes(content)
+    assert read_json(tmp_path / "x.json", "settings") == value
+    assert list(read_jsonl(tmp_path / "x.json", "settings")) == [value]
+
+
+def test_a_pipe_is_not_waited_for_and_a_pointer_is_named(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    refused("settings: .*pipe", read_json, tmp_path / "pipe", "settings")
+    (tmp_path / "x.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    refused("Git LFS pointer", read_json, tmp_path / "x.json", "settings")

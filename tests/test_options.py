@@ -11,7 +11,7 @@ import pytest
 
 from dive_fast.options import Changes, call, options
 from dive_fast.settings import Fraction, NonNegativeInt, Part, PositiveInt, Reads, Settings
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 from tests.support.refusals import refused
 
 
@@ -169,5 +169,16 @@ def test_bad_words_name_the_option_and_the_value(words: str, parts: tuple[str, .
 
 def test_a_python_caller_gets_the_same_checks() -> None:
     refused("steps must be at least 1, got 0", Stage, steps=0)
-    refused("rate must be within 0..1, got nan", Learning, rate=float("nan"))
+    refused("rate must be a number, got nan", Learning, rate=float("nan"))
     refused("mode must be one of fast, exact", Config, mode="best")
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan")])
+def test_a_number_is_one_that_can_be_computed_with(value: float) -> None:
+    refused("rate must be a number", Learning, rate=value)
+
+
+def test_a_value_in_a_message_is_cut() -> None:
+    for value in ("x" * 100_000, 10**5000, [1] * 9999, "a\nb" * 999):
+        assert len(shown(value)) <= 80 and "\n" not in shown(value)
+    assert shown("小明") == "'小明'"

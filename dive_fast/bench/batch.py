@@ -124,5 +124,5 @@ def _written(engine: Engine, plan: SynthesisPlan, start: Start, images: NDArray[
                 writer.image(image, job.pair, job.side, job.name, job.shard)
                 for job, image in zip(start.jobs, images, strict=True)
             ]
-        size = sum(future.result().size for future in waiting) / len(waiting)
+        size = sum(file.size for future in waiting if (file := future.result())) / len(waiting)
     return clock.milliseconds()["write"], size

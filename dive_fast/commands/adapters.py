@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import Adapter, Base, Json, Overwrite, Tokenizer, finish, log
-from dive_fast.data.names import abbreviate
+from dive_fast.data.names import abbreviate, canonical_pid
 from dive_fast.models.interop import Layout, parse_camera
 from dive_fast.settings import Reads
-from dive_fast.types import Camera
+from dive_fast.types import Camera, InputError, shown
+
+if TYPE_CHECKING:
+    from dive_fast import models
 
 NamedCamera = Annotated[Camera, Reads(parse_camera, "NAME=MODALITY:CODE")]
+
+
+def parse_person(text: str) -> tuple[str, Path]:
+    """Returns the name and the file that `NAME=FILE` gives; anything else raises `InputError`."""
+    name, _, file = text.partition("=")
+    if not (name and file):
+        raise InputError(f"--person {shown(text)}: write NAME=FILE, as anna=embeddings/person.pt")
+    return name, Path(file)
+
+
+Person = Annotated[tuple[str, Path], Reads(parse_person, "NAME=FILE")]
 
 
 def import_adapter(
@@ -27,6 +42,10 @@ def import_adapter(
     tokenizer: Tokenizer = None,
     camera: Annotated[
         Sequence[NamedCamera], "A camera, modality rgb or ir, as cam3=ir:8miP; overrides dataset_info.json."
+    ] = (),
+    person: Annotated[
+        Sequence[Person],
+        "The identity of an embedding file; without it, one has its token's name, else its file's or folder's.",
     ] = (),
     template: Annotated[
         str | None, "The prompt, with {cam} and {token}; without it DiVE's, 'a {cam} photo of a {token} person'."
@@ -46,9 +65,10 @@ def import_adapter(
 
     base = models.load_adapter(init_from) if init_from is not None else None
     bundle = models.load_bundle(model, tokenizer)
-    imported = interop.import_adapter(bundle, sources, camera, template, drop_unsupported, base)
-    models.save_adapter(imported.adapter, out, overwrite=overwrite)
-    adapter, dropped = imported.adapter, imported.dropped
+    persons = {file: name for name, file in person}
+    imported = interop.import_adapter(bundle, sources, camera, template, drop_unsupported, base, persons)
+    adapter, dropped = _with_pids(imported.adapter), imported.dropped
+    models.save_adapter(adapter, out, overwrite=overwrite)
     if dropped:
         names = abbreviate(dropped, 20)
         log(f"dropped {len(dropped)} layers that no adapter holds: {names}; adapter.json lists all")
@@ -71,6 +91,17 @@ def import_adapter(
             "fingerprint": adapter.fingerprint,
         },
         json,
+    )
+
+
+def _with_pids(adapter: models.Adapter) -> models.Adapter:
+    """The adapter with its identities spelled as folders of photos are; raises `InputError` for names that none can have."""
+    spelled = [
+        canonical_pid(one.pid, "import: an embedding's name (--person changes it)") for one in adapter.identities
+    ]
+    return replace(
+        adapter,
+        identities=tuple(replace(one, pid=pid) for one, pid in zip(adapter.identities, spelled, strict=True)),
     )
 
 

@@ -63,22 +63,29 @@ def world_quality(
     scorer: Annotated[
         Path, "ReID checkpoint folder, trained on the world's test identities; trained now if it is not there."
     ],
-    shots: Annotated[PositiveInt, "True shots of each identity and camera to search in; the others are searched."] = 5,
+    shots: Annotated[
+        PositiveInt, "First true shots of each identity and camera, as arm oracle; the others are searched in."
+    ] = 5,
     batch: Batch = 128,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Measure generated infrared beside the truth: identity kept, KID, FID, brightness, and the autoencoder's cost."""
-    from dive_fast.experiments.scorer import picture_quality, table, train_scorer
-    from dive_fast.models import load_bundle
+    from tempfile import TemporaryDirectory
+
+    from dive_fast.engines import load_engine
+    from dive_fast.experiments.arms import autoencoded_infrared
+    from dive_fast.experiments.scorer import picture_quality, table, train_scorer, true_infrared
     from dive_fast.reid.training.checkpoint import RECORD
     from dive_fast.synth import manifest
 
     chosen = torch_device(device)
     made = [s for s in manifest.samples(pairs) if s.source == "synthetic" and s.modality == "ir"]
-    bundle = load_bundle(model)
+    engine, (truth, _) = load_engine(model, device=chosen), true_infrared(world, shots)
     if not (scorer / RECORD).exists():
         log(f"scorer {scorer} is not there or not finished: training it on the world's test identities")
         train_scorer(world, scorer, device=chosen)
-    quality = picture_quality(world, made, bundle, scorer, shots=shots, device=chosen, batch=batch)
+    with TemporaryDirectory() as folder:
+        arms = {"ours": made, "autoencoder": autoencoded_infrared(engine, truth, Path(folder))}
+        quality = picture_quality(world, arms, scorer, shots=shots, device=chosen, batch=batch)
     finish(table(quality), {"world": world, "pairs": pairs, **quality.summary()}, json)

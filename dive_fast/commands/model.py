@@ -16,6 +16,7 @@ from dive_fast.commands.common import (
     PhotoSet,
     Tokenizer,
     finish,
+    log,
     torch_device,
 )
 from dive_fast.data.sets import SET_HELP, all_samples, read_sets
@@ -107,12 +108,15 @@ def personalize(
 
 
 def _class_photos(folder: Path) -> list[Path]:
-    from dive_fast.data.names import image_files, require_folder
+    from dive_fast.data.names import describe_unread, image_files, require_folder
 
     require_folder(folder, "image files of people in general")
-    files = image_files(folder)
+    unread: list[Path] = []
+    files = image_files(folder, unread)
     if not files:
         raise InputError(f"--prior-photos {folder} has no image; without the option the base model generates some")
+    if unread:
+        log(f"--prior-photos {folder}: {describe_unread(unread)}")
     return files
 
 

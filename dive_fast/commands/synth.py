@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from unicodedata import normalize
 
 from dive_fast.commands.common import (
     Backend,
@@ -18,6 +19,7 @@ from dive_fast.commands.common import (
     finish,
     log,
 )
+from dive_fast.data.names import abbreviate
 from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
 from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
@@ -71,15 +73,20 @@ def plan(
 
     if (photos is None) != (mode == "synthetic"):
         raise InputError(f"--mode {mode} {'takes no' if mode == 'synthetic' else 'requires'} --photos")
+    unreadable: list[str] = []
     table, fingerprint, own_size = _model(model)
     cameras = {side: [one.name for one in table.cameras if one.modality == side] for side in MODALITIES}
     chosen = Preset("none", Sampling()) if preset is None else PRESETS[preset]
     required = chosen.precision if precision is None else None if precision == "any" else precision
     height, width = size or own_size
     samples = None if photos is None else read_set(photos)
+    named = _pids(pids, table, samples)
+    if samples is not None:
+        samples, unreadable = _readable(samples, set(named))
+        named = named if pids else [pid for pid in named if pid in {sample.pid for sample in samples}]
     made = make_plan(
         mode=mode,
-        pids=_pids(pids, table, samples),
+        pids=named,
         cameras=table.cameras,
         ir=ir or cameras["ir"],
         rgb=rgb or (cameras["rgb"] if mode == "synthetic" else []),  # a photo has its own camera
@@ -108,6 +115,7 @@ def plan(
             "pairs": len(made.pairs),
             "identities": identities,
             "shards": made.shards,
+            "unreadable": unreadable,
         },
         json,
     )
@@ -136,9 +144,12 @@ def _model(folder: Path) -> tuple[PromptTable, str, tuple[int, int]]:
 
 def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | None) -> list[str]:
     """Returns the identities to generate: the requested ones, which the model must know, or all that are possible."""
-    if requested:
-        return [table.identity(pid).pid for pid in requested]
     known = [identity.pid for identity in table.identities]
+    if requested:
+        composed = [
+            pid if pid in known else normalize("NFC", pid) for pid in requested
+        ]  # as readers of photos spell them
+        return [table.identity(pid).pid for pid in composed]
     if photos is None:
         return known
     pictured = {sample.pid for sample in photos}
@@ -148,6 +159,27 @@ def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | N
     if len(usable) < len(pictured):
         log(f"note: {len(pictured) - len(usable):,} identities with photos are unknown to the model and left out")
     return usable
+
+
+def _readable(samples: Sequence[Sample], pids: set[str]) -> tuple[list[Sample], list[str]]:
+    """Decodes the RGB photos of the identities and returns those that can be used, and the reasons against the others."""
+    from tqdm import tqdm
+
+    from dive_fast.data.images import image_problem
+    from dive_fast.data.pool import in_order
+
+    wanted = [sample for sample in samples if sample.pid in pids and sample.modality == "rgb"]
+    with tqdm(
+        in_order(lambda sample: image_problem(sample.path), wanted),
+        total=len(wanted),
+        desc="check photos",
+        unit="image",
+    ) as found:
+        checked = list(found)
+    unreadable = [text for _, text in checked if text is not None]
+    if unreadable:
+        log(f"note: {len(unreadable):,} of {len(wanted):,} photos are left out: {abbreviate(unreadable)}")
+    return [sample for sample, text in checked if text is None], unreadable
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -212,6 +244,11 @@ def synth(
         opened = load_engine(**options)
         log(opened.describe())
         summary = synthesize(planned, opened, out, rows, shards=part, check=check)
+    if summary.rejected:
+        log(
+            f"note: {summary.rejected:,} pairs are rejected, as {len(summary.lost):,} photos could not be read "
+            f"({abbreviate(summary.lost)}); bring the photos, then synth --check makes these pairs"
+        )
     rest = "" if summary.finished else "; other parts of the plan are not finished yet"
     finish(
         f"dataset {out}: {summary.pairs:,} pairs; made {summary.images:,} images in {summary.seconds:.1f} s, "
@@ -256,6 +293,11 @@ def verify(
         pid, sides = next(iter(health.incomplete.items()))
         counts = ", ".join(f"{side} {made:,} of {planned:,}" for side, (made, planned) in sides.items())
         lines.append(f"{len(health.incomplete):,} identities are incomplete, first {pid}: {counts}")
+    if health.rejected:
+        lines.append(
+            f"{health.rejected:,} pairs are rejected, as their photos could not be read; bring the photos, then synth "
+            "--check makes these pairs"
+        )
     removed = check.repair(store, health) if repair else 0
     if removed:
         lines.append(f"removed {removed:,} damaged files; run synth again, which generates only those again")
@@ -267,6 +309,7 @@ def verify(
             "problems": health.problems,
             "found": health.found,
             "recorded": health.recorded,
+            "rejected": health.rejected,
             "incomplete": health.incomplete,
             "removed": removed,
         },

@@ -47,18 +47,20 @@ def train_base(
     out: Annotated[Path, "Model folder to write, in Stable Diffusion 1.5's layout."],
     work: Annotated[Path, "Folder for images, latents and states; a rerun resumes from it."],
     config: BaseTrainConfig,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Train the pocket base model, or continue one: minutes on a GPU, days on two CPU cores; torchrun shares batches."""
     from dive_fast.distributed import leading, process_group
-    from dive_fast.outputs import check_place, holds
+    from dive_fast.models.bundle import is_written_here
+    from dive_fast.outputs import check_place
     from dive_fast.world.base import train
 
-    check_place(out, holds("model_index.json"))
+    check_place(out, is_written_here)
     chosen = torch_device(device)
     with process_group(chosen):
-        report = train.train_base(config, out, work, chosen)
+        report = train.train_base(config, out, work, chosen, overwrite)
         if leading():
             finish(f"base model {out}", {"model": out, "autoencoder": report}, json)
 
@@ -67,6 +69,7 @@ def train_tagger(
     out: Annotated[Path, "Tagger folder to write."],
     work: Annotated[Path, "Folder for images and states; a rerun resumes from it."],
     config: Annotated[TaggerConfig, Part(only=("steps", "batch", "images"))],
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Train the classifier that predicts a person's words from photos (personalize --words-from); 20 minutes on a CPU."""
@@ -74,7 +77,7 @@ def train_tagger(
     from dive_fast.world.base import tagger_train
 
     check_place(out, holds("tagger.json"))
-    report = tagger_train.train_tagger(config, out, work)
+    report = tagger_train.train_tagger(config, out, work, overwrite)
     finish(f"tagger {out}: {report['right']:.0%} of words right", {"tagger": out, **report}, json)
 
 

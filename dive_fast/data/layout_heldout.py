@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dive_fast.data.names import canonical_pid, image_files
+from dive_fast.data.names import canonical_pid, image_files, warn_unread
 from dive_fast.data.sets import READERS, SetSpec
 from dive_fast.data.sysu import read_ids
 
@@ -19,9 +19,13 @@ _LISTS = {
 
 @dataclass(frozen=True)
 class HeldOut:
-    """`people` under the set's prefix, whom no training may use; `images` and `list_files` (lists, draws) as they lie."""
+    """`people` under the set's prefix, whom no training may use; `images` and `list_files` (lists, draws) as they lie.
+
+    `names` are the people without the prefix, as the files name them.
+    """
 
     people: frozenset[str]
+    names: frozenset[str]
     images: tuple[Path, ...]
     list_files: tuple[Path, ...]
 
@@ -37,17 +41,21 @@ def held_out(spec: SetSpec) -> HeldOut | None:
     samples = READERS[spec.layout].read(spec.root, split="test", **trial)
     listed = [pid for path in lists if path.name == "test_id.txt" for pid in read_ids(path)]
     draws = sorted((spec.root / "exp").glob("*.mat"))
-    people = _prefixed(spec, [*listed, *(sample.pid for sample in samples)])
-    return HeldOut(people, tuple(sample.path for sample in samples), (*lists, *draws))
+    people = [*listed, *(sample.pid for sample in samples)]
+    return HeldOut(
+        _prefixed(spec, people), frozenset(people), tuple(sample.path for sample in samples), (*lists, *draws)
+    )
 
 
 def _market(spec: SetSpec) -> HeldOut | None:
     """Junk and background boxes belong to the gallery, but to no identity."""
     folders = [folder for folder in (spec.root / "query", spec.root / "bounding_box_test") if folder.is_dir()]
-    images = tuple(file for folder in folders for file in image_files(folder))
+    unread: list[Path] = []
+    images = tuple(file for folder in folders for file in image_files(folder, unread))
+    warn_unread(spec.root, unread)
     numbers = {file.name.split("_")[0] for file in images}
     pids = [canonical_pid(number, str(spec.root)) for number in numbers if number.isdecimal() and int(number)]
-    return HeldOut(_prefixed(spec, pids), images, ()) if folders else None
+    return HeldOut(_prefixed(spec, pids), frozenset(pids), images, ()) if folders else None
 
 
 def _prefixed(spec: SetSpec, pids: Iterable[str]) -> frozenset[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from dive_fast.data.names import is_number
 from dive_fast.types import InputError, Modality
@@ -32,8 +33,12 @@ class Naming:
         self._taken: set[str] = set()  # of kept names only, so that memory does not grow with generated images
 
     def keep(self, own: str, pid: str, camera: str) -> str:
-        """The name of an image that is called `own` in a set of this layout; it changes only with the person's name."""
+        """The name of an image that is called `own` in a set of this layout; it changes only with the person's name, and
+        to .jpg for a suffix that trainers do not find.
+        """
         name = self._kept(own, pid, camera)
+        if PurePosixPath(name).suffix.lower() not in (*self.suffixes, ".jpeg"):
+            name = str(PurePosixPath(name).with_suffix(".jpg"))
         if name in self._taken:
             raise InputError(f"two images would be {name} in the new tree; remove one, or give one's set a prefix=")
         self._taken.add(name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dive_fast.data.names import canonical_pid, list_text
+from dive_fast.io import brief
 from dive_fast.types import InputError
 
 
@@ -44,13 +46,19 @@ def _lines(path: Path, expected: str) -> Iterator[tuple[str, str]]:
 
 def _image(line: str, where: str, root: Path, files: dict[str, str], labels: dict[str, tuple[str, str]]) -> ListedImage:
     name, label = (*line.rsplit(maxsplit=1), "", "")[:2]
-    if not label.isdecimal():
-        raise InputError(f"{where}: {line!r} is not a path and a whole number; copy the list from the data set again")
+    if not label.isdecimal() or len(label) > 9:
+        raise InputError(
+            f"{where}: {brief(repr(line), 80)} is not a path and a whole number; copy the list from the data set again"
+        )
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts:
-        raise InputError(f"{where}: {name!r} leads out of {root}; list files by their path inside the data set")
+        raise InputError(
+            f"{where}: {brief(repr(name), 80)} leads out of {root}; list files by their path inside the data set"
+        )
     if len(inside.parts) < 2:
-        raise InputError(f"{where}: {name!r} lies in no identity's folder; copy the list from the data set again")
+        raise InputError(
+            f"{where}: {brief(repr(name), 80)} lies in no identity's folder; copy the list from the data set again"
+        )
     first = files.setdefault(str(inside), where)
     if first != where:
         raise InputError(f"{where}: {inside} is listed already at {first}; remove one of the two lines")
@@ -62,7 +70,7 @@ def _image(line: str, where: str, root: Path, files: dict[str, str], labels: dic
                 f"{where}: {key} stands for {value}, but for {other} at {at}; "
                 "copy the lists from the data set again, all of one trial and version"
             )
-    if not (root / inside).is_file():
+    if not os.path.isfile(root / inside):  # unlike `Path.is_file`, it takes any text
         remedy = "unpack the data set again or use the list that belongs to it"
-        raise InputError(f"{where}: {root / inside} does not exist; {remedy}")
+        raise InputError(f"{where}: {brief(root / inside, 160)} does not exist; {remedy}")
     return ListedImage(root / inside, canonical_pid(inside.parent.name, where))

@@ -54,9 +54,10 @@ def _listed(path: Path, kind: str, image: ListedImage) -> Sample:
 def _test(root: Path) -> list[Sample]:
     listed = set(read_ids(root / "idx" / "test_id.txt", _EXPECTED))
     samples: list[Sample] = []
+    unread: list[Path] = []
     for kind, modality in _MODALITIES.items():
         require_folder(root / f"test_{kind}", _EXPECTED)
         for folder in camera_folders(root / f"test_{kind}"):
             camera = camera_name(kind, int(folder.name.removeprefix("cam")))
-            samples += camera_samples(folder, listed, camera, modality)
-    return check_tree(samples, root, listed, _EXPECTED)
+            samples += camera_samples(folder, listed, camera, modality, unread)
+    return check_tree(samples, root, listed, _EXPECTED, unread)

@@ -7,13 +7,21 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-from dive_fast.data.names import abbreviate, canonical_pid, image_files, require_folder, require_split
+from dive_fast.data.names import (
+    abbreviate,
+    canonical_pid,
+    describe_unread,
+    image_files,
+    require_folder,
+    require_split,
+    warn_unread,
+)
 from dive_fast.types import InputError, Sample
 
 MarketSplit = Literal["train", "query", "gallery", "gt_bbox"]
 
 _FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test", "gt_bbox": "gt_bbox"}
-_NAME = re.compile(r"(-?\d+)_c(\d)s(\d)_(\d+)_(\d+)\.(?:jpg|png)")
+_NAME = re.compile(r"(-?\d+)_c(\d)s(\d)_(\d+)_(\d+)")
 _JUNK, _BACKGROUND = -1, 0
 _EXPECTED = "Market-1501's layout: bounding_box_train/0002_c1s1_000451_03.jpg, query/, bounding_box_test/"
 
@@ -32,13 +40,14 @@ def read_market(root: Path | str, split: MarketSplit = "train", camera: str = "c
             f"{folder} contains Market's TEST identities: after training on it, Market-1501 is no clean test set",
             stacklevel=2,
         )
-    files = image_files(folder)
-    names = {file: _NAME.fullmatch(file.name) for file in files}
+    unread: list[Path] = []
+    files = image_files(folder, unread)
+    names = {file: _NAME.fullmatch(file.stem) for file in files}
     misnamed = [file.name for file in files if names[file] is None]
     if misnamed:
         raise InputError(
             f"{folder}: {len(misnamed):,} images are not named like 0002_c1s1_000451_03.jpg "
-            f"({abbreviate(misnamed)}); read it as folder:PATH"
+            f"({abbreviate(misnamed)}); rename or remove them, or sort all into one folder per identity for folder:PATH"
         )
     left_out = {_JUNK} if split == "gallery" else {_JUNK, _BACKGROUND}
     samples = [
@@ -47,5 +56,7 @@ def read_market(root: Path | str, split: MarketSplit = "train", camera: str = "c
         if name and int(name.group(1)) not in left_out
     ]
     if not samples:
-        raise InputError(f"{folder} has no image of a person; expected names like 0002_c1s1_000451_03.jpg")
+        found = f" ({describe_unread(unread)})" if unread else ""
+        raise InputError(f"{folder} has no image of a person{found}; expected names like 0002_c1s1_000451_03.jpg")
+    warn_unread(folder, unread)
     return samples

@@ -16,9 +16,10 @@ from typing import Any
 from PIL import Image
 
 from dive_fast.data.images import decode_image
-from dive_fast.data.shards import PackedImage, image_bytes, index_path, read_shard, tar_path
+from dive_fast.data.shards import PackedImage, image_bytes, index_path, read_shard, tar_path, typed
 from dive_fast.io import read_json, sha256_file
-from dive_fast.types import InputError, Sample, from_dict
+from dive_fast.settings import NonNegativeInt, PositiveInt, violation
+from dive_fast.types import InputError, Sample, shown
 
 FORMAT = 1
 
@@ -27,8 +28,8 @@ FORMAT = 1
 class ShardHashes:
     """What `prepared.json` says of one shard: its images, and the hashes of its tar and its index."""
 
-    images: int
-    bytes: int
+    images: NonNegativeInt
+    bytes: NonNegativeInt
     tar: str
     index: str
 
@@ -37,7 +38,7 @@ class ShardHashes:
 class LatentFile:
     """`latents/NNNNN.json`: size and hash of latents float32 [N, *shape], their encoder, and their tar's hash."""
 
-    bytes: int
+    bytes: NonNegativeInt
     sha256: str
     encoder: str
     shape: list[int]
@@ -65,7 +66,16 @@ def latents_record_path(out: Path, number: int) -> Path:
 def read_latents_record(out: Path, number: int) -> LatentFile:
     """The record of a finished file of latents; a missing or malformed one raises `InputError`."""
     path = latents_record_path(out, number)
-    return from_dict(LatentFile, read_json(path, "latents"), str(path))
+    return _latent_file(read_json(path, "latents"), path)
+
+
+def _latent_file(row: object, path: Path) -> LatentFile:
+    record = typed(LatentFile, row, path)
+    if not record.shape or any(violation(PositiveInt, size) for size in record.shape):
+        raise InputError(
+            f"{path}: shape must be a list of sizes, got {shown(record.shape)}; run dive-fast prepare again"
+        )
+    return record
 
 
 def open_prepared(folder: Path | str) -> Prepared:
@@ -82,8 +92,8 @@ def open_prepared(folder: Path | str) -> Prepared:
     rows, latents = report.get("shards"), report.get("latents")
     if not isinstance(rows, list) or not isinstance(latents, list):
         raise InputError(f"prepared set: {path} lists no shards; delete it and run dive-fast prepare again")
-    hashes = tuple(from_dict(ShardHashes, row, str(path)) for row in rows)
-    return Prepared(folder, hashes, tuple(from_dict(LatentFile, row, str(path)) for row in latents), report)
+    hashes = tuple(typed(ShardHashes, row, path) for row in rows)
+    return Prepared(folder, hashes, tuple(_latent_file(row, path) for row in latents), report)
 
 
 def packed_images(prepared: Prepared, number: int) -> tuple[PackedImage, ...]:

@@ -17,6 +17,7 @@ from dive_fast.data.msmt17 import read_msmt17
 from dive_fast.data.names import abbreviate, canonical_pid, natural_key
 from dive_fast.data.regdb import read_regdb
 from dive_fast.data.sysu import read_sysu
+from dive_fast.io import brief
 from dive_fast.types import InputError, Sample
 
 
@@ -116,25 +117,25 @@ def parse_set(text: str, layouts: Sequence[str] = ()) -> SetSpec:
     that the layout does not take.
     """
     match = re.fullmatch(r"([\w-]+):(.+?)((?:,(?:prefix|camera|split|trial)=[^,]*)*)", text)
-    layouts = layouts or tuple(READERS)
+    layouts, shown = layouts or tuple(READERS), brief(repr(text), 80)
     if not match or match[1] not in layouts:
-        raise InputError(f"set {text!r} is not LAYOUT:PATH[,KEY=VALUE ...] with a layout of {', '.join(layouts)}")
+        raise InputError(f"set {shown} is not LAYOUT:PATH[,KEY=VALUE ...] with a layout of {', '.join(layouts)}")
     pairs = [option.split("=", 1) for option in match[3].split(",")[1:]]
     options, allowed = dict(pairs), ("prefix", *READERS[match[1]].keys)
     for name, value in pairs:
         if name not in allowed:
-            raise InputError(f"set {text!r}: {match[1]} takes no {name}, only {', '.join(allowed)}")
+            raise InputError(f"set {shown}: {match[1]} takes no {name}, only {', '.join(allowed)}")
         if value != options[name] or (not value and name != "prefix"):
-            raise InputError(f"set {text!r}: give {name} one value")
+            raise InputError(f"set {shown}: give {name} one value")
     trial = options.pop("trial", "1")
-    if not trial.isdecimal():
-        raise InputError(f"set {text!r}: trial is a whole number, got {trial!r}")
+    if not trial.isdecimal() or len(trial) > 9:
+        raise InputError(f"set {shown}: trial is a whole number, got {brief(repr(trial), 80)}")
     return SetSpec(match[1], Path(match[2]), trial=int(trial), **options)
 
 
 def _reader(spec: SetSpec) -> Reader:
     if spec.layout not in READERS:
-        raise InputError(f"layout must be one of {', '.join(READERS)}, got {spec.layout!r}")
+        raise InputError(f"layout must be one of {', '.join(READERS)}, got {brief(repr(spec.layout), 80)}")
     return READERS[spec.layout]
 
 

@@ -23,7 +23,8 @@ from dive_fast.io import (
     sha256_bytes,
     sha256_file,
 )
-from dive_fast.types import MODALITIES, InputError, Sample, from_dict, to_dict
+from dive_fast.settings import NonNegativeInt, type_hints, violation
+from dive_fast.types import InputError, Modality, R, Sample, from_dict, to_dict
 
 _BLOCK = 512
 _INFO = ("pid", "camera", "modality", "set", "path", "sha256")
@@ -51,17 +52,16 @@ class PackedImage:
     file: str
     pid: str
     camera: str
-    modality: str
+    modality: Modality
     set: str
     path: str
     sha256: str
-    bytes: int
-    offset: int
+    bytes: NonNegativeInt
+    offset: NonNegativeInt
 
     def sample(self) -> Sample:
         """As the raw tree's sample, with path SET/FILE, which is the same on every machine."""
-        modality = next(known for known in MODALITIES if known == self.modality)
-        return Sample(Path(self.set) / self.path, self.pid, self.camera, modality=modality)
+        return Sample(Path(self.set) / self.path, self.pid, self.camera, modality=self.modality)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DamagedImage:
 
     set: str
     path: str
-    bytes: int
+    bytes: NonNegativeInt
     problem: str
 
 
@@ -78,7 +78,7 @@ class DamagedImage:
 class PackedShard:
     """A finished shard's index."""
 
-    bytes: int
+    bytes: NonNegativeInt
     sha256: str
     images: tuple[PackedImage, ...]
     damaged: tuple[DamagedImage, ...]
@@ -131,11 +131,19 @@ def read_shard(out: Path, number: int) -> PackedShard:
     data = read_json(path, "prepared shard")
     if not isinstance(data, dict) or not all(isinstance(data.get(name), list) for name in ("images", "damaged")):
         raise InputError(f"prepared shard: {path} is no shard's index; delete it and run dive-fast prepare again")
-    images = tuple(from_dict(PackedImage, row, str(path)) for row in data["images"])
-    if not all(image.modality in MODALITIES for image in images):
-        raise InputError(f"prepared shard: {path} names another modality than {MODALITIES}; delete it, prepare again")
-    damaged = tuple(from_dict(DamagedImage, row, str(path)) for row in data["damaged"])
-    return from_dict(PackedShard, {**data, "images": images, "damaged": damaged}, str(path))
+    images = tuple(typed(PackedImage, row, path) for row in data["images"])
+    damaged = tuple(typed(DamagedImage, row, path) for row in data["damaged"])
+    return typed(PackedShard, {**data, "images": images, "damaged": damaged}, path)
+
+
+def typed(cls: type[R], row: object, path: Path) -> R:
+    """A record of a prepared set's file `path`; a field of another type raises `InputError`."""
+    record = from_dict(cls, row, str(path))
+    reasons = {name: violation(hint, getattr(record, name)) for name, hint in type_hints(cls).items()}  # type: ignore[arg-type]
+    broken = [f"{name} {reason}" for name, reason in reasons.items() if reason]
+    if broken:
+        raise InputError(f"{path}: {'; '.join(broken)}; delete it and run dive-fast prepare again")
+    return record
 
 
 def image_bytes(stream: BinaryIO, image: PackedImage, where: Path) -> bytes:

@@ -35,7 +35,7 @@ def read_sysu(root: Path | str, split: SysuSplit = "train") -> list[Sample]:
     """Every image of the split's identities, sorted by camera, identity and file number.
 
     "trainval" joins two lists; "all" takes every identity folder and needs no exp/. Warns of listed identities without
-    images. Raises `InputError` for a folder that is no such tree or has no image.
+    images and of files that are not read. Raises `InputError` for a folder that is no such tree or has no image.
     """
     root = Path(root)
     require_split("SYSU", split, get_args(SysuSplit))
@@ -44,10 +44,13 @@ def read_sysu(root: Path | str, split: SysuSplit = "train") -> list[Sample]:
     if not cameras:
         raise InputError(f"{root} has no camera folder; expected {_EXPECTED}")
     listed = None if split == "all" else _listed(root, split)
+    unread: list[Path] = []
     samples = [
-        s for camera in cameras for s in camera_samples(camera, listed, camera.name, camera_modality(camera.name))
+        s
+        for camera in cameras
+        for s in camera_samples(camera, listed, camera.name, camera_modality(camera.name), unread)
     ]
-    return check_tree(samples, root, listed or (), _EXPECTED)
+    return check_tree(samples, root, listed or (), _EXPECTED, unread)
 
 
 def camera_folders(root: Path) -> list[Path]:
@@ -55,13 +58,15 @@ def camera_folders(root: Path) -> list[Path]:
     return [folder for folder in subfolders(root) if CAMERA_NAME.fullmatch(folder.name)]
 
 
-def camera_samples(folder: Path, listed: set[str] | None, camera: str, modality: Modality) -> list[Sample]:
+def camera_samples(
+    folder: Path, listed: set[str] | None, camera: str, modality: Modality, unread: list[Path]
+) -> list[Sample]:
     """The images in a camera's folder of identity folders, of the `listed` identities or of all (None)."""
     return [
         Sample(file, pid, camera, modality=modality)
-        for pid, identity in identity_folders(folder).items()
+        for pid, identity in identity_folders(folder, unread).items()
         if listed is None or pid in listed
-        for file in image_files(identity)
+        for file in image_files(identity, unread)
     ]
 
 

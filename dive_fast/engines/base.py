@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dive_fast.sampling import repeated
-from dive_fast.types import DiveError, EngineSpec, InputError, Profile
+from dive_fast.types import DiveError, EngineSpec, InputError, Profile, shown
 
 if TYPE_CHECKING:
     from dive_fast.models.prompts import PromptEncoder
@@ -93,14 +93,19 @@ class Geometry:
         try:
             if vae.get("shift_factor") is not None:
                 raise ValueError("a VAE with a shift_factor is not supported")
-            return cls(
+            found = cls(
                 channels=int(unet["in_channels"]),
                 vae_scale=2 ** (len(vae["block_out_channels"]) - 1),
                 unet_halvings=len(unet["block_out_channels"]) - 1,
                 scaling_factor=float(vae["scaling_factor"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{where}: the UNet's or VAE's config is unusable ({error!r}); make it again") from error
+            if found.channels < 1 or found.scaling_factor <= 0:
+                raise ValueError(f"{found.channels} channels, scaling_factor {found.scaling_factor}: needs numbers > 0")
+            return found
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{where}: the UNet's or VAE's config is unusable ({shown(error)}); make it again"
+            ) from error
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.channels, height // self.vae_scale, width // self.vae_scale

@@ -14,6 +14,7 @@ from dive_fast.engines.registry import Choice
 from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
 from dive_fast.models.prompts import PromptEncoder, PromptTable
 from dive_fast.sampling import repeated
+from dive_fast.sampling.schedule import check_scheduler
 from dive_fast.settings import PositiveInt, type_hints, violation
 from dive_fast.types import EngineSpec, InputError, Profile, from_dict, to_dict
 
@@ -108,6 +109,7 @@ def read_metadata(folder: Path, spec: EngineSpec, table: PromptTable, remedy: st
     """Reads what lies beside the graphs: configs, vocabulary and noise schedule."""
     unet, vae = (read_json(folder / part / "config.json", "engine") for part in ("unet", "vae_decoder"))
     geometry = Geometry.from_configs(unet, vae, f"engine {folder}")
+    noise = folder / "scheduler" / "scheduler_config.json"
     width = unet.get("cross_attention_dim")
     if type(width) is not int:
         raise InputError(f"engine {folder}: the UNet's cross_attention_dim is {width!r}, not one number; {remedy}")
@@ -115,7 +117,7 @@ def read_metadata(folder: Path, spec: EngineSpec, table: PromptTable, remedy: st
         folder=folder,
         spec=spec,
         prompts=PromptEncoder(folder / "tokenizer", table),
-        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json", "engine"),
+        scheduler_config=check_scheduler(read_json(noise, "engine", infinite=True), f"engine: {noise}"),
         geometry=geometry,
         text_width=width,
         fingerprint=sha256_bytes(canonical_json(to_dict(spec)).encode()),

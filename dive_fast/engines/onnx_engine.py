@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import mmap
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -23,9 +25,11 @@ from dive_fast.engines.engine_folder import (
 )
 from dive_fast.engines.onnx_session import PROVIDERS, Network, Place, Provider, default_cache, place
 from dive_fast.engines.registry import EXPORTED, OPTIMUM, Choice
+from dive_fast.io import POINTER, is_pointer
 from dive_fast.types import DiveError, EngineSpec, InputError
 
 Networks = Mapping[str, Network]
+_LOOP = b"\x22\x04Loop"  # NodeProto's op_type in a graph's bytes
 
 
 def open_onnx(folder: Path, choice: Choice) -> Engine:
@@ -120,7 +124,23 @@ def _spec_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
 def open_networks(files: EngineFiles, where: Place, threads: int | None) -> dict[str, Network]:
     """Opens the graphs on `where`; `threads` limits an operator's CPU threads, by default to torch's number."""
     count = threads or torch.get_num_threads()
+    for part in parts(files.spec):
+        _check_graph(files, files.folder / files.spec.files[part])
     return {part: Network.open(files.folder / files.spec.files[part], where, count) for part in parts(files.spec)}
+
+
+def _check_graph(files: EngineFiles, path: Path) -> None:
+    """Raises `InputError` for a graph that names a file beside it whose hash is not recorded, or that may never end."""
+    with open(path, "rb") as stream:
+        if is_pointer(stream.read(100)):
+            raise InputError(f"{path} {POINTER}")
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as graph:
+            for file in sorted(path.parent.rglob("*")):  # weights may lie in any of them, hidden ones too
+                name = file.relative_to(files.folder).as_posix()
+                if name not in files.spec.sha256 and file.is_file() and graph.find(os.fsencode(file.name)) >= 0:
+                    raise InputError(f"{path} reads {name}, of which no hash is recorded; {files.remedy}")
+            if graph.find(_LOOP) >= 0:
+                raise InputError(f"{path} has a Loop, which may never end and which no engine needs; {files.remedy}")
 
 
 class OnnxEngine(FolderEngine):

@@ -78,9 +78,8 @@ def _grey_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def autoencoded_infrared(engine: Engine, world: Path, out: Path, per_camera: int) -> list[Sample]:
-    """Writes the images of `oracle_infrared` as the engine's autoencoder returns them: our look, the truth's content."""
-    truth = oracle_infrared(world, per_camera)
+def autoencoded_infrared(engine: Engine, truth: Sequence[Sample], out: Path) -> list[Sample]:
+    """Writes true infrared to `out` as the engine's autoencoder returns it: our look, the truth's content."""
     made = [Sample(out / s.camera / s.pid / f"{s.path.stem}.png", s.pid, s.camera, "synthetic", "ir") for s in truth]
     missing = [(s.path, own.path) for s, own in zip(truth, made, strict=True) if not own.path.exists()]
     rows = min(_ROWS, engine.spec.profile.rows_max)

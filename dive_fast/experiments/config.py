@@ -36,6 +36,9 @@ class PairConfig(Settings):
     """RGB cameras of synthetic pairs."""
 
 
+SCORER = ReidConfig(steps=1500, precision="bf16")
+
+
 def _adapter(text: str) -> str | None:
     return None if text == "none" else text
 
@@ -69,6 +72,8 @@ class StudyConfig(Settings):
     reid: Annotated[ReidConfig, Part("reid", only=("steps",))] = field(
         default_factory=lambda: ReidConfig(steps=1000, missing="visible", synthetic_fraction=0.5, precision="bf16")
     )
+    scorer: Annotated[ReidConfig, Part("scorer", only=("steps",))] = SCORER
+    """Training of the net that measures identity kept, on the test identities' true images."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of the ReID trainings; every arm runs with each. A finished study takes more."""
     curve: tuple[PositiveInt, ...] = (250, 500, 1000, 2000)
@@ -85,6 +90,11 @@ class StudyConfig(Settings):
                 f"the shipped adapter has the identities of world seed 0, not of seed {self.world.seed}; with --world-seed"
                 " give --adapter none"
             )
+        if self.pairs.per_camera >= self.world.market_images:
+            raise InputError(
+                f"per_camera must be below the {self.world.market_images} photos of an external identity, got"
+                f" {self.pairs.per_camera}: identity kept is searched among the true infrared of the other photos"
+            )
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ class DemoConfig(StudyConfig):
     )
     pairs: PairConfig = field(default_factory=lambda: PairConfig(per_camera=3, sampling=Sampling(steps=16)))
     reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350, missing="visible", synthetic_fraction=0.25))
+    scorer: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350))
     seeds: tuple[int, ...] = (0,)
     curve: tuple[PositiveInt, ...] = ()
     shown: int = 8

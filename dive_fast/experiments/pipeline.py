@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 from dive_fast.engines import Engine, load_engine
 from dive_fast.experiments.arms import (
@@ -16,16 +17,18 @@ from dive_fast.experiments.arms import (
     autoencoded_infrared,
     build_arms,
     external_photos,
+    grey_infrared,
     heldout_sides,
     paired_photos,
 )
 from dive_fast.experiments.config import PairConfig, StudyConfig
+from dive_fast.experiments.scorer import measured_once, picture_quality, train_scorer, true_infrared
 from dive_fast.io import atomic_write, read_json
 from dive_fast.models import fuse, load_adapter, load_bundle
 from dive_fast.models.adapter import Adapter
 from dive_fast.models.bundle import save_bundle
 from dive_fast.reid.comparison.compare import compare
-from dive_fast.reid.comparison.records import Comparison
+from dive_fast.reid.comparison.records import Comparison, KeptRate
 from dive_fast.synth.local import Summary, synthesize
 from dive_fast.synth.manifest import samples as manifest_samples
 from dive_fast.synth.plan import make_plan
@@ -79,8 +82,23 @@ def learn_missing(
     return personalize(load_bundle(model), new, out, config, init_from=known)
 
 
+def study_adapter(config: StudyConfig, world: Path, out: Path) -> Adapter:
+    """Returns the adapter of a study in `out`: trained there, or the given one with the missing identities learned."""
+    photos = external_photos(world)
+    if config.adapter is not None:
+        return learn_missing(config.model, config.adapter, photos, out / "adapter", config.learn)
+    everyone = [*paired_photos(world), *photos]
+    return personalize(load_bundle(config.model), everyone, out / "adapter", config.learn)
+
+
 def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int) -> Engine:
     """Fuses and exports into folders of `work` that are named by the adapter, once, and opens the engine."""
+    fused, engine = exported(model, adapter, work, rows)
+    return load_engine(engine)
+
+
+def exported(model: str | Path, adapter: Adapter, work: Path, rows: int) -> tuple[Path, Path]:
+    """Returns the folders of fused model and engine in `work`, named by the adapter, made where they are missing."""
     from dive_export import export_engine
 
     name = adapter.fingerprint[:12]
@@ -88,7 +106,7 @@ def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int) -> 
     if not fused.is_dir():  # save_bundle writes atomically
         save_bundle(fuse(load_bundle(model), adapter), fused)
     export_engine(fused, engine, rows_max=rows)
-    return load_engine(engine)
+    return fused, engine
 
 
 def make_pairs(
@@ -118,13 +136,18 @@ def make_pairs(
 
 @dataclass(frozen=True)
 class Walk:
-    """The results of a walk. `photos` are RGB photos of external identities, `infrared` their generated infrared."""
+    """The results of a walk.
+
+    `photos` are RGB photos of external identities, `infrared` their generated infrared, and `quality` is what
+    `PictureQuality.summary` says of it.
+    """
 
     world: Path
     photos: list[Sample]
     engine: Engine
     infrared: list[Sample]
     summary: Summary
+    quality: dict[str, Any]
     comparison: Comparison
     timings: Timings
 
@@ -132,7 +155,8 @@ class Walk:
 def run_walk(config: StudyConfig, out: Path) -> Walk:
     """Runs the walk in `out`, or resumes it; `compare` writes its table, JSON and plot to `out/compare`.
 
-    `out/seconds.json` has the seconds of each stage over all runs.
+    `out/quality.json` has what the scorer, in `out/scorer`, found of the arms' infrared. `out/seconds.json` has the seconds
+    of each stage over all runs.
     """
     timings = Timings(out / "seconds.json")
     world = out / "world"
@@ -140,23 +164,40 @@ def run_walk(config: StudyConfig, out: Path) -> Walk:
         build_world(world, config.world, progress=True)
     photos = external_photos(world)
     with timings.stage("learn"):
-        if config.adapter is None:
-            everyone = [*paired_photos(world), *photos]
-            adapter = personalize(load_bundle(config.model), everyone, out / "adapter", config.learn)
-        else:
-            adapter = learn_missing(config.model, config.adapter, photos, out / "adapter", config.learn)
+        adapter = study_adapter(config, world, out)
     with timings.stage("fuse and export"):
         engine = build_engine(config.model, adapter, out, config.pairs.rows)
     with timings.stage("pairs"):
         made, summary = make_pairs(engine, photos, world / "market", out / "pairs", config.pairs)
-    infrared, per_camera, autoencoded = [s for s in made if s.modality == "ir"], config.pairs.per_camera, []
-    if config.autoencoder:
-        with timings.stage("autoencoder"):
-            autoencoded = autoencoded_infrared(engine, world, out / "autoencoder", per_camera)
+    infrared, per_camera = [s for s in made if s.modality == "ir"], config.pairs.per_camera
+    with timings.stage("autoencoder"):
+        truth, _ = true_infrared(world, per_camera)
+        autoencoded = autoencoded_infrared(engine, truth, out / "autoencoder")
+    with timings.stage("scorer"):
+        scorer = train_scorer(world, out / "scorer", config.scorer)
+    with timings.stage("identity kept"):
+        grey = grey_infrared(world, out / "grey", per_camera)
+        quality = _quality(world, {"grey": grey, "ours": infrared, "autoencoder": autoencoded}, scorer, per_camera, out)
     query, gallery = heldout_sides(world)
-    arms = build_arms(world, out, infrared, per_camera, autoencoded)
+    arms = build_arms(world, out, infrared, per_camera, autoencoded if config.autoencoder else ())
+    rates = {name: _kept_rate(rows[0]) for name, rows in quality["arms"].items() if name in arms}
+    options: dict[str, Any] = {"baseline": BASELINE, "kept": rates, "workers": config.workers}
     with timings.stage("reid"):
-        comparison = compare(
-            arms, query, gallery, config.reid, config.seeds, out / "compare", baseline=BASELINE, workers=config.workers
-        )
-    return Walk(world, photos, engine, infrared, summary, comparison, timings)
+        comparison = compare(arms, query, gallery, config.reid, config.seeds, out / "compare", **options)
+    return Walk(world, photos, engine, infrared, summary, quality, comparison, timings)
+
+
+def _quality(world: Path, arms: dict[str, list[Sample]], scorer: Path, shots: int, out: Path) -> dict[str, Any]:
+    """The summary of `picture_quality`, measured once and kept in `out/quality.json`."""
+    oracle, gallery = true_infrared(world, shots)
+    return measured_once(
+        out / "quality.json",
+        scorer,
+        {**arms, "oracle": oracle, "gallery": gallery},
+        lambda: picture_quality(world, arms, scorer, shots=shots).summary(),
+    )
+
+
+def _kept_rate(row: dict[str, Any]) -> KeptRate:
+    rate = row["kept"]["by_image"]
+    return KeptRate(rate["value"], rate["low"], rate["high"])

@@ -1,41 +1,37 @@
-"""Generated infrared of the pocket world, measured by a ReID net that was trained on the world's test identities."""
+"""Infrared of a study's arms, measured by a ReID net that was trained on the world's test identities."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
-from tqdm import tqdm
 
 from dive_fast.data.counts import align
 from dive_fast.data.images import photo_pixels
 from dive_fast.data.names import natural_key, sample_key
 from dive_fast.data.sysu import read_sysu
 from dive_fast.experiments.arms import oracle_infrared
-from dive_fast.models.bundle import ModelBundle
+from dive_fast.experiments.config import SCORER
+from dive_fast.io import read_json, write_json
 from dive_fast.quality.config import FEWEST
 from dive_fast.quality.kept import Kept, cells, kept_by_camera, open_scorer
 from dive_fast.quality.reid_extractor import F32
 from dive_fast.quality.sets import ALL, SetDistance, set_distance
+from dive_fast.reid.data.dataset import fingerprint
+from dive_fast.reid.training.checkpoint import RECORD
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.reid.training.train import train_reid
-from dive_fast.train.photos import image_size, on_device, to_pixels, to_signal
 from dive_fast.types import InputError, Sample, to_dict
 from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH
 
 F64 = NDArray[np.float64]
-SCORER = ReidConfig(steps=1500, precision="bf16")
 # Rows and columns of the world's 128x64 images in which torso and legs of nearly every shot lie, arms left out.
 BOXES = {"torso": (slice(42, 66), slice(24, 40)), "legs": (slice(74, 110), slice(24, 40))}
-_DECODED = 32  # images that the autoencoder takes at once
 
 
 def train_scorer(
@@ -65,36 +61,31 @@ class InfraredQuality:
 
 @dataclass(frozen=True)
 class PictureQuality:
-    """Three sets held against the same true infrared, with one row per camera and one for all.
+    """The infrared of several arms against the same true infrared; an arm's rows are for all cameras, then for each."""
 
-    `generated` are the images in question, `decoded` true ones sent through the model's autoencoder, which is its cost, and
-    `true` those as they are, which is the best that can be reached.
-    """
-
-    generated: tuple[InfraredQuality, ...]
-    decoded: tuple[InfraredQuality, ...]
-    true: tuple[InfraredQuality, ...]
+    arms: dict[str, tuple[InfraredQuality, ...]]
 
     def ratios(self) -> dict[str, dict[str, float | None]]:
-        """Returns KID and FID of the generated images over those of the autoencoder, by camera; None for no ratio.
+        """Returns KID and FID of arm ours over those of arm autoencoder, by camera; None for no ratio.
 
-        `kid_above_true` and `fid_above_true` are ratios of what is above the other true shots. Prefer these: equal people on
-        both sides pull KID below 0, and few images raise FID, for all three sets alike.
+        `kid_above_oracle` and `fid_above_oracle` are ratios of what is above arm oracle. Prefer these: equal people on both
+        sides pull KID below 0, and few images raise FID, for all arms alike.
         """
         found: dict[str, dict[str, float | None]] = {}
-        for rows in zip(self.generated, self.decoded, self.true, strict=True):
+        for rows in zip(*(self.arms[name] for name in ("ours", "autoencoder", "oracle")), strict=True):
             ratios = found.setdefault(rows[0].camera, {})
             for name in ("kid", "fid"):
                 value, cost, floor = (getattr(row.distance, name) for row in rows)
                 ratios[name] = _ratio(value, cost)
-                ratios[f"{name}_above_true"] = _ratio(value - floor, cost - floor)
+                ratios[f"{name}_above_oracle"] = _ratio(value - floor, cost - floor)
         return found
 
     def summary(self) -> dict[str, Any]:
         """Returns the record for JSON, without what it says of single identities."""
-        sets = {"generated": self.generated, "decoded": self.decoded, "true": self.true}
-        rows = {name: [{**to_dict(row), "kept": row.kept.summary()} for row in rows] for name, rows in sets.items()}
-        return {**rows, "ratios": self.ratios()}
+        arms = {
+            name: [{**to_dict(row), "kept": row.kept.summary()} for row in rows] for name, rows in self.arms.items()
+        }
+        return {"arms": arms, "ratios": self.ratios()}
 
 
 def _ratio(value: float, cost: float) -> float | None:
@@ -103,8 +94,7 @@ def _ratio(value: float, cost: float) -> float | None:
 
 def picture_quality(
     world: Path,
-    made: Sequence[Sample],
-    bundle: ModelBundle,
+    arms: Mapping[str, Sequence[Sample]],
     scorer: Path,
     *,
     shots: int = 5,
@@ -112,25 +102,26 @@ def picture_quality(
     batch: int = 128,
     progress: bool = True,
 ) -> PictureQuality:
-    """Measures generated infrared `made` of a world's external identities by the checkpoint `scorer`.
+    """Measures the infrared of `arms`, of a world's external identities, by the checkpoint `scorer`.
 
-    The true infrared is the oracle's: the first `shots` of each identity and camera are searched and compared with; the
-    others are what goes through the autoencoder of `bundle`. Distances take equally many images of each set and camera.
+    Needs the arms ours and autoencoder. Adds arm oracle, the true infrared of the first `shots` of each identity and camera,
+    and searches all arms in the true infrared of the other shots: so no arm made of those first shots meets its own source.
+    Arms are measured on identities and cameras of arm ours; distances take equally many images of each arm and camera.
     Raises `InputError` as `open_scorer`, and for cameras with too few images.
     """
-    gallery, others = true_infrared(world, shots)
-    net = open_scorer(scorer, made, gallery, device=device, batch=batch)
-    made, others = sorted(made, key=sample_key), sorted(_alike(others, made), key=sample_key)  # alike blocks in KID
-    counts = _equal_counts(made, _alike(gallery, made), others)
+    first, gallery = true_infrared(world, shots)
+    ours = arms["ours"]
+    alike = {  # sorted, for alike blocks in KID
+        name: sorted(_alike(samples, ours), key=sample_key) for name, samples in {**arms, "oracle": first}.items()
+    }
+    net = open_scorer(scorer, [s for samples in alike.values() for s in samples], gallery, device=device, batch=batch)
+    counts = _equal_counts(ours, _alike(gallery, ours), *alike.values())
 
     def measured(name: str, samples: Sequence[Sample]) -> _Images:
         return _Images(samples, net.features(samples, f"{name} images" if progress else None), _brightness(samples))
 
     known = measured("true", gallery)
-    with TemporaryDirectory() as folder, on_device(bundle.vae, torch.device(device)):
-        decoded = decode_photos(bundle, others, Path(folder), progress)
-        sets = [measured(*one) for one in (("generated", made), ("decoded", decoded), ("other true", others))]
-    return PictureQuality(*(_rows(images, known, counts) for images in sets))
+    return PictureQuality({name: _rows(measured(name, samples), known, counts) for name, samples in alike.items()})
 
 
 def true_infrared(world: Path, shots: int) -> tuple[list[Sample], list[Sample]]:
@@ -144,6 +135,25 @@ def true_infrared(world: Path, shots: int) -> tuple[list[Sample], list[Sample]]:
     if not others:
         raise InputError(f"world {world} has no more than {shots} shots of an identity; give a smaller --shots")
     return first, others
+
+
+def measured_once(
+    path: Path, scorer: Path, sets: Mapping[str, Sequence[Sample]], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns what `measure` found of the images in `sets` by the checkpoint `scorer`, kept as JSON in `path`.
+
+    A result of other images or another scorer is measured again.
+    """
+    source = {"scorer": read_json(scorer / RECORD, "scorer")["sha256"]}
+    source |= {name: fingerprint(samples) for name, samples in sets.items()}
+    if path.exists():
+        stored: Any = read_json(path, "measurement")
+        if isinstance(stored, dict) and stored.get("source") == source:
+            found: dict[str, Any] = stored["found"]
+            return found
+    found = measure()
+    write_json(path, {"source": source, "found": found})
+    return found
 
 
 def _alike(samples: Sequence[Sample], made: Sequence[Sample]) -> list[Sample]:
@@ -162,23 +172,6 @@ def _equal_counts(*sets: Sequence[Sample]) -> dict[str, int]:
             f"quality needs {FEWEST} images a camera, generated and true ones on both sides of --shots; got {', '.join(few)}"
         )
     return counts
-
-
-def decode_photos(bundle: ModelBundle, samples: Sequence[Sample], out: Path, progress: bool = True) -> list[Sample]:
-    """Writes infrared photos to `out` as the model's autoencoder returns them, in the files that synthesis would write."""
-    height, width = image_size(bundle)
-    made = []
-    for start in tqdm(range(0, len(samples), _DECODED), desc="autoencoder", unit="batch", disable=not progress):
-        part = samples[start : start + _DECODED]
-        photos = np.stack([photo_pixels(sample.path, height, width) for sample in part])
-        signal = to_signal(photos).to(bundle.vae.device)
-        with torch.inference_mode():
-            pixels = to_pixels(bundle.vae.decode(bundle.vae.encode(signal).latent_dist.mean).sample)
-        for number, (sample, image) in enumerate(zip(part, pixels, strict=True), start):
-            path = out / f"{number:06d}.png"
-            Image.fromarray(image).convert("L").save(path)
-            made.append(Sample(path, sample.pid, sample.camera, "synthetic", "ir"))
-    return made
 
 
 def _brightness(samples: Sequence[Sample]) -> F64:
@@ -236,12 +229,11 @@ def correlations(a: F64, b: F64) -> dict[str, float | None]:
 
 def table(quality: PictureQuality) -> str:
     """Returns the figures as aligned text; KID times 1,000, as in papers."""
-    head = ("images", "camera", "number", "own first, % by image", "by identity", "KID x1000", "+-", "FID", *BOXES)
-    sets = {"generated": quality.generated, "autoencoder": quality.decoded, "other true": quality.true}
-    lines = [head, *([name, *_cells(row)] for name, rows in sets.items() for row in rows)]
+    head = ("arm", "camera", "images", "own first, % by image", "by identity", "KID x1000", "+-", "FID", *BOXES)
+    lines = [head, *([name, *_cells(row)] for name, rows in quality.arms.items() for row in rows)]
     ratios = [
-        f"{camera}: generated over autoencoder: KID {_figure(ratio['kid'])}, FID {_figure(ratio['fid'])}; of what is above "
-        f"the other true shots: KID {_figure(ratio['kid_above_true'])}, FID {_figure(ratio['fid_above_true'])}"
+        f"{camera}: ours over autoencoder: KID {_figure(ratio['kid'])}, FID {_figure(ratio['fid'])}; of what is above "
+        f"oracle: KID {_figure(ratio['kid_above_oracle'])}, FID {_figure(ratio['fid_above_oracle'])}"
         for camera, ratio in quality.ratios().items()
     ]
     return "\n".join([align(lines, "<<>>>>>>" + ">" * len(BOXES)), *ratios])

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dive_fast.experiments.arms import BASELINE, heldout_sides, paired_photos
+from dive_fast.experiments.arms import BASELINE, heldout_sides, oracle_infrared, paired_photos
 from dive_fast.experiments.config import StudyConfig
+from dive_fast.experiments.pictures import plot_people
 from dive_fast.experiments.pipeline import Walk, run_walk
-from dive_fast.io import canonical_json, clear_disk_errors, lock_folder, read_json, write_json
+from dive_fast.io import canonical_json, claim_folder, read_json, write_json
 from dive_fast.models import Adapter, load_adapter, load_bundle
 from dive_fast.reid.comparison.lengths import train_lengths
 from dive_fast.reid.comparison.plots import plot_lengths
@@ -25,27 +25,43 @@ _FREE = ("seeds", "curve", "autoencoder", "workers")  # add or leave out whole r
 
 
 def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
-    """Runs the study in `out`, or resumes it; writes and returns `out/study.json`, and draws `out/curve.png`.
+    """Runs the study in `out`, or resumes it; writes and returns `out/study.json`.
 
-    Finished work is not repeated. More seeds, lengths of the curve and the arm autoencoder may be added to a study. Raises
-    `InputError` before any work for a folder of other settings and for an adapter that has seen infrared photos of others
-    than the paired identities.
+    Draws some people, `out/people.png`, and mAP of paired-only by length of training, `out/curve.png`. Finished
+    work is not repeated. More seeds, lengths of the curve and the arm autoencoder may be added to a study. Raises
+    `InputError` before any work, as `open_study`.
     """
-    adapter = None if config.adapter is None else load_adapter(config.adapter)
-    if adapter is not None:
-        check_adapter(adapter, str(config.adapter), config.world)
-    with _claimed(out, study_settings(config, adapter)):
+    with open_study(config, out):
         walk = run_walk(config, out)
+        plot_people(walk.photos, walk.infrared, oracle_infrared(walk.world, 1), out / "people.png")
         curve = _curve(config, walk, out) if config.curve else {}
         result = {
             "config": asdict(config),
             "seconds": walk.timings.seconds,
             "synth": asdict(walk.summary),
+            "quality": walk.quality,
             "comparison": asdict(walk.comparison),
             "curve": [{"steps": steps, "map": score} for steps, score in curve.items()],
         }
         write_json(out / "study.json", result)
     return result
+
+
+@contextmanager
+def open_study(config: StudyConfig, out: Path) -> Iterator[None]:
+    """Makes `out` the folder of a study with these settings, or checks that it is, and locks it for the block.
+
+    Removes what a killed run left half written. Raises `InputError` for a folder of other settings or other files, and for
+    an adapter that has seen infrared photos of others than the paired identities.
+    """
+    adapter = None if config.adapter is None else load_adapter(config.adapter)
+    if adapter is not None:
+        check_adapter(adapter, str(config.adapter), config.world)
+    settings, path = study_settings(config, adapter), out / SETTINGS
+    if path.exists():
+        _check_same(read_json(path, "study"), settings, out)
+    with claim_folder(out, SETTINGS, settings, "study", sources=()):
+        yield
 
 
 def check_adapter(adapter: Adapter, name: str, spec: WorldSpec) -> None:
@@ -81,26 +97,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{name}", value
 
 
-@contextmanager
-def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Ties `out` to `settings` and locks it for the block; removes folders that a killed run left half written."""
-    path = out / SETTINGS
-    if path.exists():
-        _check_same(read_json(path, "study"), settings, out)
-    elif out.exists() and any(not entry.name.startswith(f".{SETTINGS}.") for entry in out.iterdir()):
-        raise InputError(f"{out} holds other files and no study; choose another --out")
-    else:
-        write_json(path, settings)
-    with clear_disk_errors(path):
-        stream = path.open("r+b")
-    with stream:
-        lock_folder(stream, out)
-        for left in out.glob(".*.????????.tmp"):  # as models.files names them
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield
-
-
-def _check_same(stored: dict[str, Any], settings: dict[str, Any], out: Path) -> None:
+def _check_same(stored: object, settings: dict[str, Any], out: Path) -> None:
+    """Raises `InputError` that names the settings that differ."""
+    if not isinstance(stored, dict):
+        raise InputError(f"{out / SETTINGS} holds no settings of a study; delete it or choose another --out")
     names = [name for name in sorted({*stored, *settings}) if stored.get(name) != settings.get(name)]
     if names:
         differing = ", ".join(f"{name} {stored.get(name)} (now {settings.get(name)})" for name in names)

@@ -10,10 +10,10 @@ from dive_fast.data.images import decode_image, read_image_file
 from dive_fast.data.layout_heldout import HeldOut, held_out
 from dive_fast.data.layouts import NATIVE
 from dive_fast.data.names import abbreviate, canonical_pid, natural_key
+from dive_fast.data.pool import in_order
 from dive_fast.data.sets import NamedSet, SetSpec, read_sets
 from dive_fast.io import sha256_bytes
 from dive_fast.merge.config import Dataset
-from dive_fast.merge.pool import in_order
 from dive_fast.synth.manifest import dropped, read_manifest
 from dive_fast.types import MODALITIES, InputError, Sample
 
@@ -50,6 +50,11 @@ class Inputs:
         """Where the sets and datasets lie, by name."""
         named = {named.name: named.spec.root for named in self.sets}
         return named | {name: dataset.root for name, dataset in self.datasets.items()}
+
+    def prefix(self, name: str) -> str:
+        """The prefix that a set or dataset was given."""
+        given = {named.name: named.spec.prefix for named in self.sets}
+        return given[name] if name in given else self.datasets[name].prefix
 
     def images(self) -> Iterator[MergeImage]:
         """Every training image: real sets first, then the datasets in the order given; a photo comes once a person."""

@@ -82,11 +82,17 @@ class Survey:
 
 @dataclass
 class _Found:
-    """Counts of one pass over all images: a few numbers a person, one 64-bit hash a generated file."""
+    """Counts of one pass over all images: a few numbers a person, a hash a photo, 64 bits of one a generated file.
+
+    `photos` has each photo's first origin and person; `clashes` the first two (origin, person) of photos that another set
+    shows as another person.
+    """
 
     counts: defaultdict[str, Counter[tuple[Modality, str]]] = field(default_factory=lambda: defaultdict(Counter))
     origins: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     cameras: set[tuple[str, Modality]] = field(default_factory=set)
+    photos: dict[str, tuple[str, str]] = field(default_factory=dict)
+    clashes: list[tuple[tuple[str, str], tuple[str, str]]] = field(default_factory=list)
     files: array[int] = field(default_factory=lambda: array("Q"))
     size: int = 0
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -95,13 +101,14 @@ class _Found:
 def survey(inputs: Inputs, config: MergeConfig, progress: Progress = lambda _: None) -> Survey:
     """Walks through every image once and decides; `progress` is called for each image.
 
-    Raises `InputError` for names that the layout's readers cannot read, files that are missing or listed twice, test people
-    among those to train on, names in a dataset and elsewhere without `same_people`, and two test halves for one tree. Warns
-    of names that some trainers misread, and of people seen in one modality.
+    Raises `InputError` for a photo of two people, names that the layout's readers cannot read, files that are missing or
+    listed twice, test people among those to train on, names in a dataset and elsewhere without `same_people`, and two test
+    halves for one tree. Warns of names that some trainers misread, and of people seen in one modality.
     """
     trial = _trial(inputs)
     found = _walk(inputs, config, progress)
     _check_twice(inputs, found.files)
+    _check_same_photos(inputs, found)
     _check_names(inputs, found, config.same_people)
     _check_held_out(inputs, config, set(found.counts))
     kept = _people_kept(found, config)
@@ -119,15 +126,17 @@ def survey(inputs: Inputs, config: MergeConfig, progress: Progress = lambda _: N
 
 
 def carried(inputs: Inputs, config: MergeConfig) -> list[str]:
-    """The sets whose test half the tree holds: of its own layout and without a prefix; two raise `InputError`."""
-    named = [
-        s.name
-        for s in inputs.sets
-        if s.name in inputs.held_out and s.spec.layout in NATIVE[config.layout] and not s.spec.prefix
-    ]
-    if len(named) > 1:
-        raise InputError(f"sets {' and '.join(named)} both bring a test half for one tree; give one of them a prefix=")
-    return named
+    """The set whose test half the tree holds: of the tree's layout, one without a prefix before one with it, if any.
+
+    Two without a prefix raise `InputError`.
+    """
+    native = [s for s in inputs.sets if s.name in inputs.held_out and s.spec.layout in NATIVE[config.layout]]
+    plain = [s.name for s in native if not s.spec.prefix]
+    if len(plain) > 1:
+        raise InputError(f"sets {' and '.join(plain)} both bring a test half for one tree; give one of them a prefix=")
+    # gt_bbox shows Market's test people, so a tree that trains on it has no test half
+    prefixed = [s.name for s in native if s.spec.prefix and s.spec.layout != "market-gt-bbox"]
+    return plain or (prefixed if len(prefixed) == 1 else [])
 
 
 def val_people(survey: Survey) -> set[str]:
@@ -148,6 +157,11 @@ def _walk(inputs: Inputs, config: MergeConfig, progress: Progress) -> _Found:
         found.origins[sample.pid].add(image.origin)
         if not image.own:
             found.cameras.add((config.cameras.get(sample.camera, sample.camera), sample.modality))
+        if sample.source == "real":
+            here = image.origin, sample.pid
+            first = found.photos.setdefault(image.sha256, here)
+            if first[0] != here[0] and first[1] != here[1]:
+                found.clashes.append((first, here))
         if image.pair_id is not None:
             if not sample.path.is_file():
                 raise InputError(
@@ -183,6 +197,23 @@ def _check_twice(inputs: Inputs, files: array[int]) -> None:
                 )
 
 
+def _check_same_photos(inputs: Inputs, found: _Found) -> None:
+    """Refuses photos that two sets show as two people: one person would get two labels."""
+    if not found.clashes:
+        return
+    (first, pid), (other, name) = found.clashes[0]
+    long, short, where = (name, pid, first) if len(name) > len(pid) else (pid, name, other)
+    wanted = "the prefix that the photos had when they were planned"
+    if long.endswith(short):
+        wanted = (
+            f"the prefix of the other, as {inputs.roots[where]},prefix={long.removesuffix(short)}{inputs.prefix(where)}"
+        )
+    raise InputError(
+        f"{len(found.clashes):,} photos are of two people, {pid} in {first} and {name} in {other} for the first: one person "
+        f"would get two labels. Give {where} {wanted}"
+    )
+
+
 def _check_names(inputs: Inputs, found: _Found, same_people: bool) -> None:
     shared = {pid for pid, origins in found.origins.items() if len(origins) > 1}
     if shared and not same_people:
@@ -199,7 +230,8 @@ def _check_held_out(inputs: Inputs, config: MergeConfig, people: set[str]) -> No
         half = inputs.held_out.get(named.name)
         # gt_bbox holds Market's test people and its reader warns of that: Market is then no test set of the tree
         exempt = named.spec.layout == "market-gt-bbox" and named.name not in brought
-        clash = people & half.people if half and not exempt else set()
+        tested = half.people | (half.names if named.name in brought else set()) if half and not exempt else set()
+        clash = people & tested
         if clash:
             raise InputError(
                 f"{len(clash):,} people of the test half of set {named.name} would be trained on "
@@ -226,7 +258,7 @@ def _numbered(people: list[str], inputs: Inputs, config: MergeConfig) -> dict[st
     """Every person's name in the tree."""
     if not config.number_people:
         return {pid: pid for pid in people}
-    held = {pid for half in inputs.held_out.values() for pid in half.people}
+    held = {pid for half in inputs.held_out.values() for pid in half.people | half.names}
     fixed = {pid for pid in (*people, *held) if is_number(pid) and len(pid) == 4}
     number = max((int(pid) for pid in fixed), default=0)
     others = [pid for pid in sorted(people, key=natural_key) if pid not in fixed]

@@ -20,6 +20,7 @@ from dive_fast.data.layout_arrays import array_writer, image_array
 from dive_fast.data.layout_lists import ListNaming
 from dive_fast.data.layout_names import Naming
 from dive_fast.data.layout_trees import train_and_val
+from dive_fast.data.pool import in_order
 from dive_fast.data.prepare import check_space
 from dive_fast.data.sets import SetSpec, settings_of
 from dive_fast.data.writers import write_ids
@@ -39,7 +40,6 @@ from dive_fast.merge.config import Dataset, MergeConfig
 from dive_fast.merge.files import place, place_image, read_bytes
 from dive_fast.merge.inputs import Progress
 from dive_fast.merge.plan import Placed, Survey, carried, val_people
-from dive_fast.merge.pool import in_order
 from dive_fast.types import MODALITIES, InputError, to_dict
 
 FORMAT = 1

@@ -19,7 +19,7 @@ from dive_fast.models.lora import check_rank, lora_pairs
 from dive_fast.models.phrase import ONE_WORD, Phrase
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, check_vocabulary, find, parse_table
 from dive_fast.outputs import holds, output_folder
-from dive_fast.types import Camera, Identity, InputError, to_dict
+from dive_fast.types import Camera, Identity, InputError, shown, to_dict
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FORMAT = "dive-fast adapter 2"
 _METADATA = "facts"  # the key of `metadata` in files
 _UNET = "unet."
+_LARGEST = 65504.0  # of float16, in which engines compute and files are shipped
+_TOO_LARGE = f"more than float16 holds ({_LARGEST:,.0f}); train again with a lower learning rate"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Adapter:
         Phrase(self.phrase)
         check_rank(self.rank, self.alpha, "adapter")
         check_rows(self.identities, self.embeddings, "adapter")
-        _check_lora(self.lora, self.rank)
+        _check_lora(self.lora, self.rank, self.alpha)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -64,18 +66,21 @@ class Adapter:
 
 
 def check_rows(identities: Sequence[Identity], rows: torch.Tensor, where: str) -> None:
-    """Raises `InputError` unless `rows` is a finite [T, D] with one row per word of an identity, and T > 0."""
+    """Raises `InputError` unless `rows` is a [T, D] of numbers in float16's range, one row, not zero, per word, T > 0."""
     words = sum(len(identity.words) for identity in identities)
     if rows.ndim != 2 or rows.shape[0] != words or not words:
         raise InputError(
             f"{where}: {len(identities)} identities with {words} words need embeddings [{words}, width] (and at least"
             f" one), got {list(rows.shape)}"
         )
-    if not bool(rows.isfinite().all()):
-        raise InputError(f"{where}: the embeddings hold NaN or infinity; train again with a lower learning rate")
+    _check_numbers(rows, f"{where}: the embeddings hold")
+    empty = (~rows.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        word = [word for identity in identities for word in identity.words][empty[0]]
+        raise InputError(f"{where}: the embedding of {word} is all zeros, so nothing was learned; make it again")
 
 
-def _check_lora(lora: dict[str, torch.Tensor], rank: int) -> None:
+def _check_lora(lora: dict[str, torch.Tensor], rank: int, alpha: float) -> None:
     pairs = lora_pairs(lora)
     if not pairs:
         raise InputError("adapter: the LoRA is empty; make the adapter again")
@@ -83,8 +88,19 @@ def _check_lora(lora: dict[str, torch.Tensor], rank: int) -> None:
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
             shapes = f"A {list(a.shape)} and B {list(b.shape)}"
             raise InputError(f"adapter: LoRA of {name} has {shapes}, needs A [{rank}, in] and B [out, {rank}]")
-        if not bool(a.isfinite().all() and b.isfinite().all()):
-            raise InputError(f"adapter: LoRA of {name} holds NaN or infinity; train again with a lower learning rate")
+        _check_numbers(a, f"adapter: LoRA of {name} holds")
+        _check_numbers(b, f"adapter: LoRA of {name} holds")
+        change = float(alpha * a.abs().max() * b.abs().max())  # no weight changes by more
+        if change > _LARGEST:
+            raise InputError(f"adapter: LoRA of {name} may change weights by {change:.1e}, {_TOO_LARGE}")
+
+
+def _check_numbers(tensor: torch.Tensor, what: str) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise InputError(f"{what} NaN or infinity; train again with a lower learning rate")
+    largest = float(tensor.abs().max())
+    if largest > _LARGEST:
+        raise InputError(f"{what} {largest:.1e}, {_TOO_LARGE}")
 
 
 def merge_identities(adapter: Adapter, identities: Sequence[Identity], rows: torch.Tensor) -> Adapter:
@@ -133,9 +149,9 @@ def read_description(path: Path) -> dict[str, Any]:
     data = read_json(path, "adapter")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise InputError(f"{path}: format is {found!r}, this version reads {FORMAT!r}; make it again")
+        raise InputError(f"{path}: format is {shown(found)}, this version reads {FORMAT!r}; make it again")
     if not isinstance(data.get(_METADATA), dict):
-        raise InputError(f"{path}: {_METADATA} must be a JSON object, got {data.get(_METADATA)!r}")
+        raise InputError(f"{path}: {_METADATA} must be a JSON object, got {shown(data.get(_METADATA))}")
     fields = parse_table(data, ("base_fingerprint", "template", "phrase"), str(path))
     return {**fields, "rank": data.get("rank"), "alpha": data.get("alpha"), "metadata": data[_METADATA]}
 
@@ -176,7 +192,9 @@ def load_adapter(path: Path | str) -> Adapter:
         description = read_description(folder / "adapter.json")
         tensors, lora = (read_tensors(folder / name) for name in ("identities.safetensors", "lora.safetensors"))
         if set(tensors) != {"embeddings"}:
-            raise InputError(f"identities.safetensors must hold one tensor 'embeddings', found {sorted(tensors)}")
+            raise InputError(
+                f"identities.safetensors must hold one tensor 'embeddings', found {shown(sorted(tensors))}"
+            )
         other = [key for key in lora if not key.startswith(_UNET)]
         if other:
             raise InputError(f"lora.safetensors: {len(other)} of {len(lora)} keys lack the prefix {_UNET!r}")

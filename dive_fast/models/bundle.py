@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dive_fast.io import read_json, write_json
 from dive_fast.models.files import (
+    TEXT_PREFIX,
     WEIGHTS,
     config_file,
     fingerprint_of,
@@ -24,8 +25,8 @@ from dive_fast.models.files import (
 from dive_fast.models.lora import has_lora
 from dive_fast.models.prompts import PromptTable
 from dive_fast.models.single_file import load_parts
-from dive_fast.outputs import output_folder
-from dive_fast.types import DiveError, InputError, to_dict
+from dive_fast.outputs import json_with, output_folder
+from dive_fast.types import DiveError, InputError, shown, to_dict
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +39,6 @@ PART_CLASSES = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "scheduler": (),  # any: only its noise schedule is read
 }
-# Older transformers name the text encoder's tensors with this prefix, newer ones read both forms: files carry it.
-TEXT_PREFIX = "text_model."
 # What changes the text encoder's output but not the shapes of its tensors.
 TEXT_CONFIG = ("num_attention_heads", "hidden_act", "layer_norm_eps")
 EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim")
@@ -49,7 +48,8 @@ EXTRA_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "
 class ModelBundle:
     """The parts of one model, float32, in eval mode, without gradients, on the CPU as loaded.
 
-    `prompts` is set for a fused model. `scheduler_config` holds `scheduler_config.json` unchanged.
+    `prompts` is set for a fused model. `scheduler_config` holds `scheduler_config.json`
+    as `check_scheduler` returns it.
     """
 
     tokenizer: Any
@@ -119,13 +119,17 @@ def load_bundle(path: Path | str, tokenizer: Path | str | None = None) -> ModelB
 
 
 def _from_folder(folder: Path) -> ModelBundle:
+    from dive_fast.sampling.schedule import check_scheduler
+
     _check_model_index(folder)
+    noise = config_file(folder, "scheduler")
+    scheduler_config = check_scheduler(read_config(noise, "scheduler"), str(noise))  # first, as it takes no time
     return ModelBundle(
         tokenizer=load_tokenizer(folder / "tokenizer"),
         text_encoder=load_network(folder, "text_encoder"),
         unet=load_network(folder, "unet"),
         vae=load_network(folder, "vae"),
-        scheduler_config=read_config(config_file(folder, "scheduler"), "scheduler"),
+        scheduler_config=scheduler_config,
         prompts=PromptTable.read(folder / "prompts.json") if (folder / "prompts.json").is_file() else None,
     )
 
@@ -152,21 +156,28 @@ def _check_model_index(folder: Path) -> None:
 def _mismatches(bundle: ModelBundle) -> list[str]:
     """Returns why these parts cannot work together; empty if they can."""
     unet, vae, text = bundle.unet.config, bundle.vae.config, bundle.text_encoder.config
-    prediction, predictions = bundle.scheduler_config.get("prediction_type", "epsilon"), ("epsilon", "v_prediction")
     longest, tokens = text.max_position_embeddings, bundle.tokenizer.model_max_length
     vocabulary, rows = len(bundle.tokenizer), bundle.text_encoder.get_input_embeddings().weight.shape[0]
     channels, latents = (unet.in_channels, unet.out_channels), vae.latent_channels
     read, given = unet.cross_attention_dim, text.hidden_size
+    sample, scale = unet.sample_size, vae.scaling_factor
+    sides = sample if isinstance(sample, list | tuple) and len(sample) == 2 else (sample,)
     extra = [name for name in EXTRA_INPUTS if unet.get(name) is not None]
     problems = {
-        f"the UNet predicts {prediction!r}, needs one of {predictions}": prediction not in predictions,
         f"UNet {channels[0]} -> {channels[1]} channels, VAE latents {latents}, need equal": {*channels} != {latents},
         f"UNet reads embeddings {read} wide, the text encoder gives {given}": read != given,
+        f"the UNet's sample_size is {shown(sample)}, not one number or two": {*map(type, sides)} != {int},
+        f"the VAE's scaling_factor is {shown(scale)}, not a number > 0": not _positive(scale),
+        "the VAE shifts its latents (shift_factor)": vae.get("shift_factor") is not None,
         f"the UNet wants further inputs ({', '.join(extra)})": bool(extra),
         f"the tokenizer pads to {tokens} tokens, the text encoder reads {longest}": tokens > longest,
         f"the tokenizer knows {vocabulary} tokens, the text encoder has {rows} rows": vocabulary > rows,
     }
     return [problem for problem, found in problems.items() if found]
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def save_bundle(
@@ -179,7 +190,7 @@ def save_bundle(
     """
     if has_lora(bundle.unet):
         raise DiveError(f"cannot save {path}: the UNet carries LoRA layers; remove_lora or fuse first")
-    with output_folder(path, _written_here, overwrite) as folder:
+    with output_folder(path, is_written_here, overwrite) as folder:
         for part in ("unet", "vae"):
             module = getattr(bundle, part)
             config = json.loads(module.to_json_string())
@@ -226,6 +237,6 @@ def _model_index(bundle: ModelBundle) -> dict[str, Any]:
     }
 
 
-def _written_here(folder: Path) -> bool:
-    index = folder / "model_index.json"
-    return index.is_file() and "_dive_fast" in read_json(index, "model")
+def is_written_here(folder: Path) -> bool:
+    """Whether `folder` is a model folder of `save_bundle`, which may be replaced."""
+    return json_with("_dive_fast")(folder / "model_index.json")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
+import copy
 import hashlib
+import inspect
 import json
+import re
+import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import brief, canonical_json, clear_disk_errors, read_json
-from dive_fast.types import DiveError, InputError
+from dive_fast.io import POINTER, brief, canonical_json, clear_disk_errors, is_pointer, read_json
+from dive_fast.types import DiveError, InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +27,9 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
+TEXT_PREFIX = "text_model."  # of the text encoder's tensors: older transformers need it, newer ones read both forms
+_FIRST_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_MISMATCH = "its config.json and its weights do not belong together"
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
@@ -35,10 +45,22 @@ def config_file(folder: Path, part: str) -> Path:
 
 def read_config(path: Path, part: str) -> dict[str, Any]:
     """Reads a configuration of diffusers or transformers; anything else raises `InputError`."""
-    config = read_json(path, part)
+    config = read_json(path, part, infinite=part == "scheduler")  # DPM-Solver's, which `check_scheduler` looks at
     if not isinstance(config, dict) or (part == "scheduler" and not isinstance(config.get("_class_name"), str)):
         raise InputError(f"{part}: {path} is no configuration of diffusers; copy it again")
     return config
+
+
+@contextmanager
+def library_errors(where: str, remedy: str) -> Iterator[None]:
+    """Turns what a library raises for another's file into an `InputError`: of a broken one, it may raise anything."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = brief(error, 200) or type(error).__name__
+        raise InputError(f"{where} cannot be read ({reason}); {remedy}") from error
 
 
 def has_vocabulary(folder: Path) -> bool:
@@ -52,37 +74,131 @@ def load_tokenizer(folder: Path) -> Any:
 
     if not has_vocabulary(folder):
         raise InputError(f"tokenizer {folder} holds neither tokenizer.json nor vocab.json; copy the folder again")
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception for a broken file
-        raise InputError(f"tokenizer {folder} cannot be read ({error}); copy the folder again") from error
-    if tokenizer.model_max_length > 1_000_000:
+    for file in _texts(folder):
+        if not file.is_file() or is_pointer(file.read_bytes()):
+            read_json(file, "tokenizer")  # which says what it is; the library knows what may be in it
+    with library_errors(f"tokenizer {folder}", "copy the folder again"), _without_marks(folder) as plain:
+        tokenizer = CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
+        if max(tokenizer.get_vocab().values()) > 10 * len(tokenizer):  # a copy counts up to it
+            raise InputError(f"tokenizer {folder} has token ids far beyond its {len(tokenizer)} tokens; copy it again")
+        copy.deepcopy(tokenizer)  # raises, as saving would, where merges need a token that the vocabulary lacks
+    length = tokenizer.model_max_length
+    if type(length) is not int or not 2 <= length <= 1_000_000:
         raise InputError(f"tokenizer {folder} gives no model_max_length; add it to tokenizer_config.json (SD 1.5: 77)")
     return tokenizer
 
 
+def _texts(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("[!.]*") if file.suffix in (".json", ".txt"))
+
+
+@contextmanager
+def _without_marks(folder: Path) -> Iterator[Path]:
+    """Yields `folder`, or a copy without the byte-order marks at which the tokenizers library stops."""
+    texts = {file.name: file.read_bytes() for file in _texts(folder)}
+    if not any(text.startswith(codecs.BOM_UTF8) for text in texts.values()):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as plain:
+        for name, text in texts.items():
+            Path(plain, name).write_bytes(text.removeprefix(codecs.BOM_UTF8))
+        yield Path(plain)
+
+
 def load_network(folder: Path, part: str) -> Any:
     """Loads one network of a model folder in float32; missing tensors or other shapes raise, and never start random."""
-    from diffusers.utils import is_accelerate_available
+    from safetensors.torch import load_file
 
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    options["variant"] = _weights_variant(folder / part, part)
-    if part != "text_encoder":  # without it, diffusers warns each time
-        options["low_cpu_mem_usage"] = bool(is_accelerate_available())
-    with _quiet_transformers():
-        try:
-            module, info = network_class(part).from_pretrained(str(folder / part), **options)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise InputError(
-                f"model {folder}: {part} cannot be loaded ({brief(error)}); copy the folder again"
-            ) from error
-    wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
+    where = f"model {folder}: {part}"
+    config = read_config(config_file(folder, part), part)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in _weights(folder / part, part):
+        check_safetensors(file)
+        tensors |= load_file(file)
+    module = empty_network(part, config, len(tensors), where)
+    if part == "text_encoder":
+        plain = {name.removeprefix(TEXT_PREFIX): tensor for name, tensor in tensors.items()}
+        named = {name: plain.get(name.removeprefix(TEXT_PREFIX)) for name in module.state_dict()}
+        return filled(module, named, where, _MISMATCH)
+    return filled(module, {_current_name(name): tensor for name, tensor in tensors.items()}, where, _MISMATCH)
+
+
+def _current_name(name: str) -> str:
+    """diffusers' name of a tensor; the first files call the linears of the VAE's attention differently."""
+    return re.sub(
+        r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_FIRST_NAMES[m[2]]}.", name
+    )
+
+
+def empty_network(part: str, config: dict[str, Any], tensors: int, where: str) -> Any:
+    """Makes a network of its configuration, without weights, for a file of so many tensors.
+
+    A configuration of which nothing, or far more layers than tensors, would be made raises `InputError`.
+    """
+    import torch
+
+    layers = prod(abs(x) for name, value in config.items() if "layers" in name for x in _numbers(value) if x)
+    largest = max((abs(x) for value in config.values() for x in _numbers(value)), default=0)
+    longest = max((len(value) for value in config.values() if isinstance(value, list)), default=0)
+    if max(layers, longest) > max(tensors, 100) or largest > 1e9:  # making it would not end
+        raise InputError(f"{where}: its config.json describes a network far larger than its weights; copy it again")
+    cls = network_class(part)
+    if part != "text_encoder":
+        known = inspect.signature(cls.__init__).parameters
+        unknown = [name for name in config if name not in known and not name.startswith("_")]
+        config = {name: value for name, value in config.items() if name not in unknown}
+        if unknown:
+            warnings.warn(
+                f"{where}: diffusers knows no {brief(', '.join(unknown), 80)}, which is ignored", stacklevel=2
+            )
+    # on "meta" no memory is taken and no random numbers are drawn; the tensors of files take the parameters' places
+    with library_errors(f"{where}: its config.json", "copy it again"), torch.device("meta"):
+        return cls(cls.config_class.from_dict(config)) if part == "text_encoder" else cls.from_config(config)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
+
+
+def filled(module: Any, found: Mapping[str, torch.Tensor | None], where: str, remedy: str) -> Any:
+    """Returns the empty network with its tensors of `found` as float32, in eval mode, gradients off.
+
+    Missing tensors, and those of other shapes or that hold no finite numbers, raise `InputError`.
+    """
+    import torch
+
+    expected = module.state_dict()
+    wrong = [name for name, tensor in expected.items() if getattr(found.get(name), "shape", None) != tensor.shape]
     if wrong:
+        tensor = found.get(wrong[0])
         raise InputError(
-            f"model {folder}: {part} lacks {len(wrong)} tensors or holds them in other shapes, first {wrong[0]};"
-            " its config.json and its weights do not belong together"
+            f"{where} lacks {len(wrong)} of {len(expected)} tensors or holds them in other shapes, first {wrong[0]}"
+            f" {list(expected[wrong[0]].shape)} ({'missing' if tensor is None else list(tensor.shape)}); {remedy}"
         )
-    return module.float().eval().requires_grad_(False)
+    module.load_state_dict(as_floats({name: found[name] for name in expected}, where), assign=True)
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta:  # the positions 0, 1, ... of the text encoder, which no file holds
+            holder, _, last = name.rpartition(".")
+            module.get_submodule(holder).register_buffer(last, torch.arange(buffer.shape[-1])[None], persistent=False)
+    return module.eval().requires_grad_(False)
+
+
+def as_floats(tensors: Mapping[str, Any], where: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors as float32; one of another kind, or with NaN or infinity, raises `InputError`."""
+    floats = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(
+                f"{where}: tensor {shown(name)} is {tensor.dtype}, expected floating point; make the file again"
+            )
+        floats[name] = tensor.float()
+        if tensor.numel() and not all(bound.isfinite() for bound in floats[name].aminmax()):
+            raise InputError(f"{where}: tensor {shown(name)} holds NaN or infinity; make the file again")
+    return floats
 
 
 def network_class(part: str) -> Any:
@@ -93,45 +209,42 @@ def network_class(part: str) -> Any:
     return {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}[part]
 
 
-def _weights_variant(folder: Path, part: str) -> str | None:
-    """Returns None for the plain file name, "fp16" if only that one is there; opens every weights file to check it."""
-    files = sorted(folder.glob("*.safetensors"))
-    for file in files:
-        check_safetensors(file)
+def _weights(folder: Path, part: str) -> list[Path]:
+    """The files that hold a network: one, or the shards that an index names; half precision only if there is no other."""
     plain, stem = WEIGHTS[part], WEIGHTS[part].removesuffix(".safetensors")
-    if (folder / plain).is_file() or (folder / f"{plain}.index.json").is_file():
-        return None
-    if (folder / f"{stem}.fp16.safetensors").is_file():
-        return "fp16"
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
+    for variant in ("", ".fp16", ".bf16"):
+        one = f"{stem}{variant}.safetensors"
+        if (folder / one).is_file():
+            return [folder / one]
+        for index in (f"{plain}.index{variant}.json", f"{one}.index.json"):
+            if (folder / index).is_file():
+                return _shards(folder / index)
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     raise InputError(f"model part {folder} has no {plain} (found {found}); convert its weights to safetensors first")
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Turns off transformers' progress bar of each load; the commands here draw their own."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
+def _shards(index: Path) -> list[Path]:
+    data = read_json(index, "model")
+    names = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
+        raise InputError(f"model: {index} must map tensors to files beside it (weight_map); copy the folder again")
+    return [index.parent / name for name in sorted(set(names.values()))]
 
 
 def check_safetensors(path: Path) -> None:
     """Raises `InputError` if `path` is missing, truncated or no safetensors file; reads the header only."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is no file; copy the folder again")
     try:
         with safe_open(path, framework="pt"):
             return
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; copy the folder again") from error
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+        with open(path, "rb") as stream:
+            pointer = is_pointer(stream.read(100))
+        reason = POINTER if pointer else f"is not a whole safetensors file ({brief(error, 80)}); copy it again"
+        raise InputError(f"{path} {reason}") from error
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -139,11 +252,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     check_safetensors(path)
-    tensors = load_file(path)
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise InputError(f"{path}: tensor {name!r} is {tensor.dtype}, expected floating point; make the file again")
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    return as_floats(load_file(path), str(path))
 
 
 def write_tensors(

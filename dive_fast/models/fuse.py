@@ -6,13 +6,13 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dive_fast.models.adapter import Adapter, check_rows
 from dive_fast.models.bundle import ModelBundle
 from dive_fast.models.lora import check_lora_state, has_lora, lora_pairs
-from dive_fast.models.prompts import PromptTable, check_vocabulary
-from dive_fast.types import DiveError, Identity, InputError
+from dive_fast.models.prompts import PromptEncoder, PromptTable, check_vocabulary
+from dive_fast.types import DiveError, Identity, InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -31,16 +31,21 @@ def add_identity_tokens(bundle: ModelBundle, identities: Sequence[Identity], row
 
 def _insert_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: torch.Tensor) -> list[int]:
     import torch
-    from tokenizers import AddedToken
 
-    # not normalized: matched in the raw text as one whole token, before lower-casing and splitting
     words = [word for identity in identities for word in identity.words]
-    bundle.tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    _add_words(bundle.tokenizer, words)
     table = bundle.text_encoder.get_input_embeddings().weight
     grown = torch.cat([table.detach(), rows.detach().to(table.device, table.dtype)])
     bundle.text_encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(grown, freeze=True))
     bundle.text_encoder.config.vocab_size = grown.shape[0]
     return [bundle.tokenizer.convert_tokens_to_ids(word) for word in words]
+
+
+def _add_words(tokenizer: Any, words: Sequence[str]) -> None:
+    from tokenizers import AddedToken
+
+    # not normalized: matched in the raw text as one whole token, before lower-casing and splitting
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
 
 
 def check_base(trained_on: str, bundle: ModelBundle, what: str) -> None:
@@ -67,7 +72,7 @@ def check_new_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: 
     known = [word for word in words if word in vocabulary]
     if known:
         raise InputError(
-            f"the tokenizer already knows {len(known)} of {len(words)} placeholders, first {known[0]!r};"
+            f"the tokenizer already knows {len(known)} of {len(words)} placeholders, first {shown(known[0])};"
             " start from a base model without them or choose other placeholders"
         )
     if len(tokenizer) != table.shape[0]:  # a new token's id would not be that of its row
@@ -75,6 +80,17 @@ def check_new_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: 
             f"the tokenizer knows {len(tokenizer)} tokens but the text encoder has {table.shape[0]} rows;"
             " use a model folder whose tokenizer and text encoder belong together"
         )
+
+
+def check_prompts(bundle: ModelBundle, adapter: Adapter) -> PromptTable:
+    """Returns the adapter's prompts; raises `InputError` for one that the bundle's text encoder cannot read."""
+    prompts = PromptTable(
+        adapter.identities, adapter.cameras, adapter.template, adapter.base_fingerprint, adapter.fingerprint
+    )
+    tokenizer = copy.deepcopy(bundle.tokenizer)
+    _add_words(tokenizer, [word for identity in adapter.identities for word in identity.words])
+    PromptEncoder(tokenizer, prompts).check()
+    return prompts
 
 
 def fuse(bundle: ModelBundle, adapter: Adapter, scale: float = 1.0) -> ModelBundle:
@@ -86,16 +102,15 @@ def fuse(bundle: ModelBundle, adapter: Adapter, scale: float = 1.0) -> ModelBund
     import torch
 
     if not math.isfinite(scale):
-        raise InputError(f"fuse: scale must be a finite number, got {scale!r}; 1.0 is as trained")
+        raise InputError(f"fuse: scale must be a finite number, got {shown(scale)}; 1.0 is as trained")
     if has_lora(bundle.unet):
         raise DiveError("fuse: the UNet already carries LoRA layers; remove_lora first")
     check_base(adapter.base_fingerprint, bundle, "the adapter")
     check_lora_state(bundle.unet, adapter.lora, adapter.rank)
     check_new_tokens(bundle, adapter.identities, adapter.embeddings)
-    prompts = PromptTable(
-        adapter.identities, adapter.cameras, adapter.template, adapter.base_fingerprint, adapter.fingerprint
-    )
-    fused = replace(copy.deepcopy(bundle), prompts=prompts)  # `replace` drops the copy's cached fingerprint
+    fused = replace(
+        copy.deepcopy(bundle), prompts=check_prompts(bundle, adapter)
+    )  # `replace` drops the copy's cached fingerprint
     _insert_tokens(fused, adapter.identities, adapter.embeddings)
     factor = scale * adapter.alpha / adapter.rank  # as PEFT scales it
     with torch.no_grad():

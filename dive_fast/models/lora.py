@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError, InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -46,16 +46,18 @@ def lora_pairs(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tenso
     odd = sorted(key for key in state if not key.endswith((_A, _B)))
     odd += sorted(name for name in names if name + _A not in state or name + _B not in state)
     if odd:
-        raise InputError(f"LoRA: {len(odd)} of {len(state)} keys are not whole {_A} / {_B} pairs, first {odd[0]!r}")
+        raise InputError(
+            f"LoRA: {len(odd)} of {len(state)} keys are not whole {_A} / {_B} pairs, first {shown(odd[0])}"
+        )
     return {name: (state[name + _A], state[name + _B]) for name in sorted(names)}
 
 
 def check_rank(rank: object, alpha: object, where: str) -> None:
     """Raises `InputError` unless `rank` is a positive int and `alpha` a positive finite number."""
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise InputError(f"{where}: rank must be a whole number >= 1, got {rank!r}")
+        raise InputError(f"{where}: rank must be a whole number >= 1, got {shown(rank)}")
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha) or alpha <= 0:
-        raise InputError(f"{where}: alpha must be a finite number > 0, got {alpha!r}")
+        raise InputError(f"{where}: alpha must be a finite number > 0, got {shown(alpha)}")
 
 
 def check_lora_state(unet: Any, state: Mapping[str, torch.Tensor], rank: int) -> None:
@@ -70,7 +72,7 @@ def check_lora_state(unet: Any, state: Mapping[str, torch.Tensor], rank: int) ->
         "are missing": sorted(expected.keys() - state.keys()),
         "have another shape": sorted(k for k in landed if tuple(state[k].shape) != expected[k]),
     }
-    problems = [f"{len(keys)} {problem} (first {keys[0]!r})" for problem, keys in found.items() if keys]
+    problems = [f"{len(keys)} {problem} (first {shown(keys[0])})" for problem, keys in found.items() if keys]
     if problems:
         raise InputError(
             f"LoRA of rank {rank}: {len(landed)} of {len(expected)} keys land, {'; '.join(problems)};"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from dive_fast.types import Identity, InputError
+from dive_fast.io import sha256_bytes
+from dive_fast.types import Identity, InputError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,11 +37,11 @@ class Phrase:
         plain = _SLOT.sub("", self.text)
         if not self.choices or any(mark in self.text for mark in "<>") or any(mark in plain for mark in "{}"):
             raise InputError(
-                f"phrase {self.text!r}: needs at least one learned word such as {{person}} or {{red|green|blue}},"
+                f"phrase {shown(self.text)}: needs at least one learned word such as {{person}} or {{red|green|blue}},"
                 " and no other brackets"
             )
         if not all(word.strip() for words in self.choices for word in words):
-            raise InputError(f"phrase {self.text!r}: a learned word names nothing to start from")
+            raise InputError(f"phrase {shown(self.text)}: a learned word names nothing to start from")
 
     @cached_property
     def choices(self) -> list[list[str]]:
@@ -48,11 +49,24 @@ class Phrase:
         return [slot.split("|") for slot in _SLOT.findall(self.text)]
 
     def identity(self, pid: str, name: str) -> Identity:
-        """Returns the identity whose learned words are `<name>`, or `<name.0>`, `<name.1>`, ... if there are several."""
+        """Returns the identity whose learned words are `<name>`, or `<name.0>`, `<name.1>`, ... if there are several.
+
+        A `name` of other characters than words have is replaced by its `learned_word`.
+        """
+        name = learned_word(name)
         if len(self.choices) == 1:
             return Identity(pid, _SLOT.sub(f"<{name}>", self.text))
         numbers = iter(range(len(self.choices)))
         return Identity(pid, _SLOT.sub(lambda _: f"<{name}.{next(numbers)}>", self.text))
+
+
+def learned_word(name: str) -> str:
+    """Returns `name` as a learned word holds it: as it is, or with a hash for the characters that no word has.
+
+    So different names, such as Anna and anna, have different words.
+    """
+    plain = re.sub(r"[^a-z0-9_.\-]+", "_", name.lower()).strip("_")
+    return name if plain == name else f"{plain}_{sha256_bytes(name.encode())[:8]}".strip("_")
 
 
 def drop_parts(placeholder: str, drop: float, rng: np.random.Generator) -> str:

@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dive_fast.io import nearest, read_json, write_json
-from dive_fast.types import Camera, Identity, InputError, from_dict, to_dict
+from dive_fast.types import Camera, Identity, InputError, from_dict, shown, to_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,19 +71,24 @@ def check_vocabulary(
     for what, values in columns.items():
         if len(set(values)) != len(values):
             twice = next(v for v in values if values.count(v) > 1)
-            raise InputError(f"{where}: {what} {twice!r} occurs more than once; each must be unique")
+            raise InputError(f"{where}: {what} {shown(twice)} occurs more than once; each must be unique")
+    for text in chain(*columns.values(), templates, (identity.placeholder for identity in identities)):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{where}: {shown(text)} holds half of a character, which nothing can write; correct it")
     for identity in identities:
         if not _PLACEHOLDER.fullmatch(identity.placeholder):
             raise InputError(
-                f"{where}: placeholder {identity.placeholder!r} of identity {identity.pid!r} must look like <class_12>"
-                " (lower-case letters, digits, _ . - between angle brackets), or be a phrase with such words"
+                f"{where}: placeholder {shown(identity.placeholder)} of identity {shown(identity.pid)} must look like"
+                " <class_12> (lower-case letters, digits, _ . - between angle brackets), or be a phrase with such words"
             )
     for camera in cameras:
         if not _CODE.fullmatch(camera.code):
-            raise InputError(f"{where}: code {camera.code!r} of camera {camera.name!r} must be words without <>{{}}")
+            raise InputError(
+                f"{where}: code {camera.code[:80]!r} of camera {shown(camera.name)} must be words without <>{{}}"
+            )
     for template in templates:
         if sorted(re.findall(r"\{[^{}]*\}|[{}]", template)) != ["{cam}", "{token}"]:
-            raise InputError(f"{where}: template {template!r} must contain {{cam}} once and {{token}} once")
+            raise InputError(f"{where}: template {shown(template)} must contain {{cam}} once and {{token}} once")
 
 
 def parse_table(data: object, texts: Sequence[str], where: str) -> dict[str, Any]:
@@ -91,7 +97,7 @@ def parse_table(data: object, texts: Sequence[str], where: str) -> dict[str, Any
         raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}")
     for name in texts:
         if not isinstance(data.get(name), str):
-            raise InputError(f"{where}: {name} must be text, got {data.get(name)!r}")
+            raise InputError(f"{where}: {name} must be text, got {shown(data.get(name))}")
     records = {
         "identities": _parse_records(Identity, data.get("identities"), f"{where} identities"),
         "cameras": _parse_records(Camera, data.get("cameras"), f"{where} cameras"),
@@ -104,14 +110,14 @@ def _parse_records(cls: type[_Named], items: object, where: str) -> tuple[_Named
         raise InputError(f"{where}: expected a list of {cls.__name__}, got {type(items).__name__}")
     for item in items:
         if not isinstance(item, dict) or not all(isinstance(value, str) for value in item.values()):
-            raise InputError(f"{where}: a {cls.__name__} must be an object of text fields, got {item!r}")
+            raise InputError(f"{where}: a {cls.__name__} must be an object of text fields, got {shown(item)}")
     return tuple(from_dict(cls, item, where) for item in items)
 
 
 def find(name: str, known: Mapping[str, _Named], kind: str, holder: str) -> _Named:
     """Returns the record called `name`; an unknown name raises `InputError` with the count and the nearest name."""
     if name not in known:
-        raise InputError(f"{holder} holds {len(known)} {kind}, {name!r} is not one of them{nearest(name, known)}")
+        raise InputError(f"{holder} holds {len(known)} {kind}, {shown(name)} is not one of them{nearest(name, known)}")
     return known[name]
 
 
@@ -190,6 +196,12 @@ class PromptEncoder:
         ids = [self._ids(key) for key in keys]
         return torch.tensor(ids, dtype=torch.int64).reshape(len(ids), self.tokenizer.model_max_length)
 
+    def check(self) -> None:
+        """Raises `InputError` unless the model reads the prompts of every identity by every camera."""
+        alike = {re.sub(r"<[^<>]*>", "<>", identity.placeholder): identity.pid for identity in self.table.identities}
+        for camera in self.table.cameras:
+            self.token_ids([(pid, camera.name) for pid in alike.values()])
+
     def encode(self, encode_text: Callable[[Tensor], Tensor], keys: Sequence[PromptKey]) -> tuple[Tensor, Tensor]:
         """Returns the embeddings of the U distinct keys, by first occurrence, and the row of each of the P keys.
 
@@ -207,12 +219,13 @@ class PromptEncoder:
         ids: list[int] = self.tokenizer(text, padding="max_length", max_length=length, truncation=False)["input_ids"]
         if len(ids) > length:
             raise InputError(
-                f"prompt {text!r} has {len(ids)} tokens and the model reads {length}; shorten the template or the code"
+                f"prompt {shown(text)} has {len(ids)} tokens and the model reads {length}; shorten the template or"
+                " the code, or take an embedding of fewer vectors"
             )
         for word in self.table.identity(key[0]).words if key is not None else ():
             token = self._added_tokens.get(word)
             if token is None or ids.count(token) != 1:  # the word would be spelled out, and the image be of nobody
                 raise InputError(
-                    f"the tokenizer does not read {word!r} as one token; fuse the adapter into its base again"
+                    f"the tokenizer does not read {shown(word)} as one token; fuse the adapter into its base again"
                 )
         return ids

@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import brief
 from dive_fast.models.files import (
     ASSETS,
     check_safetensors,
     config_file,
+    empty_network,
+    filled,
     has_vocabulary,
+    library_errors,
     load_tokenizer,
-    network_class,
     read_config,
 )
-from dive_fast.types import InputError
+from dive_fast.models.prediction import declared
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,7 @@ _PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.",
 }
+_AVERAGED = "model_ema."
 # Stable Diffusion 1.5's settings, where they differ from the defaults of diffusers and transformers.
 _DEFAULTS = ASSETS / "sd15"
 
@@ -41,9 +44,12 @@ def load_parts(path: Path, beside: Path | None) -> dict[str, Any]:
     """Reads `ModelBundle`'s parts from the file `path`: networks in float32 and eval mode, gradients off.
 
     `beside` is the folder with the vocabulary and, if they differ from Stable Diffusion 1.5's, configurations; None is
-    the file's own folder. Averaged weights (EMA) of the UNet are preferred, as in published folders. Another kind of
-    file, tensors missing or of other shapes, or no vocabulary raises `InputError`.
+    the file's own folder. Averaged weights (EMA) of the UNet are preferred, as in published folders. What the model
+    predicts is what the file declares (`prediction`). Another kind of file, tensors missing or of other shapes, no
+    vocabulary, or a scheduler that contradicts the file raises `InputError`.
     """
+    from dive_fast.sampling.schedule import check_scheduler
+
     if path.suffix != ".safetensors":
         raise InputError(
             f"model {path} is no .safetensors file (a .ckpt may run code); convert it to safetensors first"
@@ -55,13 +61,13 @@ def load_parts(path: Path, beside: Path | None) -> dict[str, Any]:
             f"model {path} is a single file, which has no vocabulary, and {beside} has no tokenizer/ either; put the"
             " tokenizer folder of Stable Diffusion 1.5 there or name it with --tokenizer"
         )
-    configs = {}
-    for part in (*_PREFIXES, "scheduler"):
-        file = config_file(beside, part)
-        configs[part] = read_config(file if file.is_file() else config_file(_DEFAULTS, part), part)
+    own = {part: config_file(beside, part) for part in (*_PREFIXES, "scheduler")}
+    files = {part: file if file.is_file() else config_file(_DEFAULTS, part) for part, file in own.items()}
+    configs = {part: read_config(file, part) for part, file in files.items()}
     tensors = _read(path)
+    scheduler = check_scheduler(declared(path, tensors, configs["scheduler"], own["scheduler"]), f"model {path}")
     networks = {part: _network(path, part, configs[part], tensors) for part in _PREFIXES}
-    return {"tokenizer": load_tokenizer(folder), "scheduler_config": configs["scheduler"], **networks}
+    return {"tokenizer": load_tokenizer(folder), "scheduler_config": scheduler, **networks}
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -73,43 +79,24 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     tensors = load_file(path)
     missing = [prefix for prefix in _PREFIXES.values() if not any(name.startswith(prefix) for name in tensors)]
     if missing:
-        kind = infer_diffusers_model_type(tensors)  # "v1" for anything unknown
+        with library_errors(f"model {path}", "get it again"):
+            kind = infer_diffusers_model_type(tensors)  # "v1" for anything unknown
         raise InputError(
-            f"model {path} has no tensors under {missing[0]}… (first {min(tensors, default='none')!r}; diffusers takes it"
-            f" for {kind!r}); only a whole Stable Diffusion 1 model is read from one file, Stable Diffusion 2 from its"
-            " diffusers folder"
+            f"model {path} has no tensors under {missing[0]}… (first {shown(min(tensors, default='none'))}; diffusers"
+            f" takes it for {shown(kind)}); only a whole Stable Diffusion 1 model is read from one file, Stable Diffusion 2"
+            " from its diffusers folder"
         )
     return tensors
 
 
 def _network(path: Path, part: str, config: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
-    import torch
-
-    try:
-        with torch.device("meta"):  # draws no random numbers; the file's tensors take the place of the parameters
-            cls = network_class(part)
-            text = part == "text_encoder"
-            module = cls(cls.config_class.from_dict(config)) if text else cls.from_config(config)
+    where = f"model {path}: {part}"
+    module = empty_network(part, config, len(tensors), where)
+    with library_errors(where, "copy it again"):
         found = _converted(path, part, module, tensors)
-    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
-        raise InputError(
-            f"model {path}: no {part} can be made of its configuration ({brief(error, 200)}); copy it again"
-        ) from error
-    expected = module.state_dict()
-    wrong = [name for name, tensor in expected.items() if getattr(found.get(name), "shape", None) != tensor.shape]
-    if wrong:
-        tensor = found.get(wrong[0])
-        raise InputError(
-            f"model {path}: {len(wrong)} of {len(expected)} tensors of the {part} are missing or have another shape,"
-            f" first {wrong[0]} {list(expected[wrong[0]].shape)} ({'missing' if tensor is None else list(tensor.shape)});"
-            " only Stable Diffusion 1 models, or those whose configurations lie beside them, are read as single files"
-        )
-    module.load_state_dict({name: found[name].float() for name in expected}, assign=True)
-    for name, buffer in module.named_buffers():
-        if buffer.is_meta:  # the positions 0, 1, ... of the text encoder, which no file holds
-            holder, _, last = name.rpartition(".")
-            module.get_submodule(holder).register_buffer(last, torch.arange(buffer.shape[-1])[None], persistent=False)
-    return module.eval().requires_grad_(False)
+    return filled(
+        module, found, where, "only Stable Diffusion 1 models, or those whose configurations lie beside them, are read"
+    )
 
 
 def _converted(path: Path, part: str, module: Any, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
@@ -123,14 +110,14 @@ def _converted(path: Path, part: str, module: Any, tensors: Mapping[str, torch.T
     if part == "vae":
         found: dict[str, Any] = convert_ldm_vae_checkpoint(own, dict(module.config))
         return found
-    if any(name.startswith("model_ema.") for name in tensors):
-        own = {name: tensors.get("model_ema." + name.removeprefix("model.").replace(".", "")) for name in own}
+    if any(name.startswith(f"{_AVERAGED}diffusion_model") for name in tensors):  # pruned files keep its counters alone
+        own = {name: tensors.get(_AVERAGED + name.removeprefix("model.").replace(".", "")) for name in own}
     found = convert_ldm_unet_checkpoint(own, dict(module.config))
     used = {id(tensor) for tensor in found.values()}
     left = sorted(name for name, tensor in own.items() if id(tensor) not in used)
     if left:
         raise InputError(
-            f"model {path}: the UNet has {len(left)} tensors more than its configuration names, first {left[0]};"
+            f"model {path}: the UNet has {len(left)} tensors more than its configuration names, first {left[0][:80]};"
             " it is no plain Stable Diffusion 1 model"
         )
     return found

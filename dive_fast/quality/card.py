@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from markupsafe import Markup
 
 from dive_fast import __version__
 from dive_fast.data.names import abbreviate, natural_key
@@ -22,6 +24,7 @@ from dive_fast.types import MODALITIES, InputError, Modality
 
 NAME = "README.md"
 _MARK = re.compile(rb"<!-- written by dive-fast card, sha256 ([0-9a-f]{64}) -->\n")
+_SIGNS = re.compile(r"[\\`*_\[\]|~$!]")  # of Markdown
 MODES = {
     "real-rgb": "the RGB side of a pair is a real photo, the infrared side is generated",
     "synthetic": "both sides of a pair are generated, from one noise",
@@ -57,11 +60,13 @@ def write_card(dataset: Path, config: CardConfig = CardConfig()) -> Path:
     plan, found = dataset_plan(dataset), _contents(dataset)
     page = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # Markdown
+        autoescape=True,
+        finalize=_escape,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
     page.filters["n"] = lambda count: f"{count:,}"
+    page.filters["code"] = _code
     try:
         body = page.get_template("card.md").render(
             name=dataset.resolve().name,
@@ -83,6 +88,19 @@ def write_card(dataset: Path, config: CardConfig = CardConfig()) -> Path:
     data = body.encode()
     atomic_write(path, f"<!-- written by dive-fast card, sha256 {sha256_bytes(data)} -->\n".encode() + data)
     return path
+
+
+def _escape(value: object) -> Markup:
+    """Text as Markdown that shows it and does nothing else: no link, no HTML, no second line."""
+    if isinstance(value, Markup):
+        return value
+    line = "".join(sign if sign.isprintable() else " " for sign in str(value))
+    return Markup(_SIGNS.sub(r"\\\g<0>", html.escape(line, quote=False)))
+
+
+def _code(value: object) -> Markup:
+    """An identifier as code."""
+    return Markup("`" + re.sub(r"[^\w.:+/-]", "?", str(value), flags=re.ASCII)[:128] + "`")
 
 
 def _ours(data: bytes) -> bool:
@@ -116,12 +134,11 @@ def _origin(plan: Any, found: Contents, model: Path | None) -> Iterator[tuple[st
         yield "strength (how far from the photo)", f"{plan.strength:g}"
     yield "seed of the run", str(plan.seed)
     yield "image size (height x width)", f"{plan.height}x{plan.width}"
-    yield "plan id", f"`{plan.plan_id}`"
-    yield "fused model's fingerprint", f"`{plan.model_fingerprint}`"
-    for name, fingerprint in _ancestors(model, plan.model_fingerprint):
-        yield name, f"`{fingerprint}`"
+    yield "plan id", _code(plan.plan_id)
+    yield "fused model's fingerprint", _code(plan.model_fingerprint)
+    yield from _ancestors(model, plan.model_fingerprint)
     for engine, count in found.engines.most_common():
-        yield "engine's fingerprint", f"`{engine}` ({count:,} pairs)"
+        yield "engine's fingerprint", _code(engine) + f" ({count:,} pairs)"
     yield "card written by", f"dive-fast {__version__}"
 
 
@@ -139,7 +156,7 @@ def _ancestors(model: Path | None, fingerprint: str) -> Iterator[tuple[str, str]
         value = prompts.get(f"{name}_fingerprint") if isinstance(prompts, dict) else None
         if not isinstance(value, str) or not re.fullmatch(r"[\w.:-]{1,128}", value):
             raise InputError(f"{model / 'prompts.json'} names no {name}_fingerprint; fuse and export again")
-        yield f"{name}'s fingerprint", value
+        yield f"{name}'s fingerprint", _code(value)
 
 
 def _counts(found: Contents) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from dive_fast.data.images import open_image
+from dive_fast.data.images import decode_image, read_header, read_image_file
 from dive_fast.io import atomic_write
 
 # Macros of parts.html: every text is escaped; sections and pages take parts that are HTML already.
@@ -70,12 +70,16 @@ def escape(text: object) -> str:
 
 
 def image_data(image: Path | Image.Image) -> str:
-    """A `data:` URL; PNG and JPEG files go in as they are, anything else as PNG."""
+    """A `data:` URL; PNG and JPEG files that lie upright go in as they are, other images as PNG.
+
+    A file that is no image raises `InputError`: a link in an untrusted folder may lead to any file.
+    """
     if isinstance(image, Path):
-        kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}.get(image.suffix.lower())
-        if kind is not None:
-            return f"data:image/{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
-        image = open_image(image)
+        data = read_image_file(image, str(image))
+        decoded, header = decode_image(data, str(image)), read_header(data, str(image))
+        if header.format in ("PNG", "JPEG") and header.upright and not header.deep:
+            return f"data:image/{header.format.lower()};base64,{base64.b64encode(data).decode()}"
+        image = decoded
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

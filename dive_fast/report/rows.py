@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dive_fast.io import read_json, read_jsonl
+from dive_fast.io import brief, read_json, read_jsonl
 from dive_fast.synth.manifest import DROPPED, dataset_plan, read_shard, shard_files
-from dive_fast.types import MODALITIES, InputError, Modality, PairRecord
+from dive_fast.types import MODALITIES, InputError, Modality, PairRecord, shown
 
 SIDES = ("pair", *MODALITIES)
 SideScores = dict[Modality, dict[str, float]]
@@ -113,12 +112,12 @@ def score_lines(path: Path) -> Iterator[tuple[str, SideScores]]:
 
 def _side_scores(scores: Any, where: str) -> dict[str, float]:
     if not isinstance(scores, dict):
-        raise InputError(f"{where}: expected an object of scores, got {scores!r}; run dive-fast score --overwrite")
+        raise InputError(f"{where}: expected an object of scores, got {shown(scores)}; run dive-fast score --overwrite")
     for name, value in scores.items():
-        if type(value) not in (int, float) or not math.isfinite(value):
-            text = f"{where} {name} is {json.dumps(value)}, which is no finite number"
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            text = f"{where} {brief(name, 80)} is {shown(value)}, which is no finite number"
             raise InputError(f"{text}; run dive-fast score --overwrite")
-    return scores
+    return {name: float(value) for name, value in scores.items()}
 
 
 def _drops(path: Path) -> Iterator[tuple[str, list[str]]]:

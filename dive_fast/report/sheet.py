@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dive_fast.data.images import image_problem
 from dive_fast.report.config import ReportConfig
 from dive_fast.report.html import Cell, PictureRow, paragraph, picture_row, section, table, write_page
 from dive_fast.synth.manifest import read_manifest
@@ -61,6 +62,6 @@ def _person(dataset: Path, pid: str, records: Iterable[PairRecord]) -> PictureRo
 
 
 def _cell(path: Path, caption: str, made: bool) -> Cell:
-    if path.is_file():
+    if image_problem(path) is None:
         return Cell(path, caption, made)
-    return Cell(Image.new("L", (1, 2), 128), f"{caption}, missing", made)
+    return Cell(Image.new("L", (1, 2), 128), f"{caption}, {'cannot be read' if path.exists() else 'missing'}", made)

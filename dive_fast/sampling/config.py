@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from dive_fast.settings import NonNegativeFloat, PositiveInt, Reads, Settings
+from dive_fast.settings import AtMost, NonNegativeFloat, PositiveInt, Reads, Settings
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _interval(text: str) -> tuple[float, float] | None:
 class Sampling(Settings):
     """Steps and guidance of DPM-Solver++ 2M."""
 
-    steps: PositiveInt = 20
+    steps: Annotated[PositiveInt, AtMost(10_000)] = 20
     """DPM-Solver++ steps; DiVE on Stable Diffusion 1.5 takes 50."""
     guidance: NonNegativeFloat = 2.0
     """Scale of classifier-free guidance, 1 = none; DiVE on Stable Diffusion 1.5 takes 7.5."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 # diffusers' defaults for what a scheduler_config.json leaves out, then every value that this solver reproduces.
-# A key absent from both tables does not change DPM-Solver++ 2M with a final sigma of zero.
 DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -21,33 +22,63 @@ DEFAULTS: dict[str, Any] = {
     "timestep_spacing": "linspace",
     "steps_offset": 0,
     "prediction_type": "epsilon",
-    "algorithm_type": "dpmsolver++",
-    "solver_type": "midpoint",
-    "solver_order": 2,
-    "final_sigmas_type": "zero",
-    "lambda_min_clipped": -math.inf,
 }
+_MOST = 1_000_000  # training timesteps, of which each has its noise level in memory
 OFF = (None, False)
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("scaled_linear", "linear"),
     "timestep_spacing": ("linspace", "leading", "trailing"),
     "prediction_type": ("epsilon", "v_prediction"),
+    "trained_betas": (None,),
+    "timestep_type": (None, "discrete"),
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),  # others are learned
+    "rescale_betas_zero_snr": OFF,
+    "use_flow_sigmas": OFF,
+    "use_dynamic_shifting": OFF,
+}
+# How another sampler takes its steps: the model was trained alike, and DPM-Solver++ 2M takes its own. With the values
+# that ask for nothing else.
+IGNORED: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads DEIS and UniPC names as these
     "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
     "solver_order": (2,),
     "final_sigmas_type": ("zero",),
     "lambda_min_clipped": (-math.inf,),
-    "trained_betas": (None,),
-    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
     "thresholding": OFF,
-    "rescale_betas_zero_snr": OFF,
     "use_karras_sigmas": OFF,
     "use_exponential_sigmas": OFF,
     "use_beta_sigmas": OFF,
     "use_lu_lambdas": OFF,
-    "use_flow_sigmas": OFF,
-    "use_dynamic_shifting": OFF,
 }
+# diffusers' schedulers whose noise levels follow from betas as here; the others are of other kinds of models.
+OF_BETAS = re.compile(
+    r"(DDIM|DDPM|DEISMultistep|DPMSolver\w*?|Euler(Ancestral)?Discrete|HeunDiscrete|KDPM2(Ancestral)?Discrete|LCM|LMSDiscrete"
+    r"|PNDM|SASolver|TCD|UniPCMultistep)(Parallel|Inverse)?Scheduler"
+)
+
+
+def check_scheduler(data: object, where: str) -> dict[str, Any]:
+    """Returns the configuration of a scheduler whose noise schedule the solver follows; others raise `InputError`.
+
+    Warns of settings of another sampler, which are ignored. A lambda_min_clipped of -infinity, diffusers' default that no
+    other JSON reader knows, is left out.
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(f"{where} must be a JSON object, got {type(data).__name__}; copy it again")
+    config = {key: value for key, value in data.items() if (key, value) != ("lambda_min_clipped", -math.inf)}
+    reasons = _unsupported(_effective(config))
+    reasons += [f"{key} is not finite" for key, x in config.items() if isinstance(x, float) and not math.isfinite(x)]
+    if reasons:
+        raise InputError(f"{where}: {'; '.join(reasons)}; use a model whose noise schedule is Stable Diffusion's")
+    ignored = [
+        f"{key} {shown(config[key])}" for key, off in IGNORED.items() if key in config and config[key] not in off
+    ]
+    if ignored:
+        warnings.warn(
+            f"{where}: settings of another sampler are ignored: {', '.join(ignored)}; here it is DPM-Solver++ 2M",
+            stacklevel=2,
+        )
+    return config
 
 
 @dataclass(frozen=True)
@@ -70,7 +101,9 @@ class Schedule:
         Raises `InputError` that names every reason why the config or the number of steps cannot be used.
         """
         config = _effective(scheduler_config)
-        reasons = _unsupported(config, steps)
+        reasons = _unsupported(config)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            reasons.append(f"the number of steps must be a whole number >= 1, got {shown(steps)}")
         if reasons:
             raise InputError(f"scheduler_config.json with {steps} steps: {'; '.join(reasons)}")
         timesteps = _timesteps(config, steps)
@@ -108,23 +141,25 @@ def _effective(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
     A live scheduler lists in `_use_default_values` what its own class filled in; diffusers drops these, so that
     PNDM's default spacing does not become DPM-Solver's.
     """
-    filled_in = scheduler_config.get("_use_default_values", [])
-    return {**DEFAULTS, **{key: value for key, value in scheduler_config.items() if key not in filled_in}}
+    filled_in = scheduler_config.get("_use_default_values")
+    names = filled_in if isinstance(filled_in, list | tuple) else ()
+    return {**DEFAULTS, **{key: value for key, value in scheduler_config.items() if key not in names}}
 
 
-def _unsupported(config: dict[str, Any], steps: int) -> list[str]:
+def _unsupported(config: dict[str, Any]) -> list[str]:
     reasons = [
-        f"{key} {config[key]!r} is not supported, only {' or '.join(repr(value) for value in values)}"
+        f"{key} {shown(config[key])} is not supported, only {' or '.join(repr(value) for value in values)}"
         for key, values in SUPPORTED.items()
         if key in config and config[key] not in values
     ]
+    name = config.get("_class_name", "PNDMScheduler")
+    if not isinstance(name, str) or not OF_BETAS.fullmatch(name):
+        reasons.append(f"_class_name {shown(name)} has no betas as Stable Diffusion 1.5's has")
     for key, kinds in (("num_train_timesteps", int), ("steps_offset", int), ("beta_start", float), ("beta_end", float)):
-        if isinstance(config[key], bool) or not isinstance(config[key], (int, kinds)) or config[key] < 0:
-            reasons.append(f"{key} must be a number >= 0, got {config[key]!r}")
+        if isinstance(config[key], bool) or not isinstance(config[key], (int, kinds)) or not 0 <= config[key] < _MOST:
+            reasons.append(f"{key} must be a number >= 0 and < {_MOST:,}, got {shown(config[key])}")
     if not reasons and not 0 < config["beta_start"] < config["beta_end"] < 1:
         reasons.append(f"betas must rise within 0..1, got {config['beta_start']} to {config['beta_end']}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        reasons.append(f"the number of steps must be a whole number >= 1, got {steps!r}")
     return reasons
 
 

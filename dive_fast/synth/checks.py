@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,9 +82,13 @@ def _photo_trouble(plan: SynthesisPlan, out: Path | str) -> list[str]:
     if "://" not in str(out) and (target.is_relative_to(root) or root.is_relative_to(target)):
         return [f"{out} lies in the photo folder {root}, or that in it; choose another --out"]
     photos = dict.fromkeys(photo for identity in plan.identities for _, photo in identity.rgb if photo is not None)
-    missing = [photo for photo in photos if not (root / photo).is_file()]
-    if not missing:
-        return []
-    return [
-        f"{len(missing):,} of {len(photos):,} photos are missing in {root}: {abbreviate(missing)}; bring them or plan again"
-    ]
+    missing = [photo for photo in photos if not os.path.isfile(root / photo)]
+    if len(missing) == len(photos):
+        return [f"all {len(photos):,} photos are missing in {root}: {abbreviate(missing)}; bring them or plan again"]
+    if missing:
+        warnings.warn(
+            f"{len(missing):,} of {len(photos):,} photos are missing in {root}: {abbreviate(missing)}; their pairs are "
+            "rejected, and synth --check makes them once the photos are back",
+            stacklevel=4,
+        )
+    return []

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dive_fast.io import brief
 from dive_fast.synth.checks import check_run
 from dive_fast.synth.folder import claim_folder, finished_shards, open_store
-from dive_fast.synth.local import Summary, finish_run, synthesize
+from dive_fast.synth.local import Made, Summary, finish_run, synthesize
 from dive_fast.synth.planfile import SynthesisPlan
 from dive_fast.synth.store import Store
 from dive_fast.types import DiveError, InputError
@@ -74,8 +74,7 @@ def synthesize_on(
     began = time.perf_counter()
     finished = finished_shards(store, plan)
     todo = [number for number in range(plan.shards) if number not in finished]
-    images = 0
-    times: dict[str, float] = {}
+    made = Made()
     if todo:
         ray.init(address=cluster.address, ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
         cluster = cluster.resolved(ray.cluster_resources(), engine.get("threads"))
@@ -85,10 +84,10 @@ def synthesize_on(
         with tqdm(total=plan.shards, initial=len(finished), unit="shard", desc="synth", disable=not progress) as bar:
             crew.start(count, store, plan)
             crew.drive(bar.update)
-        images, times = crew.images, crew.times
+        made = crew.made
     else:
         claim_folder(store, plan)
-    return finish_run(store, plan, len(finished), images, time.perf_counter() - began, times)
+    return finish_run(store, plan, len(finished), made, time.perf_counter() - began)
 
 
 def _bundles(todo: Sequence[int], workers: int) -> list[list[int]]:
@@ -117,14 +116,14 @@ class Worker:
         """Raises `InputError` when plan, engine and place do not fit."""
         check_run(self._plan, self._engine, self._out, self._rows)
 
-    def make(self, shards: list[int]) -> tuple[int, dict[str, float]]:
-        """Images made and seconds by stage."""
+    def make(self, shards: list[int]) -> Made:
+        """Makes these shards."""
         summary = synthesize(self._plan, self._engine, self._out, self._rows, progress=False, shards=shards)
-        return summary.images, summary.times
+        return Made(summary.images, summary.times, summary.rejected, summary.lost)
 
 
 class _Crew:
-    """The workers, each at one bundle at a time; `images` and `times` are what they have made."""
+    """The workers, each at one bundle at a time; `made` is what they have made."""
 
     def __init__(self, ray: Any, cluster: Cluster, arguments: tuple[Any, ...], bundles: list[list[int]]) -> None:
         self._ray, self._arguments = ray, arguments
@@ -133,8 +132,7 @@ class _Crew:
         self._waiting = deque(bundles)
         self._at: dict[Any, tuple[Any, list[int]]] = {}  # task -> worker and bundle
         self._failures: Counter[int] = Counter()  # of the bundle with this first shard
-        self.images = 0
-        self.times: dict[str, float] = {}
+        self.made = Made()
 
     def start(self, count: int, store: Store, plan: SynthesisPlan) -> None:
         """Opens `count` workers; one checks plan, engine and place before anything is written."""
@@ -155,14 +153,13 @@ class _Crew:
                 (task,), _ = self._ray.wait(list(self._at), num_returns=1)
                 worker, bundle = self._at.pop(task)
                 try:
-                    images, times = self._ray.get(task)
+                    made = self._ray.get(task)
                 except self._ray.exceptions.RayError as error:
                     self._ray.kill(worker)
                     self._give_back(bundle, error)
                 else:
                     self._ready.append(worker)
-                    self.images += images
-                    self.times = {name: self.times.get(name, 0.0) + seconds for name, seconds in times.items()}
+                    self.made += made
                     advance(len(bundle))
                 self._next()
         except KeyboardInterrupt as error:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
-
+from dive_fast.data.images import decode_image
 from dive_fast.data.names import natural_key
 from dive_fast.data.writers import id_list
-from dive_fast.io import sha256_bytes
+from dive_fast.io import brief, parse_json, readable_json, sha256_bytes
 from dive_fast.synth.manifest import SHARD
 from dive_fast.synth.planfile import SynthesisPlan, read_plan
 from dive_fast.synth.provenance import read_tags
@@ -55,7 +52,7 @@ def claim_folder(store: Store, plan: SynthesisPlan) -> None:
             raise InputError(
                 f"{store.where} holds other files and no plan; images are not mixed into it: choose another --out"
             )
-        store.write(PLAN, (json.dumps(to_dict(plan), indent=1, sort_keys=True) + "\n").encode())
+        store.write(PLAN, readable_json(to_dict(plan)).encode())
 
 
 def _holds(store: Store, plan: SynthesisPlan) -> bool:
@@ -70,13 +67,13 @@ def _holds(store: Store, plan: SynthesisPlan) -> bool:
 def _plan_in(store: Store) -> SynthesisPlan | None:
     where = f"plan {PLAN} in {store.where}"
     try:
-        data = json.loads(store.read(PLAN))
+        data = parse_json(store.read(PLAN))
     except FileNotFoundError:
         return None
     except NotADirectoryError as error:
         raise InputError(f"{store.where} is a file; choose another --out") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid JSON ({error}); choose another --out") from error
+    except ValueError as error:
+        raise InputError(f"{where} is not valid JSON ({brief(error, 80)}); choose another --out") from error
     return read_plan(data, where)
 
 
@@ -124,9 +121,8 @@ def finished_image(store: Store, plan: SynthesisPlan, pair: PairSpec, name: str,
 
 def _whole(data: bytes) -> bool:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        decode_image(data, "generated")
+    except InputError:
         return False
     return True
 

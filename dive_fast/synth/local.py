@@ -42,7 +42,8 @@ class Summary:
 
     `times` are seconds by stage: encode (prompts, photos), denoise, decode; wait, while the engine is idle for noise,
     photos or the disk; write, the sum over threads that run beside the others. `finished` is whether the whole plan is
-    done, by this run or others.
+    done, by this run or others. `rejected` counts the pairs that this run recorded without images, as it could not read
+    their photos; `lost` says of each such photo why.
     """
 
     plan_id: str
@@ -54,6 +55,8 @@ class Summary:
     images_per_second: float
     times: dict[str, float]
     finished: bool
+    rejected: int = 0
+    lost: tuple[str, ...] = ()
 
 
 def part_of(plan: SynthesisPlan, number: int, of: int) -> range:
@@ -74,7 +77,8 @@ def synthesize(
 ) -> Summary:
     """Makes every pair of `plan`, or of its `shards`, at `out`; a rerun keeps what is finished.
 
-    `check` first verifies finished shards and makes damaged images again. `rows` are UNet rows a call: with guidance,
+    `check` first verifies finished shards, and makes damaged images and rejected pairs again. A photo that is missing or
+    damaged costs its own pairs, which are recorded as rejected. `rows` are UNet rows a call: with guidance,
     `rows // 2` images of any prompts. `out` becomes a SYSU tree with `plan.json` and `shards/`. The run writes nothing
     outside it and replaces no file that this plan did not make. The process that finishes last writes `exp/`
     (`folder.write_ids`). Raises `InputError` before any work when plan, engine and folder do not fit; `DiveError` when
@@ -97,12 +101,26 @@ def synthesize(
         raise DiveError(
             f"interrupted: {done} of {plan.shards} shards are done in {out}; run the same command again to continue"
         ) from error
-    return finish_run(store, plan, resumed, run.images, time.perf_counter() - began, clock.seconds())
+    made = Made(run.images, clock.seconds(), run.rejected, tuple(sorted(run.lost)))
+    return finish_run(store, plan, resumed, made, time.perf_counter() - began)
 
 
-def finish_run(
-    store: Store, plan: SynthesisPlan, resumed: int, images: int, seconds: float, times: dict[str, float]
-) -> Summary:
+@dataclass(frozen=True)
+class Made:
+    """What one or several processes made: the fields of `Summary` that add up."""
+
+    images: int = 0
+    times: dict[str, float] = field(default_factory=dict)
+    rejected: int = 0
+    lost: tuple[str, ...] = ()
+
+    def __add__(self, other: Made) -> Made:
+        times = {name: self.times.get(name, 0.0) + seconds for name, seconds in other.times.items()}
+        lost = dict.fromkeys((*self.lost, *other.lost))
+        return Made(self.images + other.images, times, self.rejected + other.rejected, tuple(lost))
+
+
+def finish_run(store: Store, plan: SynthesisPlan, resumed: int, made: Made, seconds: float) -> Summary:
     """Writes the identity lists if the whole plan is done, tidies up, and sums the run up."""
     finished = len(finished_shards(store, plan)) == plan.shards
     if finished:
@@ -113,11 +131,13 @@ def finish_run(
         pairs=len(plan.pairs),
         shards=plan.shards,
         resumed_shards=resumed,
-        images=images,
+        images=made.images,
         seconds=round(seconds, 3),
-        images_per_second=round(images / seconds, 3),
-        times={name: round(value, 3) for name, value in times.items()},
+        images_per_second=round(made.images / seconds, 3),
+        times={name: round(value, 3) for name, value in made.times.items()},
         finished=finished,
+        rejected=made.rejected,
+        lost=made.lost,
     )
 
 
@@ -128,12 +148,12 @@ class _OpenShard:
     number: int
     pairs: Sequence[tuple[PairSpec, PairFiles]]
     release: Release
-    written: dict[str, Future[Written]] = field(default_factory=dict)
+    written: dict[str, Future[Written | None]] = field(default_factory=dict)
     open: int = 0
 
 
 class _Run:
-    """One call of `synthesize`, after its checks. `images` counts those made."""
+    """One call of `synthesize`, after its checks. `images`, `rejected` and `lost` are those of `Summary`."""
 
     def __init__(
         self, plan: SynthesisPlan, engine: Engine, store: Store, rows: int, clock: StageClock, numbers: Sequence[int]
@@ -144,7 +164,8 @@ class _Run:
         self._renderer = Renderer(engine, plan, clock)
         self._size = plan.sampling.images(rows)
         self._shards: dict[int, _OpenShard] = {}  # claimed and not recorded yet
-        self.images = 0
+        self.images = self.rejected = 0
+        self.lost: set[str] = set()
 
     def make(self, progress: bool) -> None:
         """Makes every unfinished shard, and waits for those that other processes have claimed."""
@@ -156,6 +177,8 @@ class _Run:
                     bar.update(total - sides * sum(map(self._pairs, todo)) - bar.n)
                     with DatasetWriter(self._store, self._plan, self._engine.fingerprint, self._clock) as writer:
                         claimed = self._make(todo, writer, bar.update)
+                    self.rejected += writer.rejected
+                    self.lost |= set(writer.lost.values())
                     if not claimed:
                         time.sleep(WAIT)  # others have the rest; if they die, this process takes it
             finally:
@@ -199,6 +222,9 @@ class _Run:
                 continue
             if self._store.size(shard_name(number)):  # its owner finished it just before
                 release()
+                if number not in finished_shards(self._store, self._plan):
+                    where = f"{shard_name(number)} in {self._store.where}"
+                    raise InputError(f"{where} is no file, so the shard cannot be recorded; move it away, then rerun")
                 continue
             shard = self._shards[number] = _OpenShard(number, pairs, release)
             jobs = [job for pair, names in shard.pairs for job in self._open(shard, pair, names, writer)]
@@ -223,8 +249,7 @@ class _Run:
                     pair, side, names[side], shard.number, photo if self._plan.strength is not None else None
                 )
             else:
-                shard.written[names[side]] = Future()
-                shard.written[names[side]].set_result(found)
+                shard.written[names[side]] = _finished(found)
 
     def _batches(self, opened: Iterator[list[ImageJob]]) -> Iterator[tuple[list[ImageJob], Window]]:
         """Yields full batches across shards (the last may be smaller), each with the prompts of its window of batches."""
@@ -246,17 +271,23 @@ class _Run:
     ) -> None:
         with self._clock("wait"):
             ready = start.result()
-        self._renderer.use_prompts(window)
-        images = self._renderer.images(ready)
-        self.images += len(images)
-        with self._clock("wait"):
-            for job, image in zip(ready.jobs, images, strict=True):
-                shard = self._shards[job.shard]
-                shard.written[job.name] = writer.image(image, job.pair, job.side, job.name, job.shard)
-                shard.open -= 1
-                if not shard.open:
-                    self._record(shard, writer)
-        advance(len(images))
+        if ready.jobs:
+            self._renderer.use_prompts(window)
+            images = self._renderer.images(ready)
+            self.images += len(images)
+            with self._clock("wait"):
+                for job, image in zip(ready.jobs, images, strict=True):
+                    self._made(job, writer.image(image, job.pair, job.side, job.name, job.shard), writer)
+        for job in ready.lost:
+            self._made(job, _finished(None), writer)
+        advance(len(ready.jobs) + len(ready.lost))
+
+    def _made(self, job: ImageJob, file: Future[Written | None], writer: DatasetWriter) -> None:
+        shard = self._shards[job.shard]
+        shard.written[job.name] = file
+        shard.open -= 1
+        if not shard.open:
+            self._record(shard, writer)
 
     def _record(self, shard: _OpenShard, writer: DatasetWriter) -> None:
         writer.record(shard.number, shard.pairs, shard.written, lambda: self._release(shard))
@@ -264,3 +295,9 @@ class _Run:
     def _release(self, shard: _OpenShard) -> None:
         if self._shards.pop(shard.number, None) is not None:
             shard.release()
+
+
+def _finished(file: Written | None) -> Future[Written | None]:
+    future: Future[Written | None] = Future()
+    future.set_result(file)
+    return future

@@ -1,19 +1,19 @@
 """A finished dataset as WebDataset tars, one a shard: few large files for sequential reads.
 
-NNNNN.tar holds for every pair, under its id as the key, `.rgb.<png|jpg>`, `.ir.<png|jpg>` (the images' own bytes) and
-`.json` (the record). `pack.json`, written last, counts them. Equal datasets give equal bytes.
+NNNNN.tar holds for every pair, under its `key`, `.rgb.<png|jpg>`, `.ir.<png|jpg>` (the images' own bytes) and `.json` (the
+record). `pack.json`, written last, counts them. Equal datasets give equal bytes.
 """
 
 from __future__ import annotations
 
 import io
-import json
-import re
 import tarfile
 from collections.abc import Callable
 from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
 
-from dive_fast.io import canonical_json, sha256_bytes
+from dive_fast.io import brief, canonical_json, parse_json, readable_json, sha256_bytes
 from dive_fast.synth.folder import finished_shards
 from dive_fast.synth.manifest import parse_shard, shard_name
 from dive_fast.synth.planfile import SynthesisPlan
@@ -21,7 +21,8 @@ from dive_fast.synth.store import Store
 from dive_fast.types import MODALITIES, DiveError, InputError, PairRecord, to_dict
 
 INDEX = "pack.json"
-UNSAFE = re.compile(r"[^\w-]")  # a key ends at its first dot, and must not be a path
+FORMAT = 2  # of keys
+KEY_LENGTH = 80  # a tar's plain header holds names of 100 characters
 
 
 def pack(
@@ -52,7 +53,11 @@ def pack(
 def _write(
     source: Store, plan: SynthesisPlan, target: Store, left_out: set[str], advance: Callable[[int], object]
 ) -> dict[str, int]:
-    identity = {"plan_id": plan.plan_id, "left_out": sha256_bytes("\n".join(sorted(left_out)).encode())}
+    identity: dict[str, Any] = {
+        "format": FORMAT,
+        "plan_id": plan.plan_id,
+        "left_out": sha256_bytes("\n".join(sorted(left_out)).encode()),
+    }
     _check_target(target, identity)
     target.write(INDEX, canonical_json(identity).encode())  # without counts: begun, not finished
     pairs = tars = 0
@@ -66,19 +71,32 @@ def _write(
         tars += bool(kept)
         advance(len(records))
     counts = {"pairs": pairs, "tars": tars}
-    target.write(INDEX, (json.dumps({**identity, **counts}, indent=2, sort_keys=True) + "\n").encode())
+    target.write(INDEX, readable_json({**identity, **counts}).encode())
     return counts
 
 
-def _check_target(target: Store, identity: dict[str, str]) -> None:
+def key(pair_id: str) -> str:
+    """The key of a pair, another one for each: its id, where %XX stands for whatever is no ASCII letter, digit, _ or -.
+
+    A key ends at its first dot for WebDataset. A long one is cut and ends in a hash of the id.
+    """
+    escaped = quote(pair_id, safe="").replace(".", "%2E").replace("~", "%7E")
+    if len(escaped) <= KEY_LENGTH:
+        return escaped
+    return f"{escaped[: KEY_LENGTH - 17]}~{sha256_bytes(pair_id.encode())[:16]}"
+
+
+def _check_target(target: Store, identity: dict[str, Any]) -> None:
     try:
-        held = json.loads(target.read(INDEX))
+        held = parse_json(target.read(INDEX))
     except FileNotFoundError:
         if any(True for _ in target.walk()):
             raise InputError(f"{target.where} holds other files; choose another --out") from None
         return
     except ValueError as error:
-        raise InputError(f"{target.where}/{INDEX} is not valid JSON ({error}); choose another --out") from error
+        raise InputError(
+            f"{target.where}/{INDEX} is not valid JSON ({brief(error, 80)}); choose another --out"
+        ) from error
     if not isinstance(held, dict) or {name: held.get(name) for name in identity} != identity:
         raise InputError(f"{target.where} holds the tars of another dataset, or of other filters; choose another --out")
 
@@ -87,14 +105,14 @@ def _tar(source: Store, records: list[PairRecord]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for record in records:
-            key = UNSAFE.sub("_", record.spec.pair_id)
+            name_in_tar = key(record.spec.pair_id)
             for side in MODALITIES:
                 name = record.files[side]
                 data = source.read(name)
                 if sha256_bytes(data) != record.sha256[side]:
                     raise DiveError(f"{name} in {source.where} is not as recorded; run synth again with --check")
-                _add(tar, f"{key}.{side}{PurePosixPath(name).suffix}", data)
-            _add(tar, f"{key}.json", canonical_json(to_dict(record)).encode())
+                _add(tar, f"{name_in_tar}.{side}{PurePosixPath(name).suffix}", data)
+            _add(tar, f"{name_in_tar}.json", canonical_json(to_dict(record)).encode())
     return buffer.getvalue()
 
 

@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unicodedata import normalize
 
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.data.sysu import camera_modality
-from dive_fast.io import canonical_json, nearest, read_json, sha256_bytes
+from dive_fast.io import brief, canonical_json, nearest, read_json, sha256_bytes
 from dive_fast.sampling.config import STRENGTH, Sampling
 from dive_fast.synth.layout import check_names
 from dive_fast.synth.planfile import (
@@ -75,7 +76,7 @@ def make_plan(
     unknown = sorted(set(own) - set(everyone), key=natural_key)
     if unknown:
         raise InputError(
-            f"plan: overrides name identities that are not in the plan: {abbreviate(unknown)}; leave them out"
+            f"plan: overrides name identities that are not in the plan: {brief(abbreviate(unknown), 80)}; leave them out"
         )
     if mode != "synthetic":
         if photo_root is None:
@@ -124,7 +125,10 @@ def read_overrides(path: Path | str) -> dict[str, Override]:
     data = read_json(path, "overrides")
     if not isinstance(data, dict):
         raise InputError(f"overrides {path}: expected a JSON object of identities, got {type(data).__name__}")
-    return {pid: checked(Override, entry, f"overrides {path}: identity {pid}") for pid, entry in data.items()}
+    return {
+        normalize("NFC", pid): checked(Override, entry, f"overrides {path}: identity {brief(pid, 80)}")
+        for pid, entry in data.items()
+    }
 
 
 def _warn_of_modalities(plan: SynthesisPlan) -> None:

@@ -16,12 +16,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal
 
-from dive_fast.io import canonical_json, read_json, readable_json, sha256_bytes
+from dive_fast.io import brief, canonical_json, read_json, readable_json, sha256_bytes
 from dive_fast.outputs import json_with, write_output
 from dive_fast.sampling.config import Sampling
-from dive_fast.settings import Bound, NonNegativeInt, PositiveInt, Settings
+from dive_fast.settings import AtMost, Bound, NonNegativeInt, PositiveInt, Settings
 from dive_fast.synth.records import checked, is_inside
-from dive_fast.types import InputError, Modality, PairMode, PairSpec, to_dict
+from dive_fast.types import InputError, Modality, PairMode, PairSpec, shown, to_dict
 
 VERSION = 4
 ImageFormat = Literal["png", "jpg"]
@@ -73,7 +73,8 @@ def MultipleOf(step: int) -> Bound:
     return Bound(f"a multiple of {step}", lambda value: value >= step and value % step == 0)
 
 
-Pixels = Annotated[int, MultipleOf(8)]
+Pixels = Annotated[int, MultipleOf(8), AtMost(1 << 14)]
+MOST_PAIRS, MOST_SHARDS = 10**9, 10**7
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def read_plan(data: object, where: str) -> SynthesisPlan:
     """The plan in untrusted JSON; `where` names it in errors."""
     if isinstance(data, dict) and data.get("version") != VERSION:
         raise InputError(
-            f"{where}: it has version {data.get('version')!r}, this dive-fast reads version {VERSION}; "
+            f"{where}: it has version {shown(data.get('version'))}, this dive-fast reads version {VERSION}; "
             "plan again with `dive-fast plan`"
         )
     plan = checked(SynthesisPlan, data, where)
@@ -194,19 +195,21 @@ def _steps_run(steps: int, strength: float) -> int:
 def _bad_photos(plan: SynthesisPlan) -> list[str]:
     reasons = []
     if (plan.strength is None) is (plan.mode == "photo-guided"):
-        reasons.append(f"mode {plan.mode!r} does not go with strength {plan.strength}")
+        reasons.append(f"mode {plan.mode!r} does not go with strength {shown(plan.strength)}")
     steps = plan.sampling.steps
     if plan.strength is not None and not (0 < plan.strength <= 1 and _steps_run(steps, plan.strength) >= 1):
-        reasons.append(f"strength must be in 0..1 and run at least one of {steps} steps, got {plan.strength}")
+        reasons.append(f"strength must be in 0..1 and run at least one of {steps} steps, got {shown(plan.strength)}")
     if (plan.photo_root is None) is not (plan.mode == "synthetic"):
-        reasons.append(f"mode {plan.mode!r} does not go with photo_root {plan.photo_root!r}")
+        reasons.append(f"mode {plan.mode!r} does not go with photo_root {shown(plan.photo_root)}")
     sides = [(identity.pid, photo) for identity in plan.identities for _, photo in identity.rgb]
     wrong = [pid for pid, photo in sides if (photo is None) is not (plan.mode == "synthetic")]
     if wrong:
-        reasons.append(f"{len(wrong):,} RGB sides do not fit mode {plan.mode!r}, first of identity {wrong[0]}")
+        reasons.append(
+            f"{len(wrong):,} RGB sides do not fit mode {plan.mode!r}, first of identity {brief(wrong[0], 80)}"
+        )
     outside = [pid for pid, photo in sides if photo is not None and not is_inside(photo)]
     if outside:
-        reasons.append(f"{len(outside):,} photos lie outside photo_root, first of identity {outside[0]}")
+        reasons.append(f"{len(outside):,} photos lie outside photo_root, first of identity {brief(outside[0], 80)}")
     return reasons
 
 
@@ -218,9 +221,14 @@ def _bad_identities(plan: SynthesisPlan) -> list[str]:
         twice = len(set(identity.ir)) < len(identity.ir) or len(set(identity.rgb)) < len(identity.rgb)
         if identity.pairs < 0 or (identity.pairs and not (identity.ir and identity.rgb)) or twice:
             reasons.append(
-                f"identity {identity.pid} needs pairs >= 0 ({identity.pairs}) and cameras and RGB sides, each once"
+                f"identity {brief(identity.pid, 80)} needs pairs >= 0 ({shown(identity.pairs)}) and cameras and RGB sides, "
+                "each once"
             )
             break
-    if not reasons and not len(plan.pairs):
+    total = sum(identity.total for identity in plan.identities)
+    if not reasons and not total:
         reasons.append("the plan has no pair to make")
+    if not reasons and (total > MOST_PAIRS or -(-total // plan.shard_size) > MOST_SHARDS):
+        shards = f"{MOST_SHARDS:,} shards of {plan.shard_size:,}"
+        reasons.append(f"the plan has {shown(total)} pairs, at most {MOST_PAIRS:,} in {shards}: ask for fewer pairs")
     return reasons

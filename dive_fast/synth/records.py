@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import types
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dive_fast.types import InputError, from_dict
+from dive_fast.types import InputError, from_dict, shown
 
 R = TypeVar("R")
 
@@ -27,7 +27,7 @@ def checked(cls: type[R], data: object, where: str) -> R:
         hint = hints.get(name, Any)
         fields[name] = _from_json(hint, value, f"{where} {name}")
         if hint is not Any and not _fits(fields[name], hint):
-            raise InputError(f"{where}: {name} is {value!r}, which is no {hint}; make the file again")
+            raise InputError(f"{where}: {name} is {shown(value)}, which is no {hint}; make the file again")
     return from_dict(cls, fields, where)
 
 
@@ -72,4 +72,5 @@ def _fits(value: object, hint: Any) -> bool:
             return False
         wanted = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
         return len(wanted) == len(value) and all(_fits(item, hint) for item, hint in zip(value, wanted, strict=True))
-    return hint is float and type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return hint is float and number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]

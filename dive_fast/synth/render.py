@@ -18,7 +18,7 @@ from dive_fast.data.names import abbreviate
 from dive_fast.sampling import Eps, Schedule, add_noise, dpmpp_2m, guided, initial_noise
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.planfile import SynthesisPlan
-from dive_fast.types import DiveError, Modality, PairSpec
+from dive_fast.types import DiveError, InputError, Modality, PairSpec
 
 if TYPE_CHECKING:
     from dive_fast.engines import Engine
@@ -46,20 +46,35 @@ class ImageJob:
 
 @dataclass(frozen=True)
 class Start:
-    """A batch before the engine sees it: its noise [B, C, h, w] and, photo-guided, its photos' pixels uint8 [B, H, W, 3]."""
+    """A batch before the engine sees it: its noise [B, C, h, w] and, photo-guided, its photos' pixels uint8 [B, H, W, 3].
+
+    `lost` are the jobs whose photo cannot be read; the others are `jobs`.
+    """
 
     jobs: Sequence[ImageJob]
     noise: Tensor
     photos: Tensor | None
+    lost: Sequence[ImageJob] = ()
 
 
 def prepare(jobs: Sequence[ImageJob], plan: SynthesisPlan, latent_shape: tuple[int, int, int]) -> Start:
     """What a batch starts from, on the CPU: the noise of each pair, and its photo."""
-    noise = initial_noise([job.pair.seed for job in jobs], latent_shape)
     if plan.strength is None:
-        return Start(jobs, noise, None)
-    photos = [photo_pixels(job.photo, plan.height, plan.width) for job in jobs if job.photo is not None]
-    return Start(jobs, noise, torch.from_numpy(np.stack(photos)))
+        return Start(jobs, initial_noise([job.pair.seed for job in jobs], latent_shape), None)
+    found = [(job, _pixels(job.photo, plan)) for job in jobs if job.photo is not None]
+    kept = [(job, pixels) for job, pixels in found if pixels is not None]
+    noise = initial_noise([job.pair.seed for job, _ in kept], latent_shape)
+    photos = np.stack([pixels for _, pixels in kept]) if kept else np.empty((0, plan.height, plan.width, 3), np.uint8)
+    lost = [job for job, pixels in found if pixels is None]
+    return Start([job for job, _ in kept], noise, torch.from_numpy(photos), lost)
+
+
+def _pixels(photo: Path, plan: SynthesisPlan) -> NDArray[np.uint8] | None:
+    """The photo's pixels; None for one that the writer, which copies it, reports as lost."""
+    try:
+        return photo_pixels(photo, plan.height, plan.width)
+    except InputError:
+        return None
 
 
 class Renderer:

@@ -32,12 +32,14 @@ class Health:
 
     `problems` are sentences, the first `SHOWN` of `found`. `damaged` are shards whose record is unreadable or wrong;
     `files` are images and photos to make or copy again. `incomplete` has the identities that lack images of a modality,
-    with (made, planned) images of each.
+    with (made, planned) images of each. `rejected` counts the pairs without images, whose photo could not be read; their
+    shards are among the damaged.
     """
 
     pairs: int
     recorded: int = 0
     found: int = 0
+    rejected: int = 0
     problems: list[str] = field(default_factory=list)
     damaged: set[int] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
@@ -64,7 +66,7 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
     the same pixels; files in no record; identities that lack images of a modality.
     """
     health = Health(len(plan.pairs))
-    pixels = array("Q")  # 8 bytes of the hash of each generated image's pixels: ten million names would not fit
+    pixels = array("Q")  # of each generated image, 8 bytes of a hash: ten million names would not fit
     there: Counter[str] = Counter()
     unmade = 0
     with ThreadPoolExecutor(READERS, thread_name_prefix="dive-verify") as readers:
@@ -75,20 +77,24 @@ def verify(store: Store, plan: SynthesisPlan, advance: Callable[[int], object] =
                 unmade += len(planned)
             for record in records or ():
                 health.recorded += 1
-                there[record.spec.pid] += 1
-            made = {record.files[side] for record in records or () for side in plan.sides}
+                there[record.spec.pid] += not record.lost
+            kept = [record for record in records or () if not record.lost]
+            if records and len(kept) < len(records):
+                health.rejected += len(records) - len(kept)
+                health.damaged.add(number)
             recorded = {
-                record.files[side]: (record.sizes[side], record.sha256[side])
-                for record in records or ()
-                for side in MODALITIES
+                record.files[side]: (record.sizes[side], record.sha256[side]) for record in kept for side in MODALITIES
             }
-            for name, size, digest, content in _read_all(store, readers, list(recorded)):
+            made = {record.files[side] for record in kept for side in plan.sides}
+            for name, size, digest, content in _read_all(store, readers, list(recorded), made):
                 if size is None:
                     health.add(f"{name} is missing; run synth again with --check", number)
                 elif (size, digest) != recorded[name]:
                     health.add(f"{name} was changed after it was made; run synth again with --check", number, name)
-                elif name in made:
+                elif content is not None:
                     pixels.frombytes(content)
+                elif name in made:
+                    health.add(f"{name} is no image; run synth again with --check", number, name)
             advance(len(planned))
     if unmade:
         health.add(f"{unmade:,} planned pairs are not made yet; run synth again")
@@ -140,16 +146,16 @@ def _records(store: Store, plan: SynthesisPlan, number: int, health: Health) -> 
 
 
 def _read_all(
-    store: Store, readers: ThreadPoolExecutor, files: list[str]
-) -> Iterator[tuple[str, int | None, str, bytes]]:
-    """Name, bytes (None: missing), hash and `content_hash` of every file."""
+    store: Store, readers: ThreadPoolExecutor, files: list[str], made: set[str]
+) -> Iterator[tuple[str, int | None, str, bytes | None]]:
+    """Name, bytes (None: missing) and hash of every file, and the `content_hash` of those in `made`."""
 
-    def read(name: str) -> tuple[str, int | None, str, bytes]:
+    def read(name: str) -> tuple[str, int | None, str, bytes | None]:
         try:
             data = store.read(name)
         except (FileNotFoundError, IsADirectoryError):
-            return name, None, "", b""
-        return name, len(data), hashlib.sha256(data).hexdigest(), content_hash(data)
+            return name, None, "", None
+        return name, len(data), hashlib.sha256(data).hexdigest(), content_hash(data) if name in made else None
 
     names = iter(files)
     while few := list(islice(names, 64)):  # bounded, whatever the size of a shard

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dive_fast.data.images import open_image
+from dive_fast.data.images import decode_image, read_image_file
 from dive_fast.data.names import abbreviate
 from dive_fast.io import sha256_bytes
 from dive_fast.synth.clock import StageClock
@@ -43,6 +43,14 @@ class Written:
     size: int
 
 
+def require_photos(plan: SynthesisPlan) -> None:
+    """Raises `DiveError` for a photo folder that is gone or empty, as that of a disk that is not mounted."""
+    if not os.path.isdir(str(plan.photo_root)) or not os.listdir(str(plan.photo_root)):
+        raise DiveError(
+            f"the photo folder {plan.photo_root} is gone or empty; bring it back, then rerun: finished work is kept"
+        )
+
+
 class DatasetWriter:
     """Writes into one dataset; used as a context, which waits for every file and raises the first failure.
 
@@ -55,6 +63,8 @@ class DatasetWriter:
         self._room = threading.BoundedSemaphore(WAITING)
         self._failure: BaseException | None = None
         self._photos = threading.Lock()
+        self.lost: dict[str, str] = {}  # photos that cannot be read, each with the reason
+        self.rejected = 0  # pairs that are recorded without images, as their photo is lost
 
     def __enter__(self) -> DatasetWriter:
         return self
@@ -64,9 +74,11 @@ class DatasetWriter:
         if error is None:
             self._raise_failure()
 
-    def image(self, image: NDArray[np.uint8], pair: PairSpec, side: Modality, name: str, shard: int) -> Future[Written]:
-        """Queues one generated image, uint8 [H, W, 3]; infrared is written in one channel. An image that is one flat colour
-        as it is written raises `DiveError`.
+    def image(
+        self, image: NDArray[np.uint8], pair: PairSpec, side: Modality, name: str, shard: int
+    ) -> Future[Written | None]:
+        """Queues one generated image, uint8 [H, W, 3]; infrared is written in one channel. An image of one single colour
+        raises `DiveError`.
         """
 
         @self._clock("write")
@@ -75,7 +87,7 @@ class DatasetWriter:
             picture = picture.convert("L") if side == "ir" else picture
             if all(band.getextrema()[0] == band.getextrema()[1] for band in picture.split()):
                 raise DiveError(
-                    f"pair {abbreviate([pair.pair_id])}: the engine gave an image of one flat colour, so nothing of this "
+                    f"pair {abbreviate([pair.pair_id])}: the engine gave an image of one single colour, so nothing of this "
                     "shard is recorded; use float32, or check the model"
                 )
             notes = {"plan_id": self._plan.plan_id, "pair_id": pair.pair_id, "fingerprint": self._fingerprint}
@@ -88,13 +100,21 @@ class DatasetWriter:
 
         return self._submit(write)
 
-    def photo(self, source: Path, name: str, shard: int) -> Future[Written]:
-        """Queues the byte-for-byte copy of a real photo. One that is damaged raises `InputError`."""
+    def photo(self, source: Path, name: str, shard: int) -> Future[Written | None]:
+        """Queues the byte-for-byte copy of a real photo; None for one that is missing or damaged, see `lost`.
+
+        An empty photo folder raises `DiveError`: the next photos would be lost, too.
+        """
 
         @self._clock("write")
-        def copy() -> Written:
-            open_image(source)
-            data = source.read_bytes()
+        def copy() -> Written | None:
+            try:
+                data = read_image_file(source, str(source))
+                decode_image(data, str(source))
+            except InputError as error:
+                require_photos(self._plan)
+                self.lost[str(source)] = str(error)
+                return None
             with self._photos:  # pairs of two shards may bring the same photo at once
                 if self._store.size(name) is None:
                     return self._write(name, data, shard)
@@ -110,10 +130,12 @@ class DatasetWriter:
         self,
         number: int,
         pairs: Sequence[tuple[PairSpec, PairFiles]],
-        written: Mapping[str, Future[Written]],
+        written: Mapping[str, Future[Written | None]],
         done: Callable[[], object],
     ) -> None:
         """Queues shard `number`'s record, which needs `written` for every file of its `pairs`; calls `done` after it.
+
+        A pair with None for a file is recorded as rejected, without hashes.
 
         The queue is first in, first out: when a thread takes the record, its files are written or being written, so
         waiting for them cannot deadlock.
@@ -123,14 +145,22 @@ class DatasetWriter:
             records = []
             for pair, files in pairs:
                 names = {str(side): name for side, name in files.items()}
-                parts = {side: written[name].result() for side, name in names.items()}
-                hashes = {side: part.sha256 for side, part in parts.items()}
-                sizes = {side: part.size for side, part in parts.items()}
-                records.append(PairRecord(pair, names, hashes, sizes, engine_fingerprint=self._fingerprint, scores={}))
+                records.append(self._pair(pair, names, {side: written[name].result() for side, name in names.items()}))
             self._store.write(shard_name(number), shard_lines(records), number)
+            self.rejected += sum(record.status == "rejected" for record in records)
             done()
 
         self._submit(write)
+
+    def _pair(self, pair: PairSpec, names: dict[str, str], parts: Mapping[str, Written | None]) -> PairRecord:
+        whole = {side: part for side, part in parts.items() if part is not None}
+        if len(whole) < len(parts):
+            return PairRecord(
+                pair, names, dict.fromkeys(names, ""), dict.fromkeys(names, 0), self._fingerprint, {}, "rejected"
+            )
+        hashes = {side: part.sha256 for side, part in whole.items()}
+        sizes = {side: part.size for side, part in whole.items()}
+        return PairRecord(pair, names, hashes, sizes, self._fingerprint, {})
 
     def _submit(self, task: Callable[[], T]) -> Future[T]:
         self._raise_failure()

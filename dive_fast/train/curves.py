@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dive_fast.io import atomic_path, read_jsonl
+from dive_fast.io import atomic_encode, read_jsonl
 from dive_fast.types import InputError
 
 _SMOOTH = 15  # records of the moving mean
@@ -41,5 +41,4 @@ def plot_curves(curves: Sequence[Curve], out: Path) -> None:
         axis.set_title(curve.title)
         axis.set_xlabel("step")
     figure.tight_layout()
-    with atomic_path(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
+    atomic_encode(out, lambda stream: figure.savefig(stream, format="png", dpi=80))

@@ -13,6 +13,7 @@ from dive_fast.models.fuse import add_identity_tokens
 from dive_fast.models.lora import add_lora, lora_state, remove_lora, set_lora_state
 from dive_fast.models.phrase import Phrase, drop_parts
 from dive_fast.models.prompts import TEMPLATES, check_vocabulary, render
+from dive_fast.train.attention import use_cpu_attention
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.diffusion import DiffusionLoss, noisy_batch
 from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
@@ -41,7 +42,7 @@ class IdentityPrompts:
         """Takes phrase and template from `init_from` where there is one, else from `config`."""
         source = config if init_from is None else init_from
         phrase = Phrase(source.phrase)
-        identities = tuple(phrase.identity(pid, f"person_{pid.lower()}") for pid in pids)
+        identities = tuple(phrase.identity(pid, f"person_{pid}") for pid in pids)
         templates = TEMPLATES if source.template is None else (source.template,)
         check_vocabulary(identities, (), templates, "personalize")
         return cls(identities, phrase, templates)
@@ -124,6 +125,7 @@ class PersonalizedModel:
         for network in (self.bundle.text_encoder, self.bundle.unet):
             halve_frozen(network, compute.mixed_precision)
             network.to(device)
+        use_cpu_attention(self.bundle.unet, device)
         if compute.checkpointing:
             self.bundle.unet.enable_gradient_checkpointing()
         self.device = self.rows.free.device

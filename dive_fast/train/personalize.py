@@ -6,7 +6,6 @@ projection of the UNet; each camera has a fixed code word. Rows have no weight d
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dive_fast.data.prepare import check_space
 from dive_fast.distributed import first_rank_first, leading
-from dive_fast.io import clear_disk_errors, lock_folder, sha256_bytes
+from dive_fast.io import clear_disk_errors, clear_leftovers, lock_folder, sha256_bytes
 from dive_fast.models.adapter import Adapter, load_adapter, save_adapter
 from dive_fast.train.config import Compute, PersonalizeConfig, Samples
 from dive_fast.train.curves import Curve
@@ -53,6 +52,7 @@ def personalize(
     finished = finished_adapter(out, run)
     if finished is not None:
         _remove_states(work)
+        clear_leftovers(out.parent.absolute())
         return finished
     configs = phase_configs(config, work, run, progress)
     for phase_config in configs:
@@ -98,10 +98,7 @@ def check_disk(trainer: Trainer, out: Path) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Locks `out` against other runs for the block and removes temporary files of a killed one.
-
-    Raises `InputError` when another run has the lock.
-    """
+    """Locks `out` against other runs for the block; raises `InputError` when another run has the lock."""
     if not leading():
         yield
         return
@@ -111,10 +108,6 @@ def _locked(out: Path) -> Iterator[None]:
         stream = (work / "lock").open("ab")
     with stream:
         lock_folder(stream, out)
-        for temporary in work.glob(".*.????????.tmp"):  # as io.atomic_path names them
-            temporary.unlink()
-        for folder in out.parent.glob(f".{out.name}.????????.tmp"):  # as models.files names an adapter's
-            shutil.rmtree(folder)
         yield
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dive_fast.data.images import photo_pixels
-from dive_fast.types import Sample
+from dive_fast.types import InputError, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 class LatentPhotos:
     """Scaled latents float32 [N, 2, C, h, w] of photos (each and its mirror image), and their samples.
 
-    `teaching` is the result of the function of that name.
+    `teaching` is the result of the function of that name. Latents that are not finite raise `InputError`.
     """
 
     latents: torch.Tensor
     samples: tuple[Sample, ...]
     teaching: np.ndarray
+
+    def __post_init__(self) -> None:
+        bad = (~self.latents.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise InputError(
+                f"the VAE makes NaN or infinity of {len(bad)} of {len(self.samples)} photos, first"
+                f" {self.samples[bad[0]].path}; use another base model"
+            )
 
     def only(self, kept: np.ndarray) -> LatentPhotos:
         """Returns the photos where `kept`, bool [N], is true."""

@@ -87,7 +87,7 @@ def mixed_words(phrase: Phrase) -> list[list[str]]:
 
 
 def save_tagger(tagger: Tagger, folder: Path) -> None:
-    """Writes a tagger folder atomically; replaces only another tagger."""
+    """Writes a tagger folder whole or not at all; anything but an equal tagger at `folder` raises `InputError`."""
     with output_folder(folder, holds("tagger.json")) as new:
         write_tensors(new / "tagger.safetensors", tagger.net.state_dict(), torch.float16)
         height, width = tagger.size

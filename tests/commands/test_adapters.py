@@ -104,6 +104,20 @@ def test_a_single_file_base_and_identities_that_join(step, published, tiny_base,
     assert (exported["identities"], exported["rank"]) == (1, 4)
 
 
+def test_names_are_checked_and_given_at_import(run, step, published, tiny_base, tmp_path):
+    """A name that no folder of photos can have would stop the plan."""
+    made = tmp_path / "a"
+    step(f"import {published} --model {tiny_base} --out {made}")
+    torch.save({"<a/b>": torch.ones(2, 32)}, tmp_path / "x.bin")
+    line = f"import {tmp_path}/x.bin --model {tiny_base} --init-from {made} --out {tmp_path}/b"
+    code, _, error = run(line)
+    assert code == 2 and "'a/b'" in error and "--person" in error
+    assert not (tmp_path / "b").exists()
+    assert step(f"{line} --person 7={tmp_path}/x.bin")["identities"] == 3
+    described = json.loads((tmp_path / "b" / "adapter.json").read_text())
+    assert described["identities"][-1] == {"pid": "0007", "placeholder": "<7.0> <7.1>"}  # as folders are spelled
+
+
 def test_a_pickle_that_calls_something_leaves_no_adapter(run, published, tiny_base, tmp_path):
     path, trace = published / "learned_embeds-steps-last.bin", tmp_path / "trace"
     state = torch.load(path, weights_only=True)
@@ -120,6 +134,7 @@ def test_a_pickle_that_calls_something_leaves_no_adapter(run, published, tiny_ba
     [
         ("import nowhere --out a --model {base}", "nowhere"),
         ("import x.bin --out a --camera cam3 --model {base}", "--camera 'cam3'"),
+        ("import x.bin --out a --person anna --model {base}", "--person 'anna'"),
         ("import --out a --model {base}", "SOURCES"),
         ("export-adapter --adapter nowhere --out a", "nowhere"),
         ("export-adapter --adapter a --out b --layout a1111", "'a1111'"),

@@ -14,6 +14,7 @@ from dive_fast.data.msmt17 import read_msmt17
 from dive_fast.data.regdb import read_regdb
 from dive_fast.data.sysu import read_sysu
 from dive_fast.reid.evaluation.protocols import camera_number
+from dive_fast.types import InputError
 from tests.support.refusals import refused
 from tests.support.trees import names, touch, write
 
@@ -184,3 +185,11 @@ def test_two_files_of_one_name_are_told(tmp_path: Path) -> None:
 def test_two_folders_of_one_person_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "cam1/0001/0001.jpg", "cam1/1/0001.jpg")
     refused("cam1: folders 0001 and 1 .* 0001", read_sysu, tmp_path, "all")
+
+
+@pytest.mark.parametrize("line", ["a/b.jpg " + "9" * 5000, "a/" + "x" * 5000 + ".jpg 0", "y" * 100_000, "a/\0.jpg 0"])
+def test_absurd_lines_are_refused_in_a_sentence(tmp_path: Path, line: str) -> None:
+    write(tmp_path / "list.txt", line)
+    with pytest.raises(InputError, match=r"list\.txt line 1") as caught:
+        read_lists([tmp_path / "list.txt"], tmp_path, "a list")
+    assert len(str(caught.value)) < 600

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tarfile
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.filters import apply_filters
@@ -107,9 +111,7 @@ def test_an_image_that_vanished_is_named(trees: Path, tmp_path: Path) -> None:
     plan = plan_of(trees)
     (trees / "sysu/cam1/0001/0001.jpg").unlink()
     (image,) = prepare(plan, tmp_path / "out")["damaged"]
-    assert image["problem"] == (
-        "image sysu/cam1/0001/0001.jpg cannot be read: No such file or directory; fix or remove it"
-    )
+    assert image["problem"].startswith("image sysu/cam1/0001/0001.jpg does not exist")
 
 
 def test_memory_is_bounded_by_an_image(tmp_path: Path) -> None:
@@ -155,3 +157,27 @@ def test_nothing_left_to_prepare(trees: Path) -> None:
     config = PrepareConfig(min_images=9)
     left, _ = apply_filters(read_sets([SetSpec("market", trees / "market")]), config)
     refused("filters", PreparePlan, tuple(left), (), config, ())
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("shards/00000.json", lambda data: data["images"][0].update(file=True)),
+        ("shards/00000.json", lambda data: data["images"][0].update(pid=2147483648)),
+        ("shards/00000.json", lambda data: data["images"][0].update(path=[None])),
+        ("shards/00000.json", lambda data: data["images"][0].update(modality="uv")),
+        ("shards/00000.json", lambda data: data["images"][0].update(offset=-1)),
+        ("shards/00000.json", lambda data: data.update(bytes="1")),
+        ("prepared.json", lambda data: data["shards"][0].update(images=-3)),
+        ("prepared.json", lambda data: data["shards"][0].update(images="../../../etc/passwd")),
+        ("prepared.json", lambda data: data["shards"][0].update(bytes=10**400)),
+    ],
+)
+def test_records_of_another_type_are_refused(trees: Path, tmp_path: Path, file: str, change: Callable) -> None:
+    out = tmp_path / "out"
+    prepare(plan_of(trees), out)
+    data = json.loads((out / file).read_text())
+    change(data)
+    (out / file).write_text(json.dumps(data))
+    read = open_prepared if file == "prepared.json" else lambda folder: read_shard(folder, 0)
+    refused(re.escape(str(out / file)), read, out)

@@ -9,10 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 import torch
+from onnx import helper
 
 from dive_fast.engines import load_engine
+from dive_fast.io import sha256_file
 from dive_fast.types import DiveError, InputError
 from tests.support.engines import edit_spec
 
@@ -41,6 +44,57 @@ def test_a_corrupt_graph_with_a_matching_hash_is_named(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     edit_spec(folder, rehash=True)
     with pytest.raises(InputError, match="vae_decoder/model.onnx"):
+        load_engine(folder)
+
+
+def test_weights_in_a_file_without_a_hash_are_not_run(folder: Path) -> None:
+    """onnxruntime reads any file that a graph names, and the listing of files that must have a hash omits hidden ones."""
+    path = folder / "unet/model.onnx"
+    graph = onnx.load(str(path), load_external_data=False)
+    (folder / "unet/model.onnx.data").rename(folder / "unet/.weights")
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = ".weights" if entry.key == "location" else entry.value
+    path.write_bytes(graph.SerializeToString())
+    edit_spec(folder, lambda spec: spec["sha256"].pop("unet/model.onnx.data"))
+    edit_spec(folder, rehash=True)
+    with pytest.raises(InputError, match="unet/model.onnx reads unet/.weights"):
+        load_engine(folder)
+    edit_spec(folder, lambda spec: spec["sha256"].update({"unet/.weights": sha256_file(folder / "unet/.weights")}))
+    assert load_engine(folder).spec.sha256["unet/.weights"]
+    (folder / "unet/._model.onnx").write_bytes(b"\x00\x05\x16\x07")  # which no graph names
+    load_engine(folder)
+
+
+def test_a_graph_that_may_never_end_is_not_run(folder: Path) -> None:
+    path = folder / "vae_decoder/model.onnx"
+    graph = onnx.load(str(path), load_external_data=False)
+    nothing = helper.make_graph([], "body", [], [])
+    graph.graph.node.append(helper.make_node("Loop", ["", ""], ["x"], body=nothing))
+    path.write_bytes(graph.SerializeToString())
+    edit_spec(folder, rehash=True)
+    with pytest.raises(InputError, match="vae_decoder/model.onnx has a Loop"):
+        load_engine(folder)
+
+
+CONFIGS = {
+    "scheduler/scheduler_config.json": [
+        b"[]",
+        b"0",
+        b'{"prediction_type": 0}',
+        b'{"beta_end": 1e999}',
+        b'{"trained_betas": [1]}',
+    ],
+    "vae_decoder/config.json": [b"1", b"[]", b"{}", b'{"block_out_channels": 3}', b'{"scaling_factor": -Infinity}'],
+    "unet/config.json": [b"null", b'{"in_channels": "many"}', b"[" * 60 + b"]" * 60],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, text) for name, texts in CONFIGS.items() for text in texts])
+def test_a_configuration_of_the_wrong_type_is_refused(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    edit_spec(folder, rehash=True)
+    with pytest.raises(InputError, match="^[^\n]*$"):
         load_engine(folder)
 
 

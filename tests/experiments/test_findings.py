@@ -8,8 +8,8 @@ from dive_fast.experiments import findings
 from dive_fast.reid.comparison.records import Arm, Comparison, PeopleTest, SeedTest, Significance
 from tests.support.refusals import refused
 
-PEOPLE = PeopleTest(queries=240, people=24, mean=1.0, low=-3.0, high=5.0, p=0.5, p_holm=0.5, exact=False)
-SEEDS = SeedTest(seeds=3, mean=1.0, low=-7.0, high=9.0, p=0.5, p_holm=0.5)
+PEOPLE = PeopleTest(queries=240, people=24, mean=1.0, low=-3.0, high=5.0, p=0.5, p_holm=0.5, visible=5.6, exact=False)
+SEEDS = SeedTest(seeds=3, mean=1.0, low=-7.0, high=9.0, p=0.5, p_holm=0.5, visible=12.0)
 
 
 def arm(name, score, significance=None, gap=None):

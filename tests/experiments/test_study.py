@@ -55,7 +55,7 @@ def resumed(config, tmp_path_factory):
             run_study(config, out)
         assert not (out / "study.json").exists()
         between, seconds = times(out), read_json(out / "seconds.json", "")
-        (out / ".fused.abcdefgh.tmp").mkdir()  # as a kill while the model is fused leaves
+        (out / ".fused.dive-tmp").mkdir()  # as a kill while the model is fused leaves
         result = run_study(config, out)
     return out, between, seconds, result, calls
 
@@ -64,12 +64,11 @@ def resumed(config, tmp_path_factory):
 def test_an_interrupted_study_repeats_nothing(resumed):
     out, between, _, _, calls = resumed
     assert calls == [*ARMS[:4], *ARMS[3:], "paired-only"]  # the curve's second step is the study's own run
-    assert {path.parts[0] for path in between} == {"world", "adapter", "adapter.training", "fused", "pairs", "grey"} | {
-        "autoencoder",
-        "compare",
+    assert {path.parts[0] for path in between} == {"world", "adapter", "adapter.training", "fused", "pairs"} | {
+        *("grey", "autoencoder", "scorer", "compare")
     }
     assert between.items() <= times(out).items()
-    assert not (out / ".fused.abcdefgh.tmp").exists()
+    assert not (out / ".fused.dive-tmp").exists()
 
 
 @pytest.mark.slow
@@ -78,13 +77,15 @@ def test_a_study_learns_who_is_missing_and_reports_every_arm(resumed):
     assert read_json(out / "study.json", "")["comparison"]["baseline"] == "paired-only"
     arms = {arm["name"]: arm for arm in result["comparison"]["arms"]}
     assert list(arms) == ARMS
-    assert arms["ours"]["synthetic"] == arms["autoencoder"]["synthetic"] == 3 * 2
+    assert arms["ours"]["synthetic"] == arms["autoencoder"]["synthetic"] == 4 * 2
     assert len({arms[name]["infrared"] for name in ARMS[2:]}) == 1
     assert [i.pid for i in load_adapter(out / "adapter").identities][-1] == "1001"
     assert result["curve"][1] == {"steps": 2, "map": arms["paired-only"]["map"][0]}
     assert [point["steps"] for point in result["curve"]] == [1, 2]
     assert Image.open(out / "curve.png").size[0] > 600
-    assert list(result["seconds"]) == ["world", "learn", "fuse and export", "pairs", "autoencoder", "reid", "curve"]
+    assert Image.open(out / "people.png").size[0] > 1000
+    stages = ["world", "learn", "fuse and export", "pairs", "autoencoder", "scorer", "identity kept", "reid", "curve"]
+    assert list(result["seconds"]) == stages
     assert all(result["seconds"][stage] >= before for stage, before in seconds.items())
 
 
@@ -104,6 +105,33 @@ def test_a_finished_study_takes_more_seeds_and_no_other_settings(resumed, config
     assert before.items() <= after.items()
     new = {name.parts[:3] for name in set(after) - set(before)}
     assert new == {("compare", arm, "seed-1") for arm in ARMS}
+
+
+@pytest.mark.slow
+def test_identity_kept_is_in_the_table_and_measured_once(resumed, config, monkeypatch):
+    out, _, _, result, _ = resumed
+    measured = result["quality"]["arms"]
+    assert set(measured) == {"grey", "ours", "autoencoder", "oracle"}
+    arms = {arm["name"]: arm["kept"] for arm in result["comparison"]["arms"]}
+    assert {name for name, kept in arms.items() if kept is not None} == set(measured)
+    for name, (everything, cam3, cam6) in measured.items():
+        kept = everything["kept"]
+        assert kept["images"] == 4 * 2 and kept["identities"] == kept["gallery_identities"] == 4
+        assert arms[name]["by_image"] == kept["by_image"]["value"]
+        assert arms[name]["by_image_high"] == kept["by_image"]["high"]
+        assert (cam3["camera"], cam6["camera"], cam3["distance"]["made"]) == ("cam3", "cam6", 4)
+    assert {"kid", "fid_above_oracle"} < set(result["quality"]["ratios"]["all"])
+    assert "identity kept" in (out / "compare" / "table.txt").read_text()
+    monkeypatch.setattr("dive_fast.experiments.pipeline.build_engine", torch_engine)
+    monkeypatch.setattr("dive_fast.experiments.pipeline.picture_quality", None)
+    again = run_study(replace(config, curve=(), autoencoder=False), out)
+    assert again["quality"] == read_json(out / "study.json", "")["quality"]
+    assert again["quality"]["arms"]["ours"][0]["kept"] == measured["ours"][0]["kept"]
+    assert [arm["name"] for arm in again["comparison"]["arms"] if arm["kept"]] == ["grey", "ours", "oracle"]
+
+
+def test_other_photos_are_left_to_search_in(config):
+    refused(("below the 2 photos", "got 2"), replace, config, pairs=replace(config.pairs, per_camera=2))
 
 
 def test_a_folder_with_other_files_is_not_a_study(config, tmp_path):
@@ -131,8 +159,9 @@ def test_the_adapter_may_have_seen_the_infrared_of_paired_people_only(tiny_base,
 
 
 def test_the_shipped_adapter_is_not_used_for_people_of_another_world():
-    refused("seed 0", StudyConfig, world=replace(SPEC, seed=1))
-    assert StudyConfig(world=replace(SPEC, seed=1), adapter=None).world.seed == 1
+    other = WorldSpec(seed=1)
+    refused("seed 0", StudyConfig, world=other)
+    assert StudyConfig(world=other, adapter=None).world.seed == 1
 
 
 def test_the_study_of_record():
@@ -170,8 +199,8 @@ def test_a_killed_stage_has_noted_its_seconds(tmp_path, monkeypatch):
 def test_the_autoencoder_arm_is_the_truth_through_the_model(world, tiny_base, tiny_fused, tmp_path):
     from dive_fast.engines import load_engine
 
-    made = room.autoencoded_infrared(load_engine(tiny_fused, size=(64, 32)), world, tmp_path, 1)
     truth = room.oracle_infrared(world, 1)
+    made = room.autoencoded_infrared(load_engine(tiny_fused, size=(64, 32)), truth, tmp_path)
     assert [(s.pid, s.camera, s.modality, s.source) for s in made] == [
         (s.pid, s.camera, "ir", "synthetic") for s in truth
     ]

@@ -22,15 +22,15 @@ def test_arms_differ_in_the_infrared_of_external_people_only(world, tmp_path):
     assert list(arms) == ["paired-only", "rgb-only", "grey", "ours", "oracle"]
     paired, photos = room.paired_photos(world), room.external_photos(world)
     assert len(paired) == 8 * 6 * 2
-    assert len(photos) == 3 * 2
+    assert len(photos) == 4 * 2
     assert arms["paired-only"] == paired
     assert arms["rgb-only"] == paired + photos
     for name in ("grey", "ours", "oracle"):
         extra = arms[name][len(arms["rgb-only"]) :]
         assert arms[name][: len(arms["rgb-only"])] == arms["rgb-only"]
-        assert len(extra) == 3 * 2
+        assert len(extra) == 4 * 2
         assert {s.modality for s in extra} == {"ir"}
-        assert {s.pid for s in extra} == {"1001", "1002", "1003"}
+        assert {s.pid for s in extra} == {"1001", "1002", "1003", "1004"}
     query, gallery = room.heldout_sides(world)
     tested = {s.pid for s in query}
     assert tested == {s.pid for s in gallery} == {"0301", "0302", "0303"}
@@ -67,7 +67,7 @@ def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adap
     )
     assert len(re.findall(r'<img class="made"', text)) == 2 * 5
     assert html.escape(found.result) in text and html.escape(found.limits) in text
-    for word in ("paired-only", "rgb-only", "grey", "ours", "oracle", "gap closed"):
+    for word in ("paired-only", "rgb-only", "grey", "ours", "oracle", "gap closed", "identity kept"):
         assert word in text
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").rglob("*") if p.suffix in (".png", ".jpg", ".onnx")}
     assert len(made) > 100

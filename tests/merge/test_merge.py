@@ -22,7 +22,7 @@ from dive_fast.data.market import read_market
 from dive_fast.data.regdb import read_regdb
 from dive_fast.data.sysu import read_sysu
 from dive_fast.synth.manifest import read_manifest
-from dive_fast.types import DiveError
+from dive_fast.types import DiveError, Sample
 from tests.support.merging import agw_arrays, agw_lines, dataset, drop, joined, provenance, save_records, sysu
 from tests.support.refusals import refused
 from tests.support.trees import contents, names, photo
@@ -82,6 +82,69 @@ def test_dropped_and_rejected_pairs_are_left_out(tmp_path: Path, pairs: Path) ->
     # no set lists val people, and AGW scripts read no empty list
     assert [(out / f"exp/{split}_id.txt").read_text() for split in ("train", "val")] == ["1\n", "5\n"]
     assert not (out / "exp/test_id.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "advice"),
+    [("1", "", "Market,prefix=1"), ("", ",prefix=2", "pairs,prefix=2"), ("1", ",prefix=2", "prefix")],
+)
+def test_one_person_under_two_names_is_refused(tmp_path: Path, own: str, given: str, advice: str) -> None:
+    """The plan names the people of `photos` with the prefix `own`, the merge with `given`."""
+    photos = [photo(tmp_path / f"Market/bounding_box_train/000{n}_c1s1_000001_00.jpg", n) for n in (2, 7)]
+    planned = [Sample(path, f"{own}000{n}", "cam7") for path, n in zip(photos, (2, 7), strict=True)]
+    pairs = dataset(tmp_path / "pairs", [sample.pid for sample in planned], photos=planned)
+    market = f"market:{tmp_path / 'Market'}"
+    options = {"same_people": True, "layout": "llcm"}
+    refused(advice, joined, tmp_path / "new", real=[market + given], synthetic=[str(pairs)], **options)
+    right = {"real": [f"{market},prefix={own}"], "synthetic": [str(pairs)]}
+    people = {row["pid"]: row["label"] for row in provenance(joined(tmp_path / "new", **right, **options))}
+    assert people == {f"{own}0002": 0, f"{own}0007": 1}
+
+
+def test_one_photo_of_two_people_in_one_set_is_its_own_affair(tmp_path: Path) -> None:
+    for pid in ("0001", "0002"):
+        photo(tmp_path / f"photos/{pid}/1.jpg", seed=3)
+    out = joined(tmp_path / "new", "sysu", [f"folder:{tmp_path / 'photos'},camera=cam1"])
+    assert {row["pid"] for row in provenance(out)} == {"0001", "0002"}
+
+
+LYING = np.rot90(
+    np.arange(24 * 12 * 3, dtype=np.uint8).reshape(24, 12, 3), 1
+)  # stored so, Orientation 6 shows it upright
+
+
+@pytest.mark.parametrize("how", ["copy", "symlink"])
+@pytest.mark.parametrize("layout", ["sysu", "market", "agw"])
+def test_photos_are_merged_upright(tmp_path: Path, layout: str, how: str) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    stored = Image.fromarray(np.ascontiguousarray(LYING))
+    path = tmp_path / "SYSU/cam1/0001/0001.png"
+    path.parent.mkdir(parents=True)
+    stored.save(path, exif=exif)
+    write_lines(tmp_path / "SYSU/exp/train_id.txt", "1")
+    write_lines(tmp_path / "SYSU/exp/val_id.txt", "1")
+    out = joined(tmp_path / "new", layout, [f"sysu:{tmp_path / 'SYSU'}"], how=how, size=(24, 12))
+    upright = np.rot90(LYING, -1)
+    (row,) = provenance(out)
+    if layout == "agw":
+        np.testing.assert_array_equal(np.load(out / row["file"])[row["row"]], upright)
+    else:
+        with Image.open(out / row["file"]) as image:
+            assert (image.size, image.getexif().get(274, 1), row["converted"]) == ((12, 24), 1, True)
+            np.testing.assert_allclose(np.asarray(image).astype(int), upright, atol=0 if layout == "sysu" else 40)
+    assert path.read_bytes() and Image.open(path).size == (24, 12)  # the source is unchanged
+
+
+@pytest.mark.parametrize("suffix", ["tif", "webp", "gif"])
+def test_formats_that_trainers_do_not_read_become_jpeg(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"SYSU/cam1/0001/0001.{suffix}"
+    photo(path)
+    write_lines(tmp_path / "SYSU/exp/train_id.txt", "1")
+    write_lines(tmp_path / "SYSU/exp/val_id.txt", "1")
+    out = joined(tmp_path / "new", "sysu", [f"sysu:{tmp_path / 'SYSU'}"])
+    with Image.open(out / "cam1/0001/0001.jpg") as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (12, 24))
 
 
 @pytest.mark.parametrize("how", ["copy", "symlink", "link"])
@@ -218,6 +281,20 @@ def test_market(tmp_path: Path) -> None:
         difference = np.asarray(image).astype(int) - np.asarray(Image.open(made / "cam1/0009/0001.png"))
         assert 0 < np.abs(difference).mean() < 8
         assert '"pair_id":"0009-00000-cam3"' in image.getexif()[0x010E]
+
+
+def test_the_test_half_comes_with_a_prefixed_set(tmp_path: Path) -> None:
+    """Its files keep their names; people of the tree must not have those."""
+    real, made = market(tmp_path / "Market"), dataset(tmp_path / "pairs", ["10002", "10009"], pairs=1)
+    sources = {"real": [f"market:{real},prefix=1"], "same_people": True}
+    out = joined(tmp_path / "new", "market", synthetic=[str(made)], **sources)
+    people = {row["pid"] for row in provenance(out) if row["part"] == "train"}
+    assert people == {"10002", "10007", "10009"}
+    for folder in ("query", "bounding_box_test"):
+        assert contents(out / folder) == contents(real / folder)
+    tested = min(s.pid for s in read_market(real, "query"))
+    other = dataset(tmp_path / "others", [tested], pairs=1)
+    refused("test half", joined, tmp_path / "bad", "market", synthetic=[str(other)], **sources)
 
 
 def test_photos_come_once(tmp_path: Path) -> None:

@@ -99,13 +99,13 @@ def test_identities_of_several_words_keep_their_rows_together(adapter, tmp_path)
 @pytest.mark.parametrize(
     ("new", "rows", "part"),
     [
-        ([Identity("0001", "<class_9>")], torch.zeros(1, TEXT_WIDTH), "'0001'"),
-        ([Identity("0009", "<class_0>")], torch.zeros(1, TEXT_WIDTH), "'<class_0>'"),
-        ([Identity("0009", "<class_9>")], torch.zeros(1, 7), "7 wide.* 32"),
-        ([Identity("0009", "<class_9>")], torch.zeros(2, TEXT_WIDTH), r"1 words.* \[2, 32\]"),
+        ([Identity("0001", "<class_9>")], torch.ones(1, TEXT_WIDTH), "'0001'"),
+        ([Identity("0009", "<class_0>")], torch.ones(1, TEXT_WIDTH), "'<class_0>'"),
+        ([Identity("0009", "<class_9>")], torch.ones(1, 7), "7 wide.* 32"),
+        ([Identity("0009", "<class_9>")], torch.ones(2, TEXT_WIDTH), r"1 words.* \[2, 32\]"),
         ([Identity("0009", "<class_9>")], torch.full((1, TEXT_WIDTH), torch.nan), "NaN"),
-        ([Identity("0009", "<b.0><b.0>")], torch.zeros(2, TEXT_WIDTH), "'<b.0>'"),
-        ([Identity("0009", "<b.0><b.1>")], torch.zeros(5, TEXT_WIDTH), "2 words"),
+        ([Identity("0009", "<b.0><b.0>")], torch.ones(2, TEXT_WIDTH), "'<b.0>'"),
+        ([Identity("0009", "<b.0><b.1>")], torch.ones(5, TEXT_WIDTH), "2 words"),
         ([], torch.zeros(0, TEXT_WIDTH), "0 words"),
     ],
 )
@@ -126,6 +126,16 @@ def test_an_unknown_identity_gets_the_count_and_the_nearest(bundle):
         ({"alpha": -1.0}, "alpha.* -1.0"),
         ({"embeddings": torch.zeros(2, TEXT_WIDTH)}, r"3 words.* \[2, 32\]"),
         ({"embeddings": torch.full((3, TEXT_WIDTH), torch.inf)}, "infinity"),
+        ({"embeddings": torch.full((3, TEXT_WIDTH), 1e30)}, "1.0e\\+30.* float16"),
+        ({"embeddings": torch.ones(3, TEXT_WIDTH) * torch.tensor([[1], [0], [1]])}, "<class_1> is all zeros"),
+        (
+            {"lora": {"a.lora_A.weight": torch.full((4, 2), 1e30), "a.lora_B.weight": torch.zeros(2, 4)}},
+            "a holds 1.0e\\+30",
+        ),
+        (
+            {"lora": {"a.lora_A.weight": torch.full((4, 2), 4e3), "a.lora_B.weight": torch.ones(2, 4) * 1e3}},
+            "by 1.6e\\+07",
+        ),
         ({"lora": {}}, "empty"),
         ({"lora": {"a.lora_A.weight": torch.zeros(4, 2)}}, "'a'"),
         ({"lora": {"a.bias": torch.zeros(4)}}, "'a.bias'"),

@@ -1,4 +1,6 @@
 import json
+import math
+import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -6,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dive_fast.models import add_identity_tokens, add_lora, fuse, load_bundle, save_bundle
 from dive_fast.models.files import WEIGHTS
@@ -16,6 +18,7 @@ from tests.support.refusals import refused
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, tiny_adapter
 
 UNET, VAE, TEXT = (f"{part}/{name}" for part, name in WEIGHTS.items())
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
 INDEX, SCHEDULER, TOKENIZER = "model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"
 
 
@@ -49,6 +52,37 @@ def test_fp16_files_are_upcast(folder, variant):
         state = getattr(loaded, part).state_dict()
         for key, tensor in tensors.items():
             assert state[key].dtype == torch.float32 and torch.equal(state[key], tensor.float())
+
+
+@pytest.mark.parametrize("infix", ["{}.fp16-{:05d}-of-00002", "{}-{:05d}-of-00002.fp16", "{}-{:05d}-of-00002"])
+def test_shards_are_read_by_their_index_however_they_are_spelled(folder, infix, bundle):
+    for part, name in WEIGHTS.items():
+        tensors, stem = load_file(folder / part / name), name.removesuffix(".safetensors")
+        (folder / part / name).unlink()
+        files = [infix.format(stem, number) + ".safetensors" for number in (1, 2)]
+        placed = {key: files[number % 2] for number, key in enumerate(tensors)}
+        for file in files:
+            save_file(
+                {key: tensor.half() for key, tensor in tensors.items() if placed[key] == file}, folder / part / file
+            )
+        index = folder / part / (f"{name}.index.fp16.json" if "fp16" in infix else f"{name}.index.json")
+        index.write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    loaded = load_bundle(folder)
+    for part in WEIGHTS:
+        for key, tensor in getattr(bundle, part).state_dict().items():
+            assert torch.equal(getattr(loaded, part).state_dict()[key], tensor.half().float())
+    index.write_text(json.dumps({"weight_map": {key: "../" + placed[key] for key in placed}}))
+    refused(f"text_encoder.*{index.name}", load_bundle, folder)
+
+
+def test_files_that_are_not_loaded_do_no_harm(folder, bundle):
+    """What macOS, editors and Git leave beside the weights; and byte-order marks, as Notepad writes them."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        path.with_name("._" + path.name).write_bytes(b"\x00\x05\x16\x07" + bytes(60))
+        if path.suffix == ".json":
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors").write_bytes(LFS_POINTER)
+    assert load_bundle(folder).fingerprint == bundle.fingerprint
 
 
 def test_published_names_load_and_hash_alike(folder, bundle):
@@ -116,6 +150,13 @@ def test_stable_diffusion_2s_kind_is_read_from_a_folder(folder, tmp_path):
     assert load_bundle(tmp_path / "fused").fingerprint == fused.fingerprint
 
 
+def test_a_field_that_diffusers_does_not_know_is_ignored_with_a_note(folder, bundle):
+    json_edit("unet/config.json", of_a_newer_diffusers="x" * 1000)(folder)
+    with pytest.warns(UserWarning, match="unet.* of_a_newer_diffusers") as caught:
+        assert load_bundle(folder).fingerprint == bundle.fingerprint
+    assert all("xxx" not in str(warning.message) for warning in caught)
+
+
 def nudge(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     key = sorted(tensors)[0]
     tensors[key].view(-1)[0] += 1e-3
@@ -141,7 +182,7 @@ def test_fingerprint_sees(change, folder, bundle):
 
 def test_fingerprint_names_the_model_as_loaded(bundle, tiny_base):
     loaded = load_bundle(tiny_base)
-    add_identity_tokens(loaded, [Identity("0001", "<class_0>")], torch.zeros(1, TEXT_WIDTH))
+    add_identity_tokens(loaded, [Identity("0001", "<class_0>")], torch.ones(1, TEXT_WIDTH))
     add_lora(loaded.unet, rank=2, alpha=2)
     assert loaded.fingerprint == bundle.fingerprint  # taken by add_identity_tokens before its change
     add_lora(bundle.unet, rank=2, alpha=2)
@@ -219,6 +260,15 @@ def with_other_shape(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {**tensors, "conv_in.weight": tensors["conv_in.weight"][:, :3].contiguous()}
 
 
+def vocabulary_without(token: str) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        path = folder / "tokenizer/vocab.json"
+        tokens = json.loads(path.read_text())
+        path.write_text(json.dumps({name.replace(token, "other"): number for name, number in tokens.items()}))
+
+    return edit
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "not a folder"),
     "no model_index": (lambda f: (f / INDEX).unlink(), r"model_index\.json .*unet"),
@@ -231,18 +281,42 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled unet": (lambda f: (f / UNET).rename(f / "unet/model.bin"), "no .*safetensors .*model.bin"),
     "truncated unet": (lambda f: truncate(f / UNET), "unet/.*safetensors"),
     "truncated text": (lambda f: truncate(f / TEXT), r"model\.safetensors"),
-    "unet lacks a tensor": (tensor_edit(UNET, without_one), "unet lacks 1 tensor"),
-    "vae lacks a tensor": (tensor_edit(VAE, without_one), "vae lacks 1 tensor"),
-    "text lacks a tensor": (tensor_edit(TEXT, without_one), "text_encoder lacks 1 tensor"),
+    "unet lacks a tensor": (tensor_edit(UNET, without_one), "unet lacks 1 of "),
+    "vae lacks a tensor": (tensor_edit(VAE, without_one), "vae lacks 1 of "),
+    "text lacks a tensor": (tensor_edit(TEXT, without_one), "text_encoder lacks 1 of "),
     "unet of another shape": (tensor_edit(UNET, with_other_shape), r"unet .*conv_in\.weight"),
     "text of another width": (json_edit("text_encoder/config.json", intermediate_size=48), "text_encoder"),
     "no vocabulary": (lambda f: (f / "tokenizer/vocab.json").unlink(), "tokenizer.json nor vocab.json"),
     "broken vocabulary": (lambda f: (f / "tokenizer/vocab.json").write_text("{"), "tokenizer"),
+    "no token of a merge": (vocabulary_without("person</w>"), "tokenizer .*person"),
+    "a token far away": (json_edit("tokenizer/vocab.json", x=4 * 10**9), "token ids far beyond"),
     "no token limit": (lambda f: (f / TOKENIZER).write_text('{"tokenizer_class": "CLIP"}'), "model_max_length"),
     "too many tokens": (json_edit(TOKENIZER, model_max_length=77), "77 tokens.* 32"),
     "no scheduler config": (lambda f: (f / SCHEDULER).unlink(), "scheduler_config.json"),
     "scheduler without class": (lambda f: (f / SCHEDULER).write_text("{}"), "scheduler_config.json"),
     "sample prediction": (json_edit(SCHEDULER, prediction_type="sample"), "'sample'.*'epsilon'"),
+    "wrong type": (json_edit("unet/config.json", norm_num_groups={}), "unet.*config.json"),
+    "no image size": (json_edit("unet/config.json", sample_size="big"), "sample_size is 'big'"),
+    "no scale": (json_edit("vae/config.json", scaling_factor=[]), r"scaling_factor is \[\]"),
+    "shifted latents": (json_edit("vae/config.json", shift_factor=0.1), "shift_factor"),
+    "too many blocks": (json_edit("vae/config.json", down_block_types=["DownEncoderBlock2D"] * 5), "vae"),
+    "impossible heads": (json_edit("text_encoder/config.json", num_attention_heads=2**40), "text_encoder.*larger"),
+    "endless layers": (json_edit("text_encoder/config.json", num_hidden_layers=10**8), "text_encoder.*larger"),
+    "endless blocks": (json_edit("unet/config.json", transformer_layers_per_block=[[10**6, 2]]), "unet.*larger"),
+    "a number of 31 digits": (json_edit("unet/config.json", layers_per_block=10**30), "31 digits"),
+    "infinity": (json_edit("unet/config.json", downsample_padding=float("-inf")), "not finite"),
+    "weights that are no numbers": (
+        tensor_edit(UNET, lambda t: {**t, "conv_in.bias": t["conv_in.bias"] * math.nan}),
+        "NaN",
+    ),
+    "a pointer of Git LFS": (lambda f: (f / UNET).write_bytes(LFS_POINTER), "Git LFS pointer"),
+    "a pipe": (
+        lambda f: ((f / "tokenizer/merges.txt").unlink(), os.mkfifo(f / "tokenizer/merges.txt")),
+        "merges.txt .*pipe",
+    ),
+    "no token limit, as transformers writes it": (json_edit(TOKENIZER, model_max_length=int(1e30)), "model_max_length"),
+    "token limit of another type": (json_edit(TOKENIZER, model_max_length="\x00"), "model_max_length"),
+    "a list as scheduler": (lambda f: (f / SCHEDULER).write_text("[]"), "scheduler_config.json"),
     "broken prompts": (lambda f: (f / "prompts.json").write_text("[]"), "prompts.json"),
 }
 

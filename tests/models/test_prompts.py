@@ -1,3 +1,4 @@
+import hashlib
 import json
 import string
 from dataclasses import replace
@@ -6,6 +7,8 @@ import pytest
 import torch
 
 from dive_fast.models import DEFAULT_TEMPLATE, TEMPLATES, PromptEncoder, PromptTable, fuse, render, save_bundle
+from dive_fast.models.phrase import Phrase
+from dive_fast.models.prompts import check_vocabulary
 from dive_fast.types import Camera, Identity, to_dict
 from tests.support.models import diffusers_pipeline
 from tests.support.refusals import refused
@@ -155,8 +158,7 @@ def test_a_placeholder_that_would_be_spelled_out_is_refused(bundle, fused):
 
 def test_a_prompt_that_would_be_cut_is_refused(bundle):
     adapter = replace(tiny_adapter(bundle), template="{token}" + " surveillance" * 3 + " {cam}")
-    fused = fuse(bundle, adapter)
-    refused(r"4\d tokens.* 32", PromptEncoder(fused.tokenizer, fused.prompts).token_ids, [("0001", "cam1")])
+    refused(r"4\d tokens.* 32", fuse, bundle, adapter)
 
 
 def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, encoder, tmp_path):
@@ -165,3 +167,13 @@ def test_the_tokenizer_may_be_a_folder_read_when_needed(fused, encoder, tmp_path
     assert read.table.prompt("0001", "cam1") == "a q7dk photo of a <class_0> person"
     assert torch.equal(read.token_ids([("0001", "cam1")]), encoder.token_ids([("0001", "cam1")]))
     refused("nowhere", PromptEncoder(tmp_path / "nowhere", fused.prompts).token_ids, [None])
+
+
+def test_every_name_has_a_learned_word_of_its_own():
+    """SHA-256 of the name, by hand, where the word cannot hold it."""
+    names = ["anna", "Anna", "小明", "José", "jose", "a@b", "a b", "class_12"]
+    words = [Phrase("{person}").identity("x", name).placeholder for name in names]
+    assert [words[0], words[-1]] == ["<anna>", "<class_12>"]
+    assert words[2] == f"<{hashlib.sha256('小明'.encode()).hexdigest()[:8]}>"
+    assert len(set(words)) == len(names)
+    check_vocabulary([Identity(str(i), word) for i, word in enumerate(words)], [], [], "names")

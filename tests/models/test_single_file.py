@@ -1,5 +1,6 @@
 """A Stable Diffusion 1 model in one file equals its folder; what is no such file is named."""
 
+import json
 import shutil
 import socket
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dive_fast.models import fuse, load_bundle, save_bundle
 from dive_fast.models.files import ASSETS, WEIGHTS
@@ -97,7 +98,72 @@ def test_averaged_weights_are_taken_where_there_are_some(bundle, beside):
     state = load_bundle(path).unet.state_dict()
     assert all(torch.equal(state[name], tensor + 1) for name, tensor in bundle.unet.state_dict().items())
     write_single_file(bundle, path, **{**ema, averaged(UNET + "out.2.bias"): None}, **more)
-    refused(r"1 of \d+ tensors of the unet .* conv_out.bias .*missing", load_bundle, path)
+    refused(r"unet lacks 1 of \d+ .* conv_out.bias .*missing", load_bundle, path)
+
+
+def test_the_counters_of_averaged_weights_alone_are_passed_over(bundle, beside):
+    left = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(470000, dtype=torch.int32)}
+    loaded = load_bundle(write_single_file(bundle, beside / "pruned.safetensors", **left))
+    assert loaded.fingerprint == bundle.fingerprint
+
+
+def with_header(path: Path, **header: str) -> None:
+    save_file(load_file(path), path, metadata=header)
+
+
+DECLARED: dict[str, Callable[[Path], object]] = {
+    "tensor": lambda path: save_file({**load_file(path), "v_pred": torch.zeros(0)}, path),
+    "model specification": lambda path: with_header(path, **{"modelspec.prediction_type": "v"}),
+    "ComfyUI": lambda path: with_header(path, **{"modelspec.predict_key": "v"}),
+    "kohya": lambda path: with_header(path, ss_v_parameterization="True"),
+    "yaml": lambda path: path.with_suffix(".yaml").write_text(
+        'model:\n  params:\n    parameterization: "v"  # as SD 2\n'
+    ),
+    "JSON in the header": lambda path: with_header(path, config='{"prediction_type": "v_prediction"}'),
+    "the only yaml": lambda path: path.with_name("v-inference.yml").write_text(
+        "{model: {params: {'parameterization': v}}}"
+    ),
+}
+
+
+@pytest.mark.parametrize("declare", DECLARED.values(), ids=DECLARED)
+def test_v_prediction_is_read_wherever_it_is_declared(declare, single, beside):
+    """As a folder with that scheduler; a scheduler beside it that says otherwise is not believed in silence."""
+    scheduler = beside / "scheduler" / "scheduler_config.json"
+    path = single.rename(single.with_name("one.safetensors"))
+    config = json.loads(scheduler.read_text())
+    scheduler.write_text(json.dumps({**config, "prediction_type": "v_prediction"}))
+    expected = load_bundle(path).fingerprint
+    declare(path)
+    assert load_bundle(path).fingerprint == expected
+    scheduler.write_text(json.dumps(config))
+    refused(f"one.safetensors declares v_prediction .*{scheduler}.*epsilon", load_bundle, path)
+    shutil.rmtree(scheduler.parent)  # then Stable Diffusion 1.5's own applies, but for what the file declares
+    loaded = load_bundle(path)
+    assert loaded.scheduler_config["prediction_type"] == "v_prediction"
+    assert loaded.scheduler_config["beta_schedule"] == "scaled_linear"
+
+
+UNKNOWN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "zero terminal SNR": (lambda p: save_file({**load_file(p), "ztsnr": torch.zeros(0)}, p), "rescale_betas_zero_snr"),
+    "its header": (lambda p: with_header(p, ss_zero_terminal_snr="True"), "rescale_betas_zero_snr"),
+    "EDM": (lambda p: save_file({**load_file(p), "edm_vpred.sigma_max": torch.ones(1)}, p), "edm_vpred"),
+    "the image itself": (lambda p: with_header(p, **{"modelspec.prediction_type": "x0"}), "x0"),
+    "two": (lambda p: (DECLARED["tensor"](p), p.with_suffix(".yaml").write_text("parameterization: eps")), "exclude"),
+}
+
+
+@pytest.mark.parametrize(("declare", "part"), UNKNOWN.values(), ids=UNKNOWN)
+def test_a_prediction_that_no_solver_here_follows_is_refused(declare, part, single, beside):
+    shutil.rmtree(beside / "scheduler")
+    declare(single)
+    refused(part, load_bundle, single)
+
+
+@pytest.mark.parametrize("header", [{"modelspec.prediction_type": "epsilon"}, {"ss_zero_terminal_snr": "False"}])
+def test_what_declares_the_noise_is_as_before(header, single, bundle):
+    with_header(single, **header)
+    assert load_bundle(single).fingerprint == bundle.fingerprint
 
 
 def test_without_configurations_it_is_stable_diffusion_15(bundle, single, tmp_path):
@@ -126,7 +192,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no vocabulary": (lambda f: shutil.rmtree(f / "tokenizer"), "--tokenizer"),
     "truncated": (lambda f: truncate(f / "model.safetensors"), "model.safetensors"),
     "bad config": (lambda f: (f / "unet/config.json").write_text("[]"), "unet/config.json"),
-    "impossible config": (lambda f: (f / "unet/config.json").write_text('{"act_fn": 3}'), "no unet"),
+    "impossible config": (lambda f: (f / "unet/config.json").write_text('{"act_fn": 3}'), "unet"),
     "bad scheduler": (lambda f: (f / "scheduler/scheduler_config.json").write_text("{}"), "scheduler_config.json"),
     "SDXL": (replaced("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"), "'xl_base'"),
     "SD 2": (replaced(UNET + "input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"), "'v2'"),

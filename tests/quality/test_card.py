@@ -22,6 +22,7 @@ def test_a_bare_dataset(dataset):
         f"| plan id | `{plan['plan_id']}` |",
         "| sampling | 4 steps, guidance 2 |",
         "| seed of the run | 3 |",
+        "| base and adapter | not stated (dive-fast card --model FOLDER reads them off the engine) |",
         "| engine's fingerprint | `engine-1` (20 pairs) |",
     )
     words = (
@@ -87,3 +88,27 @@ def test_a_broken_sidecar_is_named(dataset):
     write_json(dataset / "filter.json", {"dropped": 3})
     refused(r"filter\.json", write_card, dataset)
     assert not (dataset / "README.md").exists()
+
+
+HOSTILE = "<script>alert(1)</script> [x](javascript:alert(1)) | ![i](http://a/b.png) `c` **d** \n# e \ud800"
+
+
+def test_every_text_is_shown_and_does_nothing(dataset):
+    """Cameras, engines and people come from files that anybody may have written."""
+    changed = {"cam3": "cam3|<b>", "0001": HOSTILE}
+    for path in (dataset / "shards").iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["spec"].update(ir=changed.get(row["spec"]["ir"], row["spec"]["ir"]))
+            row["spec"].update(pid=changed.get(row["spec"]["pid"], row["spec"]["pid"]))
+            row["engine_fingerprint"] = "`<i>|\n# x"
+        write_jsonl(path, rows)
+    text = write_card(dataset, CardConfig(licence=HOSTILE, contact="a_b@c.d")).read_text()
+    body = text.split("\n", 1)[1]
+    assert "<script" not in body and "<b>" not in body and "<i>" not in body
+    assert "](javascript" not in body.replace("\\](", "") and "\n# e" not in body
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \[x\](javascript:alert(1)) \| \!\[i\](http://a/b.png)" in body
+    assert r"\`c\` \*\*d\*\*" in body and r"a\_b@c.d" in body
+    assert "|---|---|---|---|\n| cam1 | RGB |" in body
+    assert r"| cam3\|&lt;b&gt; | infrared |" in body
+    assert "| engine's fingerprint | `??i?????x` (20 pairs) |" in body

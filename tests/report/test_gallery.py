@@ -228,7 +228,7 @@ def test_refusals(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("scores/00000.jsonl", '{"pair_id": "a", "ir": {"x": NaN}}', "line 1 ir x is NaN, which is no finite number"),
+        ("scores/00000.jsonl", '{"pair_id": "a", "ir": {"x": NaN}}', "line 1 ir x is nan, which is no finite number"),
         ("scores/00000.jsonl", '{"pair_id": "a", "ir": 3}', "line 1 ir: expected an object of scores"),
         ("scores/00000.jsonl", '{"ir": {}}', "line 1 names no pair_id"),
         ("scores/scores.json", "[]", "names no scores"),

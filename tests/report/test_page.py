@@ -1,5 +1,7 @@
 """Pages in one file: every text escaped, every image inside."""
 
+import base64
+import io
 import re
 
 from PIL import Image
@@ -25,6 +27,29 @@ def test_text_is_escaped_and_images_are_inside(tmp_path):
     assert '<tr class="mark"><td>&lt;1&gt;</td></tr>' in text
     Image.new("RGB", (4, 8)).save(tmp_path / "a.bmp")
     assert html.image_data(tmp_path / "a.bmp").startswith("data:image/png;base64,")  # other kinds become PNG
+
+
+def test_only_images_get_into_a_page(tmp_path):
+    """A link to another file, as an untrusted folder may hold, is refused; a lying photo is turned."""
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "a.png").symlink_to("secret.txt")
+    refused("a.png is not an image", html.image_data, tmp_path / "a.png")
+    exif = Image.Exif()
+    exif[274] = 6
+    for name, exif_of in (("b.jpg", exif), ("c.jpg", Image.Exif())):
+        Image.new("RGB", (8, 4), "red").save(tmp_path / name, exif=exif_of)
+    kind, _, data = html.image_data(tmp_path / "b.jpg").partition(";base64,")
+    assert (kind, Image.open(io.BytesIO(base64.b64decode(data))).size) == ("data:image/png", (4, 8))
+    kind, _, data = html.image_data(tmp_path / "c.jpg").partition(";base64,")
+    assert (kind, base64.b64decode(data)) == ("data:image/jpeg", (tmp_path / "c.jpg").read_bytes())
+
+
+def test_a_sheet_shows_that_an_image_cannot_be_read(tmp_path):
+    dataset = make_dataset(tmp_path / "set")
+    (dataset / raw_records(dataset)[0]["files"]["ir"]).write_bytes(b"secret")
+    text = write_sheet(dataset, tmp_path / "page.html", ReportConfig(people=2, pairs=3)).read_text()
+    assert "cam3 made, cannot be read" in text
+    assert base64.b64encode(b"secret").decode()[:6] not in text
 
 
 def test_bars_are_as_long_as_their_values_and_the_baseline_draws_the_line():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from dive_fast.sampling import Schedule
+from dive_fast.sampling.schedule import check_scheduler
 from tests.support.refusals import refused
 from tests.support.sampling import diffusers_scheduler
 from tests.support.tiny import SCHEDULER_CONFIG
@@ -52,8 +54,8 @@ def test_defaults_that_another_class_filled_in_are_not_taken_for_choices() -> No
 
 
 def test_every_reason_is_named_at_once() -> None:
-    config = {**SCHEDULER_CONFIG, "use_karras_sigmas": True, "prediction_type": "sample", "solver_order": 3}
-    parts = ("use_karras_sigmas True", "prediction_type 'sample'", "solver_order 3", "got 0")
+    config = {**SCHEDULER_CONFIG, "rescale_betas_zero_snr": True, "prediction_type": "sample", "beta_schedule": 3}
+    parts = ("rescale_betas_zero_snr True", "prediction_type 'sample'", "beta_schedule 3", "got 0")
     refused(parts, Schedule.from_config, config, 0)
 
 
@@ -63,12 +65,13 @@ def test_every_reason_is_named_at_once() -> None:
         {"beta_schedule": "squaredcos_cap_v2"},
         {"timestep_spacing": "leadin"},
         {"trained_betas": [0.1, 0.2]},
-        {"thresholding": True},
         {"rescale_betas_zero_snr": True},
-        {"final_sigmas_type": "sigma_min"},
-        {"algorithm_type": "sde-dpmsolver++"},
         {"variance_type": "learned_range"},
-        {"lambda_min_clipped": -5.1},
+        {"timestep_type": "continuous"},
+        {"use_flow_sigmas": True},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+        {"_class_name": "EDMEulerScheduler"},
+        {"num_train_timesteps": 10**12},
         {"num_train_timesteps": "1000"},
         {"num_train_timesteps": 1000.0},
         {"beta_start": None},
@@ -79,7 +82,7 @@ def test_every_reason_is_named_at_once() -> None:
     ids=str,
 )
 def test_refuses_what_it_does_not_reproduce(change: dict[str, Any]) -> None:
-    refused(next(iter(change)).split("_")[0], Schedule.from_config, {**SCHEDULER_CONFIG, **change}, 10)
+    refused(next(iter(change)).strip("_").split("_")[0], Schedule.from_config, {**SCHEDULER_CONFIG, **change}, 10)
 
 
 @pytest.mark.parametrize(("spacing", "steps"), [("linspace", 1000), ("leading", 999), ("trailing", 1001)])
@@ -91,3 +94,34 @@ def test_refuses_more_steps_than_there_are_timesteps(spacing: str, steps: int) -
 @pytest.mark.parametrize("steps", [True, 2.0, "20", None])
 def test_refuses_a_number_of_steps_that_is_none(steps: Any) -> None:
     refused("number of steps", Schedule.from_config, SCHEDULER_CONFIG, steps)
+
+
+SAMPLERS = [
+    {"use_karras_sigmas": True},
+    {"algorithm_type": "sde-dpmsolver++", "_class_name": "DPMSolverMultistepScheduler"},
+    {"solver_order": 3},
+    {"thresholding": True},
+    {"final_sigmas_type": "sigma_min"},
+    {"lambda_min_clipped": -5.1},
+    {"use_exponential_sigmas": True, "_class_name": "EulerDiscreteScheduler"},
+]
+
+
+@pytest.mark.parametrize("change", SAMPLERS, ids=str)
+def test_settings_of_another_sampler_are_ignored_with_a_note(change: dict[str, Any]) -> None:
+    """The model and its noise levels are the same: so is the schedule."""
+    config = {**SCHEDULER_CONFIG, **change}
+    with pytest.warns(UserWarning, match=f"x.json: .*ignored: {next(iter(change))} "):
+        assert check_scheduler(config, "x.json") == config
+    assert Schedule.from_config(config, 10) == Schedule.from_config(SCHEDULER_CONFIG, 10)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_diffusers_writes_for_this_very_solver_needs_no_note() -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    saved = json.loads(DPMSolverMultistepScheduler.from_config(SCHEDULER_CONFIG).to_json_string())
+    assert saved.pop("lambda_min_clipped") == -math.inf  # which no other JSON reader knows
+    assert check_scheduler({**saved, "lambda_min_clipped": -math.inf}, "x.json") == saved
+    refused("x.json.* list", check_scheduler, [], "x.json")
+    refused("x.json.* beta_end", check_scheduler, {**saved, "beta_end": math.inf}, "x.json")

@@ -29,6 +29,14 @@ def kohya(key: str) -> str:
     return f"lora_unet_{linear.replace('.', '_')}.lora_{'down' if part == 'A' else 'up'}.weight"
 
 
+def first_code(key: str) -> str:
+    """Names of Stable Diffusion's first code, for the tiny UNet: attention in the first down and the last up block."""
+    key = key.replace("mid_block.attentions.0.", "middle_block.1.")
+    key = key.replace("down_blocks.0.attentions.0.", "input_blocks.1.1.")
+    key = key.replace("up_blocks.1.attentions.0.", "output_blocks.2.1.")
+    return key.replace("up_blocks.1.attentions.1.", "output_blocks.3.1.")
+
+
 NAMES: dict[str, Callable[[str], str]] = {
     "attention processors": attention_processor,
     "attention processors, prefixed": lambda key: "unet." + attention_processor(key),
@@ -37,6 +45,13 @@ NAMES: dict[str, Callable[[str], str]] = {
     "kohya": kohya,
     "peft": lambda key: "base_model.model." + key,
     "peft, named": lambda key: "base_model.model." + key.replace(".weight", ".default.weight"),
+    "peft in diffusers": lambda key: "unet.base_model.model." + key,
+    "compiled, of parallel training": lambda key: "module.unet._orig_mod." + key,
+    "compiled in part": lambda key: "unet." + key.replace(".attentions.", "._orig_mod.attentions."),
+    "LyCORIS": lambda key: "lycoris_" + kohya(key).removeprefix("lora_unet_"),
+    "ComfyUI": lambda key: "diffusion_model." + key,
+    "ComfyUI, the first code's names": lambda key: "diffusion_model." + first_code(key),
+    "kohya, the first code's names": lambda key: kohya(first_code(key)),
     "peft of a pipeline": lambda key: "base_model.model.unet." + key,
 }
 

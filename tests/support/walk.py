@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dive_fast.engines import Engine
     from dive_fast.models import Adapter
 
-SPEC = WorldSpec(paired_ids=8, test_ids=3, external_ids=3, images_per_camera=2, market_images=2)
+SPEC = WorldSpec(paired_ids=8, test_ids=3, external_ids=4, images_per_camera=2, market_images=2)
 LEARN = PersonalizeConfig(identity_steps=2, steps=2, batch=4, rank=2)
 PAIRS = PairConfig(per_camera=1, sampling=Sampling(2), rows=8)
 SMALL: dict[str, Any] = {
@@ -23,6 +23,7 @@ SMALL: dict[str, Any] = {
     "learn": LEARN,
     "pairs": PAIRS,
     "reid": ReidConfig(steps=2, missing="visible", synthetic_fraction=0.25),
+    "scorer": ReidConfig(steps=2, identities=3),
 }
 
 

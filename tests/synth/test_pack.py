@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -12,9 +14,9 @@ from dive_fast.synth import SynthesisPlan
 from dive_fast.synth.folder import open_store
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.manifest import read_manifest
-from dive_fast.synth.pack import pack
-from dive_fast.types import DiveError, to_dict
-from tests.support.fake_engine import contents, make, plan_of
+from dive_fast.synth.pack import key, pack
+from dive_fast.types import DiveError, Identity, to_dict
+from tests.support.fake_engine import FakeBank, FakeEngine, contents, make, plan_of
 from tests.support.refusals import refused
 
 
@@ -23,6 +25,15 @@ def made(tmp_path: Path) -> tuple[SynthesisPlan, Path]:
     plan = plan_of(shard_size=5)
     make(plan, tmp_path / "set")
     return plan, tmp_path / "set"
+
+
+class Knowing(FakeEngine):
+    """Knows the people of a plan."""
+
+    def __init__(self, plan: SynthesisPlan) -> None:
+        super().__init__()
+        identities = tuple(Identity(one.pid, f"<class_{n}>") for n, one in enumerate(plan.identities))
+        self.prompts = FakeBank(None, replace(self.prompts.table, identities=identities))
 
 
 def grouped(folder: Path) -> dict[str, dict[str, bytes]]:
@@ -73,6 +84,34 @@ def test_two_packs_do_not_write_one_folder(made: tuple[SynthesisPlan, Path], tmp
     refused("another run", pack, open_store(source), plan, open_store(tmp_path / "tars"), set())
     release()
     assert pack(open_store(source), plan, open_store(tmp_path / "tars"), set())["tars"] == 4
+
+
+NAMES = [
+    "anna.b",
+    "anna_b",
+    "anna b",
+    "anna%2Eb",
+    "anna-b",
+    "Anna.b",
+    "小明",
+    "José",
+    "x" * 111,
+    "x" * 110 + "y",
+    "明" * 60,
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*are no numbers")
+def test_keys_never_collide_and_name_the_pair(tmp_path: Path) -> None:
+    """Of people whose names differ in any character; a reader gets the name back from a key that is not cut."""
+    plan = plan_of(pids=[name for name in NAMES if "%" not in name], ir=["cam3"], pairs_per_identity=1, shard_size=5)
+    make(plan, tmp_path / "set", Knowing(plan))
+    pack(open_store(tmp_path / "set"), plan, open_store(tmp_path / "tars"), set())
+    found = grouped(tmp_path / "tars")
+    assert [json.loads(parts["json"])["spec"]["pair_id"] for parts in found.values()] == [p.pair_id for p in plan.pairs]
+    assert all(name.isascii() and len(name) <= 80 for name in found)
+    assert {unquote(name) for name in found} >= {pair.pair_id for pair in plan.pairs if len(pair.pair_id) < 20}
+    assert len({key(f"{name}-00000-cam3") for name in NAMES}) == len(NAMES)
 
 
 def test_dropped_pairs_are_left_out(made: tuple[SynthesisPlan, Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dive_fast.synth import load_plan, save_plan
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.plan import Override, read_overrides
 from dive_fast.synth.planfile import pair_seed
-from dive_fast.types import Camera, Sample, to_dict
+from dive_fast.types import Camera, InputError, Sample, to_dict
 from tests.support.fake_engine import CAMERAS, photo_plan, plan_of, planned_files, write_photos
 from tests.support.refusals import refused
 
@@ -272,3 +272,24 @@ def test_counts_of_a_dive_like_run():
     plan = plan_of("real-rgb", pids=pids, pairs_per_identity=18, photos=photos, photo_root="/market", shard_size=64)
     assert (len(plan.pairs), plan.shards, len(shard_pairs(plan, 11))) == (756, 12, 756 - 11 * 64)
     assert len({pair.seed for pair in plan.pairs}) == 756
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs_per_identity": 10**13}, "at most 1,000,000,000"),
+        ({"pairs_per_identity": 10**7, "shard_size": 1}, "10,000,000 shards of 1"),
+        ({"steps": 10**12}, "steps must be at most 10000"),
+        ({"pairs_per_identity": 10**400}, "at most 1,000,000,000"),
+        ({"height": 10**12}, "height must be at most 16384"),
+        ({"seed": 2**63}, "seed must be at most"),
+    ],
+)
+def test_numbers_that_would_never_end_are_refused(changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        plan_of(**changes)
+    assert len(str(caught.value)) < 300
+
+
+def test_large_plans_that_do_end():
+    assert len(plan_of(pairs_per_identity=10**6, shard_size=1000).pairs) == 6 * 10**6

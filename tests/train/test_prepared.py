@@ -1,5 +1,6 @@
 """Latents of a prepared set: equal to encoding the raw photos, kept, made again when they must be, refused when foreign."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from dive_fast.data.prepare import PreparePlan, claimed, finish, finished_shards
 from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.train.photos import encode_photos, latent_shape, teaching
 from dive_fast.train.prepared import encode_shards, encoder_fingerprint, latent_space, load_prepared, missing_latents
+from dive_fast.types import InputError
 from tests.support.preparing import contents, plan_of
 from tests.support.refusals import refused
 from tests.support.trees import mixed_trees
@@ -145,3 +147,14 @@ def test_space_for_latents(plan, out, bundle):
     assert 9 * photo < latent_space(plan, {1, 2}, bundle) < 10 * photo + 2 * 2_048
     size = sum(path.stat().st_size for path in (out / "latents").iterdir())
     assert size <= latent_space(plan, {0, 1, 2}, bundle)
+
+
+def test_latents_that_are_not_finite_are_never_written(plan: PreparePlan, tmp_path: Path, bundle: ModelBundle) -> None:
+    """Finite weights whose sums are not."""
+    with torch.no_grad():
+        huge = copy.deepcopy(bundle)
+        for parameter in huge.vae.quant_conv.parameters():
+            parameter.fill_(3e38)
+    with pytest.raises(InputError, match="VAE makes NaN or infinity of"):
+        prepare(plan, tmp_path / "huge", huge)
+    assert not list((tmp_path / "huge").rglob("*.safetensors"))

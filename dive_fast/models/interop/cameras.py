@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dive_fast.io import read_json
-from dive_fast.types import Camera, InputError, Modality
+from dive_fast.io import brief, read_json
+from dive_fast.types import Camera, InputError, Modality, shown
 
 _START = "Custom metadata:"
 _REMEDY = "name the cameras with --camera cam3=ir:8miP (name, rgb or ir, code word)"
@@ -31,7 +31,9 @@ def read_codes(path: Path) -> tuple[dict[str, str], str]:
     try:
         metadata, _ = json.JSONDecoder().raw_decode(text.split(_START, 1)[1].lstrip())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: the text after {_START!r} is not JSON ({error}); copy the file again") from error
+        raise InputError(
+            f"{path}: the text after {_START!r} is not JSON ({brief(error, 80)}); copy the file again"
+        ) from error
     metadata = metadata if isinstance(metadata, dict) else {}
     codes, back = metadata.get("camera_to_description"), metadata.get("description_to_camera")
     if not isinstance(codes, dict) and isinstance(back, dict):
@@ -54,7 +56,7 @@ def find_cameras(path: Path | None, given: Sequence[Camera]) -> tuple[Camera, ..
         if unknown:
             name, code = unknown[0], rest[unknown[0]]
             raise InputError(
-                f"{path} of data set {dataset!r} gives no modality for {', '.join(unknown)};"
+                f"{path} of data set {shown(dataset)} gives no modality for {brief(', '.join(unknown), 80)};"
                 f" name each with --camera {name}=ir:{code} or --camera {name}=rgb:{code}"
             )
         cameras |= {name: Camera(name, _SYSU[name], code) for name, code in rest.items()}
@@ -68,5 +70,5 @@ def parse_camera(text: str) -> Camera:
     name, _, rest = text.partition("=")
     modality, _, code = rest.partition(":")
     if not (name and code):
-        raise InputError(f"--camera {text!r}: write NAME=rgb:CODE or NAME=ir:CODE, as cam3=ir:8miP")
+        raise InputError(f"--camera {shown(text)}: write NAME=rgb:CODE or NAME=ir:CODE, as cam3=ir:8miP")
     return Camera(name, modality, code)  # type: ignore[arg-type]  # checked by Camera

@@ -12,7 +12,7 @@ from dive_fast.models.interop.lora_names import kohya_name
 from dive_fast.models.interop.sources import EMBEDDING_FILES, IDENTITIES, LORA_FILES
 from dive_fast.models.lora import lora_pairs
 from dive_fast.outputs import holds, output_folder
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def export_adapter(adapter: Adapter, path: Path, layout: Layout = "diffusers", o
     layout always.
     """
     if layout not in get_args(Layout):
-        raise InputError(f"export: layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
+        raise InputError(f"export: layout must be one of {', '.join(get_args(Layout))}, got {shown(layout)}")
     words = [word for identity in adapter.identities for word in identity.words]
     with output_folder(path, holds(IDENTITIES), overwrite) as folder:
         if layout == "kohya":

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.io import sha256_file
 from dive_fast.models.adapter import Adapter, merge_identities, read_description
 from dive_fast.models.bundle import ModelBundle
-from dive_fast.models.fuse import check_base, check_new_tokens
+from dive_fast.models.fuse import check_base, check_new_tokens, check_prompts
 from dive_fast.models.interop.cameras import find_cameras
-from dive_fast.models.interop.embeddings import read_embeddings
+from dive_fast.models.interop.embeddings import named, read_embeddings
 from dive_fast.models.interop.lora import convert
 from dive_fast.models.interop.sources import CAMERAS, IDENTITIES, PEFT_CONFIG, Sources, find_sources
 from dive_fast.models.lora import lora_targets
 from dive_fast.models.phrase import ONE_WORD
 from dive_fast.models.prompts import DEFAULT_TEMPLATE
-from dive_fast.types import Camera, Identity, InputError
+from dive_fast.types import Camera, Identity, InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -45,21 +46,25 @@ def import_adapter(
     template: str | None = None,
     drop_unsupported: bool = False,
     init_from: Adapter | None = None,
+    persons: Mapping[Path, str] = MappingProxyType({}),
 ) -> Imported:
     """Makes an adapter for `bundle` of the LoRA and the embeddings in `paths`, files or folders with them.
 
     `cameras` override those of a `dataset_info.json`. With `init_from`, an adapter of this base, only embeddings are
-    taken: they join its identities, everything else of it stays. Files that do not fit, lack a part or cannot be read
+    taken: they join its identities, everything else of it stays. `persons` names the identities of files, which are read
+    too; others are called as `embeddings.named` says. Files that do not fit, lack a part or cannot be read
     raise `InputError`; `drop_unsupported` leaves out layers of a LoRA that no adapter changes.
     """
-    sources = find_sources(paths)
+    persons = {path.absolute(): name for path, name in persons.items()}
+    read = [path.absolute() for path in paths]
+    sources = find_sources([*read, *(path for path in persons if path not in read and path.parent not in read)])
     if init_from is not None:
-        return _joined(bundle, sources, init_from, bool(cameras or template is not None))
+        return _joined(bundle, sources, init_from, bool(cameras or template is not None), persons)
     path = sources.descriptions.get(IDENTITIES)
     exported = read_description(path) if path is not None else {}
     if path is not None:
         check_base(exported["base_fingerprint"], bundle, str(path))
-    identities, rows = _identities(bundle, sources, exported.get("identities"))
+    identities, rows = _identities(bundle, sources, persons, exported.get("identities"))
     if sources.lora is None:
         raise InputError(
             f"no LoRA in {sources.describe()}; give one, or the adapter that the identities join (--init-from)"
@@ -79,11 +84,16 @@ def import_adapter(
         phrase=exported.get("phrase", ONE_WORD),
         metadata={"imported": {**_provenance(sources), "dropped": list(converted.dropped)}},
     )
+    check_prompts(bundle, adapter)
     return Imported(adapter, converted.landed, len(linears), converted.dropped, tuple(sources.files))
 
 
 def _identities(
-    bundle: ModelBundle, sources: Sources, exported: tuple[Identity, ...] | None
+    bundle: ModelBundle,
+    sources: Sources,
+    persons: Mapping[Path, str],
+    exported: tuple[Identity, ...] | None,
+    taken: Collection[str] = (),
 ) -> tuple[tuple[Identity, ...], torch.Tensor]:
     """Returns the identities of the embedding files and their rows [T, D] by word; `exported` names them if given."""
     import torch
@@ -92,14 +102,19 @@ def _identities(
         raise InputError(f"no embeddings in {sources.describe()}; add those of at least one identity")
     width = bundle.text_encoder.get_input_embeddings().weight.shape[1]
     learned = [one for state in sources.embeddings for one in read_embeddings(state, width)]
-    identities = exported if exported is not None else tuple(one.identity() for one in learned)
-    if exported is not None:
+    if exported is None:
+        learned = named(learned, persons, taken)
+        identities = tuple(one.identity() for one in learned)
+    else:
+        if persons:
+            raise InputError(f"{sources.descriptions[IDENTITIES]} names the identities; leave --person out")
+        identities = exported
         by_token = {one.token: one for one in learned}
         words = [word for identity in exported for word in identity.words]
         odd = sorted(set(words) ^ set(by_token)) or [one.token for one in learned if len(one.rows) != 1]
         if odd:
             raise InputError(
-                f"{sources.descriptions[IDENTITIES]} and the embeddings disagree on {len(odd)} words, first {odd[0]!r};"
+                f"{sources.descriptions[IDENTITIES]} and the embeddings disagree on {len(odd)} words, first {shown(odd[0])};"
                 " export the adapter again"
             )
         learned = [by_token[word] for word in words]
@@ -108,13 +123,17 @@ def _identities(
     return identities, rows
 
 
-def _joined(bundle: ModelBundle, sources: Sources, adapter: Adapter, described: bool) -> Imported:
+def _joined(
+    bundle: ModelBundle, sources: Sources, adapter: Adapter, described: bool, persons: Mapping[Path, str]
+) -> Imported:
     if sources.lora is not None:
         raise InputError(f"{sources.lora.path} is a LoRA, and the adapter to join has its own; leave one of them out")
     if described or sources.descriptions:
         raise InputError("the adapter to join has its own cameras and template; leave the other ones out")
     check_base(adapter.base_fingerprint, bundle, "the adapter to join")
-    merged = merge_identities(adapter, *_identities(bundle, sources, None))
+    taken = {identity.pid for identity in adapter.identities}
+    merged = merge_identities(adapter, *_identities(bundle, sources, persons, None, taken))
+    check_prompts(bundle, merged)
     joined = [*adapter.metadata.get("joined", []), _provenance(sources)]
     merged = replace(merged, metadata={**adapter.metadata, "joined": joined})
     linears = len(adapter.lora) // 2

@@ -5,21 +5,24 @@ diffusers only warns of keys that fit nowhere; here they stop the import, or the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dive_fast.models.interop.lora_names import ALPHA, A, B, split_keys, summarise
+from dive_fast.models.interop.lora_names import ALPHA, A, B, folds_in_its_alpha, split_keys, summarise
 from dive_fast.models.interop.lora_scale import Scaling, read_scaling
 from dive_fast.models.interop.states import State
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     import torch
 
 _MODELS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # by width of the text
 _REMEDY = "use the base model that it was trained on"
+_RENAME = "its layers have the shapes of this model and names of another layout; save it as diffusers, PEFT or kohya do"
+_WHOLE = re.compile("dora|magnitude|scal", re.IGNORECASE)  # in keys of no layer: they may change every layer
 _Keys = Mapping[str, str]  # the keys of one linear by part
 
 
@@ -70,17 +73,24 @@ def convert(
     unsupported = sorted(_display(name, keys, linears) for name, keys in layers.items() if name not in fitting)
     unsupported += others
     if not fitting:
+        remedy = _RENAME if _same_shapes(state, layers, linears) else _REMEDY
         raise InputError(
             f"{state.path}: none of its {len(layers)} LoRA layers fits this base model{_text_width(state, layers)}: it"
-            f" has {summarise(unsupported)}, first {unsupported[0]!r}, needed is attention as {next(iter(linears))!r};"
-            f" {_REMEDY}"
+            f" has {summarise(unsupported)}, first {shown(unsupported[0], 160)}, needed is attention as"
+            f" {next(iter(linears))!r}; {remedy}"
+        )
+    everywhere = [key for key in others if _WHOLE.search(key)]
+    if everywhere:
+        raise InputError(
+            f"{state.path}: {shown(everywhere[0])} scales layers that its name does not show, so no layer can be taken"
+            " alone; save it as plain LoRA"
         )
     scaling = read_scaling(state, peft_config)
     pairs = {name: _pair(state, name, keys, linears[name], scaling) for name, keys in fitting.items()}
     if unsupported and not drop_unsupported:
         raise InputError(
             f"{state.path}: {len(fitting)} of its {len(layers)} LoRA layers fit, an adapter cannot hold"
-            f" {summarise(unsupported)}, first {unsupported[0]!r}; --drop-unsupported leaves them out"
+            f" {summarise(unsupported)}, first {shown(unsupported[0], 160)}; --drop-unsupported leaves them out"
         )
     return _padded(pairs, linears, tuple(unsupported))
 
@@ -96,7 +106,7 @@ def _layers(state: State, linears: Mapping[str, object]) -> tuple[dict[str, dict
         linear, part = split
         first = layers.setdefault(linear, {}).setdefault(part, key)
         if first != key:
-            raise InputError(f"{state.path}: {first!r} and {key!r} name the same tensor; keep one of them")
+            raise InputError(f"{state.path}: {shown(first)} and {shown(key)} name the same tensor; keep one of them")
     return layers, sorted(others)
 
 
@@ -120,7 +130,7 @@ def _pair(state: State, linear: str, keys: _Keys, features: tuple[int, int], sca
         return _Pair(a, b, _number(state, keys[ALPHA]))
     if scaling is not None:
         return _Pair(a, b, scaling.alpha_of(linear, rank))
-    if ".lora_A." in keys[A] and not keys[A].startswith("unet."):
+    if not folds_in_its_alpha(keys[A]):
         raise InputError(f"{state.path} is in PEFT's layout without its alpha; put its adapter_config.json beside it")
     return _Pair(a, b, float(rank))  # diffusers and kohya: a file without alpha means alpha = rank
 
@@ -132,8 +142,19 @@ def _number(state: State, key: str) -> float:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e9 < value < 1e9:
-        raise InputError(f"{state.path}: {key!r} must be one finite number, got {value!r}; make the file again")
+        raise InputError(
+            f"{state.path}: {shown(key)} must be one finite number, got {shown(value)}; make the file again"
+        )
     return float(value)
+
+
+def _same_shapes(state: State, layers: Mapping[str, _Keys], linears: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether plain LoRA layers have the shapes of the UNet's linears, so only their names are others."""
+    shapes = {(i, o) for i, o in linears.values()}
+    others = [keys for name, keys in layers.items() if name not in linears and {A, B} <= keys.keys()]
+    pairs = [(state.values[keys[A]], state.values[keys[B]]) for keys in others]
+    found = {(getattr(a, "shape", (0,))[-1], getattr(b, "shape", (0,))[0]) for a, b in pairs}
+    return bool(found) and found <= shapes
 
 
 def _text_width(state: State, layers: Mapping[str, _Keys]) -> str:

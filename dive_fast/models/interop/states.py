@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dive_fast.io import POINTER, is_pointer
 from dive_fast.models.files import check_safetensors
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ class State:
 
     def tensor(self, name: str, *ndims: int) -> torch.Tensor:
         """The tensor called `name` as float32 on the CPU; see `as_float`."""
-        return as_float(self.values[name], f"{self.path}: {name!r}", *ndims)
+        return as_float(self.values[name], f"{self.path}: {shown(name)}", *ndims)
 
 
 def as_float(value: object, where: str, *ndims: int) -> torch.Tensor:
@@ -68,6 +69,15 @@ def _read_safetensors(path: Path) -> State:
     return State(path, load_file(path), metadata)
 
 
+def _plain(value: Any) -> Any:
+    """A ParameterDict, as the first code of textual inversion saves, as a dictionary; as versions of torch fill it."""
+    import torch
+
+    if isinstance(value, torch.nn.ParameterDict):
+        return dict(vars(value)["_parameters"])
+    return {key: _plain(inner) for key, inner in value.items()} if type(value) is dict else value
+
+
 def _read_pickle(path: Path) -> State:
     import torch
 
@@ -77,8 +87,12 @@ def _read_pickle(path: Path) -> State:
             f"{path} is a pickle of {size / 1e9:.1f} GB, the limit is {LARGEST_PICKLE / 1e9:.1f} GB;"
             " give the LoRA or embeddings alone, or as safetensors"
         )
+    with open(path, "rb") as stream:
+        if is_pointer(stream.read(100)):
+            raise InputError(f"{path} {POINTER}")
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([torch.nn.ParameterDict]):  # which unpickling only fills
+            values = _plain(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # an unpickler fed with broken bytes raises anything
         called = _FORBIDDEN.search(str(error))
         reason = f"calls {called[1]} when opened" if called else "is no whole file of tensors and names"

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from dive_fast.data.names import canonical_pid, is_number
 from dive_fast.io import atomic_path, brief, sha256_bytes, sha256_file, write_json
 from dive_fast.reid.evaluation.evaluate import Extracted
+from dive_fast.reid.evaluation.mat import read_mat
 from dive_fast.reid.evaluation.protocols import camera_number
 from dive_fast.reid.evaluation.task import Labels
 from dive_fast.reid.optional import optional
@@ -122,14 +123,8 @@ def _scipy_io() -> Any:
 
 def _load_mat(path: Path) -> dict[str, NDArray[Any]]:
     """The variables of `KEYS`; MATLAB's vectors, [1, N] or [N, 1], become lists."""
-    io = _scipy_io()
-    try:
-        found = io.loadmat(str(path), variable_names=KEYS)
-    except NotImplementedError as error:
-        raise InputError(f"{path} is a MATLAB 7.3 file; save it with the option '-v7'") from error
-    except Exception as error:  # scipy raises many kinds for a damaged file
-        raise InputError(f"{path} is no readable MATLAB file ({brief(error)}); save it again") from error
-    arrays = {key: np.asarray(found[key]) for key in KEYS if key in found}
+    _scipy_io()
+    arrays = {key: np.asarray(array) for key, array in read_mat(path, KEYS).items()}
     for key, array in arrays.items():
         if key != DISTANCE and not key.endswith("_f") and array.ndim == 2 and 1 in array.shape:
             arrays[key] = array.ravel()

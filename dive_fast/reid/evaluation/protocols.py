@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from dive_fast.io import brief
+from dive_fast.reid.evaluation.mat import read_mat
 from dive_fast.reid.optional import optional
 from dive_fast.settings import PositiveInt, Settings, Within
 from dive_fast.types import InputError, Modality, Sample
@@ -249,16 +251,27 @@ def _number(name: str, what: str) -> int:
     return int(name)
 
 
+def _draws(table: NDArray[Any]) -> NDArray[np.int64]:
+    import numpy as np
+
+    if table.ndim != 2 or table.dtype.kind not in "fiu" or not np.isfinite(table).all():
+        raise ValueError(f"a draw is {table.dtype} of shape {list(table.shape)}")
+    return table.astype(np.int64)
+
+
 def read_permutations(path: Path | str) -> Permutations:
     """Reads SYSU-MM01's `exp/rand_perm_cam.mat` as (camera, identity) -> int [trials, images]; needs scipy."""
-    io = optional("scipy.io", "draw 'official'", "choose draw 'seeded'", error=InputError)
+    optional("scipy.io", "draw 'official'", "choose draw 'seeded'", error=InputError)
+    found = read_mat(Path(path), ["rand_perm_cam"])
     try:
-        cells = io.loadmat(str(path))["rand_perm_cam"]
+        cells = found["rand_perm_cam"]
         return {
-            (camera + 1, person + 1): people[person][0]
+            (camera + 1, person + 1): _draws(people[person][0])
             for camera, people in enumerate(cells[:, 0])
             for person in range(len(people))
             if people[person][0].size
         }
-    except Exception as error:  # scipy raises many kinds for a damaged file, numpy for other contents
-        raise InputError(f"{path}: no readable 'rand_perm_cam' ({error}); copy SYSU-MM01's exp folder again") from error
+    except Exception as error:  # numpy raises many kinds for other contents
+        raise InputError(
+            f"{path}: no readable 'rand_perm_cam' ({brief(error, 80)}); copy its exp folder again"
+        ) from error

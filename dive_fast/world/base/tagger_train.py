@@ -13,6 +13,7 @@ import numpy as np
 
 from dive_fast.io import write_json
 from dive_fast.models.phrase import Phrase
+from dive_fast.outputs import holds, output_folder
 from dive_fast.train.loop import Loss
 from dive_fast.train.tagger import Tagger, TaggerNet, mixed_words, save_tagger, tagger_loss
 from dive_fast.world.base.config import TaggerConfig
@@ -24,8 +25,10 @@ _SEED, _TEST_SEED = 4, 5  # of the rendered identities; those of the base's own 
 _TEST_IMAGES = 500
 
 
-def train_tagger(config: TaggerConfig, out: Path, work: Path) -> dict[str, float]:
+def train_tagger(config: TaggerConfig, out: Path, work: Path, overwrite: bool = False) -> dict[str, float]:
     """Trains in `work`, from which a rerun resumes, and writes the folder `out`.
+
+    Another tagger at `out` raises `InputError` without `overwrite`, other content always.
 
     Returns the accuracy on unseen identities, the mean over all words; `out/training.json` has it for each word.
     """
@@ -50,8 +53,9 @@ def train_tagger(config: TaggerConfig, out: Path, work: Path) -> dict[str, float
     fit("tagger", [net], config.images, loss_on, config, work, **options)
     tagger = Tagger(phrase, net, photos.images.shape[1:3])
     right = _accuracy(tagger, choices)
-    save_tagger(tagger, out)
-    write_json(out / "training.json", {"config": asdict(config), "right": right})
+    with output_folder(out, holds("tagger.json"), overwrite) as fresh:
+        save_tagger(tagger, fresh)
+        write_json(fresh / "training.json", {"config": asdict(config), "right": right})
     return {"right": round(float(np.mean(list(right.values()))), 4)}
 
 

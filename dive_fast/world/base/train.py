@@ -6,7 +6,6 @@ autoencoder's report and a sheet of samples. With a base to start from, only its
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dive_fast.distributed import first_rank_first, leading
-from dive_fast.io import atomic_path, sha256_bytes, write_json
+from dive_fast.io import atomic_path, atomic_write, sha256_bytes, write_json
+from dive_fast.models.bundle import ModelBundle, is_written_here, load_bundle, save_bundle
+from dive_fast.models.files import write_tensors
+from dive_fast.outputs import output_folder
 from dive_fast.train.curves import Curve, plot_curves
 from dive_fast.train.samples import ImageSampler
 from dive_fast.types import InputError
@@ -30,20 +32,18 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
-    from dive_fast.models.bundle import ModelBundle
-
 _VAE_SEED, _UNET_SEED, _SAMPLE_SEED, _CONTINUED_SEED = 1, 2, 3, 4  # of the rendered identities
 
 
-def train_base(config: BaseTrainConfig, out: Path, work: Path, device: str = "cpu") -> dict[str, Any]:
+def train_base(
+    config: BaseTrainConfig, out: Path, work: Path, device: str = "cpu", overwrite: bool = False
+) -> dict[str, Any]:
     """Trains the base in `work`, writes the model to `out` and returns the autoencoder's PSNR.
 
-    A rerun continues from the last state in `work`; a `work` of another config raises `InputError`. In a process group all
-    ranks share each batch, and the first one does the rest.
+    A rerun continues from the last state in `work`; a `work` of another config raises `InputError`, and so does another
+    model at `out` without `overwrite`. In a process group all ranks share each batch, and the first one does the rest.
     """
     import torch
-
-    from dive_fast.models.bundle import load_bundle, save_bundle
 
     with first_rank_first():
         start = None if config.init_from is None else load_bundle(config.init_from)
@@ -52,16 +52,15 @@ def train_base(config: BaseTrainConfig, out: Path, work: Path, device: str = "cp
     if not leading():
         return {}
     report = evaluate_vae(bundle.vae, work / "autoencoder.png")
-    save_bundle(bundle, out, dtype=torch.float16)
-    _write_pictures(bundle, work, out)
-    write_json(out / "training.json", {"config": asdict(config), "autoencoder": report})
+    with output_folder(out, is_written_here, overwrite) as fresh:
+        save_bundle(bundle, fresh, dtype=torch.float16)
+        _write_pictures(bundle, work, fresh)
+        write_json(fresh / "training.json", {"config": asdict(config), "autoencoder": report})
     return report
 
 
 def _train(config: BaseTrainConfig, work: Path, device: str, start: ModelBundle | None) -> ModelBundle:
     """Trains all networks, or text encoder and UNet of `start` on photos of other identities than its own training's."""
-    from dive_fast.models.bundle import ModelBundle
-
     with first_rank_first():
         tokenizer = build_tokenizer(work / "tokenizer", config.shape)
     vae = _new_vae(config, work, device) if start is None else start.vae
@@ -85,7 +84,7 @@ def _new_vae(config: BaseTrainConfig, work: Path, device: str) -> AutoencoderKL:
 
 def _photos(seed: int, config: BaseTrainConfig, vae: AutoencoderKL, work: Path) -> tuple[list[str], torch.Tensor]:
     """The UNet's captions and scaled latents float32 [N, C, h, w], stored in `work`."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     path = work / "latents.safetensors"
     with first_rank_first():
@@ -99,7 +98,7 @@ def _photos(seed: int, config: BaseTrainConfig, vae: AutoencoderKL, work: Path) 
         if not path.exists():
             with atomic_path(path) as temporary:
                 latents = encode_latents(vae, photos.images, config.unet.precision, progress=True)
-                save_file({"latents": latents * vae.config.scaling_factor}, temporary)
+                write_tensors(temporary, {"latents": latents * vae.config.scaling_factor})
         return photos.captions, load_file(path)["latents"]
 
 
@@ -115,7 +114,7 @@ def _write_pictures(bundle: ModelBundle, work: Path, out: Path) -> None:
     samples = sample_captions(bundle, unseen.captions, range(len(unseen.captions)))
     save_grid([unseen.images, samples], out / "samples.png")
     write_json(out / "sample-captions.json", unseen.captions)
-    shutil.copyfile(work / "autoencoder.png", out / "autoencoder.png")
+    atomic_write(out / "autoencoder.png", (work / "autoencoder.png").read_bytes())
 
 
 def _claim(work: Path, config: BaseTrainConfig, start: ModelBundle | None) -> None:
@@ -128,8 +127,7 @@ def _claim(work: Path, config: BaseTrainConfig, start: ModelBundle | None) -> No
     path = work / "config.sha256"
     if path.exists() and path.read_text().strip() != identity:
         raise InputError(f"{work} holds a run of another config; choose another --work or delete it")
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(identity + "\n")
+    atomic_write(path, identity + "\n")
 
 
 def sample_captions(

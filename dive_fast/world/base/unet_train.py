@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dive_fast.train.attention import use_cpu_attention
 from dive_fast.train.diffusion import DiffusionLoss, noisy_batch
 from dive_fast.train.loop import Loss
 from dive_fast.world.base.config import BaseShape, UnetConfig
@@ -41,6 +42,7 @@ def train_unet(
     unet = new_unet(shape) if start is None else start
     text_encoder.to(device)
     ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
+    use_cpu_attention(unet, device)
     forward = torch.compile(unet) if config.compile else unet
     diffusion = DiffusionLoss.from_config(SCHEDULER_CONFIG, weight_cap=1.0)
 

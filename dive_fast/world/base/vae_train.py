@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dive_fast.io import atomic_path
+from dive_fast.io import atomic_encode, atomic_path
+from dive_fast.models.files import write_tensors
 from dive_fast.train.config import Precision
 from dive_fast.train.loop import Loss
 from dive_fast.train.photos import to_pixels, to_signal
@@ -33,7 +34,7 @@ _BATCH = 32  # images that are encoded or decoded at once
 def start_vae(images: np.ndarray, shape: BaseShape, seed: int, path: Path) -> AutoencoderKL:
     """Returns the autoencoder with its final encoder and an untrained decoder, stored in `path` for later phases."""
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     torch.manual_seed(seed)
     vae = new_vae(shape)
@@ -41,7 +42,7 @@ def start_vae(images: np.ndarray, shape: BaseShape, seed: int, path: Path) -> Au
         start_from_components(vae, images[:_START_IMAGES])
         scale = 1 / encode_latents(vae, images[:_START_IMAGES]).std()
         with atomic_path(path) as temporary:
-            save_file({**vae.state_dict(), "scaling_factor": scale}, temporary)
+            write_tensors(temporary, {**vae.state_dict(), "scaling_factor": scale})
     tensors = load_file(path)
     vae.register_to_config(scaling_factor=round(float(tensors.pop("scaling_factor")), 4))
     vae.load_state_dict(tensors)
@@ -97,8 +98,8 @@ def train_decoder(
 def save_grid(rows: Sequence[np.ndarray], out: Path) -> None:
     """Writes rows of images, each uint8 [N, H, W, 3], as a PNG at twice their size."""
     grid = np.concatenate([np.concatenate(list(images), axis=1) for images in rows])
-    with atomic_path(out) as temporary:
-        Image.fromarray(grid.repeat(2, axis=0).repeat(2, axis=1)).save(temporary, "PNG")
+    picture = Image.fromarray(grid.repeat(2, axis=0).repeat(2, axis=1))
+    atomic_encode(out, lambda stream: picture.save(stream, "PNG"))
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

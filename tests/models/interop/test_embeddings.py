@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from dive_fast.io import sha256_file
 from dive_fast.models import DEFAULT_TEMPLATE, PromptEncoder, fuse, load_adapter, save_adapter
 from dive_fast.models.interop import import_adapter, parse_camera
-from dive_fast.models.interop.embeddings import read_embeddings
+from dive_fast.models.interop.embeddings import named, read_embeddings
 from dive_fast.models.interop.states import read_state
 from dive_fast.types import Camera, Identity, InputError
 from tests.support.lora_layouts import CAMERAS, write_dataset_info, write_dive, write_lora
@@ -41,9 +41,16 @@ LAYOUTS = {
     "diffusers, safetensors": ("e.safetensors", {"<cat-toy>": ROWS[0].clone()}, {"cat-toy": "<cat-toy>"}),
     "diffusers, several vectors": ("e.bin", {"<cat>": ROWS}, {"cat": "<cat.0> <cat.1> <cat.2>"}),
     "diffusers, tokens": ("e.bin", {"<a>": ROWS[0], "b": ROWS[1:]}, {"a": "<a>", "b": "<b.0> <b.1>"}),
-    "A1111": ("e.pt", A1111, {"Some Body": "<some_body.0> <some_body.1> <some_body.2>"}),
+    "A1111": ("e.pt", A1111, {"Some Body": "<some_body_eee0d390.0> <some_body_eee0d390.1> <some_body_eee0d390.2>"}),
     "A1111, nameless": ("ann.pt", {**A1111, "name": "*"}, {"ann": "<ann.0> <ann.1> <ann.2>"}),
-    "emb_params": ("Ann.safetensors", {"emb_params": ROWS[:1].clone()}, {"Ann": "<ann>"}),
+    "the first code": ("e.pt", {"string_to_param": torch.nn.ParameterDict({"brian": ROWS[:1]})}, {"brian": "<brian>"}),
+    "the first code, nameless": (
+        "ann.pt",
+        {"string_to_param": torch.nn.ParameterDict({"*": ROWS[:1]})},
+        {"ann": "<ann>"},
+    ),
+    "no letter": ("小明.bin", {"<***>": ROWS[0]}, {"小明": "<df3ea25a>"}),
+    "emb_params": ("Ann.safetensors", {"emb_params": ROWS[:1].clone()}, {"Ann": "<ann_17239b6e>"}),
     "DiVE": (
         "learned_embeds-steps-last.bin",
         dive({"<class_0>": ROWS[0], "<class_1>": ROWS[1]}, {"533": "<class_1>", "7": "<class_0>"}),
@@ -54,7 +61,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize(("name", "value", "identities"), LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_every_layout_names_its_identities(name, value, identities, tmp_path):
-    learned = read_embeddings(read_state(saved(tmp_path / name, value)), TEXT_WIDTH)
+    learned = named(read_embeddings(read_state(saved(tmp_path / name, value)), TEXT_WIDTH), {})
     assert [one.identity() for one in learned] == [Identity(*item) for item in identities.items()]
     rows = torch.cat([one.rows for one in learned])
     assert torch.equal(rows, ROWS[[1, 0]] if "steps" in name else ROWS[: len(rows)])
@@ -68,7 +75,6 @@ BROKEN = {
     "whole numbers": ("e.bin", {"<a>": torch.zeros(32, dtype=torch.int64)}, "'<a>' is torch.int64"),
     "no vector": ("e.bin", {"<a>": torch.zeros(0, 32)}, r"'<a>' is torch.float32 \[0, 32\]"),
     "text": ("e.bin", {"<a>": "a"}, "1 entries, first '<a>'"),
-    "no letter": ("e.bin", {"<***>": ROWS[0]}, r"<\*\*\*>"),
     "A1111, two": ("e.pt", {"string_to_param": {"*": ROWS, "+": ROWS}}, "string_to_param"),
     "DiVE, a name too many": ("e.bin", dive({"<a>": ROWS[0]}, {"1": "<a>", "2": "<b>"}), "first '<b>'"),
     "DiVE, a vector too many": ("e.bin", dive({"<a>": ROWS[0], "<b>": ROWS[1]}, {"1": "<a>"}), "first '<b>'"),
@@ -128,6 +134,16 @@ def test_a_broken_dataset_info_is_named(text, bundle, published):
     refused(r"dataset_info\.json", import_adapter, bundle, [published])
 
 
+@pytest.mark.parametrize("code", ["\ud800", "two  words", "<x>", "x" * 100_000 + "{"], ids=lambda code: repr(code)[:10])
+def test_a_code_that_no_prompt_can_hold_is_refused_in_few_words(code, bundle, published):
+    write_dataset_info(
+        published / "dataset_info.json", {"dataset": "sysu", "camera_to_description": {**CODES, "cam4": code}}
+    )
+    with pytest.raises(InputError) as caught:
+        import_adapter(bundle, [published])
+    assert len(str(caught.value).encode()) < 400
+
+
 def test_codes_the_other_way_round_and_text_around_the_metadata_are_read(bundle, published):
     metadata = {"dataset": "sysu", "description_to_camera": {"W5Eq": "cam1", "8miP": "cam3"}}
     path = write_dataset_info(published / "dataset_info.json", metadata)
@@ -160,11 +176,68 @@ def test_identities_join_an_adapter(bundle, adapter, tmp_path):
     assert [file["name"] for file in made.metadata["joined"][0]["files"]] == ["e.pt"]
     fused = fuse(bundle, made)
     ids = PromptEncoder(fused.tokenizer, fused.prompts).token_ids([("Some Body", "cam1")])[0].tolist()
-    first = ids.index(fused.tokenizer.convert_tokens_to_ids("<some_body.0>"))
-    assert fused.tokenizer.convert_ids_to_tokens(ids[first : first + 3]) == [f"<some_body.{i}>" for i in range(3)]
+    first = ids.index(fused.tokenizer.convert_tokens_to_ids("<some_body_eee0d390.0>"))
+    assert fused.tokenizer.convert_ids_to_tokens(ids[first : first + 3]) == [
+        f"<some_body_eee0d390.{i}>" for i in range(3)
+    ]
     refused("cameras and template", import_adapter, bundle, [path], CAMERAS, init_from=adapter)
     lora = write_lora(tmp_path / "lora.bin", adapter, "diffusers")
     refused(r"lora\.bin", import_adapter, bundle, [path, lora], init_from=adapter)
+
+
+PERSON = {"<person>": ROWS[0]}
+CLASHES = {
+    "one token, named by file": ({"alice.bin": PERSON, "bob.bin": PERSON}, ["alice", "bob"]),
+    "by folder": ({"alice/learned_embeds.bin": PERSON, "bob/learned_embeds.bin": PERSON}, ["alice", "bob"]),
+    "stars": ({"alice/star.bin": {"*": ROWS[0]}, "bob/star.bin": {"*": ROWS[0]}}, ["alice", "bob"]),
+    "one of three": ({"a/x.bin": PERSON, "b/y.bin": {"<anna>": ROWS[0]}, "c/anna.bin": PERSON}, ["x", "anna", "c"]),
+    "different": ({"a/x.bin": {"<anna>": ROWS[0]}, "b/y.bin": PERSON}, ["anna", "person"]),
+    "letters of either case": ({"Anna.bin": PERSON, "anna.bin": PERSON}, ["Anna", "anna"]),
+}
+
+
+@pytest.mark.parametrize(("files", "names"), CLASHES.values(), ids=CLASHES)
+def test_identities_that_share_a_token_have_their_files_or_folders_names(files, names, bundle, adapter, tmp_path):
+    paths = []
+    for number, (name, value) in enumerate(files.items()):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        paths.append(saved(tmp_path / name, {token: row + number for token, row in value.items()}))
+    made = import_adapter(bundle, paths, init_from=adapter).adapter
+    assert [identity.pid for identity in made.identities[3:]] == names
+    assert torch.equal(made.embeddings[3:], torch.stack([ROWS[0] + number for number in range(len(paths))]))
+    assert len({identity.placeholder for identity in made.identities}) == 3 + len(paths)
+
+
+def test_the_user_names_files(bundle, adapter, tmp_path):
+    one, two = saved(tmp_path / "1.bin", PERSON), saved(tmp_path / "2.bin", PERSON)
+    several = saved(tmp_path / "s.bin", {"<a>": ROWS[0], "<b>": ROWS[1]})
+    made = import_adapter(bundle, [one], init_from=adapter, persons={two: "anna", one: "0001 b"}).adapter
+    assert [identity.pid for identity in made.identities[3:]] == ["0001 b", "anna"]
+    refused(
+        "'0001' occurs more than once; .*--person",
+        import_adapter,
+        bundle,
+        [one],
+        init_from=adapter,
+        persons={one: "0001"},
+    )
+    refused("several identities", import_adapter, bundle, [several], init_from=adapter, persons={several: "x"})
+    nobody = tmp_path / "nobody"
+    nobody.mkdir()
+    (nobody / "dataset_info.json").write_text("{}")
+    refused(
+        "--person names .*json",
+        named,
+        read_embeddings(read_state(one), TEXT_WIDTH),
+        {nobody / "dataset_info.json": "x"},
+    )
+
+
+def test_more_vectors_than_the_text_encoder_reads_are_refused(bundle, adapter, tmp_path):
+    path = saved(tmp_path / "alice.pt", {**A1111, "string_to_param": {"*": torch.ones(40, TEXT_WIDTH)}})
+    refused("tokens and the model reads 32", import_adapter, bundle, [path], init_from=adapter)
+    lora = write_lora(tmp_path / "lora.bin", adapter, "diffusers")
+    refused("tokens and the model reads 32", import_adapter, bundle, [path, lora], CAMERAS)
 
 
 def test_missing_and_repeated_sources_are_named(bundle, adapter, published, tmp_path):

@@ -165,7 +165,10 @@ def test_layers_that_no_adapter_holds_are_named_and_dropped_only_on_request(bund
     refused("none of its 4", take, bundle, path, identity, drop_unsupported=True)
 
 
-@pytest.mark.parametrize("part", ["dora_scale", "lora_mid.weight"])
+PARTS = ["dora_scale", "lora_mid.weight", "scalar", "lora_magnitude_vector", "lora_C.weight", "base_layer.weight"]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_a_linear_with_parts_of_another_form_does_not_land_in_half(part, bundle, adapter, identity, tmp_path):
     name = kohya(f"{A_LINEAR}.lora_A.weight").split(".")[0]
     path = write_lora(tmp_path / "lora.safetensors", adapter, "kohya", **{f"{name}.{part}": torch.ones(1)})
@@ -173,6 +176,42 @@ def test_a_linear_with_parts_of_another_form_does_not_land_in_half(part, bundle,
     imported = take(bundle, path, identity, drop_unsupported=True)
     assert imported.dropped == (f"{A_LINEAR} as {part}",)
     assert not imported.adapter.lora[f"{A_LINEAR}.lora_B.weight"].any()
+
+
+@pytest.mark.parametrize(
+    "magnitude", ["{}.lora_magnitude_vector", "unet._orig_mod.{}.m", "{}.lora_magnitude.default.weight"]
+)
+def test_magnitudes_under_other_names_than_their_linears_have_are_no_lora(
+    magnitude, bundle, adapter, identity, tmp_path
+):
+    """kohya's names of A and B, and DoRA's magnitudes under names with dots, as diffusers' converter leaves them."""
+    linears = lora_pairs(adapter.lora)
+    dotted = [kohya(f"{name}.lora_A.weight").split(".")[0].replace("_to_", ".to_") for name in linears]
+    names = dotted if magnitude.startswith("{}.lora_magnitude_v") else list(linears)
+    further = {magnitude.format(name): torch.ones(32) for name in names}
+    path = write_lora(tmp_path / "dora.safetensors", adapter, "kohya", **further)
+    refused("none of its 32", take, bundle, path, identity, drop_unsupported=True)
+
+
+@pytest.mark.parametrize("name", ["dora_magnitudes.0", "all.scale"])
+def test_a_magnitude_of_no_layer_stops_the_import(name, bundle, adapter, identity, tmp_path):
+    path = write_lora(tmp_path / "dora.safetensors", adapter, "kohya", **{name: torch.ones(32)})
+    refused(name, take, bundle, path, identity, drop_unsupported=True)
+
+
+def test_names_of_another_layout_are_told_from_another_model(bundle, adapter, identity, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file({f"my.{key}": tensor for key, tensor in adapter.lora.items()}, path)
+    refused("names of another layout", take, bundle, path, identity)
+
+
+def test_what_pefts_own_configuration_says_of_training_changes_nothing(bundle, adapter, identity, tmp_path):
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q"], lora_dropout=0.1, init_lora_weights="gaussian")
+    path = write_lora(tmp_path / "adapter_model.safetensors", adapter, "peft")
+    config.save_pretrained(tmp_path)
+    assert_same_tensors(take(bundle, path, identity).adapter.lora, adapter.lora)
 
 
 def test_loha_and_a_lora_of_stable_diffusion_xl_are_recognised(bundle, identity, tmp_path):
@@ -210,7 +249,14 @@ CONFIGURATIONS = {
     "not JSON": ("{", "adapter_config.json"),
     "a list": ("[]", "adapter_config.json.* list"),
     "LoHa": ('{"peft_type": "LOHA"}', "LOHA"),
-    "DoRA": ('{"r": 4, "lora_alpha": 4, "use_dora": true}', "DoRA"),
+    "DoRA": ('{"r": 4, "lora_alpha": 4, "use_dora": true}', "use_dora true"),
+    "PiSSA": ('{"r": 4, "lora_alpha": 4, "init_lora_weights": "pissa_niter_4"}', "init_lora_weights .*pissa_niter_4"),
+    "OLoRA": ('{"r": 4, "lora_alpha": 4, "init_lora_weights": "olora"}', "olora"),
+    "CorDA": ('{"r": 4, "lora_alpha": 4, "init_lora_weights": "corda", "corda_config": {}}', "corda"),
+    "LoftQ": ('{"r": 4, "lora_alpha": 4, "init_lora_weights": "loftq", "loftq_config": {"a": 1}}', "loftq"),
+    "trained biases": ('{"r": 4, "lora_alpha": 4, "bias": "lora_only"}', "bias .*lora_only"),
+    "of a newer PEFT": ('{"r": 4, "lora_alpha": 4, "use_next_lora": {"gain": 2}}', "use_next_lora .*gain"),
+    "a pattern without end": ('{"r": 4, "lora_alpha": 4, "rank_pattern": {"(.*)*x": 1}}', "too complex"),
     "no alpha": ('{"r": 4}', "lora_alpha.* None"),
     "other rank": ('{"r": 8, "lora_alpha": 4}', "rank 8.* rank 4"),
     "bad pattern": ('{"r": 4, "lora_alpha": 4, "alpha_pattern": {"(": 1}}', r"'\('"),

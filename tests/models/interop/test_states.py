@@ -62,6 +62,10 @@ def other_archive(path: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda p: p.write_text("version https://git-lfs.github.com"), ""),
+    "a pointer": (
+        lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "Git LFS pointer",
+    ),
     "web page": (lambda p: p.write_text("<!DOCTYPE html>"), ""),
     "empty": (lambda p: p.touch(), ""),
     "noise": (lambda p: p.write_bytes(bytes(range(255, -1, -1)) * 9), ""),

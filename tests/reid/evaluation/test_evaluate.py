@@ -164,7 +164,7 @@ def test_what_commands_take_for_a_test_set(tmp_path):
         ("llcm:LLCM", "sysu", {}, "--protocol sysu is not for llcm"),
         ("sysu:SYSU", "regdb", {}, "--protocol regdb is not for sysu"),
         (None, "sysu", {"draw": "official"}, "--test"),
-        (f"sysu:{tmp_path}", "sysu", {"draw": "official"}, "no readable 'rand_perm_cam'"),
+        (f"sysu:{tmp_path}", "sysu", {"draw": "official"}, r"rand_perm_cam\.mat cannot be read"),
     ):
         refused(message, _protocol, data, name, **settings)
     assert _protocol("regdb:R,trial=2", "regdb")[0].trial == 2

@@ -17,7 +17,7 @@ WINDOW = 64
 
 def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
     """Each item with its result, in the items' order; the first failure is raised once it is its turn."""
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="dive-merge") as pool:
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="dive-photos") as pool:
         waiting: deque[tuple[T, Future[R]]] = deque()
         remaining = iter(items)
         try:
