@@ -16,8 +16,10 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run the whole job on the pocket world, from photos to pairs, a ReID comparison and a page; rerun to resume."""
-    from dive_fast.experiments.demo import run_demo
+    from dive_fast.experiments.demo import PAGE_NAME, run_demo
+    from dive_fast.outputs import PAGE, check_place
 
+    check_place(out / PAGE_NAME, PAGE)
     found = run_demo(out, config)
     summary = {"page": found.page, "result": found.result, "limits": found.limits}
     finish(f"{found.result}\n{found.limits}\ndone: open {found.page}", summary, json)

@@ -30,7 +30,7 @@ dive-fast report runs/pairs --out runs/report
 dive-fast reid train --real sysu:SYSU-MM01 --synthetic runs/pairs --out runs/reid
 dive-fast reid eval --checkpoint runs/reid --test sysu:SYSU-MM01 --protocol sysu"""
 
-
+PAGE_NAME = "index.html"
 _PAIR_MODES: tuple[PairMode, ...] = ("synthetic", "photo-guided")  # shown beside the walk's own, real-rgb
 _COLUMNS = (
     ("photo", "RGB only"),
@@ -62,7 +62,7 @@ def run_demo(out: Path, config: DemoConfig) -> Demo:
         pairs = {mode: _pairs(walk, shown, out / f"pairs-{mode}", config.pairs, mode) for mode in _PAIR_MODES}
     oracle = oracle_infrared(walk.world, 1)
     people = [_person(walk, pairs, oracle, pid, pid in new, config.pairs.infrared) for pid in shown]
-    found = Demo(out / "index.html", findings.result(walk.comparison), findings.limits(walk.comparison))
+    found = Demo(out / PAGE_NAME, findings.result(walk.comparison), findings.limits(walk.comparison))
     _write(found, walk, len(new), people)
     return found
 

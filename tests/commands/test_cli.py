@@ -200,9 +200,9 @@ def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypa
 
     seen: dict[str, Any] = {}
 
-    def run_demo(out: Path, config: DemoConfig) -> Path:
+    def run_demo(out: Path, config: DemoConfig) -> demo.Demo:
         seen["demo"] = (out, config)
-        return out / "index.html"
+        return demo.Demo(out / "index.html", "Ours is first.", "One seed.")
 
     def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
         seen["study"] = config
@@ -214,7 +214,8 @@ def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(demo, "run_demo", run_demo)
     monkeypatch.setattr(study, "run_study", run_study)
-    assert run("demo", "--out", tmp_path, "--model", "m")[:2] == (0, f"done: open {tmp_path / 'index.html'}\n")
+    told = f"Ours is first.\nOne seed.\ndone: open {tmp_path / 'index.html'}\n"
+    assert run("demo", "--out", tmp_path, "--model", "m")[:2] == (0, told)
     assert seen["demo"] == (tmp_path, DemoConfig(model="m"))
     code, out, error = run(f"world study --out {tmp_path / 's'} --adapter none --seeds 4,5 --json")
     assert code == 0

@@ -95,7 +95,7 @@ HOSTILE = "<script>alert(1)</script> [x](javascript:alert(1)) | ![i](http://a/b.
 
 def test_every_text_is_shown_and_does_nothing(dataset):
     """Cameras, engines and people come from files that anybody may have written."""
-    changed = {"cam3": "cam3|<b>", "0001": HOSTILE}
+    changed = {"cam3": "cam3|<b>", "0001": HOSTILE.removesuffix("\ud800")}  # half a character is no JSON
     for path in (dataset / "shards").iterdir():
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:

@@ -228,7 +228,8 @@ def test_refusals(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("scores/00000.jsonl", '{"pair_id": "a", "ir": {"x": NaN}}', "line 1 ir x is nan, which is no finite number"),
+        ("scores/00000.jsonl", '{"pair_id": "a", "ir": {"x": NaN}}', "line 1 is not valid JSON"),
+        ("scores/00000.jsonl", '{"pair_id": "a", "ir": {"x": "1"}}', "line 1 ir x is '1', which is no finite number"),
         ("scores/00000.jsonl", '{"pair_id": "a", "ir": 3}', "line 1 ir: expected an object of scores"),
         ("scores/00000.jsonl", '{"ir": {}}', "line 1 names no pair_id"),
         ("scores/scores.json", "[]", "names no scores"),

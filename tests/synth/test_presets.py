@@ -21,7 +21,8 @@ def test_the_engine_is_asked_for_fewer_rows_outside_the_interval(tmp_path: Path)
 
 def test_options_override_a_preset(tmp_path: Path, tiny_engine: Path, run: Run) -> None:
     def planned(options: str) -> tuple[object, ...]:
-        command = f"plan --model {tiny_engine} --mode synthetic --rgb cam1 --out {tmp_path / 'p.json'} {options}"
+        out = f"--out {tmp_path / 'p.json'} --overwrite"
+        command = f"plan --model {tiny_engine} --mode synthetic --rgb cam1 {out} {options}"
         code, _, error = run(*command.split())
         assert code == 0, error
         plan = load_plan(tmp_path / "p.json")

@@ -152,11 +152,11 @@ def test_an_adapter_records_whose_infrared_it_learned_from(learn, photos, adapte
 
     assert adapter.metadata["infrared_identities"] == infrared(photos[:8]) != []
     new = [s for s in photos if s.pid not in {i.pid for i in adapter.identities}]
-    onto = learn(new, tmp_path / "onto", CONFIG, adapter)
+    onto = learn(new, tmp_path / "onto", CONFIG, init_from=adapter)
     assert (
         onto.metadata["infrared_identities"] == adapter.metadata["infrared_identities"]
     )  # its infrared trains nothing
-    both = learn(new, tmp_path / "both", replace(CONFIG, identities_from_ir=True), adapter)
+    both = learn(new, tmp_path / "both", replace(CONFIG, identities_from_ir=True), init_from=adapter)
     assert both.metadata["infrared_identities"] == sorted({*infrared(photos[:8]), *infrared(new)})
 
 
