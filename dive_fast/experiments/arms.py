@@ -7,7 +7,6 @@ world has.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from dive_fast.data.images import open_image, photo_pixels
 from dive_fast.data.market import read_market
 from dive_fast.data.sysu import read_sysu
 from dive_fast.engines import Engine
-from dive_fast.io import atomic_write, read_jsonl
+from dive_fast.io import atomic_encode, read_jsonl
 from dive_fast.types import InputError, Sample
 from dive_fast.world.trees import INFRARED
 
@@ -54,12 +53,11 @@ def grey_infrared(world: Path, out: Path, per_camera: int) -> list[Sample]:
     """Writes luma (Rec. 601) copies of the first `per_camera` photos of each external identity per infrared camera."""
     made = []
     for photo in external_photos(world, per_camera):
-        grey = _grey_png(open_image(photo.path))
-        for camera in INFRARED:
-            path = out / camera / photo.pid / f"{photo.path.stem}.png"
-            if not path.exists():
-                atomic_write(path, grey)
-            made.append(Sample(path, photo.pid, camera, "synthetic", "ir"))
+        paths = [(out / camera / photo.pid / f"{photo.path.stem}.png", camera) for camera in INFRARED]
+        missing = [path for path, _ in paths if not path.exists()]
+        if missing:
+            _write_grey(open_image(photo.path), *missing)
+        made += [Sample(path, photo.pid, camera, "synthetic", "ir") for path, camera in paths]
     return made
 
 
@@ -72,10 +70,10 @@ def oracle_infrared(world: Path, per_camera: int) -> list[Sample]:
     return made
 
 
-def _grey_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.convert("L").save(buffer, "PNG")
-    return buffer.getvalue()
+def _write_grey(image: Image.Image, *paths: Path) -> None:
+    grey = image.convert("L")
+    for path in paths:
+        atomic_encode(path, lambda stream: grey.save(stream, "PNG"))
 
 
 def autoencoded_infrared(engine: Engine, truth: Sequence[Sample], out: Path) -> list[Sample]:
@@ -86,7 +84,7 @@ def autoencoded_infrared(engine: Engine, truth: Sequence[Sample], out: Path) -> 
     for start in tqdm(range(0, len(missing), rows), desc="autoencoder", unit="batch", disable=not missing):
         batch = missing[start : start + rows]
         for image, (_, path) in zip(_through(engine, [source for source, _ in batch]), batch, strict=True):
-            atomic_write(path, _grey_png(Image.fromarray(image)))
+            _write_grey(Image.fromarray(image), path)
     return made
 
 
