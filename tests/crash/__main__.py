@@ -19,7 +19,6 @@ def main() -> int:
     parser.add_argument("--synth", type=int, default=1000, help="kills of synth")
     parser.add_argument("--only", nargs="*", help="cases by name")
     options = parser.parse_args()
-    tqdm.monitor_interval = 0  # no thread beside the forks
     chosen = [case for case in [*CASES, *SLOW] if (case.name in options.only if options.only else case in CASES)]
     killed = failed = 0
     with tempfile.TemporaryDirectory(prefix="dive-crash-") as place:

@@ -1,32 +1,36 @@
 """Kills a command before one of its file operations, runs it again, and compares with a run that nothing disturbed.
 
-A child process is forked for every run, so that the imports are paid once. An audit hook counts what Python does to files
+Every run is a child forked from one server process (multiprocessing's "forkserver"), so that the imports are paid once
+and no thread of the caller is torn by the fork. An audit hook counts what Python does to files
 below the run's folder: opening for writing, renaming, removing, linking, making and removing folders.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import threading
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dive_fast import cli
-from dive_fast.io import clear_leftovers, sha256_file
+from dive_fast.io import sha256_file
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FAILED = 70  # the exit code of a traceback
 TIME_LIMIT = 300  # seconds of a run; more is a fault
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["dive_fast.cli", "torch", "diffusers", __name__])
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
+
+
+Command = Callable[[list[str]], None]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Case:
     line: str
     start: dict[str, str] = field(default_factory=dict)
     varies: tuple[str, ...] = ()
+    command: Command = cli.main
 
 
 @dataclass(frozen=True)
@@ -83,30 +88,26 @@ class CountedOperations:
 def run(case: Case, inputs: Path, folder: Path, last: int | None = None) -> tuple[int, int]:
     """Runs the command in `folder` in a child: exit code (negative: the signal), and the number of file operations."""
     log, counted = folder.with_name("log.txt"), folder.with_name("count.txt")
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        _child(case.line.format(inputs).split(), folder, last, log, counted)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
+    words = case.line.format(inputs).split()
+    child = SERVER.Process(target=_child, args=(case.command, words, folder, last, log, counted))
+    child.start()
+    child.join()
+    code = child.exitcode
+    assert code is not None, "a child that was waited for has ended"
     return code, int(counted.read_text()) if code == 0 else 0
 
 
-def _child(words: Sequence[str], folder: Path, last: int | None, log: Path, counted: Path) -> None:
-    tqdm.set_lock(threading.RLock())  # the parent's may be held by a thread that does not exist here
-    clear_leftovers.cache_clear()  # as in a new process
+def _child(command: Command, words: list[str], folder: Path, last: int | None, log: Path, counted: Path) -> None:
     signal.alarm(TIME_LIMIT)
     os.chdir(folder)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(handle, stream)
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the parent's may be pytest's
-    warnings.resetwarnings()
     operations = CountedOperations(folder, last)
     sys.addaudithook(operations)
     code = FAILED
     try:
-        cli.main(list(words))
+        command(words)
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:

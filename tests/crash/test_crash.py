@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tqdm import tqdm
-
+from dive_fast import cli, io
 from tests.crash.cases import CASES, make_inputs, named
 from tests.crash.harness import Case, difference, outcomes
 
@@ -15,12 +13,16 @@ FAST = [case.name for case in CASES if case.name not in ("report", "reid show", 
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    before, tqdm.monitor_interval = tqdm.monitor_interval, 0
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("crash") / "inputs"
     make_inputs(folder)
-    yield folder
-    tqdm.monitor_interval = before
+    return folder
+
+
+def untidy(words: list[str]) -> None:
+    """The commands when nothing counts as a temporary of a dead process."""
+    io.is_temporary = lambda name: False
+    cli.main(words)
 
 
 @pytest.mark.slow
@@ -31,11 +33,8 @@ def test_a_killed_command_loses_and_leaves_nothing(inputs: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_command_that_leaves_something_is_caught(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dive_fast.io.is_temporary", lambda name: False)
-    case = Case("plan", named("plan").line)
+def test_a_command_that_leaves_something_is_caught(inputs: Path, tmp_path: Path) -> None:
+    case = Case("plan", named("plan").line, command=untidy)
     assert any("left behind" in outcome.wrong for outcome in outcomes(case, inputs, tmp_path / "work", kills=5))
 
 
