@@ -7,6 +7,8 @@ a person. Each step is a process of its own, so its peak of memory is its own:
 - fuse, export (with its check), plan (both sides generated): the commands;
 - first prompts: the engine is opened and the prompts of the first shard are encoded, as synth begins;
 - diffusers: its pipeline opens the fused folder and encodes one prompt.
+
+`load` is the machine's load before: where others compute, the CPU seconds say more than the seconds.
 """
 
 from __future__ import annotations
@@ -121,7 +123,8 @@ def main() -> None:
         }
         kinds[name]()
         return
-    result = metadata(PACKAGES, people=options.people, threads=os.environ.get("OMP_NUM_THREADS", "all"))
+    threads, load = os.environ.get("OMP_NUM_THREADS", "all"), round(os.getloadavg()[0], 1)
+    result = metadata(PACKAGES, people=options.people, threads=threads, load=load)
     write(options.out, result | {words: walk(words, options.people) for words in WORDS})
 
 
