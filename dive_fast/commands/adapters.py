@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dive_fast.commands.common import Adapter, Base, Json, Overwrite, Tokenizer, finish, log
+from dive_fast.commands.common import Adapter, Base, Json, Overwrite, Tokenizer, finish
 from dive_fast.data.names import abbreviate, canonical_pid
 from dive_fast.models.interop import Layout, parse_camera
+from dive_fast.progress import log
 from dive_fast.settings import Reads
 from dive_fast.types import Camera, InputError, shown
 

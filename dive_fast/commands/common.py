@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +11,8 @@ from dive_fast.engines.registry import choices
 from dive_fast.environment.packages import backends_here
 from dive_fast.sampling.config import PRESETS
 from dive_fast.settings import OneOf, PositiveInt, Reads
-from dive_fast.types import InputError
+from dive_fast.types import DiveError, InputError
+from dive_fast.words import json_line
 
 Json = Annotated[bool, "Print a summary as one line of JSON at the end."]
 Device = Annotated[Literal["auto", "cpu", "cuda"], "Where to compute; auto takes a GPU if there is one."]
@@ -38,16 +37,16 @@ Overwrite = Annotated[bool, "Replace an older result at --out; without it only a
 PhotoSet = Annotated[SetSpec, Reads(parse_set, "LAYOUT:PATH")]
 
 
-def log(line: str) -> None:
-    """Prints a line about progress to standard error; standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
+def finish(text: str, summary: Mapping[str, Any], as_json: bool, failure: str = "") -> None:
+    """Prints the result for a reader and, if wanted, for a program: JSON on the last line.
 
-
-def finish(text: str, summary: Mapping[str, Any], as_json: bool) -> None:
-    """Prints the result for a reader and, if wanted, for a program: JSON on the last line."""
+    Raises `DiveError` for a `failure`, which the result shows; the command line then prints the JSON with the error.
+    """
     print(text)
+    if failure:
+        raise DiveError(failure, summary)
     if as_json:
-        print(json.dumps(summary, sort_keys=True, default=str))
+        print(json_line(summary))
 
 
 def torch_device(device: str) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_export.options import CALIBRATION, BuildConfig, Fp8Config, GraphOptions
-from dive_fast.commands.common import Json, finish, log
+from dive_fast.commands.common import Json, finish
 from dive_fast.io import write_json
+from dive_fast.progress import log
 from dive_fast.sampling.config import Sampling
 from dive_fast.settings import ImageSize, PositiveInt
 from dive_fast.types import InputError, to_dict

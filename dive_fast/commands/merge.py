@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from dive_fast.commands.common import Dataset, Json, Overwrite, PhotoSet, finish, log
+from dive_fast.commands.common import Dataset, Json, Overwrite, PhotoSet, finish
 from dive_fast.data.sets import SET_HELP
 from dive_fast.merge import config as merging
+from dive_fast.progress import ProgressBar, log
 from dive_fast.settings import Reads
 from dive_fast.types import InputError
 
@@ -31,8 +32,6 @@ def merge(
     also gets that half. provenance.jsonl names the origin of every image. Example: dive-fast merge --real
     sysu:SYSU-MM01 --synthetic runs/pairs --same-people --layout agw --out runs/agw
     """
-    from tqdm import tqdm
-
     from dive_fast.merge.inputs import read_inputs
     from dive_fast.merge.plan import survey
     from dive_fast.merge.write import asked_for, finished_report
@@ -43,11 +42,11 @@ def merge(
     config = replace(config, cameras=dict(camera))
     report = finished_report(out, asked_for(real, synthetic, config))
     if report is None:
-        with tqdm(desc="verify photos", unit="image") as bar:
+        with ProgressBar(desc="verify photos", unit="image") as bar:
             inputs = read_inputs(real, synthetic, config.layout, bar.update)
-        with tqdm(desc="check", unit="image") as bar:
+        with ProgressBar(desc="check", unit="image") as bar:
             decided = survey(inputs, config, bar.update)
-        with tqdm(total=decided.total, desc="merge", unit="image") as bar:
+        with ProgressBar(total=decided.total, desc="merge", unit="image") as bar:
             report = write(decided, out, bar.update)
     else:
         log(f"{out} is finished already")
@@ -68,10 +67,8 @@ def manifest(
     json: Json = False,
 ) -> None:
     """Write a dataset's manifest, with scores and dropped pairs, as a Parquet table (needs pyarrow)."""
-    from tqdm import tqdm
-
     from dive_fast.merge.table import write_parquet
 
-    with tqdm(desc="table", unit="pair") as bar:
+    with ProgressBar(desc="table", unit="pair") as bar:
         pairs = write_parquet(dataset, parquet, bar.update, overwrite)
     finish(f"table {parquet}: {pairs:,} pairs of {dataset}", {"parquet": parquet, "pairs": pairs}, json)

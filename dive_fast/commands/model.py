@@ -16,11 +16,11 @@ from dive_fast.commands.common import (
     PhotoSet,
     Tokenizer,
     finish,
-    log,
     torch_device,
 )
 from dive_fast.data.sets import SET_HELP, all_samples, read_sets
 from dive_fast.io import nearest
+from dive_fast.progress import log
 from dive_fast.settings import NonNegativeFloat
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.types import InputError, to_dict

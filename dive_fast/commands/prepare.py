@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dive_fast.commands.common import Base, Device, Json, PhotoSet, Tokenizer, finish, log, torch_device
+from dive_fast.commands.common import Base, Device, Json, PhotoSet, Tokenizer, finish, torch_device
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.sets import SET_HELP, read_sets
+from dive_fast.progress import ProgressBar, log
 from dive_fast.types import to_dict
 
 if TYPE_CHECKING:
@@ -58,15 +59,13 @@ def prepare(
 
 
 def _plan(photos: Sequence[PhotoSet], config: PrepareConfig) -> PreparePlan:
-    from tqdm import tqdm
-
     from dive_fast.data.counts import count_sets
     from dive_fast.data.filters import apply_filters
     from dive_fast.data.prepare import PreparePlan
 
     sets = read_sets(photos)
     total = sum(len(named.samples) for named in sets)
-    with tqdm(total=total, desc="sizes", unit="image", disable=not config.tall) as bar:
+    with ProgressBar(total=total, desc="sizes", unit="image", disable=not config.tall) as bar:
         left, dropped = apply_filters(sets, config, bar.update)
     return PreparePlan(tuple(left), tuple(count_sets(sets)), config, tuple(dropped))
 
@@ -85,8 +84,6 @@ def _needed(plan: PreparePlan, out: Path, finished: set[int], bundle: ModelBundl
 
 def _make(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> dict[str, Any]:
     """Packs, encodes and reports what is not there yet; gives what `prepared.json` says."""
-    from tqdm import tqdm
-
     from dive_fast.data.prepare import check_space, claimed, finished_shards, pack
     from dive_fast.data.prepare import finish as write_report
     from dive_fast.data.prepared import open_prepared
@@ -96,14 +93,14 @@ def _make(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> dict[str,
         finished = finished_shards(out, plan)
         check_space(out, _needed(plan, out, finished, bundle))
         done = sum(len(plan.shard(number)) for number in finished)
-        with tqdm(total=total, initial=done, desc="verify and pack", unit="image") as bar:
+        with ProgressBar(total=total, initial=done, desc="verify and pack", unit="image") as bar:
             pack(plan, out, finished, bar.update)
         if bundle is not None:
             from dive_fast.train.prepared import encode_shards, encoder_fingerprint, missing_latents
 
             todo = missing_latents(plan, out, set(range(plan.shards)), encoder_fingerprint(bundle))
             done = total - sum(len(plan.shard(number)) for number in todo)
-            with tqdm(total=total, initial=done, desc="encode", unit="image") as bar:
+            with ProgressBar(total=total, initial=done, desc="encode", unit="image") as bar:
                 encode_shards(plan, out, todo, bundle, bar.update)
         write_report(plan, out)
     return open_prepared(out).report

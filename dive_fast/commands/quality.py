@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dive_fast.commands.common import Dataset, Device, Json, Overwrite, PhotoSet, finish, log, torch_device
+from dive_fast.commands.common import Dataset, Device, Json, Overwrite, PhotoSet, finish, torch_device
 from dive_fast.data.sets import SET_HELP
+from dive_fast.progress import log
 from dive_fast.quality.config import CardConfig, CompareConfig, FilterConfig, ScoreConfig
 from dive_fast.settings import ImageSize, PositiveInt
 from dive_fast.types import InputError, to_dict

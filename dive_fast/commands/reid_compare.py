@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from dive_fast.commands.common import Device, Json, PhotoSet, finish, log, torch_device
+from dive_fast.commands.common import Device, Json, PhotoSet, finish, torch_device
 from dive_fast.commands.reid_inputs import (
     Name,
     Permutations,
@@ -24,6 +24,7 @@ from dive_fast.commands.reid_inputs import (
 )
 from dive_fast.data.sets import READERS, SetSpec, parse_set
 from dive_fast.options import Changes
+from dive_fast.progress import log
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.settings import Part, PositiveInt, Reads
 from dive_fast.types import InputError

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dive_fast.commands.common import Device, Json, PhotoSet, finish, log, torch_device
+from dive_fast.commands.common import Device, Json, PhotoSet, finish, torch_device
 from dive_fast.commands.reid_inputs import Real, Recipe, SamePeople, config_from, join_training, label
 from dive_fast.data.sets import PAIRED, SetSpec, read_set
 from dive_fast.options import Changes
+from dive_fast.progress import log
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.settings import PositiveInt
 from dive_fast.types import InputError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Dataset, Json, finish, log
+from dive_fast.commands.common import Dataset, Json, finish
+from dive_fast.progress import ProgressBar, log
 from dive_fast.report.config import ReportConfig
 
 
@@ -46,12 +47,10 @@ def report(
 
 def _problems(dataset: Path) -> list[str]:
     """Returns the first problems that verify finds, and the number of the others."""
-    from tqdm import tqdm
-
     from dive_fast.synth.manifest import dataset_plan
     from dive_fast.synth.verify import verify_dataset
 
-    with tqdm(total=len(dataset_plan(dataset).pairs), unit="pair", desc="verify") as bar:
+    with ProgressBar(total=len(dataset_plan(dataset).pairs), unit="pair", desc="verify") as bar:
         health = verify_dataset(dataset, bar.update)
     more = health.found - len(health.problems)
     return [*health.problems, *([f"and {more:,} more"] if more > 0 else [])]

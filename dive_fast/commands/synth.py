@@ -17,14 +17,15 @@ from dive_fast.commands.common import (
     PresetName,
     Threads,
     finish,
-    log,
 )
 from dive_fast.data.names import abbreviate
 from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
+from dive_fast.progress import ProgressBar, log
 from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
 from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveInt, Reads
-from dive_fast.types import MODALITIES, DiveError, InputError, PairMode, to_dict
+from dive_fast.types import MODALITIES, InputError, PairMode, to_dict
+from dive_fast.words import count
 
 if TYPE_CHECKING:
     from dive_fast.models import PromptTable
@@ -163,13 +164,11 @@ def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | N
 
 def _readable(samples: Sequence[Sample], pids: set[str]) -> tuple[list[Sample], list[str]]:
     """Decodes the RGB photos of the identities and returns those that can be used, and the reasons against the others."""
-    from tqdm import tqdm
-
     from dive_fast.data.images import image_problem
     from dive_fast.data.pool import in_order
 
     wanted = [sample for sample in samples if sample.pid in pids and sample.modality == "rgb"]
-    with tqdm(
+    with ProgressBar(
         in_order(lambda sample: image_problem(sample.path), wanted),
         total=len(wanted),
         desc="check photos",
@@ -279,14 +278,12 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check a dataset against its plan and hashes; exits with 1 and lists the problems if there are any."""
-    from tqdm import tqdm
-
     from dive_fast.synth import verify as check
     from dive_fast.synth.folder import open_store, store_plan
 
     store = open_store(dataset)
     plan = store_plan(store)
-    with tqdm(total=len(plan.pairs), unit="pair", desc="verify") as bar:
+    with ProgressBar(total=len(plan.pairs), unit="pair", desc="verify") as bar:
         health = check.verify(store, plan, bar.update)
     lines = [*health.problems, *([f"and {rest:,} more"] if (rest := health.found - len(health.problems)) > 0 else [])]
     if health.incomplete:
@@ -314,9 +311,8 @@ def verify(
             "removed": removed,
         },
         json,
+        "" if health.whole else f"dataset {dataset}: {count(health.found, 'problem')}, listed above",
     )
-    if not health.whole:
-        raise DiveError(f"dataset {dataset}: {health.found:,} problem(s), listed above")
 
 
 def pack(
@@ -326,8 +322,6 @@ def pack(
     json: Json = False,
 ) -> None:
     """Write a dataset as WebDataset tars, one per shard, without the pairs that a filter dropped."""
-    from tqdm import tqdm
-
     from dive_fast.synth.folder import open_store, store_plan
     from dive_fast.synth.manifest import dropped
     from dive_fast.synth.pack import pack as write
@@ -335,6 +329,6 @@ def pack(
     source = open_store(dataset)
     plan = store_plan(source)
     left_out = set() if "://" in dataset else dropped(dataset)
-    with tqdm(total=len(plan.pairs), unit="pair", desc="pack") as bar:
+    with ProgressBar(total=len(plan.pairs), unit="pair", desc="pack") as bar:
         counts = write(source, plan, open_store(out), left_out, bar.update)
     finish(f"tars {out}: {counts['pairs']:,} pairs in {counts['tars']:,} tars", {"out": out, **counts}, json)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Device, Json, Overwrite, finish, log, torch_device
+from dive_fast.commands.common import Device, Json, Overwrite, finish, torch_device
 from dive_fast.experiments.config import StudyConfig
+from dive_fast.progress import log
 from dive_fast.settings import NonNegativeInt, Part, Within
 from dive_fast.world.base.config import BaseTrainConfig, TaggerConfig
 from dive_fast.world.config import WorldSpec

@@ -31,6 +31,8 @@ class Wanted:
 PACKAGES = {
     "numpy": Wanted("numpy", None),
     "pillow": Wanted("PIL.Image", None),
+    "jinja2": Wanted("jinja2", None),
+    "tqdm": Wanted("tqdm", None),
     **{name: Wanted(module, "torch") for name, module in TORCH.items()},
     "safetensors": Wanted("safetensors", "torch"),
     "peft": Wanted("peft", "train"),
@@ -42,6 +44,8 @@ PACKAGES = {
     "onnxruntime-gpu": Wanted("onnxruntime", "gpu"),
     "triton": Wanted("triton", "gpu"),
     "cuda-python": Wanted("cuda.bindings.driver", "gpu"),
+    "scipy": Wanted("scipy", "reid"),
+    "scikit-learn": Wanted("sklearn", "reid"),
     "matplotlib": Wanted("matplotlib", "report"),
     "tensorrt": Wanted("tensorrt", "trt"),
     "tensorrt-rtx": Wanted("tensorrt_rtx", "rtx"),

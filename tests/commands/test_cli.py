@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from dive_fast import cli
+from dive_fast import cli, progress
 from dive_fast.commands import machine
+from dive_fast.environment.packages import Machine, Package
 from dive_fast.options import options
 from dive_fast.types import DiveError, InputError
 from tests.support.cli import Run, function_of, last_json
+
+BARE = Machine("3.11", "Linux", 2, None, (".", 1 << 30), {})
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_option_has_a_name_of_its_own_and_a_help_text(command: str, run: Run) -> None:
     found = options(function_of(command))
     flags = [option.flag for option in found]
-    assert "--json" in flags and len(flags) == len(set(flags))
+    assert {"--json", "--quiet"} <= set(flags) and len(flags) == len(set(flags))
     assert not [option.flag for option in found if not option.text.strip()]
     code, out, _ = run(f"{command} --help")
     assert code == 0
@@ -61,6 +66,23 @@ def test_an_error_is_one_sentence(
     assert run("doctor") == (code, "", sentence)
 
 
+def test_a_failure_ends_in_a_line_of_json_where_that_is_wanted(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, out, error = run("verify --json", tmp_path / "nowhere")
+    assert last_json(out) == {"error": error.removeprefix("dive-fast: ").rstrip("\n"), "exit_code": 2} and code == 2
+    assert out.count("\n") == 1
+
+    lacking = replace(BARE, packages={"torch": Package("2.0", "OSError: no libc")})
+    monkeypatch.setattr("dive_fast.commands.machine.collect", lambda _: lacking)
+    code, out, error = run("doctor --json")
+    found = last_json(out)
+    assert (code, found["exit_code"]) == (1, 1) and found["error"] in error
+    broken = next(row for row in found["rows"] if row["name"] == "torch")  # what the command found is there too
+    assert broken["state"] == "broken" and "pip install" in broken["remedy"]
+    assert run("doctor")[1] == out.rsplit("\n", 2)[0] + "\n"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dive_fast.commands.machine.collect", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -94,6 +116,23 @@ def test_bad_input_exits_with_2(
     assert (code, out) == (2, "")
     assert part in error
     assert "Traceback" not in error
+
+
+def test_quiet_leaves_warnings_errors_and_the_result(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def collect(_: Path) -> Machine:
+        progress.log("looking")
+        warnings.warn_explicit("12 folders are empty", UserWarning, machine.__file__, 3)
+        with progress.ProgressBar(total=2) as bar:
+            bar.update()
+        return BARE
+
+    monkeypatch.setattr("dive_fast.commands.machine.collect", collect)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    code, out, error = run("doctor --quiet")
+    assert code == 0 and out.startswith("machine\n") and error == "dive-fast: 12 folders are empty\n"
+    assert "looking" in run("doctor")[2]
 
 
 def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[str]) -> None:
