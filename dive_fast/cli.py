@@ -80,18 +80,25 @@ def main(arguments: list[str] | None = None) -> None:
         code, sentence = _run(words), ""
     except DiveError as error:
         code, sentence, summary = error.exit_code, str(error), error.summary
-    except ModuleNotFoundError as error:
-        extra = _extra_of(error.name)
-        if extra is None:
-            raise
-        code, sentence = 1, f"{error.name} is not installed; pip install 'dive-fast[{extra}]'"
     except KeyboardInterrupt:
         code, sentence = 1, "interrupted; finished work is kept, run the same command again to continue"
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        extra = _extra_of(missing)
+        if extra is None:  # a bug, whose traceback is wanted
+            _print_failure(words, f"{type(error).__name__}: {error}", 1, summary)
+            raise
+        code, sentence = 1, f"{missing} is not installed; pip install 'dive-fast[{extra}]'"
     if sentence:
         print(f"dive-fast: {sentence}", file=sys.stderr)
-        if "--json" in words:
-            print(json_line({**summary, "error": sentence, "exit_code": code}))
+        _print_failure(words, sentence, code, summary)
     raise SystemExit(code)
+
+
+def _print_failure(words: list[str], sentence: str, code: int, summary: dict[str, Any]) -> None:
+    """Prints the last line of a command that failed, where --json wants one."""
+    if "--json" in words:
+        print(json_line({**summary, "error": sentence, "exit_code": code}))
 
 
 def _run(words: list[str]) -> int:

@@ -17,6 +17,7 @@ from dive_fast.commands.common import (
     PresetName,
     Threads,
     finish,
+    following,
     torch_device,
 )
 from dive_fast.options import Changes
@@ -105,7 +106,8 @@ def _measure(subject: Subject, config: BenchConfig, out: Path | None, work: Path
 
         found = run.run_bench(subject, config, work, log, advance, keep)
     keep(found)
-    finish(results.text(found), {**results.record(found), "out": out}, json)
+    then = "" if out is None else following("capacity", result=out / "bench.json", pairs=1_000_000)
+    finish(results.text(found), {**results.record(found), "out": out}, json, then=then)
 
 
 def _compare(
@@ -158,7 +160,7 @@ def _compare(
     if worst is not None:
         found_rate = f"batches of {worst.rows} rows are {worst.faster.median:.3f} times as fast"
         failure = f"--compare {ref}: {found_rate}, {fail_below} is asked for"
-    finish("\n".join(compare.lines(found, commit)), record, json, failure)
+    finish("\n".join(compare.lines(found, commit)), record, json, failure=failure)
 
 
 def capacity(
@@ -204,4 +206,4 @@ def capacity(
         write_output(out / "capacity.json", readable_json(record), json_with("fleet", "workers"), overwrite)
         plots.plot_capacity(job, found, out / "capacity.png")
     doubt = "capacity: the simulation does not agree with the closed form, see the table; trust neither"
-    finish(table(job, found), record, json, "" if all(prediction.agrees for prediction in found) else doubt)
+    finish(table(job, found), record, json, failure="" if all(prediction.agrees for prediction in found) else doubt)

@@ -23,4 +23,4 @@ def doctor(
     failure = f"{', '.join(broken)}: installed but broken; the table has the remedy" if broken else ""
     if needed is not None and needed.state != "ok":
         failure = f"{need} cannot run here: {needed.reason}"
-    finish(table(listed), {"rows": [to_dict(row) for row in listed]}, json, failure)
+    finish(table(listed), {"rows": [to_dict(row) for row in listed]}, json, failure=failure)

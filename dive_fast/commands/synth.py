@@ -12,20 +12,23 @@ from dive_fast.commands.common import (
     Device,
     EnginePrecision,
     Json,
+    LastFile,
     Overwrite,
     PhotoSet,
     PresetName,
     Threads,
+    beside,
     finish,
+    following,
 )
 from dive_fast.data.names import abbreviate
 from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
 from dive_fast.progress import ProgressBar, log
 from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
-from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveInt, Reads
+from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveFloat, PositiveInt, Reads
 from dive_fast.types import MODALITIES, InputError, PairMode, to_dict
-from dive_fast.words import count
+from dive_fast.words import count, duration
 
 if TYPE_CHECKING:
     from dive_fast.models import PromptTable
@@ -65,11 +68,15 @@ def plan(
         Path | None,
         'JSON file of single identities: {"0001": {"pairs": 36, "ir": ["cam3"]}, ...}; pairs 0 leaves one out.',
     ] = None,
+    rate: Annotated[
+        PositiveFloat | None, "Images/s that dive-fast bench measured of the engine, to forecast the time."
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Plan which pairs to generate: identity, cameras, seed and photo of each."""
     from dive_fast.synth import make_plan, save_plan
+    from dive_fast.synth.forecast import forecast
     from dive_fast.synth.plan import read_overrides
 
     if (photos is None) != (mode == "synthetic"):
@@ -105,11 +112,12 @@ def plan(
         image_format=image_format,
         overrides=None if overrides is None else read_overrides(overrides),
     )
+    last = LastFile(out)
     save_plan(made, out, overwrite)
-    identities = len(made.identities)
+    identities, cost = len(made.identities), forecast(made, rate)
     finish(
-        f"plan {out}: {len(made.pairs):,} pairs of {identities:,} identities in {made.shards:,} shards"
-        f"{'' if required is None else f', for {required} engines'}",
+        f"plan {out}: {count(len(made.pairs), 'pair')} of {count(identities, 'identity')} in "
+        f"{count(made.shards, 'shard')}{'' if required is None else f', for {required} engines'}\n{cost.describe()}",
         {
             "plan": out,
             "plan_id": made.plan_id,
@@ -117,8 +125,11 @@ def plan(
             "identities": identities,
             "shards": made.shards,
             "unreadable": unreadable,
+            **to_dict(cost),
         },
         json,
+        then=following("synth", plan=out, engine=model, out=beside(out, "pairs")),
+        kept=last.kept,
     )
 
 
@@ -177,7 +188,7 @@ def _readable(samples: Sequence[Sample], pids: set[str]) -> tuple[list[Sample], 
         checked = list(found)
     unreadable = [text for _, text in checked if text is not None]
     if unreadable:
-        log(f"note: {len(unreadable):,} of {len(wanted):,} photos are left out: {abbreviate(unreadable)}")
+        log(f"note: {len(unreadable):,} of {count(len(wanted), 'photo')} left out: {abbreviate(unreadable)}")
     return [sample for sample, text in checked if text is None], unreadable
 
 
@@ -245,15 +256,17 @@ def synth(
         summary = synthesize(planned, opened, out, rows, shards=part, check=check)
     if summary.rejected:
         log(
-            f"note: {summary.rejected:,} pairs are rejected, as {len(summary.lost):,} photos could not be read "
-            f"({abbreviate(summary.lost)}); bring the photos, then synth --check makes these pairs"
+            f"note: {count(summary.rejected, 'pair')} rejected, as {count(len(summary.lost), 'photo')} could not be read "
+            f"({abbreviate(summary.lost)}); bring the photos, then synth --check makes the pairs"
         )
     rest = "" if summary.finished else "; other parts of the plan are not finished yet"
     finish(
-        f"dataset {out}: {summary.pairs:,} pairs; made {summary.images:,} images in {summary.seconds:.1f} s, "
-        f"{summary.images_per_second:.2f} images/s{rest}",
+        f"dataset {out}: {count(summary.pairs, 'pair')}; made {count(summary.images, 'image')} in "
+        f"{duration(summary.seconds)}, {summary.images_per_second:.2f} images/s{rest}",
         {"dataset": out, **to_dict(summary)},
         json,
+        then=following("verify", out) if summary.finished else "",
+        kept=summary.finished and summary.resumed_shards == summary.shards,
     )
 
 
@@ -289,15 +302,15 @@ def verify(
     if health.incomplete:
         pid, sides = next(iter(health.incomplete.items()))
         counts = ", ".join(f"{side} {made:,} of {planned:,}" for side, (made, planned) in sides.items())
-        lines.append(f"{len(health.incomplete):,} identities are incomplete, first {pid}: {counts}")
+        lines.append(f"{count(len(health.incomplete), 'identity')} incomplete, first {pid}: {counts}")
     if health.rejected:
         lines.append(
-            f"{health.rejected:,} pairs are rejected, as their photos could not be read; bring the photos, then synth "
-            "--check makes these pairs"
+            f"{count(health.rejected, 'pair')} rejected, as photos could not be read; bring the photos, then synth --check "
+            "makes the pairs"
         )
     removed = check.repair(store, health) if repair else 0
     if removed:
-        lines.append(f"removed {removed:,} damaged files; run synth again, which generates only those again")
+        lines.append(f"removed {count(removed, 'damaged file')}; run synth again, which generates only what is missing")
     text = "\n".join(lines) or f"dataset {dataset} is whole: every planned pair is there and unchanged"
     finish(
         text,
@@ -311,8 +324,15 @@ def verify(
             "removed": removed,
         },
         json,
-        "" if health.whole else f"dataset {dataset}: {count(health.found, 'problem')}, listed above",
+        failure="" if health.whole else f"dataset {dataset}: {count(health.found, 'problem')}, listed above",
+        then=_after_verify(dataset),
     )
+
+
+def _after_verify(dataset: str) -> str:
+    if "://" in dataset:
+        return following("pack", dataset, out=beside(dataset, "tars"))
+    return following("report", dataset, out=beside(dataset, "report"))
 
 
 def pack(
@@ -331,4 +351,6 @@ def pack(
     left_out = set() if "://" in dataset else dropped(dataset)
     with ProgressBar(total=len(plan.pairs), unit="pair", desc="pack") as bar:
         counts = write(source, plan, open_store(out), left_out, bar.update)
-    finish(f"tars {out}: {counts['pairs']:,} pairs in {counts['tars']:,} tars", {"out": out, **counts}, json)
+    then = "" if "://" in dataset else following("card", dataset)
+    text = f"tars {out}: {count(counts['pairs'], 'pair')} in {count(counts['tars'], 'tar')}"
+    finish(text, {"out": out, **counts}, json, then=then)
