@@ -14,6 +14,12 @@ PairMode = Literal["real-rgb", "synthetic", "photo-guided"]
 
 MODALITIES: tuple[Modality, ...] = ("rgb", "ir")
 PAIR_MODES: tuple[PairMode, ...] = ("real-rgb", "synthetic", "photo-guided")
+USUAL_MODE: PairMode = "real-rgb"
+
+
+def generated_sides(mode: PairMode) -> tuple[Modality, ...]:
+    """The sides of a pair that an engine makes; a real photo is the RGB side as it is."""
+    return ("rgb", "ir") if mode == "synthetic" else ("ir",)
 
 
 class DiveError(Exception):

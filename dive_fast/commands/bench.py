@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.fleet import Fleet
@@ -164,14 +164,20 @@ def _compare(
 
 
 def capacity(
-    pairs: Annotated[PositiveInt, "Pairs to generate."],
     fleet: Annotated[Changes[Fleet], Part(skip=("pairs", "rate", "bytes_per_image"))],
-    rate: Annotated[PositiveFloat | None, "Measured images/s of one GPU; by default that of --result."] = None,
+    pairs: Annotated[PositiveInt | None, "Pairs to generate; by default those of --plan."] = None,
+    plan: Annotated[Path | None, "Plan file whose pairs, mode and shards are counted."] = None,
+    rate: Annotated[PositiveFloat | None, "Measured images/s of one worker; by default that of --result."] = None,
     bytes_per_image: Annotated[
         PositiveFloat | None, "Bytes of an image on the disk; by default those of --result."
     ] = None,
     result: Annotated[Path | None, "bench.json of dive-fast bench: its fastest rate, and its bytes per image."] = None,
-    gpus: Annotated[tuple[int, ...], "Numbers of workers, one GPU each."] = (1, 8, 64, 1000),
+    gpus: Annotated[tuple[int, ...], "Numbers of workers, one GPU (or, for a CPU's rate, one CPU) each."] = (
+        1,
+        8,
+        64,
+        1000,
+    ),
     seed: Annotated[NonNegativeInt, "Seed of the simulation that checks the closed form."] = 0,
     out: Annotated[Path | None, "Folder for capacity.json and capacity.png."] = None,
     overwrite: Overwrite = False,
@@ -186,11 +192,15 @@ def capacity(
 
     if out is not None:
         import matplotlib  # noqa: F401
-    known = (None, None) if result is None else measured(result)
-    images_per_second, size = (given or found for given, found in zip((rate, bytes_per_image), known, strict=True))
-    if images_per_second is None or size is None:
-        raise InputError("capacity: give --rate and --bytes-per-image, or --result with a bench.json that has both")
-    job = fleet.apply_to(Fleet(images_per_second, pairs, size))
+    known = {} if result is None else measured(result)
+    known |= {} if plan is None else _planned(plan)
+    given = {"pairs": pairs, "rate": rate, "bytes_per_image": bytes_per_image}
+    known |= {name: value for name, value in given.items() if value is not None}
+    if not given.keys() <= known.keys():
+        raise InputError(
+            "capacity: give --pairs or --plan, and --rate and --bytes-per-image or --result with a bench.json that has both"
+        )
+    job = fleet.apply_to(Fleet(**known))
     found = [predict(job, workers, seed) for workers in gpus]
     record = finite(
         {
@@ -207,3 +217,11 @@ def capacity(
         plots.plot_capacity(job, found, out / "capacity.png")
     doubt = "capacity: the simulation does not agree with the closed form, see the table; trust neither"
     finish(table(job, found), record, json, failure="" if all(prediction.agrees for prediction in found) else doubt)
+
+
+def _planned(plan: Path) -> dict[str, Any]:
+    """Returns the fields of a `Fleet` that a plan decides."""
+    from dive_fast.synth import load_plan
+
+    planned = load_plan(plan)
+    return {"pairs": len(planned.pairs), "mode": planned.mode, "shard_size": planned.shard_size}

@@ -27,7 +27,7 @@ from dive_fast.options import Changes
 from dive_fast.progress import ProgressBar, log
 from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
 from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveFloat, PositiveInt, Reads
-from dive_fast.types import MODALITIES, InputError, PairMode, to_dict
+from dive_fast.types import MODALITIES, USUAL_MODE, InputError, PairMode, to_dict
 from dive_fast.words import count, duration
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def plan(
         PairMode,
         "real-rgb: a real photo and a generated infrared image; synthetic: both sides generated from one noise; "
         "photo-guided: as real-rgb, and the infrared image starts from the photo and keeps its pose.",
-    ] = "real-rgb",
+    ] = USUAL_MODE,
     photos: Annotated[PhotoSet | None, f"RGB photos, required unless the mode is synthetic: {SET_HELP}"] = None,
     pids: Annotated[tuple[str, ...], "Identities; by default all that the model knows (and that have photos)."] = (),
     ir: Annotated[tuple[str, ...], "Infrared cameras; by default all."] = (),
