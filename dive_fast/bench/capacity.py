@@ -27,8 +27,8 @@ RUNS = 20  # whose mean is taken: one run of few shards is a draw of chance
 @dataclass(frozen=True)
 class Prediction:
     """For `workers`, a GPU or CPU each. `efficiency` is what they would need at the measured rate over what they take;
-    `bound` what limits: GPUs, disk, network, or shards (fewer than workers). `off` is the simulation's mean time over the closed form's,
-    less 1, for the first `simulated_shards` shards; `failures` is its mean number of them.
+    `bound` what limits: GPUs or CPUs, disk, network, or shards (fewer than workers). `off` is the simulation's mean time
+    over the closed form's, less 1, for the first `simulated_shards` shards; `failures` is its mean number of them.
     """
 
     workers: int

@@ -21,7 +21,7 @@ from dive_fast.commands.common import (
     finish,
     following,
 )
-from dive_fast.data.names import abbreviate
+from dive_fast.data.names import abbreviate, prefix_hint
 from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
 from dive_fast.progress import ProgressBar, log
@@ -167,7 +167,10 @@ def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | N
     pictured = {sample.pid for sample in photos}
     usable = [pid for pid in known if pid in pictured]
     if not usable:
-        raise InputError(f"none of the {len(pictured):,} identities in --photos is one of the model's {len(known):,}")
+        raise InputError(
+            f"none of the {len(pictured):,} identities in --photos is one of the model's {len(known):,}"
+            f"{prefix_hint(pictured, known)}"
+        )
     if len(usable) < len(pictured):
         log(f"note: {len(pictured) - len(usable):,} identities with photos are unknown to the model and left out")
     return usable
