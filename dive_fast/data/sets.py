@@ -125,10 +125,10 @@ SET_HELP = set_help()
 
 
 def parse_set(text: str, layouts: Sequence[str] = ()) -> SetSpec:
-    """Parses "LAYOUT:PATH[,prefix=P][,camera=C][,split=S][,trial=N]"; `layouts` restricts the layouts (none: all).
+    """Parses `LAYOUT:PATH[,prefix=P][,camera=C][,split=S][,trial=N]`; `layouts` restricts the layouts (none: all).
 
-    Only these keys end a path, so a path may hold commas and colons. Raises `InputError` for any other form and for a key
-    that the layout does not take.
+    The path may name one of the layout's `Reader.folders` in place of the root. Only these keys end a path, so it may hold
+    commas and colons. Raises `InputError` for any other form and for a key that the layout does not take.
     """
     match = re.fullmatch(r"([\w-]+):(.+?)((?:,(?:prefix|camera|split|trial)=[^,]*)*)", text)
     layouts, shown = layouts or tuple(READERS), brief(repr(text), 80)
