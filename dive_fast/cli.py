@@ -83,12 +83,13 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code, sentence = 1, "interrupted; finished work is kept, run the same command again to continue"
     except Exception as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        extra = _extra_of(missing)
-        if extra is None:  # a bug, whose traceback is wanted
+        from dive_fast.environment.optional import missing
+
+        lacking = missing(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+        if lacking is None:  # a bug, whose traceback is wanted
             _print_failure(words, f"{type(error).__name__}: {error}", 1, summary)
             raise
-        code, sentence = 1, f"{missing} is not installed; pip install 'dive-fast[{extra}]'"
+        code, sentence = 1, f"this command needs {lacking}"
     if sentence:
         print(f"dive-fast: {sentence}", file=sys.stderr)
         _print_failure(words, sentence, code, summary)
@@ -144,14 +145,6 @@ def _summary(command: str) -> str:
     tree = ast.parse((_PACKAGE / "commands" / f"{module}.py").read_text("utf-8"))
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     return (ast.get_docstring(function) or "").split("\n")[0]
-
-
-def _extra_of(module: str | None) -> str | None:
-    """Returns the extra that installs a missing module; None for a module that no extra installs."""
-    from dive_fast.environment.packages import PACKAGES
-
-    extras = {wanted.module.split(".")[0]: wanted.extra for wanted in reversed(PACKAGES.values())}
-    return extras.get((module or "").split(".")[0])
 
 
 def _show_warning(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dive_fast import __version__
+from dive_fast.environment.packages import PACKAGES
 
 tomllib = pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
 
@@ -134,6 +135,11 @@ def test_every_page_is_on_the_site() -> None:
     listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     written = {file.name for file in (ROOT / "docs").glob("*.md")}
     assert sorted(listed) == sorted(written | {"CONTRIBUTING.md", "CHANGELOG.md", "reference.md"})
+
+
+def test_doctor_names_the_extra_that_holds_a_package() -> None:
+    wanted = {name: wanted.extra for name, wanted in PACKAGES.items() if wanted.extra is not None}
+    assert [name for name, extra in wanted.items() if name not in map(name_of, EXTRAS[extra])] == []
 
 
 def test_no_registry_is_named() -> None:

@@ -44,14 +44,14 @@ PACKAGES = {
     "onnxruntime-gpu": Wanted("onnxruntime", "gpu"),
     "triton": Wanted("triton", "gpu"),
     "cuda-python": Wanted("cuda.bindings.driver", "gpu"),
-    "scipy": Wanted("scipy", "reid"),
-    "scikit-learn": Wanted("sklearn", "reid"),
     "matplotlib": Wanted("matplotlib", "report"),
     "tensorrt": Wanted("tensorrt", "trt"),
     "tensorrt-rtx": Wanted("tensorrt_rtx", "rtx"),
     "ray": Wanted("ray", "ray"),
     "fsspec": Wanted("fsspec", "remote"),
     "pyarrow": Wanted("pyarrow", "parquet"),
+    "scipy": Wanted("scipy", "reid"),
+    "scikit-learn": Wanted("sklearn", "reid"),
 }
 
 
