@@ -15,12 +15,14 @@ endif
 GPU_RUN := env PYTHONPATH=.:kernels:export $(GPU_PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test check crash kernels kernels-ci kernels-oldest interop bench bench-export gpu-test gpu-bench clean
+.PHONY: help demo quick test check coverage docs crash kernels kernels-ci kernels-oldest interop bench bench-export gpu-test gpu-bench clean
 
 help:
 	@echo "make demo      the main job on the pocket world, from photos to a page: demo/index.html"
 	@echo "make quick     lint, format and the quick tests: under a minute, for every edit"
 	@echo "make test      every test that needs no GPU"
+	@echo "make coverage  the tests again, with the lines and branches that they run"
+	@echo "make docs      build/site: the documentation and a reference from docstrings; fails on a link to nowhere"
 	@echo "make crash     kill every command that writes, before each of its file operations; print what was left or lost"
 	@echo "make check     lint, format, types, and who may import whom"
 	@echo "make kernels   compile the GPU kernels ahead of time into build/kernels/cubins (no GPU needed)"
@@ -64,6 +66,18 @@ quick: $(STAMP)
 
 test: $(VENV)/rtx $(VENV)/kernels
 	$(PY) -m pytest
+
+# Slower than the tests alone, and no part of .ci/run.
+coverage: $(VENV)/rtx $(VENV)/kernels
+	$(PY) -m pytest --cov --cov-report=term:skip-covered
+
+$(VENV)/docs: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs
+	$(PY) -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 # 1,000 kills of synth and 25 of each other command: an hour on one core.
 crash: $(STAMP)

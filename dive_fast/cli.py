@@ -10,11 +10,13 @@ import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from dive_fast import __version__
 from dive_fast.options import call
+from dive_fast.progress import set_quiet, write_line
 from dive_fast.types import DiveError, InputError
+from dive_fast.words import json_line
 
 ABOUT = "RGB-infrared pairs of persons in bulk, from identities learned in RGB only. Start with `dive-fast demo`."
 GROUPS = {
@@ -71,23 +73,33 @@ def locate(command: str) -> tuple[str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits; the entry point of the console script."""
+    words = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _show_warning
+    summary: dict[str, Any] = {}
     try:
-        code, sentence = _run(sys.argv[1:] if arguments is None else arguments), ""
+        code, sentence = _run(words), ""
     except DiveError as error:
-        code, sentence = error.exit_code, str(error)
-    except ModuleNotFoundError as error:
-        from dive_fast.environment.optional import missing
-
-        lacking = missing(error.name or "")
-        if lacking is None:
-            raise
-        code, sentence = 1, f"this command needs {lacking}"
+        code, sentence, summary = error.exit_code, str(error), error.summary
     except KeyboardInterrupt:
         code, sentence = 1, "interrupted; finished work is kept, run the same command again to continue"
+    except Exception as error:
+        from dive_fast.environment.optional import missing
+
+        lacking = missing(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+        if lacking is None:  # a bug, whose traceback is wanted
+            _print_failure(words, f"{type(error).__name__}: {error}", 1, summary)
+            raise
+        code, sentence = 1, f"this command needs {lacking}"
     if sentence:
         print(f"dive-fast: {sentence}", file=sys.stderr)
+        _print_failure(words, sentence, code, summary)
     raise SystemExit(code)
+
+
+def _print_failure(words: list[str], sentence: str, code: int, summary: dict[str, Any]) -> None:
+    """Prints the last line of a command that failed, where --json wants one."""
+    if "--json" in words:
+        print(json_line({**summary, "error": sentence, "exit_code": code}))
 
 
 def _run(words: list[str]) -> int:
@@ -99,6 +111,7 @@ def _run(words: list[str]) -> int:
         print(_overview(group))
         return 0 if rest else 2
     else:
+        set_quiet("--quiet" in words)
         command = f"{group} {rest[0]}".strip()
         if command not in COMMANDS:
             raise InputError(f"no command {command!r}. See {f'dive-fast {group}'.strip()} --help.")
@@ -144,10 +157,10 @@ def _show_warning(
 ) -> None:
     """Shows a warning of this package without file and line, and others as Python does."""
     if category is UserWarning and filename.startswith(str(_PACKAGE)):
-        text = f"dive-fast: {message}\n"
+        text = f"dive-fast: {message}"
     else:
-        text = warnings.formatwarning(message, category, filename, lineno, line)
-    (file or sys.stderr).write(text)
+        text = warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n")
+    write_line(text)
 
 
 if __name__ == "__main__":

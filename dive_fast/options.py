@@ -86,9 +86,15 @@ class Option:
         return " ".join([*self.text.split(), f"[{'; '.join(notes)}]" if notes else ""]).strip()
 
 
+# The command line acts on it before it calls a command.
+QUIET = Option(
+    "quiet", bool, False, "Print no progress and no notes; warnings, errors and the result stay.", route=("quiet",)
+)
+
+
 def options(command: Callable[..., Any]) -> list[Option]:
-    """Returns all options of a command, in the order of its parameters and their fields."""
-    return list(_leaves(_parameters(command), (), Part()))
+    """Returns all options of a command, in the order of its parameters and their fields, and that of all commands."""
+    return [*_leaves(_parameters(command), (), Part()), QUIET]
 
 
 def call(command: Callable[..., Any], words: list[str], name: str) -> Any:

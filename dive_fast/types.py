@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,12 +14,25 @@ PairMode = Literal["real-rgb", "synthetic", "photo-guided"]
 
 MODALITIES: tuple[Modality, ...] = ("rgb", "ir")
 PAIR_MODES: tuple[PairMode, ...] = ("real-rgb", "synthetic", "photo-guided")
+USUAL_MODE: PairMode = "real-rgb"
+
+
+def generated_sides(mode: PairMode) -> tuple[Modality, ...]:
+    """The sides of a pair that an engine makes; a real photo is the RGB side as it is."""
+    return ("rgb", "ir") if mode == "synthetic" else ("ir",)
 
 
 class DiveError(Exception):
-    """The work failed (exit code 1). The message says what failed, where, and the remedy."""
+    """The work failed (exit code 1). The message says what failed, where, and the remedy.
+
+    `summary` is what a command that found the failure reports with --json.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", summary: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.summary = dict(summary or {})
 
 
 class InputError(DiveError):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dive_fast import __version__
 from dive_fast.environment.packages import PACKAGES
 
 tomllib = pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
@@ -72,6 +73,70 @@ def test_extras_that_exclude_each_other_stay_apart() -> None:
     assert not both
 
 
+def test_the_workflow_runs_the_parts_of_the_ci_script() -> None:
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github/workflows/checks.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    parts = re.findall(r"\bmake ([a-z-]+)(?:;|$)", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert len(parts) >= 5 and sorted(job["strategy"]["matrix"]["part"]) == sorted(parts)
+    assert job["steps"][-1]["run"] == "make ${{ matrix.part }}"
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(parts) <= targets
+
+
+def test_forms_and_hooks_are_valid_and_run_what_there_is() -> None:
+    yaml = pytest.importorskip("yaml")
+    for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        asked = yaml.safe_load(form.read_text())
+        ids = [part["id"] for part in asked["body"]]
+        assert asked["name"] and asked["description"] and len(ids) == len(set(ids))
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local" and all(hook["entry"].startswith(".venv/bin/python -m ") for hook in local["hooks"])
+    named = [word for hook in local["hooks"] for word in hook["entry"].split() if word.endswith(".py")]
+    assert named and all((ROOT / file).is_file() for file in named)
+
+
+def test_the_citation_names_this_version_and_the_source_of_the_method() -> None:
+    yaml = pytest.importorskip("yaml")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["cff-version"], cited["version"], cited["license"]) == ("1.2.0", __version__, PROJECT["license"])
+    (source,) = cited["references"]
+    assert source["identifiers"] == [{"type": "other", "value": "arXiv:2503.12472"}]
+    assert [name["family-names"] for name in source["authors"]] == ["Dai", "Lu", "Li"]
+
+
+def test_the_changelog_begins_with_this_version_or_the_next() -> None:
+    versions = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert __version__ in versions[:2]
+    assert versions == sorted(versions, key=lambda text: tuple(map(int, text.split("."))), reverse=True)
+
+
+@pytest.mark.parametrize("package", ["dive_fast", "kernels/dive_kernels", "export/dive_export"])
+def test_callers_see_our_types(package: str) -> None:
+    assert (ROOT / package / "py.typed").read_bytes() == b""
+    assert package in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]["wheel"]["packages"]
+
+
+def test_the_install_page_lists_every_extra() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/install.md").read_text(), re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(EXTRAS.keys() - {"bench"})  # bench is for benchmarks/ alone
+
+
+def test_every_page_is_on_the_site() -> None:
+    yaml = pytest.importorskip("yaml")
+
+    def pages(entry: object) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        inner = entry.values() if isinstance(entry, dict) else entry
+        return [page for part in inner for page in pages(part)]  # type: ignore[attr-defined]
+
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    written = {file.name for file in (ROOT / "docs").glob("*.md")}
+    assert sorted(listed) == sorted(written | {"CONTRIBUTING.md", "CHANGELOG.md", "reference.md"})
+
+
 def test_doctor_names_the_extra_that_holds_a_package() -> None:
     wanted = {name: wanted.extra for name, wanted in PACKAGES.items() if wanted.extra is not None}
     assert [name for name, extra in wanted.items() if name not in map(name_of, EXTRAS[extra])] == []
@@ -114,7 +179,7 @@ def test_make_alone_lists_its_targets(checkout: Path) -> None:
     assert result.returncode == 0
     assert all(
         f"make {target}" in result.stdout
-        for target in ("demo", "quick", "test", "check", "kernels", "kernels-ci", "gpu-test")
+        for target in ("demo", "quick", "test", "check", "docs", "coverage", "kernels", "kernels-ci", "gpu-test")
     )
 
 

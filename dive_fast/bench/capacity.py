@@ -17,6 +17,7 @@ from dive_fast.bench.fleet import Fleet
 from dive_fast.bench.simulate import simulate
 from dive_fast.io import read_json
 from dive_fast.types import InputError
+from dive_fast.words import count, duration, size
 
 TOLERANCE = 0.05  # of the time, beside one shard's: how far the simulation may be from the closed form
 SHARDS = 100_000  # most shards that are simulated, in one run or, of a small job, in several
@@ -25,9 +26,9 @@ RUNS = 20  # whose mean is taken: one run of few shards is a draw of chance
 
 @dataclass(frozen=True)
 class Prediction:
-    """For `workers` GPUs. `efficiency` is what they would need at the measured rate over what they take; `bound` what
-    limits: GPUs, disk, network, or shards (fewer than workers). `off` is the simulation's mean time over the closed form's,
-    less 1, for the first `simulated_shards` shards; `failures` is its mean number of them.
+    """For `workers`, a GPU or CPU each. `efficiency` is what they would need at the measured rate over what they take;
+    `bound` what limits: GPUs or CPUs, disk, network, or shards (fewer than workers). `off` is the simulation's mean time
+    over the closed form's, less 1, for the first `simulated_shards` shards; `failures` is its mean number of them.
     """
 
     workers: int
@@ -95,7 +96,7 @@ def predict(fleet: Fleet, workers: int, seed: int | None = 0) -> Prediction:
 def _bound(fleet: Fleet, workers: int) -> str:
     if min(workers, fleet.shards) >= fleet.binds_at:
         return fleet.shared[0]
-    return "shards" if workers > fleet.shards else "GPUs"
+    return "shards" if workers > fleet.shards else f"{fleet.device}s"
 
 
 def _checked(fleet: Fleet, found: Prediction, seed: int) -> Prediction:
@@ -111,8 +112,11 @@ def _checked(fleet: Fleet, found: Prediction, seed: int) -> Prediction:
     )
 
 
-def measured(path: Path) -> tuple[float, float]:
-    """(images/s, bytes an image) of the fastest row count in a bench.json, which is untrusted; else `InputError`."""
+def measured(path: Path) -> dict[str, Any]:
+    """The fields of a `Fleet` that a bench.json, which is untrusted, has measured, at its fastest row count.
+
+    Raises `InputError` for a file without them.
+    """
     data = read_json(path, "bench result")
     rows = data.get("rows") if isinstance(data, dict) else None
     found: list[tuple[float, float]] = []
@@ -122,7 +126,10 @@ def measured(path: Path) -> tuple[float, float]:
             found.append((float(rate["p50"]), float(row["bytes_per_image"])))
     if not found:
         raise InputError(f"{path} holds no measured rate; give the bench.json of dive-fast bench --out, or --rate")
-    return max(found)
+    rate, bytes_per_image = max(found)
+    hardware = data.get("hardware")
+    on_cpu = isinstance(hardware, dict) and hardware.get("device") == "cpu"
+    return {"rate": rate, "bytes_per_image": bytes_per_image, "device": "CPU" if on_cpu else "GPU"}
 
 
 def _positive(value: Any) -> bool:
@@ -132,38 +139,23 @@ def _positive(value: Any) -> bool:
 def table(fleet: Fleet, predictions: Sequence[Prediction]) -> str:
     """For a reader, labelled as what it is."""
     kind, limit = fleet.shared
-    size = fleet.images * fleet.bytes_per_image
     shared = (
         "nothing that workers share is limited"
         if math.isinf(limit)
         else f"{kind} {limit / 1e6:,.0f} MB/s binds from {fleet.binds_at:,.1f} workers on"
     )
     lines = [
-        f"prediction, not a measurement: {fleet.pairs:,} pairs, {fleet.images:,} images at {fleet.rate:.4g} images/s a GPU, "
-        f"{fleet.bytes_per_image:,.0f} bytes each",
-        f"disk {_bytes(size)}; {shared}; {fleet.shards:,} shards of {fleet.compute_seconds:.3g} s",
-        f"{'GPUs':>6} {'wall time':>12} {'GPU-hours':>11} {'efficiency':>10}  {'bound by':<9} simulated",
+        f"prediction, not a measurement: {count(fleet.pairs, 'pair')}, {count(fleet.images, 'image')} at "
+        f"{fleet.rate:.4g} images/s a {fleet.device}, {fleet.bytes_per_image:,.0f} bytes each",
+        f"disk {size(fleet.images * fleet.bytes_per_image)}; {shared}; "
+        f"{count(fleet.shards, 'shard')} of {fleet.compute_seconds:.3g} s",
+        f"{fleet.device + 's':>6} {'wall time':>12} {fleet.device + '-hours':>11} {'efficiency':>10}  {'bound by':<9} "
+        "simulated",
     ]
     for p in predictions:
         checked = "" if p.off is None else f"{100 * p.off:+.1f} %, {'agrees' if p.agrees else 'DISAGREES'}"
         lines.append(
-            f"{p.workers:>6,} {_time(p.seconds):>12} {p.gpu_hours:>11,.2f} {100 * p.efficiency:>8.1f} %  "
+            f"{p.workers:>6,} {duration(p.seconds):>12} {p.gpu_hours:>11,.2f} {100 * p.efficiency:>8.1f} %  "
             f"{p.bound:<9} {checked}"
         )
     return "\n".join(lines)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:,.4g} PB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

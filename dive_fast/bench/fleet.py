@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Literal
 
-from dive_fast.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Settings, Within
-from dive_fast.types import InputError
+from dive_fast.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Settings
+from dive_fast.types import USUAL_MODE, InputError, PairMode, generated_sides
 
 HOPELESS = 5  # shards of so many mean times between failures: one try of 150 succeeds
 
 
 @dataclass(frozen=True)
 class Fleet(Settings):
-    """The job and what is assumed of the machines. The rate is one worker's (one GPU's); all workers share the disk."""
+    """The job and what is assumed of the machines. The rate is one worker's; all workers share the disk."""
 
     rate: PositiveFloat
     """Images/s of one worker."""
@@ -22,8 +22,8 @@ class Fleet(Settings):
     """Pairs to generate."""
     bytes_per_image: PositiveFloat
     """Bytes of an image on the disk."""
-    images_per_pair: Annotated[int, Within(1, 2)] = 2
-    """Generated sides of a pair; 1 with real RGB."""
+    mode: PairMode = USUAL_MODE
+    """Mode of the pairs, as in dive-fast plan: synthetic makes two images a pair, the others one."""
     disk_write: PositiveFloat = math.inf
     """MB/s that the one disk of all workers writes."""
     network: PositiveFloat = math.inf
@@ -36,6 +36,7 @@ class Fleet(Settings):
     """Mean hours between failures of one worker."""
     rate_std: NonNegativeFloat = 0.05
     """Standard deviation of the workers' rates over their mean."""
+    device: Literal["GPU", "CPU"] = "GPU"  # of a worker, as the rate was measured
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +48,7 @@ class Fleet(Settings):
 
     @property
     def images(self) -> int:
-        return self.pairs * self.images_per_pair
+        return self.pairs * len(generated_sides(self.mode))
 
     @property
     def shards(self) -> int:

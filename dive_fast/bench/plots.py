@@ -118,7 +118,7 @@ def plot_capacity(fleet: Fleet, predictions: Sequence[Prediction], path: Path) -
         axes.set_xscale("log")
         axes.set_xticks(asked, [f"{workers:,}" for workers in asked])
         axes.set_xticks([], minor=True)
-        axes.set(xlabel="workers (one GPU each)", ylabel="% of workers x the measured rate", ylim=(0, 105))
+        axes.set(xlabel=f"workers (one {fleet.device} each)", ylabel="% of workers x the measured rate", ylim=(0, 105))
         _legend(axes)
 
 

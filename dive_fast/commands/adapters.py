@@ -7,11 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dive_fast.commands.common import Adapter, Base, Json, Overwrite, Tokenizer, finish, log
+from dive_fast.commands.common import (
+    Adapter,
+    Base,
+    Json,
+    LastFile,
+    Overwrite,
+    Tokenizer,
+    beside,
+    finish,
+    following,
+)
 from dive_fast.data.names import abbreviate, canonical_pid
 from dive_fast.models.interop import Layout, parse_camera
+from dive_fast.progress import log
 from dive_fast.settings import Reads
 from dive_fast.types import Camera, InputError, shown
+from dive_fast.words import count
 
 if TYPE_CHECKING:
     from dive_fast import models
@@ -63,6 +75,7 @@ def import_adapter(
     from dive_fast import models
     from dive_fast.models import interop
 
+    last = LastFile(out / "adapter.json")
     base = models.load_adapter(init_from) if init_from is not None else None
     bundle = models.load_bundle(model, tokenizer)
     persons = {file: name for name, file in person}
@@ -76,7 +89,7 @@ def import_adapter(
         log(f"{imported.linears - imported.landed} attention linears have no LoRA in the file and stay as in the base")
     named = ", ".join(f"{camera.name} ({camera.modality} {camera.code})" for camera in adapter.cameras)
     finish(
-        f"adapter {out}: {len(adapter.identities):,} identities, LoRA of rank {adapter.rank} on {imported.landed} of "
+        f"adapter {out}: {count(len(adapter.identities), 'identity')}, LoRA of rank {adapter.rank} on {imported.landed} of "
         f"{imported.linears} attention linears, cameras {named}",
         {
             "adapter": out,
@@ -91,6 +104,8 @@ def import_adapter(
             "fingerprint": adapter.fingerprint,
         },
         json,
+        then=following("fuse", model=model, tokenizer=tokenizer, adapter=out, out=beside(out, "fused")),
+        kept=last.kept,
     )
 
 
@@ -122,7 +137,8 @@ def export_adapter(
         exported = models.subset(exported, list(pids))
     interop.export_adapter(exported, out, layout, overwrite)
     finish(
-        f"{layout} files {out}: LoRA of rank {exported.rank}, {len(exported.identities):,} identities",
+        f"{layout} files {out}: LoRA of rank {exported.rank}, {count(len(exported.identities), 'identity')}",
         {"folder": out, "layout": layout, "identities": len(exported.identities), "rank": exported.rank},
         json,
+        then=following("import", out, model="BASE", out=beside(out, "imported")),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.fleet import Fleet
@@ -17,14 +17,15 @@ from dive_fast.commands.common import (
     PresetName,
     Threads,
     finish,
-    log,
+    following,
     torch_device,
 )
 from dive_fast.options import Changes
 from dive_fast.outputs import check_new, json_with
+from dive_fast.progress import ProgressBar, log
 from dive_fast.sampling.config import PRESETS, Preset, Sampling
 from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveFloat, PositiveInt
-from dive_fast.types import DiveError, InputError, to_dict
+from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
     from dive_fast.bench.run import Choice, Subject
@@ -87,14 +88,12 @@ def bench(
 
 
 def _measure(subject: Subject, config: BenchConfig, out: Path | None, work: Path, json: bool) -> None:
-    from tqdm import tqdm
-
     from dive_fast.bench import plots, results, run
 
     if out is not None:
         import matplotlib  # noqa: F401 - a missing package ends the command before the measurement
     log(subject.engine.describe())
-    with tqdm(total=run.parts(config), desc="bench", unit="part") as bar:
+    with ProgressBar(total=run.parts(config), desc="bench", unit="part") as bar:
 
         def advance(part: str) -> None:
             bar.set_postfix_str(part)
@@ -107,7 +106,8 @@ def _measure(subject: Subject, config: BenchConfig, out: Path | None, work: Path
 
         found = run.run_bench(subject, config, work, log, advance, keep)
     keep(found)
-    finish(results.text(found), {**results.record(found), "out": out}, json)
+    then = "" if out is None else following("capacity", result=out / "bench.json", pairs=1_000_000)
+    finish(results.text(found), {**results.record(found), "out": out}, json, then=then)
 
 
 def _compare(
@@ -119,8 +119,6 @@ def _compare(
     work: Path,
     json: bool,
 ) -> None:
-    from tqdm import tqdm
-
     from dive_fast.bench import compare, machine, run
     from dive_fast.io import write_json
 
@@ -138,7 +136,7 @@ def _compare(
         choice.threads,
         config.repeats,
     )
-    with tqdm(total=2 * config.rounds, desc="compare", unit="process") as bar:
+    with ProgressBar(total=2 * config.rounds, desc="compare", unit="process") as bar:
 
         def advance(part: str) -> None:
             bar.set_postfix_str(part)
@@ -157,24 +155,29 @@ def _compare(
     }
     if out is not None:
         write_json(out / "compare.json", record)
-    finish("\n".join(compare.lines(found, commit)), record, json)
     worst = compare.regression(found, fail_below or 0.0)
+    failure = ""
     if worst is not None:
-        raise DiveError(
-            f"--compare {ref}: batches of {worst.rows} rows are {worst.faster.median:.3f} times as fast, "
-            f"{fail_below} is asked for"
-        )
+        found_rate = f"batches of {worst.rows} rows are {worst.faster.median:.3f} times as fast"
+        failure = f"--compare {ref}: {found_rate}, {fail_below} is asked for"
+    finish("\n".join(compare.lines(found, commit)), record, json, failure=failure)
 
 
 def capacity(
-    pairs: Annotated[PositiveInt, "Pairs to generate."],
     fleet: Annotated[Changes[Fleet], Part(skip=("pairs", "rate", "bytes_per_image"))],
-    rate: Annotated[PositiveFloat | None, "Measured images/s of one GPU; by default that of --result."] = None,
+    pairs: Annotated[PositiveInt | None, "Pairs to generate; by default those of --plan."] = None,
+    plan: Annotated[Path | None, "Plan file whose pairs, mode and shards are counted."] = None,
+    rate: Annotated[PositiveFloat | None, "Measured images/s of one worker; by default that of --result."] = None,
     bytes_per_image: Annotated[
         PositiveFloat | None, "Bytes of an image on the disk; by default those of --result."
     ] = None,
     result: Annotated[Path | None, "bench.json of dive-fast bench: its fastest rate, and its bytes per image."] = None,
-    gpus: Annotated[tuple[int, ...], "Numbers of workers, one GPU each."] = (1, 8, 64, 1000),
+    gpus: Annotated[tuple[int, ...], "Numbers of workers, one GPU (or, for a CPU's rate, one CPU) each."] = (
+        1,
+        8,
+        64,
+        1000,
+    ),
     seed: Annotated[NonNegativeInt, "Seed of the simulation that checks the closed form."] = 0,
     out: Annotated[Path | None, "Folder for capacity.json and capacity.png."] = None,
     overwrite: Overwrite = False,
@@ -189,11 +192,15 @@ def capacity(
 
     if out is not None:
         import matplotlib  # noqa: F401
-    known = (None, None) if result is None else measured(result)
-    images_per_second, size = (given or found for given, found in zip((rate, bytes_per_image), known, strict=True))
-    if images_per_second is None or size is None:
-        raise InputError("capacity: give --rate and --bytes-per-image, or --result with a bench.json that has both")
-    job = fleet.apply_to(Fleet(images_per_second, pairs, size))
+    known = {} if result is None else measured(result)
+    known |= {} if plan is None else _planned(plan)
+    given = {"pairs": pairs, "rate": rate, "bytes_per_image": bytes_per_image}
+    known |= {name: value for name, value in given.items() if value is not None}
+    if not given.keys() <= known.keys():
+        raise InputError(
+            "capacity: give --pairs or --plan, and --rate and --bytes-per-image or --result with a bench.json that has both"
+        )
+    job = fleet.apply_to(Fleet(**known))
     found = [predict(job, workers, seed) for workers in gpus]
     record = finite(
         {
@@ -208,6 +215,13 @@ def capacity(
     if out is not None:
         write_output(out / "capacity.json", readable_json(record), json_with("fleet", "workers"), overwrite)
         plots.plot_capacity(job, found, out / "capacity.png")
-    finish(table(job, found), record, json)
-    if not all(prediction.agrees for prediction in found):
-        raise DiveError("capacity: the simulation does not agree with the closed form, see the table; trust neither")
+    doubt = "capacity: the simulation does not agree with the closed form, see the table; trust neither"
+    finish(table(job, found), record, json, failure="" if all(prediction.agrees for prediction in found) else doubt)
+
+
+def _planned(plan: Path) -> dict[str, Any]:
+    """Returns the fields of a `Fleet` that a plan decides."""
+    from dive_fast.synth import load_plan
+
+    planned = load_plan(plan)
+    return {"pairs": len(planned.pairs), "mode": planned.mode, "shard_size": planned.shard_size}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +10,11 @@ from typing import Annotated, Any, Literal
 from dive_fast.data.sets import SetSpec, parse_set
 from dive_fast.engines.registry import choices
 from dive_fast.environment.packages import backends_here
+from dive_fast.io import sha256_file
 from dive_fast.sampling.config import PRESETS
 from dive_fast.settings import OneOf, PositiveInt, Reads
-from dive_fast.types import InputError
+from dive_fast.types import DiveError, InputError
+from dive_fast.words import json_line
 
 Json = Annotated[bool, "Print a summary as one line of JSON at the end."]
 Device = Annotated[Literal["auto", "cpu", "cuda"], "Where to compute; auto takes a GPU if there is one."]
@@ -38,16 +39,63 @@ Overwrite = Annotated[bool, "Replace an older result at --out; without it only a
 PhotoSet = Annotated[SetSpec, Reads(parse_set, "LAYOUT:PATH")]
 
 
-def log(line: str) -> None:
-    """Prints a line about progress to standard error; standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
+WITHOUT_DRY_RUN = "the same command without --dry-run"
 
 
-def finish(text: str, summary: Mapping[str, Any], as_json: bool) -> None:
-    """Prints the result for a reader and, if wanted, for a program: JSON on the last line."""
+class LastFile:
+    """The file that a job writes last, looked at before the job: tells whether an earlier run had finished it.
+
+    With `by_content` an equal file counts as kept, for a job that writes it in every run.
+    """
+
+    def __init__(self, path: Path, by_content: bool = False) -> None:
+        self._path, self._by_content = path, by_content
+        self._before = self._stamp()
+
+    def _stamp(self) -> object:
+        if not self._path.is_file():
+            return None
+        found = self._path.stat()
+        return sha256_file(self._path) if self._by_content else (found.st_ino, found.st_mtime_ns)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the file was there before the job, and is what it was."""
+        return self._before is not None and self._before == self._stamp()
+
+
+def following(command: str, *words: object, **options: object) -> str:
+    """Returns a command line to copy, its words quoted for a shell; options that are None are left out."""
+    line = ["dive-fast", *command.split(), *map(str, words)]
+    for name, value in options.items():
+        line += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(line)
+
+
+def beside(out: Path | str, name: str) -> str:
+    """Returns the path or URL of `name` in the folder that holds `out`."""
+    if "://" in str(out):
+        return f"{str(out).rstrip('/').rpartition('/')[0]}/{name}"
+    return str(Path(out).parent / name)
+
+
+def finish(
+    text: str, summary: Mapping[str, Any], as_json: bool, *, failure: str = "", then: str = "", kept: bool = False
+) -> None:
+    """Prints the result for a reader and, if wanted, for a program: JSON on the last line.
+
+    `then` is the next command, and `kept` says that an earlier run had finished this job. Raises `DiveError` for a
+    `failure`, which the result shows; the command line then prints the JSON with the error.
+    """
     print(text)
+    if failure:
+        raise DiveError(failure, summary)
+    if kept:
+        print("finished by an earlier run; nothing has changed")
+    if then:
+        print(f"next: {then}")
     if as_json:
-        print(json.dumps(summary, sort_keys=True, default=str))
+        print(json_line(summary))
 
 
 def torch_device(device: str) -> str:

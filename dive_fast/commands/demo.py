@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Json, finish
+from dive_fast.commands.common import Json, LastFile, finish, following
 from dive_fast.experiments.config import DemoConfig
 from dive_fast.settings import Part
 
@@ -20,6 +20,8 @@ def demo(
     from dive_fast.outputs import PAGE, check_place
 
     check_place(out / PAGE_NAME, PAGE)
+    last = LastFile(out / PAGE_NAME)
     found = run_demo(out, config)
     summary = {"page": found.page, "result": found.result, "limits": found.limits}
-    finish(f"{found.result}\n{found.limits}\ndone: open {found.page}", summary, json)
+    then = following("report", out / "pairs", out=out / "gallery")
+    finish(f"{found.result}\n{found.limits}\ndone: open {found.page}", summary, json, then=then, kept=last.kept)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_export.options import CALIBRATION, BuildConfig, Fp8Config, GraphOptions
-from dive_fast.commands.common import Json, finish, log
+from dive_fast.commands.common import WITHOUT_DRY_RUN, Json, LastFile, beside, finish, following
 from dive_fast.io import write_json
+from dive_fast.progress import log
 from dive_fast.sampling.config import Sampling
 from dive_fast.settings import ImageSize, PositiveInt
 from dive_fast.types import InputError, to_dict
@@ -30,11 +31,17 @@ def export(
     """Export a fused model to an engine folder: ONNX opset 23, for onnxruntime and for dive-fast build."""
     from dive_export.artifact import export_engine
 
+    last = LastFile(out / "engine.json")
     spec = export_engine(model, out, rows_max, check, size=size, options=options)
     text = _describe(out, spec)
     if blocks:
         text = f"{_block_report(model, out)}\n{text}"
-    finish(text, {"engine": out, **to_dict(spec)}, json)
+    finish(text, {"engine": out, **to_dict(spec)}, json, then=_planning(out), kept=last.kept)
+
+
+def _planning(engine: Path) -> str:
+    """Returns the command that uses an engine folder next."""
+    return following("plan", model=engine, photos="folder:PHOTOS", out=beside(engine, "plan.json"))
 
 
 def _block_report(model: Path, out: Path) -> str:
@@ -73,10 +80,11 @@ def build(
 
     if dry_run:
         forecast = tensorrt.dry_run(engine, out, config)
-        finish(_forecast_table(forecast), {"engine": out, **to_dict(forecast)}, json)
+        finish(_forecast_table(forecast), {"engine": out, **to_dict(forecast)}, json, then=WITHOUT_DRY_RUN)
         return
+    last = LastFile(out / "engine.json")
     spec = tensorrt.build_engine(engine, out, config, log)
-    finish(_describe(out, spec), {"engine": out, **to_dict(spec)}, json)
+    finish(_describe(out, spec), {"engine": out, **to_dict(spec)}, json, then=_planning(out), kept=last.kept)
 
 
 def _forecast_table(forecast: Forecast) -> str:
@@ -102,8 +110,9 @@ def refit(
     """Put another adapter's weights into a refittable engine, without a build."""
     from dive_export import tensorrt
 
+    last = LastFile(out / "engine.json")
     spec = tensorrt.refit_engine(engine, weights, out, log)
-    finish(_describe(out, spec), {"engine": out, **to_dict(spec)}, json)
+    finish(_describe(out, spec), {"engine": out, **to_dict(spec)}, json, then=_planning(out), kept=last.kept)
 
 
 def quantize(
@@ -127,9 +136,10 @@ def quantize(
     if images % 2:
         raise InputError(f"--images must be even, got {images}: half set the scales, half measure the error")
     table = None if times is None else read_times(times)
+    last = LastFile(out / "engine.json")
     report = quantize_engine(engine, model, out, config, sampling, images, times=table, progress=log)
     text = (
         f"engine {out}: {len(report.quantised)} of {len(report.layers)} layers in FP8, "
         f"error {report.error:.1%} of {report.budget:.1%} allowed"
     )
-    finish(text, {"engine": out, **to_dict(report)}, json)
+    finish(text, {"engine": out, **to_dict(report)}, json, then=_planning(out), kept=last.kept)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Dataset, Device, Json, PhotoSet, finish, log, torch_device
+from dive_fast.commands.common import Dataset, Device, Json, PhotoSet, finish, torch_device
 from dive_fast.commands.reid_inputs import OtherPeople
 from dive_fast.data.sets import SET_HELP
+from dive_fast.progress import log
 from dive_fast.settings import PositiveInt
 from dive_fast.types import MODALITIES, InputError
 

@@ -9,7 +9,7 @@ from dive_fast.commands.common import Json, finish
 from dive_fast.environment.doctor import engine_names, rows, table
 from dive_fast.environment.packages import collect
 from dive_fast.settings import OneOf
-from dive_fast.types import DiveError, to_dict
+from dive_fast.types import to_dict
 
 
 def doctor(
@@ -18,10 +18,9 @@ def doctor(
 ) -> None:
     """Show what this machine can run, what it lacks, and the remedy; exits with 1 if an installed package is broken."""
     listed = rows(collect(Path.cwd()))
-    finish(table(listed), {"rows": [to_dict(row) for row in listed]}, json)
-    states = {row.name: row for row in listed}
-    if need is not None and states[need].state != "ok":
-        raise DiveError(f"{need} cannot run here: {states[need].value}")
+    needed = next((row for row in listed if row.name == need), None)
     broken = [row.name for row in listed if row.state == "broken"]
-    if broken:
-        raise DiveError(f"{', '.join(broken)}: installed but broken; the table has the remedy")
+    failure = f"{', '.join(broken)}: installed but broken; the table has the remedy" if broken else ""
+    if needed is not None and needed.state != "ok":
+        failure = f"{need} cannot run here: {needed.reason}"
+    finish(table(listed), {"rows": [to_dict(row) for row in listed]}, json, failure=failure)

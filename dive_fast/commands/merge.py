@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from dive_fast.commands.common import Dataset, Json, Overwrite, PhotoSet, finish, log
-from dive_fast.data.sets import SET_HELP
+from dive_fast.commands.common import Dataset, Json, LastFile, Overwrite, PhotoSet, beside, finish, following
+from dive_fast.data.sets import PAIRED, SET_HELP
 from dive_fast.merge import config as merging
+from dive_fast.progress import ProgressBar
 from dive_fast.settings import Reads
 from dive_fast.types import InputError
+from dive_fast.words import count
 
 SyntheticSet = Annotated[merging.Dataset, Reads(merging.parse_dataset, "PATH[,prefix=P]")]
 CameraName = Annotated[tuple[str, str], Reads(merging.parse_camera, "OLD=NEW")]
@@ -31,8 +33,6 @@ def merge(
     also gets that half. provenance.jsonl names the origin of every image. Example: dive-fast merge --real
     sysu:SYSU-MM01 --synthetic runs/pairs --same-people --layout agw --out runs/agw
     """
-    from tqdm import tqdm
-
     from dive_fast.merge.inputs import read_inputs
     from dive_fast.merge.plan import survey
     from dive_fast.merge.write import asked_for, finished_report
@@ -42,22 +42,26 @@ def merge(
         raise InputError("--camera names a camera twice; give each OLD=NEW once")
     config = replace(config, cameras=dict(camera))
     report = finished_report(out, asked_for(real, synthetic, config))
+    kept = report is not None
     if report is None:
-        with tqdm(desc="verify photos", unit="image") as bar:
+        with ProgressBar(desc="verify photos", unit="image") as bar:
             inputs = read_inputs(real, synthetic, config.layout, bar.update)
-        with tqdm(desc="check", unit="image") as bar:
+        with ProgressBar(desc="check", unit="image") as bar:
             decided = survey(inputs, config, bar.update)
-        with tqdm(total=decided.total, desc="merge", unit="image") as bar:
+        with ProgressBar(total=decided.total, desc="merge", unit="image") as bar:
             report = write(decided, out, bar.update)
-    else:
-        log(f"{out} is finished already")
-    finish(_text(out, report), {"out": out, **{k: report[k] for k in ("people", "train", "test", "converted")}}, json)
+    summary = {"out": out, **{k: report[k] for k in ("people", "train", "test", "converted")}}
+    native = f"{config.layout}:{out}"
+    then = following("reid train", real=native, out=beside(out, "reid")) if config.layout in PAIRED else ""
+    finish(_text(out, report), summary, json, then=then, kept=kept)
 
 
 def _text(out: Path, report: dict[str, Any]) -> str:
     counts = ", ".join(f"{row['images']:,} {row['kind']} {row['modality']}" for row in report["train"])
-    test = f"{report['test']:,} test images of {', '.join(report['test_of'])}" if report["test_of"] else "no test half"
-    return f"merged tree {out}: {report['people']:,} people to train on, images: {counts}; {test}"
+    test = "no test half"
+    if report["test_of"]:
+        test = f"{count(report['test'], 'test image')} of {', '.join(report['test_of'])}"
+    return f"merged tree {out}: {count(report['people'], 'person')} to train on, images: {counts}; {test}"
 
 
 def manifest(
@@ -68,10 +72,11 @@ def manifest(
     json: Json = False,
 ) -> None:
     """Write a dataset's manifest, with scores and dropped pairs, as a Parquet table (needs pyarrow)."""
-    from tqdm import tqdm
-
     from dive_fast.merge.table import write_parquet
 
-    with tqdm(desc="table", unit="pair") as bar:
+    last = LastFile(parquet)
+
+    with ProgressBar(desc="table", unit="pair") as bar:
         pairs = write_parquet(dataset, parquet, bar.update, overwrite)
-    finish(f"table {parquet}: {pairs:,} pairs of {dataset}", {"parquet": parquet, "pairs": pairs}, json)
+    text = f"table {parquet}: {count(pairs, 'pair')} of {dataset}"
+    finish(text, {"parquet": parquet, "pairs": pairs}, json, then=following("card", dataset), kept=last.kept)

@@ -8,22 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import (
+    WITHOUT_DRY_RUN,
     Adapter,
     Base,
     Device,
     Json,
+    LastFile,
     Overwrite,
     PhotoSet,
     Tokenizer,
+    beside,
     finish,
-    log,
+    following,
     torch_device,
 )
 from dive_fast.data.sets import SET_HELP, all_samples, read_sets
 from dive_fast.io import nearest
+from dive_fast.progress import log
 from dive_fast.settings import NonNegativeFloat
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.types import InputError, to_dict
+from dive_fast.words import count
 
 if TYPE_CHECKING:
     from dive_fast.train.photos import Photos
@@ -69,6 +74,7 @@ def personalize(
     from dive_fast.train.prepared import load_prepared
     from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
 
+    last = LastFile(out / "adapter.json")
     if plot is not None:
         import matplotlib  # noqa: F401  # a missing one is told before the training
 
@@ -88,14 +94,14 @@ def personalize(
         if not leading():
             return
     if dry_run:
-        finish(forecast.text(), to_dict(forecast), json)
+        finish(forecast.text(), to_dict(forecast), json, then=WITHOUT_DRY_RUN)
         return
     if plot is not None:
         with output_file(plot, PNG) as fresh:
             plot_curves(loss_curves(out), fresh)
     cameras = [camera.name for camera in adapter.cameras]
     finish(
-        f"adapter {out}: {len(adapter.identities):,} identities, cameras {', '.join(cameras)}",
+        f"adapter {out}: {count(len(adapter.identities), 'identity')}, cameras {', '.join(cameras)}",
         {
             "adapter": out,
             "identities": len(adapter.identities),
@@ -104,6 +110,8 @@ def personalize(
             "fingerprint": adapter.fingerprint,
         },
         json,
+        then=following("fuse", model=model, tokenizer=tokenizer, adapter=out, out=beside(out, "fused")),
+        kept=last.kept,
     )
 
 
@@ -148,11 +156,14 @@ def fuse(
     """Put an adapter's LoRA and identities into the weights of its base model."""
     from dive_fast import models
 
+    last = LastFile(out / "model_index.json")
     fused = models.fuse(models.load_bundle(model, tokenizer), models.load_adapter(adapter), scale)
     models.save_bundle(fused, out, overwrite=overwrite)
     identities = len(fused.prompts.identities) if fused.prompts else 0
     finish(
-        f"fused model {out}: {identities:,} identities, fingerprint {fused.fingerprint[:12]}",
+        f"fused model {out}: {count(identities, 'identity')}, fingerprint {fused.fingerprint[:12]}",
         {"model": out, "identities": identities, "fingerprint": fused.fingerprint},
         json,
+        then=following("export", model=out, out=beside(out, "engine")),
+        kept=last.kept,
     )

@@ -6,10 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dive_fast.commands.common import Base, Device, Json, PhotoSet, Tokenizer, finish, log, torch_device
+from dive_fast.commands.common import (
+    WITHOUT_DRY_RUN,
+    Base,
+    Device,
+    Json,
+    PhotoSet,
+    Tokenizer,
+    beside,
+    finish,
+    following,
+    torch_device,
+)
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.sets import SET_HELP, read_sets
+from dive_fast.progress import ProgressBar, log
 from dive_fast.types import to_dict
+from dive_fast.words import count
 
 if TYPE_CHECKING:
     from dive_fast.data.prepare import PreparePlan
@@ -48,25 +61,26 @@ def prepare(
         needed = _needed(plan, out, set(), bundle)
         listed = {name: [to_dict(row) for row in getattr(plan, name)] for name in ("read", "dropped")}
         finish(
-            f"{len(plan.images):,} images in {plan.shards:,} shards need at most {megabytes(needed)}",
+            f"{count(len(plan.images), 'image')} in {count(plan.shards, 'shard')} need at most {megabytes(needed)}",
             {"images": len(plan.images), "shards": plan.shards, "bytes": needed, **listed},
             json,
+            then=WITHOUT_DRY_RUN,
         )
         return
-    report = _make(plan, out, bundle)
-    finish(_text(out, report), {"out": out, **_summary(report)}, json)
+    report, kept = _make(plan, out, bundle)
+    learning = following("personalize", prepared=out, model=model, tokenizer=tokenizer, out=beside(out, "adapter"))
+    then = learning if report["latents"] else "the same command with --latents, which personalize requires"
+    finish(_text(out, report), {"out": out, **_summary(report)}, json, then=then, kept=kept)
 
 
 def _plan(photos: Sequence[PhotoSet], config: PrepareConfig) -> PreparePlan:
-    from tqdm import tqdm
-
     from dive_fast.data.counts import count_sets
     from dive_fast.data.filters import apply_filters
     from dive_fast.data.prepare import PreparePlan
 
     sets = read_sets(photos)
     total = sum(len(named.samples) for named in sets)
-    with tqdm(total=total, desc="sizes", unit="image", disable=not config.tall) as bar:
+    with ProgressBar(total=total, desc="sizes", unit="image", disable=not config.tall) as bar:
         left, dropped = apply_filters(sets, config, bar.update)
     return PreparePlan(tuple(left), tuple(count_sets(sets)), config, tuple(dropped))
 
@@ -83,10 +97,8 @@ def _needed(plan: PreparePlan, out: Path, finished: set[int], bundle: ModelBundl
     return needed
 
 
-def _make(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> dict[str, Any]:
-    """Packs, encodes and reports what is not there yet; gives what `prepared.json` says."""
-    from tqdm import tqdm
-
+def _make(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> tuple[dict[str, Any], bool]:
+    """Packs, encodes and reports what is not there yet; returns what `prepared.json` says, and whether all was there."""
     from dive_fast.data.prepare import check_space, claimed, finished_shards, pack
     from dive_fast.data.prepare import finish as write_report
     from dive_fast.data.prepared import open_prepared
@@ -94,19 +106,21 @@ def _make(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> dict[str,
     total = len(plan.images)
     with claimed(out, plan):
         finished = finished_shards(out, plan)
+        kept = len(finished) == plan.shards and (out / "prepared.json").is_file()
         check_space(out, _needed(plan, out, finished, bundle))
         done = sum(len(plan.shard(number)) for number in finished)
-        with tqdm(total=total, initial=done, desc="verify and pack", unit="image") as bar:
+        with ProgressBar(total=total, initial=done, desc="verify and pack", unit="image") as bar:
             pack(plan, out, finished, bar.update)
         if bundle is not None:
             from dive_fast.train.prepared import encode_shards, encoder_fingerprint, missing_latents
 
             todo = missing_latents(plan, out, set(range(plan.shards)), encoder_fingerprint(bundle))
+            kept = kept and not todo
             done = total - sum(len(plan.shard(number)) for number in todo)
-            with tqdm(total=total, initial=done, desc="encode", unit="image") as bar:
+            with ProgressBar(total=total, initial=done, desc="encode", unit="image") as bar:
                 encode_shards(plan, out, todo, bundle, bar.update)
         write_report(plan, out)
-    return open_prepared(out).report
+    return open_prepared(out).report, kept
 
 
 def _text(out: Path, report: dict[str, Any]) -> str:
@@ -116,13 +130,15 @@ def _text(out: Path, report: dict[str, Any]) -> str:
     lines = [table([Count(**row) for row in report["prepared"]])]
     damaged = [f"{image['set']}/{image['path']}" for image in report["damaged"]]
     if damaged:
-        lines.append(f"{len(damaged):,} damaged images are left out: {abbreviate(damaged)}; prepared.json says why")
+        lines.append(f"{count(len(damaged), 'damaged image')} left out: {abbreviate(damaged)}; prepared.json says why")
     if report["duplicates"]:
         groups = report["duplicates"]
-        lines.append(f"{len(groups):,} groups of images are the same byte for byte, first {abbreviate(groups[0])}")
+        lines.append(
+            f"{count(len(groups), 'group')} of images are the same byte for byte, first {abbreviate(groups[0])}"
+        )
     lines.append(
-        f"prepared set {out}: {report['images']:,} images of {report['identities']:,} people in "
-        f"{len(report['shards']):,} shards, {'with' if report['latents'] else 'without'} latents"
+        f"prepared set {out}: {count(report['images'], 'image')} of {count(report['identities'], 'person')} in "
+        f"{count(len(report['shards']), 'shard')}, {'with' if report['latents'] else 'without'} latents"
     )
     return "\n".join(lines)
 

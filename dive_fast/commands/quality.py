@@ -6,11 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dive_fast.commands.common import Dataset, Device, Json, Overwrite, PhotoSet, finish, log, torch_device
+from dive_fast.commands.common import (
+    Dataset,
+    Device,
+    Json,
+    LastFile,
+    Overwrite,
+    PhotoSet,
+    beside,
+    finish,
+    following,
+    torch_device,
+)
 from dive_fast.data.sets import SET_HELP
+from dive_fast.progress import log
 from dive_fast.quality.config import CardConfig, CompareConfig, FilterConfig, ScoreConfig
 from dive_fast.settings import ImageSize, PositiveInt
 from dive_fast.types import InputError, to_dict
+from dive_fast.words import count
 
 if TYPE_CHECKING:
     from dive_fast.quality.extractor import Extractor
@@ -32,15 +45,20 @@ def score(
     """Score every generated image by a ReID net that saw real images only; rerun to resume."""
     from dive_fast.quality.score import score_dataset
 
+    last = LastFile(dataset / "scores" / "scores.json")
     scored = score_dataset(dataset, net, real, train, config, overwrite=overwrite, device=torch_device(device))
     if (dataset / "filter.json").exists():
         log("note: the filter was made from older scores; run dive-fast filter again")
-    finish(_summary(dataset, scored), {"dataset": dataset, "pairs": scored["pairs"], "made": scored["made"]}, json)
+    summary = {"dataset": dataset, "pairs": scored["pairs"], "made": scored["made"]}
+    rules = {"keep_fraction": f"{config.scores[0]}=0.9"}
+    if "memorisation" in config.scores:
+        rules = {"max": "memorisation=calibrated"}
+    finish(_summary(dataset, scored), summary, json, then=following("filter", dataset, **rules), kept=last.kept)
 
 
 def _summary(dataset: Path, scored: dict[str, Any]) -> str:
     """Returns quantiles of each score beside those of real images, and the counts above thresholds."""
-    lines = [f"scores {dataset / 'scores'}: {scored['pairs']:,} pairs; median (5 % to 95 %), generated and real"]
+    lines = [f"scores {dataset / 'scores'}: {count(scored['pairs'], 'pair')}; median (5 % to 95 %), generated and real"]
     for name, sides in scored["made"].items():
         for side, made in sides.items():
             real = scored["real"].get(name, {}).get(side)
@@ -74,21 +92,25 @@ def filter_pairs(
     from dive_fast.quality.sidecar import read_metadata
 
     report = page or dataset / "scores" / "filter.html"
+    then = following("report", dataset, out=beside(dataset, "report"))
     if undo:
         if config.thresholds:
             raise InputError("filter: --undo goes with no threshold")
         back = remove_filter(dataset)
-        finish(f"dataset {dataset}: filter removed, {back:,} pairs return", {"dataset": dataset, "back": back}, json)
+        text = f"dataset {dataset}: filter removed, {count(back, 'pair')} back"
+        finish(text, {"dataset": dataset, "back": back}, json, then=then)
         return
     check_place(report, PAGE)
     record, tally = filter_dataset(dataset, config)
     with output_file(report, PAGE, overwrite or page is None) as fresh:
         write_filter_page(dataset, fresh, tally, read_metadata(dataset))
-    lines = [f"dataset {dataset}: {record['dropped']:,} of {record['pairs']:,} pairs are dropped; see {report}"]
+    lines = [f"dataset {dataset}: {record['dropped']:,} of {count(record['pairs'], 'pair')} dropped; see {report}"]
     lines += [f"{count:,} by {rule}" for rule, count in record["by_threshold"].items()]
-    lines += [f"{len(pids):,} identities have no {side} image left" for side, pids in record["identities_lost"].items()]
+    lines += [
+        f"{count(len(pids), 'identity')} without a {side} image" for side, pids in record["identities_lost"].items()
+    ]
     summary = {name: record[name] for name in ("pairs", "dropped", "by_threshold", "by_camera", "identities_lost")}
-    finish("\n".join(lines), {"dataset": dataset, "report": report, **summary}, json)
+    finish("\n".join(lines), {"dataset": dataset, "report": report, **summary}, json, then=then)
 
 
 def compare_sets(
@@ -118,7 +140,7 @@ def compare_sets(
     if lacking:
         log(f"note: too few images to compare for {', '.join(lacking)}, in the dataset or in the real sets")
     summary = {"dataset": dataset, "rows": [to_dict(row) for row in rows], "cameras_without_real": lacking}
-    finish(table(rows), summary, json)
+    finish(table(rows), summary, json, then=following("card", dataset))
 
 
 def _extractor(net: Path | None, script: Path | None, size: tuple[int, int], device: str, batch: int) -> Extractor:
@@ -142,4 +164,4 @@ def card(
     from dive_fast.quality.card import write_card
 
     path = write_card(dataset, config)
-    finish(f"card {path}", {"card": path}, json)
+    finish(f"card {path}", {"card": path}, json, then=following("pack", dataset, out=beside(dataset, "tars")))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from dive_fast.commands.common import Device, Json, PhotoSet, finish, log, torch_device
+from dive_fast.commands.common import Device, Json, LastFile, PhotoSet, beside, finish, following, torch_device
 from dive_fast.commands.reid_inputs import (
     Name,
     Permutations,
@@ -24,6 +24,7 @@ from dive_fast.commands.reid_inputs import (
 )
 from dive_fast.data.sets import READERS, SetSpec, parse_set
 from dive_fast.options import Changes
+from dive_fast.progress import log
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.settings import Part, PositiveInt, Reads
 from dive_fast.types import InputError
@@ -93,6 +94,7 @@ def compare(
     searched = test_set(test or SetSpec(real[0].layout, real[0].root, trial=real[0].trial))
     chosen, tables = protocol_from(searched, protocol, rules, permutations)
     query, gallery = test_sides(searched, chosen)
+    last = LastFile(out / "compare.json", by_content=True)
     run(
         arms,
         query,
@@ -110,11 +112,13 @@ def compare(
         workers=workers,
         cache=cache,
     )
-    show_comparison(out, json)
+    shown = out / arm[-1].name / f"seed-{seeds[0]}"
+    options = {"checkpoint": shown, "test": label(searched), "protocol": protocol, "out": beside(out, "show")}
+    show_comparison(out, json, following("reid show", **options), last.kept)
 
 
-def show_comparison(folder: Path, as_json: bool) -> None:
-    """Prints the table that a comparison left in `folder`, and its numbers."""
+def show_comparison(folder: Path, as_json: bool, then: str, kept: bool) -> None:
+    """Prints the table that a comparison left in `folder`, its numbers and the next command, as `finish` does."""
     from dive_fast.io import read_json
 
     record = read_json(folder / "compare.json", "comparison")
@@ -122,4 +126,5 @@ def show_comparison(folder: Path, as_json: bool) -> None:
     for arm in record["arms"]:
         if arm.get("significance") is not None:
             scores[arm["name"]]["verdict"] = arm["significance"]["verdict"]
-    finish((folder / "table.txt").read_text(encoding="utf-8").rstrip(), {"compare": folder, "arms": scores}, as_json)
+    table = (folder / "table.txt").read_text(encoding="utf-8").rstrip()
+    finish(table, {"compare": folder, "arms": scores}, as_json, then=then, kept=kept)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dive_fast.commands.common import PhotoSet, log
+from dive_fast.commands.common import PhotoSet
 from dive_fast.data.sets import PAIRED, SET_HELP, SetSpec, all_samples, read_set, read_sets
 from dive_fast.options import Changes
+from dive_fast.progress import log
 from dive_fast.reid.evaluation.protocols import Protocol, ProtocolName, read_permutations
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.reid.training.recipes import RECIPES, override, recipe

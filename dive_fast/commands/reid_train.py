@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dive_fast.commands.common import Device, Json, PhotoSet, finish, log, torch_device
+from dive_fast.commands.common import Device, Json, LastFile, PhotoSet, finish, following, torch_device
 from dive_fast.commands.reid_inputs import Real, Recipe, SamePeople, config_from, join_training, label
 from dive_fast.data.sets import PAIRED, SetSpec, read_set
 from dive_fast.options import Changes
+from dive_fast.progress import log
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.settings import PositiveInt
 from dive_fast.types import InputError
+from dive_fast.words import count
 
 if TYPE_CHECKING:
     from dive_fast.types import Sample
@@ -48,6 +50,7 @@ def train(
         raise InputError("nothing to train on; give --real, --synthetic or both")
     settings = config_from(recipe, config)
     chosen = torch_device(device)
+    last = LastFile(out / "reid.json")
     with process_group(chosen):
         leads = leading()  # one process speaks for all
         if leads and recipe != "pocket" and settings.model.weights is None:
@@ -70,17 +73,26 @@ def train(
             tensorboard=tensorboard,
         )
         if leads:
-            _report(read_json(out / "reid.json", "reid checkpoint"), out, json)
+            _report(read_json(out / "reid.json", "reid checkpoint"), out, json, _testing(out, real, recipe), last.kept)
 
 
-def _report(record: dict[str, Any], out: Path, as_json: bool) -> None:
+def _testing(out: Path, real: Sequence[SetSpec], recipe: str) -> str:
+    """Returns the command that tests a checkpoint on the test half of its first set with infrared."""
+    of = next((spec for spec in real if spec.paired), None)
+    if of is None:
+        return following("reid eval", checkpoint=out, test="sysu:PHOTOS")
+    protocol = of.layout if of.layout != "sysu" or recipe != "pocket" else None
+    return following("reid eval", checkpoint=out, test=label(of), protocol=protocol)
+
+
+def _report(record: dict[str, Any], out: Path, as_json: bool, then: str, kept: bool) -> None:
     summary = {"checkpoint": out, "images": record["images"], "identities": len(record["pids"])}
-    text = f"checkpoint {out}: {record['images']:,} images of {len(record['pids']):,} identities"
+    text = f"checkpoint {out}: {count(record['images'], 'image')} of {count(len(record['pids']), 'identity')}"
     if "best" in record:
         best, people = record["best"], len(record["validation"]["people"])
         summary["best"] = {"step": best["step"], "map": best["val_map"]}
-        text += f"; best at step {best['step']:,}: mAP {best['val_map']:.2f} on {people} people held out"
-    finish(text, summary, as_json)
+        text += f"; best at step {best['step']:,}: mAP {best['val_map']:.2f} on {count(people, 'person')} held out"
+    finish(text, summary, as_json, then=then, kept=kept)
 
 
 def _validation_samples(spec: SetSpec) -> list[Sample]:

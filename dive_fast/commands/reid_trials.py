@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from dive_fast.commands.common import Device, Json, PhotoSet, finish, torch_device
+from dive_fast.commands.common import Device, Json, LastFile, PhotoSet, finish, torch_device
 from dive_fast.commands.reid_inputs import Recipe, Rerank, config_from
 from dive_fast.options import Changes
 from dive_fast.reid.training.config import ReidConfig
@@ -27,8 +27,9 @@ def trials(
 ) -> None:
     """Train and test RegDB's ten models, one per trial; rerun to resume."""
     from dive_fast.reid.evaluation.rerank import RerankConfig
-    from dive_fast.reid.evaluation.trials import DIRECTIONS, run_trials
+    from dive_fast.reid.evaluation.trials import DIRECTIONS, REPORT, run_trials
 
+    last = LastFile(out / REPORT, by_content=True)
     report = run_trials(
         real,
         config_from(recipe, config),
@@ -39,4 +40,4 @@ def trials(
         dataset=f"regdb:{real.root}",
         device=torch_device(device),
     )
-    finish(report.describe(), to_dict(report), json)
+    finish(report.describe(), to_dict(report), json, kept=last.kept)

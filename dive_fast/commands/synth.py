@@ -12,19 +12,23 @@ from dive_fast.commands.common import (
     Device,
     EnginePrecision,
     Json,
+    LastFile,
     Overwrite,
     PhotoSet,
     PresetName,
     Threads,
+    beside,
     finish,
-    log,
+    following,
 )
-from dive_fast.data.names import abbreviate
+from dive_fast.data.names import abbreviate, prefix_hint
 from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
+from dive_fast.progress import ProgressBar, log
 from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
-from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveInt, Reads
-from dive_fast.types import MODALITIES, DiveError, InputError, PairMode, to_dict
+from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveFloat, PositiveInt, Reads
+from dive_fast.types import MODALITIES, USUAL_MODE, InputError, PairMode, to_dict
+from dive_fast.words import count, duration
 
 if TYPE_CHECKING:
     from dive_fast.models import PromptTable
@@ -40,7 +44,7 @@ def plan(
         PairMode,
         "real-rgb: a real photo and a generated infrared image; synthetic: both sides generated from one noise; "
         "photo-guided: as real-rgb, and the infrared image starts from the photo and keeps its pose.",
-    ] = "real-rgb",
+    ] = USUAL_MODE,
     photos: Annotated[PhotoSet | None, f"RGB photos, required unless the mode is synthetic: {SET_HELP}"] = None,
     pids: Annotated[tuple[str, ...], "Identities; by default all that the model knows (and that have photos)."] = (),
     ir: Annotated[tuple[str, ...], "Infrared cameras; by default all."] = (),
@@ -64,11 +68,15 @@ def plan(
         Path | None,
         'JSON file of single identities: {"0001": {"pairs": 36, "ir": ["cam3"]}, ...}; pairs 0 leaves one out.',
     ] = None,
+    rate: Annotated[
+        PositiveFloat | None, "Images/s that dive-fast bench measured of the engine, to forecast the time."
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Plan which pairs to generate: identity, cameras, seed and photo of each."""
     from dive_fast.synth import make_plan, save_plan
+    from dive_fast.synth.forecast import forecast
     from dive_fast.synth.plan import read_overrides
 
     if (photos is None) != (mode == "synthetic"):
@@ -104,11 +112,12 @@ def plan(
         image_format=image_format,
         overrides=None if overrides is None else read_overrides(overrides),
     )
+    last = LastFile(out)
     save_plan(made, out, overwrite)
-    identities = len(made.identities)
+    identities, cost = len(made.identities), forecast(made, rate)
     finish(
-        f"plan {out}: {len(made.pairs):,} pairs of {identities:,} identities in {made.shards:,} shards"
-        f"{'' if required is None else f', for {required} engines'}",
+        f"plan {out}: {count(len(made.pairs), 'pair')} of {count(identities, 'identity')} in "
+        f"{count(made.shards, 'shard')}{'' if required is None else f', for {required} engines'}\n{cost.describe()}",
         {
             "plan": out,
             "plan_id": made.plan_id,
@@ -116,8 +125,11 @@ def plan(
             "identities": identities,
             "shards": made.shards,
             "unreadable": unreadable,
+            **to_dict(cost),
         },
         json,
+        then=following("synth", plan=out, engine=model, out=beside(out, "pairs")),
+        kept=last.kept,
     )
 
 
@@ -155,7 +167,10 @@ def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | N
     pictured = {sample.pid for sample in photos}
     usable = [pid for pid in known if pid in pictured]
     if not usable:
-        raise InputError(f"none of the {len(pictured):,} identities in --photos is one of the model's {len(known):,}")
+        raise InputError(
+            f"none of the {len(pictured):,} identities in --photos is one of the model's {len(known):,}"
+            f"{prefix_hint(pictured, known)}"
+        )
     if len(usable) < len(pictured):
         log(f"note: {len(pictured) - len(usable):,} identities with photos are unknown to the model and left out")
     return usable
@@ -163,13 +178,11 @@ def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | N
 
 def _readable(samples: Sequence[Sample], pids: set[str]) -> tuple[list[Sample], list[str]]:
     """Decodes the RGB photos of the identities and returns those that can be used, and the reasons against the others."""
-    from tqdm import tqdm
-
     from dive_fast.data.images import image_problem
     from dive_fast.data.pool import in_order
 
     wanted = [sample for sample in samples if sample.pid in pids and sample.modality == "rgb"]
-    with tqdm(
+    with ProgressBar(
         in_order(lambda sample: image_problem(sample.path), wanted),
         total=len(wanted),
         desc="check photos",
@@ -178,7 +191,7 @@ def _readable(samples: Sequence[Sample], pids: set[str]) -> tuple[list[Sample], 
         checked = list(found)
     unreadable = [text for _, text in checked if text is not None]
     if unreadable:
-        log(f"note: {len(unreadable):,} of {len(wanted):,} photos are left out: {abbreviate(unreadable)}")
+        log(f"note: {len(unreadable):,} of {count(len(wanted), 'photo')} left out: {abbreviate(unreadable)}")
     return [sample for sample, text in checked if text is None], unreadable
 
 
@@ -246,15 +259,17 @@ def synth(
         summary = synthesize(planned, opened, out, rows, shards=part, check=check)
     if summary.rejected:
         log(
-            f"note: {summary.rejected:,} pairs are rejected, as {len(summary.lost):,} photos could not be read "
-            f"({abbreviate(summary.lost)}); bring the photos, then synth --check makes these pairs"
+            f"note: {count(summary.rejected, 'pair')} rejected, as {count(len(summary.lost), 'photo')} could not be read "
+            f"({abbreviate(summary.lost)}); bring the photos, then synth --check makes the pairs"
         )
     rest = "" if summary.finished else "; other parts of the plan are not finished yet"
     finish(
-        f"dataset {out}: {summary.pairs:,} pairs; made {summary.images:,} images in {summary.seconds:.1f} s, "
-        f"{summary.images_per_second:.2f} images/s{rest}",
+        f"dataset {out}: {count(summary.pairs, 'pair')}; made {count(summary.images, 'image')} in "
+        f"{duration(summary.seconds)}, {summary.images_per_second:.2f} images/s{rest}",
         {"dataset": out, **to_dict(summary)},
         json,
+        then=following("verify", out) if summary.finished else "",
+        kept=summary.finished and summary.resumed_shards == summary.shards,
     )
 
 
@@ -279,28 +294,26 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check a dataset against its plan and hashes; exits with 1 and lists the problems if there are any."""
-    from tqdm import tqdm
-
     from dive_fast.synth import verify as check
     from dive_fast.synth.folder import open_store, store_plan
 
     store = open_store(dataset)
     plan = store_plan(store)
-    with tqdm(total=len(plan.pairs), unit="pair", desc="verify") as bar:
+    with ProgressBar(total=len(plan.pairs), unit="pair", desc="verify") as bar:
         health = check.verify(store, plan, bar.update)
     lines = [*health.problems, *([f"and {rest:,} more"] if (rest := health.found - len(health.problems)) > 0 else [])]
     if health.incomplete:
         pid, sides = next(iter(health.incomplete.items()))
         counts = ", ".join(f"{side} {made:,} of {planned:,}" for side, (made, planned) in sides.items())
-        lines.append(f"{len(health.incomplete):,} identities are incomplete, first {pid}: {counts}")
+        lines.append(f"{count(len(health.incomplete), 'identity')} incomplete, first {pid}: {counts}")
     if health.rejected:
         lines.append(
-            f"{health.rejected:,} pairs are rejected, as their photos could not be read; bring the photos, then synth "
-            "--check makes these pairs"
+            f"{count(health.rejected, 'pair')} rejected, as photos could not be read; bring the photos, then synth --check "
+            "makes the pairs"
         )
     removed = check.repair(store, health) if repair else 0
     if removed:
-        lines.append(f"removed {removed:,} damaged files; run synth again, which generates only those again")
+        lines.append(f"removed {count(removed, 'damaged file')}; run synth again, which generates only what is missing")
     text = "\n".join(lines) or f"dataset {dataset} is whole: every planned pair is there and unchanged"
     finish(
         text,
@@ -314,9 +327,15 @@ def verify(
             "removed": removed,
         },
         json,
+        failure="" if health.whole else f"dataset {dataset}: {count(health.found, 'problem')}, listed above",
+        then=_after_verify(dataset),
     )
-    if not health.whole:
-        raise DiveError(f"dataset {dataset}: {health.found:,} problem(s), listed above")
+
+
+def _after_verify(dataset: str) -> str:
+    if "://" in dataset:
+        return following("pack", dataset, out=beside(dataset, "tars"))
+    return following("report", dataset, out=beside(dataset, "report"))
 
 
 def pack(
@@ -326,8 +345,6 @@ def pack(
     json: Json = False,
 ) -> None:
     """Write a dataset as WebDataset tars, one per shard, without the pairs that a filter dropped."""
-    from tqdm import tqdm
-
     from dive_fast.synth.folder import open_store, store_plan
     from dive_fast.synth.manifest import dropped
     from dive_fast.synth.pack import pack as write
@@ -335,6 +352,8 @@ def pack(
     source = open_store(dataset)
     plan = store_plan(source)
     left_out = set() if "://" in dataset else dropped(dataset)
-    with tqdm(total=len(plan.pairs), unit="pair", desc="pack") as bar:
+    with ProgressBar(total=len(plan.pairs), unit="pair", desc="pack") as bar:
         counts = write(source, plan, open_store(out), left_out, bar.update)
-    finish(f"tars {out}: {counts['pairs']:,} pairs in {counts['tars']:,} tars", {"out": out, **counts}, json)
+    then = "" if "://" in dataset else following("card", dataset)
+    text = f"tars {out}: {count(counts['pairs'], 'pair')} in {count(counts['tars'], 'tar')}"
+    finish(text, {"out": out, **counts}, json, then=then)

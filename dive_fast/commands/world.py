@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Device, Json, Overwrite, finish, log, torch_device
+from dive_fast.commands.common import Device, Json, LastFile, Overwrite, beside, finish, following, torch_device
 from dive_fast.experiments.config import StudyConfig
+from dive_fast.progress import log
 from dive_fast.settings import NonNegativeInt, Part, Within
+from dive_fast.words import count
 from dive_fast.world.base.config import BaseTrainConfig, TaggerConfig
 from dive_fast.world.config import WorldSpec
 
@@ -20,8 +22,11 @@ def make(
     """Render a SYSU-MM01 tree, a Market-1501 tree and the true infrared that a real city lacks; rerun to resume."""
     from dive_fast.world.trees import build_world
 
+    last = LastFile(out / "world.json")
     images = build_world(out, spec, progress=True)
-    finish(f"world {out}: {images:,} images", {"world": out, "images": images}, json)
+    then = following("fuse", adapter="pocket", out=beside(out, "fused"))
+    text = f"world {out}: {count(images, 'image')} made"
+    finish(text, {"world": out, "images": images}, json, then=then, kept=last.kept)
 
 
 def sheet(
@@ -40,7 +45,8 @@ def sheet(
     with output_file(out, PNG, overwrite) as fresh:
         picture = identity_sheet(seed, pids, zoom=zoom)
         atomic_encode(fresh, lambda stream: picture.save(stream, "PNG"))
-    finish(f"sheet {out}: {len(pids)} identities", {"sheet": out, "people": len(pids)}, json)
+    then = following("world make", out=beside(out, "world"), seed=seed or None)
+    finish(f"sheet {out}: {count(len(pids), 'identity')}", {"sheet": out, "people": len(pids)}, json, then=then)
 
 
 def train_base(
@@ -58,11 +64,13 @@ def train_base(
     from dive_fast.world.base import train
 
     check_place(out, is_written_here)
+    last = LastFile(out / "model_index.json")
     chosen = torch_device(device)
     with process_group(chosen):
         report = train.train_base(config, out, work, chosen, overwrite)
         if leading():
-            finish(f"base model {out}", {"model": out, "autoencoder": report}, json)
+            then = following("demo", model=out, adapter="none", out=beside(out, "demo"))
+            finish(f"base model {out}", {"model": out, "autoencoder": report}, json, then=then, kept=last.kept)
 
 
 def train_tagger(
@@ -77,8 +85,12 @@ def train_tagger(
     from dive_fast.world.base import tagger_train
 
     check_place(out, holds("tagger.json"))
+    last = LastFile(out / "tagger.json")
     report = tagger_train.train_tagger(config, out, work, overwrite)
-    finish(f"tagger {out}: {report['right']:.0%} of words right", {"tagger": out, **report}, json)
+    options = {"words_from": out, "phrase": "pocket", "photos": "folder:PHOTOS"}
+    then = following("personalize", **options, out=beside(out, "adapter"))
+    text = f"tagger {out}: {report['right']:.0%} of words right"
+    finish(text, {"tagger": out, **report}, json, then=then, kept=last.kept)
 
 
 def study(
@@ -90,9 +102,11 @@ def study(
     from dive_fast.commands.reid_compare import show_comparison
     from dive_fast.experiments.study import run_study
 
+    last = LastFile(out / "compare" / "compare.json", by_content=True)
     result = run_study(config, out)
-    show_comparison(out / "compare", json)
+    folders = {"world": out / "world", "pairs": out / "pairs", "model": config.model, "scorer": out / "scorer"}
     for point in result["curve"]:
         log(f"paired-only after {point['steps']:,} steps: mAP {point['map']:.1f}")
     cost = ", ".join(f"{stage} {seconds:,.0f}" for stage, seconds in result["seconds"].items())
     log(f"{sum(result['seconds'].values()):,.0f} seconds in all runs: {cost}")
+    show_comparison(out / "compare", json, following("world quality", **folders), last.kept)

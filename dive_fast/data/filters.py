@@ -12,6 +12,7 @@ from dive_fast.data.config import PrepareConfig
 from dive_fast.data.images import header_size
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.data.sets import NamedSet
+from dive_fast.words import count
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Dropped:
     identities: tuple[str, ...]
 
     def sentence(self) -> str:
-        text = f"{self.set}: {len(self.images):,} images left out, {self.rule}"
-        people = f"{len(self.identities):,} people ({abbreviate(self.identities)})"
+        text = f"{self.set}: {count(len(self.images), 'image')} left out, {self.rule}"
+        people = f"{count(len(self.identities), 'person')} ({abbreviate(self.identities)})"
         return f"{text}, nothing is left of {people}" if self.identities else text
 
 

@@ -20,7 +20,7 @@ from dive_fast.types import InputError, Sample
 
 MarketSplit = Literal["train", "query", "gallery", "gt_bbox"]
 
-_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test", "gt_bbox": "gt_bbox"}
+FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test", "gt_bbox": "gt_bbox"}
 _NAME = re.compile(r"(-?\d+)_c(\d)s(\d)_(\d+)_(\d+)")
 _JUNK, _BACKGROUND = -1, 0
 _EXPECTED = "Market-1501's layout: bounding_box_train/0002_c1s1_000451_03.jpg, query/, bounding_box_test/"
@@ -32,8 +32,8 @@ def read_market(root: Path | str, split: MarketSplit = "train", camera: str = "c
     Junk boxes (-1) are never returned, background boxes (0) only in the gallery, as distractors. Raises `InputError` for a
     missing or empty folder and for an image with another kind of name.
     """
-    require_split("Market", split, tuple(_FOLDERS))
-    folder = Path(root) / _FOLDERS[split]
+    require_split("Market", split, tuple(FOLDERS))
+    folder = Path(root) / FOLDERS[split]
     require_folder(folder, _EXPECTED)
     if split == "gt_bbox":
         warnings.warn(

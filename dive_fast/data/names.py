@@ -8,7 +8,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from dive_fast.data.files import read_plain
@@ -39,6 +39,7 @@ _PID_BYTES = 180  # a file's name has 255: some layouts put a camera and numbers
 
 _NOTES = (".txt", ".json", ".xml", ".csv", ".md", ".html", ".log", ".yaml", ".yml")
 _LIST_BYTES = 1 << 28
+_GUESSED = 100  # identities that a prefix is guessed from
 
 
 def canonical_pid(name: str, where: str) -> str:
@@ -69,6 +70,13 @@ def _is_pid(name: str) -> bool:
 def _is_letter(sign: str) -> bool:
     """Whether a character is a letter, a digit, or a mark that belongs to the letter before it."""
     return sign.isalnum() or unicodedata.category(sign)[0] == "M"
+
+
+def prefix_hint(pids: Iterable[str], known: Collection[str]) -> str:
+    """A hint for identities that are `known` under longer names: the prefix that makes the most of them known; else ""."""
+    few = sorted(set(pids))[:_GUESSED]
+    found = Counter(name.removesuffix(pid) for pid in few for name in known if name.endswith(pid) and name != pid)
+    return f"; is their set's prefix missing, as prefix={found.most_common(1)[0][0]}?" if found else ""
 
 
 def is_number(name: str) -> bool:

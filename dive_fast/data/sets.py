@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dive_fast.data.folder import read_folder
 from dive_fast.data.llcm import read_llcm
-from dive_fast.data.market import read_market
+from dive_fast.data.market import FOLDERS, read_market
 from dive_fast.data.msmt17 import read_msmt17
 from dive_fast.data.names import abbreviate, canonical_pid, natural_key
 from dive_fast.data.regdb import read_regdb
@@ -25,7 +27,9 @@ from dive_fast.types import InputError, Sample
 class Reader:
     """One layout: `read(root, **keys)` gives its samples; `keys` are what it takes of split, camera and trial.
 
-    `paired` layouts have infrared images. `split` is the default: the one that a generator learns from.
+    `paired` layouts have infrared images. `split` is the default: the one that a generator learns from. `marks` are files
+    and folders that a root has, by which it is recognised. `folders` has the split of each folder that may be named in
+    place of the root.
     """
 
     read: Callable[..., list[Sample]]
@@ -33,21 +37,31 @@ class Reader:
     split: str
     keys: tuple[str, ...]
     help: str
+    marks: tuple[str, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)
 
 
+_MARKET = {folder: split for split, folder in FOLDERS.items() if split != "gt_bbox"}
 READERS = {
-    "sysu": Reader(read_sysu, True, "trainval", ("split",), "SYSU-MM01's tree"),
-    "regdb": Reader(read_regdb, True, "train", ("split", "trial"), "RegDB's folders and idx lists"),
-    "llcm": Reader(read_llcm, True, "train", ("split",), "LLCM's folders and idx lists"),
-    "market": Reader(read_market, False, "train", ("split", "camera"), "Market-1501's file names"),
+    "sysu": Reader(read_sysu, True, "trainval", ("split",), "SYSU-MM01's tree", ("cam1", "exp")),
+    "regdb": Reader(
+        read_regdb, True, "train", ("split", "trial"), "RegDB's folders and idx lists", ("Visible", "Thermal")
+    ),
+    "llcm": Reader(read_llcm, True, "train", ("split",), "LLCM's folders and idx lists", ("idx", "test_vis")),
+    "market": Reader(
+        read_market, False, "train", ("split", "camera"), "Market-1501's file names", (FOLDERS["train"],), _MARKET
+    ),
     "market-gt-bbox": Reader(
         partial(read_market, split="gt_bbox"),
         False,
         "gt_bbox",
         ("camera",),
         "Market-1501's gt_bbox; has test identities",
+        folders={FOLDERS["gt_bbox"]: "gt_bbox"},
     ),
-    "msmt17": Reader(read_msmt17, False, "trainval", ("split", "camera"), "MSMT17's lists, V1 or V2"),
+    "msmt17": Reader(
+        read_msmt17, False, "trainval", ("split", "camera"), "MSMT17's lists, V1 or V2", ("list_train.txt",)
+    ),
     "folder": Reader(read_folder, False, "all", ("camera",), "one folder per identity"),
 }
 PAIRED = tuple(layout for layout, reader in READERS.items() if reader.paired)
@@ -111,15 +125,17 @@ SET_HELP = set_help()
 
 
 def parse_set(text: str, layouts: Sequence[str] = ()) -> SetSpec:
-    """Parses "LAYOUT:PATH[,prefix=P][,camera=C][,split=S][,trial=N]"; `layouts` restricts the layouts (none: all).
+    """Parses `LAYOUT:PATH[,prefix=P][,camera=C][,split=S][,trial=N]`; `layouts` restricts the layouts (none: all).
 
-    Only these keys end a path, so a path may hold commas and colons. Raises `InputError` for any other form and for a key
-    that the layout does not take.
+    The path may name one of the layout's `Reader.folders` in place of the root. Only these keys end a path, so it may hold
+    commas and colons. Raises `InputError` for any other form and for a key that the layout does not take.
     """
     match = re.fullmatch(r"([\w-]+):(.+?)((?:,(?:prefix|camera|split|trial)=[^,]*)*)", text)
     layouts, shown = layouts or tuple(READERS), brief(repr(text), 80)
     if not match or match[1] not in layouts:
-        raise InputError(f"set {shown} is not LAYOUT:PATH[,KEY=VALUE ...] with a layout of {', '.join(layouts)}")
+        raise InputError(
+            f"set {shown} is not LAYOUT:PATH[,KEY=VALUE ...] with a layout of {', '.join(layouts)}{_guess(text, layouts)}"
+        )
     pairs = [option.split("=", 1) for option in match[3].split(",")[1:]]
     options, allowed = dict(pairs), ("prefix", *READERS[match[1]].keys)
     for name, value in pairs:
@@ -130,7 +146,27 @@ def parse_set(text: str, layouts: Sequence[str] = ()) -> SetSpec:
     trial = options.pop("trial", "1")
     if not trial.isdecimal() or len(trial) > 9:
         raise InputError(f"set {shown}: trial is a whole number, got {brief(repr(trial), 80)}")
-    return SetSpec(match[1], Path(match[2]), trial=int(trial), **options)
+    root, folders = Path(match[2]), READERS[match[1]].folders
+    if root.name in folders and options.get("split", folders[root.name]) == folders[root.name]:
+        if "split" in allowed:
+            options["split"] = folders[root.name]
+        root = root.parent
+    return SetSpec(match[1], root, trial=int(trial), **options)
+
+
+def _guess(text: str, layouts: Sequence[str]) -> str:
+    """A hint for a set whose layout is missing or misspelled: the layout that the folder has, or the nearest name."""
+    layout, colon, rest = text.partition(":")
+    if colon and (near := get_close_matches(layout, layouts, 1)):
+        return f". Do you mean {near[0]}:{brief(rest, 80)}?"
+    root, comma, keys = text.partition(",")
+    for name in layouts:
+        reader = READERS[name]
+        place = Path(root).parent if Path(root).name in reader.folders else Path(root)
+        if reader.marks and all(os.path.exists(place / mark) for mark in reader.marks):
+            return f". Do you mean {name}:{brief(text, 80)}?"
+    found = "folder" in layouts and os.path.isdir(root)
+    return f". Do you mean folder:{brief(text, 80)}?" if found else ""
 
 
 def _reader(spec: SetSpec) -> Reader:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dive_fast.engines.registry import BACKENDS
-from dive_fast.environment.packages import Machine, known_packages
+from dive_fast.environment.packages import Machine, Wanted, known_packages
 
 GIB = 1 << 30
 RTX_BUILD, TRITON = "tensorrt-rtx-build", "triton-kernels"  # what is no backend, and has a row
@@ -22,6 +22,11 @@ class Row:
     state: Literal["ok", "no", "broken"]
     value: str
     remedy: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Value and remedy in one text."""
+        return "; ".join(filter(None, [self.value, self.remedy]))
 
 
 def rows(machine: Machine) -> list[Row]:
@@ -38,8 +43,7 @@ def table(listed: Iterable[Row]) -> str:
         if row.area != area:
             area = row.area
             lines.append(area)
-        remedy = f"; {row.remedy}" if row.remedy else ""
-        lines.append(f"  {row.state:<7} {row.name:<21} {row.value}{remedy}")
+        lines.append(f"  {row.state:<7} {row.name:<21} {row.reason}")
     return "\n".join(lines)
 
 
@@ -57,19 +61,19 @@ def _machine_rows(machine: Machine) -> list[Row]:
     if machine.gpus:
         driver = f" (driver for CUDA {machine.driver})" if machine.driver else ""
         return [*listed, Row("machine", "gpu", "ok", ", ".join(machine.gpus) + driver)]
-    return [*listed, Row("machine", "gpu", "no", machine.gpu_problem or "none found")]
+    remedy = "a GPU needs NVIDIA's driver, and a container the option that shows it, as --gpus all"
+    return [*listed, Row("machine", "gpu", "no", machine.gpu_problem or "none found", remedy)]
 
 
 def _package_rows(machine: Machine) -> list[Row]:
     listed = []
     for name, wanted in known_packages().items():
         package = machine.packages.get(name)
-        install = f"pip install 'dive-fast[{wanted.extra}]'" if wanted.extra else "pip install dive-fast"
         if package is None:
-            listed.append(Row("packages", name, "no", "not installed", install))
+            listed.append(Row("packages", name, "no", "not installed", _install(wanted)))
         elif package.error:
-            again = f"reinstall it: pip install --force-reinstall {name}"
-            listed.append(Row("packages", name, "broken", f"{package.version}, import fails: {package.error}", again))
+            value = f"{package.version}, import fails: {package.error}"
+            listed.append(Row("packages", name, "broken", value, _reinstall(name)))
         else:
             listed.append(Row("packages", name, "ok", package.version))
     if {"onnxruntime", "onnxruntime-gpu"} <= set(machine.packages):
@@ -89,18 +93,24 @@ def _engine_rows(machine: Machine) -> list[Row]:
     """Each backend on each of its devices, and what else runs on a GPU, with every reason why it cannot."""
     no_gpu = [] if machine.gpus else ["no GPU (see machine)"]
     device = [*no_gpu, machine.torch_problem] if machine.torch_problem else no_gpu
-    reasons: dict[str, list[str]] = {}
+    listed = []
     for row in BACKENDS.values():
         missing = _missing(machine, row.packages)
         for where in row.devices:
             gpu = [] if where == "cpu" else device if "torch" in row.packages else no_gpu
-            reasons[row.on(where)] = [*missing, *gpu, *machine.refusals.get(row.on(where), ())]
-    reasons[RTX_BUILD] = _missing(machine, ["tensorrt-rtx"])
-    reasons[TRITON] = [*_missing(machine, ["triton"]), *device]
+            listed.append(_engine_row(row.on(where), missing, [*gpu, *machine.refusals.get(row.on(where), ())]))
     return [
-        Row("engines", name, "no" if why_not else "ok", "; ".join(dict.fromkeys(why_not)) or "can run")
-        for name, why_not in reasons.items()
+        *listed,
+        _engine_row(RTX_BUILD, _missing(machine, ["tensorrt-rtx"]), []),
+        _engine_row(TRITON, _missing(machine, ["triton"]), device),
     ]
+
+
+def _engine_row(name: str, missing: dict[str, str], reasons: Iterable[str]) -> Row:
+    """A row with every reason against it: packages as `_missing` gives them, and what else."""
+    why_not = [*missing, *dict.fromkeys(reasons)]
+    remedies = "; ".join(dict.fromkeys(missing.values()))
+    return Row("engines", name, "no" if why_not else "ok", "; ".join(why_not) or "can run", remedies)
 
 
 def engine_names() -> tuple[str, ...]:
@@ -108,17 +118,25 @@ def engine_names() -> tuple[str, ...]:
     return (*(row.on(device) for row in BACKENDS.values() for device in row.devices), RTX_BUILD, TRITON)
 
 
-def _missing(machine: Machine, names: Iterable[str]) -> list[str]:
-    """Why packages cannot be used, each with the remedy; another distribution of the same module serves as well."""
+def _missing(machine: Machine, names: Iterable[str]) -> dict[str, str]:
+    """Why packages cannot be used, and the remedy of each; another distribution of the same module serves as well."""
     known = known_packages()
     working = {known[name].module for name, package in machine.packages.items() if name in known and not package.error}
-    found = []
+    found = {}
     for name in names:
         if known[name].module not in working:
             package = machine.packages.get(name)
-            install = f"not installed, pip install 'dive-fast[{known[name].extra}]'"
-            found.append(f"{name}: " + (f"import fails ({package.error})" if package else install))
+            reason = f"{name}: " + (f"import fails ({package.error})" if package else "not installed")
+            found[reason] = _reinstall(name) if package else _install(known[name])
     return found
+
+
+def _install(wanted: Wanted) -> str:
+    return f"pip install 'dive-fast[{wanted.extra}]'" if wanted.extra else "pip install dive-fast"
+
+
+def _reinstall(name: str) -> str:
+    return f"reinstall it: pip install --force-reinstall {name}"
 
 
 def _asset_rows(machine: Machine) -> list[Row]:
@@ -136,7 +154,7 @@ def _kernel_row(machine: Machine) -> Row:
     if found is None:
         return Row("assets", name, "no", "none, Triton and NVRTC compile at first use", "make kernels compiles them")
     if found.error:
-        return Row("assets", name, "broken", found.error)
+        return Row("assets", name, "broken", found.error, "make kernels compiles them again")
     skipped = f"; skipped: {', '.join(found.skipped)}" if found.skipped else ""
     chips = ", ".join(f"sm_{architecture}" for architecture in found.architectures)
     value = f"{found.count} for {chips}{skipped}" if found.count else f"none{skipped}"

@@ -31,6 +31,8 @@ class Wanted:
 PACKAGES = {
     "numpy": Wanted("numpy", None),
     "pillow": Wanted("PIL.Image", None),
+    "jinja2": Wanted("jinja2", None),
+    "tqdm": Wanted("tqdm", None),
     **{name: Wanted(module, "torch") for name, module in TORCH.items()},
     "safetensors": Wanted("safetensors", "torch"),
     "peft": Wanted("peft", "train"),

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from dive_fast.data.images import open_image, photo_pixels
 from dive_fast.data.market import read_market
 from dive_fast.data.sysu import read_sysu
 from dive_fast.engines import Engine
 from dive_fast.io import atomic_encode, read_jsonl
+from dive_fast.progress import ProgressBar
 from dive_fast.types import InputError, Sample
 from dive_fast.world.trees import INFRARED
 
@@ -81,7 +81,7 @@ def autoencoded_infrared(engine: Engine, truth: Sequence[Sample], out: Path) -> 
     made = [Sample(out / s.camera / s.pid / f"{s.path.stem}.png", s.pid, s.camera, "synthetic", "ir") for s in truth]
     missing = [(s.path, own.path) for s, own in zip(truth, made, strict=True) if not own.path.exists()]
     rows = min(_ROWS, engine.spec.profile.rows_max)
-    for start in tqdm(range(0, len(missing), rows), desc="autoencoder", unit="batch", disable=not missing):
+    for start in ProgressBar(range(0, len(missing), rows), desc="autoencoder", unit="batch", disable=not missing):
         batch = missing[start : start + rows]
         for image, (_, path) in zip(_through(engine, [source for source, _ in batch]), batch, strict=True):
             _write_grey(Image.fromarray(image), path)

@@ -21,6 +21,7 @@ from dive_fast.quality.dataset import dataset_hash
 from dive_fast.quality.sidecar import metadata_path
 from dive_fast.synth.manifest import dataset_plan, dropped, read_manifest
 from dive_fast.types import MODALITIES, InputError, Modality
+from dive_fast.words import count
 
 NAME = "README.md"
 _MARK = re.compile(rb"<!-- written by dive-fast card, sha256 ([0-9a-f]{64}) -->\n")
@@ -65,7 +66,8 @@ def write_card(dataset: Path, config: CardConfig = CardConfig()) -> Path:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    page.filters["n"] = lambda count: f"{count:,}"
+    page.filters["n"] = lambda number: f"{number:,}"
+    page.filters["counted"] = count
     page.filters["code"] = _code
     try:
         body = page.get_template("card.md").render(
@@ -137,8 +139,8 @@ def _origin(plan: Any, found: Contents, model: Path | None) -> Iterator[tuple[st
     yield "plan id", _code(plan.plan_id)
     yield "fused model's fingerprint", _code(plan.model_fingerprint)
     yield from _ancestors(model, plan.model_fingerprint)
-    for engine, count in found.engines.most_common():
-        yield "engine's fingerprint", _code(engine) + f" ({count:,} pairs)"
+    for engine, pairs in found.engines.most_common():
+        yield "engine's fingerprint", _code(engine) + f" ({count(pairs, 'pair')})"
     yield "card written by", f"dive-fast {__version__}"
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.io import sha256_file, write_json, write_jsonl
+from dive_fast.progress import ProgressBar
 from dive_fast.quality.config import FilterConfig
 from dive_fast.quality.rules import FractionLimits, Rule, check_names, plain_rules
 from dive_fast.quality.sidecar import Scored, metadata_path, read_metadata, read_scored, read_scores
@@ -128,7 +127,8 @@ def filter_dataset(dataset: Path, config: FilterConfig, *, progress: bool = True
     check_names(wanted, metadata)
     limits, total = FractionLimits(wanted, metadata), metadata["pairs"]
     if limits.wanted:
-        for scores in tqdm(read_scores(dataset), "read scores", total, leave=False, unit="pair", disable=not progress):
+        bar = ProgressBar(read_scores(dataset), "read scores", total, leave=False, unit="pair", disable=not progress)
+        for scores in bar:
             limits.add(scores)
     tally = Tally([*plain_rules(wanted, metadata), *limits.rules()])
     write_jsonl(dataset / DROPPED, _dropped_rows(dataset, tally, config.allow_lost, total, progress))
@@ -152,7 +152,7 @@ def _dropped_rows(
     dataset: Path, tally: Tally, allow_lost: bool, total: int, progress: bool
 ) -> Iterator[dict[str, Any]]:
     """The lines of dropped.jsonl. A refusal at the end keeps the earlier file."""
-    for scored in tqdm(read_scored(dataset), "filter", total, leave=False, unit="pair", disable=not progress):
+    for scored in ProgressBar(read_scored(dataset), "filter", total, leave=False, unit="pair", disable=not progress):
         reasons = tally.add(scored)
         if reasons:
             yield {"pair_id": scored.pair.pair_id, "reasons": reasons}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.data.names import abbreviate, natural_key
+from dive_fast.data.names import abbreviate, natural_key, prefix_hint
 from dive_fast.io import read_json
 from dive_fast.quality.extractor import ReidFeatures
 from dive_fast.quality.measures import F32, I64, centroids, nearest, unit
@@ -120,6 +120,7 @@ def _check_identities(query: Sequence[str], gallery: Sequence[str]) -> None:
         raise InputError(
             f"identity kept: {len(missing):,} of {len(set(query)):,} identities have no true image of this modality "
             f"({abbreviate(missing)}); add their set, with the prefix that they were learned with"
+            f"{prefix_hint(gallery, missing)}"
         )
     if len(gallery) < 2:
         raise InputError(f"identity kept: the gallery has one identity, {gallery[0]}; a search needs at least two")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dive_fast.data.sets import NamedSet, SetSpec, all_samples
 from dive_fast.io import (
@@ -26,6 +25,7 @@ from dive_fast.io import (
     write_json,
     write_jsonl,
 )
+from dive_fast.progress import ProgressBar
 from dive_fast.quality.config import MEANINGS, ScoreConfig
 from dive_fast.quality.dataset import DatasetShard, dataset_hash, read_shard, records_hash, shard_numbers
 from dive_fast.quality.measures import F32, RunningQuantiles, nearest
@@ -176,7 +176,7 @@ class _Run:
         """Scores every shard that is not stored yet; returns (number, SHA-256) of all."""
         store, found = FeatureStore(self.dataset), []
         numbers = shard_numbers(self.dataset)
-        for number in tqdm(numbers, desc="score", unit="shard", disable=not self.progress):
+        for number in ProgressBar(numbers, desc="score", unit="shard", disable=not self.progress):
             shard = read_shard(self.dataset, number)
             found.append((number, shard.sha256))
             if not store.has(number, self.key(shard)):
@@ -210,7 +210,7 @@ class _Run:
         thresholds = self.scorer.thresholds()
         limits = {side: metadata["value"] for side, metadata in thresholds["memorisation"].items()}
         pairs = 0
-        for number in tqdm(numbers, desc="write scores", unit="shard", disable=not self.progress, leave=False):
+        for number in ProgressBar(numbers, desc="write scores", unit="shard", disable=not self.progress, leave=False):
             shard = read_shard(self.dataset, number)
             pairs += len(shard.pairs)
             columns = self._columns(shard, diversity.get(number))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dive_fast.data.names import abbreviate
+from dive_fast.data.names import abbreviate, prefix_hint
 from dive_fast.quality.measures import F32, I64, left_out_margins, margins, nearest, nearest_within, quantiles
 from dive_fast.quality.probe import ProbeReport, fit, held_out, probability_infrared
 from dive_fast.quality.real import RealImages
@@ -39,7 +39,7 @@ class Scorer:
         if "identity" in self.wanted and unknown:
             raise InputError(
                 f"{len(unknown):,} of {len(pids):,} identities are not in the real sets ({abbreviate(unknown)}); add their "
-                "set, with the prefix that they were learned with"
+                f"set, with the prefix that they were learned with{prefix_hint(known, unknown)}"
             )
         crowd = {len(c.number) for c in self.real.centres.values()}
         if "identity" in self.wanted and crowd & {1}:

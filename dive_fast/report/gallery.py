@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tqdm import tqdm
-
 from dive_fast.io import atomic_write, claim_folder, clear_disk_errors
+from dive_fast.progress import ProgressBar
 from dive_fast.report import thumbs
 from dive_fast.report.chunks import BLOCK, RECORDS, write_chunk
 from dive_fast.report.config import ReportConfig
@@ -63,7 +62,7 @@ def write_gallery(
     with claim_folder(out, "report.json", claim, "report", [rows.dataset]), clear_disk_errors(out):
         walk = Walk(rows, out)
         packs = thumbs.make_packs(walk.jobs(), config.workers or thumbs.default_workers())
-        with tqdm(total=len(rows.plan.pairs), desc="report", unit="pair", disable=not progress) as bar:
+        with ProgressBar(total=len(rows.plan.pairs), desc="report", unit="pair", disable=not progress) as bar:
             for pack in packs:
                 walk.add(pack)
                 bar.update(len(pack.flaws))

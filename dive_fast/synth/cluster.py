@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dive_fast.environment.optional import optional
 from dive_fast.io import brief
+from dive_fast.progress import ProgressBar
 from dive_fast.synth.checks import check_run
 from dive_fast.synth.folder import claim_folder, finished_shards, open_store
 from dive_fast.synth.local import Made, Summary, finish_run, synthesize
@@ -79,7 +78,9 @@ def synthesize_on(
         settings = {**engine, "threads": engine.get("threads") or (None if cluster.gpus else 1)}
         count = min(cluster.workers or 1, len(todo))
         crew = _Crew(ray, cluster, (ray.put(plan), settings, str(out), rows), _bundles(todo, count))
-        with tqdm(total=plan.shards, initial=len(finished), unit="shard", desc="synth", disable=not progress) as bar:
+        with ProgressBar(
+            total=plan.shards, initial=len(finished), unit="shard", desc="synth", disable=not progress
+        ) as bar:
             crew.start(count, store, plan)
             crew.drive(bar.update)
         made = crew.made

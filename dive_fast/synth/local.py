@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
+from dive_fast.progress import ProgressBar
 from dive_fast.synth.checks import check_run
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.folder import WAIT, claim_folder, finished_image, finished_shards, open_store, write_ids
@@ -90,7 +89,7 @@ def synthesize(
     began = time.perf_counter()
     claim_folder(store, plan)
     if check:
-        with tqdm(total=len(plan.pairs), unit="pair", desc="check", disable=not progress) as bar:
+        with ProgressBar(total=len(plan.pairs), unit="pair", desc="check", disable=not progress) as bar:
             repair(store, verify(store, plan, bar.update))
     resumed = len(finished_shards(store, plan))
     run = _Run(plan, engine, store, rows, clock, range(plan.shards) if shards is None else shards)
@@ -171,7 +170,7 @@ class _Run:
         """Makes every unfinished shard, and waits for those that other processes have claimed."""
         sides = len(self._plan.sides)
         total = sides * sum(map(self._pairs, self._numbers))
-        with tqdm(total=total, unit="image", desc="synth", disable=not progress) as bar:
+        with ProgressBar(total=total, unit="image", desc="synth", disable=not progress) as bar:
             try:
                 while todo := self._todo():
                     bar.update(total - sides * sum(map(self._pairs, todo)) - bar.n)

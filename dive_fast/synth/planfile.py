@@ -21,7 +21,7 @@ from dive_fast.outputs import json_with, write_output
 from dive_fast.sampling.config import Sampling
 from dive_fast.settings import AtMost, Bound, NonNegativeInt, PositiveInt, Settings
 from dive_fast.synth.records import checked, is_inside
-from dive_fast.types import InputError, Modality, PairMode, PairSpec, shown, to_dict
+from dive_fast.types import InputError, Modality, PairMode, PairSpec, generated_sides, shown, to_dict
 
 VERSION = 4
 ImageFormat = Literal["png", "jpg"]
@@ -125,8 +125,8 @@ class SynthesisPlan(Settings):
 
     @property
     def sides(self) -> tuple[Modality, ...]:
-        """The sides of a pair that the engine makes; a photo is the RGB side as it is."""
-        return ("rgb", "ir") if self.mode == "synthetic" else ("ir",)
+        """The sides of a pair that the engine makes."""
+        return generated_sides(self.mode)
 
 
 class Pairs:

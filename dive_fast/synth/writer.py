@@ -22,7 +22,7 @@ from dive_fast.io import sha256_bytes
 from dive_fast.synth.clock import StageClock
 from dive_fast.synth.layout import PairFiles
 from dive_fast.synth.manifest import shard_lines, shard_name
-from dive_fast.synth.planfile import SynthesisPlan
+from dive_fast.synth.planfile import ImageFormat, SynthesisPlan
 from dive_fast.synth.provenance import jpeg_tags, png_tags
 from dive_fast.synth.store import Store
 from dive_fast.types import DiveError, InputError, Modality, PairRecord, PairSpec
@@ -49,6 +49,16 @@ def require_photos(plan: SynthesisPlan) -> None:
         raise DiveError(
             f"the photo folder {plan.photo_root} is gone or empty; bring it back, then rerun: finished work is kept"
         )
+
+
+def encoded(picture: Image.Image, image_format: ImageFormat, notes: Mapping[str, str]) -> bytes:
+    """Returns the file of a generated image with its provenance tags."""
+    stream = io.BytesIO()
+    if image_format == "png":
+        picture.save(stream, "PNG", pnginfo=png_tags(notes))
+    else:
+        picture.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=jpeg_tags(notes))
+    return stream.getvalue()
 
 
 class DatasetWriter:
@@ -91,12 +101,7 @@ class DatasetWriter:
                     "shard is recorded; use float32, or check the model"
                 )
             notes = {"plan_id": self._plan.plan_id, "pair_id": pair.pair_id, "fingerprint": self._fingerprint}
-            stream = io.BytesIO()
-            if self._plan.image_format == "png":
-                picture.save(stream, "PNG", pnginfo=png_tags(notes))
-            else:
-                picture.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=jpeg_tags(notes))
-            return self._write(name, stream.getvalue(), shard)
+            return self._write(name, encoded(picture, self._plan.image_format, notes), shard)
 
         return self._submit(write)
 

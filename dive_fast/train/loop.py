@@ -256,7 +256,8 @@ def run_phase(
     first rank writes state and log, and runs the callback.
     """
     import torch
-    from tqdm import tqdm
+
+    from dive_fast.progress import ProgressBar
 
     train = TrainState(config, groups, loss_at, clip)
     saved, first = config.saved_state(), 0
@@ -267,7 +268,7 @@ def run_phase(
     logs = config.open_logs(first) if leads else []
     hidden = not (config.progress and leads)
     steps = range(first, config.steps)
-    bar = tqdm(steps, initial=first, total=config.steps, desc=config.name, unit="step", disable=hidden)
+    bar = ProgressBar(steps, initial=first, total=config.steps, desc=config.name, unit="step", disable=hidden)
     for step in bar:
         loss, numbers = train.step(step)
         saves = (step + 1) % config.save_every == 0 or step + 1 == config.steps

@@ -114,13 +114,14 @@ def encode_photos(
     A missing or truncated photo raises `InputError` that names it.
     """
     import torch
-    from tqdm import tqdm
+
+    from dive_fast.progress import ProgressBar
 
     height, width = image_size(bundle)
     scale = float(bundle.vae.config.scaling_factor)
     parts = []
     with torch.inference_mode():
-        for i in tqdm(range(0, len(samples), batch), desc="encode photos", unit="batch", disable=not progress):
+        for i in ProgressBar(range(0, len(samples), batch), desc="encode photos", unit="batch", disable=not progress):
             block = [photo_pixels(s.path, height, width) for s in samples[i : i + batch]]
             x = to_signal(np.stack(block))
             both = torch.stack([x, x.flip(-1)], dim=1).flatten(0, 1)

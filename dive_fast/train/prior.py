@@ -62,7 +62,8 @@ def read_class_photos(bundle: ModelBundle, files: Sequence[Path], prompt: str, p
 def generate_class_photos(sampler: ImageSampler, prior: Prior, seed: int, work: Path, progress: bool) -> ClassPhotos:
     """Samples latents of the class prompt from the untrained base, once, and stores them in `work` for a resumed run."""
     import torch
-    from tqdm import tqdm
+
+    from dive_fast.progress import ProgressBar
 
     ids, count = prompt_ids(sampler.bundle, prior.prior_prompt), prior.prior_count
     name = class_photos_id(sampler.bundle, prior, sampler.steps, sampler.guidance, seed)[:16]
@@ -70,7 +71,7 @@ def generate_class_photos(sampler: ImageSampler, prior: Prior, seed: int, work: 
     with first_rank_first():
         if not path.exists():
             text, parts = sampler.text(torch.cat([prompt_ids(sampler.bundle, ""), ids])), []
-            for first in tqdm(range(0, count, _BATCH), desc="class photos", unit="batch", disable=not progress):
+            for first in ProgressBar(range(0, count, _BATCH), desc="class photos", unit="batch", disable=not progress):
                 seeds = [seed * 1_000_003 + number for number in range(first, min(first + _BATCH, count))]
                 parts.append(sampler.latents(text, torch.ones(len(seeds), dtype=torch.int64), seeds))
             with atomic_path(path) as temporary:

@@ -120,7 +120,7 @@ def tag_identities(tagger: Tagger, samples: Sequence[Sample], phrase: Phrase, pr
     Uses the photos that train identities (`teaching`). Logits past a word's choices are 0. A tagger of another phrase raises
     `InputError`.
     """
-    from tqdm import tqdm
+    from dive_fast.progress import ProgressBar
 
     if tagger.phrase.text != phrase.text:
         raise InputError("the tagger of --words-from has another phrase than this training; give its own --phrase")
@@ -131,7 +131,7 @@ def tag_identities(tagger: Tagger, samples: Sequence[Sample], phrase: Phrase, pr
     words = [len(choice) for choice in mixed_words(phrase)]
     out = torch.zeros(len(by_identity), len(words), max(words, default=0))
     height, width = tagger.size
-    for row, pid in enumerate(tqdm(sorted(by_identity), desc="tag", unit="identity", disable=not progress)):
+    for row, pid in enumerate(ProgressBar(sorted(by_identity), desc="tag", unit="identity", disable=not progress)):
         photos = [photo_pixels(sample.path, height, width) for sample in by_identity[pid]]
         for k, logits in enumerate(tagger.logits(photos)):
             out[row, k, : len(logits)] = logits

@@ -105,7 +105,7 @@ def build_world(out: Path | str, spec: WorldSpec, progress: bool = False) -> int
     Writes `spec.json` first and `world.json` last: a world with `world.json` is complete. A folder with another world or
     other files raises `InputError`. `progress` shows a bar.
     """
-    from tqdm import tqdm
+    from dive_fast.progress import ProgressBar
 
     out, record = Path(out), {"version": WORLD_VERSION, "spec": asdict(spec)}
     with claim_folder(out, "spec.json", record, "world", ()):
@@ -113,7 +113,7 @@ def build_world(out: Path | str, spec: WorldSpec, progress: bool = False) -> int
             (out / "market" / folder).mkdir(parents=True, exist_ok=True)
         images = list(plan_images(spec))
         missing = [image for image in images if not (out / image.path).exists()]
-        for image in tqdm(missing, desc="render", unit="image", disable=not progress):
+        for image in ProgressBar(missing, desc="render", unit="image", disable=not progress):
             atomic_write(out / image.path, _jpeg(spec, image))
         texts = {**_id_lists(spec), "oracle/pairs.jsonl": _oracle_pairs(spec)}
         for path, text in texts.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.io import canonical_json, is_empty, read_json, sha256_file, write_json
 from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.outputs import holds, output_folder
+from dive_fast.progress import log
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
 from dive_fast.unet.graphs import cross_attentions
 
@@ -31,11 +31,6 @@ Progress = Callable[[str], None]
 COMPARED = ("backend", "precision", "profile", "model_fingerprint", "files", "variant", "optimizations", "any_size")
 # Files of the folder that no engine reads.
 REPORTS = ("engine.json", "export.json", "parity.json", "blocks.json", "fp8.json")
-
-
-def log(line: str) -> None:
-    """The default progress: a line to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def export_engine(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_export.artifact import Progress, file_hashes, log
+from dive_export.artifact import Progress, file_hashes
 from dive_export.calibration import Calibration, sampling_inputs
 from dive_export.fp8 import quantize
 from dive_export.fp8_report import Fp8Report, LayerTime
@@ -17,6 +17,7 @@ from dive_export.options import CALIBRATION, Fp8Config, GraphOptions
 from dive_export.tensorrt_folder import exported_spec
 from dive_fast.io import is_empty, write_json
 from dive_fast.outputs import holds, output_folder
+from dive_fast.progress import log
 from dive_fast.sampling.config import Sampling
 from dive_fast.types import EngineSpec, InputError, to_dict
 

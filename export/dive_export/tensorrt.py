@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dive_export.artifact import Progress, already_there, log
+from dive_export.artifact import Progress, already_there
 from dive_export.options import BuildConfig
 from dive_export.tensorrt_cache import PlanCache
 from dive_export.tensorrt_folder import COMPARED, write_engine
@@ -14,6 +14,7 @@ from dive_export.tensorrt_profiles import activations, weights_size
 from dive_export.tensorrt_refit import refit_engine
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.outputs import holds, output_folder
+from dive_fast.progress import log
 from dive_fast.types import DiveError, EngineSpec
 
 __all__ = ["BuildConfig", "Forecast", "PartForecast", "build_engine", "dry_run", "refit_engine"]

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from dive_export.artifact import Progress, already_there, log
+from dive_export.artifact import Progress, already_there
 from dive_export.tensorrt_cache import Plan, bare, constant, structure
 from dive_export.tensorrt_folder import COMPARED, exported_spec, write_engine
 from dive_fast.engines import tensorrt_api as trt
@@ -18,6 +18,7 @@ from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.engines.node_runner import read_graph
 from dive_fast.io import read_json
 from dive_fast.outputs import holds, output_folder
+from dive_fast.progress import log
 from dive_fast.types import EngineSpec, InputError
 
 SAME = ("precision", "variant", "optimizations")

@@ -16,7 +16,7 @@ from dive_fast.bench.simulate import simulate
 from tests.support.refusals import refused
 
 # 1,000 pairs of two images in shards of 10 pairs: 100 shards of 20 images, 10 s each at 2 images/s; 4 MB a shard.
-PLAIN = Fleet(rate=2.0, pairs=1000, bytes_per_image=2e5, shard_size=10, startup=30.0, rate_std=0.0)
+PLAIN = Fleet(rate=2.0, pairs=1000, mode="synthetic", bytes_per_image=2e5, shard_size=10, startup=30.0, rate_std=0.0)
 
 
 def test_one_worker_by_hand() -> None:
@@ -136,13 +136,29 @@ def test_the_table_says_that_it_is_a_prediction() -> None:
     assert "GPUs" in lines[3] and "disk" in lines[4]
 
 
+def test_a_rate_of_cpus_is_called_so() -> None:
+    fleet = replace(PLAIN, device="CPU", pairs=10)
+    text = table(fleet, [predict(fleet, 1)])
+    assert "2 images/s a CPU" in text and "CPU-hours" in text and "1 shard of" in text and "GPU" not in text
+
+
+def test_images_are_those_that_the_mode_generates() -> None:
+    assert [replace(PLAIN, mode=mode).images for mode in ("real-rgb", "synthetic", "photo-guided")] == [
+        1000,
+        2000,
+        1000,
+    ]
+
+
 def test_the_rate_of_a_bench(tmp_path: Path) -> None:
     rows = [
         {"rows": n, "images_per_second": {"p5": 1, "p50": rate, "p95": 99}, "bytes_per_image": size}
         for n, rate, size in ((2, 3.0, 700), (8, 5.5, 800), (32, 4.0, 900))
     ]
     (tmp_path / "bench.json").write_text(json.dumps({"rows": rows}))
-    assert measured(tmp_path / "bench.json") == (5.5, 800)
+    assert measured(tmp_path / "bench.json") == {"rate": 5.5, "bytes_per_image": 800, "device": "GPU"}
+    (tmp_path / "bench.json").write_text(json.dumps({"rows": rows, "hardware": {"device": "cpu"}}))
+    assert measured(tmp_path / "bench.json")["device"] == "CPU"
     text = {"images_per_second": {"p50": "9"}, "bytes_per_image": 1}
     for bad in ({}, [], {"rows": []}, {"rows": [text]}, {"rows": 3}):
         (tmp_path / "bad.json").write_text(json.dumps(bad))

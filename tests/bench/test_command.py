@@ -15,7 +15,9 @@ from dive_fast.bench import compare
 from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.run import Choice, Subject, chosen_backend, open_subject, run_bench
 from dive_fast.bench.timing import Ratio
+from dive_fast.synth import save_plan
 from tests.support.cli import Run, last_json
+from tests.support.fake_engine import photo_plan, plan_of
 from tests.support.refusals import refused
 
 Step = Callable[..., dict[str, Any]]
@@ -99,8 +101,8 @@ def test_a_regression_fails_the_command(
 
 @pytest.mark.slow
 def test_capacity_by_hand(tmp_path: Path, run: Run) -> None:
-    given = "--pairs 1000000 --rate 10 --bytes-per-image 100000 --disk-write 100 --network 25 --gpus 1,64,1000"
-    code, text, _ = run(f"capacity {given} --out {tmp_path} --json")
+    given = "--pairs 1000000 --mode synthetic --rate 10 --bytes-per-image 100000 --disk-write 100 --network 25"
+    code, text, _ = run(f"capacity {given} --gpus 1,64,1000 --out {tmp_path} --json")
     assert code == 0
     assert text.startswith("prediction, not a measurement")
     found = json.loads((tmp_path / "capacity.json").read_text())
@@ -114,6 +116,16 @@ def test_capacity_by_hand(tmp_path: Path, run: Run) -> None:
     assert Image.open(tmp_path / "capacity.png").width > 500
     code, _, error = run("capacity --pairs 5 --rate 10")
     assert code == 2 and "--bytes-per-image" in error
+
+
+@pytest.mark.parametrize(("mode", "sides"), [("synthetic", 2), ("real-rgb", 1)])
+def test_capacity_of_a_plan(mode: str, sides: int, tmp_path: Path, step: Step) -> None:
+    people = {"0001": 2, "0003": 1}
+    plan = plan_of() if mode == "synthetic" else photo_plan(tmp_path / "photos", people)
+    save_plan(plan, tmp_path / "plan.json")
+    found = step(f"capacity --plan {tmp_path / 'plan.json'} --rate 10 --bytes-per-image 1000 --gpus 1")
+    assert found["disk bytes"] == 1000 * sides * len(plan.pairs)
+    assert (found["fleet"]["pairs"], found["fleet"]["shard_size"]) == (len(plan.pairs), 4)
 
 
 def test_the_backend_that_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:

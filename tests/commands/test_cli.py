@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import shlex
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from dive_fast import cli
+from dive_fast import cli, progress
 from dive_fast.commands import machine
+from dive_fast.environment.packages import Machine, Package
 from dive_fast.options import options
 from dive_fast.types import DiveError, InputError
-from tests.support.cli import Run, function_of, last_json
+from tests.support.cli import Run, following, function_of, last_json
+
+BARE = Machine("3.11", "Linux", 2, None, (".", 1 << 30), {})
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_option_has_a_name_of_its_own_and_a_help_text(command: str, run: Run) -> None:
     found = options(function_of(command))
     flags = [option.flag for option in found]
-    assert "--json" in flags and len(flags) == len(set(flags))
+    assert {"--json", "--quiet"} <= set(flags) and len(flags) == len(set(flags))
     assert not [option.flag for option in found if not option.text.strip()]
     code, out, _ = run(f"{command} --help")
     assert code == 0
@@ -65,13 +71,34 @@ def test_an_error_is_one_sentence(
     assert run("doctor") == (code, "", sentence)
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_ends_in_a_line_of_json_where_that_is_wanted(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, out, error = run("verify --json", tmp_path / "nowhere")
+    assert last_json(out) == {"error": error.removeprefix("dive-fast: ").rstrip("\n"), "exit_code": 2} and code == 2
+    assert out.count("\n") == 1
+
+    lacking = replace(BARE, packages={"torch": Package("2.0", "OSError: no libc")})
+    monkeypatch.setattr("dive_fast.commands.machine.collect", lambda _: lacking)
+    code, out, error = run("doctor --json")
+    found = last_json(out)
+    assert (code, found["exit_code"]) == (1, 1) and found["error"] in error
+    broken = next(row for row in found["rows"] if row["name"] == "torch")  # what the command found is there too
+    assert broken["state"] == "broken" and "pip install" in broken["remedy"]
+    assert run("doctor")[1] == out.rsplit("\n", 2)[0] + "\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("dive_fast.commands.machine.collect", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["doctor"])
     monkeypatch.setattr("dive_fast.commands.machine.collect", lambda _: __import__("no_such_module"))
     with pytest.raises(ModuleNotFoundError):
-        cli.main(["doctor"])
+        cli.main(["doctor", "--json"])
+    assert last_json(capsys.readouterr().out) == {
+        "error": "ModuleNotFoundError: No module named 'no_such_module'",
+        "exit_code": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -100,6 +127,23 @@ def test_bad_input_exits_with_2(
     assert "Traceback" not in error
 
 
+def test_quiet_leaves_warnings_errors_and_the_result(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def collect(_: Path) -> Machine:
+        progress.log("looking")
+        warnings.warn_explicit("12 folders are empty", UserWarning, machine.__file__, 3)
+        with progress.ProgressBar(total=2) as bar:
+            bar.update()
+        return BARE
+
+    monkeypatch.setattr("dive_fast.commands.machine.collect", collect)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    code, out, error = run("doctor --quiet")
+    assert code == 0 and out.startswith("machine\n") and error == "dive-fast: 12 folders are empty\n"
+    assert "looking" in run("doctor")[2]
+
+
 def test_our_warnings_come_without_file_and_line(capsys: pytest.CaptureFixture[str]) -> None:
     cli._show_warning("12 folders are empty", UserWarning, machine.__file__, 3)
     cli._show_warning("old", DeprecationWarning, "/somewhere/else.py", 3)
@@ -113,7 +157,7 @@ def test_world_make_and_sheet(run: Run, step: Any, tmp_path: Path) -> None:
     files = sum(1 for file in (tmp_path / "w").rglob("*.jpg"))
     assert summary == {"images": files, "world": str(tmp_path / "w")}
     code, out, _ = run(f"world sheet --out {tmp_path / 's.png'} --pids 1,2 --zoom 1")
-    assert (code, out) == (0, f"sheet {tmp_path / 's.png'}: 2 identities\n")
+    assert (code, out.splitlines()[0]) == (0, f"sheet {tmp_path / 's.png'}: 2 identities")
     assert Image.open(tmp_path / "s.png").width > 6 * 64
 
 
@@ -141,11 +185,21 @@ def test_the_walk_from_photos_to_a_page(run: Run, step: Any, people: Path, tiny_
     )
     assert learned["identities"] == 8
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert step(f"fuse --model {tiny_base} --adapter {adapter} --out {fused}")["identities"] == 8
+    fuse = f"fuse --model {tiny_base} --adapter {adapter} --out {fused}"
+    assert step(fuse)["identities"] == 8
+    for _ in range(2):  # the second run finds what the first has made
+        code, again, _ = run(fuse)
+        assert code == 0 and "finished by an earlier run" in again
+        assert following(again) == ["export", "--model", str(fused), "--out", str(tmp_path / "engine")]
     planned = step(f"plan --model {fused} {photos} --out {plan} --pairs 1 --steps 2")
-    assert (planned["pairs"], planned["identities"]) == (4, 2)
+    assert (planned["pairs"], planned["identities"], planned["images"]) == (4, 2, 4)
     synth = f"synth --plan {plan} --engine {fused} --out {pairs} --device cpu"
+    _, again, _ = run(f"plan --model {fused} {photos} --out {plan} --pairs 1 --steps 2")
+    assert "finished by an earlier run" in again and following(again) == shlex.split(synth)[:-2]
     made = step(synth)
+    assert sum(file.stat().st_size for file in pairs.rglob("*.*")) <= planned["bytes"]
+    code, again, _ = run(synth)
+    assert "finished by an earlier run" in again and following(again) == ["verify", str(pairs)]
     assert (made["pairs"], made["images"]) == (4, 4)
     assert step(f"verify {pairs}")["problems"] == []
     assert Path(step(f"report {pairs} --out {tmp_path / 'page.html'}")["report"]).stat().st_size > 10_000
@@ -162,7 +216,7 @@ def test_the_walk_from_photos_to_a_page(run: Run, step: Any, people: Path, tiny_
     code, out, error = run(f"verify {pairs} --json")
     assert code == 1
     assert "is missing; run synth again" in out
-    assert "1 problem(s)" in error
+    assert "1 problem," in error
     assert run(f"{synth} --check")[0] == 0
     assert step(f"verify {pairs}")["problems"] == []
 
@@ -219,7 +273,9 @@ def test_demo_and_study_hand_their_options_on(run: Run, tmp_path: Path, monkeypa
     monkeypatch.setattr(demo, "run_demo", run_demo)
     monkeypatch.setattr(study, "run_study", run_study)
     told = f"Ours is first.\nOne seed.\ndone: open {tmp_path / 'index.html'}\n"
-    assert run("demo", "--out", tmp_path, "--model", "m")[:2] == (0, told)
+    code, out, _ = run("demo", "--out", tmp_path, "--model", "m")
+    assert code == 0 and out.startswith(told)
+    assert following(out) == ["report", f"{tmp_path}/pairs", "--out", f"{tmp_path}/gallery"]
     assert seen["demo"] == (tmp_path, DemoConfig(model="m"))
     code, out, error = run(f"world study --out {tmp_path / 's'} --adapter none --seeds 4,5 --json")
     assert code == 0

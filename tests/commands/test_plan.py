@@ -54,6 +54,13 @@ def test_photos_that_cannot_be_read_are_left_out_by_name(tmp_path: Path, step: C
     assert people == {"p2": 1}
 
 
+def test_a_forgotten_prefix_is_guessed(tmp_path: Path, run: Run) -> None:
+    for pid in ("nna", "nna b"):
+        photo(tmp_path / f"photos/{pid}/1.jpg")
+    code, _, error = run(f"plan --model model --photos folder:{tmp_path / 'photos'} --out {tmp_path / 'plan.json'}")
+    assert code == 2 and "prefix=a?" in error
+
+
 def test_a_wanted_person_without_a_good_photo_is_refused(tmp_path: Path, run: Run) -> None:
     photo(tmp_path / "photos/p1/1.jpg").write_bytes(b"")
     photo(tmp_path / "photos/p2/1.jpg")

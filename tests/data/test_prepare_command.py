@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dive_fast.data.prepared import open_prepared, prepared_images
-from tests.support.cli import Run, last_json
+from tests.support.cli import Run, following, last_json
 from tests.support.trees import mixed_trees
 
 
@@ -27,8 +27,8 @@ def test_prepare_with_latents(run: Run, command: str, tiny_base: Path, tmp_path:
     (tmp_path / "raw/sysu/cam1/0002/0002.jpg").write_bytes(b"")
     code, text, error = run(f"{command} --min-images 2 --model {tiny_base} --device cpu --shard-size 4 --json")
     assert code == 0
-    assert "market: 1 images left out, of people with fewer than 2 images, nothing is left of 1 people (10002)" in error
-    assert "1 damaged images are left out: sysu/cam1/0002/0002.jpg; prepared.json says why" in text
+    assert "market: 1 image left out, of people with fewer than 2 images, nothing is left of 1 person (10002)" in error
+    assert "1 damaged image left out: sysu/cam1/0002/0002.jpg; prepared.json says why" in text
     assert f"prepared set {out}: 12 images of 4 people in 4 shards, with latents" in text
     summary = last_json(text)
     assert (summary["images"], summary["identities"], summary["shards"], summary["damaged"]) == (12, 4, 4, 1)
@@ -44,11 +44,16 @@ def test_prepare_with_latents(run: Run, command: str, tiny_base: Path, tmp_path:
 
 
 def test_the_same_command_again_adds_what_is_missing(run: Run, command: str, tiny_base: Path, tmp_path: Path) -> None:
-    done = f"prepared set {tmp_path / 'out'}: 14 images of 5 people in 1 shards"
+    done = f"prepared set {tmp_path / 'out'}: 14 images of 5 people in 1 shard"
     code, text, _ = run(f"{command} --no-latents")
-    assert (code, text.splitlines()[-1]) == (0, f"{done}, without latents")
+    assert code == 0 and f"{done}, without latents" in text and "finished by" not in text
     code, text, _ = run(f"{command} --model {tiny_base} --device cpu")
-    assert text.splitlines()[-1] == f"{done}, with latents"
+    assert f"{done}, with latents" in text and "finished by" not in text
+    out = str(tmp_path / "out")
+    learn = ["personalize", "--prepared", out, "--model", str(tiny_base), "--out", str(tmp_path / "adapter")]
+    assert following(text) == learn
+    _, text, _ = run(f"{command} --model {tiny_base} --device cpu")
+    assert "finished by an earlier run" in text and following(text) == learn
     code, text, error = run(f"{command} --no-latents --tall")
     assert code == 2
     assert "another prepared set" in error
@@ -57,7 +62,7 @@ def test_the_same_command_again_adds_what_is_missing(run: Run, command: str, tin
 def test_dry_run_writes_nothing(run: Run, command: str, tmp_path: Path) -> None:
     code, text, error = run(f"{command} --no-latents --dry-run --json")
     assert code == 0
-    assert "14 images in 1 shards need at most 1 MB" in text
+    assert "14 images in 1 shard need at most 1 MB" in text
     assert "sysu    trainval  all     rgb            2       4               395  22,258" in error
     assert not (tmp_path / "out").exists()
     assert last_json(text)["images"] == 14

@@ -11,9 +11,10 @@ from dive_fast.data import sets as photo_sets
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.counts import Count, count_sets, table
 from dive_fast.data.filters import Dropped, apply_filters
+from dive_fast.data.names import prefix_hint
 from dive_fast.data.prepare import PreparePlan
 from dive_fast.data.sets import PAIRED, READERS, Reader, SetSpec, all_samples, join_sets, parse_set, read_set, read_sets
-from dive_fast.types import Sample
+from dive_fast.types import InputError, Sample
 from tests.support.preparing import plan_of, prepare
 from tests.support.refusals import refused
 from tests.support.trees import mixed_trees, photo, touch, write
@@ -35,6 +36,12 @@ def spec(layout: str, root: str = "r") -> SetSpec:
         ("msmt17:C:/sets,of,mine/MSMT17,camera=cam8", SetSpec("msmt17", Path("C:/sets,of,mine/MSMT17"), camera="cam8")),
         ("market-gt-bbox:Market,prefix=", SetSpec("market-gt-bbox", Path("Market"))),
         ("llcm:LLCM,split=test", SetSpec("llcm", Path("LLCM"), split="test")),
+        ("market:M/bounding_box_train/,prefix=1", SetSpec("market", Path("M"), "1", split="train")),
+        ("market:M/query", SetSpec("market", Path("M"), split="query")),
+        ("market:M/query,split=query", SetSpec("market", Path("M"), split="query")),
+        ("market:M/query,split=train", SetSpec("market", Path("M/query"), split="train")),  # which there is not
+        ("market-gt-bbox:M/gt_bbox", SetSpec("market-gt-bbox", Path("M"))),
+        ("sysu:M/query", SetSpec("sysu", Path("M/query"))),
     ],
 )
 def test_sets_on_the_command_line(text: str, expected: SetSpec) -> None:
@@ -58,6 +65,40 @@ def test_sets_on_the_command_line(text: str, expected: SetSpec) -> None:
 def test_wrong_sets_on_the_command_line(text: str, layouts: tuple[str, ...], message: str) -> None:
     refused(message, parse_set, text, layouts)
     refused("cuhk03", read_set, spec("cuhk03"))
+
+
+def test_a_folder_of_market_reads_as_its_root(tmp_path: Path) -> None:
+    _, market = mixed_trees(tmp_path)
+    assert read_set(parse_set(f"market:{market}/bounding_box_train")) == read_set(parse_set(f"market:{market}"))
+
+
+def refusal(text: str, layouts: tuple[str, ...] = ()) -> str:
+    with pytest.raises(InputError) as raised:
+        parse_set(text, layouts)
+    return str(raised.value)
+
+
+def test_a_layout_that_is_missing_or_misspelled_is_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sysu, market = mixed_trees(Path())
+    write(sysu / "exp/test_id.txt", "2")
+    (tmp_path / "people/0001").mkdir(parents=True)
+    for text, guess in (
+        (f"{sysu}", f"sysu:{sysu}"),
+        (f"{market},prefix=1", f"market:{market},prefix=1"),
+        (f"{market}/bounding_box_train", f"market:{market}/bounding_box_train"),
+        ("people", "folder:people"),
+        (f"markt:{market}", f"market:{market}"),
+    ):
+        assert refusal(text).endswith(f"Do you mean {guess}?")
+    for text, layouts in (("nowhere", ()), (f"{market}", PAIRED), ("x" * 5000, ()), ("a\0b", ())):
+        assert "Do you mean" not in refusal(text, layouts)
+
+
+def test_a_forgotten_prefix_is_guessed() -> None:
+    known = ["10002", "10007", "0012", "20002", "10012"]
+    assert "prefix=1?" in prefix_hint(["0002", "0007", "0012"], known)
+    assert prefix_hint(["0005"], known) == prefix_hint([], known) == prefix_hint(["10002"], known) == ""
 
 
 def test_a_new_reader_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from tests.support.cli import function_of, parse
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("dive_fast", "export", "kernels", "benchmarks", "examples", "tests")
-# log.md is history: it names what was there when an entry was written.
-PAGES = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if path.name != "log.md")
+HISTORY = ("log.md", "CHANGELOG.md")  # they name what was there when an entry was written
+PAGES = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if path.name not in HISTORY)
 STARTS = re.compile(r"(?:(?:accelerate launch|torchrun) .*?-m dive_fast\.cli|python3? -m dive_fast\.cli|dive-fast) ")
 # Options of torchrun and accelerate, of other people's trainers, and of our benchmarks.
 OTHERS = {"--nproc-per-node", "--multi_gpu", "--dataset", "--trial", "--table", "--only"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from dive_fast.environment import packages as probing
 from dive_fast.environment.doctor import Row, engine_names, rows, table
 from dive_fast.environment.packages import ASSETS, PACKAGES, CompiledKernels, Machine, Package
 
+ROOT = Path(__file__).parents[2]
 CPU_PACKAGES = ("numpy", "pillow", "torch", "diffusers", "transformers", "safetensors", "peft", "onnx", "onnxruntime")
 CPU = Machine(
     python="3.11.7 (/usr/bin/python)",
@@ -81,7 +84,7 @@ AHEAD = "kernels ahead of time"
         (BARE, "torch", "no", "pip install 'dive-fast[torch]'"),
         (BARE, "numpy", "no", "pip install dive-fast"),
         (BARE, "ray", "no", "pip install 'dive-fast[ray]'"),
-        (BARE, "onnxruntime-cpu", "no", "onnxruntime: not installed, pip install 'dive-fast[cpu]'"),
+        (BARE, "onnxruntime-cpu", "no", "onnxruntime: not installed; pip install 'dive-fast[cpu]'"),
         (BROKEN, "diffusers", "broken", "torchvision::nms"),
         (BROKEN, "torch-cpu", "no", "diffusers: import fails (RuntimeError"),
         (
@@ -133,6 +136,34 @@ def test_kernels_ahead_of_time_are_found(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "kernels.json").write_text(f'{{"format": 1, "kernels": [], "skipped": {skipped}}}')
     found = CompiledKernels(str(tmp_path), skipped=("CUDA C++ kernels (no nvcc found)",))
     assert probing._kernels() == found
+
+
+def test_every_package_that_the_product_imports_has_a_row() -> None:
+    """By their names on import; a package's own requirements, like transformers' tokenizers, come with it."""
+    imported = {
+        name.split(".")[0]
+        for package in ("dive_fast", "kernels/dive_kernels", "export/dive_export")
+        for file in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for name in imported_names(node)
+    }
+    known = {wanted.module.split(".")[0] for wanted in PACKAGES.values()}
+    come_along = {"tokenizers", "markupsafe", "ml_dtypes"}
+    assert (
+        imported - known - come_along - sys.stdlib_module_names - {"dive_fast", "dive_kernels", "dive_export"} == set()
+    )
+
+
+def imported_names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_every_row_that_lacks_a_package_has_a_remedy() -> None:
+    lacking = [row for row in rows(BARE) if "not installed" in row.value]
+    assert {row.area for row in lacking} == {"packages", "engines"}
+    assert all(row.remedy.startswith("pip install") for row in lacking)
 
 
 def test_the_table_has_every_row_under_its_heading() -> None:

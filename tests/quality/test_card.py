@@ -27,8 +27,8 @@ def test_a_bare_dataset(dataset):
     )
     words = (
         "20 pairs of 5 identities",
-        "0 are missing",
-        "1 pairs are recorded as rejected",
+        "missing: 0",
+        "Recorded as rejected, and of no use: 1 pair",
         "dive_fast:synthetic",
         "Consent",
         "No image here is a photo",
@@ -52,7 +52,7 @@ def test_photos_scores_filter_and_origin(tmp_path, real, checkpoint):
     made = metadata["made"]["identity"]["ir"]
     for words in (
         "9 pairs of 3 identities",
-        "3 are missing",
+        "missing: 3",
         "| adapter's fingerprint | `adapter-1` |",
         "`base-1`",
         f"| identity | infrared | high | {made['5%']:.3f}, {made['50%']:.3f}, {made['95%']:.3f} |",
@@ -75,7 +75,7 @@ def test_photos_scores_filter_and_origin(tmp_path, real, checkpoint):
 def test_only_its_own_card_is_replaced(dataset):
     path = write_card(dataset)
     write_jsonl(dataset / "dropped.jsonl", [{"pair_id": "0001-00000-cam3", "reasons": ["x"]}])
-    assert "1 pairs are dropped" in write_card(dataset).read_text()
+    assert "Dropped: 1 pair (" in write_card(dataset).read_text()
     edited = path.read_text().replace("TO BE FILLED IN", "mine")
     path.write_text(edited)
     refused(r"README\.md", write_card, dataset)

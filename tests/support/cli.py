@@ -12,6 +12,7 @@ import pytest
 
 from dive_fast import cli, options
 
+NEXT = "next: "
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -25,7 +26,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def runner(line: str = "", *words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
             cli.main([*shlex.split(line), *map(str, words)])
-        return int(stop.value.code or 0), *capsys.readouterr()
+        out, error = capsys.readouterr()
+        following(out)  # raises for one that the command line does not take
+        return int(stop.value.code or 0), out, error
 
     return runner
 
@@ -40,6 +43,17 @@ def step(run: Run) -> Callable[..., dict[str, Any]]:
         return last_json(out)
 
     return stepper
+
+
+def following(out: str) -> list[str]:
+    """Returns the words of the command that a command's output names as the next, which must parse; [] if it names none."""
+    named = [line.removeprefix(NEXT) for line in out.splitlines() if line.startswith(NEXT)]
+    assert len(named) <= 1
+    if not named or named[0].startswith("the same command"):
+        return []
+    words = shlex.split(named[0])[1:]
+    parse(words)
+    return words
 
 
 def last_json(out: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 
 from dive_fast.io import atomic_write, canonical_json, read_json, write_json
+from dive_fast.progress import log
 from dive_fast.reid.comparison.worker_pool import count_step, run_all
 from dive_fast.reid.data.dataset import ImageSet, fingerprint, load_images
 from dive_fast.reid.evaluation.evaluate import embed
@@ -122,13 +123,13 @@ def carry_out_missing(runs: Sequence[Run], workers: int, progress: bool) -> None
         try:
             for run in missing:
                 if progress:
-                    print(f"{run.arm}, {run.folder.name}", flush=True)
+                    log(f"{run.arm}, {run.folder.name}")
                 carry_out(run, progress)
         finally:
             decoded.cache_clear()
     for run in missing if progress else ():
         result = run.result()
-        print(f"{run.arm}, {run.folder.name}: mAP {result.map:.2f}, rank-1 {result.rank1:.2f}", flush=True)
+        log(f"{run.arm}, {run.folder.name}: mAP {result.map:.2f}, rank-1 {result.rank1:.2f}")
 
 
 def carry_out(run: Run, progress: bool = False) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from tqdm import tqdm
+from dive_fast.progress import ProgressBar, use_thread_lock
 
 Job = TypeVar("Job")
 _POLL_SECONDS = 0.5
@@ -27,7 +26,7 @@ def run_all(jobs: Sequence[Job], work: Callable[[Job], None], workers: int, tota
     threads = max(1, (os.cpu_count() or 1) // workers)
     with (
         context.Pool(workers, _start_worker, (done, threads)) as pool,
-        tqdm(total=total, desc="reid", unit="step", disable=not progress) as bar,
+        ProgressBar(total=total, desc="reid", unit="step", disable=not progress) as bar,
     ):
         pending = [pool.apply_async(work, (job,)) for job in jobs]  # one job a task: they are few and long
         while pending:
@@ -50,6 +49,6 @@ def _start_worker(done: Any, threads: int) -> None:
 
     global _steps_done
     _steps_done = done
-    tqdm.set_lock(threading.RLock())  # tqdm's own is a named semaphore, which a killed worker leaves behind
+    use_thread_lock()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     torch.set_num_threads(threads)

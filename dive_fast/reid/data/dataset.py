@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from dive_fast.data.images import open_image
 from dive_fast.environment.packages import memory
 from dive_fast.io import canonical_json, clear_disk_errors, lock_folder, sha256_bytes, sha256_file
+from dive_fast.progress import ProgressBar
 from dive_fast.types import MODALITIES, InputError, Sample
 
 _DECODERS = 4
@@ -96,7 +96,7 @@ def image_chunks(
 ) -> Iterator[ImageSet]:
     """Yields the decoded `samples`, at most `most` at a time; a thread decodes each chunk while its predecessor is used."""
     chunks = [samples[start : start + most] for start in range(0, len(samples), most)]
-    bar = tqdm(total=len(samples), desc=progress, unit="image", disable=progress is None, leave=False)
+    bar = ProgressBar(total=len(samples), desc=progress, unit="image", disable=progress is None, leave=False)
     with bar, ThreadPoolExecutor(1) as decoder:
         ahead = decoder.submit(load_images, chunks[0], height, width)
         for number in range(len(chunks)):
@@ -126,7 +126,7 @@ def _decode(
             done[row] = True
 
     with ThreadPoolExecutor(_DECODERS) as pool:
-        bar = tqdm(rows, desc=progress, unit="image", disable=progress is None, leave=False)
+        bar = ProgressBar(rows, desc=progress, unit="image", disable=progress is None, leave=False)
         for _ in pool.map(decode, bar):
             pass
 

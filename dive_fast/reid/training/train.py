@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dive_fast.distributed import check_launcher, first_rank_first, leading, process_group
+from dive_fast.progress import ProgressBar, log
 from dive_fast.reid.data.batches import batches
 from dive_fast.reid.data.dataset import ImageSet, Table, check_samples, fingerprint, load_images
 from dive_fast.reid.data.sampler import PairSampler
@@ -110,7 +110,7 @@ def fit(
         sampler = PairSampler(images, config, counted)
         if sampler.dropped and progress and leads:
             names = ", ".join(sampler.dropped[:10])
-            print(f"left out {len(sampler.dropped)} identities that lack a modality: {names} ...")
+            log(f"left out {len(sampler.dropped)} identities that lack a modality: {names} ...")
         per_epoch = sampler.steps_per_epoch
         validation = None if val is None else Validation.from_images(val, config.validation, per_epoch, chosen)
         state = TrainState(config, len(images.pids), device)
@@ -123,7 +123,9 @@ def fit(
         scalars = TensorBoardLog(out / "tensorboard", done.step + 1) if tensorboard and leads else None
         state.model.train()
         steps = range(done.step, total)
-        bar = tqdm(steps, initial=done.step, total=total, desc="reid", unit="step", disable=not (progress and leads))
+        bar = ProgressBar(
+            steps, initial=done.step, total=total, desc="reid", unit="step", disable=not (progress and leads)
+        )
         # On a GPU, convolutions then sum in the same order every time.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             for step, batch in zip(bar, batches(images, sampler, steps, config), strict=True):

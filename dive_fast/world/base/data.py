@@ -116,10 +116,10 @@ def cached_images(
     path: Path, seed: int, count: int, *, monochrome_fraction: float, noise_fraction: float
 ) -> BaseImages:
     """Returns `render_base_images`, rendered once with a progress bar and stored in `path`."""
-    from tqdm import tqdm
+    from dive_fast.progress import ProgressBar
 
     if not path.exists():
-        with tqdm(total=count, desc="render", unit="image") as bar:
+        with ProgressBar(total=count, desc="render", unit="image") as bar:
             made = render_base_images(
                 seed, count, monochrome_fraction=monochrome_fraction, noise_fraction=noise_fraction, progress=bar.update
             )

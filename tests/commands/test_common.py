@@ -1,0 +1,52 @@
+"""What commands say at the end: the next command, and whether an earlier run had finished the job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dive_fast.commands.common import LastFile, beside, finish, following
+from dive_fast.types import DiveError
+
+
+def test_the_next_command_is_quoted_for_a_shell() -> None:
+    line = following("reid eval", "a b", checkpoint=Path("my runs/reid"), same_people="x", test=None)
+    assert line == "dive-fast reid eval 'a b' --checkpoint 'my runs/reid' --same-people x"
+
+
+@pytest.mark.parametrize(
+    ("out", "path"),
+    [
+        ("runs/pairs", "runs/tars"),
+        ("pairs", "tars"),
+        ("/a/b/", "/a/tars"),
+        ("s3://bucket/x/pairs/", "s3://bucket/x/tars"),
+    ],
+)
+def test_an_output_beside_another(out: str, path: str) -> None:
+    assert beside(out, "tars") == path
+
+
+@pytest.mark.parametrize("by_content", [False, True])
+def test_a_job_was_finished_if_its_last_file_was_there_and_stays(tmp_path: Path, by_content: bool) -> None:
+    file = tmp_path / "job.json"
+    last = LastFile(file, by_content)
+    assert not last.kept
+    file.write_text("1")
+    assert not last.kept  # made by this run
+    last = LastFile(file, by_content)
+    assert last.kept
+    (tmp_path / "fresh").write_text("1")
+    (tmp_path / "fresh").replace(file)  # another file of equal content
+    assert last.kept is by_content
+    file.write_text("2")
+    assert not last.kept
+
+
+def test_a_failure_names_no_next_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DiveError, match="2 problems") as raised:
+        finish("a table", {"found": 2}, True, failure="2 problems", then="dive-fast report")
+    assert capsys.readouterr().out == "a table\n" and raised.value.summary == {"found": 2}
+    finish("a table", {"found": 0}, True, then="dive-fast report")
+    assert capsys.readouterr().out == 'a table\nnext: dive-fast report\n{"found": 0}\n'
