@@ -168,7 +168,7 @@ def test_the_study_of_record():
     found = StudyConfig()
     assert (found.world.paired_ids, found.world.external_ids, found.world.test_ids) == (24, 160, 200)
     assert (found.reid.synthetic_fraction, found.reid.precision, len(found.seeds)) == (0.5, "bf16", 5)
-    assert (DemoConfig().curve, DemoConfig().reid.synthetic_fraction, DemoConfig().world.paired_ids) == ((), 0.25, 48)
+    assert (DemoConfig().curve, DemoConfig().reid.synthetic_fraction, DemoConfig().world.paired_ids) == ((), 0.5, 12)
 
 
 def test_seconds_add_up_over_runs(tmp_path, monkeypatch):

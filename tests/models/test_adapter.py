@@ -188,4 +188,4 @@ def test_a_missing_adapter_is_named(tmp_path):
 
 
 def test_the_shipped_adapter_has_its_fingerprint():
-    assert load_adapter("pocket").fingerprint == "7aa5d3bc9d8cb91b52a9cfbd86037c6622f08db0a3090f85772977e34972f400"
+    assert load_adapter("pocket").fingerprint == "e2cc1853fa24f5a866ada385f5137fddf25be1e8097103016ec21904c01f4f97"
