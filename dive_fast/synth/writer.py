@@ -91,6 +91,7 @@ class DatasetWriter:
                     "shard is recorded; use float32, or check the model"
                 )
             notes = {"plan_id": self._plan.plan_id, "pair_id": pair.pair_id, "fingerprint": self._fingerprint}
+            notes |= {"virtual": "1"} if pair.virtual else {}
             stream = io.BytesIO()
             if self._plan.image_format == "png":
                 picture.save(stream, "PNG", pnginfo=png_tags(notes))
