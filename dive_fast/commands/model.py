@@ -57,7 +57,7 @@ def personalize(
     if (prepared is None) == (not photos):
         raise InputError("no photos, or two kinds of them: give either --photos or --prepared")
     class_photos = [] if prior_photos is None else _class_photos(prior_photos)
-    samples: Photos = [] if prepared else _without(all_samples(read_sets(photos)), exclude)
+    samples: Photos = [] if prepared else without(all_samples(read_sets(photos)), exclude)
     from dive_fast.distributed import leading, process_group
     from dive_fast.models import load_adapter, load_bundle
     from dive_fast.outputs import PNG, check_new, output_file
@@ -78,7 +78,7 @@ def personalize(
     base = load_adapter(init_from) if init_from is not None else None
     bundle = load_bundle(model, tokenizer)
     if prepared is not None:
-        samples = _without(load_prepared(prepared, bundle), exclude)
+        samples = without(load_prepared(prepared, bundle), exclude)
     chosen = torch_device(device)
     with process_group(chosen):
         if dry_run:
@@ -120,7 +120,7 @@ def _class_photos(folder: Path) -> list[Path]:
     return files
 
 
-def _without(photos: Photos, excluded: Sequence[str]) -> Photos:
+def without(photos: Photos, excluded: Sequence[str]) -> Photos:
     """Returns the photos of all other identities; raises `InputError` for an excluded identity without photos."""
     import numpy as np
 

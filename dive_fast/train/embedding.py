@@ -38,8 +38,8 @@ class PhraseRows(torch.nn.Module):
             absent[row, len(choices[k]) :] = -torch.inf
         self.register_buffer("start", torch.stack([choices[k][0] for k in free]) if free else torch.zeros(0, width))
         self.register_buffer("words", words)
-        self.register_buffer("absent", absent)
-        self.register_buffer("order", torch.tensor([*free, *mixed]).argsort())
+        self.register_buffer("absent", absent, persistent=False)  # both follow from the phrase
+        self.register_buffer("order", torch.tensor([*free, *mixed]).argsort(), persistent=False)
 
     def join(self, free: Tensor, logits: Tensor) -> Tensor:
         """Returns the rows [identities, words, D] of free vectors [identities, F, D] and logits [identities, M, W]."""

@@ -48,8 +48,9 @@ def personalize(
     rows of new identities learn. `bundle` is changed in place and cannot be used afterwards.
 
     `photos` are files or the latents of a prepared set. `class_photos` are the files for `config.prior`; without any the
-    base generates them. `start` are rows that the identities start from. The folder `out` appears whole at the end; `out`.training holds loss logs and the states from which
-    a rerun resumes. Bad data raises `InputError` before training, a full disk `DiveError`.
+    base generates them. `start` are rows that the identities start from. The folder `out` appears whole at the end;
+    `out`.training holds loss logs and the states from which a rerun resumes. Bad data raises `InputError` before training, a
+    full disk `DiveError`.
     """
     run, work = run_id(bundle, samples_of(photos), config, init_from, class_photos, start), training_folder(out)
     finished = finished_adapter(out, run)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dive_fast.models import load_bundle
-from dive_fast.train import trainer
 from dive_fast.train import personalize as room
+from dive_fast.train import trainer
 from dive_fast.train.config import PersonalizeConfig, Prior, Samples
 from dive_fast.train.dryrun import dry_run
 from dive_fast.train.loop import load_state
