@@ -21,11 +21,12 @@ from dive_fast.encoder.references import people_of
 from dive_fast.io import atomic_path, clear_leftovers, sha256_bytes
 from dive_fast.models.adapter import Adapter, merge_identities, save_adapter
 from dive_fast.models.files import read_tensors, write_tensors
+from dive_fast.models.fuse import check_base
 from dive_fast.models.phrase import Phrase
 from dive_fast.train.model import Start
 from dive_fast.train.personalize import finished_adapter, locked, personalize, remove_states, training_folder
 from dive_fast.train.trainer import check_new
-from dive_fast.types import InputError, Sample
+from dive_fast.types import InputError, Sample, shown
 
 if TYPE_CHECKING:
     from dive_fast.models.bundle import ModelBundle
@@ -171,8 +172,8 @@ def encode_onto(
     check_new(onto, sorted({sample.pid for sample in samples}))
     if encoder.template != onto.template:
         warnings.warn(
-            f"the encoder was trained with captions {encoder.template!r}, the adapter has {onto.template!r}: people may be less"
-            " like themselves",
+            f"the encoder was trained with captions {shown(encoder.template)}, the adapter has {shown(onto.template)}:"
+            " people may be less like themselves",
             stacklevel=2,
         )
     work = training_folder(out)
@@ -192,6 +193,18 @@ def encode_onto(
     remove_states(work)
     clear_leftovers(out.parent.absolute())
     return adapter, encoded
+
+
+def start_of(encoder: Encoder, bundle: ModelBundle, samples: Sequence[Sample], progress: bool = True) -> Start:
+    """Returns the rows that everyone in `samples` starts from in `personalize`; raises `InputError` if one has none."""
+    check_base(encoder.base_fingerprint, bundle, "the encoder")
+    encoded = encode_photos_of(encoder, samples, progress=progress)
+    if encoded.without:
+        raise InputError(
+            f"{len(encoded.without):,} people have no usable RGB photo, from which an encoder starts:"
+            f" {abbreviate(encoded.without)}; leave them out (--exclude)"
+        )
+    return Start(encoder.phrase, encoded.rows)
 
 
 def _plain(encoder: Encoder, onto: Adapter, encoded: Encoded, run: str) -> Adapter:

@@ -13,6 +13,7 @@ from dive_fast.data.prepare import megabytes
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.loop import TrainState
 from dive_fast.train.memory import PeakMemory, optimizer_bytes, tensor_bytes
+from dive_fast.train.model import Start
 from dive_fast.train.personalize import check_disk, finished_adapter, run_id, training_folder
 from dive_fast.train.photos import BalancedSampler, LatentPhotos, Photos, only, samples_of, teaching
 from dive_fast.train.prior import ClassPhotos, prompt_ids
@@ -102,15 +103,16 @@ def dry_run(
     init_from: Adapter | None = None,
     device: str = "cpu",
     class_photos: Sequence[Path] = (),
+    start: Start | None = None,
 ) -> Forecast:
     """Estimates the cost of `personalize` with these arguments from a few steps on a few of the photos.
 
     Writes nothing; `bundle` is changed in place and cannot be used afterwards. Raises what `personalize` raises before
     training.
     """
-    run = run_id(bundle, samples_of(photos), config, init_from, class_photos)
+    run = run_id(bundle, samples_of(photos), config, init_from, class_photos, start)
     done = steps_done(config, out, run, finished_adapter(out, run) is not None)
-    return forecast(Trainer(bundle, photos, config, init_from, device, progress=False), out, done)
+    return forecast(Trainer(bundle, photos, config, init_from, device, False, start), out, done)
 
 
 def steps_done(config: PersonalizeConfig, out: Path, run: str, finished: bool) -> dict[str, int]:
