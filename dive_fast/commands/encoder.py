@@ -27,7 +27,7 @@ from dive_fast.types import InputError, to_dict
 if TYPE_CHECKING:
     from dive_fast.encoder.encode import Encoded
 
-EncoderFolder = Annotated[str, "Encoder folder, from dive-fast train-encoder; pocket is the shipped one."]
+EncoderFolder = Annotated[str, "Encoder folder, from dive-fast train-encoder."]
 Onto = Annotated[
     str | None, "Adapter that gets the people, whose LoRA and people stay as they are; by default the encoder's own."
 ]
@@ -85,13 +85,13 @@ def train_encoder(
         config = replace(config, training=training)
     chosen = torch_device(device)
     samples = samples_of(without(all_samples(read_sets(photos)), exclude))
-    start = None if start_from is None else load_encoder(start_from)
-    if start is not None and training.phrase not in (FREE_WORDS, start.phrase):
-        raise InputError("--phrase is that of the encoder that --start-from names; leave it out")
-    source = start.source if start is not None else open_features(features or "", chosen)
     adapter = None if onto is None else load_adapter(onto)
     bundle = load_bundle(model, tokenizer)
     with process_group(chosen):
+        start = None if start_from is None else load_encoder(start_from, device=chosen)
+        if start is not None and training.phrase not in (FREE_WORDS, start.phrase):
+            raise InputError("--phrase is that of the encoder that --start-from names; leave it out")
+        source = start.source if start is not None else open_features(features or "", chosen)
         if dry_run:
             forecast = dry_run_encoder(bundle, samples, out, config, source, adapter, start, chosen)
         else:

@@ -89,12 +89,12 @@ def personalize(
     if prepared is not None:
         samples = without(load_prepared(prepared, bundle), exclude)
     chosen = torch_device(device)
-    start = None
-    if encoder is not None:
-        opened = load_encoder(encoder, device=chosen)
-        start = start_of(opened, bundle, samples_of(samples))
-        config = replace(config, template=config.template or opened.template)
     with process_group(chosen):
+        start = None
+        if encoder is not None:
+            opened = load_encoder(encoder, device=chosen)
+            start = start_of(opened, bundle, samples_of(samples), progress=leading())
+            config = replace(config, template=config.template or opened.template)
         if dry_run:
             forecast = forecast_run(bundle, samples, out, config, base, chosen, class_photos, start)
         else:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _PEOPLE = 256  # whose rows one file holds: a rerun reads at most so many people's photos again
 _SPLIT = 4  # photos from which on a person's are looked at for a second person
+_LOOKED_AT = 64  # of a person's photos, at most
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,13 @@ def _block(encoder: Encoder, people: Sequence[Sequence[Sample]]) -> dict[str, Te
     features, good = _features(encoder, flat)
     rows = torch.zeros(len(people), encoder.words, encoder.row_width)
     used, mixed = torch.zeros(len(people)), torch.zeros(len(people))
-    apart, at, photo = encoder.distribution.apart(), 0, 0
+    at = photo = 0
     for number, person in enumerate(people):
         count = sum(good[photo : photo + len(person)])
         mine, at, photo = features[at : at + count], at + count, photo + len(person)
         if count:
             rows[number], used[number] = encoder.rows(mine), count
-            mixed[number] = looks_like_two(encoder, mine, apart)
+            mixed[number] = looks_like_two(encoder, mine)
     return {"rows": rows, "used": used, "mixed": mixed}
 
 
@@ -134,7 +135,7 @@ def _features(encoder: Encoder, samples: Sequence[Sample]) -> tuple[Tensor, list
     return (encoder.source.features(readable) if readable else torch.zeros(0, 1)), good
 
 
-def looks_like_two(encoder: Encoder, features: Tensor, apart: float) -> bool:
+def looks_like_two(encoder: Encoder, features: Tensor) -> bool:
     """Returns whether photos [P, F] fall into two groups whose rows are as far apart as those of different people.
 
     The groups lie on both sides of the mean along the direction in which the single photos' rows differ most; each must
@@ -142,13 +143,13 @@ def looks_like_two(encoder: Encoder, features: Tensor, apart: float) -> bool:
     """
     if len(features) < _SPLIT:
         return False
-    single = torch.stack([encoder.rows(one[None]).flatten() for one in features[:64]]).double()
+    single = encoder.rows_of_each(features[:_LOOKED_AT]).flatten(1).double()
     centred = single - single.mean(dim=0)
     side = centred @ torch.linalg.svd(centred, full_matrices=False)[2][0] > 0
     if min(int(side.sum()), int((~side).sum())) < 2:
         return False
     kept = features[: len(side)]
-    return float((encoder.rows(kept[side]) - encoder.rows(kept[~side])).norm()) > apart
+    return float((encoder.rows(kept[side]) - encoder.rows(kept[~side])).norm()) > encoder.distribution.apart
 
 
 def encode_onto(

@@ -23,7 +23,7 @@ from dive_fast.encoder.features import FeatureNet, open_features
 from dive_fast.encoder.mapper import Mapper
 from dive_fast.io import read_json, write_json
 from dive_fast.models.adapter import save_adapter
-from dive_fast.models.files import fingerprint_of, read_tensors, resolve, write_tensors
+from dive_fast.models.files import fingerprint_of, read_tensors, write_tensors
 from dive_fast.models.phrase import Phrase
 from dive_fast.models.prompts import check_vocabulary
 from dive_fast.outputs import holds, output_folder
@@ -72,9 +72,17 @@ class Encoder:
     @torch.inference_mode()
     def rows(self, features: Tensor) -> Tensor:
         """Returns the rows float32 [words, D] on the CPU of a person from the features [P, F] of all photos."""
+        return self._predicted(features[None])[0]
+
+    @torch.inference_mode()
+    def rows_of_each(self, features: Tensor) -> Tensor:
+        """Returns the rows float32 [P, words, D] on the CPU from each of the photos [P, F] alone."""
+        return self._predicted(features[:, None])
+
+    def _predicted(self, features: Tensor) -> Tensor:
         device = self.mapper.mean.device
-        given = torch.ones(1, len(features), dtype=torch.bool, device=device)
-        rows: Tensor = self.mapper(features[None].to(device), given)[0].cpu()
+        given = torch.ones(features.shape[:2], dtype=torch.bool, device=device)
+        rows: Tensor = self.mapper(features.to(device), given).cpu()
         return rows
 
     def known(self, pids: Iterable[str]) -> list[str]:
@@ -122,8 +130,8 @@ def _copy_checkpoint(folder: Path, to: Path) -> None:
 
 
 def read_record(path: Path | str) -> tuple[Path, dict[str, Any]]:
-    """Returns the folder of an encoder ("pocket" is the shipped one) and its record; raises `InputError` for another."""
-    folder = resolve(path, "pocket-encoder")
+    """Returns the folder of an encoder and its record; raises `InputError` for what is none."""
+    folder = Path(path)
     if not (folder / RECORD).is_file():
         raise InputError(f"encoder {folder} has no {RECORD}; give a folder that `dive-fast train-encoder` wrote")
     record = read_json(folder / RECORD, "encoder")

@@ -132,7 +132,7 @@ def test_two_people_under_one_name(trained, tmp_path):
 
     found = encode_photos_of(encoder, [*person(40, 1, 5, 1, 5, 1, 5), *person(41, *[3] * 6)], progress=False)
     assert found.mixed == ("0040",) and "0040" in found.notes[-1]
-    assert not looks_like_two(encoder, encoder.source.features(person(42, 1, 5)), 0.0)  # two photos tell nothing
+    assert not looks_like_two(encoder, encoder.source.features(person(42, 1, 5)))  # two photos tell nothing
     folders = [tmp_path / name / "0001" / "a.png" for name in ("one", "two")]
     for folder in folders:
         draw(folder, 1, 1)
