@@ -10,8 +10,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from dive_fast.bench.sd15 import sd15
 from dive_fast.encoder.config import EncoderConfig
 from dive_fast.encoder.features import DEPTHS, STRIPES
+from dive_fast.encoder.model import EncoderModel
 from dive_fast.encoder.references import References
-from dive_fast.encoder.train import EncoderModel
 from dive_fast.models.phrase import Phrase
 from dive_fast.train.model import IdentityPrompts
 from dive_fast.types import Sample

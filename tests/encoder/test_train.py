@@ -9,7 +9,8 @@ import torch
 
 from dive_fast.encoder.features import FeatureNet, open_features
 from dive_fast.encoder.folder import RECORD, hashed, load_encoder, read_record
-from dive_fast.encoder.train import EncoderTrainer, dry_run_encoder, train_encoder
+from dive_fast.encoder.train import dry_run_encoder, train_encoder
+from dive_fast.encoder.trainer import EncoderTrainer
 from dive_fast.io import sha256_file
 from dive_fast.models import load_adapter, load_bundle
 from dive_fast.models.fuse import add_identity_tokens
