@@ -129,6 +129,7 @@ bench: $(STAMP)
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.loader
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.personalize
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.bulk
+	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.people
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.reid
 	$(VENV)/bin/dive-fast bench --model pocket --baselines all --presets all --out benchmarks/results/bench-pocket-cpu
 

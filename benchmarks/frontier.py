@@ -34,9 +34,9 @@ from dive_fast.experiments.scorer import measured_once, train_scorer, true_infra
 from dive_fast.experiments.study import open_study
 from dive_fast.io import atomic_write, read_json, write_json
 from dive_fast.options import call
-from dive_fast.quality.kept import IdentityKept, Kept, Rate, identity_kept, kept_difference
+from dive_fast.quality.kept import IdentityKept, Kept, identity_kept, kept_difference
 from dive_fast.reid.comparison.compare import compare
-from dive_fast.reid.comparison.records import Comparison
+from dive_fast.reid.comparison.records import Comparison, Rate
 from dive_fast.reid.comparison.significance import paired_t, visible_difference
 from dive_fast.sampling import Sampling
 from dive_fast.settings import PositiveInt

@@ -80,10 +80,12 @@ def main(arguments: list[str] | None = None) -> None:
     except DiveError as error:
         code, sentence = error.exit_code, str(error)
     except ModuleNotFoundError as error:
-        extra = _extra_of(error.name)
-        if extra is None:
+        from dive_fast.environment.optional import missing
+
+        lacking = missing(error.name or "")
+        if lacking is None:
             raise
-        code, sentence = 1, f"{error.name} is not installed; pip install 'dive-fast[{extra}]'"
+        code, sentence = 1, f"this command needs {lacking}"
     except KeyboardInterrupt:
         code, sentence = 1, "interrupted; finished work is kept, run the same command again to continue"
     if sentence:
@@ -133,14 +135,6 @@ def _summary(command: str) -> str:
     tree = ast.parse((_PACKAGE / "commands" / f"{module}.py").read_text("utf-8"))
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     return (ast.get_docstring(function) or "").split("\n")[0]
-
-
-def _extra_of(module: str | None) -> str | None:
-    """Returns the extra that installs a missing module; None for a module that no extra installs."""
-    from dive_fast.environment.packages import PACKAGES
-
-    extras = {wanted.module.split(".")[0]: wanted.extra for wanted in reversed(PACKAGES.values())}
-    return extras.get((module or "").split(".")[0])
 
 
 def _show_warning(

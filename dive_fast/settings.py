@@ -105,18 +105,21 @@ def unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 def violation(hint: Any, value: Any) -> str | None:
     """Returns what `hint` requires and `value` is not, as a text to follow the setting's name; None if `value` is valid."""
     kind, metadata = unwrap(hint)
-    if not _has_type(value, hint):
+    if not has_type(value, hint):
         return f"must be {_describe(kind)}, got {shown(value)}"
     broken = [one for one in metadata if isinstance(one, Bound) and value is not None and not one.holds(value)]
     return f"must be {broken[0]}, got {shown(value)}" if broken else None
 
 
-def _has_type(value: Any, hint: Any) -> bool:
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether `value`, and what is in it, is of the type `hint`; bools are no numbers, NaN is none either."""
+    if type(value) is hint and hint is not float:  # most values of the millions of records in a manifest
+        return True
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _has_type(value, parts[0])
+        return has_type(value, parts[0])
     if origin in (Union, UnionType):
-        return any(_has_type(value, part) for part in parts)
+        return any(has_type(value, part) for part in parts)
     if origin is Literal:
         return value in parts
     if hint is int:
@@ -127,12 +130,16 @@ def _has_type(value: Any, hint: Any) -> bool:
         return fits and bool(
             abs(number) <= sys.float_info.max or abs(number) == math.inf
         )  # no NaN, no huge whole number
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            has_type(k, parts[0]) and has_type(v, parts[1]) for k, v in value.items()
+        )
     if origin is not tuple:
         return hint is Any or isinstance(value, origin or hint)
     if not isinstance(value, tuple):
         return False
     each = parts[:1] * len(value) if parts[-1] is ... else parts
-    return len(value) == len(each) and all(map(_has_type, value, each))
+    return len(value) == len(each) and all(map(has_type, value, each))
 
 
 def _describe(kind: Any) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
-from dive_fast.types import DiveError
+from dive_fast.environment.optional import optional
 
 
 def require_tensorboard() -> None:
-    """Raises `DiveError` that names the extra to install."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise DiveError("a TensorBoard log needs tensorboard; pip install 'dive-fast[tensorboard]'")
+    """Raises `DiveError` that names the extra to install, if TensorBoard is missing."""
+    optional("tensorboard", "a TensorBoard log")
 
 
 class TensorBoardLog:

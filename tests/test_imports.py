@@ -47,8 +47,8 @@ RULES: dict[str, Rule] = {
     "dive_fast.io": rule("types", ""),
     "dive_fast.outputs": rule("types io", ""),
     "dive_fast.distributed": rule("types", "torch"),
-    "dive_fast.tensorboard": rule("types", "torch"),
-    "dive_fast.environment": rule("engines.registry", ""),
+    "dive_fast.tensorboard": rule("environment.optional", "torch"),
+    "dive_fast.environment": rule("types engines.registry", ""),
     # rooms
     "dive_fast.data": rule(BASICS, "PIL numpy"),
     "dive_fast.sampling": rule("types settings", "torch"),
@@ -60,13 +60,14 @@ RULES: dict[str, Rule] = {
     "dive_fast.engines.registry": rule("types", ""),
     "dive_fast.engines.torch_engine": rule(TORCH_BACKEND),
     "dive_fast.engines.compiled_engine": rule(TORCH_BACKEND),
-    "dive_fast.synth": rule(f"{BASICS} data engines models.prompts sampling"),
+    "dive_fast.synth": rule(f"{BASICS} data engines environment.optional models.prompts sampling"),
     "dive_fast.synth.manifest": rule(f"{BASICS} synth.planfile synth.records"),
-    "dive_fast.merge": rule(f"{BASICS} data report.rows synth.manifest synth.provenance"),
+    "dive_fast.merge": rule(f"{BASICS} data environment.optional report.rows synth.manifest synth.provenance"),
     "dive_fast.report": rule(f"{BASICS} data synth.manifest"),
-    "dive_fast.reid": rule(f"{GROUND} data environment.packages synth.manifest report.html"),
+    "dive_fast.reid": rule(f"{GROUND} data environment synth.manifest report.html"),
     "dive_fast.quality": rule(
-        f"{BASICS} __version__ data reid synth.manifest synth.records synth.provenance report.html report.rows"
+        f"{BASICS} __version__ data environment.optional reid synth.manifest synth.records synth.provenance report.html "
+        "report.rows"
     ),
     "dive_fast.world": rule(f"{GROUND} data models sampling train"),
     "dive_fast.bench": rule(f"{BASICS} engines models sampling synth unet dive_export"),

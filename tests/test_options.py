@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from dive_fast.options import Changes, call, options
-from dive_fast.settings import Fraction, NonNegativeInt, Part, PositiveInt, Reads, Settings
+from dive_fast.settings import Fraction, NonNegativeInt, Part, PositiveInt, Reads, Settings, has_type
 from dive_fast.types import InputError, shown
 from tests.support.refusals import refused
 
@@ -182,3 +183,24 @@ def test_a_value_in_a_message_is_cut() -> None:
     for value in ("x" * 100_000, 10**5000, [1] * 9999, "a\nb" * 999):
         assert len(shown(value)) <= 80 and "\n" not in shown(value)
     assert shown("小明") == "'小明'"
+
+
+TYPED: list[tuple[Any, list[Any], list[Any]]] = [
+    (int, [0, -1, 10**400], [True, 1.0, "1", None]),
+    (float, [0.5, 1, math.inf], [True, math.nan, 10**400, "1"]),
+    (bool, [True], [1, None]),
+    (str | None, ["", None], [0, ["a"]]),
+    (Literal["rgb", "ir"], ["ir"], ["uv", ["ir"], None]),
+    (PositiveInt, [-1], ["1"]),  # its bound is another question
+    (dict[str, int], [{}, {"a": 1}], [{"a": "1"}, {1: 1}, {"a": True}, [("a", 1)]]),
+    (tuple[str, ...], [(), ("a", "b")], [["a"], ("a", 1), "a"]),
+    (tuple[str, int | None], [("a", 1), ("a", None)], [("a",), ("a", "b"), ("a", 1, 2)]),
+    (tuple[tuple[str, str | None], ...], [(("a", None),)], [(("a", 1),), ("ab",)]),
+    (Any, [None, object()], []),
+]
+
+
+@pytest.mark.parametrize(("hint", "fits", "not_fits"), TYPED, ids=[str(hint) for hint, _, _ in TYPED])
+def test_values_have_the_type_of_the_hint_all_the_way_down(hint, fits, not_fits):
+    assert all(has_type(value, hint) for value in fits)
+    assert not any(has_type(value, hint) for value in not_fits)

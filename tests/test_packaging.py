@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from dive_fast.environment.packages import PACKAGES
+
 tomllib = pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +70,11 @@ def test_extras_that_exclude_each_other_stay_apart() -> None:
         extra for extra, listed in EXTRAS.items() if {"onnxruntime", "onnxruntime-gpu"} <= set(map(name_of, listed))
     }
     assert not both
+
+
+def test_doctor_names_the_extra_that_holds_a_package() -> None:
+    wanted = {name: wanted.extra for name, wanted in PACKAGES.items() if wanted.extra is not None}
+    assert [name for name, extra in wanted.items() if name not in map(name_of, EXTRAS[extra])] == []
 
 
 def test_no_registry_is_named() -> None:

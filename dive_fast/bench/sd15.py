@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from dive_fast.models import DEFAULT_TEMPLATE, ModelBundle, PromptTable
-from dive_fast.models.files import ASSETS, config_file, load_tokenizer, read_config, resolve
+from dive_fast.models.files import ASSETS, add_words, config_file, load_tokenizer, read_config, resolve
 from dive_fast.types import Camera, Identity
 
 SIZE = (512, 256)  # height and width in pixels: latents 64 x 32
@@ -23,7 +23,6 @@ def sd15(real: Collection[str] = NETWORKS, seed: int = 0) -> ModelBundle:
     """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from tokenizers import AddedToken
     from transformers import CLIPTextConfig, CLIPTextModel
 
     text, unet, vae, scheduler = (
@@ -45,5 +44,5 @@ def sd15(real: Collection[str] = NETWORKS, seed: int = 0) -> ModelBundle:
     cameras = (Camera("cam1", "rgb", "W5Eq"), Camera("cam3", "ir", "8miP"))
     prompts = PromptTable(identities, cameras, DEFAULT_TEMPLATE, "random", "random")
     tokenizer = load_tokenizer(resolve("pocket", "pocket-base") / "tokenizer")
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for one in identities for word in one.words])
+    add_words(tokenizer, [word for one in identities for word in one.words])
     return ModelBundle(tokenizer=tokenizer, scheduler_config=scheduler, prompts=prompts, **networks)

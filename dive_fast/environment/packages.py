@@ -48,6 +48,8 @@ PACKAGES = {
     "ray": Wanted("ray", "ray"),
     "fsspec": Wanted("fsspec", "remote"),
     "pyarrow": Wanted("pyarrow", "parquet"),
+    "scipy": Wanted("scipy", "reid"),
+    "scikit-learn": Wanted("sklearn", "reid"),
 }
 
 

@@ -10,7 +10,7 @@ from dive_fast.sampling.config import STRENGTH, Sampling
 from dive_fast.settings import Fraction, NonNegativeInt, Part, PositiveInt, Reads, Settings
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.types import InputError, PairMode
-from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
+from dive_fast.world.captions import CAPTION_TEMPLATE, MONOCHROME, caption_phrase
 from dive_fast.world.config import WorldSpec
 
 
@@ -61,8 +61,11 @@ class StudyConfig(Settings):
             batch=16,
             save_every=50,
             mix_lr=0.01,
+            rank=32,
             words_from="pocket",
-            text_noise=0.25,
+            text_noise=0.1,
+            noisy_fraction=0.5,
+            ir_words=MONOCHROME,
             phrase=caption_phrase(),
             template=CAPTION_TEMPLATE,
             phrase_drop=0.25,
@@ -102,14 +105,18 @@ class DemoConfig(StudyConfig):
     """A study of minutes on two cores, in which some external identities are new to the adapter."""
 
     world: WorldSpec = field(
-        default_factory=lambda: WorldSpec(test_ids=24, external_ids=40, images_per_camera=5, market_images=8)
+        default_factory=lambda: WorldSpec(
+            paired_ids=12, test_ids=100, external_ids=40, images_per_camera=5, market_images=8
+        )
     )
     learn: PersonalizeConfig = field(
         default_factory=lambda: PersonalizeConfig(steps=60, batch=16, save_every=50, mix_lr=0.01, words_from="pocket")
     )
     pairs: PairConfig = field(default_factory=lambda: PairConfig(per_camera=3, sampling=Sampling(steps=16)))
-    reid: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350, missing="visible", synthetic_fraction=0.25))
-    scorer: ReidConfig = field(default_factory=lambda: ReidConfig(steps=350))
+    reid: ReidConfig = field(
+        default_factory=lambda: ReidConfig(steps=400, missing="visible", synthetic_fraction=0.5, precision="bf16")
+    )
+    scorer: ReidConfig = field(default_factory=lambda: ReidConfig(steps=400, precision="bf16"))
     seeds: tuple[int, ...] = (0,)
     curve: tuple[PositiveInt, ...] = ()
     shown: int = 8

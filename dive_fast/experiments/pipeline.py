@@ -28,7 +28,7 @@ from dive_fast.models import fuse, load_adapter, load_bundle
 from dive_fast.models.adapter import Adapter
 from dive_fast.models.bundle import save_bundle
 from dive_fast.reid.comparison.compare import compare
-from dive_fast.reid.comparison.records import Comparison, KeptRate
+from dive_fast.reid.comparison.records import Comparison, Rate
 from dive_fast.synth.local import Summary, synthesize
 from dive_fast.synth.manifest import samples as manifest_samples
 from dive_fast.synth.plan import make_plan
@@ -180,7 +180,7 @@ def run_walk(config: StudyConfig, out: Path) -> Walk:
         quality = _quality(world, {"grey": grey, "ours": infrared, "autoencoder": autoencoded}, scorer, per_camera, out)
     query, gallery = heldout_sides(world)
     arms = build_arms(world, out, infrared, per_camera, autoencoded if config.autoencoder else ())
-    rates = {name: _kept_rate(rows[0]) for name, rows in quality["arms"].items() if name in arms}
+    rates = {name: Rate(**rows[0]["kept"]["by_image"]) for name, rows in quality["arms"].items() if name in arms}
     options: dict[str, Any] = {"baseline": BASELINE, "kept": rates, "workers": config.workers}
     with timings.stage("reid"):
         comparison = compare(arms, query, gallery, config.reid, config.seeds, out / "compare", **options)
@@ -196,8 +196,3 @@ def _quality(world: Path, arms: dict[str, list[Sample]], scorer: Path, shots: in
         {**arms, "oracle": oracle, "gallery": gallery},
         lambda: picture_quality(world, arms, scorer, shots=shots).summary(),
     )
-
-
-def _kept_rate(row: dict[str, Any]) -> KeptRate:
-    rate = row["kept"]["by_image"]
-    return KeptRate(rate["value"], rate["low"], rate["high"])

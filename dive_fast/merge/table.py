@@ -7,10 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dive_fast.environment.optional import optional
 from dive_fast.merge.inputs import Progress
 from dive_fast.outputs import begins_with, output_file
 from dive_fast.report.rows import SIDES, DatasetRows, Row, ScoreKey
-from dive_fast.types import MODALITIES, DiveError, InputError
+from dive_fast.types import MODALITIES, InputError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,11 +27,9 @@ def write_parquet(dataset: Path, file: Path, progress: Progress = lambda _: None
     score_rgb_NAME and score_ir_NAME of scores/. An equal `file` stays. Raises `InputError` for another one without
     `overwrite`, for other content, and when a sidecar does not fit the manifest; and `DiveError` without pyarrow.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DiveError("a Parquet table needs pyarrow; pip install 'dive-fast[parquet]'") from error
+    parquet = optional("pyarrow.parquet", "a Parquet table")
+    import pyarrow
+
     place = output_file(file, begins_with(b"PAR1"), overwrite)  # refuses before the manifest is read
     pairs = DatasetRows(dataset)
     known = {key for shard in pairs for row in shard.rows for key in row.scores}  # columns are fixed ahead of rows
@@ -42,7 +41,7 @@ def write_parquet(dataset: Path, file: Path, progress: Progress = lambda _: None
     scores = sorted(known, key=lambda key: (SIDES.index(key.side), key.name))
     schema = _schema(scores)
     rows, total = (_row(row, scores) for shard in pairs for row in shard.rows), 0
-    with place as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+    with place as temporary, parquet.ParquetWriter(temporary, schema) as writer:
         while group := list(islice(rows, ROW_GROUP)):
             writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
             total += len(group)

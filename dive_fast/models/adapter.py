@@ -157,12 +157,12 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def save_adapter(adapter: Adapter, path: Path | str, dtype: torch.dtype | None = None, overwrite: bool = False) -> None:
-    """Writes the adapter folder whole or not at all; `dtype` such as torch.float16 shrinks the LoRA for shipping.
+    """Writes the adapter folder whole or not at all; `dtype` such as torch.float16 shrinks it for shipping.
 
     An equal adapter at `path` stays; another one raises `InputError` without `overwrite`, other content always.
     """
     with output_folder(path, holds("adapter.json"), overwrite) as folder:
-        write_tensors(folder / "identities.safetensors", {"embeddings": adapter.embeddings})
+        write_tensors(folder / "identities.safetensors", {"embeddings": adapter.embeddings}, dtype)
         write_tensors(folder / "lora.safetensors", diffusers_lora(adapter), dtype, diffusers_metadata(adapter))
         write_json(folder / "adapter.json", describe(adapter))
 

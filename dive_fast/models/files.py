@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -30,6 +30,7 @@ WEIGHTS = {
 TEXT_PREFIX = "text_model."  # of the text encoder's tensors: older transformers need it, newer ones read both forms
 _FIRST_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _MISMATCH = "its config.json and its weights do not belong together"
+_WORD = {"id": 0, "content": "", **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)}
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
@@ -77,11 +78,18 @@ def load_tokenizer(folder: Path) -> Any:
     for file in _texts(folder):
         if not file.is_file() or is_pointer(file.read_bytes()):
             read_json(file, "tokenizer")  # which says what it is; the library knows what may be in it
-    with library_errors(f"tokenizer {folder}", "copy the folder again"), _without_marks(folder) as plain:
+    with library_errors(f"tokenizer {folder}", "copy the folder again"), _without_words(folder) as (plain, words):
         tokenizer = CLIPTokenizer.from_pretrained(str(plain), local_files_only=True)
         if max(tokenizer.get_vocab().values()) > 10 * len(tokenizer):  # a copy counts up to it
             raise InputError(f"tokenizer {folder} has token ids far beyond its {len(tokenizer)} tokens; copy it again")
         copy.deepcopy(tokenizer)  # raises, as saving would, where merges need a token that the vocabulary lacks
+        add_words(tokenizer, list(words))
+        misplaced = [word for word, number in words.items() if tokenizer.convert_tokens_to_ids(word) != number]
+        if misplaced:
+            raise InputError(
+                f"tokenizer {folder} does not number {len(misplaced)} of its words in order, first"
+                f" {shown(misplaced[0])}; copy it again"
+            )
     length = tokenizer.model_max_length
     if type(length) is not int or not 2 <= length <= 1_000_000:
         raise InputError(f"tokenizer {folder} gives no model_max_length; add it to tokenizer_config.json (SD 1.5: 77)")
@@ -92,17 +100,51 @@ def _texts(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("[!.]*") if file.suffix in (".json", ".txt"))
 
 
+def add_words(tokenizer: Any, words: Sequence[str]) -> None:
+    """Adds learned words, which the tokenizer then finds in the raw text, each as one token: no lower-casing, no splits."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+
+
 @contextmanager
-def _without_marks(folder: Path) -> Iterator[Path]:
-    """Yields `folder`, or a copy without the byte-order marks at which the tokenizers library stops."""
+def _without_words(folder: Path) -> Iterator[tuple[Path, dict[str, int]]]:
+    """Yields a copy of `folder` without its learned words, and these with their ids.
+
+    transformers copies every added token of a file several times, which takes 12 s for 200,000. The copy also lacks the
+    byte-order marks at which the tokenizers library stops. A folder with neither is yielded itself.
+    """
     texts = {file.name: file.read_bytes() for file in _texts(folder)}
-    if not any(text.startswith(codecs.BOM_UTF8) for text in texts.values()):
-        yield folder
+    plain = {name: text.removeprefix(codecs.BOM_UTF8) for name, text in texts.items()}
+    words = _take_words(plain)
+    if plain == texts:
+        yield folder, words
         return
-    with tempfile.TemporaryDirectory() as plain:
-        for name, text in texts.items():
-            Path(plain, name).write_bytes(text.removeprefix(codecs.BOM_UTF8))
-        yield Path(plain)
+    with tempfile.TemporaryDirectory() as copied:
+        for name, text in plain.items():
+            Path(copied, name).write_bytes(text)
+        yield Path(copied), words
+
+
+def _take_words(texts: dict[str, bytes]) -> dict[str, int]:
+    """Takes the learned words, which come last, out of tokenizer.json's text; returns their ids, in order.
+
+    Takes none from a folder of an older library, which lists added tokens in a second file too.
+    """
+    listed = "added_tokens.json" in texts or b"added_tokens_decoder" in texts.get("tokenizer_config.json", b"")
+    if listed or "tokenizer.json" not in texts:
+        return {}
+    data = json.loads(texts["tokenizer.json"])
+    added = sorted(data["added_tokens"], key=lambda token: token["id"])  # transformers adds them in this order
+    first = next((n for n in range(len(added), 0, -1) if not _is_word(added[n - 1])), 0)
+    if first < len(added):
+        texts["tokenizer.json"] = json.dumps({**data, "added_tokens": added[:first]}).encode()
+    return {token["content"]: token["id"] for token in added[first:]}
+
+
+def _is_word(token: dict[str, Any]) -> bool:
+    """Whether an added token is as `add_words` makes it."""
+    return {**token, "id": 0, "content": ""} == _WORD
 
 
 def load_network(folder: Path, part: str) -> Any:

@@ -6,10 +6,11 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dive_fast.models.adapter import Adapter, check_rows
 from dive_fast.models.bundle import ModelBundle
+from dive_fast.models.files import add_words
 from dive_fast.models.lora import check_lora_state, has_lora, lora_pairs
 from dive_fast.models.prompts import PromptEncoder, PromptTable, check_vocabulary
 from dive_fast.types import DiveError, Identity, InputError, shown
@@ -33,19 +34,12 @@ def _insert_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: to
     import torch
 
     words = [word for identity in identities for word in identity.words]
-    _add_words(bundle.tokenizer, words)
+    add_words(bundle.tokenizer, words)
     table = bundle.text_encoder.get_input_embeddings().weight
     grown = torch.cat([table.detach(), rows.detach().to(table.device, table.dtype)])
     bundle.text_encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(grown, freeze=True))
     bundle.text_encoder.config.vocab_size = grown.shape[0]
     return [bundle.tokenizer.convert_tokens_to_ids(word) for word in words]
-
-
-def _add_words(tokenizer: Any, words: Sequence[str]) -> None:
-    from tokenizers import AddedToken
-
-    # not normalized: matched in the raw text as one whole token, before lower-casing and splitting
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
 
 
 def check_base(trained_on: str, bundle: ModelBundle, what: str) -> None:
@@ -88,7 +82,7 @@ def check_prompts(bundle: ModelBundle, adapter: Adapter) -> PromptTable:
         adapter.identities, adapter.cameras, adapter.template, adapter.base_fingerprint, adapter.fingerprint
     )
     tokenizer = copy.deepcopy(bundle.tokenizer)
-    _add_words(tokenizer, [word for identity in adapter.identities for word in identity.words])
+    add_words(tokenizer, [word for identity in prompts.phrases for word in identity.words])
     PromptEncoder(tokenizer, prompts).check()
     return prompts
 

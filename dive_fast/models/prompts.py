@@ -49,6 +49,7 @@ TEMPLATES: tuple[str, ...] = (
 )
 
 _PLACEHOLDER = re.compile(r"[^<>{}]*(<[a-z0-9_.\-]+>[^<>{}]*)+")
+_HALF = re.compile("[\ud800-\udfff]")
 _CODE = re.compile(r"[^\s<>{}]+( [^\s<>{}]+)*")
 _Named = TypeVar("_Named")
 
@@ -73,7 +74,7 @@ def check_vocabulary(
             twice = next(v for v in values if values.count(v) > 1)
             raise InputError(f"{where}: {what} {shown(twice)} occurs more than once; each must be unique")
     for text in chain(*columns.values(), templates, (identity.placeholder for identity in identities)):
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if _HALF.search(text):
             raise InputError(f"{where}: {shown(text)} holds half of a character, which nothing can write; correct it")
     for identity in identities:
         if not _PLACEHOLDER.fullmatch(identity.placeholder):
@@ -144,6 +145,11 @@ class PromptTable:
     def _by_camera(self) -> dict[str, Camera]:
         return {camera.name: camera for camera in self.cameras}
 
+    @cached_property
+    def phrases(self) -> tuple[Identity, ...]:
+        """One identity for each text around the learned words: the prompts of all others have as many tokens."""
+        return tuple({re.sub(r"<[^<>]*>", "<>", one.placeholder): one for one in self.identities}.values())
+
     def identity(self, pid: str) -> Identity:
         return find(pid, self._by_pid, "identities", "the model")
 
@@ -183,11 +189,6 @@ class PromptEncoder:
 
         return load_tokenizer(Path(self._tokenizer))
 
-    @cached_property
-    def _added_tokens(self) -> dict[str, int]:
-        added: dict[str, int] = self.tokenizer.get_added_vocab()
-        return added
-
     def token_ids(self, keys: Sequence[PromptKey]) -> Tensor:
         """Returns the token ids of `keys`, padded to the model's length: int64 [P, L].
 
@@ -200,9 +201,7 @@ class PromptEncoder:
 
     def check(self) -> None:
         """Raises `InputError` unless the model reads the prompts of every identity by every camera."""
-        alike = {re.sub(r"<[^<>]*>", "<>", identity.placeholder): identity.pid for identity in self.table.identities}
-        for camera in self.table.cameras:
-            self.token_ids([(pid, camera.name) for pid in alike.values()])
+        self.token_ids([(one.pid, camera.name) for camera in self.table.cameras for one in self.table.phrases])
 
     def encode(self, encode_text: Callable[[Tensor], Tensor], keys: Sequence[PromptKey]) -> tuple[Tensor, Tensor]:
         """Returns the embeddings of the U distinct keys, by first occurrence, and the row of each of the P keys.
@@ -225,7 +224,7 @@ class PromptEncoder:
                 " the code, or take an embedding of fewer vectors"
             )
         for word in self.table.identity(key[0]).words if key is not None else ():
-            token = self._added_tokens.get(word)
+            token = self.tokenizer.backend_tokenizer.token_to_id(word)
             if token is None or ids.count(token) != 1:  # the word would be spelled out, and the image be of nobody
                 raise InputError(
                     f"the tokenizer does not read {shown(word)} as one token; fuse the adapter into its base again"

@@ -20,6 +20,7 @@ from dive_fast.quality.extractor import ReidFeatures
 from dive_fast.quality.measures import F32, I64, centroids, nearest, unit
 from dive_fast.quality.reid_extractor import open_extractor
 from dive_fast.quality.sets import ALL
+from dive_fast.reid.comparison.records import Rate
 from dive_fast.reid.data.dataset import check_samples
 from dive_fast.reid.evaluation.evaluate import check_unseen
 from dive_fast.reid.training.checkpoint import RECORD
@@ -28,15 +29,6 @@ from dive_fast.types import InputError, Sample, to_dict
 F64 = NDArray[np.float64]
 Z = NormalDist().inv_cdf(0.975)  # half a 95 % interval in standard errors
 POWER = NormalDist().inv_cdf(0.8)  # on top of Z: the interval excludes 0 in four of five cases
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A fraction and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.reid.optional import optional
+from dive_fast.environment.optional import optional
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dive_fast.environment.optional import optional
 from dive_fast.io import brief
 from dive_fast.synth.checks import check_run
 from dive_fast.synth.folder import claim_folder, finished_shards, open_store
@@ -66,10 +67,7 @@ def synthesize_on(
 
     Raises as `synthesize`, and `DiveError` when a bundle of shards failed `TRIES` times, with the last reason.
     """
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise DiveError("ray is not installed; pip install 'dive-fast[ray]'") from error
+    ray = optional("ray", "a run on Ray")
     store = open_store(out)
     began = time.perf_counter()
     finished = finished_shards(store, plan)

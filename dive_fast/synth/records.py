@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from dive_fast.settings import has_type
 from dive_fast.types import InputError, from_dict, shown
 
 R = TypeVar("R")
@@ -26,7 +26,7 @@ def checked(cls: type[R], data: object, where: str) -> R:
     for name, value in data.items():
         hint = hints.get(name, Any)
         fields[name] = _from_json(hint, value, f"{where} {name}")
-        if hint is not Any and not _fits(fields[name], hint):
+        if not has_type(fields[name], hint):
             raise InputError(f"{where}: {name} is {shown(value)}, which is no {hint}; make the file again")
     return from_dict(cls, fields, where)
 
@@ -55,22 +55,3 @@ def _from_json(hint: Any, value: Any, where: str) -> Any:
     hints = get_args(wanted)
     each = hints[:1] * len(value) if hints[1:] == (...,) else hints if len(hints) == len(value) else [Any] * len(value)
     return tuple(_from_json(h, item, f"{where} {n}") for n, (h, item) in enumerate(zip(each, value, strict=True)))
-
-
-def _fits(value: object, hint: Any) -> bool:
-    if isinstance(hint, type) and hint is not float:
-        return type(value) is hint  # bool is no int
-    kind, arguments = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return value in arguments
-    if kind in (Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if isinstance(value, dict):
-        return kind is dict and all(_fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in value.items())
-    if isinstance(value, tuple):
-        if kind is not tuple:
-            return False
-        wanted = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-        return len(wanted) == len(value) and all(_fits(item, hint) for item, hint in zip(value, wanted, strict=True))
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return hint is float and number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]

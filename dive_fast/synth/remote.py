@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dive_fast.environment.optional import optional
 from dive_fast.io import brief, is_incidental
 from dive_fast.synth.store import Release
 from dive_fast.types import DiveError
@@ -19,10 +20,7 @@ class RemoteStore:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            from fsspec.core import url_to_fs
-        except ModuleNotFoundError as error:
-            raise DiveError("fsspec is not installed; pip install 'dive-fast[remote]'") from error
+        url_to_fs = optional("fsspec.core", "a dataset behind a URL").url_to_fs
         self.where = url.rstrip("/")
         try:
             self._files, root = url_to_fs(self.where)

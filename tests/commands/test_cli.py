@@ -50,7 +50,11 @@ def test_the_overviews_list_every_command(run: Run) -> None:
             1,
             "dive-fast: interrupted; finished work is kept, run the same command again to continue\n",
         ),
-        (ModuleNotFoundError("", name="peft"), 1, "dive-fast: peft is not installed; pip install 'dive-fast[train]'\n"),
+        (
+            ModuleNotFoundError("", name="peft"),
+            1,
+            "dive-fast: this command needs peft; pip install 'dive-fast[train]'\n",
+        ),
     ],
     ids=["failed", "bad-input", "interrupt", "missing-package"],
 )

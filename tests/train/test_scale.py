@@ -1,7 +1,7 @@
 """What lets personalising go on at scale: precision, parts, checkpointing, prepared sets; and settings that are refused."""
 
-import importlib.util
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -117,8 +117,7 @@ def test_states_that_a_kill_left_beside_a_finished_adapter_are_removed(learn, ph
 
 
 def test_what_cannot_work_is_said_and_leaves_nothing_behind(learn, photos, tmp_path, monkeypatch):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     refused("no training photos", learn, [], tmp_path / "a", CONFIG)
     for compute, words in ((Compute(accumulate=3), "a batch of 4 .* 3 parts"), (Compute("fp16"), "fp16")):
         refused(words, learn, photos, tmp_path / "a", replace(CONFIG, compute=compute))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dive_fast.io import write_json
 from dive_fast.reid.comparison.plots import plot_comparison, plot_differences, require_matplotlib
-from dive_fast.reid.comparison.records import Arm, Comparison, KeptRate
+from dive_fast.reid.comparison.records import Arm, Comparison, Rate
 from dive_fast.reid.comparison.runs import HeldOut, Run, carry_out_missing, without_added
 from dive_fast.reid.comparison.significance import against, require_scipy
 from dive_fast.reid.comparison.table import mean_std, write_tables
@@ -39,7 +39,7 @@ def compare(
     baseline: str = "baseline",
     oracle: str = "oracle",
     apart: Collection[str] = (),
-    kept: Mapping[str, KeptRate] | None = None,
+    kept: Mapping[str, Rate] | None = None,
     protocol: Protocol = Protocol(),  # noqa: B008 - frozen
     permutations: Permutations | None = None,
     dataset: str = "pocket",

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dive_fast.environment.optional import optional
 from dive_fast.io import atomic_encode
 from dive_fast.reid.comparison.records import Comparison
 from dive_fast.reid.comparison.table import format_std
-from dive_fast.reid.optional import optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ _BASELINE, _ORACLE, _ARM = "#9ca3af", "#2a9d8f", "#3b6fb6"
 
 def require_matplotlib() -> Any:
     """Returns `matplotlib.figure`; raises `DiveError` without matplotlib, so callers can check before training."""
-    return optional("matplotlib.figure", "a picture", extra="report")
+    return optional("matplotlib.figure", "a picture")
 
 
 def new_figure(width: float, height: float, dpi: int) -> tuple[Figure, Axes]:

@@ -58,12 +58,12 @@ class Significance:
 
 
 @dataclass(frozen=True)
-class KeptRate:
-    """Fraction of an arm's images that a ReID net takes for their own identity, and its 95 % interval, in 0..1."""
+class Rate:
+    """A fraction and its 95 % interval, in 0..1."""
 
-    by_image: float
-    by_image_low: float
-    by_image_high: float
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Arm:
     `difference` is mAP minus the baseline's with the same seed; `gap_closed` is that difference over the oracle's (None for
     a seed in which the oracle is not above the baseline). Both are None, as `significance`, for an arm without anything to
     compare with. Deviations are sample standard deviations, None for a single seed. `apart` arms are trained without the
-    set that the other arms share, as "synthetic-only" is.
+    set that the other arms share, as "synthetic-only" is. `kept` is the fraction of the arm's images that a ReID net takes
+    for their own identity.
     """
 
     name: str
@@ -96,7 +97,7 @@ class Arm:
     gap_closed_deviation: float | None = None
     apart: bool = False
     significance: Significance | None = None
-    kept: KeptRate | None = None
+    kept: Rate | None = None
 
 
 @dataclass(frozen=True)

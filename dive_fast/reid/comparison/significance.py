@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dive_fast.environment.optional import optional
 from dive_fast.reid.comparison.records import PeopleTest, SeedTest, Significance, Verdict
-from dive_fast.reid.optional import optional
 from dive_fast.types import InputError
 
 F64 = NDArray[np.float64]

@@ -9,7 +9,7 @@ import numpy as np
 
 from dive_fast.data.counts import align
 from dive_fast.io import atomic_write
-from dive_fast.reid.comparison.records import Comparison, KeptRate, PeopleTest, SeedTest, Significance
+from dive_fast.reid.comparison.records import Comparison, PeopleTest, Rate, SeedTest, Significance
 from dive_fast.reid.comparison.significance import LEVEL, POWER
 from dive_fast.reid.evaluation.protocols import describe
 
@@ -91,11 +91,11 @@ def _percent(mean: float | None, std: float | None) -> str:
     return f"{format_std(100 * mean, None if std is None else 100 * std, digits=0)} %"
 
 
-def _kept(rate: KeptRate | None) -> str:
+def _kept(rate: Rate | None) -> str:
     """ "40.6 % (38.2 to 43.0)"."""
     if rate is None:
         return "-"
-    return f"{100 * rate.by_image:.1f} % ({100 * rate.by_image_low:.1f} to {100 * rate.by_image_high:.1f})"
+    return f"{100 * rate.value:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
 
 
 def notes(comparison: Comparison) -> list[str]:

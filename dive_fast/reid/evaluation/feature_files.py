@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dive_fast.data.names import canonical_pid, is_number
+from dive_fast.environment.optional import optional
 from dive_fast.io import atomic_path, brief, sha256_bytes, sha256_file, write_json
 from dive_fast.reid.evaluation.evaluate import Extracted
 from dive_fast.reid.evaluation.mat import read_mat
 from dive_fast.reid.evaluation.protocols import camera_number
 from dive_fast.reid.evaluation.task import Labels
-from dive_fast.reid.optional import optional
 from dive_fast.types import InputError, Sample
 
 SIDES = ("query", "gallery")

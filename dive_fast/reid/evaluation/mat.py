@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.data.files import require_plain
+from dive_fast.environment.optional import optional
 from dive_fast.io import brief
-from dive_fast.reid.optional import optional
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:

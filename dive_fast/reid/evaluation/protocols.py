@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from dive_fast.environment.optional import optional
 from dive_fast.io import brief
 from dive_fast.reid.evaluation.mat import read_mat
-from dive_fast.reid.optional import optional
 from dive_fast.settings import PositiveInt, Settings, Within
 from dive_fast.types import InputError, Modality, Sample
 

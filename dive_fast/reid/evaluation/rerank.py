@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.reid.optional import optional
+from dive_fast.environment.optional import optional
 from dive_fast.settings import Fraction, PositiveInt, Settings
 from dive_fast.types import InputError
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dive_fast.environment.optional import optional
 from dive_fast.io import brief, read_json
-from dive_fast.reid.optional import optional
 from dive_fast.types import InputError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.reid.optional import optional
+from dive_fast.environment.optional import optional
 from dive_fast.reid.pictures.rank import occurrences
 from dive_fast.types import DiveError, Sample
 

@@ -18,7 +18,7 @@ from dive_fast.reid.comparison import runs as running
 from dive_fast.reid.comparison.compare import compare
 from dive_fast.reid.comparison.lengths import train_lengths
 from dive_fast.reid.comparison.plots import plot_lengths
-from dive_fast.reid.comparison.records import KeptRate, PeopleTest, SeedTest, Significance
+from dive_fast.reid.comparison.records import PeopleTest, Rate, SeedTest, Significance
 from dive_fast.reid.comparison.table import as_text, header, rows
 from dive_fast.reid.evaluation.protocols import Protocol
 from dive_fast.reid.evaluation.results import ReidResult
@@ -168,7 +168,7 @@ def test_refusals(arms, city, config, tmp_path):
     refused(r"\.\./ours", run, {"../ours": arms["ours"]}, city, config, tmp_path)
     refused("'ours'.*0101", run, {"ours": arms["ours"] + city["gallery"]}, city, config, tmp_path)
     refused("dive-fast reid trials", run, arms, city, config, tmp_path, protocol=Protocol("regdb"))
-    refused("theirs", run, arms, city, config, tmp_path, kept={"theirs": KeptRate(0.5, 0.4, 0.6)})
+    refused("theirs", run, arms, city, config, tmp_path, kept={"theirs": Rate(0.5, 0.4, 0.6)})
     assert not list(tmp_path.iterdir())
 
 
@@ -251,7 +251,7 @@ def test_the_table_says_what_was_found_and_what_was_not():
 def test_identity_kept_is_a_column_of_those_that_have_it():
     made = fake({"baseline": [10.0, 12.0], "ours": [16.0, 18.0]})()
     assert len({len(row) for row in [header(made), *rows(made)]}) == 1 and "identity kept" not in header(made)
-    rate = KeptRate(0.406, 0.382, 0.43)
+    rate = Rate(0.406, 0.382, 0.43)
     arms = [replace(arm, kept=rate if arm.name == "ours" else None) for arm in made.arms]
     found = replace(made, arms=arms)
     assert header(found)[-1] == "identity kept"

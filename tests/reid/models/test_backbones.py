@@ -353,5 +353,5 @@ def test_damaged_weights_are_refused(tmp_path):
 
 def test_missing_transformers_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    message, config = re.escape("pip install 'dive-fast[reid]'"), ModelConfig("resnet50", *IMAGE)
+    message, config = re.escape("pip install 'dive-fast[torch]'"), ModelConfig("resnet50", *IMAGE)
     refused(message, backbones_conv.resnet50, config, error=DiveError)

@@ -1,7 +1,7 @@
 """Training: repeatable, resumable, loud when it fails."""
 
-import importlib.util
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -279,8 +279,7 @@ def test_people_that_do_not_fit_are_refused_before_any_image_is_decoded(city, ti
 
 
 def test_a_tensorboard_log_names_the_extra_or_is_written(city, tiny, tmp_path, monkeypatch):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     refused(r"dive-fast\[tensorboard\]", run, city["train"], tiny, tmp_path, tensorboard=True, error=DiveError)
     monkeypatch.undo()
     pytest.importorskip("tensorboard")
