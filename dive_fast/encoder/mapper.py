@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from dive_fast.train.embedding import PhraseRows
 
 
+_FAR = 10.0  # deviations of a feature that count: a photo of another kind must not throw a person out of the vocabulary
+
+
 class Mapper(nn.Module):
     """Pools photos by weights that they predict themselves, per channel, and predicts a phrase's free vectors and mixes.
 
@@ -41,11 +44,15 @@ class Mapper(nn.Module):
         self.register_buffer("norm", torch.ones(()) if table is None else table.norm(dim=1).mean())
 
     def normalise_by(self, features: Tensor) -> None:
-        """Takes mean and deviation of `features` [N, F] for those of all photos; one that never changes counts 0."""
+        """Takes mean and deviation of float16 `features` [N, F] for those of all photos.
+
+        A feature that changes by no more than float16 rounds counts 0.
+        """
         values = features.double()
         self.mean.copy_(values.mean(dim=0))
         deviation = values.std(dim=0, correction=0)
-        self.scale.copy_(torch.where(deviation > 1e-4 * deviation.mean(), 1 / deviation, 0))
+        least = 2**-10 * (self.mean.abs() + deviation.mean())
+        self.scale.copy_(torch.where(deviation > least, 1 / deviation, 0))
 
     def forward(self, features: Tensor, given: Tensor, kept: Tensor | None = None) -> Tensor:
         """Returns rows float32 [B, words, D] of features [B, P, F], of which photos `given` bool [B, P] are there.
@@ -53,7 +60,7 @@ class Mapper(nn.Module):
         `kept` float [B, 1, F] are factors of the normalised features.
         """
         with torch.autocast(features.device.type, enabled=False):
-            x = (features.float() - self.mean) * self.scale
+            x = ((features.float() - self.mean) * self.scale).clamp(-_FAR, _FAR)
             hidden = self.photo(x if kept is None else x * kept)
             weights = self.weigh(hidden).masked_fill(~given[:, :, None], -torch.inf).softmax(dim=1)
             out = self.last(self.person((weights * hidden.masked_fill(~given[:, :, None], 0)).sum(dim=1)))

@@ -57,7 +57,7 @@ def test_a_place_without_a_photo_has_no_gradient_and_no_nan(mapper):
 
 
 def test_mixed_words_stay_mixes(mapper, words):
-    mixed = mapper(*seen(torch.randn(FEATURES)))[0, 1]
+    mixed = mapper(*seen(torch.randn(FEATURES)))[0, 1].detach()
     weights = torch.linalg.lstsq(words[1].T, mixed[:, None]).solution
     torch.testing.assert_close(words[1].T @ weights, mixed[:, None], rtol=1e-4, atol=1e-5)
     assert weights.min() > 0 and abs(float(weights.sum()) - 1) < 1e-4
@@ -74,6 +74,14 @@ def test_features_are_normalised_and_one_that_never_changes_counts_nothing(mappe
     moved = values[:1].clone()
     moved[0, 4] = 1e6
     assert torch.equal(mapper(*seen(values[0])), mapper(*seen(moved[0])))
+    values[:, 5] = 300 + 0.01 * torch.randn(40)  # rounding of float16 alone: its steps are 0.25 there
+    mapper.normalise_by(values)
+    assert mapper.scale[5] == 0 and mapper.scale[6] > 0
+
+
+def test_a_photo_of_another_kind_stays_near_the_others(mapper):
+    far, farther = torch.full((FEATURES,), 1e3), torch.full((FEATURES,), 1e4)
+    assert torch.equal(mapper(*seen(far)), mapper(*seen(farther)))
 
 
 def test_the_penalty_by_hand():
