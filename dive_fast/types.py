@@ -54,8 +54,11 @@ def shown(value: object, most: int = 80) -> str:
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """Returns a record for JSON: nested records become dicts; tuples stay, which JSON writes as lists."""
-    return asdict(record)
+    """Returns a record for JSON: nested records become dicts; tuples stay, which JSON writes as lists.
+
+    `virtual` is left out where it is False, so records of real people, and their hashes, are those of earlier versions.
+    """
+    return asdict(record, dict_factory=lambda items: {k: v for k, v in items if (k, v) != ("virtual", False)})
 
 
 def from_dict(cls: type[R], data: object, where: str) -> R:
@@ -97,10 +100,14 @@ class Camera:
 
 @dataclass(frozen=True)
 class Identity:
-    """An identity and its placeholder in prompts: a learned word like `<class_12>`, or a phrase with several of them."""
+    """An identity and its placeholder in prompts: a learned word like `<class_12>`, or a phrase with several of them.
+
+    A `virtual` identity was drawn at random and is nobody (`dive-fast virtual`).
+    """
 
     pid: str
     placeholder: str
+    virtual: bool = False
 
     @property
     def words(self) -> list[str]:
@@ -125,7 +132,7 @@ class PairSpec:
 
     `seed` depends on (run seed, pid, index) only, never on sharding, batch or machine; both generated sides start from
     the same noise. `rgb` and `ir` are camera names; `photo` is the real RGB photo, relative to the plan's `photo_root`
-    (None when both sides are generated).
+    (None when both sides are generated). `virtual` as in `Identity`.
     """
 
     pair_id: str
@@ -135,6 +142,7 @@ class PairSpec:
     ir: str
     seed: int
     photo: str | None = None
+    virtual: bool = False
 
 
 @dataclass(frozen=True)

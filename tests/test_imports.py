@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {
     "dive_fast.unet": rule("types dive_kernels"),
     "dive_fast.models": rule(f"{BASICS} sampling unet"),
     "dive_fast.train": rule(f"{GROUND} data models sampling"),
+    "dive_fast.encoder": rule(f"{GROUND} data models reid train"),
     "dive_fast.engines": rule(f"{BASICS} models.prompts sampling"),
     "dive_fast.engines.registry": rule("types", ""),
     "dive_fast.engines.torch_engine": rule(TORCH_BACKEND),
@@ -252,6 +253,7 @@ HEAVY = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "onnx", "m
         "[importlib.import_module(f'dive_fast.commands.{locate(command)[0]}') for command in COMMANDS]",
         "from dive_fast.data.sets import parse_set; parse_set('sysu:PATH')",
         "import dive_fast.data.config, dive_fast.merge.config, dive_fast.quality.config, dive_fast.report.config",
+        "import dive_fast.encoder.config, dive_fast.commands.encoder",
     ],
 )
 def test_a_fresh_process_loads_nothing_heavy(statement: str) -> None:

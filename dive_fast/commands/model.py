@@ -43,6 +43,9 @@ def personalize(
     prepared: Annotated[Path | None, "Set with latents, from dive-fast prepare, in place of --photos."] = None,
     exclude: Annotated[tuple[str, ...], "Identities to leave out."] = (),
     init_from: Annotated[str | None, "Trained adapter to add new identities to; its LoRA stays as it is."] = None,
+    encoder: Annotated[
+        str | None, "Encoder (from dive-fast train-encoder) whose words identities start from, with its phrase."
+    ] = None,
     prior_photos: Annotated[
         Path | None, "Folder of class photos; without it the base model generates --prior-count of them."
     ] = None,
@@ -59,11 +62,17 @@ def personalize(
         raise InputError("--phrase and --template are those of the adapter that --init-from names; leave them out")
     if prior_photos is not None and not config.prior.prior_weight:
         raise InputError("--prior-photos has no effect without --prior-weight; give both (DreamBooth's weight is 1)")
+    if encoder is not None and (prepared or config.words_from or config.phrase != PersonalizeConfig.phrase):
+        raise InputError(
+            "--encoder reads --photos and has its own phrase; leave --prepared, --words-from and --phrase out"
+        )
     if (prepared is None) == (not photos):
         raise InputError("no photos, or two kinds of them: give either --photos or --prepared")
     class_photos = [] if prior_photos is None else _class_photos(prior_photos)
-    samples: Photos = [] if prepared else _without(all_samples(read_sets(photos)), exclude)
+    samples: Photos = [] if prepared else without(all_samples(read_sets(photos)), exclude)
     from dive_fast.distributed import leading, process_group
+    from dive_fast.encoder.encode import start_of
+    from dive_fast.encoder.folder import load_encoder
     from dive_fast.models import load_adapter, load_bundle
     from dive_fast.outputs import PNG, check_new, output_file
     from dive_fast.train.curves import plot_curves
@@ -84,13 +93,18 @@ def personalize(
     base = load_adapter(init_from) if init_from is not None else None
     bundle = load_bundle(model, tokenizer)
     if prepared is not None:
-        samples = _without(load_prepared(prepared, bundle), exclude)
+        samples = without(load_prepared(prepared, bundle), exclude)
     chosen = torch_device(device)
     with process_group(chosen):
+        start = None
+        if encoder is not None:
+            opened = load_encoder(encoder, device=chosen)
+            start = start_of(opened, bundle, samples_of(samples), progress=leading())
+            config = replace(config, template=config.template or opened.template)
         if dry_run:
-            forecast = forecast_run(bundle, samples, out, config, base, chosen, class_photos)
+            forecast = forecast_run(bundle, samples, out, config, base, chosen, class_photos, start)
         else:
-            adapter = learn(bundle, samples, out, config, base, device=chosen, class_photos=class_photos)
+            adapter = learn(bundle, samples, out, config, base, device=chosen, class_photos=class_photos, start=start)
         if not leading():
             return
     if dry_run:
@@ -128,7 +142,7 @@ def _class_photos(folder: Path) -> list[Path]:
     return files
 
 
-def _without(photos: Photos, excluded: Sequence[str]) -> Photos:
+def without(photos: Photos, excluded: Sequence[str]) -> Photos:
     """Returns the photos of all other identities; raises `InputError` for an excluded identity without photos."""
     import numpy as np
 

@@ -111,6 +111,7 @@ def plan(
         shard_size=shard_size,
         image_format=image_format,
         overrides=None if overrides is None else read_overrides(overrides),
+        virtual={identity.pid for identity in table.identities if identity.virtual},
     )
     last = LastFile(out)
     save_plan(made, out, overwrite)

@@ -110,7 +110,9 @@ def _parse_records(cls: type[_Named], items: object, where: str) -> tuple[_Named
     if not isinstance(items, list):
         raise InputError(f"{where}: expected a list of {cls.__name__}, got {type(items).__name__}")
     for item in items:
-        if not isinstance(item, dict) or not all(isinstance(value, str) for value in item.values()):
+        if not isinstance(item, dict) or not all(
+            isinstance(value, bool if key == "virtual" else str) for key, value in item.items()
+        ):
             raise InputError(f"{where}: a {cls.__name__} must be an object of text fields, got {shown(item)}")
     return tuple(from_dict(cls, item, where) for item in items)
 

@@ -44,6 +44,7 @@ class Contents:
     made: Counter[tuple[str, Modality]] = field(default_factory=Counter)  # (camera, side)
     photos: Counter[tuple[str, Modality]] = field(default_factory=Counter)  # pairs with a photo on that side
     pairs_of: Counter[str] = field(default_factory=Counter)
+    virtual: set[str] = field(default_factory=set)
     engines: Counter[str] = field(default_factory=Counter)
 
 
@@ -122,6 +123,7 @@ def _contents(dataset: Path) -> Contents:
             found.rejected += 1
             continue
         found.pairs_of[spec.pid] += 1
+        found.virtual |= {spec.pid} if spec.virtual else set()
         found.made[spec.ir, "ir"] += 1
         (found.made if spec.photo is None else found.photos)[spec.rgb, "rgb"] += 1
     if not found.pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unicodedata import normalize
@@ -58,6 +58,7 @@ def make_plan(
     shard_size: int = 64,
     image_format: ImageFormat = "png",
     overrides: Mapping[str, Override] | None = None,
+    virtual: Collection[str] = (),
 ) -> SynthesisPlan:
     """Plans `pairs_per_identity` pairs per identity AND infrared camera: 18 with two cameras are 36 pairs each.
 
@@ -66,7 +67,7 @@ def make_plan(
     `rgb` if given): the k-th of the identity, in an order drawn from `seed`, cycling when there are too few. The k-th
     RGB side meets every infrared camera. `cameras` are the model's. A pair's index counts within its identity, so no
     two pairs share noise. `precision` is what the engine must have, by default any. `overrides` gives single identities
-    other numbers of pairs (0: none) or other cameras.
+    other numbers of pairs (0: none) or other cameras. `virtual` are those of the identities who are nobody.
     Raises `InputError` for unknown cameras, identities without photos, photos outside `photo_root`, and bad numbers.
     """
     if mode not in PAIR_MODES:
@@ -98,7 +99,7 @@ def make_plan(
             sides = tuple((camera, None) for camera in visible)
         else:
             sides = tuple(side for side in pictures[pid] if not visible or side[0] in visible)
-        identities.append(IdentityPlan(pid, pairs, infrared, sides))
+        identities.append(IdentityPlan(pid, pairs, infrared, sides, pid in virtual))
     _need_photos(identities, rgb)
     plan = SynthesisPlan(
         plan_id="",

@@ -34,13 +34,14 @@ class IdentityPlan:
     """The pairs of one identity: `pairs` for each of its infrared cameras.
 
     Its pair `index` is the k-th one, k = index // len(ir), of the infrared camera number index % len(ir), and has the
-    k-th RGB side, cycling: the same RGB side meets every infrared camera.
+    k-th RGB side, cycling: the same RGB side meets every infrared camera. `virtual` as in `Identity`.
     """
 
     pid: str
     pairs: int
     ir: tuple[str, ...]
     rgb: tuple[RgbSide, ...]
+    virtual: bool = False
 
     @property
     def total(self) -> int:
@@ -60,6 +61,7 @@ class IdentityPlan:
             ir=ir,
             seed=pair_seed(seed, self.pid, index),
             photo=photo,
+            virtual=self.virtual,
         )
 
 

@@ -101,6 +101,7 @@ class DatasetWriter:
                     "shard is recorded; use float32, or check the model"
                 )
             notes = {"plan_id": self._plan.plan_id, "pair_id": pair.pair_id, "fingerprint": self._fingerprint}
+            notes |= {"virtual": "1"} if pair.virtual else {}
             return self._write(name, encoded(picture, self._plan.image_format, notes), shard)
 
         return self._submit(write)

@@ -68,7 +68,7 @@ class PersonalizeConfig(Settings):
 
     identity_steps: NonNegativeInt = 4000
     """Steps that train identities alone and then freeze them, before the LoRA; 0 trains both at once, as DiVE."""
-    steps: PositiveInt = 1500
+    steps: NonNegativeInt = 1500
     """Training steps of the LoRA, or of everything if --identity-steps is 0."""
     batch: PositiveInt = 32
     """Photos per step."""

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dive_fast.data.prepare import megabytes
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.loop import TrainState
 from dive_fast.train.memory import PeakMemory, optimizer_bytes, tensor_bytes
+from dive_fast.train.model import Start
 from dive_fast.train.personalize import check_disk, finished_adapter, run_id, training_folder
 from dive_fast.train.photos import BalancedSampler, LatentPhotos, Photos, only, samples_of, teaching
 from dive_fast.train.prior import ClassPhotos, prompt_ids
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from dive_fast.models.bundle import ModelBundle
 
 WARM_UP, TIMED = 2, 3  # steps of each phase; memory is measured in the last one of the warm-up
-_FEW = 16  # photos of each modality in the timed steps
 
 
 @dataclass(frozen=True)
@@ -105,27 +103,36 @@ def dry_run(
     init_from: Adapter | None = None,
     device: str = "cpu",
     class_photos: Sequence[Path] = (),
+    start: Start | None = None,
 ) -> Forecast:
     """Estimates the cost of `personalize` with these arguments from a few steps on a few of the photos.
 
     Writes nothing; `bundle` is changed in place and cannot be used afterwards. Raises what `personalize` raises before
     training.
     """
-    run = run_id(bundle, samples_of(photos), config, init_from, class_photos)
-    configs = phase_configs(config, training_folder(out), run, progress=False)
-    finished = finished_adapter(out, run) is not None
-    done = {phase.name: phase.steps if finished else (phase.saved_state() or {"step": 0})["step"] for phase in configs}
-    trainer = Trainer(bundle, photos, config, init_from, device, progress=False)
+    run = run_id(bundle, samples_of(photos), config, init_from, class_photos, start)
+    done = steps_done(config, out, run, finished_adapter(out, run) is not None)
+    return forecast(Trainer(bundle, photos, config, init_from, device, False, start), out, done)
+
+
+def steps_done(config: PersonalizeConfig, out: Path, run: str, finished: bool) -> dict[str, int]:
+    """Returns the steps that each phase of the run has done; a state of another run raises `InputError`."""
+    phases = phase_configs(config, training_folder(out), run, progress=False)
+    return {phase.name: phase.steps if finished else (phase.saved_state() or {"step": 0})["step"] for phase in phases}
+
+
+def forecast(trainer: Trainer, out: Path, done: dict[str, int]) -> Forecast:
+    """Estimates the cost of a trainer's run to `out`, of which `done` steps of each phase are done."""
+    config, bundle, samples = trainer.config, trainer.bundle, samples_of(trainer.photos)
     check_disk(trainer, out)
-    samples = samples_of(trainer.photos)
-    few = only(trainer.photos, _few(samples))
+    few = only(trainer.photos, trainer.few())
     begun = time.perf_counter()
     latents = trainer.encode(few, progress=False)
     encoding = 0.0 if isinstance(few, LatentPhotos) else (time.perf_counter() - begun) / len(few) * len(samples)
     stand_in = None
     if config.prior.prior_weight:  # the cost of a photo does not depend on its content
         stand_in = ClassPhotos(latents.latents[:, 0], prompt_ids(bundle, config.prior.prior_prompt))
-    phases = trainer.phases(configs, latents, stand_in)
+    phases = trainer.phases(phase_configs(config, training_folder(out), "", progress=False), latents, stand_in)
     views = _views(samples, phases, config)
     return Forecast(
         photos=len(samples),
@@ -141,16 +148,6 @@ def dry_run(
         encode_seconds=encoding,
         device=str(trainer.model.device),
     )
-
-
-def _few(samples: Sequence[Sample]) -> np.ndarray:
-    """Selects some photos of each modality, spread evenly, bool [N]; the steps need both modalities."""
-    kept = np.zeros(len(samples), dtype=bool)
-    for modality in ("rgb", "ir"):
-        rows = np.array([i for i, sample in enumerate(samples) if sample.modality == modality], dtype=np.int64)
-        if len(rows):
-            kept[rows[np.linspace(0, len(rows) - 1, min(_FEW, len(rows))).astype(np.int64)]] = True
-    return kept
 
 
 def _views(samples: Sequence[Sample], phases: Sequence[Phase], config: PersonalizeConfig) -> list[float]:

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where the rows of identities start: float32 [identities, words, D], by sorted pid, and their phrase."""
+
+    phrase: str
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True)
 class IdentityPrompts:
     """The identities to learn and their text in captions. The first of `templates` is the adapter's."""
 
@@ -38,10 +46,12 @@ class IdentityPrompts:
     templates: tuple[str, ...]
 
     @classmethod
-    def from_config(cls, pids: Sequence[str], config: PersonalizeConfig, init_from: Adapter | None) -> IdentityPrompts:
-        """Takes phrase and template from `init_from` where there is one, else from `config`."""
+    def from_config(
+        cls, pids: Sequence[str], config: PersonalizeConfig, init_from: Adapter | None, start: Start | None = None
+    ) -> IdentityPrompts:
+        """Takes phrase and template from `init_from` where there is one, else from `config`; `start` has its own phrase."""
         source = config if init_from is None else init_from
-        phrase = Phrase(source.phrase)
+        phrase = Phrase(source.phrase if start is None else start.phrase)
         identities = tuple(phrase.identity(pid, f"person_{pid}") for pid in pids)
         templates = TEMPLATES if source.template is None else (source.template,)
         check_vocabulary(identities, (), templates, "personalize")
@@ -87,17 +97,21 @@ class PersonalizedModel:
     """A frozen model with trainable identity rows and a LoRA, which is frozen too if it comes from `init_from`."""
 
     def __init__(
-        self, bundle: ModelBundle, prompts: IdentityPrompts, config: PersonalizeConfig, init_from: Adapter | None
+        self,
+        bundle: ModelBundle,
+        prompts: IdentityPrompts,
+        config: PersonalizeConfig,
+        init_from: Adapter | None,
+        start: Start | None = None,
     ) -> None:
         import torch
 
-        self.bundle, self.prompts, self.config, self.init_from = bundle, prompts, config, init_from
+        self.bundle, self.prompts, self.config, self.init_from, self.start = bundle, prompts, config, init_from, start
         self.base_fingerprint = bundle.fingerprint
         torch.manual_seed(config.seed)
         table = bundle.text_encoder.get_input_embeddings().weight.detach()
         self.device = table.device
-        self.rows = LearnedRows(choices_of(prompts.phrase, bundle.tokenizer, table), len(prompts.identities))
-        self.rows.to(self.device)
+        self.rows = self.new_rows(table).to(self.device)
         add_identity_tokens(bundle, prompts.identities, self.rows().detach())
         bundle.text_encoder.set_input_embeddings(PartlyLearned(table, self.rows))
         self.lora: list[torch.nn.Parameter] = []
@@ -108,15 +122,27 @@ class PersonalizedModel:
             set_lora_state(bundle.unet, init_from.lora)
             bundle.unet.requires_grad_(False)
 
+    def new_rows(self, table: torch.Tensor) -> Any:
+        """Returns the module that gives the identities' rows [T, D], beside the vocabulary `table` [V, D]."""
+        if self.start is not None:
+            return LearnedRows.from_rows(self.start.rows)
+        choices = choices_of(self.prompts.phrase, self.bundle.tokenizer, table)
+        return LearnedRows(choices, len(self.prompts.identities))
+
+    @property
+    def row_groups(self) -> list[dict[str, Any]]:
+        """The parameters of the rows as optimizer groups."""
+        return [
+            {"params": [self.rows.free], "weight_decay": 0.0, "lr_scale": self.config.token_lr},
+            {"params": [self.rows.logits], "weight_decay": 0.0, "lr_scale": self.config.mix_lr},
+        ]
+
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The trainable parameters as optimizer groups."""
         config = self.config
-        groups: list[dict[str, Any]] = [
-            {"params": [self.rows.free], "weight_decay": 0.0, "lr_scale": config.token_lr},
-            {"params": [self.rows.logits], "weight_decay": 0.0, "lr_scale": config.mix_lr},
-            {"params": self.lora, "weight_decay": config.weight_decay, "lr_scale": config.lora_lr},
-        ]
+        lora = {"params": self.lora, "weight_decay": config.weight_decay, "lr_scale": config.lora_lr}
+        groups = [*self.row_groups, lora]
         return [group for group in groups if any(p.numel() and p.requires_grad for p in group["params"])]
 
     def to(self, device: str) -> None:
@@ -128,7 +154,7 @@ class PersonalizedModel:
         use_cpu_attention(self.bundle.unet, device)
         if compute.checkpointing:
             self.bundle.unet.enable_gradient_checkpointing()
-        self.device = self.rows.free.device
+        self.device = next(self.rows.parameters()).device
 
     def set_trainable(self, rows: bool, lora: bool) -> None:
         self.rows.requires_grad_(rows)
@@ -149,12 +175,16 @@ class PersonalizedModel:
         noised = noisy_batch(latents, diffusion.alphas, generator, diffusion.noisy_fraction)
         teaches = torch.from_numpy(photos.teaching[rows] | self.config.identities_from_ir)
         mine = my_rows(len(rows))
-        text = self.embed(ids[mine], teaches[mine])
+        text = self.embed(self.spoken(step, [photos.samples[i] for i in rows], ids, mine), teaches[mine])
         if self.config.text_noise and self.lora and self.lora[0].requires_grad:
             shape = (len(rows), *text.shape[1:])  # of the whole batch: all rank counts draw equal noise
             jitter = torch.randn(shape, generator=generator)[mine].to(self.device)
             text = text + self.config.text_noise * text.detach().std(dim=-1, keepdim=True) * jitter
         return self._weighted_error(latents, noised, text, mine, diffusion)
+
+    def spoken(self, step: int, samples: Sequence[Sample], ids: torch.Tensor, mine: slice) -> torch.Tensor:
+        """Returns the token ids of the rows `mine` of a batch: of its `samples` and their captions' `ids` [B, L]."""
+        return ids[mine]
 
     def class_loss(self, step: int, photos: ClassPhotos, diffusion: DiffusionLoss) -> torch.Tensor:
         """The loss of a step's class photos, as many as photos; it trains no identity."""
@@ -199,11 +229,15 @@ class PersonalizedModel:
                 rows.append(which.nonzero()[:, 0])
         return torch.cat(parts)[torch.cat(rows).argsort().to(self.device)]
 
+    def learned(self) -> tuple[tuple[Identity, ...], torch.Tensor]:
+        """Returns the identities and their rows [T, D] on the CPU."""
+        return self.prompts.identities, self.rows().detach().cpu()
+
     def adapter(self, cameras: tuple[Camera, ...], metadata: dict[str, Any]) -> Adapter:
         """Takes the LoRA out of the UNet and returns everything trained, with the identities and LoRA of `init_from`."""
-        rows = self.rows().detach().cpu()
+        identities, rows = self.learned()
         if self.init_from is not None:
-            merged = merge_identities(self.init_from, self.prompts.identities, rows)
+            merged = merge_identities(self.init_from, identities, rows)
             before = self.init_from.metadata
             seen = sorted({*before.get("infrared_identities", ()), *metadata["infrared_identities"]})
             known = {} if "infrared_identities" not in before else {"infrared_identities": seen}
@@ -212,7 +246,7 @@ class PersonalizedModel:
         remove_lora(self.bundle.unet)
         return Adapter(
             base_fingerprint=self.base_fingerprint,
-            identities=self.prompts.identities,
+            identities=identities,
             cameras=cameras,
             embeddings=rows,
             lora=state,

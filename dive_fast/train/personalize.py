@@ -10,15 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dive_fast.data.prepare import check_space
 from dive_fast.distributed import first_rank_first, leading
 from dive_fast.io import clear_disk_errors, clear_leftovers, lock_folder, sha256_bytes
 from dive_fast.models.adapter import Adapter, load_adapter, save_adapter
+from dive_fast.models.files import fingerprint_of
 from dive_fast.train.config import Compute, PersonalizeConfig, Samples
 from dive_fast.train.curves import Curve
-from dive_fast.train.loop import run_phase
+from dive_fast.train.loop import PhaseConfig, run_phase
+from dive_fast.train.model import Start
 from dive_fast.train.photos import Photos, samples_of
 from dive_fast.train.prior import class_photos_id
 from dive_fast.train.trainer import PHASES, Trainer, phase_configs
@@ -37,6 +39,7 @@ def personalize(
     progress: bool = True,
     device: str = "cpu",
     class_photos: Sequence[Path] = (),
+    start: Start | None = None,
 ) -> Adapter:
     """Learns the identities of `photos` and, without `init_from`, their cameras; writes and returns the adapter.
 
@@ -45,35 +48,43 @@ def personalize(
     rows of new identities learn. `bundle` is changed in place and cannot be used afterwards.
 
     `photos` are files or the latents of a prepared set. `class_photos` are the files for `config.prior`; without any the
-    base generates them. The folder `out` appears whole at the end; `out`.training holds loss logs and the states from which
-    a rerun resumes. Bad data raises `InputError` before training, a full disk `DiveError`.
+    base generates them. `start` are rows that the identities start from. The folder `out` appears whole at the end;
+    `out`.training holds loss logs and the states from which a rerun resumes. Bad data raises `InputError` before training, a
+    full disk `DiveError`.
     """
-    run, work = run_id(bundle, samples_of(photos), config, init_from, class_photos), training_folder(out)
+    run, work = run_id(bundle, samples_of(photos), config, init_from, class_photos, start), training_folder(out)
     finished = finished_adapter(out, run)
     if finished is not None:
-        _remove_states(work)
+        remove_states(work)
         clear_leftovers(out.parent.absolute())
         return finished
     configs = phase_configs(config, work, run, progress)
     for phase_config in configs:
         phase_config.saved_state()  # refuses other settings before photos are encoded
-    trainer = Trainer(bundle, photos, config, init_from, device, progress)
+    trainer = Trainer(bundle, photos, config, init_from, device, progress, start)
     check_disk(trainer, out)
-    with _locked(out):
-        latents = trainer.encode(trainer.photos, progress and leading())
-        prior = trainer.class_photos(class_photos, work, progress and leading())
-        for phase in trainer.phases(configs, latents, prior):
-            trainer.model.set_trainable(phase.rows, phase.lora)
-            callback = trainer.sheet_callback(phase.config)
-            run_phase(phase.config, trainer.model.groups, phase.loss_at, trainer.model.lora, callback)
-        infrared = sorted({s.pid for s in latents.samples if s.modality == "ir"})
-        metadata = {**asdict(config), "photos": len(latents.samples), "infrared_identities": infrared, "run": run}
+    with locked(out):
+        metadata = {**asdict(config), **run_phases(trainer, configs, class_photos), "run": run}
         adapter = trainer.model.adapter(trainer.cameras, metadata)
         with first_rank_first():
             if finished_adapter(out, run) is None:
                 save_adapter(adapter, out)
-                _remove_states(work)
+                remove_states(work)
     return adapter
+
+
+def run_phases(
+    trainer: Trainer, configs: tuple[PhaseConfig, PhaseConfig], class_photos: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Trains through all phases, from their saved states on; returns what an adapter notes of the photos."""
+    latents = trainer.encode(trainer.photos, trainer.progress)
+    prior = trainer.class_photos(class_photos, configs[0].work, trainer.progress)
+    for phase in trainer.phases(configs, latents, prior):
+        trainer.model.set_trainable(phase.rows, phase.lora)
+        callback = trainer.sheet_callback(phase.config)
+        run_phase(phase.config, trainer.model.groups, phase.loss_at, trainer.model.lora, callback)
+    infrared = sorted({s.pid for s in latents.samples if s.modality == "ir"})
+    return {"photos": len(latents.samples), "infrared_identities": infrared}
 
 
 def training_folder(out: Path) -> Path:
@@ -97,7 +108,7 @@ def check_disk(trainer: Trainer, out: Path) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """Locks `out` against other runs for the block; raises `InputError` when another run has the lock."""
     if not leading():
         yield
@@ -111,9 +122,9 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _remove_states(work: Path) -> None:
-    """Removes states and class photos, which a finished run does not need."""
-    for pattern in ("*.state", "class-*.safetensors"):
+def remove_states(work: Path) -> None:
+    """Removes states, class photos and features of photos, which a finished run does not need."""
+    for pattern in ("*.state", "class-*.safetensors", "features-*.safetensors", "rows-*.safetensors"):
         for file in work.glob(pattern):
             file.unlink(missing_ok=True)
 
@@ -129,7 +140,8 @@ def run_id(
     samples: Sequence[Sample],
     config: PersonalizeConfig,
     init_from: Adapter | None,
-    class_photos: Sequence[Path],
+    class_photos: Sequence[Path] = (),
+    start: Start | None = None,
 ) -> str:
     """Returns the id of a run's data and settings, so that no state is resumed with others.
 
@@ -142,4 +154,6 @@ def run_id(
     if config.prior.prior_weight and not class_photos:
         steps, guidance = config.samples.sample_steps, config.samples.sample_guidance
         parts.append(class_photos_id(bundle, config.prior, steps, guidance, config.seed))
+    if start is not None:
+        parts.append(fingerprint_of(start.phrase, {"rows": start.rows}))
     return sha256_bytes("\n".join(parts).encode())

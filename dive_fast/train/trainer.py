@@ -8,6 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dive_fast.distributed import check_launcher, leading
 from dive_fast.models.fuse import check_base
 from dive_fast.models.prompts import PromptEncoder, PromptTable
@@ -17,7 +19,7 @@ from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.diffusion import DiffusionLoss
 from dive_fast.train.loop import Callback, Loss, LossAt, PhaseConfig
 from dive_fast.train.memory import optimizer_bytes
-from dive_fast.train.model import Captions, IdentityPrompts, PersonalizedModel
+from dive_fast.train.model import Captions, IdentityPrompts, PersonalizedModel, Start
 from dive_fast.train.parallel import my_rows, part_of_batch
 from dive_fast.train.photos import (
     BalancedSampler,
@@ -35,7 +37,7 @@ from dive_fast.train.precision import check_precision
 from dive_fast.train.prior import ClassPhotos, generate_class_photos, read_class_photos
 from dive_fast.train.samples import ImageSampler, write_sheet
 from dive_fast.train.tagger import load_tagger, tag_identities
-from dive_fast.types import Camera, Identity, InputError, Sample
+from dive_fast.types import Camera, InputError, Sample, shown
 
 if TYPE_CHECKING:
     from dive_fast.models.adapter import Adapter
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 PHASES = ("identities", "personalize")
 _LOG_LINE = 200  # bytes of a logged step at most, TensorBoard's included
+_FEW = 16  # photos of each modality in the steps of a dry run
 _SMALL_FILES = 2_000_000  # an adapter's JSON, and what file systems round up
 
 
@@ -92,22 +95,35 @@ class Trainer:
         init_from: Adapter | None,
         device: str,
         progress: bool,
+        start: Start | None = None,
     ) -> None:
-        _check_settings(photos, config, init_from, device)
+        _check_settings(photos, config, init_from, device, start is not None)
         samples = samples_of(photos)
-        prompts = IdentityPrompts.from_config(sorted({s.pid for s in samples}), config, init_from)
-        self.cameras = _known_cameras(bundle, samples, prompts.identities, init_from, config.ir_words)
+        self.cameras = _known_cameras(bundle, samples, init_from, config.ir_words)
         if init_from is not None and not config.identities_from_ir:  # the LoRA is frozen: other photos train nothing
             photos = only(photos, teaching(samples))
         _check_taught(samples_of(photos), config, alone=init_from is None and config.identity_steps > 0)
-        self.photos, self.config, self.init_from, self.bundle = photos, config, init_from, bundle
-        self.model = PersonalizedModel(bundle, prompts, config, init_from)
-        if config.words_from is not None:
-            tagger = load_tagger(config.words_from)
-            words = tag_identities(tagger, samples_of(photos), prompts.phrase, progress and leading())
-            self.model.rows.start_at(words)
+        self.photos, self.config, self.init_from, self.bundle, self.start = photos, config, init_from, bundle, start
+        self.progress = progress and leading()
+        self.model, prompts = self.build()
         self.captions = Captions(bundle, self.cameras, prompts, config)  # the tokenizer now has the identities' words
         self.model.to(device)
+
+    def build(self) -> tuple[PersonalizedModel, IdentityPrompts]:
+        """Returns the model, and the identities as captions name them."""
+        config, samples = self.config, samples_of(self.photos)
+        pids = sorted({s.pid for s in samples})
+        prompts = IdentityPrompts.from_config(pids, config, self.init_from, self.start)
+        check_new(self.init_from, pids)
+        model = PersonalizedModel(self.bundle, prompts, config, self.init_from, self.start)
+        if config.words_from is not None:
+            tagger = load_tagger(config.words_from)
+            model.rows.start_at(tag_identities(tagger, samples, prompts.phrase, self.progress))
+        return model, prompts
+
+    def few(self) -> np.ndarray:
+        """Selects some photos of each modality, spread evenly, bool [N]: enough for the steps of a dry run."""
+        return spread(samples_of(self.photos))
 
     @property
     def sampler(self) -> ImageSampler:
@@ -179,7 +195,7 @@ class Trainer:
     def disk_bytes(self) -> int:
         """Returns the bytes that a run writes at most: adapter, states (new beside old), logs, sheets and class photos."""
         config, samples = self.config, self.config.samples
-        parameters = [self.model.rows.free, self.model.rows.logits, *self.model.lora]
+        parameters = [*self.model.rows.parameters(), *self.model.lora]
         trained = sum(parameter.numel() for parameter in parameters) * 4
         adapter = trained
         if self.init_from is not None:
@@ -192,7 +208,19 @@ class Trainer:
         return adapter + states + steps // 10 * _LOG_LINE + sheets + class_photos + _SMALL_FILES
 
 
-def _check_settings(photos: Photos, config: PersonalizeConfig, init_from: Adapter | None, device: str) -> None:
+def spread(samples: Sequence[Sample], most: int = _FEW) -> np.ndarray:
+    """Selects at most `most` photos of each modality, spread evenly, bool [N]."""
+    kept = np.zeros(len(samples), dtype=bool)
+    for modality in ("rgb", "ir"):
+        rows = np.array([i for i, sample in enumerate(samples) if sample.modality == modality], dtype=np.int64)
+        if len(rows):
+            kept[rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]] = True
+    return kept
+
+
+def _check_settings(
+    photos: Photos, config: PersonalizeConfig, init_from: Adapter | None, device: str, started: bool
+) -> None:
     """Raises `InputError` for settings that cannot work here or together, `DiveError` for a missing extra."""
     if not samples_of(photos):
         raise InputError("there are no training photos; check the data folder and the filters")
@@ -202,6 +230,8 @@ def _check_settings(photos: Photos, config: PersonalizeConfig, init_from: Adapte
         my_rows(config.batch)
     if config.tensorboard:
         require_tensorboard()
+    if not (config.steps or (config.identity_steps and init_from is None) or started):
+        raise InputError("no step trains anything: --steps is 0; raise it")
     if init_from is not None and config.prior.prior_weight:
         raise InputError(
             "class photos train a LoRA, and --init-from keeps its adapter's LoRA; leave --prior-weight out"
@@ -227,7 +257,6 @@ def _check_taught(samples: Sequence[Sample], config: PersonalizeConfig, alone: b
 def _known_cameras(
     bundle: ModelBundle,
     samples: Sequence[Sample],
-    identities: tuple[Identity, ...],
     init_from: Adapter | None,
     ir_words: str,
 ) -> tuple[Camera, ...]:
@@ -240,9 +269,14 @@ def _known_cameras(
     unknown = [camera.name for camera in cameras if camera.name not in known]
     if unknown:
         raise InputError(f"the adapter knows cameras {sorted(known)}, not {unknown}; its LoRA cannot learn new ones")
-    taken = sorted({i.pid for i in init_from.identities} & {i.pid for i in identities})
+    return init_from.cameras
+
+
+def check_new(adapter: Adapter | None, pids: Sequence[str]) -> None:
+    """Raises `InputError` if an adapter already has one of these identities."""
+    taken = [] if adapter is None else sorted({identity.pid for identity in adapter.identities} & set(pids))
     if taken:
         raise InputError(
-            f"the adapter already has {len(taken)} of these identities, first {taken[0]!r}; leave them out"
+            f"the adapter already has {len(taken):,} of these identities, first {shown(taken[0])}; leave them out, or give"
+            " the set a prefix, as ,prefix=1, if they only share names"
         )
-    return init_from.cameras

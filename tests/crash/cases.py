@@ -23,6 +23,14 @@ CASES = [
         "--save-every 1 --device cpu",
         varies=("out.training/*.jsonl", "out.training/lock"),
     ),
+    Case(
+        "train-encoder",
+        f"train-encoder --out out --photos {SET} --model {{0}}/base --features {{0}}/net --identity-steps 2 --steps 2 "
+        "--batch 2 --rank 2 --width 8 --save-every 1 --device cpu",
+        varies=("out.training/*.jsonl", "out.training/lock"),
+    ),
+    Case("encode", f"encode --encoder {{0}}/encoder --photos {SET},prefix=7 --out out --device cpu"),
+    Case("virtual", "virtual --encoder {0}/encoder --people 3 --percentile 0 --out out"),
     Case("import", "import {0}/exported --model {0}/base --out out"),
     Case("import over", "import {0}/exported --model {0}/base --out out --overwrite", {"out": "older"}),
     Case("fuse", "fuse --adapter {0}/adapter --model {0}/base --out out"),
@@ -75,6 +83,8 @@ def make_inputs(folder: Path) -> None:
         "plan": "plan --model {0}/fused --out plan.json --mode synthetic --pairs 2 --steps 2 --shard-size 3",
         "pairs": "synth --plan {0}/plan.json --engine {0}/fused --out pairs --rows 8 --device cpu",
         "net": f"reid train --out net --real {SET} {TINY} --device cpu",
+        "encoder": f"train-encoder --out encoder --photos {SET} --model {{0}}/base --features {{0}}/net "
+        "--identity-steps 1 --steps 1 --batch 2 --rank 2 --width 8 --device cpu",
         "scored": f"score scored --net {{0}}/net --real {SET} --device cpu",
     }
     for name, line in lines.items():

@@ -177,3 +177,14 @@ def test_every_name_has_a_learned_word_of_its_own():
     assert words[2] == f"<{hashlib.sha256('小明'.encode()).hexdigest()[:8]}>"
     assert len(set(words)) == len(names)
     check_vocabulary([Identity(str(i), word) for i, word in enumerate(words)], [], [], "names")
+
+
+def test_a_virtual_identity_stays_marked_and_a_real_one_is_written_as_before(tmp_path):
+    mixed = table(identities=(IDENTITIES[0], replace(IDENTITIES[1], virtual=True)))
+    mixed.write(tmp_path / "prompts.json")
+    assert PromptTable.read(tmp_path / "prompts.json") == mixed
+    written = json.loads((tmp_path / "prompts.json").read_text())["identities"]
+    assert written == [{"pid": "0001", "placeholder": "<class_1>"}, {**vars(IDENTITIES[1]), "virtual": True}]
+    written[0]["virtual"] = "yes"
+    (tmp_path / "prompts.json").write_text(json.dumps({**to_dict(mixed), "identities": written}))
+    refused("virtual", PromptTable.read, tmp_path / "prompts.json")

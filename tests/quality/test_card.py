@@ -112,3 +112,11 @@ def test_every_text_is_shown_and_does_nothing(dataset):
     assert "|---|---|---|---|\n| cam1 | RGB |" in body
     assert r"| cam3\|&lt;b&gt; | infrared |" in body
     assert "| engine's fingerprint | `??i?????x` (20 pairs) |" in body
+
+
+def test_virtual_people_are_counted_and_not_called_real(tmp_path):
+    some = write_card(make_dataset(tmp_path / "some", virtual=PIDS[:2])).read_text()
+    assert f"2 of {len(PIDS)} identities are virtual" in some and "The other identities stand for real people" in some
+    everyone = write_card(make_dataset(tmp_path / "all", virtual=PIDS)).read_text()
+    assert f"{len(PIDS)} of {len(PIDS)} identities are virtual" in everyone
+    assert "stand for real people" not in everyone

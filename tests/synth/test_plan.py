@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dive_fast.io import canonical_json
 from dive_fast.synth import load_plan, save_plan
 from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.plan import Override, read_overrides
@@ -293,3 +294,12 @@ def test_numbers_that_would_never_end_are_refused(changes, message):
 
 def test_large_plans_that_do_end():
     assert len(plan_of(pairs_per_identity=10**6, shard_size=1000).pairs) == 6 * 10**6
+
+
+def test_virtual_identities_are_marked_in_plan_and_pairs_and_a_plan_without_any_is_as_before(tmp_path):
+    plain, marked = plan_of(), plan_of(virtual=["0002"])
+    assert {pair.pid for pair in marked.pairs if pair.virtual} == {"0002"}
+    save_plan(marked, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == marked
+    assert marked.plan_id != plain.plan_id == plan_of(virtual=()).plan_id
+    assert "virtual" not in canonical_json(to_dict(plain))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dive_fast.models import load_bundle
-from dive_fast.train import dryrun, trainer
 from dive_fast.train import personalize as room
+from dive_fast.train import trainer
 from dive_fast.train.config import PersonalizeConfig, Prior, Samples
 from dive_fast.train.dryrun import dry_run
 from dive_fast.train.loop import load_state
@@ -41,9 +41,9 @@ def test_a_dry_run_writes_nothing_and_says_what_the_run_takes(base, learn, photo
     assert steps == [("identities", 12, 0), ("personalize", 23, 0)]
     assert forecast.stages[0].trainable == 4 * 32
     states = {}
-    real = room._remove_states  # the states, read before a finished run removes them
+    real = room.remove_states  # the states, read before a finished run removes them
     keep = lambda work: states.update({file.stem: load_state(file) for file in work.glob("*.state")})  # noqa: E731
-    monkeypatch.setattr(room, "_remove_states", keep)
+    monkeypatch.setattr(room, "remove_states", keep)
     adapter = learn(photos, tmp_path / "adapter", CONFIG)
     assert forecast.stages[1].trainable == sum(tensor.numel() for tensor in adapter.lora.values())
     for phase in forecast.stages:
@@ -113,9 +113,8 @@ def test_latents_of_a_prepared_set_are_timed_without_encoding(base, photos, tmp_
     assert forecast.photos == len(samples_of(latents)) == 14
 
 
-def test_few_photos_are_of_both_modalities(photos, monkeypatch):
-    monkeypatch.setattr(dryrun, "_FEW", 2)
-    chosen = [photos[i] for i in np.flatnonzero(dryrun._few(photos))]
+def test_few_photos_are_of_both_modalities(photos):
+    chosen = [photos[i] for i in np.flatnonzero(trainer.spread(photos, 2))]
     assert [(s.pid, s.modality) for s in chosen] == [("0001", "rgb"), ("0001", "ir"), ("0003", "ir"), ("0004", "rgb")]
 
 

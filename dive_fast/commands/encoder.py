@@ -1,0 +1,205 @@
+"""`dive-fast train-encoder`, `encode` and `virtual`: people from photos in one pass, and people who do not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from dive_fast.commands.common import (
+    Base,
+    Device,
+    Json,
+    Overwrite,
+    PhotoSet,
+    Tokenizer,
+    finish,
+    log,
+    torch_device,
+)
+from dive_fast.data.sets import SET_HELP, all_samples, read_sets
+from dive_fast.encoder.config import FREE_WORDS, EncoderConfig, VirtualConfig
+from dive_fast.settings import Part
+from dive_fast.train.config import PersonalizeConfig
+from dive_fast.types import InputError, to_dict
+
+if TYPE_CHECKING:
+    from dive_fast.encoder.encode import Encoded
+
+EncoderFolder = Annotated[str, "Encoder folder, from dive-fast train-encoder."]
+Onto = Annotated[
+    str | None, "Adapter that gets the people, whose LoRA and people stay as they are; by default the encoder's own."
+]
+_ONE_PASS = PersonalizeConfig(steps=0)
+Clip = Annotated[Path | None, "Folder of the CLIP whose features the encoder reads, if it has moved."]
+
+
+def train_encoder(
+    out: Annotated[Path, "Encoder folder to write; it holds an adapter too if a LoRA is learned."],
+    config: EncoderConfig,
+    photos: Annotated[Sequence[PhotoSet], f"Photos of many people, two RGB photos of each at least: {SET_HELP}"] = (),
+    features: Annotated[
+        Path | None,
+        "What reads the photos, frozen: a checkpoint folder of dive-fast reid train, or a local CLIP folder; by default"
+        " that of --start-from.",
+    ] = None,
+    onto: Annotated[str | None, "Adapter whose LoRA is in the model, frozen; without it a LoRA is learned too."] = None,
+    start_from: Annotated[str | None, "Encoder of the same base whose mapper is trained on."] = None,
+    model: Base = "pocket",
+    tokenizer: Tokenizer = None,
+    exclude: Annotated[tuple[str, ...], "Identities to leave out."] = (),
+    plot: Annotated[Path | None, "PNG file to draw the loss curve into."] = None,
+    dry_run: Annotated[bool, "Only report what the run would take, from a few timed steps; write nothing."] = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Learn to predict a person's words from RGB photos, by drawing other photos of the person; rerun to resume.
+
+    Started by torchrun or by accelerate launch --multi_gpu, the processes share every batch.
+    """
+    if not photos:
+        raise InputError("there are no photos; give --photos, once or more")
+    if (features is None) == (start_from is None):
+        raise InputError("give --features (a ReID checkpoint or a CLIP folder), or --start-from, which has its own")
+    from dive_fast.commands.model import without
+    from dive_fast.distributed import leading, process_group
+    from dive_fast.encoder.features import open_features
+    from dive_fast.encoder.folder import load_encoder
+    from dive_fast.encoder.train import dry_run_encoder
+    from dive_fast.encoder.train import train_encoder as learn
+    from dive_fast.models import load_adapter, load_bundle
+    from dive_fast.outputs import PNG, check_new, output_file
+    from dive_fast.train.curves import plot_curves
+    from dive_fast.train.personalize import loss_curves
+    from dive_fast.train.photos import samples_of
+    from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
+
+    if plot is not None:
+        import matplotlib  # noqa: F401  # a missing one is told before the training
+
+        check_new(plot, PNG, overwrite=(out / "encoder.json").is_file())
+    training = config.training
+    if training.phrase == "pocket":
+        training = replace(training, phrase=caption_phrase(), template=training.template or CAPTION_TEMPLATE)
+        config = replace(config, training=training)
+    chosen = torch_device(device)
+    samples = samples_of(without(all_samples(read_sets(photos)), exclude))
+    adapter = None if onto is None else load_adapter(onto)
+    bundle = load_bundle(model, tokenizer)
+    with process_group(chosen):
+        start = None if start_from is None else load_encoder(start_from, device=chosen)
+        if start is not None and training.phrase not in (FREE_WORDS, start.phrase):
+            raise InputError("--phrase is that of the encoder that --start-from names; leave it out")
+        source = start.source if start is not None else open_features(features or "", chosen)
+        if dry_run:
+            forecast = dry_run_encoder(bundle, samples, out, config, source, adapter, start, chosen)
+        else:
+            encoder = learn(bundle, samples, out, config, source, adapter, start, device=chosen)
+        if not leading():
+            return
+    if dry_run:
+        finish(forecast.text(), to_dict(forecast), json)
+        return
+    if plot is not None:
+        with output_file(plot, PNG) as fresh:
+            plot_curves(loss_curves(out), fresh)
+    people = len(encoder.distribution.tokens)
+    finish(
+        f"encoder {out}: {encoder.words} words a person, trained on {people:,} people",
+        {"encoder": out, "words": encoder.words, "people": people, "fingerprint": encoder.fingerprint},
+        json,
+    )
+
+
+def encode(
+    encoder: EncoderFolder,
+    out: Annotated[Path, "Adapter folder to write."],
+    photos: Annotated[Sequence[PhotoSet], f"Photos of the new people, whose RGB photos are read: {SET_HELP}"] = (),
+    onto: Onto = None,
+    features: Clip = None,
+    refine: Annotated[
+        PersonalizeConfig, Part("refine", only=("steps", "batch", "token_lr", "seed", "save_every"))
+    ] = _ONE_PASS,
+    model: Annotated[str, "Base model, which only --refine-steps needs; pocket is the shipped one."] = "pocket",
+    tokenizer: Tokenizer = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Add everyone in the photos to an adapter, in one pass of an encoder; rerun to resume."""
+    if not photos:
+        raise InputError("there are no photos; give --photos, once or more")
+    samples = all_samples(read_sets(photos))
+    from dive_fast.encoder.encode import encode_onto
+    from dive_fast.encoder.folder import load_encoder
+    from dive_fast.models import load_adapter, load_bundle
+
+    chosen = torch_device(device)
+    opened = load_encoder(encoder, features, chosen)
+    name = own_adapter(encoder) if onto is None else onto
+    adapter = load_adapter(name)
+    bundle = load_bundle(model, tokenizer) if refine.steps else None
+    made, found = encode_onto(
+        opened, adapter, name, samples, out, refine if refine.steps else None, bundle, device=chosen
+    )
+    known = opened.known(found.pids)
+    for note in found.notes:
+        log(f"note: {note}")
+    if known:
+        log(f"note: {len(known):,} of {len(found.pids):,} people have names of people whom the encoder was trained on")
+    finish(
+        f"adapter {out}: {len(found.pids):,} people added from {found.photos:,} photos, {len(made.identities):,} in all",
+        {"adapter": out, "fingerprint": made.fingerprint, **_summary(found), "known_to_encoder": known},
+        json,
+    )
+
+
+def _summary(found: Encoded) -> dict[str, object]:
+    return {
+        "people": len(found.pids),
+        "photos": found.photos,
+        "unreadable": found.unreadable,
+        "without": found.without,
+        "mixed": found.mixed,
+    }
+
+
+def own_adapter(encoder: str) -> Path:
+    """Returns the folder of the adapter that was learned beside an encoder; one without raises `InputError`."""
+    from dive_fast.encoder.folder import ADAPTER, read_record
+
+    folder, _ = read_record(encoder)
+    if not (folder / ADAPTER).is_dir():
+        raise InputError(f"encoder {folder} has no adapter of its own, as none was learned beside it; give --onto")
+    return folder / ADAPTER
+
+
+def virtual(
+    encoder: EncoderFolder,
+    out: Annotated[Path, "Adapter folder to write."],
+    config: VirtualConfig,
+    onto: Onto = None,
+    features: Clip = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Add people who do not exist to an adapter: words like those of real people, and near to nobody's."""
+    from dive_fast.encoder.folder import load_encoder
+    from dive_fast.encoder.virtual import add_virtual
+    from dive_fast.models import load_adapter, save_adapter
+
+    name = own_adapter(encoder) if onto is None else onto
+    adapter, drawn = add_virtual(load_encoder(encoder, features), load_adapter(name), name, config)
+    save_adapter(adapter, out, overwrite=overwrite)
+    facts = drawn.facts()
+    low, middle, high = facts["nearest_real_person"]
+    real_low, real_middle, real_high = facts["nearest_real_person_of_real_people"]
+    if drawn.uncompared:
+        log(f"note: {drawn.uncompared:,} people of the adapter have words of another phrase and were not compared")
+    finish(
+        f"adapter {out}: {config.people:,} virtual people; distance to the nearest real person, 5/50/95 %: {low:.3g},"
+        f" {middle:.3g}, {high:.3g} (real people to theirs: {real_low:.3g}, {real_middle:.3g}, {real_high:.3g});"
+        f" {drawn.refused:,} draws refused below {drawn.limit:.3g}",
+        {"adapter": out, "people": config.people, "fingerprint": adapter.fingerprint, **facts},
+        json,
+    )

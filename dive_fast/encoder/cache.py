@@ -1,0 +1,41 @@
+"""Features of photos, kept beside a training so that a rerun reads no photo twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dive_fast.distributed import first_rank_first
+from dive_fast.encoder.features import FeatureNet
+from dive_fast.io import atomic_path, canonical_json, sha256_bytes
+from dive_fast.models.files import read_tensors, write_tensors
+from dive_fast.types import Sample
+
+_BLOCK = 2048  # photos of a file
+
+
+def cached_features(source: FeatureNet, samples: Sequence[Sample], work: Path | None, progress: bool) -> Tensor:
+    """Returns features float16 [N, F] of photos; with `work`, from files there, made by the first rank where missing."""
+    blocks = [samples[first : first + _BLOCK] for first in range(0, len(samples), _BLOCK)]
+    parts = []
+    with first_rank_first(), tqdm(total=len(samples), desc="features", unit="photo", disable=not progress) as bar:
+        for block in blocks:
+            parts.append(_block(source, block, work))
+            bar.update(len(block))
+    return torch.cat(parts)
+
+
+def _block(source: FeatureNet, samples: Sequence[Sample], work: Path | None) -> Tensor:
+    if work is None:
+        return source.features(samples)
+    names = [[sample.pid, sample.camera, sample.path.name] for sample in samples]
+    key = sha256_bytes(canonical_json([source.fingerprint, names]).encode())[:16]
+    path = work / f"features-{key}.safetensors"
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            write_tensors(temporary, {"features": source.features(samples)})
+    return read_tensors(path)["features"].half()
