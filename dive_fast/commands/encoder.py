@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import (
+    WITHOUT_DRY_RUN,
     Base,
     Device,
     Json,
     Overwrite,
     PhotoSet,
     Tokenizer,
+    beside,
     finish,
-    log,
+    following,
     torch_device,
 )
 from dive_fast.data.sets import SET_HELP, all_samples, read_sets
 from dive_fast.encoder.config import FREE_WORDS, EncoderConfig, VirtualConfig
+from dive_fast.progress import log
 from dive_fast.settings import Part
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.types import InputError, to_dict
@@ -99,7 +102,7 @@ def train_encoder(
         if not leading():
             return
     if dry_run:
-        finish(forecast.text(), to_dict(forecast), json)
+        finish(forecast.text(), to_dict(forecast), json, then=WITHOUT_DRY_RUN)
         return
     if plot is not None:
         with output_file(plot, PNG) as fresh:
@@ -109,6 +112,7 @@ def train_encoder(
         f"encoder {out}: {encoder.words} words a person, trained on {people:,} people",
         {"encoder": out, "words": encoder.words, "people": people, "fingerprint": encoder.fingerprint},
         json,
+        then=following("encode", encoder=out, onto=onto, photos="folder:PHOTOS", out=beside(out, "more-people")),
     )
 
 
@@ -151,6 +155,7 @@ def encode(
         f"adapter {out}: {len(found.pids):,} people added from {found.photos:,} photos, {len(made.identities):,} in all",
         {"adapter": out, "fingerprint": made.fingerprint, **_summary(found), "known_to_encoder": known},
         json,
+        then=following("fuse", model=model, tokenizer=tokenizer, adapter=out, out=beside(out, "fused")),
     )
 
 
@@ -202,4 +207,5 @@ def virtual(
         f" {drawn.refused:,} draws refused below {drawn.limit:.3g}",
         {"adapter": out, "people": config.people, "fingerprint": adapter.fingerprint, **facts},
         json,
+        then=following("fuse", adapter=out, model="BASE", out=beside(out, "fused")),
     )

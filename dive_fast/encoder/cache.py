@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dive_fast.distributed import first_rank_first
 from dive_fast.encoder.features import FeatureNet
 from dive_fast.io import atomic_path, canonical_json, sha256_bytes
 from dive_fast.models.files import read_tensors, write_tensors
+from dive_fast.progress import ProgressBar
 from dive_fast.types import Sample
 
 _BLOCK = 2048  # photos of a file
@@ -22,7 +22,10 @@ def cached_features(source: FeatureNet, samples: Sequence[Sample], work: Path | 
     """Returns features float16 [N, F] of photos; with `work`, from files there, made by the first rank where missing."""
     blocks = [samples[first : first + _BLOCK] for first in range(0, len(samples), _BLOCK)]
     parts = []
-    with first_rank_first(), tqdm(total=len(samples), desc="features", unit="photo", disable=not progress) as bar:
+    with (
+        first_rank_first(),
+        ProgressBar(total=len(samples), desc="features", unit="photo", disable=not progress) as bar,
+    ):
         for block in blocks:
             parts.append(_block(source, block, work))
             bar.update(len(block))

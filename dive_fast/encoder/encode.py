@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dive_fast.data.images import image_problem
 from dive_fast.data.names import abbreviate
@@ -23,6 +22,7 @@ from dive_fast.models.adapter import Adapter, merge_identities, save_adapter
 from dive_fast.models.files import read_tensors, write_tensors
 from dive_fast.models.fuse import check_base
 from dive_fast.models.phrase import Phrase
+from dive_fast.progress import ProgressBar
 from dive_fast.train.model import Start
 from dive_fast.train.personalize import finished_adapter, locked, personalize, remove_states, training_folder
 from dive_fast.train.trainer import check_new
@@ -78,7 +78,7 @@ def encode_photos_of(
     """
     people = people_of(samples)
     pids, parts = list(people), []
-    with tqdm(total=sum(map(len, people.values())), desc="encode", unit="photo", disable=not progress) as bar:
+    with ProgressBar(total=sum(map(len, people.values())), desc="encode", unit="photo", disable=not progress) as bar:
         for first in range(0, len(pids), _PEOPLE):
             some = [[samples[row] for row in people[pid]] for pid in pids[first : first + _PEOPLE]]
             parts.append(_kept_block(encoder, some, work))

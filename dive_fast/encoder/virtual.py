@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dive_fast.encoder.config import VirtualConfig
 from dive_fast.encoder.distribution import nearest
 from dive_fast.encoder.folder import Encoder, check_onto
 from dive_fast.models.adapter import Adapter, merge_identities
 from dive_fast.models.phrase import Phrase
+from dive_fast.progress import ProgressBar
 from dive_fast.train.trainer import check_new
 from dive_fast.types import DiveError, InputError
 
@@ -71,7 +71,7 @@ def draw_people(encoder: Encoder, onto: Adapter, config: VirtualConfig, sampler:
     limit = float(torch.quantile(between.double(), config.percentile / 100))
     generator = torch.Generator().manual_seed(config.seed)
     taken, refused, before = known[True], 0, len(known[True])
-    with tqdm(total=config.people, desc="draw", unit="person", leave=False) as bar:
+    with ProgressBar(total=config.people, desc="draw", unit="person", leave=False) as bar:
         while len(taken) - before < config.people:
             if refused > _TRIES * config.people + _BLOCK:
                 raise DiveError(

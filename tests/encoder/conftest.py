@@ -12,7 +12,7 @@ from dive_fast.encoder.train import train_encoder
 from dive_fast.models import Adapter, load_adapter, load_bundle
 from dive_fast.types import Sample
 from tests.support.checkpoints import write_net
-from tests.support.city import one_thread
+from tests.support.city import one_thread, single_thread
 from tests.support.encoders import CONFIG, draw
 
 __all__ = ["one_thread"]
@@ -56,7 +56,8 @@ def source(net: Path) -> FeatureNet:
 def trained(tiny_base: Path, photos: list[Sample], source: FeatureNet, tmp_path_factory) -> Path:
     """The folder of an encoder that learned beside a LoRA for a few steps. Read only."""
     out = tmp_path_factory.mktemp("trained") / "encoder"
-    train_encoder(load_bundle(tiny_base), photos, out, CONFIG, source, progress=False)
+    with single_thread():  # as the tests that compare with it
+        train_encoder(load_bundle(tiny_base), photos, out, CONFIG, source, progress=False)
     return out
 
 

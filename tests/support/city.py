@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,19 @@ TINY = ReidConfig(
 """A few steps on small images."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Computes on one thread in the block: with another number, sums round otherwise."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with single_thread():
+        yield
 
 
 def photo(pid: int, camera: int, number: int, size: tuple[int, int] = (32, 64)) -> Image.Image:
