@@ -9,6 +9,7 @@ import ast
 import sys
 import warnings
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -72,6 +73,8 @@ def locate(command: str) -> tuple[str, str]:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits; the entry point of the console script."""
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code, sentence = _run(sys.argv[1:] if arguments is None else arguments), ""
     except DiveError as error:
