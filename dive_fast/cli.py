@@ -15,7 +15,7 @@ from typing import TextIO
 
 from dive_fast import __version__
 from dive_fast.options import call
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError, InputError, shown
 
 ABOUT = "RGB-infrared pairs of persons in bulk, from identities learned in RGB only. Start with `dive-fast demo`."
 GROUPS = {
@@ -102,7 +102,7 @@ def _run(words: list[str]) -> int:
     else:
         command = f"{group} {rest[0]}".strip()
         if command not in COMMANDS:
-            raise InputError(f"no command {command!r}. See {f'dive-fast {group}'.strip()} --help.")
+            raise InputError(f"no command {shown(command)}. See {f'dive-fast {group}'.strip()} --help.")
         module, function = locate(command)
         call(getattr(import_module(f"dive_fast.commands.{module}"), function), rest[1:], f"dive-fast {command}")
     return 0

@@ -24,7 +24,7 @@ from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
 from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
 from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveInt, Reads
-from dive_fast.types import MODALITIES, DiveError, InputError, PairMode, to_dict
+from dive_fast.types import MODALITIES, DiveError, InputError, PairMode, shown, to_dict
 
 if TYPE_CHECKING:
     from dive_fast.models import PromptTable
@@ -185,7 +185,7 @@ def _readable(samples: Sequence[Sample], pids: set[str]) -> tuple[list[Sample], 
 def _part(text: str) -> tuple[int, int]:
     number, slash, of = text.partition("/")
     if not (slash and number.isdecimal() and of.isdecimal()):
-        raise InputError(f"must be I/N, as 0/8, got {text!r}")
+        raise InputError(f"must be I/N, as 0/8, got {shown(text)}")
     return int(number), int(of)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.settings import AtMost, NonNegativeFloat, PositiveInt, Reads, Settings
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     from dive_fast.sampling.schedule import Schedule
@@ -24,7 +24,7 @@ def _interval(text: str) -> tuple[float, float] | None:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"must be LOW,HIGH, two noise levels, or all, got {text!r}") from error
+        raise InputError(f"must be LOW,HIGH, two noise levels, or all, got {shown(text)}") from error
     return low, high
 
 

@@ -35,7 +35,7 @@ from dive_fast.train.precision import check_precision
 from dive_fast.train.prior import ClassPhotos, generate_class_photos, read_class_photos
 from dive_fast.train.samples import ImageSampler, write_sheet
 from dive_fast.train.tagger import load_tagger, tag_identities
-from dive_fast.types import Camera, Identity, InputError, Sample
+from dive_fast.types import Camera, Identity, InputError, Sample, shown
 
 if TYPE_CHECKING:
     from dive_fast.models.adapter import Adapter
@@ -218,7 +218,7 @@ def _check_taught(samples: Sequence[Sample], config: PersonalizeConfig, alone: b
     never = sorted({s.pid for s in samples} - {s.pid for s in taught if drawn[s.modality]})
     if never:
         raise InputError(
-            f"{len(never):,} identities would stay untrained, first {never[0]!r}: no batch of {config.batch} with an"
+            f"{len(never):,} identities would stay untrained, first {shown(never[0])}: no batch of {config.batch} with an"
             f" infrared fraction of {config.ir_fraction} has photos that train them; change --batch or"
             " --ir-fraction, or --exclude them"
         )
@@ -243,6 +243,6 @@ def _known_cameras(
     taken = sorted({i.pid for i in init_from.identities} & {i.pid for i in identities})
     if taken:
         raise InputError(
-            f"the adapter already has {len(taken)} of these identities, first {taken[0]!r}; leave them out"
+            f"the adapter already has {len(taken)} of these identities, first {shown(taken[0])}; leave them out"
         )
     return init_from.cameras

@@ -130,7 +130,7 @@ def embed(model: ReidModel, images: ImageSet, flip: bool = True, batch: int = 12
         features = model.embed(pixels, infrared)
         if flip:
             features = F.normalize(features + model.embed(pixels.flip(3), infrared))
-        if not bool((features.norm(dim=1) > 0.5).all()):  # so is NaN
-            raise DiveError("the ReID model gives features of NaN or zero: its weights are damaged; train it again")
+        if bool((features.norm(dim=1) < 0.5).any()):  # what scores features refuses NaN
+            raise DiveError("the ReID model gives features of zero: its weights are damaged; train it again")
         parts.append(features.cpu().numpy())
     return np.concatenate(parts)

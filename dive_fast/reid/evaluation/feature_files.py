@@ -134,7 +134,9 @@ def _load_mat(path: Path) -> dict[str, NDArray[Any]]:
 
 def _matrix(array: NDArray[Any], name: str, finite: bool = False) -> NDArray[Any]:
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
-        raise InputError(f"{name} must be numbers of at most 64 bits in two dimensions, got {array.dtype} of shape {list(array.shape)}")
+        raise InputError(
+            f"{name} must be numbers of at most 64 bits in two dimensions, got {array.dtype} of shape {list(array.shape)}"
+        )
     for start in range(0, len(array), rows := max(1, _CHUNK_CELLS // array.shape[1])):
         part = array[start : start + rows]
         if np.isnan(part).any() or (finite and not np.isfinite(part).all()):
