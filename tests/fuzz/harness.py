@@ -116,7 +116,7 @@ def _run(kind: Kind, inputs: Path, folder: Path) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _limits() -> Iterator[None]:
-    """Raises `Hang` in the block after `SECONDS` of work or of waiting; torch's random numbers and threads stay as they were."""
+    """Raises `Hang` in the block after `SECONDS` of work or of waiting; torch's random numbers stay as they were."""
 
     start = last = time.process_time()
 
