@@ -92,4 +92,4 @@ def test_tensors_are_copied_only_where_they_fit() -> None:
     copy_tensors([target], [torch.ones(2, 3)])
     assert target.sum() == 6
     for values in ([torch.ones(3)], [torch.ones(2, 3), torch.ones(1)], [torch.ones(2, 3, dtype=torch.int64)]):
-        refused("", copy_tensors, [target], values, error=ValueError)
+        refused("tensor|longer", copy_tensors, [target], values, error=ValueError)
