@@ -81,6 +81,7 @@ def run_case(kind: Kind, seed: int, inputs: Path, folder: Path) -> Outcome:
     before = _reset_peak()
     try:
         with _limits(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("default")  # tests turn warnings into errors
             damaged = prepare(kind, seed, inputs, folder)
             what, details = _run(kind, inputs, folder)
     except Exception:  # noqa: BLE001  the fuzzer itself is at fault

@@ -45,7 +45,7 @@ def mutate_value(value: Any, random: Random) -> Any:
     """A copy with one change at a random place."""
     value = copy.deepcopy(value)
     found = list(places(value))
-    holder, key = random.choice(found) if found else (None, None)
+    holder, key = random.choice(found) if found else (None, 0)
     if holder is None or random.random() < 0.03:
         return copy.deepcopy(random.choice(VALUES))
     match random.randrange(6):
