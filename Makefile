@@ -15,7 +15,7 @@ endif
 GPU_RUN := env PYTHONPATH=.:kernels:export $(GPU_PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test check coverage docs crash kernels kernels-ci kernels-oldest interop bench bench-export gpu-test gpu-bench clean
+.PHONY: help demo quick test check coverage docs crash fuzz kernels kernels-ci kernels-oldest interop bench bench-export gpu-test gpu-bench clean
 
 help:
 	@echo "make demo      the main job on the pocket world, from photos to a page: demo/index.html"
@@ -24,6 +24,7 @@ help:
 	@echo "make coverage  the tests again, with the lines and branches that they run"
 	@echo "make docs      build/site: the documentation and a reference from docstrings; fails on a link to nowhere"
 	@echo "make crash     kill every command that writes, before each of its file operations; print what was left or lost"
+	@echo "make fuzz      damage every kind of file that is read, 10,000 times; print what did not end in a sentence"
 	@echo "make check     lint, format, types, and who may import whom"
 	@echo "make kernels   compile the GPU kernels ahead of time into build/kernels/cubins (no GPU needed)"
 	@echo "make kernels-ci      the same for sm_80 and sm_90, and fail on a kernel that spills or outgrew its registers"
@@ -82,6 +83,10 @@ docs: $(VENV)/docs
 # 1,000 kills of synth and 25 of each other command: an hour on one core.
 crash: $(STAMP)
 	env OMP_NUM_THREADS=1 $(PY) -m tests.crash
+
+# 10,000 damaged inputs: half an hour on one core. FUZZ='--only plan --seed 7 --cases 1' repeats one.
+fuzz: $(STAMP)
+	env OMP_NUM_THREADS=1 PYTHONPATH=.:kernels:export $(PY) -m tests.fuzz $(FUZZ)
 
 check: $(STAMP)
 	$(PY) -m ruff check .

@@ -9,13 +9,14 @@ import ast
 import sys
 import warnings
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
 from dive_fast import __version__
 from dive_fast.options import call
 from dive_fast.progress import set_quiet, write_line
-from dive_fast.types import DiveError, InputError
+from dive_fast.types import DiveError, InputError, shown
 from dive_fast.words import json_line
 
 ABOUT = "RGB-infrared pairs of persons in bulk, from identities learned in RGB only. Start with `dive-fast demo`."
@@ -78,6 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits; the entry point of the console script."""
     words = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     summary: dict[str, Any] = {}
     try:
         code, sentence = _run(words), ""
@@ -117,7 +120,7 @@ def _run(words: list[str]) -> int:
         set_quiet("--quiet" in words)
         command = f"{group} {rest[0]}".strip()
         if command not in COMMANDS:
-            raise InputError(f"no command {command!r}. See {f'dive-fast {group}'.strip()} --help.")
+            raise InputError(f"no command {shown(command)}. See {f'dive-fast {group}'.strip()} --help.")
         module, function = locate(command)
         call(getattr(import_module(f"dive_fast.commands.{module}"), function), rest[1:], f"dive-fast {command}")
     return 0

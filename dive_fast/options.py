@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from dive_fast.settings import Bound, Part, Reads, type_hints, unwrap, violation
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 C = TypeVar("C")
 Route = tuple[str, ...]  # the parameter, then the fields that lead to a value
@@ -110,7 +110,7 @@ def parse(command: Callable[..., Any], words: list[str], name: str) -> tuple[lis
     if rest:
         near = get_close_matches(rest[0].partition("=")[0], [option.flag for option in known.values()], 1)
         remedy = f"Do you mean {near[0]}?" if near else f"See {name} --help."
-        raise InputError(f"{name} does not take {rest[0]!r}. {remedy}")
+        raise InputError(f"{name} does not take {shown(rest[0])}. {remedy}")
     given = {known[key].route: value for key, value in vars(found).items()}
     missing = [option.flag for option in known.values() if option.default is MISSING and option.route not in given]
     if missing:
@@ -199,7 +199,7 @@ def _convert(text: str, hint: Any, flag: str) -> Any:
     elif get_origin(kind) is tuple:
         texts = [one.strip() for one in text.split(",")] if text else []
         if not all(texts) or (parts[-1] is not ... and len(texts) != len(parts)):
-            raise InputError(f"{flag} must be {_form(hint)}, without empty parts, got {text!r}")
+            raise InputError(f"{flag} must be {_form(hint)}, without empty parts, got {shown(text)}")
         each = [parts[0]] * len(texts) if parts[-1] is ... else parts
         value = tuple(_convert(one, of, flag) for one, of in zip(texts, each, strict=True))
     elif get_origin(kind) is Literal:
@@ -209,7 +209,7 @@ def _convert(text: str, hint: Any, flag: str) -> Any:
             value = kind(text)
         except ValueError as error:
             needed = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
-            raise InputError(f"{flag} must be {needed}, got {text!r}") from error
+            raise InputError(f"{flag} must be {needed}, got {shown(text)}") from error
     if reason := violation(hint, value):
         raise InputError(f"{flag} {reason}")
     return value

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"dive_fast": ROOT, "dive_kernels": ROOT / "kernels", "dive_export": ROOT / "export"}
 BASICS = "types settings io outputs words progress"
-GROUND = f"{BASICS} distributed tensorboard"
+GROUND = f"{BASICS} distributed tensorboard training_state"
 TORCH_BACKEND = f"{BASICS} engines models sampling unet dive_kernels"
 
 
@@ -50,6 +50,7 @@ RULES: dict[str, Rule] = {
     "dive_fast.outputs": rule("types io", ""),
     "dive_fast.distributed": rule("types", "torch"),
     "dive_fast.tensorboard": rule("environment.optional", "torch"),
+    "dive_fast.training_state": rule("types io", "torch"),
     "dive_fast.environment": rule("types engines.registry", ""),
     # rooms
     "dive_fast.data": rule(BASICS, "PIL numpy"),

@@ -23,7 +23,7 @@ from dive_fast.bench.machine import SOURCE
 from dive_fast.bench.timing import Ratio, ratio
 from dive_fast.io import brief
 from dive_fast.sampling.config import Sampling
-from dive_fast.types import DiveError, InputError, to_dict
+from dive_fast.types import DiveError, InputError, shown, to_dict
 
 THERE, HERE = "there", "here"
 FEWEST_ROUNDS = 5  # by chance all of so few agree in one of 16 comparisons of equals; of more, more rarely
@@ -72,7 +72,7 @@ def other_tree(ref: str, target: Path, source: Path = SOURCE) -> str:
         )
     found = _git(source, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     if found is None:
-        raise InputError(f"--compare {ref!r} names no commit of {source}; give a branch, a tag or a hash")
+        raise InputError(f"--compare {shown(ref)} names no commit of {source}; give a branch, a tag or a hash")
     commit = found.decode().strip()
     archive = _git(source, "archive", "--format=tar", commit)
     if archive is None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from dive_fast.sampling.config import PRESETS, Sampling
 from dive_fast.settings import PositiveInt, Reads, Settings
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 BASELINES = {
     "reference": "DiVE's configuration: diffusers, LoRA of rank 128 unfused, autocast on a GPU, text encoder at every call",
@@ -27,7 +27,7 @@ def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
         names = tuple(part.strip() for part in text.split(","))
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise InputError(f"{unknown[0]!r} is unknown; give all, none, or some of {', '.join(known)}")
+            raise InputError(f"{shown(unknown[0])} is unknown; give all, none, or some of {', '.join(known)}")
         return names
 
     return read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ GEMMS = {  # rows, inner, columns; square, and tall as convolutions and projecti
 }
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}  # beyond every cache
 REPEATS = {"cpu": 9, "cuda": 30}
+SECONDS = 20.0  # of all rounds; a product that alone takes longer is left out
+FIRST = 128  # rows, inner and columns of a product that takes no time in any precision, by which others are estimated
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,24 @@ class Peaks:
 
 @torch.inference_mode()
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
-    """Random operands in `dtype`, the products and the copy in rounds; takes a few seconds."""
+    """Random operands in `dtype`, the products and the copy in rounds; takes a few seconds.
+
+    A precision without fast kernels takes longer: rounds end after `SECONDS`, and products that need more are left out.
+    """
     kind, generator = device.type, torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    operands = {"x".join(map(str, (m, k, n))): (random(m, k), random(k, n), 2 * m * k * n) for m, k, n in GEMMS[kind]}
+    first = partial(torch.mm, random(FIRST, FIRST), random(FIRST, FIRST))
+    most = SECONDS * 2e3 * FIRST**3 / min(interleaved({"first": first}, 3, kind)["first"])  # FLOPs within the limit
+    sizes = [size for size in GEMMS[kind] if 2 * math.prod(size) <= most] or [(FIRST, FIRST, FIRST)]
+    operands = {"x".join(map(str, (m, k, n))): (random(m, k), random(k, n), 2 * m * k * n) for m, k, n in sizes}
     source = random(COPY_BYTES[kind] >> 12, (1 << 12) // dtype.itemsize)
     target = torch.empty_like(source)
     runs: dict[str, Callable[[], object]] = {name: partial(torch.mm, a, b) for name, (a, b, _) in operands.items()}
     runs["copy"] = partial(target.copy_, source)
-    times = interleaved(runs, REPEATS[kind], kind, warm_up=1)
+    times = interleaved(runs, REPEATS[kind], kind, warm_up=1, seconds=SECONDS)
     least = {name: quantiles(values).p5 for name, values in times.items()}
     gemms = {name: flops / least[name] / 1e9 for name, (_, _, flops) in operands.items()}
     copied = 2 * source.nbytes / least["copy"] / 1e6

@@ -122,12 +122,17 @@ def model_op_counts(subject: Subject) -> ModelOpCounts:
         CLIPTextConfig.from_dict(read_json(text, "model")) if text.is_file() else None,
         shape=engine.latent_shape,
         tokens=engine.prompts.tokenizer.model_max_length,
-        dtype=_dtype(engine),
+        dtype=computed_in(engine),
     )
 
 
-def _dtype(engine: Engine) -> torch.dtype:
-    """Of weights and activations; fp8 is held against half precision, in which it is counted and has most layers."""
+def computed_in(engine: Engine) -> torch.dtype:
+    """Of weights and activations as the engine computes; fp8 counts as half precision, which most of its layers have.
+
+    On a CPU onnxruntime has kernels for fp32 alone, to which it casts whatever a graph holds.
+    """
+    if engine.spec.backend == "onnxruntime" and engine.device.type == "cpu":
+        return torch.float32
     return DTYPES.get(engine.spec.precision, torch.float16)
 
 
@@ -147,7 +152,7 @@ def run_bench(
     engine, sampling = subject.engine, config.sampling
     check_rows(engine, config.rows, sampling)
     setup = _setup(subject, config, work)
-    work_of, peaks = model_op_counts(subject), measure_peaks(engine.device, _dtype(engine))
+    work_of, peaks = model_op_counts(subject), measure_peaks(engine.device, computed_in(engine))
     counted = Roofline(work_of, peaks, sampling, engine)
     least = counted.least_seconds(config.rows, config.repeats, config.rounds)
     log(

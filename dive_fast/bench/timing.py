@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,14 +80,19 @@ def interleaved(
     device: str = "cpu",
     warm_up: int = 1,
     before: Callable[[], object] = lambda: None,
+    seconds: float = math.inf,
 ) -> dict[str, list[float]]:
     """Milliseconds of each call, the candidates interleaved so that changes of the machine's speed hit all alike.
 
-    By the `Clock` of the `device` type; `before` runs before each call and is not timed.
+    By the `Clock` of the `device` type; `before` runs before each call and is not timed. After `seconds` no further round
+    begins, but one is measured always.
     """
     clock = Clock(device)
     times: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
     for number in range(repeats + warm_up):
+        if number > warm_up and time.perf_counter() > end:
+            break
         for name, run in runs.items():
             before()
             begin = clock.mark()

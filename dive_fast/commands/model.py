@@ -27,7 +27,7 @@ from dive_fast.io import nearest
 from dive_fast.progress import log
 from dive_fast.settings import NonNegativeFloat
 from dive_fast.train.config import PersonalizeConfig
-from dive_fast.types import InputError, to_dict
+from dive_fast.types import InputError, shown, to_dict
 from dive_fast.words import count
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def without(photos: Photos, excluded: Sequence[str]) -> Photos:
     unknown = [pid for pid in excluded if pid not in known]
     if unknown:
         raise InputError(
-            f"--exclude names {len(unknown)} identities without photos, first {unknown[0]!r}{nearest(unknown[0], known)}"
+            f"--exclude names {len(unknown)} identities without photos, first {shown(unknown[0])}"
+            f"{nearest(unknown[0], known)}"
         )
     return only(photos, np.array([sample.pid not in excluded for sample in samples], dtype=bool))
 

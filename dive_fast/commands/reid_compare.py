@@ -27,7 +27,7 @@ from dive_fast.options import Changes
 from dive_fast.progress import log
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.settings import Part, PositiveInt, Reads
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     from dive_fast.types import Sample
@@ -49,7 +49,7 @@ def _arm(text: str) -> _Arm:
     # A comma before a key of a set does not separate two sources.
     sources = [part.strip() for part in re.split(r",(?!(?:prefix|camera|split|trial)=)", given)] if given else []
     if not name or not all(sources) or (apart and not sources):
-        raise InputError(f"must be NAME[=[only:]SOURCE,...], without empty sources, got {text!r}")
+        raise InputError(f"must be NAME[=[only:]SOURCE,...], without empty sources, got {shown(text)}")
     named = [source for source in sources if source.partition(":")[0] in READERS]
     return _Arm(name, [parse_set(one) for one in named], [Path(one) for one in sources if one not in named], apart)
 

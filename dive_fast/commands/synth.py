@@ -27,7 +27,7 @@ from dive_fast.options import Changes
 from dive_fast.progress import ProgressBar, log
 from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
 from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveFloat, PositiveInt, Reads
-from dive_fast.types import MODALITIES, USUAL_MODE, InputError, PairMode, to_dict
+from dive_fast.types import MODALITIES, USUAL_MODE, InputError, PairMode, shown, to_dict
 from dive_fast.words import count, duration
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _readable(samples: Sequence[Sample], pids: set[str]) -> tuple[list[Sample], 
 def _part(text: str) -> tuple[int, int]:
     number, slash, of = text.partition("/")
     if not (slash and number.isdecimal() and of.isdecimal()):
-        raise InputError(f"must be I/N, as 0/8, got {text!r}")
+        raise InputError(f"must be I/N, as 0/8, got {shown(text)}")
     return int(number), int(of)
 
 

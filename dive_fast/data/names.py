@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dive_fast.data.files import read_plain
 from dive_fast.io import brief, is_litter
-from dive_fast.types import InputError, Sample
+from dive_fast.types import InputError, Sample, shown
 
 IMAGE_SUFFIXES = (
     ".jpg",
@@ -222,7 +222,7 @@ def list_text(path: Path, expected: str, form: str) -> str:
 
 def require_split(layout: str, split: str, known: Sequence[str]) -> None:
     if split not in known:
-        raise InputError(f"{layout} split must be one of {', '.join(known)}, got {split!r}")
+        raise InputError(f"{layout} split must be one of {', '.join(known)}, got {shown(split)}")
 
 
 def require_folder(root: Path, expected: str) -> None:

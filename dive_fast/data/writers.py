@@ -9,7 +9,7 @@ from pathlib import Path
 from dive_fast.data.names import IMAGE_SUFFIXES, abbreviate, canonical_pid, is_number, natural_key
 from dive_fast.data.sysu import CAMERA_NAME, read_ids
 from dive_fast.io import atomic_write
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 
 def sysu_name(camera: str, pid: str, number: int, suffix: str = ".jpg") -> str:
@@ -18,10 +18,10 @@ def sysu_name(camera: str, pid: str, number: int, suffix: str = ".jpg") -> str:
     Raises `InputError` for a camera, identity, number or suffix that a SYSU reader would not read back.
     """
     if not CAMERA_NAME.fullmatch(camera):
-        raise InputError(f"camera {camera!r} cannot be written to a SYSU tree; name cameras cam1, cam2, ...")
+        raise InputError(f"camera {shown(camera)} cannot be written to a SYSU tree; name cameras cam1, cam2, ...")
     spelling = canonical_pid(pid, "SYSU tree")
     if spelling != pid:
-        raise InputError(f"identity {pid!r} cannot be written to a SYSU tree; spell it {spelling!r}")
+        raise InputError(f"identity {shown(pid)} cannot be written to a SYSU tree; spell it {shown(spelling)}")
     if number < 1 or suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"no image of a SYSU tree can be number {number} with suffix {suffix!r}")
     return f"{camera}/{pid}/{number:04d}{suffix}"

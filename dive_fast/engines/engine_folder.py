@@ -16,7 +16,7 @@ from dive_fast.models.prompts import PromptEncoder, PromptTable
 from dive_fast.sampling import repeated
 from dive_fast.sampling.schedule import check_scheduler
 from dive_fast.settings import PositiveInt, type_hints, violation
-from dive_fast.types import EngineSpec, InputError, Profile, from_dict, to_dict
+from dive_fast.types import EngineSpec, InputError, Profile, from_dict, shown, to_dict
 
 PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 FOLDERS = (*PARTS, "prompt_bank", "tokenizer", "scheduler")
@@ -68,7 +68,7 @@ def check_files(folder: Path, spec: EngineSpec) -> None:
     for name, recorded in spec.sha256.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"engine {folder}: engine.json names {name!r}, which is outside the folder; {AGAIN}")
+            raise InputError(f"engine {folder}: engine.json names {shown(name)}, which is outside the folder; {AGAIN}")
         if not (folder / path).is_file():
             raise InputError(f"engine {folder}: {name} is missing; copy the folder again, or {AGAIN}")
         if sha256_file(folder / path) != recorded:
@@ -112,7 +112,7 @@ def read_metadata(folder: Path, spec: EngineSpec, table: PromptTable, remedy: st
     noise = folder / "scheduler" / "scheduler_config.json"
     width = unet.get("cross_attention_dim")
     if type(width) is not int:
-        raise InputError(f"engine {folder}: the UNet's cross_attention_dim is {width!r}, not one number; {remedy}")
+        raise InputError(f"engine {folder}: the UNet's cross_attention_dim is {shown(width)}, not one number; {remedy}")
     return EngineFiles(
         folder=folder,
         spec=spec,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dive_fast.engines.base import Engine
 from dive_fast.engines.registry import BACKENDS, EXPORTED, KINDS, MODEL, OPTIMUM, Backend, Choice, choices, resolve
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 
 def load_engine(
@@ -36,7 +36,7 @@ def load_engine(
     known = choices()
     for option, value in {"backend": backend, "device": device, "precision": precision}.items():
         if value not in known[option]:
-            raise InputError(f"{option} {value!r} is unknown; choose one of {', '.join(known[option])}")
+            raise InputError(f"{option} {shown(value)} is unknown; choose one of {', '.join(known[option])}")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     folder = Path(path)
@@ -71,7 +71,7 @@ def _backend(folder: Path, name: str) -> tuple[Backend, str, str]:
             if kind in row.reads and name in ("auto", row.name):
                 return row, kind, f"the folder holds {KINDS.get(kind, 'a built engine')}"
     runs = ", ".join(row.name for kind in kinds for row in BACKENDS.values() if kind in row.reads)
-    raise InputError(f"backend {name!r} cannot open {folder}, which is for {runs}; {BACKENDS[name].remedy}")
+    raise InputError(f"backend {shown(name)} cannot open {folder}, which is for {runs}; {BACKENDS[name].remedy}")
 
 
 def _kinds(folder: Path) -> list[str]:

@@ -26,7 +26,7 @@ from dive_fast.engines.engine_folder import (
 from dive_fast.engines.onnx_session import PROVIDERS, Network, Place, Provider, default_cache, place
 from dive_fast.engines.registry import EXPORTED, OPTIMUM, Choice
 from dive_fast.io import POINTER, is_pointer
-from dive_fast.types import DiveError, EngineSpec, InputError
+from dive_fast.types import DiveError, EngineSpec, InputError, shown
 
 Networks = Mapping[str, Network]
 _LOOP = b"\x22\x04Loop"  # NodeProto's op_type in a graph's bytes
@@ -113,9 +113,9 @@ def _on_provider(
 def _spec_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
     reasons = []
     if spec.backend != EXPORTED:
-        reasons.append(f"engine.json has the unknown backend {spec.backend!r}")
+        reasons.append(f"engine.json has the unknown backend {shown(spec.backend)}")
     if spec.gpu is not None:
-        reasons.append(f"it was built for the GPU {spec.gpu!r}, onnxruntime engines are for any machine")
+        reasons.append(f"it was built for the GPU {shown(spec.gpu)}, onnxruntime engines are for any machine")
     if spec.precision not in choice.backend.precisions:
         reasons.append(f"precision {spec.precision}: {choice.backend.name} has none, build it (dive-fast build)")
     return reasons + fit_reasons(spec, choice)

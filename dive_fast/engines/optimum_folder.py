@@ -15,7 +15,7 @@ from dive_fast.engines.engine_folder import FOLDERS, PARTS, EngineFiles, read_me
 from dive_fast.engines.onnx_session import PRECISIONS, Network
 from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptTable
-from dive_fast.types import DiveError, EngineSpec, InputError, Profile
+from dive_fast.types import DiveError, EngineSpec, InputError, Profile, shown
 
 INDEX = "model_index.json"
 AGAIN = "export it again (optimum-cli export onnx --task text-to-image)"
@@ -49,7 +49,7 @@ def read_optimum(folder: Path) -> EngineFiles:
     own = read_json(folder / "unet" / "config.json", "engine").get("sample_size")
     height, width = own if isinstance(own, list) and len(own) == 2 else (own, own)
     if type(height) is not int or type(width) is not int:
-        raise InputError(f"engine {folder}: the UNet's sample_size is {own!r}, not one number or two; {AGAIN}")
+        raise InputError(f"engine {folder}: the UNet's sample_size is {shown(own)}, not one number or two; {AGAIN}")
     scale = files.geometry.vae_scale
     return files.resized((scale * height, scale * width))
 

@@ -29,7 +29,7 @@ from typing import Any
 from dive_fast.engines.registry import BACKENDS, driver_gpus, installed
 from dive_fast.engines.registry import Gpu as Gpu
 from dive_fast.io import brief
-from dive_fast.types import DiveError
+from dive_fast.types import DiveError, shown
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,10 @@ def misfits(kind: Flavour, label: str | None, gpu: Gpu) -> list[str]:
         )
     wanted = re.fullmatch(r"(?:(.+) \()?compute capability ([0-9.]+)( or later)?\)?", label or "")
     if wanted is None:
-        return [*found, f"engine.json names the GPU {label!r}, which is none that dive-fast writes; build it again"]
+        return [
+            *found,
+            f"engine.json names the GPU {shown(label)}, which is none that dive-fast writes; build it again",
+        ]
     name, capability, later = wanted.groups()
     fits = _numbers(capability) <= _numbers(gpu.capability) if later else capability == gpu.capability
     if not fits or (name is not None and name != gpu.name):

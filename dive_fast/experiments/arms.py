@@ -63,10 +63,14 @@ def grey_infrared(world: Path, out: Path, per_camera: int) -> list[Sample]:
 
 def oracle_infrared(world: Path, per_camera: int) -> list[Sample]:
     """Returns the true infrared of the first `per_camera` shots of each external identity per infrared camera."""
-    made = []
-    for row in read_jsonl(world / "oracle" / "pairs.jsonl", "oracle"):
-        if row["index"] < per_camera:
-            made += [Sample(world / path, row["pid"], camera, "real", "ir") for camera, path in row["ir"].items()]
+    made: list[Sample] = []
+    path = world / "oracle" / "pairs.jsonl"
+    for number, row in enumerate(read_jsonl(path, "oracle"), start=1):
+        try:
+            if row["index"] < per_camera:
+                made += [Sample(world / file, row["pid"], camera, "real", "ir") for camera, file in row["ir"].items()]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"{path} line {number} is not what world make wrote; make the world again") from error
     return made
 
 

@@ -34,7 +34,7 @@ from dive_fast.synth.manifest import samples as manifest_samples
 from dive_fast.synth.plan import make_plan
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.personalize import personalize
-from dive_fast.types import Sample
+from dive_fast.types import InputError, Sample
 from dive_fast.world.trees import build_world
 
 _NOTE_SECONDS = 60.0  # between writes of the seconds of a stage that runs
@@ -45,7 +45,10 @@ class Timings:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = dict(read_json(path, "seconds")) if path.exists() else {}
+        held = read_json(path, "seconds") if path.exists() else {}
+        if not isinstance(held, dict) or not all(type(value) in (int, float) for value in held.values()):
+            raise InputError(f"{path} holds no seconds of stages; delete it")
+        self.seconds: dict[str, float] = held
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

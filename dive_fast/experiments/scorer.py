@@ -23,7 +23,7 @@ from dive_fast.quality.kept import Kept, cells, kept_by_camera, open_scorer
 from dive_fast.quality.reid_extractor import F32
 from dive_fast.quality.sets import ALL, SetDistance, set_distance
 from dive_fast.reid.data.dataset import fingerprint
-from dive_fast.reid.training.checkpoint import RECORD
+from dive_fast.reid.training.checkpoint import read_record
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.reid.training.train import train_reid
 from dive_fast.types import InputError, Sample, to_dict
@@ -144,12 +144,12 @@ def measured_once(
 
     A result of other images or another scorer is measured again.
     """
-    source = {"scorer": read_json(scorer / RECORD, "scorer")["sha256"]}
+    source = {"scorer": read_record(scorer)["sha256"]}
     source |= {name: fingerprint(samples) for name, samples in sets.items()}
     if path.exists():
         stored: Any = read_json(path, "measurement")
-        if isinstance(stored, dict) and stored.get("source") == source:
-            found: dict[str, Any] = stored["found"]
+        found = stored.get("found") if isinstance(stored, dict) and stored.get("source") == source else None
+        if isinstance(found, dict):
             return found
     found = measure()
     write_json(path, {"source": source, "found": found})

@@ -13,11 +13,11 @@ from dive_fast.experiments.arms import BASELINE, heldout_sides, oracle_infrared,
 from dive_fast.experiments.config import StudyConfig
 from dive_fast.experiments.pictures import plot_people
 from dive_fast.experiments.pipeline import Walk, run_walk
-from dive_fast.io import canonical_json, claim_folder, read_json, write_json
+from dive_fast.io import brief, canonical_json, claim_folder, read_json, write_json
 from dive_fast.models import Adapter, load_adapter, load_bundle
 from dive_fast.reid.comparison.lengths import train_lengths
 from dive_fast.reid.comparison.plots import plot_lengths
-from dive_fast.types import InputError, to_dict
+from dive_fast.types import InputError, shown, to_dict
 from dive_fast.world.config import WorldSpec
 
 SETTINGS, SEEN = "settings.json", "infrared_identities"
@@ -103,7 +103,8 @@ def _check_same(stored: object, settings: dict[str, Any], out: Path) -> None:
         raise InputError(f"{out / SETTINGS} holds no settings of a study; delete it or choose another --out")
     names = [name for name in sorted({*stored, *settings}) if stored.get(name) != settings.get(name)]
     if names:
-        differing = ", ".join(f"{name} {stored.get(name)} (now {settings.get(name)})" for name in names)
+        first = (f"{brief(name, 80)} {shown(stored.get(name))} (now {shown(settings.get(name))})" for name in names[:5])
+        differing = f"{', '.join(first)}{', ...' if len(names) > 5 else ''}"
         raise InputError(
             f"{out} holds a study with other settings: {differing}; give the same settings to resume it, or choose another"
             " --out"

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from dive_fast.data.layouts import LAYOUTS
 from dive_fast.settings import ImageSize, OneOf, Settings
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 How = Literal["copy", "symlink", "link"]
 
@@ -51,7 +51,7 @@ def parse_dataset(text: str) -> Dataset:
     """Parses "PATH[,prefix=P]"; raises `InputError` for any other form."""
     match = re.fullmatch(r"(.+?)(?:,prefix=([^,]*))?", text)
     if not match:
-        raise InputError(f"dataset {text!r} is not PATH[,prefix=P]")
+        raise InputError(f"dataset {shown(text)} is not PATH[,prefix=P]")
     return Dataset(Path(match[1]), match[2] or "")
 
 
@@ -59,5 +59,5 @@ def parse_camera(text: str) -> tuple[str, str]:
     """Parses "OLD=NEW", a camera's old and new name; raises `InputError` for any other form."""
     old, _, new = text.partition("=")
     if not (old and new):
-        raise InputError(f"{text!r} is not OLD=NEW, as cam7=cam1")
+        raise InputError(f"{shown(text)} is not OLD=NEW, as cam7=cam1")
     return old, new

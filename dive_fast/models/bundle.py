@@ -68,17 +68,20 @@ class ModelBundle:
         """
         if has_lora(self.unet):
             raise DiveError("the UNet already carries LoRA layers; read bundle.fingerprint before add_lora")
+        from dive_fast.sampling.schedule import IGNORED
+
         tensors = {
             f"{part}/{name.removeprefix(TEXT_PREFIX)}": tensor
             for part in WEIGHTS
             for name, tensor in getattr(self, part).state_dict().items()
         }
         text_config = self.text_encoder.config
+        noise = {name: value for name, value in self.scheduler_config.items() if name not in IGNORED}
         metadata = {
             "unet": _settings(self.unet.config, type(self.unet).__name__),
             "vae": _settings(self.vae.config, type(self.vae).__name__),
             "text_encoder": {name: getattr(text_config, name) for name in TEXT_CONFIG},
-            "scheduler": _settings(self.scheduler_config, str(self.scheduler_config.get("_class_name"))),
+            "scheduler": _settings(noise, str(noise.get("_class_name"))),
             "vocabulary": self.tokenizer.get_vocab(),
             "max_tokens": self.tokenizer.model_max_length,
             "prompts": None if self.prompts is None else to_dict(self.prompts),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dive_fast.settings import AtLeast, NonNegativeInt, PositiveInt, Settings, Within
-from dive_fast.types import InputError, Modality
+from dive_fast.types import InputError, Modality, shown
 
 FEWEST = 4  # images of a camera for compare-sets: two blocks of two
 CALIBRATED = "calibrated"  # in place of a number: the threshold that scores.json holds
@@ -73,11 +73,11 @@ def parse_threshold(kind: str, text: str) -> Threshold:
     number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", value)
     if not match or not (number or (value == CALIBRATED and kind == "max")):
         raise InputError(
-            f"--{kind} {text!r} is not [SIDE.]SCORE=NUMBER, as identity=0.1 or ir.modality=0.5"
+            f"--{kind} {shown(text)} is not [SIDE.]SCORE=NUMBER, as identity=0.1 or ir.modality=0.5"
             + (f", or SCORE={CALIBRATED}" if kind == "max" else "")
         )
     if kind == "keep-fraction" and not 0 < float(value) <= 1:
-        raise InputError(f"--keep-fraction {text!r}: a fraction is above 0 and at most 1")
+        raise InputError(f"--keep-fraction {shown(text)}: a fraction is above 0 and at most 1")
     return Threshold(match[2], match[1], value, kind)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dive_fast.data.names import abbreviate, natural_key, prefix_hint
-from dive_fast.io import read_json
 from dive_fast.quality.extractor import ReidFeatures
 from dive_fast.quality.measures import F32, I64, centroids, nearest, unit
 from dive_fast.quality.reid_extractor import open_extractor
@@ -23,7 +22,7 @@ from dive_fast.quality.sets import ALL
 from dive_fast.reid.comparison.records import Rate
 from dive_fast.reid.data.dataset import check_samples
 from dive_fast.reid.evaluation.evaluate import check_unseen
-from dive_fast.reid.training.checkpoint import RECORD
+from dive_fast.reid.training.checkpoint import read_record
 from dive_fast.types import InputError, Sample, to_dict
 
 F64 = NDArray[np.float64]
@@ -228,7 +227,7 @@ def open_scorer(
     _check_identities([sample.pid for sample in query], sorted({sample.pid for sample in gallery}))
     extractor = open_extractor(checkpoint, device, batch)
     if not other_people:
-        check_unseen(read_json(Path(checkpoint) / RECORD, "reid checkpoint"), query, gallery)
+        check_unseen(read_record(Path(checkpoint)), query, gallery)
     return ReidFeatures(extractor)
 
 

@@ -32,7 +32,7 @@ from dive_fast.quality.measures import F32, RunningQuantiles, nearest
 from dive_fast.quality.real import RealImages, read_real, set_metadata
 from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
 from dive_fast.quality.scorer import PER_IMAGE, Scorer
-from dive_fast.quality.sidecar import VERSION, metadata_path, nearest_path, scores_path
+from dive_fast.quality.sidecar import VERSION, known_metadata, metadata_path, nearest_path, scores_path
 from dive_fast.quality.store import FeatureStore, Stored
 from dive_fast.reid.data.dataset import fingerprint
 from dive_fast.types import MODALITIES, DiveError, InputError, Modality
@@ -72,7 +72,7 @@ def score_dataset(
     }
     with _claimed(dataset):
         _check_settings(dataset, settings, overwrite)
-        metadata = _known_metadata(dataset)
+        metadata = known_metadata(dataset)
         complete = all(scores_path(dataset, number).is_file() for number in shard_numbers(dataset))
         if metadata and not overwrite and metadata.get("records") == dataset_hash(dataset) and complete:
             return metadata
@@ -105,23 +105,12 @@ def _claimed(dataset: Path) -> Iterator[None]:
 
 def _check_settings(dataset: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Raises `InputError` when scores/ has other settings, unless `overwrite`."""
-    path, metadata = _settings_path(dataset), _known_metadata(dataset)
+    path, metadata = _settings_path(dataset), known_metadata(dataset)
     held = metadata["settings"] if metadata is not None else settings
     if path.exists():  # of a run that was stopped, too
         held = read_json(path, "score settings")
     if canonical_json(held) != canonical_json(settings) and not overwrite:
         raise InputError(f"{path.parent.parent} holds scores by {_difference(held, settings)}; use --overwrite")
-
-
-def _known_metadata(dataset: Path) -> dict[str, Any] | None:
-    """The content of scores.json; None when there is none. A malformed one raises `InputError`."""
-    path = metadata_path(dataset)
-    if not path.is_file():
-        return None
-    metadata = read_json(path, "scores")
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("settings"), dict):
-        raise InputError(f"{path} is not what dive-fast score wrote; move it away and score again")
-    return metadata
 
 
 def _difference(held: object, settings: dict[str, Any]) -> str:

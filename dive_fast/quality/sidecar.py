@@ -37,18 +37,45 @@ def metadata_path(dataset: Path) -> Path:
     return dataset / "scores" / "scores.json"
 
 
-def read_metadata(dataset: Path) -> dict[str, Any]:
-    """`scores.json`; a missing or broken one, or one of other images, raises `InputError`."""
+def known_metadata(dataset: Path) -> dict[str, Any] | None:
+    """`scores.json`, maybe of other images; None when there is none. A broken one raises `InputError`."""
     path = metadata_path(dataset)
     if not path.is_file():
-        raise InputError(f"dataset {dataset} is not scored yet; run dive-fast score first")
+        return None
     metadata = read_json(path, "scores")
-    if (
-        not isinstance(metadata, dict)
-        or metadata.get("version") != VERSION
-        or not isinstance(metadata.get("scores"), dict)
-    ):
+    try:
+        whole = metadata["version"] == VERSION and _is_whole(metadata)
+    except (AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
         raise InputError(f"{path} is no description of scores that this version reads; run dive-fast score --overwrite")
+    found: dict[str, Any] = metadata
+    return found
+
+
+def _is_whole(metadata: dict[str, Any]) -> bool:
+    """Whether the fields that are read later have the right types; raises `AttributeError` and the like where one lacks."""
+    spans = [span for kind in ("made", "real") for sides in metadata[kind].values() for span in sides.values()]
+    numbers = [span[name] for span in spans for name in ("5%", "50%", "95%")]
+    limits = [limit for sides in metadata["thresholds"].values() for limit in sides.values()]
+    numbers += [limit[name] for limit in limits for name in ("over", "value", "percentile")]
+    numbers += [metadata["probe"]["auc"]] if metadata["probe"] else []
+    flags = [entry["high_is_good"] for entry in metadata["scores"].values()]
+    texts = [entry[name] for entry in metadata["sets"]["train"] for name in ("name", "root")]
+    return (
+        type(metadata["pairs"]) is int
+        and isinstance(metadata["settings"], dict)
+        and all(type(number) in (int, float) for number in numbers)
+        and all(type(flag) is bool for flag in flags)
+        and all(isinstance(text, str) for text in texts)
+    )
+
+
+def read_metadata(dataset: Path) -> dict[str, Any]:
+    """`scores.json`; a missing or broken one, or one of other images, raises `InputError`."""
+    metadata = known_metadata(dataset)
+    if metadata is None:
+        raise InputError(f"dataset {dataset} is not scored yet; run dive-fast score first")
     if metadata.get("records") != dataset_hash(dataset):
         raise InputError(f"dataset {dataset} has other pairs than were scored; run dive-fast score again")
     return metadata

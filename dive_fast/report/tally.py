@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from dive_fast.report.rows import Row, ScoreKey
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 STATUS = ("done", "dropped", "rejected")
 MOST_SCORES = 100
@@ -87,7 +87,7 @@ class Tally:
         if key not in self.scores:
             if len(self.scores) == MOST_SCORES:
                 raise InputError(
-                    f"the dataset has more than {MOST_SCORES} kinds of scores, as {key.name!r}; score it again"
+                    f"the dataset has more than {MOST_SCORES} kinds of scores, as {shown(key.name)}; score it again"
                 )
             self.scores[key] = ScoreTally(f"s{len(self.scores)}")
         return self.scores[key]

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.settings import AtMost, NonNegativeFloat, PositiveInt, Reads, Settings
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     from dive_fast.sampling.schedule import Schedule
+
+DenoisingSteps = Annotated[PositiveInt, AtMost(10_000)]
 
 STRENGTH = 0.7
 """Mode photo-guided: the fraction of the steps that run on a photo, so how far the infrared image may leave it."""
@@ -22,7 +24,7 @@ def _interval(text: str) -> tuple[float, float] | None:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"must be LOW,HIGH, two noise levels, or all, got {text!r}") from error
+        raise InputError(f"must be LOW,HIGH, two noise levels, or all, got {shown(text)}") from error
     return low, high
 
 
@@ -30,7 +32,7 @@ def _interval(text: str) -> tuple[float, float] | None:
 class Sampling(Settings):
     """Steps and guidance of DPM-Solver++ 2M."""
 
-    steps: Annotated[PositiveInt, AtMost(10_000)] = 20
+    steps: DenoisingSteps = 20
     """DPM-Solver++ steps; DiVE on Stable Diffusion 1.5 takes 50."""
     guidance: NonNegativeFloat = 2.0
     """Scale of classifier-free guidance, 1 = none; DiVE on Stable Diffusion 1.5 takes 7.5."""

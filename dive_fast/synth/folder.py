@@ -70,8 +70,6 @@ def _plan_in(store: Store) -> SynthesisPlan | None:
         data = parse_json(store.read(PLAN))
     except FileNotFoundError:
         return None
-    except NotADirectoryError as error:
-        raise InputError(f"{store.where} is a file; choose another --out") from error
     except ValueError as error:
         raise InputError(f"{where} is not valid JSON ({brief(error, 80)}); choose another --out") from error
     return read_plan(data, where)

@@ -24,7 +24,7 @@ from dive_fast.synth.planfile import (
     save_plan,
 )
 from dive_fast.synth.records import checked
-from dive_fast.types import PAIR_MODES, Camera, InputError, Modality, PairMode, Sample
+from dive_fast.types import PAIR_MODES, Camera, InputError, Modality, PairMode, Sample, shown
 
 __all__ = ["Override", "SynthesisPlan", "load_plan", "make_plan", "read_overrides", "save_plan"]
 
@@ -178,6 +178,10 @@ def _check_cameras(names: Sequence[str], modality: Modality, cameras: Sequence[C
         raise InputError(f"plan: name at least one {modality} camera, each once, got {list(names)}")
     for name in names:
         if name not in known:
-            raise InputError(f"plan: the model knows {len(known)} cameras, {name!r} is not one{nearest(name, known)}")
+            raise InputError(
+                f"plan: the model knows {len(known)} cameras, {shown(name)} is not one{nearest(name, known)}"
+            )
         if known[name] != modality:
-            raise InputError(f"plan: camera {name!r} is an {known[name]} camera and cannot give the {modality} side")
+            raise InputError(
+                f"plan: camera {shown(name)} is an {known[name]} camera and cannot give the {modality} side"
+            )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from dive_fast.data.files import read_plain
 from dive_fast.io import clear_disk_errors, is_at, is_incidental, lock
 from dive_fast.types import InputError
 
+MOST = 1 << 30  # bytes of a file; the plan of a million identities has a third of that
 WORK = ".work"  # unfinished files and locks of shards; empty when no process works
 
 
@@ -29,10 +32,10 @@ class Store(Protocol):
         """`shard` is the claimed one that the file belongs to."""
 
     def read(self, name: str) -> bytes:
-        """Raises `FileNotFoundError` for one that is not there."""
+        """Raises `FileNotFoundError` for one that is not there, `InputError` for what is no readable file."""
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None when it is not there."""
+        """Bytes of a file; None when none is there."""
 
     def folder(self, name: str) -> Iterator[tuple[str, int]]:
         """(name, bytes) of every file directly in a folder, nothing for one that is not there."""
@@ -74,13 +77,24 @@ class LocalStore:
                 temporary.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        where = f"{self.where}/{name}"
+        try:
+            return read_plain(self.root / name, where, MOST)
+        except NotADirectoryError as error:
+            if self.root.exists() and not self.root.is_dir():
+                raise InputError(f"{self.where} is a file; choose another folder") from error
+            raise FileNotFoundError(where) from error
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise InputError(f"{where} cannot be read: {error.strerror}; correct that or remove it") from error
 
     def size(self, name: str) -> int | None:
         try:
-            return (self.root / name).stat().st_size
+            status = (self.root / name).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def folder(self, name: str) -> Iterator[tuple[str, int]]:
         try:

@@ -153,7 +153,7 @@ def _read_all(
     def read(name: str) -> tuple[str, int | None, str, bytes | None]:
         try:
             data = store.read(name)
-        except (FileNotFoundError, IsADirectoryError):
+        except (FileNotFoundError, InputError):  # no file is there, or another thing in its place
             return name, None, "", None
         return name, len(data), hashlib.sha256(data).hexdigest(), content_hash(data) if name in made else None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dive_fast.models.phrase import ONE_WORD
+from dive_fast.sampling.config import DenoisingSteps
 from dive_fast.settings import (
     AtLeast,
     Fraction,
@@ -53,7 +54,7 @@ class Samples(Settings):
     """Steps between sheets of sampled images, written as PNG files beside the loss log; 0 writes none."""
     sheet_people: PositiveInt = 4
     """Number of identities on a sheet, each in every camera."""
-    sample_steps: PositiveInt = 20
+    sample_steps: DenoisingSteps = 20
     """Denoising steps of images that are sampled during training."""
     sample_guidance: NonNegativeFloat = 2.0
     """Guidance scale of images that are sampled during training; Stable Diffusion 1.5 uses 7.5."""

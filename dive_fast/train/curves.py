@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dive_fast.io import atomic_encode, read_jsonl
 from dive_fast.types import InputError
@@ -30,11 +31,7 @@ def plot_curves(curves: Sequence[Curve], out: Path) -> None:
     figure = Figure(figsize=(4 * len(curves), 3.2))
     axes = figure.subplots(1, len(curves), squeeze=False)
     for axis, curve in zip(axes[0], curves, strict=True):
-        rows = list(read_jsonl(curve.log, "loss log"))
-        if not rows:
-            raise InputError(f"loss log: {curve.log} is empty; train first")
-        steps = np.array([row["step"] for row in rows])
-        values = np.array([row[curve.value] for row in rows])
+        steps, values = _points(curve)
         axis.plot(steps, values, color="0.8", linewidth=0.7)
         width = min(_SMOOTH, len(values))
         axis.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"))
@@ -42,3 +39,14 @@ def plot_curves(curves: Sequence[Curve], out: Path) -> None:
         axis.set_xlabel("step")
     figure.tight_layout()
     atomic_encode(out, lambda stream: figure.savefig(stream, format="png", dpi=80))
+
+
+def _points(curve: Curve) -> NDArray[np.float64]:
+    """The steps and the values of a log, float64 [2, N]; another or an empty file raises `InputError`."""
+    rows = list(read_jsonl(curve.log, "loss log"))
+    if not rows:
+        raise InputError(f"loss log: {curve.log} is empty; train first")
+    points = [[row.get(key) if isinstance(row, dict) else None for row in rows] for key in ("step", curve.value)]
+    if not all(type(value) in (int, float) for line in points for value in line):
+        raise InputError(f"loss log: {curve.log} has lines without numbers step and {curve.value}; delete it")
+    return np.array(points, np.float64)

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from dive_fast.data.files import read_plain
 from dive_fast.distributed import leading
-from dive_fast.io import atomic_encode, atomic_write, clear_disk_errors
+from dive_fast.io import atomic_encode, atomic_write, clear_disk_errors, parse_json
 from dive_fast.tensorboard import TensorBoardLog
 from dive_fast.train.config import Precision
 from dive_fast.train.parallel import average_gradients, part_of_batch
 from dive_fast.train.precision import autocast, loss_scaler
+from dive_fast.training_state import copy_tensors, damaged_state, load_optimizer, read_state, step_of
 from dive_fast.types import DiveError, InputError
+
+_LARGEST_LOG = 1 << 30  # bytes
 
 if TYPE_CHECKING:
     import torch
@@ -64,39 +68,26 @@ class MovingAverage:
             shadow.copy_(value)
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Reads a training state without unpickling code; a damaged file raises `InputError`."""
-    import pickle
-
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"training state {path} cannot be read ({error}); delete it to restart this phase from step 0"
-        ) from error
-
-
 class LossLog:
     """Appends one JSON line per record; on resume, drops the lines from the resumed step on."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        atomic_write(path, "".join(line + "\n" for line in lines if _step_of(line) < resume_step))
+        lines = read_plain(path, f"loss log {path}", _LARGEST_LOG).splitlines() if path.exists() else []
+        atomic_write(path, b"".join(line + b"\n" for line in lines if _step_of(line) < resume_step))
 
     def add(self, step: int, **values: float) -> None:
         with clear_disk_errors(self.path), open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in values.items()}}) + "\n")
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a log line; infinity for a line that a kill left incomplete."""
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+        step = parse_json(line)["step"]
+    except (ValueError, KeyError, TypeError):
         return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 @dataclass(frozen=True)
@@ -135,7 +126,7 @@ class PhaseConfig:
         """Returns the last state, None if there is none; one of another identity raises `InputError`."""
         if not self.state_path.exists():
             return None
-        state = load_state(self.state_path)
+        state = read_state(self.state_path)
         if state.get("identity") != self.identity:
             raise InputError(f"{self.state_path} belongs to other data or settings; choose another folder or delete it")
         return state
@@ -224,14 +215,11 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        import torch
-
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Continues from `state`; raises an error of any kind for one of another training."""
+        copy_tensors(self.parameters, state["parameters"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:
-            torch._foreach_copy_(self.average.shadow, state["average"])
+            copy_tensors(self.average.shadow, state["average"])
         self.scaler.load_state_dict(state["scaler"])
 
 
@@ -262,8 +250,9 @@ def run_phase(
     train = TrainState(config, groups, loss_at, clip)
     saved, first = config.saved_state(), 0
     if saved is not None:
-        train.load_state_dict(saved)
-        first = saved["step"]
+        with damaged_state(config.state_path):
+            train.load_state_dict(saved)
+            first = step_of(saved, config.steps)
     leads = leading()
     logs = config.open_logs(first) if leads else []
     hidden = not (config.progress and leads)

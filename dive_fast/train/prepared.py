@@ -125,18 +125,21 @@ def load_prepared(folder: Path | str, bundle: ModelBundle) -> LatentPhotos:
     first = 0
     for number in numbers:
         count = prepared.shards[number].images
-        latents[first : first + count] = _read(prepared, number)
+        latents[first : first + count] = _read(prepared, number, tuple(latents[first : first + count].shape))
         first += count
     return LatentPhotos(latents, tuple(samples), teaching(samples))
 
 
-def _read(prepared: Prepared, number: int) -> torch.Tensor:
-    """Reads the latents of one shard after a check of their hash."""
-    from safetensors.torch import load_file
+def _read(prepared: Prepared, number: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Reads the latents of one shard; raises `InputError` unless hash and shape are right."""
+    from dive_fast.models.files import read_tensors
 
     path = latents_path(prepared.folder, number)
     if not path.is_file():
         raise InputError(f"{path} is missing; run dive-fast prepare again")
     if sha256_file(path) != prepared.latents[number].sha256:
         raise InputError(f"{path} is damaged; delete it and run dive-fast prepare again")
-    return load_file(path)[_NAME]
+    latents = read_tensors(path).get(_NAME)
+    if latents is None or tuple(latents.shape) != shape:
+        raise InputError(f"{path} does not hold latents of {shape[0]:,} images; delete it and run dive-fast prepare")
+    return latents

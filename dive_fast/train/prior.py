@@ -12,7 +12,7 @@ import numpy as np
 from dive_fast.distributed import first_rank_first
 from dive_fast.io import atomic_path, sha256_bytes
 from dive_fast.models.files import read_tensors, write_tensors
-from dive_fast.train.photos import encode_photos
+from dive_fast.train.photos import encode_photos, latent_shape
 from dive_fast.types import InputError, Sample
 
 if TYPE_CHECKING:
@@ -76,7 +76,10 @@ def generate_class_photos(sampler: ImageSampler, prior: Prior, seed: int, work: 
                 parts.append(sampler.latents(text, torch.ones(len(seeds), dtype=torch.int64), seeds))
             with atomic_path(path) as temporary:
                 write_tensors(temporary, {_NAME: torch.cat(parts)})
-    return ClassPhotos(read_tensors(path)[_NAME], ids)
+    latents = read_tensors(path).get(_NAME)
+    if latents is None or tuple(latents.shape) != (count, *latent_shape(sampler.bundle)):
+        raise InputError(f"{path} does not hold {count:,} class photos of this model; delete it and rerun")
+    return ClassPhotos(latents, ids)
 
 
 def class_photos_id(bundle: ModelBundle, prior: Prior, steps: int, guidance: float, seed: int) -> str:

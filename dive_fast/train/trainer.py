@@ -248,7 +248,7 @@ def _check_taught(samples: Sequence[Sample], config: PersonalizeConfig, alone: b
     never = sorted({s.pid for s in samples} - {s.pid for s in taught if drawn[s.modality]})
     if never:
         raise InputError(
-            f"{len(never):,} identities would stay untrained, first {never[0]!r}: no batch of {config.batch} with an"
+            f"{len(never):,} identities would stay untrained, first {shown(never[0])}: no batch of {config.batch} with an"
             f" infrared fraction of {config.ir_fraction} has photos that train them; change --batch or"
             " --ir-fraction, or --exclude them"
         )

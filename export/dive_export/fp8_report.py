@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dive_fast.io import read_json
 from dive_fast.settings import PositiveFloat, Settings
-from dive_fast.types import InputError, from_dict
+from dive_fast.types import InputError, from_dict, shown
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ def read_times(path: Path) -> dict[str, LayerTime]:
     layers = data.get("layers") if isinstance(data, dict) else None
     if not isinstance(layers, dict) or not layers:
         raise InputError(f'timing table {path} has no "layers"; it maps each layer to its plain_ms and fp8_ms')
-    return {name: from_dict(LayerTime, row, f"timing table {path}: layer {name!r}") for name, row in layers.items()}
+    return {
+        name: from_dict(LayerTime, row, f"timing table {path}: layer {shown(name)}") for name, row in layers.items()
+    }
 
 
 def timing_gate(report: Fp8Report, times: Mapping[str, LayerTime]) -> Fp8Report:
@@ -76,7 +78,7 @@ def timing_gate(report: Fp8Report, times: Mapping[str, LayerTime]) -> Fp8Report:
     for problem, wrong in (("lacks", missing), ("names unknown", unknown)):
         if wrong:
             raise InputError(
-                f"timing table {problem} {len(wrong)} layer(s), first {wrong[0]!r}; profile the graph of this report"
+                f"timing table {problem} {len(wrong)} layer(s), first {shown(wrong[0])}; profile the graph of this report"
             )
     layers = []
     for layer in report.layers:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from dive_fast.io import user_cache
 from dive_fast.sampling.config import Sampling
 from dive_fast.settings import Above, NonNegativeFloat, PositiveInt, Reads, Settings, Within
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
     from dive_fast.engines.tensorrt_api import Flavour
@@ -34,7 +34,7 @@ def _gibibytes(text: str) -> int:
     except ValueError:
         size = 0
     if size < GIB // 100:
-        raise InputError(f"must be a number of GiB, at least 0.01, got {text!r}")
+        raise InputError(f"must be a number of GiB, at least 0.01, got {shown(text)}")
     return size
 
 

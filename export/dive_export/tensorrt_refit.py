@@ -67,10 +67,17 @@ def refittable_spec(engine: Path) -> tuple[EngineSpec, dict[str, Any]]:
     tables = ("keys", "config", "refittable", "fixed")
     if not isinstance(record, dict) or not all(isinstance(record.get(name), dict) for name in tables):
         raise InputError(f"refit: {engine}/build.json is not what dive-fast build wrote; build the engine again")
+    lists = record["refittable"].values()
+    if not (set(record["refittable"]) <= set(spec.files) & set(record["fixed"]) and all(map(_is_names, lists))):
+        raise InputError(f"refit: {engine}/build.json names other parts than its engine; build the engine again")
     whole = [part for part in spec.files if not record["refittable"].get(part)]
     if whole:
         raise InputError(f"refit: {', '.join(whole)} of {engine} hold their weights; build it with refittable")
     return spec, record
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def try_refit(folder: Path, spec: EngineSpec, plans: dict[str, Plan]) -> str:

@@ -52,7 +52,7 @@ def _entries(path: str) -> list[dict[str, Any]]:
             if not (float(entry["work"]) > 0 and all(float(ms) > 0 for ms in entry["ms"].values())):
                 raise ValueError(f"a time or size is not above 0 in {entry}")
             _ = entry["op"], entry["capability"], entry["dtype"], entry["key"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{path}: no table of kernel measurements ({type(error).__name__}: {error}); make it with "
             f"python -m benchmarks.kernels, or unset {OWN}"

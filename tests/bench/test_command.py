@@ -6,14 +6,16 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from dive_fast.bench import compare
 from dive_fast.bench.config import BenchConfig
-from dive_fast.bench.run import Choice, Subject, chosen_backend, open_subject, run_bench
+from dive_fast.bench.run import Choice, Subject, chosen_backend, computed_in, open_subject, run_bench
 from dive_fast.bench.timing import Ratio
 from dive_fast.synth import save_plan
 from tests.support.cli import Run, last_json
@@ -61,6 +63,24 @@ def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny
     config = BenchConfig(rows=(2,), baselines=("reference",))
     refused("--model FOLDER", run_bench, Subject("x", engine, tiny_fused), config, tmp_path, print)
     refused(str(tiny_base), run_bench, Subject("x", engine, tiny_fused, tiny_base), config, tmp_path, print)
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "precision", "computed"),
+    [
+        ("onnxruntime", "cpu", "fp16", torch.float32),
+        ("onnxruntime", "cpu", "fp8", torch.float32),
+        ("onnxruntime", "cuda", "fp16", torch.float16),
+        ("torch", "cpu", "bf16", torch.bfloat16),
+        ("tensorrt", "cuda", "fp8", torch.float16),
+    ],
+)
+def test_peaks_are_those_of_what_an_engine_computes_in(
+    backend: str, device: str, precision: str, computed: torch.dtype
+) -> None:
+    spec = SimpleNamespace(backend=backend, precision=precision)
+    engine: Any = SimpleNamespace(spec=spec, device=torch.device(device))
+    assert computed_in(engine) is computed
 
 
 @pytest.mark.parametrize(

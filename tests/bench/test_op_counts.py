@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dive_fast.bench import roofline
 from dive_fast.bench.op_counts import ModelOpCounts, count
 from dive_fast.bench.roofline import Peaks, measure_peaks
 from dive_fast.models import load_bundle
@@ -95,3 +96,9 @@ def test_ceilings_are_plausible() -> None:
     found = measure_peaks(torch.device("cpu"), torch.float32)
     assert found.tflops == max(found.gemms.values()) and len(found.gemms) == 3
     assert 0.002 < found.tflops < 100 and 0.5 < found.gbytes < 2000  # a core without vector units; more than any CPU
+
+
+def test_a_product_beyond_the_time_limit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "SECONDS", 0.0)
+    found = measure_peaks(torch.device("cpu"), torch.float16)
+    assert list(found.gemms) == ["x".join([str(roofline.FIRST)] * 3)] and found.precision == "float16"

@@ -25,6 +25,12 @@ def test_what_runs_before_is_not_timed(sleep: Callable[[float], None]) -> None:
     assert values == pytest.approx([10, 10, 10])
 
 
+def test_rounds_end_after_the_time_limit_but_for_one(sleep: Callable[[float], None]) -> None:
+    runs = {"slow": lambda: sleep(3), "quick": lambda: sleep(1)}
+    assert [len(values) for values in interleaved(runs, 9, seconds=10).values()] == [2, 2]  # 4 s a round, one warms up
+    assert [len(values) for values in interleaved(runs, 9, seconds=1).values()] == [1, 1]
+
+
 def test_percentiles_and_ratios_by_hand() -> None:
     assert quantiles(list(range(101))) == Quantiles(5, 50, 95, 101)
     assert quantiles([1.0, 2.0]) == Quantiles(pytest.approx(1.05), 1.5, pytest.approx(1.95), 2)  # type: ignore[arg-type]

@@ -46,6 +46,13 @@ def test_the_overviews_list_every_command(run: Run) -> None:
     assert all(command in out for command in cli.COMMANDS if " " not in command)
 
 
+def test_a_path_that_is_no_text_is_printed(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "sheet\udcff.png"  # a file name of the byte 0xff
+    code, out, error = run("world sheet --pids 1 --zoom 1 --json --out", path)
+    assert (code, error) == (0, "") and path.exists()
+    assert "sheet\\udcff.png" in out and last_json(out)["sheet"] == str(path)
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "sentence"),
     [

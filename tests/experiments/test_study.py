@@ -185,6 +185,18 @@ def test_seconds_add_up_over_runs(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "seconds.json").read_text()) == again.seconds == {"world": 4.5, "learn": 3.0}
 
 
+def test_seconds_of_another_kind_are_refused(tmp_path):
+    for held in ([], {"world": "x"}):
+        (tmp_path / "seconds.json").write_text(json.dumps(held))
+        refused(r"seconds\.json", Timings, tmp_path / "seconds.json")
+
+
+def test_an_oracle_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "oracle").mkdir()
+    (tmp_path / "oracle/pairs.jsonl").write_text('{"index": 0, "ir": {"cam3": "a.jpg"}}\n')
+    refused(r"pairs\.jsonl line 1", room.oracle_infrared, tmp_path, 1)
+
+
 def test_a_killed_stage_has_noted_its_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr("dive_fast.experiments.pipeline._NOTE_SECONDS", 0.01)
     path = tmp_path / "seconds.json"

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from dive_export import tensorrt_job
+from dive_export import tensorrt_job, tensorrt_refit
 from dive_export.tensorrt import BuildConfig, build_engine, dry_run, refit_engine
 from dive_fast.engines import tensorrt_api as trt
-from dive_fast.io import sha256_file
-from dive_fast.types import DiveError, EngineSpec, InputError
+from dive_fast.io import sha256_file, write_json
+from dive_fast.types import DiveError, EngineSpec, InputError, Profile
 from tests.support.engines import edit_spec
+from tests.support.refusals import refused
 from tests.support.tensorrt_double import Double, install, retrained
 from tests.support.tensorrt_engines import quiet
 from tests.support.tiny import ENGINE_ROWS, HEIGHT, WIDTH
@@ -315,3 +316,25 @@ def test_a_refit_needs_the_same_graph_and_a_refittable_engine(
     with pytest.raises(DiveError, match="1 of .* weights would keep old values"):
         refit_engine(tmp_path / "a", good, tmp_path / "d", quiet)
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fixed": {}},
+        {"refittable": {"unet": "x"}},
+        {"refittable": {"unet": ["x"], "other": ["x"]}},
+        {"refittable": {"unet": [1]}},
+    ],
+)
+def test_a_build_record_that_does_not_fit_its_engine_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    spec = EngineSpec("tensorrt", "fp16", Profile(1, 2, 4, 64, 32), "m", {"unet": "unet/model.plan"}, {})
+    monkeypatch.setattr(tensorrt_refit, "read_spec", lambda _: spec)
+    monkeypatch.setattr(tensorrt_refit, "check_files", lambda *_: None)
+    record = {"keys": {}, "config": {}, "refittable": {"unet": ["w"]}, "fixed": {"unet": "0"}}
+    write_json(tmp_path / "build.json", record)
+    assert tensorrt_refit.refittable_spec(tmp_path) == (spec, record)
+    write_json(tmp_path / "build.json", {**record, **change})
+    refused("build.json", tensorrt_refit.refittable_spec, tmp_path)

@@ -62,8 +62,10 @@ def test_the_fastest_of_what_is_offered() -> None:
         '{"entries": [{"op": "attention"}]}',
         json.dumps({"entries": [entry(0, {"fused": 1.0})]}),
         json.dumps({"entries": [entry(10, {"fused": -1.0})]}),
+        json.dumps({"entries": [entry(10**400, {"fused": 1.0})]}),
+        "[" * 100_000,
     ],
-    ids=["empty", "list", "fields", "no work", "negative time"],
+    ids=["empty", "list", "fields", "no work", "negative time", "huge work", "deep"],
 )
 def test_a_broken_table_is_named(own: Path, text: str) -> None:
     own.write_text(text)

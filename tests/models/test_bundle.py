@@ -157,6 +157,12 @@ def test_a_field_that_diffusers_does_not_know_is_ignored_with_a_note(folder, bun
     assert all("xxx" not in str(warning.message) for warning in caught)
 
 
+def test_settings_of_another_sampler_do_not_make_another_model(folder, bundle):
+    json_edit(SCHEDULER, use_karras_sigmas=True, solver_order=3)(folder)
+    with pytest.warns(UserWarning, match="use_karras_sigmas"):
+        assert load_bundle(folder).fingerprint == bundle.fingerprint
+
+
 def nudge(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     key = sorted(tensors)[0]
     tensors[key].view(-1)[0] += 1e-3

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from dive_fast.data.sets import SetSpec, read_set
-from dive_fast.io import lock_folder
+from dive_fast.io import lock_folder, write_json
 from dive_fast.quality import score
 from dive_fast.quality.config import ScoreConfig
 from dive_fast.quality.dataset import read_shard, shard_numbers
 from dive_fast.quality.reid_extractor import ReidExtractor
 from dive_fast.quality.score import score_dataset
+from dive_fast.quality.sidecar import metadata_path
 from dive_fast.quality.store import FeatureStore
 from dive_fast.reid.data.augment import normalise
 from dive_fast.reid.data.dataset import load_images
@@ -211,6 +212,16 @@ def test_refusals(dataset, checkpoint, real, only_rgb, make_net, tmp_path):
         refused(message, run, dataset, net, *sets)
         assert not list((dataset / "scores").glob("*.jsonl"))
     refused("no synthesized dataset", run, tmp_path, checkpoint, real)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"pairs": "x"}, {"made": []}, {"real": {"identity": {"ir": {}}}}, {"probe": {"auc": None}}, {"version": 9}],
+)
+def test_a_description_of_another_kind_is_refused(dataset, checkpoint, real, change):
+    metadata = run(dataset, checkpoint, real)
+    write_json(metadata_path(dataset), {**metadata, **change})
+    refused(r"scores\.json", run, dataset, checkpoint, real)
 
 
 def test_two_runs_at_once_are_refused(dataset, checkpoint, real):

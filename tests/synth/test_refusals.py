@@ -1,5 +1,6 @@
 """Runs that must not start: wrong engine, unknown identities, somebody else's folder. Nothing may be touched."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from dive_fast.synth import save_plan
 from dive_fast.synth.planfile import plan_hash
+from dive_fast.synth.store import LocalStore
+from dive_fast.synth.verify import verify
 from dive_fast.types import InputError
 from tests.support.fake_engine import FakeEngine, contents, make, photo_plan, plan_of, write_photos
 from tests.support.refusals import refused
@@ -91,6 +94,25 @@ def test_folder_with_other_things(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/plan.json").write_text("{")
     not_started(plan_of(), tmp_path / "broken", "is not valid JSON")
+    (tmp_path / "nested/plan.json").mkdir(parents=True)
+    not_started(plan_of(), tmp_path / "nested", "nested/plan.json .* folder")
+
+
+def test_a_folder_or_a_pipe_in_place_of_a_dataset_s_file(out):
+    plan = plan_of()
+    make(plan, out, FakeEngine())
+    store = LocalStore(out)
+    image, record = next(name for name in store.walk() if name.endswith(".png")), "shards/00000.jsonl"
+    for name, put in ((image, Path.mkdir), (record, os.mkfifo)):
+        (out / name).unlink()
+        put(out / name)
+        assert store.size(name) is None
+        refused(name, store.read, name)
+    damage = verify(store, plan)
+    assert any(record in problem for problem in damage.problems)
+    (out / "cam3-file").write_text("x")
+    with pytest.raises(FileNotFoundError):
+        store.read("cam3-file/0001/0001.png")
 
 
 def test_empty_folder_and_a_killed_start_are_fine(out):

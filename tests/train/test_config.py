@@ -31,6 +31,7 @@ def test_every_field_with_a_simple_value_has_a_help_text(room):
         (train.Compute, {"accumulate": 0}, "accumulate"),
         (train.Prior, {"prior_weight": -1.0}, "prior_weight .*-1"),
         (train.Samples, {"sheet_people": 0}, "sheet_people"),
+        (train.Samples, {"sample_steps": 10_001}, "sample_steps"),
         (world.WorldSpec, {"paired_ids": 0, "test_ids": 999}, r"paired_ids .*1\.\.300, got 0; test_ids .*1\.\.200"),
         (base.UnetConfig, {"batch": 0}, "batch"),
         (base.TaggerConfig, {"images": 0}, "images"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dive_fast.train.curves import Curve, plot_curves
@@ -27,6 +28,13 @@ def test_the_picture_follows_the_values(tmp_path: Path):
         blue[name] = right - left  # rows count downwards
     assert blue["falling"] > 10
     assert blue["rising"] < -10
+
+
+@pytest.mark.parametrize("line", ["3", "{}", '{"step": 1, "loss": "x"}', '{"step": [], "loss": 1}'])
+def test_lines_of_another_kind_are_refused(tmp_path: Path, line: str):
+    curve = _log(tmp_path / "a.jsonl", [3.0])
+    curve.log.write_text(curve.log.read_text() + line + "\n")
+    refused(r"a\.jsonl", plot_curves, [curve], tmp_path / "a.png")
 
 
 def test_two_logs_stand_side_by_side(tmp_path: Path):

@@ -11,9 +11,9 @@ from dive_fast.train import personalize as room
 from dive_fast.train import trainer
 from dive_fast.train.config import PersonalizeConfig, Prior, Samples
 from dive_fast.train.dryrun import dry_run
-from dive_fast.train.loop import load_state
 from dive_fast.train.personalize import personalize
 from dive_fast.train.photos import BalancedSampler, encode_photos, samples_of
+from dive_fast.training_state import read_state
 from dive_fast.types import DiveError
 from tests.support.cli import last_json
 from tests.support.refusals import refused
@@ -42,7 +42,7 @@ def test_a_dry_run_writes_nothing_and_says_what_the_run_takes(base, learn, photo
     assert forecast.stages[0].trainable == 4 * 32
     states = {}
     real = room.remove_states  # the states, read before a finished run removes them
-    keep = lambda work: states.update({file.stem: load_state(file) for file in work.glob("*.state")})  # noqa: E731
+    keep = lambda work: states.update({file.stem: read_state(file) for file in work.glob("*.state")})  # noqa: E731
     monkeypatch.setattr(room, "remove_states", keep)
     adapter = learn(photos, tmp_path / "adapter", CONFIG)
     assert forecast.stages[1].trainable == sum(tensor.numel() for tensor in adapter.lora.values())

@@ -16,10 +16,10 @@ from dive_fast.train.loop import (
     TrainState,
     batch_indices,
     cosine_lr,
-    load_state,
     run_phase,
 )
 from dive_fast.train.parallel import my_rows
+from dive_fast.training_state import read_state
 from dive_fast.types import DiveError
 from tests.support.refusals import refused
 
@@ -71,7 +71,7 @@ def test_a_torn_state_is_named(tmp_path):
     path = tmp_path / "run.state"
     torch.save({"step": 7, "tensor": torch.arange(3.0)}, path)
     path.write_bytes(path.read_bytes()[:100])
-    refused(r"run\.state", load_state, path)
+    refused(r"run\.state", read_state, path)
 
 
 def test_a_resumed_log_drops_what_will_be_logged_again_and_torn_lines(tmp_path):
@@ -173,7 +173,7 @@ def test_without_an_average_the_last_values_stay(tmp_path):
     for average in (0.0, 0.9):
         phase, groups, loss_at, parameters = _net_phase(tmp_path / str(average), average=average)
         run_phase(phase, groups, loss_at)
-        state = load_state(phase.state_path)
+        state = read_state(phase.state_path)
         results[average] = state["parameters"]
         assert len(state["average"]) == (len(parameters) if average else 0)
         assert _equal(parameters, state["parameters"]) == (not average)
@@ -204,7 +204,7 @@ def test_loss_scaling_resumes_with_its_scale(tmp_path):
     fp16 = {"precision": "fp16", "save_every": 1, "overflow": 2}
     made = _net_phase(tmp_path / "whole", **fp16)
     whole = _run(made)
-    assert load_state(made[0].state_path)["scaler"]["scale"] == 2.0**15
+    assert read_state(made[0].state_path)["scaler"]["scale"] == 2.0**15
     _run(_net_phase(tmp_path / "cut", **fp16), stop=5)
     assert _equal(whole, _run(_net_phase(tmp_path / "cut", **fp16)))
 

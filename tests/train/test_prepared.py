@@ -1,13 +1,16 @@
 """Latents of a prepared set: equal to encoding the raw photos, kept, made again when they must be, refused when foreign."""
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dive_fast.data.prepare import PreparePlan, claimed, finish, finished_shards, pack
+from dive_fast.io import sha256_file
 from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.train.photos import encode_photos, latent_shape, teaching
 from dive_fast.train.prepared import encode_shards, encoder_fingerprint, latent_space, load_prepared, missing_latents
@@ -138,6 +141,11 @@ def test_damaged_or_missing_latents_are_refused(out, bundle):
     for damaged in (cut + b"\0\0\1", cut):
         path.write_bytes(damaged)
         refused(r"00001\.safetensors is damaged", load_prepared, out, bundle)
+    recorded = json.loads((out / "latents/00001.json").read_text())["sha256"]
+    save_file({"latents": torch.zeros(1, 2, 3)}, path)
+    for file in (out / "latents/00001.json", out / "prepared.json"):
+        file.write_text(file.read_text().replace(recorded, sha256_file(path)))
+    refused(r"00001\.safetensors .*latents", load_prepared, out, bundle)
     path.unlink()
     refused(r"00001\.safetensors is missing", load_prepared, out, bundle)
 

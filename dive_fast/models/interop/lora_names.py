@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 A, B, ALPHA = "A", "B", "alpha"
+_OF_PEFT = re.compile(r"((model|_orig_mod|module)[._])*base_model[._]")
 _WRAPPERS = re.compile(r"^((base_model|model|_orig_mod|module|diffusion_model|unet|lora_unet|lycoris)[._])+")
 _ENDINGS = {
     A: re.compile(r"\.(lora_A(\.[^.]+)?|lora_down|lora_linear_layer\.down)\.weight$"),
@@ -108,10 +109,15 @@ def _owner(name: str, known: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def folds_in_its_alpha(key: str) -> bool:
-    """Whether files of this layout without alpha mean alpha = rank, as all do but PEFT's own."""
+    """Whether files of this layout without alpha mean alpha = rank, as all do but PEFT's own.
+
+    PEFT's own begin with its wrapper, of a UNet or of a whole pipeline; diffusers writes `unet.` before that.
+    """
+    if ".lora_A." not in key:
+        return True
     wrappers = _WRAPPERS.match(key)
     named = wrappers is not None and re.search("unet|diffusion_model|lycoris", wrappers[0])
-    return bool(named) or ".lora_A." not in key
+    return bool(named) and not _OF_PEFT.match(key)
 
 
 def is_lora(keys: Iterable[str]) -> bool:

@@ -22,7 +22,7 @@ from dive_fast.reid.data.sampler import PairSampler
 from dive_fast.reid.evaluation.protocols import Permutations, Protocol
 from dive_fast.reid.evaluation.results import ReidResult
 from dive_fast.reid.training.config import ReidConfig
-from dive_fast.types import InputError, Sample, to_dict
+from dive_fast.types import InputError, Sample, shown, to_dict
 
 F64 = NDArray[np.float64]
 Arms = Mapping[str, Sequence[Sample]]
@@ -129,7 +129,9 @@ def _check(
     tested = {s.pid for s in query} | {s.pid for s in gallery}
     for name, samples in arms.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise InputError(f"arm {name!r}: name arms by letters, digits, '.', '_' and '-' (each becomes a folder)")
+            raise InputError(
+                f"arm {shown(name)}: name arms by letters, digits, '.', '_' and '-' (each becomes a folder)"
+            )
         check_samples(samples, f"arm {name!r}")
         leaked = sorted(tested & {s.pid for s in samples})
         if leaked:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 Verdict = Literal["better", "worse", "not significant", "untested"]
 
@@ -120,7 +120,7 @@ class Comparison:
         for arm in self.arms:
             if arm.name == name:
                 return arm
-        raise InputError(f"unknown arm {name!r}; the comparison has {', '.join(a.name for a in self.arms)}")
+        raise InputError(f"unknown arm {shown(name)}; the comparison has {', '.join(a.name for a in self.arms)}")
 
     def label(self, name: str) -> str:
         """Returns an arm's name, with its role in brackets if it is the baseline or oracle under another name."""

@@ -21,7 +21,7 @@ from dive_fast.reid.evaluation.results import ReidResult
 from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training.checkpoint import load_model
-from dive_fast.types import InputError, Sample
+from dive_fast.types import DiveError, InputError, Sample
 
 F32 = NDArray[np.float32]
 CHUNK = 512  # images decoded at once: 7 MB at 96x48 pixels, 64 MB at 288x144
@@ -118,7 +118,10 @@ def embed_files(
 
 @torch.inference_mode()
 def embed(model: ReidModel, images: ImageSet, flip: bool = True, batch: int = 128) -> F32:
-    """Returns unit embeddings float32 [N, D] of an image set, in its order."""
+    """Returns unit embeddings float32 [N, D] of an image set, in its order.
+
+    Raises `DiveError` for a model whose features have no direction: weights of 1e30 give infinity, and that zero.
+    """
     device = next(model.parameters()).device
     parts = []
     for start in range(0, len(images), batch):
@@ -127,5 +130,7 @@ def embed(model: ReidModel, images: ImageSet, flip: bool = True, batch: int = 12
         features = model.embed(pixels, infrared)
         if flip:
             features = F.normalize(features + model.embed(pixels.flip(3), infrared))
+        if bool((features.norm(dim=1) < 0.5).any()):  # what scores features refuses NaN
+            raise DiveError("the ReID model gives features of zero: its weights are damaged; train it again")
         parts.append(features.cpu().numpy())
     return np.concatenate(parts)

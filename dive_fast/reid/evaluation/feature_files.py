@@ -69,10 +69,11 @@ class FeatureFile:
         for key in (f"{side}_f" for side in SIDES):
             features = self.require(key)
             features = features if features.dtype == np.float64 else features.astype(np.float32)
-            length = np.linalg.norm(features, axis=1, keepdims=True)
-            if not length.all():
+            largest = np.abs(features).max(axis=1, keepdims=True)
+            if not largest.all():
                 raise InputError(f"{self.path}: {key} has rows of zeros, which have no direction; extract them again")
-            found.append(features / length)
+            scaled = features / largest  # else the squares of 1e30 or 1e-30 leave float32
+            found.append(scaled / np.linalg.norm(scaled, axis=1, keepdims=True))
         return found
 
 
@@ -132,8 +133,10 @@ def _load_mat(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _matrix(array: NDArray[Any], name: str, finite: bool = False) -> NDArray[Any]:
-    if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
-        raise InputError(f"{name} must be numbers in two dimensions, got {array.dtype} of shape {list(array.shape)}")
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise InputError(
+            f"{name} must be numbers of at most 64 bits in two dimensions, got {array.dtype} of shape {list(array.shape)}"
+        )
     for start in range(0, len(array), rows := max(1, _CHUNK_CELLS // array.shape[1])):
         part = array[start : start + rows]
         if np.isnan(part).any() or (finite and not np.isfinite(part).all()):

@@ -14,7 +14,7 @@ from dive_fast.environment.optional import optional
 from dive_fast.io import brief
 from dive_fast.reid.evaluation.mat import read_mat
 from dive_fast.settings import PositiveInt, Settings, Within
-from dive_fast.types import InputError, Modality, Sample
+from dive_fast.types import InputError, Modality, Sample, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,7 +155,7 @@ def camera_number(camera: str) -> int:
     """Returns 3 for "cam3", the number at the name's end; a name without one raises `InputError`."""
     match = re.search(r"(\d+)$", camera)
     if not match:
-        raise InputError(f"camera {camera!r} has no number at its end; name cameras like 'cam3'")
+        raise InputError(f"camera {shown(camera)} has no number at its end; name cameras like 'cam3'")
     return int(match.group(1))
 
 
@@ -165,7 +165,9 @@ def check_cameras(samples: Sequence[Sample], protocol: Protocol) -> None:
     known = re.compile(pattern)
     for sample in samples:
         if not known.fullmatch(sample.camera):
-            raise InputError(f"protocol {protocol.name!r} is for {expected}, got {sample.path} by {sample.camera!r}")
+            raise InputError(
+                f"protocol {shown(protocol.name)} is for {expected}, got {sample.path} by {shown(sample.camera)}"
+            )
 
 
 def draw_trials(

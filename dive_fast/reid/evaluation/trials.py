@@ -15,7 +15,7 @@ from dive_fast.reid.evaluation.protocols import REGDB_TRIALS, Direction, Protoco
 from dive_fast.reid.evaluation.rerank import RerankConfig
 from dive_fast.reid.evaluation.results import ReidResult, over_trials
 from dive_fast.reid.evaluation.task import RetrievalTask, check_sides
-from dive_fast.reid.training.checkpoint import RECORD
+from dive_fast.reid.training.checkpoint import read_record
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.reid.training.train import train_reid
 from dive_fast.types import InputError, Sample, from_dict, to_dict
@@ -119,7 +119,7 @@ def _results(
     progress: bool,
 ) -> list[ReidResult]:
     """One model's result for each protocol; stored results of the same weights, images and settings are reused."""
-    record = read_json(folder / RECORD, "reid checkpoint")
+    record = read_record(folder)
     run = {
         "checkpoint": record.get("best", record)["sha256"],
         "test": [fingerprint(side) for side in sides],
@@ -130,7 +130,7 @@ def _results(
     path = folder / RESULTS
     stored = read_json(path, "results of a trial") if path.exists() else None
     if isinstance(stored, dict) and canonical_json(stored.get("run")) == canonical_json(run):
-        return [from_dict(ReidResult, row, str(path)) for row in stored["results"]]
+        return [from_dict(ReidResult, row, str(path)) for row in stored.get("results") or ()]
     infrared, visible = sides
     features = extract(folder, infrared, visible, device=device, progress=progress)
     by_kind = {"ir": (infrared, features.query), "rgb": (visible, features.gallery)}

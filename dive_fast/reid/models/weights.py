@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dive_fast.environment.optional import optional
 from dive_fast.io import brief, read_json
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 
 def transformers() -> Any:
@@ -36,7 +36,9 @@ def folder_model(
     kind = record.get("model_type") if isinstance(record, dict) else None
     if kind not in (form.model_type, *kinds):
         expected = " or ".join(map(repr, (form.model_type, *kinds)))
-        raise InputError(f"weights: {folder} is not a {name}: config.json has model_type {kind!r}, expected {expected}")
+        raise InputError(
+            f"weights: {folder} is not a {name}: config.json has model_type {shown(kind)}, expected {expected}"
+        )
     with _loading(folder, name):
         given = type(form).from_pretrained(folder, local_files_only=True)
         _check_same(given, form, fields, folder, name)
@@ -46,7 +48,7 @@ def folder_model(
             folder, config=form, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
         )
     if missing := info["missing_keys"]:
-        raise InputError(f"weights: {folder} lacks {len(missing)} tensors of a {name}, as {min(missing)}")
+        raise InputError(f"weights: {folder} lacks {len(missing)} tensors of a {name}, as {shown(min(missing))}")
     return net
 
 
@@ -132,6 +134,6 @@ def resnet50_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], wh
     }
     for what, names in wrong.items():
         if names:
-            detail = f"it {what} {min(names)} ({len(names)} such tensors)"
+            detail = f"it {what} {shown(min(names))} ({len(names)} such tensors)"
             raise InputError(f"weights: {where} is not torchvision's resnet50: {detail}")
     return named

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -18,14 +17,17 @@ from dive_fast.io import (
     atomic_write,
     canonical_json,
     clear_disk_errors,
+    parse_json,
     read_json,
     sha256_file,
     write_json,
     write_jsonl,
 )
 from dive_fast.reid.models.model import ReidModel
+from dive_fast.reid.models.weights import read_state as read_weights
 from dive_fast.reid.training.config import ReidConfig, config_from_dict
-from dive_fast.types import InputError
+from dive_fast.training_state import damaged_state, read_state, step_of
+from dive_fast.types import InputError, shown
 
 WEIGHTS, BEST, RECORD, STATE, LOG = "model.safetensors", "best.safetensors", "reid.json", "state.pt", "log.jsonl"
 Which = Literal["best", "last"]
@@ -72,14 +74,25 @@ def resume(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, Progr
     """Returns the train state of the last save (None without one) and the progress."""
     if not (out / STATE).exists():
         return None, Progress()
-    try:
-        state = torch.load(out / STATE, map_location="cpu", weights_only=True)
-        stored = json.loads(state["run"])
+    state = read_state(out / STATE)
+    with damaged_state(out / STATE):
+        stored = parse_json(state["run"].encode())
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{out / STATE} is damaged ({type(error).__name__}); delete it") from error
+        _check_progress(progress)
     _check_same(stored, run, out)
     return state, progress
+
+
+def _check_progress(progress: Progress) -> None:
+    """Raises an error of any kind for progress that no training made."""
+    rows, best = progress.rows, progress.best
+    if [row["step"] for row in rows] != list(range(1, step_of(vars(progress), len(rows)) + 1)):
+        raise ValueError("its log is not of its steps")
+    numbers = [value for row in [*rows, best or {"val_map": 0.0}] for value in row.values()]
+    if not all(isinstance(value, int | float) for value in numbers) or any("loss" not in row for row in rows):
+        raise ValueError("its log holds no numbers")
+    if best is not None and ("val_map" not in best or not all(map(torch.is_tensor, progress.best_weights.values()))):
+        raise ValueError("its best weights have no score")
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -118,6 +131,29 @@ def _check_same(stored: Any, run: dict[str, Any], out: Path) -> None:
         raise InputError(f"{out} holds a run with another config or other images; choose another --out or delete it")
 
 
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """Returns `reid.json` of a finished training; another or a damaged one raises `InputError`."""
+    path = checkpoint / RECORD
+    record = read_json(path, "reid checkpoint")
+    if not isinstance(record, dict) or not {"config", "pids", "sha256"} <= set(record):
+        raise InputError(f"{path}: config, pids or sha256 is missing; train again")
+    pids = record["pids"]
+    if not isinstance(pids, list) or not pids or not all(isinstance(pid, str) for pid in pids):
+        raise InputError(f"{path} lists no identities (pids) of a training; train again")
+    return record
+
+
+def _fill(model: ReidModel, path: Path) -> None:
+    """Loads a model's weights; raises `InputError` unless the file holds each of them, and nothing else."""
+    state, wanted = read_weights(path), model.state_dict()
+    wrong = sorted(
+        {*state, *wanted} - {name for name in state if name in wanted and state[name].shape == wanted[name].shape}
+    )
+    if wrong:
+        raise InputError(f"{path} lacks {shown(wrong[0])} of this model, or holds another in its place; train again")
+    model.load_state_dict(state)
+
+
 def load_model(
     checkpoint: Path | str, device: str = "cpu", which: Which | None = None
 ) -> tuple[ReidModel, ReidConfig, dict[str, Any]]:
@@ -128,10 +164,8 @@ def load_model(
     for a damaged checkpoint.
     """
     checkpoint = Path(checkpoint)
-    record = read_json(checkpoint / RECORD, "reid checkpoint")
+    record = read_record(checkpoint)
     where = str(checkpoint / RECORD)
-    if not isinstance(record, dict) or not {"config", "pids", "sha256"} <= set(record):
-        raise InputError(f"{where}: config, pids or sha256 is missing; train again")
     config = config_from_dict(record["config"], where)
     which = which or ("best" if "best" in record else "last")
     name, described = (BEST, record.get("best")) if which == "best" else (WEIGHTS, record)
@@ -144,5 +178,5 @@ def load_model(
     model = ReidModel(
         replace(config.model, weights=None), len(record["pids"])
     )  # no pretrained weights: these replace them
-    model.load_state_dict(load_file(weights))
+    _fill(model, weights)
     return model.eval().to(device), config, {**record, "sha256": digest, "which": which}

@@ -19,7 +19,7 @@ from dive_fast.settings import (
     Reads,
     Settings,
 )
-from dive_fast.types import InputError, from_dict
+from dive_fast.types import InputError, from_dict, shown
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Points = tuple[tuple[float, float], ...]
@@ -30,7 +30,7 @@ def _points(text: str) -> Points:
         pairs = [part.split(":") for part in text.split(",")]
         return tuple((float(part), float(share)) for part, share in pairs)
     except ValueError as error:
-        raise InputError(f"must be PART:SHARE pairs, as 0:0.5,1:0, got {text!r}") from error
+        raise InputError(f"must be PART:SHARE pairs, as 0:0.5,1:0, got {shown(text)}") from error
 
 
 @dataclass(frozen=True)

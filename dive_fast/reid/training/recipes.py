@@ -10,7 +10,7 @@ from dive_fast.io import nearest
 from dive_fast.reid.data.config import AugmentConfig
 from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.training.config import ReidConfig
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 
 _NESTED = ("model", "augment", "validation")
 _EXCLUSIVE = (("steps", "epochs"), ("synthetic_fraction", "synthetic_schedule"))  # giving one unsets the other
@@ -35,7 +35,7 @@ def recipe(name: str, **overrides: Any) -> ReidConfig:
     `epochs` and the reverse. Raises `InputError` for an unknown recipe or setting.
     """
     if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
+        raise InputError(f"unknown recipe {shown(name)}; choose one of {', '.join(RECIPES)}")
     return override(RECIPES[name](), overrides)
 
 
@@ -45,7 +45,7 @@ def override(config: ReidConfig, changes: dict[str, Any]) -> ReidConfig:
     owner = {f.name: part for part in _NESTED for f in fields(getattr(config, part)) if f.name not in own}
     for name in changes:
         if name not in own and name not in owner:
-            raise InputError(f"unknown setting {name!r}{nearest(name, [*own, *owner])}")
+            raise InputError(f"unknown setting {shown(name)}{nearest(name, [*own, *owner])}")
     top = {name: value for name, value in changes.items() if name in own}
     for pair in _EXCLUSIVE:
         for given, other in (pair, pair[::-1]):

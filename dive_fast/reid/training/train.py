@@ -22,6 +22,7 @@ from dive_fast.reid.training.parallel import check_processes
 from dive_fast.reid.training.train_state import TrainState
 from dive_fast.reid.training.validation import Validation, check_validation, held_out, split
 from dive_fast.tensorboard import TensorBoardLog, require_tensorboard
+from dive_fast.training_state import damaged_state
 from dive_fast.types import InputError, Sample, to_dict
 
 
@@ -116,7 +117,8 @@ def fit(
         state = TrainState(config, len(images.pids), device)
         saved, done = checkpoint.resume(out, run)
         if saved is not None:
-            state.restore(saved)
+            with damaged_state(out / checkpoint.STATE):
+                state.restore(saved)
         elif leads:
             checkpoint.start(out, state.state(), run)
         total = sampler.total_steps

@@ -15,6 +15,7 @@ from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training import losses
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.reid.training.parallel import gathered, share_norms, sum_gradients
+from dive_fast.training_state import load_optimizer
 from dive_fast.types import DiveError, InputError
 
 MOST_SKIPPED = 20  # in a row; each halves the scale, which then falls from 65,536 below 0.1: no gradient is that large
@@ -116,11 +117,12 @@ class TrainState:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Continues from `state`; raises an error of any kind for one of another training."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-        self.skipped = state["skipped"]
+        self.skipped = int(state["skipped"])
 
 
 def _optimizer(model: ReidModel, config: ReidConfig) -> torch.optim.Optimizer:

@@ -273,6 +273,14 @@ def test_a_bad_configuration_is_named(text, part, bundle, adapter, identity, tmp
     refused(part, take, bundle, path, identity)
 
 
+@pytest.mark.parametrize("before", ["", "module.", "_orig_mod."])
+def test_the_alpha_of_a_pipeline_that_peft_saved_is_never_guessed(before, bundle, adapter, identity, tmp_path):
+    path = write_lora(tmp_path / "adapter_model.safetensors", adapter, "peft of a pipeline")
+    save_file({before + name: tensor for name, tensor in load_file(path).items()}, path)
+    path.with_name("adapter_config.json").unlink()
+    refused("adapter_config.json", take, bundle, path, identity)
+
+
 def test_a_configuration_is_read_from_wherever_it_is_named(bundle, adapter, identity, tmp_path):
     path = write_lora(tmp_path / "peft" / "adapter_model.safetensors", replace(adapter, alpha=6.0), "peft")
     (tmp_path / "elsewhere").mkdir()

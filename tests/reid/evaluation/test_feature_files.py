@@ -102,6 +102,17 @@ def test_features_of_other_code_as_given(tmp_path):
     assert "draw as given" in result.describe() and "features " + found.sha256[:12] in result.describe()
 
 
+@pytest.mark.parametrize("scale", [1e30, 1e-30, 3e38, np.float64(1e300), np.float64(1e-300)])
+def test_features_of_any_size_have_the_same_directions(tmp_path, scale):
+    scaled = FEATURES.query.astype(np.float64) / np.abs(FEATURES.query).max() * scale
+    kind = np.float64 if isinstance(scale, np.float64) else np.float32
+    (tmp_path / "f").mkdir()
+    for side, values in (("query", scaled.astype(kind)), ("gallery", FEATURES.gallery)):
+        np.save(tmp_path / "f" / f"{side}_f.npy", values)
+    query, _ = read_features(tmp_path / "f").unit_features()
+    np.testing.assert_allclose(query, FEATURES.query, rtol=0, atol=1e-6)
+
+
 def test_features_are_drawn_from_under_a_protocol(tmp_path):
     protocol = Protocol("sysu", trials=4)
     result = score(theirs(tmp_path), protocol=protocol, sides=(QUERY, GALLERY), root=ROOT)

@@ -7,8 +7,9 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from dive_fast.io import read_json, write_json
+from dive_fast.io import read_json, sha256_file, write_json
 from dive_fast.reid.data import dataset
 from dive_fast.reid.data.augment import normalise
 from dive_fast.reid.data.batches import batches, make_batch
@@ -103,8 +104,20 @@ def test_a_stopped_run_of_another_config_or_a_damaged_one_is_refused(city, tiny,
     monkeypatch.setattr(checkpoint, "finish", lambda *a: None)
     run(city["train"], tiny, tmp_path, save_every=2)
     refused("another config", run, city["train"], replace(tiny, lr=1e-4), tmp_path)
+    whole = (tmp_path / "state.pt").read_bytes()
     (tmp_path / "state.pt").write_bytes(b"half a file")
     refused("damaged", run, city["train"], tiny, tmp_path)
+    for change in (
+        {"step": -(10**18)},
+        {"rows": []},
+        {"best": {"step": 1}},
+        {"model": {}},
+        {"optimizer": {}},
+        {"skipped": "x"},
+    ):
+        (tmp_path / "state.pt").write_bytes(whole)
+        torch.save(torch.load(tmp_path / "state.pt", weights_only=True) | change, tmp_path / "state.pt")
+        refused(r"state\.pt", run, city["train"], tiny, tmp_path)
 
 
 def test_moved_data_are_the_same_data(city, tiny, tmp_path):
@@ -157,6 +170,17 @@ def test_a_checkpoint_loads_as_it_was_and_damage_is_noticed(city, tiny, tmp_path
     refused("train again", load_model, out)
     write_json(out / "reid.json", {"config": {}})
     refused("missing", load_model, out)
+    write_json(out / "reid.json", {**record, "pids": 3})
+    refused("pids", load_model, out)
+    kept = weights(out)
+    for changed in (
+        {**kept, "more": torch.zeros(1)},
+        {**kept, "neck.weight": torch.zeros(1)},
+        {"neck.weight": torch.ones(3)},
+    ):
+        save_file(changed, out / "model.safetensors")
+        write_json(out / "reid.json", {**record, "sha256": sha256_file(out / "model.safetensors")})
+        refused(r"model\.safetensors", load_model, out)
 
 
 def test_config_survives_json_and_refuses_what_it_does_not_know(tiny):
