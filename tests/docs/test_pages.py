@@ -18,7 +18,7 @@ HISTORY = ("log.md", "CHANGELOG.md")  # they name what was there when an entry w
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if path.name not in HISTORY)
 STARTS = re.compile(r"(?:(?:accelerate launch|torchrun) .*?-m dive_fast\.cli|python3? -m dive_fast\.cli|dive-fast) ")
 # Options of torchrun and accelerate, of other people's trainers, and of our benchmarks.
-OTHERS = {"--nproc-per-node", "--multi_gpu", "--dataset", "--trial", "--table", "--only"}
+OTHERS = {"--nproc-per-node", "--multi_gpu", "--dataset", "--trial", "--table", "--only", "--cases"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
