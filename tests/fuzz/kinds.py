@@ -174,7 +174,9 @@ KINDS = (
     Kind("dataset, described", "card {1}/scored --model {0}/fused", {"scored": "scored"}),
     Kind("dataset, scored", f"score {{1}}/scored --net {{0}}/net --real {REAL} --device cpu", {"scored": "scored"}),
     Kind("dataset, filtered", "filter {1}/scored --keep-fraction identity=0.5 --allow-lost", {"scored": "scored"}),
-    Kind("gallery", "report {0}/scored --out {1}/gallery --workers 1", {"gallery": "gallery"}, ("**/*.js*",)),
+    Kind(
+        "gallery", "report {0}/scored --out {1}/gallery --workers 1", {"gallery": "gallery"}, ("**/*.js*",), slow=True
+    ),
     Kind("pack", "pack {0}/pairs --out {1}/packed", {"packed": "packed"}),
     Kind(
         "merged tree", f"merge --out {{1}}/merged --real {REAL} --synthetic {{0}}/pairs {PEOPLE}", {"merged": "merged"}
@@ -344,8 +346,8 @@ def _commands(folder: Path, slow: bool) -> None:
     (folder / "scored/times.jsonl").write_text("".join(f'{{"at": {9e8 + at}, "images": 2}}\n' for at in range(4)))
     run(f"score {{0}}/scored --net {{0}}/net --real {REAL} --device cpu", folder)
     run("filter {0}/scored --keep-fraction identity=0.5 --allow-lost", folder)
-    run("report {0}/scored --out {0}/gallery --workers 1", folder)
     if slow:
+        run("report {0}/scored --out {0}/gallery --workers 1", folder)
         run("export --model {0}/fused --out {0}/engine --no-check", folder)
 
 
