@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -221,10 +222,9 @@ class _Run:
                 continue
             if self._store.size(shard_name(number)):  # its owner finished it just before
                 release()
-                if number not in finished_shards(self._store, self._plan):
-                    where = f"{shard_name(number)} in {self._store.where}"
-                    raise InputError(f"{where} is no file, so the shard cannot be recorded; move it away, then rerun")
                 continue
+            with suppress(FileNotFoundError):
+                self._store.read(shard_name(number))  # raises now, not after the work, if a folder is in its place
             shard = self._shards[number] = _OpenShard(number, pairs, release)
             jobs = [job for pair, names in shard.pairs for job in self._open(shard, pair, names, writer)]
             advance(len(shard.pairs) * len(self._plan.sides) - len(jobs))

@@ -63,7 +63,7 @@ def test_a_new_row_is_opened_listed_and_a_choice(fake: Backend, tmp_path: Path) 
 def test_doctor_shows_a_new_row(fake: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"fake-cpu", "fake-npu"} < set(engine_names()) and "fake" in probing.backends_here()
     found = {row.name: row for row in rows(FACTS)}
-    assert "pip install 'dive-fast[fakes]'" in found["fake-cpu"].value
+    assert "pip install 'dive-fast[fakes]'" in found["fake-cpu"].remedy
     packages = {"pytest": probing.Package("8")}
     found = {row.name: row for row in rows(replace(FACTS, packages=packages, refusals=probing._refusals(packages)))}
     assert found["fake-cpu"].value == "no fake cpu here" and "no GPU" in found["fake-npu"].value

@@ -112,7 +112,7 @@ def test_a_measurement_is_of_its_images_and_its_scorer(world, tmp_path):
     calls = []
 
     def measured(samples, sha256="a"):
-        write_json(tmp_path / "net" / "reid.json", {"sha256": sha256})
+        write_json(tmp_path / "net" / "reid.json", {"sha256": sha256, "config": {}, "pids": ["0301"]})
         count = len(calls)
         found = room.measured_once(
             tmp_path / "found.json", tmp_path / "net", {"ours": samples}, lambda: calls.append(0) or {"n": len(calls)}

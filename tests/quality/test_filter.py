@@ -39,6 +39,10 @@ def scored(dataset: Path, real_root: Path, value=lambda n: n / 10) -> Path:
         metadata_path(dataset),
         {
             "version": 1,
+            "settings": {},
+            "made": {},
+            "real": {},
+            "probe": None,
             "scores": {name: {"meaning": "m", "high_is_good": good} for name, good in names.items()},
             "records": dataset_hash(dataset),
             "pairs": n,

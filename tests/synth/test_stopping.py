@@ -262,4 +262,4 @@ def test_a_folder_in_a_records_place_does_not_wait_for_ever(plan, out):
     (out / "shards/00002.jsonl/x").mkdir(parents=True)
     (out / "shards/00002.jsonl/x").rmdir()
     save_plan(plan, out / "plan.json")
-    refused(r"shards/00002\.jsonl in .* is no file", make, plan, out)
+    refused(r"shards/00002\.jsonl", make, plan, out)

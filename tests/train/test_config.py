@@ -24,8 +24,8 @@ def test_every_field_with_a_simple_value_has_a_help_text(room):
     [
         (
             train.PersonalizeConfig,
-            {"steps": 0, "noisy_fraction": 1.0},
-            r"steps .*got 0; noisy_fraction .*0\.05\.\.0\.95",
+            {"batch": 0, "noisy_fraction": 1.0},
+            r"batch .*got 0; noisy_fraction .*0\.05\.\.0\.95",
         ),
         (train.PersonalizeConfig, {"lora_lr": float("nan")}, "lora_lr .*got nan"),
         (train.Compute, {"accumulate": 0}, "accumulate"),

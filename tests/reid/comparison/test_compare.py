@@ -354,7 +354,7 @@ def test_the_command_hands_recipe_and_settings_on(tmp_path, monkeypatch, run):
     monkeypatch.setattr(comparing, "compare", compare)
     monkeypatch.setattr(reid_compare, "join_training", lambda *sources: [])
     monkeypatch.setattr(reid_compare, "test_sides", lambda data, protocol: ([], []))
-    monkeypatch.setattr(reid_compare, "show_comparison", lambda out, json: None)
+    monkeypatch.setattr(reid_compare, "show_comparison", lambda *shown: None)
     line = f"reid compare --real sysu:s --arm a --arm b=only:pairs --baseline a --out {tmp_path} --device cpu"
     assert run(line)[0] == 0
     assert seen["config"] == recipe("pocket") == ReidConfig()

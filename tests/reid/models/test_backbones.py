@@ -155,9 +155,12 @@ def test_torchvision_weights_land(tmp_path, suffix, old):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda s: s.pop("layer3.5.conv2.weight"), "lacks encoder.stages.2.layers.5.layer.1.convolution.weight"),
-        (lambda s: s.update({"layer3.6.conv1.weight": torch.zeros(1)}), "unknown encoder.stages.2.layers.6"),
-        (lambda s: s.update({"conv1.weight": torch.zeros(64, 1, 7, 7)}), "another shape of embedder"),
+        (
+            lambda s: s.pop("layer3.5.conv2.weight"),
+            r"lacks .?encoder\.stages\.2\.layers\.5\.layer\.1\.convolution\.weight",
+        ),
+        (lambda s: s.update({"layer3.6.conv1.weight": torch.zeros(1)}), r"unknown .?encoder\.stages\.2\.layers\.6"),
+        (lambda s: s.update({"conv1.weight": torch.zeros(64, 1, 7, 7)}), "another shape of .?embedder"),
     ],
     ids=["missing", "left over", "shape"],
 )
@@ -169,7 +172,7 @@ def test_another_state_dict_is_refused(spoil, message):
 
     state = torchvision_state()
     spoil(state)
-    refused(re.escape(message), resnet50_state, state, wanted, "net.pth")
+    refused(message, resnet50_state, state, wanted, "net.pth")
 
 
 def test_pickles_are_not_run_and_damaged_files_are_named(tmp_path):
