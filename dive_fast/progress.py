@@ -41,7 +41,8 @@ def use_thread_lock() -> None:
 class ProgressBar(tqdm):
     """tqdm's bar; where standard error is no terminal, a line every `LINE_SECONDS` instead."""
 
-    _last_line: float | None = None
+    _last_line: float | None = None  # the time of the last line, or of the start
+    _last_n: float = 0
 
     @property
     def _on_terminal(self) -> bool:
@@ -53,10 +54,10 @@ class ProgressBar(tqdm):
             return bool(super().display(msg, pos))
         now = time.monotonic()
         if self._last_line is None:
-            self._last_line = now
+            self._last_line, self._last_n = now, self.n
         if msg is None and not _quiet and now - self._last_line >= LINE_SECONDS:
-            self._last_line = now
-            print(self._line(), file=self.fp, flush=True)
+            print(self._line((self.n - self._last_n) / (now - self._last_line)), file=self.fp, flush=True)
+            self._last_line, self._last_n = now, self.n
         return False
 
     def clear(self, *args: Any, **options: Any) -> None:
@@ -69,13 +70,15 @@ class ProgressBar(tqdm):
         self.leave = self._on_terminal and self.leave
         super().close()
 
-    def _line(self) -> str:
-        """Returns a line like "synth: 1,200 of 8,000 images, 12.0 min, 1.67 a second, 68.0 min left, loss=0.2"."""
+    def _line(self, rate: float) -> str:
+        """Returns a line like "synth: 1,200 of 8,000 images, 12.0 min, 1.67 a second, 68.0 min left, loss=0.2".
+
+        `rate` is that since the last line: tqdm's own, of the last updates, swings too much to forecast hours.
+        """
         total = f" of {self.total:,}" if self.total is not None else ""
         parts = [f"{self.n:,}{total} {words.plural(self.unit)}"]
-        found = self.format_dict
-        parts.append(words.duration(found["elapsed"]))
-        if rate := found["rate"]:  # of the last minutes
+        parts.append(words.duration(self.format_dict["elapsed"]))
+        if rate:
             parts.append(f"{rate:.3g} a second")
             parts += [] if self.total is None else [f"{words.duration((self.total - self.n) / rate)} left"]
         parts += [str(self.postfix)] if self.postfix else []

@@ -54,7 +54,7 @@ def test_a_log_gets_a_line_a_minute(clock: Clock, capsys: pytest.CaptureFixture[
     run_steps(clock, 10, 25)  # 250 seconds
     lines = capsys.readouterr().err.splitlines()
     assert lines == [  # 60 seconds after the start and after each line; n counts what is done by then
-        "synth: 5 of 1,000 images, 60 s, 0.1 a second, 2.8 h left, loss=0.5",
+        "synth: 5 of 1,000 images, 60 s, 0.0833 a second, 3.3 h left, loss=0.5",
         "synth: 11 of 1,000 images, 2.0 min, 0.1 a second, 2.7 h left, loss=0.5",
         "synth: 17 of 1,000 images, 3.0 min, 0.1 a second, 2.7 h left, loss=0.5",
         "synth: 23 of 1,000 images, 4.0 min, 0.1 a second, 2.7 h left, loss=0.5",
