@@ -55,8 +55,9 @@ class ProgressBar(tqdm):
         now = time.monotonic()
         if self._last_line is None:
             self._last_line, self._last_n = now, self.n
-        if msg is None and not _quiet and now - self._last_line >= LINE_SECONDS:
-            print(self._line((self.n - self._last_n) / (now - self._last_line)), file=self.fp, flush=True)
+        passed = now - self._last_line
+        if msg is None and not _quiet and passed >= LINE_SECONDS:
+            print(self._line((self.n - self._last_n) / passed if passed else 0.0), file=self.fp, flush=True)
             self._last_line, self._last_n = now, self.n
         return False
 
