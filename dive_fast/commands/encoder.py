@@ -65,27 +65,18 @@ def train_encoder(
         raise InputError("there are no photos; give --photos, once or more")
     if (features is None) == (start_from is None):
         raise InputError("give --features (a ReID checkpoint or a CLIP folder), or --start-from, which has its own")
-    from dive_fast.commands.model import without
+    from dive_fast.commands.model import check_plot, draw_losses, with_phrase, without
     from dive_fast.distributed import leading, process_group
     from dive_fast.encoder.features import open_features
     from dive_fast.encoder.folder import load_encoder
     from dive_fast.encoder.train import dry_run_encoder
     from dive_fast.encoder.train import train_encoder as learn
     from dive_fast.models import load_adapter, load_bundle
-    from dive_fast.outputs import PNG, check_new, output_file
-    from dive_fast.train.curves import plot_curves
-    from dive_fast.train.personalize import loss_curves
     from dive_fast.train.photos import samples_of
-    from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
 
-    if plot is not None:
-        import matplotlib  # noqa: F401  # a missing one is told before the training
-
-        check_new(plot, PNG, overwrite=(out / "encoder.json").is_file())
-    training = config.training
-    if training.phrase == "pocket":
-        training = replace(training, phrase=caption_phrase(), template=training.template or CAPTION_TEMPLATE)
-        config = replace(config, training=training)
+    check_plot(plot, out / "encoder.json")
+    training = with_phrase(config.training)
+    config = replace(config, training=training)
     chosen = torch_device(device)
     samples = samples_of(without(all_samples(read_sets(photos)), exclude))
     adapter = None if onto is None else load_adapter(onto)
@@ -104,9 +95,7 @@ def train_encoder(
     if dry_run:
         finish(forecast.text(), to_dict(forecast), json, then=WITHOUT_DRY_RUN)
         return
-    if plot is not None:
-        with output_file(plot, PNG) as fresh:
-            plot_curves(loss_curves(out), fresh)
+    draw_losses(plot, out)
     people = len(encoder.distribution.tokens)
     finish(
         f"encoder {out}: {encoder.words} words a person, trained on {people:,} people",

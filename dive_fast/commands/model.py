@@ -71,25 +71,15 @@ def personalize(
     class_photos = [] if prior_photos is None else _class_photos(prior_photos)
     samples: Photos = [] if prepared else without(all_samples(read_sets(photos)), exclude)
     from dive_fast.distributed import leading, process_group
-    from dive_fast.encoder.encode import start_of
-    from dive_fast.encoder.folder import load_encoder
     from dive_fast.models import load_adapter, load_bundle
-    from dive_fast.outputs import PNG, check_new, output_file
-    from dive_fast.train.curves import plot_curves
     from dive_fast.train.dryrun import dry_run as forecast_run
-    from dive_fast.train.personalize import loss_curves
     from dive_fast.train.personalize import personalize as learn
     from dive_fast.train.photos import samples_of
     from dive_fast.train.prepared import load_prepared
-    from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
 
     last = LastFile(out / "adapter.json")
-    if plot is not None:
-        import matplotlib  # noqa: F401  # a missing one is told before the training
-
-        check_new(plot, PNG, overwrite=(out / "adapter.json").is_file())
-    if config.phrase == "pocket":
-        config = replace(config, phrase=caption_phrase(), template=config.template or CAPTION_TEMPLATE)
+    check_plot(plot, out / "adapter.json")
+    config = with_phrase(config)
     base = load_adapter(init_from) if init_from is not None else None
     bundle = load_bundle(model, tokenizer)
     if prepared is not None:
@@ -98,6 +88,9 @@ def personalize(
     with process_group(chosen):
         start = None
         if encoder is not None:
+            from dive_fast.encoder.encode import start_of
+            from dive_fast.encoder.folder import load_encoder
+
             opened = load_encoder(encoder, device=chosen)
             start = start_of(opened, bundle, samples_of(samples), progress=leading())
             config = replace(config, template=config.template or opened.template)
@@ -110,9 +103,7 @@ def personalize(
     if dry_run:
         finish(forecast.text(), to_dict(forecast), json, then=WITHOUT_DRY_RUN)
         return
-    if plot is not None:
-        with output_file(plot, PNG) as fresh:
-            plot_curves(loss_curves(out), fresh)
+    draw_losses(plot, out)
     cameras = [camera.name for camera in adapter.cameras]
     finish(
         f"adapter {out}: {count(len(adapter.identities), 'identity')}, cameras {', '.join(cameras)}",
@@ -127,6 +118,36 @@ def personalize(
         then=following("fuse", model=model, tokenizer=tokenizer, adapter=out, out=beside(out, "fused")),
         kept=last.kept,
     )
+
+
+def check_plot(plot: Path | None, finished: Path) -> None:
+    """Refuses a loss plot that could not be written, before the training; a run that has written `finished` draws anew."""
+    if plot is not None:
+        import matplotlib  # noqa: F401  # a missing one is told now
+
+        from dive_fast.outputs import PNG, check_new
+
+        check_new(plot, PNG, overwrite=finished.is_file())
+
+
+def draw_losses(plot: Path | None, out: Path) -> None:
+    """Draws the loss curves of the training of `out` into the PNG file `plot`, if one is wanted."""
+    if plot is not None:
+        from dive_fast.outputs import PNG, output_file
+        from dive_fast.train.curves import plot_curves
+        from dive_fast.train.personalize import loss_curves
+
+        with output_file(plot, PNG) as fresh:
+            plot_curves(loss_curves(out), fresh)
+
+
+def with_phrase(config: PersonalizeConfig) -> PersonalizeConfig:
+    """Returns the config with the phrase "pocket" written out, and with its caption unless another is given."""
+    if config.phrase != "pocket":
+        return config
+    from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
+
+    return replace(config, phrase=caption_phrase(), template=config.template or CAPTION_TEMPLATE)
 
 
 def _class_photos(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from dive_fast.train.photos import BalancedSampler, LatentPhotos, Photos, only, 
 from dive_fast.train.prior import ClassPhotos, prompt_ids
 from dive_fast.train.trainer import Phase, Trainer, phase_configs
 from dive_fast.types import Sample
+from dive_fast.words import duration
 
 if TYPE_CHECKING:
     from dive_fast.models.adapter import Adapter
@@ -89,7 +90,7 @@ class Forecast:
             f"memory: about {megabytes(self.memory_bytes)} on {self.device}, {megabytes(self.weights_bytes)} of it weights;"
             f" {megabytes(self.latents_bytes)} of latents in main memory",
             f"disk: at most {megabytes(self.disk_bytes)}",
-            f"time: about {_duration(self.seconds)}, of which {_duration(self.encode_seconds)} to encode photos"
+            f"time: about {duration(self.seconds)}, of which {duration(self.encode_seconds)} to encode photos"
             " (without class photos, sheets and loading)",
         ]
         return "\n".join(lines)
@@ -184,9 +185,3 @@ def _forecast(trainer: Trainer, phase: Phase, done: int) -> PhaseForecast:
         optimizer_bytes=optimizer_bytes(train.parameters, bool(phase.config.average)),
         step_bytes=memory.peak,
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
