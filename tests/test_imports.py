@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"dive_fast": ROOT, "dive_kernels": ROOT / "kernels", "dive_export": ROOT / "export"}
-BASICS = "types settings io outputs"
+BASICS = "types settings io json_files outputs"
 GROUND = f"{BASICS} distributed tensorboard"
 TORCH_BACKEND = f"{BASICS} engines models sampling unet dive_kernels"
 
@@ -45,7 +45,8 @@ RULES: dict[str, Rule] = {
     "dive_fast.types": rule("", ""),
     "dive_fast.settings": rule("types", ""),
     "dive_fast.io": rule("types", ""),
-    "dive_fast.outputs": rule("types io", ""),
+    "dive_fast.json_files": rule("types io", ""),
+    "dive_fast.outputs": rule("types io json_files", ""),
     "dive_fast.distributed": rule("types", "torch"),
     "dive_fast.tensorboard": rule("environment.optional", "torch"),
     "dive_fast.environment": rule("types engines.registry", ""),

@@ -115,7 +115,7 @@ def compare(
 
 def show_comparison(folder: Path, as_json: bool) -> None:
     """Prints the table that a comparison left in `folder`, and its numbers."""
-    from dive_fast.io import read_json
+    from dive_fast.json_files import read_json
 
     record = read_json(folder / "compare.json", "comparison")
     scores = {arm["name"]: {"map": arm["map_mean"], "gap_closed": arm["gap_closed_mean"]} for arm in record["arms"]}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dive_fast.data.names import abbreviate, natural_key
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.quality.extractor import ReidFeatures
 from dive_fast.quality.measures import F32, I64, centroids, nearest, unit
 from dive_fast.quality.reid_extractor import open_extractor

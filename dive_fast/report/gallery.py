@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
-from dive_fast.io import atomic_write, claim_folder, clear_disk_errors
+from dive_fast.io import atomic_write, clear_disk_errors
+from dive_fast.outputs import claim_folder
 from dive_fast.report import thumbs
 from dive_fast.report.chunks import BLOCK, RECORDS, write_chunk
 from dive_fast.report.config import ReportConfig

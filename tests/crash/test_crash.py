@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from dive_fast import cli, io
 from tests.crash.cases import CASES, make_inputs, named
 from tests.crash.harness import Case, difference, outcomes

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from dive_fast.io import read_json, write_json
+from dive_fast.io import write_json
+from dive_fast.json_files import read_json
 from dive_fast.reid.data import dataset
 from dive_fast.reid.data.augment import normalise
 from dive_fast.reid.data.batches import batches, make_batch
