@@ -32,7 +32,8 @@ from dive_fast.experiments.config import StudyConfig
 from dive_fast.experiments.pipeline import exported, make_pairs, study_adapter
 from dive_fast.experiments.scorer import measured_once, train_scorer, true_infrared
 from dive_fast.experiments.study import open_study
-from dive_fast.io import atomic_write, read_json, write_json
+from dive_fast.io import atomic_write, write_json
+from dive_fast.json_files import read_json
 from dive_fast.options import call
 from dive_fast.quality.kept import IdentityKept, Kept, identity_kept, kept_difference
 from dive_fast.reid.comparison.compare import compare

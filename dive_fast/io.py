@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import errno
 import hashlib
 import io
 import json
-import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -149,12 +146,12 @@ def clear_leftovers(folder: Path) -> None:
             continue
         try:
             if lock(handle):
-                _discard(path)
+                discard(path)
         finally:
             os.close(handle)
 
 
-def _discard(temporary: Path) -> None:
+def discard(temporary: Path) -> None:
     """Removes an unfinished file, or the folder of `new_folder` after putting back what nothing replaced."""
     if not temporary.is_dir():
         temporary.unlink(missing_ok=True)
@@ -198,7 +195,7 @@ def new_folder(path: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
                 if wanted(fresh):
                     _replace(fresh, path)
             finally:
-                _discard(temporary)
+                discard(temporary)
 
 
 @contextmanager
@@ -237,40 +234,6 @@ def take_place(fresh: Path, path: Path) -> None:
         for entry in path.iterdir() if path.exists() else ():
             os.rename(entry, fresh / entry.name)
         os.replace(fresh, path)
-
-
-@contextmanager
-def claim_folder(
-    folder: Path, marker: str, content: dict[str, Any], what: str, sources: Iterable[Path]
-) -> Iterator[None]:
-    """Makes `folder` the place of one result, which the file `marker` identifies, and locks it while the block runs.
-
-    Removes what a killed run left half written. Raises `InputError` for a folder inside one of `sources`, with a marker of
-    other content or with other files, and for one that another run writes to.
-    """
-    path = folder / marker
-    for source in sources:
-        if folder.resolve().is_relative_to(source.resolve()):
-            raise InputError(f"{folder} lies in {source}, which is not written to; choose another --out")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; choose another --out")
-    if path.exists():
-        if read_json(path, what) != content:
-            text = f"{folder} holds another {what}: its inputs or options differ"
-            raise InputError(f"{text}; delete it or choose another --out")
-    elif not is_empty(folder):
-        raise InputError(f"{folder} holds other files and no {what}; choose another --out")
-    with clear_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_json(path, content)
-        stream = path.open("r+b")
-    with stream:
-        lock_folder(stream, folder)
-        with clear_disk_errors(folder):
-            for temporary in list(folder.rglob(f".*{TEMPORARY}")):
-                _discard(temporary)
-        yield
 
 
 @contextmanager
@@ -354,67 +317,6 @@ def write_json(path: Path | str, value: Any) -> None:
     atomic_write(path, readable_json(value))
 
 
-_DEEPEST = 50  # nested lists and objects; no file of ours, of diffusers or of PEFT has ten
-_DOUBTFUL = re.compile(rb"[0-9]{20}|[eE]\+?[0-9]{3}|NaN|Infinity|\\u[dD][89a-fA-F]")  # in all that `_parse` refuses
-
-
-def read_json(path: Path | str, what: str, infinite: bool = False) -> Any:
-    """Parsed JSON of an untrusted file; a missing or broken one raises `InputError` that names `what`.
-
-    `parse_json` says what counts as broken.
-    """
-    path = Path(path)
-    with _open_file(path, what) as stream:
-        data = stream.read()
-    try:
-        return parse_json(data, infinite)
-    except ValueError as error:
-        reason = f"is not valid JSON ({brief(error, 80)}); make it again"
-        raise InputError(f"{what}: {path} {POINTER if is_pointer(data) else reason}") from error
-
-
-def parse_json(data: bytes, infinite: bool = False) -> Any:
-    """Returns the value of JSON in UTF-8, with or without a byte-order mark.
-
-    Raises `ValueError` for other text, for more than 50 levels, and for what programs read differently or cannot write:
-    whole numbers of more than 64 bits, numbers that are not finite (`infinite` allows them) and halves of characters.
-    """
-    text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    try:
-        value = _parse(text, infinite) if _DOUBTFUL.search(data) else json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-    if data.count(b"[") + data.count(b"{") > _DEEPEST:
-        _check_depth(value)
-    return value
-
-
-def _parse(text: str, infinite: bool) -> Any:
-    def whole(digits: str) -> int:
-        if len(digits.lstrip("-")) > 20:
-            raise ValueError(f"a whole number of {len(digits)} digits")
-        return int(digits)
-
-    def real(digits: str) -> float:
-        number = float(digits)
-        if not math.isfinite(number) and not infinite:
-            raise ValueError(f"a number that is not finite: {brief(digits, 20)}")
-        return number
-
-    value = json.loads(text, parse_int=whole, parse_float=real, parse_constant=real)
-    json.dumps(value, ensure_ascii=False).encode()  # half of a character has no bytes
-    return value
-
-
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(_DEEPEST):
-        nodes = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list))
-        level = [child for children in nodes for child in children if isinstance(child, dict | list)]
-    if level:
-        raise ValueError("nested too deep")
-
-
 POINTER = "is a Git LFS pointer, not the file that it stands for; run git lfs pull where it came from"
 
 
@@ -423,39 +325,11 @@ def is_pointer(data: bytes) -> bool:
     return data.startswith(b"version https://git-lfs.github.com/spec/")
 
 
-@contextmanager
-def _open_file(path: Path, what: str) -> Iterator[IO[bytes]]:
-    """Opens a file, but no folder, pipe or device, which may never end; else raises `InputError`."""
-    try:
-        if path.exists() and not path.is_file():
-            kind = "directory" if path.is_dir() else "pipe or device"
-            raise InputError(f"{what}: {path} is a {kind}, not a file; put the file itself there")
-        with open(path, "rb") as stream:
-            yield stream
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        reason = "does not exist" if missing else f"cannot be read ({error.strerror})"
-        raise InputError(f"{what}: {path} {reason}") from error
-
-
 def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:
     """Atomically writes one canonical JSON value a line."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         for row in rows:
             stream.write(canonical_json(row) + "\n")
-
-
-def read_jsonl(path: Path | str, what: str) -> Iterator[Any]:
-    """Streams the values of a JSON-lines file; a broken line raises `InputError` with its number."""
-    path = Path(path)
-    with _open_file(path, what) as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                value = parse_json(line)
-            except ValueError as error:
-                where = f"{path} line {number}"
-                raise InputError(f"{what}: {where} is not valid JSON; delete the file and rerun") from error
-            yield value
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

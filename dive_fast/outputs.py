@@ -6,12 +6,25 @@ is of another kind, or holds other files, is refused always. Litter of operating
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from dive_fast.io import atomic_path, is_empty, is_incidental, new_folder, parse_json, sha256_file
+from dive_fast.io import (
+    TEMPORARY,
+    atomic_path,
+    clear_disk_errors,
+    discard,
+    is_empty,
+    is_incidental,
+    lock_folder,
+    new_folder,
+    sha256_file,
+    write_json,
+)
+from dive_fast.json_files import parse_json, read_json
 from dive_fast.types import InputError
 
 _KEPT = "{} holds another result and is kept; give --overwrite, or choose another --out"
@@ -121,3 +134,37 @@ def _files(path: Path) -> dict[str, Path]:
 
 def _equal(one: Path, other: Path) -> bool:
     return one.is_file() and one.stat().st_size == other.stat().st_size and sha256_file(one) == sha256_file(other)
+
+
+@contextmanager
+def claim_folder(
+    folder: Path, marker: str, content: dict[str, Any], what: str, sources: Iterable[Path]
+) -> Iterator[None]:
+    """Makes `folder` the place of one result, which the file `marker` identifies, and locks it while the block runs.
+
+    Removes what a killed run left half written. Raises `InputError` for a folder inside one of `sources`, with a marker of
+    other content or with other files, and for one that another run writes to.
+    """
+    path = folder / marker
+    for source in sources:
+        if folder.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"{folder} lies in {source}, which is not written to; choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another --out")
+    if path.exists():
+        if read_json(path, what) != content:
+            text = f"{folder} holds another {what}: its inputs or options differ"
+            raise InputError(f"{text}; delete it or choose another --out")
+    elif not is_empty(folder):
+        raise InputError(f"{folder} holds other files and no {what}; choose another --out")
+    with clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_json(path, content)
+        stream = path.open("r+b")
+    with stream:
+        lock_folder(stream, folder)
+        with clear_disk_errors(folder):
+            for temporary in list(folder.rglob(f".*{TEMPORARY}")):
+                discard(temporary)
+        yield

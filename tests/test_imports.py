@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"dive_fast": ROOT, "dive_kernels": ROOT / "kernels", "dive_export": ROOT / "export"}
-BASICS = "types settings io outputs words progress"
+BASICS = "types settings io json_files outputs words progress"
 GROUND = f"{BASICS} distributed tensorboard training_state"
 TORCH_BACKEND = f"{BASICS} engines models sampling unet dive_kernels"
 
@@ -47,10 +47,11 @@ RULES: dict[str, Rule] = {
     "dive_fast.io": rule("types", ""),
     "dive_fast.words": rule("", ""),
     "dive_fast.progress": rule("words", "tqdm"),
-    "dive_fast.outputs": rule("types io", ""),
+    "dive_fast.json_files": rule("types io", ""),
+    "dive_fast.outputs": rule("types io json_files", ""),
     "dive_fast.distributed": rule("types", "torch"),
     "dive_fast.tensorboard": rule("environment.optional", "torch"),
-    "dive_fast.training_state": rule("types io", "torch"),
+    "dive_fast.training_state": rule("types io json_files", "torch"),
     "dive_fast.environment": rule("types engines.registry", ""),
     # rooms
     "dive_fast.data": rule(BASICS, "PIL numpy"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dive_fast.io import read_json, read_jsonl
+from dive_fast.json_files import read_json, read_jsonl
 from tests.support.refusals import refused
 
 HOSTILE = {

@@ -15,7 +15,7 @@ from typing import Any
 
 from dive_fast.bench.fleet import Fleet
 from dive_fast.bench.simulate import simulate
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.types import InputError
 from dive_fast.words import count, duration, size
 

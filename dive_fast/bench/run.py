@@ -21,7 +21,7 @@ from dive_fast.bench.sd15 import sd15
 from dive_fast.engines import Engine, load_engine
 from dive_fast.engines.registry import BACKENDS, EXPORTED
 from dive_fast.engines.torch_engine import DTYPES
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
 from dive_fast.types import InputError, to_dict
 

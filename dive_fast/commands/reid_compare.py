@@ -119,7 +119,7 @@ def compare(
 
 def show_comparison(folder: Path, as_json: bool, then: str, kept: bool) -> None:
     """Prints the table that a comparison left in `folder`, its numbers and the next command, as `finish` does."""
-    from dive_fast.io import read_json
+    from dive_fast.json_files import read_json
 
     record = read_json(folder / "compare.json", "comparison")
     scores = {arm["name"]: {"map": arm["map_mean"], "gap_closed": arm["gap_closed_mean"]} for arm in record["arms"]}

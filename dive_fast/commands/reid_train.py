@@ -43,7 +43,7 @@ def train(
 ) -> None:
     """Train on real and synthetic pairs; rerun to resume."""
     from dive_fast.distributed import leading, process_group
-    from dive_fast.io import read_json
+    from dive_fast.json_files import read_json
     from dive_fast.reid.training.train import train_reid
 
     if not real and not synthetic:

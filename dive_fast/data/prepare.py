@@ -34,7 +34,8 @@ from dive_fast.data.shards import (
     shard_bytes,
     tar_path,
 )
-from dive_fast.io import canonical_json, claim_folder, sha256_bytes, sha256_file, write_json
+from dive_fast.io import canonical_json, sha256_bytes, sha256_file, write_json
+from dive_fast.outputs import claim_folder
 from dive_fast.types import DiveError, InputError
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from dive_fast.data.images import decode_image
 from dive_fast.data.shards import PackedImage, image_bytes, index_path, read_shard, tar_path, typed
-from dive_fast.io import read_json, sha256_file
+from dive_fast.io import sha256_file
+from dive_fast.json_files import read_json
 from dive_fast.settings import NonNegativeInt, PositiveInt, violation
 from dive_fast.types import InputError, Sample, shown
 

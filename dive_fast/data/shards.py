@@ -14,15 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dive_fast.data.images import decode_image, read_image_file
-from dive_fast.io import (
-    atomic_path,
-    atomic_write,
-    canonical_json,
-    clear_disk_errors,
-    read_json,
-    sha256_bytes,
-    sha256_file,
-)
+from dive_fast.io import atomic_path, atomic_write, canonical_json, clear_disk_errors, sha256_bytes, sha256_file
+from dive_fast.json_files import read_json
 from dive_fast.settings import NonNegativeInt, type_hints, violation
 from dive_fast.types import InputError, Modality, R, Sample, from_dict, to_dict
 

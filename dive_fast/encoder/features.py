@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.models.files import fingerprint_of, library_errors
 from dive_fast.reid.data.augment import normalise
 from dive_fast.reid.data.dataset import image_chunks

@@ -21,7 +21,8 @@ from torch import Tensor
 from dive_fast.encoder.distribution import Distribution
 from dive_fast.encoder.features import FeatureNet, open_features
 from dive_fast.encoder.mapper import Mapper
-from dive_fast.io import read_json, write_json
+from dive_fast.io import write_json
+from dive_fast.json_files import read_json
 from dive_fast.models.adapter import save_adapter
 from dive_fast.models.files import fingerprint_of, read_tensors, write_tensors
 from dive_fast.models.phrase import Phrase

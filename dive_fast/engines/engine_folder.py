@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dive_fast.engines.base import EngineBase, Geometry, on_device, row_inputs
 from dive_fast.engines.registry import Choice
-from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
+from dive_fast.io import canonical_json, sha256_bytes, sha256_file
+from dive_fast.json_files import read_json
 from dive_fast.models.prompts import PromptEncoder, PromptTable
 from dive_fast.sampling import repeated
 from dive_fast.sampling.schedule import check_scheduler

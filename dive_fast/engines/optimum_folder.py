@@ -13,7 +13,8 @@ from pathlib import Path
 from dive_fast.engines.base import ROWS_MAX
 from dive_fast.engines.engine_folder import FOLDERS, PARTS, EngineFiles, read_metadata, signatures
 from dive_fast.engines.onnx_session import PRECISIONS, Network
-from dive_fast.io import canonical_json, read_json, sha256_bytes, sha256_file
+from dive_fast.io import canonical_json, sha256_bytes, sha256_file
+from dive_fast.json_files import read_json
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptTable
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, shown
 

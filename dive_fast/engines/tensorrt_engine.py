@@ -16,7 +16,7 @@ from dive_fast.engines.base import Conditioning, Engine
 from dive_fast.engines.engine_folder import EngineFiles, FolderEngine, fit_reasons, parts, read_engine, read_spec
 from dive_fast.engines.registry import Choice
 from dive_fast.engines.tensorrt_net import AGAIN, Lane, Net
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.types import DiveError, EngineSpec, InputError
 
 

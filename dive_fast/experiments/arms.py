@@ -18,7 +18,8 @@ from dive_fast.data.images import open_image, photo_pixels
 from dive_fast.data.market import read_market
 from dive_fast.data.sysu import read_sysu
 from dive_fast.engines import Engine
-from dive_fast.io import atomic_encode, read_jsonl
+from dive_fast.io import atomic_encode
+from dive_fast.json_files import read_jsonl
 from dive_fast.progress import ProgressBar
 from dive_fast.types import InputError, Sample
 from dive_fast.world.trees import INFRARED

@@ -23,7 +23,8 @@ from dive_fast.experiments.arms import (
 )
 from dive_fast.experiments.config import PairConfig, StudyConfig
 from dive_fast.experiments.scorer import measured_once, picture_quality, train_scorer, true_infrared
-from dive_fast.io import atomic_write, read_json
+from dive_fast.io import atomic_write
+from dive_fast.json_files import read_json
 from dive_fast.models import fuse, load_adapter, load_bundle
 from dive_fast.models.adapter import Adapter
 from dive_fast.models.bundle import save_bundle

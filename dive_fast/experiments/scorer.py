@@ -17,7 +17,8 @@ from dive_fast.data.names import natural_key, sample_key
 from dive_fast.data.sysu import read_sysu
 from dive_fast.experiments.arms import oracle_infrared
 from dive_fast.experiments.config import SCORER
-from dive_fast.io import read_json, write_json
+from dive_fast.io import write_json
+from dive_fast.json_files import read_json
 from dive_fast.quality.config import FEWEST
 from dive_fast.quality.kept import Kept, cells, kept_by_camera, open_scorer
 from dive_fast.quality.reid_extractor import F32

@@ -13,8 +13,10 @@ from dive_fast.experiments.arms import BASELINE, heldout_sides, oracle_infrared,
 from dive_fast.experiments.config import StudyConfig
 from dive_fast.experiments.pictures import plot_people
 from dive_fast.experiments.pipeline import Walk, run_walk
-from dive_fast.io import brief, canonical_json, claim_folder, read_json, write_json
+from dive_fast.io import brief, canonical_json, write_json
+from dive_fast.json_files import read_json
 from dive_fast.models import Adapter, load_adapter, load_bundle
+from dive_fast.outputs import claim_folder
 from dive_fast.reid.comparison.lengths import train_lengths
 from dive_fast.reid.comparison.plots import plot_lengths
 from dive_fast.types import InputError, shown, to_dict

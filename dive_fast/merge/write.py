@@ -27,19 +27,19 @@ from dive_fast.data.writers import write_ids
 from dive_fast.io import (
     atomic_path,
     canonical_json,
-    claim_folder,
     clear_disk_errors,
     is_empty,
-    read_json,
     sha256_bytes,
     take_place,
     write_json,
     write_jsonl,
 )
+from dive_fast.json_files import read_json
 from dive_fast.merge.config import Dataset, MergeConfig
 from dive_fast.merge.files import place, place_image, read_bytes
 from dive_fast.merge.inputs import Progress
 from dive_fast.merge.plan import Placed, Survey, carried, val_people
+from dive_fast.outputs import claim_folder
 from dive_fast.types import MODALITIES, InputError, to_dict
 
 FORMAT = 1

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import read_json, write_json
+from dive_fast.io import write_json
+from dive_fast.json_files import read_json
 from dive_fast.models.files import (
     TEXT_PREFIX,
     WEIGHTS,

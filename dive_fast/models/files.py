@@ -16,7 +16,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import POINTER, brief, canonical_json, clear_disk_errors, is_pointer, read_json
+from dive_fast.io import POINTER, brief, canonical_json, clear_disk_errors, is_pointer
+from dive_fast.json_files import read_json
 from dive_fast.types import DiveError, InputError, shown
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dive_fast.io import nearest, read_json, write_json
+from dive_fast.io import nearest, write_json
+from dive_fast.json_files import read_json
 from dive_fast.types import Camera, Identity, InputError, from_dict, shown, to_dict
 
 if TYPE_CHECKING:

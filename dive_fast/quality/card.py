@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from dive_fast import __version__
 from dive_fast.data.names import abbreviate, natural_key
-from dive_fast.io import atomic_write, read_json, sha256_bytes
+from dive_fast.io import atomic_write, sha256_bytes
+from dive_fast.json_files import read_json
 from dive_fast.quality.config import CardConfig
 from dive_fast.quality.dataset import dataset_hash
 from dive_fast.quality.sidecar import metadata_path

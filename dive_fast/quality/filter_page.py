@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from dive_fast.data.images import open_image
-from dive_fast.io import read_jsonl
+from dive_fast.json_files import read_jsonl
 from dive_fast.quality.filter import KINDS, Example, Tally
 from dive_fast.quality.rules import Rule
 from dive_fast.quality.sidecar import nearest_path

@@ -16,15 +16,8 @@ from typing import Any
 import numpy as np
 
 from dive_fast.data.sets import NamedSet, SetSpec, all_samples
-from dive_fast.io import (
-    canonical_json,
-    clear_disk_errors,
-    lock_folder,
-    read_json,
-    sha256_bytes,
-    write_json,
-    write_jsonl,
-)
+from dive_fast.io import canonical_json, clear_disk_errors, lock_folder, sha256_bytes, write_json, write_jsonl
+from dive_fast.json_files import read_json
 from dive_fast.progress import ProgressBar
 from dive_fast.quality.config import MEANINGS, ScoreConfig
 from dive_fast.quality.dataset import DatasetShard, dataset_hash, read_shard, records_hash, shard_numbers

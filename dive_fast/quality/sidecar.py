@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.quality.dataset import Pair, dataset_hash, read_shard, shard_numbers
 from dive_fast.report.rows import SideScores, score_lines
 from dive_fast.types import InputError

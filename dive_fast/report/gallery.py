@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dive_fast.io import atomic_write, claim_folder, clear_disk_errors
+from dive_fast.io import atomic_write, clear_disk_errors
+from dive_fast.outputs import claim_folder
 from dive_fast.progress import ProgressBar
 from dive_fast.report import thumbs
 from dive_fast.report.chunks import BLOCK, RECORDS, write_chunk

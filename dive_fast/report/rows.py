@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dive_fast.io import brief, read_json, read_jsonl
+from dive_fast.io import brief
+from dive_fast.json_files import read_json, read_jsonl
 from dive_fast.synth.manifest import DROPPED, dataset_plan, read_shard, shard_files
 from dive_fast.types import MODALITIES, InputError, Modality, PairRecord, shown
 

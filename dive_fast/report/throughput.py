@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.io import read_jsonl
+from dive_fast.json_files import read_jsonl
 from dive_fast.types import InputError
 
 TIMES = "times.jsonl"

@@ -10,7 +10,8 @@ from pathlib import Path
 from dive_fast.data.images import decode_image
 from dive_fast.data.names import natural_key
 from dive_fast.data.writers import id_list
-from dive_fast.io import brief, parse_json, readable_json, sha256_bytes
+from dive_fast.io import brief, readable_json, sha256_bytes
+from dive_fast.json_files import parse_json
 from dive_fast.synth.manifest import SHARD
 from dive_fast.synth.planfile import SynthesisPlan, read_plan
 from dive_fast.synth.provenance import read_tags

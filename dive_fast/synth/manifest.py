@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dive_fast.io import canonical_json, parse_json, read_jsonl
+from dive_fast.io import canonical_json
+from dive_fast.json_files import parse_json, read_jsonl
 from dive_fast.synth.planfile import SynthesisPlan, load_plan
 from dive_fast.synth.records import checked, is_inside
 from dive_fast.types import MODALITIES, InputError, PairRecord, Sample, Source, to_dict

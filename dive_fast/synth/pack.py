@@ -13,7 +13,8 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from dive_fast.io import brief, canonical_json, parse_json, readable_json, sha256_bytes
+from dive_fast.io import brief, canonical_json, readable_json, sha256_bytes
+from dive_fast.json_files import parse_json
 from dive_fast.synth.folder import finished_shards
 from dive_fast.synth.manifest import parse_shard, shard_name
 from dive_fast.synth.planfile import SynthesisPlan

@@ -11,7 +11,8 @@ from unicodedata import normalize
 
 from dive_fast.data.names import abbreviate, natural_key
 from dive_fast.data.sysu import camera_modality
-from dive_fast.io import brief, canonical_json, nearest, read_json, sha256_bytes
+from dive_fast.io import brief, canonical_json, nearest, sha256_bytes
+from dive_fast.json_files import read_json
 from dive_fast.sampling.config import STRENGTH, Sampling
 from dive_fast.synth.layout import check_names
 from dive_fast.synth.planfile import (

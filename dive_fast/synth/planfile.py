@@ -16,7 +16,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal
 
-from dive_fast.io import brief, canonical_json, read_json, readable_json, sha256_bytes
+from dive_fast.io import brief, canonical_json, readable_json, sha256_bytes
+from dive_fast.json_files import read_json
 from dive_fast.outputs import json_with, write_output
 from dive_fast.sampling.config import Sampling
 from dive_fast.settings import AtMost, Bound, NonNegativeInt, PositiveInt, Settings

@@ -15,7 +15,8 @@ from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
 from dive_fast.data.images import opened_image
-from dive_fast.io import canonical_json, parse_json
+from dive_fast.io import canonical_json
+from dive_fast.json_files import parse_json
 from dive_fast.types import InputError
 
 PREFIX = "dive_fast:"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.io import atomic_encode, read_jsonl
+from dive_fast.io import atomic_encode
+from dive_fast.json_files import read_jsonl
 from dive_fast.types import InputError
 
 _SMOOTH = 15  # records of the moving mean

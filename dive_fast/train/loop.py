@@ -14,7 +14,8 @@ import numpy as np
 
 from dive_fast.data.files import read_plain
 from dive_fast.distributed import leading
-from dive_fast.io import atomic_encode, atomic_write, clear_disk_errors, parse_json
+from dive_fast.io import atomic_encode, atomic_write, clear_disk_errors
+from dive_fast.json_files import parse_json
 from dive_fast.tensorboard import TensorBoardLog
 from dive_fast.train.config import Precision
 from dive_fast.train.parallel import average_gradients, part_of_batch

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from dive_fast.data.images import photo_pixels
-from dive_fast.io import read_json, write_json
+from dive_fast.io import write_json
+from dive_fast.json_files import read_json
 from dive_fast.models.files import read_tensors, resolve, write_tensors
 from dive_fast.models.phrase import Phrase
 from dive_fast.outputs import holds, output_folder

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dive_fast.io import atomic_write, canonical_json, claim_folder, write_json
+from dive_fast.io import atomic_write, canonical_json, write_json
+from dive_fast.outputs import claim_folder
 from dive_fast.world.cameras import MARKET_CAMERAS, SYSU_CAMERAS, WorldCamera
 from dive_fast.world.config import WorldSpec
 from dive_fast.world.pedestrians import world_pedestrian, world_shot

@@ -19,7 +19,8 @@ from dive_export.onnx import OPSET, export_graph, measure_parity
 from dive_export.options import GraphOptions
 from dive_export.resources import Resources
 from dive_fast.engines.engine_folder import check_files, read_spec
-from dive_fast.io import canonical_json, is_empty, read_json, sha256_file, write_json
+from dive_fast.io import canonical_json, is_empty, sha256_file, write_json
+from dive_fast.json_files import read_json
 from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.outputs import holds, output_folder
 from dive_fast.progress import log

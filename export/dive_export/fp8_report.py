@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.settings import PositiveFloat, Settings
 from dive_fast.types import InputError, from_dict, shown
 

@@ -12,7 +12,8 @@ from onnx.numpy_helper import to_array
 
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.node_runner import read_graph
-from dive_fast.io import atomic_write, canonical_json, read_json, sha256_bytes, write_json
+from dive_fast.io import atomic_write, canonical_json, sha256_bytes, write_json
+from dive_fast.json_files import read_json
 from dive_fast.types import InputError
 
 FLOATS = (1, 10, 11, 16)  # onnx.TensorProto FLOAT, FLOAT16, DOUBLE, BFLOAT16: the types that weights have

@@ -13,7 +13,7 @@ from dive_export.options import BuildConfig
 from dive_export.tensorrt_build import Range, Shapes
 from dive_fast.engines.base import Geometry
 from dive_fast.engines.node_runner import read_graph
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.types import DiveError, EngineSpec
 
 PER_IMAGE = (2, 1)  # rows that share an image: with guidance, and without

@@ -16,7 +16,7 @@ from dive_export.tensorrt_folder import COMPARED, exported_spec, write_engine
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.engines.node_runner import read_graph
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.outputs import holds, output_folder
 from dive_fast.progress import log
 from dive_fast.types import EngineSpec, InputError

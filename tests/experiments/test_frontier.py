@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks import frontier
 from dive_fast.experiments.config import StudyConfig
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.reid.comparison import runs
 from dive_fast.sampling import Sampling
 from dive_fast.types import Sample

@@ -14,7 +14,8 @@ from PIL import Image
 from dive_fast.engines import load_engine
 from dive_fast.experiments import scorer as room
 from dive_fast.experiments.arms import autoencoded_infrared
-from dive_fast.io import read_json, write_json
+from dive_fast.io import write_json
+from dive_fast.json_files import read_json
 from dive_fast.types import Sample
 from dive_fast.world.config import WorldSpec
 from dive_fast.world.trees import build_world

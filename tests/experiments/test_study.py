@@ -13,7 +13,7 @@ from dive_fast.experiments import study
 from dive_fast.experiments.config import DemoConfig, StudyConfig
 from dive_fast.experiments.pipeline import Timings
 from dive_fast.experiments.study import check_adapter, run_study
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.models import load_adapter, load_bundle
 from dive_fast.reid.comparison import runs as running
 from dive_fast.world.config import WorldSpec

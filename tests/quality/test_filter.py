@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dive_fast.io import read_jsonl, write_json, write_jsonl
+from dive_fast.io import write_json, write_jsonl
+from dive_fast.json_files import read_jsonl
 from dive_fast.quality.config import FilterConfig, parse_threshold
 from dive_fast.quality.dataset import dataset_hash, read_shard, shard_numbers
 from dive_fast.quality.filter import SHOWN, filter_dataset, undo

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dive_fast.io import read_jsonl
+from dive_fast.json_files import read_jsonl
 from dive_fast.reid.data.config import AugmentConfig
 from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.training.config import ReidConfig

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dive_fast.io import read_json, write_json
+from dive_fast.io import write_json
+from dive_fast.json_files import read_json
 from dive_fast.models import load_bundle
 from dive_fast.models.phrase import Phrase
 from dive_fast.train.config import PersonalizeConfig

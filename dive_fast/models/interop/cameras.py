@@ -10,7 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dive_fast.io import brief, read_json
+from dive_fast.io import brief
+from dive_fast.json_files import read_json
 from dive_fast.types import Camera, InputError, Modality, shown
 
 _START = "Custom metadata:"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dive_fast.io import brief, parse_json, read_json
+from dive_fast.io import brief
+from dive_fast.json_files import parse_json, read_json
 from dive_fast.models.interop.states import State
 from dive_fast.types import InputError, shown
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 
-from dive_fast.io import atomic_write, canonical_json, read_json, write_json
+from dive_fast.io import atomic_write, canonical_json, write_json
+from dive_fast.json_files import read_json
 from dive_fast.progress import log
 from dive_fast.reid.comparison.worker_pool import count_step, run_all
 from dive_fast.reid.data.dataset import ImageSet, fingerprint, load_images

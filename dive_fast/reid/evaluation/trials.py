@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dive_fast.data.sets import SetSpec, read_set
-from dive_fast.io import canonical_json, read_json, sha256_bytes, write_json
+from dive_fast.io import canonical_json, sha256_bytes, write_json
+from dive_fast.json_files import read_json
 from dive_fast.reid.data.dataset import fingerprint
 from dive_fast.reid.evaluation.evaluate import extract
 from dive_fast.reid.evaluation.protocols import REGDB_TRIALS, Direction, Protocol

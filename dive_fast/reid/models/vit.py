@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.reid.data.augment import MEAN, STD
 from dive_fast.reid.models.config import ModelConfig
 from dive_fast.reid.models.convolutional import Parts

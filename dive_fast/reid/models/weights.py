@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dive_fast.environment.optional import optional
-from dive_fast.io import brief, read_json
+from dive_fast.io import brief
+from dive_fast.json_files import read_json
 from dive_fast.types import InputError, shown
 
 

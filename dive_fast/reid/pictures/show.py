@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dive_fast.io import canonical_json, is_empty, read_json, sha256_bytes, write_json
+from dive_fast.io import canonical_json, is_empty, sha256_bytes, write_json
+from dive_fast.json_files import read_json
 from dive_fast.reid.comparison.plots import require_matplotlib
 from dive_fast.reid.data.dataset import check_samples
 from dive_fast.reid.evaluation.evaluate import check_unseen, embed_files

@@ -17,12 +17,11 @@ from dive_fast.io import (
     atomic_write,
     canonical_json,
     clear_disk_errors,
-    parse_json,
-    read_json,
     sha256_file,
     write_json,
     write_jsonl,
 )
+from dive_fast.json_files import parse_json, read_json
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.models.weights import read_state as read_weights
 from dive_fast.reid.training.config import ReidConfig, config_from_dict

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from dive_fast.data.sets import SetSpec
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.reid.comparison import compare as comparing
 from dive_fast.reid.comparison import runs as running
 from dive_fast.reid.comparison.compare import compare

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dive_fast.data.writers import write_ids
-from dive_fast.io import read_json
+from dive_fast.json_files import read_json
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.training import parallel
 from dive_fast.reid.training.config import config_from_dict

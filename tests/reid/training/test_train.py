@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dive_fast.io import read_json, sha256_file, write_json
+from dive_fast.io import sha256_file, write_json
+from dive_fast.json_files import read_json
 from dive_fast.reid.data import dataset
 from dive_fast.reid.data.augment import normalise
 from dive_fast.reid.data.batches import batches, make_batch

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dive_fast.data.writers import write_ids
-from dive_fast.io import read_json, sha256_file
+from dive_fast.io import sha256_file
+from dive_fast.json_files import read_json
 from dive_fast.reid.data.dataset import load_images
 from dive_fast.reid.data.sampler import PairSampler
 from dive_fast.reid.evaluation.evaluate import embed
