@@ -1,4 +1,4 @@
-"""A GPU's first hour, in three calls of at most nine minutes: `python -m benchmarks.first_gpu A --out FOLDER` (make first-gpu).
+"""A GPU's first hour: three calls of at most nine minutes, `python -m benchmarks.first_gpu A --out FOLDER` (make first-gpu).
 
 A: what the machine has; the kernels' tests, then the smoke test of the engines on the pocket model; copy and product rates;
 every op against its library at 72 rows, with the tiles that may be better. B: the UNet of Stable Diffusion 1.5's size,
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import torch
+from torch import nn
 
 from benchmarks import kernels as ops
 from benchmarks.machine import metadata
@@ -70,6 +71,10 @@ TILES = {
 
 class FailedCheck(Exception):
     """Why a call stops."""
+
+
+class TimeUp(BaseException):
+    """The call's time is up; no `except Exception` of a compiler may swallow it."""
 
 
 class Session:
@@ -176,26 +181,27 @@ def _bench(session: Session) -> ops.Bench:
 def unet(session: Session) -> None:
     """Each variant: compiled, checked, timed, profiled; then the best one as a whole."""
     subject = Subject(session.rows, session.device)
-    allowed = 0.0
-    times: dict[Variant, float] = {}
+    allowed, times, networks = 0.0, {}, {}
     for variant in VARIANTS:
-        times[variant], error = _variant(session, subject, variant)
+        networks[variant] = subject.network(variant)
+        times[variant], error = _variant(session, subject, variant, networks[variant])
         allowed = allowed or 2 * error + 1e-7
         if not error <= allowed:
             raise FailedCheck(f"{variant.name}: off by {error:.1e} from float32, {allowed:.1e} is allowed")
     best = min((variant for variant in VARIANTS if variant.bank), key=times.__getitem__)
     print(f"best: {best.name}")
-    _loop(session, subject, best)
+    seconds, _ = first_call(lambda: subject.sample(networks[best], session.steps))
+    session.result("50 steps, decoder apart", subject.images / seconds * session.steps / 50, "images/s")
     for ours in (False, True):
         call = subject.decoder(ours)
         first_call(call)
         name = "decoder, our GroupNorm" if ours else "decoder"
-        session.result(name, milliseconds(call, 3, session.device) * 2 / session.rows, "ms an image")
+        session.result(name, milliseconds(call, 3, session.device) / subject.images, "ms an image")
 
 
-def _variant(session: Session, subject: Subject, variant: Variant) -> tuple[float, float]:
+def _variant(session: Session, subject: Subject, variant: Variant, network: nn.Module) -> tuple[float, float]:
     """Milliseconds of a call, and its error."""
-    call = subject.call(subject.network(variant), variant)
+    call = subject.call(network, variant)
     seconds, out = first_call(call)
     error, taken = subject.error(out), milliseconds(call, session.repeats, session.device)
     print(f"{variant.name}: first call {seconds:.1f} s, then {taken:.2f} ms, error {error:.1e}")
@@ -210,13 +216,6 @@ def _variant(session: Session, subject: Subject, variant: Variant) -> tuple[floa
     return taken, error
 
 
-def _loop(session: Session, subject: Subject, best: Variant) -> None:
-    network = subject.network(best)
-    subject.sample(network, 2)  # compiles
-    seconds, _ = first_call(lambda: subject.sample(network, session.steps))
-    session.result(f"{session.steps} steps, decoder apart", session.rows / 2 / seconds, "images/s")
-
-
 @torch.inference_mode()
 def autotune(session: Session) -> None:
     """The best variant in torch.compile's default mode, then by max-autotune."""
@@ -224,7 +223,7 @@ def autotune(session: Session) -> None:
     times = {}
     for mode in ("default", "max-autotune-no-cudagraphs"):
         variant = Variant(f"{session.best.name}, {mode}", True, session.best.ops, mode)
-        times[mode], _ = _variant(session, subject, variant)
+        times[mode], _ = _variant(session, subject, variant, subject.network(variant))
     session.result("gain of max-autotune", 100 * (times["default"] / times[mode] - 1), "%")
 
 
@@ -253,10 +252,10 @@ class Tee:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises `FailedCheck` in the block when its time is up."""
+    """Raises `TimeUp` in the block when its time is up."""
 
     def stop(*_: object) -> NoReturn:
-        raise FailedCheck(f"the call's {seconds:g} s are up")
+        raise TimeUp(f"the call's {seconds:g} s are up")
 
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -275,7 +274,7 @@ def run(call: str, session: Session, seconds: float) -> bool:
             for name, step in ((step.__name__, step) for step in CALLS[call]):
                 print(f"== {call} {name}, after {time.perf_counter() - began:.0f} s", flush=True)
                 step(session)
-    except FailedCheck as failed:
+    except (FailedCheck, TimeUp) as failed:
         print(f"== {call} {name} FAILED: {failed}")
     except Exception as error:  # noqa: BLE001 - whatever it is, it belongs into the log that comes back
         print(f"{traceback.format_exc()}\n== {call} {name} FAILED: {error}")

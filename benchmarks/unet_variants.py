@@ -57,7 +57,8 @@ class Subject:
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:
-        self.rows, self.device, self.gpu = rows, device, device.type == "cuda"
+        self.rows, self.images = rows, rows // 2
+        self.device, self.gpu = device, device.type == "cuda"
         self.dtype = torch.float16 if self.gpu else torch.float32
         self.impl = "fused" if self.gpu else "reference"
         bundle = _bundle("sd15" if self.gpu else "pocket")
@@ -70,7 +71,7 @@ class Subject:
     def _make_inputs(self, tokens: int) -> None:
         """Two rows of each image, the first of the empty prompt."""
         generator = torch.Generator().manual_seed(0)
-        config, images = self.unet.config, self.rows // 2
+        config, images = self.unet.config, self.images
         height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
 
         def noise(*shape: int) -> Tensor:
@@ -97,7 +98,6 @@ class Subject:
     def compiled(self, module: nn.Module, mode: str | None) -> nn.Module:
         if mode is None:
             return module
-        torch.compiler.reset()
         backend, mode = ("inductor", mode) if self.gpu else ("eager", None)
         return torch.compile(module, backend=backend, mode=mode, dynamic=False)  # type: ignore[return-value]
 

@@ -60,7 +60,7 @@ def platform(engine: str) -> str:
 
 def describe(engine: str) -> str:
     """One line of an engine's cells: "fp32, bf16 run here (2026-11-29, 9391764); fp8 never run"."""
-    cells = SUPPORT[engine]
+    cells = SUPPORT.get(engine, {"all precisions": NEVER})
     by_state = {str(tried): [name for name, other in cells.items() if other == tried] for tried in cells.values()}
     return "; ".join(f"{', '.join(names)} {state}" for state, names in by_state.items())
 

@@ -165,7 +165,10 @@ def test_what_has_run_is_written_down_once() -> None:
     """A cell for each engine and each precision that its backend takes, but for those that it refuses on a CPU."""
     refused = {("torch-cpu", "fp16"), ("torch-compiled-cpu", "fp16")}
     wanted = {
-        (row.on(device), precision) for row in BACKENDS.values() for device in row.devices for precision in row.precisions
+        (row.on(device), precision)
+        for row in BACKENDS.values()
+        for device in row.devices
+        for precision in row.precisions
     }
     cells = {(engine, precision) for engine, row in SUPPORT.items() for precision in row}
     assert wanted - refused == {cell for cell in cells if cell[0] not in (RTX_BUILD, TRITON)}
