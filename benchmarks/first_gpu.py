@@ -8,7 +8,7 @@ best one over 50 steps; the decoder. C: max-autotune of the best.
 A call stops at the first check that fails, or when its time is up, and exits with 1. All that it prints is in
 FOLDER/CALL.log, every number in FOLDER/CALL.jsonl, as it comes; A also writes FOLDER/table.json, for
 DIVE_KERNELS_TABLE. Predictions stand beside the results. `--device cpu` rehearses the same steps on the pocket model, with
-the kernels' references and without a compiler: its times mean nothing.
+the kernels' references and without a compiler (the smoke test traces): its times mean nothing.
 """
 
 from __future__ import annotations

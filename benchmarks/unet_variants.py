@@ -53,7 +53,7 @@ VARIANTS = (UNSEARCHED, EAGER, BANK, NORMS, KERNELS)
 class Subject:
     """A UNet and a VAE on `device`, fp16 on a GPU and float32 on a CPU, and the inputs of one call of `rows` rows.
 
-    On a CPU kernels are their references, and torch.compile traces only.
+    On a CPU kernels are their references, and nothing is compiled.
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:
@@ -63,6 +63,7 @@ class Subject:
         self.impl = "fused" if self.gpu else "reference"
         bundle = _bundle("sd15" if self.gpu else "pocket")
         self.scheduler_config, self.vae = bundle.scheduler_config, bundle.vae
+        torch.backends.cudnn.allow_tf32 = False  # or the float32 reference is none
         exact = nn.Module.to(copy.deepcopy(bundle.unet), device, torch.float32)
         self.unet = nn.Module.to(bundle.unet, device, self.dtype)  # diffusers' own warns of nothing
         self._make_inputs(bundle.tokenizer.model_max_length)
@@ -96,10 +97,9 @@ class Subject:
         return self.compiled(WithoutUnitScale(module) if variant.bank else module, variant.mode)
 
     def compiled(self, module: nn.Module, mode: str | None) -> nn.Module:
-        if mode is None:
+        if mode is None or not self.gpu:
             return module
-        backend, mode = ("inductor", mode) if self.gpu else ("eager", None)
-        return torch.compile(module, backend=backend, mode=mode, dynamic=False)  # type: ignore[return-value]
+        return torch.compile(module, mode=mode, dynamic=False)  # type: ignore[return-value]
 
     def call(self, network: nn.Module, variant: Variant) -> Call:
         """One call of the UNet, [rows, C, h, w]."""

@@ -157,7 +157,8 @@ def test_the_kernels_inside_a_unet(machine: Machine) -> None:
 
 @torch.inference_mode()
 def test_the_kernels_inside_a_vae(machine: Machine) -> None:
-    vae, latents = load_bundle("pocket").vae, random(IMAGES, 16, 16, 8).to(machine.device)
+    vae = load_bundle("pocket").vae
+    latents = random(IMAGES, 16, 16, 8).to(machine.device).contiguous(memory_format=torch.channels_last)
     wanted = machine.placed(copy.deepcopy(vae), torch.float64).decode(latents.double(), return_dict=False)[0]
     half = machine.placed(vae)
     plain = half.decode(latents.to(machine.dtype), return_dict=False)[0]
