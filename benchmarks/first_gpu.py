@@ -88,10 +88,10 @@ class Session:
         self.numbers = out / f"{call}.jsonl"
         self.rows, self.repeats, self.steps = ROWS[device], REPEATS[device], STEPS[device]
 
-    def record(self, what: str, **values: Any) -> None:
+    def record(self, kind: str, /, **values: Any) -> None:
         """Adds a line to the numbers."""
         with self.numbers.open("a") as stream:
-            stream.write(json.dumps({"what": what, **values}, default=str) + "\n")
+            stream.write(json.dumps({"kind": kind, **values}, default=str) + "\n")
 
     def result(self, name: str, value: float, unit: str) -> None:
         """Prints and records a number, its prediction beside it."""
