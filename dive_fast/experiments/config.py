@@ -75,7 +75,7 @@ class StudyConfig(Settings):
         )
     )
     pairs: Annotated[PairConfig, Part(only=("per_camera", "sampling"))] = field(default_factory=PairConfig)
-    reid: Annotated[ReidConfig, Part("reid", only=("steps",))] = field(default_factory=lambda: _REID)
+    reid: Annotated[ReidConfig, Part("reid", only=("steps",))] = _REID
     scorer: Annotated[ReidConfig, Part("scorer", only=("steps",))] = SCORER
     """Training of the net that measures identity kept, on the test identities' true images."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
