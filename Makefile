@@ -177,7 +177,7 @@ first-gpu: $(GPU_READY)
 # What a machine with CUDA torch and transformers, but without a network, lacks; none of it is compiled.
 first-gpu-wheels: $(STAMP)
 	$(PY) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -c constraints.txt \
-	  --dest $(GPU_WHEELS) diffusers importlib_metadata
+	  --dest $(GPU_WHEELS) diffusers 'importlib_metadata<9'
 
 first-gpu-rehearse: $(STAMP)
 	env OMP_NUM_THREADS=1 PYTHONPATH=.:kernels:export $(PY) -m benchmarks.first_gpu A B C --device cpu \
