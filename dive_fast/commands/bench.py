@@ -23,7 +23,7 @@ from dive_fast.commands.common import (
 from dive_fast.options import Changes
 from dive_fast.outputs import check_new, json_with
 from dive_fast.progress import ProgressBar, log
-from dive_fast.sampling.config import PRESETS, Preset, Sampling
+from dive_fast.sampling.config import PRESETS, Sampling
 from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveFloat, PositiveInt
 from dive_fast.types import InputError, to_dict
 
@@ -60,8 +60,9 @@ def bench(
     """Measure an engine: images/s, stages, memory, fraction of the machine's peaks; beside baselines or another commit."""
     from dive_fast.bench.compare import FEWEST_ROUNDS
 
-    chosen = Preset("none", Sampling()) if preset is None else PRESETS[preset]
-    base = BenchConfig(sampling=chosen.sampling, rows=BenchConfig.rows if compare is None else COMPARE_ROWS)
+    chosen = None if preset is None else PRESETS[preset]
+    sampling = Sampling() if chosen is None else chosen.applied_to(Sampling())
+    base = BenchConfig(sampling=sampling, rows=BenchConfig.rows if compare is None else COMPARE_ROWS)
     measured = config.apply_to(base)
     if fail_below is not None and (compare is None or measured.rounds < FEWEST_ROUNDS):
         raise InputError(f"--fail-below requires --compare and at least {FEWEST_ROUNDS} --rounds: fewer are noise")
@@ -74,9 +75,8 @@ def bench(
         work = Path(folder)
         if compare is None:
             subject = run.open_subject(choice, measured, work, log)
-            if preset is not None:
-                found = Preset(preset, measured.sampling, chosen.precision)
-                log(f"preset {preset}: {found.describe(subject.engine.spec.precision)}")
+            if chosen is not None:
+                log(f"preset {preset}: {chosen.describe(measured.sampling, subject.engine.spec.precision)}")
             _measure(subject, measured, out, work, json)
         elif engine is not None or measured.has_baselines or precision != "auto":
             raise InputError(

@@ -245,11 +245,12 @@ def _check_taught(samples: Sequence[Sample], config: PersonalizeConfig, alone: b
     teaches = teaching(samples) | (config.identities_from_ir and not alone)
     taught = samples_of(only(samples, teaches))
     drawn = BalancedSampler(taught if alone else samples, config.batch, config.ir_fraction, config.seed).counts
+    share = "that of the photos" if config.ir_fraction is None else f"of {config.ir_fraction}"
     never = sorted({s.pid for s in samples} - {s.pid for s in taught if drawn[s.modality]})
     if never:
         raise InputError(
             f"{len(never):,} identities would stay untrained, first {shown(never[0])}: no batch of {config.batch} with an"
-            f" infrared fraction of {config.ir_fraction} has photos that train them; change --batch or"
+            f" infrared fraction {share} has photos that train them; change --batch or"
             " --ir-fraction, or --exclude them"
         )
 

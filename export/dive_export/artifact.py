@@ -22,6 +22,7 @@ from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.io import canonical_json, is_empty, sha256_file, write_json
 from dive_fast.json_files import read_json
 from dive_fast.models import ModelBundle, load_bundle
+from dive_fast.models.sampling_file import write_sampling
 from dive_fast.outputs import holds, output_folder
 from dive_fast.progress import log
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
@@ -152,6 +153,8 @@ def _copy_metadata(bundle: ModelBundle, fused: Path, folder: Path, parts: Collec
     for name in ("tokenizer", "scheduler"):
         shutil.copytree(fused / name, folder / name)
     shutil.copyfile(fused / "prompts.json", folder / "prompts.json")
+    if bundle.sampling is not None:
+        write_sampling(bundle.sampling, folder)
     if "prompt_bank" not in parts:  # optimum opens the plain variant only
         # transformers 4's CLIPTokenizer reads vocab.json only; the fast class reads our tokenizer.json.
         index = read_json(fused / "model_index.json", "model")
