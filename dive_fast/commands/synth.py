@@ -230,7 +230,9 @@ def synth(
     backend: Backend = "auto",
     device: Device = "auto",
     precision: EnginePrecision = "auto",
-    rows: Annotated[PositiveInt, "UNet rows per call; guidance takes two per image."] = 32,
+    rows: Annotated[
+        PositiveInt | None, "UNet rows per call, two per image with guidance; by default those that the engine is made for."
+    ] = None,
     threads: Threads = None,
     shards: Annotated[
         Annotated[tuple[int, int], Reads(_part, "I/N")] | None,
@@ -277,7 +279,7 @@ def synth(
             raise InputError("--workers requires --ray; without it one process runs one engine")
         opened = load_engine(**options)
         log(opened.describe())
-        summary = synthesize(planned, opened, out, rows, shards=part, check=check)
+        summary = synthesize(planned, opened, out, rows or opened.spec.profile.rows_opt, shards=part, check=check)
     if summary.rejected:
         log(
             f"note: {count(summary.rejected, 'pair')} rejected, as {count(len(summary.lost), 'photo')} could not be read "
@@ -295,7 +297,7 @@ def synth(
 
 
 def _on_cluster(
-    plan: SynthesisPlan, options: dict[str, Any], out: str, rows: int, address: str, workers: int | None, other: bool
+    plan: SynthesisPlan, options: dict[str, Any], out: str, rows: int | None, address: str, workers: int | None, other: bool
 ) -> Summary:
     from dive_fast.synth.cluster import Cluster, synthesize_on
 

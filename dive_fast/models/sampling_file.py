@@ -24,7 +24,9 @@ def read_sampling(folder: Path) -> Sampling | None:
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(data).__name__}; copy the model again")
     interval = data.get("guidance_interval")
-    return from_dict(Sampling, {**data, "guidance_interval": tuple(interval) if isinstance(interval, list) else interval}, str(path))
+    return from_dict(
+        Sampling, {**data, "guidance_interval": tuple(interval) if isinstance(interval, list) else interval}, str(path)
+    )
 
 
 def write_sampling(sampling: Sampling, folder: Path) -> None:

@@ -43,12 +43,13 @@ def export_engine(
     *,
     size: tuple[int, int] | None = None,
     options: GraphOptions | None = None,
+    rows_usual: int = 32,
     progress: Progress = log,
 ) -> EngineSpec:
     """Exports a fused model folder to an engine folder: ONNX opset 23, for onnxruntime.
 
-    `size` is (height, width) in pixels, by default the model's own; rows are free from 1 to `rows_max`. With `check` each
-    part is measured against torch (`parity.json`). `export.json` has time and memory of each part. `engine.json` is written
+    `size` is (height, width) in pixels, by default the model's own; rows are free from 1 to `rows_max`, and `rows_usual` are
+    those that a run takes by default. With `check` each part is measured against torch (`parity.json`). `export.json` has time and memory of each part. `engine.json` is written
     last. An `out` that holds this very engine stays as it is; other content raises `InputError`, as does a model that is
     not fused or that an optimization does not fit. Raises `DiveError` for a missing package, a part over its error budget
     or a disk that cannot be written.
@@ -65,7 +66,7 @@ def export_engine(
     if bundle.prompts is None:
         raise InputError(f"export: {fused} has no prompts.json; fuse an adapter into the base first (dive-fast fuse)")
     parts, (height, width) = graphs(bundle, size, rows_max, options)
-    spec = _planned_spec(bundle, parts, Profile(1, min(32, rows_max), rows_max, height, width), options)
+    spec = _planned_spec(bundle, parts, Profile(1, min(rows_usual, rows_max), rows_max, height, width), options)
     found = already_there("export", out, spec, COMPARED, {}, progress)
     if found is not None:
         if check and not (out / "parity.json").is_file():

@@ -90,6 +90,22 @@ class GraphOptions(Settings):
 
 
 @dataclass(frozen=True)
+class ExportRecipe:
+    """A named way to export: `rows_usual` are the UNet rows a call that `synth` takes by default."""
+
+    options: GraphOptions
+    rows_max: int
+    rows_usual: int
+
+
+# 144 rows are four of DiVE's calls of 18 images with guidance, and the most that `BuildConfig.rows` builds for.
+RECIPES = {
+    "cpu": ExportRecipe(GraphOptions(), rows_max=64, rows_usual=32),
+    "gpu": ExportRecipe(GraphOptions(variant="kv-cache", precision="fp16"), rows_max=144, rows_usual=144),
+}
+
+
+@dataclass(frozen=True)
 class BuildConfig(Settings):
     """How to build a TensorRT engine. Raises one `InputError` with every setting that does not fit the others."""
 
