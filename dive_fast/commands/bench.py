@@ -25,7 +25,7 @@ from dive_fast.outputs import check_new, json_with
 from dive_fast.progress import ProgressBar, log
 from dive_fast.sampling.config import PRESETS, Sampling
 from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveFloat, PositiveInt
-from dive_fast.types import InputError, to_dict
+from dive_fast.types import InputError, shown, to_dict
 
 if TYPE_CHECKING:
     from dive_fast.bench.run import Choice, Subject
@@ -193,7 +193,7 @@ def capacity(
     if out is not None:
         import matplotlib  # noqa: F401
     known = {} if result is None else measured(result)
-    known |= {} if plan is None else _planned(plan)
+    known |= {} if plan is None else _planned(plan, result if rate is None else None)
     given = {"pairs": pairs, "rate": rate, "bytes_per_image": bytes_per_image}
     known |= {name: value for name, value in given.items() if value is not None}
     if not given.keys() <= known.keys():
@@ -219,9 +219,18 @@ def capacity(
     finish(table(job, found), record, json, failure="" if all(prediction.agrees for prediction in found) else doubt)
 
 
-def _planned(plan: Path) -> dict[str, Any]:
-    """Returns the fields of a `Fleet` that a plan decides."""
+def _planned(plan: Path, result: Path | None) -> dict[str, Any]:
+    """Returns the fields of a `Fleet` that a plan decides; warns of a `result` whose rate is that of another sampling."""
+    from dive_fast.bench.capacity import measured_sampling
+    from dive_fast.io import canonical_json
     from dive_fast.synth import load_plan
 
     planned = load_plan(plan)
+    own = measured_sampling(result) if result is not None else None
+    if own is not None and canonical_json(own) != canonical_json(to_dict(planned.sampling)):
+        steps, guidance = shown(own.get("steps")), shown(own.get("guidance"))
+        log(
+            f"note: --result was measured with {steps} steps and guidance {guidance}, the plan has "
+            f"{planned.sampling.describe()}: bench with the plan's --steps and --guidance for its rate"
+        )
     return {"pairs": len(planned.pairs), "mode": planned.mode, "shard_size": planned.shard_size}

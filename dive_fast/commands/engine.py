@@ -26,8 +26,8 @@ def export(
     recipe: Annotated[
         str,
         OneOf(tuple(RECIPES)),
-        "Settings to start from: cpu, the defaults shown; gpu, variant kv-cache in fp16 for 144 rows. Options that are given "
-        "override the recipe.",
+        "Settings to start from: cpu, the defaults shown; gpu, variant kv-cache in fp16 for 144 rows. Options that are "
+        "given override the recipe.",
     ] = "cpu",
     rows_max: Annotated[
         PositiveInt | None, "Most UNet rows per call, two per image with guidance; by default 64, with recipe gpu 144."

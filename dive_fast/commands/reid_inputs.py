@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import PhotoSet
+from dive_fast.data.names import free_prefix
 from dive_fast.data.sets import PAIRED, SET_HELP, SetSpec, all_samples, read_set, read_sets
 from dive_fast.options import Changes
 from dive_fast.progress import log
@@ -73,11 +74,14 @@ def join_training(
     known = all_samples(read_sets(real)) if real else []
     others = [sample for spec in added for sample in read_set(spec)]
     others += [sample for dataset in datasets for sample in manifest.samples(dataset)]
-    shared = {sample.pid for sample in known} & {sample.pid for sample in others}
+    people, added_people = {sample.pid for sample in known}, {sample.pid for sample in others}
+    shared = people & added_people
     if shared and not same_people:
+        prefix = free_prefix(added_people, people)
         raise InputError(
             f"{len(shared):,} identity names, first {min(shared)!r}, are in the real sets and in the added ones; if they "
-            "are the same people, give --same-people"
+            f"are the same people, give --same-people; if not, a prefix is missing, as prefix={prefix} behind the added "
+            "set, or behind the photos that its dataset is planned and learned from"
         )
     return [*known, *others]
 
@@ -96,8 +100,8 @@ def protocol_from(
 ) -> tuple[Protocol, Tables | None]:
     """Returns the protocol of the options and, for official draws, the permutations.
 
-    The protocol's trial is that of `spec`. Without a `name` it is guessed, with a note. Raises `InputError` for a protocol of
-    another data set.
+    The protocol's trial is that of `spec`. Without a `name` it is guessed, with a note. Raises `InputError` for a protocol
+    of another data set.
     """
     if name is None:
         name = _guessed(spec)

@@ -231,7 +231,8 @@ def synth(
     device: Device = "auto",
     precision: EnginePrecision = "auto",
     rows: Annotated[
-        PositiveInt | None, "UNet rows per call, two per image with guidance; by default those that the engine is made for."
+        PositiveInt | None,
+        "UNet rows per call, two per image with guidance; by default those that the engine is made for.",
     ] = None,
     threads: Threads = None,
     shards: Annotated[
@@ -297,7 +298,13 @@ def synth(
 
 
 def _on_cluster(
-    plan: SynthesisPlan, options: dict[str, Any], out: str, rows: int | None, address: str, workers: int | None, other: bool
+    plan: SynthesisPlan,
+    options: dict[str, Any],
+    out: str,
+    rows: int | None,
+    address: str,
+    workers: int | None,
+    other: bool,
 ) -> Summary:
     from dive_fast.synth.cluster import Cluster, synthesize_on
 

@@ -64,7 +64,8 @@ def synthesize_on(
 ) -> Summary:
     """Makes every pair of `plan` at `out`, which every worker must reach; `engine` are `load_engine`'s arguments.
 
-    `rows` are UNet rows a call, by default those that the engine is made for. Raises as `synthesize`, and `DiveError` when a bundle of shards failed `TRIES` times, with the last reason.
+    `rows` are UNet rows a call, by default those that the engine is made for. Raises as `synthesize`, and `DiveError` when
+    a bundle of shards failed `TRIES` times, with the last reason.
     """
     ray = optional("ray", "a run on Ray")
     store = open_store(out)
