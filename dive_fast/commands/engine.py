@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dive_export.options import CALIBRATION, BuildConfig, Fp8Config, GraphOptions
+from dive_export.options import CALIBRATION, RECIPES, BuildConfig, Fp8Config, GraphOptions
 from dive_fast.commands.common import WITHOUT_DRY_RUN, Json, LastFile, beside, finish, following
 from dive_fast.io import write_json
+from dive_fast.options import Changes
 from dive_fast.progress import log
 from dive_fast.sampling.config import Sampling
-from dive_fast.settings import ImageSize, PositiveInt
+from dive_fast.settings import ImageSize, OneOf, PositiveInt
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
@@ -21,8 +22,16 @@ if TYPE_CHECKING:
 def export(
     model: Annotated[Path, "Fused model folder, from dive-fast fuse."],
     out: Annotated[Path, "Engine folder to write."],
-    options: GraphOptions,
-    rows_max: Annotated[PositiveInt, "Most UNet rows per call; guidance takes two per image."] = 64,
+    options: Changes[GraphOptions],
+    recipe: Annotated[
+        str,
+        OneOf(tuple(RECIPES)),
+        "Settings to start from: cpu, the defaults shown; gpu, variant kv-cache in fp16 for 144 rows. Options that are "
+        "given override the recipe.",
+    ] = "cpu",
+    rows_max: Annotated[
+        PositiveInt | None, "Most UNet rows per call, two per image with guidance; by default 64, with recipe gpu 144."
+    ] = None,
     size: Annotated[ImageSize | None, "Image size; by default the model's own."] = None,
     check: Annotated[bool, "Measure each part against torch and refuse what is over budget."] = True,
     blocks: Annotated[bool, "Also measure the UNet block by block, into blocks.json, and show it."] = False,
@@ -32,7 +41,16 @@ def export(
     from dive_export.artifact import export_engine
 
     last = LastFile(out / "engine.json")
-    spec = export_engine(model, out, rows_max, check, size=size, options=options)
+    chosen = RECIPES[recipe]()
+    spec = export_engine(
+        model,
+        out,
+        chosen.rows_max if rows_max is None else rows_max,
+        check,
+        size=size,
+        options=options.apply_to(chosen.options),
+        rows_usual=chosen.rows_usual,
+    )
     text = _describe(out, spec)
     if blocks:
         text = f"{_block_report(model, out)}\n{text}"
