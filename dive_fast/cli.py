@@ -41,6 +41,7 @@ COMMANDS = {
     "virtual": "encoder",
     "import": "adapters:import_adapter",
     "fuse": "model",
+    "distil": "distil",
     "export": "engine",
     "quantize": "engine",
     "build": "engine",

@@ -150,7 +150,12 @@ def quantize(
     """Put the UNet's layers into FP8 by explicit quantisation, as far as the error allows; docs/precision.md."""
     from dive_export.fp8_engine import quantize_engine
     from dive_export.fp8_report import read_times
+    from dive_fast.models.sampling_file import read_sampling
+    from dive_fast.models.student import check_sampling, read_student
 
+    if sampling == CALIBRATION and read_student(model) is not None:
+        sampling = read_sampling(model) or sampling
+    check_sampling(model, sampling)
     if images % 2:
         raise InputError(f"--images must be even, got {images}: half set the scales, half measure the error")
     table = None if times is None else read_times(times)

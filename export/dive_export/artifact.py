@@ -156,6 +156,8 @@ def _copy_metadata(bundle: ModelBundle, fused: Path, folder: Path, parts: Collec
     shutil.copyfile(fused / "prompts.json", folder / "prompts.json")
     if bundle.sampling is not None:
         write_sampling(bundle.sampling, folder)
+    if bundle.student is not None:
+        bundle.student.write(folder)
     if "prompt_bank" not in parts:  # optimum opens the plain variant only
         # transformers 4's CLIPTokenizer reads vocab.json only; the fast class reads our tokenizer.json.
         index = read_json(fused / "model_index.json", "model")
