@@ -59,11 +59,11 @@ def bench(
 ) -> None:
     """Measure an engine: images/s, stages, memory, fraction of the machine's peaks; beside baselines or another commit."""
     from dive_fast.bench.compare import FEWEST_ROUNDS
-
+    from dive_fast.models.files import resolve
     from dive_fast.models.sampling_file import read_sampling
     from dive_fast.models.student import check_sampling
 
-    folder = engine or Path(model or "")
+    folder = engine or resolve(model or "pocket", "pocket-base")
     sampling = read_sampling(folder) or Sampling()
     chosen = None if preset is None else PRESETS[preset]
     sampling = sampling if chosen is None else chosen.applied_to(sampling)

@@ -219,7 +219,7 @@ def fuse(
     scale: Annotated[NonNegativeFloat, "Strength of the LoRA."] = 1.0,
     student: Annotated[
         Path | None,
-        "Student of the same base and LoRA (from dive-fast distil) that gets the adapter's identities: the result is one too.",
+        "Student (from dive-fast distil) of the same base and LoRA: the result is one too, with the adapter's identities.",
     ] = None,
     overwrite: Overwrite = False,
     json: Json = False,

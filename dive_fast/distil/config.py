@@ -10,6 +10,8 @@ from dive_fast.settings import NonNegativeFloat, NonNegativeInt, PositiveInt, Se
 from dive_fast.train.config import Compute
 from dive_fast.types import InputError
 
+_COMPUTE = Compute()
+
 
 @dataclass(frozen=True)
 class DistilConfig(Settings):
@@ -46,7 +48,7 @@ class DistilConfig(Settings):
     """Steps between saved states, from which a rerun resumes."""
     tensorboard: bool = False
     """Also log for TensorBoard, in OUT.training/tensorboard."""
-    compute: Compute = Compute()
+    compute: Compute = _COMPUTE
     """How a step is computed."""
 
     def __post_init__(self) -> None:

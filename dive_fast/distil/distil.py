@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from dive_fast.data.prepare import megabytes
 from dive_fast.distil.config import DistilConfig
 from dive_fast.distil.trainer import Likeness, StudentTrainer, check_settings, phase_config
-from dive_fast.distil.trajectories import Trajectories
 from dive_fast.distributed import first_rank_first
 from dive_fast.io import clear_leftovers, sha256_bytes
 from dive_fast.models.bundle import is_written_here, save_bundle
@@ -160,7 +159,7 @@ def dry_run(
     begun = time.perf_counter()
     states = teacher.solve(few)
     seconds = (time.perf_counter() - begun) / len(few)
-    trajectories = Trajectories(states, teacher.keys, config.seed)
+    trajectories = teacher.trajectories_of(states)
     train = TrainState(
         phase,
         [{"params": trainer.add_student(), "weight_decay": 0.0}],

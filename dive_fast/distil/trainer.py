@@ -154,7 +154,7 @@ class StudentTrainer:
         )
 
     def sheet_callback(self, phase: PhaseConfig, trajectories: Trajectories) -> Callback | None:
-        """Returns the callback that draws held-out images of teacher and student beside the loss log; None without sheets."""
+        """Returns the callback that draws held-out images of both beside the loss log; None without sheets."""
         if not self.config.sheet_every:
             return None
         positions = range(self.config.trajectories, self.config.trajectories + _SHOWN)

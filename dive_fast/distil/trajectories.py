@@ -16,8 +16,8 @@ from dive_fast.models.files import check_safetensors, write_tensors
 from dive_fast.models.prompts import PromptEncoder
 from dive_fast.progress import ProgressBar
 from dive_fast.sampling import Schedule, initial_noise
-from dive_fast.sampling.schedule import DEFAULTS
 from dive_fast.sampling.noise import SEED_LIMIT
+from dive_fast.sampling.schedule import DEFAULTS
 from dive_fast.train.loop import batch_indices
 from dive_fast.train.photos import latent_shape
 from dive_fast.train.samples import ImageSampler
@@ -79,7 +79,6 @@ def noise_seeds(positions: Sequence[int], seed: int) -> list[int]:
 
 
 def prompt_rows(positions: Sequence[int], count: int, seed: int) -> list[int]:
-    """The row, of `count` prompts, of each position: every prompt once, in a new order for each round."""
     return [int(batch_indices(count, 1, position, seed)[0]) for position in positions]
 
 
@@ -117,6 +116,13 @@ class Teacher:
     def block_bytes(self) -> int:
         return _BLOCK * self.config.student_steps * self.shape[0] * self.shape[1] * self.shape[2] * 2
 
+    def rows(self, positions: Sequence[int]) -> list[int]:
+        """The row of `keys` at each position: every prompt once, in a new order for each round."""
+        return prompt_rows(positions, len(self.keys), self.config.seed)
+
+    def trajectories_of(self, states: torch.Tensor) -> Trajectories:
+        return Trajectories(states, self.keys, self.config.seed)
+
     @property
     def blocks(self) -> list[range]:
         """The positions of each block."""
@@ -127,8 +133,8 @@ class Teacher:
         import torch
 
         states: list[torch.Tensor] = []
-        rows = prompt_rows(positions, len(self.keys), self.config.seed)
-        text, index = self.prompts.encode(self.sampler.text, [None, *(self.keys[row] for row in rows)])
+        keys = (self.keys[row] for row in self.rows(positions))
+        text, index = self.prompts.encode(self.sampler.text, [None, *keys])
 
         def keep(step: int, latents: torch.Tensor) -> None:
             if step in self.kept:
@@ -148,8 +154,8 @@ class Teacher:
                 if not path.exists():
                     with atomic_path(path) as temporary:
                         write_tensors(temporary, {_STATES: self.solve(positions)}, metadata={_ID: self.id})
-        states = torch.cat([self._read(path, len(each)) for path, each in zip(paths, self.blocks, strict=True)])
-        return Trajectories(states, self.keys, self.config.seed)
+        states = [self._read(path, len(each)) for path, each in zip(paths, self.blocks, strict=True)]
+        return self.trajectories_of(torch.cat(states))
 
     def _read(self, path: Path, count: int) -> torch.Tensor:
         import torch

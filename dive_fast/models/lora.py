@@ -109,8 +109,8 @@ def has_lora(unet: Any) -> bool:
 def add_lora(unet: Any, rank: int, alpha: float, targets: Sequence[str] | None = None) -> list[torch.nn.Parameter]:
     """Adds LoRA layers to `unet` in place (PEFT, A gaussian, B zero) and returns their parameters, all trainable.
 
-    `targets` are the layers that get one, by default `lora_targets`. With B zero, the output is unchanged. A bad rank or alpha, or a UNet without attention, raises `InputError`; LoRA
-    already present raises `DiveError`.
+    `targets` are the layers that get one, by default `lora_targets`. With B zero, the output is unchanged. A bad rank or
+    alpha, or a UNet without attention, raises `InputError`; LoRA already present raises `DiveError`.
     """
     from peft import LoraConfig
 

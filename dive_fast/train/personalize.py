@@ -23,7 +23,7 @@ from dive_fast.train.loop import PhaseConfig, run_phase
 from dive_fast.train.model import Start
 from dive_fast.train.photos import Photos, samples_of
 from dive_fast.train.prior import class_photos_id
-from dive_fast.train.trainer import PHASES, Trainer, phase_configs
+from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.types import InputError, Sample
 
 if TYPE_CHECKING:
