@@ -42,6 +42,7 @@ COMMANDS = {
     "import": "adapters:import_adapter",
     "fuse": "model",
     "distil": "distil",
+    "distil-decoder": "distil",
     "export": "engine",
     "quantize": "engine",
     "build": "engine",

@@ -1,4 +1,4 @@
-"""`dive-fast distil`: a fused model's guided images in a few steps without guidance."""
+"""`dive-fast distil` and `distil-decoder`: a fused model's guided images in few steps, and from a tiny decoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dive_fast.commands.common import (
     following,
     torch_device,
 )
-from dive_fast.distil.config import DistilConfig
+from dive_fast.distil.config import DecoderConfig, DistilConfig
 from dive_fast.types import to_dict
 
 
@@ -64,5 +64,38 @@ def distil(
         {"student": out, "teacher": student.teacher, "guidance": student.guidance, **to_dict(found)},
         json,
         then=following("export", model=out, out=beside(out, "student-engine")),
+        kept=last.kept,
+    )
+
+
+def distil_decoder(
+    model: Annotated[Path, "Fused model or student folder, whose own images are learned from."],
+    out: Annotated[
+        Path, "Decoder folder to write, for dive-fast export --decoder; diffusers opens it as AutoencoderTiny."
+    ],
+    config: DecoderConfig,
+    plot: Annotated[Path | None, "PNG file to draw the loss curve into."] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Distil a model's decoder into a tiny one, for every model of its base; rerun to resume."""
+    from dive_fast.commands.model import check_plot, draw_losses
+    from dive_fast.distil import decoder as room
+    from dive_fast.distributed import leading, process_group
+    from dive_fast.models import load_bundle
+
+    last = LastFile(out / "decoder.json")
+    check_plot(plot, out / "decoder.json")
+    bundle, chosen = load_bundle(model), torch_device(device)
+    with process_group(chosen):
+        record = room.distil_decoder(bundle, out, config, device=chosen)
+        if not leading():
+            return
+    draw_losses(plot, out, (room.PHASE,))
+    finish(
+        f"decoder {out}: {record.psnr:.1f} dB to the images of the model's own decoder",
+        {"decoder": out, "psnr": record.psnr, "width": record.width, "autoencoder": record.autoencoder},
+        json,
+        then=following("export", model=model, decoder=out, out=beside(out, "engine")),
         kept=last.kept,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dive_fast.sampling.config import DenoisingSteps
-from dive_fast.settings import NonNegativeFloat, NonNegativeInt, PositiveInt, Settings, Within
+from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveInt, Settings, Within
 from dive_fast.train.config import Compute
 from dive_fast.types import InputError
 
@@ -58,3 +58,31 @@ class DistilConfig(Settings):
                 f"--teacher-steps {self.teacher_steps} is no multiple of --student-steps {self.student_steps}, whose"
                 " states the teacher must pass through"
             )
+
+
+@dataclass(frozen=True)
+class DecoderConfig(Settings):
+    """How a tiny decoder is distilled."""
+
+    width: Annotated[int, Within(8, 512)] = 64
+    """Channels of its layers, as in TAESD; the pocket model's own decoder has 16 to 96."""
+    images: PositiveInt = 1024
+    """Number of the model's images to learn from, sampled as the model samples."""
+    steps: PositiveInt = 4000
+    """Training steps."""
+    batch: PositiveInt = 8
+    """Images per training step."""
+    lr: NonNegativeFloat = 1e-3
+    """Peak learning rate."""
+    warmup: NonNegativeInt = 50
+    """Steps of linear learning-rate warm-up."""
+    average: Annotated[float, Within(0, 0.99999)] = 0.99
+    """Decay of the moving average of the weights, which the decoder has; 0 takes the last weights."""
+    seed: NonNegativeInt = 0
+    """Seed of all random draws."""
+    save_every: PositiveInt = 100
+    """Steps between saved states, from which a rerun resumes."""
+    tensorboard: bool = False
+    """Also log for TensorBoard, in OUT.training/tensorboard."""
+    compute: Annotated[Compute, Part(skip=("checkpointing",))] = _COMPUTE
+    """How a step is computed."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_fast.data.prepare import megabytes
+from dive_fast.distil.blocks import blocks_of
 from dive_fast.distil.config import DistilConfig
 from dive_fast.distil.trainer import Likeness, StudentTrainer, check_settings, phase_config
 from dive_fast.distributed import first_rank_first
@@ -151,11 +152,12 @@ def dry_run(
     done = config.steps if finished else (phase.saved_state() or {"step": 0})["step"]
     trainer = StudentTrainer(bundle, config, exclude, device)
     teacher = trainer.teacher
-    solved = len(teacher.blocks) if finished else len(list(work.glob("trajectories-*.safetensors")))
+    blocks = blocks_of(teacher.count)
+    solved = len(blocks) if finished else len(list(work.glob("trajectories-*.safetensors")))
     disk_bytes = trainer.disk_bytes()
     check_disk(disk_bytes, out)
     teacher.solve(range(1))  # the first call takes longer
-    few = range(min(config.batch, len(teacher.blocks[0])))
+    few = range(min(config.batch, len(blocks[0])))
     begun = time.perf_counter()
     states = teacher.solve(few)
     seconds = (time.perf_counter() - begun) / len(few)
@@ -169,10 +171,10 @@ def dry_run(
         prompts=len(teacher.keys),
         trajectories=teacher.count,
         batch=config.batch,
-        solve_seconds=seconds * sum(len(block) for block in teacher.blocks[solved:]),
+        solve_seconds=seconds * sum(len(block) for block in blocks[solved:]),
         training=measure(train, done),
         weights_bytes=tensor_bytes([bundle.text_encoder, bundle.unet]),
-        trajectories_bytes=len(teacher.blocks) * teacher.block_bytes,
+        trajectories_bytes=teacher.nbytes,
         disk_bytes=disk_bytes,
         device=device,
     )

@@ -191,13 +191,7 @@ class StudentTrainer:
         model = sum(p.numel() for network in networks for p in network.parameters()) * 4
         height, width = image_size(bundle)
         sheets = config.steps // config.sheet_every * 2 * _SHOWN * height * width * 3 if config.sheet_every else 0
-        return (
-            len(self.teacher.blocks) * self.teacher.block_bytes
-            + states
-            + model
-            + sheets
-            + config.steps * _LOG_LINE // 10
-        )
+        return self.teacher.nbytes + states + model + sheets + config.steps * _LOG_LINE // 10
 
 
 def _chunks(values: list[int], size: int) -> list[list[int]]:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.distributed import first_rank_first
-from dive_fast.io import atomic_path, sha256_bytes
-from dive_fast.models.files import check_safetensors, write_tensors
+from dive_fast.distil.blocks import kept_blocks
+from dive_fast.io import sha256_bytes
 from dive_fast.models.prompts import PromptEncoder
-from dive_fast.progress import ProgressBar
 from dive_fast.sampling import Schedule, initial_noise
 from dive_fast.sampling.noise import SEED_LIMIT
 from dive_fast.sampling.schedule import DEFAULTS
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     from dive_fast.models.bundle import ModelBundle
 
 HELD_OUT = 32  # trajectories after those of training, by which the student is measured and shown
-_BLOCK = 32  # trajectories that the teacher solves at once
-_STATES, _ID = "states", "dive_fast"
+_STATES = "states"
 
 
 def few_step_scheduler(config: dict[str, Any], order: int) -> dict[str, Any]:
@@ -86,10 +84,7 @@ class Teacher:
     """A fused model that solves the trajectories of a distillation, with guidance, in its present state."""
 
     def __init__(self, bundle: ModelBundle, config: DistilConfig, guidance: float, pids: Sequence[str]) -> None:
-        if bundle.prompts is None:
-            raise InputError(
-                "the model has no prompts.json, so no people to draw; fuse an adapter into it (dive-fast fuse)"
-            )
+        assert bundle.prompts is not None  # `check_settings` refuses other models
         solver = replace(bundle, scheduler_config=few_step_scheduler(bundle.scheduler_config, order=2))
         self.sampler = ImageSampler(solver, config.compute.mixed_precision, config.teacher_steps, guidance)
         self.prompts = PromptEncoder(bundle.tokenizer, bundle.prompts)
@@ -113,8 +108,9 @@ class Teacher:
         return self.config.trajectories + HELD_OUT
 
     @property
-    def block_bytes(self) -> int:
-        return _BLOCK * self.config.student_steps * self.shape[0] * self.shape[1] * self.shape[2] * 2
+    def nbytes(self) -> int:
+        """Bytes of all states."""
+        return self.count * self.config.student_steps * prod(self.shape) * 2
 
     def rows(self, positions: Sequence[int]) -> list[int]:
         """The row of `keys` at each position: every prompt once, in a new order for each round."""
@@ -122,11 +118,6 @@ class Teacher:
 
     def trajectories_of(self, states: torch.Tensor) -> Trajectories:
         return Trajectories(states, self.keys, self.config.seed)
-
-    @property
-    def blocks(self) -> list[range]:
-        """The positions of each block."""
-        return [range(first, min(first + _BLOCK, self.count)) for first in range(0, self.count, _BLOCK)]
 
     def solve(self, positions: Sequence[int]) -> torch.Tensor:
         """Returns the states of some trajectories, float16 [B, K, C, h, w]."""
@@ -144,28 +135,15 @@ class Teacher:
         return torch.stack(states, dim=1)
 
     def trajectories(self, work: Path, progress: bool) -> Trajectories:
-        """Makes the blocks that `work` lacks and reads all; a block of another teacher or setting raises `InputError`."""
-        import torch
-
-        paths = [work / f"trajectories-{number:05d}.safetensors" for number in range(len(self.blocks))]
-        with first_rank_first():
-            parts = list(zip(paths, self.blocks, strict=True))
-            for path, positions in ProgressBar(parts, desc="trajectories", unit="block", disable=not progress):
-                if not path.exists():
-                    with atomic_path(path) as temporary:
-                        write_tensors(temporary, {_STATES: self.solve(positions)}, metadata={_ID: self.id})
-        states = [self._read(path, len(each)) for path, each in zip(paths, self.blocks, strict=True)]
-        return self.trajectories_of(torch.cat(states))
-
-    def _read(self, path: Path, count: int) -> torch.Tensor:
-        import torch
-        from safetensors import safe_open
-
-        check_safetensors(path)
-        with safe_open(path, framework="pt") as file:
-            ours = (file.metadata() or {}).get(_ID) == self.id and list(file.keys()) == [_STATES]
-            states = file.get_tensor(_STATES) if ours else None
-        shape = (count, self.config.student_steps, *self.shape)
-        if states is None or states.shape != shape or states.dtype != torch.float16 or not states.isfinite().all():
-            raise InputError(f"{path} does not hold the trajectories of this teacher and settings; delete it and rerun")
-        return states  # type: ignore[no-any-return]
+        """Solves what `work` lacks and reads all; a block of another teacher or setting raises `InputError`."""
+        shapes = {_STATES: (self.config.student_steps, *self.shape)}
+        solved = kept_blocks(
+            work,
+            "trajectories",
+            self.id,
+            self.count,
+            shapes,
+            lambda positions: {_STATES: self.solve(positions)},
+            progress,
+        )
+        return self.trajectories_of(solved[_STATES])

@@ -123,8 +123,8 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def remove_states(work: Path) -> None:
-    """Removes states, class photos, features of photos and trajectories, which a finished run does not need."""
-    made = ("class", "features", "rows", "trajectories")
+    """Removes states, class photos, features of photos, trajectories and images, which a finished run does not need."""
+    made = ("class", "features", "rows", "trajectories", "images")
     for pattern in ("*.state", *(f"{kind}-*.safetensors" for kind in made)):
         for file in work.glob(pattern):
             file.unlink(missing_ok=True)
