@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dive_fast.data.prepare import check_space
 from dive_fast.distil.blocks import kept_blocks
 from dive_fast.distil.config import DecoderConfig
+from dive_fast.distil.likeness import psnr
 from dive_fast.distil.trajectories import HELD_OUT, noise_seeds, prompt_rows
 from dive_fast.distributed import first_rank_first
 from dive_fast.io import clear_leftovers, sha256_bytes
@@ -85,7 +86,7 @@ def distil_decoder(
         record = TinyDecoder(
             autoencoder_fingerprint(bundle.vae),
             config.width,
-            _psnr(decoder, latents[list(held)], pixels[list(held)], device),
+            psnr(_pixels(decoder, latents[list(held)], device), pixels[list(held)]),
             {**asdict(config), "run": run},
         )
         with first_rank_first():
@@ -153,13 +154,12 @@ def _images(
     return found["latents"], found["pixels"]
 
 
-def _psnr(decoder: torch.nn.Module, latents: torch.Tensor, pixels: torch.Tensor, device: str) -> float:
+def _pixels(decoder: torch.nn.Module, latents: torch.Tensor, device: str) -> torch.Tensor:
+    """Images uint8 [B, H, W, 3] of scaled latents."""
     import torch
 
     with torch.no_grad():
-        made = torch.cat([torch.from_numpy(to_pixels(decoder(x.to(device).float()))) for x in latents.split(8)])
-    error = (made.float() - pixels.float()).square().mean().clamp(min=1e-3)
-    return float(10 * torch.log10(255**2 / error))
+        return torch.cat([torch.from_numpy(to_pixels(decoder(x.to(device).float()))) for x in latents.split(8)])
 
 
 def _disk_bytes(bundle: ModelBundle, config: DecoderConfig) -> int:

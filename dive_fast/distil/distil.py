@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from dive_fast.data.prepare import megabytes
 from dive_fast.distil.blocks import blocks_of
 from dive_fast.distil.config import DistilConfig
-from dive_fast.distil.trainer import Likeness, StudentTrainer, check_settings, phase_config
+from dive_fast.distil.likeness import Likeness
+from dive_fast.distil.trainer import StudentTrainer, check_settings, phase_config
 from dive_fast.distributed import first_rank_first
 from dive_fast.io import clear_leftovers, sha256_bytes
 from dive_fast.models.bundle import is_written_here, save_bundle

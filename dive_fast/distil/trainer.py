@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.distil.config import DistilConfig
+from dive_fast.distil.likeness import Likeness, likeness, psnr
 from dive_fast.distil.trajectories import HELD_OUT, Teacher, Trajectories, few_step_scheduler
 from dive_fast.distributed import check_launcher
 from dive_fast.io import atomic_encode
@@ -36,23 +37,6 @@ PHASE = "distil"
 _SHOWN = 8  # images of a sheet
 _MARGIN = 110  # pixels for "person, camera" beside them
 _LOG_LINE = 300  # bytes of a logged step at most, TensorBoard's included
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """Images of the student beside those of its teacher, of equal noise, which no training step saw.
-
-    `psnr` is in dB over all pixels. `error` is the root mean square difference of latents, in units of their standard
-    deviation over a pixel's images; `spread` is that deviation of the student's over the teacher's: below 1, images of
-    different noise differ less.
-    """
-
-    psnr: float
-    error: float
-    spread: float
-
-    def describe(self) -> str:
-        return f"{self.psnr:.1f} dB to the teacher's images, spread {self.spread:.3f} of theirs"
 
 
 class StudentTrainer:
@@ -136,22 +120,16 @@ class StudentTrainer:
 
     def likeness(self, trajectories: Trajectories) -> Likeness:
         """Measures the student on the held-out trajectories."""
-        import torch
-
         held = range(self.config.trajectories, self.config.trajectories + HELD_OUT)
         ours, theirs = self.sample(trajectories, held), trajectories.states[list(held), -1].float()
-        pixels = [
-            torch.cat(
-                [torch.from_numpy(self.sampler.decode(part)).float() for part in latents.split(self.config.batch)]
-            )
-            for latents in (ours, theirs)
-        ]
-        error = (pixels[0] - pixels[1]).square().mean().clamp(min=1e-3)
-        return Likeness(
-            psnr=float(10 * torch.log10(255**2 / error)),
-            error=float((ours - theirs).square().mean().sqrt() / theirs.std(dim=0).mean()),
-            spread=float(ours.std(dim=0).mean() / theirs.std(dim=0).mean()),
-        )
+        pixels = [self._pixels(latents) for latents in (ours, theirs)]
+        return likeness(ours, theirs, psnr(*pixels))
+
+    def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images uint8 [B, H, W, 3] of latents."""
+        import torch
+
+        return torch.cat([torch.from_numpy(self.sampler.decode(part)) for part in latents.split(self.config.batch)])
 
     def sheet_callback(self, phase: PhaseConfig, trajectories: Trajectories) -> Callback | None:
         """Returns the callback that draws held-out images of both beside the loss log; None without sheets."""

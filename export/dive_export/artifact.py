@@ -51,10 +51,11 @@ def export_engine(
     """Exports a fused model folder to an engine folder: ONNX opset 23, for onnxruntime.
 
     `size` is (height, width) in pixels, by default the model's own; rows are free from 1 to `rows_max`, and a run takes
-    `rows_usual` by default. `decoder` is a tiny decoder in the place of the model's own. With `check` each part is measured against torch (`parity.json`). `export.json` has time and
-    memory of each part. `engine.json` is written last. An `out` that holds this very engine stays as it is; other content
-    raises `InputError`, as does a model that is not fused or that an optimization does not fit. Raises `DiveError` for a
-    missing package, a part over its error budget or a disk that cannot be written.
+    `rows_usual` by default. `decoder` is the folder of a tiny decoder in the place of the model's own. With `check` each
+    part is measured against torch (`parity.json`). `export.json` has time and memory of each part. `engine.json` is written
+    last. An `out` that holds this very engine stays as it is; other content raises `InputError`, as does a model that is
+    not fused or that an optimization does not fit. Raises `DiveError` for a missing package, a part over its error budget
+    or a disk that cannot be written.
     """
     options = options or GraphOptions()
     fused, out = Path(fused), Path(out)

@@ -70,9 +70,9 @@ def quantize_engine(
 ) -> Fp8Report:
     """Writes to `out` the engine folder `engine` with FP8 layers in its UNet (`fp8.quantize`); the report is `fp8.json`.
 
-    `model` is the fused model that the engine was exported from, with the tiny decoder `decoder` if any. `sampling` makes `images` of its identities and cameras for
-    calibration; every second one is held out. The other parts are copied. Raises `InputError` when `out` exists, for a bf16
-    engine, and for a model with too few identities and cameras.
+    `model` is the fused model that the engine was exported from, with the tiny decoder `decoder` if any. `sampling` makes
+    `images` of its identities and cameras for calibration; every second one is held out. The other parts are copied. Raises
+    `InputError` when `out` exists, for a bf16 engine, and for a model with too few identities and cameras.
     """
     engine, out = Path(engine), Path(out)
     if not is_empty(out):

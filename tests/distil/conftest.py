@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from dive_fast.distil.config import DistilConfig
 from dive_fast.distil.distil import distil
 from dive_fast.models import load_bundle
 from tests.support.city import one_thread, single_thread
+from tests.support.distilling import CONFIG
 
 __all__ = ["one_thread"]
-
-CONFIG = DistilConfig(
-    student_steps=2, guidance=3.0, teacher_steps=4, trajectories=40, steps=6, batch=4, rank=2, warmup=1, save_every=2
-)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from dive_fast.sampling import Schedule, dpmpp_2m, initial_noise
 from dive_fast.sampling.config import Sampling
 from dive_fast.train.loop import TrainState
 from dive_fast.types import Identity
-from tests.distil.conftest import CONFIG
+from tests.support.distilling import CONFIG
 from tests.support.models import assert_same_tensors
 from tests.support.refusals import refused
 from tests.support.tiny import LATENT_SHAPE, tiny_adapter
@@ -193,6 +193,8 @@ def test_from_a_fused_model_to_a_students_pairs(tiny_fused, tiny_base, tmp_path,
         assert code == 2 and "student" in error
     made = step(f"synth --plan {tmp_path}/plan.json --engine {tmp_path}/student --out {tmp_path}/pairs --device cpu")
     assert made["pairs"] == 1
+    line = f"distil-decoder --model {tmp_path}/student --out {tmp_path}/tiny --images 2 --steps 1 --batch 2 --width 8"
+    assert step(f"{line} --device cpu")["width"] == 8
     code, _, error = run(f"bench --engine {tmp_path}/student --steps 5 --device cpu")
     assert code == 2 and "student" in error
 

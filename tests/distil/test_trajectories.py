@@ -8,7 +8,7 @@ import torch
 from dive_fast.distil.trajectories import Teacher, few_step_scheduler
 from dive_fast.models import load_bundle
 from dive_fast.sampling import Schedule
-from tests.distil.conftest import CONFIG
+from tests.support.distilling import CONFIG
 from tests.support.refusals import refused
 from tests.support.sampling import diffusers_scheduler
 from tests.support.tiny import SCHEDULER_CONFIG
