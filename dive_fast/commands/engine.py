@@ -46,7 +46,7 @@ def export(
     from dive_export.artifact import export_engine
 
     last = LastFile(out / "engine.json")
-    chosen = RECIPES[recipe]
+    chosen = RECIPES[recipe]()
     spec = export_engine(
         model,
         out,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -98,11 +99,16 @@ class ExportRecipe:
     rows_usual: int
 
 
-# 144 rows are four of DiVE's calls of 18 images with guidance, and the most that `BuildConfig.rows` builds for.
-RECIPES = {
-    "cpu": ExportRecipe(GraphOptions(), rows_max=64, rows_usual=32),
-    "gpu": ExportRecipe(GraphOptions(variant="kv-cache", precision="fp16"), rows_max=144, rows_usual=144),
-}
+def _cpu() -> ExportRecipe:
+    return ExportRecipe(GraphOptions(), rows_max=64, rows_usual=32)
+
+
+def _gpu() -> ExportRecipe:
+    """144 rows are four of DiVE's calls of 18 images with guidance, and the most that `BuildConfig.rows` builds for."""
+    return ExportRecipe(GraphOptions(variant="kv-cache", precision="fp16"), rows_max=144, rows_usual=144)
+
+
+RECIPES: dict[str, Callable[[], ExportRecipe]] = {"cpu": _cpu, "gpu": _gpu}  # functions, as GraphOptions loads torch
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_names_in_any_spelling(tmp_path: Path, step: Callable[..., dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "sampling"),
+    ("folder", "options", "sampling"),
     [
         ("sd15", "", Sampling(50, 7.5)),
         ("pocket", "", Sampling(20, 2.0)),
@@ -93,12 +93,12 @@ def test_names_in_any_spelling(tmp_path: Path, step: Callable[..., dict[str, Any
     ],
 )
 def test_steps_and_guidance_are_the_model_s_unless_given(
-    model: str, options: str, sampling: Sampling, tmp_path: Path, run: Run
+    folder: str, options: str, sampling: Sampling, tmp_path: Path, run: Run
 ) -> None:
     photo(tmp_path / "photos/p1/1.jpg")
-    line = f"plan --model {model} --photos folder:{tmp_path}/photos --out {tmp_path}/plan.json {options}"
-    code, text, _ = run(line)
-    assert code == 0
+    line = f"plan --model {folder} --photos folder:{tmp_path}/photos --out {tmp_path}/plan.json {options}"
+    code, text, error = run(line)
+    assert code == 0, error
     assert load_plan(tmp_path / "plan.json").sampling == sampling
     assert sampling.describe() in text
-    assert ("Stable Diffusion 1.5" in text) == (model == "sd15")
+    assert ("Stable Diffusion 1.5" in text) == (folder == "sd15")

@@ -64,6 +64,12 @@ def _tiny_decoder(inputs: Path, folder: Path) -> None:
     with_tiny_decoder(load_bundle(inputs / "base"), folder / "tiny")
 
 
+def _sampling(inputs: Path, folder: Path) -> None:
+    from dive_fast.models.sampling_file import read_sampling
+
+    read_sampling(folder)
+
+
 def _engine(inputs: Path, folder: Path) -> None:
     from dive_fast.engines import load_engine
     from dive_fast.sampling import Schedule
@@ -126,6 +132,7 @@ KINDS = (
     Kind(
         "fused model, planned", "plan --model {1}/fused --out {1}/p.json --mode synthetic --pairs 1", {"fused": "fused"}
     ),
+    Kind("model's sampling", start={"sampling.json": "fused/sampling.json"}, read=_sampling),
     Kind("fused model, run", SYNTH + " --plan {0}/plan.json --engine {1}/fused --out {1}/out", {"fused": "fused"}),
     Kind(
         "student",
@@ -231,13 +238,15 @@ def make_inputs(folder: Path, slow: bool) -> None:
     """Writes what the kinds read, those of `slow` kinds only if asked for."""
     from dive_fast.models import fuse, load_bundle, save_adapter, save_bundle
     from dive_fast.models.interop import export_adapter
+    from dive_fast.sampling import Sampling
     from tests.support.tiny import tiny_adapter, tiny_bundle_folder
 
     folder.mkdir(parents=True, exist_ok=True)
     bundle = load_bundle(tiny_bundle_folder(folder / "base"))
     adapter = tiny_adapter(bundle)
     save_adapter(adapter, folder / "adapter")
-    save_bundle(fuse(load_bundle(folder / "base"), adapter), folder / "fused")
+    fused = fuse(load_bundle(folder / "base"), adapter)
+    save_bundle(replace(fused, sampling=Sampling(2, 2.0, (0.5, 2.0))), folder / "fused")
     export_adapter(adapter, folder / "exported")
     _distilled(folder)
     _foreign(folder, bundle, adapter)
