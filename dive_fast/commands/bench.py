@@ -59,11 +59,18 @@ def bench(
 ) -> None:
     """Measure an engine: images/s, stages, memory, fraction of the machine's peaks; beside baselines or another commit."""
     from dive_fast.bench.compare import FEWEST_ROUNDS
+    from dive_fast.models.files import resolve
+    from dive_fast.models.sampling_file import read_sampling
+    from dive_fast.models.student import check_sampling
 
+    folder = engine or resolve(model or "pocket", "pocket-base")
+    sampling = read_sampling(folder) or Sampling()
     chosen = None if preset is None else PRESETS[preset]
-    sampling = Sampling() if chosen is None else chosen.applied_to(Sampling())
+    sampling = sampling if chosen is None else chosen.applied_to(sampling)
     base = BenchConfig(sampling=sampling, rows=BenchConfig.rows if compare is None else COMPARE_ROWS)
     measured = config.apply_to(base)
+    for one in (measured.sampling, *(PRESETS[name].applied_to(measured.sampling) for name in measured.presets)):
+        check_sampling(folder, one)
     if fail_below is not None and (compare is None or measured.rounds < FEWEST_ROUNDS):
         raise InputError(f"--fail-below requires --compare and at least {FEWEST_ROUNDS} --rounds: fewer are noise")
     if out is not None:
@@ -71,8 +78,8 @@ def bench(
     from dive_fast.bench import run  # loads torch
 
     choice = run.Choice(engine, model, backend, device, torch_device(device), precision, threads)
-    with tempfile.TemporaryDirectory(prefix="dive-bench-") as folder:
-        work = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="dive-bench-") as temporary:
+        work = Path(temporary)
         if compare is None:
             subject = run.open_subject(choice, measured, work, log)
             if chosen is not None:

@@ -160,15 +160,16 @@ def check_plot(plot: Path | None, finished: Path) -> None:
         check_new(plot, PNG, overwrite=finished.is_file())
 
 
-def draw_losses(plot: Path | None, out: Path) -> None:
+def draw_losses(plot: Path | None, out: Path, phases: Sequence[str] | None = None) -> None:
     """Draws the loss curves of the training of `out` into the PNG file `plot`, if one is wanted."""
     if plot is not None:
         from dive_fast.outputs import PNG, output_file
         from dive_fast.train.curves import plot_curves
         from dive_fast.train.personalize import loss_curves
+        from dive_fast.train.trainer import PHASES
 
         with output_file(plot, PNG) as fresh:
-            plot_curves(loss_curves(out), fresh)
+            plot_curves(loss_curves(out, phases or PHASES), fresh)
 
 
 def with_phrase(config: PersonalizeConfig) -> PersonalizeConfig:
@@ -216,6 +217,10 @@ def fuse(
     model: Base = "pocket",
     tokenizer: Tokenizer = None,
     scale: Annotated[NonNegativeFloat, "Strength of the LoRA."] = 1.0,
+    student: Annotated[
+        Path | None,
+        "Student (from dive-fast distil) of the same base and LoRA: the result is one too, with the adapter's identities.",
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -224,6 +229,8 @@ def fuse(
 
     last = LastFile(out / "model_index.json")
     fused = models.fuse(models.load_bundle(model, tokenizer), models.load_adapter(adapter), scale)
+    if student is not None:
+        fused = models.taught_by(fused, models.load_bundle(student))
     models.save_bundle(fused, out, overwrite=overwrite)
     identities = len(fused.prompts.identities) if fused.prompts else 0
     finish(

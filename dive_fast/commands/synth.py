@@ -75,6 +75,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Plan which pairs to generate: identity, cameras, seed and photo of each."""
+    from dive_fast.models.student import check_sampling
     from dive_fast.synth import make_plan, save_plan
     from dive_fast.synth.forecast import forecast
     from dive_fast.synth.plan import read_overrides
@@ -88,6 +89,8 @@ def plan(
     base, wanted = known.sampling or SD15, None
     if preset is not None:
         base, wanted = PRESETS[preset].applied_to(base), PRESETS[preset].precision
+    sampled = sampling.apply_to(base)
+    check_sampling(model, sampled)
     required = wanted if precision is None else None if precision == "any" else precision
     height, width = size or known.size
     samples = None if photos is None else read_set(photos)
@@ -103,7 +106,7 @@ def plan(
         rgb=rgb or (cameras["rgb"] if mode == "synthetic" else []),  # a photo has its own camera
         pairs_per_identity=pairs,
         seed=seed,
-        sampling=sampling.apply_to(base),
+        sampling=sampled,
         precision=required,
         height=height,
         width=width,
@@ -259,10 +262,12 @@ def synth(
 ) -> None:
     """Generate every pair of a plan; rerun to resume."""
     from dive_fast.engines import load_engine
+    from dive_fast.models.student import check_sampling
     from dive_fast.synth import load_plan, synthesize
     from dive_fast.synth.local import part_of
 
     planned = load_plan(plan)
+    check_sampling(engine, planned.sampling)
     part = None if shards is None else part_of(planned, *shards)
     options: dict[str, Any] = {
         "path": engine,

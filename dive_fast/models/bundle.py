@@ -27,6 +27,7 @@ from dive_fast.models.lora import has_lora
 from dive_fast.models.prompts import PromptTable
 from dive_fast.models.sampling_file import read_sampling, write_sampling
 from dive_fast.models.single_file import load_parts
+from dive_fast.models.student import Student, read_student
 from dive_fast.outputs import json_with, output_folder
 from dive_fast.sampling.config import Sampling
 from dive_fast.types import DiveError, InputError, shown, to_dict
@@ -53,7 +54,7 @@ class ModelBundle:
 
     `prompts` is set for a fused model. `scheduler_config` holds `scheduler_config.json`
     as `check_scheduler` returns it. `sampling` is how the model samples unless one says otherwise; None: as Stable
-    Diffusion 1.5 (`SD15`). It changes no weight, so the fingerprint leaves it out.
+    Diffusion 1.5 (`SD15`); a `student` samples in no other way. Both change no weight, so the fingerprint leaves them out.
     """
 
     tokenizer: Any
@@ -63,6 +64,7 @@ class ModelBundle:
     scheduler_config: dict[str, Any]
     prompts: PromptTable | None = None
     sampling: Sampling | None = None
+    student: Student | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -140,6 +142,7 @@ def _from_folder(folder: Path) -> ModelBundle:
         scheduler_config=scheduler_config,
         prompts=PromptTable.read(folder / "prompts.json") if (folder / "prompts.json").is_file() else None,
         sampling=read_sampling(folder),
+        student=read_student(folder),
     )
 
 
@@ -214,6 +217,8 @@ def save_bundle(
             bundle.prompts.write(folder / "prompts.json")
         if bundle.sampling is not None:
             write_sampling(bundle.sampling, folder)
+        if bundle.student is not None:
+            bundle.student.write(folder)
         write_json(folder / "model_index.json", _model_index(bundle))
 
 
