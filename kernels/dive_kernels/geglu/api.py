@@ -10,8 +10,10 @@ from torch import Tensor
 from dive_kernels.geglu.eager import geglu_eager
 from dive_kernels.geglu.plan import plan
 from dive_kernels.geglu.reference import geglu_reference
+from dive_kernels.launch import Launch
 from dive_kernels.reasons import against_fused, last_strides, one_place, one_type, present, why_not_here
-from dive_kernels.run import capability, run
+from dive_kernels.replay import launched
+from dive_kernels.run import capability
 from dive_kernels.table import fastest, measured
 
 IMPLS = ("auto", "reference", "fused", "eager")
@@ -41,14 +43,20 @@ def why_not_fused(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[str]:
 @torch.library.custom_op("dive::geglu", mutates_args=())
 def _geglu(x: Tensor, weight: Tensor, bias: Tensor | None, impl: str) -> Tensor:
     given = (x, weight, bias)
-    against = against_fused("geglu", impl, IMPLS, _misfits(*given), lambda: why_not_fused(*given))
-    if impl == "auto":
-        impl = _fastest(x, weight, [] if against else ["fused"])
     if impl == "fused":
-        launch, output = plan(*given, capability(x.device))
-        run(launch)
-        return output
+        return launched(_planned, *given)
+    against = against_fused("geglu", impl, IMPLS, _misfits(*given), lambda: why_not_fused(*given))
+    if impl == "auto" and _fastest(x, weight, [] if against else ["fused"]) == "fused":
+        return launched(_planned, *given)
     return geglu_reference(*given) if impl == "reference" else geglu_eager(*given)
+
+
+def _planned(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[list[Launch], Tensor]:
+    """Returns the kernel's launch and its output; raises `ValueError` with every reason against it."""
+    given = (x, weight, bias)
+    against_fused("geglu", "fused", IMPLS, _misfits(*given), lambda: why_not_fused(*given))
+    launch, output = plan(*given, capability(x.device))
+    return [launch], output
 
 
 @_geglu.register_fake

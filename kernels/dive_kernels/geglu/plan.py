@@ -35,19 +35,18 @@ def plan(x: Tensor, weight: Tensor, bias: Tensor | None, capability: int) -> tup
     """Returns the launch on a chip of that compute capability, and the output [..., N] that it writes."""
     inner, columns = weight.shape[1], weight.shape[0] // 2
     out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype, device=x.device)
-    flat = x.view(-1, inner)  # [tokens, K]; api.py has made sure that this needs no copy
-    tokens = flat.shape[0]
+    tokens, stride = x.view(-1, inner).shape[0], x.view(-1, inner).stride(0)  # api.py: this needs no copy
     tile = tile_for(x.dtype, capability)
     launch = Launch(
         kernel="dive_kernels.geglu.fused:geglu_kernel",
         grid=(-(-tokens // tile.tokens) * -(-columns // tile.columns),),
         arguments={
-            "x_ptr": flat,
+            "x_ptr": x,
             "weight_ptr": weight,
             "bias_ptr": weight if bias is None else bias,  # a placeholder: not read without HAS_BIAS
             "out_ptr": out,
             "tokens": tokens,
-            "x_stride": flat.stride(0),
+            "x_stride": stride,
             "weight_stride": weight.stride(0),
         },
         constants={

@@ -12,8 +12,10 @@ from dive_kernels.groupnorm_silu.arguments import Arguments
 from dive_kernels.groupnorm_silu.eager import groupnorm_silu_eager
 from dive_kernels.groupnorm_silu.plan import plan
 from dive_kernels.groupnorm_silu.reference import groupnorm_silu_reference
+from dive_kernels.launch import Launch
 from dive_kernels.reasons import against_fused, last_strides, one_place, one_type, present, why_not_here
-from dive_kernels.run import capability, run
+from dive_kernels.replay import launched
+from dive_kernels.run import capability
 from dive_kernels.table import fastest, measured
 
 IMPLS = ("auto", "reference", "fused", "eager")
@@ -72,15 +74,11 @@ def _groupnorm_silu(
     impl: str,
 ) -> Tensor:
     given = Arguments(x, weight, bias, groups, eps, skip, shift, silu)
-    against = against_fused(
-        "groupnorm_silu", impl, IMPLS, _misfits(given), lambda: why_not_fused(x, weight, bias, skip=skip, shift=shift)
-    )
-    if impl == "auto":
-        impl = _fastest(given, [] if against else ["fused"])
     if impl == "fused":
-        launches, output = plan(given)
-        run(*launches)
-        return output
+        return launched(_planned, *given)
+    against = _against(given, impl)
+    if impl == "auto" and _fastest(given, [] if against else ["fused"]) == "fused":
+        return launched(_planned, *given)
     return groupnorm_silu_reference(given) if impl == "reference" else groupnorm_silu_eager(given)
 
 
@@ -89,6 +87,19 @@ def _fake(*given: Any) -> Tensor:
     x, channels = given[0], Arguments(*given[:-1]).key["channels"]
     shape = (x.shape[0], channels, *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _planned(*given: Any) -> tuple[list[Launch], Tensor]:
+    """Returns the kernels' launches and their output; raises `ValueError` with every reason against them."""
+    _against(Arguments(*given), "fused")
+    return plan(Arguments(*given))
+
+
+def _against(given: Arguments, impl: str) -> list[str]:
+    """As `reasons.against_fused`."""
+    x, weight, bias, skip, shift = given.x, given.weight, given.bias, given.skip, given.shift
+    why_not = lambda: why_not_fused(x, weight, bias, skip=skip, shift=shift)  # noqa: E731
+    return against_fused("groupnorm_silu", impl, IMPLS, _misfits(given), why_not)
 
 
 def _fastest(given: Arguments, kernels: list[str]) -> str:
