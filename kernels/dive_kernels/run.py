@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -16,6 +17,8 @@ from dive_kernels import driver, nvrtc, package
 from dive_kernels.launch import INTERPRETER, Launch, Repeat
 from dive_kernels.package import Code
 from dive_kernels.sources import is_cuda
+
+_unloadable: dict[tuple[str, torch.device], str | None] = {}  # by kernel and device
 
 
 def interpreted() -> bool:
@@ -57,6 +60,25 @@ def start(launch: Launch) -> Repeat | None:
         repeat = driver.prepared(launch, code)
         repeat([value.data_ptr() if isinstance(value, Tensor) else value for value in launch.arguments.values()])
         return repeat
+
+
+def why_not_loaded(launch: Launch) -> str | None:
+    """Returns why the code of a launch cannot be had or loaded here, None if it can; warns of that once a kernel and device.
+
+    For `auto`, whose other implementation serves then.
+    """
+    key = (launch.kernel, launch.device)
+    if key not in _unloadable:
+        try:
+            with on(launch.device):
+                code = _code(launch)
+                if code is not None:
+                    driver.prepared(launch, code)
+            _unloadable[key] = None
+        except Exception as error:  # noqa: BLE001 - cuda-python's own exceptions share no base class but this
+            _unloadable[key] = why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            warnings.warn(f"{launch.kernel} is not used, torch's own kernels are: {why}", RuntimeWarning, stacklevel=2)
+    return _unloadable[key]
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
