@@ -38,8 +38,9 @@ REMEDY = "open the folder with --backend torch"
 class CompiledEngine(TorchEngine):
     """Takes the bundle's modules over, as `TorchEngine`; UNet and VAE decoder are compiled.
 
-    Only `row_counts` are compiled; calls are padded to the next one. `compiler` is a backend of torch.compile. With
-    `graphs`, UNet calls are captured as CUDA graphs after compilation, and replayed.
+    Only `row_counts` are compiled; calls are padded to the next one. Inside of `batches_of`, every smaller batch is padded
+    to that size, so a run compiles each network once (the UNet twice if guidance has an interval). `compiler` is a backend
+    of torch.compile. With `graphs`, UNet calls are captured as CUDA graphs after compilation, and replayed.
     """
 
     backend = "torch-compiled"
@@ -122,10 +123,9 @@ class CompiledEngine(TorchEngine):
         return out[: len(prompt_index)]
 
     def _feeds(self, latents: Tensor, timestep: int, states: Tensor, prompt_index: Tensor) -> tuple[Tensor, ...]:
-        """Returns the UNet's inputs, padded to a row count."""
+        """Returns the UNet's inputs, padded to a number of images that have as many rows each as before."""
         images, rows = len(latents), len(prompt_index)
-        count = self._count(rows)
-        room = -(-count // (rows // images))  # images have as many rows each as before
+        room, count = self._room(images, rows // images)
         if len(states) > 1:  # torch.compile treats a length of 1 as fixed
             torch._dynamo.mark_dynamic(states, 0)
         image_index = repeated(torch.arange(images, device=self.device), rows)
@@ -138,13 +138,18 @@ class CompiledEngine(TorchEngine):
         )
 
     def _decoder(self, latents: Tensor) -> Tensor:
-        given = self._images(latents, self._count(len(latents)))
+        given = self._images(
+            latents, self._decoded_images(len(latents)) if self.batch else self._room(len(latents), 1)[0]
+        )
         call = lambda: self._compiled("VAE decoder", self._fast_decoder, (given,))  # noqa: E731
         return self._run("vae_decoder", call, lambda: self._decoder_module(given))[: len(latents)]
 
-    def _count(self, rows: int) -> int:
-        """Returns the next row count; `EngineBase` refuses more rows than the last one."""
-        return next(count for count in self.spec.row_counts if count >= rows)
+    def _room(self, images: int, each: int) -> tuple[int, int]:
+        """Returns the images and the rows to compute for `images` of `each` rows; `EngineBase` refuses too many rows."""
+        if self.batch >= images:
+            return self.batch, self.batch * each
+        count = next(count for count in self.spec.row_counts if count >= images * each)
+        return -(-count // each), count
 
     def _images(self, latents: Tensor, count: int) -> Tensor:
         padded = _padded(latents.to(self.dtype), count)

@@ -108,6 +108,24 @@ def test_few_shapes_are_compiled_and_padding_changes_no_row(
     assert torch.equal(engine.eps(latents[:3], 500, beside, index[:3]), part)
 
 
+def test_a_run_of_any_number_of_images_compiles_each_network_once(tiny_fused: Path) -> None:
+    """Batches of 5 images, guided, and smaller ones at its end, which are padded: 5 and 10 are no row counts."""
+    counter = CompileCounterWithBackend("aot_eager")
+    engine = CompiledEngine(load_bundle(tiny_fused), CPU, row_counts=(2, 4, 6, 12), compiler=counter)
+    embeddings, latents, index = given(3, 5, 10)
+    bank = engine.condition(embeddings)
+    with engine.batches_of(5):
+        whole, pictures = engine.eps(latents, 500, bank, index), engine.decode(latents)
+        for images in (3, 1, 4):
+            rows = torch.cat([index[:images], index[5 : 5 + images]])
+            part = engine.eps(latents[:images], 500, bank, rows)
+            assert torch.equal(part, torch.cat([whole[:images], whole[5 : 5 + images]]))
+            assert torch.equal(engine.decode(latents[:images]), pictures[:images])
+    assert counter.frame_count == 2
+    engine.decode(latents[:1])
+    assert counter.frame_count == 3  # after the run its own row count again
+
+
 def test_guidances_two_rows_an_image_stay_two_when_padded(engine: CompiledEngine, eager: TorchEngine) -> None:
     """Also of a bank of one prompt. 1e-5 is 100 roundings: a row mixed up would be off by its own size."""
     for prompts, images, rows in ((3, 1, 2), (1, 5, 5)):  # the latter as six rows
