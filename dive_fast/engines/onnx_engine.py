@@ -59,6 +59,8 @@ def why_not(name: str, device: str) -> list[str]:
 
 
 def _missing(kind: Provider) -> list[str]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ["onnxruntime is not installed: pip install 'dive-fast[gpu]'"]
     import onnxruntime
 
     listed, reasons = onnxruntime.get_available_providers(), []
