@@ -162,6 +162,23 @@ def test_norms_read_channels_last_images_all_the_way(variant: str, linear: bool)
         assert x.is_contiguous(memory_format=torch.channels_last), tuple(x.shape)
 
 
+@torch.no_grad()
+def test_the_norm_behind_a_convolution_takes_over_its_bias() -> None:
+    graph, inputs = networks("kv-cache")
+    biased: Counter[bool] = Counter()
+
+    class Convolutions(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.convolution.default:
+                biased[args[2] is not None] += 1
+            return func(*args, **(kwargs or {}))
+
+    resnets = sum(type(module).__name__ == "ResnetBlock2D" for module in graph.modules())
+    with use_kernels(graph, impl="reference"), Convolutions():
+        graph(*inputs)
+    assert biased[False] == resnets + UP_RESNETS  # of a shortcut, the half that reads the skip has none either
+
+
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("variant", ["plain", "kv-cache", "vae"])
