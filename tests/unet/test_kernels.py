@@ -163,6 +163,33 @@ def test_norms_read_channels_last_images_all_the_way(variant: str, linear: bool)
 
 
 @torch.no_grad()
+def test_transformers_of_a_channels_last_unet_stay_so_without_any_kernel() -> None:
+    """As on a GPU: diffusers' own turn to channels-first, and the skips on the way up would be concatenated so.
+
+    With linear projections, as a convolution behind it would turn eager torch's images back.
+    """
+    graph, inputs = networks("kv-cache", use_linear_projection=True)
+    graph = graph.to(memory_format=torch.channels_last)
+    images = inputs[0].contiguous(memory_format=torch.channels_last)
+    expected, orders = graph(images, *inputs[1:]), []
+
+    class Concatenations(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.cat.default and args[0][0].ndim == 4:
+                orders.extend(x.is_contiguous(memory_format=torch.channels_last) for x in args[0])
+            return func(*args, **(kwargs or {}))
+
+    with Concatenations():
+        graph(images, *inputs[1:])
+    assert not all(orders)
+    orders.clear()
+    with use_kernels(graph) as applied, Concatenations():
+        found = graph(images, *inputs[1:])
+    assert applied.summary == "none" and len(orders) == 2 * UP_RESNETS and all(orders)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)  # 500 roundings of numbers of about 1
+
+
+@torch.no_grad()
 def test_the_norm_behind_a_convolution_takes_over_its_bias() -> None:
     graph, inputs = networks("kv-cache")
     biased: Counter[bool] = Counter()
