@@ -356,14 +356,19 @@ class _Choices:
 
 
 def fastest(site: Site, device: torch.device, dtype: torch.dtype, compiled: bool) -> tuple[str | None, str]:
-    """Returns the fastest measured implementation for a layer on `device` and why; None: the layer as it is."""
+    """Returns the fastest measured implementation for a layer on `device`, or what is taken unmeasured, and why.
+
+    None: the layer as it is.
+    """
     if device.type != "cuda":
         return None, f"on {device.type} torch's own is taken"
     chip = capability(device)
     times = table.measured(site.op, chip, dtype, site.key, site.work)
-    if times is None:
-        return None, f"not measured in {str(dtype).removeprefix('torch.')} on compute capability {chip}"
     why_not = site.why_not_fused()
+    if times is None:
+        why = f"not measured in {str(dtype).removeprefix('torch.')} on compute capability {chip}"
+        impl = table.unmeasured(site.op, chip, dtype, not why_not)
+        return impl, f"{why}, but it moves fewer bytes" if impl else "; ".join([why, *why_not])
     library = (LIBRARY[site.op], *(["inductor"] if compiled else []))
     able = site.candidates() if site.candidates else [] if why_not else ["fused"]
     offered = dict.fromkeys([*library, *able])

@@ -284,9 +284,28 @@ def test_auto_takes_what_was_measured_as_fastest(measured: Callable[..., tuple[s
     impl, why = measured(times, why_not=("needs sm_80",))
     assert impl == "cudnn" and why == "measured: sdpa 3 ms, cudnn 2 ms; needs sm_80"
     assert measured({"sdpa": 1.0, "fused": 2.0})[0] is None
-    site = Site("geglu", "ff", "", {"inner": 1, "outer": 1}, 1, (), lambda: [])
-    unmeasured = fastest(site, torch.device("cuda"), torch.float16, True)
-    assert unmeasured == (None, "not measured in float16 on compute capability 90")
+
+
+@pytest.mark.parametrize(
+    ("op", "chip", "dtype", "why_not", "impl"),
+    [
+        ("geglu", 90, torch.float16, [], "fused"),
+        ("groupnorm_silu", 90, torch.bfloat16, [], "fused"),
+        ("attention", 90, torch.float16, [], None),
+        ("cross_attention", 90, torch.float16, [], None),
+        ("geglu", 80, torch.float16, [], None),
+        ("geglu", 90, torch.float32, [], None),
+        ("geglu", 90, torch.float16, ["needs triton"], None),
+    ],
+)
+def test_unmeasured_hopper_takes_our_norms_and_geglu_and_else_the_librarys(
+    op: str, chip: int, dtype: torch.dtype, why_not: list[str], impl: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dive_fast.unet.kernels.capability", lambda device: chip)
+    site = Site(op, "layer", "", {"inner": 1, "outer": 1}, 1, (), lambda: why_not)
+    found, why = fastest(site, torch.device("cuda"), dtype, True)
+    assert found == impl and f"not measured in {str(dtype)[6:]} on compute capability {chip}" in why
+    assert all(reason in why for reason in why_not)
 
 
 def test_unknown_names_and_modules_that_are_no_unet_or_have_kernels_are_refused() -> None:

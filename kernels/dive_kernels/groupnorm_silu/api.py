@@ -16,7 +16,7 @@ from dive_kernels.launch import Launch
 from dive_kernels.reasons import against_fused, last_strides, one_place, one_type, present, why_not_here
 from dive_kernels.replay import launched
 from dive_kernels.run import capability
-from dive_kernels.table import fastest, measured
+from dive_kernels.table import fastest, measured, unmeasured
 
 IMPLS = ("auto", "reference", "fused", "eager")
 LARGEST_ROW = 2**31 - 1  # elements: inside a row the kernels count in 32 bits
@@ -38,8 +38,8 @@ def groupnorm_silu(
 
     `x` is [R, C1, h, w], `skip` [R, C2, h, w] or None, `weight` and `bias` [C1 + C2]. `shift` [R or 1, C1] is added to
     each channel of `x` first, as a resnet adds its time embedding; it excludes `skip`. `auto` takes the fastest
-    implementation in the table of measurements, torch's own kernels (`eager`) if there is none. Any other `impl` runs
-    or raises `ValueError` with every reason against it. There are no gradients.
+    implementation in the table of measurements, and where nobody measured that of `table.unmeasured` or torch's own kernels
+    (`eager`). Any other `impl` runs or raises `ValueError` with every reason against it. There are no gradients.
     """
     result: Tensor = torch.ops.dive.groupnorm_silu(x, weight, bias, groups, eps, skip, shift, silu, impl)
     return result
@@ -103,11 +103,12 @@ def _against(given: Arguments, impl: str) -> list[str]:
 
 
 def _fastest(given: Arguments, kernels: list[str]) -> str:
-    """Returns what `auto` takes: a kernel of ours only if a measurement has it first."""
+    """Returns what `auto` takes."""
     x, key = given.x, given.key
     work = x.shape[0] * key["channels"] * x.shape[2] * x.shape[3]
-    times = measured("groupnorm_silu", capability(x.device), x.dtype, key, work)
-    return fastest(times, [*kernels, "eager"], "eager")
+    chip = capability(x.device)
+    default = unmeasured("groupnorm_silu", chip, x.dtype, bool(kernels)) or "eager"
+    return fastest(measured("groupnorm_silu", chip, x.dtype, key, work), [*kernels, "eager"], default)
 
 
 def _misfits(given: Arguments) -> list[str]:
