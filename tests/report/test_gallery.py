@@ -159,7 +159,7 @@ def test_images_that_are_missing_or_damaged(tmp_path):
     torn.write_bytes(kept[1][:40])
     summary = build(dataset, out)
     assert (summary.missing, summary.damaged) == (1, 1)
-    assert [note.split(";")[0] for note in summary.notes] == ["1 images are missing", "1 images cannot be read"]
+    assert [note.split(";")[0] for note in summary.notes] == ["1 image missing", "1 image damaged"]
     assert {n: int(bits) for n, bits in enumerate(column(out, "flaws")) if bits} == {2: 1, 5: 8}
     cell = np.asarray(Image.open(pack_path(out, 0)), float)[20:60, 320 + 35 : 320 + 45]
     assert np.abs(cell - 128).max() < 6  # grey between the strokes of the placeholder's cross

@@ -30,7 +30,7 @@ _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).f
 .row figure b { position: absolute; top: 0; left: 0; width: 22px; font-size: 15px; line-height: 22px; color: #fff;
   border-radius: 4px 0 6px 0 }
 .row figure.right b { background: {{ right }} } .row figure.wrong b { background: {{ wrong }} }
-.row figcaption { height: auto; max-width: 92px; font-variant-numeric: tabular-nums }
+.row figcaption { font-variant-numeric: tabular-nums }
 nav a { margin-right: 1rem }
 </style>
 {{ before|safe }}
