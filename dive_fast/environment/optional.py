@@ -22,7 +22,7 @@ def require(what: str, *modules: str) -> None:
     """Raises `DiveError` that names the extra of the first of `modules` that is not installed; imports none of them."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise DiveError(f"{what} needs {missing(module)}")
+            raise DiveError(f"{what} needs {missing(module) or module}")
 
 
 def missing(module: str) -> str | None:

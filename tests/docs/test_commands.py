@@ -159,6 +159,10 @@ class Walks:
                 self._done[page] = [done for words in lines if (done := self._run(words))]
         return self._done[page]
 
+    def summaries(self, page: str) -> list[dict[str, Any]]:
+        """What the commands of a page returned, but `export`, which is not run on every page."""
+        return [done.summary for done in self.of(page) if done.command != "export"]
+
     def _lay_out(self, page: str) -> None:
         here = self.folder(page)
         here.mkdir()
