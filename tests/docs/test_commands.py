@@ -7,6 +7,7 @@ README.md runs first, and what it made stands where another page takes it for gr
 from __future__ import annotations
 
 import io
+import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from dive_fast import cli, options
+from dive_fast.experiments.demo import HOW_TO
 from tests.support.cli import NEXT, Run, following, function_of, last_json
 from tests.support.pages import PAGES, blocks, command_lines, lay_out
 
@@ -47,18 +49,19 @@ SMALL = {  # what pages give, and what stands for it here
     "--seeds 0,1,2,3,4": "0",
     "--size 512x256": "64x32",
     "--mixed-precision fp16": "no",
+    "--min ir.modality=0.5": "ir.modality=0",  # which a random model's images pass
 }
 NET = "--height 64 --width 32 --identities 2 --per-modality 2 --steps 2"
 DEFAULTS = {  # for what pages leave to the defaults
     "personalize": "--identity-steps 1 --steps 1 --rank 2 --batch 4",
     "train-encoder": "--width 8 --pooled 2 --identity-steps 1 --steps 1 --rank 2 --batch 4",
     "virtual": "--percentile 0",
-    "plan": "--pairs 1 --steps 2",
+    "plan": "--pairs 3 --steps 2",
     "synth": "--rows 8",
     "reid train": NET,
     "reid trials": f"--trials 1 {NET}",
     "reid compare": NET,
-    "filter": "--allow-lost",  # a random model's images pass no threshold
+    "report": "--workers 1",
     "world make": "--paired-ids 2 --external-ids 2 --images-per-camera 2 --market-images 3",
     "world quality": "--shots 1",
     "bench": "--rows 2 --rounds 1 --repeats 1 --steps 1",
@@ -204,6 +207,12 @@ def test_the_commands_of_a_page_run_as_typed(page: str, walks: Walks) -> None:
     walks.of(page)
 
 
+def test_the_demos_page_shows_readmes_commands() -> None:
+    shown = [shlex.split(line, comments=True) for line in HOW_TO.replace("\\\n", "").splitlines()]
+    readme = command_lines(PATHS["README.md"].read_text(encoding="utf-8"))
+    assert len(shown) == 11 and [line[1:] for line in shown if line and line[1:] not in readme] == []
+
+
 def test_every_reason_is_that_of_a_line() -> None:
     lines = [words for path in PATHS.values() for words in command_lines(path.read_text(encoding="utf-8"))]
     for table, found in (
@@ -228,8 +237,8 @@ def test_the_training_page_leads_from_raw_folders_to_pairs(walks: Walks) -> None
     assert not foreseen.get("fingerprint")
     assert (adapter["identities"], adapter["cameras"]) == (7, [*CAMERAS])
     assert (more["identities"], fused["identities"]) == (9, 7)
-    assert (plan["identities"], plan["pairs"]) == (2, 4)  # 10003 has photos, but too few, and was never learned
-    assert (pairs["images"], checked["problems"]) == (4, [])
+    assert (plan["identities"], plan["pairs"]) == (2, 12)  # 10003 has photos, but too few, and was never learned
+    assert (pairs["images"], checked["problems"]) == (12, [])
 
 
 def test_the_page_of_published_weights_leads_from_their_files_to_pairs(walks: Walks, tiny_base: Path) -> None:
@@ -241,8 +250,8 @@ def test_the_page_of_published_weights_leads_from_their_files_to_pairs(walks: Wa
     assert (imported["landed"], imported["linears"], imported["dropped"]) == (32, 32, [])
     assert imported["cameras"] == [*CAMERAS]
     assert named["fingerprint"] == imported["fingerprint"]  # the codes named, the same adapter
-    assert plan["pairs"] == 2 * 2 and with_photos["pairs"] == 2  # both people; and 0534, who has a photo
-    assert (pairs["images"], checked["problems"]) == (8, [])
+    assert plan["pairs"] == 2 * 6 and with_photos["pairs"] == 6  # both people; and 0534, who has a photo
+    assert (pairs["images"], checked["problems"]) == (24, [])
     (python,) = blocks(PATHS["published-weights.md"].read_text(encoding="utf-8"), "python")
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:

@@ -22,7 +22,7 @@ THUMB = (96, 192)  # pixels at most; a page's picture is a few KB
 _QUALITY = 85
 _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""<style>
 .row { padding: 12px 0; border-bottom: 1px solid var(--line) }
-.row h3 { margin: 0 0 6px; font-size: 15px } .row h3 small { font-weight: 400; opacity: .75; margin-left: .6rem }
+.row h3 { margin: 0 0 6px; font-size: 15px } .row h3 small { opacity: .75 }
 .row .finds { display: flex; flex-wrap: wrap; gap: 7px }
 .row figure { position: relative }
 .row figure img { height: 132px; border: 4px solid #6b7280; border-radius: 4px }
