@@ -353,12 +353,12 @@ def pack(
     from dive_fast.synth.pack import INDEX
     from dive_fast.synth.pack import pack as write
 
-    last = LastFile(None if "://" in out else Path(out) / INDEX, by_content=True)
-    source = open_store(dataset)
+    source, target = open_store(dataset), open_store(out)
+    before = target.read(INDEX) if target.size(INDEX) else b""
     plan = store_plan(source)
     left_out = set() if "://" in dataset else dropped(dataset)
     with ProgressBar(total=len(plan.pairs), unit="pair", desc="pack") as bar:
-        counts = write(source, plan, open_store(out), left_out, bar.update)
+        counts = write(source, plan, target, left_out, bar.update)
     then = following("verify", dataset) if "://" in dataset else following("card", dataset)
     text = f"tars {out}: {count(counts['pairs'], 'pair')} in {count(counts['tars'], 'tar')}"
-    finish(text, {"out": out, **counts}, json, then=then, kept=last.kept)
+    finish(text, {"out": out, **counts}, json, then=then, kept=target.read(INDEX) == before)

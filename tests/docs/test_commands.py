@@ -51,7 +51,7 @@ SMALL = {  # what pages give, and what stands for it here
     "--mixed-precision fp16": "no",
     "--min ir.modality=0.5": "ir.modality=0",  # which a random model's images pass
 }
-NET = "--height 64 --width 32 --identities 2 --per-modality 2 --steps 2"
+NET = "--lr 1e-4 --height 64 --width 32 --identities 2 --per-modality 2 --steps 2"
 DEFAULTS = {  # for what pages leave to the defaults
     "personalize": "--identity-steps 1 --steps 1 --rank 2 --batch 4",
     "train-encoder": "--width 8 --pooled 2 --identity-steps 1 --steps 1 --rank 2 --batch 4",
@@ -62,7 +62,7 @@ DEFAULTS = {  # for what pages leave to the defaults
     "reid trials": f"--trials 1 {NET}",
     "reid compare": NET,
     "report": "--workers 1",
-    "world make": "--paired-ids 2 --external-ids 2 --images-per-camera 2 --market-images 3",
+    "world make": "--paired-ids 2 --external-ids 10 --images-per-camera 2 --market-images 3",
     "world quality": "--shots 1",
     "bench": "--rows 2 --rounds 1 --repeats 1 --steps 1",
 }

@@ -97,7 +97,7 @@ def test_scores_and_drops(tmp_path):
     reasons = ["identity 0.9 > 0.8", "modality 0.1 < 0.5"]
     drop(dataset, [(ids[0], ["identity 0.00 < 0.10"]), (ids[9], reasons), *unknown, (ids[20], [])])
     summary = build(dataset, tmp_path / "out")
-    assert summary.notes == ["dropped.jsonl names 2 pairs that are not in the dataset; filter again"]
+    assert summary.notes == ["dropped.jsonl names 2 pairs of another dataset; filter again"]
     index = chunk(tmp_path / "out", "index")
     assert index["statuses"] == [["done", 21], ["dropped", 3], ["rejected", 0]]
     assert index["reasons"] == [["identity", 2], ["modality", 1]]
