@@ -64,7 +64,7 @@ DEFAULTS = {  # for what pages leave to the defaults
     "report": "--workers 1",
     "world make": "--paired-ids 2 --external-ids 10 --images-per-camera 2 --market-images 3",
     "world quality": "--shots 1",
-    "bench": "--rows 2 --rounds 1 --repeats 1 --steps 1",
+    "bench": "--backend torch --rows 2 --rounds 1 --repeats 1 --steps 1",
 }
 PLACES = {"$SLURM_ARRAY_TASK_ID": "0", "s3://": "memory://", "/shared/": "shared/"}
 if find_spec("tensorboard") is None:
@@ -77,7 +77,7 @@ GIVEN = {  # what a page takes for granted: its name there, and README's
     "quality.md": {"runs/engine": "runs/engine", "runs/pairs": "runs/pairs"},
     "reid.md": {"runs/pairs": "runs/pairs"},
     "report.md": {"runs/pairs": "runs/pairs"},
-    "speed.md": {"runs/engine": "runs/engine", "runs/plan.json": "runs/plan.json"},
+    "speed.md": {"runs/engine": "runs/fused", "runs/plan.json": "runs/plan.json"},
 }
 STAND_IN = {
     "export": "--model",
