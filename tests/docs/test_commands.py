@@ -62,7 +62,7 @@ DEFAULTS = {  # for what pages leave to the defaults
     "reid trials": f"--trials 1 {NET}",
     "reid compare": NET,
     "report": "--workers 1",
-    "world make": "--paired-ids 2 --external-ids 10 --images-per-camera 2 --market-images 3",
+    "world make": "--paired-ids 2 --external-ids 12 --images-per-camera 2 --market-images 3",
     "world quality": "--shots 1",
     "bench": "--backend torch --rows 2 --rounds 1 --repeats 1 --steps 1",
 }
