@@ -240,7 +240,7 @@ def test_the_training_page_leads_from_raw_folders_to_pairs(walks: Walks) -> None
     assert not foreseen.get("fingerprint")
     assert (adapter["identities"], adapter["cameras"]) == (7, [*CAMERAS])
     assert (more["identities"], fused["identities"]) == (9, 7)
-    assert (plan["identities"], plan["pairs"]) == (2, 12)  # 10003 has photos, but too few, and was never learned
+    assert (plan["identities"], plan["pairs"]) == (2, 12)  # 10013 has photos, but too few, and was never learned
     assert (pairs["images"], checked["problems"]) == (12, [])
 
 

@@ -77,11 +77,11 @@ def _sysu(root: Path) -> None:
 
 
 def _market(root: Path) -> None:
-    """Person 2 has 12 photos, 4 has 12 of which one is too wide, 3 has one; 90 is a test person."""
-    _images(root, "bounding_box_train/{pid:04d}_c{camera}s1_{shot:06d}_00.jpg", (2, 4), (1,), 12)
-    _images(root, "bounding_box_train/{pid:04d}_c{camera}s1_{shot:06d}_00.jpg", (3,), (1,), 1)
-    wide = root / "bounding_box_train/0004_c1s1_000001_00.jpg"
-    photo("4", "cam1", 1).resize((32, 60)).save(wide)
+    """Person 12 has 12 photos, 14 has 12 of which one is too wide, 13 has one; 90 is a test person."""
+    _images(root, "bounding_box_train/{pid:04d}_c{camera}s1_{shot:06d}_00.jpg", (12, 14), (1,), 12)
+    _images(root, "bounding_box_train/{pid:04d}_c{camera}s1_{shot:06d}_00.jpg", (13,), (1,), 1)
+    wide = root / "bounding_box_train/0014_c1s1_000001_00.jpg"
+    photo("14", "cam1", 1).resize((32, 60)).save(wide)
     for folder in ("query", "bounding_box_test"):
         _images(root, folder + "/{pid:04d}_c{camera}s1_{shot:06d}_00.jpg", (90,), (2,), 2)
     (root / "gt_bbox").symlink_to("bounding_box_train")
