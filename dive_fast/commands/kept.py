@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Dataset, Device, Json, PhotoSet, finish, torch_device
+from dive_fast.commands.common import Dataset, Device, Json, PhotoSet, beside, finish, following, torch_device
 from dive_fast.commands.reid_inputs import OtherPeople
 from dive_fast.data.sets import SET_HELP
 from dive_fast.progress import log
@@ -54,7 +54,8 @@ def identity_kept(
             rows.append({"side": side, "camera": camera, **row.summary()})
     if not rows:
         raise InputError(f"the real sets have no image of a modality that dataset {dataset} generated")
-    finish(align(lines, "<<>>>>>"), {"dataset": dataset, "rows": rows}, json)
+    then = following("report", dataset, out=beside(dataset, "report"))
+    finish(align(lines, "<<>>>>>"), {"dataset": dataset, "rows": rows}, json, then=then)
 
 
 def world_quality(
@@ -89,4 +90,5 @@ def world_quality(
     with TemporaryDirectory() as folder:
         arms = {"ours": made, "autoencoder": autoencoded_infrared(engine, truth, Path(folder))}
         quality = picture_quality(world, arms, scorer, shots=shots, device=chosen, batch=batch)
-    finish(table(quality), {"world": world, "pairs": pairs, **quality.summary()}, json)
+    then = following("report", pairs, out=beside(pairs, "report"))
+    finish(table(quality), {"world": world, "pairs": pairs, **quality.summary()}, json, then=then)

@@ -196,7 +196,9 @@ def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | N
             f"{prefix_hint(pictured, known)}"
         )
     if len(usable) < len(pictured):
-        log(f"note: {len(pictured) - len(usable):,} identities with photos are unknown to the model and left out")
+        log(
+            f"note: left out, as the model does not know them: {count(len(pictured) - len(usable), 'identity')} with photos"
+        )
     return usable
 
 
@@ -299,7 +301,7 @@ def synth(
         f"{duration(summary.seconds)}, {summary.images_per_second:.2f} images/s{rest}",
         {"dataset": out, **to_dict(summary)},
         json,
-        then=following("verify", out) if summary.finished else "",
+        then=following("verify", out) if summary.finished else "the same command for the other parts (--shards)",
         kept=summary.finished and summary.resumed_shards == summary.shards,
     )
 
@@ -384,13 +386,15 @@ def pack(
     """Write a dataset as WebDataset tars, one per shard, without the pairs that a filter dropped."""
     from dive_fast.synth.folder import open_store, store_plan
     from dive_fast.synth.manifest import dropped
+    from dive_fast.synth.pack import INDEX
     from dive_fast.synth.pack import pack as write
 
-    source = open_store(dataset)
+    source, target = open_store(dataset), open_store(out)
+    before = target.read(INDEX) if target.size(INDEX) else b""
     plan = store_plan(source)
     left_out = set() if "://" in dataset else dropped(dataset)
     with ProgressBar(total=len(plan.pairs), unit="pair", desc="pack") as bar:
-        counts = write(source, plan, open_store(out), left_out, bar.update)
-    then = "" if "://" in dataset else following("card", dataset)
+        counts = write(source, plan, target, left_out, bar.update)
+    then = following("verify", dataset) if "://" in dataset else following("card", dataset)
     text = f"tars {out}: {count(counts['pairs'], 'pair')} in {count(counts['tars'], 'tar')}"
-    finish(text, {"out": out, **counts}, json, then=then)
+    finish(text, {"out": out, **counts}, json, then=then, kept=target.read(INDEX) == before)

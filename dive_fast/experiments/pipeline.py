@@ -12,6 +12,7 @@ from threading import Event, Thread
 from typing import Any
 
 from dive_fast.engines import Engine, load_engine
+from dive_fast.environment.optional import require
 from dive_fast.experiments.arms import (
     BASELINE,
     autoencoded_infrared,
@@ -160,8 +161,9 @@ def run_walk(config: StudyConfig, out: Path) -> Walk:
     """Runs the walk in `out`, or resumes it; `compare` writes its table, JSON and plot to `out/compare`.
 
     `out/quality.json` has what the scorer, in `out/scorer`, found of the arms' infrared. `out/seconds.json` has the seconds
-    of each stage over all runs.
+    of each stage over all runs. Raises `DiveError` for a missing package before any work.
     """
+    require("this command", "peft", "onnx", "onnxscript", "onnxruntime", "scipy", "matplotlib")
     timings = Timings(out / "seconds.json")
     world = out / "world"
     with timings.stage("world"):
