@@ -11,6 +11,8 @@ from tests.support.refusals import refused
 HOSTILE = {
     "torn": b'{"a": ',
     "not UTF-8": b'{"a": "\xff"}',
+    "half of UTF-16": b"\xff\xfe{",
+    "a number of more than 64 bits in UTF-16": ("9" * 30).encode("utf-16"),
     "a number of too many digits": b"9" * 10_000,
     "nested too deep": b"[" * 200_000,
     "nested deeper than any file of ours": b"[" * 60 + b"]" * 60,
@@ -22,6 +24,7 @@ HOSTILE = {
 }
 WELCOME = {
     "a byte-order mark": (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+    "saved by a Windows shell": ('{"小": 1}'.encode("utf-16"), {"小": 1}),
     "the largest seed": (b"[18446744073709551615, -9223372036854775808]", [2**64 - 1, -(2**63)]),
     "digits and marks in text": (
         b'["12345678901234567890123", "NaN", "\\ud83d\\ude00"]',

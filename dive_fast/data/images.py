@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +66,10 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """
     with opened_image(io.BytesIO(data), name) as image:
         turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))  # Pillow itself turns TIFF
+        tags = dict(getattr(image, "tag_v2", {}))
         image.load()
         upright = image if turn is None else image.transpose(turn)
-        return _eight_bits(upright, name) if upright.mode[0] in "IF" else upright.convert("RGB")
+        return _eight_bits(_deep_values(upright, tags), name) if upright.mode[0] in "IF" else upright.convert("RGB")
 
 
 def read_header(source: bytes | Path, name: str) -> ImageHeader:
@@ -173,8 +174,20 @@ def _has_late_exif(image: Any) -> bool:
     return bool(head[4:] == b"eXIf")
 
 
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    values = np.array(image, dtype=np.float32)
+def _deep_values(image: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
+    """The values of more than 8 bits as float32, larger ones lighter; `tags` are a TIFF's, of which Pillow heeds fewer."""
+    values = np.array(image)
+    if (
+        values.dtype == np.int32
+        and Base.PhotometricInterpretation in tags
+        and tags.get(Base.SampleFormat, (1,))[0] == 1
+    ):
+        values = values.view(np.uint32)
+    floats = values.astype(np.float32)
+    return -floats if tags.get(Base.PhotometricInterpretation) == 0 else floats  # 0: white is the smallest
+
+
+def _eight_bits(values: np.ndarray, name: str) -> Image.Image:
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise InputError(f"image {name} holds NaN or infinity; remove it or convert it to 8 bits")

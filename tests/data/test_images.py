@@ -86,6 +86,26 @@ def test_deep_pixels_are_scaled_by_their_own_range(tmp_path, dtype, name):
     assert open_image(tmp_path / name).getextrema() == ((0, 0),) * 3
 
 
+def write_tiff(path, values: np.ndarray, photometric: int, sample_format: int) -> None:
+    """An uncompressed TIFF of one channel, little-endian, by TIFF 6.0: 0 is white (photometric 0) or black (1)."""
+    bits, data = 8 * values.itemsize, values.astype(values.dtype.newbyteorder("<")).tobytes()
+    tags = {256: values.shape[1], 257: values.shape[0], 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1}
+    tags |= {278: values.shape[0], 279: len(data), 339: sample_format}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(np.uint16, 1), (np.int16, 2), (np.uint32, 1), (np.float32, 3)])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_deep_tiffs_of_every_kind_of_number_and_of_either_white(tmp_path, dtype, kind, white_is_zero):
+    """A thermal camera's cold is dark, whichever number its file calls white; more than 31 bits stay large."""
+    values = np.array([[0, 1, 5]], dtype) * dtype(6000 if dtype != np.uint32 else 800_000_000)
+    write_tiff(tmp_path / "a.tif", values - dtype(kind == 2), 0 if white_is_zero else 1, kind)
+    expected = [255, 204, 0] if white_is_zero else [0, 51, 255]
+    assert np.asarray(open_image(tmp_path / "a.tif"))[0, :, 0].tolist() == expected
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_deep_pixels_that_are_not_finite(tmp_path, value):
     Image.fromarray(np.array([[1, value]], np.float32)).save(tmp_path / "a.tif")
