@@ -296,8 +296,10 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hex SHA-256 of a file, read in chunks."""
+    """Hex SHA-256 of a file, read in chunks; a pipe or device, which may never end, raises `InputError`."""
     digest = hashlib.sha256()
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f"{path} is a pipe or device, not a file; put the file itself there")
     with open(path, "rb") as stream:
         while chunk := stream.read(1 << 18):
             digest.update(chunk)

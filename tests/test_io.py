@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from dive_fast.io import sha256_file
 from dive_fast.json_files import read_json, read_jsonl
+from dive_fast.outputs import json_with
+from dive_fast.reid.evaluation.feature_files import read_features
+from dive_fast.synth.manifest import read_shard
 from tests.support.refusals import refused
 
 HOSTILE = {
@@ -67,5 +71,10 @@ def test_what_every_program_reads_alike_is_read(tmp_path: Path, content: bytes, 
 def test_a_pipe_is_not_waited_for_and_a_pointer_is_named(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     refused("settings: .*pipe", read_json, tmp_path / "pipe", "settings")
+    refused("pipe", sha256_file, tmp_path / "pipe")
+    refused("pipe is no file", read_shard, tmp_path / "pipe")
+    assert not json_with("a")(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "distance.npy")
+    refused("distance.npy", read_features, tmp_path / "distance.npy")
     (tmp_path / "x.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     refused("Git LFS pointer", read_json, tmp_path / "x.json", "settings")
