@@ -34,6 +34,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _LYING = (5, 6, 7, 8)
+_SAVING: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 _PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # Pillow's names of what precedes the pixels
 
 
@@ -70,6 +71,19 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         image.load()
         upright = image if turn is None else image.transpose(turn)
         return _eight_bits(_deep_values(upright, tags), name) if upright.mode[0] in "IF" else upright.convert("RGB")
+
+
+def upright_copy(data: bytes, name: str) -> bytes:
+    """The bytes of an image for programs that read no EXIF: its own, or those of an upright 8-bit copy in its format.
+
+    Raises as `decode_image`.
+    """
+    header = read_header(data, name)
+    if header.upright and not header.deep:
+        return data
+    stream = io.BytesIO()
+    decode_image(data, name).save(stream, header.format, **_SAVING.get(header.format, {}))
+    return stream.getvalue()
 
 
 def read_header(source: bytes | Path, name: str) -> ImageHeader:

@@ -1,5 +1,6 @@
 """Opening images: what is converted, which way up, and what every kind of bad file is told."""
 
+import io
 import os
 import struct
 import zlib
@@ -9,7 +10,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from dive_fast.data import images
-from dive_fast.data.images import decode_image, header_size, open_image, read_header
+from dive_fast.data.images import decode_image, header_size, open_image, read_header, upright_copy
 from dive_fast.types import InputError
 from tests.support.refusals import refused
 
@@ -112,6 +113,24 @@ def test_deep_tiffs_of_every_kind_of_number_and_of_either_white(tmp_path, dtype,
     write_tiff(tmp_path / "a.tif", values, 0 if white_is_zero else 1, kind)
     expected = [255, 204, 0] if white_is_zero else [0, 51, 255]
     assert np.asarray(open_image(tmp_path / "a.tif"))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_an_upright_copy_needs_no_exif(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.ascontiguousarray(STORED[6](UPRIGHT))).save(tmp_path / f"a.{suffix}", exif=exif)
+    data = upright_copy((tmp_path / f"a.{suffix}").read_bytes(), "a")
+    with Image.open(io.BytesIO(data)) as image:
+        assert not image.getexif().get(274)
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(open_image(tmp_path / f"a.{suffix}"))).mean() < 2
+    assert upright_copy(data, "a") == data
+
+
+def test_an_upright_copy_has_eight_bits(tmp_path):
+    Image.fromarray(np.array([[7000, 7200, 8000]], np.uint16)).save(tmp_path / "a.tif")
+    with Image.open(io.BytesIO(upright_copy((tmp_path / "a.tif").read_bytes(), "a"))) as image:
+        assert np.asarray(image)[0].tolist() == [[0] * 3, [51] * 3, [255] * 3]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
