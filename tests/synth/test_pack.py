@@ -65,7 +65,9 @@ def test_every_pair_is_there_as_it_was_made(made: tuple[SynthesisPlan, Path], tm
         assert parts["ir.png"] == (source / record.files["ir"]).read_bytes()
         assert json.loads(parts["json"]) == to_dict(record)
     whole = contents(tmp_path / "tars")
-    (tmp_path / "tars/00002.tar").unlink()
+    for name in ("00001.tar", "00002.tar"):
+        (tmp_path / "tars" / name).unlink()
+    (tmp_path / "tars/00001.tar").symlink_to("00001.tar")  # leads nowhere, as a missing one
     pack(open_store(source), plan, open_store(tmp_path / "tars"), set())
     assert contents(tmp_path / "tars") == whole
     assert set(whole) == {"pack.json", *(f"{n:05d}.tar" for n in range(4))}
