@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from struct import error as struct_error
@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from dive_fast.data.files import read_plain, require_plain
-from dive_fast.io import brief
+from dive_fast.io import POINTER, brief, is_pointer
 from dive_fast.types import InputError
 
 # Pillow tries every format that it knows by default, and starts Ghostscript for PostScript.
@@ -140,11 +140,22 @@ def opened_image(source: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
     with _errors(name):
         if isinstance(source, Path):
             require_plain(source, name, MAX_BYTES)
-        with Image.open(source, formats=FORMATS) as image:
+        with _opened(source, name) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width:,} x {image.height:,} pixels, at most {MAX_PIXELS:,} are read"
                 raise InputError(f"image {name} is too large to be a photo of a person: {size}; shrink or remove it")
             yield image
+
+
+def _opened(source: BinaryIO | Path, name: str) -> Image.Image:
+    try:
+        return Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+            stream.seek(0)
+            if is_pointer(stream.read(100)):
+                raise InputError(f"image {name} {POINTER}") from error
+        raise
 
 
 @contextmanager

@@ -139,6 +139,12 @@ def test_deep_pixels_that_are_not_finite(tmp_path, value):
     refused(r"a\.tif holds NaN", open_image, tmp_path / "a.tif")
 
 
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    refused(r"a\.jpg is a Git LFS pointer", open_image, tmp_path / "a.jpg")
+    refused(r"a\.jpg is a Git LFS pointer", read_header, tmp_path / "a.jpg", "a.jpg")
+
+
 def test_file_is_closed(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg")
     before = len(os.listdir("/proc/self/fd"))
