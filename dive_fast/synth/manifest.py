@@ -95,7 +95,9 @@ def shard_files(out: Path) -> list[Path]:
 
 
 def read_shard(path: Path) -> Iterator[PairRecord]:
-    """The records of one shard's file."""
+    """The records of one shard's file; what is no file raises `InputError`."""
+    if not path.is_file():
+        raise InputError(f"{path} is no file; remove it, and dive-fast synth --check makes its pairs again")
     return parse_shard(path.read_bytes(), str(path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -318,6 +319,16 @@ def test_damaged_weights_are_refused(tmp_path):
     refused(tmp_path.name, tokens_of, vit, "vit-b16", tmp_path)
     file.unlink()
     refused(tmp_path.name, tokens_of, vit, "vit-b16", tmp_path)
+
+
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(tmp_path):
+    save_vit(tmp_path)
+    for name in ("model.safetensors", "weights.pt"):
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+    refused("model.safetensors", tokens_of, vit, "vit-b16", tmp_path)
+    refused("weights.pt", read_state, tmp_path / "weights.pt")
+    refused("missing.pt does not exist", read_state, tmp_path / "missing.pt")
 
 
 def test_missing_transformers_names_the_extra(monkeypatch):
