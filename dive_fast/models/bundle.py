@@ -102,13 +102,15 @@ def _settings(config: Any, class_name: str) -> dict[str, Any]:
     return {"class": class_name, **{k: v for k, v in plain.items() if k not in defaults or defaults[k] != v}}
 
 
-def load_bundle(path: Path | str, tokenizer: Path | str | None = None) -> ModelBundle:
+def load_bundle(path: ModelBundle | Path | str, tokenizer: Path | str | None = None) -> ModelBundle:
     """Loads a diffusers folder, or Stable Diffusion 1 in one `.safetensors` file; "pocket" is the shipped model.
 
-    The networks are float32 (files may be fp16), in eval mode, with gradients off. Reads safetensors only and never the
-    network. A single file has no vocabulary: that lies beside it, or in the folder `tokenizer` (`single_file`). A
-    missing, broken or unsupported part raises `InputError` with what was found.
+    Returns a bundle as it is. The networks are float32 (files may be fp16), in eval mode, with gradients off. Reads
+    safetensors only and never the network. A single file has no vocabulary: that lies beside it, or in the folder
+    `tokenizer` (`single_file`). A missing, broken or unsupported part raises `InputError` with what was found.
     """
+    if isinstance(path, ModelBundle):
+        return path
     folder = resolve(path, "pocket-base")
     if folder.is_file():
         bundle = ModelBundle(**load_parts(folder, None if tokenizer is None else Path(tokenizer)))

@@ -12,6 +12,7 @@ import pytest
 from dive_fast.commands import synth
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptTable
 from dive_fast.synth import load_plan
+from dive_fast.synth.choose import PlannedModel
 from dive_fast.types import Camera, Identity
 from tests.support.cli import Run
 from tests.support.trees import photo
@@ -24,7 +25,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that knows `PEOPLE`, without its weights."""
     identities = tuple(Identity(pid, f"<class_{number}>") for number, pid in enumerate(PEOPLE))
     table = PromptTable(identities, (Camera("cam3", "ir", "c"),), DEFAULT_TEMPLATE, "base", "adapter")
-    monkeypatch.setattr(synth, "_model", lambda folder: (table, "model-1", (32, 16)))
+    monkeypatch.setattr(synth, "_model", lambda folder: PlannedModel(table, "model-1", (32, 16)))
 
 
 def plan(tmp_path: Path, step: Callable[..., dict[str, Any]], *words: object) -> tuple[dict[str, Any], dict[str, int]]:
