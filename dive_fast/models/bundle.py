@@ -188,11 +188,12 @@ def _positive(value: object) -> bool:
 
 def save_bundle(
     bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None = None, overwrite: bool = False
-) -> None:
+) -> Path:
     """Writes the model as a diffusers folder (safetensors), with `prompts.json` if it is fused; whole or not at all.
 
-    `dtype` casts the weights in the files, such as torch.float16 for shipping; the rounded model has another fingerprint.
-    An equal folder at `path` stays; another one raises `InputError` without `overwrite`, other content always.
+    Returns the folder. `dtype` casts the weights in the files, such as torch.float16 for shipping; the rounded model has
+    another fingerprint. An equal folder at `path` stays; another one raises `InputError` without `overwrite`, other content
+    always.
     """
     if has_lora(bundle.unet):
         raise DiveError(f"cannot save {path}: the UNet carries LoRA layers; remove_lora or fuse first")
@@ -209,6 +210,7 @@ def save_bundle(
         if bundle.prompts is not None:
             bundle.prompts.write(folder / "prompts.json")
         write_json(folder / "model_index.json", _model_index(bundle))
+    return Path(path)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
