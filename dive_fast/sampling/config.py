@@ -30,7 +30,7 @@ def _interval(text: str) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Sampling(Settings):
-    """Steps and guidance of DPM-Solver++ 2M."""
+    """Steps and guidance of DPM-Solver++ 2M (arXiv 2211.01095); a value out of bounds raises `InputError`."""
 
     steps: DenoisingSteps = 20
     """DPM-Solver++ steps; DiVE on Stable Diffusion 1.5 takes 50."""

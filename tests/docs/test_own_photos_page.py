@@ -46,6 +46,7 @@ def test_the_lines_are_at_most_ten_and_their_extras_exist() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*are no numbers")
 def test_the_commands_lead_from_photos_to_pairs(step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own_photos(tmp_path)

@@ -58,9 +58,7 @@ def test_the_notebook_leads_from_photos_to_a_score(tmp_path: Path, monkeypatch: 
     exec(compile(code, str(NOTEBOOK), "exec"), names)
     assert len(names["adapter"].identities) == 176 + 2
     made = [sample for sample in names["pairs"] if sample.source == "synthetic"]
-    assert {(s.pid, s.camera) for s in made} == {
-        (pid, cam) for pid in ("new1001", "new1002") for cam in ("cam3", "cam6")
-    }
+    assert {(s.pid, s.camera) for s in made} == {(pid, cam) for pid in ("91001", "91002") for cam in ("cam3", "cam6")}
     assert names["sheet"].size == (2 * 64, 3 * 128)
     kept = names["kept"]["ir"]["all"]
     assert (kept.images, kept.identities, kept.gallery_identities) == (4, 2, 2)
