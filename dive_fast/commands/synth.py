@@ -137,7 +137,9 @@ def synth(
     ] = False,
     graphs: Annotated[bool, "torch-compiled, tensorrt: replay UNet calls as CUDA graphs."] = False,
     cache: Annotated[
-        Path | None, "onnxruntime-tensorrt: folder for what TensorRT builds; by default in the user's cache."
+        Path | None,
+        "torch-compiled, onnxruntime-tensorrt: folder for what is compiled, which may be shared by machines; by default in "
+        "the user's cache.",
     ] = None,
     json: Json = False,
 ) -> None:
