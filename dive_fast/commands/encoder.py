@@ -21,7 +21,7 @@ from dive_fast.commands.common import (
     following,
     torch_device,
 )
-from dive_fast.data.sets import SET_HELP, all_samples, read_sets
+from dive_fast.data.sets import SET_HELP, read_photos
 from dive_fast.encoder.config import FREE_WORDS, EncoderConfig, VirtualConfig
 from dive_fast.options import Changes
 from dive_fast.progress import log
@@ -83,7 +83,7 @@ def train_encoder(
     training = with_phrase(config.training)
     config = replace(config, training=training)
     chosen = torch_device(device)
-    samples = samples_of(without(all_samples(read_sets(photos)), exclude))
+    samples = samples_of(without(read_photos(*photos), exclude))
     adapter = None if onto is None else load_adapter(onto)
     bundle = load_bundle(model, tokenizer)
     with process_group(chosen):
@@ -128,7 +128,7 @@ def encode(
     """Add everyone in the photos to an adapter, in one pass of an encoder; rerun to resume."""
     if not photos:
         raise InputError("there are no photos; give --photos, once or more")
-    samples = all_samples(read_sets(photos))
+    samples = read_photos(*photos)
     from dive_fast.encoder.encode import encode_onto
     from dive_fast.encoder.folder import load_encoder
     from dive_fast.models import load_adapter, load_bundle

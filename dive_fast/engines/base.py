@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -51,6 +52,7 @@ class Engine(Protocol):
     scheduler_config: dict[str, Any]
     device: torch.device
     fingerprint: str
+    folder: Path | None  # that `load_engine` opened
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -154,6 +156,7 @@ class EngineBase:
     chosen: str
     check_finite: bool = False
     batch: int = 0  # images that batches hold, inside of `batches_of`
+    folder: Path | None = None  # that `load_engine` opened
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -54,6 +54,7 @@ def load_engine(
         graphs=graphs,
     )
     engine: Engine = resolve(row.opens)(folder, choice)
+    engine.folder = folder
     return engine
 
 

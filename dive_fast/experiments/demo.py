@@ -14,7 +14,7 @@ from dive_fast.models import load_adapter
 from dive_fast.reid.comparison.records import Arm, Comparison
 from dive_fast.reid.comparison.table import format_std, header, notes, rows
 from dive_fast.report import html
-from dive_fast.synth.manifest import samples as manifest_samples
+from dive_fast.synth.manifest import read_pairs
 from dive_fast.types import MODALITIES, Modality, PairMode, Sample
 from dive_fast.words import count
 
@@ -74,7 +74,7 @@ def _pairs(walk: Walk, pids: Sequence[str], out: Path, config: PairConfig, mode:
     """Both sides of one pair per identity and infrared camera."""
     photos = [s for s in walk.photos if s.pid in pids]
     make_pairs(walk.engine, photos, walk.world / "market", out, replace(config, mode=mode, per_camera=1))
-    return manifest_samples(out)
+    return read_pairs(out)
 
 
 def _first(samples: Sequence[Sample], pid: str, modality: Modality, camera: str | None = None) -> Sample:

@@ -32,7 +32,7 @@ from dive_fast.models.bundle import save_bundle
 from dive_fast.reid.comparison.compare import compare
 from dive_fast.reid.comparison.records import Comparison, Rate
 from dive_fast.synth.local import Summary, synthesize
-from dive_fast.synth.manifest import samples as manifest_samples
+from dive_fast.synth.manifest import read_pairs
 from dive_fast.synth.plan import make_plan
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.personalize import personalize
@@ -136,7 +136,7 @@ def make_pairs(
         strength=config.strength,
     )
     summary = synthesize(plan, engine, out, rows=config.rows)
-    return [s for s in manifest_samples(out) if s.source == "synthetic"], summary
+    return [s for s in read_pairs(out) if s.source == "synthetic"], summary
 
 
 @dataclass(frozen=True)

@@ -181,11 +181,14 @@ def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
     return {"lora_adapter_metadata": json.dumps({_UNET + key: value for key, value in config.items()})}
 
 
-def load_adapter(path: Path | str) -> Adapter:
+def load_adapter(path: Adapter | Path | str) -> Adapter:
     """Reads the adapter in a folder, as float32; "pocket" is the one shipped with the package.
 
-    A missing, broken or inconsistent file raises `InputError` with its name and what was expected.
+    Returns an adapter as it is. A missing, broken or inconsistent file raises `InputError` with its name and what was
+    expected.
     """
+    if isinstance(path, Adapter):
+        return path
     folder = resolve(path, "pocket-adapter")
     if not (folder / "adapter.json").is_file():
         raise InputError(f"adapter {folder} has no adapter.json; give a folder that `dive-fast personalize` wrote")

@@ -40,8 +40,8 @@ def read_manifest(out: Path | str) -> Iterator[PairRecord]:
         yield from read_shard(path)
 
 
-def samples(out: Path | str) -> list[Sample]:
-    """Both sides of every finished pair as samples: photos are "real", generated images "synthetic".
+def read_pairs(out: Path | str) -> list[Sample]:
+    """Returns both sides of every finished pair of a dataset: photos as "real" samples, generated images as "synthetic".
 
     A photo that stands in several pairs is one sample. Pairs that were rejected, or dropped by a filter, are left out.
     Warns when the dataset is not finished.
