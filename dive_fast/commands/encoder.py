@@ -48,8 +48,8 @@ def train_encoder(
     photos: Annotated[Sequence[PhotoSet], f"Photos of many people, two RGB photos of each at least: {SET_HELP}"] = (),
     features: Annotated[
         Path | None,
-        "What reads the photos, frozen: a checkpoint folder of dive-fast reid train, or a local CLIP folder; by default"
-        " that of --start-from.",
+        "What reads the photos, frozen: a checkpoint folder of dive-fast reid train, a tagger (pocket: the shipped one) or a"
+        " local CLIP folder; by default that of --start-from.",
     ] = None,
     onto: Annotated[str | None, "Adapter whose LoRA is in the model, frozen; without it a LoRA is learned too."] = None,
     start_from: Annotated[str | None, "Encoder of the same base whose mapper is trained on."] = None,

@@ -15,6 +15,7 @@ from torch import Tensor
 from dive_fast.data.images import image_problem
 from dive_fast.data.names import abbreviate
 from dive_fast.data.pool import in_order
+from dive_fast.encoder.cache import kept_file
 from dive_fast.encoder.folder import Encoder, check_onto
 from dive_fast.encoder.references import people_of
 from dive_fast.io import atomic_path, clear_leftovers, sha256_bytes
@@ -100,8 +101,7 @@ def _kept_block(encoder: Encoder, people: Sequence[Sequence[Sample]], work: Path
     """Returns `_block`, from a file in `work` if one has it."""
     if work is None:
         return _block(encoder, people)
-    names = "\n".join(f"{s.pid}/{s.camera}/{s.path.name}" for person in people for s in person)
-    path = work / f"rows-{sha256_bytes(f'{encoder.fingerprint} {names}'.encode())[:16]}.safetensors"
+    path = kept_file(work, "rows", encoder.fingerprint, [sample for person in people for sample in person])
     if not path.is_file():
         with atomic_path(path) as temporary:
             write_tensors(temporary, _block(encoder, people))
