@@ -65,7 +65,9 @@ RULES: dict[str, Rule] = {
     "dive_fast.engines.registry": rule("types", ""),
     "dive_fast.engines.torch_engine": rule(TORCH_BACKEND),
     "dive_fast.engines.compiled_engine": rule(TORCH_BACKEND),
-    "dive_fast.synth": rule(f"{BASICS} data engines environment.optional models.prompts sampling"),
+    "dive_fast.synth": rule(
+        f"{BASICS} data engines environment.optional models.prompts models.sampling_file models.student sampling"
+    ),
     "dive_fast.synth.manifest": rule(f"{BASICS} synth.planfile synth.records"),
     "dive_fast.merge": rule(f"{BASICS} data environment.optional report.rows synth.manifest synth.provenance"),
     "dive_fast.report": rule(f"{BASICS} data synth.manifest"),
