@@ -104,8 +104,8 @@ def _cpu() -> ExportRecipe:
 
 
 def _gpu() -> ExportRecipe:
-    """144 rows are four of DiVE's calls of 18 images with guidance, and the most that `BuildConfig.rows` builds for."""
-    return ExportRecipe(GraphOptions(variant="kv-cache", precision="fp16"), rows_max=144, rows_usual=144)
+    """72 rows are two of DiVE's calls of 18 images with guidance, and what `BuildConfig.rows` builds for."""
+    return ExportRecipe(GraphOptions(variant="kv-cache", precision="fp16"), rows_max=144, rows_usual=72)
 
 
 RECIPES: dict[str, Callable[[], ExportRecipe]] = {"cpu": _cpu, "gpu": _gpu}  # functions, as GraphOptions loads torch
