@@ -83,7 +83,8 @@ class ModelBundle:
             for name, tensor in getattr(self, part).state_dict().items()
         }
         text_config = self.text_encoder.config
-        noise = {name: value for name, value in self.scheduler_config.items() if name not in IGNORED}
+        first_order = {"solver_order": 1}.items()  # the only one of them that the solver follows
+        noise = {k: v for k, v in self.scheduler_config.items() if k not in IGNORED or (k, v) in first_order}
         metadata = {
             "unet": _settings(self.unet.config, type(self.unet).__name__),
             "vae": _settings(self.vae.config, type(self.vae).__name__),

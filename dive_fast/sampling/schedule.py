@@ -43,6 +43,7 @@ ORDERS = (1, 2)  # of DPM-Solver++; the first is DDIM's step, by which a student
 IGNORED: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads DEIS and UniPC names as these
     "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+    "solver_order": ORDERS,
     "final_sigmas_type": ("zero",),
     "lambda_min_clipped": (-math.inf,),
     "thresholding": OFF,
@@ -72,9 +73,7 @@ def check_scheduler(data: object, where: str) -> dict[str, Any]:
     if reasons:
         raise InputError(f"{where}: {'; '.join(reasons)}; use a model whose noise schedule is Stable Diffusion's")
     ignored = [
-        f"{key} {shown(config[key])}"
-        for key, off in {**IGNORED, "solver_order": ORDERS}.items()
-        if key in config and config[key] not in off
+        f"{key} {shown(config[key])}" for key, off in IGNORED.items() if key in config and config[key] not in off
     ]
     if ignored:
         warnings.warn(

@@ -38,7 +38,7 @@ def test_export_starts_from_a_recipe(
     monkeypatch.setattr("dive_export.artifact.export_engine", export)
     code, _, error = run(f"export --model m --out {tmp_path}/e {options}")
     assert code == 0, error
-    assert seen == {**wanted, "size": None}  # the model's own
+    assert seen == {**wanted, "size": None, "decoder": None}  # the model's own
     assert GPU["rows_usual"] == 2 * 18 * 2 and GPU["rows_max"] == 4 * 18 * 2
 
 
