@@ -41,6 +41,8 @@ COMMANDS = {
     "virtual": "encoder",
     "import": "adapters:import_adapter",
     "fuse": "model",
+    "distil": "distil",
+    "distil-decoder": "distil",
     "export": "engine",
     "quantize": "engine",
     "build": "engine",

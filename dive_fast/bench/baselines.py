@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,10 +146,9 @@ def measure_baselines(setup: Setup, advance: Advance = lambda _: None) -> Baseli
             left_out[name] = f"{type(error).__name__}: {brief(error)}"
         advance(name)
     presets = {f"preset {name}": PRESETS[name] for name in config.presets}
-    for name, preset in presets.items():
-        presets[name] = replace(preset, sampling=replace(preset.sampling, guidance=sampling.guidance))
-        own = bench_plan(setup.engine, images, presets[name].sampling, identities=1)
-        runs[name] = _by(setup.engine, own)
+    sampled = {name: preset.applied_to(sampling) for name, preset in presets.items()}
+    for name, own in sampled.items():
+        runs[name] = _by(setup.engine, bench_plan(setup.engine, images, own, identities=1))
     times = interleaved({name: partial(run, start) for name, run in runs.items()}, config.rounds, setup.device.type)
     advance("rounds")
     right = [name for name in found if found[name].passed and found[OURS].passed]
@@ -167,7 +166,7 @@ def measure_baselines(setup: Setup, advance: Advance = lambda _: None) -> Baseli
     others = [
         PresetResult(
             name,
-            preset.describe(setup.precision),
+            preset.describe(sampled[name], setup.precision),
             *_speed(times[name], images),
             {other: ratio(times[other], times[name]) for other in right},
         )

@@ -132,6 +132,15 @@ def measured(path: Path) -> dict[str, Any]:
     return {"rate": rate, "bytes_per_image": bytes_per_image, "device": "CPU" if on_cpu else "GPU"}
 
 
+def measured_sampling(path: Path) -> dict[str, Any]:
+    """The sampling that a bench.json, which is untrusted, was measured with; a file without it raises `InputError`."""
+    data = read_json(path, "bench result")
+    sampling = data.get("sampling") if isinstance(data, dict) else None
+    if not isinstance(sampling, dict):
+        raise InputError(f"{path} does not say how images were sampled; give the bench.json of dive-fast bench --out")
+    return sampling
+
+
 def _positive(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value > 0
 

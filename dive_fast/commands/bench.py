@@ -23,9 +23,9 @@ from dive_fast.commands.common import (
 from dive_fast.options import Changes
 from dive_fast.outputs import check_new, json_with
 from dive_fast.progress import ProgressBar, log
-from dive_fast.sampling.config import PRESETS, Preset, Sampling
+from dive_fast.sampling.config import PRESETS, Sampling
 from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveFloat, PositiveInt
-from dive_fast.types import InputError, to_dict
+from dive_fast.types import InputError, shown, to_dict
 
 if TYPE_CHECKING:
     from dive_fast.bench.run import Choice, Subject
@@ -59,10 +59,18 @@ def bench(
 ) -> None:
     """Measure an engine: images/s, stages, memory, fraction of the machine's peaks; beside baselines or another commit."""
     from dive_fast.bench.compare import FEWEST_ROUNDS
+    from dive_fast.models.files import resolve
+    from dive_fast.models.sampling_file import read_sampling
+    from dive_fast.models.student import check_sampling
 
-    chosen = Preset("none", Sampling()) if preset is None else PRESETS[preset]
-    base = BenchConfig(sampling=chosen.sampling, rows=BenchConfig.rows if compare is None else COMPARE_ROWS)
+    folder = engine or resolve(model or "pocket", "pocket-base")
+    sampling = read_sampling(folder) or Sampling()
+    chosen = None if preset is None else PRESETS[preset]
+    sampling = sampling if chosen is None else chosen.applied_to(sampling)
+    base = BenchConfig(sampling=sampling, rows=BenchConfig.rows if compare is None else COMPARE_ROWS)
     measured = config.apply_to(base)
+    for one in (measured.sampling, *(PRESETS[name].applied_to(measured.sampling) for name in measured.presets)):
+        check_sampling(folder, one)
     if fail_below is not None and (compare is None or measured.rounds < FEWEST_ROUNDS):
         raise InputError(f"--fail-below requires --compare and at least {FEWEST_ROUNDS} --rounds: fewer are noise")
     if out is not None:
@@ -70,13 +78,12 @@ def bench(
     from dive_fast.bench import run  # loads torch
 
     choice = run.Choice(engine, model, backend, device, torch_device(device), precision, threads)
-    with tempfile.TemporaryDirectory(prefix="dive-bench-") as folder:
-        work = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="dive-bench-") as temporary:
+        work = Path(temporary)
         if compare is None:
             subject = run.open_subject(choice, measured, work, log)
-            if preset is not None:
-                found = Preset(preset, measured.sampling, chosen.precision)
-                log(f"preset {preset}: {found.describe(subject.engine.spec.precision)}")
+            if chosen is not None:
+                log(f"preset {preset}: {chosen.describe(measured.sampling, subject.engine.spec.precision)}")
             _measure(subject, measured, out, work, json)
         elif engine is not None or measured.has_baselines or precision != "auto":
             raise InputError(
@@ -193,7 +200,7 @@ def capacity(
     if out is not None:
         import matplotlib  # noqa: F401
     known = {} if result is None else measured(result)
-    known |= {} if plan is None else _planned(plan)
+    known |= {} if plan is None else _planned(plan, result if rate is None else None)
     given = {"pairs": pairs, "rate": rate, "bytes_per_image": bytes_per_image}
     known |= {name: value for name, value in given.items() if value is not None}
     if not given.keys() <= known.keys():
@@ -219,9 +226,18 @@ def capacity(
     finish(table(job, found), record, json, failure="" if all(prediction.agrees for prediction in found) else doubt)
 
 
-def _planned(plan: Path) -> dict[str, Any]:
-    """Returns the fields of a `Fleet` that a plan decides."""
+def _planned(plan: Path, result: Path | None) -> dict[str, Any]:
+    """Returns the fields of a `Fleet` that a plan decides; warns of a `result` whose rate is that of another sampling."""
+    from dive_fast.bench.capacity import measured_sampling
+    from dive_fast.io import canonical_json
     from dive_fast.synth import load_plan
 
     planned = load_plan(plan)
+    own = measured_sampling(result) if result is not None else None
+    if own is not None and canonical_json(own) != canonical_json(to_dict(planned.sampling)):
+        steps, guidance = shown(own.get("steps")), shown(own.get("guidance"))
+        log(
+            f"note: --result was measured with {steps} steps and guidance {guidance}, the plan has "
+            f"{planned.sampling.describe()}: bench with the plan's --steps and --guidance for its rate"
+        )
     return {"pairs": len(planned.pairs), "mode": planned.mode, "shard_size": planned.shard_size}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dive_fast.commands.common import (
     WITHOUT_DRY_RUN,
@@ -22,9 +22,11 @@ from dive_fast.commands.common import (
 )
 from dive_fast.data.sets import SET_HELP, all_samples, read_sets
 from dive_fast.encoder.config import FREE_WORDS, EncoderConfig, VirtualConfig
+from dive_fast.options import Changes
 from dive_fast.progress import log
 from dive_fast.settings import Part
 from dive_fast.train.config import PersonalizeConfig
+from dive_fast.train.recipes import with_rates_of
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ EncoderFolder = Annotated[str, "Encoder folder, from dive-fast train-encoder."]
 Onto = Annotated[
     str | None, "Adapter that gets the people, whose LoRA and people stay as they are; by default the encoder's own."
 ]
-_ONE_PASS = PersonalizeConfig(steps=0)
+_ONE_PASS: Any = PersonalizeConfig(steps=0)  # what the help shows; rates are the adapter's
 Clip = Annotated[Path | None, "Folder of the CLIP whose features the encoder reads, if it has moved."]
 
 
@@ -112,7 +114,7 @@ def encode(
     onto: Onto = None,
     features: Clip = None,
     refine: Annotated[
-        PersonalizeConfig, Part("refine", only=("steps", "batch", "token_lr", "seed", "save_every"))
+        Changes[PersonalizeConfig], Part("refine", only=("steps", "batch", "token_lr", "seed", "save_every"))
     ] = _ONE_PASS,
     model: Annotated[str, "Base model, which only --refine-steps needs; pocket is the shipped one."] = "pocket",
     tokenizer: Tokenizer = None,
@@ -131,9 +133,10 @@ def encode(
     opened = load_encoder(encoder, features, chosen)
     name = own_adapter(encoder) if onto is None else onto
     adapter = load_adapter(name)
-    bundle = load_bundle(model, tokenizer) if refine.steps else None
+    learning: PersonalizeConfig = refine.apply_to(with_rates_of(_ONE_PASS, adapter.metadata, f"adapter {name}"))
+    bundle = load_bundle(model, tokenizer) if learning.steps else None
     made, found = encode_onto(
-        opened, adapter, name, samples, out, refine if refine.steps else None, bundle, device=chosen
+        opened, adapter, name, samples, out, learning if learning.steps else None, bundle, device=chosen
     )
     known = opened.known(found.pids)
     for note in found.notes:

@@ -5,25 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dive_export.options import CALIBRATION, BuildConfig, Fp8Config, GraphOptions
+from dive_export.options import CALIBRATION, RECIPES, BuildConfig, Fp8Config, GraphOptions
 from dive_fast.commands.common import WITHOUT_DRY_RUN, Json, LastFile, beside, finish, following
 from dive_fast.io import write_json
+from dive_fast.options import Changes
 from dive_fast.progress import log
 from dive_fast.sampling.config import Sampling
-from dive_fast.settings import ImageSize, PositiveInt
+from dive_fast.settings import ImageSize, OneOf, PositiveInt
 from dive_fast.types import InputError, to_dict
 
 if TYPE_CHECKING:
     from dive_export.tensorrt import Forecast
     from dive_fast.types import EngineSpec
 
+TinyDecoder = Annotated[
+    Path | None, "Tiny decoder of the engine, from dive-fast distil-decoder; by default the model's own decoder."
+]
+
 
 def export(
     model: Annotated[Path, "Fused model folder, from dive-fast fuse."],
     out: Annotated[Path, "Engine folder to write."],
-    options: GraphOptions,
-    rows_max: Annotated[PositiveInt, "Most UNet rows per call; guidance takes two per image."] = 64,
+    options: Changes[GraphOptions],
+    recipe: Annotated[
+        str,
+        OneOf(tuple(RECIPES)),
+        "Settings to start from: cpu, the defaults shown; gpu, variant kv-cache in fp16 for 144 rows. Options that are "
+        "given override the recipe.",
+    ] = "cpu",
+    rows_max: Annotated[
+        PositiveInt | None, "Most UNet rows per call, two per image with guidance; by default 64, with recipe gpu 144."
+    ] = None,
     size: Annotated[ImageSize | None, "Image size; by default the model's own."] = None,
+    decoder: TinyDecoder = None,
     check: Annotated[bool, "Measure each part against torch and refuse what is over budget."] = True,
     blocks: Annotated[bool, "Also measure the UNet block by block, into blocks.json, and show it."] = False,
     json: Json = False,
@@ -32,10 +46,20 @@ def export(
     from dive_export.artifact import export_engine
 
     last = LastFile(out / "engine.json")
-    spec = export_engine(model, out, rows_max, check, size=size, options=options)
+    chosen = RECIPES[recipe]()
+    spec = export_engine(
+        model,
+        out,
+        chosen.rows_max if rows_max is None else rows_max,
+        check,
+        size=size,
+        options=options.apply_to(chosen.options),
+        decoder=decoder,
+        rows_usual=chosen.rows_usual,
+    )
     text = _describe(out, spec)
     if blocks:
-        text = f"{_block_report(model, out)}\n{text}"
+        text = f"{_block_report(model, out, decoder)}\n{text}"
     finish(text, {"engine": out, **to_dict(spec)}, json, then=_planning(out), kept=last.kept)
 
 
@@ -44,12 +68,12 @@ def _planning(engine: Path) -> str:
     return following("plan", model=engine, photos="folder:PHOTOS", out=beside(engine, "plan.json"))
 
 
-def _block_report(model: Path, out: Path) -> str:
+def _block_report(model: Path, out: Path, decoder: Path | None) -> str:
     """Measures an exported UNet block by block, writes `blocks.json` and returns the numbers as a table."""
     from dive_export.fp8_engine import exported_graphs
     from dive_export.probe import graph_parity, table
 
-    _, _, graphs = exported_graphs(model, out)
+    _, _, graphs = exported_graphs(model, out, decoder)
     found = graph_parity(graphs["unet"], out / "unet" / "model.onnx")
     write_json(out / "blocks.json", [to_dict(row) for row in found])
     return table(found)
@@ -121,6 +145,7 @@ def quantize(
     out: Annotated[Path, "Engine folder to write, its UNet with FP8 layers."],
     config: Fp8Config,
     sampling: Sampling = CALIBRATION,
+    decoder: TinyDecoder = None,
     images: Annotated[
         PositiveInt, "Images sampled for calibration, an even number: half set scales, half are held out."
     ] = 8,
@@ -132,12 +157,17 @@ def quantize(
     """Put the UNet's layers into FP8 by explicit quantisation, as far as the error allows; docs/precision.md."""
     from dive_export.fp8_engine import quantize_engine
     from dive_export.fp8_report import read_times
+    from dive_fast.models.sampling_file import read_sampling
+    from dive_fast.models.student import check_sampling, read_student
 
+    if sampling == CALIBRATION and read_student(model) is not None:
+        sampling = read_sampling(model) or sampling
+    check_sampling(model, sampling)
     if images % 2:
         raise InputError(f"--images must be even, got {images}: half set the scales, half measure the error")
     table = None if times is None else read_times(times)
     last = LastFile(out / "engine.json")
-    report = quantize_engine(engine, model, out, config, sampling, images, times=table, progress=log)
+    report = quantize_engine(engine, model, out, config, sampling, images, times=table, decoder=decoder, progress=log)
     text = (
         f"engine {out}: {len(report.quantised)} of {len(report.layers)} layers in FP8, "
         f"error {report.error:.1%} of {report.budget:.1%} allowed"

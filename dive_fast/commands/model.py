@@ -24,25 +24,37 @@ from dive_fast.commands.common import (
 )
 from dive_fast.data.sets import SET_HELP, all_samples, read_sets
 from dive_fast.io import nearest
+from dive_fast.options import Changes
 from dive_fast.progress import log
-from dive_fast.settings import NonNegativeFloat
+from dive_fast.settings import NonNegativeFloat, OneOf
+from dive_fast.train import recipes
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.types import InputError, shown, to_dict
 from dive_fast.words import count
 
 if TYPE_CHECKING:
+    from dive_fast.models import ModelBundle
     from dive_fast.train.photos import Photos
 
 
 def personalize(
     out: Annotated[Path, "Adapter folder to write."],
-    config: PersonalizeConfig,
+    config: Changes[PersonalizeConfig],
+    recipe: Annotated[
+        str,
+        OneOf(tuple(recipes.RECIPES)),
+        "Settings to start from: for the pocket model on a CPU; DiVE's for Stable Diffusion 1.5 on a GPU, as published; or "
+        "ours for the same. The defaults shown are those of pocket; options that are given override the recipe.",
+    ] = "pocket",
     model: Base = "pocket",
     tokenizer: Tokenizer = None,
     photos: Annotated[Sequence[PhotoSet], f"Photos to learn from: {SET_HELP}"] = (),
     prepared: Annotated[Path | None, "Set with latents, from dive-fast prepare, in place of --photos."] = None,
     exclude: Annotated[tuple[str, ...], "Identities to leave out."] = (),
-    init_from: Annotated[str | None, "Trained adapter to add new identities to; its LoRA stays as it is."] = None,
+    init_from: Annotated[
+        str | None,
+        "Trained adapter to add new identities to, at the learning rates that it was made with; its LoRA stays as it is.",
+    ] = None,
     encoder: Annotated[
         str | None, "Encoder (from dive-fast train-encoder) whose words identities start from, with its phrase."
     ] = None,
@@ -58,11 +70,13 @@ def personalize(
 
     Started by torchrun or by accelerate launch --multi_gpu, the processes share every batch.
     """
-    if init_from is not None and (config.phrase, config.template) != (PersonalizeConfig.phrase, None):
+    start_from = recipes.recipe(recipe)
+    settings = config.apply_to(start_from)
+    if init_from is not None and (settings.phrase, settings.template) != (PersonalizeConfig.phrase, None):
         raise InputError("--phrase and --template are those of the adapter that --init-from names; leave them out")
-    if prior_photos is not None and not config.prior.prior_weight:
+    if prior_photos is not None and not settings.prior.prior_weight:
         raise InputError("--prior-photos has no effect without --prior-weight; give both (DreamBooth's weight is 1)")
-    if encoder is not None and (prepared or config.words_from or config.phrase != PersonalizeConfig.phrase):
+    if encoder is not None and (prepared or settings.words_from or settings.phrase != PersonalizeConfig.phrase):
         raise InputError(
             "--encoder reads --photos and has its own phrase; leave --prepared, --words-from and --phrase out"
         )
@@ -79,13 +93,17 @@ def personalize(
 
     last = LastFile(out / "adapter.json")
     check_plot(plot, out / "adapter.json")
-    config = with_phrase(config)
     base = load_adapter(init_from) if init_from is not None else None
+    if base is not None:
+        settings = config.apply_to(recipes.with_rates_of(start_from, base.metadata, f"adapter {init_from}"))
+    settings = with_phrase(settings)
     bundle = load_bundle(model, tokenizer)
     if prepared is not None:
         samples = without(load_prepared(prepared, bundle), exclude)
     chosen = torch_device(device)
     with process_group(chosen):
+        if leading():
+            _log_settings(recipe, settings, bundle, None if base is None else init_from)
         start = None
         if encoder is not None:
             from dive_fast.encoder.encode import start_of
@@ -93,11 +111,11 @@ def personalize(
 
             opened = load_encoder(encoder, device=chosen)
             start = start_of(opened, bundle, samples_of(samples), progress=leading())
-            config = replace(config, template=config.template or opened.template)
+            settings = replace(settings, template=settings.template or opened.template)
         if dry_run:
-            forecast = forecast_run(bundle, samples, out, config, base, chosen, class_photos, start)
+            forecast = forecast_run(bundle, samples, out, settings, base, chosen, class_photos, start)
         else:
-            adapter = learn(bundle, samples, out, config, base, device=chosen, class_photos=class_photos, start=start)
+            adapter = learn(bundle, samples, out, settings, base, device=chosen, class_photos=class_photos, start=start)
         if not leading():
             return
     if dry_run:
@@ -120,6 +138,18 @@ def personalize(
     )
 
 
+def _log_settings(recipe: str, settings: PersonalizeConfig, bundle: ModelBundle, init_from: str | None) -> None:
+    """Reports the rates that an adapter passed on, and warns of the pocket model's recipe on another model."""
+    if init_from is not None:
+        rates = ", ".join(f"--{name.replace('_', '-')} {getattr(settings, name):g}" for name in recipes.RATES[1:])
+        log(f"new identities of {init_from} learn with {rates}")
+    if recipe == "pocket" and bundle.sampling is None:
+        log(
+            "note: recipe pocket is for the pocket model, and this is another; Stable Diffusion 1.5 takes --recipe dive "
+            "(as published) or sd15 (ours)"
+        )
+
+
 def check_plot(plot: Path | None, finished: Path) -> None:
     """Refuses a loss plot that could not be written, before the training; a run that has written `finished` draws anew."""
     if plot is not None:
@@ -130,15 +160,16 @@ def check_plot(plot: Path | None, finished: Path) -> None:
         check_new(plot, PNG, overwrite=finished.is_file())
 
 
-def draw_losses(plot: Path | None, out: Path) -> None:
+def draw_losses(plot: Path | None, out: Path, phases: Sequence[str] | None = None) -> None:
     """Draws the loss curves of the training of `out` into the PNG file `plot`, if one is wanted."""
     if plot is not None:
         from dive_fast.outputs import PNG, output_file
         from dive_fast.train.curves import plot_curves
         from dive_fast.train.personalize import loss_curves
+        from dive_fast.train.trainer import PHASES
 
         with output_file(plot, PNG) as fresh:
-            plot_curves(loss_curves(out), fresh)
+            plot_curves(loss_curves(out, phases or PHASES), fresh)
 
 
 def with_phrase(config: PersonalizeConfig) -> PersonalizeConfig:
@@ -186,6 +217,10 @@ def fuse(
     model: Base = "pocket",
     tokenizer: Tokenizer = None,
     scale: Annotated[NonNegativeFloat, "Strength of the LoRA."] = 1.0,
+    student: Annotated[
+        Path | None,
+        "Student (from dive-fast distil) of the same base and LoRA: the result is one too, with the adapter's identities.",
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -194,6 +229,8 @@ def fuse(
 
     last = LastFile(out / "model_index.json")
     fused = models.fuse(models.load_bundle(model, tokenizer), models.load_adapter(adapter), scale)
+    if student is not None:
+        fused = models.taught_by(fused, models.load_bundle(student))
     models.save_bundle(fused, out, overwrite=overwrite)
     identities = len(fused.prompts.identities) if fused.prompts else 0
     finish(

@@ -22,7 +22,7 @@ from dive_fast.data.config import PrepareConfig
 from dive_fast.data.sets import SET_HELP, read_sets
 from dive_fast.progress import ProgressBar, log
 from dive_fast.types import to_dict
-from dive_fast.words import count
+from dive_fast.words import count, duration
 
 if TYPE_CHECKING:
     from dive_fast.data.prepare import PreparePlan
@@ -36,7 +36,7 @@ def prepare(
     model: Base = "pocket",
     tokenizer: Tokenizer = None,
     latents: Annotated[bool, "Cache the latents of --model's VAE; a later run of the same sets can add them."] = True,
-    dry_run: Annotated[bool, "Only count images and report dropped ones and the space needed; write nothing."] = False,
+    dry_run: Annotated[bool, "Only count images and report dropped ones, space and time; write nothing."] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -58,11 +58,12 @@ def prepare(
     if bundle is not None:
         bundle.vae.to(torch_device(device))
     if dry_run:
-        needed = _needed(plan, out, set(), bundle)
+        needed, seconds = _needed(plan, out, set(), bundle), _encode_seconds(plan, bundle)
         listed = {name: [to_dict(row) for row in getattr(plan, name)] for name in ("read", "dropped")}
         finish(
-            f"{count(len(plan.images), 'image')} in {count(plan.shards, 'shard')} need at most {megabytes(needed)}",
-            {"images": len(plan.images), "shards": plan.shards, "bytes": needed, **listed},
+            f"{count(len(plan.images), 'image')} in {count(plan.shards, 'shard')} need at most {megabytes(needed)}"
+            f"{'' if seconds is None else f', and about {duration(seconds)} to encode'}",
+            {"images": len(plan.images), "shards": plan.shards, "bytes": needed, "encode_seconds": seconds, **listed},
             json,
             then=WITHOUT_DRY_RUN,
         )
@@ -95,6 +96,12 @@ def _needed(plan: PreparePlan, out: Path, finished: set[int], bundle: ModelBundl
 
         needed += latent_space(plan, missing_latents(plan, out, finished, encoder_fingerprint(bundle)), bundle)
     return needed
+
+
+def _encode_seconds(plan: PreparePlan, bundle: ModelBundle | None) -> float | None:
+    from dive_fast.train.prepared import encode_seconds
+
+    return None if bundle is None else encode_seconds(plan, bundle)
 
 
 def _make(plan: PreparePlan, out: Path, bundle: ModelBundle | None) -> tuple[dict[str, Any], bool]:

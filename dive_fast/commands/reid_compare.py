@@ -21,6 +21,7 @@ from dive_fast.commands.reid_inputs import (
     protocol_from,
     test_set,
     test_sides,
+    warn_of_pocket,
 )
 from dive_fast.data.sets import READERS, SetSpec, parse_set
 from dive_fast.options import Changes
@@ -65,7 +66,7 @@ def compare(
     config: Annotated[Changes[ReidConfig], Part(skip=("seed",))],
     rules: Rules,
     test: Annotated[PhotoSet | None, "Set whose test split is searched; by default the first of --real."] = None,
-    protocol: Name = "pocket",
+    protocol: Name = None,
     permutations: Permutations = None,
     baseline: Annotated[str, "Arm that the others are compared with."] = "baseline",
     oracle: Annotated[str, "Arm that trains on the truth, for gap closed."] = "oracle",
@@ -93,6 +94,8 @@ def compare(
         log(f"no arm is called {baseline!r} (--baseline), so there is nothing to compare with: scores only")
     searched = test_set(test or SetSpec(real[0].layout, real[0].root, trial=real[0].trial))
     chosen, tables = protocol_from(searched, protocol, rules, permutations)
+    if recipe == "pocket":
+        warn_of_pocket("recipe pocket", chosen.name)
     query, gallery = test_sides(searched, chosen)
     last = LastFile(out / "compare.json", by_content=True)
     run(
@@ -113,7 +116,7 @@ def compare(
         cache=cache,
     )
     shown = out / arm[-1].name / f"seed-{seeds[0]}"
-    options = {"checkpoint": shown, "test": label(searched), "protocol": protocol, "out": beside(out, "show")}
+    options = {"checkpoint": shown, "test": label(searched), "protocol": chosen.name, "out": beside(out, "show")}
     show_comparison(out, json, following("reid show", **options), last.kept)
 
 

@@ -17,6 +17,7 @@ from dive_fast.commands.reid_inputs import (
     protocol_from,
     test_set,
     test_sides,
+    warn_of_pocket,
 )
 from dive_fast.types import InputError, to_dict
 
@@ -33,7 +34,7 @@ def evaluate(
     distances: Annotated[
         Path | None, "Score distances of other code instead: likewise with 'distance', or one .npy file and --test."
     ] = None,
-    protocol: Name = "pocket",
+    protocol: Name = None,
     permutations: Permutations = None,
     rerank: Rerank = False,
     other_people: OtherPeople = False,
@@ -76,9 +77,13 @@ def evaluate(
     if checkpoint is not None and sides is not None:
         from dive_fast.reid.evaluation.evaluate import extract
         from dive_fast.reid.evaluation.task import RetrievalTask
+        from dive_fast.reid.training.checkpoint import checkpoint_config
 
         if export is not None:
             check_target(export)
+        backbone = checkpoint_config(checkpoint).model.backbone
+        if backbone.startswith("pocket"):
+            warn_of_pocket(f"checkpoint {checkpoint} with backbone {backbone}", chosen.name)
         task = RetrievalTask.from_samples(*sides, chosen, tables, name)
         found = extract(checkpoint, *sides, flip=flip, device=torch_device(device), other_people=other_people)
         if export is not None:
@@ -102,6 +107,6 @@ def evaluate(
         write_output(out, readable_json(to_dict(result)), kind, overwrite)
     then = ""
     if checkpoint is not None:
-        options = {"checkpoint": checkpoint, "test": name, "protocol": protocol, "out": beside(checkpoint, "show")}
+        options = {"checkpoint": checkpoint, "test": name, "protocol": chosen.name, "out": beside(checkpoint, "show")}
         then = following("reid show", **options)
     finish(result.describe(), to_dict(result), json, then=then)

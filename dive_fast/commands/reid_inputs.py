@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import PhotoSet
+from dive_fast.data.names import free_prefix
 from dive_fast.data.sets import PAIRED, SET_HELP, SetSpec, all_samples, read_set, read_sets
 from dive_fast.options import Changes
 from dive_fast.progress import log
@@ -34,13 +35,20 @@ Recipe = Annotated[
     "Settings to start from: for the pocket world on a CPU, or as published by AGW or CAJ. The defaults shown are those of "
     "pocket; options that are given override the recipe.",
 ]
-Name = Annotated[ProtocolName, "pocket searches the whole gallery, sysu and llcm draw it, regdb searches a trial's."]
+Name = Annotated[
+    ProtocolName | None,
+    "pocket searches the whole gallery, sysu and llcm draw it, regdb searches a trial's; without it the set decides.",
+]
 Rules = Annotated[Changes[Protocol], Part(only=("search", "shots", "trials", "draw", "direction", "mode"))]
 Permutations = Annotated[
     Path | None, "sysu: the official rand_perm_cam.mat, if it is not in the set's exp folder; implies --draw official."
 ]
 
-_PROTOCOLS = {"sysu": ("pocket", "sysu"), "regdb": ("regdb",), "llcm": ("llcm",)}
+_PROTOCOLS: dict[str, tuple[ProtocolName, ...]] = {
+    "sysu": ("sysu", "pocket"),
+    "regdb": ("regdb",),
+    "llcm": ("llcm",),
+}
 
 
 def config_from(name: str, changes: Changes[ReidConfig]) -> ReidConfig:
@@ -66,11 +74,14 @@ def join_training(
     known = all_samples(read_sets(real)) if real else []
     others = [sample for spec in added for sample in read_set(spec)]
     others += [sample for dataset in datasets for sample in manifest.samples(dataset)]
-    shared = {sample.pid for sample in known} & {sample.pid for sample in others}
+    people, added_people = {sample.pid for sample in known}, {sample.pid for sample in others}
+    shared = people & added_people
     if shared and not same_people:
+        prefix = free_prefix(added_people, people)
         raise InputError(
             f"{len(shared):,} identity names, first {min(shared)!r}, are in the real sets and in the added ones; if they "
-            "are the same people, give --same-people"
+            f"are the same people, give --same-people; if not, a prefix is missing, as prefix={prefix} behind the added "
+            "set, or behind the photos that its dataset is planned and learned from"
         )
     return [*known, *others]
 
@@ -85,12 +96,15 @@ def test_set(spec: SetSpec) -> SetSpec:
 
 
 def protocol_from(
-    spec: SetSpec | None, name: ProtocolName, rules: Changes[Protocol], permutations: Path | None = None
+    spec: SetSpec | None, name: ProtocolName | None, rules: Changes[Protocol], permutations: Path | None = None
 ) -> tuple[Protocol, Tables | None]:
     """Returns the protocol of the options and, for official draws, the permutations.
 
-    The protocol's trial is that of `spec`. Raises `InputError` for a protocol of another data set.
+    The protocol's trial is that of `spec`. Without a `name` it is guessed, with a note. Raises `InputError` for a protocol
+    of another data set.
     """
+    if name is None:
+        name = _guessed(spec)
     if spec is not None and name not in _PROTOCOLS[spec.layout]:
         allowed = " or ".join(_PROTOCOLS[spec.layout])
         raise InputError(f"--protocol {name} is not for {spec.layout}; {label(spec)} takes {allowed}")
@@ -105,6 +119,30 @@ def protocol_from(
     if permutations is None and spec is None:
         raise InputError("--draw official requires the data set (--test) or its rand_perm_cam.mat (--permutations)")
     return protocol, read_permutations(permutations or spec.root / "exp/rand_perm_cam.mat")  # type: ignore[union-attr]
+
+
+def _guessed(spec: SetSpec | None) -> ProtocolName:
+    """Returns the protocol of a set for which none is named, and notes it; without a set the pocket world's."""
+    if spec is None:
+        return "pocket"
+    name = protocol_of(spec)
+    log(f"note: no --protocol is given, so {label(spec)} is searched under --protocol {name}")
+    return name
+
+
+def protocol_of(spec: SetSpec) -> ProtocolName:
+    """Returns the protocol that a paired set's layout has: sysu but for a tree of a pocket world."""
+    of_world = spec.layout == "sysu" and (spec.root.parent / "world.json").is_file()
+    return "pocket" if of_world else _PROTOCOLS[spec.layout][0]
+
+
+def warn_of_pocket(what: str, protocol: str) -> None:
+    """Warns of `what`, something of the pocket recipe, under the protocol of a real data set."""
+    if protocol != "pocket":
+        log(
+            f"note: {what} is for the pocket world, and scores under protocol {protocol} will be far below published ones; "
+            "train with --recipe agw (or caj) and --weights"
+        )
 
 
 def test_sides(spec: SetSpec, protocol: Protocol) -> tuple[list[Sample], list[Sample]]:

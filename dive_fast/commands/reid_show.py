@@ -29,7 +29,7 @@ def show(
     out: Annotated[Path, "Folder for the pages (open index.html) and PNGs."],
     config: ShowConfig,
     rules: Rules,
-    protocol: Name = "pocket",
+    protocol: Name = None,
     permutations: Permutations = None,
     photos: Annotated[
         Sequence[PhotoSet], f"Photos that the picture of features shows beside queries and gallery: {SET_HELP}"

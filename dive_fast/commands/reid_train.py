@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dive_fast.commands.common import Device, Json, LastFile, PhotoSet, finish, following, torch_device
-from dive_fast.commands.reid_inputs import Real, Recipe, SamePeople, config_from, join_training, label
+from dive_fast.commands.reid_inputs import (
+    Real,
+    Recipe,
+    SamePeople,
+    config_from,
+    join_training,
+    label,
+    protocol_of,
+    warn_of_pocket,
+)
 from dive_fast.data.sets import PAIRED, SetSpec, read_set
 from dive_fast.options import Changes
 from dive_fast.progress import log
@@ -55,6 +64,8 @@ def train(
         leads = leading()  # one process speaks for all
         if leads and recipe != "pocket" and settings.model.weights is None:
             log(f"recipe {recipe} starts from random weights here, the published one from ImageNet's (--weights)")
+        if leads and recipe == "pocket":
+            warn_of_pocket("recipe pocket", next((protocol_of(spec) for spec in real if spec.paired), "pocket"))
         samples = join_training(real, [], synthetic, same_people)
         validation = None if val is None else _validation_samples(val)
         if validation is not None:
@@ -73,16 +84,15 @@ def train(
             tensorboard=tensorboard,
         )
         if leads:
-            _report(read_json(out / "reid.json", "reid checkpoint"), out, json, _testing(out, real, recipe), last.kept)
+            _report(read_json(out / "reid.json", "reid checkpoint"), out, json, _testing(out, real), last.kept)
 
 
-def _testing(out: Path, real: Sequence[SetSpec], recipe: str) -> str:
+def _testing(out: Path, real: Sequence[SetSpec]) -> str:
     """Returns the command that tests a checkpoint on the test half of its first set with infrared."""
     of = next((spec for spec in real if spec.paired), None)
     if of is None:
         return following("reid eval", checkpoint=out, test="sysu:PHOTOS")
-    protocol = of.layout if of.layout != "sysu" or recipe != "pocket" else None
-    return following("reid eval", checkpoint=out, test=label(of), protocol=protocol)
+    return following("reid eval", checkpoint=out, test=label(of), protocol=protocol_of(of))
 
 
 def _report(record: dict[str, Any], out: Path, as_json: bool, then: str, kept: bool) -> None:

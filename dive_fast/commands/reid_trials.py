@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dive_fast.commands.common import Device, Json, LastFile, PhotoSet, finish, torch_device
-from dive_fast.commands.reid_inputs import Recipe, Rerank, config_from
+from dive_fast.commands.reid_inputs import Recipe, Rerank, config_from, warn_of_pocket
 from dive_fast.options import Changes
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.types import to_dict
@@ -29,6 +29,8 @@ def trials(
     from dive_fast.reid.evaluation.rerank import RerankConfig
     from dive_fast.reid.evaluation.trials import DIRECTIONS, REPORT, run_trials
 
+    if recipe == "pocket":
+        warn_of_pocket("recipe pocket", "regdb")
     last = LastFile(out / REPORT, by_content=True)
     report = run_trials(
         real,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from unicodedata import normalize
 
 from dive_fast.commands.common import (
@@ -25,7 +25,7 @@ from dive_fast.data.names import abbreviate, prefix_hint
 from dive_fast.data.sets import SET_HELP, read_set
 from dive_fast.options import Changes
 from dive_fast.progress import ProgressBar, log
-from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
+from dive_fast.sampling.config import PRESETS, SD15, STRENGTH, Sampling
 from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveFloat, PositiveInt, Reads
 from dive_fast.types import MODALITIES, USUAL_MODE, InputError, PairMode, shown, to_dict
 from dive_fast.words import count, duration
@@ -75,6 +75,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Plan which pairs to generate: identity, cameras, seed and photo of each."""
+    from dive_fast.models.student import check_sampling
     from dive_fast.synth import make_plan, save_plan
     from dive_fast.synth.forecast import forecast
     from dive_fast.synth.plan import read_overrides
@@ -82,11 +83,16 @@ def plan(
     if (photos is None) != (mode == "synthetic"):
         raise InputError(f"--mode {mode} {'takes no' if mode == 'synthetic' else 'requires'} --photos")
     unreadable: list[str] = []
-    table, fingerprint, own_size = _model(model)
+    known = _model(model)
+    table = known.prompts
     cameras = {side: [one.name for one in table.cameras if one.modality == side] for side in MODALITIES}
-    chosen = Preset("none", Sampling()) if preset is None else PRESETS[preset]
-    required = chosen.precision if precision is None else None if precision == "any" else precision
-    height, width = size or own_size
+    base, wanted = known.sampling or SD15, None
+    if preset is not None:
+        base, wanted = PRESETS[preset].applied_to(base), PRESETS[preset].precision
+    sampled = sampling.apply_to(base)
+    check_sampling(model, sampled)
+    required = wanted if precision is None else None if precision == "any" else precision
+    height, width = size or known.size
     samples = None if photos is None else read_set(photos)
     named = _pids(pids, table, samples)
     if samples is not None:
@@ -100,11 +106,11 @@ def plan(
         rgb=rgb or (cameras["rgb"] if mode == "synthetic" else []),  # a photo has its own camera
         pairs_per_identity=pairs,
         seed=seed,
-        sampling=sampling.apply_to(chosen.sampling),
+        sampling=sampled,
         precision=required,
         height=height,
         width=width,
-        model_fingerprint=fingerprint,
+        model_fingerprint=known.fingerprint,
         photos=samples,
         photo_root=None if photos is None else photos.root,
         strength=strength,
@@ -118,7 +124,8 @@ def plan(
     identities, cost = len(made.identities), forecast(made, rate)
     finish(
         f"plan {out}: {count(len(made.pairs), 'pair')} of {count(identities, 'identity')} in "
-        f"{count(made.shards, 'shard')}{'' if required is None else f', for {required} engines'}\n{cost.describe()}",
+        f"{count(made.shards, 'shard')}{'' if required is None else f', for {required} engines'}\n"
+        f"{height}x{width}, {_describe_sampling(made.sampling, known.sampling)}\n{cost.describe()}",
         {
             "plan": out,
             "plan_id": made.plan_id,
@@ -126,6 +133,7 @@ def plan(
             "identities": identities,
             "shards": made.shards,
             "unreadable": unreadable,
+            "sampling": to_dict(made.sampling),
             **to_dict(cost),
         },
         json,
@@ -134,25 +142,40 @@ def plan(
     )
 
 
-def _model(folder: Path) -> tuple[PromptTable, str, tuple[int, int]]:
-    """Returns prompts, fingerprint and image size of a model.
+class _Model(NamedTuple):
+    """What a plan reads of a model; its own image size (height, width) and, if it records one, its own sampling."""
 
-    Reads the small files of an engine folder; loads a fused model, whose fingerprint depends on its weights.
-    """
+    prompts: PromptTable
+    fingerprint: str
+    size: tuple[int, int]
+    sampling: Sampling | None
+
+
+def _describe_sampling(planned: Sampling, own: Sampling | None) -> str:
+    """Returns how a plan samples, and how the model does where no option says otherwise."""
+    whose = "the model's own" if own is not None else "Stable Diffusion 1.5's, as the model records none"
+    base = own or SD15
+    return f"{planned.describe()} ({whose}{'' if planned == base else f': {base.describe()}'})"
+
+
+def _model(folder: Path) -> _Model:
+    """Reads the small files of an engine folder; loads a fused model, whose fingerprint depends on its weights."""
     if (folder / "engine.json").is_file():
         from dive_fast.engines.engine_folder import read_spec
         from dive_fast.models import PromptTable
+        from dive_fast.models.sampling_file import read_sampling
 
         spec = read_spec(folder)
         size = spec.profile.height, spec.profile.width
-        return PromptTable.read(folder / "prompts.json"), spec.model_fingerprint, size
+        prompts = PromptTable.read(folder / "prompts.json")
+        return _Model(prompts, spec.model_fingerprint, size, read_sampling(folder))
     from dive_fast.models import load_bundle
     from dive_fast.train import photos
 
     bundle = load_bundle(folder)
     if bundle.prompts is None:
         raise InputError(f"{folder} knows no identities; fuse an adapter into it first (dive-fast fuse)")
-    return bundle.prompts, bundle.fingerprint, photos.image_size(bundle)
+    return _Model(bundle.prompts, bundle.fingerprint, photos.image_size(bundle), bundle.sampling)
 
 
 def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | None) -> list[str]:
@@ -210,7 +233,10 @@ def synth(
     backend: Backend = "auto",
     device: Device = "auto",
     precision: EnginePrecision = "auto",
-    rows: Annotated[PositiveInt, "UNet rows per call; guidance takes two per image."] = 32,
+    rows: Annotated[
+        PositiveInt | None,
+        "UNet rows per call, two per image with guidance; by default those that the engine is made for.",
+    ] = None,
     threads: Threads = None,
     shards: Annotated[
         Annotated[tuple[int, int], Reads(_part, "I/N")] | None,
@@ -228,16 +254,20 @@ def synth(
     ] = False,
     graphs: Annotated[bool, "torch-compiled, tensorrt: replay UNet calls as CUDA graphs."] = False,
     cache: Annotated[
-        Path | None, "onnxruntime-tensorrt: folder for what TensorRT builds; by default in the user's cache."
+        Path | None,
+        "torch-compiled, onnxruntime-tensorrt: folder for what is compiled, which may be shared by machines; by default in "
+        "the user's cache.",
     ] = None,
     json: Json = False,
 ) -> None:
     """Generate every pair of a plan; rerun to resume."""
     from dive_fast.engines import load_engine
+    from dive_fast.models.student import check_sampling
     from dive_fast.synth import load_plan, synthesize
     from dive_fast.synth.local import part_of
 
     planned = load_plan(plan)
+    check_sampling(engine, planned.sampling)
     part = None if shards is None else part_of(planned, *shards)
     options: dict[str, Any] = {
         "path": engine,
@@ -257,7 +287,7 @@ def synth(
             raise InputError("--workers requires --ray; without it one process runs one engine")
         opened = load_engine(**options)
         log(opened.describe())
-        summary = synthesize(planned, opened, out, rows, shards=part, check=check)
+        summary = synthesize(planned, opened, out, rows or opened.spec.profile.rows_opt, shards=part, check=check)
     if summary.rejected:
         log(
             f"note: {count(summary.rejected, 'pair')} rejected, as {count(len(summary.lost), 'photo')} could not be read "
@@ -275,7 +305,13 @@ def synth(
 
 
 def _on_cluster(
-    plan: SynthesisPlan, options: dict[str, Any], out: str, rows: int, address: str, workers: int | None, other: bool
+    plan: SynthesisPlan,
+    options: dict[str, Any],
+    out: str,
+    rows: int | None,
+    address: str,
+    workers: int | None,
+    other: bool,
 ) -> Summary:
     from dive_fast.synth.cluster import Cluster, synthesize_on
 

@@ -9,6 +9,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from itertools import count
 from pathlib import Path
 
 from dive_fast.data.files import read_plain
@@ -77,6 +78,12 @@ def prefix_hint(pids: Iterable[str], known: Collection[str]) -> str:
     few = sorted(set(pids))[:_GUESSED]
     found = Counter(name.removesuffix(pid) for pid in few for name in known if name.endswith(pid) and name != pid)
     return f"; is their set's prefix missing, as prefix={found.most_common(1)[0][0]}?" if found else ""
+
+
+def free_prefix(pids: Iterable[str], taken: Collection[str]) -> str:
+    """The first number from 1 on that, put before each of `pids`, makes a name that nobody in `taken` has."""
+    names = list(pids)
+    return next(str(n) for n in count(1) if not any(f"{n}{name}" in taken for name in names))
 
 
 def is_number(name: str) -> bool:

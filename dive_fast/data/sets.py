@@ -16,7 +16,7 @@ from dive_fast.data.folder import read_folder
 from dive_fast.data.llcm import read_llcm
 from dive_fast.data.market import FOLDERS, read_market
 from dive_fast.data.msmt17 import read_msmt17
-from dive_fast.data.names import abbreviate, canonical_pid, natural_key
+from dive_fast.data.names import abbreviate, canonical_pid, free_prefix, natural_key
 from dive_fast.data.regdb import read_regdb
 from dive_fast.data.sysu import read_sysu
 from dive_fast.io import brief
@@ -246,7 +246,8 @@ def _check_identities(sets: Sequence[NamedSet]) -> None:
         if clash:
             raise InputError(
                 f"{len(clash):,} identity names are in set {owner[clash[0]]} and in set {named.name} ({abbreviate(clash)}). "
-                f"Tell the people apart with a prefix, as {named.spec.layout}:{named.spec.root},prefix=1"
+                f"Is a prefix missing that tells the people apart, as {named.spec.layout}:{named.spec.root},"
+                f"prefix={free_prefix(pids, owner)}{named.spec.prefix}?"
             )
         owner |= dict.fromkeys(pids, named.name)
 

@@ -54,7 +54,7 @@ def train_encoder(
     for phase in configs:
         phase.saved_state()  # refuses other settings before photos are read
     trainer = EncoderTrainer(bundle, photos, config, source, onto, start, device, progress, work)
-    check_disk(trainer, out)
+    check_disk(trainer.disk_bytes(), out)
     with locked(out):
         metadata = {**asdict(config), **run_phases(trainer, configs), "run": run}
         encoder = trainer.encoder(metadata)

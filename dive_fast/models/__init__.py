@@ -2,7 +2,7 @@
 
 from dive_fast.models.adapter import Adapter, load_adapter, merge_identities, save_adapter, subset
 from dive_fast.models.bundle import ModelBundle, load_bundle, save_bundle
-from dive_fast.models.fuse import add_identity_tokens, fuse
+from dive_fast.models.fuse import add_identity_tokens, fuse, taught_by
 from dive_fast.models.lora import add_lora, has_lora, lora_shapes, lora_state, lora_targets, remove_lora, set_lora_state
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, TEMPLATES, PromptEncoder, PromptKey, PromptTable, render
 
@@ -30,4 +30,5 @@ __all__ = [
     "save_bundle",
     "set_lora_state",
     "subset",
+    "taught_by",
 ]

@@ -25,8 +25,11 @@ from dive_fast.models.files import (
 )
 from dive_fast.models.lora import has_lora
 from dive_fast.models.prompts import PromptTable
+from dive_fast.models.sampling_file import read_sampling, write_sampling
 from dive_fast.models.single_file import load_parts
+from dive_fast.models.student import Student, read_student
 from dive_fast.outputs import json_with, output_folder
+from dive_fast.sampling.config import Sampling
 from dive_fast.types import DiveError, InputError, shown, to_dict
 
 if TYPE_CHECKING:
@@ -50,7 +53,8 @@ class ModelBundle:
     """The parts of one model, float32, in eval mode, without gradients, on the CPU as loaded.
 
     `prompts` is set for a fused model. `scheduler_config` holds `scheduler_config.json`
-    as `check_scheduler` returns it.
+    as `check_scheduler` returns it. `sampling` is how the model samples unless one says otherwise; None: as Stable
+    Diffusion 1.5 (`SD15`); a `student` samples in no other way. Both change no weight, so the fingerprint leaves them out.
     """
 
     tokenizer: Any
@@ -59,6 +63,8 @@ class ModelBundle:
     vae: Any
     scheduler_config: dict[str, Any]
     prompts: PromptTable | None = None
+    sampling: Sampling | None = None
+    student: Student | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -135,6 +141,8 @@ def _from_folder(folder: Path) -> ModelBundle:
         vae=load_network(folder, "vae"),
         scheduler_config=scheduler_config,
         prompts=PromptTable.read(folder / "prompts.json") if (folder / "prompts.json").is_file() else None,
+        sampling=read_sampling(folder),
+        student=read_student(folder),
     )
 
 
@@ -187,7 +195,8 @@ def _positive(value: object) -> bool:
 def save_bundle(
     bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None = None, overwrite: bool = False
 ) -> None:
-    """Writes the model as a diffusers folder (safetensors), with `prompts.json` if it is fused; whole or not at all.
+    """Writes the model as a diffusers folder (safetensors), with `prompts.json` if it is fused and `sampling.json` if it
+    has its own; whole or not at all.
 
     `dtype` casts the weights in the files, such as torch.float16 for shipping; the rounded model has another fingerprint.
     An equal folder at `path` stays; another one raises `InputError` without `overwrite`, other content always.
@@ -206,6 +215,10 @@ def save_bundle(
         write_json(config_file(folder, "scheduler"), bundle.scheduler_config)
         if bundle.prompts is not None:
             bundle.prompts.write(folder / "prompts.json")
+        if bundle.sampling is not None:
+            write_sampling(bundle.sampling, folder)
+        if bundle.student is not None:
+            bundle.student.write(folder)
         write_json(folder / "model_index.json", _model_index(bundle))
 
 

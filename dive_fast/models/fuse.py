@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from dive_fast.models.adapter import Adapter, check_rows
 from dive_fast.models.bundle import ModelBundle
 from dive_fast.models.files import add_words
-from dive_fast.models.lora import check_lora_state, has_lora, lora_pairs
+from dive_fast.models.lora import check_lora_state, fold_lora, has_lora
 from dive_fast.models.prompts import PromptEncoder, PromptTable, check_vocabulary
+from dive_fast.models.student import attention_sums
 from dive_fast.types import DiveError, Identity, InputError, shown
 
 if TYPE_CHECKING:
     import torch
+
+_EQUAL = 1e-9  # relative, of a sum of squares: a last bit that another machine rounds otherwise changes it by far less
 
 
 def add_identity_tokens(bundle: ModelBundle, identities: Sequence[Identity], rows: torch.Tensor) -> list[int]:
@@ -93,8 +96,6 @@ def fuse(bundle: ModelBundle, adapter: Adapter, scale: float = 1.0) -> ModelBund
     Adds scale * alpha / rank * B A to each weight, in float64, and rounds once to the weight's dtype. An adapter of
     another base, or one that does not fit, raises `InputError`; a UNet that carries LoRA layers `DiveError`.
     """
-    import torch
-
     if not math.isfinite(scale):
         raise InputError(f"fuse: scale must be a finite number, got {shown(scale)}; 1.0 is as trained")
     if has_lora(bundle.unet):
@@ -106,10 +107,32 @@ def fuse(bundle: ModelBundle, adapter: Adapter, scale: float = 1.0) -> ModelBund
         copy.deepcopy(bundle), prompts=check_prompts(bundle, adapter)
     )  # `replace` drops the copy's cached fingerprint
     _insert_tokens(fused, adapter.identities, adapter.embeddings)
-    factor = scale * adapter.alpha / adapter.rank  # as PEFT scales it
-    with torch.no_grad():
-        for name, (a, b) in lora_pairs(adapter.lora).items():
-            weight = fused.unet.get_submodule(name).weight
-            product = b.to(weight.device).double() @ a.to(weight.device).double()
-            weight.copy_(weight.double() + factor * product)
+    fold_lora(fused.unet, adapter.lora, scale * adapter.alpha / adapter.rank)  # as PEFT scales it
     return fused
+
+
+def taught_by(fused: ModelBundle, student: ModelBundle) -> ModelBundle:
+    """Returns a student of `fused`, which has the base and the LoRA of the teacher of `student` and perhaps more people.
+
+    Only the UNet was distilled, and people are in the text encoder: so that of `student` serves. Another base or LoRA, or
+    a model that is no student, raises `InputError`.
+    """
+    record = student.student
+    if record is None or student.prompts is None or fused.prompts is None:
+        raise InputError("--student must name a student, from dive-fast distil; this model has no student.json")
+    found = attention_sums(fused.unet)
+    alike = len(found) == len(record.attention) and all(
+        math.isclose(ours, theirs, rel_tol=_EQUAL) for ours, theirs in zip(found, record.attention, strict=True)
+    )
+    if not alike or fused.prompts.base_fingerprint != student.prompts.base_fingerprint:
+        raise InputError(
+            "--student was distilled from a model with another base, LoRA or --scale than this adapter's; distil this"
+            " adapter's fused model"
+        )
+    return replace(
+        fused,
+        unet=student.unet,
+        scheduler_config=student.scheduler_config,
+        sampling=student.sampling,
+        student=replace(record, teacher=fused.fingerprint),
+    )

@@ -1,13 +1,14 @@
-"""LoRA on the attention of a UNet: PEFT adds and removes it, and every key of a state is counted.
+"""LoRA on the attention of a UNet, or on all its layers: PEFT adds and removes it, and every key of a state is counted.
 
-A key is a linear's name plus `.lora_A.weight` [rank, in] or `.lora_B.weight` [out, rank], as PEFT names them.
+A key is a layer's name plus `.lora_A.weight` [rank, in] or `.lora_B.weight` [out, rank], as PEFT names them; those of a
+convolution are [rank, in, h, w] and [out, rank, 1, 1].
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.types import DiveError, InputError, shown
@@ -30,13 +31,21 @@ def lora_targets(unet: Any) -> list[str]:
     return names
 
 
-def lora_shapes(unet: Any, rank: int) -> dict[str, tuple[int, int]]:
-    """Returns the keys of a LoRA of this rank on `unet`, and their shapes."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for name in lora_targets(unet):
-        linear = unet.get_submodule(name)
-        shapes[name + _A] = (rank, linear.in_features)
-        shapes[name + _B] = (linear.out_features, rank)
+def every_layer(unet: Any) -> list[str]:
+    """Returns the names of all linears and convolutions of a UNet without LoRA."""
+    import torch
+
+    return [name for name, layer in unet.named_modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
+
+
+def lora_shapes(unet: Any, rank: int, targets: Sequence[str] | None = None) -> dict[str, tuple[int, ...]]:
+    """Returns the keys of a LoRA of this rank on the layers `targets`, by default `lora_targets`, and their shapes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in lora_targets(unet) if targets is None else targets:
+        layer = unet.get_submodule(name)
+        out, into, *kernel = getattr(layer, "base_layer", layer).weight.shape
+        shapes[name + _A] = (rank, into, *kernel)
+        shapes[name + _B] = (out, rank, *(1 for _ in kernel))
     return shapes
 
 
@@ -60,12 +69,25 @@ def check_rank(rank: object, alpha: object, where: str) -> None:
         raise InputError(f"{where}: alpha must be a finite number > 0, got {shown(alpha)}")
 
 
-def check_lora_state(unet: Any, state: Mapping[str, torch.Tensor], rank: int) -> None:
+def fold_lora(unet: Any, state: Mapping[str, torch.Tensor], scale: float) -> None:
+    """Adds scale * B A to each weight of `unet`, in place: in float64, rounded once to the weight's dtype."""
+    import torch
+
+    with torch.no_grad():
+        for name, (a, b) in lora_pairs(state).items():
+            weight = unet.get_submodule(name).weight
+            product = b.to(weight.device).double().flatten(1) @ a.to(weight.device).double().flatten(1)
+            weight.copy_(weight.double() + scale * product.view_as(weight))
+
+
+def check_lora_state(
+    unet: Any, state: Mapping[str, torch.Tensor], rank: int, targets: Sequence[str] | None = None
+) -> None:
     """Raises `InputError` unless `state` holds exactly the keys and shapes of this rank on `unet`.
 
     diffusers only warns about keys that fit nowhere, so a LoRA can load as nothing; here each key must land.
     """
-    expected = lora_shapes(unet, rank)
+    expected = lora_shapes(unet, rank, targets)
     landed = expected.keys() & state.keys()
     found = {
         "fit no attention of this UNet": sorted(state.keys() - expected.keys()),
@@ -84,19 +106,19 @@ def has_lora(unet: Any) -> bool:
     return any(".lora_" in name for name, _ in unet.named_modules())
 
 
-def add_lora(unet: Any, rank: int, alpha: float) -> list[torch.nn.Parameter]:
+def add_lora(unet: Any, rank: int, alpha: float, targets: Sequence[str] | None = None) -> list[torch.nn.Parameter]:
     """Adds LoRA layers to `unet` in place (PEFT, A gaussian, B zero) and returns their parameters, all trainable.
 
-    With B zero, the output is unchanged. A bad rank or alpha, or a UNet without attention, raises `InputError`; LoRA
-    already present raises `DiveError`.
+    `targets` are the layers that get one, by default `lora_targets`. With B zero, the output is unchanged. A bad rank or
+    alpha, or a UNet without attention, raises `InputError`; LoRA already present raises `DiveError`.
     """
     from peft import LoraConfig
 
     check_rank(rank, alpha, "LoRA")
-    targets = lora_targets(unet)
+    names = lora_targets(unet) if targets is None else list(targets)
     if has_lora(unet):
         raise DiveError("the UNet already carries LoRA layers; remove_lora first")
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian"))
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian"))
     return [parameter for name, parameter in unet.named_parameters() if ".lora_" in name]
 
 
@@ -117,7 +139,7 @@ def set_lora_state(unet: Any, state: Mapping[str, torch.Tensor]) -> None:
     if not layers:
         raise DiveError("the UNet carries no LoRA layers; add_lora first")
     rank = next(parameter.shape[0] for key, parameter in layers.items() if key.endswith(_A))
-    check_lora_state(unet, state, rank)
+    check_lora_state(unet, state, rank, [key.removesuffix(_A) for key in layers if key.endswith(_A)])
     with torch.no_grad():
         for key, parameter in layers.items():
             parameter.copy_(state[key])

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dive_fast.sampling.config import PRESETS, STRENGTH, Preset, Sampling
+    from dive_fast.sampling.config import PRESETS, SD15, STRENGTH, Preset, Sampling
     from dive_fast.sampling.guidance import EpsRows, guided, repeated
     from dive_fast.sampling.noise import add_noise, initial_noise
     from dive_fast.sampling.schedule import Schedule
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS",
+    "SD15",
     "STRENGTH",
     "Eps",
     "EpsRows",

@@ -1,9 +1,9 @@
-"""How images are sampled: one record for plans, presets, bench, experiments and FP8 calibration. Loads no torch."""
+"""How images are sampled: one record for models, plans, bench, experiments and FP8 calibration. Loads no torch."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.settings import AtMost, NonNegativeFloat, PositiveInt, Reads, Settings
@@ -30,12 +30,13 @@ def _interval(text: str) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Sampling(Settings):
-    """Steps and guidance of DPM-Solver++ 2M."""
+    """Steps and guidance of DPM-Solver++ 2M. The defaults are the pocket model's."""
 
     steps: DenoisingSteps = 20
-    """DPM-Solver++ steps; DiVE on Stable Diffusion 1.5 takes 50."""
+    """DPM-Solver++ steps. Each model has its own default: this is the pocket model's, Stable Diffusion 1.5's is 50."""
     guidance: NonNegativeFloat = 2.0
-    """Scale of classifier-free guidance, 1 = none; DiVE on Stable Diffusion 1.5 takes 7.5."""
+    """Scale of classifier-free guidance, 1 = none. Each model has its own default: this is the pocket model's, Stable
+    Diffusion 1.5's is 7.5."""
     guidance_interval: Annotated[tuple[float, float], Reads(_interval, "LOW,HIGH|all")] | None = None
     """Guidance only at noise levels LOW < sigma <= HIGH (noise-to-signal ratios, arXiv 2404.07724)."""
 
@@ -79,26 +80,34 @@ class Sampling(Settings):
         return f"{self.steps} step{'s' * (self.steps != 1)}, {guidance}{at}"
 
 
+SD15 = Sampling(steps=50, guidance=7.5)
+"""How DiVE samples Stable Diffusion 1.5 (its public code), and so every model that records no sampling of its own."""
+
+
 @dataclass(frozen=True)
 class Preset:
-    """A named way to sample, and the `precision` that its engines must have; None accepts any."""
+    """A named number of steps, and the `precision` that its engines must have; None accepts any. Guidance is the model's."""
 
     name: str
-    sampling: Sampling
+    steps: int
     precision: str | None = None
 
-    def describe(self, precision: str) -> str:
+    def applied_to(self, sampling: Sampling) -> Sampling:
+        """Returns a model's sampling with the preset's steps."""
+        return replace(sampling, steps=self.steps)
+
+    def describe(self, sampling: Sampling, precision: str) -> str:
         """What an engine of `precision` runs, and which precision the preset wants where that is another."""
         wanted = "" if self.precision in (None, precision) else f" (the preset wants {self.precision})"
-        return f"{self.sampling.describe()}, {precision}{wanted}"
+        return f"{sampling.describe()}, {precision}{wanted}"
 
 
 # docs/speed.md says what each costs. A guidance interval was worth no more than fewer steps, so no preset has one.
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("exact", Sampling(steps=50)),
-        Preset("fast", Sampling(steps=15)),
-        Preset("turbo", Sampling(steps=7), precision="fp8"),
+        Preset("exact", 50),
+        Preset("fast", 15),
+        Preset("turbo", 7, precision="fp8"),
     )
 }

@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "timestep_spacing": "linspace",
     "steps_offset": 0,
     "prediction_type": "epsilon",
+    "solver_order": 2,
 }
 _MOST = 1_000_000  # training timesteps, of which each has its noise level in memory
 OFF = (None, False)
@@ -36,12 +37,12 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_flow_sigmas": OFF,
     "use_dynamic_shifting": OFF,
 }
-# How another sampler takes its steps: the model was trained alike, and DPM-Solver++ 2M takes its own. With the values
-# that ask for nothing else.
+ORDERS = (1, 2)  # of DPM-Solver++; the first is DDIM's step, by which a student takes its few
+# How another sampler takes its steps: the model was trained alike, and DPM-Solver++ takes its own. With the values that
+# ask for nothing else.
 IGNORED: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads DEIS and UniPC names as these
     "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
-    "solver_order": (2,),
     "final_sigmas_type": ("zero",),
     "lambda_min_clipped": (-math.inf,),
     "thresholding": OFF,
@@ -71,7 +72,9 @@ def check_scheduler(data: object, where: str) -> dict[str, Any]:
     if reasons:
         raise InputError(f"{where}: {'; '.join(reasons)}; use a model whose noise schedule is Stable Diffusion's")
     ignored = [
-        f"{key} {shown(config[key])}" for key, off in IGNORED.items() if key in config and config[key] not in off
+        f"{key} {shown(config[key])}"
+        for key, off in {**IGNORED, "solver_order": ORDERS}.items()
+        if key in config and config[key] not in off
     ]
     if ignored:
         warnings.warn(
@@ -87,12 +90,14 @@ class Schedule:
 
     `sigmas` are noise-to-signal ratios as in diffusers (sigma / alpha of the variance-preserving process); the last
     one is 0. They hold float32 values, because the model was trained with these; all else is derived in float64.
-    `prediction` is what the model predicts: "epsilon" or "v_prediction" (arXiv 2202.00512).
+    `prediction` is what the model predicts: "epsilon" or "v_prediction" (arXiv 2202.00512). `order` is that of the
+    solver's steps, 1 or 2.
     """
 
     timesteps: tuple[int, ...]
     sigmas: tuple[float, ...]
     prediction: str = "epsilon"
+    order: int = 2
 
     @classmethod
     def from_config(cls, scheduler_config: Mapping[str, Any], steps: int) -> Schedule:
@@ -112,7 +117,8 @@ class Schedule:
             spacing = f"{config['timestep_spacing']} spacing"
             raise InputError(f"schedule: {steps} steps do not fit into {total} with {spacing}; use fewer steps")
         levels = _training_sigmas(config)
-        return cls(tuple(timesteps), (*(levels[t] for t in timesteps), 0.0), config["prediction_type"])
+        order = 1 if config["solver_order"] == 1 else 2
+        return cls(tuple(timesteps), (*(levels[t] for t in timesteps), 0.0), config["prediction_type"], order)
 
     @property
     def steps(self) -> int:

@@ -1,4 +1,4 @@
-"""DPM-Solver++ (2M, midpoint, first order at both ends) over any `eps(latents, timestep)`."""
+"""DPM-Solver++ (2M, midpoint, first order at both ends; or of first order) over any `eps(latents, timestep)`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,20 @@ def dpmpp_2m(eps: Eps, latents: Tensor, schedule: Schedule, start: int = 0, on_s
 
     `eps(latents, timestep)` returns the model's prediction, float32 of the latents' shape: the noise, or v if the schedule
     says so. `latents` must be at the noise level of `start`: pure noise for 0, else `add_noise`'s. `on_step(index, latents)`
-    runs after each step. Equals diffusers' scheduler loop to float32 rounding. Raises `DiveError` naming the first step
-    whose latents are not finite, and their rows; `InputError` when `start` is no step.
+    runs after each step. A schedule of order 1 takes DDIM's steps. Equals diffusers' scheduler loop to float32 rounding.
+    Raises `DiveError` naming the first step whose latents are not finite, and their rows; `InputError` when `start` is no
+    step.
     """
     schedule.check_start(start)
     latents = latents.float()
     previous: Tensor | None = None
     finite: list[Tensor] = []
     for index in range(start, schedule.steps):
-        alpha, sigma = schedule.signal(index)
-        predicted = eps(latents, schedule.timesteps[index])
-        if schedule.prediction == "v_prediction":
-            clean = alpha * latents - sigma * predicted
-        else:
-            clean = (latents - sigma * predicted) / alpha
-        of_latents, of_clean, of_previous = _coefficients(schedule, index, first_order=previous is None)
+        clean = clean_latents(schedule, index, latents, eps(latents, schedule.timesteps[index]))
+        first_order = previous is None or schedule.order == 1
+        of_latents, of_clean, of_previous = coefficients(schedule, index, first_order)
         latents = of_latents * latents + of_clean * clean
-        if previous is not None:
+        if previous is not None and of_previous:
             latents = latents + of_previous * previous
         previous = clean
         finite.append(latents.isfinite().flatten(1).all(dim=1))
@@ -46,7 +43,15 @@ def dpmpp_2m(eps: Eps, latents: Tensor, schedule: Schedule, start: int = 0, on_s
     return latents
 
 
-def _coefficients(schedule: Schedule, index: int, first_order: bool) -> tuple[float, float, float]:
+def clean_latents(schedule: Schedule, index: int, latents: Tensor, predicted: Tensor) -> Tensor:
+    """The clean latents that a prediction at step `index` amounts to; all [B, C, h, w]."""
+    alpha, sigma = schedule.signal(index)
+    if schedule.prediction == "v_prediction":
+        return alpha * latents - sigma * predicted
+    return (latents - sigma * predicted) / alpha
+
+
+def coefficients(schedule: Schedule, index: int, first_order: bool) -> tuple[float, float, float]:
     """Factors, in float64, of the latents, the clean and the previous clean latents, whose sum are the next latents.
 
     exp(-h) is the ratio of the sigmas, which stays finite at the final zero.

@@ -59,12 +59,13 @@ def synthesize_on(
     plan: SynthesisPlan,
     engine: Mapping[str, Any],
     out: Path | str,
-    rows: int = 32,
+    rows: int | None = None,
     progress: bool = True,
 ) -> Summary:
     """Makes every pair of `plan` at `out`, which every worker must reach; `engine` are `load_engine`'s arguments.
 
-    Raises as `synthesize`, and `DiveError` when a bundle of shards failed `TRIES` times, with the last reason.
+    `rows` are UNet rows a call, by default those that the engine is made for. Raises as `synthesize`, and `DiveError` when
+    a bundle of shards failed `TRIES` times, with the last reason.
     """
     ray = optional("ray", "a run on Ray")
     store = open_store(out)
@@ -105,11 +106,11 @@ def _bundles(todo: Sequence[int], workers: int) -> list[list[int]]:
 class Worker:
     """One engine in one process; an actor of Ray."""
 
-    def __init__(self, plan: SynthesisPlan, engine: dict[str, Any], out: str, rows: int) -> None:
+    def __init__(self, plan: SynthesisPlan, engine: dict[str, Any], out: str, rows: int | None) -> None:
         from dive_fast.engines import load_engine
 
         self._engine = load_engine(**engine)
-        self._plan, self._out, self._rows = plan, out, rows
+        self._plan, self._out, self._rows = plan, out, rows or self._engine.spec.profile.rows_opt
 
     def check(self) -> None:
         """Raises `InputError` when plan, engine and place do not fit."""

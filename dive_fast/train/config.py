@@ -57,12 +57,12 @@ class Samples(Settings):
     sample_steps: DenoisingSteps = 20
     """Denoising steps of images that are sampled during training."""
     sample_guidance: NonNegativeFloat = 2.0
-    """Guidance scale of images that are sampled during training; Stable Diffusion 1.5 uses 7.5."""
+    """Guidance scale of images that are sampled during training."""
 
 
 @dataclass(frozen=True)
 class PersonalizeConfig(Settings):
-    """How identities and the LoRA are learned. The defaults suit the pocket model.
+    """How identities and the LoRA are learned. The defaults suit the pocket model; `recipes` has those of others.
 
     A run that starts from an adapter takes its phrase, template and cameras, not `phrase`, `template` and `ir_words`.
     """
@@ -74,7 +74,7 @@ class PersonalizeConfig(Settings):
     batch: PositiveInt = 32
     """Photos per step."""
     rank: PositiveInt = 8
-    """Rank of the LoRA; DiVE uses 128 on Stable Diffusion 1.5."""
+    """Rank of the LoRA."""
     phrase: str = ONE_WORD
     """Text of an identity: {person} learns a vector that starts from that word (alone: as DiVE), {red|green|blue} learns a
     mix of these words, and pocket is the phrase of the shipped adapter."""
@@ -91,23 +91,23 @@ class PersonalizeConfig(Settings):
     """Noise on text embeddings in LoRA training, in units of their standard deviation, for a LoRA that generalises from few
     identities."""
     lora_lr: NonNegativeFloat = 2e-3
-    """Peak learning rate of the LoRA; DiVE uses 5e-5 on Stable Diffusion 1.5."""
+    """Peak learning rate of the LoRA."""
     token_lr: NonNegativeFloat = 3e-3
-    """Peak learning rate of learned vectors; DiVE uses 5e-5 on Stable Diffusion 1.5."""
+    """Peak learning rate of learned vectors."""
     mix_lr: NonNegativeFloat = 0.07
     """Peak learning rate of the weights of mixed words."""
     warmup: NonNegativeInt = 50
     """Steps of linear learning-rate warm-up."""
-    ir_fraction: Fraction = 0.5
-    """Fraction of infrared photos in a batch, where there are any."""
+    ir_fraction: Fraction | None = 0.5
+    """Fraction of infrared photos in a batch, where there are any; recipe dive: as many as the photos have."""
     noisy_fraction: NoisyFraction = 0.75
-    """Fraction of timesteps drawn from the noisier half, which decides garments; DiVE uses 0.5."""
+    """Fraction of timesteps drawn from the noisier half, which decides garments."""
     identity_noisy_fraction: NoisyFraction = 0.4
     """The same fraction in steps that train identities alone; the less noisy half separates words better."""
     identities_from_ir: bool = False
     """Train identities on infrared photos too where RGB photos exist, as DiVE does."""
     bare_code: Fraction = 0.1
-    """Fraction of captions that are the camera's code alone; DiVE uses 0.5."""
+    """Fraction of captions that are the camera's code alone."""
     empty_captions: Fraction = 0.05
     """Fraction of empty captions, which train the unconditional prediction of guidance."""
     weight_cap: NonNegativeFloat = 8.0

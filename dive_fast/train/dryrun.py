@@ -43,6 +43,15 @@ class PhaseForecast:
     optimizer_bytes: int
     step_bytes: int
 
+    def text(self, batch: str) -> str:
+        """For a reader; `batch` is what a step sees, as "32 photos"."""
+        done = f" ({self.done:,} done)" if self.done else ""
+        return (
+            f"{self.name}: {self.steps:,} steps of {batch}{done}; {self.trainable:,} trained values;"
+            f" {self.seconds:.3g} s per step; {megabytes(self.optimizer_bytes)} of optimizer and average, about"
+            f" {megabytes(self.step_bytes)} of gradients and activations"
+        )
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -80,12 +89,7 @@ class Forecast:
         if self.hardly_seen:
             lines.append(f"{self.hardly_seen:,} identities have less than one view: raise --steps or --exclude them")
         for phase in self.stages:
-            done = f" ({phase.done:,} done)" if phase.done else ""
-            lines.append(
-                f"{phase.name}: {phase.steps:,} steps of {self.batch} photos{done}; {phase.trainable:,} trained values;"
-                f" {phase.seconds:.3g} s per step; {megabytes(phase.optimizer_bytes)} of optimizer and average, about"
-                f" {megabytes(phase.step_bytes)} of gradients and activations"
-            )
+            lines.append(phase.text(f"{self.batch} photos"))
         lines += [
             f"memory: about {megabytes(self.memory_bytes)} on {self.device}, {megabytes(self.weights_bytes)} of it weights;"
             f" {megabytes(self.latents_bytes)} of latents in main memory",
@@ -125,7 +129,7 @@ def steps_done(config: PersonalizeConfig, out: Path, run: str, finished: bool) -
 def forecast(trainer: Trainer, out: Path, done: dict[str, int]) -> Forecast:
     """Estimates the cost of a trainer's run to `out`, of which `done` steps of each phase are done."""
     config, bundle, samples = trainer.config, trainer.bundle, samples_of(trainer.photos)
-    check_disk(trainer, out)
+    check_disk(trainer.disk_bytes(), out)
     few = only(trainer.photos, trainer.few())
     begun = time.perf_counter()
     latents = trainer.encode(few, progress=False)
@@ -165,7 +169,11 @@ def _views(samples: Sequence[Sample], phases: Sequence[Phase], config: Personali
 def _forecast(trainer: Trainer, phase: Phase, done: int) -> PhaseForecast:
     """Runs and measures a few steps of a phase."""
     trainer.model.set_trainable(phase.rows, phase.lora)
-    train = TrainState(phase.config, trainer.model.groups, phase.loss_at, trainer.model.lora)
+    return measure(TrainState(phase.config, trainer.model.groups, phase.loss_at, trainer.model.lora), done)
+
+
+def measure(train: TrainState, done: int) -> PhaseForecast:
+    """Takes and measures a few steps of a phase, of whose steps a stopped run has `done` some."""
     for step in range(WARM_UP - 1):
         train.step(step)
     with PeakMemory() as memory:
@@ -177,11 +185,11 @@ def _forecast(trainer: Trainer, phase: Phase, done: int) -> PhaseForecast:
         loss.item()  # waits for a GPU
         seconds.append(time.perf_counter() - begun)
     return PhaseForecast(
-        name=phase.config.name,
-        steps=phase.config.steps,
+        name=train.config.name,
+        steps=train.config.steps,
         done=done,
         trainable=sum(parameter.numel() for parameter in train.parameters),
         seconds=statistics.median(seconds),
-        optimizer_bytes=optimizer_bytes(train.parameters, bool(phase.config.average)),
+        optimizer_bytes=optimizer_bytes(train.parameters, bool(train.config.average)),
         step_bytes=memory.peak,
     )

@@ -23,7 +23,7 @@ from dive_fast.train.loop import PhaseConfig, run_phase
 from dive_fast.train.model import Start
 from dive_fast.train.photos import Photos, samples_of
 from dive_fast.train.prior import class_photos_id
-from dive_fast.train.trainer import PHASES, Trainer, phase_configs
+from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.types import InputError, Sample
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def personalize(
     for phase_config in configs:
         phase_config.saved_state()  # refuses other settings before photos are encoded
     trainer = Trainer(bundle, photos, config, init_from, device, progress, start)
-    check_disk(trainer, out)
+    check_disk(trainer.disk_bytes(), out)
     with locked(out):
         metadata = {**asdict(config), **run_phases(trainer, configs, class_photos), "run": run}
         adapter = trainer.model.adapter(trainer.cameras, metadata)
@@ -101,10 +101,10 @@ def finished_adapter(out: Path, run: str) -> Adapter | None:
     return adapter
 
 
-def check_disk(trainer: Trainer, out: Path) -> None:
-    """Raises `DiveError` when the disk of `out` has too little space for the rest of the run."""
+def check_disk(needed: int, out: Path) -> None:
+    """Raises `DiveError` when the disk of `out` has too little space for the rest of a run that writes `needed` bytes."""
     written = sum(file.stat().st_size for file in training_folder(out).glob("*") if file.is_file())
-    check_space(out, max(0, trainer.disk_bytes() - written))
+    check_space(out, max(0, needed - written))
 
 
 @contextmanager
@@ -123,15 +123,16 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def remove_states(work: Path) -> None:
-    """Removes states, class photos and features of photos, which a finished run does not need."""
-    for pattern in ("*.state", "class-*.safetensors", "features-*.safetensors", "rows-*.safetensors"):
+    """Removes states, class photos, features of photos, trajectories and images, which a finished run does not need."""
+    made = ("class", "features", "rows", "trajectories", "images")
+    for pattern in ("*.state", *(f"{kind}-*.safetensors" for kind in made)):
         for file in work.glob(pattern):
             file.unlink(missing_ok=True)
 
 
-def loss_curves(out: Path) -> list[Curve]:
-    """The training losses of the adapter folder `out`."""
-    logs = {name: training_folder(out) / f"{name}-loss.jsonl" for name in PHASES}
+def loss_curves(out: Path, phases: Sequence[str]) -> list[Curve]:
+    """The training losses of the folder `out` that a training made."""
+    logs = {name: training_folder(out) / f"{name}-loss.jsonl" for name in phases}
     return [Curve(path, "loss", f"{name}: loss") for name, path in logs.items() if path.exists()]
 
 

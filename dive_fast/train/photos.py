@@ -131,17 +131,19 @@ def encode_photos(
 
 
 class BalancedSampler:
-    """Draws a step's photos: a fixed fraction of infrared, identities evenly within each modality.
+    """Draws a step's photos: a fixed fraction of infrared (None: that of the photos), identities evenly in each modality.
 
     Batches depend on (seed, step) only, so a resumed run sees those of an uninterrupted one. `counts` are a batch's photos
     per modality.
     """
 
-    def __init__(self, samples: Sequence[Sample], batch: int, ir_fraction: float, seed: int) -> None:
+    def __init__(self, samples: Sequence[Sample], batch: int, ir_fraction: float | None, seed: int) -> None:
         self.batch, self.seed = batch, seed
         self._groups: dict[str, dict[str, list[int]]] = {"rgb": {}, "ir": {}}
         for i, sample in enumerate(samples):
             self._groups[sample.modality].setdefault(sample.pid, []).append(i)
+        if ir_fraction is None:
+            ir_fraction = sum(map(len, self._groups["ir"].values())) / len(samples)
         infrared = round(batch * ir_fraction) if self._groups["ir"] else 0
         if not self._groups["rgb"]:
             infrared = batch

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dive_fast.data.images import image_problem
 from dive_fast.data.prepare import PreparePlan
 from dive_fast.data.prepared import (
     LatentFile,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _NAME = "latents"
 _BLOCK = 256  # photos between two reports of progress
+_TIMED = 8  # photos that a dry run encodes
 _HEADERS = 2_048  # bytes of a file's header and its record, at most
 # Settings that change an encoder's output and show in no tensor's shape.
 _ENCODER_CONFIG = ("act_fn", "block_out_channels", "down_block_types", "norm_num_groups", "scaling_factor")
@@ -99,6 +102,18 @@ def encode_shards(
                 temporary.stat().st_size, sha256_file(temporary), encoder, [2, *latent_shape(bundle)], shard.sha256
             )
         write_json(latents_record_path(out, number), to_dict(record))
+
+
+def encode_seconds(plan: PreparePlan, bundle: ModelBundle) -> float | None:
+    """Forecasts the seconds that encoding every image takes, from a few spread over the sets; None if none can be read."""
+    few = plan.images[:: -(-len(plan.images) // _TIMED)]
+    samples = [image.sample for image in few if image_problem(image.sample.path) is None]
+    if not samples:
+        return None
+    encode_photos(bundle, samples[:1], progress=False)  # the first call takes longer
+    begun = time.perf_counter()
+    encode_photos(bundle, samples, progress=False)
+    return (time.perf_counter() - begun) / len(samples) * len(plan.images)
 
 
 def load_prepared(folder: Path | str, bundle: ModelBundle) -> LatentPhotos:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from dive_fast.models.bundle import ModelBundle
+    from dive_fast.sampling import OnStep
 
 _MARGIN = 72
 
@@ -42,10 +43,12 @@ class ImageSampler:
             embeddings: torch.Tensor = self.bundle.text_encoder(ids.to(device)).last_hidden_state
         return embeddings
 
-    def latents(self, text: torch.Tensor, index: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+    def latents(
+        self, text: torch.Tensor, index: torch.Tensor, seeds: Sequence[int], on_step: OnStep | None = None
+    ) -> torch.Tensor:
         """Returns scaled latents float32 [B, C, h, w] on the CPU for the prompts `index` int64 [B] and their `seeds`.
 
-        `text` [U, L, D] are embeddings; the first is that of the empty prompt.
+        `text` [U, L, D] are embeddings; the first is that of the empty prompt. `on_step` as of `dpmpp_2m`.
         """
         import torch
 
@@ -59,7 +62,8 @@ class ImageSampler:
         with torch.no_grad():
             noise = initial_noise(seeds, latent_shape(self.bundle)).to(unet.device)
             schedule = Schedule.from_config(self.bundle.scheduler_config, self.steps)
-            return dpmpp_2m(guided(eps_rows, index.to(unet.device), 0, self.guidance), noise, schedule).cpu()
+            eps = guided(eps_rows, index.to(unet.device), 0, self.guidance)
+            return dpmpp_2m(eps, noise, schedule, on_step=on_step).cpu()
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Returns pixels uint8 [B, H, W, 3] of scaled latents, decoded in float32 on the UNet's device."""

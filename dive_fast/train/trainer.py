@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dive_fast.data.names import free_prefix
 from dive_fast.distributed import check_launcher, leading
 from dive_fast.models.fuse import check_base
 from dive_fast.models.prompts import PromptEncoder, PromptTable
@@ -245,11 +246,12 @@ def _check_taught(samples: Sequence[Sample], config: PersonalizeConfig, alone: b
     teaches = teaching(samples) | (config.identities_from_ir and not alone)
     taught = samples_of(only(samples, teaches))
     drawn = BalancedSampler(taught if alone else samples, config.batch, config.ir_fraction, config.seed).counts
+    share = "that of the photos" if config.ir_fraction is None else f"of {config.ir_fraction}"
     never = sorted({s.pid for s in samples} - {s.pid for s in taught if drawn[s.modality]})
     if never:
         raise InputError(
             f"{len(never):,} identities would stay untrained, first {shown(never[0])}: no batch of {config.batch} with an"
-            f" infrared fraction of {config.ir_fraction} has photos that train them; change --batch or"
+            f" infrared fraction {share} has photos that train them; change --batch or"
             " --ir-fraction, or --exclude them"
         )
 
@@ -274,9 +276,10 @@ def _known_cameras(
 
 def check_new(adapter: Adapter | None, pids: Sequence[str]) -> None:
     """Raises `InputError` if an adapter already has one of these identities."""
-    taken = [] if adapter is None else sorted({identity.pid for identity in adapter.identities} & set(pids))
+    known = set() if adapter is None else {identity.pid for identity in adapter.identities}
+    taken = sorted(known & set(pids))
     if taken:
         raise InputError(
             f"the adapter already has {len(taken):,} of these identities, first {shown(taken[0])}; leave them out, or give"
-            " the set a prefix, as ,prefix=1, if they only share names"
+            f" the set a prefix, as ,prefix={free_prefix(pids, known)}, if they only share names"
         )

@@ -22,6 +22,8 @@ from dive_fast.engines.engine_folder import check_files, read_spec
 from dive_fast.io import canonical_json, is_empty, sha256_file, write_json
 from dive_fast.json_files import read_json
 from dive_fast.models import ModelBundle, load_bundle
+from dive_fast.models.sampling_file import write_sampling
+from dive_fast.models.tiny_decoder import with_tiny_decoder
 from dive_fast.outputs import holds, output_folder
 from dive_fast.progress import log
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
@@ -42,11 +44,14 @@ def export_engine(
     *,
     size: tuple[int, int] | None = None,
     options: GraphOptions | None = None,
+    rows_usual: int = 32,
+    decoder: Path | None = None,
     progress: Progress = log,
 ) -> EngineSpec:
     """Exports a fused model folder to an engine folder: ONNX opset 23, for onnxruntime.
 
-    `size` is (height, width) in pixels, by default the model's own; rows are free from 1 to `rows_max`. With `check` each
+    `size` is (height, width) in pixels, by default the model's own; rows are free from 1 to `rows_max`, and a run takes
+    `rows_usual` by default. `decoder` is the folder of a tiny decoder in the place of the model's own. With `check` each
     part is measured against torch (`parity.json`). `export.json` has time and memory of each part. `engine.json` is written
     last. An `out` that holds this very engine stays as it is; other content raises `InputError`, as does a model that is
     not fused or that an optimization does not fit. Raises `DiveError` for a missing package, a part over its error budget
@@ -61,10 +66,13 @@ def export_engine(
     if missing:
         raise DiveError(f"export needs {', '.join(missing)}: pip install 'dive-fast[export,cpu]'")
     bundle = load_bundle(fused)
+    if decoder is not None:
+        bundle, tiny = with_tiny_decoder(bundle, decoder)
+        progress(f"decoder {decoder}: {tiny.psnr:.1f} dB to the images of the model's own")
     if bundle.prompts is None:
         raise InputError(f"export: {fused} has no prompts.json; fuse an adapter into the base first (dive-fast fuse)")
     parts, (height, width) = graphs(bundle, size, rows_max, options)
-    spec = _planned_spec(bundle, parts, Profile(1, min(32, rows_max), rows_max, height, width), options)
+    spec = _planned_spec(bundle, parts, Profile(1, min(rows_usual, rows_max), rows_max, height, width), options)
     found = already_there("export", out, spec, COMPARED, {}, progress)
     if found is not None:
         if check and not (out / "parity.json").is_file():
@@ -152,6 +160,10 @@ def _copy_metadata(bundle: ModelBundle, fused: Path, folder: Path, parts: Collec
     for name in ("tokenizer", "scheduler"):
         shutil.copytree(fused / name, folder / name)
     shutil.copyfile(fused / "prompts.json", folder / "prompts.json")
+    if bundle.sampling is not None:
+        write_sampling(bundle.sampling, folder)
+    if bundle.student is not None:
+        bundle.student.write(folder)
     if "prompt_bank" not in parts:  # optimum opens the plain variant only
         # transformers 4's CLIPTokenizer reads vocab.json only; the fast class reads our tokenizer.json.
         index = read_json(fused / "model_index.json", "model")

@@ -26,16 +26,24 @@ if TYPE_CHECKING:
     from dive_fast.models.prompts import PromptKey
 
 
-def exported_graphs(model: Path | str, engine: Path | str) -> tuple[ModelBundle, EngineSpec, dict[str, Graph]]:
-    """Returns model, spec and torch graphs by part of an exported engine; raises `InputError` for another model."""
+def exported_graphs(
+    model: Path | str, engine: Path | str, decoder: Path | None = None
+) -> tuple[ModelBundle, EngineSpec, dict[str, Graph]]:
+    """Returns model, spec and torch graphs by part of an exported engine; raises `InputError` for another model.
+
+    `decoder` is the tiny decoder that it was exported with.
+    """
     from dive_fast.models import load_bundle
+    from dive_fast.models.tiny_decoder import with_tiny_decoder
 
     spec = exported_spec(Path(engine))
     bundle = load_bundle(model)
+    if decoder is not None:
+        bundle, _ = with_tiny_decoder(bundle, decoder)
     if bundle.fingerprint != spec.model_fingerprint:
         raise InputError(
             f"engine {engine} was exported from model {spec.model_fingerprint[:12]}, {model} is "
-            f"{bundle.fingerprint[:12]}; give the fused model that it was exported from"
+            f"{bundle.fingerprint[:12]}; give the fused model, and the --decoder, that it was exported from"
         )
     if spec.precision not in ("fp32", "fp16", "bf16"):
         raise InputError(
@@ -57,18 +65,19 @@ def quantize_engine(
     images: int = 8,
     *,
     times: Mapping[str, LayerTime] | None = None,
+    decoder: Path | None = None,
     progress: Progress = log,
 ) -> Fp8Report:
     """Writes to `out` the engine folder `engine` with FP8 layers in its UNet (`fp8.quantize`); the report is `fp8.json`.
 
-    `model` is the fused model that the engine was exported from. `sampling` makes `images` of its identities and cameras for
-    calibration; every second one is held out. The other parts are copied. Raises `InputError` when `out` exists, for a bf16
-    engine, and for a model with too few identities and cameras.
+    `model` is the fused model that the engine was exported from, with the tiny decoder `decoder` if any. `sampling` makes
+    `images` of its identities and cameras for calibration; every second one is held out. The other parts are copied. Raises
+    `InputError` when `out` exists, for a bf16 engine, and for a model with too few identities and cameras.
     """
     engine, out = Path(engine), Path(out)
     if not is_empty(out):
         raise InputError(f"quantize: {out} exists; choose another --out or move it away")
-    bundle, spec, parts = exported_graphs(model, engine)
+    bundle, spec, parts = exported_graphs(model, engine, decoder)
     if spec.precision == "bf16":
         raise InputError(f"quantize: {engine} is bf16; export it in fp16 or fp32")
     file = spec.files["unet"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -90,12 +91,33 @@ class GraphOptions(Settings):
 
 
 @dataclass(frozen=True)
+class ExportRecipe:
+    """A named way to export: `rows_usual` are the UNet rows a call that `synth` takes by default."""
+
+    options: GraphOptions
+    rows_max: int
+    rows_usual: int
+
+
+def _cpu() -> ExportRecipe:
+    return ExportRecipe(GraphOptions(), rows_max=64, rows_usual=32)
+
+
+def _gpu() -> ExportRecipe:
+    """144 rows are four of DiVE's calls of 18 images with guidance, and the most that `BuildConfig.rows` builds for."""
+    return ExportRecipe(GraphOptions(variant="kv-cache", precision="fp16"), rows_max=144, rows_usual=144)
+
+
+RECIPES: dict[str, Callable[[], ExportRecipe]] = {"cpu": _cpu, "gpu": _gpu}  # functions, as GraphOptions loads torch
+
+
+@dataclass(frozen=True)
 class BuildConfig(Settings):
     """How to build a TensorRT engine. Raises one `InputError` with every setting that does not fit the others."""
 
     flavour: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt"
     """tensorrt, for data-centre GPUs too, or tensorrt-rtx, for RTX cards, which builds without a GPU."""
-    rows: tuple[int, ...] = (72,)
+    rows: tuple[int, ...] = (144,)
     """The UNet's row counts (guidance included), a static profile or two each; calls are padded to the next one."""
     vae_rows: tuple[int, ...] = (1, 18)
     """Row counts of both halves of the VAE."""

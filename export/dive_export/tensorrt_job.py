@@ -122,7 +122,7 @@ def _planned_spec(exported: EngineSpec, config: BuildConfig, gpu: str | None) ->
     return replace(
         exported,
         backend=config.flavour,
-        profile=Profile(1, config.rows[len(config.rows) // 2], config.rows[-1], own.height, own.width),
+        profile=Profile(1, config.rows[-1], config.rows[-1], own.height, own.width),
         files={part: f"{part}/model.plan" for part in parts(exported)},
         versions={**exported.versions, config.flavour: trt.version(config.kind) or "not installed"},
         gpu=gpu,

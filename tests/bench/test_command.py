@@ -18,6 +18,7 @@ from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.run import Choice, Subject, chosen_backend, computed_in, open_subject, run_bench
 from dive_fast.bench.timing import Ratio
 from dive_fast.synth import save_plan
+from dive_fast.types import to_dict
 from tests.support.cli import Run, last_json
 from tests.support.fake_engine import photo_plan, plan_of
 from tests.support.refusals import refused
@@ -154,3 +155,18 @@ def test_the_backend_that_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else object())
     kind, why = chosen_backend("auto", "cpu")
     assert kind == "torch" and "onnxruntime" in why and "onnxscript" not in why.split(":")[0]
+
+
+@pytest.mark.parametrize(("steps", "noted"), [(4, False), (50, True)])
+def test_a_rate_of_another_sampling_than_the_plan_s_is_noted(steps: int, noted: bool, tmp_path: Path, run: Run) -> None:
+    plan = plan_of()
+    save_plan(plan, tmp_path / "plan.json")
+    own = {**to_dict(plan.sampling), "steps": steps}
+    row = {"images_per_second": {"p50": 2.0}, "bytes_per_image": 10}
+    result = {"rows": [row], "sampling": own, "hardware": {"device": "cpu"}}
+    (tmp_path / "bench.json").write_text(json.dumps(result))
+    line = f"capacity --plan {tmp_path}/plan.json --result {tmp_path}/bench.json --gpus 1"
+    code, text, error = run(line)
+    assert code == 0 and "CPU-hours" in text
+    assert ("50 steps" in error) == noted
+    assert "50 steps" not in run(f"{line} --rate 3")[2]

@@ -11,6 +11,7 @@ import pytest
 
 from dive_fast.commands import synth
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptTable
+from dive_fast.sampling import Sampling
 from dive_fast.synth import load_plan
 from dive_fast.types import Camera, Identity
 from tests.support.cli import Run
@@ -24,7 +25,8 @@ def model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that knows `PEOPLE`, without its weights."""
     identities = tuple(Identity(pid, f"<class_{number}>") for number, pid in enumerate(PEOPLE))
     table = PromptTable(identities, (Camera("cam3", "ir", "c"),), DEFAULT_TEMPLATE, "base", "adapter")
-    monkeypatch.setattr(synth, "_model", lambda folder: (table, "model-1", (32, 16)))
+    own = {"pocket": Sampling(20, 2.0)}
+    monkeypatch.setattr(synth, "_model", lambda folder: synth._Model(table, "model-1", (32, 16), own.get(str(folder))))
 
 
 def plan(tmp_path: Path, step: Callable[..., dict[str, Any]], *words: object) -> tuple[dict[str, Any], dict[str, int]]:
@@ -77,3 +79,26 @@ def test_names_in_any_spelling(tmp_path: Path, step: Callable[..., dict[str, Any
     os.unlink(tmp_path / "plan.json")
     _, people = plan(tmp_path, step, "--pids", "Jose\u0301")
     assert people == {"José": 1}
+
+
+@pytest.mark.parametrize(
+    ("folder", "options", "sampling"),
+    [
+        ("sd15", "", Sampling(50, 7.5)),
+        ("pocket", "", Sampling(20, 2.0)),
+        ("sd15", "--preset fast", Sampling(15, 7.5)),
+        ("pocket", "--preset fast", Sampling(15, 2.0)),
+        ("sd15", "--guidance 3", Sampling(50, 3.0)),
+        ("pocket", "--preset turbo --steps 9 --guidance 7.5", Sampling(9, 7.5)),
+    ],
+)
+def test_steps_and_guidance_are_the_model_s_unless_given(
+    folder: str, options: str, sampling: Sampling, tmp_path: Path, run: Run
+) -> None:
+    photo(tmp_path / "photos/p1/1.jpg")
+    line = f"plan --model {folder} --photos folder:{tmp_path}/photos --out {tmp_path}/plan.json {options}"
+    code, text, error = run(line)
+    assert code == 0, error
+    assert load_plan(tmp_path / "plan.json").sampling == sampling
+    assert sampling.describe() in text
+    assert ("Stable Diffusion 1.5" in text) == (folder == "sd15")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +68,22 @@ def test_dry_run_writes_nothing(run: Run, command: str, tmp_path: Path) -> None:
     assert "sysu    trainval  all     rgb            2       4               395  22,258" in error
     assert not (tmp_path / "out").exists()
     assert last_json(text)["images"] == 14
+
+
+def test_dry_run_forecasts_the_time_to_encode(
+    run: Run, command: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that ticks 86,400 s a call: a day for the timed photos, so two days and more for all 14."""
+    (tmp_path / "raw/sysu/cam1/0002/0002.jpg").write_bytes(b"")  # a damaged one stops no forecast
+    ticks = count(0, 86_400)
+    monkeypatch.setattr("dive_fast.train.prepared.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr("dive_fast.train.prepared._TIMED", 7)
+    code, text, _ = run(f"{command} --model {tiny_base} --device cpu --dry-run --json")
+    assert code == 0
+    seconds = last_json(text)["encode_seconds"]
+    assert seconds in (86_400 * 14 / 7, 86_400 * 14 / 6)  # with the damaged photo among the seven, or not
+    assert f"about {seconds / 86_400:.1f} days to encode" in text
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_refused(run: Run, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

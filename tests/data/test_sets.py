@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dive_fast.data import sets as photo_sets
 from dive_fast.data.config import PrepareConfig
 from dive_fast.data.counts import Count, count_sets, table
 from dive_fast.data.filters import Dropped, apply_filters
-from dive_fast.data.names import prefix_hint
+from dive_fast.data.names import free_prefix, prefix_hint
 from dive_fast.data.prepare import PreparePlan
 from dive_fast.data.sets import PAIRED, READERS, Reader, SetSpec, all_samples, join_sets, parse_set, read_set, read_sets
 from dive_fast.types import InputError, Sample
@@ -99,6 +100,23 @@ def test_a_forgotten_prefix_is_guessed() -> None:
     known = ["10002", "10007", "0012", "20002", "10012"]
     assert "prefix=1?" in prefix_hint(["0002", "0007", "0012"], known)
     assert prefix_hint(["0005"], known) == prefix_hint([], known) == prefix_hint(["10002"], known) == ""
+    assert free_prefix(["0002", "0012"], known) == "3"  # 1 and 2 would make 10002 and 20002 of 0002
+    assert free_prefix(["0005"], known) == "1"
+
+
+def test_sets_that_share_names_are_refused_with_a_prefix_that_parts_them(tmp_path: Path) -> None:
+    for name in ("a/0002", "a/10002", "b/0002"):
+        photo(tmp_path / name / "1.jpg")
+    texts = [f"folder:{tmp_path}/a", f"folder:{tmp_path}/b"]
+    with pytest.raises(InputError) as raised:
+        read_sets(texts)
+    guess = re.search(r"as (\S+)\?$", str(raised.value))
+    assert guess is not None and guess[1] == f"{texts[1]},prefix=2"
+    assert {sample.pid for named in read_sets([texts[0], guess[1]]) for sample in named.samples} == {
+        "0002",
+        "10002",
+        "20002",
+    }
 
 
 def test_a_new_reader_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def test_the_pages_commands_lead_from_an_adapter_to_an_engine(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_base, "stable-diffusion-v1-5")
     save_adapter(tiny_adapter(load_bundle(tiny_base)), Path("adapter"))
-    here = {"512x256": "64x32", "72": "8"}
+    here = {"512x256": "64x32", "144": "8"}
     rtx = ("--flavour", "tensorrt-rtx", "--cache", "cache", "--vae-rows", "1", "--text-rows", "1")
 
     fuse, export, forecast, build, _, _, _, _, refit = ([here.get(w, w) for w in words] for words in commands()[:9])

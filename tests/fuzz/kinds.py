@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -55,6 +55,19 @@ def _tagger(inputs: Path, folder: Path) -> None:
     from dive_fast.train.tagger import load_tagger
 
     load_tagger(folder / "tagger")
+
+
+def _tiny_decoder(inputs: Path, folder: Path) -> None:
+    from dive_fast.models import load_bundle
+    from dive_fast.models.tiny_decoder import with_tiny_decoder
+
+    with_tiny_decoder(load_bundle(inputs / "base"), folder / "tiny")
+
+
+def _sampling(inputs: Path, folder: Path) -> None:
+    from dive_fast.models.sampling_file import read_sampling
+
+    read_sampling(folder)
 
 
 def _engine(inputs: Path, folder: Path) -> None:
@@ -119,7 +132,14 @@ KINDS = (
     Kind(
         "fused model, planned", "plan --model {1}/fused --out {1}/p.json --mode synthetic --pairs 1", {"fused": "fused"}
     ),
+    Kind("model's sampling", start={"sampling.json": "fused/sampling.json"}, read=_sampling),
     Kind("fused model, run", SYNTH + " --plan {0}/plan.json --engine {1}/fused --out {1}/out", {"fused": "fused"}),
+    Kind(
+        "student",
+        "fuse --adapter {0}/adapter --model {0}/base --student {1}/student --out {1}/out",
+        {"student": "student"},
+    ),
+    Kind("tiny decoder", start={"tiny": "tiny"}, read=_tiny_decoder),
     Kind("adapter", "fuse --adapter {1}/adapter --model {0}/base --out {1}/out", {"adapter": "adapter"}),
     Kind("adapter, exported", "export-adapter --adapter {1}/adapter --out {1}/out", {"adapter": "adapter"}),
     Kind("diffusers' adapter", IMPORT + " {1}/exported", {"exported": "exported"}),
@@ -218,18 +238,37 @@ def make_inputs(folder: Path, slow: bool) -> None:
     """Writes what the kinds read, those of `slow` kinds only if asked for."""
     from dive_fast.models import fuse, load_bundle, save_adapter, save_bundle
     from dive_fast.models.interop import export_adapter
+    from dive_fast.sampling import Sampling
     from tests.support.tiny import tiny_adapter, tiny_bundle_folder
 
     folder.mkdir(parents=True, exist_ok=True)
     bundle = load_bundle(tiny_bundle_folder(folder / "base"))
     adapter = tiny_adapter(bundle)
     save_adapter(adapter, folder / "adapter")
-    save_bundle(fuse(load_bundle(folder / "base"), adapter), folder / "fused")
+    fused = fuse(load_bundle(folder / "base"), adapter)
+    save_bundle(replace(fused, sampling=Sampling(2, 2.0, (0.5, 2.0))), folder / "fused")
     export_adapter(adapter, folder / "exported")
+    _distilled(folder)
     _foreign(folder, bundle, adapter)
     _tables(folder)
     _trees(folder / "trees")
     _commands(folder, slow)
+
+
+def _distilled(folder: Path) -> None:
+    """A student that learned nothing, and a tiny decoder that learned nothing."""
+    from dive_fast.distil.trajectories import few_step_scheduler
+    from dive_fast.models import load_bundle, save_bundle
+    from dive_fast.models.student import Student, attention_sums
+    from dive_fast.models.tiny_decoder import TinyDecoder, autoencoder_fingerprint, new_tiny, save_tiny
+    from dive_fast.sampling.config import Sampling
+
+    fused = load_bundle(folder / "fused")
+    student = Student(fused.fingerprint, 2.0, attention_sums(fused.unet))
+    scheduler = few_step_scheduler(fused.scheduler_config, order=1)
+    own = Sampling(steps=2, guidance=1.0)
+    save_bundle(replace(fused, scheduler_config=scheduler, sampling=own, student=student), folder / "student")
+    save_tiny(new_tiny(fused.vae, 8), TinyDecoder(autoencoder_fingerprint(fused.vae), 8, 30.0), folder / "tiny")
 
 
 def _foreign(folder: Path, bundle: Any, adapter: Any) -> None:

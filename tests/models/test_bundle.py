@@ -4,6 +4,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dive_fast.models import add_identity_tokens, add_lora, fuse, load_bundle, save_bundle
 from dive_fast.models.files import WEIGHTS
+from dive_fast.sampling import Sampling
 from dive_fast.types import DiveError, Identity, InputError
 from tests.support.models import assert_same_tensors, json_edit, tensor_edit, truncate
 from tests.support.refusals import refused
@@ -341,3 +343,36 @@ def test_parts_of_different_models_are_named(folder, bundle, tmp_path):
     config = dict(bundle.vae.config, latent_channels=6)
     AutoencoderKL.from_config(config).save_pretrained(folder / "vae")
     refused("8 -> 8 channels.* 6", load_bundle, folder)
+
+
+def test_a_model_s_own_sampling_goes_from_base_to_fused_model(bundle, tmp_path):
+    """It changes no weight, so it is not in the fingerprint; a model without it stays without."""
+    save_bundle(bundle, tmp_path / "without")
+    assert load_bundle(tmp_path / "without").sampling is None and not (tmp_path / "without/sampling.json").exists()
+    own = Sampling(12, 3.0, (0.5, 2.0))
+    save_bundle(replace(bundle, sampling=own), tmp_path / "base")
+    base = load_bundle(tmp_path / "base")
+    assert (base.sampling, base.fingerprint) == (own, bundle.fingerprint)
+    save_bundle(fuse(base, tiny_adapter(base)), tmp_path / "fused")
+    assert load_bundle(tmp_path / "fused").sampling == own
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "list"),
+        ('{"steps": 0, "guidance": 2}', "steps .*got 0"),
+        ('{"speed": 1}', "speed"),
+        ("{", "sampling.json"),
+    ],
+)
+def test_a_damaged_sampling_is_refused(folder, text, message):
+    (folder / "sampling.json").write_text(text)
+    refused(message, load_bundle, folder)
+
+
+def test_the_pocket_model_records_its_sampling():
+    from dive_fast.models.files import ASSETS
+    from dive_fast.models.sampling_file import read_sampling
+
+    assert read_sampling(ASSETS / "pocket-base") == Sampling(20, 2.0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dive_fast.models import add_lora, has_lora, lora_shapes, lora_state, lora_targets, remove_lora, set_lora_state
+from dive_fast.models.lora import every_layer, fold_lora
 from dive_fast.types import DiveError
 from tests.support.models import assert_same_tensors, run_unet
 from tests.support.refusals import refused
@@ -36,6 +37,24 @@ def test_new_lora_changes_nothing_and_alone_is_trainable(bundle):
     assert {id(p) for p in trainable} == {id(p) for p in parameters}
     assert len(parameters) == 64
     assert {key: tuple(t.shape) for key, t in lora_state(bundle.unet).items()} == lora_shapes(bundle.unet, 3)
+
+
+def test_lora_on_every_layer_folds_into_the_same_unet(bundle):
+    names = every_layer(bundle.unet)
+    kinds = {type(bundle.unet.get_submodule(name)) for name in names}
+    assert kinds == {torch.nn.Linear, torch.nn.Conv2d} and "conv_in" in names
+    shapes = lora_shapes(bundle.unet, 2, names)
+    parameters = add_lora(bundle.unet, rank=2, alpha=4.0, targets=names)
+    assert len(parameters) == 2 * len(names)
+    generator = torch.Generator().manual_seed(3)
+    set_lora_state(bundle.unet, {key: torch.randn(shape, generator=generator) * 0.05 for key, shape in shapes.items()})
+    active, state = run_unet(bundle.unet), lora_state(bundle.unet)
+    remove_lora(bundle.unet)
+    plain = run_unet(bundle.unet)
+    fold_lora(bundle.unet, state, 4.0 / 2)
+    folded = run_unet(bundle.unet)
+    torch.testing.assert_close(folded, active, rtol=1e-4, atol=1e-4)
+    assert (folded - plain).abs().max() > 0.01
 
 
 def test_gradients_reach_every_b(bundle):

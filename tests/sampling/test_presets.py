@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dive_fast.sampling import PRESETS, Sampling, Schedule
+from dive_fast.sampling import PRESETS, SD15, Sampling, Schedule
 from dive_fast.types import to_dict
 from tests.support.refusals import refused
 
@@ -55,13 +55,20 @@ def test_equal_settings_are_equal_in_json() -> None:
 
 
 def test_presets() -> None:
-    assert {name: (p.name, p.sampling, p.precision) for name, p in PRESETS.items()} == {
-        "exact": ("exact", Sampling(50), None),
-        "fast": ("fast", Sampling(15), None),
-        "turbo": ("turbo", Sampling(7), "fp8"),
+    assert {name: (p.name, p.steps, p.precision) for name, p in PRESETS.items()} == {
+        "exact": ("exact", 50, None),
+        "fast": ("fast", 15, None),
+        "turbo": ("turbo", 7, "fp8"),
     }
-    assert "fp8" not in PRESETS["fast"].describe("fp32")
-    assert all(word in PRESETS["turbo"].describe("fp32") for word in ("7 steps", "fp32", "fp8"))
+    own = Sampling(20, 7.5, (0.5, 2.0))
+    seven = PRESETS["turbo"].applied_to(own)
+    assert seven == Sampling(7, 7.5, (0.5, 2.0))  # steps alone: guidance is the model's
+    assert "fp8" not in PRESETS["fast"].describe(own, "fp32")
+    assert all(word in PRESETS["turbo"].describe(seven, "fp32") for word in ("7 steps", "fp32", "fp8"))
+
+
+def test_stable_diffusion_is_sampled_as_dive_s_code_does() -> None:
+    assert (SD15.steps, SD15.guidance, SD15.guidance_interval) == (50, 7.5, None)
 
 
 def test_settings_load_no_torch() -> None:

@@ -43,6 +43,7 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
         *(({}, steps) for steps in (1, 2, 3, 10, 20, 50)),
         *(({"timestep_spacing": spacing}, 12) for spacing in ("leading", "trailing")),
         *(({"prediction_type": "v_prediction"}, steps) for steps in (1, 2, 7, 25)),
+        *(({"solver_order": 1, "timestep_spacing": "trailing"}, steps) for steps in (1, 2, 4, 8)),
     ],
 )
 def test_equals_the_loop_of_diffusers(change: dict[str, Any], steps: int) -> None:

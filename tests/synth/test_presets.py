@@ -29,13 +29,13 @@ def test_options_override_a_preset(tmp_path: Path, tiny_engine: Path, run: Run) 
         plan = load_plan(tmp_path / "p.json")
         return plan.sampling, plan.precision
 
-    assert planned("") == (Sampling(20, 2.0), None)
-    assert planned("--preset fast") == (Sampling(15, 2.0), None)
+    assert planned("") == (Sampling(50, 7.5), None)  # as Stable Diffusion 1.5: this base records no sampling
+    assert planned("--preset fast") == (Sampling(15, 7.5), None)
     assert planned("--preset turbo --guidance 3") == (Sampling(7, 3.0), "fp8")
-    assert planned("--preset turbo --precision any") == (Sampling(7, 2.0), None)
+    assert planned("--preset turbo --precision any") == (Sampling(7, 7.5), None)
     own = "--steps 9 --guidance-interval all --precision fp16"
-    assert planned(f"--preset fast {own}") == (Sampling(9, 2.0), "fp16")
-    assert planned("--guidance-interval 0.5,2") == (Sampling(20, 2.0, (0.5, 2.0)), None)
+    assert planned(f"--preset fast {own}") == (Sampling(9, 7.5), "fp16")
+    assert planned("--guidance-interval 0.5,2") == (Sampling(50, 7.5, (0.5, 2.0)), None)
 
 
 def test_an_engine_of_another_precision_than_the_plan_wants_is_refused(tmp_path: Path) -> None:

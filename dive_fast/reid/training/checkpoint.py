@@ -142,6 +142,11 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     return record
 
 
+def checkpoint_config(checkpoint: Path) -> ReidConfig:
+    """Returns the settings of a finished training; a damaged checkpoint raises `InputError`."""
+    return config_from_dict(read_record(checkpoint)["config"], str(checkpoint / RECORD))
+
+
 def _fill(model: ReidModel, path: Path) -> None:
     """Loads a model's weights; raises `InputError` unless the file holds each of them, and nothing else."""
     state, wanted = read_weights(path), model.state_dict()

@@ -18,6 +18,7 @@ from dive_fast.io import atomic_path, atomic_write, sha256_bytes, write_json
 from dive_fast.models.bundle import ModelBundle, is_written_here, load_bundle, save_bundle
 from dive_fast.models.files import write_tensors
 from dive_fast.outputs import output_folder
+from dive_fast.sampling.config import Sampling
 from dive_fast.train.curves import Curve, plot_curves
 from dive_fast.train.samples import ImageSampler
 from dive_fast.types import InputError
@@ -69,7 +70,8 @@ def _train(config: BaseTrainConfig, work: Path, device: str, start: ModelBundle 
     text_encoder = train_text_encoder(captions, tokenizer, config.shape, config.text, work, device, old)
     old_unet = None if start is None else start.unet
     unet = train_unet(latents, captions, tokenizer, text_encoder, config.shape, config.unet, work, device, old_unet)
-    return ModelBundle(tokenizer, text_encoder, unet, vae, {"_class_name": "PNDMScheduler", **SCHEDULER_CONFIG})
+    scheduler = {"_class_name": "PNDMScheduler", **SCHEDULER_CONFIG}
+    return ModelBundle(tokenizer, text_encoder, unet, vae, scheduler, sampling=Sampling())
 
 
 def _new_vae(config: BaseTrainConfig, work: Path, device: str) -> AutoencoderKL:

@@ -356,9 +356,13 @@ def test_the_command_hands_recipe_and_settings_on(tmp_path, monkeypatch, run):
     monkeypatch.setattr(reid_compare, "test_sides", lambda data, protocol: ([], []))
     monkeypatch.setattr(reid_compare, "show_comparison", lambda *shown: None)
     line = f"reid compare --real sysu:s --arm a --arm b=only:pairs --baseline a --out {tmp_path} --device cpu"
-    assert run(line)[0] == 0
+    code, _, error = run(line)
+    assert code == 0
+    assert "recipe pocket" in error and "--recipe agw" in error and "no --protocol" in error
     assert seen["config"] == recipe("pocket") == ReidConfig()
-    assert (seen["apart"], seen["seeds"], seen["protocol"].name) == (["b"], (0, 1, 2), "pocket")
+    assert (seen["apart"], seen["seeds"], seen["protocol"].name) == (["b"], (0, 1, 2), "sysu")
+    code, _, error = run(f"{line} --protocol pocket")
+    assert (code, "recipe pocket" in error, "no --protocol" in error) == (0, False, False)
     assert run(f"{line} --recipe caj --backbone pocket --precision bf16 --lr 0.01 --erase 0 --protocol sysu")[0] == 0
     assert seen["config"] == recipe("caj", backbone="pocket", precision="bf16", lr=0.01, erase=0)
     assert seen["protocol"].name == "sysu"

@@ -170,6 +170,28 @@ def test_what_commands_take_for_a_test_set(tmp_path):
     assert _protocol("regdb:R,trial=2", "regdb")[0].trial == 2
 
 
+def test_a_protocol_that_is_not_named_is_guessed_with_a_note(tmp_path, capsys):
+    """SYSU-MM01's layout is that of a pocket world too, whose world.json lies beside its tree."""
+    (tmp_path / "world.json").write_text("{}")
+    for data, name in (
+        (f"sysu:{tmp_path}/sysu", "pocket"),
+        ("sysu:SYSU", "sysu"),
+        ("regdb:R,trial=2", "regdb"),
+        ("llcm:L", "llcm"),
+        (None, "pocket"),
+    ):
+        protocol, _ = _protocol(data, None)
+        assert protocol.name == name
+        assert (f"--protocol {name}" in capsys.readouterr().err) == (data is not None)
+        assert _protocol(data, name)[0] == protocol and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("protocol", "warned"), [("sysu", True), ("regdb", True), ("llcm", True), ("pocket", False)])
+def test_the_pocket_recipe_under_a_real_protocol_is_warned_of(protocol, warned, capsys):
+    reid_inputs.warn_of_pocket("recipe pocket", protocol)
+    assert ("--recipe agw" in capsys.readouterr().err) == warned
+
+
 def test_official_draws_are_found_beside_the_data(tmp_path):
     savemat = pytest.importorskip("scipy.io").savemat
     cells = np.empty((1, 1), object)

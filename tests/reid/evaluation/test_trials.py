@@ -156,7 +156,7 @@ def test_commands(regdb, tmp_path, run, step):
     assert score(f"{checkpoint} --rerank")["rerank"] == {"k1": 20, "k2": 6, "share": 0.3}
     for options, words in (
         (f"{checkpoint} --protocol regdb", ["4 identities of the test set"]),
-        (checkpoint, ["--protocol pocket", "regdb"]),
+        (f"{checkpoint} --protocol pocket", ["--protocol pocket", "regdb"]),
         ("--protocol regdb", ["--checkpoint", "--features", "--distances"]),
     ):
         code, _, error = run(f"reid eval {options} --test regdb:{regdb}")

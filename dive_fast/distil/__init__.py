@@ -1,0 +1,1 @@
+"""Distillation: a fused model's guided images in a few steps without guidance."""
