@@ -209,7 +209,7 @@ def test_what_else_stands_at_out_is_left_alone(
 def test_rows_beyond_the_export_are_refused_with_the_remedy(tiny_engine: Path, tmp_path: Path) -> None:
     message = rf"rows 36, 64, 72, 144 > rows_max {ENGINE_ROWS} of .*{ENGINE_ROWS}"
     with pytest.raises(InputError, match=message):
-        dry_run(tiny_engine, tmp_path / "plans", BuildConfig(vae_rows=(1,)))
+        dry_run(tiny_engine, tmp_path / "plans", BuildConfig(rows=(36, 72, 144), vae_rows=(1,)))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no data"])
