@@ -17,17 +17,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
     parser.add_argument("--kills", type=int, default=25, help="kills of each command, spread over its file operations")
     parser.add_argument("--synth", type=int, default=1000, help="kills of synth")
+    parser.add_argument("--first", type=int, default=0, help="number of the first kill, for a run in pieces")
     parser.add_argument("--only", nargs="*", help="cases by name")
+    parser.add_argument(
+        "--inputs", type=Path, help="folder for what the commands read, made if missing; else a temporary one"
+    )
     options = parser.parse_args()
     chosen = [case for case in [*CASES, *SLOW] if (case.name in options.only if options.only else case in CASES)]
     killed = failed = 0
     with tempfile.TemporaryDirectory(prefix="dive-crash-") as place:
-        make_inputs(Path(place) / "inputs")
+        inputs = (options.inputs or Path(place) / "inputs").absolute()
+        if not inputs.exists():
+            make_inputs(inputs)
         for case in chosen:
             wanted, done, wrong = options.synth if case.name == "synth" else options.kills, 0, []
             with tqdm(total=wanted, desc=case.name, unit="kill", leave=False) as bar:
                 while done < wanted:  # fewer operations than kills: again from another one
-                    for outcome in outcomes(case, Path(place) / "inputs", Path(place) / "work", wanted - done, done):
+                    first = options.first + done
+                    for outcome in outcomes(case, inputs, Path(place) / "work", wanted - done, first):
                         done += 1
                         bar.update()
                         if outcome.wrong:
