@@ -35,7 +35,7 @@ from dive_fast.experiments.study import open_study
 from dive_fast.io import atomic_write, write_json
 from dive_fast.json_files import read_json
 from dive_fast.options import call
-from dive_fast.quality.kept import IdentityKept, Kept, identity_kept, kept_difference
+from dive_fast.quality.kept import IdentityKept, Kept, kept_difference, kept_of_samples
 from dive_fast.reid.comparison.compare import compare
 from dive_fast.reid.comparison.records import Comparison, Rate
 from dive_fast.reid.comparison.significance import paired_t, visible_difference
@@ -115,7 +115,7 @@ def make_all_pairs(config: StudyConfig, out: Path) -> None:
 
 
 def infrared(out: Path, setting: str) -> list[Sample]:
-    made = manifest.samples(out / "frontier" / setting)
+    made = manifest.read_pairs(out / "frontier" / setting)
     return [sample for sample in made if sample.source == "synthetic" and sample.modality == "ir"]
 
 
@@ -128,7 +128,7 @@ def measure_kept(config: StudyConfig, out: Path) -> None:
         made = infrared(out, name)
 
         def measure(made: list[Sample] = made) -> dict[str, Any]:
-            kept = identity_kept(scorer, made, gallery)["all"]
+            kept = kept_of_samples(scorer, made, gallery)["all"]
             return {"kept": to_dict(kept), "psnr": None if made == first else mean_psnr(made, first)}
 
         sets = {"made": made, "first": first, "gallery": gallery}

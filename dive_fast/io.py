@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import errno
 import hashlib
@@ -33,6 +34,7 @@ LITTER = {
     ),
     *("@database", "@eadir", "@recently-snapshot", "@recycle", "@sharebin", "@sharesnap", "@tmp", "@transcode"),
     *("#recycle", "#snapshot", "$recycle.bin", "recycled", "recycler", "system volume information"),
+    *("~snapshot", "found.000", "lost.dir", "@synoresource"),
     *("__macosx", "__pycache__", "lost+found", "network trash folder", "temporary items"),
 }
 
@@ -294,8 +296,10 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hex SHA-256 of a file, read in chunks."""
+    """Hex SHA-256 of a file, read in chunks; a pipe or device, which may never end, raises `InputError`."""
     digest = hashlib.sha256()
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f"{path} is a pipe or device, not a file; put the file itself there")
     with open(path, "rb") as stream:
         while chunk := stream.read(1 << 18):
             digest.update(chunk)
@@ -323,6 +327,12 @@ POINTER = "is a Git LFS pointer, not the file that it stands for; run git lfs pu
 def is_pointer(data: bytes) -> bool:
     """Whether the bytes are the start of a text that Git LFS leaves in place of a file."""
     return data.startswith(b"version https://git-lfs.github.com/spec/")
+
+
+def decode_text(data: bytes, errors: str = "strict") -> str:
+    """The text of a file that any editor may have saved: UTF-8, with or without byte-order mark, or UTF-16 with it."""
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if wide else "utf-8-sig", errors)
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Any]) -> None:

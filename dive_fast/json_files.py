@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import re
@@ -11,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from dive_fast.io import POINTER, brief, is_pointer
+from dive_fast.io import POINTER, brief, decode_text, is_pointer
 from dive_fast.types import InputError
 
 _DEEPEST = 50  # nested lists and objects; no file of ours, of diffusers or of PEFT has ten
-_DOUBTFUL = re.compile(rb"[0-9]{20}|[eE]\+?[0-9]{3}|NaN|Infinity|\\u[dD][89a-fA-F]")  # in all that `_parse` refuses
+_DOUBTFUL = re.compile(r"[0-9]{20}|[eE]\+?[0-9]{3}|NaN|Infinity|\\u[dD][89a-fA-F]")  # in all that `_parse` refuses
 
 
 def read_json(path: Path | str, what: str, infinite: bool = False) -> Any:
@@ -34,17 +33,17 @@ def read_json(path: Path | str, what: str, infinite: bool = False) -> Any:
 
 
 def parse_json(data: bytes, infinite: bool = False) -> Any:
-    """Returns the value of JSON in UTF-8, with or without a byte-order mark.
+    """Returns the value of JSON in UTF-8, with or without a byte-order mark, or in UTF-16 with it.
 
     Raises `ValueError` for other text, for more than 50 levels, and for what programs read differently or cannot write:
     whole numbers of more than 64 bits, numbers that are not finite (`infinite` allows them) and halves of characters.
     """
-    text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    text = decode_text(data)
     try:
-        value = _parse(text, infinite) if _DOUBTFUL.search(data) else json.loads(text)
+        value = _parse(text, infinite) if _DOUBTFUL.search(text) else json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
-    if data.count(b"[") + data.count(b"{") > _DEEPEST:
+    if text.count("[") + text.count("{") > _DEEPEST:
         _check_depth(value)
     return value
 

@@ -139,10 +139,10 @@ def _parameters(command: Callable[..., Any]) -> Iterator[Option]:
 
 
 def _fields(record: Any, base: Any) -> Iterator[Option]:
-    """Yields the fields of a record, with the values of `base` as defaults unless it is MISSING."""
+    """Yields the fields of a record, with the values of `base` as defaults unless it is MISSING, or None as a default."""
     for field in fields(record):
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        default = default if base is MISSING else getattr(base, field.name)
+        default = default if base in (MISSING, None) else getattr(base, field.name)
         yield Option(field.name, type_hints(record)[field.name], default, field_docs(record).get(field.name, ""))
 
 
@@ -180,7 +180,7 @@ def _fill(record: Any, base: Any, given: Mapping[Route, Any]) -> Any:
         inside = {route[1:]: value for route, value in given.items() if route[0] == option.name}
         if inside:
             values[option.name] = inside[()] if () in inside else _fill(option.record, option.default, inside)
-    return record(**values) if base is MISSING else replace(base, **values)
+    return record(**values) if base in (MISSING, None) else replace(base, **values)
 
 
 def _note(metadata: tuple[Any, ...], kind: type[C]) -> C | None:

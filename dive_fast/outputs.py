@@ -43,7 +43,7 @@ def json_with(*keys: str) -> Kind:
 
     def is_one(path: Path) -> bool:
         try:
-            value = parse_json(path.read_bytes(), infinite=True)
+            value = parse_json(path.read_bytes(), infinite=True) if path.is_file() else None
         except (OSError, ValueError):
             return False
         return isinstance(value, dict) and set(keys) <= set(value)

@@ -10,14 +10,15 @@ _IRREGULAR = {"person": "people"}
 
 
 def count(number: int, noun: str) -> str:
-    """Returns a number and its noun, "1 shard" or "2,000 shards"; `noun` is one word in the singular."""
+    """Returns a number and its noun, "1 shard" or "2,000 shards"; `noun` is in the singular, its last word counts."""
     return f"{number:,} {noun if number == 1 else plural(noun)}"
 
 
 def plural(noun: str) -> str:
     """Returns the plural of an English noun, by the regular endings."""
-    if noun in _IRREGULAR:
-        return _IRREGULAR[noun]
+    start, space, last = noun.rpartition(" ")
+    if last in _IRREGULAR:
+        return f"{start}{space}{_IRREGULAR[last]}"
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{noun[:-1]}ies"
     return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"

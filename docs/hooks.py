@@ -1,4 +1,4 @@
-"""What the site adds to docs/: the pages of the repository's root, and a reference page for each room of the package."""
+"""What the site adds to docs/: pages and pictures of the repository, and a reference page for each room of the package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 ROOT_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
+ROOT_FILES = (
+    "benchmarks/results/study/compare.png",
+    "benchmarks/results/study/curve.png",
+    "examples/pocket_world.ipynb",
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -17,6 +22,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in ROOT_PAGES:
         text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, name, content=text))
+    for name in ROOT_FILES:
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     rooms = reference()
     listed = "\n".join(f"- [{name}](reference/{name}.md)" for name in rooms)
     files.append(File.generated(config, "reference.md", content=f"# Reference\n\nMade from docstrings.\n\n{listed}\n"))
@@ -26,8 +33,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Turns links from docs/ to pages of the root into links within the site."""
-    for name in ROOT_PAGES:
+    """Turns links from docs/ to what the site adds of the repository into links within the site."""
+    for name in (*ROOT_PAGES, *ROOT_FILES):
         markdown = markdown.replace(f"](../{name}", f"]({name}")
     return markdown
 

@@ -2,7 +2,7 @@
 """Adapters in, engines out: what a build farm runs unattended, every night or for every new adapter.
 
     python examples/build_farm.py --base stable-diffusion-v1-5 --adapters adapters/ --out engines/ \
-        --export "--recipe gpu" --build "--rows 36,72,144 --refittable"
+        --export "--recipe gpu" --build "--rows 72 --refittable"
 
 For each folder of --adapters that holds an adapter: fuse, export to ONNX and, with --build, build for TensorRT. Under
 --out each adapter gets `NAME/onnx`, `NAME/engine` and `NAME/build.log` (every line of every command, with the time);

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from dive_fast.io import sha256_file
 from dive_fast.json_files import read_json, read_jsonl
+from dive_fast.outputs import json_with
+from dive_fast.reid.evaluation.feature_files import read_features
+from dive_fast.synth.manifest import read_shard
 from tests.support.refusals import refused
 
 HOSTILE = {
     "torn": b'{"a": ',
     "not UTF-8": b'{"a": "\xff"}',
+    "half of UTF-16": b"\xff\xfe{",
+    "a number of more than 64 bits in UTF-16": ("9" * 30).encode("utf-16"),
     "a number of too many digits": b"9" * 10_000,
     "nested too deep": b"[" * 200_000,
     "nested deeper than any file of ours": b"[" * 60 + b"]" * 60,
@@ -22,6 +28,7 @@ HOSTILE = {
 }
 WELCOME = {
     "a byte-order mark": (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+    "saved by a Windows shell": ('{"小": 1}'.encode("utf-16"), {"小": 1}),
     "the largest seed": (b"[18446744073709551615, -9223372036854775808]", [2**64 - 1, -(2**63)]),
     "digits and marks in text": (
         b'["12345678901234567890123", "NaN", "\\ud83d\\ude00"]',
@@ -64,5 +71,10 @@ def test_what_every_program_reads_alike_is_read(tmp_path: Path, content: bytes, 
 def test_a_pipe_is_not_waited_for_and_a_pointer_is_named(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     refused("settings: .*pipe", read_json, tmp_path / "pipe", "settings")
+    refused("pipe", sha256_file, tmp_path / "pipe")
+    refused("pipe is no file", read_shard, tmp_path / "pipe")
+    assert not json_with("a")(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "distance.npy")
+    refused("distance.npy", read_features, tmp_path / "distance.npy")
     (tmp_path / "x.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     refused("Git LFS pointer", read_json, tmp_path / "x.json", "settings")

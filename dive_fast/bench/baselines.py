@@ -200,7 +200,11 @@ def _onnxruntime(setup: Setup, plan: SynthesisPlan) -> Run:
     if setup.engine.spec.backend == "onnxruntime" and setup.engine.spec.variant == "plain":
         raise DiveError("our own engine is just that")
     from dive_export import GraphOptions, export_engine
+    from dive_fast.engines.onnx_engine import why_not
 
+    reasons = why_not("onnxruntime", setup.device.type)  # before the export, which takes minutes
+    if reasons:
+        raise DiveError("; ".join(reasons))
     options: Any = GraphOptions(precision=setup.precision)  # type: ignore[arg-type]  # one of DTYPES
     out = setup.work / "onnxruntime"
     export_engine(setup.folder, out, setup.config.baseline_rows, check=False, size=setup.size, options=options)

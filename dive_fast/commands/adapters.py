@@ -132,6 +132,7 @@ def export_adapter(
     from dive_fast import models
     from dive_fast.models import interop
 
+    last = LastFile(out / "identities.json")
     exported = models.load_adapter(adapter)
     if pids:
         exported = models.subset(exported, list(pids))
@@ -141,4 +142,5 @@ def export_adapter(
         {"folder": out, "layout": layout, "identities": len(exported.identities), "rank": exported.rank},
         json,
         then=following("import", out, model="BASE", out=beside(out, "imported")),
+        kept=last.kept,
     )

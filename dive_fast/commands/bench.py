@@ -13,9 +13,11 @@ from dive_fast.commands.common import (
     Device,
     EnginePrecision,
     Json,
+    LastFile,
     Overwrite,
     PresetName,
     Threads,
+    beside,
     finish,
     following,
     torch_device,
@@ -113,7 +115,9 @@ def _measure(subject: Subject, config: BenchConfig, out: Path | None, work: Path
 
         found = run.run_bench(subject, config, work, log, advance, keep)
     keep(found)
-    then = "" if out is None else following("capacity", result=out / "bench.json", pairs=1_000_000)
+    then = "the same command with --out FOLDER, which dive-fast capacity reads"
+    if out is not None:
+        then = following("capacity", result=out / "bench.json", pairs=1_000_000)
     finish(results.text(found), {**results.record(found), "out": out}, json, then=then)
 
 
@@ -167,7 +171,13 @@ def _compare(
     if worst is not None:
         found_rate = f"batches of {worst.rows} rows are {worst.faster.median:.3f} times as fast"
         failure = f"--compare {ref}: {found_rate}, {fail_below} is asked for"
-    finish("\n".join(compare.lines(found, commit)), record, json, failure=failure)
+    finish(
+        "\n".join(compare.lines(found, commit)),
+        record,
+        json,
+        failure=failure,
+        then="the same command without --compare",
+    )
 
 
 def capacity(
@@ -219,11 +229,21 @@ def capacity(
             "workers": [to_dict(prediction) for prediction in found],
         }
     )
+    last = LastFile(None if out is None else out / "capacity.json")
     if out is not None:
         write_output(out / "capacity.json", readable_json(record), json_with("fleet", "workers"), overwrite)
         plots.plot_capacity(job, found, out / "capacity.png")
     doubt = "capacity: the simulation does not agree with the closed form, see the table; trust neither"
-    finish(table(job, found), record, json, failure="" if all(prediction.agrees for prediction in found) else doubt)
+    failure = "" if all(prediction.agrees for prediction in found) else doubt
+    finish(table(job, found), record, json, failure=failure, then=_after_capacity(job, plan), kept=last.kept)
+
+
+def _after_capacity(job: Fleet, plan: Path | None) -> str:
+    """Returns the command that starts the job whose size was predicted."""
+    if plan is not None:
+        return following("synth", plan=plan, engine="ENGINE", out=beside(plan, "pairs"))
+    photos = None if job.mode == "synthetic" else "folder:PHOTOS"
+    return following("plan", model="ENGINE", mode=job.mode, photos=photos, out="plan.json")
 
 
 def _planned(plan: Path, result: Path | None) -> dict[str, Any]:

@@ -45,15 +45,15 @@ WITHOUT_DRY_RUN = "the same command without --dry-run"
 class LastFile:
     """The file that a job writes last, looked at before the job: tells whether an earlier run had finished it.
 
-    With `by_content` an equal file counts as kept, for a job that writes it in every run.
+    With `by_content` an equal file counts as kept, for a job that writes it in every run. None is a job that writes none.
     """
 
-    def __init__(self, path: Path, by_content: bool = False) -> None:
+    def __init__(self, path: Path | None, by_content: bool = False) -> None:
         self._path, self._by_content = path, by_content
         self._before = self._stamp()
 
     def _stamp(self) -> object:
-        if not self._path.is_file():
+        if self._path is None or not self._path.is_file():
             return None
         found = self._path.stat()
         return sha256_file(self._path) if self._by_content else (found.st_ino, found.st_mtime_ns)

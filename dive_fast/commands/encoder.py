@@ -12,6 +12,7 @@ from dive_fast.commands.common import (
     Base,
     Device,
     Json,
+    LastFile,
     Overwrite,
     PhotoSet,
     Tokenizer,
@@ -20,7 +21,7 @@ from dive_fast.commands.common import (
     following,
     torch_device,
 )
-from dive_fast.data.sets import SET_HELP, all_samples, read_sets
+from dive_fast.data.sets import SET_HELP, read_photos
 from dive_fast.encoder.config import FREE_WORDS, EncoderConfig, VirtualConfig
 from dive_fast.options import Changes
 from dive_fast.progress import log
@@ -28,6 +29,7 @@ from dive_fast.settings import Part
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.recipes import with_rates_of
 from dive_fast.types import InputError, to_dict
+from dive_fast.words import count
 
 if TYPE_CHECKING:
     from dive_fast.encoder.encode import Encoded
@@ -46,8 +48,8 @@ def train_encoder(
     photos: Annotated[Sequence[PhotoSet], f"Photos of many people, two RGB photos of each at least: {SET_HELP}"] = (),
     features: Annotated[
         Path | None,
-        "What reads the photos, frozen: a checkpoint folder of dive-fast reid train, or a local CLIP folder; by default"
-        " that of --start-from.",
+        "What reads the photos, frozen: a checkpoint folder of dive-fast reid train, a tagger (pocket: the shipped one) or a"
+        " local CLIP folder; by default that of --start-from.",
     ] = None,
     onto: Annotated[str | None, "Adapter whose LoRA is in the model, frozen; without it a LoRA is learned too."] = None,
     start_from: Annotated[str | None, "Encoder of the same base whose mapper is trained on."] = None,
@@ -76,11 +78,12 @@ def train_encoder(
     from dive_fast.models import load_adapter, load_bundle
     from dive_fast.train.photos import samples_of
 
+    last = LastFile(out / "encoder.json")
     check_plot(plot, out / "encoder.json")
     training = with_phrase(config.training)
     config = replace(config, training=training)
     chosen = torch_device(device)
-    samples = samples_of(without(all_samples(read_sets(photos)), exclude))
+    samples = samples_of(without(read_photos(*photos), exclude))
     adapter = None if onto is None else load_adapter(onto)
     bundle = load_bundle(model, tokenizer)
     with process_group(chosen):
@@ -100,10 +103,11 @@ def train_encoder(
     draw_losses(plot, out)
     people = len(encoder.distribution.tokens)
     finish(
-        f"encoder {out}: {encoder.words} words a person, trained on {people:,} people",
+        f"encoder {out}: {count(encoder.words, 'word')} a person, trained on {count(people, 'person')}",
         {"encoder": out, "words": encoder.words, "people": people, "fingerprint": encoder.fingerprint},
         json,
         then=following("encode", encoder=out, onto=onto, photos="folder:PHOTOS", out=beside(out, "more-people")),
+        kept=last.kept,
     )
 
 
@@ -124,11 +128,12 @@ def encode(
     """Add everyone in the photos to an adapter, in one pass of an encoder; rerun to resume."""
     if not photos:
         raise InputError("there are no photos; give --photos, once or more")
-    samples = all_samples(read_sets(photos))
+    samples = read_photos(*photos)
     from dive_fast.encoder.encode import encode_onto
     from dive_fast.encoder.folder import load_encoder
     from dive_fast.models import load_adapter, load_bundle
 
+    last = LastFile(out / "adapter.json")
     chosen = torch_device(device)
     opened = load_encoder(encoder, features, chosen)
     name = own_adapter(encoder) if onto is None else onto
@@ -144,10 +149,12 @@ def encode(
     if known:
         log(f"note: {len(known):,} of {len(found.pids):,} people have names of people whom the encoder was trained on")
     finish(
-        f"adapter {out}: {len(found.pids):,} people added from {found.photos:,} photos, {len(made.identities):,} in all",
+        f"adapter {out}: {count(len(found.pids), 'person')} added from {count(found.photos, 'photo')}, "
+        f"{len(made.identities):,} in all",
         {"adapter": out, "fingerprint": made.fingerprint, **_summary(found), "known_to_encoder": known},
         json,
         then=following("fuse", model=model, tokenizer=tokenizer, adapter=out, out=beside(out, "fused")),
+        kept=last.kept,
     )
 
 
@@ -185,6 +192,7 @@ def virtual(
     from dive_fast.encoder.virtual import add_virtual
     from dive_fast.models import load_adapter, save_adapter
 
+    last = LastFile(out / "adapter.json")
     name = own_adapter(encoder) if onto is None else onto
     adapter, drawn = add_virtual(load_encoder(encoder, features), load_adapter(name), name, config)
     save_adapter(adapter, out, overwrite=overwrite)
@@ -194,10 +202,11 @@ def virtual(
     if drawn.uncompared:
         log(f"note: {drawn.uncompared:,} people of the adapter have words of another phrase and were not compared")
     finish(
-        f"adapter {out}: {config.people:,} virtual people; distance to the nearest real person, 5/50/95 %: {low:.3g},"
-        f" {middle:.3g}, {high:.3g} (real people to theirs: {real_low:.3g}, {real_middle:.3g}, {real_high:.3g});"
-        f" {drawn.refused:,} draws refused below {drawn.limit:.3g}",
+        f"adapter {out}: {count(config.people, 'virtual person')}; distance to the nearest real person, 5/50/95 %: "
+        f"{low:.3g}, {middle:.3g}, {high:.3g} (real people to theirs: {real_low:.3g}, {real_middle:.3g}, {real_high:.3g}); "
+        f"{count(drawn.refused, 'draw')} refused below {drawn.limit:.3g}",
         {"adapter": out, "people": config.people, "fingerprint": adapter.fingerprint, **facts},
         json,
         then=following("fuse", adapter=out, model="BASE", out=beside(out, "fused")),
+        kept=last.kept,
     )

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Dataset, Device, Json, PhotoSet, finish, torch_device
+from dive_fast.commands.common import Dataset, Device, Json, PhotoSet, beside, finish, following, torch_device
 from dive_fast.commands.reid_inputs import OtherPeople
 from dive_fast.data.sets import SET_HELP
 from dive_fast.progress import log
 from dive_fast.settings import PositiveInt
-from dive_fast.types import MODALITIES, InputError
 
 Batch = Annotated[PositiveInt, "Images per call of the net."]
 
@@ -30,31 +29,21 @@ def identity_kept(
 ) -> None:
     """Search generated images among true ones of all identities: how often is the own person found first?"""
     from dive_fast.data.counts import align
-    from dive_fast.data.sets import all_samples
     from dive_fast.quality import kept
-    from dive_fast.quality.real import read_real
-    from dive_fast.synth import manifest
 
-    made = [sample for sample in manifest.samples(dataset) if sample.source == "synthetic"]
-    known = all_samples(read_real(real))
+    found = kept.identity_kept(
+        dataset, checkpoint, real, device=torch_device(device), batch=batch, other_people=other_people
+    )
     head = ("modality", "camera", "images", "identities", "own first, % by image", "by identity", "chance")
     lines: list[tuple[str, ...]] = [head]
     rows = []
-    for side in MODALITIES:
-        query, gallery = ([s for s in samples if s.modality == side] for samples in (made, known))
-        if not query or not gallery:
-            log(f"note: {side} is left out, as {'the real sets have' if query else 'the dataset has'} no such image")
-            continue
-        found = kept.identity_kept(
-            checkpoint, query, gallery, device=torch_device(device), batch=batch, other_people=other_people
-        )
-        for camera, row in found.items():
+    for side, by_camera in found.items():
+        for camera, row in by_camera.items():
             counts = (f"{row.images:,}", f"{row.identities:,}")
             lines.append((side, camera, *counts, *kept.cells(row), f"{100 / row.gallery_identities:.1f}"))
             rows.append({"side": side, "camera": camera, **row.summary()})
-    if not rows:
-        raise InputError(f"the real sets have no image of a modality that dataset {dataset} generated")
-    finish(align(lines, "<<>>>>>"), {"dataset": dataset, "rows": rows}, json)
+    then = following("report", dataset, out=beside(dataset, "report"))
+    finish(align(lines, "<<>>>>>"), {"dataset": dataset, "rows": rows}, json, then=then)
 
 
 def world_quality(
@@ -81,7 +70,7 @@ def world_quality(
     from dive_fast.synth import manifest
 
     chosen = torch_device(device)
-    made = [s for s in manifest.samples(pairs) if s.source == "synthetic" and s.modality == "ir"]
+    made = [s for s in manifest.read_pairs(pairs) if s.source == "synthetic" and s.modality == "ir"]
     engine, (truth, _) = load_engine(model, device=chosen), true_infrared(world, shots)
     if not (scorer / RECORD).exists():
         log(f"scorer {scorer} is not there or not finished: training it on the world's test identities")
@@ -89,4 +78,5 @@ def world_quality(
     with TemporaryDirectory() as folder:
         arms = {"ours": made, "autoencoder": autoencoded_infrared(engine, truth, Path(folder))}
         quality = picture_quality(world, arms, scorer, shots=shots, device=chosen, batch=batch)
-    finish(table(quality), {"world": world, "pairs": pairs, **quality.summary()}, json)
+    then = following("report", pairs, out=beside(pairs, "report"))
+    finish(table(quality), {"world": world, "pairs": pairs, **quality.summary()}, json, then=then)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Json, finish
+from dive_fast.commands.common import Json, finish, following
 from dive_fast.environment.doctor import engine_names, rows, table
 from dive_fast.environment.packages import collect
 from dive_fast.settings import OneOf
@@ -23,4 +23,4 @@ def doctor(
     failure = f"{', '.join(broken)}: installed but broken; the table has the remedy" if broken else ""
     if needed is not None and needed.state != "ok":
         failure = f"{need} cannot run here: {needed.reason}"
-    finish(table(listed), {"rows": [to_dict(row) for row in listed]}, json, failure=failure)
+    finish(table(listed), {"rows": [to_dict(row) for row in listed]}, json, failure=failure, then=following("demo"))

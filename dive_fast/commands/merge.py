@@ -52,7 +52,10 @@ def merge(
             report = write(decided, out, bar.update)
     summary = {"out": out, **{k: report[k] for k in ("people", "train", "test", "converted")}}
     native = f"{config.layout}:{out}"
-    then = following("reid train", real=native, out=beside(out, "reid")) if config.layout in PAIRED else ""
+    then = following("reid train", real=native, out=beside(out, "reid"))
+    if config.layout not in PAIRED:  # a tree for other trainers
+        dataset = synthetic[0].root if synthetic else "PAIRS"
+        then = following("manifest", dataset, parquet=beside(out, "pairs.parquet"))
     finish(_text(out, report), summary, json, then=then, kept=kept)
 
 

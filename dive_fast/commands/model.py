@@ -22,7 +22,7 @@ from dive_fast.commands.common import (
     following,
     torch_device,
 )
-from dive_fast.data.sets import SET_HELP, all_samples, read_sets
+from dive_fast.data.sets import SET_HELP, read_photos
 from dive_fast.io import nearest
 from dive_fast.options import Changes
 from dive_fast.progress import log
@@ -83,7 +83,7 @@ def personalize(
     if (prepared is None) == (not photos):
         raise InputError("no photos, or two kinds of them: give either --photos or --prepared")
     class_photos = [] if prior_photos is None else _class_photos(prior_photos)
-    samples: Photos = [] if prepared else without(all_samples(read_sets(photos)), exclude)
+    samples: Photos = [] if prepared else without(read_photos(*photos), exclude)
     from dive_fast.distributed import leading, process_group
     from dive_fast.models import load_adapter, load_bundle
     from dive_fast.train.dryrun import dry_run as forecast_run

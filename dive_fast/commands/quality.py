@@ -101,16 +101,17 @@ def filter_pairs(
         finish(text, {"dataset": dataset, "back": back}, json, then=then)
         return
     check_place(report, PAGE)
+    last = LastFile(dataset / "filter.json", by_content=True)
     record, tally = filter_dataset(dataset, config)
     with output_file(report, PAGE, overwrite or page is None) as fresh:
         write_filter_page(dataset, fresh, tally, read_metadata(dataset))
     lines = [f"dataset {dataset}: {record['dropped']:,} of {count(record['pairs'], 'pair')} dropped; see {report}"]
-    lines += [f"{count:,} by {rule}" for rule, count in record["by_threshold"].items()]
+    lines += [f"{pairs:,} by {rule}" for rule, pairs in record["by_threshold"].items()]
     lines += [
         f"{count(len(pids), 'identity')} without a {side} image" for side, pids in record["identities_lost"].items()
     ]
     summary = {name: record[name] for name in ("pairs", "dropped", "by_threshold", "by_camera", "identities_lost")}
-    finish("\n".join(lines), {"dataset": dataset, "report": report, **summary}, json, then=then)
+    finish("\n".join(lines), {"dataset": dataset, "report": report, **summary}, json, then=then, kept=last.kept)
 
 
 def compare_sets(
@@ -135,12 +136,13 @@ def compare_sets(
     from dive_fast.quality.sets import compare_sets as compare
     from dive_fast.quality.sets import table
 
+    last = LastFile(out or dataset / "scores" / "sets.json")
     features = _extractor(net, extractor, size, torch_device(device), batch)
     rows, lacking = compare(dataset, real, features, config, out=out, overwrite=overwrite)
     if lacking:
         log(f"note: too few images to compare for {', '.join(lacking)}, in the dataset or in the real sets")
     summary = {"dataset": dataset, "rows": [to_dict(row) for row in rows], "cameras_without_real": lacking}
-    finish(table(rows), summary, json, then=following("card", dataset))
+    finish(table(rows), summary, json, then=following("card", dataset), kept=last.kept)
 
 
 def _extractor(net: Path | None, script: Path | None, size: tuple[int, int], device: str, batch: int) -> Extractor:
@@ -163,5 +165,7 @@ def card(
     """Write the dataset's card, README.md: origin, counts, scores, provenance tags, privacy."""
     from dive_fast.quality.card import write_card
 
+    last = LastFile(dataset / "README.md", by_content=True)
     path = write_card(dataset, config)
-    finish(f"card {path}", {"card": path}, json, then=following("pack", dataset, out=beside(dataset, "tars")))
+    then = following("pack", dataset, out=beside(dataset, "tars"))
+    finish(f"card {path}", {"card": path}, json, then=then, kept=last.kept)

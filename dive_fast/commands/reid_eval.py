@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Device, Json, Overwrite, beside, finish, following, torch_device
+from dive_fast.commands.common import Device, Json, LastFile, Overwrite, beside, finish, following, torch_device
 from dive_fast.commands.reid_inputs import (
     Name,
     OtherPeople,
@@ -103,10 +103,11 @@ def evaluate(
             permutations=tables,
             rerank=config,
         )
+    last = LastFile(out)
     if out is not None:
         write_output(out, readable_json(to_dict(result)), kind, overwrite)
-    then = ""
+    then = following("reid eval", checkpoint="CHECKPOINT", test=name or "sysu:PHOTOS", protocol=protocol)
     if checkpoint is not None:
         options = {"checkpoint": checkpoint, "test": name, "protocol": chosen.name, "out": beside(checkpoint, "show")}
         then = following("reid show", **options)
-    finish(result.describe(), to_dict(result), json, then=then)
+    finish(result.describe(), to_dict(result), json, then=then, kept=last.kept)

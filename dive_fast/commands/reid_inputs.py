@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import PhotoSet
 from dive_fast.data.names import free_prefix
-from dive_fast.data.sets import PAIRED, SET_HELP, SetSpec, all_samples, read_set, read_sets
+from dive_fast.data.sets import PAIRED, SET_HELP, SetSpec, read_photos, read_set
 from dive_fast.options import Changes
 from dive_fast.progress import log
 from dive_fast.reid.evaluation.protocols import Protocol, ProtocolName, read_permutations
@@ -71,9 +71,9 @@ def join_training(
     """
     from dive_fast.synth import manifest
 
-    known = all_samples(read_sets(real)) if real else []
+    known = read_photos(*real) if real else []
     others = [sample for spec in added for sample in read_set(spec)]
-    others += [sample for dataset in datasets for sample in manifest.samples(dataset)]
+    others += [sample for dataset in datasets for sample in manifest.read_pairs(dataset)]
     people, added_people = {sample.pid for sample in known}, {sample.pid for sample in others}
     shared = people & added_people
     if shared and not same_people:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Device, Json, PhotoSet, finish, torch_device
+from dive_fast.commands.common import Device, Json, LastFile, PhotoSet, beside, finish, following, torch_device
 from dive_fast.commands.reid_inputs import (
     Name,
     OtherPeople,
@@ -42,11 +42,12 @@ def show(
     json: Json = False,
 ) -> None:
     """Look at what a checkpoint finds: queries with their nearest gallery images, and features in a plane."""
-    from dive_fast.reid.pictures.show import show_retrieval
+    from dive_fast.reid.pictures.show import RECORD, show_retrieval
 
     searched = test_set(test)
     chosen, tables = protocol_from(searched, protocol, rules, permutations)
     query, gallery = test_sides(searched, chosen)
+    last = LastFile(out / RECORD, by_content=True)
     page = show_retrieval(
         checkpoint,
         query,
@@ -60,4 +61,6 @@ def show(
         other_people=other_people,
         device=torch_device(device),
     )
-    finish(f"pictures: open {page}", {"page": page}, json)
+    arms = ["--arm", "baseline", "--arm", f"ours={synthetic[0] if synthetic else 'PAIRS'}"]
+    then = following("reid compare", *arms, real=label(test), protocol=protocol, out=beside(out, "compare"))
+    finish(f"pictures: open {page}", {"page": page}, json, then=then, kept=last.kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from dive_fast.commands.common import Device, Json, LastFile, PhotoSet, finish, torch_device
+from dive_fast.commands.common import Device, Json, LastFile, PhotoSet, beside, finish, following, torch_device
 from dive_fast.commands.reid_inputs import Recipe, Rerank, config_from, warn_of_pocket
 from dive_fast.options import Changes
 from dive_fast.reid.training.config import ReidConfig
@@ -42,4 +42,6 @@ def trials(
         dataset=f"regdb:{real.root}",
         device=torch_device(device),
     )
-    finish(report.describe(), to_dict(report), json, kept=last.kept)
+    shown = {"checkpoint": out / f"trial-{trials[0]}", "test": f"regdb:{real.root},trial={trials[0]}"}
+    then = following("reid show", **shown, protocol="regdb", out=beside(out, "show"))
+    finish(report.describe(), to_dict(report), json, then=then, kept=last.kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Dataset, Json, beside, finish, following
+from dive_fast.commands.common import Dataset, Json, LastFile, beside, finish, following
 from dive_fast.progress import ProgressBar, log
 from dive_fast.report.config import ReportConfig
 from dive_fast.words import count
@@ -29,13 +29,15 @@ def report(
         from dive_fast.outputs import PAGE, output_file
         from dive_fast.report.sheet import write_sheet
 
+        last = LastFile(out)
         with output_file(out, PAGE, overwrite) as fresh:
             write_sheet(dataset, fresh, config, problems)
-        finish(f"report {out}", {"report": out}, json, then=then)
+        finish(f"report {out}", {"report": out}, json, then=then, kept=last.kept)
         return
     from dive_fast.report.gallery import write_gallery
     from dive_fast.types import to_dict
 
+    last = LastFile(out / "data" / "index.js", by_content=True)
     made = write_gallery(dataset, out, config, problems=problems)
     for note in made.notes:
         log(f"note: {note}")
@@ -45,6 +47,7 @@ def report(
         {"report": made.page, **to_dict(made)},
         json,
         then=then,
+        kept=last.kept and not made.packs_made,
     )
 
 

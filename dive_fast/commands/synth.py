@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
-from unicodedata import normalize
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dive_fast.commands.common import (
     Backend,
@@ -21,49 +19,27 @@ from dive_fast.commands.common import (
     finish,
     following,
 )
-from dive_fast.data.names import abbreviate, prefix_hint
-from dive_fast.data.sets import SET_HELP, read_set
+from dive_fast.data.names import abbreviate
+from dive_fast.data.sets import SET_HELP
 from dive_fast.options import Changes
 from dive_fast.progress import ProgressBar, log
-from dive_fast.sampling.config import PRESETS, SD15, STRENGTH, Sampling
-from dive_fast.settings import Fraction, ImageSize, NonNegativeInt, PositiveFloat, PositiveInt, Reads
-from dive_fast.types import MODALITIES, USUAL_MODE, InputError, PairMode, shown, to_dict
+from dive_fast.sampling.config import PRESETS, SD15, Sampling
+from dive_fast.settings import PositiveFloat, PositiveInt, Reads
+from dive_fast.synth.config import PlanConfig
+from dive_fast.types import InputError, shown, to_dict
 from dive_fast.words import count, duration
 
 if TYPE_CHECKING:
-    from dive_fast.models import PromptTable
     from dive_fast.synth import Summary, SynthesisPlan
-    from dive_fast.types import Sample
+    from dive_fast.synth.choose import PlannedModel
 
 
 def plan(
     model: Annotated[Path, "Engine folder or fused model folder that will generate the images."],
     out: Annotated[Path, "Plan file to write (JSON)."],
-    sampling: Changes[Sampling],
-    mode: Annotated[
-        PairMode,
-        "real-rgb: a real photo and a generated infrared image; synthetic: both sides generated from one noise; "
-        "photo-guided: as real-rgb, and the infrared image starts from the photo and keeps its pose.",
-    ] = USUAL_MODE,
+    config: Changes[PlanConfig],
     photos: Annotated[PhotoSet | None, f"RGB photos, required unless the mode is synthetic: {SET_HELP}"] = None,
-    pids: Annotated[tuple[str, ...], "Identities; by default all that the model knows (and that have photos)."] = (),
-    ir: Annotated[tuple[str, ...], "Infrared cameras; by default all."] = (),
-    rgb: Annotated[tuple[str, ...], "RGB cameras of generated RGB sides; by default all."] = (),
-    pairs: Annotated[PositiveInt, "Pairs per identity and infrared camera."] = 18,
-    seed: Annotated[NonNegativeInt, "Seed of the run; equal plans give equal images."] = 0,
     preset: PresetName = None,
-    precision: Annotated[
-        Literal["any", "fp32", "fp16", "bf16", "fp8"] | None,
-        "Precision that engines of the plan must have; by default the preset's (turbo: fp8), else any.",
-    ] = None,
-    strength: Annotated[Fraction, "photo-guided: how far the infrared image may leave the photo."] = STRENGTH,
-    size: Annotated[ImageSize | None, "Image size; by default the model's own."] = None,
-    shard_size: Annotated[
-        PositiveInt, "Pairs per shard, the unit of claims and records; take 1000 or more for millions of pairs."
-    ] = 64,
-    image_format: Annotated[
-        Literal["png", "jpg"], "Format of generated images: png, lossless, or jpg (quality 95, smaller)."
-    ] = "png",
     overrides: Annotated[
         Path | None,
         'JSON file of single identities: {"0001": {"pairs": 36, "ir": ["cam3"]}, ...}; pairs 0 leaves one out.',
@@ -76,63 +52,37 @@ def plan(
 ) -> None:
     """Plan which pairs to generate: identity, cameras, seed and photo of each."""
     from dive_fast.models.student import check_sampling
-    from dive_fast.synth import make_plan, save_plan
+    from dive_fast.synth import save_plan
+    from dive_fast.synth.choose import check_photos, choose, plan_chosen
     from dive_fast.synth.forecast import forecast
     from dive_fast.synth.plan import read_overrides
 
-    if (photos is None) != (mode == "synthetic"):
-        raise InputError(f"--mode {mode} {'takes no' if mode == 'synthetic' else 'requires'} --photos")
-    unreadable: list[str] = []
     known = _model(model)
-    table = known.prompts
-    cameras = {side: [one.name for one in table.cameras if one.modality == side] for side in MODALITIES}
-    base, wanted = known.sampling or SD15, None
+    base = PlanConfig(sampling=known.usual_sampling)
     if preset is not None:
-        base, wanted = PRESETS[preset].applied_to(base), PRESETS[preset].precision
-    sampled = sampling.apply_to(base)
-    check_sampling(model, sampled)
-    required = wanted if precision is None else None if precision == "any" else precision
-    height, width = size or known.size
-    samples = None if photos is None else read_set(photos)
-    named = _pids(pids, table, samples)
-    if samples is not None:
-        samples, unreadable = _readable(samples, set(named))
-        named = named if pids else [pid for pid in named if pid in {sample.pid for sample in samples}]
-    made = make_plan(
-        mode=mode,
-        pids=named,
-        cameras=table.cameras,
-        ir=ir or cameras["ir"],
-        rgb=rgb or (cameras["rgb"] if mode == "synthetic" else []),  # a photo has its own camera
-        pairs_per_identity=pairs,
-        seed=seed,
-        sampling=sampled,
-        precision=required,
-        height=height,
-        width=width,
-        model_fingerprint=known.fingerprint,
-        photos=samples,
-        photo_root=None if photos is None else photos.root,
-        strength=strength,
-        shard_size=shard_size,
-        image_format=image_format,
-        overrides=None if overrides is None else read_overrides(overrides),
-        virtual={identity.pid for identity in table.identities if identity.virtual},
-    )
+        found = PRESETS[preset]
+        base = PlanConfig(sampling=found.applied_to(known.usual_sampling), precision=found.precision)
+    settings = config.apply_to(base)
+    check_sampling(model, settings.sampling or known.usual_sampling)
+    check_photos(settings.mode, photos)
+    chosen = choose(known, photos, settings)
+    own = None if overrides is None else read_overrides(overrides)
+    made = plan_chosen(known, chosen, photos, settings, own)
     last = LastFile(out)
     save_plan(made, out, overwrite)
     identities, cost = len(made.identities), forecast(made, rate)
+    engines = "" if made.precision is None else f", for {made.precision} engines"
     finish(
         f"plan {out}: {count(len(made.pairs), 'pair')} of {count(identities, 'identity')} in "
-        f"{count(made.shards, 'shard')}{'' if required is None else f', for {required} engines'}\n"
-        f"{height}x{width}, {_describe_sampling(made.sampling, known.sampling)}\n{cost.describe()}",
+        f"{count(made.shards, 'shard')}{engines}\n"
+        f"{made.height}x{made.width}, {_describe_sampling(made.sampling, known.sampling)}\n{cost.describe()}",
         {
             "plan": out,
             "plan_id": made.plan_id,
             "pairs": len(made.pairs),
             "identities": identities,
             "shards": made.shards,
-            "unreadable": unreadable,
+            "unreadable": chosen.unreadable,
             "sampling": to_dict(made.sampling),
             **to_dict(cost),
         },
@@ -142,15 +92,6 @@ def plan(
     )
 
 
-class _Model(NamedTuple):
-    """What a plan reads of a model; its own image size (height, width) and, if it records one, its own sampling."""
-
-    prompts: PromptTable
-    fingerprint: str
-    size: tuple[int, int]
-    sampling: Sampling | None
-
-
 def _describe_sampling(planned: Sampling, own: Sampling | None) -> str:
     """Returns how a plan samples, and how the model does where no option says otherwise."""
     whose = "the model's own" if own is not None else "Stable Diffusion 1.5's, as the model records none"
@@ -158,8 +99,10 @@ def _describe_sampling(planned: Sampling, own: Sampling | None) -> str:
     return f"{planned.describe()} ({whose}{'' if planned == base else f': {base.describe()}'})"
 
 
-def _model(folder: Path) -> _Model:
+def _model(folder: Path) -> PlannedModel:
     """Reads the small files of an engine folder; loads a fused model, whose fingerprint depends on its weights."""
+    from dive_fast.synth.choose import PlannedModel
+
     if (folder / "engine.json").is_file():
         from dive_fast.engines.engine_folder import read_spec
         from dive_fast.models import PromptTable
@@ -168,55 +111,14 @@ def _model(folder: Path) -> _Model:
         spec = read_spec(folder)
         size = spec.profile.height, spec.profile.width
         prompts = PromptTable.read(folder / "prompts.json")
-        return _Model(prompts, spec.model_fingerprint, size, read_sampling(folder))
+        return PlannedModel(prompts, spec.model_fingerprint, size, read_sampling(folder))
     from dive_fast.models import load_bundle
     from dive_fast.train import photos
 
     bundle = load_bundle(folder)
     if bundle.prompts is None:
         raise InputError(f"{folder} knows no identities; fuse an adapter into it first (dive-fast fuse)")
-    return _Model(bundle.prompts, bundle.fingerprint, photos.image_size(bundle), bundle.sampling)
-
-
-def _pids(requested: Sequence[str], table: PromptTable, photos: list[Sample] | None) -> list[str]:
-    """Returns the identities to generate: the requested ones, which the model must know, or all that are possible."""
-    known = [identity.pid for identity in table.identities]
-    if requested:
-        composed = [
-            pid if pid in known else normalize("NFC", pid) for pid in requested
-        ]  # as readers of photos spell them
-        return [table.identity(pid).pid for pid in composed]
-    if photos is None:
-        return known
-    pictured = {sample.pid for sample in photos}
-    usable = [pid for pid in known if pid in pictured]
-    if not usable:
-        raise InputError(
-            f"none of the {len(pictured):,} identities in --photos is one of the model's {len(known):,}"
-            f"{prefix_hint(pictured, known)}"
-        )
-    if len(usable) < len(pictured):
-        log(f"note: {len(pictured) - len(usable):,} identities with photos are unknown to the model and left out")
-    return usable
-
-
-def _readable(samples: Sequence[Sample], pids: set[str]) -> tuple[list[Sample], list[str]]:
-    """Decodes the RGB photos of the identities and returns those that can be used, and the reasons against the others."""
-    from dive_fast.data.images import image_problem
-    from dive_fast.data.pool import in_order
-
-    wanted = [sample for sample in samples if sample.pid in pids and sample.modality == "rgb"]
-    with ProgressBar(
-        in_order(lambda sample: image_problem(sample.path), wanted),
-        total=len(wanted),
-        desc="check photos",
-        unit="image",
-    ) as found:
-        checked = list(found)
-    unreadable = [text for _, text in checked if text is not None]
-    if unreadable:
-        log(f"note: {len(unreadable):,} of {count(len(wanted), 'photo')} left out: {abbreviate(unreadable)}")
-    return [sample for sample, text in checked if text is None], unreadable
+    return PlannedModel(bundle.prompts, bundle.fingerprint, photos.image_size(bundle), bundle.sampling)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -254,7 +156,9 @@ def synth(
     ] = False,
     graphs: Annotated[bool, "torch-compiled, tensorrt: replay UNet calls as CUDA graphs."] = False,
     cache: Annotated[
-        Path | None, "onnxruntime-tensorrt: folder for what TensorRT builds; by default in the user's cache."
+        Path | None,
+        "torch-compiled, onnxruntime-tensorrt: folder for what is compiled, which may be shared by machines; by default in "
+        "the user's cache.",
     ] = None,
     json: Json = False,
 ) -> None:
@@ -297,7 +201,7 @@ def synth(
         f"{duration(summary.seconds)}, {summary.images_per_second:.2f} images/s{rest}",
         {"dataset": out, **to_dict(summary)},
         json,
-        then=following("verify", out) if summary.finished else "",
+        then=following("verify", out) if summary.finished else "the same command for the other parts (--shards)",
         kept=summary.finished and summary.resumed_shards == summary.shards,
     )
 
@@ -382,13 +286,15 @@ def pack(
     """Write a dataset as WebDataset tars, one per shard, without the pairs that a filter dropped."""
     from dive_fast.synth.folder import open_store, store_plan
     from dive_fast.synth.manifest import dropped
+    from dive_fast.synth.pack import INDEX
     from dive_fast.synth.pack import pack as write
 
-    source = open_store(dataset)
+    source, target = open_store(dataset), open_store(out)
+    before = target.read(INDEX) if target.size(INDEX) else b""
     plan = store_plan(source)
     left_out = set() if "://" in dataset else dropped(dataset)
     with ProgressBar(total=len(plan.pairs), unit="pair", desc="pack") as bar:
-        counts = write(source, plan, open_store(out), left_out, bar.update)
-    then = "" if "://" in dataset else following("card", dataset)
+        counts = write(source, plan, target, left_out, bar.update)
+    then = following("verify", dataset) if "://" in dataset else following("card", dataset)
     text = f"tars {out}: {count(counts['pairs'], 'pair')} in {count(counts['tars'], 'tar')}"
-    finish(text, {"out": out, **counts}, json, then=then)
+    finish(text, {"out": out, **counts}, json, then=then, kept=target.read(INDEX) == before)

@@ -42,11 +42,13 @@ def sheet(
     from dive_fast.outputs import PNG, output_file
     from dive_fast.world.sheets import identity_sheet
 
+    last = LastFile(out)
     with output_file(out, PNG, overwrite) as fresh:
         picture = identity_sheet(seed, pids, zoom=zoom)
         atomic_encode(fresh, lambda stream: picture.save(stream, "PNG"))
     then = following("world make", out=beside(out, "world"), seed=seed or None)
-    finish(f"sheet {out}: {count(len(pids), 'identity')}", {"sheet": out, "people": len(pids)}, json, then=then)
+    text = f"sheet {out}: {count(len(pids), 'identity')}"
+    finish(text, {"sheet": out, "people": len(pids)}, json, then=then, kept=last.kept)
 
 
 def train_base(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from struct import error as struct_error
@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from dive_fast.data.files import read_plain, require_plain
-from dive_fast.io import brief
+from dive_fast.io import POINTER, brief, is_pointer
 from dive_fast.types import InputError
 
 # Pillow tries every format that it knows by default, and starts Ghostscript for PostScript.
@@ -34,6 +34,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _LYING = (5, 6, 7, 8)
+_SAVING: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 _PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # Pillow's names of what precedes the pixels
 
 
@@ -66,9 +67,23 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """
     with opened_image(io.BytesIO(data), name) as image:
         turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))  # Pillow itself turns TIFF
+        tags = dict(getattr(image, "tag_v2", {}))
         image.load()
         upright = image if turn is None else image.transpose(turn)
-        return _eight_bits(upright, name) if upright.mode[0] in "IF" else upright.convert("RGB")
+        return _eight_bits(_deep_values(upright, tags), name) if upright.mode[0] in "IF" else upright.convert("RGB")
+
+
+def upright_copy(data: bytes, name: str) -> bytes:
+    """The bytes of an image for programs that read no EXIF: its own, or those of an upright 8-bit copy in its format.
+
+    Raises as `decode_image`.
+    """
+    header = read_header(data, name)
+    if header.upright and not header.deep:
+        return data
+    stream = io.BytesIO()
+    decode_image(data, name).save(stream, header.format, **_SAVING.get(header.format, {}))
+    return stream.getvalue()
 
 
 def read_header(source: bytes | Path, name: str) -> ImageHeader:
@@ -125,11 +140,22 @@ def opened_image(source: BinaryIO | Path, name: str) -> Iterator[Image.Image]:
     with _errors(name):
         if isinstance(source, Path):
             require_plain(source, name, MAX_BYTES)
-        with Image.open(source, formats=FORMATS) as image:
+        with _opened(source, name) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width:,} x {image.height:,} pixels, at most {MAX_PIXELS:,} are read"
                 raise InputError(f"image {name} is too large to be a photo of a person: {size}; shrink or remove it")
             yield image
+
+
+def _opened(source: BinaryIO | Path, name: str) -> Image.Image:
+    try:
+        return Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+            stream.seek(0)
+            if is_pointer(stream.read(100)):
+                raise InputError(f"image {name} {POINTER}") from error
+        raise
 
 
 @contextmanager
@@ -173,8 +199,20 @@ def _has_late_exif(image: Any) -> bool:
     return bool(head[4:] == b"eXIf")
 
 
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    values = np.array(image, dtype=np.float32)
+def _deep_values(image: Image.Image, tags: Mapping[int, Any]) -> np.ndarray:
+    """The values of more than 8 bits as float32, larger ones lighter; `tags` are a TIFF's, of which Pillow heeds fewer."""
+    values = np.array(image)
+    if (
+        values.dtype == np.int32
+        and Base.PhotometricInterpretation in tags
+        and tags.get(Base.SampleFormat, (1,))[0] == 1
+    ):
+        values = values.view(np.uint32)
+    floats = values.astype(np.float32)
+    return -floats if tags.get(Base.PhotometricInterpretation) == 0 else floats  # 0: white is the smallest
+
+
+def _eight_bits(values: np.ndarray, name: str) -> Image.Image:
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise InputError(f"image {name} holds NaN or infinity; remove it or convert it to 8 bits")

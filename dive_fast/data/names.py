@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 import unicodedata
@@ -13,7 +12,7 @@ from itertools import count
 from pathlib import Path
 
 from dive_fast.data.files import read_plain
-from dive_fast.io import brief, is_litter
+from dive_fast.io import brief, decode_text, is_litter
 from dive_fast.types import InputError, Sample, shown
 
 IMAGE_SUFFIXES = (
@@ -216,9 +215,7 @@ def list_text(path: Path, expected: str, form: str) -> str:
     It is UTF-8 or, with its byte-order mark, UTF-16.
     """
     try:
-        data = read_plain(path, str(path), _LIST_BYTES)
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return data.decode("utf-16" if wide else "utf-8-sig")
+        return decode_text(read_plain(path, str(path), _LIST_BYTES))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; expected {expected}") from error
     except OSError as error:

@@ -238,6 +238,15 @@ def all_samples(sets: Sequence[NamedSet]) -> list[Sample]:
     return [sample for named in sets for sample in named.samples]
 
 
+def read_photos(*sets: SetSpec | str) -> list[Sample]:
+    """Returns the photos of one or more sets, each as "LAYOUT:PATH[,KEY=VALUE ...]" (`parse_set`); reads no pixels.
+
+    Layouts are sysu, regdb, llcm, market, market-gt-bbox, msmt17, and folder (one folder per identity). Raises
+    `InputError` for a set that cannot be read, and as `join_sets` for sets that do not go together.
+    """
+    return all_samples(read_sets(sets))
+
+
 def _check_identities(sets: Sequence[NamedSet]) -> None:
     owner: dict[str, str] = {}
     for named in sets:

@@ -35,10 +35,22 @@ def cached_features(source: FeatureNet, samples: Sequence[Sample], work: Path | 
 def _block(source: FeatureNet, samples: Sequence[Sample], work: Path | None) -> Tensor:
     if work is None:
         return source.features(samples)
-    names = [[sample.pid, sample.camera, sample.path.name] for sample in samples]
-    key = sha256_bytes(canonical_json([source.fingerprint, names]).encode())[:16]
-    path = work / f"features-{key}.safetensors"
+    path = kept_file(work, "features", source.fingerprint, samples)
     if not path.is_file():
         with atomic_path(path) as temporary:
             write_tensors(temporary, {"features": source.features(samples)})
     return read_tensors(path)["features"].half()
+
+
+def kept_file(work: Path, kind: str, network: str, samples: Sequence[Sample]) -> Path:
+    """Returns the file in `work` of what a network made of photos; a photo that was replaced has another."""
+    photos = [[sample.pid, sample.camera, sample.path.name, *_version(sample.path)] for sample in samples]
+    return work / f"{kind}-{sha256_bytes(canonical_json([network, photos]).encode())[:16]}.safetensors"
+
+
+def _version(photo: Path) -> list[int]:
+    """Size and time of change of a file, nothing of a missing one, which its reader reports."""
+    if not photo.exists():
+        return []
+    found = photo.stat()
+    return [found.st_size, found.st_mtime_ns]

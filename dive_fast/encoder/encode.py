@@ -15,6 +15,7 @@ from torch import Tensor
 from dive_fast.data.images import image_problem
 from dive_fast.data.names import abbreviate
 from dive_fast.data.pool import in_order
+from dive_fast.encoder.cache import kept_file
 from dive_fast.encoder.folder import Encoder, check_onto
 from dive_fast.encoder.references import people_of
 from dive_fast.io import atomic_path, clear_leftovers, sha256_bytes
@@ -27,6 +28,7 @@ from dive_fast.train.model import Start
 from dive_fast.train.personalize import finished_adapter, locked, personalize, remove_states, training_folder
 from dive_fast.train.trainer import check_new
 from dive_fast.types import InputError, Sample, shown
+from dive_fast.words import count
 
 if TYPE_CHECKING:
     from dive_fast.models.bundle import ModelBundle
@@ -57,14 +59,12 @@ class Encoded:
         """One sentence for everything that a user should look at."""
         notes = []
         if self.without:
-            notes.append(f"{len(self.without):,} people have no usable RGB photo: {abbreviate(self.without)}")
+            notes.append(f"{count(len(self.without), 'person')} without a usable RGB photo: {abbreviate(self.without)}")
         if self.unreadable:
-            notes.append(
-                f"{self.unreadable:,} RGB photos cannot be read and are left out; dive-fast prepare names them"
-            )
+            notes.append(f"{count(self.unreadable, 'RGB photo')} left out, as damaged; dive-fast prepare names them")
         if self.mixed:
             notes.append(
-                f"the photos of {len(self.mixed):,} people look like two people each: {abbreviate(self.mixed)}"
+                f"{count(len(self.mixed), 'person')} whose photos look like two people: {abbreviate(self.mixed)}"
             )
         return notes
 
@@ -101,8 +101,7 @@ def _kept_block(encoder: Encoder, people: Sequence[Sequence[Sample]], work: Path
     """Returns `_block`, from a file in `work` if one has it."""
     if work is None:
         return _block(encoder, people)
-    names = "\n".join(f"{s.pid}/{s.camera}/{s.path.name}" for person in people for s in person)
-    path = work / f"rows-{sha256_bytes(f'{encoder.fingerprint} {names}'.encode())[:16]}.safetensors"
+    path = kept_file(work, "rows", encoder.fingerprint, [sample for person in people for sample in person])
     if not path.is_file():
         with atomic_path(path) as temporary:
             write_tensors(temporary, _block(encoder, people))
@@ -117,10 +116,10 @@ def _block(encoder: Encoder, people: Sequence[Sequence[Sample]]) -> dict[str, Te
     used, mixed = torch.zeros(len(people)), torch.zeros(len(people))
     at = photo = 0
     for number, person in enumerate(people):
-        count = sum(good[photo : photo + len(person)])
-        mine, at, photo = features[at : at + count], at + count, photo + len(person)
-        if count:
-            rows[number], used[number] = encoder.rows(mine), count
+        usable = sum(good[photo : photo + len(person)])
+        mine, at, photo = features[at : at + usable], at + usable, photo + len(person)
+        if usable:
+            rows[number], used[number] = encoder.rows(mine), usable
             mixed[number] = looks_like_two(encoder, mine)
     return {"rows": rows, "used": used, "mixed": mixed}
 

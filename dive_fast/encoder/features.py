@@ -1,4 +1,6 @@
-"""Frozen image features of photos: maps of a network at three depths, pooled in stripes, and its embedding.
+"""Frozen image features of photos: maps of a network at three depths, pooled in stripes, and what it says of the photo.
+
+That is an embedding, or a tagger's log probabilities of words.
 
 A ReID net forgets what does not tell people apart, CLIP what no caption says; earlier maps keep colours and textures
 (ELITE, arXiv 2302.13848, reads several depths of CLIP). Stripes keep the height, which says what garment it is (arXiv
@@ -19,13 +21,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dive_fast.json_files import read_json
-from dive_fast.models.files import fingerprint_of, library_errors
+from dive_fast.models.files import fingerprint_of, library_errors, resolve
 from dive_fast.reid.data.augment import normalise
 from dive_fast.reid.data.dataset import image_chunks
 from dive_fast.reid.training.checkpoint import load_model
+from dive_fast.train.tagger import FILES as TAGGER_FILES
+from dive_fast.train.tagger import SHIPPED, load_tagger
 from dive_fast.types import InputError, Sample, shown
 
-Kind = Literal["reid", "clip"]
+Kind = Literal["reid", "tagger", "clip"]
 DEPTHS, STRIPES = 3, 6
 _CHUNK = 512  # photos decoded at once
 _LARGEST = 60000.0  # features are stored in float16
@@ -35,7 +39,8 @@ _LARGEST = 60000.0  # features are stored in float16
 class FeatureNet:
     """An opened network; `folder` holds it, `people` are the identities that it was trained on, if it says so.
 
-    `maps` returns the embedding [B, D] and the maps [B, C, h, w] of images uint8 [B, 3, `height`, `width`].
+    An encoder's folder takes copies of `files`; a network without any stays where it is. `maps` returns
+    the embedding [B, D] and the maps [B, C, h, w] of images uint8 [B, 3, `height`, `width`].
     """
 
     kind: Kind
@@ -43,6 +48,7 @@ class FeatureNet:
     fingerprint: str
     height: int
     width: int
+    files: tuple[str, ...]
     people: tuple[str, ...]
     network: torch.nn.Module
     maps: Callable[[Tensor], tuple[Tensor, list[Tensor]]]
@@ -70,18 +76,20 @@ class FeatureNet:
 
 
 def open_features(path: Path | str, device: str = "cpu") -> FeatureNet:
-    """Opens a checkpoint folder of `dive-fast reid train`, or a local CLIP folder of transformers.
+    """Opens a checkpoint folder of `dive-fast reid train`, a tagger's, or a local CLIP folder of transformers.
 
-    Anything else, and a damaged folder, raises `InputError`.
+    "pocket" is the shipped tagger. Anything else, and a damaged folder, raises `InputError`.
     """
-    folder = Path(path)
+    folder = resolve(path, SHIPPED)
     if (folder / "reid.json").is_file():
         return _open_reid(folder, device)
+    if (folder / TAGGER_FILES[0]).is_file():
+        return _open_tagger(folder, device)
     if (folder / "config.json").is_file():
         return _open_clip(folder, device)
     raise InputError(
-        f"{folder} holds no network that reads photos: give a checkpoint of dive-fast reid train (reid.json), or a CLIP"
-        " folder (config.json and model.safetensors)"
+        f"{folder} holds no network that reads photos: give a checkpoint of dive-fast reid train (reid.json), a tagger"
+        " (tagger.json), or a CLIP folder (config.json and model.safetensors)"
     )
 
 
@@ -98,9 +106,24 @@ def _open_reid(folder: Path, device: str) -> FeatureNet:
             embedding = model.embed(normalise(images), visible)
         return embedding, [each if grid is None else _grid(each, grid) for each in found]
 
+    files = ("reid.json", "best.safetensors" if "best" in record else "model.safetensors")
     people = tuple(map(str, record["pids"]))
     size = config.model.height, config.model.width
-    return FeatureNet("reid", folder, str(record["sha256"]), *size, people, model, maps)
+    return FeatureNet("reid", folder, str(record["sha256"]), *size, files, people, model, maps)
+
+
+def _open_tagger(folder: Path, device: str) -> FeatureNet:
+    tagger = load_tagger(folder)
+    network = tagger.net.to(device)
+    layers = [layer for layer in network.body if isinstance(layer, torch.nn.SiLU)]
+
+    def maps(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with _outputs(evenly(layers)) as found:
+            words = torch.cat(network(images.permute(0, 2, 3, 1)), dim=1)
+        return words, found
+
+    fingerprint = fingerprint_of([tagger.phrase.text, *tagger.size], network.state_dict())
+    return FeatureNet("tagger", folder, fingerprint, *tagger.size, TAGGER_FILES, (), network, maps)
 
 
 def _open_clip(folder: Path, device: str) -> FeatureNet:
@@ -127,7 +150,7 @@ def _open_clip(folder: Path, device: str) -> FeatureNet:
         return output.pooler_output, [_grid(each, (side // patch,) * 2) for each in evenly(output.hidden_states)]
 
     fingerprint = fingerprint_of([mean.flatten().tolist(), std.flatten().tolist()], network.state_dict())
-    return FeatureNet("clip", folder, fingerprint, side, side, (), network, maps)
+    return FeatureNet("clip", folder, fingerprint, side, side, (), (), network, maps)
 
 
 def _normalisation(folder: Path) -> tuple[Tensor, Tensor]:

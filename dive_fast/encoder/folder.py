@@ -1,8 +1,8 @@
 """An encoder's folder: what predicts rows from photos, and the rows of the people that it was trained on.
 
-`encoder.json`, `mapper.safetensors`, `people.safetensors` and, for features of a ReID net, its checkpoint in `features/`:
-such a folder needs no other file. CLIP's weights stay where they are; the folder has their path and fingerprint. A LoRA
-that was learned beside the mapper is the adapter in `adapter/`.
+`encoder.json`, `mapper.safetensors`, `people.safetensors` and, for features of a ReID net or a tagger, its files in
+`features/`: such a folder needs no other file. CLIP's weights stay where they are; the folder has their path and
+fingerprint. A LoRA that was learned beside the mapper is the adapter in `adapter/`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from dive_fast.encoder.distribution import Distribution
-from dive_fast.encoder.features import FeatureNet, open_features
+from dive_fast.encoder.features import FeatureNet, Kind, open_features
 from dive_fast.encoder.mapper import Mapper
 from dive_fast.io import write_json
 from dive_fast.json_files import read_json
@@ -100,10 +100,11 @@ def save_encoder(encoder: Encoder, out: Path, adapter: Adapter | None = None, ov
     """Writes the folder whole or not at all; another encoder at `out` raises `InputError` without `overwrite`."""
     mapper, source = encoder.mapper, encoder.source
     described = {"kind": source.kind, "fingerprint": source.fingerprint}
-    described |= {"path": str(source.folder.resolve())} if source.kind == "clip" else {}
+    described |= {} if source.files else {"path": str(source.folder.resolve())}
     with output_folder(out, holds(RECORD), overwrite) as fresh:
-        if source.kind == "reid":
-            _copy_checkpoint(source.folder, fresh / FEATURES)
+        for name in source.files:
+            (fresh / FEATURES).mkdir(exist_ok=True)
+            shutil.copyfile(source.folder / name, fresh / FEATURES / name)
         if adapter is not None:
             save_adapter(adapter, fresh / ADAPTER)
         write_tensors(fresh / "mapper.safetensors", mapper.state_dict())
@@ -119,15 +120,6 @@ def save_encoder(encoder: Encoder, out: Path, adapter: Adapter | None = None, ov
             "facts": encoder.metadata,
         }
         write_json(fresh / RECORD, record)
-
-
-def _copy_checkpoint(folder: Path, to: Path) -> None:
-    """Copies what `open_features` reads of a ReID checkpoint."""
-    record = read_json(folder / "reid.json", "reid checkpoint")
-    best = isinstance(record, dict) and "best" in record
-    to.mkdir()
-    for name in ("reid.json", "best.safetensors" if best else "model.safetensors"):
-        shutil.copyfile(folder / name, to / name)
 
 
 def read_record(path: Path | str) -> tuple[Path, dict[str, Any]]:
@@ -153,8 +145,8 @@ def _problems(record: dict[str, Any]) -> Iterable[str]:
         size = sizes.get(name) if isinstance(sizes, dict) else None
         if type(size) is not int or not 1 <= size <= most:
             yield f"size {name} is {shown(size)}, not within 1..{most:,}"
-    if not isinstance(features, dict) or features.get("kind") not in ("reid", "clip"):
-        yield f"features are {shown(features)}, neither of a ReID net nor of CLIP"
+    if not isinstance(features, dict) or features.get("kind") not in get_args(Kind):
+        yield f"features are {shown(features)}, of none of {', '.join(get_args(Kind))}"
     elif not isinstance(features.get("fingerprint"), str) or not isinstance(features.get("path", ""), str):
         yield "features have no fingerprint, or a path that is no text"
     if not isinstance(people, list) or not all(isinstance(name, str) for name in people):
@@ -204,7 +196,7 @@ def _empty(sizes: dict[str, int], phrase: Phrase) -> Mapper:
 
 
 def _source(folder: Path, described: dict[str, Any], moved: Path | str | None, device: str) -> FeatureNet:
-    own = described["kind"] == "reid"
+    own = described["kind"] != "clip"
     if own and moved is not None:
         raise InputError(f"encoder {folder} has its own feature net; leave --features out")
     place = folder / FEATURES if own else Path(moved or described.get("path", ""))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 TEXT_ROWS = 64  # prompts encoded per call; a run may have thousands
 ROWS_MAX = 1024  # of an engine whose networks name no limit: memory is the real one
+# Pixels decoded a call: 32 images of 512 x 256. Stable Diffusion's decoder has 256 channels of them in a tensor, and from
+# 2^31 elements on libraries' kernels are slower or fail.
+DECODED_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Engine(Protocol):
     scheduler_config: dict[str, Any]
     device: torch.device
     fingerprint: str
+    folder: Path | None  # that `load_engine` opened
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -73,6 +79,12 @@ class Engine(Protocol):
 
     def unsupported(self, request: Request) -> list[str]:
         """Every reason why this engine cannot serve `request`, each with value and limit; empty when it can."""
+
+    def batches_of(self, images: int) -> AbstractContextManager[None]:
+        """Announces a run whose batches hold `images` images, but for smaller ones at its end.
+
+        Inside, an engine that compiles for each size may pad the smaller ones.
+        """
 
     def describe(self) -> str:
         """One line: what runs where, and why it was chosen."""
@@ -143,6 +155,8 @@ class EngineBase:
     runs_on: str
     chosen: str
     check_finite: bool = False
+    batch: int = 0  # images that batches hold, inside of `batches_of`
+    folder: Path | None = None  # that `load_engine` opened
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -172,6 +186,9 @@ class EngineBase:
 
     def decode(self, latents: Tensor) -> Tensor:
         self._check_latents(latents, "VAE decoder")
+        return torch.cat([self._decoded(part) for part in torch.split(latents, self._decoded_images(len(latents)))])
+
+    def _decoded(self, latents: Tensor) -> Tensor:
         images = self._decoder(latents.to(self.device) / self.geometry.scaling_factor)
         pixels, finite = self._pixels(self._checked("vae_decoder", images, latents))
         if not finite:
@@ -180,6 +197,12 @@ class EngineBase:
                 "names the first network, step and layer, or use precision fp32 or bf16"
             )
         return pixels.cpu()
+
+    def _decoded_images(self, images: int) -> int:
+        """Returns the images of a decoder call: a batch in as few equal parts as `DECODED_PIXELS` allows."""
+        whole = max(images, self.batch)
+        most = max(1, DECODED_PIXELS // (self.spec.profile.height * self.spec.profile.width))
+        return -(-whole // -(-whole // most))
 
     def encode(self, images: Tensor) -> Tensor:
         profile = self.spec.profile
@@ -200,6 +223,14 @@ class EngineBase:
             if size != own:
                 reasons.append(f"{name} {size} is not this engine's {own}")
         return reasons
+
+    @contextmanager
+    def batches_of(self, images: int) -> Iterator[None]:
+        before, self.batch = self.batch, images
+        try:
+            yield
+        finally:
+            self.batch = before
 
     def describe(self) -> str:
         profile = self.spec.profile

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dive_fast.engines.base import Conditioning, Engine, on_device
+from dive_fast.engines.compile_cache import keep_compiled
 from dive_fast.engines.registry import Choice, installed
 from dive_fast.engines.torch_engine import TorchEngine, opening
 from dive_fast.io import brief
@@ -38,8 +39,9 @@ REMEDY = "open the folder with --backend torch"
 class CompiledEngine(TorchEngine):
     """Takes the bundle's modules over, as `TorchEngine`; UNet and VAE decoder are compiled.
 
-    Only `row_counts` are compiled; calls are padded to the next one. `compiler` is a backend of torch.compile. With
-    `graphs`, UNet calls are captured as CUDA graphs after compilation, and replayed.
+    Only `row_counts` are compiled; calls are padded to the next one. Inside of `batches_of`, every smaller batch is padded
+    to that size, so a run compiles each network once (the UNet twice if guidance has an interval). `compiler` is a backend
+    of torch.compile. With `graphs`, UNet calls are captured as CUDA graphs after compilation, and replayed.
     """
 
     backend = "torch-compiled"
@@ -94,7 +96,7 @@ class CompiledEngine(TorchEngine):
             torch.compile(module, fullgraph=True, dynamic=False, backend=compiler, mode=mode)
             for module in (self._graph, self._decoder_module)
         )
-        self._graphs = graphs
+        self._graphs, self._bank = graphs, FixedBank()
         self._replays: dict[tuple[int, int], Replay] = {}  # by images and rows
 
     def describe(self) -> str:
@@ -122,10 +124,11 @@ class CompiledEngine(TorchEngine):
         return out[: len(prompt_index)]
 
     def _feeds(self, latents: Tensor, timestep: int, states: Tensor, prompt_index: Tensor) -> tuple[Tensor, ...]:
-        """Returns the UNet's inputs, padded to a row count."""
+        """Returns the UNet's inputs, padded to a number of images that have as many rows each as before."""
         images, rows = len(latents), len(prompt_index)
-        count = self._count(rows)
-        room = -(-count // (rows // images))  # images have as many rows each as before
+        room, count = self._room(images, rows // images)
+        if self._graphs:
+            states = self._bank.hold(states)
         if len(states) > 1:  # torch.compile treats a length of 1 as fixed
             torch._dynamo.mark_dynamic(states, 0)
         image_index = repeated(torch.arange(images, device=self.device), rows)
@@ -138,13 +141,18 @@ class CompiledEngine(TorchEngine):
         )
 
     def _decoder(self, latents: Tensor) -> Tensor:
-        given = self._images(latents, self._count(len(latents)))
+        given = self._images(
+            latents, self._decoded_images(len(latents)) if self.batch else self._room(len(latents), 1)[0]
+        )
         call = lambda: self._compiled("VAE decoder", self._fast_decoder, (given,))  # noqa: E731
         return self._run("vae_decoder", call, lambda: self._decoder_module(given))[: len(latents)]
 
-    def _count(self, rows: int) -> int:
-        """Returns the next row count; `EngineBase` refuses more rows than the last one."""
-        return next(count for count in self.spec.row_counts if count >= rows)
+    def _room(self, images: int, each: int) -> tuple[int, int]:
+        """Returns the images and the rows to compute for `images` of `each` rows; `EngineBase` refuses too many rows."""
+        if self.batch >= images:
+            return self.batch, self.batch * each
+        count = next(count for count in self.spec.row_counts if count >= images * each)
+        return -(-count // each), count
 
     def _images(self, latents: Tensor, count: int) -> Tensor:
         padded = _padded(latents.to(self.dtype), count)
@@ -165,7 +173,7 @@ class CompiledEngine(TorchEngine):
             ) from error
 
     def _replayed(self, *feeds: Tensor) -> Tensor:
-        """Runs the UNet by a CUDA graph of these shapes and this cache, captured at the first call."""
+        """Runs the UNet by a CUDA graph of these shapes, captured at the first call and when the cache needs more room."""
         key = (len(feeds[0]), len(feeds[3]))
         replay = self._replays.get(key)
         if replay is None or not replay.fits(feeds):
@@ -192,12 +200,33 @@ class CompiledEngine(TorchEngine):
 
 
 def open_compiled(folder: Path, choice: Choice) -> Engine:
-    """Opens a model folder for compilation."""
+    """Opens a model folder for compilation, whose results stay in `choice.cache`."""
+    keep_compiled(choice.cache)
     return CompiledEngine(**opening(folder, choice, []), graphs=choice.graphs)
 
 
+class FixedBank:
+    """K/V caches at one address, which a CUDA graph holds: each new one is copied in.
+
+    The room grows in powers of two. No index reaches behind the last prompt, so what is left there is not read.
+    """
+
+    def __init__(self) -> None:
+        self._source = self._buffer = torch.empty(0)
+
+    @torch.inference_mode()  # as caches are made
+    def hold(self, cache: Tensor) -> Tensor:
+        """Returns the cache [P, ...] in a buffer of at least P prompts: another buffer only if it does not fit."""
+        if cache is not self._source:
+            if len(cache) > len(self._buffer) or cache.shape[1:] != self._buffer.shape[1:]:
+                self._buffer = cache.new_zeros(1 << (len(cache) - 1).bit_length(), *cache.shape[1:])
+            self._buffer[: len(cache)].copy_(cache)
+            self._source = cache  # kept, so that no other cache can be taken for it
+        return self._buffer
+
+
 class Replay:
-    """A captured call of a network: inputs are copied in, but for the large K/V cache, which is read in place.
+    """A captured call of a network: inputs are copied in, but for the K/V cache of a `FixedBank`, which is read in place.
 
     Not run on a GPU yet.
     """
@@ -216,9 +245,8 @@ class Replay:
             self._out = network(*self._feeds)
 
     def fits(self, feeds: tuple[Tensor, ...]) -> bool:
-        """Whether the cache is the captured one: its address and length are in the graph."""
-        cache, own = feeds[self.CACHE], self._feeds[self.CACHE]
-        return cache.data_ptr() == own.data_ptr() and cache.shape == own.shape
+        """Whether the cache lies in the captured buffer: its address and length are in the graph."""
+        return feeds[self.CACHE] is self._feeds[self.CACHE]
 
     def __call__(self, feeds: tuple[Tensor, ...]) -> Tensor:
         for i, (own, given) in enumerate(zip(self._feeds, feeds, strict=True)):

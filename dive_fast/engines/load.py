@@ -26,7 +26,7 @@ def load_engine(
 
     `backend` is auto or a name in `registry.BACKENDS`. torch-compiled is torch with inductor, whose first call of each row
     count takes a minute or more (`CompiledEngine`). onnxruntime-tensorrt is onnxruntime with its TensorRT provider, which
-    builds at the first call of each shape and keeps its engines in `cache` (by default in the user's cache folder).
+    builds at the first call of each shape. Both keep what they build in `cache` (by default in the user's cache folder).
     `device` is auto, cpu or cuda; `precision` auto, fp32, fp16 or bf16 (auto: the graphs' own; torch: fp32 on a CPU, fp16
     on a GPU); `size` is (height, width) in pixels, by default the model's own, and another only where the graphs leave it
     free. `threads` limits the CPU threads (torch: of the whole process). `check_finite` checks the output of every network
@@ -54,6 +54,7 @@ def load_engine(
         graphs=graphs,
     )
     engine: Engine = resolve(row.opens)(folder, choice)
+    engine.folder = folder
     return engine
 
 

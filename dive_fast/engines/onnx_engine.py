@@ -59,6 +59,8 @@ def why_not(name: str, device: str) -> list[str]:
 
 
 def _missing(kind: Provider) -> list[str]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ["onnxruntime is not installed: pip install 'dive-fast[gpu]'"]
     import onnxruntime
 
     listed, reasons = onnxruntime.get_available_providers(), []
@@ -67,6 +69,8 @@ def _missing(kind: Provider) -> list[str]:
             f"this onnxruntime has no {PROVIDERS[kind]}, only {', '.join(listed)}; pip uninstall it and "
             "pip install 'dive-fast[gpu]'"
         )
+    if kind == "cuda" and importlib.util.find_spec("onnx") is None:
+        reasons.append("it needs onnx, which is not installed: pip install 'dive-fast[gpu]'")
     if not torch.cuda.is_available():  # whose tensors the provider reads and writes
         reasons.append(f"torch {torch.__version__} sees no CUDA GPU")
     return reasons

@@ -7,7 +7,8 @@ a CPU. Each call returns a new tensor, whose memory torch's allocator reuses onc
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ ELEMENTS = {
 }
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 Dimensions = tuple["int | str | None", ...]
+# Operators that take tensors of images or tokens. Those of shapes may run on the CPU.
+WORK = ("Attention", "Conv", "MatMul", "Gemm", "LayerNormalization", "GroupNormalization", "Softmax", "Resize")
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def place(kind: Provider, precision: str, cache: Path) -> Place:
     device = torch.device("cuda", torch.cuda.current_device())
     stream = torch.cuda.Stream(device)  # not torch's default stream: its number is 0, which onnxruntime takes for none
     shared = {"device_id": str(device.index), "user_compute_stream": str(stream.cuda_stream)}
-    providers: list[tuple[str, dict[str, Any]]] = [(PROVIDERS["cuda"], {**shared, "use_tf32": False})]
+    own = {"use_tf32": False, "prefer_nhwc": True}  # channels last, as tensor cores read convolutions
+    providers: list[tuple[str, dict[str, Any]]] = [(PROVIDERS["cuda"], {**shared, **own})]
     if kind == "tensorrt":
         cache.mkdir(parents=True, exist_ok=True)
         caching = {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True}
@@ -165,15 +169,25 @@ class Network:
 
 
 def open_session(path: Path, where: Place, threads: int) -> Any:
-    """Opens an onnxruntime session on `where`; raises `DiveError` if it runs elsewhere, `InputError` if it is broken."""
+    """Opens an onnxruntime session on `where`; raises `DiveError` if it runs elsewhere, `InputError` if it is broken.
+
+    On CUDA its graph is that of `onnx_cuda`.
+    """
     import onnxruntime
 
+    if where.kind == "cuda":
+        from dive_fast.engines.onnx_cuda import read_for_cuda
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=where.providers)
+        graph = read_for_cuda(path) if where.kind == "cuda" else str(path)
+        session = onnxruntime.InferenceSession(graph, options, providers=where.providers)
     except Exception as error:  # as above
         if type(error).__name__ == "NotImplemented":  # bfloat16 on a CPU, mostly
+            if where.kind == "cuda":  # or a session on the CPU, which has no GroupNorm
+                _require_provider(onnxruntime.InferenceSession(str(path), options, providers=where.providers), where)
             raise DiveError(
                 f"{path}: {PROVIDERS[where.kind]} has no kernel for one of its operators ({brief(error)}); "
                 "choose another device, or export with precision fp32"
@@ -181,14 +195,39 @@ def open_session(path: Path, where: Place, threads: int) -> Any:
         raise InputError(  # the graph passed its hash, so it was written broken
             f"{path} is not a graph that onnxruntime can open ({brief(error)}); export the engine again"
         ) from error
-    # onnxruntime falls back to the CPU with a warning if a provider does not load (a missing CUDA library, say).
+    _require_provider(session, where)
+    if where.kind != "cpu":
+        refuse_cpu_work(path, placement(session))
+    return session
+
+
+def _require_provider(session: Any, where: Place) -> None:
+    """Raises `DiveError` where onnxruntime fell back to the CPU, as it does with a warning (a missing CUDA library, say)."""
     wanted, found = PROVIDERS[where.kind], session.get_providers()[0]
     if found != wanted:
         raise DiveError(
             f"onnxruntime did not bring up {wanted} and offers {found} ({_why_down(where.kind)}); "
             "install the libraries it asks for, or choose device 'cpu'"
         )
-    return session
+
+
+def placement(session: Any) -> dict[str, Counter[str]]:
+    """Counts a session's nodes by provider and operator, as onnxruntime placed them."""
+    found: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        found.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+    return found
+
+
+def refuse_cpu_work(path: Path, placed: Mapping[str, Counter[str]]) -> None:
+    """Raises `DiveError` if a GPU's session has operators of `WORK` on the CPU, to which onnxruntime gives them silently."""
+    here = placed.get(PROVIDERS["cpu"], Counter())
+    work = [f"{count} {op}" for op, count in here.items() if op in WORK]
+    if work:
+        raise DiveError(
+            f"{path}: onnxruntime computes {', '.join(work)} on the CPU, as its GPU provider has no kernel for them; "
+            "pip install -U 'dive-fast[gpu]', or use another backend"
+        )
 
 
 def _why_down(kind: Provider) -> str:

@@ -36,6 +36,8 @@ class TorchEngine(EngineBase):
         check_finite: bool = False,
     ) -> None:
         """`size` is (height, width) in pixels, by default the UNet's own. Raises `InputError` if it does not fit."""
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # a run has a few sizes, and calls each thousands of times
         geometry = Geometry.from_configs(bundle.unet.config, bundle.vae.config, "model")
         height, width = size or geometry.own_size(bundle.unet.config)
         misfits = geometry.misfits(height, width)

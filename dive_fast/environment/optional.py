@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from dive_fast.environment.packages import PACKAGES
@@ -15,6 +16,13 @@ def optional(module: str, what: str, instead: str = "", error: type[DiveError] =
         return importlib.import_module(module)
     except ImportError as cause:
         raise error(f"{what} needs {missing(module)}{f', or {instead}' if instead else ''}") from cause
+
+
+def require(what: str, *modules: str) -> None:
+    """Raises `DiveError` that names the extra of the first of `modules` that is not installed; imports none of them."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise DiveError(f"{what} needs {missing(module) or module}")
 
 
 def missing(module: str) -> str | None:

@@ -14,12 +14,15 @@ from dive_fast.models import load_adapter
 from dive_fast.reid.comparison.records import Arm, Comparison
 from dive_fast.reid.comparison.table import format_std, header, notes, rows
 from dive_fast.report import html
-from dive_fast.synth.manifest import samples as manifest_samples
+from dive_fast.synth.manifest import read_pairs
 from dive_fast.types import MODALITIES, Modality, PairMode, Sample
+from dive_fast.words import count
 
-_HOW_TO = """# the same with Stable Diffusion 1.5 (SD15), SYSU-MM01 and Market-1501; that size wants a GPU
-dive-fast personalize --model SD15 --photos sysu:SYSU-MM01 --photos market:Market-1501,prefix=1 \\
-    --identity-steps 0 --rank 128 --steps 400000 --lora-lr 5e-5 --token-lr 5e-5 --out runs/adapter
+HOW_TO = """# the same with Stable Diffusion 1.5 (SD15), SYSU-MM01 and Market-1501; that size wants a GPU
+dive-fast prepare --photos sysu:SYSU-MM01 --photos market:Market-1501,prefix=1 --min-images 12 --tall \\
+    --model SD15 --out runs/prepared
+dive-fast personalize --model SD15 --prepared runs/prepared --identity-steps 0 --rank 128 --steps 400000 \\
+    --lora-lr 5e-5 --token-lr 5e-5 --out runs/adapter
 dive-fast fuse --model SD15 --adapter runs/adapter --out runs/fused
 dive-fast export --model runs/fused --out runs/engine
 dive-fast plan --model runs/engine --photos market:Market-1501,prefix=1 --steps 50 --guidance 7.5 \\
@@ -71,7 +74,7 @@ def _pairs(walk: Walk, pids: Sequence[str], out: Path, config: PairConfig, mode:
     """Both sides of one pair per identity and infrared camera."""
     photos = [s for s in walk.photos if s.pid in pids]
     make_pairs(walk.engine, photos, walk.world / "market", out, replace(config, mode=mode, per_camera=1))
-    return manifest_samples(out)
+    return read_pairs(out)
 
 
 def _first(samples: Sequence[Sample], pid: str, modality: Modality, camera: str | None = None) -> Sample:
@@ -118,8 +121,8 @@ def _write(found: Demo, walk: Walk, new: int, people: Sequence[html.ColumnRow]) 
     html.write_page(
         found.page,
         "RGB-infrared pairs of people seen in RGB only",
-        f"The model learned {len({s.pid for s in walk.photos})} people from RGB photos, {new} of them just now. An exported"
-        f" engine then drew {len(walk.infrared):,} infrared images of them.",
+        f"The model learned {count(len({s.pid for s in walk.photos}), 'person')} from RGB photos, {new} of them just now. An"
+        f" exported engine then drew {count(len(walk.infrared), 'infrared image')} of them.",
         html.section(
             "Do the images help a re-identification model?",
             html.paragraph(found.result, "finding"),
@@ -148,7 +151,7 @@ def _write(found: Demo, walk: Walk, new: int, people: Sequence[html.ColumnRow]) 
             ),
         ),
         html.section("Where the time went", *_times(walk)),
-        html.section("With your own model and photos", html.code(_HOW_TO)),
+        html.section("With your own model and photos", html.code(HOW_TO)),
     )
 
 

@@ -12,6 +12,7 @@ from threading import Event, Thread
 from typing import Any
 
 from dive_fast.engines import Engine, load_engine
+from dive_fast.environment.optional import require
 from dive_fast.experiments.arms import (
     BASELINE,
     autoencoded_infrared,
@@ -31,7 +32,7 @@ from dive_fast.models.bundle import save_bundle
 from dive_fast.reid.comparison.compare import compare
 from dive_fast.reid.comparison.records import Comparison, Rate
 from dive_fast.synth.local import Summary, synthesize
-from dive_fast.synth.manifest import samples as manifest_samples
+from dive_fast.synth.manifest import read_pairs
 from dive_fast.synth.plan import make_plan
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.personalize import personalize
@@ -135,7 +136,7 @@ def make_pairs(
         strength=config.strength,
     )
     summary = synthesize(plan, engine, out, rows=config.rows)
-    return [s for s in manifest_samples(out) if s.source == "synthetic"], summary
+    return [s for s in read_pairs(out) if s.source == "synthetic"], summary
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,9 @@ def run_walk(config: StudyConfig, out: Path) -> Walk:
     """Runs the walk in `out`, or resumes it; `compare` writes its table, JSON and plot to `out/compare`.
 
     `out/quality.json` has what the scorer, in `out/scorer`, found of the arms' infrared. `out/seconds.json` has the seconds
-    of each stage over all runs.
+    of each stage over all runs. Raises `DiveError` for a missing package before any work.
     """
+    require("this command", "peft", "onnx", "onnxscript", "onnxruntime", "scipy", "matplotlib")
     timings = Timings(out / "seconds.json")
     world = out / "world"
     with timings.stage("world"):

@@ -69,7 +69,7 @@ class Adapter:
 def check_rows(identities: Sequence[Identity], rows: torch.Tensor, where: str) -> None:
     """Raises `InputError` unless `rows` is a [T, D] of numbers in float16's range, one row, not zero, per word, T > 0."""
     words = sum(len(identity.words) for identity in identities)
-    if rows.ndim != 2 or rows.shape[0] != words or not words:
+    if rows.ndim != 2 or rows.shape[0] != words or not rows.numel():
         raise InputError(
             f"{where}: {len(identities)} identities with {words} words need embeddings [{words}, width] (and at least"
             f" one), got {list(rows.shape)}"
@@ -86,7 +86,7 @@ def _check_lora(lora: dict[str, torch.Tensor], rank: int, alpha: float) -> None:
     if not pairs:
         raise InputError("adapter: the LoRA is empty; make the adapter again")
     for name, (a, b) in pairs.items():
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank or not (a.numel() and b.numel()):
             shapes = f"A {list(a.shape)} and B {list(b.shape)}"
             raise InputError(f"adapter: LoRA of {name} has {shapes}, needs A [{rank}, in] and B [out, {rank}]")
         _check_numbers(a, f"adapter: LoRA of {name} holds")
@@ -181,11 +181,14 @@ def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
     return {"lora_adapter_metadata": json.dumps({_UNET + key: value for key, value in config.items()})}
 
 
-def load_adapter(path: Path | str) -> Adapter:
+def load_adapter(path: Adapter | Path | str) -> Adapter:
     """Reads the adapter in a folder, as float32; "pocket" is the one shipped with the package.
 
-    A missing, broken or inconsistent file raises `InputError` with its name and what was expected.
+    Returns an adapter as it is. A missing, broken or inconsistent file raises `InputError` with its name and what was
+    expected.
     """
+    if isinstance(path, Adapter):
+        return path
     folder = resolve(path, "pocket-adapter")
     if not (folder / "adapter.json").is_file():
         raise InputError(f"adapter {folder} has no adapter.json; give a folder that `dive-fast personalize` wrote")

@@ -108,13 +108,15 @@ def _settings(config: Any, class_name: str) -> dict[str, Any]:
     return {"class": class_name, **{k: v for k, v in plain.items() if k not in defaults or defaults[k] != v}}
 
 
-def load_bundle(path: Path | str, tokenizer: Path | str | None = None) -> ModelBundle:
+def load_bundle(path: ModelBundle | Path | str, tokenizer: Path | str | None = None) -> ModelBundle:
     """Loads a diffusers folder, or Stable Diffusion 1 in one `.safetensors` file; "pocket" is the shipped model.
 
-    The networks are float32 (files may be fp16), in eval mode, with gradients off. Reads safetensors only and never the
-    network. A single file has no vocabulary: that lies beside it, or in the folder `tokenizer` (`single_file`). A
-    missing, broken or unsupported part raises `InputError` with what was found.
+    Returns a bundle as it is. The networks are float32 (files may be fp16), in eval mode, with gradients off. Reads
+    safetensors only and never the network. A single file has no vocabulary: that lies beside it, or in the folder
+    `tokenizer` (`single_file`). A missing, broken or unsupported part raises `InputError` with what was found.
     """
+    if isinstance(path, ModelBundle):
+        return path
     folder = resolve(path, "pocket-base")
     if folder.is_file():
         bundle = ModelBundle(**load_parts(folder, None if tokenizer is None else Path(tokenizer)))
@@ -194,12 +196,13 @@ def _positive(value: object) -> bool:
 
 def save_bundle(
     bundle: ModelBundle, path: Path | str, dtype: torch.dtype | None = None, overwrite: bool = False
-) -> None:
+) -> Path:
     """Writes the model as a diffusers folder (safetensors), with `prompts.json` if it is fused and `sampling.json` if it
     has its own; whole or not at all.
 
-    `dtype` casts the weights in the files, such as torch.float16 for shipping; the rounded model has another fingerprint.
-    An equal folder at `path` stays; another one raises `InputError` without `overwrite`, other content always.
+    Returns the folder. `dtype` casts the weights in the files, such as torch.float16 for shipping; the rounded model has
+    another fingerprint. An equal folder at `path` stays; another one raises `InputError` without `overwrite`, other content
+    always.
     """
     if has_lora(bundle.unet):
         raise DiveError(f"cannot save {path}: the UNet carries LoRA layers; remove_lora or fuse first")
@@ -220,6 +223,7 @@ def save_bundle(
         if bundle.student is not None:
             bundle.student.write(folder)
         write_json(folder / "model_index.json", _model_index(bundle))
+    return Path(path)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

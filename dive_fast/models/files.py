@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import copy
 import hashlib
 import inspect
@@ -16,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import POINTER, brief, canonical_json, clear_disk_errors, is_pointer
+from dive_fast.io import POINTER, brief, canonical_json, clear_disk_errors, decode_text, is_pointer
 from dive_fast.json_files import read_json
 from dive_fast.types import DiveError, InputError, shown
 
@@ -116,7 +115,7 @@ def _without_words(folder: Path) -> Iterator[tuple[Path, dict[str, int]]]:
     byte-order marks at which the tokenizers library stops. A folder with neither is yielded itself.
     """
     texts = {file.name: file.read_bytes() for file in _texts(folder)}
-    plain = {name: text.removeprefix(codecs.BOM_UTF8) for name, text in texts.items()}
+    plain = {name: decode_text(text).encode() for name, text in texts.items()}
     words = _take_words(plain)
     if plain == texts:
         yield folder, words

@@ -6,10 +6,11 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dive_fast.models.adapter import Adapter, check_rows
-from dive_fast.models.bundle import ModelBundle
+from dive_fast.models.adapter import Adapter, check_rows, load_adapter
+from dive_fast.models.bundle import ModelBundle, load_bundle
 from dive_fast.models.files import add_words
 from dive_fast.models.lora import check_lora_state, fold_lora, has_lora
 from dive_fast.models.prompts import PromptEncoder, PromptTable, check_vocabulary
@@ -90,14 +91,16 @@ def check_prompts(bundle: ModelBundle, adapter: Adapter) -> PromptTable:
     return prompts
 
 
-def fuse(bundle: ModelBundle, adapter: Adapter, scale: float = 1.0) -> ModelBundle:
+def fuse(bundle: ModelBundle | Path | str, adapter: Adapter | Path | str, scale: float = 1.0) -> ModelBundle:
     """Returns a new bundle with the adapter's identities and cameras, without PEFT; `bundle` is untouched.
 
-    Adds scale * alpha / rank * B A to each weight, in float64, and rounds once to the weight's dtype. An adapter of
-    another base, or one that does not fit, raises `InputError`; a UNet that carries LoRA layers `DiveError`.
+    Both may be given by the folder or name that `load_bundle` and `load_adapter` take. Adds scale * alpha / rank * B A to
+    each weight, in float64, and rounds once to the weight's dtype. An adapter of another base, or one that does not fit,
+    raises `InputError`; a UNet that carries LoRA layers `DiveError`.
     """
     if not math.isfinite(scale):
         raise InputError(f"fuse: scale must be a finite number, got {shown(scale)}; 1.0 is as trained")
+    bundle, adapter = load_bundle(bundle), load_adapter(adapter)
     if has_lora(bundle.unet):
         raise DiveError("fuse: the UNet already carries LoRA layers; remove_lora first")
     check_base(adapter.base_fingerprint, bundle, "the adapter")

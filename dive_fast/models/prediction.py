@@ -12,11 +12,11 @@ A file that declares nothing predicts what `scheduler/scheduler_config.json` bes
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dive_fast.io import brief
+from dive_fast.io import brief, decode_text
 from dive_fast.types import InputError, shown
 
 EPSILON, V = "epsilon", "v_prediction"
@@ -50,6 +50,18 @@ def declared(path: Path, tensors: Iterable[str], scheduler: dict[str, Any], file
     return {**scheduler, **changes}
 
 
+def check_trained_on(header: Mapping[str, str], scheduler: Mapping[str, Any], path: Path) -> None:
+    """Raises `InputError` if the `header` of the LoRA `path` declares another prediction than the model's `scheduler`."""
+    own = scheduler.get("prediction_type", EPSILON)
+    for name, value in header.items():
+        meaning = _meaning(name, value, path)
+        if meaning in (EPSILON, V) and meaning != own:
+            raise InputError(
+                f"{path} was trained on a model that predicts {meaning} ({brief(name, 80)}), this one predicts {own}; use"
+                " the base model that it was trained on"
+            )
+
+
 def _declarations(path: Path, tensors: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yields where something is declared, and `EPSILON`, `V` or "zero SNR"."""
     for name in tensors:
@@ -75,7 +87,7 @@ def _texts(path: Path) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
     alone = len([*path.parent.glob("[!.]*.safetensors")]) == 1
     for beside in sorted(file for file in path.parent.glob("[!.]*") if file.suffix.lower() in (".yaml", ".yml")):
         if (alone or beside.stem in (path.stem, path.name)) and beside.is_file():
-            lines = beside.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            lines = decode_text(beside.read_bytes(), errors="replace").splitlines()
             yield beside.name, [entry for line in lines for entry in _ENTRY.findall(line.split("#")[0])]
 
 

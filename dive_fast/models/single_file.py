@@ -46,11 +46,11 @@ def load_parts(path: Path, beside: Path | None) -> dict[str, Any]:
     `beside` is the folder with the vocabulary and, if they differ from Stable Diffusion 1.5's, configurations; None is
     the file's own folder. Averaged weights (EMA) of the UNet are preferred, as in published folders. What the model
     predicts is what the file declares (`prediction`). Another kind of file, tensors missing or of other shapes, no
-    vocabulary, or a scheduler that contradicts the file raises `InputError`.
+    vocabulary, or a scheduler that contradicts the file, by its declarations or its noise levels, raises `InputError`.
     """
     from dive_fast.sampling.schedule import check_scheduler
 
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise InputError(
             f"model {path} is no .safetensors file (a .ckpt may run code); convert it to safetensors first"
         )
@@ -66,6 +66,7 @@ def load_parts(path: Path, beside: Path | None) -> dict[str, Any]:
     configs = {part: read_config(file, part) for part, file in files.items()}
     tensors = _read(path)
     scheduler = check_scheduler(declared(path, tensors, configs["scheduler"], own["scheduler"]), f"model {path}")
+    _check_noise(path, tensors.get("alphas_cumprod"), scheduler, own["scheduler"])
     networks = {part: _network(path, part, configs[part], tensors) for part in _PREFIXES}
     return {"tokenizer": load_tokenizer(folder), "scheduler_config": scheduler, **networks}
 
@@ -87,6 +88,27 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             " from its diffusers folder"
         )
     return tensors
+
+
+def _check_noise(path: Path, stored: torch.Tensor | None, scheduler: Mapping[str, Any], file: Path) -> None:
+    """Raises `InputError` unless `stored`, the fractions of signal that the model was trained with, are the scheduler's.
+
+    They may be rounded, as to 8 bits. Without `file`, the user's own configuration, the scheduler is Stable Diffusion's.
+    """
+    import torch
+
+    from dive_fast.sampling.schedule import training_sigmas
+
+    if stored is None:
+        return
+    expected = 1 / (1 + torch.tensor(training_sigmas(scheduler)) ** 2)
+    if stored.shape == expected.shape and bool(((stored.float() - expected).abs() <= 0.1 * expected + 1e-3).all()):
+        return
+    ends = [f"{float(levels.flatten()[-1]):.2g}" if levels.numel() else "nothing" for levels in (stored, expected)]
+    raise InputError(
+        f"model {path} was trained with other noise than its scheduler_config.json says (alphas_cumprod ends at {ends[0]},"
+        f" there at {ends[1]}); put the one that belongs to it at {file}"
+    )
 
 
 def _network(path: Path, part: str, config: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:

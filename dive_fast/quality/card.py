@@ -55,7 +55,7 @@ def write_card(dataset: Path, config: CardConfig = CardConfig()) -> Path:
     Raises `InputError` for a README.md that this did not write or that was edited since, and for another model.
     """
     path = dataset / NAME
-    if path.exists() and not _ours(path.read_bytes()):
+    if path.exists() and not (path.is_file() and _ours(path.read_bytes())):
         raise InputError(
             f"{path} was not written by dive-fast card, or was edited since, and is not overwritten; move it away (licence "
             "and contact can be given as --licence and --contact)"

@@ -16,6 +16,7 @@ from dive_fast.quality.sidecar import nearest_path
 from dive_fast.report.html import Cell, PictureRow, paragraph, picture_row, section, table, write_page
 from dive_fast.synth.records import is_inside
 from dive_fast.types import InputError, Modality
+from dive_fast.words import count
 
 IDENTITIES = 30  # rows of the table, most dropped first
 HEIGHT = 296  # pixels of a picture: twice what the page shows
@@ -27,7 +28,7 @@ def write_filter_page(dataset: Path, out: Path, tally: Tally, metadata: dict[str
     return write_page(
         out,
         f"What the filter dropped from {dataset.name}",
-        f"{tally.dropped:,} of {tally.pairs:,} pairs are dropped; green frames mark generated images. Nothing was deleted.",
+        f"{tally.dropped:,} of {count(tally.pairs, 'pair')} dropped, none deleted; green frames mark generated images.",
         section("By threshold", table(["kept if", "pairs dropped"], [[r, tally.by_rule[str(r)]] for r in tally.rules])),
         *(
             section(f"{rule.score} of {side} images: kept if {rule}", *_rows(dataset, tally, rule, side, roots))
@@ -91,7 +92,7 @@ def _counts(title: str, total: Any, dropped: Any, most: int | None) -> str:
 def _identities(tally: Tally) -> Iterator[str]:
     lost = {side: pids for side, pids in tally.lost().items() if pids}
     for side, pids in lost.items():
-        yield paragraph(f"{len(pids):,} identities have no {side} image left: {', '.join(pids[:20])}")
+        yield paragraph(f"{count(len(pids), 'identity')} without a {side} image: {', '.join(pids[:20])}")
     more = len(tally.pairs_of) - IDENTITIES
     yield (
         paragraph(f"The {IDENTITIES} that lost the largest share; {more:,} more are in filter.json.")

@@ -15,15 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dive_fast.data.names import abbreviate, natural_key, prefix_hint
+from dive_fast.data.sets import SetSpec, all_samples
+from dive_fast.progress import log
 from dive_fast.quality.extractor import ReidFeatures
 from dive_fast.quality.measures import F32, I64, centroids, nearest, unit
+from dive_fast.quality.real import read_real
 from dive_fast.quality.reid_extractor import open_extractor
 from dive_fast.quality.sets import ALL
 from dive_fast.reid.comparison.records import Rate
 from dive_fast.reid.data.dataset import check_samples
 from dive_fast.reid.evaluation.evaluate import check_unseen
 from dive_fast.reid.training.checkpoint import read_record
-from dive_fast.types import InputError, Sample, to_dict
+from dive_fast.synth import manifest
+from dive_fast.types import MODALITIES, InputError, Modality, Sample, to_dict
 
 F64 = NDArray[np.float64]
 Z = NormalDist().inv_cdf(0.975)  # half a 95 % interval in standard errors
@@ -231,7 +235,7 @@ def open_scorer(
     return ReidFeatures(extractor)
 
 
-def identity_kept(
+def kept_of_samples(
     checkpoint: Path | str,
     query: Sequence[Sample],
     gallery: Sequence[Sample],
@@ -249,6 +253,37 @@ def identity_kept(
     bars = ("query images", "gallery images") if progress else (None, None)
     sides = [net.features(samples, bar) for samples, bar in zip((query, gallery), bars, strict=True)]
     return kept_by_camera(query, sides[0], gallery, sides[1])
+
+
+def identity_kept(
+    dataset: Path | str,
+    checkpoint: Path | str,
+    real: Sequence[SetSpec | str],
+    *,
+    device: str = "cpu",
+    batch: int = 128,
+    progress: bool = True,
+    other_people: bool = False,
+) -> dict[Modality, dict[str, Kept]]:
+    """Searches the generated images of a dataset among the true images `real`, each modality by itself.
+
+    `dataset` is a folder from `synthesize`, `checkpoint` one from `train_reid`, trained on real images of other people;
+    `real` are sets, as "sysu:PATH,prefix=1". Returns by modality, "rgb" and "ir", what `kept_of_samples` does; a modality
+    that one side lacks is left out with a note. Raises as `open_scorer`, and `InputError` where no modality is left.
+    """
+    made = [sample for sample in manifest.read_pairs(dataset) if sample.source == "synthetic"]
+    known = all_samples(read_real(real))
+    found = {}
+    for side in MODALITIES:
+        query, gallery = ([s for s in samples if s.modality == side] for samples in (made, known))
+        if not query or not gallery:
+            log(f"note: {side} is left out, as {'the real sets have' if query else 'the dataset has'} no such image")
+            continue
+        options: dict[str, Any] = {"batch": batch, "progress": progress, "other_people": other_people}
+        found[side] = kept_of_samples(checkpoint, query, gallery, device=device, **options)
+    if not found:
+        raise InputError(f"the real sets have no image of a modality that dataset {dataset} generated")
+    return found
 
 
 def cells(kept: Kept) -> list[str]:

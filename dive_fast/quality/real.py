@@ -67,7 +67,7 @@ class RealImages:
         return found
 
 
-def read_real(specs: Sequence[SetSpec]) -> list[NamedSet]:
+def read_real(specs: Sequence[SetSpec | str]) -> list[NamedSet]:
     """Reads real sets; an image whose own tags say that it is generated raises `InputError`."""
     sets = read_sets(specs)
     for sample in all_samples(sets):

@@ -58,6 +58,8 @@ class FeatureStore:
         return Stored(unit(arrays[0]), *arrays[1:])
 
     def _arrays(self, number: int, key: str, *names: str) -> list[NDArray[Any]] | None:
+        if not self.path(number).is_file():
+            return None
         try:
             with np.load(self.path(number), allow_pickle=False) as held:
                 return [held[name] for name in names] if bytes(held["key"]) == key.encode() else None

@@ -22,6 +22,7 @@ from dive_fast.report.throughput import TIMES, Throughput, read_times, throughpu
 from dive_fast.report.walk import Walk
 from dive_fast.synth.manifest import DROPPED
 from dive_fast.types import InputError
+from dive_fast.words import count
 
 FORMAT = 1
 PAGE = ("icon.svg", "gallery.css", "gallery.js", "index.html")  # the last makes the gallery complete
@@ -136,9 +137,9 @@ def _notes(rows: DatasetRows, walk: Walk, missing: int, damaged: int) -> list[st
     strays = rows.strays[DROPPED]
     found = {
         f"unfinished: {pairs:,} of {planned:,} planned pairs are made; run synth again to finish it": pairs < planned,
-        f"{missing:,} images are missing; dive-fast verify says which": missing,
-        f"{damaged:,} images cannot be read; dive-fast verify says which": damaged,
-        f"dropped.jsonl names {strays:,} pairs that are not in the dataset; filter again": strays,
+        f"{count(missing, 'image')} missing; dive-fast verify says which": missing,
+        f"{count(damaged, 'image')} damaged; dive-fast verify says which": damaged,
+        f"dropped.jsonl names {count(strays, 'pair')} of another dataset; filter again": strays,
     }
     return [note for note, true in found.items() if true]
 
@@ -176,6 +177,6 @@ def _people(walk: Walk) -> dict[str, Any]:
     """Pairs by status and pairs by camera, by identity number."""
     tally = walk.tally
     cameras = [[0] * len(tally.cameras) for _ in tally.identities]
-    for (pid, camera), count in tally.cells.items():
-        cameras[pid][camera] = count
+    for (pid, camera), pairs in tally.cells.items():
+        cameras[pid][camera] = pairs
     return {"status": tally.status_by_identity, "cameras": cameras}

@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """A row of pictures of one identity; None leaves a gap."""
+    """A row of pictures of one identity; None ends a group, which stays together where a narrow page breaks the row."""
 
     name: str
     note: str

@@ -12,6 +12,7 @@ from dive_fast.report.config import ReportConfig
 from dive_fast.report.html import Cell, PictureRow, paragraph, picture_row, section, table, write_page
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import InputError, PairRecord
+from dive_fast.words import count
 
 _PROBLEMS = 50
 
@@ -36,7 +37,7 @@ def write_sheet(
     if not total:
         raise InputError(f"dataset {dataset} has no finished pair yet; run synth again")
     rows = [picture_row(_person(dataset, pid, records)) for pid, records in shown.items()]
-    lead = f"{total:,} pairs of {len(pids):,} identities; green frames mark generated images."
+    lead = f"{count(total, 'pair')} of {count(len(pids), 'identity')}; green frames mark generated images."
     return write_page(out, f"Pairs in {dataset.name}", lead, section("Pairs", *rows), _health(problems))
 
 
@@ -46,7 +47,7 @@ def _health(problems: Sequence[str] | None) -> str:
     if not problems:
         return section("Health", paragraph("Every record has its file, and every file its record."))
     listed = table(["problem"], [[problem] for problem in problems[:_PROBLEMS]])
-    return section("Health", paragraph(f"{len(problems):,} problems:"), listed)
+    return section("Health", paragraph(f"{count(len(problems), 'problem')}:"), listed)
 
 
 def _person(dataset: Path, pid: str, records: Iterable[PairRecord]) -> PictureRow:

@@ -30,7 +30,10 @@ def _interval(text: str) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Sampling(Settings):
-    """Steps and guidance of DPM-Solver++ 2M. The defaults are the pocket model's."""
+    """Steps and guidance of DPM-Solver++ 2M (arXiv 2211.01095); a value out of bounds raises `InputError`.
+
+    The defaults are the pocket model's.
+    """
 
     steps: DenoisingSteps = 20
     """DPM-Solver++ steps. Each model has its own default: this is the pocket model's, Stable Diffusion 1.5's is 50."""

@@ -116,7 +116,7 @@ class Schedule:
         if len(set(timesteps)) < steps or not all(0 <= t < total for t in timesteps):
             spacing = f"{config['timestep_spacing']} spacing"
             raise InputError(f"schedule: {steps} steps do not fit into {total} with {spacing}; use fewer steps")
-        levels = _training_sigmas(config)
+        levels = training_sigmas(config)
         order = 1 if config["solver_order"] == 1 else 2
         return cls(tuple(timesteps), (*(levels[t] for t in timesteps), 0.0), config["prediction_type"], order)
 
@@ -185,8 +185,12 @@ def _timesteps(config: dict[str, Any], steps: int) -> list[int]:
     return [round(total + i * stride) - 1 for i in range(steps)]
 
 
-def _training_sigmas(config: dict[str, Any]) -> list[float]:
-    """Noise-to-signal ratio of every training timestep, computed in float32 like diffusers: equal to the last bit."""
+def training_sigmas(scheduler_config: Mapping[str, Any]) -> list[float]:
+    """Noise-to-signal ratio of every training timestep, computed in float32 like diffusers: equal to the last bit.
+
+    The configuration is one that `check_scheduler` returns.
+    """
+    config = _effective(scheduler_config)
     count, start, end = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
     if config["beta_schedule"] == "linear":
         betas = torch.linspace(start, end, count, dtype=torch.float32)

@@ -171,7 +171,8 @@ class _Run:
         """Makes every unfinished shard, and waits for those that other processes have claimed."""
         sides = len(self._plan.sides)
         total = sides * sum(map(self._pairs, self._numbers))
-        with ProgressBar(total=total, unit="image", desc="synth", disable=not progress) as bar:
+        bars = ProgressBar(total=total, unit="image", desc="synth", disable=not progress)
+        with self._engine.batches_of(self._size), bars as bar:
             try:
                 while todo := self._todo():
                     bar.update(total - sides * sum(map(self._pairs, todo)) - bar.n)

@@ -40,8 +40,8 @@ def read_manifest(out: Path | str) -> Iterator[PairRecord]:
         yield from read_shard(path)
 
 
-def samples(out: Path | str) -> list[Sample]:
-    """Both sides of every finished pair as samples: photos are "real", generated images "synthetic".
+def read_pairs(out: Path | str) -> list[Sample]:
+    """Returns both sides of every finished pair of a dataset: photos as "real" samples, generated images as "synthetic".
 
     A photo that stands in several pairs is one sample. Pairs that were rejected, or dropped by a filter, are left out.
     Warns when the dataset is not finished.
@@ -95,7 +95,9 @@ def shard_files(out: Path) -> list[Path]:
 
 
 def read_shard(path: Path) -> Iterator[PairRecord]:
-    """The records of one shard's file."""
+    """The records of one shard's file; what is no file raises `InputError`."""
+    if not path.is_file():
+        raise InputError(f"{path} is no file; remove it, and dive-fast synth --check makes its pairs again")
     return parse_shard(path.read_bytes(), str(path))
 
 

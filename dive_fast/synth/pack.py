@@ -1,7 +1,7 @@
 """A finished dataset as WebDataset tars, one a shard: few large files for sequential reads.
 
-NNNNN.tar holds for every pair, under its `key`, `.rgb.<png|jpg>`, `.ir.<png|jpg>` (the images' own bytes) and `.json` (the
-record). `pack.json`, written last, counts them. Equal datasets give equal bytes.
+NNNNN.tar holds for every pair, under its `key`, `.rgb.<png|jpg>`, `.ir.<png|jpg>` (the images' own bytes; photos as
+`upright_copy` gives them) and `.json` (the record). `pack.json`, written last, counts them. Equal datasets give equal bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from dive_fast.data.images import upright_copy
 from dive_fast.io import brief, canonical_json, readable_json, sha256_bytes
 from dive_fast.json_files import parse_json
 from dive_fast.synth.folder import finished_shards
@@ -112,6 +113,8 @@ def _tar(source: Store, records: list[PairRecord]) -> bytes:
                 data = source.read(name)
                 if sha256_bytes(data) != record.sha256[side]:
                     raise DiveError(f"{name} in {source.where} is not as recorded; run synth again with --check")
+                if side == "rgb" and record.spec.photo is not None:
+                    data = upright_copy(data, name)
                 _add(tar, f"{name_in_tar}.{side}{PurePosixPath(name).suffix}", data)
             _add(tar, f"{name_in_tar}.json", canonical_json(to_dict(record)).encode())
     return buffer.getvalue()

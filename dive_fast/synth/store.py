@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -94,6 +95,12 @@ class LocalStore:
             status = (self.root / name).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise InputError(
+                f"{self.where}/{name} cannot be read: {error.strerror}; correct that or remove it"
+            ) from error
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def folder(self, name: str) -> Iterator[tuple[str, int]]:

@@ -31,7 +31,8 @@ T = TypeVar("T")
 
 # PNG of 512x256 takes 34 ms in RGB and 12 ms in infrared, outside the interpreter lock.
 THREADS = min(4, os.cpu_count() or 1)
-WAITING = 64  # tasks at most, which a slow disk keeps in memory
+WAITING = 256 << 20  # bytes of images at most that a slow disk keeps in memory: several batches
+WAITING_TASKS = 64  # of the largest images
 JPEG_QUALITY = 95
 
 
@@ -70,7 +71,7 @@ class DatasetWriter:
     def __init__(self, store: Store, plan: SynthesisPlan, fingerprint: str, clock: StageClock) -> None:
         self._store, self._plan, self._fingerprint, self._clock = store, plan, fingerprint, clock
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="dive-write")
-        self._room = threading.BoundedSemaphore(WAITING)
+        self._room = threading.BoundedSemaphore(max(WAITING_TASKS, WAITING // (3 * plan.height * plan.width)))
         self._failure: BaseException | None = None
         self._photos = threading.Lock()
         self.lost: dict[str, str] = {}  # photos that cannot be read, each with the reason

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dive_fast.data.prepare import check_space
 from dive_fast.distributed import first_rank_first, leading
 from dive_fast.io import clear_disk_errors, clear_leftovers, lock_folder, sha256_bytes
 from dive_fast.models.adapter import Adapter, load_adapter, save_adapter
+from dive_fast.models.bundle import ModelBundle, load_bundle
 from dive_fast.models.files import fingerprint_of
 from dive_fast.train.config import Compute, PersonalizeConfig, Samples
 from dive_fast.train.curves import Curve
@@ -26,16 +27,13 @@ from dive_fast.train.prior import class_photos_id
 from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.types import InputError, Sample
 
-if TYPE_CHECKING:
-    from dive_fast.models.bundle import ModelBundle
-
 
 def personalize(
-    bundle: ModelBundle,
+    bundle: ModelBundle | Path | str,
     photos: Photos,
-    out: Path,
+    out: Path | str,
     config: PersonalizeConfig,
-    init_from: Adapter | None = None,
+    init_from: Adapter | Path | str | None = None,
     progress: bool = True,
     device: str = "cpu",
     class_photos: Sequence[Path] = (),
@@ -45,13 +43,16 @@ def personalize(
 
     Identities learn first, on RGB photos and the base; then the LoRA, with identities frozen. With `identity_steps` 0 both
     learn at once, as in DiVE. With `init_from`, an adapter of this base, its LoRA and identities stay bit for bit and only
-    rows of new identities learn. `bundle` is changed in place and cannot be used afterwards.
+    rows of new identities learn. Both may be given by the folder or name that `load_bundle` and `load_adapter` take; a
+    loaded bundle is changed in place and cannot be used afterwards.
 
     `photos` are files or the latents of a prepared set. `class_photos` are the files for `config.prior`; without any the
     base generates them. `start` are rows that the identities start from. The folder `out` appears whole at the end;
     `out`.training holds loss logs and the states from which a rerun resumes. Bad data raises `InputError` before training, a
     full disk `DiveError`.
     """
+    out, bundle = Path(out), load_bundle(bundle)
+    init_from = None if init_from is None else load_adapter(init_from)
     run, work = run_id(bundle, samples_of(photos), config, init_from, class_photos, start), training_folder(out)
     finished = finished_adapter(out, run)
     if finished is not None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "dive-fast tagger 1"
+FILES, SHIPPED = ("tagger.json", "tagger.safetensors"), "pocket-tagger"
 WIDTHS = (32, 48, 64, 96, 96, 128)
 _STRIDES = (2, 2, 1, 2, 1, 2)
 _ROWS, _COLUMNS = 8, 2  # a garment's place in a photo is its height
@@ -89,24 +90,26 @@ def mixed_words(phrase: Phrase) -> list[list[str]]:
 
 def save_tagger(tagger: Tagger, folder: Path) -> None:
     """Writes a tagger folder whole or not at all; anything but an equal tagger at `folder` raises `InputError`."""
-    with output_folder(folder, holds("tagger.json")) as new:
-        write_tensors(new / "tagger.safetensors", tagger.net.state_dict(), torch.float16)
+    record, weights = FILES
+    with output_folder(folder, holds(record)) as new:
+        write_tensors(new / weights, tagger.net.state_dict(), torch.float16)
         height, width = tagger.size
         description = {"format": FORMAT, "phrase": tagger.phrase.text, "height": height, "width": width}
-        write_json(new / "tagger.json", description)
+        write_json(new / record, description)
 
 
 def load_tagger(path: Path | str) -> Tagger:
     """Reads a tagger folder, or the shipped one, "pocket"; a missing or damaged one raises `InputError`."""
-    folder = resolve(path, "pocket-tagger")
-    description = read_json(folder / "tagger.json", "tagger")
+    folder = resolve(path, SHIPPED)
+    record, weights = FILES
+    description = read_json(folder / record, "tagger")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise InputError(f"tagger {folder}: tagger.json is not of {FORMAT!r}; give a folder from world train-tagger")
     text, size = description.get("phrase"), (description.get("height"), description.get("width"))
     if not isinstance(text, str) or not all(isinstance(side, int) and 8 <= side <= 4096 for side in size):
         raise InputError(f"tagger {folder}: tagger.json lacks a phrase or a height and width; copy the folder again")
     phrase = Phrase(text)
-    tensors = read_tensors(folder / "tagger.safetensors")
+    tensors = read_tensors(folder / weights)
     net = TaggerNet([len(words) for words in mixed_words(phrase)])
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:

@@ -63,9 +63,20 @@ class KernelResnet(ResnetBlock2D):
         if skip is not None and (self.impls[0] is None or self.conv_shortcut is None):
             input_tensor, skip = torch.cat([input_tensor, skip], dim=1), None
         shift = self._shift(temb)
-        hidden = self.conv1(self._activated(0, self.norm1, input_tensor, skip, None))
+        hidden, shift = self._convolved(self._activated(0, self.norm1, input_tensor, skip, None), shift)
         hidden = self.conv2(self.dropout(self._activated(1, self.norm2, hidden, None, shift)))
         return (self._shortcut(input_tensor, skip) + hidden) / self.output_scale_factor
+
+    def _convolved(self, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Returns what `conv1` makes of x, and the shift of the norm behind it, which takes over the bias.
+
+        cuDNN's convolutions have no bias, and inductor cannot fuse it into our norm: it would be a pass of its own.
+        """
+        conv = self.conv1
+        if shift is None or self.impls[1] is None or conv.bias is None or type(conv) is not nn.Conv2d:
+            return conv(x), shift
+        hidden = nn.functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return hidden, shift + conv.bias
 
     def _shift(self, temb: Tensor | None) -> Tensor | None:
         """[R or 1, C]: what the time adds to every channel."""

@@ -119,9 +119,10 @@ def use_kernels(
     """Puts `ops` into the diffusers UNet2DConditionModel or AutoencoderKL that `module` is or holds, in place.
 
     "auto" chooses, for each layer, the fastest implementation on the module's GPU for `workload` by the table of
-    measurements (`dive_kernels.table`). A layer stays as it is where that is no op of ours, where nothing was measured, and
-    on a CPU. "reference" and "fused" put the op into every layer of its kind. Weights are shared and state_dict stays the
-    same. The module must be on its final device in its final dtype; "fused" GroupNorm reads channels-last images only.
+    measurements (`dive_kernels.table`), which also names what is taken unmeasured. A layer stays as it is where that is no
+    op of ours, and on a CPU; transformers of a channels-last module then end channels last. "reference" and "fused" put the
+    op into every layer of its kind. Weights are shared and state_dict stays the same. The module must be on its final
+    device in its final dtype; "fused" GroupNorm reads channels-last images only.
     There are no gradients.
     Raises `InputError`, before any change, for a module that holds neither or has kernels already, for unknown names, and
     with every reason why a layer cannot run `impl`.
@@ -201,7 +202,8 @@ class _Choices:
                 self._attention(name, layer)
             if new is not None:
                 self._change(owner, attribute, new)
-        if any(isinstance(change.new, (ours.KernelResnet, ours.KernelNorm)) for change in self.changes[before:]):
+        norms = any(isinstance(change.new, (ours.KernelResnet, ours.KernelNorm)) for change in self.changes[before:])
+        if norms or _channels_last(model):
             self._keep_layout(model)
 
     def stop_gathering(self, graph: CachedUnetGraph) -> None:
@@ -214,7 +216,7 @@ class _Choices:
         self.changes.append(Change(owner, name, getattr(owner, name), new))
 
     def _keep_layout(self, model: nn.Module) -> None:
-        """The blocks around norms: no concatenation on the way up, no copy to channels-first behind a transformer."""
+        """The blocks around norms: no concatenation on the way up before a norm of ours, no copy to channels-first."""
         kinds: dict[type[nn.Module], type[nn.Module]] = {
             UpBlock2D: ours.KernelUpBlock,
             CrossAttnUpBlock2D: ours.KernelCrossAttnUpBlock,
@@ -354,14 +356,19 @@ class _Choices:
 
 
 def fastest(site: Site, device: torch.device, dtype: torch.dtype, compiled: bool) -> tuple[str | None, str]:
-    """Returns the fastest measured implementation for a layer on `device` and why; None: the layer as it is."""
+    """Returns the fastest measured implementation for a layer on `device`, or what is taken unmeasured, and why.
+
+    None: the layer as it is.
+    """
     if device.type != "cuda":
         return None, f"on {device.type} torch's own is taken"
     chip = capability(device)
     times = table.measured(site.op, chip, dtype, site.key, site.work)
-    if times is None:
-        return None, f"not measured in {str(dtype).removeprefix('torch.')} on compute capability {chip}"
     why_not = site.why_not_fused()
+    if times is None:
+        why = f"not measured in {str(dtype).removeprefix('torch.')} on compute capability {chip}"
+        impl = table.unmeasured(site.op, chip, dtype, not why_not)
+        return impl, f"{why}, but it moves fewer bytes" if impl else "; ".join([why, *why_not])
     library = (LIBRARY[site.op], *(["inductor"] if compiled else []))
     able = site.candidates() if site.candidates else [] if why_not else ["fused"]
     offered = dict.fromkeys([*library, *able])
@@ -374,6 +381,14 @@ def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module
     for prefix, owner in model.named_modules():
         for attribute, layer in owner.named_children():
             yield f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, layer
+
+
+def _channels_last(model: nn.Module) -> bool:
+    """Whether the weights of the convolutions lie channels last, and not in both orders at once as those of 1 x 1 do."""
+    weights = [
+        layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+    ]
+    return all(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
 
 
 def _processor(module: nn.Module) -> Any:

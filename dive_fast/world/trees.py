@@ -103,8 +103,9 @@ def _oracle_pairs(spec: WorldSpec) -> str:
 def build_world(out: Path | str, spec: WorldSpec, progress: bool = False) -> int:
     """Writes the missing images of a world to `out` and returns their number.
 
-    Writes `spec.json` first and `world.json` last: a world with `world.json` is complete. A folder with another world or
-    other files raises `InputError`. `progress` shows a bar.
+    JPEG files of 128 x 64 pixels: RGB and infrared of the paired and test identities in `sysu/`, RGB of the external ones
+    in `market/`, and their true infrared in `oracle/`. Writes `spec.json` first and `world.json` last: a world with
+    `world.json` is complete. A folder with another world or other files raises `InputError`. `progress` shows a bar.
     """
     from dive_fast.progress import ProgressBar
 

@@ -104,8 +104,8 @@ def _cpu() -> ExportRecipe:
 
 
 def _gpu() -> ExportRecipe:
-    """144 rows are four of DiVE's calls of 18 images with guidance, and the most that `BuildConfig.rows` builds for."""
-    return ExportRecipe(GraphOptions(variant="kv-cache", precision="fp16"), rows_max=144, rows_usual=144)
+    """72 rows are two of DiVE's calls of 18 images with guidance, and what `BuildConfig.rows` builds for."""
+    return ExportRecipe(GraphOptions(variant="kv-cache", precision="fp16"), rows_max=144, rows_usual=72)
 
 
 RECIPES: dict[str, Callable[[], ExportRecipe]] = {"cpu": _cpu, "gpu": _gpu}  # functions, as GraphOptions loads torch
@@ -117,8 +117,8 @@ class BuildConfig(Settings):
 
     flavour: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt"
     """tensorrt, for data-centre GPUs too, or tensorrt-rtx, for RTX cards, which builds without a GPU."""
-    rows: tuple[int, ...] = (36, 72, 144)
-    """The UNet's row counts (guidance included), a static profile each; calls are padded to the next one."""
+    rows: tuple[int, ...] = (72,)
+    """The UNet's row counts (guidance included), a static profile or two each; calls are padded to the next one."""
     vae_rows: tuple[int, ...] = (1, 18)
     """Row counts of both halves of the VAE."""
     text_rows: tuple[int, ...] = (1, 64)

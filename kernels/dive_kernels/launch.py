@@ -6,6 +6,7 @@ constants are written once for both.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ POINTERS = {
     torch.int32: "*i32",
     torch.uint8: "*u8",
 }
+# Enqueues a launch again, on the current device and stream, with its arguments' values in order, tensors as addresses.
+Repeat = Callable[[Sequence[Any]], None]
 INTERPRETER = 0  # the compute capability of Triton's interpreter, which has no limits of a chip
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dive_kernels import driver, nvrtc, package
-from dive_kernels.launch import INTERPRETER, Launch
+from dive_kernels.launch import INTERPRETER, Launch, Repeat
 from dive_kernels.package import Code
 from dive_kernels.sources import is_cuda
+
+_unloadable: dict[tuple[str, torch.device], str | None] = {}  # by kernel and device
 
 
 def interpreted() -> bool:
@@ -40,7 +46,44 @@ def run(*launches: Launch) -> None:
     """
     for launch in launches:
         if 0 not in launch.grid:
-            _run(launch)
+            start(launch)
+
+
+def start(launch: Launch) -> Repeat | None:
+    """Enqueues a launch as `run` does; returns what enqueues it again, None if Triton interpreted it."""
+    if launch.device.type != "cuda":
+        return with_triton(launch)
+    with on(launch.device):
+        code = _code(launch)
+        if code is None:
+            return with_triton(launch)
+        repeat = driver.prepared(launch, code)
+        repeat([value.data_ptr() if isinstance(value, Tensor) else value for value in launch.arguments.values()])
+        return repeat
+
+
+def why_not_loaded(launch: Launch) -> str | None:
+    """Returns why the code of a launch cannot be had or loaded here, None if it can; warns of that once a kernel and device.
+
+    For `auto`, whose other implementation serves then.
+    """
+    key = (launch.kernel, launch.device)
+    if key not in _unloadable:
+        try:
+            with on(launch.device):
+                code = _code(launch)
+                if code is not None:
+                    driver.prepared(launch, code)
+            _unloadable[key] = None
+        except Exception as error:  # noqa: BLE001 - cuda-python's own exceptions share no base class but this
+            _unloadable[key] = why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            warnings.warn(f"{launch.kernel} is not used, torch's own kernels are: {why}", RuntimeWarning, stacklevel=2)
+    return _unloadable[key]
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a CUDA device the current one, if it is not."""
+    return nullcontext() if torch.cuda.current_device() == device.index else torch.cuda.device(device)
 
 
 def match(launch: Launch, chip: int) -> tuple[Code | None, list[str]]:
@@ -61,33 +104,35 @@ def match(launch: Launch, chip: int) -> tuple[Code | None, list[str]]:
     return (None, reasons) if reasons else (code, [])
 
 
-def with_triton(launch: Launch) -> None:
-    """Runs a launch by Triton, which compiles the kernel at its first call, or interprets it."""
+def with_triton(launch: Launch) -> Repeat | None:
+    """Runs a launch by Triton, which compiles the kernel at its first call, or interprets it; returns as `start`."""
     module, _, name = launch.kernel.partition(":")
     kernel = getattr(importlib.import_module(module), name)
-    kernel[launch.grid](
+    compiled = kernel[launch.grid](
         **launch.arguments,
         **launch.constants,
         num_warps=launch.warps,
         num_stages=launch.stages,
         enable_fp_fusion=True,  # Triton 3.10 flips the default
     )
+    if compiled is None:
+        return None
+    constants = [launch.constants[name] for name in kernel.arg_names[len(launch.arguments) :]]
+    enqueue = compiled[(*launch.grid, 1, 1)[:3]]
+    return lambda values: enqueue(*values, *constants)
 
 
-def _run(launch: Launch) -> None:
-    if launch.device.type != "cuda":
-        with_triton(launch)  # interpreted
-        return
+def _code(launch: Launch) -> Code | None:
+    """Returns the code of a launch; None if Triton is to compile it. Raises `ValueError` as `run`."""
     chip = capability(launch.device)
     code, reasons = match(launch, chip)
     if code is None and is_cuda(launch.kernel):
         code, more = nvrtc.compiled(launch.kernel, chip)
         reasons += more
     elif code is None and has_triton():
-        with_triton(launch)
-        return
+        return None
     elif code is None:
         reasons.append("compiling it here needs triton (pip install 'dive-fast[gpu]')")
     if code is None:
         raise ValueError(f"{launch.kernel} cannot run: {'; '.join(reasons)}")
-    driver.start(launch, code)
+    return code

@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 
+# Our kernels where nobody measured, by compute capability, in half types: the bytes that inductor's own code moves there
+# speak for them (docs/speed.md#kernels).
+BY_TRAFFIC = {90: ("groupnorm_silu", "geglu")}
 OWN = "DIVE_KERNELS_TABLE"  # names another table, which the benchmark made on the user's GPU
 SHIPPED = Path(__file__).with_name("table.json")
 
@@ -35,6 +38,11 @@ def measured(
         return None
     times: dict[str, float] = min(fitting, key=lambda entry: abs(math.log(entry["work"] / max(work, 1))))["ms"]
     return times
+
+
+def unmeasured(op: str, capability: int, dtype: torch.dtype, able: bool) -> str | None:
+    """Returns "fused" where `BY_TRAFFIC` has our kernel and it can run, else None: the library's."""
+    return "fused" if able and dtype.itemsize == 2 and op in BY_TRAFFIC.get(capability, ()) else None
 
 
 def fastest(times: Mapping[str, float] | None, offered: Sequence[str], unmeasured: str) -> str:

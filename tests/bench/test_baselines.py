@@ -188,3 +188,15 @@ def test_reference_and_tuned_on_a_gpu(tiny_fused: Path, tmp_path: Path) -> None:
     found = measured(setup, "reference", "tuned", "compiled", rounds=2)
     assert [baseline.name for baseline in found.results] == ["ours", "reference", "tuned", "compiled"], found.left_out
     assert all(baseline.parity.passed for baseline in found.results)
+
+
+def test_the_onnxruntime_peer_looks_for_its_provider_before_it_exports(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exports(*_: Any, **__: Any) -> None:
+        raise AssertionError("an export takes minutes")
+
+    monkeypatch.setattr("dive_export.export_engine", exports)
+    monkeypatch.setattr(setup.engine, "device", torch.device("cuda"))
+    plan = bench_plan(setup.engine, 4, SAMPLING, identities=1)
+    refused("CUDA", baselines.RUNNERS["onnxruntime"], setup, plan, error=DiveError)

@@ -1,14 +1,12 @@
-"""`dive-fast import` and `export-adapter`, and the commands of docs/published-weights.md on a folder of the same shape."""
+"""`dive-fast import` and `export-adapter`; tests/docs runs the commands of docs/published-weights.md."""
 
 import json
 import os
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dive_fast.models import load_bundle
@@ -31,43 +29,6 @@ def published(tiny_base, tmp_path):
 
 def test_the_pages_codes_are_the_published_ones():
     assert dict(re.findall(r"--camera (cam\d)=(?:rgb|ir):(\w+)", PAGE)) == PUBLISHED_CODES == CODES
-
-
-@pytest.mark.slow
-def test_the_pages_commands_lead_from_published_files_to_pairs(step, published, tiny_base, tmp_path):
-    photos = tmp_path / "SYSU_MARKET" / "cam7" / "0534"
-    photos.mkdir(parents=True)
-    Image.new("RGB", (32, 64), (90, 40, 20)).save(photos / "0001.jpg")
-    places = {"SD15": str(tiny_base), "lora_ti": str(published), "SYSU_MARKET/cam7": str(photos.parent)}
-    done = {}
-    for line in re.findall(r"^dive-fast (.+)", PAGE, re.MULTILINE):
-        name, *arguments = shlex.split(line)
-        if name == "export":  # takes half a minute; the fused folder is an engine too
-            continue
-        placed = [_placed(argument, places).replace("runs/engine", "runs/fused") for argument in arguments]
-        placed = [str(tmp_path / argument) if argument.startswith("runs/") else argument for argument in placed]
-        smaller = {"plan": ["--pairs", "1", "--steps", "2", "--ir", "cam3"], "synth": ["--device", "cpu"]}
-        if name == "plan" and "--photos" in placed:
-            placed[placed.index("--out") + 1] = str(tmp_path / "runs" / "with-photos.json")
-        done[name if name not in done else f"{name} again"] = step(name, *placed, *smaller.get(name, []))
-    assert done["import"]["identities"] == done["fuse"]["identities"] == 2
-    assert (done["import"]["landed"], done["import"]["linears"], done["import"]["dropped"]) == (32, 32, [])
-    assert done["import"]["cameras"] == list(CODES)
-    assert done["import again"]["fingerprint"] == done["import"]["fingerprint"]  # the codes named, the same adapter
-    assert done["plan"]["pairs"] + done["plan again"]["pairs"] == 3  # both identities; and 0534, which has a photo
-    assert done["synth"]["images"] == 4
-    assert done["verify"]["problems"] == []
-    (python,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    python = python.replace('"SD15"', repr(str(tiny_base)))
-    names = {}
-    exec(python.replace("runs/diffusers", str(tmp_path / "runs" / "diffusers")), names)
-    assert names["pipe"].tokenizer.convert_tokens_to_ids("<class_1>") == len(names["pipe"].tokenizer) - 1
-    assert names["pipe"].get_active_adapters()
-
-
-def _placed(argument, places):
-    layout, colon, path = argument.partition(":")
-    return f"{layout}:{places[path]}" if colon and path in places else places.get(argument, argument)
 
 
 def test_import_says_what_it_left_out(run, published, tiny_base, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from dive_fast.commands.common import LastFile, beside, finish, following
 from dive_fast.types import DiveError
+from dive_fast.words import count
 
 
 def test_the_next_command_is_quoted_for_a_shell() -> None:
@@ -42,6 +43,24 @@ def test_a_job_was_finished_if_its_last_file_was_there_and_stays(tmp_path: Path,
     assert last.kept is by_content
     file.write_text("2")
     assert not last.kept
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (1, "shard", "1 shard"),
+        (2000, "identity", "2,000 identities"),
+        (1, "virtual person", "1 virtual person"),
+        (3, "virtual person", "3 virtual people"),
+        (2, "damaged file", "2 damaged files"),
+    ],
+)
+def test_a_count_has_its_noun(number: int, noun: str, text: str) -> None:
+    assert count(number, noun) == text
+
+
+def test_a_job_that_writes_no_file_is_never_finished() -> None:
+    assert not LastFile(None).kept
 
 
 def test_a_failure_names_no_next_command(capsys: pytest.CaptureFixture[str]) -> None:

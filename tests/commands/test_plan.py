@@ -13,6 +13,7 @@ from dive_fast.commands import synth
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptTable
 from dive_fast.sampling import Sampling
 from dive_fast.synth import load_plan
+from dive_fast.synth.choose import PlannedModel
 from dive_fast.types import Camera, Identity
 from tests.support.cli import Run
 from tests.support.trees import photo
@@ -26,7 +27,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> None:
     identities = tuple(Identity(pid, f"<class_{number}>") for number, pid in enumerate(PEOPLE))
     table = PromptTable(identities, (Camera("cam3", "ir", "c"),), DEFAULT_TEMPLATE, "base", "adapter")
     own = {"pocket": Sampling(20, 2.0)}
-    monkeypatch.setattr(synth, "_model", lambda folder: synth._Model(table, "model-1", (32, 16), own.get(str(folder))))
+    monkeypatch.setattr(synth, "_model", lambda folder: PlannedModel(table, "model-1", (32, 16), own.get(str(folder))))
 
 
 def plan(tmp_path: Path, step: Callable[..., dict[str, Any]], *words: object) -> tuple[dict[str, Any], dict[str, int]]:

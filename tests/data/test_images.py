@@ -1,5 +1,6 @@
 """Opening images: what is converted, which way up, and what every kind of bad file is told."""
 
+import io
 import os
 import struct
 import zlib
@@ -9,7 +10,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from dive_fast.data import images
-from dive_fast.data.images import decode_image, header_size, open_image, read_header
+from dive_fast.data.images import decode_image, header_size, open_image, read_header, upright_copy
 from dive_fast.types import InputError
 from tests.support.refusals import refused
 
@@ -86,10 +87,62 @@ def test_deep_pixels_are_scaled_by_their_own_range(tmp_path, dtype, name):
     assert open_image(tmp_path / name).getextrema() == ((0, 0),) * 3
 
 
+def write_tiff(path, values: np.ndarray, photometric: int, sample_format: int) -> None:
+    """An uncompressed TIFF of one channel, little-endian, by TIFF 6.0: 0 is white (photometric 0) or black (1)."""
+    bits, data = 8 * values.itemsize, values.astype(values.dtype.newbyteorder("<")).tobytes()
+    tags = {256: values.shape[1], 257: values.shape[0], 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1}
+    tags |= {278: values.shape[0], 279: len(data), 339: sample_format}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "white_is_zero"),  # Pillow opens no others with an inverted scale
+    [
+        (np.uint16, 1, True),
+        *(
+            (dtype, kind, False)
+            for dtype, kind in zip((np.uint16, np.int16, np.uint32, np.float32), (1, 2, 1, 3), strict=True)
+        ),
+    ],
+)
+def test_deep_tiffs_of_every_kind_of_number_and_of_either_white(tmp_path, dtype, kind, white_is_zero):
+    """A thermal camera's cold is dark, whichever number its file calls white; more than 31 bits stay large."""
+    values = np.array([[0, 1, 5]], dtype) * dtype(6000 if dtype != np.uint32 else 800_000_000)
+    write_tiff(tmp_path / "a.tif", values, 0 if white_is_zero else 1, kind)
+    expected = [255, 204, 0] if white_is_zero else [0, 51, 255]
+    assert np.asarray(open_image(tmp_path / "a.tif"))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_an_upright_copy_needs_no_exif(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.ascontiguousarray(STORED[6](UPRIGHT))).save(tmp_path / f"a.{suffix}", exif=exif)
+    data = upright_copy((tmp_path / f"a.{suffix}").read_bytes(), "a")
+    with Image.open(io.BytesIO(data)) as image:
+        assert not image.getexif().get(274)
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(open_image(tmp_path / f"a.{suffix}"))).mean() < 2
+    assert upright_copy(data, "a") == data
+
+
+def test_an_upright_copy_has_eight_bits(tmp_path):
+    Image.fromarray(np.array([[7000, 7200, 8000]], np.uint16)).save(tmp_path / "a.tif")
+    with Image.open(io.BytesIO(upright_copy((tmp_path / "a.tif").read_bytes(), "a"))) as image:
+        assert np.asarray(image)[0].tolist() == [[0] * 3, [51] * 3, [255] * 3]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_deep_pixels_that_are_not_finite(tmp_path, value):
     Image.fromarray(np.array([[1, value]], np.float32)).save(tmp_path / "a.tif")
     refused(r"a\.tif holds NaN", open_image, tmp_path / "a.tif")
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    refused(r"a\.jpg is a Git LFS pointer", open_image, tmp_path / "a.jpg")
+    refused(r"a\.jpg is a Git LFS pointer", read_header, tmp_path / "a.jpg", "a.jpg")
 
 
 def test_file_is_closed(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from functools import cache
 from pathlib import Path
 
@@ -11,32 +10,13 @@ import pytest
 
 from dive_fast import cli, options
 from tests.support.cli import function_of, parse
+from tests.support.pages import PAGES, ROOT, command_lines, prose
 
-ROOT = Path(__file__).parents[2]
 SOURCES = ("dive_fast", "export", "kernels", "benchmarks", "examples", "tests")
-HISTORY = ("log.md", "CHANGELOG.md")  # they name what was there when an entry was written
-PAGES = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if path.name not in HISTORY)
-STARTS = re.compile(r"(?:(?:accelerate launch|torchrun) .*?-m dive_fast\.cli|python3? -m dive_fast\.cli|dive-fast) ")
 # Options of torchrun and accelerate, of other people's trainers, and of our benchmarks.
 OTHERS = {"--nproc-per-node", "--multi_gpu", "--dataset", "--trial", "--table", "--only", "--cases"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-
-
-def blocks(text: str) -> list[str]:
-    return re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
-def command_lines(text: str) -> list[list[str]]:
-    """The arguments of every `dive-fast` line in the page's code blocks, and of whole commands in its sentences."""
-    lines = [line for block in blocks(text) for line in block.splitlines()]
-    lines += [span for span in re.findall(r"`([^`]+)`", prose(text)) if "--out" in span]
-    lines = [line for line in lines if STARTS.match(line)]
-    return [shlex.split(STARTS.sub("", line, count=1), comments=True) for line in lines]
-
-
-def prose(text: str) -> str:
-    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 @cache

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from dive_fast.encoder.features import FeatureNet, open_features
 from dive_fast.encoder.folder import Encoder, load_encoder
 from dive_fast.encoder.train import train_encoder
 from dive_fast.models import Adapter, load_adapter, load_bundle
+from dive_fast.models.phrase import Phrase
+from dive_fast.train.tagger import Tagger, TaggerNet, save_tagger
 from dive_fast.types import Sample
 from tests.support.checkpoints import write_net
 from tests.support.city import one_thread, single_thread
@@ -50,6 +53,15 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def source(net: Path) -> FeatureNet:
     return open_features(net)
+
+
+@pytest.fixture(scope="session")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tagger with random weights."""
+    folder, phrase = tmp_path_factory.mktemp("tagger") / "tagger", Phrase("{a|of} {photo} {a|of|person}")
+    torch.manual_seed(0)
+    save_tagger(Tagger(phrase, TaggerNet([2, 3]), (32, 16)), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

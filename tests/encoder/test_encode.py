@@ -1,5 +1,6 @@
 """Encoding onto an adapter: nothing old changes, everyone new has the rows of all photos, and what bad photos do."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,18 @@ def test_a_rerun_reads_no_photo_twice(encoder, adapter, newcomers, tmp_path, mon
     assert {sample.pid for sample in read} == {"0012"}
     whole, _ = encode(encoder, adapter, newcomers, tmp_path / "whole")
     assert made.fingerprint == whole.fingerprint
+
+
+def test_a_photo_that_was_replaced_is_read_again(encoder, newcomers, tmp_path):
+    work, place = tmp_path / "work", tmp_path / "photo.png"
+    work.mkdir()
+    rows = []
+    for number in (0, 2):
+        place.write_bytes(newcomers[number].path.read_bytes())
+        os.utime(place, ns=(number, number))
+        rows.append(encode_photos_of(encoder, [replace(newcomers[0], path=place)], work, progress=False).rows)
+    alone = encode_photos_of(encoder, [replace(newcomers[0], path=newcomers[2].path)], progress=False).rows
+    assert not torch.equal(*rows) and torch.equal(rows[1], alone)
 
 
 def test_what_does_not_fit_is_refused_before_a_photo_is_read(encoder, adapter, photos, tmp_path):

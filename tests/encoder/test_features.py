@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from dive_fast.encoder.features import STRIPES, evenly, open_features
 from dive_fast.io import write_json
@@ -38,6 +39,27 @@ def test_reid_features_are_the_embedding_and_three_maps_in_stripes(source):
     found = source(images)
     assert found.dtype == torch.float16 and source.dims == found.shape[1]
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=2**-10, atol=1e-5)  # of float16
+
+
+def test_tagger_features_are_its_words_and_three_maps_in_stripes(tagger):
+    """The layers of every block by hand: convolution, norm, activation; words from the places' read-out."""
+    source = open_features(tagger)
+    images = torch.randint(0, 255, (2, 3, 32, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    net, maps = source.network, []
+    with torch.no_grad():
+        x = images.double() / 127.5 - 1
+        for conv, norm in zip(net.body[::3], net.body[1::3], strict=True):
+            x = F.conv2d(x, conv.weight.double(), stride=conv.stride, padding=conv.padding)
+            x = F.silu(F.group_norm(x, norm.num_groups, norm.weight.double(), norm.bias.double()))
+            maps.append(x)
+        places = F.adaptive_avg_pool2d(x, (8, 2)).flatten(1)
+        scores = F.linear(places, net.readout.weight.double(), net.readout.bias.double())
+        words = torch.cat([part.log_softmax(dim=1) for part in scores.split(net.choices, dim=1)], dim=1)
+        chosen = (maps[0], maps[2], maps[5])  # the first, the middle one that rounds to even, the last
+        expected = [torch.cat([words[n], *(stripes_by_hand(m[n]) for m in chosen)]) for n in range(2)]
+    found = source(images)
+    assert found.dtype == torch.float16 and source.dims == found.shape[1] and source.people == ()
+    torch.testing.assert_close(found.double(), torch.stack(expected), rtol=2**-10, atol=1e-4)  # of float16 and float32
 
 
 def test_a_transformers_tokens_lie_where_its_patches_do(tmp_path):

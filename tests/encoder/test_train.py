@@ -1,6 +1,7 @@
 """Training an encoder on a tiny model: what learns, what is seen, what a caption reads, resuming, and bad photos."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -232,6 +233,13 @@ def test_an_encoder_that_reads_by_clip_finds_it_again(trained, encoder, tmp_path
     refused("--features", load_encoder, tmp_path / "out")
     assert load_encoder(tmp_path / "out", tmp_path / "moved").fingerprint == made.fingerprint
     refused("--features", load_encoder, trained, tmp_path / "moved")
+
+
+def test_an_encoder_that_reads_by_a_tagger_takes_it_along(tagger, tmp_path, tiny_base, photos):
+    own = shutil.copytree(tagger, tmp_path / "tagger")
+    made = learn(tiny_base, photos, tmp_path / "out", open_features(own), changed(steps=0))
+    shutil.rmtree(own)
+    assert load_encoder(tmp_path / "out").fingerprint == made.fingerprint
 
 
 def test_names_are_recorded_as_hashes(trained):

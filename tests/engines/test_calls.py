@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dive_fast.engines import load_engine
+from dive_fast.engines import base, load_engine
 from dive_fast.engines.base import Conditioning, EngineBase, Geometry
 from dive_fast.engines.torch_engine import TorchEngine
 from dive_fast.types import DiveError, InputError
@@ -55,6 +55,23 @@ def test_wrong_shapes_are_refused_with_both_shapes(engine: EngineBase) -> None:
 def test_images_that_are_not_finite_are_refused(engine: EngineBase) -> None:
     with pytest.raises(DiveError, match="--check-finite"):
         engine.decode(torch.full((1, *LATENT_SHAPE), torch.nan))
+
+
+def test_many_images_are_decoded_in_equal_parts(tiny_fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images of 64 x 32 fit a call: five are decoded as 2, 2 and 1, and a partial batch of a run as the whole one."""
+    engine = load_engine(tiny_fused)
+    assert isinstance(engine, TorchEngine)
+    latents = torch.randn(5, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    whole, calls = engine.decode(latents), []
+    decoder = engine._decoder
+    monkeypatch.setattr(engine, "_decoder", lambda part: calls.append(len(part)) or decoder(part))
+    monkeypatch.setattr(base, "DECODED_PIXELS", 2 * HEIGHT * WIDTH)
+    assert int((engine.decode(latents).int() - whole.int()).abs().max()) <= 1
+    assert calls == [2, 2, 1]
+    calls.clear()
+    with engine.batches_of(4):
+        engine.decode(latents[:3])
+    assert calls == [2, 1]
 
 
 def test_check_finite_names_network_timestep_rows_and_layer(tiny_engine: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dive_fast.engines import Request, load_engine
+from dive_fast.engines import Request, compiled_engine, load_engine
 from dive_fast.engines.base import Conditioning
+from dive_fast.engines.compile_cache import INDUCTOR, TRITON, keep_compiled
 from dive_fast.engines.compiled_engine import ROW_COUNTS, CompiledEngine
 from dive_fast.engines.torch_engine import TorchEngine
 from dive_fast.models import load_bundle
@@ -79,10 +81,30 @@ def test_predicts_and_decodes_as_the_torch_engine(
     check_like_eager(engine, eager, exact)
 
 
-def test_compiled_by_inductor_it_does_too(tiny_fused: Path, eager: TorchEngine, exact: TorchEngine) -> None:
-    engine = load_engine(tiny_fused, "torch-compiled")
-    assert isinstance(engine, CompiledEngine)
-    check_like_eager(engine, eager, exact)
+def test_compiled_by_inductor_it_does_too_and_once_for_a_shared_folder(
+    tiny_fused: Path, eager: TorchEngine, exact: TorchEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second engine, as of another process, finds all of its code there."""
+    for name in (INDUCTOR, TRITON):
+        monkeypatch.setenv(name, "elsewhere")
+    made = []
+    for _ in range(2):
+        torch.compiler.reset()
+        engine = load_engine(tiny_fused, "torch-compiled", cache=tmp_path)
+        assert isinstance(engine, CompiledEngine)
+        check_like_eager(engine, eager, exact)
+        made.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")})
+    assert made[0] and made[0] == made[1]
+
+
+def test_the_environments_cache_stays_unless_one_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(INDUCTOR, "theirs")
+    monkeypatch.delenv(TRITON, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_compiled(None)
+    assert (os.environ[INDUCTOR], os.environ[TRITON]) == ("theirs", str(tmp_path / "dive-fast/compiled/triton"))
+    keep_compiled(tmp_path / "shared")
+    assert os.environ[INDUCTOR] == str(tmp_path / "shared/inductor")
 
 
 def test_makes_the_same_pictures(engine: CompiledEngine, eager: TorchEngine, exact: TorchEngine) -> None:
@@ -106,6 +128,56 @@ def test_few_shapes_are_compiled_and_padding_changes_no_row(
     more, _, _ = given(5, 1, 1, seed=1)
     beside = engine.condition(torch.cat([embeddings, more]))  # a longer bank
     assert torch.equal(engine.eps(latents[:3], 500, beside, index[:3]), part)
+
+
+def test_a_run_of_any_number_of_images_compiles_each_network_once(tiny_fused: Path) -> None:
+    """Batches of 5 images, guided, and smaller ones at its end, which are padded: 5 and 10 are no row counts."""
+    counter = CompileCounterWithBackend("aot_eager")
+    engine = CompiledEngine(load_bundle(tiny_fused), CPU, row_counts=(2, 4, 6, 12), compiler=counter)
+    embeddings, latents, index = given(3, 5, 10)
+    bank = engine.condition(embeddings)
+    with engine.batches_of(5):
+        whole, pictures = engine.eps(latents, 500, bank, index), engine.decode(latents)
+        for images in (3, 1, 4):
+            rows = torch.cat([index[:images], index[5 : 5 + images]])
+            part = engine.eps(latents[:images], 500, bank, rows)
+            assert torch.equal(part, torch.cat([whole[:images], whole[5 : 5 + images]]))
+            assert torch.equal(engine.decode(latents[:images]), pictures[:images])
+    assert counter.frame_count == 2
+    engine.decode(latents[:1])
+    assert counter.frame_count == 3  # after the run its own row count again
+
+
+def test_a_graph_is_captured_once_for_every_bank_that_fits(
+    engine: CompiledEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for a CUDA graph: it keeps the inputs of the capture, and copies all but the bank into them."""
+    captured = []
+
+    class Graph(compiled_engine.Replay):
+        def __init__(self, network: Callable[..., Tensor], feeds: tuple[Tensor, ...]) -> None:
+            self._network = network
+            self._feeds = tuple(x if i == self.CACHE else x.clone() for i, x in enumerate(feeds))
+            captured.append(len(feeds[self.CACHE]))
+
+        def __call__(self, feeds: tuple[Tensor, ...]) -> Tensor:
+            for i, (own, new) in enumerate(zip(self._feeds, feeds, strict=True)):
+                if i != self.CACHE:
+                    own.copy_(new)
+            return self._network(*self._feeds)
+
+    monkeypatch.setattr(compiled_engine, "Replay", Graph)
+    monkeypatch.setattr(engine, "_bank", compiled_engine.FixedBank())
+    monkeypatch.setattr(engine, "_replays", {})
+    for prompts, seed in ((3, 0), (4, 1), (2, 2), (9, 3), (4, 1)):
+        embeddings, latents, index = given(prompts, 2, 4, seed=seed)
+        bank = engine.condition(embeddings)
+        monkeypatch.setattr(engine, "_graphs", False)
+        expected = engine.eps(latents, 500, bank, index)
+        monkeypatch.setattr(engine, "_graphs", True)
+        for _ in range(2):
+            assert torch.equal(engine.eps(latents, 500, bank, index), expected)
+    assert captured == [4, 16]
 
 
 def test_guidances_two_rows_an_image_stay_two_when_padded(engine: CompiledEngine, eager: TorchEngine) -> None:

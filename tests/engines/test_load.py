@@ -191,9 +191,9 @@ def test_a_provider_that_is_listed_but_does_not_come_up(
     asked: list[Any] = []
     session = onnxruntime.InferenceSession
 
-    def opened(path: str, options: Any, providers: list[Any]) -> Any:
+    def opened(graph: str | bytes, options: Any, providers: list[Any]) -> Any:
         asked.append(providers)
-        return session(path, options, ["CPUExecutionProvider"])
+        return session(graph, options, ["CPUExecutionProvider"])
 
     listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)

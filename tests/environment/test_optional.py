@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from dive_fast.environment.optional import missing, optional
+from dive_fast.environment.optional import missing, optional, require
 from dive_fast.environment.packages import PACKAGES
 from dive_fast.types import DiveError, InputError
 from tests.support.refusals import refused
@@ -21,6 +21,13 @@ def test_a_missing_one_is_named_with_its_extra(error: type[DiveError], monkeypat
     monkeypatch.setitem(sys.modules, "sklearn", None)
     message = r"this needs scikit-learn; pip install 'dive-fast\[reid\]', or leave it"
     refused(message, partial(optional, "sklearn.manifold", "this", "leave it", error), error=error)
+
+
+def test_what_a_command_needs_is_looked_for_without_an_import() -> None:
+    loaded = set(sys.modules)
+    require("this", "json", "wave")
+    assert "wave" in loaded or "wave" not in sys.modules
+    refused("this needs .*nowhere", require, "this", "json", "nowhere", error=DiveError)
 
 
 def test_each_package_has_its_extra() -> None:

@@ -46,7 +46,7 @@ def test_a_toy_frontier_and_its_rerun(config, tmp_path, monkeypatch, capsys):
     lines = (out / "frontier" / "frontier.md").read_text().splitlines()
     assert len(lines) == 2 + 3 and len({line.count("|") for line in lines}) == 1
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.suffix in (".png", ".safetensors")}
-    monkeypatch.setattr(frontier, "identity_kept", None)
+    monkeypatch.setattr(frontier, "kept_of_samples", None)
     frontier.frontier(out, config, only=("pairs", "kept", "reid", "summary"), reid=("3-steps",))
     assert len(trained) == 8 and len(before) > 50
     changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}

@@ -41,12 +41,14 @@ ACCEPTED, REFUSED = "accepted", "refused"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case: `ACCEPTED`, `REFUSED`, or a fault and its details."""
+    """What came of a case: `ACCEPTED`, `REFUSED`, or a fault and its details; its time, and the memory that it took."""
 
     kind: str
     seed: int
     what: str
     details: str = ""
+    seconds: float = 0.0
+    megabytes: float = 0.0
 
     @property
     def failed(self) -> bool:
@@ -78,7 +80,7 @@ def run_case(kind: Kind, seed: int, inputs: Path, folder: Path) -> Outcome:
     """Runs one case in this process, in which it must neither crash nor hang in foreign code."""
     said = io.StringIO()
     damaged = ""
-    before = _reset_peak()
+    before, start = _reset_peak(), time.perf_counter()
     try:
         with _limits(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
             warnings.simplefilter("default")  # tests turn warnings into errors
@@ -91,12 +93,13 @@ def run_case(kind: Kind, seed: int, inputs: Path, folder: Path) -> Outcome:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     text = f"{said.getvalue()}{details}"
+    seconds, megabytes = time.perf_counter() - start, max(0.0, _peak() - before)
     if what in (ACCEPTED, REFUSED):
-        if (peak := _peak()) - before > MEGABYTES:
-            what, details = "memory", f"{peak - before:,.0f} MB"
+        if megabytes > MEGABYTES:
+            what, details = "memory", f"{megabytes:,.0f} MB"
         elif found := _RUN.search(text):
             what, details = "echo", text[max(0, found.start() - 300) : found.start() + ECHOED]
-    return Outcome(kind.name, seed, what, f"{damaged}: {details}")
+    return Outcome(kind.name, seed, what, f"{damaged}: {details}", seconds, megabytes)
 
 
 def _run(kind: Kind, inputs: Path, folder: Path) -> tuple[str, str]:
@@ -226,14 +229,20 @@ def cases(count: int, kinds: list[Kind], first: int = 0) -> Iterator[tuple[str, 
 
 
 def summary(outcomes: list[Outcome], kinds: list[Kind]) -> list[str]:
-    """A line of counts for each kind."""
+    """A line of counts for each kind, and one of what the slowest and the largest case took."""
     rows: dict[str, dict[str, Any]] = {kind.name: {"cases": 0, ACCEPTED: 0, REFUSED: 0} for kind in kinds}
     for outcome in outcomes:
         rows[outcome.kind]["cases"] += 1
         if not outcome.failed:
             rows[outcome.kind][outcome.what] += 1
-    return [
+    lines = [
         f"{name}: {row['cases']:,} cases, {row[ACCEPTED]:,} accepted, {row[REFUSED]:,} refused, "
         f"{row['cases'] - row[ACCEPTED] - row[REFUSED]:,} failed"
         for name, row in rows.items()
+    ]
+    slowest, largest = (max(outcomes, key=lambda outcome: getattr(outcome, name)) for name in ("seconds", "megabytes"))
+    return [
+        *lines,
+        f"slowest: {slowest.seconds:.1f} s ({slowest.kind} {slowest.seed}); "
+        f"most memory: {largest.megabytes:,.0f} MB ({largest.kind} {largest.seed})",
     ]

@@ -20,7 +20,7 @@ from dive_kernels.aot import budgets, build, nvcc, triton_kernels
 from dive_kernels.aot.__main__ import main
 from dive_kernels.aot.build import earlier, finish, triton_jobs
 from dive_kernels.aot.job import Job, resources
-from dive_kernels.chips import ARCHITECTURES
+from dive_kernels.chips import ARCHITECTURES, blocks_of
 from dive_kernels.cuda_kernels import CUDA_KERNELS
 from dive_kernels.image_epilogue.plan import plan as image_plan
 from dive_kernels.package import INDEX, Kernel, Package, binary, read
@@ -315,6 +315,30 @@ def test_budgets_name_kernel_figure_and_limit(
     assert main(["--budgets-of", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed[printed.index("{") :]) == {"image_epilogue.image_epilogue_planar_fp32": {"80": 32}}
+
+
+@pytest.mark.parametrize(
+    ("warps", "registers", "shared", "blocks"),
+    [
+        (8, 140, 81_920, 1),
+        (8, 126, 81_920, 2),
+        (4, 130, 71_680, 3),
+        (8, 172, 196_608, 1),
+        (8, 96, 98_304, 2),
+        (8, 8, 0, 8),
+    ],
+)
+def test_blocks_of_a_multiprocessor_by_hand(warps: int, registers: int, shared: int, blocks: int) -> None:
+    """Of compute capability 9.0: 65,536 registers, 228 KB, 2,048 threads."""
+    assert blocks_of(90, warps, registers, shared) == blocks
+
+
+def test_a_kernel_that_fills_a_multiprocessor_alone_is_named() -> None:
+    tile = {"architecture": 90, "function": "geglu_kernel", "op": "geglu", "registers": 172, "warps": 8}
+    kernel = made(name="geglu-sm90", shared_bytes=196_608, **tile)
+    assert budgets.excesses([kernel], {"geglu.geglu_kernel": {"90": 172}}) == [
+        "geglu-sm90 lets 1 block a multiprocessor run, the limit is 2"
+    ]
 
 
 def test_committed_budgets_are_complete(jobs: list[Job]) -> None:

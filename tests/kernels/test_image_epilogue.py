@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from dive_kernels import nvrtc
+from dive_kernels import run as running
 from dive_kernels.image_epilogue import api, image_epilogue, why_not_fused
 from dive_kernels.image_epilogue.plan import plan
 from dive_kernels.launch import Launch
+from dive_kernels.package import Code
 from dive_kernels.sources import PACKAGE
 from tests.support.kernel_cases import TYPE_IDS, TYPES, shape_id, shared_library
 from tests.support.refusals import refused
@@ -214,3 +216,30 @@ def test_kernel_on_a_gpu(dtype: torch.dtype, planar: bool, monkeypatch: pytest.M
     monkeypatch.setattr(api, "image_epilogue_reference", lambda *_: pytest.fail("auto ran the reference"))
     for got, wanted in zip(image_epilogue(images), expected, strict=True):
         assert torch.equal(got.cpu(), wanted)
+
+
+@pytest.mark.parametrize("fault", ["no compiler", "no loader"])
+def test_auto_goes_back_to_torch_and_says_so_where_the_kernel_cannot_be_had(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVRTC that refuses the chip, or cuda-python that does not import; the kernel asked for by name still raises."""
+
+    def fails(*_: object) -> None:
+        raise ImportError("libcudart.so.13 is not there")
+
+    images = torch.randn(1, 3, 4, 4)
+    monkeypatch.setattr(api, "why_not_fused", lambda images: [])
+    monkeypatch.setattr(Launch, "device", property(lambda _: torch.device("cuda", 0)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(running, "capability", lambda _: 90)
+    monkeypatch.setattr(running, "_unloadable", {})
+    code = None if fault == "no compiler" else Code("f", b"")
+    monkeypatch.setattr(nvrtc, "compiled", lambda *_: (code, ["NVRTC cannot compile it here"]))
+    monkeypatch.setattr(running.driver, "prepared", fails)
+    expected = "NVRTC cannot compile" if code is None else "libcudart.so.13"
+    with pytest.warns(RuntimeWarning, match=expected):
+        pixels, broken = image_epilogue(images)
+    assert torch.equal(pixels, image_epilogue(images, impl="reference")[0]) and broken.tolist() == [0]
+    image_epilogue(images)  # warns once: another warning would raise
+    with pytest.raises((ValueError, ImportError), match=expected):
+        image_epilogue(images, impl="fused")

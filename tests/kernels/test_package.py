@@ -25,7 +25,8 @@ from dive_kernels import run as running
 from dive_kernels.launch import Launch
 from dive_kernels.package import INDEX, Kernel, Package, binary, read, write
 from dive_kernels.reasons import why_not_here
-from tests.support.kernel_cases import compiled_kernel, shared_library
+from tests.support.driver_double import driver_double
+from tests.support.kernel_cases import compiled_kernel
 from tests.support.refusals import refused
 from tests.support.solver_cases import example
 
@@ -222,6 +223,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launches claim a GPU of compute capability 8.0."""
     monkeypatch.setattr(Launch, "device", property(lambda _: torch.device("cuda", 0)))
     monkeypatch.setattr(running, "capability", lambda _: 80)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -231,7 +233,7 @@ def test_run_takes_what_is_compiled_and_else_triton(
     from dive_kernels import driver
 
     taken: list[str] = []
-    monkeypatch.setattr(driver, "start", lambda launch, code: taken.append(code.function))
+    monkeypatch.setattr(driver, "prepared", lambda launch, code: lambda values: taken.append(code.function))
     monkeypatch.setattr(running, "with_triton", lambda launch: taken.append("triton"))
     monkeypatch.setattr(running, "has_triton", lambda: True)
     make(kernel())
@@ -268,7 +270,7 @@ def test_cuda_kernels_are_compiled_by_nvrtc_where_none_is_at_hand(
     taken: list[package.Code] = []
     code = package.Code("image_epilogue_planar_fp32", CUBIN)
     monkeypatch.setattr(nvrtc, "compiled", lambda name, capability: (code, []))
-    monkeypatch.setattr(driver, "start", lambda _, code: taken.append(code))
+    monkeypatch.setattr(driver, "prepared", lambda _, code: lambda values: taken.append(code))
     running.run(launch)
     assert taken == [code]
 
@@ -295,49 +297,6 @@ def test_neither_triton_nor_a_package_is_one_reason(
     assert "meta is sm_75, " in reason and "has kernels for sm_80 (make kern" in reason
 
 
-# What cuda-python looks up in the driver's library, written to a file; a kernel's parameters by the sizes in SIZES.
-DRIVER = r"""
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <dlfcn.h>
-static FILE* log_file() { static FILE* file = fopen(getenv("DRIVER_LOG"), "w"); return file; }
-#define SAY(...) (fprintf(log_file(), __VA_ARGS__), fflush(log_file()))
-struct Config { unsigned grid[3], block[3], shared; void* stream; void* attributes; unsigned count; };
-extern "C" {
-int cuGetProcAddress_v2(const char* name, void** found, int, unsigned long long, int*) {
-    return (*found = dlsym(RTLD_DEFAULT, name)) ? 0 : 500;
-}
-int cuInit(unsigned) { return 0; }
-int cuDriverGetVersion(int* version) { *version = 13000; return 0; }
-int cuDeviceGet(int* device, int ordinal) { *device = ordinal + 40; return 0; }
-int cuGetErrorName(int, const char** text) { *text = "ERROR"; return 0; }
-int cuGetErrorString(int, const char** text) { *text = "error"; return 0; }
-int cuLibraryUnload(void*) { return 0; }
-int cuLibraryLoadData(void** library, const void* code, void*, void*, unsigned, void*, void*, unsigned) {
-    SAY("load %.11s\n", static_cast<const char*>(code) + 5);
-    *library = reinterpret_cast<void*>(0x11);
-    return 0;
-}
-int cuLibraryGetKernel(void** kernel, void*, const char* name) {
-    SAY("kernel %s\n", name);
-    *kernel = reinterpret_cast<void*>(0x22);
-    return 0;
-}
-int cuKernelSetAttribute(int attribute, int value, void* kernel, int device) {
-    SAY("attribute %d %d %p %d\n", attribute, value, kernel, device);
-    return atoi(getenv("REFUSE"));
-}
-int cuLaunchKernelEx(const Config* c, void* kernel, void** parameters, void**) {
-    SAY("launch %u %u %u %u %u %u %u %p %p ", c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2],
-        c->shared, c->stream, kernel);
-    for (const char* size = getenv("SIZES"); *size; ++size, ++parameters)
-        for (int i = 0; i < *size - '0'; ++i) SAY("%02x", static_cast<unsigned char*>(*parameters)[i]);
-    SAY("\n");
-    return 0;
-}
-}
-"""
 # Run beside that library: torch has no CUDA here, so its words for "this GPU" and "this stream" are given.
 STARTS = """
 import contextlib, sys, types
@@ -345,6 +304,7 @@ import torch
 from dive_kernels import launch, run
 from tests.support.kernel_cases import compiled_kernel
 from tests.support.solver_cases import example
+torch.cuda.current_device = lambda: 0
 torch.cuda.device = lambda _: contextlib.nullcontext()
 torch.cuda.current_stream = lambda _: types.SimpleNamespace(cuda_stream=0x77)
 launch.Launch.device = property(lambda _: torch.device("cuda", 1))
@@ -363,7 +323,7 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("cuda.core", reason="cuda-python is not installed (extra: gpu)")
     if not sys.platform.startswith("linux"):
         pytest.skip("needs Linux")
-    return shared_library(tmp_path_factory.mktemp("driver"), "libcuda.so.1", DRIVER, "-ldl").parent
+    return driver_double(tmp_path_factory.mktemp("driver")).parent
 
 
 def start(folder: Path, made: Package, refuse: int = 0) -> tuple[subprocess.CompletedProcess[str], list[str]]:

@@ -54,6 +54,22 @@ def test_the_fastest_of_what_is_offered() -> None:
     assert table.fastest(times, ("flash",), "sdpa") == table.fastest(None, ("fused",), "sdpa") == "sdpa"
 
 
+def test_a_measurement_comes_before_what_is_taken_unmeasured(own: Path) -> None:
+    """The ops' own auto, on a GPU of compute capability 9.0."""
+    from dive_kernels.geglu import api
+
+    x, weight = torch.zeros(2, 3, dtype=torch.float16), torch.zeros(8, 3, dtype=torch.float16)
+    own.write_text('{"entries": []}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "capability", lambda device: 90)
+        assert api._fastest(x, weight, ["fused"]) == "fused" and api._fastest(x, weight, []) == "eager"
+        assert api._fastest(x.float(), weight.float(), ["fused"]) == "eager"
+        times = {"fused": 2.0, "eager": 1.0}
+        own.write_text(json.dumps({"entries": [entry(8, times, op="geglu", key={"inner": 3, "outer": 4})]}))
+        table._entries.cache_clear()
+        assert api._fastest(x, weight, ["fused"]) == "eager"
+
+
 @pytest.mark.parametrize(
     "text",
     [

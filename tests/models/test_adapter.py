@@ -136,6 +136,8 @@ def test_an_unknown_identity_gets_the_count_and_the_nearest(bundle):
             {"lora": {"a.lora_A.weight": torch.full((4, 2), 4e3), "a.lora_B.weight": torch.ones(2, 4) * 1e3}},
             "by 1.6e\\+07",
         ),
+        ({"embeddings": torch.zeros(3, 0)}, r"\[3, 0\]"),
+        ({"lora": {"a.lora_A.weight": torch.ones(4, 2), "a.lora_B.weight": torch.ones(0, 4)}}, r"\[0, 4\]"),
         ({"lora": {}}, "empty"),
         ({"lora": {"a.lora_A.weight": torch.zeros(4, 2)}}, "'a'"),
         ({"lora": {"a.bias": torch.zeros(4)}}, "'a.bias'"),

@@ -107,6 +107,10 @@ def test_the_counters_of_averaged_weights_alone_are_passed_over(bundle, beside):
     assert loaded.fingerprint == bundle.fingerprint
 
 
+def with_tensors(path: Path, **tensors: torch.Tensor) -> None:
+    save_file({**load_file(path), **tensors}, path)
+
+
 def with_header(path: Path, **header: str) -> None:
     save_file(load_file(path), path, metadata=header)
 
@@ -119,6 +123,7 @@ DECLARED: dict[str, Callable[[Path], object]] = {
     "yaml": lambda path: path.with_suffix(".yaml").write_text(
         'model:\n  params:\n    parameterization: "v"  # as SD 2\n'
     ),
+    "yaml of a Windows shell": lambda path: path.with_suffix(".yaml").write_text("parameterization: v", "utf-16"),
     "JSON in the header": lambda path: with_header(path, config='{"prediction_type": "v_prediction"}'),
     "the only yaml": lambda path: path.with_name("v-inference.yml").write_text(
         "{model: {params: {'parameterization': v}}}"
@@ -158,6 +163,35 @@ def test_a_prediction_that_no_solver_here_follows_is_refused(declare, part, sing
     shutil.rmtree(beside / "scheduler")
     declare(single)
     refused(part, load_bundle, single)
+
+
+def signal(betas: torch.Tensor) -> torch.Tensor:
+    return torch.cumprod(1 - betas.double(), 0)
+
+
+SQUARED = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # Stable Diffusion's betas
+SIGNAL = signal(SQUARED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_the_noise_levels_in_the_file_may_be_rounded(dtype, single, bundle):
+    with_tensors(single, alphas_cumprod=SIGNAL.to(dtype))
+    assert load_bundle(single).fingerprint == bundle.fingerprint
+
+
+OTHER_NOISE = {
+    "linear": signal(torch.linspace(0.00085, 0.012, 1000)),
+    "to pure noise": (SIGNAL.sqrt() - SIGNAL[-1].sqrt()) ** 2 * SIGNAL[0] / (SIGNAL[0].sqrt() - SIGNAL[-1].sqrt()) ** 2,
+    "fewer timesteps": SIGNAL[:500],
+    "broken": torch.full((1000,), torch.nan),
+    "none": torch.zeros(0),
+}
+
+
+@pytest.mark.parametrize("levels", OTHER_NOISE.values(), ids=OTHER_NOISE)
+def test_a_file_of_a_model_that_was_trained_with_other_noise_is_refused(levels, single, beside):
+    with_tensors(single, alphas_cumprod=levels.float())
+    refused(f"alphas_cumprod .*{beside / 'scheduler/scheduler_config.json'}", load_bundle, single)
 
 
 @pytest.mark.parametrize("header", [{"modelspec.prediction_type": "epsilon"}, {"ss_zero_terminal_snr": "False"}])

@@ -1,6 +1,5 @@
 """Learned words in a tokenizer; the oracle is transformers, which reads and adds them one by one."""
 
-import codecs
 import gc
 import json
 import time
@@ -133,10 +132,11 @@ def test_folders_of_other_libraries_are_read_as_transformers_reads_them(other, b
     assert_alike(load_tokenizer(folder), by_transformers(folder))
 
 
-def test_a_byte_order_mark_is_left_out(base, tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_left_out(encoding, base, tmp_path):
     theirs = by_transformers(base, learned())
     file = saved(theirs, tmp_path / "folder") / "tokenizer.json"
-    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    file.write_bytes(file.read_text("utf-8").encode(encoding))
     assert_alike(load_tokenizer(file.parent), theirs)
 
 

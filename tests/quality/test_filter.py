@@ -17,7 +17,7 @@ from dive_fast.quality.filter import SHOWN, filter_dataset, undo
 from dive_fast.quality.filter_page import write_filter_page
 from dive_fast.quality.rules import FractionLimits
 from dive_fast.quality.sidecar import metadata_path, nearest_path, read_metadata, scores_path
-from dive_fast.synth.manifest import samples
+from dive_fast.synth.manifest import read_pairs
 from tests.support.quality import PIDS, make_dataset, rejected
 from tests.support.refusals import refused
 
@@ -85,7 +85,7 @@ def test_what_is_dropped_and_why(ready):
     by_camera = {"cam1": 2, "cam2": 1, "cam3": 2, "cam6": 1}
     assert record["by_camera"] == {camera: {"pairs": 10, "dropped": n} for camera, n in by_camera.items()}
     assert json.loads((ready / "filter.json").read_text()) == record
-    assert len(samples(ready)) == 2 * 17
+    assert len(read_pairs(ready)) == 2 * 17
 
 
 def test_a_limit_itself_is_kept(ready):
@@ -98,7 +98,7 @@ def test_a_filter_replaces_the_one_before_and_can_be_undone(ready):
     assert [row["pair_id"] for row in dropped(ready)] == ids(ready)[:3]
     assert undo(ready) == 3
     assert not (ready / "dropped.jsonl").exists() and not (ready / "filter.json").exists()
-    assert len(samples(ready)) == 2 * 20
+    assert len(read_pairs(ready)) == 2 * 20
     refused("no filter to undo", undo, ready)
 
 
@@ -181,7 +181,7 @@ def test_the_page_shows_both_sides_of_a_limit_worst_first(tmp_path, real):
     assert len(captions) == 2 * 2 * 3 * SHOWN and captions[1] == "its other side"
     assert captions[0].split()[1:] == ["cam3", "0"] or captions[0].split()[1:] == ["cam6", "0"]
     assert captions.count("nearest: sysu") == 3 * SHOWN
-    assert f"20 of {len(PIDS) * 8:,} pairs are dropped" in page
+    assert f"20 of {len(PIDS) * 8:,} pairs dropped" in page
 
 
 def test_a_page_survives_missing_pictures(ready, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dive_fast.data.sets import SetSpec, read_set
-from dive_fast.quality.kept import Kept, identity_kept, kept_difference, kept_of_features, wilson
+from dive_fast.quality.kept import Kept, kept_difference, kept_of_features, kept_of_samples, wilson
 from dive_fast.quality.reid_extractor import open_extractor
 from dive_fast.types import Sample
 from tests.support.quality import PIDS, save
@@ -148,7 +148,7 @@ def sides(real: SetSpec) -> tuple[list[Sample], list[Sample]]:
 
 def test_images_are_searched_by_camera_in_the_whole_gallery(checkpoint, sides):
     query, gallery = sides
-    found = identity_kept(checkpoint, query, gallery, progress=False)
+    found = kept_of_samples(checkpoint, query, gallery, progress=False)
     assert list(found) == ["all", "cam3", "cam6"]
     assert [kept.images for kept in found.values()] == [8, 4, 4]
     assert all((kept.identities, kept.gallery_identities) == (4, 5) for kept in found.values())
@@ -158,23 +158,23 @@ def test_images_are_searched_by_camera_in_the_whole_gallery(checkpoint, sides):
     first = (rows[0] @ rows[1].T).argmax(axis=1)
     hits = [gallery[at].pid == sample.pid for at, sample in zip(first, query, strict=True)]
     assert found["all"].by_image.value == np.mean(hits)
-    assert list(identity_kept(checkpoint, query[:1], gallery, progress=False)) == ["all"]
+    assert list(kept_of_samples(checkpoint, query[:1], gallery, progress=False)) == ["all"]
 
 
 def test_a_scorer_that_saw_them_is_refused(make_net, sides):
-    refused("trained on 1 synthetic images", identity_kept, make_net(synthetic=1), *sides)
-    refused("does not say", identity_kept, make_net(synthetic=None), *sides)
+    refused("trained on 1 synthetic images", kept_of_samples, make_net(synthetic=1), *sides)
+    refused("does not say", kept_of_samples, make_net(synthetic=None), *sides)
     seen = make_net(pids=["x", "y", PIDS[-1]])  # a gallery identity that no query has
-    refused(f"trained or chosen on 1 identities .*{PIDS[-1]}", identity_kept, seen, *sides)
-    assert identity_kept(seen, *sides, progress=False, other_people=True)["all"].images == 8
+    refused(f"trained or chosen on 1 identities .*{PIDS[-1]}", kept_of_samples, seen, *sides)
+    assert kept_of_samples(seen, *sides, progress=False, other_people=True)["all"].images == 8
 
 
 def test_sides_that_do_not_fit_are_refused(checkpoint, sides, real):
     query, gallery = sides
     visible = [sample for sample in read_set(real) if sample.modality == "rgb"]
-    refused("one modality at a time", identity_kept, checkpoint, query, visible)
-    refused("listed more than once", identity_kept, checkpoint, query, [*gallery, query[0]])
-    refused("1 of 4", identity_kept, checkpoint, query, [s for s in gallery if s.pid != PIDS[0]])
+    refused("one modality at a time", kept_of_samples, checkpoint, query, visible)
+    refused("listed more than once", kept_of_samples, checkpoint, query, [*gallery, query[0]])
+    refused("1 of 4", kept_of_samples, checkpoint, query, [s for s in gallery if s.pid != PIDS[0]])
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from dive_fast.quality.config import CompareConfig
 from dive_fast.quality.distances import frechet, kid, moments
 from dive_fast.quality.extractor import ReidFeatures, open_script
 from dive_fast.quality.sets import compare_sets, table
-from dive_fast.synth.manifest import samples
+from dive_fast.synth.manifest import read_pairs
 from dive_fast.types import DiveError
 from tests.support.dataset import drop
 from tests.support.quality import PIDS, make_dataset
@@ -48,7 +48,7 @@ def test_rows_are_cameras_and_all_of_a_modality(dataset, real):
     assert not lacking
     by_camera = [
         [Recorder.of([s for s in side if s.camera == camera]) for camera in ("cam3", "cam6")]
-        for side in (samples(dataset), read_set(real))
+        for side in (read_pairs(dataset), read_set(real))
     ]
     made, known = (np.concatenate(parts) for parts in by_camera)
     assert rows[5].fid == pytest.approx(frechet(moments(made), moments(known)))
@@ -76,7 +76,7 @@ def test_images_are_drawn_where_there_are_many_and_dropped_ones_left_out(dataset
         rows, _ = compare_sets(dataset, [real], recorder, CompareConfig(most=6, seed=seed), progress=False)
         assert [(row.made, row.real) for row in rows[:4]] == [(6, 6)] * 4
     assert few.asked == again.asked != other.asked
-    gone = [s for s in samples(dataset) if s.pid == "0001"]
+    gone = [s for s in read_pairs(dataset) if s.pid == "0001"]
     drop(dataset, [(f"0001-{n:05d}-{c}", []) for n, c in enumerate(("cam3", "cam6", "cam3", "cam6"))])
     kept = Recorder()
     rows, _ = compare_sets(dataset, [real], kept, CompareConfig(kept_only=True), progress=False)
@@ -92,7 +92,7 @@ def test_cameras_without_real_images_are_named(dataset, only_rgb):
 def test_the_models_features_and_the_table(tmp_path, real, extractor):
     dataset = make_dataset(tmp_path / "pairs", pids=PIDS[:4])
     rows, _ = compare_sets(dataset, [real], ReidFeatures(extractor), progress=False)
-    found = ReidFeatures(extractor).features(samples(dataset))
+    found = ReidFeatures(extractor).features(read_pairs(dataset))
     np.testing.assert_allclose(np.square(found).mean(1), 1, rtol=1e-5)  # entries of about 1, whatever D
     assert rows[0].dims == extractor.dims and rows[0].rank_deficient
     text = table(rows)

@@ -97,7 +97,7 @@ def test_scores_and_drops(tmp_path):
     reasons = ["identity 0.9 > 0.8", "modality 0.1 < 0.5"]
     drop(dataset, [(ids[0], ["identity 0.00 < 0.10"]), (ids[9], reasons), *unknown, (ids[20], [])])
     summary = build(dataset, tmp_path / "out")
-    assert summary.notes == ["dropped.jsonl names 2 pairs that are not in the dataset; filter again"]
+    assert summary.notes == ["dropped.jsonl names 2 pairs of another dataset; filter again"]
     index = chunk(tmp_path / "out", "index")
     assert index["statuses"] == [["done", 21], ["dropped", 3], ["rejected", 0]]
     assert index["reasons"] == [["identity", 2], ["modality", 1]]
@@ -159,7 +159,7 @@ def test_images_that_are_missing_or_damaged(tmp_path):
     torn.write_bytes(kept[1][:40])
     summary = build(dataset, out)
     assert (summary.missing, summary.damaged) == (1, 1)
-    assert [note.split(";")[0] for note in summary.notes] == ["1 images are missing", "1 images cannot be read"]
+    assert [note.split(";")[0] for note in summary.notes] == ["1 image missing", "1 image damaged"]
     assert {n: int(bits) for n, bits in enumerate(column(out, "flaws")) if bits} == {2: 1, 5: 8}
     cell = np.asarray(Image.open(pack_path(out, 0)), float)[20:60, 320 + 35 : 320 + 45]
     assert np.abs(cell - 128).max() < 6  # grey between the strokes of the placeholder's cross

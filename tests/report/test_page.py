@@ -29,6 +29,14 @@ def test_text_is_escaped_and_images_are_inside(tmp_path):
     assert html.image_data(tmp_path / "a.bmp").startswith("data:image/png;base64,")  # other kinds become PNG
 
 
+def test_a_pair_stays_together_where_a_row_breaks():
+    picture = Image.new("L", (4, 8))
+    cells = [html.Cell(picture, name) for name in ("rgb", "ir", "rgb 2", "ir 2")]
+    row = html.picture_row(html.PictureRow("1", "", [*cells[:2], None, *cells[2:], None]))
+    groups = row.split('<div class="group">')[1:]
+    assert [re.findall("<figcaption>(.*?)</", group) for group in groups] == [["rgb", "ir"], ["rgb 2", "ir 2"]]
+
+
 def test_only_images_get_into_a_page(tmp_path):
     """A link to another file, as an untrusted folder may hold, is refused; a lying photo is turned."""
     (tmp_path / "secret.txt").write_text("secret")

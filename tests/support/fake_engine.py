@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class FakeEngine:
         self.delay = delay
         self.text_rows: list[int] = []
         self.eps_rows: list[int] = []
+        self.batches: list[int] = []
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         self.text_rows.append(len(token_ids))
@@ -82,6 +84,11 @@ class FakeEngine:
 
     def unsupported(self, request: Request) -> list[str]:
         return [f"rows {request.rows} > rows_max 64"] if request.rows > 64 else []
+
+    @contextmanager
+    def batches_of(self, images: int) -> Iterator[None]:
+        self.batches.append(images)
+        yield
 
     def describe(self) -> str:
         return "fake"

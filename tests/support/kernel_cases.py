@@ -17,6 +17,7 @@ from torch import Tensor
 from dive_kernels import table
 from dive_kernels.launch import Launch
 from dive_kernels.package import Kernel, binary
+from dive_kernels.replay import forget
 from dive_kernels.run import capability
 from dive_kernels.sources import source_hash
 
@@ -98,6 +99,7 @@ def check_auto(op: str, api: Any, key: dict[str, int], calls: Sequence[Callable[
     (folder / "table.json").write_text(json.dumps({"entries": [{**entry, "ms": {"fused": 1.0, "eager": 2.0}}]}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(table.OWN, str(folder / "table.json"))
+        forget()
         planned = []
         plan = api.plan
         patch.setattr(api, "plan", lambda *given: planned.append(given) or plan(*given))

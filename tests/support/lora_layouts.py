@@ -48,6 +48,8 @@ NAMES: dict[str, Callable[[str], str]] = {
     "peft in diffusers": lambda key: "unet.base_model.model." + key,
     "compiled, of parallel training": lambda key: "module.unet._orig_mod." + key,
     "compiled in part": lambda key: "unet." + key.replace(".attentions.", "._orig_mod.attentions."),
+    "sharded": lambda key: "_fsdp_wrapped_module.pipe.unet." + key.replace(".attn", "._checkpoint_wrapped_module.attn"),
+    "of parallel training, in part": lambda key: "UNet._forward_module." + key.replace(".attn1", ".module.attn1"),
     "LyCORIS": lambda key: "lycoris_" + kohya(key).removeprefix("lora_unet_"),
     "ComfyUI": lambda key: "diffusion_model." + key,
     "ComfyUI, the first code's names": lambda key: "diffusion_model." + first_code(key),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dive_fast.synth import load_plan
-from dive_fast.synth.manifest import read_manifest, samples
+from dive_fast.synth.manifest import read_manifest, read_pairs
 from dive_fast.synth.provenance import content_hash, jpeg_tags, png_tags
 from dive_fast.synth.verify import verify_dataset
 from tests.support.fake_engine import FakeEngine, contents, make, photo_plan, plan_of
@@ -157,7 +157,7 @@ def test_verify_finds_pairs_that_are_not_planned(out):
 
 
 def sampled(out: Path) -> set[str]:
-    return {sample.path.relative_to(out).as_posix() for sample in samples(out)}
+    return {sample.path.relative_to(out).as_posix() for sample in read_pairs(out)}
 
 
 def test_dropped_and_rejected_pairs_are_no_samples(out):
@@ -166,7 +166,7 @@ def test_dropped_and_rejected_pairs_are_no_samples(out):
     (out / "dropped.jsonl").write_text('{"pair_id":"0001-00000-cam3","reasons":["identity 0.1 < 0.5"]}\n')
     assert before - sampled(out) == {"cam3/0001/0001.png"}
     (out / "dropped.jsonl").write_text("{}\n")
-    refused(r"dropped\.jsonl line 1", samples, out)
+    refused(r"dropped\.jsonl line 1", read_pairs, out)
     (out / "dropped.jsonl").unlink()
     edit_first_record(out, lambda row: row.update(status="rejected"))
     assert before - sampled(out) == {"cam3/0001/0001.png"}
@@ -191,7 +191,7 @@ def test_dropped_and_rejected_pairs_are_no_samples(out):
 def test_untrusted_records(out, change, message):
     edit_first_record(out, change)
     refused(rf"00000\.jsonl line 1.*{message}", list, read_manifest(out))
-    refused(message, samples, out)
+    refused(message, read_pairs, out)
     assert any("00000.jsonl line 1" in problem for problem in verify_dataset(out).problems)
 
 
@@ -206,7 +206,7 @@ def test_broken_shard(out):
 
 def test_no_dataset(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        for read in (samples, verify_dataset, lambda out: list(read_manifest(out))):
+        for read in (read_pairs, verify_dataset, lambda out: list(read_manifest(out))):
             refused(r"plan\.json", read, folder)
     (tmp_path / "plan.json").write_text("[]")
     refused(r"plan\.json", verify_dataset, tmp_path)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dive_fast.synth import SynthesisPlan
 from dive_fast.synth.folder import open_store
@@ -16,7 +19,7 @@ from dive_fast.synth.layout import shard_pairs
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.synth.pack import key, pack
 from dive_fast.types import DiveError, Identity, to_dict
-from tests.support.fake_engine import FakeBank, FakeEngine, contents, make, plan_of
+from tests.support.fake_engine import FakeBank, FakeEngine, contents, make, photo_plan, plan_of
 from tests.support.refusals import refused
 
 
@@ -62,10 +65,31 @@ def test_every_pair_is_there_as_it_was_made(made: tuple[SynthesisPlan, Path], tm
         assert parts["ir.png"] == (source / record.files["ir"]).read_bytes()
         assert json.loads(parts["json"]) == to_dict(record)
     whole = contents(tmp_path / "tars")
-    (tmp_path / "tars/00002.tar").unlink()
+    for name in ("00001.tar", "00002.tar"):
+        (tmp_path / "tars" / name).unlink()
+    (tmp_path / "tars/00001.tar").symlink_to("00001.tar")  # leads nowhere, as a missing one
     pack(open_store(source), plan, open_store(tmp_path / "tars"), set())
     assert contents(tmp_path / "tars") == whole
     assert set(whole) == {"pack.json", *(f"{n:05d}.tar" for n in range(4))}
+
+
+def test_a_photo_that_lies_is_packed_upright(tmp_path: Path) -> None:
+    """In the dataset it keeps its bytes, by which a real set finds it again."""
+    plan = photo_plan(tmp_path / "photos", {"0001": 1, "0002": 1})
+    lying = tmp_path / "photos/0002/0.jpg"
+    upright, exif = Image.linear_gradient("L").resize((20, 50)).convert("RGB"), Image.Exif()
+    exif[274] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(lying, exif=exif, quality=95, subsampling=0)
+    make(plan, tmp_path / "set")
+    pack(open_store(tmp_path / "set"), plan, open_store(tmp_path / "tars"), set())
+    found = grouped(tmp_path / "tars")
+    records = {record.spec.pid: record for record in read_manifest(tmp_path / "set")}
+    for pid, path in (("0001", tmp_path / "photos/0001/0.jpg"), ("0002", lying)):
+        assert (tmp_path / "set" / records[pid].files["rgb"]).read_bytes() == path.read_bytes()
+    assert found[records["0001"].spec.pair_id]["rgb.jpg"] == (tmp_path / "photos/0001/0.jpg").read_bytes()
+    with Image.open(io.BytesIO(found[records["0002"].spec.pair_id]["rgb.jpg"])) as packed:
+        assert not packed.getexif()
+        assert np.abs(np.asarray(packed).astype(int) - np.asarray(upright)).mean() < 3
 
 
 def test_what_a_killed_pack_left_is_cleared(made: tuple[SynthesisPlan, Path], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def test_the_engine_is_asked_for_fewer_rows_outside_the_interval(tmp_path: Path)
     plan, engine = plan_of(pids=("0001",), pairs_per_identity=1, guidance_interval=(low, high)), FakeEngine()
     make(plan, tmp_path / "out", engine, rows=8)
     assert engine.eps_rows == [4, 8, 4, 4]  # four images; of the steps the second alone lies in low < sigma <= high
+    assert engine.batches == [4]  # announced before
 
 
 def test_options_override_a_preset(tmp_path: Path, tiny_engine: Path, run: Run) -> None:

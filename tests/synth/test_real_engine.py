@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dive_fast.synth.manifest import samples
+from dive_fast.synth.manifest import read_pairs
 from dive_fast.synth.verify import verify_dataset
 from tests.support.fake_engine import make, tiny_plan, write_photos
 from tests.support.tiny import HEIGHT, WIDTH
@@ -24,7 +24,7 @@ def test_batches_differ_by_rounding_at_most(engine, tmp_path, mode):
     for rows in (2, 12):
         make(plan, tmp_path / str(rows), engine, rows=rows)
         assert verify_dataset(tmp_path / str(rows)).problems == []
-    for one, many in zip(samples(tmp_path / "2"), samples(tmp_path / "12"), strict=True):
+    for one, many in zip(read_pairs(tmp_path / "2"), read_pairs(tmp_path / "12"), strict=True):
         pixels = [np.asarray(Image.open(sample.path)).astype(int) for sample in (one, many)]
         assert np.abs(pixels[0] - pixels[1]).max() <= 1
         assert np.ptp(pixels[0]) > 10

@@ -14,7 +14,7 @@ import torch
 
 from dive_fast import io
 from dive_fast.synth import save_plan
-from dive_fast.synth.manifest import read_manifest, samples
+from dive_fast.synth.manifest import read_manifest, read_pairs
 from dive_fast.synth.verify import verify_dataset
 from dive_fast.types import DiveError
 from tests.support.fake_engine import FakeEngine, contents, make, photo_plan, plan_of, start_run, wait_for_shards
@@ -34,7 +34,7 @@ def test_killed_then_rerun_equals_an_undisturbed_run(plan, out, undisturbed):
     for number in range(len(done), plan.shards):  # what a kill inside a write leaves
         (out / f".work/{number:05d}-0123abcd.tmp").write_bytes(b"half an ima")
     with pytest.warns(UserWarning, match=f"holds {3 * len(done)} of its plan's 18 pairs; run synth again"):
-        samples(out)
+        read_pairs(out)
     assert any("planned pairs are not made yet" in problem for problem in verify_dataset(out).problems)
 
     engine = FakeEngine()
@@ -225,7 +225,7 @@ def test_a_lost_photo_costs_its_own_pairs(tmp_path, out, mode, spoil):
         assert (summary.finished, summary.rejected, len(summary.lost)) == (True, 2, 1)
         assert str(bad) in summary.lost[0]
         assert {record.spec.pair_id for record in read_manifest(out) if record.status == "rejected"} == own
-        assert {s.path.parent.name for s in samples(out)} == {"0001", "0002", "0003"}
+        assert {s.path.parent.name for s in read_pairs(out)} == {"0001", "0002", "0003"}
         health = verify_dataset(out)
         assert (health.problems, health.rejected, health.recorded) == ([], 2, 18)
         assert health.incomplete == {bad.parent.name: {"rgb": (4, 6), "ir": (4, 6)}}

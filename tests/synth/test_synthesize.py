@@ -10,7 +10,7 @@ from PIL import Image
 
 from dive_fast.data.sysu import read_sysu
 from dive_fast.synth import load_plan, synthesize
-from dive_fast.synth.manifest import read_manifest, samples
+from dive_fast.synth.manifest import read_manifest, read_pairs
 from dive_fast.synth.verify import verify_dataset
 from tests.support import fake_engine
 from tests.support.fake_engine import HEIGHT, WIDTH, FakeEngine, contents, make, photo_plan, plan_of
@@ -165,7 +165,7 @@ def test_folder_is_complete_and_nothing_else(made):
 
 def test_samples_tell_real_from_synthetic(made):
     _, out, _, _ = made["real-rgb"]
-    found = samples(out)
+    found = read_pairs(out)
     assert {(s.camera, s.modality, s.source) for s in found} == {
         ("cam7", "rgb", "real"),
         ("cam3", "ir", "synthetic"),
@@ -175,14 +175,14 @@ def test_samples_tell_real_from_synthetic(made):
     assert len(real) == len({s.path for s in real}) == 3 + 2 + 3  # distinct photos, of which 0002 has two
     assert len(found) == len(real) + 18
     _, out, _, _ = made["synthetic"]
-    assert {s.source for s in samples(out)} == {"synthetic"}
-    assert len(samples(out)) == 36
+    assert {s.source for s in read_pairs(out)} == {"synthetic"}
+    assert len(read_pairs(out)) == 36
 
 
 def test_the_sysu_reader_and_the_manifest_agree(made):
     for _, out, _, _ in made.values():
         read = {(s.path, s.pid, s.camera, s.modality) for s in read_sysu(out, "trainval")}
-        assert read == {(s.path, s.pid, s.camera, s.modality) for s in samples(out)}
+        assert read == {(s.path, s.pid, s.camera, s.modality) for s in read_pairs(out)}
         assert {s.pid for s in read_sysu(out, "val")} == {"0003"}
 
 

@@ -162,6 +162,50 @@ def test_norms_read_channels_last_images_all_the_way(variant: str, linear: bool)
         assert x.is_contiguous(memory_format=torch.channels_last), tuple(x.shape)
 
 
+@torch.no_grad()
+def test_transformers_of_a_channels_last_unet_stay_so_without_any_kernel() -> None:
+    """As on a GPU: diffusers' own turn to channels-first, and the skips on the way up would be concatenated so.
+
+    With linear projections, as a convolution behind it would turn eager torch's images back.
+    """
+    graph, inputs = networks("kv-cache", use_linear_projection=True)
+    graph = graph.to(memory_format=torch.channels_last)
+    images = inputs[0].contiguous(memory_format=torch.channels_last)
+    expected, orders = graph(images, *inputs[1:]), []
+
+    class Concatenations(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.cat.default and args[0][0].ndim == 4:
+                orders.extend(x.is_contiguous(memory_format=torch.channels_last) for x in args[0])
+            return func(*args, **(kwargs or {}))
+
+    with Concatenations():
+        graph(images, *inputs[1:])
+    assert not all(orders)
+    orders.clear()
+    with use_kernels(graph) as applied, Concatenations():
+        found = graph(images, *inputs[1:])
+    assert applied.summary == "none" and len(orders) == 2 * UP_RESNETS and all(orders)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)  # 500 roundings of numbers of about 1
+
+
+@torch.no_grad()
+def test_the_norm_behind_a_convolution_takes_over_its_bias() -> None:
+    graph, inputs = networks("kv-cache")
+    biased: Counter[bool] = Counter()
+
+    class Convolutions(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.convolution.default:
+                biased[args[2] is not None] += 1
+            return func(*args, **(kwargs or {}))
+
+    resnets = sum(type(module).__name__ == "ResnetBlock2D" for module in graph.modules())
+    with use_kernels(graph, impl="reference"), Convolutions():
+        graph(*inputs)
+    assert biased[False] == resnets + UP_RESNETS  # of a shortcut, the half that reads the skip has none either
+
+
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("variant", ["plain", "kv-cache", "vae"])
@@ -240,9 +284,28 @@ def test_auto_takes_what_was_measured_as_fastest(measured: Callable[..., tuple[s
     impl, why = measured(times, why_not=("needs sm_80",))
     assert impl == "cudnn" and why == "measured: sdpa 3 ms, cudnn 2 ms; needs sm_80"
     assert measured({"sdpa": 1.0, "fused": 2.0})[0] is None
-    site = Site("geglu", "ff", "", {"inner": 1, "outer": 1}, 1, (), lambda: [])
-    unmeasured = fastest(site, torch.device("cuda"), torch.float16, True)
-    assert unmeasured == (None, "not measured in float16 on compute capability 90")
+
+
+@pytest.mark.parametrize(
+    ("op", "chip", "dtype", "why_not", "impl"),
+    [
+        ("geglu", 90, torch.float16, [], "fused"),
+        ("groupnorm_silu", 90, torch.bfloat16, [], "fused"),
+        ("attention", 90, torch.float16, [], None),
+        ("cross_attention", 90, torch.float16, [], None),
+        ("geglu", 80, torch.float16, [], None),
+        ("geglu", 90, torch.float32, [], None),
+        ("geglu", 90, torch.float16, ["needs triton"], None),
+    ],
+)
+def test_unmeasured_hopper_takes_our_norms_and_geglu_and_else_the_librarys(
+    op: str, chip: int, dtype: torch.dtype, why_not: list[str], impl: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dive_fast.unet.kernels.capability", lambda device: chip)
+    site = Site(op, "layer", "", {"inner": 1, "outer": 1}, 1, (), lambda: why_not)
+    found, why = fastest(site, torch.device("cuda"), dtype, True)
+    assert found == impl and f"not measured in {str(dtype)[6:]} on compute capability {chip}" in why
+    assert all(reason in why for reason in why_not)
 
 
 def test_unknown_names_and_modules_that_are_no_unet_or_have_kernels_are_refused() -> None:

@@ -18,6 +18,7 @@ from dive_fast.models.interop.lora import convert
 from dive_fast.models.interop.sources import CAMERAS, IDENTITIES, PEFT_CONFIG, Sources, find_sources
 from dive_fast.models.lora import lora_targets
 from dive_fast.models.phrase import ONE_WORD
+from dive_fast.models.prediction import check_trained_on
 from dive_fast.models.prompts import DEFAULT_TEMPLATE
 from dive_fast.types import Camera, Identity, InputError, shown
 
@@ -69,6 +70,7 @@ def import_adapter(
         raise InputError(
             f"no LoRA in {sources.describe()}; give one, or the adapter that the identities join (--init-from)"
         )
+    check_trained_on(sources.lora.metadata, bundle.scheduler_config, sources.lora.path)
     linears = {name: bundle.unet.get_submodule(name) for name in lora_targets(bundle.unet)}
     features = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
     converted = convert(sources.lora, features, sources.descriptions.get(PEFT_CONFIG), drop_unsupported)

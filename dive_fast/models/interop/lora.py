@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _MODELS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # by width of the text
 _REMEDY = "use the base model that it was trained on"
 _RENAME = "its layers have the shapes of this model and names of another layout; save it as diffusers, PEFT or kohya do"
-_WHOLE = re.compile("dora|magnitude|scal", re.IGNORECASE)  # in keys of no layer: they may change every layer
+_CONVERT = "save it converted to plain LoRA, or merge it into the base model"
+# In keys of no layer: they may change every layer.
+_WHOLE = re.compile("dora|magnitude|scal|alpha|multiplier|strength", re.IGNORECASE)
 _Keys = Mapping[str, str]  # the keys of one linear by part
 
 
@@ -73,7 +75,8 @@ def convert(
     unsupported = sorted(_display(name, keys, linears) for name, keys in layers.items() if name not in fitting)
     unsupported += others
     if not fitting:
-        remedy = _RENAME if _same_shapes(state, layers, linears) else _REMEDY
+        other_form = any(name in linears for name in layers)
+        remedy = _CONVERT if other_form else _RENAME if _same_shapes(state, layers, linears) else _REMEDY
         raise InputError(
             f"{state.path}: none of its {len(layers)} LoRA layers fits this base model{_text_width(state, layers)}: it"
             f" has {summarise(unsupported)}, first {shown(unsupported[0], 160)}, needed is attention as"

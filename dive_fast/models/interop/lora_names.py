@@ -24,8 +24,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 A, B, ALPHA = "A", "B", "alpha"
-_OF_PEFT = re.compile(r"((model|_orig_mod|module)[._])*base_model[._]")
-_WRAPPERS = re.compile(r"^((base_model|model|_orig_mod|module|diffusion_model|unet|lora_unet|lycoris)[._])+")
+_WITHIN = r"_orig_mod|module|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module"  # of any module, too
+_OF_PEFT = re.compile(rf"((model|{_WITHIN})[._])*base_model[._]")
+_AROUND = r"base_model|model|net|pipe|pipeline|state_dict|diffusion_model|unet|lora_unet|lycoris"
+_WRAPPERS = re.compile(rf"^(({_AROUND}|{_WITHIN})[._])+", re.IGNORECASE)
 _ENDINGS = {
     A: re.compile(r"\.(lora_A(\.[^.]+)?|lora_down|lora_linear_layer\.down)\.weight$"),
     B: re.compile(r"\.(lora_B(\.[^.]+)?|lora_up|lora_linear_layer\.up)\.weight$"),
@@ -96,7 +98,7 @@ def _first_name(linear: str, linears: list[str]) -> str:
 
 def _plain(name: str) -> str:
     """A linear's name without wrappers and dots."""
-    return _WRAPPERS.sub("", re.sub(r"\b_orig_mod\.", "", name)).replace(".", "_")
+    return _WRAPPERS.sub("", re.sub(rf"(?<![^.])({_WITHIN})\.", "", name)).replace(".", "_")
 
 
 def _owner(name: str, known: Mapping[str, str]) -> tuple[str, str] | None:
@@ -116,7 +118,7 @@ def folds_in_its_alpha(key: str) -> bool:
     if ".lora_A." not in key:
         return True
     wrappers = _WRAPPERS.match(key)
-    named = wrappers is not None and re.search("unet|diffusion_model|lycoris", wrappers[0])
+    named = wrappers is not None and re.search("unet|diffusion_model|lycoris", wrappers[0], re.IGNORECASE)
     return bool(named) and not _OF_PEFT.match(key)
 
 

@@ -107,7 +107,7 @@ def read_scaling(state: State, peft_config: Path | None) -> Scaling | None:
             data = parse_json(header.encode())
         except ValueError as error:
             raise InputError(f"{where} is not valid JSON ({brief(error, 80)}); save the file again") from error
-        if isinstance(data, dict):
+        if isinstance(data, dict) and "r" not in data:  # one of a whole pipeline, not of a UNet alone
             data = {key.removeprefix("unet."): value for key, value in data.items() if key.startswith("unet.")}
         if data != {}:
             return Scaling.parse(data, where)

@@ -56,7 +56,7 @@ def read_state(path: Path) -> State:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist or is no file; give a LoRA or embedding file, or a folder with them")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
 
 
 def _read_safetensors(path: Path) -> State:

@@ -87,9 +87,9 @@ def read_features(path: Path | str) -> FeatureFile:
     if path.is_dir():
         arrays = {key: _load_npy(path / f"{key}.npy") for key in KEYS if (path / f"{key}.npy").is_file()}
         digest = sha256_bytes("".join(sha256_file(path / f"{key}.npy") for key in arrays).encode())
-    elif path.suffix == ".npy" and path.exists():
+    elif path.suffix == ".npy" and path.is_file():
         arrays, digest = {DISTANCE: _load_npy(path)}, sha256_file(path)
-    elif path.suffix == ".mat" and path.exists():
+    elif path.suffix == ".mat" and path.is_file():
         arrays, digest = _load_mat(path), sha256_file(path)
     else:
         raise InputError(f"{path} is no .mat file, folder of .npy files or .npy file of distances, or does not exist")

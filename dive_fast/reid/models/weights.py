@@ -33,6 +33,10 @@ def folder_model(
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise InputError(f"weights: {folder} is not a folder of a transformers {name} (no config.json)")
+    if odd := sorted(
+        entry.name for entry in path.iterdir() if entry.exists() and not (entry.is_file() or entry.is_dir())
+    ):
+        raise InputError(f"weights: {path / odd[0]} is a pipe or device, which never ends; remove it")
     record = read_json(path / "config.json", "weights")
     kind = record.get("model_type") if isinstance(record, dict) else None
     if kind not in (form.model_type, *kinds):
@@ -87,8 +91,12 @@ def _loading(folder: str, name: str) -> Iterator[None]:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Reads the named tensors of a `.safetensors` file, or of a pickle that holds nothing else."""
+    if not path.is_file():
+        raise InputError(
+            f"weights: {path} does not exist or is no file; give a .safetensors file or a pickle of tensors"
+        )
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
             state = load_file(path)

@@ -22,7 +22,7 @@ THUMB = (96, 192)  # pixels at most; a page's picture is a few KB
 _QUALITY = 85
 _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""<style>
 .row { padding: 12px 0; border-bottom: 1px solid var(--line) }
-.row h3 { margin: 0 0 6px; font-size: 15px } .row h3 small { font-weight: 400; opacity: .75; margin-left: .6rem }
+.row h3 { margin: 0 0 6px; font-size: 15px } .row h3 small { opacity: .75 }
 .row .finds { display: flex; flex-wrap: wrap; gap: 7px }
 .row figure { position: relative }
 .row figure img { height: 132px; border: 4px solid #6b7280; border-radius: 4px }
@@ -30,7 +30,7 @@ _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).f
 .row figure b { position: absolute; top: 0; left: 0; width: 22px; font-size: 15px; line-height: 22px; color: #fff;
   border-radius: 4px 0 6px 0 }
 .row figure.right b { background: {{ right }} } .row figure.wrong b { background: {{ wrong }} }
-.row figcaption { height: auto; max-width: 92px; font-variant-numeric: tabular-nums }
+.row figcaption { font-variant-numeric: tabular-nums }
 nav a { margin-right: 1rem }
 </style>
 {{ before|safe }}

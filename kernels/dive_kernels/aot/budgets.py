@@ -1,4 +1,4 @@
-"""Holds kernels to their budgets: registers by architecture, and no spills. CI runs it."""
+"""Holds kernels to their budgets: registers by architecture, blocks a multiprocessor, no spills. CI runs it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from dive_kernels.chips import blocks_of
 from dive_kernels.package import Kernel
 
 STEP, MOST = 8, 255  # registers a thread: chips hand them out in steps of 8, up to 255
+# Blocks that a multiprocessor must hold, by kernel and architecture: with one alone, nothing runs while it waits.
+BLOCKS = {("attention.attention_kernel", 90): 2, ("geglu.geglu_kernel", 90): 2}
 BUDGETS = Path(__file__).with_name("budgets.json")
 
 
@@ -33,7 +36,7 @@ def used(kernels: Iterable[Kernel]) -> dict[str, dict[str, int]]:
 
 
 def excesses(kernels: Iterable[Kernel], budgets: dict[str, dict[str, int]]) -> list[str]:
-    """Names every kernel that spills, exceeds its budget or has none, with figure and limit."""
+    """Names every kernel that spills, exceeds its budget, has none, or lets too few blocks in, with figure and limit."""
     found = []
     for kernel in kernels:
         limit = budgets.get(name_of(kernel), {}).get(str(kernel.architecture))
@@ -43,4 +46,8 @@ def excesses(kernels: Iterable[Kernel], budgets: dict[str, dict[str, int]]) -> l
             found.append(f"{kernel.name} takes {kernel.registers} registers, {BUDGETS.name} has no limit for it")
         elif kernel.registers > limit:
             found.append(f"{kernel.name} takes {kernel.registers} registers, the limit is {limit}")
+        blocks = blocks_of(kernel.architecture, kernel.warps, kernel.registers, kernel.shared_bytes)
+        least = BLOCKS.get((name_of(kernel), kernel.architecture), 1)
+        if blocks < least:
+            found.append(f"{kernel.name} lets {blocks} block a multiprocessor run, the limit is {least}")
     return found

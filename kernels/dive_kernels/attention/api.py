@@ -7,8 +7,10 @@ from torch import Tensor
 
 from dive_kernels.attention.plan import plan
 from dive_kernels.attention.reference import attention_reference
+from dive_kernels.launch import Launch
 from dive_kernels.reasons import choose, refuse, why_not_here
-from dive_kernels.run import capability, run
+from dive_kernels.replay import launched
+from dive_kernels.run import capability
 from dive_kernels.sdpa import IMPLS, choice, library, misfits, why_not_tiled
 
 
@@ -39,9 +41,9 @@ def why_not_fused(query: Tensor, key: Tensor, value: Tensor, heads: int) -> list
 
 @torch.library.custom_op("dive::attention", mutates_args=())
 def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int, impl: str) -> Tensor:
-    choose("attention", impl, IMPLS)
     if impl == "fused":
-        refuse("attention: impl='fused' cannot run", why_not_fused(query, key, value, heads))
+        return launched(_planned, query, key, value, heads)
+    choose("attention", impl, IMPLS)
     refuse("attention", _misfits(query, key, value, heads))
     if impl == "auto":
         impl, _ = chosen(query, key, value, heads)
@@ -49,9 +51,14 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int, impl: str)
         return attention_reference(query, key, value, heads)
     if impl != "fused":
         return library("attention", query, key, value, heads, impl)
+    return launched(_planned, query, key, value, heads)
+
+
+def _planned(query: Tensor, key: Tensor, value: Tensor, heads: int) -> tuple[list[Launch], Tensor]:
+    """Returns the kernel's launch and its output; raises `ValueError` with every reason against it."""
+    refuse("attention: impl='fused' cannot run", why_not_fused(query, key, value, heads))
     launch, out = plan(query, key, value, heads, capability(query.device))
-    run(launch)
-    return out
+    return [launch], out
 
 
 @_attention.register_fake

@@ -39,13 +39,15 @@ def shape(head_dim: int, dtype: torch.dtype, capability: int) -> tuple[int, int,
     """Returns queries and keys of a tile, warps and pipeline stages.
 
     Registers a thread of Triton 3.9 at head dims 40, 80, 160, no spills: sm_80 128, 168, 255; sm_86 and sm_89 128, 179,
-    255; sm_90 126, 121, 188; sm_100 127, 128, 189; sm_120 128, 212, 254. Chosen by these and by occupancy, not by time.
+    255; sm_90 126, 120, 188; sm_100 127, 128, 189; sm_120 128, 212, 254. Chosen by these and by occupancy, not by time.
     """
     width = sum(head_tiles(head_dim))
     if capability == INTERPRETER:
         return 64, 64, 4, 1
     if dtype == torch.float32:
         return 16, 16, 8, 1  # without tensor cores; larger tiles spill, and at head dim 160 this one too
+    if capability == 90 and 48 < width <= 96:
+        return 128, 32, 8, 3  # with 64 keys Triton 3.6 takes 140 registers: one block a multiprocessor
     if 90 <= capability < 120:
         return (128, 64, 8, 3) if width <= 96 else (64, 32, 4, 3)
     if width <= 48 or width == 128:  # one tile of 128 spills in smaller blocks

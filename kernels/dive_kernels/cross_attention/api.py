@@ -7,8 +7,10 @@ from torch import Tensor
 
 from dive_kernels.cross_attention.plan import LARGEST_KEYS, plan, why_not_in_shared_memory
 from dive_kernels.cross_attention.reference import cross_attention_reference
+from dive_kernels.launch import Launch
 from dive_kernels.reasons import choose, refuse, why_not_here
-from dive_kernels.run import capability, run
+from dive_kernels.replay import launched
+from dive_kernels.run import capability
 from dive_kernels.sdpa import IMPLS, choice, library, misfits, why_not_tiled
 
 
@@ -68,22 +70,33 @@ def why_not_fused(query: Tensor, key: Tensor, value: Tensor, prompt_index: Tenso
 def _cross_attention(
     query: Tensor, key: Tensor, value: Tensor, prompt_index: Tensor, heads: int, impl: str, validate: bool
 ) -> Tensor:
+    given = (query, key, value, prompt_index, heads)
+    if impl == "fused" and not validate:
+        return launched(_planned, *given)
     choose("cross_attention", impl, IMPLS)
     if impl == "fused":
-        refuse("cross_attention: impl='fused' cannot run", why_not_fused(query, key, value, prompt_index, heads))
+        refuse("cross_attention: impl='fused' cannot run", why_not_fused(*given))
     refuse("cross_attention", _misfits(query, key, value, prompt_index, heads))
     if validate and not (prompt_index.is_cuda and torch.cuda.is_current_stream_capturing()):
         refuse("cross_attention", _unknown(prompt_index, len(key)))
     if impl == "auto":
-        impl, _ = chosen(query, key, value, prompt_index, heads)
+        impl, _ = chosen(*given)
+    if impl == "fused":
+        return launched(_planned, *given)
     if impl == "reference":
         return cross_attention_reference(query, key, value, prompt_index, heads)
-    if impl != "fused":
-        key, value = (x.index_select(0, prompt_index) for x in (key, value))
-        return library("cross_attention", query, key, value, heads, impl)
-    launch, out = plan(query, key, value, prompt_index, heads, capability(query.device))
-    run(launch)
-    return out
+    key, value = (x.index_select(0, prompt_index) for x in (key, value))
+    return library("cross_attention", query, key, value, heads, impl)
+
+
+def _planned(
+    query: Tensor, key: Tensor, value: Tensor, prompt_index: Tensor, heads: int
+) -> tuple[list[Launch], Tensor]:
+    """Returns the kernel's launch and its output; raises `ValueError` with every reason against it."""
+    given = (query, key, value, prompt_index, heads)
+    refuse("cross_attention: impl='fused' cannot run", why_not_fused(*given))
+    launch, out = plan(*given, capability(query.device))
+    return [launch], out
 
 
 @_cross_attention.register_fake

@@ -10,9 +10,11 @@ from torch import Tensor
 from dive_kernels.geglu.eager import geglu_eager
 from dive_kernels.geglu.plan import plan
 from dive_kernels.geglu.reference import geglu_reference
+from dive_kernels.launch import Launch
 from dive_kernels.reasons import against_fused, last_strides, one_place, one_type, present, why_not_here
-from dive_kernels.run import capability, run
-from dive_kernels.table import fastest, measured
+from dive_kernels.replay import launched
+from dive_kernels.run import capability
+from dive_kernels.table import fastest, measured, unmeasured
 
 IMPLS = ("auto", "reference", "fused", "eager")
 
@@ -21,9 +23,9 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor | None, *, impl: str = "auto")
     """Returns hidden * gelu(gate) of a projection: `x` [..., K], `weight` [2N, K], `bias` [2N] or None -> [..., N].
 
     The first N outputs of the projection are hidden, the others gate, as in diffusers' GEGLU; GELU is exact and the result
-    has the type of `x`. `auto` takes the fastest implementation in the table of measurements, torch's own kernels
-    (`eager`) if there is none. Any other `impl` runs or raises `ValueError` with every reason against it. There are no
-    gradients.
+    has the type of `x`. `auto` takes the fastest implementation in the table of measurements, and where nobody measured
+    that of `table.unmeasured` or torch's own kernels (`eager`). Any other `impl` runs or raises `ValueError` with every
+    reason against it. There are no gradients.
     """
     result: Tensor = torch.ops.dive.geglu(x, weight, bias, impl)
     return result
@@ -41,14 +43,20 @@ def why_not_fused(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[str]:
 @torch.library.custom_op("dive::geglu", mutates_args=())
 def _geglu(x: Tensor, weight: Tensor, bias: Tensor | None, impl: str) -> Tensor:
     given = (x, weight, bias)
-    against = against_fused("geglu", impl, IMPLS, _misfits(*given), lambda: why_not_fused(*given))
-    if impl == "auto":
-        impl = _fastest(x, weight, [] if against else ["fused"])
     if impl == "fused":
-        launch, output = plan(*given, capability(x.device))
-        run(launch)
-        return output
+        return launched(_planned, *given)
+    against = against_fused("geglu", impl, IMPLS, _misfits(*given), lambda: why_not_fused(*given))
+    if impl == "auto" and _fastest(x, weight, [] if against else ["fused"]) == "fused":
+        return launched(_planned, *given)
     return geglu_reference(*given) if impl == "reference" else geglu_eager(*given)
+
+
+def _planned(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[list[Launch], Tensor]:
+    """Returns the kernel's launch and its output; raises `ValueError` with every reason against it."""
+    given = (x, weight, bias)
+    against_fused("geglu", "fused", IMPLS, _misfits(*given), lambda: why_not_fused(*given))
+    launch, output = plan(*given, capability(x.device))
+    return [launch], output
 
 
 @_geglu.register_fake
@@ -57,10 +65,12 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, impl: str) -> Tensor:
 
 
 def _fastest(x: Tensor, weight: Tensor, kernels: list[str]) -> str:
-    """Returns what `auto` takes: our kernel only if a measurement has it first."""
+    """Returns what `auto` takes."""
     key = {"inner": weight.shape[1], "outer": weight.shape[0] // 2}
     work = math.prod(x.shape[:-1]) * key["outer"]
-    return fastest(measured("geglu", capability(x.device), x.dtype, key, work), [*kernels, "eager"], "eager")
+    chip = capability(x.device)
+    default = unmeasured("geglu", chip, x.dtype, bool(kernels)) or "eager"
+    return fastest(measured("geglu", chip, x.dtype, key, work), [*kernels, "eager"], default)
 
 
 def _misfits(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[str]:

@@ -12,9 +12,11 @@ from dive_kernels.groupnorm_silu.arguments import Arguments
 from dive_kernels.groupnorm_silu.eager import groupnorm_silu_eager
 from dive_kernels.groupnorm_silu.plan import plan
 from dive_kernels.groupnorm_silu.reference import groupnorm_silu_reference
+from dive_kernels.launch import Launch
 from dive_kernels.reasons import against_fused, last_strides, one_place, one_type, present, why_not_here
-from dive_kernels.run import capability, run
-from dive_kernels.table import fastest, measured
+from dive_kernels.replay import launched
+from dive_kernels.run import capability
+from dive_kernels.table import fastest, measured, unmeasured
 
 IMPLS = ("auto", "reference", "fused", "eager")
 LARGEST_ROW = 2**31 - 1  # elements: inside a row the kernels count in 32 bits
@@ -36,8 +38,8 @@ def groupnorm_silu(
 
     `x` is [R, C1, h, w], `skip` [R, C2, h, w] or None, `weight` and `bias` [C1 + C2]. `shift` [R or 1, C1] is added to
     each channel of `x` first, as a resnet adds its time embedding; it excludes `skip`. `auto` takes the fastest
-    implementation in the table of measurements, torch's own kernels (`eager`) if there is none. Any other `impl` runs
-    or raises `ValueError` with every reason against it. There are no gradients.
+    implementation in the table of measurements, and where nobody measured that of `table.unmeasured` or torch's own kernels
+    (`eager`). Any other `impl` runs or raises `ValueError` with every reason against it. There are no gradients.
     """
     result: Tensor = torch.ops.dive.groupnorm_silu(x, weight, bias, groups, eps, skip, shift, silu, impl)
     return result
@@ -72,15 +74,11 @@ def _groupnorm_silu(
     impl: str,
 ) -> Tensor:
     given = Arguments(x, weight, bias, groups, eps, skip, shift, silu)
-    against = against_fused(
-        "groupnorm_silu", impl, IMPLS, _misfits(given), lambda: why_not_fused(x, weight, bias, skip=skip, shift=shift)
-    )
-    if impl == "auto":
-        impl = _fastest(given, [] if against else ["fused"])
     if impl == "fused":
-        launches, output = plan(given)
-        run(*launches)
-        return output
+        return launched(_planned, *given)
+    against = _against(given, impl)
+    if impl == "auto" and _fastest(given, [] if against else ["fused"]) == "fused":
+        return launched(_planned, *given)
     return groupnorm_silu_reference(given) if impl == "reference" else groupnorm_silu_eager(given)
 
 
@@ -91,12 +89,26 @@ def _fake(*given: Any) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
+def _planned(*given: Any) -> tuple[list[Launch], Tensor]:
+    """Returns the kernels' launches and their output; raises `ValueError` with every reason against them."""
+    _against(Arguments(*given), "fused")
+    return plan(Arguments(*given))
+
+
+def _against(given: Arguments, impl: str) -> list[str]:
+    """As `reasons.against_fused`."""
+    x, weight, bias, skip, shift = given.x, given.weight, given.bias, given.skip, given.shift
+    why_not = lambda: why_not_fused(x, weight, bias, skip=skip, shift=shift)  # noqa: E731
+    return against_fused("groupnorm_silu", impl, IMPLS, _misfits(given), why_not)
+
+
 def _fastest(given: Arguments, kernels: list[str]) -> str:
-    """Returns what `auto` takes: a kernel of ours only if a measurement has it first."""
+    """Returns what `auto` takes."""
     x, key = given.x, given.key
     work = x.shape[0] * key["channels"] * x.shape[2] * x.shape[3]
-    times = measured("groupnorm_silu", capability(x.device), x.dtype, key, work)
-    return fastest(times, [*kernels, "eager"], "eager")
+    chip = capability(x.device)
+    default = unmeasured("groupnorm_silu", chip, x.dtype, bool(kernels)) or "eager"
+    return fastest(measured("groupnorm_silu", chip, x.dtype, key, work), [*kernels, "eager"], default)
 
 
 def _misfits(given: Arguments) -> list[str]:

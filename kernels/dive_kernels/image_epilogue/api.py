@@ -8,7 +8,7 @@ from torch import Tensor
 from dive_kernels.image_epilogue.plan import block_pixels, plan
 from dive_kernels.image_epilogue.reference import image_epilogue_reference
 from dive_kernels.reasons import against_fused, why_not_here
-from dive_kernels.run import run
+from dive_kernels.run import run, why_not_loaded
 
 IMPLS = ("auto", "reference", "fused")
 MOST_BLOCKS = 65535  # of a grid's second dimension, in CUDA
@@ -18,7 +18,8 @@ def image_epilogue(images: Tensor, *, impl: str = "auto") -> tuple[Tensor, Tenso
     """Converts images [B, 3, H, W] of about -1..1 to (uint8 [B, H, W, 3], int32 [B]: values that are not finite).
 
     (x * 0.5 + 0.5) is clamped to 0..1, multiplied by 255 and rounded half to even, in float32 for every type. `auto` takes
-    the kernel if it can run and else the reference: both give the same bytes. `fused` runs the kernel or raises
+    the kernel if it can run and else the reference, with a warning where the kernel cannot be compiled or loaded: both give
+    the same bytes. `fused` runs the kernel or raises
     `ValueError` with every reason against it. There are no gradients.
     """
     pixels, broken = torch.ops.dive.image_epilogue(images, impl)
@@ -42,6 +43,8 @@ def _image_epilogue(images: Tensor, impl: str) -> tuple[Tensor, Tensor]:
     if impl == "reference" or against:
         return image_epilogue_reference(images)
     launch, outputs = plan(images)
+    if impl == "auto" and why_not_loaded(launch) is not None:
+        return image_epilogue_reference(images)
     run(launch)
     return outputs
 

@@ -1,5 +1,6 @@
 """LoRA of other tools: the same adapter from every layout, exact scaling, and layers that fit nowhere are named."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,32 @@ def test_the_header_that_diffusers_writes_counts(bundle, adapter, identity, tmp_
     assert_acts_as_in_diffusers(bundle, tmp_path / "pytorch_lora_weights.safetensors", identity)
 
 
+def test_the_header_of_a_unet_that_diffusers_saved_alone_counts(bundle, identity, tmp_path):
+    """`save_lora_adapter` of a network writes names and header without the prefix of a pipeline."""
+    from peft import LoraConfig
+
+    unet = copy.deepcopy(bundle.unet)
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=6, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+    unet.save_lora_adapter(tmp_path)
+    ours = run_unet(fuse(bundle, take(bundle, tmp_path / "pytorch_lora_weights.safetensors", identity).adapter).unet)
+    plain, truth = run_unet(unet), run_unet(unet.double())
+    assert (ours.double() - truth).abs().max() <= 2 * (plain.double() - truth).abs().max()
+
+
+@pytest.mark.parametrize("header", [{"ss_v_parameterization": "True"}, {"modelspec.prediction_type": "v"}])
+def test_a_lora_of_a_model_with_another_prediction_is_refused(header, bundle, adapter, identity, tmp_path):
+    path = write_lora(tmp_path / "lora.safetensors", adapter, "kohya")
+    save_file(load_file(path), path, metadata=header)
+    refused("lora.safetensors.* v_prediction .* epsilon", take, bundle, path, identity)
+    scheduler = {**bundle.scheduler_config, "prediction_type": "v_prediction"}
+    of_its_kind = replace(bundle, scheduler_config=scheduler)
+    assert_same_tensors(take(of_its_kind, path, identity).adapter.lora, adapter.lora)
+    save_file(
+        load_file(path), path, metadata={"ss_v_parameterization": "False", "modelspec.prediction_type": "epsilon"}
+    )
+    assert_same_tensors(take(bundle, path, identity).adapter.lora, adapter.lora)
+
+
 def test_with_one_factor_ranks_may_differ_exactly_and_alpha_0_removes_a_linear(bundle, adapter, identity, tmp_path):
     """Zeros pad the smaller ranks and no number changes."""
     pairs = {linear: (a, b, 1.5 * len(a)) for linear, (a, b, _) in mixed(adapter).items()}
@@ -193,7 +220,7 @@ def test_magnitudes_under_other_names_than_their_linears_have_are_no_lora(
     refused("none of its 32", take, bundle, path, identity, drop_unsupported=True)
 
 
-@pytest.mark.parametrize("name", ["dora_magnitudes.0", "all.scale"])
+@pytest.mark.parametrize("name", ["dora_magnitudes.0", "all.scale", "alpha", "multiplier"])
 def test_a_magnitude_of_no_layer_stops_the_import(name, bundle, adapter, identity, tmp_path):
     path = write_lora(tmp_path / "dora.safetensors", adapter, "kohya", **{name: torch.ones(32)})
     refused(name, take, bundle, path, identity, drop_unsupported=True)

@@ -50,6 +50,11 @@ def test_a_pickle_of_a_newer_protocol_calls_nothing_either(tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
+def test_a_suffix_in_capitals_counts(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "LORA.SAFETENSORS")
+    assert torch.equal(read_state(tmp_path / "LORA.SAFETENSORS").values["a"], torch.ones(2))
+
+
 def truncated(path: Path, **options: bool) -> None:
     torch.save({"a": torch.zeros(1000)}, path, **options)
     path.write_bytes(path.read_bytes()[:500])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from dive_fast.reid.models.convolutional import NonLocal
 from dive_fast.reid.models.vit import CLIP, HALF, SIZES, clip, resize_positions, vit
 from dive_fast.reid.models.weights import read_state, resnet50_state
 from dive_fast.types import DiveError
+from tests.support.checkpoints import torchvision_state
 from tests.support.refusals import refused
 
 TINY = dict(zip(SIZES, (24, 2, 3, 40, 16), strict=True))
@@ -71,41 +73,6 @@ def test_agw_has_2_blocks_in_the_second_stage_and_3_in_the_third():
     marks = "".join("n" if isinstance(layer, NonLocal) else "r" for layer in trunk)
     assert marks == "rrr" + "rrrnrn" + "rrrrnrnrn" + "rrr"
     assert [m.query.in_channels for m in trunk if isinstance(m, NonLocal)] == [512] * 2 + [1024] * 3
-
-
-def torchvision_state(old: bool = False) -> dict[str, torch.Tensor]:
-    """Random tensors with the names and shapes of torchvision's resnet50, written down from its paper's table."""
-    generator = torch.Generator().manual_seed(3)
-    state: dict[str, torch.Tensor] = {}
-
-    def conv(name, outputs, inputs, size):
-        state[f"{name}.weight"] = torch.randn(outputs, inputs, size, size, generator=generator) * (
-            (2 / (inputs * size * size)) ** 0.5
-        )
-
-    def norm(name, channels):
-        for leaf, low in (("weight", 0.5), ("bias", -0.2), ("running_mean", -0.2), ("running_var", 0.5)):
-            state[f"{name}.{leaf}"] = torch.rand(channels, generator=generator) * (0.4 if low < 0 else 0.6) + low
-        if not old:
-            state[f"{name}.num_batches_tracked"] = torch.tensor(7)
-
-    conv("conv1", 64, 3, 7)
-    norm("bn1", 64)
-    inputs = 64
-    for stage, depth in enumerate((3, 4, 6, 3), start=1):
-        inner, outputs = 32 * 2**stage, 128 * 2**stage
-        for block in range(depth):
-            where = f"layer{stage}.{block}"
-            convolutions = (inner, inputs, 1), (inner, inner, 3), (outputs, inner, 1)
-            for number, (o, i, size) in enumerate(convolutions, start=1):
-                conv(f"{where}.conv{number}", o, i, size)
-                norm(f"{where}.bn{number}", o)
-            if block == 0:
-                conv(f"{where}.downsample.0", outputs, inputs, 1)
-                norm(f"{where}.downsample.1", outputs)
-            inputs = outputs
-    state["fc.weight"], state["fc.bias"] = torch.zeros(1000, 2048), torch.zeros(1000)
-    return state
 
 
 def functional_resnet50(images: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -352,6 +319,16 @@ def test_damaged_weights_are_refused(tmp_path):
     refused(tmp_path.name, tokens_of, vit, "vit-b16", tmp_path)
     file.unlink()
     refused(tmp_path.name, tokens_of, vit, "vit-b16", tmp_path)
+
+
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(tmp_path):
+    save_vit(tmp_path)
+    for name in ("model.safetensors", "weights.pt"):
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+    refused("model.safetensors", tokens_of, vit, "vit-b16", tmp_path)
+    refused("weights.pt", read_state, tmp_path / "weights.pt")
+    refused("missing.pt does not exist", read_state, tmp_path / "missing.pt")
 
 
 def test_missing_transformers_names_the_extra(monkeypatch):
