@@ -48,9 +48,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(VENV)/bin/dive-fast demo --out demo
 
-# The tests build with TensorRT for RTX (250 MB), which needs no GPU for that; the demo needs neither.
+# The tests build with TensorRT for RTX (250 MB), which needs no GPU for that, and run OpenVINO (180 MB).
 $(VENV)/rtx: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rtx]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rtx,openvino]'
 	@touch $@
 
 # The kernels' tests run under Triton's interpreter (1 GB), which needs no GPU.

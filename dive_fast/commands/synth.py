@@ -205,7 +205,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def synth(
     plan: Annotated[Path, "Plan file, from dive-fast plan."],
-    engine: Annotated[Path, "Engine folder (onnxruntime, TensorRT) or fused model folder (torch)."],
+    engine: Annotated[Path, "Engine folder (onnxruntime, OpenVINO, TensorRT) or fused model folder (torch)."],
     out: Annotated[str, "Dataset to write, a folder or a URL (s3://, gs://): a SYSU-MM01 tree with a manifest."],
     backend: Backend = "auto",
     device: Device = "auto",
@@ -228,7 +228,8 @@ def synth(
     ] = False,
     graphs: Annotated[bool, "torch-compiled, tensorrt: replay UNet calls as CUDA graphs."] = False,
     cache: Annotated[
-        Path | None, "onnxruntime-tensorrt: folder for what TensorRT builds; by default in the user's cache."
+        Path | None,
+        "Folder of what onnxruntime-tensorrt builds (by default in the user's cache) or openvino compiles (default: none).",
     ] = None,
     json: Json = False,
 ) -> None:

@@ -24,13 +24,16 @@ def load_engine(
     """Opens the engine in `path`: an engine folder (`engine.json`) by the backend it was made for, a folder that optimum
     exported (`unet/model.onnx`) by onnxruntime, a fused or base model folder by torch.
 
-    `backend` is auto or a name in `registry.BACKENDS`. torch-compiled is torch with inductor, whose first call of each row
-    count takes a minute or more (`CompiledEngine`). onnxruntime-tensorrt is onnxruntime with its TensorRT provider, which
-    builds at the first call of each shape and keeps its engines in `cache` (by default in the user's cache folder).
-    `device` is auto, cpu or cuda; `precision` auto, fp32, fp16 or bf16 (auto: the graphs' own; torch: fp32 on a CPU, fp16
-    on a GPU); `size` is (height, width) in pixels, by default the model's own, and another only where the graphs leave it
-    free. `threads` limits the CPU threads (torch: of the whole process). `check_finite` checks the output of every network
-    (`EngineBase`). `graphs` replays UNet calls as CUDA graphs (torch-compiled, tensorrt, tensorrt-rtx).
+    `backend` is auto or a name in `registry.BACKENDS`. openvino runs exported engines in fp32 or bf16; it compiles at the
+    first call of each shape, for seconds, and keeps that in `cache` if one is given. torch-compiled is torch with inductor,
+    whose first call of each row count takes a minute or more (`CompiledEngine`). onnxruntime-tensorrt is onnxruntime with
+    its TensorRT provider, which builds at the first call of each shape and keeps its engines in `cache` (by default in the
+    user's cache folder). `device` is auto, cpu or cuda; `precision` auto, fp32, fp16 or bf16 (auto: the graphs' own; torch:
+    fp32 on a CPU, fp16 on a GPU); `size` is (height, width) in pixels, by default the model's own, and another only where
+    the graphs leave it free. `threads` limits the CPU threads (torch: of the whole process). `check_finite` checks the
+    output of every network (`EngineBase`). `graphs` replays UNet calls as CUDA graphs (torch-compiled, tensorrt,
+    tensorrt-rtx).
+
     Raises `InputError` for a bad folder or option, and `DiveError` with every reason why this choice cannot run here.
     """
     known = choices()
@@ -40,7 +43,7 @@ def load_engine(
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     folder = Path(path)
-    row, kind, why = _backend(folder, backend)
+    row, kind, why = _backend(folder, backend, device, precision)
     choice = Choice(
         backend=row,
         kind=kind,
@@ -57,7 +60,7 @@ def load_engine(
     return engine
 
 
-def _backend(folder: Path, name: str) -> tuple[Backend, str, str]:
+def _backend(folder: Path, name: str, device: str, precision: str) -> tuple[Backend, str, str]:
     """The backend that opens `folder`, the kind that it reads, and why it was chosen."""
     kinds = _kinds(folder)
     if not kinds:
@@ -69,7 +72,11 @@ def _backend(folder: Path, name: str) -> tuple[Backend, str, str]:
     for kind in kinds:
         for row in BACKENDS.values():
             if kind in row.reads and name in ("auto", row.name):
-                return row, kind, f"the folder holds {KINDS.get(kind, 'a built engine')}"
+                why = f"the folder holds {KINDS.get(kind, 'a built engine')}"
+                if name == "auto" and row.wins:
+                    why = resolve(row.wins)(folder, device, precision)
+                if why:
+                    return row, kind, why
     runs = ", ".join(row.name for kind in kinds for row in BACKENDS.values() if kind in row.reads)
     raise InputError(f"backend {shown(name)} cannot open {folder}, which is for {runs}; {BACKENDS[name].remedy}")
 
