@@ -128,13 +128,13 @@ def model_op_counts(subject: Subject) -> ModelOpCounts:
 
 
 def computed_in(engine: Engine) -> torch.dtype:
-    """Of weights and activations as the engine computes; fp8 counts as half precision, which most of its layers have.
+    """Of weights and activations as the engine computes; fp8 counts as half precision, int8 as fp32: the type of the graph.
 
     On a CPU onnxruntime has kernels for fp32 alone, to which it casts whatever a graph holds.
     """
     if engine.spec.backend == "onnxruntime" and engine.device.type == "cpu":
         return torch.float32
-    return DTYPES.get(engine.spec.precision, torch.float16)
+    return DTYPES.get(engine.spec.precision, torch.float32 if engine.device.type == "cpu" else torch.float16)
 
 
 def run_bench(

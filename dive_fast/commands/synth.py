@@ -53,7 +53,7 @@ def plan(
     seed: Annotated[NonNegativeInt, "Seed of the run; equal plans give equal images."] = 0,
     preset: PresetName = None,
     precision: Annotated[
-        Literal["any", "fp32", "fp16", "bf16", "fp8"] | None,
+        Literal["any", "fp32", "fp16", "bf16", "fp8", "int8"] | None,
         "Precision that engines of the plan must have; by default the preset's (turbo: fp8), else any.",
     ] = None,
     strength: Annotated[Fraction, "photo-guided: how far the infrared image may leave the photo."] = STRENGTH,

@@ -1,4 +1,4 @@
-"""An exported engine folder run by OpenVINO on a CPU, in fp32 or, where the CPU has it, in bf16.
+"""An exported engine folder run by OpenVINO on a CPU: fp32, in bf16 too where the CPU has that, and int8.
 
 OpenVINO reads the graphs of `dive-fast export` as they are, Attention of opset 23 included. With free rows it is slower
 than onnxruntime, with fixed ones faster. So each network is compiled once for each shape that it is called with.
@@ -25,7 +25,7 @@ from dive_fast.io import brief
 from dive_fast.types import DiveError, EngineSpec, InputError
 
 BF16 = ("avx512_bf16", "amx_bf16")  # torch's names of the instructions
-HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names; without a hint it computes in bf16 where it can
+RUNS = {"fp32": ("fp32", "bf16"), "int8": ("int8",)}  # precision of an export: those that it can run in
 TYPES = {"f32": "tensor(float)", "i32": "tensor(int32)", "i64": "tensor(int64)"}
 KEPT = 2  # compiled shapes of a network: guidance in an interval alternates between two, and each holds the weights
 
@@ -38,7 +38,7 @@ def wins(folder: Path, device: str, precision: str) -> str:
     on_gpu = device == "auto" and torch.cuda.is_available()
     if on_gpu or _reasons(read_spec(folder), Choice(OPENVINO, EXPORTED, "", device, precision=precision)):
         return ""
-    return f"the folder holds {KINDS[EXPORTED]}, which openvino ran 1.1 times as fast as onnxruntime on an x86 CPU"
+    return f"the folder holds {KINDS[EXPORTED]}, which openvino ran faster than onnxruntime on an x86 CPU"
 
 
 def open_openvino(folder: Path, choice: Choice) -> Engine:
@@ -48,7 +48,7 @@ def open_openvino(folder: Path, choice: Choice) -> Engine:
     if importlib.util.find_spec("openvino") is None:
         reasons.append("openvino is not installed: pip install 'dive-fast[openvino]'")
     choice.refuse(folder, reasons)
-    precision = "fp32" if choice.precision == "auto" else choice.precision
+    precision = _precision(spec, choice)
     files = read_engine(folder, replace(spec, backend=OPENVINO.name, precision=precision)).resized(choice.size)
     settings = _settings(precision, choice.threads, choice.cache and choice.cache / files.fingerprint[:16])
     networks = {}
@@ -65,8 +65,11 @@ def open_openvino(folder: Path, choice: Choice) -> Engine:
 def _reasons(spec: EngineSpec, choice: Choice) -> list[str]:
     """What of the folder and of this CPU speaks against `choice`; not what the backend's row says."""
     reasons = foreign(spec) + fit_reasons(spec, replace(choice, precision="auto"))
-    if spec.precision != "fp32":
-        reasons.append(f"precision {spec.precision}: openvino reads an fp32 export, and can run that in bf16")
+    if _precision(spec, choice) not in RUNS.get(spec.precision, ()):
+        reasons.append(
+            f"precision {_precision(spec, choice)}: the engine is {spec.precision}; openvino runs fp32 exports, in fp32 "
+            "or bf16, and int8 ones (dive-fast quantize --to int8)"
+        )
     if "kv_gather" in spec.optimizations:
         reasons.append("openvino does not read our kernel's node, export without --kernels")
     if choice.precision == "bf16" and not bf16_here():
@@ -74,6 +77,10 @@ def _reasons(spec: EngineSpec, choice: Choice) -> list[str]:
     if choice.graphs:
         reasons.append("graphs: they are CUDA graphs, openvino runs on a CPU")
     return reasons
+
+
+def _precision(spec: EngineSpec, choice: Choice) -> str:
+    return spec.precision if choice.precision == "auto" else choice.precision
 
 
 def bf16_here() -> bool:
@@ -85,7 +92,7 @@ def bf16_here() -> bool:
 def _settings(precision: str, threads: int | None, cache: Path | None) -> dict[str, Any]:
     """What networks are compiled with. Threads are not pinned, as processes side by side would share the same cores."""
     settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",  # by default bf16 where it can
         "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,

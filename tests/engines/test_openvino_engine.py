@@ -15,6 +15,7 @@ from dive_fast.engines import load_engine, openvino_engine
 from dive_fast.engines.openvino_engine import KEPT, bf16_here, wins
 from dive_fast.engines.registry import BACKENDS, OPENVINO
 from dive_fast.types import DiveError, InputError
+from tests.support.cli import Run
 from tests.support.engines import assert_predicts_as, edit_spec, given, near
 from tests.support.tiny import LATENT_SHAPE
 
@@ -59,6 +60,24 @@ def test_bf16_is_as_near_as_bf16_by_torch(tiny_engine: Path, tiny_fused: Path) -
     assert 2**-12 < off["ours"] <= 2 * off["torch"]
     half = opened(tiny_engine, precision="bf16")
     assert half.spec.precision == "bf16" and half.fingerprint != opened(tiny_engine).fingerprint
+
+
+def test_int8_layers_are_off_by_no_more_than_their_gate_allows(
+    tiny_engine: Path, tiny_fused: Path, tmp_path: Path, run: Run
+) -> None:
+    """On other inputs than those held out: the same kind of error, not the same number."""
+    line = f"quantize --to int8 --engine {tiny_engine} --model {tiny_fused} --out {tmp_path / 'int8'}"
+    code, _, error = run(f"{line} --budget 0.05 --images 2 --steps 1")
+    assert code == 0, error
+    engine, exact = opened(tmp_path / "int8"), load_engine(tiny_fused, "torch", "cpu")
+    assert engine.spec.precision == "int8"
+    embeddings, latents, index = given(2, 2, 4)
+    found, expected = (e.eps(latents, 500, e.condition(embeddings), index) for e in (engine, exact))
+    assert 1e-3 < float((found - expected).norm() / expected.norm()) < 3 * 0.05
+    with pytest.raises(DiveError, match="precision bf16: the engine is int8"):
+        opened(tmp_path / "int8", precision="bf16")
+    code, _, error = run(f"build --engine {tmp_path / 'int8'} --out {tmp_path / 'plans'} --dry-run")
+    assert code == 2 and "int8" in error
 
 
 def test_what_a_call_gave_outlives_the_calls_of_other_threads(tiny_engine: Path) -> None:
@@ -107,9 +126,9 @@ def test_a_call_that_it_refuses_ends_in_one_sentence(tiny_engine: Path, tmp_path
 def test_every_reason_is_told(
     tiny_engine: Path, half_bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DiveError, match=r"precision fp16: .*fp32 export.*device cuda: openvino has cpu only"):
+    with pytest.raises(DiveError, match=r"precision fp16: .*fp32 exports.*device cuda: openvino has cpu only"):
         opened(half_bank, device="cuda")
-    with pytest.raises(DiveError, match="precision fp16: openvino has fp32, bf16 only"):
+    with pytest.raises(DiveError, match="precision fp16: openvino has fp32, bf16, int8 only"):
         opened(tiny_engine, precision="fp16")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
     with pytest.raises(DiveError, match="precision bf16: .*avx512_bf16"):
@@ -125,7 +144,7 @@ def test_auto_takes_it_for_fp32_exports_on_x86_without_a_gpu(
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setitem(BACKENDS, "openvino", OPENVINO)
     said = load_engine(tiny_engine).describe()
-    assert said.startswith("openvino fp32 on CPU") and "as fast as onnxruntime" in said
+    assert said.startswith("openvino fp32 on CPU") and "faster than onnxruntime" in said
     assert load_engine(half_bank).describe().startswith("onnxruntime fp16")
     assert not wins(tiny_engine, "cuda", "auto") and not wins(tiny_engine, "cpu", "fp16")
     with monkeypatch.context() as patch:
