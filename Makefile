@@ -15,7 +15,7 @@ endif
 GPU_RUN := env PYTHONPATH=.:kernels:export $(GPU_PYTHON)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test check coverage docs crash fuzz kernels kernels-ci kernels-oldest interop bench bench-export gpu-test gpu-bench clean
+.PHONY: help demo quick test check coverage docs crash fuzz kernels kernels-ci kernels-oldest interop bench bench-export gpu-test first-gpu first-gpu-wheels first-gpu-rehearse clean
 
 help:
 	@echo "make demo      the main job on the pocket world, from photos to a page: demo/index.html"
@@ -33,7 +33,8 @@ help:
 	@echo "make gpu-test  test the kernels on this machine's GPU (GPU_PYTHON=python3 uses your own CUDA torch)"
 	@echo "make bench     time engines, loading, training and the kernels' references on this CPU"
 	@echo "make bench-export  export Stable Diffusion 1.5's configuration: time, memory, sizes, parity"
-	@echo "make gpu-bench time the kernels, and the UNet at Stable Diffusion 1.5's size, on this machine's GPU"
+	@echo "make first-gpu CALL=A OUT=FOLDER   then B and C: a GPU's first hour, in calls of at most nine minutes"
+	@echo "make first-gpu-rehearse   the same steps on this CPU, on the pocket model and small shapes"
 	@echo "make clean     remove .venv, build and caches; demo/ and runs/ stay"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -48,14 +49,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(VENV)/bin/dive-fast demo --out demo
 
-# The tests build with TensorRT for RTX (250 MB), which needs no GPU for that, and run OpenVINO (180 MB).
+# The tests build with TensorRT for RTX (250 MB), which needs no GPU for that; the demo needs neither.
 $(VENV)/rtx: $(STAMP)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rtx,openvino]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rtx]'
 	@touch $@
 
 # The kernels' tests run under Triton's interpreter (1 GB), which needs no GPU.
 $(VENV)/kernels: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[kernels]'
+	@touch $@
+
+# Ray, pyarrow, TensorBoard, OpenVINO: each for a few tests (0.7 GB).
+$(VENV)/test: $(STAMP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
 # Two workers of one thread each: more threads would share the same cores. The report lists what takes more than a second:
@@ -65,11 +71,11 @@ quick: $(STAMP)
 	$(PY) -m ruff format --check .
 	env OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q -r fE -m "not slow" --durations 10 --durations-min 1
 
-test: $(VENV)/rtx $(VENV)/kernels
+test: $(VENV)/rtx $(VENV)/kernels $(VENV)/test
 	$(PY) -m pytest
 
 # Slower than the tests alone, and no part of .ci/run.
-coverage: $(VENV)/rtx $(VENV)/kernels
+coverage: $(VENV)/rtx $(VENV)/kernels $(VENV)/test
 	$(PY) -m pytest --cov --cov-report=term:skip-covered
 
 $(VENV)/docs: $(STAMP)
@@ -156,12 +162,26 @@ bench: $(STAMP)
 bench-export: $(STAMP)
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.export
 
-gpu-bench: $(GPU_READY)
-	@$(GPU_RUN) -m dive_fast.cli doctor --need triton-kernels
-	$(GPU_RUN) -m benchmarks.kernels --device cuda --table --out benchmarks/results/kernels-gpu.json
-	$(GPU_RUN) -m benchmarks.unet_gpu --out benchmarks/results/unet-gpu.json
-	$(GPU_RUN) -m dive_fast.cli bench --model sd15 --device cuda --rows 2,36,72,144 --preset exact --guidance 7.5 \
-	  --baselines all --presets fast,turbo --out benchmarks/results/bench-sd15-gpu
+# Three calls (benchmarks/first_gpu.py). Where wheels lie in build/gpu-wheels, they complete a Python that lacks them.
+CALL ?= A
+OUT ?= build/first-gpu
+GPU_WHEELS := build/gpu-wheels
+GPU_SITE := build/gpu-site
+
+first-gpu: $(GPU_READY)
+	@if ls $(GPU_WHEELS)/*.whl >/dev/null 2>&1; then \
+	  $(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --upgrade \
+	    --target $(GPU_SITE) $(GPU_WHEELS)/*.whl; fi
+	env PYTHONPATH=.:kernels:export:$(GPU_SITE) $(GPU_PYTHON) -m benchmarks.first_gpu $(CALL) --out $(OUT)
+
+# What a machine with CUDA torch and transformers, but without a network, lacks; none of it is compiled.
+first-gpu-wheels: $(STAMP)
+	$(PY) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -c constraints.txt \
+	  --dest $(GPU_WHEELS) diffusers 'importlib_metadata<9'
+
+first-gpu-rehearse: $(STAMP)
+	env OMP_NUM_THREADS=1 PYTHONPATH=.:kernels:export $(PY) -m benchmarks.first_gpu A B C --device cpu \
+	  --out build/first-gpu-rehearsal
 
 clean:
 	rm -rf $(VENV) $(INTEROP) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The kernels op by op, on Stable Diffusion 1.5's shapes: `python -m benchmarks.kernels --out FILE` (make bench, gpu-bench).
+"""The kernels op by op, on Stable Diffusion 1.5's shapes: `python -m benchmarks.kernels --out FILE` (make bench).
 
 Each op against what a library offers for it: torch's SDPA by every backend, eager torch, inductor (torch.compile,
 max-autotune). Every candidate is compared with float64 first, on the inputs that are timed; one that is further off than
@@ -12,13 +12,15 @@ script tries itself: small shapes, float32, no table, no floor; the kernels are 
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from dive_kernels.cross_attention import cross_attention
 from dive_kernels.geglu import geglu
 from dive_kernels.groupnorm_silu import groupnorm_silu
 from dive_kernels.image_epilogue import image_epilogue
+from dive_kernels.run import capability, run
 from dive_kernels.solver_step import StepCoefficients, solver_step
 
 HEADS, KEYS, GROUPS = 8, 77, 32
@@ -74,11 +77,11 @@ class Case:
     def exact(self) -> Tensor:
         return flat(self.formula(*(None if tensor is None else tensor.double() for tensor in self.given)))
 
-    def candidates(self, device: str) -> dict[str, Call]:
+    def candidates(self, device: str, inductor: bool) -> dict[str, Call]:
         """By name; the reference, which is slow and large, on a CPU alone."""
         names = ("fused", *([] if device == "cuda" else ["reference"]), *self.library)
         found: dict[str, Call] = {name: partial(self.run, name) for name in names}
-        if self.inductor and device == "cuda":
+        if inductor and self.inductor and device == "cuda":
             compiled = torch.compile(self.formula, dynamic=False, mode="max-autotune-no-cudagraphs")
             found["inductor"] = lambda: compiled(*self.given)
         return found
@@ -266,6 +269,24 @@ def cases(op: str, make: Maker, rows: int, levels: Sequence[tuple[int, int]]) ->
         yield from OPS[op](make, rows, *level)
 
 
+def in_tile(case: Case, tile: Sequence[int]) -> Case:
+    """The case of an attention or a GEGLU with its kernel in that tile, whatever its plan has for this chip."""
+    module = importlib.import_module(f"dive_kernels.{case.op}.plan")
+    name, made, more = ("shape", tuple(tile), (HEADS,))
+    if case.op == "geglu":
+        name, made, more = ("tile_for", module.Tile(*tile), ())
+
+    def in_place(impl: str) -> Any:
+        if impl != "fused":
+            return case.run(impl)
+        with mock.patch.object(module, name, lambda *_: made):
+            launch, out = module.plan(*case.given, *more, capability(case.given[0].device))
+        run(launch)
+        return out
+
+    return replace(case, what=f"{case.what}, tile {' '.join(map(str, tile))}", run=in_place)
+
+
 def flat(result: Any) -> Tensor:
     """An op's floating or pixel results as one float64 tensor."""
     parts = result if isinstance(result, (tuple, list)) else (result,)
@@ -277,12 +298,12 @@ def error(call: Call, exact: Tensor) -> float:
     return float((flat(call()) - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 
-def runnable(case: Case, device: str) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
+def runnable(case: Case, device: str, inductor: bool) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
     """The candidates that run here and are right, every error, and why each of the others is left out."""
     exact = case.exact()
     allowed = 2 * error(partial(case.run, case.library[0]), exact) + 1e-7
     calls, errors, left_out = {}, {}, {}
-    for name, call in case.candidates(device).items():
+    for name, call in case.candidates(device, inductor).items():
         try:
             errors[name] = error(call, exact)
         except (ValueError, RuntimeError) as problem:
@@ -295,11 +316,39 @@ def runnable(case: Case, device: str) -> tuple[dict[str, Call], dict[str, float]
     return calls, errors, left_out
 
 
-def measure(case: Case, repeats: int, device: str, peaks: Peaks | None, flush: Tensor | None) -> dict[str, Any]:
-    """The record of one case, printed as one line a candidate."""
-    calls, errors, left_out = runnable(case, device)
-    before = (lambda: flush.zero_()) if flush is not None else (lambda: None)
-    times = interleaved(calls, repeats, device, warm_up=5 if device == "cuda" else 1, before=before)
+class Bench:
+    """Measures cases at one row count on one device, against that device's peaks."""
+
+    def __init__(
+        self, device: str, dtype: torch.dtype, rows: int, repeats: int, peaks: Peaks | None, inductor: bool = True
+    ) -> None:
+        self.device, self.rows, self.repeats, self.peaks, self.inductor = device, rows, repeats, peaks, inductor
+        self.make, self.levels = Maker(device, dtype), LEVELS if device == "cuda" else SMALL
+        self.flush = torch.empty(1 << 28, dtype=torch.uint8, device="cuda") if device == "cuda" else None
+
+    def records(self, op: str) -> Iterator[dict[str, Any]]:
+        """The record of each case of an op."""
+        for case in cases(op, self.make, self.rows, self.levels):
+            yield self.measure(case)
+            torch.compiler.reset()
+
+    def measure(self, case: Case) -> dict[str, Any]:
+        """The record of one case, printed as one line a candidate."""
+        calls, errors, left_out = runnable(case, self.device, self.inductor)
+        flush = self.flush
+        before = (lambda: flush.zero_()) if flush is not None else (lambda: None)
+        warm_up = 5 if self.device == "cuda" else 1
+        times = interleaved(calls, self.repeats, self.device, warm_up=warm_up, before=before)
+        return {"rows": self.rows, **_record(case, times, errors, left_out, self.peaks)}
+
+
+def _record(
+    case: Case,
+    times: dict[str, list[float]],
+    errors: dict[str, float],
+    left_out: dict[str, str],
+    peaks: Peaks | None,
+) -> dict[str, Any]:
     record: dict[str, Any] = {
         **{name: getattr(case, name) for name in ("op", "what", "key", "work")},
         "MB": round(case.bytes / 1e6, 3),
@@ -327,6 +376,15 @@ def measure(case: Case, repeats: int, device: str, peaks: Peaks | None, flush: T
     return record
 
 
+def facts_of(device: str, dtype: str, repeats: int) -> dict[str, Any]:
+    """What a results file says of the machine; of a GPU what the table says, too."""
+    facts = metadata(PACKAGES, dtype=dtype, repeats=repeats)
+    if device == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["capability"] = int("".join(map(str, torch.cuda.get_device_capability())))
+    return facts
+
+
 def into_table(path: Path, records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Puts the medians into the table at `path`, in place of what it had of this GPU, type and op."""
     entries = json.loads(path.read_text())["entries"] if path.exists() else []
@@ -351,22 +409,17 @@ def main() -> None:
     if options.table is not None and not gpu:
         parser.error("--table needs --device cuda: what is fastest on a CPU says nothing of a GPU")
     kind = options.dtype or ("float16" if gpu else "float32")
-    dtype = getattr(torch, kind)
-    facts = metadata(PACKAGES, dtype=kind, repeats=options.repeats)
-    peaks = None
+    dtype, peaks = getattr(torch, kind), None
+    facts = facts_of(options.device, kind, options.repeats)
     if gpu:
-        facts["gpu"] = torch.cuda.get_device_name()
-        facts["capability"] = int("".join(map(str, torch.cuda.get_device_capability())))
         peaks = measure_peaks(torch.device("cuda"), dtype)
         facts["reached"] = {"GB/s": round(peaks.gbytes, 1), "TFLOP/s": round(peaks.tflops, 1)}
-    flush = torch.empty(1 << 28, dtype=torch.uint8, device="cuda") if gpu else None
     print(json.dumps(facts))
     records = []
     for rows in [int(n) for n in (options.rows or ("36,144" if gpu else "2")).split(",")]:
+        bench = Bench(options.device, dtype, rows, options.repeats, peaks)
         for op in options.op or OPS:
-            for case in cases(op, Maker(options.device, dtype), rows, LEVELS if gpu else SMALL):
-                records.append({"rows": rows, **measure(case, options.repeats, options.device, peaks, flush)})
-                torch.compiler.reset()
+            records += bench.records(op)
     write(options.out, {**facts, "cases": records})
     if options.table is not None:
         into_table(options.table, records, facts)

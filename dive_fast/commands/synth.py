@@ -229,7 +229,8 @@ def synth(
     graphs: Annotated[bool, "torch-compiled, tensorrt: replay UNet calls as CUDA graphs."] = False,
     cache: Annotated[
         Path | None,
-        "Folder of what onnxruntime-tensorrt builds (by default in the user's cache) or openvino compiles (default: none).",
+        "torch-compiled, onnxruntime-tensorrt, openvino: folder for what is compiled, which may be shared by machines; by "
+        "default in the user's cache, for openvino none.",
     ] = None,
     json: Json = False,
 ) -> None:

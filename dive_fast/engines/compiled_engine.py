@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dive_fast.engines.base import Conditioning, Engine, on_device
+from dive_fast.engines.compile_cache import keep_compiled
 from dive_fast.engines.registry import Choice, installed
 from dive_fast.engines.torch_engine import TorchEngine, opening
 from dive_fast.io import brief
@@ -192,7 +193,8 @@ class CompiledEngine(TorchEngine):
 
 
 def open_compiled(folder: Path, choice: Choice) -> Engine:
-    """Opens a model folder for compilation."""
+    """Opens a model folder for compilation, whose results stay in `choice.cache`."""
+    keep_compiled(choice.cache)
     return CompiledEngine(**opening(folder, choice, []), graphs=choice.graphs)
 
 

@@ -24,16 +24,14 @@ def load_engine(
     """Opens the engine in `path`: an engine folder (`engine.json`) by the backend it was made for, a folder that optimum
     exported (`unet/model.onnx`) by onnxruntime, a fused or base model folder by torch.
 
-    `backend` is auto or a name in `registry.BACKENDS`. openvino runs exported engines in fp32 or bf16; it compiles at the
-    first call of each shape, for seconds, and keeps that in `cache` if one is given. torch-compiled is torch with inductor,
-    whose first call of each row count takes a minute or more (`CompiledEngine`). onnxruntime-tensorrt is onnxruntime with
-    its TensorRT provider, which builds at the first call of each shape and keeps its engines in `cache` (by default in the
-    user's cache folder). `device` is auto, cpu or cuda; `precision` auto, fp32, fp16 or bf16 (auto: the graphs' own; torch:
-    fp32 on a CPU, fp16 on a GPU); `size` is (height, width) in pixels, by default the model's own, and another only where
-    the graphs leave it free. `threads` limits the CPU threads (torch: of the whole process). `check_finite` checks the
-    output of every network (`EngineBase`). `graphs` replays UNet calls as CUDA graphs (torch-compiled, tensorrt,
-    tensorrt-rtx).
-
+    `backend` is auto or a name in `registry.BACKENDS`. torch-compiled is torch with inductor, whose first call of each row
+    count takes a minute or more (`CompiledEngine`). onnxruntime-tensorrt is onnxruntime with its TensorRT provider, which
+    builds at the first call of each shape. Both keep what they build in `cache` (by default in the user's cache folder).
+    openvino compiles at the first call of each shape, for seconds, and keeps that in `cache` alone.
+    `device` is auto, cpu or cuda; `precision` auto, fp32, fp16, bf16 or int8 (auto: the graphs' own; torch: fp32 on a CPU,
+    fp16 on a GPU); `size` is (height, width) in pixels, by default the model's own, and another only where the graphs leave
+    it free. `threads` limits the CPU threads (torch: of the whole process). `check_finite` checks the output of every
+    network (`EngineBase`). `graphs` replays UNet calls as CUDA graphs (torch-compiled, tensorrt, tensorrt-rtx).
     Raises `InputError` for a bad folder or option, and `DiveError` with every reason why this choice cannot run here.
     """
     known = choices()

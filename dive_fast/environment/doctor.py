@@ -8,20 +8,26 @@ from typing import Literal
 
 from dive_fast.engines.registry import BACKENDS
 from dive_fast.environment.packages import Machine, Wanted, known_packages
+from dive_fast.environment.support import RTX_BUILD, TRITON, describe, engine_names
+
+__all__ = ["Row", "engine_names", "rows", "table"]
 
 GIB = 1 << 30
-RTX_BUILD, TRITON = "tensorrt-rtx-build", "triton-kernels"  # what is no backend, and has a row
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `no`: absent or not usable; `broken`: installed but failing."""
+    """One line of the table. `no`: absent or not usable; `broken`: installed but failing.
+
+    `tried` is what we have run of an engine, on our machines (`environment.support`).
+    """
 
     area: Literal["machine", "packages", "engines", "assets"]
     name: str
     state: Literal["ok", "no", "broken"]
     value: str
     remedy: str = ""
+    tried: str = ""
 
     @property
     def reason(self) -> str:
@@ -43,7 +49,8 @@ def table(listed: Iterable[Row]) -> str:
         if row.area != area:
             area = row.area
             lines.append(area)
-        lines.append(f"  {row.state:<7} {row.name:<21} {row.reason}")
+        tried = f" [{row.tried}]" if row.tried else ""
+        lines.append(f"  {row.state:<7} {row.name:<21} {row.reason}{tried}")
     return "\n".join(lines)
 
 
@@ -110,12 +117,8 @@ def _engine_row(name: str, missing: dict[str, str], reasons: Iterable[str]) -> R
     """A row with every reason against it: packages as `_missing` gives them, and what else."""
     why_not = [*missing, *dict.fromkeys(reasons)]
     remedies = "; ".join(dict.fromkeys(missing.values()))
-    return Row("engines", name, "no" if why_not else "ok", "; ".join(why_not) or "can run", remedies)
-
-
-def engine_names() -> tuple[str, ...]:
-    """The names of the engine rows, which `doctor --need` takes."""
-    return (*(row.on(device) for row in BACKENDS.values() for device in row.devices), RTX_BUILD, TRITON)
+    tried = f"dive-fast's tests: {describe(name)}"
+    return Row("engines", name, "no" if why_not else "ok", "; ".join(why_not) or "can run", remedies, tried)
 
 
 def _missing(machine: Machine, names: Iterable[str]) -> dict[str, str]:

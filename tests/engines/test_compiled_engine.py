@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from dive_fast.engines import Request, load_engine
 from dive_fast.engines.base import Conditioning
+from dive_fast.engines.compile_cache import INDUCTOR, TRITON, keep_compiled
 from dive_fast.engines.compiled_engine import ROW_COUNTS, CompiledEngine
 from dive_fast.engines.torch_engine import TorchEngine
 from dive_fast.models import load_bundle
@@ -79,10 +81,30 @@ def test_predicts_and_decodes_as_the_torch_engine(
     check_like_eager(engine, eager, exact)
 
 
-def test_compiled_by_inductor_it_does_too(tiny_fused: Path, eager: TorchEngine, exact: TorchEngine) -> None:
-    engine = load_engine(tiny_fused, "torch-compiled")
-    assert isinstance(engine, CompiledEngine)
-    check_like_eager(engine, eager, exact)
+def test_compiled_by_inductor_it_does_too_and_once_for_a_shared_folder(
+    tiny_fused: Path, eager: TorchEngine, exact: TorchEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second engine, as of another process, finds all of its code there."""
+    for name in (INDUCTOR, TRITON):
+        monkeypatch.setenv(name, "elsewhere")
+    made = []
+    for _ in range(2):
+        torch.compiler.reset()
+        engine = load_engine(tiny_fused, "torch-compiled", cache=tmp_path)
+        assert isinstance(engine, CompiledEngine)
+        check_like_eager(engine, eager, exact)
+        made.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")})
+    assert made[0] and made[0] == made[1]
+
+
+def test_the_environments_cache_stays_unless_one_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(INDUCTOR, "theirs")
+    monkeypatch.delenv(TRITON, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_compiled(None)
+    assert (os.environ[INDUCTOR], os.environ[TRITON]) == ("theirs", str(tmp_path / "dive-fast/compiled/triton"))
+    keep_compiled(tmp_path / "shared")
+    assert os.environ[INDUCTOR] == str(tmp_path / "shared/inductor")
 
 
 def test_makes_the_same_pictures(engine: CompiledEngine, eager: TorchEngine, exact: TorchEngine) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from dive_fast.engines.registry import Gpu, driver_gpus
+from dive_fast.engines.registry import BACKENDS, Gpu, driver_gpus
 from dive_fast.environment import packages as probing
 from dive_fast.environment.doctor import Row, engine_names, rows, table
 from dive_fast.environment.packages import ASSETS, PACKAGES, CompiledKernels, Machine, Package
+from dive_fast.environment.support import NEVER, RTX_BUILD, SUPPORT, TRITON, describe, markdown
 
 ROOT = Path(__file__).parents[2]
 CPU_PACKAGES = ("numpy", "pillow", "torch", "diffusers", "transformers", "safetensors", "peft", "onnx", "onnxruntime")
@@ -158,6 +159,25 @@ def imported_names(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_what_has_run_is_written_down_once() -> None:
+    """A cell for each engine and each precision that its backend takes, but for those that it refuses on a CPU."""
+    refused = {("torch-cpu", "fp16"), ("torch-compiled-cpu", "fp16")}
+    wanted = {
+        (row.on(device), precision)
+        for row in BACKENDS.values()
+        for device in row.devices
+        for precision in row.precisions
+    }
+    cells = {(engine, precision) for engine, row in SUPPORT.items() for precision in row}
+    assert wanted - refused == {cell for cell in cells if cell[0] not in (RTX_BUILD, TRITON)}
+    assert set(engine_names()) == set(SUPPORT)
+    for engine, row in SUPPORT.items():
+        for tried in row.values():
+            assert bool(tried.day) == bool(tried.commit) == (tried != NEVER), engine
+    assert describe("torch-cpu") in by_name(CPU)["torch-cpu"].tried
+    assert "| bf16 |" in markdown() and markdown() in (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
 
 
 def test_every_row_that_lacks_a_package_has_a_remedy() -> None:

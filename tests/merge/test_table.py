@@ -78,7 +78,8 @@ def test_sidecars_of_another_dataset(tmp_path: Path, pairs: Path) -> None:
 
 
 def test_without_pyarrow(tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for module in ("pyarrow", "pyarrow.parquet"):  # both, as other tests may have imported them
+        monkeypatch.setitem(sys.modules, module, None)
     refused(r"pip install 'dive-fast\[parquet\]'", write_parquet, pairs, tmp_path / "pairs.parquet", error=DiveError)
 
 
