@@ -68,7 +68,7 @@ def _backend(folder: Path, name: str, device: str, precision: str) -> tuple[Back
             "give an engine folder (dive-fast export) or a fused model folder (dive-fast fuse)"
         )
     for kind in kinds:
-        for row in BACKENDS.values():
+        for row in sorted(BACKENDS.values(), key=lambda row: not row.wins):
             if kind in row.reads and name in ("auto", row.name):
                 why = f"the folder holds {KINDS.get(kind, 'a built engine')}"
                 if name == "auto" and row.wins:

@@ -33,8 +33,8 @@ class Backend:
     dive-fast that installs them. `reads` are the kinds of folder that it opens, and `remedy` says how to make one.
     `opens` is "module:function" of `(folder, Choice) -> Engine`. `why_not` is "module:function" of
     `(name, device) -> list[str]`: every reason why this machine cannot run it, asked only when its packages work.
-    `wins` is "module:function" of `(folder, device, precision) -> str`: why auto takes this backend before later rows, or ""
-    where it does not; without it, auto takes the first row that reads the folder.
+    `wins` is "module:function" of `(folder, device, precision) -> str`: why auto takes this backend before the others, or ""
+    where it does not; of the rows without one, auto takes the first that reads the folder.
     """
 
     name: str
@@ -120,8 +120,8 @@ EAGER = Backend(
     opens="dive_fast.engines.torch_engine:open_torch",
 )
 COMPILED = replace(EAGER, name="torch-compiled", opens="dive_fast.engines.compiled_engine:open_compiled")
-# The first that reads a folder, and wins there, is what backend auto chooses.
-_ROWS = (OPENVINO, ONNXRUNTIME, ONNXRUNTIME_TENSORRT, TENSORRT, TENSORRT_RTX, EAGER, COMPILED)
+# Backend auto takes a row that wins, else the first that reads the folder.
+_ROWS = (ONNXRUNTIME, ONNXRUNTIME_TENSORRT, OPENVINO, TENSORRT, TENSORRT_RTX, EAGER, COMPILED)
 BACKENDS = {row.name: row for row in _ROWS}
 
 

@@ -35,10 +35,10 @@ NEVER = Tried("never run")
 LATER = Tried("run here", "2026-11-30", "d13a2d6")
 # Rows are those of doctor; a precision that is left out is refused on that platform.
 SUPPORT: dict[str, dict[str, Tried]] = {
-    "openvino": {"fp32": LATER, "bf16": LATER, "int8": LATER},
     "onnxruntime-cpu": {"fp32": RUN, "fp16": RUN, "bf16": NEVER, "fp8": RUN, "int8": LATER},
     "onnxruntime-cuda": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER, "fp8": NEVER, "int8": NEVER},
     "onnxruntime-tensorrt": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER},
+    "openvino": {"fp32": LATER, "bf16": LATER, "int8": LATER},
     "tensorrt": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER, "fp8": NEVER},
     "tensorrt-rtx": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER, "fp8": NEVER},
     "torch-cpu": {"fp32": RUN, "bf16": RUN},
