@@ -59,7 +59,7 @@ $(VENV)/kernels: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[kernels]'
 	@touch $@
 
-# Ray, pyarrow, TensorBoard: each for a few tests (0.5 GB).
+# Ray, pyarrow, TensorBoard, OpenVINO: each for a few tests (0.7 GB).
 $(VENV)/test: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@

@@ -287,7 +287,7 @@ def child(kind: str, folder: Path, out: Path) -> None:
     from dive_fast.synth.cluster import Cluster, synthesize_on
 
     torch.set_num_threads(1)
-    engine = load_engine(pocket(folder), threads=1)
+    engine = load_engine(pocket(folder), "onnxruntime", threads=1)
     small, plan = (pocket_plan(engine, pairs, shard_size=8) for pairs in (32, 192))
     if kind == "alone":
         synthesize(small, engine, out / "small", ROWS, progress=False)  # a warm-up
@@ -313,7 +313,7 @@ def main() -> None:
     result = metadata(PACKAGES, turns=options.turns)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        engine = cache(lambda: load_engine(pocket(place)))
+        engine = cache(lambda: load_engine(pocket(place), "onnxruntime"))
         runs: dict[str, Callable[[], dict[str, Any]]] = {
             "plan": plan_of_millions,
             "resume": lambda: resume_of_a_finished_job(engine()),

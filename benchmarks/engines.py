@@ -1,13 +1,15 @@
-"""Both UNet variants by onnxruntime against torch, eager and compiled, on the pocket model: `python -m benchmarks.engines
---out FILE` (part of make bench, about 5 minutes).
+"""Both UNet variants by onnxruntime, and OpenVINO, against torch, eager and compiled, on the pocket model: `python -m
+benchmarks.engines --out FILE` (part of make bench, about 5 minutes).
 
 All run the same fused model in the same process, calls interleaved, on random data; parity comes before speed. A figure is
 a median; the ratios are what counts on a CPU: eager torch's time by each other's, turn by turn. Compiled torch (inductor)
-is our torch-compiled engine: kv-cache variant, exact savings.
+is our torch-compiled engine: kv-cache variant, exact savings. OpenVINO runs the plain variant, and takes part where it is
+installed, in bf16 where the CPU has that.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from benchmarks.machine import interleaved, medians, metadata, options_of, sampl
 from dive_fast.bench.run import model_folder
 from dive_fast.bench.timing import ratio
 from dive_fast.engines import Engine, load_engine
+from dive_fast.engines.openvino_engine import bf16_here
 from dive_fast.sampling import Schedule, initial_noise
 
 ROWS = (2, 8, 32)
 EAGER, COMPILED, PLAIN, BANK = "torch", "torch-compiled", "onnxruntime", "onnxruntime bank"
+OPENVINO, HALF = "openvino", "openvino bf16"
 IMAGES, STEPS, GUIDANCE = 16, 10, 2.0
 
 
@@ -55,7 +59,11 @@ def _engines(folder: Path, compiled: bool) -> dict[str, Engine]:
     engines = {EAGER: load_engine(fused)}
     for name, options in ((PLAIN, GraphOptions()), (BANK, GraphOptions(variant="kv-cache"))):
         export_engine(fused, folder / name, rows_max=max(ROWS), check=False, options=options)
-        engines[name] = load_engine(folder / name)
+        engines[name] = load_engine(folder / name, "onnxruntime", "cpu")
+    if importlib.util.find_spec("openvino"):
+        engines[OPENVINO] = load_engine(folder / PLAIN, "openvino", "cpu")
+        if bf16_here():
+            engines[HALF] = load_engine(folder / PLAIN, "openvino", "cpu", precision="bf16")
     if compiled:
         engines[COMPILED] = load_engine(fused, "torch-compiled")
     return engines
@@ -83,7 +91,7 @@ def measure(repeats: int, compiled: bool) -> dict[str, Any]:
             rows.append(_row(f"UNet call, {count} rows", interleaved(runs, repeats)))
         loops = {name: (lambda e=engine: _latents(e, keys)) for name, engine in engines.items()}
         rows.append(_row(f"{IMAGES} images, {STEPS} steps", interleaved(loops, max(3, repeats // 3))))
-        timed = [name for name in (EAGER, PLAIN, COMPILED) if name in engines]
+        timed = [name for name in (EAGER, PLAIN, COMPILED, OPENVINO, HALF) if name in engines]
         decoders = {name: (lambda e=engines[name], z=latents[name]: e.decode(z)) for name in timed}
         rows.append(_row(f"decode {IMAGES} images", interleaved(decoders, repeats)))
     return {"largest image difference, of 255": difference, "rows": rows}
@@ -93,7 +101,7 @@ def main() -> None:
     parser = options_of(__doc__, repeats=15)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
     options = parser.parse_args()
-    packages = ("torch", "onnxruntime", "diffusers", "onnx")
+    packages = ("torch", "onnxruntime", "openvino", "diffusers", "onnx")
     found = measure(options.repeats, not options.no_compile)
     write(options.out, metadata(packages, threads=torch.get_num_threads(), repeats=options.repeats, **found))
 

@@ -103,7 +103,7 @@ def open_engine(config: StudyConfig, out: Path, eight_bit: bool = False) -> Engi
     quantised = engine.with_name(f"fp8-{engine.name}")
     if eight_bit and not quantised.is_dir():
         quantize_engine(engine, fused, quantised)
-    return load_engine(quantised if eight_bit else engine, device="cpu")
+    return load_engine(quantised if eight_bit else engine, "onnxruntime", "cpu")
 
 
 def make_all_pairs(config: StudyConfig, out: Path) -> None:

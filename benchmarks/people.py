@@ -52,7 +52,7 @@ def first_prompts(folder: Path) -> None:
     from dive_fast.synth.layout import shard_pairs
     from dive_fast.synth.plan import load_plan
 
-    engine, plan = load_engine(folder / "engine"), load_plan(folder / "plan.json")
+    engine, plan = load_engine(folder / "engine", "onnxruntime"), load_plan(folder / "plan.json")
     pairs = [pair for pair, _ in shard_pairs(plan, plan.shards - 1)]
     engine.prompts.encode(
         engine.encode_text, [None, *((pair.pid, side) for pair in pairs for side in (pair.rgb, pair.ir))]

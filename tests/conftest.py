@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dive_fast.engines.registry import BACKENDS, OPENVINO
 from tests.support.cli import run, step
 from tests.support.tiny import ENGINE_ROWS
 
@@ -18,6 +20,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"tiny_engine", "half_bank"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def auto_takes_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that tests mean the same where OpenVINO is installed; test_openvino_engine.py tests what auto does with it."""
+    monkeypatch.setitem(BACKENDS, "openvino", replace(OPENVINO, wins="tests.support.backends:never"))
 
 
 @pytest.fixture(scope="session")

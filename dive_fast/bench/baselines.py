@@ -199,6 +199,8 @@ def _compiled(setup: Setup, plan: SynthesisPlan) -> Run:
 def _onnxruntime(setup: Setup, plan: SynthesisPlan) -> Run:
     if setup.engine.spec.backend == "onnxruntime" and setup.engine.spec.variant == "plain":
         raise DiveError("our own engine is just that")
+    if setup.precision == "bf16" and setup.device.type == "cpu":
+        raise DiveError("onnxruntime has no bf16 on a CPU")
     from dive_export import GraphOptions, export_engine
     from dive_fast.engines.onnx_engine import why_not
 
@@ -208,7 +210,7 @@ def _onnxruntime(setup: Setup, plan: SynthesisPlan) -> Run:
     options: Any = GraphOptions(precision=setup.precision)  # type: ignore[arg-type]  # one of DTYPES
     out = setup.work / "onnxruntime"
     export_engine(setup.folder, out, setup.config.baseline_rows, check=False, size=setup.size, options=options)
-    return _by(_same(load_engine(out, device=setup.device.type), setup), plan)
+    return _by(_same(load_engine(out, "onnxruntime", setup.device.type), setup), plan)
 
 
 def _tensorrt(setup: Setup, plan: SynthesisPlan) -> Run:

@@ -51,11 +51,11 @@ def timed(call: Callable[[], object], repeats: int, cuda: bool) -> list[float]:
 
 
 def open_engine(task: dict[str, Any]) -> Any:
-    """The fused model opened as asked; for onnxruntime exported by this very tree, once into its work folder."""
+    """The fused model opened as asked; for what reads graphs exported by this very tree, once into its work folder."""
     from dive_fast.engines import load_engine
 
     folder = Path(task["model"])
-    if task["backend"] == "onnxruntime":
+    if task["backend"] in ("onnxruntime", "openvino"):
         from dive_export import export_engine
 
         folder = Path(task["work"]) / "engine"

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from dive_fast.synth.render import Start
 
 FACTOR = 2.0  # of plain's own error
-EXACT = {"fp32": torch.float64, "fp16": torch.float32, "bf16": torch.float32, "fp8": torch.float32}
+EXACT = {
+    "fp32": torch.float64,
+    "fp16": torch.float32,
+    "bf16": torch.float32,
+    "fp8": torch.float32,
+    "int8": torch.float32,
+}
 
 
 @dataclass(frozen=True)

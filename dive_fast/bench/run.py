@@ -19,7 +19,7 @@ from dive_fast.bench.results import BenchResult
 from dive_fast.bench.roofline import measure_peaks
 from dive_fast.bench.sd15 import sd15
 from dive_fast.engines import Engine, load_engine
-from dive_fast.engines.registry import BACKENDS, EXPORTED
+from dive_fast.engines.registry import BACKENDS, EXPORTED, OPENVINO
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.json_files import read_json
 from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
@@ -99,8 +99,9 @@ def open_subject(choice: Choice, config: BenchConfig, work: Path, log: Log) -> S
     exact: Any = choice.precision if choice.precision != "auto" else "fp16" if where == "cuda" else "fp32"
     out = work / f"engine-{exact}"
     most = max(*config.rows, config.baseline_rows if config.has_baselines else 1)
-    export_engine(model, out, most, check=False, options=GraphOptions(precision=exact))
-    return Subject(name, load_engine(out, backend, where, choice.threads), out, model)
+    own: Any = "fp32" if backend == OPENVINO.name else exact  # which it can run in bf16
+    export_engine(model, out, most, check=False, options=GraphOptions(precision=own))
+    return Subject(name, load_engine(out, backend, where, choice.threads, precision=exact), out, model)
 
 
 def _is_fused_model(folder: Path) -> bool:
@@ -127,13 +128,13 @@ def model_op_counts(subject: Subject) -> ModelOpCounts:
 
 
 def computed_in(engine: Engine) -> torch.dtype:
-    """Of weights and activations as the engine computes; fp8 counts as half precision, which most of its layers have.
+    """Of weights and activations as the engine computes; fp8 counts as half precision, int8 as fp32: the type of the graph.
 
     On a CPU onnxruntime has kernels for fp32 alone, to which it casts whatever a graph holds.
     """
     if engine.spec.backend == "onnxruntime" and engine.device.type == "cpu":
         return torch.float32
-    return DTYPES.get(engine.spec.precision, torch.float16)
+    return DTYPES.get(engine.spec.precision, torch.float32 if engine.device.type == "cpu" else torch.float16)
 
 
 def run_bench(

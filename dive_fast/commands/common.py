@@ -28,7 +28,9 @@ Backend = Annotated[
     "What runs the networks; auto: what the folder was made for. Installed here: "
     f"{', '.join(backends_here()) or 'none'}; dive-fast doctor shows what works, and what the others lack.",
 ]
-EnginePrecision = Annotated[str, OneOf(choices()["precision"]), "Precision of torch; an engine folder has its own."]
+EnginePrecision = Annotated[
+    str, OneOf(choices()["precision"]), "Precision of torch and openvino; other engines have their own."
+]
 Threads = Annotated[PositiveInt | None, "CPU threads; by default the backend's choice."]
 PresetName = Annotated[
     str | None,

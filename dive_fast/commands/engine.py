@@ -142,7 +142,7 @@ def refit(
 def quantize(
     engine: Annotated[Path, "Exported engine folder (ONNX, fp16 or fp32), from dive-fast export."],
     model: Annotated[Path, "Fused model folder that the engine was exported from; it samples the calibration inputs."],
-    out: Annotated[Path, "Engine folder to write, its UNet with FP8 layers."],
+    out: Annotated[Path, "Engine folder to write, its UNet with FP8 or int8 layers."],
     config: Fp8Config,
     sampling: Sampling = CALIBRATION,
     decoder: TinyDecoder = None,
@@ -154,7 +154,7 @@ def quantize(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Put the UNet's layers into FP8 by explicit quantisation, as far as the error allows; docs/precision.md."""
+    """Put the UNet's layers into FP8, or int8 for a CPU, as far as the error allows; docs/precision.md."""
     from dive_export.fp8_engine import quantize_engine
     from dive_export.fp8_report import read_times
     from dive_fast.models.sampling_file import read_sampling
@@ -169,7 +169,7 @@ def quantize(
     last = LastFile(out / "engine.json")
     report = quantize_engine(engine, model, out, config, sampling, images, times=table, decoder=decoder, progress=log)
     text = (
-        f"engine {out}: {len(report.quantised)} of {len(report.layers)} layers in FP8, "
+        f"engine {out}: {len(report.quantised)} of {len(report.layers)} layers in {report.to}, "
         f"error {report.error:.1%} of {report.budget:.1%} allowed"
     )
     finish(text, {"engine": out, **to_dict(report)}, json, then=_planning(out), kept=last.kept)

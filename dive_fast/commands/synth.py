@@ -130,7 +130,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def synth(
     plan: Annotated[Path, "Plan file, from dive-fast plan."],
-    engine: Annotated[Path, "Engine folder (onnxruntime, TensorRT) or fused model folder (torch)."],
+    engine: Annotated[Path, "Engine folder (onnxruntime, OpenVINO, TensorRT) or fused model folder (torch)."],
     out: Annotated[str, "Dataset to write, a folder or a URL (s3://, gs://): a SYSU-MM01 tree with a manifest."],
     backend: Backend = "auto",
     device: Device = "auto",
@@ -157,8 +157,8 @@ def synth(
     graphs: Annotated[bool, "torch-compiled, tensorrt: replay UNet calls as CUDA graphs."] = False,
     cache: Annotated[
         Path | None,
-        "torch-compiled, onnxruntime-tensorrt: folder for what is compiled, which may be shared by machines; by default in "
-        "the user's cache.",
+        "torch-compiled, onnxruntime-tensorrt, openvino: folder for what is compiled, which may be shared by machines; by "
+        "default in the user's cache, for openvino none.",
     ] = None,
     json: Json = False,
 ) -> None:

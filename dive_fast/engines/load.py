@@ -27,10 +27,11 @@ def load_engine(
     `backend` is auto or a name in `registry.BACKENDS`. torch-compiled is torch with inductor, whose first call of each row
     count takes a minute or more (`CompiledEngine`). onnxruntime-tensorrt is onnxruntime with its TensorRT provider, which
     builds at the first call of each shape. Both keep what they build in `cache` (by default in the user's cache folder).
-    `device` is auto, cpu or cuda; `precision` auto, fp32, fp16 or bf16 (auto: the graphs' own; torch: fp32 on a CPU, fp16
-    on a GPU); `size` is (height, width) in pixels, by default the model's own, and another only where the graphs leave it
-    free. `threads` limits the CPU threads (torch: of the whole process). `check_finite` checks the output of every network
-    (`EngineBase`). `graphs` replays UNet calls as CUDA graphs (torch-compiled, tensorrt, tensorrt-rtx).
+    openvino compiles at the first call of each shape, for seconds, and keeps that in `cache` alone.
+    `device` is auto, cpu or cuda; `precision` auto, fp32, fp16, bf16 or int8 (auto: the graphs' own; torch: fp32 on a CPU,
+    fp16 on a GPU); `size` is (height, width) in pixels, by default the model's own, and another only where the graphs leave
+    it free. `threads` limits the CPU threads (torch: of the whole process). `check_finite` checks the output of every
+    network (`EngineBase`). `graphs` replays UNet calls as CUDA graphs (torch-compiled, tensorrt, tensorrt-rtx).
     Raises `InputError` for a bad folder or option, and `DiveError` with every reason why this choice cannot run here.
     """
     known = choices()
@@ -40,7 +41,7 @@ def load_engine(
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     folder = Path(path)
-    row, kind, why = _backend(folder, backend)
+    row, kind, why = _backend(folder, backend, device, precision)
     choice = Choice(
         backend=row,
         kind=kind,
@@ -58,7 +59,7 @@ def load_engine(
     return engine
 
 
-def _backend(folder: Path, name: str) -> tuple[Backend, str, str]:
+def _backend(folder: Path, name: str, device: str, precision: str) -> tuple[Backend, str, str]:
     """The backend that opens `folder`, the kind that it reads, and why it was chosen."""
     kinds = _kinds(folder)
     if not kinds:
@@ -68,9 +69,13 @@ def _backend(folder: Path, name: str) -> tuple[Backend, str, str]:
             "give an engine folder (dive-fast export) or a fused model folder (dive-fast fuse)"
         )
     for kind in kinds:
-        for row in BACKENDS.values():
+        for row in sorted(BACKENDS.values(), key=lambda row: not row.wins):
             if kind in row.reads and name in ("auto", row.name):
-                return row, kind, f"the folder holds {KINDS.get(kind, 'a built engine')}"
+                why = f"the folder holds {KINDS.get(kind, 'a built engine')}"
+                if name == "auto" and row.wins:
+                    why = resolve(row.wins)(folder, device, precision)
+                if why:
+                    return row, kind, why
     runs = ", ".join(row.name for kind in kinds for row in BACKENDS.values() if kind in row.reads)
     raise InputError(f"backend {shown(name)} cannot open {folder}, which is for {runs}; {BACKENDS[name].remedy}")
 

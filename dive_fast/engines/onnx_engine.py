@@ -114,12 +114,18 @@ def _on_provider(
     return OnnxEngine(settle(networks), networks, f"{choice.why}, device: {because}", choice.check_finite)
 
 
-def _spec_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
+def foreign(spec: EngineSpec) -> list[str]:
+    """Every reason why `spec` is not that of an export."""
     reasons = []
     if spec.backend != EXPORTED:
         reasons.append(f"engine.json has the unknown backend {shown(spec.backend)}")
     if spec.gpu is not None:
         reasons.append(f"it was built for the GPU {shown(spec.gpu)}, onnxruntime engines are for any machine")
+    return reasons
+
+
+def _spec_reasons(spec: EngineSpec, choice: Choice) -> list[str]:
+    reasons = foreign(spec)
     if spec.precision not in choice.backend.precisions:
         reasons.append(f"precision {spec.precision}: {choice.backend.name} has none, build it (dive-fast build)")
     return reasons + fit_reasons(spec, choice)
@@ -129,11 +135,11 @@ def open_networks(files: EngineFiles, where: Place, threads: int | None) -> dict
     """Opens the graphs on `where`; `threads` limits an operator's CPU threads, by default to torch's number."""
     count = threads or torch.get_num_threads()
     for part in parts(files.spec):
-        _check_graph(files, files.folder / files.spec.files[part])
+        check_graph(files, files.folder / files.spec.files[part])
     return {part: Network.open(files.folder / files.spec.files[part], where, count) for part in parts(files.spec)}
 
 
-def _check_graph(files: EngineFiles, path: Path) -> None:
+def check_graph(files: EngineFiles, path: Path) -> None:
     """Raises `InputError` for a graph that names a file beside it whose hash is not recorded, or that may never end."""
     with open(path, "rb") as stream:
         if is_pointer(stream.read(100)):

@@ -33,6 +33,8 @@ class Backend:
     dive-fast that installs them. `reads` are the kinds of folder that it opens, and `remedy` says how to make one.
     `opens` is "module:function" of `(folder, Choice) -> Engine`. `why_not` is "module:function" of
     `(name, device) -> list[str]`: every reason why this machine cannot run it, asked only when its packages work.
+    `wins` is "module:function" of `(folder, device, precision) -> str`: why auto takes this backend before the others, or ""
+    where it does not; of the rows without one, auto takes the first that reads the folder.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Backend:
     remedy: str
     opens: str
     why_not: str = ""
+    wins: str = ""
 
     def on(self, device: str) -> str:
         """The name of this backend on one of its devices, as `doctor` lists it."""
@@ -58,12 +61,23 @@ class Backend:
         ]
 
 
+OPENVINO = Backend(
+    name="openvino",
+    extra="openvino",
+    packages={"openvino": "openvino", "torch": "torch"},
+    devices=("cpu",),
+    precisions=("fp32", "bf16", "int8"),
+    reads=(EXPORTED,),
+    remedy="export it first (dive-fast export)",
+    opens="dive_fast.engines.openvino_engine:open_openvino",
+    wins="dive_fast.engines.openvino_engine:wins",
+)
 ONNXRUNTIME = Backend(
     name="onnxruntime",
     extra="cpu",
     packages={"onnxruntime": "onnxruntime"},
     devices=("cpu", "cuda"),
-    precisions=("fp32", "fp16", "bf16", "fp8"),
+    precisions=("fp32", "fp16", "bf16", "fp8", "int8"),
     reads=(EXPORTED, OPTIMUM),
     remedy="export it first (dive-fast export)",
     opens="dive_fast.engines.onnx_engine:open_onnx",
@@ -82,7 +96,7 @@ TENSORRT = Backend(
     extra="trt",
     packages={"tensorrt": "tensorrt", "torch": "torch"},
     devices=("cuda",),
-    precisions=ONNXRUNTIME.precisions,
+    precisions=("fp32", "fp16", "bf16", "fp8"),
     reads=("tensorrt",),
     remedy="build it first (dive-fast build)",
     opens="dive_fast.engines.tensorrt_engine:open_tensorrt",
@@ -106,8 +120,8 @@ EAGER = Backend(
     opens="dive_fast.engines.torch_engine:open_torch",
 )
 COMPILED = replace(EAGER, name="torch-compiled", opens="dive_fast.engines.compiled_engine:open_compiled")
-# The first that reads a folder is what backend auto chooses.
-_ROWS = (ONNXRUNTIME, ONNXRUNTIME_TENSORRT, TENSORRT, TENSORRT_RTX, EAGER, COMPILED)
+# Backend auto takes a row that wins, else the first that reads the folder.
+_ROWS = (ONNXRUNTIME, ONNXRUNTIME_TENSORRT, OPENVINO, TENSORRT, TENSORRT_RTX, EAGER, COMPILED)
 BACKENDS = {row.name: row for row in _ROWS}
 
 

@@ -42,6 +42,7 @@ PACKAGES = {
     "onnxscript": Wanted("onnxscript", "export"),
     "onnxruntime": Wanted("onnxruntime", "cpu"),
     "onnxruntime-gpu": Wanted("onnxruntime", "gpu"),
+    "openvino": Wanted("openvino", "openvino"),
     "triton": Wanted("triton", "gpu"),
     "cuda-python": Wanted("cuda.bindings.driver", "gpu"),
     "matplotlib": Wanted("matplotlib", "report"),

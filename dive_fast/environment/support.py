@@ -32,11 +32,13 @@ class Tried:
 RUN = Tried("run here", "2026-11-29", "9391764")
 BUILT = Tried("built here, never run", "2026-11-29", "9391764")
 NEVER = Tried("never run")
+LATER = Tried("run here", "2026-11-30", "d13a2d6")
 # Rows are those of doctor; a precision that is left out is refused on that platform.
 SUPPORT: dict[str, dict[str, Tried]] = {
-    "onnxruntime-cpu": {"fp32": RUN, "fp16": RUN, "bf16": NEVER, "fp8": RUN},
-    "onnxruntime-cuda": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER, "fp8": NEVER},
+    "onnxruntime-cpu": {"fp32": RUN, "fp16": RUN, "bf16": NEVER, "fp8": RUN, "int8": LATER},
+    "onnxruntime-cuda": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER, "fp8": NEVER, "int8": NEVER},
     "onnxruntime-tensorrt": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER},
+    "openvino": {"fp32": LATER, "bf16": LATER, "int8": LATER},
     "tensorrt": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER, "fp8": NEVER},
     "tensorrt-rtx": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER, "fp8": NEVER},
     "torch-cpu": {"fp32": RUN, "bf16": RUN},
@@ -55,7 +57,8 @@ def engine_names() -> tuple[str, ...]:
 
 def platform(engine: str) -> str:
     """Where an engine of doctor's table runs."""
-    return CPU if engine == RTX_BUILD or engine.endswith("-cpu") else GPU
+    on_cpu = {RTX_BUILD, *(row.on("cpu") for row in BACKENDS.values() if "cpu" in row.devices)}
+    return CPU if engine in on_cpu else GPU
 
 
 def describe(engine: str) -> str:

@@ -1,4 +1,4 @@
-"""Chooses which layers of a UNet graph become FP8 (e4m3), and measures the error.
+"""Chooses which layers of a UNet graph become FP8 (e4m3) or int8, and measures the error.
 
 The timing gate leaves out layers that FP8 does not make faster on the target GPU. The error gate then leaves out those
 with the largest error alone, until the whole network's error is within the budget.
@@ -36,7 +36,7 @@ def quantize(
     provider: str = CPU,
     progress: Progress = lambda line: None,
 ) -> Fp8Report:
-    """Writes the UNet graph of `onnx_path` (float32 or float16, any variant) with FP8 layers to `out_path`.
+    """Writes the UNet graph of `onnx_path` (float32 or float16, any variant) with layers in `config.to` to `out_path`.
 
     With `times`, layers that FP8 does not make faster are left out first. The error gate runs the network once per layer and
     held-out call, and a few times more; `provider` may be a GPU's. The written file is measured again and loses layers until
@@ -78,7 +78,8 @@ def _quantised(model: Any, path: Path, layers: Sequence[Layer], report: Fp8Repor
     """Copies `model`, the graph of `path`, with the layers that `report` quantises (`qdq.insert`)."""
     largest = {layer.name: layer.largest or 0.0 for layer in report.quantised}
     chosen = [layer for layer in layers if layer.name in largest]
-    return insert(model, path, chosen, {layer.activation: largest[layer.name] for layer in chosen}, switched=switched)
+    by_input = {layer.activation: largest[layer.name] for layer in chosen}
+    return insert(model, path, chosen, by_input, to=report.to, switched=switched)
 
 
 def _without(report: Fp8Report, name: str, why: str) -> Fp8Report:
@@ -92,7 +93,9 @@ def _candidates(layers: Sequence[Layer], config: Fp8Config, calibration: Calibra
         pattern = next((pattern for pattern in config.keep if fnmatch.fnmatchcase(layer.name, pattern)), None)
         why = "" if pattern is None else f"kept by {pattern!r}"
         rows.append(LayerReport(layer.name, layer.node, layer.op, None, None, pattern is None, why))
-    return Fp8Report(config.budget, None, None, len(calibration.scales), len(calibration.held_out), tuple(rows))
+    return Fp8Report(
+        config.budget, None, None, len(calibration.scales), len(calibration.held_out), tuple(rows), config.to
+    )
 
 
 def _with_peaks(
@@ -165,7 +168,7 @@ def _error_gate(report: Fp8Report, meter: _Meter, progress: Progress) -> tuple[F
     rows = tuple(replace(row, error=alone[row.name] if row.name in order else None) for row in report.layers)
     report = replace(report, error_of_all=error_of_all if math.isfinite(error_of_all) else None, layers=rows)
     for name in set(names) - set(order):
-        report = _without(report, name, "the output is not finite with it in fp8")
+        report = _without(report, name, f"the output is not finite with it in {report.to}")
     for name in order[:left_out]:
         report = _without(report, name, f"error gate: one of the {left_out} that cost most")
     return report, order[left_out:]

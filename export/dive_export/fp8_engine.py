@@ -1,4 +1,4 @@
-"""An exported engine folder -> the same with FP8 layers in its UNet; and the torch graphs of an exported folder."""
+"""An exported engine folder -> the same with FP8 or int8 layers in its UNet; and the torch graphs of an exported folder."""
 
 from __future__ import annotations
 
@@ -68,18 +68,21 @@ def quantize_engine(
     decoder: Path | None = None,
     progress: Progress = log,
 ) -> Fp8Report:
-    """Writes to `out` the engine folder `engine` with FP8 layers in its UNet (`fp8.quantize`); the report is `fp8.json`.
+    """Writes to `out` the engine folder `engine` with UNet layers in FP8 or int8 (`fp8.quantize`); the report is `fp8.json`.
 
     `model` is the fused model that the engine was exported from, with the tiny decoder `decoder` if any. `sampling` makes
     `images` of its identities and cameras for calibration; every second one is held out. The other parts are copied. Raises
-    `InputError` when `out` exists, for a bf16 engine, and for a model with too few identities and cameras.
+    `InputError` when `out` exists, for a bf16 engine (int8: any but fp32), and for a model with too few identities and
+    cameras.
     """
-    engine, out = Path(engine), Path(out)
+    engine, out, config = Path(engine), Path(out), config or Fp8Config()
     if not is_empty(out):
         raise InputError(f"quantize: {out} exists; choose another --out or move it away")
     bundle, spec, parts = exported_graphs(model, engine, decoder)
     if spec.precision == "bf16":
         raise InputError(f"quantize: {engine} is bf16; export it in fp16 or fp32")
+    if config.to == "int8" and spec.precision != "fp32":
+        raise InputError(f"quantize: {engine} is {spec.precision}, int8 is for engines in fp32; export it so")
     file = spec.files["unet"]
     keys = _keys(bundle, images)
     scales, held_out = (
@@ -94,7 +97,7 @@ def quantize_engine(
             engine / file, folder / file, Calibration(scales, held_out), config, times=times, progress=progress
         )
         write_json(folder / "fp8.json", to_dict(report))
-        spec = replace(spec, precision="fp8", sha256=file_hashes(folder))
+        spec = replace(spec, precision=config.to, sha256=file_hashes(folder))
         write_json(folder / "engine.json", to_dict(spec))
     return report
 

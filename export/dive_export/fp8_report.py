@@ -13,7 +13,7 @@ from dive_fast.types import InputError, from_dict, shown
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: `error` is the whole UNet's when this layer alone is FP8; None: not measured or not finite.
+    """One layer: `error` is the whole UNet's when this layer alone is quantised; None: not measured or not finite.
 
     `largest` is the activation's calibrated |value|; `why` is the reason why a layer is not quantised.
     """
@@ -39,6 +39,7 @@ class Fp8Report:
     calls: int
     held_out: int
     layers: tuple[LayerReport, ...]
+    to: str = "fp8"
 
     @property
     def quantised(self) -> tuple[LayerReport, ...]:

@@ -175,13 +175,15 @@ class BuildConfig(Settings):
 
 @dataclass(frozen=True)
 class Fp8Config(Settings):
-    """How much of a UNet becomes FP8."""
+    """How much of a UNet becomes FP8 or int8."""
 
+    to: Literal["fp8", "int8"] = "fp8"
+    """What layers become: fp8 for GPUs, or int8, of an fp32 engine, for --backend openvino on a CPU."""
     budget: NonNegativeFloat = 0.05
     """Most error of the UNet's output on held-out inputs in the worst call: the root mean square difference from the graph
     before, over that graph's root mean square."""
     percentile: Annotated[float, Above(0), Within(0, 100)] = 100.0
-    """Percentile of activations that becomes the largest value of FP8 (e4m3: 448); 100: the largest activation."""
+    """Percentile of activations that becomes the largest value (e4m3: 448, int8: 127); 100: the largest activation."""
     # Layers that stay as they are: ends of the network and the time embedding, which are cheap and which every step passes.
     keep: tuple[str, ...] = ("conv_in", "conv_out", "time_embedding.*", "*.time_emb_proj")
 

@@ -1,8 +1,9 @@
-"""Graph surgery for FP8: QuantizeLinear and DequantizeLinear around the inputs of convolutions and matrix products.
+"""Graph surgery for FP8 and int8: QuantizeLinear and DequantizeLinear around the inputs of convolutions and matrix products.
 
 e4m3 ("FN": no infinities, largest value 448, 3 fraction bits) as in Micikevicius et al., arXiv 2209.05433. A quantised layer
 reads DequantizeLinear(QuantizeLinear(x)) with one scale per tensor, and e4m3 weights with one scale per output channel. A
-compiler that knows the pattern computes in FP8; others compute the same numbers in the graph's type.
+compiler that knows the pattern computes in FP8; others compute the same numbers in the graph's type. int8 is the same with
+whole numbers to 127: of one spacing, where that of e4m3 grows with the value.
 """
 
 from __future__ import annotations
@@ -25,9 +26,23 @@ from dive_fast.engines.node_runner import load_tensors, scopes, short
 from dive_fast.io import brief
 from dive_fast.types import InputError
 
-LARGEST = 448.0
 FLOATS = (1, 10)  # TensorProto.FLOAT, FLOAT16
 SWITCHES = "quantised"  # the extra input of a switched graph: bool [layers]
+
+
+@dataclass(frozen=True)
+class Number:
+    """What layers are quantised to: its largest value, its type in ONNX and in numpy."""
+
+    largest: float
+    element: int
+    dtype: Any
+
+
+NUMBERS = {
+    "fp8": Number(448.0, TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
+    "int8": Number(127.0, TensorProto.INT8, np.int8),
+}
 
 
 @dataclass(frozen=True)
@@ -62,29 +77,37 @@ def find_layers(graph: Any) -> list[Layer]:
     ]
 
 
-def scale_for(largest: np.ndarray | float, dtype: np.dtype) -> np.ndarray:
-    """Returns the scales that map `largest` to e4m3's largest value, in `dtype`, rounded up; 1 where it is 0."""
-    exact = np.asarray(largest, np.float64) / LARGEST
+def scale_for(largest: np.ndarray | float, dtype: np.dtype, number: Number) -> np.ndarray:
+    """Returns the scales that map `largest` to `number`'s largest value, in `dtype`, rounded up; 1 where it is 0."""
+    exact = np.asarray(largest, np.float64) / number.largest
     scale = exact.astype(dtype)
     scale = np.where(scale < exact, np.nextafter(scale, dtype.type(np.inf)), scale)
     return np.where(exact == 0, dtype.type(1), scale).astype(dtype)
 
 
-def quantised_weight(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (e4m3 values of the weight's shape, scales [channels] of its type), a scale per output channel."""
+def quantised_weight(weight: np.ndarray, axis: int, number: Number) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (values of `number` in the weight's shape, scales [channels] of its type), a scale per output channel."""
     rest = tuple(i for i in range(weight.ndim) if i != axis)
-    scales = scale_for(np.abs(weight).max(axis=rest), weight.dtype)
+    scales = scale_for(np.abs(weight).max(axis=rest), weight.dtype, number)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     ratio = weight.astype(np.float32) / scales.astype(np.float32).reshape(shape)
-    return np.clip(ratio, -LARGEST, LARGEST).astype(ml_dtypes.float8_e4m3fn), scales
+    whole = np.rint(ratio) if number.element == TensorProto.INT8 else ratio  # numpy would cut fractions off
+    return np.clip(whole, -number.largest, number.largest).astype(number.dtype), scales
 
 
 def insert(
-    model: Any, path: Path, layers: Sequence[Layer], largest: Mapping[str, float], *, switched: bool = False
+    model: Any,
+    path: Path,
+    layers: Sequence[Layer],
+    largest: Mapping[str, float],
+    *,
+    to: str = "fp8",
+    switched: bool = False,
 ) -> Any:
-    """Copies `model` with `layers` quantised; `largest` maps an activation's name to the value that becomes 448.
+    """Copies `model` with `layers` quantised `to` one of `NUMBERS`; `largest` maps an activation's name to the value that
+    becomes the number's largest.
 
-    External weights of `layers` are read from beside `path`. They become e4m3, and the old ones are dropped if nothing else
+    External weights of `layers` are read from beside `path`. They are quantised; the old ones are dropped if nothing else
     reads them. With `switched`, the extra input `quantised` bool [len(layers)] selects the quantised layers, so one session
     measures every choice.
     """
@@ -93,7 +116,7 @@ def insert(
     graph = result.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     types = {layer.weight: weights[layer.weight].data_type for layer in layers}
-    work = _Insertion(graph, path, weights, switched)
+    work = _Insertion(graph, path, weights, NUMBERS[to], switched)
     by_node = {layer.node: (i, layer) for i, layer in enumerate(layers)}
     nodes = list(graph.node)
     del graph.node[:]
@@ -115,18 +138,18 @@ def insert(
 class _Insertion:
     """Adds the nodes and constants of `insert` to `graph`, each once."""
 
-    def __init__(self, graph: Any, path: Path, weights: Mapping[str, Any], switched: bool) -> None:
-        self.graph, self.path, self.weights, self.switched = graph, path, weights, switched
+    def __init__(self, graph: Any, path: Path, weights: Mapping[str, Any], number: Number, switched: bool) -> None:
+        self.graph, self.path, self.weights, self.number, self.switched = graph, path, weights, number, switched
         self.made: set[str] = set()
 
     def activation(self, index: int, layer: Layer, largest: float, data_type: int) -> str:
         name = layer.activation
-        quantised, result = f"{name}_e4m3", f"{name}_dequantised"
+        quantised, result = f"{name}_narrow", f"{name}_dequantised"
         if self._new(result):  # layers that read the same tensor share it: queries, keys and values, log
-            value = scale_for(largest, np.dtype(tensor_dtype_to_np_dtype(data_type)))
+            value = scale_for(largest, np.dtype(tensor_dtype_to_np_dtype(data_type)), self.number)
             constants = [f"{name}_scale", f"{name}_zero"]
             self._constant(constants[0], data_type, (), value.tobytes())
-            self._constant(constants[1], TensorProto.FLOAT8E4M3FN, (), b"\0")
+            self._constant(constants[1], self.number.element, (), b"\0")
             self._node("QuantizeLinear", [name, *constants], quantised)
             self._node("DequantizeLinear", [quantised, *constants], result)
         return self._choice(index, result, name)
@@ -136,9 +159,10 @@ class _Insertion:
         result = f"{name}_{layer.axis}_dequantised"
         if self._new(result):
             tensor = self.weights[name]
-            values, scales = quantised_weight(to_array(load_tensors(self.weights, {name}, self.path)[name]), layer.axis)
-            constants = [f"{result}_e4m3", f"{result}_scale"]
-            self._constant(constants[0], TensorProto.FLOAT8E4M3FN, tensor.dims, values.tobytes())
+            exact = to_array(load_tensors(self.weights, {name}, self.path)[name])
+            values, scales = quantised_weight(exact, layer.axis, self.number)
+            constants = [f"{result}_narrow", f"{result}_scale"]
+            self._constant(constants[0], self.number.element, tensor.dims, values.tobytes())
             self._constant(constants[1], tensor.data_type, scales.shape, scales.tobytes())
             self._node("DequantizeLinear", constants, result, axis=layer.axis)
         return self._choice(index, result, name)

@@ -45,5 +45,7 @@ def exported_spec(folder: Path) -> EngineSpec:
     spec = read_spec(folder)
     if spec.backend != "onnxruntime":
         raise InputError(f"build: {folder} is a {spec.backend} engine; give the exported one (dive-fast export)")
+    if spec.precision == "int8":
+        raise InputError(f"build: {folder} is int8, for openvino on a CPU; give the engine before dive-fast quantize")
     check_files(folder, spec)
     return spec

@@ -73,6 +73,7 @@ def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny
         ("onnxruntime", "cpu", "fp8", torch.float32),
         ("onnxruntime", "cuda", "fp16", torch.float16),
         ("torch", "cpu", "bf16", torch.bfloat16),
+        ("openvino", "cpu", "bf16", torch.bfloat16),
         ("tensorrt", "cuda", "fp8", torch.float16),
     ],
 )

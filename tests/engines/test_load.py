@@ -163,10 +163,10 @@ def test_all_reasons_are_told_at_once(tiny_fused: Path, folder: Path) -> None:
         load_engine(tiny_fused, device="cuda", precision="bf16")
     with pytest.raises(DiveError, match="precision fp16: on a CPU"):
         load_engine(tiny_fused, device="cpu", precision="fp16")
-    edit_spec(folder, lambda spec: spec.update(backend="openvino", gpu="H200"))
+    edit_spec(folder, lambda spec: spec.update(backend="tvm", gpu="H200"))
     with pytest.raises(DiveError) as caught:
         load_engine(folder, device="cuda", precision="fp16", size=(128, 64))
-    for reason in ("'openvino'", "GPU 'H200'", "precision fp16", "size 128x64", "device cuda"):
+    for reason in ("'tvm'", "GPU 'H200'", "precision fp16", "size 128x64", "device cuda"):
         assert reason in str(caught.value)
 
 

@@ -41,6 +41,11 @@ def e4m3(values: np.ndarray) -> np.ndarray:
     return np.clip(np.round(values / spacing) * spacing, -448, 448)
 
 
+def int8(values: np.ndarray) -> np.ndarray:
+    """Rounded to the nearest whole number, ties to even, cut off where int8 ends."""
+    return np.clip(np.round(np.asarray(values, np.float64)), -128, 127)
+
+
 def write(path: Path, nodes: Sequence[onnx.NodeProto], weights: dict[str, np.ndarray], shape: Sequence[Any]) -> Path:
     """A graph sample [rows, *shape] -> out_sample in the type of its weights."""
     return write_graph(path, nodes, weights, "sample", shape, "out_sample")
@@ -68,9 +73,10 @@ def layer(op: str, source: str, output: str, **attributes: Any) -> onnx.NodeProt
         ("Gemm", {"transB": 1}, (6, 5), (5,), 0),
     ],
 )
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_one_layer_computes_what_e4m3_says(
+@pytest.mark.parametrize(("to", "dtype"), [("fp8", np.float32), ("fp8", np.float16), ("int8", np.float32)])
+def test_one_layer_computes_what_its_numbers_say(
     tmp_path: Path,
+    to: Any,
     op: str,
     attributes: dict[str, Any],
     weight: tuple[int, ...],
@@ -86,13 +92,18 @@ def test_one_layer_computes_what_e4m3_says(
     x: np.ndarray = rng.standard_normal((2, *sample)).astype(dtype)
     other: np.ndarray = rng.standard_normal((2, *sample)).astype(dtype)
     source = write(tmp_path / "a.onnx", [layer(op, "sample", "out_sample", **attributes)], {"out_sample_w": w}, sample)
-    report = quantize(source, tmp_path / "b.onnx", Calibration([{"sample": x}], [{"sample": other}]), EVERYTHING)
+    report = quantize(
+        source, tmp_path / "b.onnx", Calibration([{"sample": x}], [{"sample": other}]), replace(EVERYTHING, to=to)
+    )
     assert [(row.name, row.quantised, row.largest) for row in report.layers] == [("out_sample", True, np.abs(x).max())]
 
+    most, rounded = {"fp8": (448, e4m3), "int8": (127, int8)}[to]
     rest = tuple(i for i in range(w.ndim) if i != axis)
-    w_scale = np.abs(w.astype(np.float64)).max(axis=rest, keepdims=True) / 448
-    x_scale = np.abs(x.astype(np.float64)).max() / 448
-    wide, narrow = (e4m3(v / s) * s for v, s in ((other.astype(np.float64), x_scale), (w.astype(np.float64), w_scale)))
+    w_scale = np.abs(w.astype(np.float64)).max(axis=rest, keepdims=True) / most
+    x_scale = np.abs(x.astype(np.float64)).max() / most
+    wide, narrow = (
+        rounded(v / s) * s for v, s in ((other.astype(np.float64), x_scale), (w.astype(np.float64), w_scale))
+    )
     expected, exact = (product(op, a, b, attributes) for a, b in ((wide, narrow), (other, w)))
     # The scales are rounded to the graph's type (up to an ulp above), which moves a few values over a tie to e4m3's next
     # number, 1/8 away at most. In float32 that is rare enough to compare every value.

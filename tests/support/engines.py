@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 HALF_BANK = GraphOptions("kv-cache", "fp16", any_size=True)
 KEYS = [("0001", "cam3"), ("0003", "cam1"), ("0002", "cam3")]
 SEEDS = [11, 12, 13]
-BACKENDS = ["torch", pytest.param("onnxruntime", marks=pytest.mark.slow)]  # the second opens an exported engine
+no_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="openvino is not installed (extra: openvino)")
+BACKENDS = [  # the others open an exported engine
+    "torch",
+    pytest.param("onnxruntime", marks=pytest.mark.slow),
+    pytest.param("openvino", marks=[pytest.mark.slow, no_openvino]),
+]
 
 
 @cache
