@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -19,7 +20,8 @@ def run_all(jobs: Sequence[Job], work: Callable[[Job], None], workers: int, tota
     """Calls `work` (a module's function) on every job in `workers` processes and raises the first error here.
 
     Each process gets an equal part of the cores as threads. `total` is the number of steps that all jobs report through
-    `count_step`, for the progress bar (None: unknown). On an error or Ctrl-C the processes end; what they saved stays.
+    `count_step`, for the progress bar (None: unknown). On an error or Ctrl-C, and when this process is killed, the processes
+    end; what they saved stays.
     """
     context = multiprocessing.get_context("spawn")
     done = context.Value("l", 0)
@@ -52,3 +54,12 @@ def _start_worker(done: Any, threads: int) -> None:
     use_thread_lock()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is gone: a killed parent cannot end it, and a rerun would train beside it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
