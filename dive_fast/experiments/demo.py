@@ -21,12 +21,10 @@ from dive_fast.words import count
 HOW_TO = """# the same with Stable Diffusion 1.5 (SD15), SYSU-MM01 and Market-1501; that size wants a GPU
 dive-fast prepare --photos sysu:SYSU-MM01 --photos market:Market-1501,prefix=1 --min-images 12 --tall \\
     --model SD15 --out runs/prepared
-dive-fast personalize --model SD15 --prepared runs/prepared --identity-steps 0 --rank 128 --steps 400000 \\
-    --lora-lr 5e-5 --token-lr 5e-5 --out runs/adapter
+dive-fast personalize --recipe dive --model SD15 --prepared runs/prepared --out runs/adapter
 dive-fast fuse --model SD15 --adapter runs/adapter --out runs/fused
 dive-fast export --model runs/fused --out runs/engine
-dive-fast plan --model runs/engine --photos market:Market-1501,prefix=1 --steps 50 --guidance 7.5 \\
-    --out runs/plan.json
+dive-fast plan --model runs/engine --photos market:Market-1501,prefix=1 --out runs/plan.json
 dive-fast synth --plan runs/plan.json --engine runs/engine --out runs/pairs
 dive-fast verify runs/pairs
 dive-fast report runs/pairs --out runs/report

@@ -1,13 +1,12 @@
 """Every command line of every page, in order, on small trees of the named sets' shape and a small random model.
 
-README.md runs first, and what it made stands where another page takes it for granted. A command that is not run here is in
-`NOT_RUN` with its reason; it parses all the same (`test_pages.py`).
+What the demo's page shows runs first, and what it made stands where another page takes it for granted. A command that is not
+run here is in `NOT_RUN` with its reason; it parses all the same (`test_pages.py`).
 """
 
 from __future__ import annotations
 
 import io
-import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -29,7 +28,12 @@ EXPECTED = (  # warnings of sets as these, which the pages speak of
 )
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(*(f"ignore:.*{text}" for text in EXPECTED))]
 
-PATHS = {path.name: path for path in PAGES if command_lines(path.read_text(encoding="utf-8"))}
+TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in PAGES}
+LINES = {
+    "demo": command_lines("```\n" + HOW_TO.replace("\\\n", "") + "\n```\n"),
+    **{page: lines for page, text in TEXTS.items() if (lines := command_lines(text))},
+}
+del LINES["own-photos"]  # test_own_photos_page.py runs it, on photos of its own
 NOT_RUN = {  # command lines with these words
     "build": "TensorRT builds on a GPU; the last test here builds for RTX without one",
     "refit": "a refittable engine is built on a GPU",
@@ -38,30 +42,34 @@ NOT_RUN = {  # command lines with these words
     "world study": "takes hours; tests/experiments/test_study.py runs it at toy size",
     "bench --baselines": "compiles for minutes; tests/bench/test_baselines.py",
     "bench --compare": "reads an older commit, which a shallow clone lacks; tests/bench/test_compare.py",
+    "export --decoder": "tests/distil/test_decoder.py exports a tiny decoder",
+    **({} if find_spec("openvino") else {"synth openvino": "openvino is not installed"}),
     **({} if find_spec("pyarrow") else {"manifest --parquet": "pyarrow is not installed"}),
 }
 SMALL = {  # what pages give, and what stands for it here
-    **dict.fromkeys(("--steps 50", "--steps 1500", "--steps 2000", "--steps 400000"), "2"),
-    **dict.fromkeys(("--rank 128", "--test-ids 200", "--validation-people 40"), "2"),
-    "--batch 16": "4",
+    **dict.fromkeys(("--steps 50", "--steps 1500", "--steps 2000"), "2"),
+    **dict.fromkeys(("--test-ids 200", "--validation-people 40"), "2"),
     "--pairs 500": "1",
     "--people 1000": "3",
     "--refine-steps 200": "1",
+    "--rows 16,32,64": "2,4",
     "--seeds 0,1,2,3,4": "0",
-    "--size 512x256": "64x32",
-    "--mixed-precision fp16": "no",
     "--min ir.modality=0.5": "ir.modality=0",  # which a random model's images pass
 }
-NET = "--lr 1e-4 --height 64 --width 32 --identities 2 --per-modality 2 --steps 2"
+LEARN = "--identity-steps 1 --steps 1 --rank 2 --batch 4"
+NET = "--lr 1e-4 --height 64 --width 32 --identities 2 --per-modality 2 --steps 1"
 DEFAULTS = {  # for what pages leave to the defaults
-    "personalize": "--identity-steps 1 --steps 1 --rank 2 --batch 4",
-    "train-encoder": "--width 8 --pooled 2 --identity-steps 1 --steps 1 --rank 2 --batch 4",
+    "personalize": f"{LEARN} --mixed-precision no",
+    "train-encoder": f"--width 8 --pooled 2 {LEARN}",
     "virtual": "--percentile 0",
+    "distil": "--teacher-steps 4 --trajectories 4 --steps 1 --batch 2 --rank 2",
+    "distil-decoder": "--width 8 --images 4 --steps 1 --batch 2",
+    "quantize": "--images 2",
     "plan": "--pairs 3 --steps 2",
     "synth": "--rows 8",
     "reid train": NET,
     "reid trials": f"--trials 1 {NET}",
-    "reid compare": NET,
+    "reid compare": f"--seeds 0 {NET}",
     "report": "--workers 1",
     "world make": "--paired-ids 2 --external-ids 12 --images-per-camera 2 --market-images 3",
     "world quality": "--shots 1",
@@ -70,28 +78,32 @@ DEFAULTS = {  # for what pages leave to the defaults
 PLACES = {"$SLURM_ARRAY_TASK_ID": "0", "s3://": "memory://", "/shared/": "shared/"}
 if find_spec("tensorboard") is None:
     PLACES["--tensorboard"] = ""
-GIVEN = {  # what a page takes for granted: its name there, and README's
-    "bulk.md": {"runs/engine": "runs/engine"},
-    "encoder.md": {"runs/adapter": "runs/adapter"},
-    "engines.md": {"adapter": "runs/adapter", "adapter-2": "runs/adapter"},
-    "layouts.md": {"runs/pairs": "runs/pairs"},
-    "quality.md": {"runs/engine": "runs/engine", "runs/pairs": "runs/pairs"},
-    "reid.md": {"runs/pairs": "runs/pairs"},
-    "report.md": {"runs/pairs": "runs/pairs"},
-    "speed.md": {"runs/engine": "runs/engine", "runs/plan.json": "runs/plan.json"},
+GIVEN = {  # what a page takes for granted: its name there, and what another page made
+    "bulk": {"runs/engine": "demo/runs/engine"},
+    "distil": {"runs/adapter": "demo/runs/adapter", "runs/encoder": "encoder/runs/encoder"},
+    "encoder": {"runs/adapter": "demo/runs/adapter"},
+    "engines": {"adapter": "demo/runs/adapter", "adapter-2": "demo/runs/adapter"},
+    "layouts": {"runs/pairs": "demo/runs/pairs"},
+    "precision": {"fused": "demo/runs/fused", "onnx": "demo/runs/engine", "plan.json": "demo/runs/plan.json"},
+    "python": {"runs/pairs": "demo/runs/pairs"},
+    "quality": {"runs/engine": "demo/runs/engine", "runs/pairs": "demo/runs/pairs"},
+    "reid": {"runs/pairs": "demo/runs/pairs"},
+    "report": {"runs/pairs": "demo/runs/pairs"},
+    "speed": {"runs/engine": "demo/runs/engine", "runs/plan.json": "demo/runs/plan.json"},
 }
 STAND_IN = {
     "export": "--model",
     "build": "--engine",
     "refit": "--engine",
-}  # of a line that is not run: serves as its --out
+}  # whose folder serves as --out of a line not run
 JOBS = {  # a second run says that the first has finished
     *("prepare", "personalize", "train-encoder", "encode", "virtual", "import", "fuse", "export", "export-adapter"),
     *("plan", "synth", "pack", "merge", "manifest", "score", "filter", "compare-sets", "card", "report", "world make"),
     *("reid train", "reid trials", "reid compare", "reid show"),
+    *("distil", "distil-decoder", "quantize"),
 }
 CAMERAS = [f"cam{number}" for number in range(1, 8)]
-WITHOUT_GPU = {"36,72,144": "4,8", "engine": "rtx"}
+WITHOUT_GPU = {"72": "4,8", "engine": "rtx"}
 
 
 class Done(NamedTuple):
@@ -120,7 +132,10 @@ def placed(words: Sequence[str]) -> list[str]:
     device = ["--device", "cpu"] if "--device" in flags else []
     if command == "bench" and "--engine" not in words:  # an export of the shipped model takes half a minute
         device += ["--backend", "torch"]
-    line = [*command.split(), *DEFAULTS.get(command, "").split(), *device, *small]
+    defaults = DEFAULTS.get(command, "")
+    if "runs/student-engine" in words:  # a student has steps of its own
+        defaults = defaults.replace("--steps 2", "")
+    line = [*command.split(), *defaults.split(), *device, *small]
     for name, place in PLACES.items():
         line = [word.replace(name, place) for word in line]
     return [word for word in line if word]
@@ -151,18 +166,17 @@ class Walks:
         lay_out(root / "given", base)
 
     def folder(self, page: str) -> Path:
-        return self._root / page.removesuffix(".md")
+        return self._root / page
 
     def of(self, page: str) -> list[Done]:
-        """Runs a page's commands, after README's; a later call returns the same."""
+        """Runs a page's commands, after the pages that made what it takes for granted; a later call returns the same."""
         if page not in self._done:
-            if page in GIVEN:
-                self.of("README.md")
+            for made in GIVEN.get(page, {}).values():
+                self.of(made.partition("/")[0])
             self._lay_out(page)
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(self.folder(page))
-                lines = command_lines((PATHS[page]).read_text(encoding="utf-8"))
-                self._done[page] = [done for words in lines if (done := self._run(words))]
+                self._done[page] = [done for words in LINES[page] if (done := self._run(words))]
         return self._done[page]
 
     def summaries(self, page: str) -> list[dict[str, Any]]:
@@ -175,7 +189,7 @@ class Walks:
         for path in (self._root / "given").iterdir():
             (here / path.name).symlink_to(path)
         for name, made in GIVEN.get(page, {}).items():
-            source = self.folder("README.md") / made
+            source = self._root / made
             (here / name).parent.mkdir(exist_ok=True)
             (shutil.copytree if source.is_dir() else shutil.copy)(source, here / name)
 
@@ -183,7 +197,7 @@ class Walks:
         """Runs a line, twice if it is a job; another folder stands for what a line makes that is not run."""
         if reason_against(words) or (words[0] == "export" and self._exported(words)):
             out = Path(value(words, "--out")) if "--out" in words else None
-            if out is not None and words[0] in STAND_IN:
+            if out is not None and words[0] in STAND_IN and not out.exists():
                 out.symlink_to(Path(value(words, STAND_IN[words[0]])).resolve())
             return None
         line = placed(words)
@@ -205,19 +219,13 @@ def walks(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Walks:
     return Walks(tmp_path_factory.mktemp("pages"), tiny_base)
 
 
-@pytest.mark.parametrize("page", PATHS)
+@pytest.mark.parametrize("page", LINES)
 def test_the_commands_of_a_page_run_as_typed(page: str, walks: Walks) -> None:
     walks.of(page)
 
 
-def test_the_demos_page_shows_readmes_commands() -> None:
-    shown = [shlex.split(line, comments=True) for line in HOW_TO.replace("\\\n", "").splitlines()]
-    readme = command_lines(PATHS["README.md"].read_text(encoding="utf-8"))
-    assert len(shown) == 11 and [line[1:] for line in shown if line and line[1:] not in readme] == []
-
-
 def test_every_reason_is_that_of_a_line() -> None:
-    lines = [words for path in PATHS.values() for words in command_lines(path.read_text(encoding="utf-8"))]
+    lines = [words for page in LINES.values() for words in page]
     for table, found in (
         (NOT_RUN, lambda key, words: set(key.split()) <= set(words)),
         (SMALL, lambda key, words: f" {key} " in f" {' '.join(words)} "),
@@ -255,10 +263,10 @@ def test_the_page_of_published_weights_leads_from_their_files_to_pairs(walks: Wa
     assert named["fingerprint"] == imported["fingerprint"]  # the codes named, the same adapter
     assert plan["pairs"] == 2 * 6 and with_photos["pairs"] == 6  # both people; and 0534, who has a photo
     assert (pairs["images"], checked["problems"]) == (24, [])
-    (python,) = blocks(PATHS["published-weights.md"].read_text(encoding="utf-8"), "python")
+    (python,) = blocks(TEXTS["published-weights"], "python")
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(walks.folder("published-weights.md"))
+        patch.chdir(walks.folder("published-weights"))
         exec(python, names)
     assert names["pipe"].tokenizer.convert_tokens_to_ids("<class_1>") == len(names["pipe"].tokenizer) - 1
     assert names["pipe"].get_active_adapters()
@@ -267,10 +275,9 @@ def test_the_page_of_published_weights_leads_from_their_files_to_pairs(walks: Wa
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
 def test_what_the_engines_page_builds_is_built_for_rtx(walks: Walks, step: Any, run: Run, monkeypatch: Any) -> None:
     """As far as a machine without a GPU goes: plans that a refit can reach are refused in a sentence, others are built."""
-    walks.of("engines.md")
-    monkeypatch.chdir(walks.folder("engines.md"))
-    words = command_lines(PATHS["engines.md"].read_text(encoding="utf-8"))
-    _, build, *_ = [[WITHOUT_GPU.get(word, word) for word in line] for line in words if line[0] == "build"]
+    walks.of("engines")
+    monkeypatch.chdir(walks.folder("engines"))
+    _, build, *_ = [[WITHOUT_GPU.get(word, word) for word in line] for line in LINES["engines"] if line[0] == "build"]
     rtx = ("--flavour", "tensorrt-rtx", "--cache", "cache", "--vae-rows", "1", "--text-rows", "1")
     foreseen = step(*build, *rtx, "--dry-run")
     assert len(foreseen["parts"]) == 5 and not Path("rtx").exists()

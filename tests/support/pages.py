@@ -45,9 +45,10 @@ def command_lines(text: str) -> list[list[str]]:
 def lay_out(root: Path, base: Path) -> None:
     """Writes what the pages' names stand for into `root`: photo sets, a base model, weights, other people's files."""
     root.mkdir()
-    for name in ("SD15", "stable-diffusion-v1-5"):
+    for name in ("SD15", "stable-diffusion-v1-5", "BASE"):
         (root / name).symlink_to(base)
     _sysu(root / "SYSU-MM01")
+    (root / "SYSU").symlink_to("SYSU-MM01")
     _market(root / "Market-1501")
     _regdb(root / "RegDB")
     _llcm(root / "LLCM")
