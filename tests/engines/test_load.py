@@ -148,7 +148,7 @@ def test_an_explicit_backend_does_not_become_another(tiny_fused: Path, tiny_engi
         load_engine(tiny_engine, "torch")
     with pytest.raises(InputError, match="'onnxruntime' .* torch, torch-compiled; .*dive-fast export"):
         load_engine(tiny_fused, "onnxruntime")
-    with pytest.raises(InputError, match="'tensorrt' .*onnxruntime-tensorrt; .*dive-fast build"):
+    with pytest.raises(InputError, match="'tensorrt' .*onnxruntime-tensorrt, openvino; .*dive-fast build"):
         load_engine(tiny_engine, "tensorrt")
 
 
