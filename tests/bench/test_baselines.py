@@ -97,10 +97,7 @@ def test_a_peer_that_cannot_run_says_why(setup: Setup, monkeypatch: pytest.Monke
 
 
 def test_presets_run_in_the_same_turns_as_other_images(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    presets = {
-        "fast": Preset("fast", Sampling(2, guidance_interval=(0.3, 5.0))),
-        "turbo": Preset("turbo", Sampling(2), precision="fp8"),
-    }
+    presets = {"fast": Preset("fast", 5), "turbo": Preset("turbo", 2, precision="fp8")}
     monkeypatch.setattr(baselines, "PRESETS", presets)
     seen: list[Sampling] = []
     real = baselines.render
@@ -113,12 +110,12 @@ def test_presets_run_in_the_same_turns_as_other_images(setup: Setup, monkeypatch
     found = measured(setup, "reference", rounds=2, presets=("fast", "turbo"))
     assert [preset.name for preset in found.presets] == ["preset fast", "preset turbo"]
     # of the last round, the reference apart
-    assert seen[-3:] == [SAMPLING, Sampling(2, 3.0, (0.3, 5.0)), Sampling(2, 3.0)]
+    assert seen[-3:] == [SAMPLING, Sampling(5, 3.0), Sampling(2, 3.0)]
     assert seen[0] == seen[-3]
     for preset in found.presets:
         assert list(preset.faster) == ["ours", "reference"] and preset.faster["ours"].n == preset.ms.n == 2
     text = "\n".join(baseline_lines(found))
-    assert "2 steps, guidance 3 at sigma 0.3 to 5, fp32: " in text
+    assert "5 steps, guidance 3, fp32: " in text
     assert "2 steps, guidance 3, fp32 (the preset wants fp8): " in text
     bad = result_of(setup, monkeypatch, "ours", presets=("fast",))
     assert bad.presets[0].faster == {} and "no ratio, as ours failed parity" in baseline_lines(bad)[-2]
