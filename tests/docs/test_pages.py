@@ -40,7 +40,7 @@ def test_its_command_lines_parse(page: Path) -> None:
 
 def test_the_pages_have_command_lines() -> None:
     counts = {page.name: len(command_lines(page.read_text(encoding="utf-8"))) for page in PAGES}
-    without = {"CONTRIBUTING.md", "architecture.md", "precision.md"}
+    without = {"CONTRIBUTING.md", "architecture.md"}
     assert {name for name, count in counts.items() if not count} == without
     assert sum(counts.values()) >= 70
 
