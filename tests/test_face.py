@@ -13,6 +13,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="ut
 NAMES = [name for name in dive_fast.__all__ if name != "__version__"]
 
 
+@pytest.mark.slow  # it imports torch
 @pytest.mark.parametrize("name", NAMES)
 def test_each_name_exists_and_is_described(name: str) -> None:
     found = getattr(dive_fast, name)
