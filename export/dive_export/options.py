@@ -117,7 +117,7 @@ class BuildConfig(Settings):
 
     flavour: Literal["tensorrt", "tensorrt-rtx"] = "tensorrt"
     """tensorrt, for data-centre GPUs too, or tensorrt-rtx, for RTX cards, which builds without a GPU."""
-    rows: tuple[int, ...] = (144,)
+    rows: tuple[int, ...] = (72,)
     """The UNet's row counts (guidance included), a static profile or two each; calls are padded to the next one."""
     vae_rows: tuple[int, ...] = (1, 18)
     """Row counts of both halves of the VAE."""
