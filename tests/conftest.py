@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(autouse=True)
-def auto_takes_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def auto_takes_onnxruntime() -> Iterator[None]:
     """So that tests mean the same where OpenVINO is installed; test_openvino_engine.py tests what auto does with it."""
-    monkeypatch.setitem(BACKENDS, "openvino", replace(OPENVINO, wins="tests.support.backends:never"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKENDS, "openvino", replace(OPENVINO, wins="tests.support.backends:never"))
+        yield
 
 
 @pytest.fixture(scope="session")

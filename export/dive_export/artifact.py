@@ -14,6 +14,7 @@ import diffusers
 import onnx
 import torch
 
+from dive_export.fp8_report import REPORT
 from dive_export.graphs import Graph, graphs
 from dive_export.onnx import OPSET, export_graph, measure_parity
 from dive_export.options import GraphOptions
@@ -33,7 +34,7 @@ Progress = Callable[[str], None]
 # What two exports of one engine have in common.
 COMPARED = ("backend", "precision", "profile", "model_fingerprint", "files", "variant", "optimizations", "any_size")
 # Files of the folder that no engine reads.
-REPORTS = ("engine.json", "export.json", "parity.json", "blocks.json", "fp8.json")
+REPORTS = ("engine.json", "export.json", "parity.json", "blocks.json", REPORT)
 
 
 def export_engine(

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_export.artifact import Progress, file_hashes
+from dive_export.artifact import Progress, already_there, file_hashes
 from dive_export.calibration import Calibration, sampling_inputs
 from dive_export.fp8 import quantize
-from dive_export.fp8_report import Fp8Report, LayerTime
+from dive_export.fp8_report import REPORT, Fp8Report, LayerTime, read_report
 from dive_export.graphs import Graph, graphs
 from dive_export.options import CALIBRATION, Fp8Config, GraphOptions
 from dive_export.tensorrt_folder import exported_spec
-from dive_fast.io import is_empty, write_json
+from dive_fast.io import write_json
 from dive_fast.outputs import holds, output_folder
 from dive_fast.progress import log
 from dive_fast.sampling.config import Sampling
@@ -72,17 +72,20 @@ def quantize_engine(
 
     `model` is the fused model that the engine was exported from, with the tiny decoder `decoder` if any. `sampling` makes
     `images` of its identities and cameras for calibration; every second one is held out. The other parts are copied. Raises
-    `InputError` when `out` exists, for a bf16 engine (int8: any but fp32), and for a model with too few identities and
-    cameras.
+    `InputError` for a bf16 engine (int8: any but fp32), for a model with too few identities and cameras, and for an `out`
+    that holds anything but the result of equal arguments, which is returned.
     """
     engine, out, config = Path(engine), Path(out), config or Fp8Config()
-    if not is_empty(out):
-        raise InputError(f"quantize: {out} exists; choose another --out or move it away")
     bundle, spec, parts = exported_graphs(model, engine, decoder)
     if spec.precision == "bf16":
         raise InputError(f"quantize: {engine} is bf16; export it in fp16 or fp32")
     if config.to == "int8" and spec.precision != "fp32":
         raise InputError(f"quantize: {engine} is {spec.precision}, int8 is for engines in fp32; export it so")
+    record = {"source": spec.sha256, "config": to_dict(config), "sampling": to_dict(sampling), "images": images}
+    record |= {"times": None if times is None else {name: to_dict(time) for name, time in times.items()}}
+    made = replace(spec, precision=config.to)
+    if already_there("quantize", out, made, ("model_fingerprint", "precision"), record, progress) is not None:
+        return read_report(out)
     file = spec.files["unet"]
     keys = _keys(bundle, images)
     scales, held_out = (
@@ -96,9 +99,9 @@ def quantize_engine(
         report = quantize(
             engine / file, folder / file, Calibration(scales, held_out), config, times=times, progress=progress
         )
-        write_json(folder / "fp8.json", to_dict(report))
-        spec = replace(spec, precision=config.to, sha256=file_hashes(folder))
-        write_json(folder / "engine.json", to_dict(spec))
+        write_json(folder / REPORT, to_dict(report))
+        write_json(folder / "build.json", record)
+        write_json(folder / "engine.json", to_dict(replace(made, sha256=file_hashes(folder))))
     return report
 
 

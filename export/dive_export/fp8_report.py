@@ -10,6 +10,8 @@ from dive_fast.json_files import read_json
 from dive_fast.settings import PositiveFloat, Settings
 from dive_fast.types import InputError, from_dict, shown
 
+REPORT = "fp8.json"
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -44,6 +46,18 @@ class Fp8Report:
     @property
     def quantised(self) -> tuple[LayerReport, ...]:
         return tuple(layer for layer in self.layers if layer.quantised)
+
+
+def read_report(engine: Path) -> Fp8Report:
+    """Reads the report of a quantised engine folder; a damaged one raises `InputError`."""
+    path = engine / REPORT
+    data = read_json(path, "report of quantize")
+    layers = data.get("layers") if isinstance(data, dict) else None
+    if not isinstance(layers, list):
+        raise InputError(f"{path} lists no layers; quantise the engine again")
+    return from_dict(
+        Fp8Report, {**data, "layers": tuple(from_dict(LayerReport, row, str(path)) for row in layers)}, str(path)
+    )
 
 
 @dataclass(frozen=True)

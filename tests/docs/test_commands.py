@@ -236,7 +236,7 @@ def test_every_reason_is_that_of_a_line() -> None:
 
 
 def test_the_training_page_leads_from_raw_folders_to_pairs(walks: Walks) -> None:
-    done = walks.of("training-an-adapter.md")
+    done = walks.of("training-an-adapter")
     counted, prepared, foreseen, adapter, more, fused, plan, pairs, checked, *_ = (
         one.summary for one in done if one.command != "export"
     )
@@ -253,7 +253,7 @@ def test_the_training_page_leads_from_raw_folders_to_pairs(walks: Walks) -> None
 
 
 def test_the_page_of_published_weights_leads_from_their_files_to_pairs(walks: Walks, tiny_base: Path) -> None:
-    done = walks.of("published-weights.md")
+    done = walks.of("published-weights")
     imported, fused, plan, pairs, checked, with_photos, named, _ = (
         one.summary for one in done if one.command != "export"
     )

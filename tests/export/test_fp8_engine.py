@@ -20,7 +20,7 @@ from dive_fast.engines import Engine, load_engine
 from dive_fast.engines import tensorrt_api as trt
 from dive_fast.sampling.config import Sampling
 from dive_fast.types import DiveError
-from tests.support.cli import Run
+from tests.support.cli import Run, last_json
 from tests.support.engines import latents_of
 from tests.support.tensorrt_double import Double
 from tests.support.tensorrt_engines import built, opened, quiet
@@ -33,7 +33,7 @@ BUDGET = "0.04"
 @pytest.fixture(scope="module")
 def quantised(tiny_bank: Path, tiny_fused: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantised") / "engine"
-    quantize_engine(tiny_bank, tiny_fused, out, Fp8Config(float(BUDGET)), Sampling(steps=4), 4, progress=quiet)
+    quantize_engine(tiny_bank, tiny_fused, out, Fp8Config(budget=float(BUDGET)), Sampling(steps=4), 4, progress=quiet)
     return out
 
 
@@ -106,12 +106,14 @@ def test_a_timing_table_decides_which_layers_are_tried(
     code, text, error = run(*arguments, "--json")
     assert code == 0, error
     report = json.loads((out / "fp8.json").read_text())
-    assert report == {key: value for key, value in json.loads(text.splitlines()[-1]).items() if key != "engine"}
+    assert report == {key: value for key, value in last_json(text).items() if key != "engine"}
     rows = report["layers"]
     assert [row["name"] for row in rows if row["quantised"]] == [faster]
     assert "timing gate: 0.3 ms in fp8, 0.2 ms without" in {row["why"] for row in rows}
-    code, _, error = run(*arguments)
-    assert code == 2 and f"{out} exists" in error
+    code, again, _ = run(*arguments, "--json")
+    assert code == 0 and "finished by an earlier run" in again and last_json(again) == last_json(text)
+    code, _, error = run(*arguments, "--percentile", "99")
+    assert code == 2 and f"{out} holds another engine (config differ)" in error
 
 
 def test_only_the_engines_own_model_may_make_the_inputs(
