@@ -96,11 +96,11 @@ STAND_IN = {
     "build": "--engine",
     "refit": "--engine",
 }  # whose folder serves as --out of a line not run
-JOBS = {  # a second run says that the first has finished
+JOBS = {  # a second run says that the first has finished; quantize refuses one
     *("prepare", "personalize", "train-encoder", "encode", "virtual", "import", "fuse", "export", "export-adapter"),
     *("plan", "synth", "pack", "merge", "manifest", "score", "filter", "compare-sets", "card", "report", "world make"),
     *("reid train", "reid trials", "reid compare", "reid show"),
-    *("distil", "distil-decoder", "quantize"),
+    *("distil", "distil-decoder"),
 }
 CAMERAS = [f"cam{number}" for number in range(1, 8)]
 WITHOUT_GPU = {"72": "4,8", "engine": "rtx"}
