@@ -200,7 +200,9 @@ TYPED: list[tuple[Any, list[Any], list[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("hint", "fits", "not_fits"), TYPED, ids=[str(hint).partition(" at 0x")[0] for hint, _, _ in TYPED])
+@pytest.mark.parametrize(
+    ("hint", "fits", "not_fits"), TYPED, ids=[str(hint).partition(" at 0x")[0] for hint, _, _ in TYPED]
+)
 def test_values_have_the_type_of_the_hint_all_the_way_down(hint, fits, not_fits):
     assert all(has_type(value, hint) for value in fits)
     assert not any(has_type(value, hint) for value in not_fits)
