@@ -236,10 +236,7 @@ def test_every_reason_is_that_of_a_line() -> None:
 
 
 def test_the_training_page_leads_from_raw_folders_to_pairs(walks: Walks) -> None:
-    done = walks.of("training-an-adapter")
-    counted, prepared, foreseen, adapter, more, fused, plan, pairs, checked, *_ = (
-        one.summary for one in done if one.command != "export"
-    )
+    counted, prepared, foreseen, adapter, more, fused, plan, pairs, checked, *_ = walks.summaries("training-an-adapter")
     assert counted["images"] == prepared["images"] == 5 * 6 * 2 + 12 + 11
     assert [(row["rule"], row["identities"], row["images"]) for row in prepared["dropped"]] == [
         ("of people with fewer than 12 images", 1, 1),
@@ -253,10 +250,7 @@ def test_the_training_page_leads_from_raw_folders_to_pairs(walks: Walks) -> None
 
 
 def test_the_page_of_published_weights_leads_from_their_files_to_pairs(walks: Walks, tiny_base: Path) -> None:
-    done = walks.of("published-weights")
-    imported, fused, plan, pairs, checked, with_photos, named, _ = (
-        one.summary for one in done if one.command != "export"
-    )
+    imported, fused, plan, pairs, checked, with_photos, named, _ = walks.summaries("published-weights")
     assert imported["identities"] == fused["identities"] == 2
     assert (imported["landed"], imported["linears"], imported["dropped"]) == (32, 32, [])
     assert imported["cameras"] == [*CAMERAS]
