@@ -64,7 +64,7 @@ def distil_decoder(
         remove_states(work)
         clear_leftovers(out.parent.absolute())
         return done
-    phase = phase_config(config, work, run, progress)
+    phase = PhaseConfig.of(config, PHASE, work, config.steps, config.lr, run, progress)
     phase.saved_state()
     with locked(out):
         check_space(out, _disk_bytes(bundle, config))
@@ -94,23 +94,6 @@ def distil_decoder(
                 save_tiny(tiny.cpu(), record, out)
                 remove_states(work)
     return record
-
-
-def phase_config(config: DecoderConfig, work: Path, run: str, progress: bool) -> PhaseConfig:
-    return PhaseConfig(
-        PHASE,
-        work,
-        config.steps,
-        lr=config.lr,
-        warmup=config.warmup,
-        save_every=config.save_every,
-        average=config.average,
-        identity=run,
-        progress=progress,
-        accumulate=config.compute.accumulate,
-        precision=config.compute.mixed_precision,
-        tensorboard=config.tensorboard,
-    )
 
 
 def finished_decoder(out: Path, run: str) -> TinyDecoder | None:

@@ -207,17 +207,4 @@ def _people(bundle: ModelBundle, exclude: Sequence[str]) -> list[str]:
 
 
 def phase_config(config: DistilConfig, work: Path, run: str, progress: bool) -> PhaseConfig:
-    return PhaseConfig(
-        PHASE,
-        work,
-        config.steps,
-        lr=config.lr,
-        warmup=config.warmup,
-        save_every=config.save_every,
-        average=config.average,
-        identity=run,
-        progress=progress,
-        accumulate=config.compute.accumulate,
-        precision=config.compute.mixed_precision,
-        tensorboard=config.tensorboard,
-    )
+    return PhaseConfig.of(config, PHASE, work, config.steps, config.lr, run, progress)

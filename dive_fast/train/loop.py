@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from dive_fast.distributed import leading
 from dive_fast.io import atomic_encode, atomic_write, clear_disk_errors
 from dive_fast.json_files import parse_json
 from dive_fast.tensorboard import TensorBoardLog
-from dive_fast.train.config import Precision
+from dive_fast.train.config import Compute, Precision
 from dive_fast.train.parallel import average_gradients, part_of_batch
 from dive_fast.train.precision import autocast, loss_scaler
 from dive_fast.training_state import copy_tensors, damaged_state, load_optimizer, read_state, step_of
@@ -91,6 +91,21 @@ def _step_of(line: bytes) -> float:
     return step if isinstance(step, int) else math.inf
 
 
+class PhaseSettings(Protocol):
+    """What the settings of every training say of its phases."""
+
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def save_every(self) -> int: ...
+    @property
+    def average(self) -> float: ...
+    @property
+    def tensorboard(self) -> bool: ...
+    @property
+    def compute(self) -> Compute: ...
+
+
 @dataclass(frozen=True)
 class PhaseConfig:
     """One phase of a training: AdamW with warm-up and cosine, gradients clipped to norm 1, an average of the weights.
@@ -112,6 +127,26 @@ class PhaseConfig:
     accumulate: int = 1
     precision: Precision = "no"
     tensorboard: bool = False  # also log to `work/tensorboard/<name>`
+
+    @classmethod
+    def of(
+        cls, config: PhaseSettings, name: str, work: Path, steps: int, lr: float, run: str, progress: bool
+    ) -> PhaseConfig:
+        """Returns a phase with the settings that every training has."""
+        return cls(
+            name,
+            work,
+            steps,
+            lr=lr,
+            warmup=config.warmup,
+            save_every=config.save_every,
+            average=config.average,
+            identity=run,
+            progress=progress,
+            accumulate=config.compute.accumulate,
+            precision=config.compute.mixed_precision,
+            tensorboard=config.tensorboard,
+        )
 
     @property
     def state_path(self) -> Path:

@@ -53,20 +53,7 @@ _SMALL_FILES = 2_000_000  # an adapter's JSON, and what file systems round up
 def phase_configs(config: PersonalizeConfig, work: Path, run: str, progress: bool) -> tuple[PhaseConfig, PhaseConfig]:
     """Returns the phase of identities alone, which may have no steps, and the phase of the LoRA or of everything."""
     identities, lora = (
-        PhaseConfig(
-            name,
-            work,
-            steps,
-            lr=1.0,
-            warmup=config.warmup,
-            save_every=config.save_every,
-            average=config.average,
-            identity=run,
-            progress=progress,
-            accumulate=config.compute.accumulate,
-            precision=config.compute.mixed_precision,
-            tensorboard=config.tensorboard,
-        )
+        PhaseConfig.of(config, name, work, steps, 1.0, run, progress)
         for name, steps in zip(PHASES, (config.identity_steps, config.steps), strict=True)
     )
     return identities, lora
