@@ -11,7 +11,7 @@ from dive_fast.data.prepare import check_space
 from dive_fast.distil.blocks import kept_blocks
 from dive_fast.distil.config import DecoderConfig
 from dive_fast.distil.likeness import psnr
-from dive_fast.distil.trajectories import HELD_OUT, noise_seeds, prompt_rows
+from dive_fast.distil.trajectories import HELD_OUT, check_fused, noise_seeds, prompt_rows
 from dive_fast.distributed import first_rank_first
 from dive_fast.io import clear_leftovers, sha256_bytes
 from dive_fast.models.prompts import PromptEncoder
@@ -53,10 +53,7 @@ def distil_decoder(
     """
     import torch
 
-    if bundle.prompts is None:
-        raise InputError(
-            "the model has no prompts.json, so no people to draw; fuse an adapter into it (dive-fast fuse)"
-        )
+    check_fused(bundle)
     check_precision(config.compute.mixed_precision, device)
     run, work = run_id(bundle, config), training_folder(out)
     done = finished_decoder(out, run)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dive_fast.distil.config import DistilConfig
 from dive_fast.distil.likeness import Likeness, likeness, psnr
-from dive_fast.distil.trajectories import HELD_OUT, Teacher, Trajectories, few_step_scheduler
+from dive_fast.distil.trajectories import HELD_OUT, Teacher, Trajectories, check_fused, few_step_scheduler
 from dive_fast.distributed import check_launcher
 from dive_fast.io import atomic_encode
 from dive_fast.models.lora import add_lora, every_layer, fold_lora, lora_shapes, lora_state, remove_lora
@@ -178,10 +178,7 @@ def _chunks(values: list[int], size: int) -> list[list[int]]:
 
 def check_settings(bundle: ModelBundle, config: DistilConfig, device: str) -> None:
     """Raises `InputError` for a model or settings that cannot be distilled, `DiveError` for a missing extra."""
-    if bundle.prompts is None:
-        raise InputError(
-            "the model has no prompts.json, so no people to draw; fuse an adapter into it (dive-fast fuse)"
-        )
+    check_fused(bundle)
     if bundle.student is not None:
         raise InputError(
             f"the model is a student itself, of {bundle.student.teacher[:12]}…, and has no guidance to distil; give its"

@@ -32,6 +32,14 @@ HELD_OUT = 32  # trajectories after those of training, by which the student is m
 _STATES = "states"
 
 
+def check_fused(bundle: ModelBundle) -> None:
+    """Raises `InputError` for a model that knows nobody to draw."""
+    if bundle.prompts is None:
+        raise InputError(
+            "the model has no prompts.json, so no people to draw; fuse an adapter into it (dive-fast fuse)"
+        )
+
+
 def few_step_scheduler(config: dict[str, Any], order: int) -> dict[str, Any]:
     """Returns the scheduler that samples few steps of a model: its noise levels, and steps that begin at the last one.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dive_fast.engines import load_engine
 from dive_fast.engines.onnx_engine import OnnxEngine
 from dive_fast.engines.onnx_session import Network, Place, place
 from dive_fast.types import DiveError, InputError
-from tests.support.engines import given
+from tests.support.engines import given, outlives_other_calls
 from tests.support.tiny import HEIGHT, LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH, WIDTH
 
 CPU = place("cpu", "fp32", Path("unused"))
@@ -62,16 +61,7 @@ def test_what_a_call_gave_outlives_the_next_calls(engine: OnnxEngine) -> None:
     """The solver keeps the previous output; also when two threads call at once."""
     bank = engine.condition(torch.randn(1, MAX_TOKENS, TEXT_WIDTH))
     latents, index = torch.randn(2, *LATENT_SHAPE), torch.zeros(2, dtype=torch.int64)
-    first = engine.eps(latents, 500, bank, index)
-    copy = first.clone()
-    later: list[torch.Tensor] = []
-    threads = [threading.Thread(target=lambda: later.append(engine.eps(latents, 500, bank, index))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    engine.eps(-latents, 3, bank, index)
-    for thread in threads:
-        thread.join()
-    assert torch.equal(first, copy) and len(later) == 4 and all(torch.equal(other, first) for other in later)
+    outlives_other_calls(engine, latents, bank, index)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dive_fast.engines.openvino_engine import KEPT, bf16_here, wins
 from dive_fast.engines.registry import BACKENDS, OPENVINO
 from dive_fast.types import DiveError, InputError
 from tests.support.cli import Run
-from tests.support.engines import assert_predicts_as, edit_spec, given, near
+from tests.support.engines import assert_predicts_as, edit_spec, given, near, outlives_other_calls
 from tests.support.tiny import LATENT_SHAPE
 
 pytest.importorskip("openvino", reason="openvino is not installed (extra: openvino)")
@@ -84,16 +83,7 @@ def test_what_a_call_gave_outlives_the_calls_of_other_threads(tiny_engine: Path)
     engine = opened(tiny_engine)
     embeddings, latents, index = given(1, 2, 2)
     bank = engine.condition(embeddings)
-    first = engine.eps(latents, 500, bank, index)
-    copy = first.clone()
-    later: list[torch.Tensor] = []
-    threads = [threading.Thread(target=lambda: later.append(engine.eps(latents, 500, bank, index))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    engine.eps(-latents, 3, bank, index)
-    for thread in threads:
-        thread.join()
-    assert torch.equal(first, copy) and len(later) == 4 and all(torch.equal(other, first) for other in later)
+    outlives_other_calls(engine, latents, bank, index)
 
 
 def test_the_cache_is_used_and_a_damaged_one_made_again(tiny_engine: Path, tmp_path: Path) -> None:

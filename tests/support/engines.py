@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -101,3 +102,17 @@ def floats(engine: EngineBase, latents: Tensor) -> Tensor:
     """Images as they are before they become bytes: [B, H, W, 3] in 0..1."""
     images = engine._decoder(latents / engine.geometry.scaling_factor)
     return (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def outlives_other_calls(engine: Any, latents: torch.Tensor, bank: Any, index: torch.Tensor) -> None:
+    """Asserts that what a UNet call gave stays as it was while four threads and this one call again."""
+    first = engine.eps(latents, 500, bank, index)
+    copy = first.clone()
+    later: list[torch.Tensor] = []
+    threads = [threading.Thread(target=lambda: later.append(engine.eps(latents, 500, bank, index))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    engine.eps(-latents, 3, bank, index)
+    for thread in threads:
+        thread.join()
+    assert torch.equal(first, copy) and len(later) == 4 and all(torch.equal(other, first) for other in later)
