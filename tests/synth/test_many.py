@@ -111,16 +111,16 @@ def test_a_remote_place(plan, undisturbed):
     pytest.importorskip("fsspec", reason="fsspec is not installed (extra: remote)")
     import fsspec
 
-    url = "memory://bucket/pairs"
+    url = "memory://many/pairs"
     assert not make(plan, url, rows=4, shards=part_of(plan, 0, 2)).finished
     assert make(plan, url, rows=4).images == 18
     files = fsspec.filesystem("memory")
-    got = {name.removeprefix("/bucket/pairs/"): files.cat_file(name) for name in files.find("/bucket/pairs")}
+    got = {name.removeprefix("/many/pairs/"): files.cat_file(name) for name in files.find("/many/pairs")}
     assert got == undisturbed
-    files.rm_file("/bucket/pairs/cam3/0002/0002.png")
+    files.rm_file("/many/pairs/cam3/0002/0002.png")
     assert verify_dataset(url).problems == ["cam3/0002/0002.png is missing; run synth again with --check"]
     assert make(plan, url, rows=4, check=True).images == 1
-    refused("memory://bucket/pairs holds plan", make, plan_of(seed=12), url)
+    refused("memory://many/pairs holds plan", make, plan_of(seed=12), url)
     refused("memory://nothing", store_plan, open_store("memory://nothing"))
     refused("nosuch://x", open_store, "nosuch://x", error=DiveError)
 

@@ -37,8 +37,8 @@ class BaseShape:
 class FitConfig(Settings):
     """Training of one network."""
 
-    steps: PositiveInt
-    """Training steps."""
+    steps: NonNegativeInt
+    """Training steps; 0 keeps what was there."""
     batch: PositiveInt
     """Images or captions per step."""
     lr: NonNegativeFloat
@@ -58,6 +58,7 @@ class VaeConfig(FitConfig):
     """Training of the autoencoder's decoder."""
 
     steps: PositiveInt = 6000
+    """Training steps."""
     batch: PositiveInt = 32
     lr: NonNegativeFloat = 1.5e-3
     warmup: NonNegativeInt = 100
@@ -70,6 +71,7 @@ class UnetConfig(FitConfig):
     """Training of the UNet by v-prediction; at batches of 16, a rate of 7e-4 is better."""
 
     steps: PositiveInt = 12000
+    """Training steps."""
     batch: PositiveInt = 256
     lr: NonNegativeFloat = 1e-3
     warmup: NonNegativeInt = 500
@@ -84,6 +86,7 @@ class TaggerConfig(FitConfig):
     """Training of the tagger."""
 
     steps: PositiveInt = 2600
+    """Training steps."""
     batch: PositiveInt = 64
     lr: NonNegativeFloat = 3e-3
     warmup: NonNegativeInt = 100

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
-_VAE_SEED, _UNET_SEED, _SAMPLE_SEED, _CONTINUED_SEED = 1, 2, 3, 4  # of the rendered identities
+_VAE_SEED, _UNET_SEED, _SAMPLE_SEED = 1, 2, 3  # of the rendered identities
 
 
 def train_base(
@@ -61,11 +61,12 @@ def train_base(
 
 
 def _train(config: BaseTrainConfig, work: Path, device: str, start: ModelBundle | None) -> ModelBundle:
-    """Trains all networks, or text encoder and UNet of `start` on photos of other identities than its own training's."""
+    """Trains all networks, or text encoder and UNet of `start` on photos of other identities than any training before."""
     with first_rank_first():
         tokenizer = build_tokenizer(work / "tokenizer", config.shape)
     vae = _new_vae(config, work, device) if start is None else start.vae
-    captions, latents = _photos(_UNET_SEED if start is None else _CONTINUED_SEED, config, vae, work)
+    seed = _UNET_SEED if start is None else int(start.fingerprint[:8], 16)  # a base that continues sees other identities
+    captions, latents = _photos(seed, config, vae, work)
     old = None if start is None else (start.tokenizer, start.text_encoder)
     text_encoder = train_text_encoder(captions, tokenizer, config.shape, config.text, work, device, old)
     old_unet = None if start is None else start.unet

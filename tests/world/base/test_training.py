@@ -142,8 +142,11 @@ def test_a_base_learns_on_with_its_autoencoder_kept(tmp_path):
     words = [bundle.text_encoder.get_input_embeddings().weight for bundle in (first, second)]
     assert not torch.equal(*words)
     assert not torch.equal(first.unet.conv_in.weight, second.unet.conv_in.weight)
-    caught = [np.load(tmp_path / work / "unet-images.npz")["captions"].tolist() for work in ("work", "more")]
-    assert not set(caught[0]) & set(caught[1])
+    again = replace(onward, init_from=str(tmp_path / "second"), text=replace(CONFIG.text, steps=0))
+    train_base(again, tmp_path / "kept", tmp_path / "most")
+    assert_same_tensors(second.text_encoder.state_dict(), load_bundle(tmp_path / "kept").text_encoder.state_dict())
+    caught = [set(np.load(tmp_path / w / "unet-images.npz")["captions"].tolist()) for w in ("work", "more", "most")]
+    assert not caught[0] & caught[1] and not caught[1] & caught[2] and not caught[0] & caught[2]
     refused("--work", train_base, CONFIG, tmp_path / "third", tmp_path / "more")
 
 
