@@ -65,7 +65,9 @@ def _train(config: BaseTrainConfig, work: Path, device: str, start: ModelBundle 
     with first_rank_first():
         tokenizer = build_tokenizer(work / "tokenizer", config.shape)
     vae = _new_vae(config, work, device) if start is None else start.vae
-    seed = _UNET_SEED if start is None else int(start.fingerprint[:8], 16)  # a base that continues sees other identities
+    seed = (
+        _UNET_SEED if start is None else int(start.fingerprint[:8], 16)
+    )  # a base that continues sees other identities
     captions, latents = _photos(seed, config, vae, work)
     old = None if start is None else (start.tokenizer, start.text_encoder)
     text_encoder = train_text_encoder(captions, tokenizer, config.shape, config.text, work, device, old)
@@ -112,7 +114,7 @@ def _write_pictures(bundle: ModelBundle, work: Path, out: Path) -> None:
         Curve(work / "text-loss.jsonl", "recall", "text encoder: recall"),
         Curve(work / "unet-loss.jsonl", "loss", "UNet: v MSE"),
     ]
-    plot_curves([curve for curve in panels if curve.log.exists()], out / "losses.png")
+    plot_curves([curve for curve in panels if curve.log.exists() and curve.log.stat().st_size], out / "losses.png")
     unseen = render_base_images(_SAMPLE_SEED, 12, monochrome_fraction=0.5, noise_fraction=0.0, workers=1)
     samples = sample_captions(bundle, unseen.captions, range(len(unseen.captions)))
     save_grid([unseen.images, samples], out / "samples.png")
