@@ -80,7 +80,7 @@ RULES: dict[str, Rule] = {
     "dive_fast.bench": rule(f"{BASICS} engines models sampling synth unet dive_export"),
     # Runs the code of another checkout too, so it needs little of ours.
     "dive_fast.bench.child": rule("engines sampling dive_export"),
-    "dive_kernels": rule("", "torch triton cuda"),
+    "dive_kernels": rule("", "torch triton cuda cudnn"),
     "dive_export": rule(
         f"{BASICS} models unet sampling dive_kernels engines.base engines.engine_folder engines.node_runner "
         "engines.tensorrt_api"

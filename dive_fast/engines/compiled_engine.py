@@ -1,6 +1,6 @@
 """The torch engine, compiled by inductor: K/V cache, all graph optimizations, our kernels where they are faster.
 
-Not run on a GPU yet: CUDA graphs, the kernels and the fused image epilogue.
+Not run on a GPU yet: CUDA graphs, the kernels, FP8 and the fused image epilogue.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from dive_fast.io import brief
 from dive_fast.sampling import repeated
 from dive_fast.types import DiveError, InputError, Profile
 from dive_fast.unet.graphs import TIMESTEPS, CachedUnetGraph, KVCacheGraph, VaeDecoderGraph, other_traits
-from dive_fast.unet.kernels import Workload, use_kernels
+from dive_fast.unet.fp8 import fp8_layers, use_fp8
+from dive_fast.unet.kernels import OPS, Workload, use_kernels
 from dive_fast.unet.optimizations import OPTIMIZATIONS, WithoutUnitScale
+from dive_kernels.fp8.cudnn_graphs import NoPlan
 from dive_kernels.image_epilogue import image_epilogue
 
 if TYPE_CHECKING:
@@ -87,8 +89,11 @@ class CompiledEngine(TorchEngine):
         self._unet_module = bank_unet.unet  # frees the projections that the K/V cache replaces
         self._graph, self._decoder_module = WithoutUnitScale(bank_unet), VaeDecoderGraph(self._vae)
         work = Workload(usual, self.latent_shape[1:], bundle.tokenizer.model_max_length, compiled=True)
+        fp8 = self.spec.precision == "fp8"
+        # In FP8 a product of its own beats the fp16 one that our GEGLU is.
+        in_unet = use_kernels(bank_unet, ops=[op for op in OPS if not (fp8 and op == "geglu")], workload=work)
         self.kernels = {
-            "unet": use_kernels(bank_unet, workload=work),
+            "unet": in_unet.then(use_fp8(bank_unet, workload=work)) if fp8 else in_unet,
             "vae_decoder": use_kernels(self._vae, workload=work),
         }
         mode = "max-autotune-no-cudagraphs" if device.type == "cuda" and compiler == "inductor" else None
@@ -101,7 +106,8 @@ class CompiledEngine(TorchEngine):
 
     def describe(self) -> str:
         found = "; ".join(f"{network}: {applied.summary}" for network, applied in self.kernels.items())
-        return f"{super().describe()}; kernels in the {found}"
+        fp8 = f"; {fp8_layers(self.kernels['unet'])}" if self.spec.precision == "fp8" else ""
+        return f"{super().describe()}; kernels in the {found}{fp8}"
 
     def condition(self, embeddings: Tensor) -> Conditioning:
         caches = []
@@ -171,6 +177,8 @@ class CompiledEngine(TorchEngine):
                 f"torch-compiled: torch.compile cannot compile the {what} for {len(feeds[0])} images ({message}); inductor "
                 f"needs a C++ compiler (g++ or clang++) on a CPU and triton on a GPU: install it, or {REMEDY}"
             ) from error
+        except NoPlan as error:
+            raise DiveError(f"torch-compiled: {error}; use precision fp16") from error
 
     def _replayed(self, *feeds: Tensor) -> Tensor:
         """Runs the UNet by a CUDA graph of these shapes, captured at the first call and when the cache needs more room."""

@@ -119,7 +119,12 @@ EAGER = Backend(
     remedy="give the fused model folder",
     opens="dive_fast.engines.torch_engine:open_torch",
 )
-COMPILED = replace(EAGER, name="torch-compiled", opens="dive_fast.engines.compiled_engine:open_compiled")
+COMPILED = replace(
+    EAGER,
+    name="torch-compiled",
+    precisions=(*EAGER.precisions, "fp8"),
+    opens="dive_fast.engines.compiled_engine:open_compiled",
+)
 # Backend auto takes a row that wins, else the first that reads the folder.
 _ROWS = (ONNXRUNTIME, ONNXRUNTIME_TENSORRT, OPENVINO, TENSORRT, TENSORRT_RTX, EAGER, COMPILED)
 BACKENDS = {row.name: row for row in _ROWS}

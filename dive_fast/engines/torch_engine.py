@@ -14,11 +14,18 @@ from dive_fast.engines.registry import Choice
 from dive_fast.io import canonical_json, sha256_bytes
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptEncoder, PromptTable
 from dive_fast.types import EngineSpec, InputError, Profile
+from dive_kernels.fp8.numbers import CHIPS
+from dive_kernels.run import capability
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def compute_type(precision: str, device: torch.device) -> torch.dtype:
+    """What an engine of `precision` computes in; beside FP8 layers float16, where a CPU emulates them float32."""
+    return DTYPES["fp32" if device.type == "cpu" else "fp16"] if precision == "fp8" else DTYPES[precision]
 
 
 class TorchEngine(EngineBase):
@@ -65,7 +72,7 @@ class TorchEngine(EngineBase):
             chosen=chosen,
             check_finite=check_finite,
         )
-        self.dtype = DTYPES[precision]
+        self.dtype = compute_type(precision, device)
         self._last: dict[str, Callable[[], Tensor]] = {}  # the last call of each network, for check_finite only
         self._text_encoder, self._unet_module, self._vae = (
             _placed(module, device, self.dtype) for module in (bundle.text_encoder, bundle.unet, bundle.vae)
@@ -145,6 +152,8 @@ def opening(folder: Path, choice: Choice, reasons: list[str]) -> dict[str, Any]:
         reasons.append("graphs: they are CUDA graphs, the device is a CPU")
     if where == "cpu" and exact == "fp16":
         reasons.append("precision fp16: on a CPU torch needs minutes a step with it, use fp32 or bf16")
+    if exact == "fp8":
+        reasons += why_no_fp8(where, cuda)
     choice.refuse(folder, reasons)
     because = "asked for" if device != "auto" else "a CUDA GPU is there" if cuda else "no CUDA GPU"
     from dive_fast.models import load_bundle
@@ -159,6 +168,15 @@ def opening(folder: Path, choice: Choice, reasons: list[str]) -> dict[str, Any]:
         "chosen": f"{choice.why}, device: {because}",
         "check_finite": choice.check_finite,
     }
+
+
+def why_no_fp8(device: str, cuda: bool) -> list[str]:
+    """Returns one reason if that device has no e4m3 units; none where CUDA is asked for and missing, which is another's."""
+    chip = capability(torch.device("cuda")) if device == "cuda" and cuda else 0
+    if chip >= CHIPS or (device == "cuda" and not cuda):
+        return []
+    found = f"this GPU has {chip / 10}" if chip else "the device is a CPU"
+    return [f"precision fp8: needs a GPU of compute capability {CHIPS / 10} or later, {found}"]
 
 
 def _placed(module: Any, device: torch.device, dtype: torch.dtype) -> Any:

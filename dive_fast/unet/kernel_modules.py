@@ -37,26 +37,28 @@ def replacement(kind: type[M], layer: nn.Module, **own: object) -> M:
 
 
 class KernelNorm(nn.GroupNorm):
-    """x [R, C, h, w] or [R, C, T] -> the same shape, normalised; then SiLU if `silu`."""
+    """x [R, C, h, w] or [R, C, T] -> the same shape, normalised; then SiLU if `silu`. With `scale` the output is e4m3."""
 
     impl: str
     silu: bool
+    scale: float | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         x = input.unsqueeze(-1) if input.ndim == 3 else input
-        out = groupnorm_silu(
-            x, self.weight, self.bias, self.num_groups, self.eps, skip=None, shift=None, silu=self.silu, impl=self.impl
-        )
+        options: Any = {"skip": None, "shift": None, "silu": self.silu, "scale": self.scale, "impl": self.impl}
+        out = groupnorm_silu(x, self.weight, self.bias, self.num_groups, self.eps, **options)
         return out.squeeze(-1) if input.ndim == 3 else out
 
 
 class KernelResnet(ResnetBlock2D):
     """input_tensor [R, C1, h, w], temb [R or 1, T] or None, skip [R, C2, h, w] or None -> [R, C, h, w].
 
-    Reads input and skip without concatenating them. `impls` are those of its two norms; None: diffusers' own.
+    Reads input and skip without concatenating them. `impls` are those of its two norms; None: diffusers' own. A norm with a
+    scale in `scales` writes e4m3.
     """
 
     impls: tuple[str | None, str | None]
+    scales: tuple[float | None, float | None] = (None, None)
     takes_skip = True
 
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
@@ -90,9 +92,8 @@ class KernelResnet(ResnetBlock2D):
         if impl is None:
             out: Tensor = self.nonlinearity(norm(x if shift is None else x + shift[:, :, None, None]))
             return out
-        return groupnorm_silu(
-            x, norm.weight, norm.bias, norm.num_groups, norm.eps, skip=skip, shift=shift, silu=True, impl=impl
-        )
+        options: Any = {"skip": skip, "shift": shift, "silu": True, "scale": self.scales[which], "impl": impl}
+        return groupnorm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps, **options)
 
     def _shortcut(self, x: Tensor, skip: Tensor | None) -> Tensor:
         if self.conv_shortcut is None:

@@ -96,6 +96,10 @@ class AppliedKernels:
         lines = [f"{op} {impl} {count} of {total[op]}" for (op, impl), count in counts.items() if impl]
         return ", ".join(lines) or "none"
 
+    def then(self, other: AppliedKernels) -> AppliedKernels:
+        """Both, where `other` was applied after these."""
+        return AppliedKernels((*self.changes, *other.changes), self.decisions + other.decisions)
+
     def apply(self) -> None:
         """Puts the replacements in, as `use_kernels` does, after a `restore`."""
         for change in self.changes:
@@ -187,10 +191,10 @@ class _Choices:
     def add(self, model: Any) -> None:
         parameter = next(model.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
-        self._size = _sizes(model, self.workload.size)
+        self._size = sizes(model, self.workload.size)
         skips = _skips(model)
         before = len(self.changes)
-        for name, owner, attribute, layer in _children(model):
+        for name, owner, attribute, layer in children(model):
             new = None
             if type(layer) is ResnetBlock2D:
                 new = self._resnet(name, layer, skips.get(layer, 0))
@@ -222,12 +226,12 @@ class _Choices:
             CrossAttnUpBlock2D: ours.KernelCrossAttnUpBlock,
             Transformer2DModel: ours.KernelTransformer,
         }
-        for _, owner, attribute, layer in _children(model):
+        for _, owner, attribute, layer in children(model):
             if type(layer) in kinds:
                 self._change(owner, attribute, ours.replacement(kinds[type(layer)], layer))
 
     def _resnet(self, name: str, layer: Any, skip: int) -> nn.Module | None:
-        odd = _odd_resnet(layer)
+        odd = odd_resnet(layer)
         shifted = layer.time_emb_proj is not None
         first = self._choose_norm(f"{name}.norm1", layer.norm1, True, odd, skip=skip)
         second = self._choose_norm(f"{name}.norm2", layer.norm2, True, odd, shifted=shifted)
@@ -377,7 +381,7 @@ def fastest(site: Site, device: torch.device, dtype: torch.dtype, compiled: bool
     return (None if best in library else best), "; ".join([f"measured: {timed}", *why_not])
 
 
-def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+def children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
     for prefix, owner in model.named_modules():
         for attribute, layer in owner.named_children():
             yield f"{prefix}.{attribute}" if prefix else attribute, owner, attribute, layer
@@ -395,7 +399,7 @@ def _processor(module: nn.Module) -> Any:
     return module.processor if isinstance(module, Attention) else None
 
 
-def _sizes(model: Any, latents: tuple[int, int] | None) -> Callable[[str], tuple[int, int]]:
+def sizes(model: Any, latents: tuple[int, int] | None) -> Callable[[str], tuple[int, int]]:
     """Returns the (height, width) of a layer's level by the layer's name; a VAE's first level has the image's size."""
     levels, own = len(model.config.block_out_channels), model.config.sample_size
     height, width = (own, own) if isinstance(own, int) else own
@@ -427,7 +431,7 @@ def _skips(model: Any) -> dict[nn.Module, int]:
     return found
 
 
-def _odd_resnet(layer: Any) -> list[str]:
+def odd_resnet(layer: Any) -> list[str]:
     """Lists what a resnet has beyond Stable Diffusion 1.5's."""
     shortcut = layer.conv_shortcut
     traits = {

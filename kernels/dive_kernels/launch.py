@@ -25,6 +25,7 @@ POINTERS = {
     torch.int64: "*i64",
     torch.int32: "*i32",
     torch.uint8: "*u8",
+    torch.float8_e4m3fn: "*fp8e4nv",
 }
 # Enqueues a launch again, on the current device and stream, with its arguments' values in order, tensors as addresses.
 Repeat = Callable[[Sequence[Any]], None]

@@ -14,7 +14,10 @@ from dive_kernels.groupnorm_silu.reference import groupnorm_silu_reference
 
 @dataclass(frozen=True)
 class Case:
-    """`own` channels of x, `others` of skip; `shifts` rows of shift, 0 for none; values around `mean`, deviation 1."""
+    """`own` channels of x, `others` of skip; `shifts` rows of shift, 0 for none; values around `mean`, deviation 1.
+
+    With `scale` the result is e4m3.
+    """
 
     own: int
     groups: int
@@ -24,6 +27,7 @@ class Case:
     shifts: int = 0
     silu: bool = True
     mean: float = 0.0
+    scale: float | None = None
 
     def inputs(self, dtype: torch.dtype, device: str) -> dict[str, Any]:
         """What `groupnorm_silu` takes, by name."""
@@ -46,6 +50,7 @@ class Case:
             "skip": image(self.others) if self.others else None,
             "shift": normal(self.shifts, self.own).to(device, dtype) if self.shifts else None,
             "silu": self.silu,
+            "scale": self.scale,
         }
 
 
@@ -68,6 +73,7 @@ CASES = {
 
 
 def exact(inputs: dict[str, Any]) -> Tensor:
-    """The float64 oracle on the very same inputs."""
+    """The float64 oracle on the very same inputs; of an e4m3 result before it is rounded."""
+    inputs = {**inputs, "scale": None}
     doubled = {name: value.double() if isinstance(value, Tensor) else value for name, value in inputs.items()}
     return groupnorm_silu_reference(Arguments(**doubled))

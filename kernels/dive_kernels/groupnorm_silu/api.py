@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dive_kernels.fp8.numbers import CHIPS
 from dive_kernels.groupnorm_silu.arguments import Arguments
 from dive_kernels.groupnorm_silu.eager import groupnorm_silu_eager
 from dive_kernels.groupnorm_silu.plan import plan
@@ -32,21 +33,29 @@ def groupnorm_silu(
     skip: Tensor | None = None,
     shift: Tensor | None = None,
     silu: bool = True,
+    scale: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Returns GroupNorm, then SiLU if `silu`, of cat([x, skip], 1): [R, C1 + C2, h, w], channels_last, typed like `x`.
 
     `x` is [R, C1, h, w], `skip` [R, C2, h, w] or None, `weight` and `bias` [C1 + C2]. `shift` [R or 1, C1] is added to
-    each channel of `x` first, as a resnet adds its time embedding; it excludes `skip`. `auto` takes the fastest
+    each channel of `x` first, as a resnet adds its time embedding; it excludes `skip`. With `scale` the result is
+    divided by it and rounded to e4m3, cut off at 448 (`fp8.norm_scale` gives a scale that cuts nothing off). `auto` takes the fastest
     implementation in the table of measurements, and where nobody measured that of `table.unmeasured` or torch's own kernels
     (`eager`). Any other `impl` runs or raises `ValueError` with every reason against it. There are no gradients.
     """
-    result: Tensor = torch.ops.dive.groupnorm_silu(x, weight, bias, groups, eps, skip, shift, silu, impl)
+    result: Tensor = torch.ops.dive.groupnorm_silu(x, weight, bias, groups, eps, skip, shift, silu, scale, impl)
     return result
 
 
 def why_not_fused(
-    x: Tensor, weight: Tensor, bias: Tensor, *, skip: Tensor | None = None, shift: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    skip: Tensor | None = None,
+    shift: Tensor | None = None,
+    fp8: bool = False,
 ) -> list[str]:
     """Returns every reason why the kernels cannot take these tensors; empty if they can."""
     images = present(x=x, skip=skip)
@@ -55,6 +64,8 @@ def why_not_fused(
     for name, image in images.items():
         if image.dim() == 4 and not image.is_contiguous(memory_format=torch.channels_last):
             reasons.append(f"needs channels_last images, {name} has strides {tuple(image.stride())}")
+    if fp8 and x.device.type == "cuda" and capability(x.device) < CHIPS:
+        reasons.append(f"writes e4m3 on compute capability {CHIPS / 10} or later, got {capability(x.device) / 10}")
     row = sum(math.prod(image.shape[1:]) for image in images.values())
     if row > LARGEST_ROW:
         reasons.append(f"needs at most {LARGEST_ROW} elements a row, got {row}")
@@ -71,9 +82,10 @@ def _groupnorm_silu(
     skip: Tensor | None,
     shift: Tensor | None,
     silu: bool,
+    scale: float | None,
     impl: str,
 ) -> Tensor:
-    given = Arguments(x, weight, bias, groups, eps, skip, shift, silu)
+    given = Arguments(x, weight, bias, groups, eps, skip, shift, silu, scale)
     if impl == "fused":
         return launched(_planned, *given)
     against = _against(given, impl)
@@ -84,9 +96,9 @@ def _groupnorm_silu(
 
 @_groupnorm_silu.register_fake
 def _fake(*given: Any) -> Tensor:
-    x, channels = given[0], Arguments(*given[:-1]).key["channels"]
-    shape = (x.shape[0], channels, *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    x, arguments = given[0], Arguments(*given[:-1])
+    shape = (x.shape[0], arguments.key["channels"], *x.shape[2:])
+    return torch.empty(shape, dtype=arguments.result_type, device=x.device, memory_format=torch.channels_last)
 
 
 def _planned(*given: Any) -> tuple[list[Launch], Tensor]:
@@ -98,7 +110,8 @@ def _planned(*given: Any) -> tuple[list[Launch], Tensor]:
 def _against(given: Arguments, impl: str) -> list[str]:
     """As `reasons.against_fused`."""
     x, weight, bias, skip, shift = given.x, given.weight, given.bias, given.skip, given.shift
-    why_not = lambda: why_not_fused(x, weight, bias, skip=skip, shift=shift)  # noqa: E731
+    fp8 = given.scale is not None
+    why_not = lambda: why_not_fused(x, weight, bias, skip=skip, shift=shift, fp8=fp8)  # noqa: E731
     return against_fused("groupnorm_silu", impl, IMPLS, _misfits(given), why_not)
 
 
@@ -113,11 +126,13 @@ def _fastest(given: Arguments, kernels: list[str]) -> str:
 
 def _misfits(given: Arguments) -> list[str]:
     """Returns what no implementation can take."""
-    x, weight, bias, groups, eps, skip, shift, _ = given
+    x, weight, bias, groups, eps, skip, shift, _, scale = given
     tensors = present(x=x, weight=weight, bias=bias, skip=skip, shift=shift)
     reasons = one_place(tensors) + one_type(tensors)
     if not eps > 0:
         reasons.append(f"eps must be above 0, got {eps}")
+    if scale is not None and not 0 < scale < math.inf:
+        reasons.append(f"scale must be above 0 and finite, got {scale}")
     if skip is not None and shift is not None:
         reasons.append("skip and shift cannot be given together")
     if x.dim() != 4:

@@ -119,6 +119,7 @@ def groupnorm_apply_kernel(
     chunk_tokens,
     shift_stride,
     eps,
+    inverse_scale,
     C1: tl.constexpr,
     C2: tl.constexpr,
     GROUP: tl.constexpr,
@@ -179,5 +180,7 @@ def groupnorm_apply_kernel(
     result = (value.to(tl.float32) - column_mean[None, :]) * scale[None, :] + bias[None, :]
     if SILU:
         result = result / (1.0 + tl.exp(-result))
+    if out_ptr.dtype.element_ty == tl.float8e4nv:
+        result = tl.clamp(result * inverse_scale, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     at = out_ptr + row * tokens * (C1 + C2) + lanes[:, None] * (C1 + C2) + columns[None, :]
     tl.store(at, result.to(out_ptr.dtype.element_ty), mask=here)

@@ -22,7 +22,7 @@ PARTS = 256  # of a tile's statistics, over all its groups, merged at a time: tw
 
 def plan(given: Arguments) -> tuple[list[Launch], Tensor]:
     """Returns the statistics' launch, then the normalisation's, and the output [R, C1 + C2, h, w], channels_last."""
-    x, weight, bias, groups, eps, skip, shift, silu = given
+    x, weight, bias, groups, eps, skip, shift, silu, scale = given
     rows, own, height, width = x.shape
     channels, others, tokens = given.key["channels"], given.key["skip"], height * width
     shape = tile_shape(channels, groups)
@@ -32,7 +32,7 @@ def plan(given: Arguments) -> tuple[list[Launch], Tensor]:
     means = torch.empty((rows, groups, chunks, shape["SLOTS"]), dtype=torch.float32, device=x.device)
     squares = torch.empty_like(means)
     out = torch.empty(
-        (rows, channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        (rows, channels, height, width), dtype=given.result_type, device=x.device, memory_format=torch.channels_last
     )
 
     # Absent tensors get a placeholder, which is not read.
@@ -59,6 +59,7 @@ def plan(given: Arguments) -> tuple[list[Launch], Tensor]:
             "rows": rows,
             **sizes,
             "eps": float(eps),
+            "inverse_scale": 1.0 if scale is None else 1 / scale,
         },
         constants={**constants, "SILU": silu, "PARTS": min(32, PARTS // shape["LOCAL"]), "BLOCK_T": APPLY_TOKENS},
     )
