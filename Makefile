@@ -33,7 +33,7 @@ help:
 	@echo "make gpu-test  test the kernels on this machine's GPU (GPU_PYTHON=python3 uses your own CUDA torch)"
 	@echo "make bench     time engines, loading, training and the kernels' references on this CPU"
 	@echo "make bench-export  export Stable Diffusion 1.5's configuration: time, memory, sizes, parity"
-	@echo "make first-gpu CALL=A OUT=FOLDER   then B and C: a GPU's first hour, in calls of at most nine minutes"
+	@echo "make first-gpu CALL=A OUT=FOLDER   then B, C and D: a GPU's first hour, in calls of at most nine minutes"
 	@echo "make first-gpu-rehearse   the same steps on this CPU, on the pocket model and small shapes"
 	@echo "make clean     remove .venv, build and caches; demo/ and runs/ stay"
 
@@ -162,7 +162,7 @@ bench: $(STAMP)
 bench-export: $(STAMP)
 	PYTHONPATH=.:kernels:export $(PY) -m benchmarks.export
 
-# Three calls (benchmarks/first_gpu.py). Where wheels lie in build/gpu-wheels, they complete a Python that lacks them.
+# Four calls (benchmarks/first_gpu.py). Where wheels lie in build/gpu-wheels, they complete a Python that lacks them.
 CALL ?= A
 OUT ?= build/first-gpu
 GPU_WHEELS := build/gpu-wheels
@@ -180,7 +180,7 @@ first-gpu-wheels: $(STAMP)
 	  --dest $(GPU_WHEELS) diffusers 'importlib_metadata<9'
 
 first-gpu-rehearse: $(STAMP)
-	env OMP_NUM_THREADS=1 PYTHONPATH=.:kernels:export $(PY) -m benchmarks.first_gpu A B C --device cpu \
+	env OMP_NUM_THREADS=1 PYTHONPATH=.:kernels:export $(PY) -m benchmarks.first_gpu A B C D --device cpu \
 	  --out build/first-gpu-rehearsal
 
 clean:

@@ -1,9 +1,9 @@
-"""A GPU's first hour: three calls of at most nine minutes, `python -m benchmarks.first_gpu A --out FOLDER` (make first-gpu).
+"""A GPU's first hour: four calls of at most nine minutes, `python -m benchmarks.first_gpu A --out FOLDER` (make first-gpu).
 
 A: what the machine has; the kernels' tests, then the smoke test of the engines on the pocket model; copy and product rates;
 every op against its library at 72 rows, with the tiles that may be better. B: the UNet of Stable Diffusion 1.5's size,
 random weights, at 72 rows: eager, compiled, with our kernels, each with its error and the kernels that take its time; the
-best one over 50 steps; the decoder. C: max-autotune of the best.
+best one over 50 steps; the decoder. C: max-autotune of the best. D: FP8, its tests first, against the best.
 
 A call stops at the first check that fails, or when its time is up, and exits with 1. All that it prints is in
 FOLDER/CALL.log, every number in FOLDER/CALL.jsonl, as it comes; A also writes FOLDER/table.json, for
@@ -43,6 +43,7 @@ from benchmarks.unet_variants import (
 )
 from dive_fast.bench.roofline import Peaks, measure_peaks
 from dive_fast.environment import doctor, packages
+from dive_fast.unet.fp8 import PARTS
 
 # What an H200 should show: lowest, highest, unit (docs/log.md says how they were found).
 PREDICTED = {
@@ -55,6 +56,10 @@ PREDICTED = {
     "50 steps, decoder apart": (9.4, 12.8, "images/s"),
     "decoder": (3, 4, "ms an image"),
     "gain of max-autotune": (0, 5, "%"),
+    "FP8, products": (400, 500, "TFLOP/s"),
+    "FP8": (480, 640, "TFLOP/s"),
+    "FP8, GEGLU too": (480, 640, "TFLOP/s"),
+    "gain of FP8": (12, 50, "%"),
 }
 SECONDS = 540
 STEPS = {"cuda": 50, "cpu": 2}
@@ -62,6 +67,7 @@ ROWS = {"cuda": 72, "cpu": 4}
 REPEATS = {"cuda": 20, "cpu": 1}
 PROFILED = 40  # kernels that are kept of a variant
 SMOKE = "tests/engines/test_smoke.py"
+FP8_TESTS = ("tests/kernels/test_fp8.py", "tests/kernels/test_groupnorm_fp8_fused.py")
 # The plan's tile on compute capability 9.0, and those that give more blocks a multiprocessor there.
 TILES = {
     "attention": ((128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 4, 3)),
@@ -118,7 +124,8 @@ def machine(session: Session) -> None:
 
 
 def kernel_tests(session: Session) -> None:
-    _pytest(session, "-m", "gpu", *(["-n", "8"] if session.gpu else []), "tests/kernels")
+    """But for those of FP8, whose failure must not cost the others their measurements."""
+    _pytest(session, "-m", "gpu", "-k", "not fp8", *(["-n", "8"] if session.gpu else []), "tests/kernels")
 
 
 def smoke_test(session: Session) -> None:
@@ -227,11 +234,42 @@ def autotune(session: Session) -> None:
     session.result("gain of max-autotune", 100 * (times["default"] / times[mode] - 1), "%")
 
 
+def fp8_tests(session: Session) -> None:
+    """Products and convolutions by the libraries, and norms that write e4m3."""
+    marks = ["-m", "gpu", FP8_TESTS[1]] if session.gpu else ["-m", "not gpu"]
+    _pytest(session, *marks, FP8_TESTS[0])
+
+
+@torch.inference_mode()
+def fp8(session: Session) -> None:
+    """The best variant in half precision, then with FP8, each as far from float32 as its emulation: at most twice that."""
+    subject, ops = Subject(session.rows, session.device), session.best.ops
+    half = Variant(f"{session.best.name}, default", True, ops, "default")
+    taken, error = _variant(session, subject, half, subject.network(half))
+    without = tuple(op for op in ops if op != "geglu")
+    for name, parts, used in (
+        ("FP8, products", PARTS[:1], ops),
+        ("FP8", PARTS, ops),
+        ("FP8, GEGLU too", PARTS, without),
+    ):
+        emulated = Variant(name, True, used, fp8=parts, fp8_impl="reference")
+        _, out = first_call(subject.call(subject.network(emulated), emulated))
+        wanted = subject.error(out)
+        variant = Variant(name, True, used, "default", fp8=parts)
+        faster, found = _variant(session, subject, variant, subject.network(variant))
+        session.result(f"gain of {name}", 100 * (taken / faster - 1), "%")
+        print(f"  off by {found:.1e} from float32, emulated {wanted:.1e}, half precision {error:.1e}")
+        session.record("fp8", name=name, error=found, emulated=wanted, half=error)
+        if not found <= 2 * wanted:
+            raise FailedCheck(f"{name}: off by {found:.1e} from float32, {2 * wanted:.1e} is allowed")
+
+
 Step = Callable[[Session], None]
 CALLS: dict[str, tuple[Step, ...]] = {
     "A": (machine, kernel_tests, smoke_test, rates, op_table, tiles),
     "B": (machine, unet),
     "C": (machine, autotune),
+    "D": (machine, fp8_tests, fp8),
 }
 
 
@@ -291,7 +329,7 @@ def main() -> None:
     parser.add_argument("--device", choices=tuple(ROWS), default="cuda")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each call")
     names = {variant.name: variant for variant in VARIANTS if variant.bank}
-    parser.add_argument("--best", choices=tuple(names), default=KERNELS.name, help="what C compiles: B's best")
+    parser.add_argument("--best", choices=tuple(names), default=KERNELS.name, help="what C and D compile: B's best")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for call in options.calls:

@@ -19,8 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import interleaved, medians
 from dive_fast.sampling import Schedule, dpmpp_2m, guided, repeated
+from dive_fast.unet.fp8 import fp8_layers, use_fp8
 from dive_fast.unet.graphs import CachedUnetGraph, KVCacheGraph, UnetGraph, VaeDecoderGraph
-from dive_fast.unet.kernels import OPS, use_kernels
+from dive_fast.unet.kernels import OPS, Workload, use_kernels
 from dive_fast.unet.optimizations import OPTIMIZATIONS, WithoutUnitScale
 
 GFLOP = 372.5  # a row of sd15 at 512x256, counted on the configuration
@@ -32,7 +33,8 @@ Call = Callable[[], Tensor]
 @dataclass(frozen=True)
 class Variant:
     """`bank`: our graph with the K/V cache and all exact optimizations. `ops` run our kernels. `mode` is torch.compile's,
-    None for eager. `searched`: cuDNN times its convolutions and takes the fastest.
+    None for eager. `searched`: cuDNN times its convolutions and takes the fastest. `fp8` are the parts in FP8, as
+    `fp8_impl` computes them.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Variant:
     ops: tuple[str, ...] = ()
     mode: str | None = None
     searched: bool = True
+    fp8: tuple[str, ...] = ()
+    fp8_impl: str = "auto"
 
 
 EAGER = Variant("eager")
@@ -94,6 +98,13 @@ class Subject:
         module.to(memory_format=torch.channels_last)
         if variant.ops:
             use_kernels(module, impl=self.impl, ops=variant.ops)
+        if variant.fp8:
+            size = self.latents.shape[2:]
+            print(
+                fp8_layers(
+                    use_fp8(module, parts=variant.fp8, impl=variant.fp8_impl, workload=Workload(size=tuple(size)))
+                )
+            )
         return self.compiled(WithoutUnitScale(module) if variant.bank else module, variant.mode)
 
     def compiled(self, module: nn.Module, mode: str | None) -> nn.Module:

@@ -18,12 +18,12 @@ from dive_fast.engines.base import Conditioning, Engine, on_device
 from dive_fast.engines.compile_cache import keep_compiled
 from dive_fast.engines.registry import Choice, installed
 from dive_fast.engines.torch_engine import TorchEngine, opening
-from dive_fast.io import brief
+from dive_fast.io import brief, sha256_bytes
 from dive_fast.sampling import repeated
 from dive_fast.types import DiveError, InputError, Profile
-from dive_fast.unet.graphs import TIMESTEPS, CachedUnetGraph, KVCacheGraph, VaeDecoderGraph, other_traits
 from dive_fast.unet.fp8 import fp8_layers, use_fp8
-from dive_fast.unet.kernels import OPS, Workload, use_kernels
+from dive_fast.unet.graphs import TIMESTEPS, CachedUnetGraph, KVCacheGraph, VaeDecoderGraph, other_traits
+from dive_fast.unet.kernels import Workload, use_kernels
 from dive_fast.unet.optimizations import OPTIMIZATIONS, WithoutUnitScale
 from dive_kernels.fp8.cudnn_graphs import NoPlan
 from dive_kernels.image_epilogue import image_epilogue
@@ -90,12 +90,13 @@ class CompiledEngine(TorchEngine):
         self._graph, self._decoder_module = WithoutUnitScale(bank_unet), VaeDecoderGraph(self._vae)
         work = Workload(usual, self.latent_shape[1:], bundle.tokenizer.model_max_length, compiled=True)
         fp8 = self.spec.precision == "fp8"
-        # In FP8 a product of its own beats the fp16 one that our GEGLU is.
-        in_unet = use_kernels(bank_unet, ops=[op for op in OPS if not (fp8 and op == "geglu")], workload=work)
+        in_unet = use_kernels(bank_unet, workload=work)
         self.kernels = {
             "unet": in_unet.then(use_fp8(bank_unet, workload=work)) if fp8 else in_unet,
             "vae_decoder": use_kernels(self._vae, workload=work),
         }
+        if fp8:  # with other layers in FP8 it makes other images
+            self.fingerprint = sha256_bytes(f"{self.fingerprint} {fp8_layers(self.kernels['unet'])}".encode())
         mode = "max-autotune-no-cudagraphs" if device.type == "cuda" and compiler == "inductor" else None
         self._fast_unet, self._fast_decoder = (
             torch.compile(module, fullgraph=True, dynamic=False, backend=compiler, mode=mode)

@@ -44,6 +44,7 @@ PACKAGES = {
     "onnxruntime-gpu": Wanted("onnxruntime", "gpu"),
     "openvino": Wanted("openvino", "openvino"),
     "triton": Wanted("triton", "gpu"),
+    "nvidia-cudnn-frontend": Wanted("cudnn", "fp8"),
     "cuda-python": Wanted("cuda.bindings.driver", "gpu"),
     "matplotlib": Wanted("matplotlib", "report"),
     "tensorrt": Wanted("tensorrt", "trt"),

@@ -33,6 +33,7 @@ RUN = Tried("run here", "2026-11-29", "9391764")
 BUILT = Tried("built here, never run", "2026-11-29", "9391764")
 NEVER = Tried("never run")
 LATER = Tried("run here", "2026-11-30", "d13a2d6")
+EMULATED = Tried("built here, never run", "2026-11-30", "049cec4")
 # Rows are those of doctor; a precision that is left out is refused on that platform.
 SUPPORT: dict[str, dict[str, Tried]] = {
     "onnxruntime-cpu": {"fp32": RUN, "fp16": RUN, "bf16": NEVER, "fp8": RUN, "int8": LATER},
@@ -44,7 +45,7 @@ SUPPORT: dict[str, dict[str, Tried]] = {
     "torch-cpu": {"fp32": RUN, "bf16": RUN},
     "torch-cuda": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER},
     "torch-compiled-cpu": {"fp32": RUN, "bf16": Tried("run here", "2026-11-25", "fb62cb2")},
-    "torch-compiled-cuda": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER},
+    "torch-compiled-cuda": {"fp32": NEVER, "fp16": NEVER, "bf16": NEVER, "fp8": EMULATED},
     RTX_BUILD: {"fp32": BUILT, "fp16": BUILT, "bf16": NEVER, "fp8": BUILT},
     TRITON: {"fp32": NEVER, "fp16": BUILT, "bf16": BUILT},
 }

@@ -9,7 +9,7 @@ its own output (`fp8.norm_scale`), writes e4m3 itself, and needs no calibration.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class Fp8Convolution(nn.Module):
 def use_fp8(
     module: nn.Module, *, parts: Sequence[str] = PARTS, impl: str = "auto", workload: Workload | None = None
 ) -> AppliedKernels:
-    """Puts FP8 into the transformers' products and the resnets' 3 x 3 convolutions of the UNet that `module` holds, in place.
+    """Puts FP8 into the transformers' products and the resnets' 3 x 3 convolutions of `module`'s UNet, in place.
 
     After `use_kernels`, if that is used. A convolution stays as it is where cuDNN cannot compute it ("auto"), the report
     says why; "reference" emulates both, "library" requires torch's and cuDNN's kernels. The image size is `workload`'s.
@@ -94,7 +94,9 @@ def use_fp8(
         raise InputError(f"use_fp8: {type(module).__name__} has FP8 layers already; restore() it first")
     unets = [part for part in module.modules() if isinstance(part, UNet2DConditionModel)]
     if not unets:
-        raise InputError(f"use_fp8: {type(module).__name__} holds no UNet2DConditionModel of diffusers; give it the UNet")
+        raise InputError(
+            f"use_fp8: {type(module).__name__} holds no UNet2DConditionModel of diffusers; give it the UNet"
+        )
     choices = _Choices(impl, parts)
     for unet in unets:
         choices.add(unet, workload or Workload())
@@ -177,7 +179,8 @@ class _Choices:
 def _misfits(owner: Any, layer: Any) -> list[str]:
     """Every reason why a layer, as it is built, cannot be FP8."""
     traits = {
-        "our GEGLU kernel computes it": isinstance(owner, ours.KernelGEGLU),
+        # In FP8 it would be a product that writes both halves: what e4m3 units save, the kernel saves in bytes.
+        "our GEGLU kernel computes it in half precision": isinstance(owner, ours.KernelGEGLU),
         f"it is a {type(layer).__name__}": type(layer) not in (nn.Linear, nn.Conv2d),
         f"its channels {tuple(layer.weight.shape[:2])} are no multiples of {MULTIPLE}": any(
             channels % MULTIPLE for channels in layer.weight.shape[:2]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dive_fast.engines import Request, compiled_engine, load_engine
+from dive_fast.engines import Request, compiled_engine, load_engine, torch_engine
 from dive_fast.engines.base import Conditioning
 from dive_fast.engines.compile_cache import INDUCTOR, TRITON, keep_compiled
 from dive_fast.engines.compiled_engine import ROW_COUNTS, CompiledEngine
@@ -213,6 +213,30 @@ def test_says_what_it_is(engine: CompiledEngine, tiny_fused: Path, eager: TorchE
         "kernels in the unet: none; vae_decoder: none"
     )
     assert load_engine(tiny_fused).spec.backend == "torch"
+
+
+def test_fp8_is_emulated_where_it_cannot_be_chosen(
+    tiny_fused: Path, engine: CompiledEngine, eager: TorchEngine, exact: TorchEngine
+) -> None:
+    """A CPU's engine of precision fp8 exists for tests. Rounding e4m3 once costs some percent, float32 a millionth."""
+    with pytest.raises(DiveError, match=r"precision fp8: .*8.9 or later, the device is a CPU"):
+        load_engine(tiny_fused, "torch-compiled", precision="fp8")
+    with pytest.raises(DiveError, match=r"precision fp8: torch has fp32"):
+        load_engine(tiny_fused, "torch", precision="fp8")
+    narrow = CompiledEngine(load_bundle(tiny_fused), CPU, precision="fp8", row_counts=COUNTS, compiler="eager")
+    assert narrow.spec.precision == "fp8" and narrow.fingerprint not in (engine.fingerprint, eager.fingerprint)
+    assert re.search(r"in FP8: \d+ products; \d+ convolutions$", narrow.describe())
+    embeddings, latents, index = given(3, 2, 4)
+    wanted, found = (e.eps(latents, 500, e.condition(embeddings), index) for e in (exact, narrow))
+    assert 100 * torch.finfo(torch.float32).eps < rms(found - wanted) / rms(wanted) < 0.25
+
+
+@pytest.mark.parametrize(("chip", "reasons"), [(80, 1), (86, 1), (89, 0), (90, 0), (100, 0)])
+def test_a_gpu_without_e4m3_units_is_refused(chip: int, reasons: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_engine, "capability", lambda device: chip)
+    found = torch_engine.why_no_fp8("cuda", True)
+    assert len(found) == reasons and all(str(chip / 10) in reason for reason in found)
+    assert torch_engine.why_no_fp8("cuda", False) == []  # that there is no GPU is another reason
 
 
 def test_what_it_cannot_serve_is_refused(engine: CompiledEngine, tmp_path: Path, tiny_fused: Path) -> None:

@@ -19,6 +19,7 @@ from dive_kernels.sources import source_hash
 HEADS = 8
 HEAD_DIMS = (40, 80, 160)
 KEYS = 77
+UNET_CHANNELS = (320, 640, 960, 1280, 1920, 2560)  # of its norms, skips included
 BANK_CHANNELS = 12_480  # of all cross-attentions together
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 FLOATS = {"fp32": torch.float32, **HALVES}
@@ -99,7 +100,11 @@ def attention(capability: int) -> Iterator[Example]:
 
 
 def groupnorm_silu(capability: int) -> Iterator[Example]:
-    """Every norm of the UNet and of the VAE's decoder: around a resnet's first convolution, and a transformer's."""
+    """Every norm of the UNet and of the VAE's decoder: around a resnet's first convolution, and a transformer's.
+
+    The UNet's also with an e4m3 result, whose statistics are the same.
+    """
+    from dive_kernels.fp8.numbers import CHIPS
     from dive_kernels.groupnorm_silu.arguments import Arguments
     from dive_kernels.groupnorm_silu.plan import plan
 
@@ -114,6 +119,9 @@ def groupnorm_silu(capability: int) -> Iterator[Example]:
             shift = meta(36, own, dtype=dtype) if shifted else None
             given = Arguments(x, weight, weight, 32, 1e-5, skip, shift, silu)
             yield Example("groupnorm_silu", name, plan(given)[0], given.key)
+            if capability >= CHIPS and own + others in UNET_CHANNELS:
+                given = given._replace(scale=1.0)
+                yield Example("groupnorm_silu", name, plan(given)[0][1:], given.key)
 
 
 def geglu(capability: int) -> Iterator[Example]:

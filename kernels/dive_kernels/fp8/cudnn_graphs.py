@@ -69,7 +69,7 @@ def _planned(device: torch.device, x: tuple[int, ...], weight: tuple[int, ...], 
     try:
         with torch.cuda.device(device):
             graph.build([cudnn.heur_mode.A])
-    except Exception as error:  # noqa: BLE001 - cuDNN's own exceptions differ from version to version
+    except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise NoPlan(f"cuDNN has no FP8 convolution of {x} by {weight} here: {why}") from error
     return Planned(graph, (*given, out), graph.get_workspace_size())

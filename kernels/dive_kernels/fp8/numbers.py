@@ -33,6 +33,6 @@ def norm_scale(weight: Tensor, bias: Tensor, values: int) -> float:
     One of n values is at most sqrt(n - 1) standard deviations from their mean (Samuelson 1968, "How Deviant Can You Be?"),
     and |SiLU(x)| <= |x|. It takes neither calibration nor a pass over the output; dividing by it is exact.
     """
-    bound = weight.float().abs() * math.sqrt(values - 1) + bias.float().abs()
+    bound = (weight.float().abs() * math.sqrt(values - 1) + bias.float().abs()).detach()
     fraction, exponent = math.frexp(max(float(bound.max()), LEAST_SCALE) / LARGEST)
     return math.ldexp(1.0, exponent - (fraction == 0.5))

@@ -7,9 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def product_reference(
-    x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, dtype: torch.dtype
-) -> Tensor:
+def product_reference(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """e4m3 `x` [M, K] and `weight` [N, K], scales [M, 1] and [1, N] -> [M, N]. Sums are float32, of float64 float64."""
     compute = torch.promote_types(dtype, torch.float32)
     return (x.to(compute) @ weight.to(compute).T * x_scale * weight_scale).to(dtype)

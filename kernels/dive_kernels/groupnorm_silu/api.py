@@ -40,9 +40,9 @@ def groupnorm_silu(
 
     `x` is [R, C1, h, w], `skip` [R, C2, h, w] or None, `weight` and `bias` [C1 + C2]. `shift` [R or 1, C1] is added to
     each channel of `x` first, as a resnet adds its time embedding; it excludes `skip`. With `scale` the result is
-    divided by it and rounded to e4m3, cut off at 448 (`fp8.norm_scale` gives a scale that cuts nothing off). `auto` takes the fastest
-    implementation in the table of measurements, and where nobody measured that of `table.unmeasured` or torch's own kernels
-    (`eager`). Any other `impl` runs or raises `ValueError` with every reason against it. There are no gradients.
+    divided by it and rounded to e4m3, cut off at 448 (`fp8.norm_scale` gives a scale that cuts nothing off). `auto` takes
+    the fastest implementation in the table of measurements, and where nobody measured that of `table.unmeasured` or torch's
+    own kernels (`eager`). Any other `impl` runs or raises `ValueError` with every reason against it. There are no gradients.
     """
     result: Tensor = torch.ops.dive.groupnorm_silu(x, weight, bias, groups, eps, skip, shift, silu, scale, impl)
     return result

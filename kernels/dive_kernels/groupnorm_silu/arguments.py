@@ -11,7 +11,10 @@ from dive_kernels.fp8.numbers import E4M3
 
 
 class Arguments(NamedTuple):
-    """`skip` follows `x` along the channels; `shift` is added to every pixel of `x` first. With `scale` the result is e4m3."""
+    """`skip` follows `x` along the channels; `shift` is added to every pixel of `x` first.
+
+    With `scale` the result is e4m3.
+    """
 
     x: Tensor  # [R, C1, h, w]
     weight: Tensor  # [C1 + C2]

@@ -61,7 +61,13 @@ def plan(given: Arguments) -> tuple[list[Launch], Tensor]:
             "eps": float(eps),
             "inverse_scale": 1.0 if scale is None else 1 / scale,
         },
-        constants={**constants, "SILU": silu, "PARTS": min(32, PARTS // shape["LOCAL"]), "BLOCK_T": APPLY_TOKENS},
+        constants={
+            **constants,
+            "SILU": silu,
+            "FP8": scale is not None,
+            "PARTS": min(32, PARTS // shape["LOCAL"]),
+            "BLOCK_T": APPLY_TOKENS,
+        },
     )
     return [statistics, apply], out
 
