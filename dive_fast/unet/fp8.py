@@ -90,6 +90,8 @@ def use_fp8(
     There are no gradients. Raises `InputError`, before any change, for a module without a UNet or with FP8 already, and for
     layers that cannot run `impl`.
     """
+    if impl not in fp8.IMPLS:
+        raise InputError(f"use_fp8: impl {impl!r} is unknown; choose one of {', '.join(fp8.IMPLS)}")
     if any(isinstance(part, (Fp8Product, Fp8Convolution)) for part in module.modules()):
         raise InputError(f"use_fp8: {type(module).__name__} has FP8 layers already; restore() it first")
     unets = [part for part in module.modules() if isinstance(part, UNet2DConditionModel)]

@@ -63,6 +63,7 @@ def _convolution(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, dtype: 
         return convolution_reference(x, weight, scale, bias, dtype)
     refuse("fp8.convolution: impl='library' cannot run", why_no_convolution(x.device, weight.shape))
     out = _fake(x, weight, scale, bias, dtype, impl)
+    x, weight = (given.contiguous(memory_format=torch.channels_last) for given in (x, weight))  # no copies, as a rule
     cudnn_graphs.convolved(x, weight, scale, bias, out)
     return out
 
