@@ -143,7 +143,10 @@ class _Choices:
         for inner, owner, attribute, part in children(layer):
             if not isinstance(part, (nn.Linear, nn.Conv2d)):
                 continue
-            if self._choose("products", f"{name}.{inner}", part, _misfits(owner, part)):
+            if isinstance(owner, ours.KernelGEGLU):
+                # As a product of its own it would write both halves: what e4m3 units save, the kernel saves in bytes.
+                self._count("products", part, None, "our GEGLU kernel computes it in half precision")
+            elif self._choose("products", f"{name}.{inner}", part, _misfits(part)):
                 scale, norm = 1.0, layer.norm
                 if part is layer.proj_in and isinstance(norm, ours.KernelNorm):
                     scale = _scale(norm, size)
@@ -151,38 +154,38 @@ class _Choices:
                 self._change(owner, attribute, Fp8Product(part, self.impl, scale))
 
     def _resnet(self, name: str, owner: Any, attribute: str, layer: Any, size: tuple[int, int]) -> None:
-        impls, scales = [*getattr(layer, "impls", (None, None))], [None, None]
+        impls, scales = [*getattr(layer, "impls", (None, None))], [0.0, 0.0]
         for i in (0, 1):
             norm, conv = getattr(layer, f"norm{i + 1}"), getattr(layer, f"conv{i + 1}")
-            reasons = odd_resnet(layer) or _misfits(layer, conv)
+            reasons = odd_resnet(layer) or _misfits(conv)
             if not reasons and self.impl != "reference" and (self.impl == "library" or conv.weight.is_cuda):
                 reasons = fp8.why_no_convolution(conv.weight.device, conv.weight.shape)
             if self._choose("convolutions", f"{name}.conv{i + 1}", conv, reasons):
                 impls[i], scales[i] = impls[i] or "auto", _scale(norm, size)
                 self._change(layer, f"conv{i + 1}", Fp8Convolution(conv, self.impl, scales[i]))
         if any(scales):
-            new = ours.replacement(ours.KernelResnet, layer, impls=tuple(impls), scales=tuple(scales))
-            self._change(owner, attribute, new)
+            own = {"impls": tuple(impls), "scales": tuple(scale or None for scale in scales)}
+            self._change(owner, attribute, ours.replacement(ours.KernelResnet, layer, **own))
 
     def _choose(self, part: str, name: str, layer: Any, reasons: list[str]) -> bool:
         """Whether a layer becomes FP8; counts the decision."""
         if reasons and self.impl != "auto":
             self.problems.append(f"{name} ({', '.join(reasons)})")
             return False
-        outer, inner = layer.weight.shape[:2]
-        impl = None if reasons else self.impl
-        self.decisions[Decision(f"fp8 {part}", f"{inner} to {outer}", impl, ", ".join(reasons) or "asked for")] += 1
+        self._count(part, layer, None if reasons else self.impl, ", ".join(reasons) or "asked for")
         return not reasons
+
+    def _count(self, part: str, layer: Any, impl: str | None, why: str) -> None:
+        outer, inner = layer.weight.shape[:2]
+        self.decisions[Decision(f"fp8 {part}", f"{inner} to {outer}", impl, why)] += 1
 
     def _change(self, owner: Any, name: str, new: Any) -> None:
         self.changes.append(Change(owner, name, getattr(owner, name), new))
 
 
-def _misfits(owner: Any, layer: Any) -> list[str]:
+def _misfits(layer: Any) -> list[str]:
     """Every reason why a layer, as it is built, cannot be FP8."""
     traits = {
-        # In FP8 it would be a product that writes both halves: what e4m3 units save, the kernel saves in bytes.
-        "our GEGLU kernel computes it in half precision": isinstance(owner, ours.KernelGEGLU),
         f"it is a {type(layer).__name__}": type(layer) not in (nn.Linear, nn.Conv2d),
         f"its channels {tuple(layer.weight.shape[:2])} are no multiples of {MULTIPLE}": any(
             channels % MULTIPLE for channels in layer.weight.shape[:2]
