@@ -38,6 +38,7 @@ NOT_RUN = {  # command lines with these words
     "build": "TensorRT builds on a GPU; the last test here builds for RTX without one",
     "refit": "a refittable engine is built on a GPU",
     "doctor --need": "asks for a GPU",
+    "synth fp8": "torch computes it on a GPU only",
     "synth --ray": "starts a cluster; tests/synth/test_many.py does, where ray is installed",
     "world study": "takes hours; tests/experiments/test_study.py runs it at toy size",
     "bench --baselines": "compiles for minutes; tests/bench/test_baselines.py",
