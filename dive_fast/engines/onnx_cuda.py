@@ -8,6 +8,7 @@ What onnxruntime does not do by itself (`benchmarks/cuda_placement.py` shows the
 - Resize stays channels first between convolutions that are channels last.
 - A sum that a LayerNormalization and others read takes a pass of its own; `SkipLayerNormalization` computes both, and
   onnxruntime puts the bias before it in as well.
+- GEGLU takes four passes, bias, split, GELU and product; `BiasSplitGelu` one, for Stable Diffusion's widths.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # the permutations to channels last an
 HEADS = [0, 2, 1, 3]  # [B, S, H, D] to [B, H, S, D], and back
 OPSET = 21  # from which scale and bias of GroupNormalization are those of channels, not of groups
 TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
+GATED = (2560, 5120, 10240)  # widths of BiasSplitGelu's kernels: Stable Diffusion's, in every release
 GROUP_MOST = 512  # channels of a group: the kernel sums pairs of channels, a group within one block
 
 
@@ -40,7 +42,12 @@ def read_for_cuda(path: Path) -> bytes:
 def fit_to_cuda(model: onnx.ModelProto) -> None:
     """Rewrites norms, attentions, sums before a norm and enlargements in place, each where its numbers stay the same."""
     graph, facts = model.graph, Facts(model.graph)
-    rewrites = {"Attention": attention_of_tokens, "Resize": resize_channels_last, "Add": sum_and_norm}
+    rewrites = {
+        "Attention": attention_of_tokens,
+        "Resize": resize_channels_last,
+        "Add": sum_and_norm,
+        "Split": gated_gelu,
+    }
     if any(one.domain == "" and one.version >= OPSET for one in model.opset_import):
         rewrites["GroupNormalization"] = group_norm
     keep: Callable[[Facts, NodeProto], list[NodeProto]] = lambda facts, node: []  # noqa: E731
@@ -196,6 +203,24 @@ def sum_and_norm(facts: Facts, node: NodeProto) -> list[NodeProto]:
     outputs, epsilon = [norm.output[0], "", "", total], attribute(norm, "epsilon", 1e-5)
     inputs = [*node.input, *parts]
     return [helper.make_node("SkipLayerNormalization", inputs, outputs, norm.name, domain=DOMAIN, epsilon=epsilon)]
+
+
+def gated_gelu(facts: Facts, node: NodeProto) -> list[NodeProto]:
+    """Returns BiasSplitGelu for x + bias, split into a and b of a width that the kernel knows, and a * gelu(b)."""
+    sum_ = facts.maker(node.input[0], "Add")
+    if sum_ is None or len(node.output) != 2 or facts.type_of(node.input[0]) not in TYPES:
+        return []
+    sizes, bias = facts.sizes(node.input[0]), [name for name in sum_.input if facts.vector(name)]
+    gelu = facts.only_reader(node.output[1], "Gelu")
+    product = facts.only_reader(gelu.output[0], "Mul") if gelu else None
+    if gelu is None or product is None or set(product.input) != {node.output[0], gelu.output[0]} or len(bias) != 1:
+        return []
+    plain = attribute(gelu, "approximate", b"none") == b"none" and attribute(node, "axis") in (-1, 2)
+    if not plain or len(sizes) != 3 or sizes[2] not in GATED or facts.only_reader(node.output[0], "Mul") is None:
+        return []
+    facts.dropped |= {id(gelu), id(product)}
+    (linear,) = set(sum_.input) - set(bias)
+    return [helper.make_node("BiasSplitGelu", [linear, *bias], product.output, node.name, domain=DOMAIN)]
 
 
 def _channels_last(image: str, node: NodeProto, out: str) -> list[NodeProto]:
