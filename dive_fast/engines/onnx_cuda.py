@@ -56,7 +56,7 @@ def fit_to_cuda(model: onnx.ModelProto) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(facts.constants.values())
-    if not any(one.domain == DOMAIN for one in model.opset_import):
+    if any(node.domain == DOMAIN for node in nodes) and not any(one.domain == DOMAIN for one in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 

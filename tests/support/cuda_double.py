@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections import defaultdict
 from pathlib import Path
 
 from dive_fast.types import DiveError
 
 PROVIDER = "libonnxruntime_providers_cuda.so"
-CUDNN = "libcudnn.so.9"  # opened by name, its functions too
+CUDNN = "libcudnn.so.9"  # newer releases open it by name, its functions too
 HEADER = r"""
 #include <stdlib.h>
 #include <string.h>
@@ -50,7 +49,7 @@ BODIES = {
 
 def cuda_double(provider: Path, folder: Path) -> None:
     """Compiles the libraries that the file `provider` asks for into `folder`, to be named by LD_LIBRARY_PATH."""
-    missing = [tool for tool in ("cc", "nm") if shutil.which(tool) is None]
+    missing = [tool for tool in ("cc", "nm", "readelf") if shutil.which(tool) is None]
     if missing:
         raise DiveError(f"no stand-in CUDA libraries: {' and '.join(missing)} not found; install a C compiler")
     libraries = _functions(provider)
@@ -66,14 +65,17 @@ def cuda_double(provider: Path, folder: Path) -> None:
 
 def _functions(provider: Path) -> dict[str, set[str]]:
     """Returns the CUDA functions that a provider calls, by library."""
-    found: dict[str, set[str]] = defaultdict(set, {"libcurand.so.10": set(), "libcuda.so.1": set()})
-    listed = subprocess.run(["nm", "-D", "--undefined-only", provider], capture_output=True, text=True, check=True)
-    for symbol in listed.stdout.split():
+    needed, symbols = (
+        subprocess.run([*tool, provider], capture_output=True, text=True, check=True).stdout
+        for tool in (("readelf", "-d"), ("nm", "-D", "--undefined-only"))
+    )
+    found: dict[str, set[str]] = {name: set() for name in re.findall(r"\[(lib(?:cu|nv)\S+)\]", needed)}
+    for symbol in symbols.split():
         name, _, library = symbol.partition("@")
-        if re.match(r"(__)?cu(da|blas)?[A-Z]", name):
-            found[library or "libcuda.so.1"].add(name)
+        if re.match(r"(__)?(cu|nv)[a-z]*[A-Z]", name):
+            found.setdefault(library or "libcuda.so.1", set()).add(name)
     names = re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())
-    found[CUDNN] = {name.decode() for name in names} | {"cudnnGetVersion"}
+    found.setdefault(CUDNN, set()).update({name.decode() for name in names}, {"cudnnGetVersion"})
     return found
 
 
