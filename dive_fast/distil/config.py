@@ -12,7 +12,15 @@ from dive_fast.types import InputError
 
 
 @dataclass(frozen=True)
-class DistilConfig(TrainConfig):
+class LearnerConfig(TrainConfig):
+    """What the settings of both distillations have."""
+
+    lr: NonNegativeFloat = 1e-3
+    """Peak learning rate."""
+
+
+@dataclass(frozen=True)
+class DistilConfig(LearnerConfig):
     """How a student is distilled. The defaults suit the pocket model."""
 
     student_steps: Annotated[int, Within(1, 50)] = 4
@@ -26,13 +34,10 @@ class DistilConfig(TrainConfig):
     states: Literal["own", "teacher"] = "own"
     """Where each step of the student starts in training: at the student's own state, from which it must return to the
     teacher's trajectory, or at the teacher's."""
-    steps: PositiveInt = 1500
     batch: PositiveInt = 16
     """Trajectories per training step."""
     rank: PositiveInt = 32
     """Rank of the LoRA on all of the UNet's layers, which is added to the weights at the end."""
-    lr: NonNegativeFloat = 1e-3
-    """Peak learning rate."""
     sheet_every: NonNegativeInt = 0
     """Steps between sheets of images of teacher and student, written as PNG files beside the loss log; 0 writes none."""
 
@@ -46,7 +51,7 @@ class DistilConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
-class DecoderConfig(TrainConfig):
+class DecoderConfig(LearnerConfig):
     """How a tiny decoder is distilled."""
 
     width: Annotated[int, Within(8, 512)] = 64
@@ -56,6 +61,4 @@ class DecoderConfig(TrainConfig):
     steps: PositiveInt = 4000
     batch: PositiveInt = 8
     """Images per training step."""
-    lr: NonNegativeFloat = 1e-3
-    """Peak learning rate."""
-    compute: Annotated[Compute, Part(skip=("checkpointing",))] = Compute()
+    compute: Annotated[Compute, Part(skip=("checkpointing",))] = TrainConfig.compute

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.distil.config import DistilConfig
+from dive_fast.distil.learner import Learner, MadeForecast
 from dive_fast.distil.likeness import Likeness, likeness, psnr
-from dive_fast.distil.trajectories import HELD_OUT, Teacher, Trajectories, check_fused, few_step_scheduler
-from dive_fast.distributed import check_launcher
+from dive_fast.distil.trajectories import STATES, Teacher, Trajectories, check_fused, few_step_scheduler
 from dive_fast.io import atomic_encode
 from dive_fast.models.lora import add_lora, every_layer, fold_lora, lora_shapes, lora_state, remove_lora
 from dive_fast.models.student import Student, attention_sums
 from dive_fast.sampling import Schedule
 from dive_fast.sampling.config import SD15, Sampling
 from dive_fast.sampling.solver import clean_latents, coefficients
-from dive_fast.tensorboard import require_tensorboard
 from dive_fast.train.attention import use_cpu_attention
 from dive_fast.train.contact_sheet import contact_sheet
-from dive_fast.train.loop import Callback, Loss, PhaseConfig, batch_indices
-from dive_fast.train.parallel import my_rows, part_of_batch
+from dive_fast.train.loop import Callback, Loss, PhaseConfig
 from dive_fast.train.photos import image_size
-from dive_fast.train.precision import check_precision
+from dive_fast.train.run import check_training, log_and_state_bytes
 from dive_fast.train.samples import ImageSampler
 from dive_fast.types import InputError
 
@@ -33,34 +30,47 @@ if TYPE_CHECKING:
 
     from dive_fast.models.bundle import ModelBundle
 
-PHASE = "distil"
 _SHOWN = 8  # images of a sheet
 _MARGIN = 110  # pixels for "person, camera" beside them
-_LOG_LINE = 300  # bytes of a logged step at most, TensorBoard's included
 
 
-class StudentTrainer:
-    """A fused model on `device` that becomes a student, in place. Settings that cannot work raise `InputError` at once."""
+class TrajectoriesForecast(MadeForecast):
+    """A dry run of `distil`."""
+
+    examples = data = "trajectories"
+    making = "solve trajectories"
+
+
+class StudentTrainer(Learner[Trajectories]):
+    """A fused model on `device` that becomes a student, in place. Unknown people and steps that do not fit are refused."""
+
+    config: DistilConfig
 
     def __init__(
         self, bundle: ModelBundle, config: DistilConfig, exclude: Sequence[str] = (), device: str = "cpu"
     ) -> None:
-        check_settings(bundle, config, device)
         self.bundle, self.config = bundle, config
         self.own = bundle.sampling or SD15
         self.guidance = self.own.guidance if config.guidance is None else config.guidance
         self.teacher = Teacher(bundle, config, self.guidance, _people(bundle, exclude))
+        self.blocks, self.prompts, self.order = self.teacher.blocks, len(self.teacher.keys), config.seed + 1
         self.fingerprint, self.attention = bundle.fingerprint, attention_sums(bundle.unet)
         scheduler = few_step_scheduler(bundle.scheduler_config, order=1)
         self.schedule = Schedule.from_config(scheduler, config.student_steps)
         self.sampler = ImageSampler(
             replace(bundle, scheduler_config=scheduler), config.compute.mixed_precision, config.student_steps, 1.0
         )
-        for network in (bundle.text_encoder, bundle.unet):
+        for network in self.networks():
             network.to(device)
         use_cpu_attention(bundle.unet, device)
 
-    def add_student(self) -> list[torch.nn.Parameter]:
+    def networks(self) -> list[torch.nn.Module]:
+        return [self.bundle.text_encoder, self.bundle.unet]
+
+    def read(self, made: Mapping[str, torch.Tensor]) -> Trajectories:
+        return self.teacher.trajectories_of(made[STATES])
+
+    def parameters(self) -> list[torch.nn.Parameter]:
         """Adds the student's LoRA to the UNet, which is the teacher's until then; returns its parameters."""
         import torch
 
@@ -71,29 +81,19 @@ class StudentTrainer:
             unet.enable_gradient_checkpointing()
         return lora
 
-    def loss(self, step: int, trajectories: Trajectories) -> Loss:
-        """The loss of this process's rows of a step's trajectories, and the error of each of the student's steps.
+    def error(self, data: Trajectories, positions: Sequence[int]) -> Loss:
+        """Returns the loss of the trajectories at these positions, and the error of each of the student's steps.
 
         A student's step predicts clean latents, and DDIM's rule leads from them to the next state. The loss is the mean
         square difference, in clean latents, from the prediction that would lead to the teacher's next state: whatever the
         solver or the guidance did between. So guidance and steps are distilled at once.
         """
-        return self.error(trajectories, self.rows(step))
-
-    def rows(self, step: int) -> list[int]:
-        """The positions of this process's trajectories in a step."""
-        config = self.config
-        rows = batch_indices(config.trajectories, config.batch, step, config.seed + 1)[my_rows(config.batch)]
-        return [int(row) for row in rows]
-
-    def error(self, trajectories: Trajectories, positions: Sequence[int]) -> Loss:
-        """As `loss`, of the trajectories at these positions."""
         import torch
 
         unet = self.bundle.unet
-        text, index = self.teacher.prompts.encode(self.sampler.text, trajectories.prompts(positions))
-        states = trajectories.states[list(positions)].to(unet.device).float()
-        latents, text = trajectories.noise(positions).to(unet.device), text[index.to(text.device)]
+        text, index = self.teacher.prompts.encode(self.sampler.text, data.prompts(positions))
+        states = data.states[list(positions)].to(unet.device).float()
+        latents, text = data.noise(positions).to(unet.device), text[index.to(text.device)]
         losses = []
         for k, timestep in enumerate(self.schedule.timesteps):
             clean = clean_latents(self.schedule, k, latents, unet(latents, timestep, text).sample.float())
@@ -120,8 +120,7 @@ class StudentTrainer:
 
     def likeness(self, trajectories: Trajectories) -> Likeness:
         """Measures the student on the held-out trajectories."""
-        held = range(self.config.trajectories, self.config.trajectories + HELD_OUT)
-        ours, theirs = self.sample(trajectories, held), trajectories.states[list(held), -1].float()
+        ours, theirs = self.sample(trajectories, self.held), trajectories.states[list(self.held), -1].float()
         pixels = [self._pixels(latents) for latents in (ours, theirs)]
         return likeness(ours, theirs, psnr(*pixels))
 
@@ -135,7 +134,7 @@ class StudentTrainer:
         """Returns the callback that draws held-out images of both beside the loss log; None without sheets."""
         if not self.config.sheet_every:
             return None
-        positions = range(self.config.trajectories, self.config.trajectories + _SHOWN)
+        positions = self.held[:_SHOWN]
         names = [", ".join(key) for key in trajectories.prompts(positions)]
 
         def write(step: int) -> None:
@@ -160,16 +159,13 @@ class StudentTrainer:
         return replace(self.bundle, scheduler_config=self.sampler.bundle.scheduler_config, sampling=own, student=record)
 
     def disk_bytes(self) -> int:
-        """Bytes that a run writes at most: trajectories, states (new beside old), the student, logs and sheets."""
+        """Returns the bytes of trajectories, states, the student, logs and sheets at most."""
         config, bundle = self.config, self.bundle
-        unet = bundle.unet
-        trained = sum(prod(shape) for shape in lora_shapes(unet, config.rank, every_layer(unet)).values()) * 4
-        states = 2 * trained * (4 if config.average else 3)  # with AdamW's two moments
-        networks = (bundle.unet, bundle.vae, bundle.text_encoder)
-        model = sum(p.numel() for network in networks for p in network.parameters()) * 4
+        trained = sum(prod(shape) for shape in lora_shapes(bundle.unet, config.rank, every_layer(bundle.unet)).values())
+        model = sum(p.numel() for network in (*self.networks(), bundle.vae) for p in network.parameters()) * 4
         height, width = image_size(bundle)
         sheets = config.steps // config.sheet_every * 2 * _SHOWN * height * width * 3 if config.sheet_every else 0
-        return self.teacher.nbytes + states + model + sheets + config.steps * _LOG_LINE // 10
+        return self.blocks.nbytes + log_and_state_bytes(config, 4 * trained, config.steps) + model + sheets
 
 
 def _chunks(values: list[int], size: int) -> list[list[int]]:
@@ -184,12 +180,7 @@ def check_settings(bundle: ModelBundle, config: DistilConfig, device: str) -> No
             f"the model is a student itself, of {bundle.student.teacher[:12]}…, and has no guidance to distil; give its"
             " teacher, the fused model"
         )
-    check_precision(config.compute.mixed_precision, device)
-    check_launcher(config.compute.mixed_precision)
-    with part_of_batch(0, config.compute.accumulate):
-        my_rows(config.batch)
-    if config.tensorboard:
-        require_tensorboard()
+    check_training(config, device)
 
 
 def _people(bundle: ModelBundle, exclude: Sequence[str]) -> list[str]:
@@ -201,7 +192,3 @@ def _people(bundle: ModelBundle, exclude: Sequence[str]) -> list[str]:
     if not kept:
         raise InputError(f"--exclude leaves none of the model's {len(bundle.prompts.identities):,} identities")
     return kept
-
-
-def phase_config(config: DistilConfig, work: Path, run: str, progress: bool) -> PhaseConfig:
-    return PhaseConfig.of(config, PHASE, work, config.steps, config.lr, run, progress)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.distil.blocks import kept_blocks
+from dive_fast.distil.blocks import Blocks
 from dive_fast.io import sha256_bytes
 from dive_fast.models.prompts import PromptEncoder
 from dive_fast.sampling import Schedule, initial_noise
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from dive_fast.models.bundle import ModelBundle
 
 HELD_OUT = 32  # trajectories after those of training, by which the student is measured and shown
-_STATES = "states"
+STATES = "states"
 
 
 def check_fused(bundle: ModelBundle) -> None:
@@ -97,7 +96,7 @@ class Teacher:
         self.sampler = ImageSampler(solver, config.compute.mixed_precision, config.teacher_steps, guidance)
         self.prompts = PromptEncoder(bundle.tokenizer, bundle.prompts)
         self.config, self.shape = config, latent_shape(bundle)
-        self.keys = tuple((pid, camera.name) for pid in pids for camera in bundle.prompts.cameras)
+        self.keys = bundle.prompts.keys(pids)
         stride = config.teacher_steps // config.student_steps
         self.kept = range(stride - 1, config.teacher_steps, stride)
         few, many = (
@@ -115,10 +114,13 @@ class Teacher:
     def count(self) -> int:
         return self.config.trajectories + HELD_OUT
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all states."""
-        return self.count * self.config.student_steps * prod(self.shape) * 2
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Where the states of all trajectories are kept."""
+        import torch
+
+        kinds = {STATES: (torch.float16, (self.config.student_steps, *self.shape))}
+        return Blocks("trajectories", self.id, self.count, kinds, lambda positions: {STATES: self.solve(positions)})
 
     def rows(self, positions: Sequence[int]) -> list[int]:
         """The row of `keys` at each position: every prompt once, in a new order for each round."""
@@ -141,17 +143,3 @@ class Teacher:
 
         self.sampler.latents(text, index[1:], noise_seeds(positions, self.config.seed), keep)
         return torch.stack(states, dim=1)
-
-    def trajectories(self, work: Path, progress: bool) -> Trajectories:
-        """Solves what `work` lacks and reads all; a block of another teacher or setting raises `InputError`."""
-        shapes = {_STATES: (self.config.student_steps, *self.shape)}
-        solved = kept_blocks(
-            work,
-            "trajectories",
-            self.id,
-            self.count,
-            shapes,
-            lambda positions: {_STATES: self.solve(positions)},
-            progress,
-        )
-        return self.trajectories_of(solved[_STATES])

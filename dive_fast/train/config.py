@@ -39,7 +39,7 @@ class Compute(Settings):
 class TrainConfig(Settings):
     """What the settings of every training have."""
 
-    steps: NonNegativeInt = 1500
+    steps: PositiveInt = 1500
     """Training steps."""
     batch: PositiveInt = 16
     """Examples per training step."""
