@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dive_fast.commands.common import Device, Json, beside, finish, following, torch_device
-from dive_fast.commands.training import DryRun, Plot, Training
+from dive_fast.commands.common import Device, DryRun, Json, Plot, Training, beside, finish, following, torch_device
 from dive_fast.distil.config import DecoderConfig, DistilConfig
 from dive_fast.types import to_dict
 

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from dive_fast.commands.common import (
     Base,
     Device,
+    DryRun,
     Json,
     LastFile,
     Overwrite,
     PhotoSet,
+    Plot,
     Tokenizer,
+    Training,
     beside,
     finish,
     following,
     torch_device,
 )
-from dive_fast.commands.training import DryRun, Plot, Training
 from dive_fast.data.sets import SET_HELP, read_photos
 from dive_fast.encoder.config import FREE_WORDS, EncoderConfig, VirtualConfig
 from dive_fast.options import Changes
@@ -45,7 +47,7 @@ Clip = Annotated[Path | None, "Folder of the CLIP whose features the encoder rea
 def train_encoder(
     out: Annotated[Path, "Encoder folder to write; it holds an adapter too if a LoRA is learned."],
     config: EncoderConfig,
-    photos: Annotated[Sequence[PhotoSet], f"Photos of many people, two RGB photos of each at least: {SET_HELP}"] = (),
+    photos: Annotated[Sequence[PhotoSet], f"Photos of many people, two RGB photos of each at least: {SET_HELP}"],
     features: Annotated[
         Path | None,
         "What reads the photos, frozen: a checkpoint folder of dive-fast reid train, a tagger (pocket: the shipped one) or a"
@@ -65,8 +67,6 @@ def train_encoder(
 
     Started by torchrun or by accelerate launch --multi_gpu, the processes share every batch.
     """
-    if not photos:
-        raise InputError("there are no photos; give --photos, once or more")
     if (features is None) == (start_from is None):
         raise InputError("give --features (a ReID checkpoint or a CLIP folder), or --start-from, which has its own")
     from dive_fast.commands.model import with_phrase, without
@@ -77,8 +77,9 @@ def train_encoder(
     from dive_fast.encoder.train import train_encoder as learn
     from dive_fast.models import load_adapter, load_bundle
     from dive_fast.train.photos import samples_of
+    from dive_fast.train.trainer import PHASES
 
-    training = Training(out / "encoder.json", plot, dry_run, json)
+    training = Training(out / "encoder.json", plot, dry_run, json, PHASES)
     settings = replace(config, training=with_phrase(config.training))
     chosen = torch_device(device)
     samples = samples_of(without(read_photos(*photos), exclude))
@@ -108,7 +109,7 @@ def train_encoder(
 def encode(
     encoder: EncoderFolder,
     out: Annotated[Path, "Adapter folder to write."],
-    photos: Annotated[Sequence[PhotoSet], f"Photos of the new people, whose RGB photos are read: {SET_HELP}"] = (),
+    photos: Annotated[Sequence[PhotoSet], f"Photos of the new people, whose RGB photos are read: {SET_HELP}"],
     onto: Onto = None,
     features: Clip = None,
     refine: Annotated[
@@ -120,8 +121,6 @@ def encode(
     json: Json = False,
 ) -> None:
     """Add everyone in the photos to an adapter, in one pass of an encoder; rerun to resume."""
-    if not photos:
-        raise InputError("there are no photos; give --photos, once or more")
     samples = read_photos(*photos)
     from dive_fast.encoder.encode import encode_onto
     from dive_fast.encoder.folder import load_encoder

@@ -11,17 +11,19 @@ from dive_fast.commands.common import (
     Adapter,
     Base,
     Device,
+    DryRun,
     Json,
     LastFile,
     Overwrite,
     PhotoSet,
+    Plot,
     Tokenizer,
+    Training,
     beside,
     finish,
     following,
     torch_device,
 )
-from dive_fast.commands.training import DryRun, Plot, Training
 from dive_fast.data.sets import SET_HELP, read_photos
 from dive_fast.io import nearest
 from dive_fast.options import Changes
@@ -90,8 +92,9 @@ def personalize(
     from dive_fast.train.personalize import personalize as learn
     from dive_fast.train.photos import samples_of
     from dive_fast.train.prepared import load_prepared
+    from dive_fast.train.trainer import PHASES
 
-    training = Training(out / "adapter.json", plot, dry_run, json)
+    training = Training(out / "adapter.json", plot, dry_run, json, PHASES)
     base = load_adapter(init_from) if init_from is not None else None
     if base is not None:
         settings = config.apply_to(recipes.with_rates_of(start_from, base.metadata, f"adapter {init_from}"))

@@ -18,32 +18,32 @@ from dive_fast.types import InputError
 if TYPE_CHECKING:
     import torch
 
-    Kind = tuple[torch.dtype, tuple[int, ...]]
-    """The type and the shape of a row of a tensor."""
+    Rows = dict[str, torch.Tensor]
 
 BLOCK = 32  # rows of a file
+_BYTES = {"float16": 2, "uint8": 1}
 _RUN = "dive_fast"
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Tensors of `count` rows, by name as `kinds`, which `make` returns for any of them: kept in files called `name`-*.
+    """Tensors of `count` rows, which `make` returns for any of them: kept in files called `name`-*.
 
-    `make` must depend on its rows alone, and on what the hash `run` is of.
+    `kinds` are the type and the shape of a row of each. `make` must depend on its rows, and on what `run` is the hash of.
     """
 
     name: str
     run: str
     count: int
-    kinds: Mapping[str, Kind]
-    make: Callable[[Sequence[int]], Mapping[str, torch.Tensor]]
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]]
+    make: Callable[[Sequence[int]], Rows]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all rows."""
-        return self.count * sum(prod(shape) * dtype.itemsize for dtype, shape in self.kinds.values())
+        return self.count * sum(prod(shape) * _BYTES[dtype] for dtype, shape in self.kinds.values())
 
-    def kept(self, work: Path, progress: bool) -> dict[str, torch.Tensor]:
+    def kept(self, work: Path, progress: bool) -> Rows:
         """Makes what `work` lacks and returns all; a block of another run raises `InputError`."""
         import torch
 
@@ -59,13 +59,13 @@ class Blocks:
         found = [self._read(path, len(rows)) for path, rows in blocks.items()]
         return {key: torch.cat([part[key] for part in found]) for key in self.kinds}
 
-    def timed(self, few: int) -> tuple[Mapping[str, torch.Tensor], float]:
-        """Makes the first `few` rows, a block's at most; returns them, and the seconds that a row took."""
+    def timed(self, most: int) -> tuple[Rows, int, float]:
+        """Makes the first rows, `most` and a block's at most; returns them, their number, and the seconds that each took."""
         self.make(range(1))  # the first call takes longer
-        rows = range(min(few, self.count, BLOCK))
+        few = min(most, self.count, BLOCK)
         begun = time.perf_counter()
-        made = self.make(rows)
-        return made, (time.perf_counter() - begun) / len(rows)
+        made = self.make(range(few))
+        return made, few, (time.perf_counter() - begun) / few
 
     def missing(self, work: Path) -> int:
         """Returns the number of rows that `work` lacks."""
@@ -77,15 +77,15 @@ class Blocks:
         names = (f"{self.name}-{number:05d}.safetensors" for number in range(len(firsts)))
         return {work / name: range(at, min(at + BLOCK, self.count)) for name, at in zip(names, firsts, strict=True)}
 
-    def _read(self, path: Path, rows: int) -> dict[str, torch.Tensor]:
+    def _read(self, path: Path, rows: int) -> Rows:
         from safetensors import safe_open
 
         check_safetensors(path)
         with safe_open(path, framework="pt") as file:
             ours = (file.metadata() or {}).get(_RUN) == self.run and set(file.keys()) == set(self.kinds)
             found = {key: file.get_tensor(key) for key in self.kinds} if ours else {}
-        kinds = {key: (tensor.dtype, (*tensor.shape,)) for key, tensor in found.items()}
-        fits = kinds == {key: (dtype, (rows, *shape)) for key, (dtype, shape) in self.kinds.items()}
+        kinds = {key: (f"{tensor.dtype}", (*tensor.shape,)) for key, tensor in found.items()}
+        fits = kinds == {key: (f"torch.{dtype}", (rows, *shape)) for key, (dtype, shape) in self.kinds.items()}
         if not fits or not all(bool(tensor.isfinite().all()) for tensor in found.values()):
             raise InputError(f"{path} does not hold what this model and these settings make; delete it and rerun")
         return found

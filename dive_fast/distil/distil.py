@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dive_fast.distil.config import DistilConfig
-from dive_fast.distil.learner import MadeForecast, begin_run, forecast
+from dive_fast.distil.learner import forecast
 from dive_fast.distil.likeness import Likeness
-from dive_fast.distil.trainer import StudentTrainer, TrajectoriesForecast, check_settings
+from dive_fast.distil.trainer import StudentTrainer, check_settings
 from dive_fast.io import sha256_bytes
 from dive_fast.models.bundle import save_bundle
 from dive_fast.models.student import STUDENT_FILE, Student, read_student
-from dive_fast.train.run import Run, deciding
+from dive_fast.train.loop import PhaseConfig
+from dive_fast.train.run import Run, deciding, training_folder
 from dive_fast.types import from_dict
 
 if TYPE_CHECKING:
     from dive_fast.models.bundle import ModelBundle
+    from dive_fast.train.dryrun import Forecast
 
 PHASE = "distil"
 
@@ -43,49 +45,39 @@ def distil(
     prompts or that is a student, and other data in `out`, raise `InputError` before any work; a full disk `DiveError`.
     """
     run = _run(bundle, out, config, exclude, device, progress)
-    if run.resume():  # also refuses other settings, before trajectories are solved
-        return read_result(out)
-    trainer = StudentTrainer(bundle, config, exclude, device)
-    with run.working(trainer.disk_bytes()):
-        trajectories = trainer.read(trainer.blocks.kept(run.work, progress))
-        trainer.learn(run, trajectories, trainer.sheet_callback(run.phases[0], trajectories))
-        likeness = trainer.likeness(trajectories)
-        metadata = {**asdict(config), "exclude": sorted(exclude), "likeness": asdict(likeness), "run": run.id}
-        student = trainer.student(metadata)
-        run.save(lambda: save_bundle(student, out))
-    assert student.student is not None
-    return student.student
+    if not run.resume():  # also refuses other settings, before trajectories are solved
+        trainer = StudentTrainer(bundle, config, exclude, device)
+        with run.working(trainer.disk_bytes()):
+            trajectories = trainer.blocks.kept(run.work, progress)
+            trainer.learn(run, trajectories, trainer.sheet_callback(run.phases[0], trajectories))
+            likeness = asdict(trainer.likeness(trajectories))
+            metadata = {**asdict(config), "exclude": sorted(exclude), "likeness": likeness, "run": run.id}
+            student = trainer.student(metadata)
+            run.save(lambda: save_bundle(student, out))
+    record = read_student(out)
+    assert record is not None  # it is saved by now
+    return record
 
 
 def dry_run(
     bundle: ModelBundle, out: Path, config: DistilConfig, exclude: Sequence[str] = (), device: str = "cpu"
-) -> MadeForecast:
+) -> Forecast:
     """Estimates the cost of `distil` with these arguments from a few trajectories and steps; writes nothing.
 
     `bundle` is changed in place and cannot be used afterwards. Raises what `distil` raises before any work.
     """
     run = _run(bundle, out, config, exclude, device, progress=False)
-    return forecast(TrajectoriesForecast, run, lambda: StudentTrainer(bundle, config, exclude, device), device)
+    return forecast(run, lambda: StudentTrainer(bundle, config, exclude, device), device)
 
 
 def _run(
     bundle: ModelBundle, out: Path, config: DistilConfig, exclude: Sequence[str], device: str, progress: bool
 ) -> Run:
     check_settings(bundle, config, device)
-    return begin_run(out, run_id(bundle, config, exclude), PHASE, config, STUDENT_FILE, read_result, progress)
-
-
-def read_result(out: Path) -> Student:
-    """Returns the record of a student's folder."""
-    student = read_student(out)
-    assert student is not None  # `Run` looks for the record before
-    return student
-
-
-def run_id(bundle: ModelBundle, config: DistilConfig, exclude: Sequence[str]) -> str:
-    """Returns the id of a run's model and settings; those that change results by rounding at most do not count."""
     settings = replace(deciding(config), sheet_every=0)
-    return sha256_bytes(repr((bundle.fingerprint, settings, sorted(exclude))).encode())
+    run = sha256_bytes(repr((bundle.fingerprint, settings, sorted(exclude))).encode())
+    phase = PhaseConfig.of(config, PHASE, training_folder(out), config.steps, config.lr, run, progress)
+    return Run(out, run, STUDENT_FILE, (phase,))
 
 
 def likeness_of(student: Student) -> Likeness:

@@ -18,9 +18,9 @@ from dive_fast.data.pool import in_order
 from dive_fast.encoder.cache import kept_file
 from dive_fast.encoder.folder import Encoder, check_onto
 from dive_fast.encoder.references import people_of
-from dive_fast.io import atomic_path, sha256_bytes
+from dive_fast.io import sha256_bytes
 from dive_fast.models.adapter import Adapter, merge_identities, save_adapter
-from dive_fast.models.files import read_tensors, write_tensors
+from dive_fast.models.files import kept_tensors
 from dive_fast.models.fuse import check_base
 from dive_fast.models.phrase import Phrase
 from dive_fast.progress import ProgressBar
@@ -102,10 +102,7 @@ def _kept_block(encoder: Encoder, people: Sequence[Sequence[Sample]], work: Path
     if work is None:
         return _block(encoder, people)
     path = kept_file(work, "rows", encoder.fingerprint, [sample for person in people for sample in person])
-    if not path.is_file():
-        with atomic_path(path) as temporary:
-            write_tensors(temporary, _block(encoder, people))
-    return read_tensors(path)
+    return kept_tensors(path, lambda: _block(encoder, people))
 
 
 def _block(encoder: Encoder, people: Sequence[Sequence[Sample]]) -> dict[str, Tensor]:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from dive_fast.encoder.config import EncoderConfig
 from dive_fast.encoder.features import FeatureNet
-from dive_fast.encoder.folder import RECORD, Encoder, load_encoder, read_record, save_encoder
+from dive_fast.encoder.folder import RECORD, Encoder, load_encoder, save_encoder
 from dive_fast.encoder.trainer import EncoderTrainer
 from dive_fast.io import sha256_bytes
-from dive_fast.train.dryrun import PhotosForecast, forecast
+from dive_fast.train.dryrun import Forecast, forecast
 from dive_fast.train.personalize import run_id, run_phases
 from dive_fast.train.run import Run, training_folder
 from dive_fast.train.trainer import phase_configs
@@ -45,7 +45,7 @@ def train_encoder(
     of the same base, its mapper is trained on. `bundle` is changed in place and cannot be used afterwards. `out`.training
     holds loss logs, and the features and states from which a rerun resumes. Raises what `personalize` raises.
     """
-    run = _run(out, config, encoder_run_id(bundle, photos, config, source, onto, start), progress)
+    run = _run(bundle, photos, out, config, source, onto, start, progress)
     if run.resume():  # also refuses other settings, before photos are read
         return load_encoder(out, source.folder if source.kind == "clip" else None)
     trainer = EncoderTrainer(bundle, photos, config, source, onto, start, device, progress, run.work)
@@ -66,29 +66,26 @@ def dry_run_encoder(
     onto: Adapter | None = None,
     start: Encoder | None = None,
     device: str = "cpu",
-) -> PhotosForecast:
+) -> Forecast:
     """Estimates the cost of `train_encoder` with these arguments; writes nothing, and raises what it raises at first."""
-    run = encoder_run_id(bundle, photos, config, source, onto, start)
     return forecast(
-        _run(out, config, run, progress=False),
+        _run(bundle, photos, out, config, source, onto, start, progress=False),
         lambda: EncoderTrainer(bundle, photos, config, source, onto, start, device, False),
     )
 
 
-def _run(out: Path, config: EncoderConfig, run: str, progress: bool) -> Run:
-    phases = phase_configs(config.training, training_folder(out), run, progress)
-    return Run(out, run, RECORD, lambda folder: read_record(folder)[1]["facts"], phases)
-
-
-def encoder_run_id(
+def _run(
     bundle: ModelBundle,
     photos: Sequence[Sample],
+    out: Path,
     config: EncoderConfig,
     source: FeatureNet,
     onto: Adapter | None,
     start: Encoder | None,
-) -> str:
-    """Returns the id of a run's data and settings, so that no state is resumed with others."""
+    progress: bool,
+) -> Run:
+    """The run of these data and settings, so that no state is resumed with others."""
     own = {name: value for name, value in asdict(config).items() if name != "training"}
     parts = [run_id(bundle, photos, config.training, onto), repr(own), source.fingerprint]
-    return sha256_bytes("\n".join([*parts, start.fingerprint if start else ""]).encode())
+    run = sha256_bytes("\n".join([*parts, start.fingerprint if start else ""]).encode())
+    return Run(out, run, RECORD, phase_configs(config.training, training_folder(out), run, progress))

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from dive_fast.io import sha256_bytes
-from dive_fast.models.adapter import Adapter, load_adapter, read_description, save_adapter
+from dive_fast.models.adapter import Adapter, load_adapter, save_adapter
 from dive_fast.models.bundle import ModelBundle, load_bundle
 from dive_fast.models.files import fingerprint_of
 from dive_fast.train.config import PersonalizeConfig, Samples
-from dive_fast.train.loop import PhaseConfig, run_phase
+from dive_fast.train.loop import run_phase
 from dive_fast.train.model import Start
 from dive_fast.train.photos import Photos, samples_of
 from dive_fast.train.prior import class_photos_id
 from dive_fast.train.run import Run, deciding, training_folder
 from dive_fast.train.trainer import Trainer, phase_configs
 from dive_fast.types import Sample
-
-RECORD = "adapter.json"
 
 
 def personalize(
@@ -52,9 +50,7 @@ def personalize(
     """
     out, bundle = Path(out), load_bundle(bundle)
     init_from = None if init_from is None else load_adapter(init_from)
-    run = personalize_run(
-        out, run_id(bundle, samples_of(photos), config, init_from, class_photos, start), config, progress
-    )
+    run = adapter_run(out, run_id(bundle, samples_of(photos), config, init_from, class_photos, start), config, progress)
     if run.resume():  # also refuses other settings, before photos are encoded
         return load_adapter(out)
     trainer = Trainer(bundle, photos, config, init_from, device, progress, start)
@@ -65,14 +61,10 @@ def personalize(
     return adapter
 
 
-def personalize_run(out: Path, run: str, config: PersonalizeConfig, progress: bool) -> Run:
-    """Returns the run `run` of `personalize` with these settings."""
-    return adapter_run(out, run, phase_configs(config, training_folder(out), run, progress))
-
-
-def adapter_run(out: Path, run: str, phases: Sequence[PhaseConfig] = ()) -> Run:
-    """Returns the run `run` that writes the adapter `out`."""
-    return Run(out, run, RECORD, lambda folder: read_description(folder / RECORD)["metadata"], phases)
+def adapter_run(out: Path, run: str, config: PersonalizeConfig | None = None, progress: bool = True) -> Run:
+    """Returns the run `run` that writes the adapter `out`, with the phases of `config` if it has some."""
+    phases = () if config is None else phase_configs(config, training_folder(out), run, progress)
+    return Run(out, run, "adapter.json", phases)
 
 
 def run_phases(trainer: Trainer, run: Run, class_photos: Sequence[Path] = ()) -> dict[str, Any]:

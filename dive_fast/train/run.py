@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dive_fast.data.prepare import check_space
 from dive_fast.distributed import check_launcher, first_rank_first, leading
 from dive_fast.io import clear_disk_errors, clear_leftovers, lock_folder
+from dive_fast.json_files import read_json
 from dive_fast.outputs import check_place, holds
 from dive_fast.tensorboard import require_tensorboard
 from dive_fast.train.config import Compute, TrainConfig
@@ -26,16 +27,14 @@ _LOG_LINE = 300  # bytes of a logged step at most, TensorBoard's included
 
 @dataclass(frozen=True)
 class Run:
-    """A training that writes the folder `out`, which its file `record` marks and `metadata` reads what it notes of.
+    """A training that writes the folder `out`, last its file `record`, which notes the run's `id`.
 
-    `id` is the hash of its data and settings, which it notes as "run". `out`.training has its logs, and the states of
-    `phases` that a rerun resumes from.
+    The id is the hash of data and settings. `out`.training has logs, and the states of `phases` that a rerun resumes from.
     """
 
     out: Path
     id: str
     record: str
-    metadata: Callable[[Path], Mapping[str, Any]]
     phases: Sequence[PhaseConfig] = ()
 
     @property
@@ -45,23 +44,24 @@ class Run:
     def finished(self) -> bool:
         """Returns whether the result is there; that of another run, or another folder, raises `InputError`."""
         check_place(self.out, holds(self.record))
-        if not (self.out / self.record).is_file():
+        path = self.out / self.record
+        if not path.is_file():
             return False
-        if self.metadata(self.out).get("run") != self.id:
-            raise InputError(
-                f"{self.out} holds the result of other data, another model or other settings; choose another --out or"
-                " delete it"
-            )
+        record = read_json(path, "result of a training")
+        noted = record.get("facts", record.get("metadata")) if isinstance(record, dict) else None
+        if not isinstance(noted, dict) or noted.get("run") != self.id:
+            text = f"{self.out} holds the result of other data, another model or other settings"
+            raise InputError(f"{text}; choose another --out or delete it")
         return True
 
     def resume(self) -> bool:
         """As `finished`, and clears what a finished run left; a state of another run raises `InputError`."""
-        if self.finished():
+        done = self.finished()
+        if done:
             self.clear()
-            return True
         for phase in self.phases:
             phase.steps_done()
-        return False
+        return done
 
     def clear(self) -> None:
         """Removes what a finished run does not need, its own states too that a kill left."""
@@ -73,11 +73,23 @@ class Run:
         done = self.finished()
         return [phase.steps if done else phase.steps_done() for phase in self.phases]
 
+    def check_disk(self, needed: int) -> None:
+        """Raises `DiveError` when the disk has too little space for the rest of a run that writes `needed` bytes."""
+        written = sum(file.stat().st_size for file in self.work.glob("*") if file.is_file())
+        check_space(self.out, max(0, needed - written))
+
     @contextmanager
     def working(self, needed: int) -> Iterator[None]:
-        """Locks `out` against other runs for the block, once the disk has space for a run of `needed` bytes."""
-        check_disk(needed, self.out)
-        with locked(self.out):
+        """Locks `out` for the block; raises as `check_disk`, and `InputError` when another run has the lock."""
+        self.check_disk(needed)
+        if not leading():
+            yield
+            return
+        with clear_disk_errors(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+            stream = (self.work / "lock").open("ab")
+        with stream:
+            lock_folder(stream, self.out)
             yield
 
     def save(self, write: Callable[[], object]) -> None:
@@ -107,33 +119,13 @@ def training_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.training")
 
 
-def check_disk(needed: int, out: Path) -> None:
-    """Raises `DiveError` when the disk of `out` has too little space for the rest of a run that writes `needed` bytes."""
-    written = sum(file.stat().st_size for file in training_folder(out).glob("*") if file.is_file())
-    check_space(out, max(0, needed - written))
+def work_bytes(config: TrainConfig, trained: int, steps: int, sheet_every: int = 0, pixels: int = 0) -> int:
+    """Bytes at most of the logs of `steps`, of sheets of `pixels`, and of states of weights of `trained` bytes.
 
-
-def log_and_state_bytes(config: TrainConfig, trained: int, steps: int) -> int:
-    """Bytes at most of the logs of `steps`, and of states of weights of `trained` bytes, the new one beside the old.
-
-    A state has the weights, AdamW's two moments, and the average if there is one.
+    A state has the weights, AdamW's two moments, and the average if there is one; the new one stands beside the old.
     """
-    return 2 * trained * (4 if config.average else 3) + steps // 10 * _LOG_LINE
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Locks `out` against other runs for the block; raises `InputError` when another run has the lock."""
-    if not leading():
-        yield
-        return
-    work = training_folder(out)
-    with clear_disk_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
-        stream = (work / "lock").open("ab")
-    with stream:
-        lock_folder(stream, out)
-        yield
+    sheets = steps // sheet_every * pixels * 3 if sheet_every else 0
+    return 2 * trained * (4 if config.average else 3) + steps // 10 * _LOG_LINE + sheets
 
 
 def remove_states(work: Path) -> None:

@@ -32,7 +32,7 @@ from dive_fast.train.photos import (
     teaching,
 )
 from dive_fast.train.prior import ClassPhotos, generate_class_photos, read_class_photos
-from dive_fast.train.run import check_training, log_and_state_bytes
+from dive_fast.train.run import check_training, work_bytes
 from dive_fast.train.samples import ImageSampler, write_sheet
 from dive_fast.train.tagger import load_tagger, tag_identities
 from dive_fast.types import Camera, InputError, Sample, shown
@@ -183,10 +183,9 @@ class Trainer:
             adapter += sum(tensor.nbytes for tensor in (self.init_from.embeddings, *self.init_from.lora.values()))
         steps = config.identity_steps + config.steps
         images = min(samples.sheet_people, len(self.model.prompts.identities)) * len(self.cameras)
-        sheets = steps // samples.sheet_every * images * prod(image_size(self.bundle)) * 3 if samples.sheet_every else 0
         class_photos = bool(config.prior.prior_weight) * config.prior.prior_count * prod(latent_shape(self.bundle)) * 4
-        states = log_and_state_bytes(config, trained, steps)
-        return adapter + states + sheets + class_photos + _SMALL_FILES
+        work = work_bytes(config, trained, steps, samples.sheet_every, images * prod(image_size(self.bundle)))
+        return adapter + work + class_photos + _SMALL_FILES
 
 
 def spread(samples: Sequence[Sample], most: int = _FEW) -> np.ndarray:
