@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dive_fast.distil.blocks import Blocks, Rows
+from dive_fast.distil.blocks import Blocks
 from dive_fast.distil.config import DecoderConfig
 from dive_fast.distil.learner import Learner, forecast
 from dive_fast.distil.likeness import psnr
@@ -29,6 +29,7 @@ from dive_fast.train.run import Run, check_training, deciding, training_folder, 
 if TYPE_CHECKING:
     import torch
 
+    from dive_fast.distil.blocks import Rows
     from dive_fast.models.bundle import ModelBundle
     from dive_fast.train.dryrun import Forecast
 

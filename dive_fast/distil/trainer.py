@@ -44,8 +44,7 @@ class StudentTrainer(Learner):
         self, bundle: ModelBundle, config: DistilConfig, exclude: Sequence[str] = (), device: str = "cpu"
     ) -> None:
         self.bundle, self.config, self.order = bundle, config, config.seed + 1
-        self.own = bundle.sampling or SD15
-        self.guidance = self.own.guidance if config.guidance is None else config.guidance
+        self.guidance = (bundle.sampling or SD15).guidance if config.guidance is None else config.guidance
         pids, precision = _people(bundle, exclude), config.compute.mixed_precision
         self.teacher = Teacher(bundle, config, self.guidance, pids)
         self.blocks, self.prompts = self.teacher.blocks, len(self.teacher.keys)
