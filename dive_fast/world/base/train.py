@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dive_fast.distributed import first_rank_first, leading
+from dive_fast.distributed import check_launcher, first_rank_first, leading
 from dive_fast.io import atomic_write, sha256_bytes, write_json
 from dive_fast.models.bundle import ModelBundle, is_written_here, load_bundle, save_bundle
 from dive_fast.models.files import kept_tensors
 from dive_fast.outputs import output_folder
 from dive_fast.sampling.config import Sampling
 from dive_fast.train.curves import Curve, plot_curves
+from dive_fast.train.parallel import my_rows
 from dive_fast.train.samples import ImageSampler
 from dive_fast.types import InputError
 from dive_fast.world.base.config import BaseTrainConfig
@@ -46,6 +47,9 @@ def train_base(
     """
     import torch
 
+    check_launcher(config.unet.precision, "--unet-precision")
+    for network in (config.vae, config.text, config.unet):
+        my_rows(network.batch)  # refuses one that the processes cannot share, before hours of work
     with first_rank_first():
         start = None if config.init_from is None else load_bundle(config.init_from)
         _claim(work, config, start)
