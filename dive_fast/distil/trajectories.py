@@ -99,7 +99,7 @@ class Drawings:
 class Teacher(Drawings):
     """A fused model that solves the trajectories of a distillation, with guidance, in its present state.
 
-    A trajectory are the states after each of the student's K steps, the last clean: float16 [K, C, h, w].
+    A trajectory is the states after each of the student's K steps, the last one clean: float16 [K, C, h, w].
     """
 
     def __init__(self, bundle: ModelBundle, config: DistilConfig, guidance: float, pids: Sequence[str]) -> None:

@@ -50,8 +50,7 @@ class Run:
         record = read_json(path, "result of a training")
         noted = record.get("facts", record.get("metadata")) if isinstance(record, dict) else None
         if not isinstance(noted, dict) or noted.get("run") != self.id:
-            text = f"{self.out} holds the result of other data, another model or other settings"
-            raise InputError(f"{text}; choose another --out or delete it")
+            raise InputError(f"{self.out} is of other data or settings; choose another --out or delete it")
         return True
 
     def resume(self) -> bool:

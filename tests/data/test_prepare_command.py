@@ -99,4 +99,4 @@ def test_what_is_refused(run: Run, command: str, tmp_path: Path, monkeypatch: py
     (tmp_path / "raw/sysu/cam1/0002/0002.jpg").write_bytes(b"")
     refused(f"{command} --no-latents --strict", "sysu/cam1/0002/0002.jpg is not an image")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10))  # type: ignore[attr-defined]
-    refused(f"{command} --no-latents --out {tmp_path / 'other'}", "other needs 1 MB, the disk has 1 MB free", 1)
+    refused(f"{command} --no-latents --out {tmp_path / 'other'}", "the disk has 10 B free", 1)
