@@ -1,115 +1,232 @@
-"""Graphs as onnxruntime's CUDA provider has kernels for them.
+"""Graphs as onnxruntime's CUDA provider computes them in few passes, and nothing of them on the CPU.
 
-It has none for GroupNormalization, so onnxruntime inlines that operator: some 30 nodes, those of shapes on the CPU. Its
-operator `com.microsoft.GroupNorm` computes the same, and SiLU behind it, on channels-last images in float32 or float16.
+What onnxruntime does not do by itself (`benchmarks/cuda_placement.py` shows the graph that it runs):
+
+- GroupNormalization has no kernel there. onnxruntime inlines some 30 nodes, and the host waits for their shapes. Its
+  operator `com.microsoft.GroupNorm` computes the same, and SiLU behind it, on channels-last images in fp32 and fp16.
+- Attention on heads [B, H, S, D] transposes query and result once more, as its fused kernels take tokens [B, S, H * D].
+- Resize stays channels first between convolutions that are channels last.
+- A sum that a LayerNormalization and others read takes a pass of its own; `SkipLayerNormalization` computes both, and
+  onnxruntime puts the bias before it in as well.
+- GEGLU takes four passes, bias, split, GELU and product; `BiasSplitGelu` one, for Stable Diffusion's widths.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from dive_fast.engines.onnx_facts import Facts, Sizes, attribute, live
 
 DOMAIN = "com.microsoft"
 LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # the permutations to channels last and back
+HEADS = [0, 2, 1, 3]  # [B, S, H, D] to [B, H, S, D], and back
 OPSET = 21  # from which scale and bias of GroupNormalization are those of channels, not of groups
 TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
+GATED = (2560, 5120, 10240)  # widths of BiasSplitGelu's kernels: Stable Diffusion's, in every release
 GROUP_MOST = 512  # channels of a group: the kernel sums pairs of channels, a group within one block
 
 
 def read_for_cuda(path: Path) -> bytes:
-    """Returns the graph in `path` with GroupNorm for GroupNormalization where that can be; weights outside stay there."""
+    """Returns the graph in `path` as `fit_to_cuda` rewrites it; weights outside stay there."""
     model = onnx.load(str(path), load_external_data=False)
-    use_group_norm(model)
+    fit_to_cuda(model)
     return model.SerializeToString()
 
 
-def use_group_norm(model: onnx.ModelProto) -> int:
-    """Puts GroupNorm into `model` in place, with SiLU where nothing else reads the norm; returns how many it put in."""
-    if not any(one.domain == "" and one.version >= OPSET for one in model.opset_import):
-        return 0
-    graph, found = model.graph, _Graph(model.graph)
-    nodes: list[NodeProto] = []
-    dropped: set[int] = set()
-    count = 0
-    for node in graph.node:
-        if node.op_type == "GroupNormalization" and found.fits(node):
-            silu = found.silu_behind(node)
-            dropped |= {id(part) for part in silu}
-            nodes += found.replaced(node, silu)
-            count += 1
-        else:
-            nodes.append(node)
-    kept = [node for node in nodes if id(node) not in dropped]
-    if count:
-        del graph.node[:]
-        graph.node.extend(kept)
-        if not any(one.domain == DOMAIN for one in model.opset_import):
-            model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    return count
+def fit_to_cuda(model: onnx.ModelProto) -> None:
+    """Rewrites norms, attentions, sums before a norm and enlargements in place, each where its numbers stay the same."""
+    graph, facts = model.graph, Facts(model.graph)
+    rewrites = {
+        "Attention": attention_of_tokens,
+        "Resize": resize_channels_last,
+        "Add": sum_and_norm,
+        "Split": gated_gelu,
+    }
+    if any(one.domain == "" and one.version >= OPSET for one in model.opset_import):
+        rewrites["GroupNormalization"] = group_norm
+    keep: Callable[[Facts, NodeProto], list[NodeProto]] = lambda facts, node: []  # noqa: E731
+    nodes = [made for node in graph.node for made in rewrites.get(node.op_type, keep)(facts, node) or [node]]
+    nodes = live([node for node in nodes if id(node) not in facts.dropped], facts.outputs)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(facts.constants.values())
+    if any(node.domain == DOMAIN for node in nodes) and not any(one.domain == DOMAIN for one in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 
-class _Graph:
-    """What the replacement has to know of a graph: types and ranks by name, readers, and outputs."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.kinds = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input)}
-        self.vectors = {one.name: one for one in graph.initializer if len(one.dims) == 1}
-        self.outputs = {value.name for value in graph.output}
-        self.readers: defaultdict[str, list[NodeProto]] = defaultdict(list)
-        self.cast: set[str] = set()  # vectors whose float32 copies are in the graph
-        for node in graph.node:
-            for name in node.input:
-                self.readers[name].append(node)
-
-    def fits(self, node: NodeProto) -> bool:
-        kind, scale = self.kinds.get(node.input[0]), self.vectors.get(node.input[1])
-        if kind is None or scale is None or node.input[2] not in self.vectors:
-            return False
-        group = scale.dims[0] // int(_attribute(node, "num_groups", 1))
-        return len(kind.shape.dim) == 4 and kind.elem_type in TYPES and group % 2 == 0 and group <= GROUP_MOST
-
-    def silu_behind(self, node: NodeProto) -> list[NodeProto]:
-        """Returns the two nodes x -> sigmoid(x) -> x * sigmoid(x) if nothing else reads them, else none."""
-        name = node.output[0]
-        readers = self.readers[name]
-        gates = [reader for reader in readers if reader.op_type == "Sigmoid"]
-        if len(readers) != 2 or len(gates) != 1 or name in self.outputs:
-            return []
-        gate = gates[0].output[0]
-        products = self.readers[gate]
-        whole = len(products) == 1 and products[0].op_type == "Mul" and set(products[0].input) == {name, gate}
-        return [gates[0], products[0]] if whole and gate not in self.outputs else []
-
-    def replaced(self, node: NodeProto, silu: list[NodeProto]) -> Iterator[NodeProto]:
-        image, out = node.input[0], silu[1].output[0] if silu else node.output[0]
-        vectors = []
-        for name in node.input[1:]:
-            vectors.append(self._float_name(name))
-            if vectors[-1] not in (name, *self.cast):
-                self.cast.add(vectors[-1])
-                yield helper.make_node("Cast", [name], [vectors[-1]], to=TensorProto.FLOAT)
-        yield helper.make_node("Transpose", [image], [f"{out}_in"], f"{node.name}_last", perm=LAST)
-        yield helper.make_node(
-            "GroupNorm",
-            [f"{out}_in", *vectors],
-            [f"{out}_out"],
-            node.name,
-            domain=DOMAIN,
-            groups=int(_attribute(node, "num_groups", 1)),
-            epsilon=_attribute(node, "epsilon", 1e-5),
-            activation=int(bool(silu)),
-            channels_last=1,
-        )
-        yield helper.make_node("Transpose", [f"{out}_out"], [out], f"{node.name}_first", perm=FIRST)
-
-    def _float_name(self, name: str) -> str:
-        return name if self.vectors[name].data_type == TensorProto.FLOAT else f"{name}_float32"
+def group_norm(facts: Facts, node: NodeProto) -> list[NodeProto]:
+    """Returns GroupNorm on an image [B, C, H, W], or on one of tokens [B, C, L], with the SiLU behind it."""
+    image, scale = node.input[0], facts.vector(node.input[1])
+    rank = len(facts.sizes(image))
+    if scale is None or facts.vector(node.input[2]) is None:
+        return []
+    if facts.type_of(image) not in TYPES or rank not in (3, 4):
+        return []
+    channels = scale.dims[0]
+    group = channels // attribute(node, "num_groups")
+    if group % 2 or group > GROUP_MOST:
+        return _norm_of_rows(facts, node)
+    silu = _silu_behind(facts, node.output[0])
+    facts.dropped |= {id(part) for part in silu}
+    out = silu[-1].output[0] if silu else node.output[0]
+    if rank == 4:
+        return _group_norm(facts, node, image, out, bool(silu))
+    wide, back = (facts.constant(f"{node.name}_{name}", to) for name, to in _tokens(channels).items())
+    return [
+        helper.make_node("Reshape", [image, wide], [f"{out}_wide"]),
+        *_group_norm(facts, node, f"{out}_wide", f"{out}_normal", bool(silu)),
+        helper.make_node("Reshape", [f"{out}_normal", back], [out]),
+    ]
 
 
-def _attribute(node: NodeProto, name: str, default: float) -> float:
-    found = [helper.get_attribute_value(one) for one in node.attribute if one.name == name]
-    return float(found[0]) if found else default
+def _tokens(channels: int) -> dict[str, list[int]]:
+    return {"wide": [0, channels, -1, 1], "back": [0, channels, -1]}
+
+
+def _group_norm(facts: Facts, node: NodeProto, image: str, out: str, silu: bool) -> list[NodeProto]:
+    casts = [
+        helper.make_node("Cast", [name], [f"{out}_{part}"], to=TensorProto.FLOAT)
+        for name, part in zip(node.input[1:], ("scale", "bias"), strict=True)
+    ]
+    norm = helper.make_node(
+        "GroupNorm",
+        [f"{out}_in", f"{out}_scale", f"{out}_bias"],
+        [f"{out}_out"],
+        node.name,
+        domain=DOMAIN,
+        groups=attribute(node, "num_groups"),
+        epsilon=attribute(node, "epsilon", 1e-5),
+        activation=int(silu),
+        channels_last=1,
+    )
+    return [*casts, *_channels_last(image, norm, out)]
+
+
+def _silu_behind(facts: Facts, name: str) -> list[NodeProto]:
+    """Returns the two nodes x -> sigmoid(x) -> x * sigmoid(x) if nothing else reads them, else none."""
+    readers = facts.readers[name]
+    gates = [reader for reader in readers if reader.op_type == "Sigmoid"]
+    if len(readers) != 2 or len(gates) != 1 or name in facts.outputs:
+        return []
+    product = facts.only_reader(gates[0].output[0], "Mul")
+    return [gates[0], product] if product is not None and set(product.input) == {name, gates[0].output[0]} else []
+
+
+def _norm_of_rows(facts: Facts, node: NodeProto) -> list[NodeProto]:
+    """Returns the norm of a fixed size as one of rows [B, groups, rest], for groups that GroupNorm's kernel refuses."""
+    (image, scale, bias), out, sizes = node.input, node.output[0], facts.sizes(node.input[0])[1:]
+    if not all(isinstance(size, int) for size in sizes):
+        return []
+    groups = attribute(node, "num_groups")
+    ones = np.ones(math.prod(sizes) // groups, helper.tensor_dtype_to_np_dtype(facts.type_of(image)))
+    values = {"rows": [0, groups, -1], "ones": ones, "whole": [0, *sizes], "axes": [*range(1, len(sizes))]}
+    rows, one, whole, axes = (facts.constant(f"{node.name}_{name}", value) for name, value in values.items())
+    make, epsilon = helper.make_node, attribute(node, "epsilon", 1e-5)
+    return [
+        make("Reshape", [image, rows], [f"{out}_rows"]),
+        make("LayerNormalization", [f"{out}_rows", one], [f"{out}_normal"], node.name, epsilon=epsilon),
+        make("Reshape", [f"{out}_normal", whole], [f"{out}_image"]),
+        *(make("Unsqueeze", [name, axes], [f"{out}_{part}"]) for name, part in ((scale, "scale"), (bias, "bias"))),
+        make("Mul", [f"{out}_image", f"{out}_scale"], [f"{out}_scaled"]),
+        make("Add", [f"{out}_scaled", f"{out}_bias"], [out]),
+    ]
+
+
+def attention_of_tokens(facts: Facts, node: NodeProto) -> list[NodeProto]:
+    """Returns Attention on tokens where query, key and value are tokens split into heads, and the result is merged."""
+    sources = [_split(facts, name) for name in node.input[:3]]
+    transpose = facts.only_reader(node.output[0], "Transpose", perm=HEADS)
+    merge = facts.only_reader(transpose.output[0], "Reshape") if transpose else None
+    if transpose is None or merge is None or not all(sources) or len(node.input) > 4 or len(node.output) > 1:
+        return []
+    if facts.sizes(merge.output[0]) != _merged(facts.sizes(transpose.output[0])):
+        return []
+    heads = {
+        name: facts.sizes(made)[1] for name, made in zip(("q_num_heads", "kv_num_heads"), node.input, strict=False)
+    }
+    tokens = helper.make_node("Attention", [*sources, *node.input[3:]], merge.output, node.name, **heads)
+    tokens.attribute.extend(node.attribute)
+    facts.dropped |= {id(transpose), id(merge)}
+    return [tokens]
+
+
+def _split(facts: Facts, name: str) -> str:
+    """Returns the tokens [B, S, H * D] of which the value `name` is the heads [B, H, S, D], or an empty name."""
+    transpose = facts.maker(name, "Transpose", perm=HEADS)
+    reshape = facts.maker(transpose.input[0], "Reshape") if transpose else None
+    if reshape is None:
+        return ""
+    merged = _merged(facts.sizes(reshape.output[0]))
+    return reshape.input[0] if merged and facts.sizes(reshape.input[0]) == merged else ""
+
+
+def _merged(sizes: Sizes) -> Sizes:
+    """Returns [B, S, H * D] of the shape [B, S, H, D], where H and D are known."""
+    match sizes:
+        case [batch, length, int(heads), int(width)]:
+            return [batch, length, heads * width]
+    return []
+
+
+def resize_channels_last(facts: Facts, node: NodeProto) -> list[NodeProto]:
+    """Returns Resize to the nearest pixel between two transposes, which cancel with those of convolutions."""
+    scales = facts.vector(node.input[2]) if len(node.input) == 3 and not node.input[1] else None
+    if scales is None or scales.data_location or len(scales.dims) != 1 or scales.dims[0] != 4:
+        return []
+    by, out = numpy_helper.to_array(scales), node.output[0]
+    if attribute(node, "mode", b"nearest") != b"nearest" or attribute(node, "axes") or list(by[:2]) != [1, 1]:
+        return []
+    last = facts.constant(f"{out}_scales", by[list(LAST)])
+    resize = helper.make_node("Resize", [f"{out}_in", "", last], [f"{out}_out"], node.name)
+    resize.attribute.extend(node.attribute)
+    return _channels_last(node.input[0], resize, out)
+
+
+def sum_and_norm(facts: Facts, node: NodeProto) -> list[NodeProto]:
+    """Returns SkipLayerNormalization for a sum of equal shapes [B, S, C] and the LayerNormalization that reads it."""
+    total = node.output[0]
+    norms = [one for one in facts.readers[total] if one.op_type == "LayerNormalization" and one.input[0] == total]
+    first, second = (facts.sizes(name) for name in node.input)
+    if not norms or first != second or len(first) != 3 or facts.type_of(total) not in TYPES:
+        return []
+    norm, parts = norms[0], [*norms[0].input[1:]]
+    fits = attribute(norm, "axis", -1) in (-1, 2) and len(norm.output) == 1 and len(parts) == 2
+    if not fits or any(facts.vector(name) is None for name in parts):
+        return []
+    facts.dropped.add(id(norm))
+    outputs, epsilon = [norm.output[0], "", "", total], attribute(norm, "epsilon", 1e-5)
+    inputs = [*node.input, *parts]
+    return [helper.make_node("SkipLayerNormalization", inputs, outputs, norm.name, domain=DOMAIN, epsilon=epsilon)]
+
+
+def gated_gelu(facts: Facts, node: NodeProto) -> list[NodeProto]:
+    """Returns BiasSplitGelu for x + bias, split into a and b of a width that the kernel knows, and a * gelu(b)."""
+    sum_ = facts.maker(node.input[0], "Add")
+    if sum_ is None or len(node.output) != 2 or facts.type_of(node.input[0]) not in TYPES:
+        return []
+    sizes, bias = facts.sizes(node.input[0]), [name for name in sum_.input if facts.vector(name)]
+    gelu = facts.only_reader(node.output[1], "Gelu")
+    product = facts.only_reader(gelu.output[0], "Mul") if gelu else None
+    if gelu is None or product is None or set(product.input) != {node.output[0], gelu.output[0]} or len(bias) != 1:
+        return []
+    plain = attribute(gelu, "approximate", b"none") == b"none" and attribute(node, "axis") in (-1, 2)
+    if not plain or len(sizes) != 3 or sizes[2] not in GATED or facts.only_reader(node.output[0], "Mul") is None:
+        return []
+    facts.dropped |= {id(gelu), id(product)}
+    (linear,) = set(sum_.input) - set(bias)
+    return [helper.make_node("BiasSplitGelu", [linear, *bias], product.output, node.name, domain=DOMAIN)]
+
+
+def _channels_last(image: str, node: NodeProto, out: str) -> list[NodeProto]:
+    """Returns `node`, which is on channels-last images, between the transposes of `image` and to `out`."""
+    return [
+        helper.make_node("Transpose", [image], [node.input[0]], f"{node.name}_last", perm=LAST),
+        node,
+        helper.make_node("Transpose", [node.output[0]], [out], f"{node.name}_first", perm=FIRST),
+    ]

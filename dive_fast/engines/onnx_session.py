@@ -37,7 +37,8 @@ ELEMENTS = {
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 Dimensions = tuple["int | str | None", ...]
 # Operators that take tensors of images or tokens. Those of shapes may run on the CPU.
-WORK = ("Attention", "Conv", "MatMul", "Gemm", "LayerNormalization", "GroupNormalization", "Softmax", "Resize")
+NORMS = ("LayerNormalization", "SkipLayerNormalization", "GroupNormalization", "InstanceNormalization")
+WORK = ("Attention", "Conv", "MatMul", "Gemm", *NORMS, "Softmax", "Gelu", "Resize")
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,23 @@ def place(kind: Provider, precision: str, cache: Path) -> Place:
         return Place("cpu", torch.device("cpu"), [(PROVIDERS["cpu"], {})])
     device = torch.device("cuda", torch.cuda.current_device())
     stream = torch.cuda.Stream(device)  # not torch's default stream: its number is 0, which onnxruntime takes for none
-    shared = {"device_id": str(device.index), "user_compute_stream": str(stream.cuda_stream)}
-    own = {"use_tf32": False, "prefer_nhwc": True}  # channels last, as tensor cores read convolutions
-    providers: list[tuple[str, dict[str, Any]]] = [(PROVIDERS["cuda"], {**shared, **own})]
+    providers = [cuda_provider(device.index, stream.cuda_stream)]
     if kind == "tensorrt":
         cache.mkdir(parents=True, exist_ok=True)
         caching = {"trt_engine_cache_enable": True, "trt_timing_cache_enable": True}
         where = {"trt_engine_cache_path": str(cache), "trt_timing_cache_path": str(cache)}
+        shared = {name: providers[0][1][name] for name in ("device_id", "user_compute_stream")}
         types = {} if precision == "fp32" else {f"trt_{precision}_enable": True}
         providers.insert(0, (PROVIDERS["tensorrt"], {**shared, **caching, **where, **types}))
     return Place(kind, device, providers, stream)
+
+
+def cuda_provider(device: int, stream: int) -> tuple[str, dict[str, Any]]:
+    """Returns onnxruntime's name of the CUDA provider and its options, for a device and a stream by their numbers."""
+    where = {"device_id": str(device), "user_compute_stream": str(stream)}
+    layout = {"prefer_nhwc": True}  # channels last, as tensor cores read convolutions
+    rounding = {"use_tf32": False, "enable_skip_layer_norm_strict_mode": True}  # sums in float32, whatever the release
+    return PROVIDERS["cuda"], {**where, **layout, **rounding}
 
 
 def default_cache(fingerprint: str) -> Path:
@@ -168,10 +176,10 @@ class Network:
         return result
 
 
-def open_session(path: Path, where: Place, threads: int) -> Any:
+def open_session(path: Path, where: Place, threads: int, optimized: Path | None = None) -> Any:
     """Opens an onnxruntime session on `where`; raises `DiveError` if it runs elsewhere, `InputError` if it is broken.
 
-    On CUDA its graph is that of `onnx_cuda`.
+    On CUDA its graph is that of `onnx_cuda`. The graph that onnxruntime makes of it and runs is written to `optimized`.
     """
     import onnxruntime
 
@@ -179,6 +187,8 @@ def open_session(path: Path, where: Place, threads: int) -> Any:
         from dive_fast.engines.onnx_cuda import read_for_cuda
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
