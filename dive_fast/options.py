@@ -139,8 +139,9 @@ def _parameters(command: Callable[..., Any]) -> Iterator[Option]:
 
 
 def _fields(record: Any, base: Any) -> Iterator[Option]:
-    """Yields the fields of a record, with the values of `base` as defaults unless it is MISSING, or None as a default."""
-    for field in fields(record):
+    """Yields the fields of a record, inherited ones last, with the values of `base` as defaults unless it is none."""
+    names = [name for cls in record.__mro__ for name in vars(cls).get("__annotations__", ())]
+    for field in sorted(fields(record), key=lambda field: names.index(field.name)):
         default = field.default if field.default_factory is MISSING else field.default_factory()
         default = default if base in (MISSING, None) else getattr(base, field.name)
         yield Option(field.name, type_hints(record)[field.name], default, field_docs(record).get(field.name, ""))

@@ -60,7 +60,7 @@ RULES: dict[str, Rule] = {
     "dive_fast.models": rule(f"{BASICS} sampling unet"),
     "dive_fast.train": rule(f"{GROUND} data models sampling"),
     "dive_fast.encoder": rule(f"{GROUND} data models reid train"),
-    "dive_fast.distil": rule(f"{GROUND} data.prepare models sampling train"),
+    "dive_fast.distil": rule(f"{GROUND} models sampling train"),
     "dive_fast.engines": rule(f"{BASICS} models.prompts sampling"),
     "dive_fast.engines.registry": rule("types", ""),
     "dive_fast.engines.torch_engine": rule(TORCH_BACKEND),

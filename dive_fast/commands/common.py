@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from dive_fast.data.sets import SetSpec, parse_set
 from dive_fast.engines.registry import choices
@@ -15,6 +15,9 @@ from dive_fast.sampling.config import PRESETS
 from dive_fast.settings import OneOf, PositiveInt, Reads
 from dive_fast.types import DiveError, InputError
 from dive_fast.words import json_line
+
+if TYPE_CHECKING:
+    from dive_fast.train.dryrun import Forecast
 
 Json = Annotated[bool, "Print a summary as one line of JSON at the end."]
 Device = Annotated[Literal["auto", "cpu", "cuda"], "Where to compute; auto takes a GPU if there is one."]
@@ -39,7 +42,9 @@ PresetName = Annotated[
 ]
 Overwrite = Annotated[bool, "Replace an older result at --out; without it only an equal one is accepted."]
 PhotoSet = Annotated[SetSpec, Reads(parse_set, "LAYOUT:PATH")]
-
+Plot = Annotated[Path | None, "PNG file to draw the loss curve into."]
+DryRun = Annotated[bool, "Only report what the run would take, from a few timed steps; write nothing."]
+R = TypeVar("R")
 
 WITHOUT_DRY_RUN = "the same command without --dry-run"
 
@@ -109,3 +114,41 @@ def torch_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device cuda: torch {torch.__version__} sees no GPU; dive-fast doctor says what is missing")
     return device
+
+
+class Training:
+    """A training command: its dry run, its loss plot, and processes that leave the report to the first.
+
+    `record` is what it writes last, in the folder that it makes. Refuses a plot that could not be written, before the work.
+    """
+
+    def __init__(self, record: Path, plot: Path | None, dry_run: bool, json: bool, phases: Sequence[str]) -> None:
+        self.last = LastFile(record)
+        self._out, self._plot, self._dry_run, self._json, self._phases = record.parent, plot, dry_run, json, phases
+        if plot is not None:
+            import matplotlib  # noqa: F401  # a missing one is told now
+
+            from dive_fast.outputs import PNG, check_new
+
+            check_new(plot, PNG, overwrite=record.is_file())  # a finished run draws anew
+
+    def run(self, learn: Callable[[], R], forecast: Callable[[], Forecast]) -> R | None:
+        """Trains and draws the losses, or reports a dry run; returns what the first process is to report."""
+        from dive_fast.distributed import leading
+
+        if self._dry_run:
+            expected = forecast()
+            if leading():
+                finish(expected.text(), expected.summary(), self._json, then=WITHOUT_DRY_RUN)
+            return None
+        made = learn()
+        if not leading():
+            return None
+        if self._plot is not None:
+            from dive_fast.outputs import PNG, output_file
+            from dive_fast.train.curves import plot_curves
+            from dive_fast.train.run import loss_curves
+
+            with output_file(self._plot, PNG) as fresh:
+                plot_curves(loss_curves(self._out, self._phases), fresh)
+        return made

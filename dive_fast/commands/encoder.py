@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dive_fast.commands.common import (
-    WITHOUT_DRY_RUN,
     Base,
     Device,
+    DryRun,
     Json,
     LastFile,
     Overwrite,
     PhotoSet,
+    Plot,
     Tokenizer,
+    Training,
     beside,
     finish,
     following,
@@ -28,7 +30,7 @@ from dive_fast.progress import log
 from dive_fast.settings import Part
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.recipes import with_rates_of
-from dive_fast.types import InputError, to_dict
+from dive_fast.types import InputError
 from dive_fast.words import count
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ Clip = Annotated[Path | None, "Folder of the CLIP whose features the encoder rea
 def train_encoder(
     out: Annotated[Path, "Encoder folder to write; it holds an adapter too if a LoRA is learned."],
     config: EncoderConfig,
-    photos: Annotated[Sequence[PhotoSet], f"Photos of many people, two RGB photos of each at least: {SET_HELP}"] = (),
+    photos: Annotated[Sequence[PhotoSet], f"Photos of many people, two RGB photos of each at least: {SET_HELP}"],
     features: Annotated[
         Path | None,
         "What reads the photos, frozen: a checkpoint folder of dive-fast reid train, a tagger (pocket: the shipped one) or a"
@@ -56,8 +58,8 @@ def train_encoder(
     model: Base = "pocket",
     tokenizer: Tokenizer = None,
     exclude: Annotated[tuple[str, ...], "Identities to leave out."] = (),
-    plot: Annotated[Path | None, "PNG file to draw the loss curve into."] = None,
-    dry_run: Annotated[bool, "Only report what the run would take, from a few timed steps; write nothing."] = False,
+    plot: Plot = None,
+    dry_run: DryRun = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -65,56 +67,49 @@ def train_encoder(
 
     Started by torchrun or by accelerate launch --multi_gpu, the processes share every batch.
     """
-    if not photos:
-        raise InputError("there are no photos; give --photos, once or more")
     if (features is None) == (start_from is None):
         raise InputError("give --features (a ReID checkpoint or a CLIP folder), or --start-from, which has its own")
-    from dive_fast.commands.model import check_plot, draw_losses, with_phrase, without
-    from dive_fast.distributed import leading, process_group
+    from dive_fast.commands.model import with_phrase, without
+    from dive_fast.distributed import process_group
     from dive_fast.encoder.features import open_features
     from dive_fast.encoder.folder import load_encoder
     from dive_fast.encoder.train import dry_run_encoder
     from dive_fast.encoder.train import train_encoder as learn
     from dive_fast.models import load_adapter, load_bundle
     from dive_fast.train.photos import samples_of
+    from dive_fast.train.trainer import PHASES
 
-    last = LastFile(out / "encoder.json")
-    check_plot(plot, out / "encoder.json")
-    training = with_phrase(config.training)
-    config = replace(config, training=training)
+    training = Training(out / "encoder.json", plot, dry_run, json, PHASES)
+    settings = replace(config, training=with_phrase(config.training))
     chosen = torch_device(device)
     samples = samples_of(without(read_photos(*photos), exclude))
     adapter = None if onto is None else load_adapter(onto)
     bundle = load_bundle(model, tokenizer)
     with process_group(chosen):
         start = None if start_from is None else load_encoder(start_from, device=chosen)
-        if start is not None and training.phrase not in (FREE_WORDS, start.phrase):
+        if start is not None and settings.training.phrase not in (FREE_WORDS, start.phrase):
             raise InputError("--phrase is that of the encoder that --start-from names; leave it out")
         source = start.source if start is not None else open_features(features or "", chosen)
-        if dry_run:
-            forecast = dry_run_encoder(bundle, samples, out, config, source, adapter, start, chosen)
-        else:
-            encoder = learn(bundle, samples, out, config, source, adapter, start, device=chosen)
-        if not leading():
-            return
-    if dry_run:
-        finish(forecast.text(), to_dict(forecast), json, then=WITHOUT_DRY_RUN)
+        encoder = training.run(
+            lambda: learn(bundle, samples, out, settings, source, adapter, start, device=chosen),
+            lambda: dry_run_encoder(bundle, samples, out, settings, source, adapter, start, chosen),
+        )
+    if encoder is None:
         return
-    draw_losses(plot, out)
     people = len(encoder.distribution.tokens)
     finish(
         f"encoder {out}: {count(encoder.words, 'word')} a person, trained on {count(people, 'person')}",
         {"encoder": out, "words": encoder.words, "people": people, "fingerprint": encoder.fingerprint},
         json,
         then=following("encode", encoder=out, onto=onto, photos="folder:PHOTOS", out=beside(out, "more-people")),
-        kept=last.kept,
+        kept=training.last.kept,
     )
 
 
 def encode(
     encoder: EncoderFolder,
     out: Annotated[Path, "Adapter folder to write."],
-    photos: Annotated[Sequence[PhotoSet], f"Photos of the new people, whose RGB photos are read: {SET_HELP}"] = (),
+    photos: Annotated[Sequence[PhotoSet], f"Photos of the new people, whose RGB photos are read: {SET_HELP}"],
     onto: Onto = None,
     features: Clip = None,
     refine: Annotated[
@@ -126,8 +121,6 @@ def encode(
     json: Json = False,
 ) -> None:
     """Add everyone in the photos to an adapter, in one pass of an encoder; rerun to resume."""
-    if not photos:
-        raise InputError("there are no photos; give --photos, once or more")
     samples = read_photos(*photos)
     from dive_fast.encoder.encode import encode_onto
     from dive_fast.encoder.folder import load_encoder

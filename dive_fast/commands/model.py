@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dive_fast.commands.common import (
-    WITHOUT_DRY_RUN,
     Adapter,
     Base,
     Device,
+    DryRun,
     Json,
     LastFile,
     Overwrite,
     PhotoSet,
+    Plot,
     Tokenizer,
+    Training,
     beside,
     finish,
     following,
@@ -29,7 +31,7 @@ from dive_fast.progress import log
 from dive_fast.settings import NonNegativeFloat, OneOf
 from dive_fast.train import recipes
 from dive_fast.train.config import PersonalizeConfig
-from dive_fast.types import InputError, shown, to_dict
+from dive_fast.types import InputError, shown
 from dive_fast.words import count
 
 if TYPE_CHECKING:
@@ -61,8 +63,8 @@ def personalize(
     prior_photos: Annotated[
         Path | None, "Folder of class photos; without it the base model generates --prior-count of them."
     ] = None,
-    plot: Annotated[Path | None, "PNG file to draw the loss curve into."] = None,
-    dry_run: Annotated[bool, "Only report what the run would take, from a few timed steps; write nothing."] = False,
+    plot: Plot = None,
+    dry_run: DryRun = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -90,9 +92,9 @@ def personalize(
     from dive_fast.train.personalize import personalize as learn
     from dive_fast.train.photos import samples_of
     from dive_fast.train.prepared import load_prepared
+    from dive_fast.train.trainer import PHASES
 
-    last = LastFile(out / "adapter.json")
-    check_plot(plot, out / "adapter.json")
+    training = Training(out / "adapter.json", plot, dry_run, json, PHASES)
     base = load_adapter(init_from) if init_from is not None else None
     if base is not None:
         settings = config.apply_to(recipes.with_rates_of(start_from, base.metadata, f"adapter {init_from}"))
@@ -112,16 +114,12 @@ def personalize(
             opened = load_encoder(encoder, device=chosen)
             start = start_of(opened, bundle, samples_of(samples), progress=leading())
             settings = replace(settings, template=settings.template or opened.template)
-        if dry_run:
-            forecast = forecast_run(bundle, samples, out, settings, base, chosen, class_photos, start)
-        else:
-            adapter = learn(bundle, samples, out, settings, base, device=chosen, class_photos=class_photos, start=start)
-        if not leading():
-            return
-    if dry_run:
-        finish(forecast.text(), to_dict(forecast), json, then=WITHOUT_DRY_RUN)
+        adapter = training.run(
+            lambda: learn(bundle, samples, out, settings, base, device=chosen, class_photos=class_photos, start=start),
+            lambda: forecast_run(bundle, samples, out, settings, base, chosen, class_photos, start),
+        )
+    if adapter is None:
         return
-    draw_losses(plot, out)
     cameras = [camera.name for camera in adapter.cameras]
     finish(
         f"adapter {out}: {count(len(adapter.identities), 'identity')}, cameras {', '.join(cameras)}",
@@ -134,7 +132,7 @@ def personalize(
         },
         json,
         then=following("fuse", model=model, tokenizer=tokenizer, adapter=out, out=beside(out, "fused")),
-        kept=last.kept,
+        kept=training.last.kept,
     )
 
 
@@ -148,28 +146,6 @@ def _log_settings(recipe: str, settings: PersonalizeConfig, bundle: ModelBundle,
             "note: recipe pocket is for the pocket model, and this is another; Stable Diffusion 1.5 takes --recipe dive "
             "(as published) or sd15 (ours)"
         )
-
-
-def check_plot(plot: Path | None, finished: Path) -> None:
-    """Refuses a loss plot that could not be written, before the training; a run that has written `finished` draws anew."""
-    if plot is not None:
-        import matplotlib  # noqa: F401  # a missing one is told now
-
-        from dive_fast.outputs import PNG, check_new
-
-        check_new(plot, PNG, overwrite=finished.is_file())
-
-
-def draw_losses(plot: Path | None, out: Path, phases: Sequence[str] | None = None) -> None:
-    """Draws the loss curves of the training of `out` into the PNG file `plot`, if one is wanted."""
-    if plot is not None:
-        from dive_fast.outputs import PNG, output_file
-        from dive_fast.train.curves import plot_curves
-        from dive_fast.train.personalize import loss_curves
-        from dive_fast.train.trainer import PHASES
-
-        with output_file(plot, PNG) as fresh:
-            plot_curves(loss_curves(out, phases or PHASES), fresh)
 
 
 def with_phrase(config: PersonalizeConfig) -> PersonalizeConfig:

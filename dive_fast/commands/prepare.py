@@ -22,7 +22,7 @@ from dive_fast.data.config import PrepareConfig
 from dive_fast.data.sets import SET_HELP, read_sets
 from dive_fast.progress import ProgressBar, log
 from dive_fast.types import to_dict
-from dive_fast.words import count, duration
+from dive_fast.words import count, duration, size
 
 if TYPE_CHECKING:
     from dive_fast.data.prepare import PreparePlan
@@ -47,7 +47,6 @@ def prepare(
     market-gt-bbox:Market-1501,prefix=1 --min-images 12 --tall --model SD15 --out runs/prepared
     """
     from dive_fast.data.counts import table
-    from dive_fast.data.prepare import megabytes
     from dive_fast.models import load_bundle
 
     plan = _plan(photos, config)
@@ -61,7 +60,7 @@ def prepare(
         needed, seconds = _needed(plan, out, set(), bundle), _encode_seconds(plan, bundle)
         listed = {name: [to_dict(row) for row in getattr(plan, name)] for name in ("read", "dropped")}
         finish(
-            f"{count(len(plan.images), 'image')} in {count(plan.shards, 'shard')} need at most {megabytes(needed)}"
+            f"{count(len(plan.images), 'image')} in {count(plan.shards, 'shard')} need at most {size(needed)}"
             f"{'' if seconds is None else f', and about {duration(seconds)} to encode'}",
             {"images": len(plan.images), "shards": plan.shards, "bytes": needed, "encode_seconds": seconds, **listed},
             json,

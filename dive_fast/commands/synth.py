@@ -51,9 +51,8 @@ def plan(
     json: Json = False,
 ) -> None:
     """Plan which pairs to generate: identity, cameras, seed and photo of each."""
-    from dive_fast.models.student import check_sampling
     from dive_fast.synth import save_plan
-    from dive_fast.synth.choose import check_photos, choose, plan_chosen
+    from dive_fast.synth.choose import choose, plan_chosen
     from dive_fast.synth.forecast import forecast
     from dive_fast.synth.plan import read_overrides
 
@@ -63,8 +62,6 @@ def plan(
         found = PRESETS[preset]
         base = PlanConfig(sampling=found.applied_to(known.usual_sampling), precision=found.precision)
     settings = config.apply_to(base)
-    check_sampling(model, settings.sampling or known.usual_sampling)
-    check_photos(settings.mode, photos)
     chosen = choose(known, photos, settings)
     own = None if overrides is None else read_overrides(overrides)
     made = plan_chosen(known, chosen, photos, settings, own)
@@ -106,19 +103,18 @@ def _model(folder: Path) -> PlannedModel:
     if (folder / "engine.json").is_file():
         from dive_fast.engines.engine_folder import read_spec
         from dive_fast.models import PromptTable
-        from dive_fast.models.sampling_file import read_sampling
 
         spec = read_spec(folder)
         size = spec.profile.height, spec.profile.width
         prompts = PromptTable.read(folder / "prompts.json")
-        return PlannedModel(prompts, spec.model_fingerprint, size, read_sampling(folder))
+        return PlannedModel(prompts, spec.model_fingerprint, size, folder)
     from dive_fast.models import load_bundle
     from dive_fast.train import photos
 
     bundle = load_bundle(folder)
     if bundle.prompts is None:
         raise InputError(f"{folder} knows no identities; fuse an adapter into it first (dive-fast fuse)")
-    return PlannedModel(bundle.prompts, bundle.fingerprint, photos.image_size(bundle), bundle.sampling)
+    return PlannedModel(bundle.prompts, bundle.fingerprint, photos.image_size(bundle), folder)
 
 
 def _part(text: str) -> tuple[int, int]:

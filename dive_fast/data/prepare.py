@@ -37,6 +37,7 @@ from dive_fast.data.shards import (
 from dive_fast.io import canonical_json, sha256_bytes, sha256_file, write_json
 from dive_fast.outputs import claim_folder
 from dive_fast.types import DiveError, InputError
+from dive_fast.words import size
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,13 @@ def space_needed(plan: PreparePlan, finished: set[int]) -> int:
     return sum(shard_bytes([_size(image) for image in plan.shard(number)]) for number in todo)
 
 
-def megabytes(size: int) -> str:
-    """A size in MB, rounded up."""
-    return f"{-(-size // 1_000_000):,} MB"
-
-
 def check_space(out: Path, needed: int) -> None:
     """Raises `DiveError` when the disk of `out` has fewer free bytes than `needed`."""
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
         raise DiveError(
-            f"{out} needs {megabytes(needed)}, the disk has {megabytes(free)} free; free space or choose another --out"
+            f"{out} needs {size(needed)}, the disk has {size(free)} free; free space or choose another --out"
         )
 
 

@@ -1,8 +1,11 @@
-"""What a teacher computes once and a training reads often, in files of a few rows: kill-safe, made by all processes."""
+"""What a model computes once and a training reads often, in files of a few rows: kill-safe, made by all processes."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,56 +18,74 @@ from dive_fast.types import InputError
 if TYPE_CHECKING:
     import torch
 
+    Rows = dict[str, torch.Tensor]
+
 BLOCK = 32  # rows of a file
+_BYTES = {"float16": 2, "uint8": 1}
 _RUN = "dive_fast"
 
-Row = tuple[int, ...]
-"""The shape of a row of a tensor."""
 
+@dataclass(frozen=True)
+class Blocks:
+    """Tensors of `count` rows, which `make` returns for any of them: kept in files called `name`-*.
 
-def blocks_of(count: int) -> list[range]:
-    """The rows of each block."""
-    return [range(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
-
-
-def kept_blocks(
-    work: Path,
-    name: str,
-    run: str,
-    count: int,
-    shapes: Mapping[str, Row],
-    make: Callable[[Sequence[int]], Mapping[str, torch.Tensor]],
-    progress: bool,
-) -> dict[str, torch.Tensor]:
-    """Returns the tensors that `make` gives for rows 0..count, joined; those that `work` has, as `name`-*, are read.
-
-    `make` must depend on its rows alone, and returns tensors [rows, *shape] by the names of `shapes`. A block of another
-    `run` raises `InputError`.
+    `kinds` are the type and the shape of a row of each. `make` must depend on its rows, and on what `run` is the hash of.
     """
-    import torch
 
-    rank, size = rank_and_size()
-    blocks = blocks_of(count)
-    paths = [work / f"{name}-{number:05d}.safetensors" for number in range(len(blocks))]
-    mine = list(zip(paths, blocks, strict=True))[rank::size]
-    for path, rows in ProgressBar(mine, desc=name, unit="block", disable=not progress):
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                write_tensors(temporary, make(rows), metadata={_RUN: run})
-    with first_rank_first():  # all wait for all
-        pass
-    found = [_read(path, run, len(rows), shapes) for path, rows in zip(paths, blocks, strict=True)]
-    return {key: torch.cat([part[key] for part in found]) for key in shapes}
+    name: str
+    run: str
+    count: int
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]]
+    make: Callable[[Sequence[int]], Rows]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.count * sum(prod(shape) * _BYTES[dtype] for dtype, shape in self.kinds.values())
 
-def _read(path: Path, run: str, rows: int, shapes: Mapping[str, Row]) -> dict[str, torch.Tensor]:
-    from safetensors import safe_open
+    def kept(self, work: Path, progress: bool) -> Rows:
+        """Makes what `work` lacks and returns all; a block of another run raises `InputError`."""
+        import torch
 
-    check_safetensors(path)
-    with safe_open(path, framework="pt") as file:
-        ours = (file.metadata() or {}).get(_RUN) == run and set(file.keys()) == set(shapes)
-        found = {key: file.get_tensor(key) for key in shapes} if ours else {}
-    fits = found and all(found[key].shape == (rows, *shape) for key, shape in shapes.items())
-    if not fits or not all(bool(tensor.isfinite().all()) for tensor in found.values()):
-        raise InputError(f"{path} does not hold what this model and these settings make; delete it and rerun")
-    return found
+        rank, size = rank_and_size()
+        blocks = self._files(work)
+        mine = list(blocks.items())[rank::size]
+        for path, rows in ProgressBar(mine, desc=self.name, unit="block", disable=not progress):
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    write_tensors(temporary, self.make(rows), metadata={_RUN: self.run})
+        with first_rank_first():  # all wait for all
+            pass
+        found = [self._read(path, len(rows)) for path, rows in blocks.items()]
+        return {key: torch.cat([part[key] for part in found]) for key in self.kinds}
+
+    def timed(self, most: int) -> tuple[Rows, int, float]:
+        """Makes the first rows, `most` and a block's at most; returns them, their number, and the seconds that each took."""
+        self.make(range(1))  # the first call takes longer
+        few = min(most, self.count, BLOCK)
+        begun = time.perf_counter()
+        made = self.make(range(few))
+        return made, few, (time.perf_counter() - begun) / few
+
+    def missing(self, work: Path) -> int:
+        """Returns the number of rows that `work` lacks."""
+        return sum(len(rows) for path, rows in self._files(work).items() if not path.exists())
+
+    def _files(self, work: Path) -> dict[Path, range]:
+        """The rows of each file."""
+        firsts = range(0, self.count, BLOCK)
+        names = (f"{self.name}-{number:05d}.safetensors" for number in range(len(firsts)))
+        return {work / name: range(at, min(at + BLOCK, self.count)) for name, at in zip(names, firsts, strict=True)}
+
+    def _read(self, path: Path, rows: int) -> Rows:
+        from safetensors import safe_open
+
+        check_safetensors(path)
+        with safe_open(path, framework="pt") as file:
+            ours = (file.metadata() or {}).get(_RUN) == self.run and set(file.keys()) == set(self.kinds)
+            found = {key: file.get_tensor(key) for key in self.kinds} if ours else {}
+        kinds = {key: (f"{tensor.dtype}", (*tensor.shape,)) for key, tensor in found.items()}
+        fits = kinds == {key: (f"torch.{dtype}", (rows, *shape)) for key, (dtype, shape) in self.kinds.items()}
+        if not fits or not all(bool(tensor.isfinite().all()) for tensor in found.values()):
+            raise InputError(f"{path} does not hold what this model and these settings make; delete it and rerun")
+        return found

@@ -6,15 +6,21 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dive_fast.sampling.config import DenoisingSteps
-from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveInt, Settings, Within
-from dive_fast.train.config import Compute
+from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveInt, Within
+from dive_fast.train.config import Compute, TrainConfig
 from dive_fast.types import InputError
-
-_COMPUTE = Compute()
 
 
 @dataclass(frozen=True)
-class DistilConfig(Settings):
+class LearnerConfig(TrainConfig):
+    """What the settings of both distillations have."""
+
+    lr: NonNegativeFloat = 1e-3
+    """Peak learning rate."""
+
+
+@dataclass(frozen=True)
+class DistilConfig(LearnerConfig):
     """How a student is distilled. The defaults suit the pocket model."""
 
     student_steps: Annotated[int, Within(1, 50)] = 4
@@ -28,28 +34,12 @@ class DistilConfig(Settings):
     states: Literal["own", "teacher"] = "own"
     """Where each step of the student starts in training: at the student's own state, from which it must return to the
     teacher's trajectory, or at the teacher's."""
-    steps: PositiveInt = 1500
-    """Training steps."""
     batch: PositiveInt = 16
     """Trajectories per training step."""
     rank: PositiveInt = 32
     """Rank of the LoRA on all of the UNet's layers, which is added to the weights at the end."""
-    lr: NonNegativeFloat = 1e-3
-    """Peak learning rate."""
-    warmup: NonNegativeInt = 50
-    """Steps of linear learning-rate warm-up."""
-    average: Annotated[float, Within(0, 0.99999)] = 0.99
-    """Decay of the moving average of the trained weights, which the student has; 0 takes the last weights."""
     sheet_every: NonNegativeInt = 0
     """Steps between sheets of images of teacher and student, written as PNG files beside the loss log; 0 writes none."""
-    seed: NonNegativeInt = 0
-    """Seed of all random draws."""
-    save_every: PositiveInt = 100
-    """Steps between saved states, from which a rerun resumes."""
-    tensorboard: bool = False
-    """Also log for TensorBoard, in OUT.training/tensorboard."""
-    compute: Compute = _COMPUTE
-    """How a step is computed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +51,7 @@ class DistilConfig(Settings):
 
 
 @dataclass(frozen=True)
-class DecoderConfig(Settings):
+class DecoderConfig(LearnerConfig):
     """How a tiny decoder is distilled."""
 
     width: Annotated[int, Within(8, 512)] = 64
@@ -69,20 +59,6 @@ class DecoderConfig(Settings):
     images: PositiveInt = 1024
     """Number of the model's images to learn from, sampled as the model samples."""
     steps: PositiveInt = 4000
-    """Training steps."""
     batch: PositiveInt = 8
     """Images per training step."""
-    lr: NonNegativeFloat = 1e-3
-    """Peak learning rate."""
-    warmup: NonNegativeInt = 50
-    """Steps of linear learning-rate warm-up."""
-    average: Annotated[float, Within(0, 0.99999)] = 0.99
-    """Decay of the moving average of the weights, which the decoder has; 0 takes the last weights."""
-    seed: NonNegativeInt = 0
-    """Seed of all random draws."""
-    save_every: PositiveInt = 100
-    """Steps between saved states, from which a rerun resumes."""
-    tensorboard: bool = False
-    """Also log for TensorBoard, in OUT.training/tensorboard."""
-    compute: Annotated[Compute, Part(skip=("checkpointing",))] = _COMPUTE
-    """How a step is computed."""
+    compute: Annotated[Compute, Part(skip=("checkpointing",))] = TrainConfig.compute

@@ -5,62 +5,60 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dive_fast.distil.config import DistilConfig
+from dive_fast.distil.learner import Learner
 from dive_fast.distil.likeness import Likeness, likeness, psnr
-from dive_fast.distil.trajectories import HELD_OUT, Teacher, Trajectories, check_fused, few_step_scheduler
-from dive_fast.distributed import check_launcher
+from dive_fast.distil.trajectories import STATES, Drawings, Teacher, check_fused, few_step_scheduler
 from dive_fast.io import atomic_encode
 from dive_fast.models.lora import add_lora, every_layer, fold_lora, lora_shapes, lora_state, remove_lora
 from dive_fast.models.student import Student, attention_sums
 from dive_fast.sampling import Schedule
 from dive_fast.sampling.config import SD15, Sampling
 from dive_fast.sampling.solver import clean_latents, coefficients
-from dive_fast.tensorboard import require_tensorboard
 from dive_fast.train.attention import use_cpu_attention
 from dive_fast.train.contact_sheet import contact_sheet
-from dive_fast.train.loop import Callback, Loss, PhaseConfig, batch_indices
-from dive_fast.train.parallel import my_rows, part_of_batch
+from dive_fast.train.loop import Callback, Loss, PhaseConfig
 from dive_fast.train.photos import image_size
-from dive_fast.train.precision import check_precision
-from dive_fast.train.samples import ImageSampler
+from dive_fast.train.run import check_training, work_bytes
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
     import torch
 
+    from dive_fast.distil.blocks import Rows
     from dive_fast.models.bundle import ModelBundle
 
-PHASE = "distil"
 _SHOWN = 8  # images of a sheet
 _MARGIN = 110  # pixels for "person, camera" beside them
-_LOG_LINE = 300  # bytes of a logged step at most, TensorBoard's included
 
 
-class StudentTrainer:
-    """A fused model on `device` that becomes a student, in place. Settings that cannot work raise `InputError` at once."""
+class StudentTrainer(Learner):
+    """A fused model on `device` that becomes a student, in place. Unknown people and steps that do not fit are refused."""
+
+    config: DistilConfig
+    examples, making = "trajectories", "solving trajectories"
 
     def __init__(
         self, bundle: ModelBundle, config: DistilConfig, exclude: Sequence[str] = (), device: str = "cpu"
     ) -> None:
-        check_settings(bundle, config, device)
-        self.bundle, self.config = bundle, config
-        self.own = bundle.sampling or SD15
-        self.guidance = self.own.guidance if config.guidance is None else config.guidance
-        self.teacher = Teacher(bundle, config, self.guidance, _people(bundle, exclude))
+        self.bundle, self.config, self.order = bundle, config, config.seed + 1
+        self.guidance = (bundle.sampling or SD15).guidance if config.guidance is None else config.guidance
+        pids, precision = _people(bundle, exclude), config.compute.mixed_precision
+        self.teacher = Teacher(bundle, config, self.guidance, pids)
+        self.blocks, self.prompts = self.teacher.blocks, len(self.teacher.keys)
         self.fingerprint, self.attention = bundle.fingerprint, attention_sums(bundle.unet)
-        scheduler = few_step_scheduler(bundle.scheduler_config, order=1)
-        self.schedule = Schedule.from_config(scheduler, config.student_steps)
-        self.sampler = ImageSampler(
-            replace(bundle, scheduler_config=scheduler), config.compute.mixed_precision, config.student_steps, 1.0
-        )
-        for network in (bundle.text_encoder, bundle.unet):
+        few_steps = replace(bundle, scheduler_config=few_step_scheduler(bundle.scheduler_config, order=1))
+        self.sampling = Sampling(steps=config.student_steps, guidance=1.0)
+        self.schedule = Schedule.from_config(few_steps.scheduler_config, config.student_steps)
+        self.drawings = Drawings(few_steps, self.sampling, precision, config.seed, pids)
+        self.networks = [bundle.text_encoder, bundle.unet]
+        for network in self.networks:
             network.to(device)
         use_cpu_attention(bundle.unet, device)
 
-    def add_student(self) -> list[torch.nn.Parameter]:
+    def parameters(self) -> list[torch.nn.Parameter]:
         """Adds the student's LoRA to the UNet, which is the teacher's until then; returns its parameters."""
         import torch
 
@@ -71,29 +69,19 @@ class StudentTrainer:
             unet.enable_gradient_checkpointing()
         return lora
 
-    def loss(self, step: int, trajectories: Trajectories) -> Loss:
-        """The loss of this process's rows of a step's trajectories, and the error of each of the student's steps.
+    def error(self, made: Rows, positions: Sequence[int]) -> Loss:
+        """Returns the loss of the trajectories at these positions, and the error of each of the student's steps.
 
         A student's step predicts clean latents, and DDIM's rule leads from them to the next state. The loss is the mean
         square difference, in clean latents, from the prediction that would lead to the teacher's next state: whatever the
         solver or the guidance did between. So guidance and steps are distilled at once.
         """
-        return self.error(trajectories, self.rows(step))
-
-    def rows(self, step: int) -> list[int]:
-        """The positions of this process's trajectories in a step."""
-        config = self.config
-        rows = batch_indices(config.trajectories, config.batch, step, config.seed + 1)[my_rows(config.batch)]
-        return [int(row) for row in rows]
-
-    def error(self, trajectories: Trajectories, positions: Sequence[int]) -> Loss:
-        """As `loss`, of the trajectories at these positions."""
         import torch
 
-        unet = self.bundle.unet
-        text, index = self.teacher.prompts.encode(self.sampler.text, trajectories.prompts(positions))
-        states = trajectories.states[list(positions)].to(unet.device).float()
-        latents, text = trajectories.noise(positions).to(unet.device), text[index.to(text.device)]
+        unet, drawn = self.bundle.unet, self.drawings
+        text, index = drawn.encoder.encode(drawn.sampler.text, drawn.prompts(positions))
+        states = made[STATES][list(positions)].to(unet.device).float()
+        latents, text = drawn.noise(positions).to(unet.device), text[index.to(text.device)]
         losses = []
         for k, timestep in enumerate(self.schedule.timesteps):
             clean = clean_latents(self.schedule, k, latents, unet(latents, timestep, text).sample.float())
@@ -103,45 +91,32 @@ class StudentTrainer:
             latents = (reached if self.config.states == "own" else states[:, k]).detach()
         return torch.stack(losses).mean(), {f"step{k + 1}": value.detach() for k, value in enumerate(losses)}
 
-    def sample(self, trajectories: Trajectories, positions: Sequence[int]) -> torch.Tensor:
-        """The student's latents [B, C, h, w] of these trajectories' prompts and noise."""
+    def sample(self, positions: Sequence[int]) -> torch.Tensor:
+        """The student's latents [B, C, h, w] of the prompts and noise at these positions."""
         import torch
 
-        text, index = self.teacher.prompts.encode(self.sampler.text, [None, *trajectories.prompts(positions)])
-        parts = [
-            self.sampler.latents(text, rows, seeds)
-            for rows, seeds in zip(
-                index[1:].split(self.config.batch),
-                _chunks(trajectories.seeds(positions), self.config.batch),
-                strict=True,
-            )
-        ]
-        return torch.cat(parts)
+        firsts = range(0, len(positions), self.config.batch)
+        return torch.cat([self.drawings.latents(positions[at : at + self.config.batch]) for at in firsts])
 
-    def likeness(self, trajectories: Trajectories) -> Likeness:
+    def likeness(self, made: Rows) -> Likeness:
         """Measures the student on the held-out trajectories."""
-        held = range(self.config.trajectories, self.config.trajectories + HELD_OUT)
-        ours, theirs = self.sample(trajectories, held), trajectories.states[list(held), -1].float()
-        pixels = [self._pixels(latents) for latents in (ours, theirs)]
-        return likeness(ours, theirs, psnr(*pixels))
+        ours, theirs = self.sample(self.held), made[STATES][list(self.held), -1].float()
+        return likeness(ours, theirs, psnr(self._pixels(ours), self._pixels(theirs)))
 
     def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images uint8 [B, H, W, 3] of latents."""
-        import torch
+        return self.drawings.decode(latents, self.config.batch)
 
-        return torch.cat([torch.from_numpy(self.sampler.decode(part)) for part in latents.split(self.config.batch)])
-
-    def sheet_callback(self, phase: PhaseConfig, trajectories: Trajectories) -> Callback | None:
+    def sheet_callback(self, phase: PhaseConfig, made: Rows) -> Callback | None:
         """Returns the callback that draws held-out images of both beside the loss log; None without sheets."""
         if not self.config.sheet_every:
             return None
-        positions = range(self.config.trajectories, self.config.trajectories + _SHOWN)
-        names = [", ".join(key) for key in trajectories.prompts(positions)]
+        positions = self.held[:_SHOWN]
+        names = [", ".join(key) for key in self.drawings.prompts(positions)]
 
         def write(step: int) -> None:
-            theirs = self.sampler.decode(trajectories.states[list(positions), -1].float())
-            ours = self.sampler.decode(self.sample(trajectories, positions))
-            sheet = contact_sheet(list(zip(theirs, ours, strict=True)), names, ("teacher", "student"), _MARGIN)
+            ours, theirs = self.sample(positions), made[STATES][list(positions), -1].float()
+            rows = list(zip(self._pixels(theirs).numpy(), self._pixels(ours).numpy(), strict=True))
+            sheet = contact_sheet(rows, names, ("teacher", "student"), _MARGIN)
             out = phase.work / f"{phase.name}-{step:08d}.png"
             atomic_encode(out, lambda stream: sheet.save(stream, format="png"))
 
@@ -156,24 +131,15 @@ class StudentTrainer:
         fold_lora(unet.float().cpu(), state, 1.0)  # alpha is the rank
         self.bundle.text_encoder.float().cpu()
         record = Student(self.fingerprint, self.guidance, self.attention, metadata)
-        own = Sampling(steps=self.config.student_steps, guidance=1.0)
-        return replace(self.bundle, scheduler_config=self.sampler.bundle.scheduler_config, sampling=own, student=record)
+        return replace(self.drawings.sampler.bundle, sampling=self.sampling, student=record)
 
     def disk_bytes(self) -> int:
-        """Bytes that a run writes at most: trajectories, states (new beside old), the student, logs and sheets."""
+        """Returns the bytes of trajectories, states, the student, logs and sheets at most."""
         config, bundle = self.config, self.bundle
-        unet = bundle.unet
-        trained = sum(prod(shape) for shape in lora_shapes(unet, config.rank, every_layer(unet)).values()) * 4
-        states = 2 * trained * (4 if config.average else 3)  # with AdamW's two moments
-        networks = (bundle.unet, bundle.vae, bundle.text_encoder)
-        model = sum(p.numel() for network in networks for p in network.parameters()) * 4
-        height, width = image_size(bundle)
-        sheets = config.steps // config.sheet_every * 2 * _SHOWN * height * width * 3 if config.sheet_every else 0
-        return self.teacher.nbytes + states + model + sheets + config.steps * _LOG_LINE // 10
-
-
-def _chunks(values: list[int], size: int) -> list[list[int]]:
-    return [values[first : first + size] for first in range(0, len(values), size)]
+        trained = sum(prod(shape) for shape in lora_shapes(bundle.unet, config.rank, every_layer(bundle.unet)).values())
+        model = sum(p.numel() for network in (*self.networks, bundle.vae) for p in network.parameters()) * 4
+        pixels = 2 * _SHOWN * prod(image_size(bundle))
+        return self.blocks.nbytes + work_bytes(config, 4 * trained, config.steps, config.sheet_every, pixels) + model
 
 
 def check_settings(bundle: ModelBundle, config: DistilConfig, device: str) -> None:
@@ -184,12 +150,7 @@ def check_settings(bundle: ModelBundle, config: DistilConfig, device: str) -> No
             f"the model is a student itself, of {bundle.student.teacher[:12]}…, and has no guidance to distil; give its"
             " teacher, the fused model"
         )
-    check_precision(config.compute.mixed_precision, device)
-    check_launcher(config.compute.mixed_precision)
-    with part_of_batch(0, config.compute.accumulate):
-        my_rows(config.batch)
-    if config.tensorboard:
-        require_tensorboard()
+    check_training(config, device)
 
 
 def _people(bundle: ModelBundle, exclude: Sequence[str]) -> list[str]:
@@ -201,7 +162,3 @@ def _people(bundle: ModelBundle, exclude: Sequence[str]) -> list[str]:
     if not kept:
         raise InputError(f"--exclude leaves none of the model's {len(bundle.prompts.identities):,} identities")
     return kept
-
-
-def phase_config(config: DistilConfig, work: Path, run: str, progress: bool) -> PhaseConfig:
-    return PhaseConfig.of(config, PHASE, work, config.steps, config.lr, run, progress)

@@ -5,18 +5,17 @@ A trajectory's prompt and noise depend on its position alone, so a block can be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import prod
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.distil.blocks import kept_blocks
+from dive_fast.distil.blocks import Blocks
 from dive_fast.io import sha256_bytes
 from dive_fast.models.prompts import PromptEncoder
-from dive_fast.sampling import Schedule, initial_noise
+from dive_fast.sampling import Sampling, Schedule, initial_noise
 from dive_fast.sampling.noise import SEED_LIMIT
 from dive_fast.sampling.schedule import DEFAULTS
+from dive_fast.train.config import Precision
 from dive_fast.train.loop import batch_indices
 from dive_fast.train.photos import latent_shape
 from dive_fast.train.samples import ImageSampler
@@ -27,9 +26,10 @@ if TYPE_CHECKING:
 
     from dive_fast.distil.config import DistilConfig
     from dive_fast.models.bundle import ModelBundle
+    from dive_fast.sampling import OnStep
 
 HELD_OUT = 32  # trajectories after those of training, by which the student is measured and shown
-_STATES = "states"
+STATES = "states"
 
 
 def check_fused(bundle: ModelBundle) -> None:
@@ -57,47 +57,55 @@ def few_step_scheduler(config: dict[str, Any], order: int) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Trajectories:
-    """The teacher's states after each of the student's K steps: float16 [N, K, C, h, w], N as positions; the last are clean.
+class Drawings:
+    """Images that `bundle` draws of its people `pids` by its cameras; image and prompt depend on a position alone."""
 
-    `keys` are the prompts in turn, of which a block of all is shuffled anew.
-    """
-
-    states: torch.Tensor
-    keys: tuple[tuple[str, str], ...]
-    seed: int
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        sampling: Sampling,
+        precision: Precision,
+        seed: int,
+        pids: Iterable[str] | None = None,
+    ) -> None:
+        assert bundle.prompts is not None  # `check_fused` refuses other models
+        self.sampler = ImageSampler(bundle, precision, sampling.steps, sampling.guidance)
+        self.encoder, self.seed = PromptEncoder(bundle.tokenizer, bundle.prompts), seed
+        self.keys = bundle.prompts.keys(pids)
 
     def prompts(self, positions: Sequence[int]) -> list[tuple[str, str]]:
-        return [self.keys[row] for row in prompt_rows(positions, len(self.keys), self.seed)]
+        """The one of `keys` at each position: each once, in a new order for each round."""
+        return [self.keys[int(batch_indices(len(self.keys), 1, at, self.seed)[0])] for at in positions]
+
+    def seeds(self, positions: Sequence[int]) -> list[int]:
+        return [((self.seed << 32) + position) % SEED_LIMIT for position in positions]
 
     def noise(self, positions: Sequence[int]) -> torch.Tensor:
         """The states before the first step, float32 [B, C, h, w]."""
-        channels, height, width = self.states.shape[2:]
-        return initial_noise(self.seeds(positions), (channels, height, width))
+        return initial_noise(self.seeds(positions), latent_shape(self.sampler.bundle))
 
-    def seeds(self, positions: Sequence[int]) -> list[int]:
-        return noise_seeds(positions, self.seed)
+    def latents(self, positions: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
+        """Scaled latents float32 [B, C, h, w] on the CPU; `on_step` as of `dpmpp_2m`."""
+        text, index = self.encoder.encode(self.sampler.text, [None, *self.prompts(positions)])
+        return self.sampler.latents(text, index[1:], self.seeds(positions), on_step)
+
+    def decode(self, latents: torch.Tensor, batch: int) -> torch.Tensor:
+        """Images uint8 [B, H, W, 3] of latents, `batch` of them at a time."""
+        import torch
+
+        return torch.cat([torch.from_numpy(self.sampler.decode(part.float())) for part in latents.split(batch)])
 
 
-def noise_seeds(positions: Sequence[int], seed: int) -> list[int]:
-    return [((seed << 32) + position) % SEED_LIMIT for position in positions]
+class Teacher(Drawings):
+    """A fused model that solves the trajectories of a distillation, with guidance, in its present state.
 
-
-def prompt_rows(positions: Sequence[int], count: int, seed: int) -> list[int]:
-    return [int(batch_indices(count, 1, position, seed)[0]) for position in positions]
-
-
-class Teacher:
-    """A fused model that solves the trajectories of a distillation, with guidance, in its present state."""
+    A trajectory is the states after each of the student's K steps, the last one clean: float16 [K, C, h, w].
+    """
 
     def __init__(self, bundle: ModelBundle, config: DistilConfig, guidance: float, pids: Sequence[str]) -> None:
-        assert bundle.prompts is not None  # `check_settings` refuses other models
         solver = replace(bundle, scheduler_config=few_step_scheduler(bundle.scheduler_config, order=2))
-        self.sampler = ImageSampler(solver, config.compute.mixed_precision, config.teacher_steps, guidance)
-        self.prompts = PromptEncoder(bundle.tokenizer, bundle.prompts)
-        self.config, self.shape = config, latent_shape(bundle)
-        self.keys = tuple((pid, camera.name) for pid in pids for camera in bundle.prompts.cameras)
+        precision = config.compute.mixed_precision
+        super().__init__(solver, Sampling(config.teacher_steps, guidance), precision, config.seed, pids)
         stride = config.teacher_steps // config.student_steps
         self.kept = range(stride - 1, config.teacher_steps, stride)
         few, many = (
@@ -108,50 +116,20 @@ class Teacher:
                 f"--teacher-steps {many.steps} does not pass through the states of {few.steps} steps, as timesteps are whole"
                 f" numbers; choose another multiple of {few.steps}"
             )
-        settings = (config.teacher_steps, config.student_steps, guidance, config.seed, config.compute.mixed_precision)
-        self.id = sha256_bytes(repr((bundle.fingerprint, settings, self.keys)).encode())
+        settings = (config.teacher_steps, config.student_steps, guidance, config.seed, precision)
+        run = sha256_bytes(repr((bundle.fingerprint, settings, self.keys)).encode())
+        kinds = {STATES: ("float16", (config.student_steps, *latent_shape(bundle)))}
+        self.blocks = Blocks("trajectories", run, config.trajectories + HELD_OUT, kinds, self.solve)
 
-    @property
-    def count(self) -> int:
-        return self.config.trajectories + HELD_OUT
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all states."""
-        return self.count * self.config.student_steps * prod(self.shape) * 2
-
-    def rows(self, positions: Sequence[int]) -> list[int]:
-        """The row of `keys` at each position: every prompt once, in a new order for each round."""
-        return prompt_rows(positions, len(self.keys), self.config.seed)
-
-    def trajectories_of(self, states: torch.Tensor) -> Trajectories:
-        return Trajectories(states, self.keys, self.config.seed)
-
-    def solve(self, positions: Sequence[int]) -> torch.Tensor:
+    def solve(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """Returns the states of some trajectories, float16 [B, K, C, h, w]."""
         import torch
 
         states: list[torch.Tensor] = []
-        keys = (self.keys[row] for row in self.rows(positions))
-        text, index = self.prompts.encode(self.sampler.text, [None, *keys])
 
         def keep(step: int, latents: torch.Tensor) -> None:
             if step in self.kept:
                 states.append(latents.half().cpu())
 
-        self.sampler.latents(text, index[1:], noise_seeds(positions, self.config.seed), keep)
-        return torch.stack(states, dim=1)
-
-    def trajectories(self, work: Path, progress: bool) -> Trajectories:
-        """Solves what `work` lacks and reads all; a block of another teacher or setting raises `InputError`."""
-        shapes = {_STATES: (self.config.student_steps, *self.shape)}
-        solved = kept_blocks(
-            work,
-            "trajectories",
-            self.id,
-            self.count,
-            shapes,
-            lambda positions: {_STATES: self.solve(positions)},
-            progress,
-        )
-        return self.trajectories_of(solved[_STATES])
+        self.latents(positions, keep)
+        return {STATES: torch.stack(states, dim=1)}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dive_fast.distributed import first_rank_first
 from dive_fast.encoder.features import FeatureNet
-from dive_fast.io import atomic_path, canonical_json, sha256_bytes
-from dive_fast.models.files import read_tensors, write_tensors
+from dive_fast.io import canonical_json, sha256_bytes
+from dive_fast.models.files import kept_tensors
 from dive_fast.progress import ProgressBar
 from dive_fast.types import Sample
 
@@ -36,10 +36,7 @@ def _block(source: FeatureNet, samples: Sequence[Sample], work: Path | None) -> 
     if work is None:
         return source.features(samples)
     path = kept_file(work, "features", source.fingerprint, samples)
-    if not path.is_file():
-        with atomic_path(path) as temporary:
-            write_tensors(temporary, {"features": source.features(samples)})
-    return read_tensors(path)["features"].half()
+    return kept_tensors(path, lambda: {"features": source.features(samples)})["features"].half()
 
 
 def kept_file(work: Path, kind: str, network: str, samples: Sequence[Sample]) -> Path:

@@ -18,14 +18,14 @@ from dive_fast.data.pool import in_order
 from dive_fast.encoder.cache import kept_file
 from dive_fast.encoder.folder import Encoder, check_onto
 from dive_fast.encoder.references import people_of
-from dive_fast.io import atomic_path, clear_leftovers, sha256_bytes
+from dive_fast.io import sha256_bytes
 from dive_fast.models.adapter import Adapter, merge_identities, save_adapter
-from dive_fast.models.files import read_tensors, write_tensors
+from dive_fast.models.files import kept_tensors
 from dive_fast.models.fuse import check_base
 from dive_fast.models.phrase import Phrase
 from dive_fast.progress import ProgressBar
 from dive_fast.train.model import Start
-from dive_fast.train.personalize import finished_adapter, locked, personalize, remove_states, training_folder
+from dive_fast.train.personalize import adapter_run, personalize
 from dive_fast.train.trainer import check_new
 from dive_fast.types import InputError, Sample, shown
 from dive_fast.words import count
@@ -102,10 +102,7 @@ def _kept_block(encoder: Encoder, people: Sequence[Sequence[Sample]], work: Path
     if work is None:
         return _block(encoder, people)
     path = kept_file(work, "rows", encoder.fingerprint, [sample for person in people for sample in person])
-    if not path.is_file():
-        with atomic_path(path) as temporary:
-            write_tensors(temporary, _block(encoder, people))
-    return read_tensors(path)
+    return kept_tensors(path, lambda: _block(encoder, people))
 
 
 def _block(encoder: Encoder, people: Sequence[Sequence[Sample]]) -> dict[str, Tensor]:
@@ -176,22 +173,20 @@ def encode_onto(
             " people may be less like themselves",
             stacklevel=2,
         )
-    work = training_folder(out)
-    run = _run_id(encoder, onto, samples)
+    run = adapter_run(out, _run_id(encoder, onto, samples))
     if refine is None:
-        finished_adapter(out, run)  # refuses another run's adapter before photos are read
-    with locked(out):
-        encoded = encode_photos_of(encoder, samples, work, progress)
+        run.finished()  # refuses another run's adapter before photos are read
+    with run.working(0):
+        encoded = encode_photos_of(encoder, samples, run.work, progress)
         if refine is None or bundle is None:
-            adapter = _plain(encoder, onto, encoded, run)
+            adapter = _plain(encoder, onto, encoded, run.id)
             save_adapter(adapter, out)
     if refine is not None and bundle is not None:
         seen = [sample for sample in samples if sample.modality == "rgb" and sample.pid in set(encoded.pids)]
         adapter = personalize(
             bundle, seen, out, refine, onto, progress, device, start=Start(encoder.phrase, encoded.rows)
         )
-    remove_states(work)
-    clear_leftovers(out.parent.absolute())
+    run.clear()
     return adapter, encoded
 
 

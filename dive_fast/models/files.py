@@ -9,13 +9,13 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dive_fast.io import POINTER, brief, canonical_json, clear_disk_errors, decode_text, is_pointer
+from dive_fast.io import POINTER, atomic_path, brief, canonical_json, clear_disk_errors, decode_text, is_pointer
 from dive_fast.json_files import read_json
 from dive_fast.types import DiveError, InputError, shown
 
@@ -295,6 +295,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     check_safetensors(path)
     return as_floats(load_file(path), str(path))
+
+
+def kept_tensors(path: Path, make: Callable[[], Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """As `read_tensors`; a file that is not there is written first, of what `make` returns."""
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            write_tensors(temporary, make())
+    return read_tensors(path)
 
 
 def write_tensors(

@@ -6,7 +6,7 @@ An identity or a camera that the model never learned raises instead of being spe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -157,6 +157,11 @@ class PromptTable:
     def camera(self, name: str) -> Camera:
         return find(name, self._by_camera, "cameras", "the model")
 
+    def keys(self, pids: Iterable[str] | None = None) -> tuple[tuple[str, str], ...]:
+        """Returns every (pid, camera) of `pids`, by default of all identities, camera by camera for each."""
+        everyone = [one.pid for one in self.identities] if pids is None else pids
+        return tuple((pid, camera.name) for pid in everyone for camera in self.cameras)
+
     def prompt(self, pid: str, camera: str) -> str:
         """Returns the text of `pid` by `camera`; an unknown one raises `InputError` with the count and the nearest."""
         return render(self.template, self.camera(camera).code, self.identity(pid).placeholder)
@@ -202,7 +207,7 @@ class PromptEncoder:
 
     def check(self) -> None:
         """Raises `InputError` unless the model reads the prompts of every identity by every camera."""
-        self.token_ids([(one.pid, camera.name) for camera in self.table.cameras for one in self.table.phrases])
+        self.token_ids(self.table.keys(one.pid for one in self.table.phrases))
 
     def encode(self, encode_text: Callable[[Tensor], Tensor], keys: Sequence[PromptKey]) -> tuple[Tensor, Tensor]:
         """Returns the embeddings of the U distinct keys, by first occurrence, and the row of each of the P keys.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import normalize
 
@@ -19,7 +21,7 @@ from dive_fast.sampling.config import SD15, Sampling
 from dive_fast.synth.config import PlanConfig
 from dive_fast.synth.plan import Override, make_plan
 from dive_fast.synth.planfile import SynthesisPlan
-from dive_fast.types import InputError, Modality, PairMode, Sample
+from dive_fast.types import InputError, Modality, Sample
 from dive_fast.words import count
 
 if TYPE_CHECKING:
@@ -28,13 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What a plan takes from a model: prompts, fingerprint, the size (height, width) of its images in pixels, and how it
-    is sampled, if it records that."""
+    """What a plan takes from a model: prompts, fingerprint, the size (height, width) of its images in pixels, and its
+    folder, if it has one, which may record how it is sampled."""
 
     prompts: PromptTable
     fingerprint: str
     size: tuple[int, int]
-    sampling: Sampling | None = None
+    folder: Path | None
+
+    @cached_property
+    def sampling(self) -> Sampling | None:
+        return None if self.folder is None else read_sampling(self.folder)
 
     @property
     def usual_sampling(self) -> Sampling:
@@ -69,18 +75,19 @@ def plan_pairs(
     another sampling than a student's own.
     """
     spec = parse_set(photos) if isinstance(photos, str) else photos
-    check_photos(config.mode, spec)
-    profile, folder = engine.spec.profile, engine.folder
+    profile = engine.spec.profile
     size = profile.height, profile.width
-    own = None if folder is None else read_sampling(folder)
-    model = PlannedModel(engine.prompts.table, engine.spec.model_fingerprint, size, own)
-    if folder is not None:
-        check_sampling(folder, config.sampling or model.usual_sampling)
+    model = PlannedModel(engine.prompts.table, engine.spec.model_fingerprint, size, engine.folder)
     return plan_chosen(model, choose(model, spec, config), spec, config, overrides)
 
 
 def choose(model: PlannedModel, photos: SetSpec | None, config: PlanConfig) -> Chosen:
     """Returns the identities of a plan and their photos; logs whom and what it leaves out, raises as `plan_pairs`."""
+    if model.folder is not None:
+        check_sampling(model.folder, config.sampling or model.usual_sampling)
+    if (photos is None) != (config.mode == "synthetic"):
+        takes = "takes no" if photos else "requires"
+        raise InputError(f"--mode {config.mode} {takes} --photos")
     if photos is None:
         return Chosen(tuple(_pids(config.pids, model.prompts, None)))
     samples = read_set(photos)
@@ -89,12 +96,6 @@ def choose(model: PlannedModel, photos: SetSpec | None, config: PlanConfig) -> C
     pictured = {sample.pid for sample in readable}
     named = named if config.pids else [pid for pid in named if pid in pictured]
     return Chosen(tuple(named), tuple(readable), tuple(unreadable))
-
-
-def check_photos(mode: PairMode, photos: SetSpec | None) -> None:
-    """Raises `InputError` unless there are photos for a mode that has them on the RGB side."""
-    if (photos is None) != (mode == "synthetic"):
-        raise InputError(f"--mode {mode} {'takes no' if mode == 'synthetic' else 'requires'} --photos")
 
 
 def plan_chosen(

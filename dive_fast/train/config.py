@@ -1,4 +1,4 @@
-"""The settings of `dive-fast personalize`. Importing them loads neither torch nor numpy."""
+"""The settings of every training, and those of `dive-fast personalize`. Importing them loads neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dive_fast.settings import (
 )
 
 Precision = Literal["no", "bf16", "fp16"]
+Scheduler = Literal["cosine", "constant"]
 Weighting = Literal["debiased", "min-snr", "plain"]
 NoisyFraction = Annotated[float, Within(0.05, 0.95)]
 
@@ -32,6 +33,30 @@ class Compute(Settings):
     """Number of parts that a batch is split into to save memory."""
     checkpointing: bool = False
     """Recompute the UNet's activations in the backward pass: less memory, more time."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(Settings):
+    """What the settings of every training have."""
+
+    steps: PositiveInt = 1500
+    """Training steps."""
+    batch: PositiveInt = 16
+    """Examples per training step."""
+    warmup: NonNegativeInt = 50
+    """Steps of linear learning-rate warm-up."""
+    lr_scheduler: Scheduler = "cosine"
+    """Learning rate after the warm-up: along half a cosine to a hundredth of the peak, or constant at the peak."""
+    average: Annotated[float, Within(0, 0.99999)] = 0.99
+    """Decay of the moving average of the trained weights, which the result has; 0 takes the last weights."""
+    seed: NonNegativeInt = 0
+    """Seed of all random draws."""
+    save_every: PositiveInt = 100
+    """Steps between saved states, from which a rerun resumes."""
+    tensorboard: bool = False
+    """Also log for TensorBoard, in OUT.training/tensorboard."""
+    compute: Compute = Compute()
+    """How a step is computed."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +86,7 @@ class Samples(Settings):
 
 
 @dataclass(frozen=True)
-class PersonalizeConfig(Settings):
+class PersonalizeConfig(TrainConfig):
     """How identities and the LoRA are learned. The defaults suit the pocket model; `recipes` has those of others.
 
     A run that starts from an adapter takes its phrase, template and cameras, not `phrase`, `template` and `ir_words`.
@@ -96,8 +121,6 @@ class PersonalizeConfig(Settings):
     """Peak learning rate of learned vectors."""
     mix_lr: NonNegativeFloat = 0.07
     """Peak learning rate of the weights of mixed words."""
-    warmup: NonNegativeInt = 50
-    """Steps of linear learning-rate warm-up."""
     ir_fraction: Fraction | None = 0.5
     """Fraction of infrared photos in a batch, where there are any; recipe dive: as many as the photos have."""
     noisy_fraction: NoisyFraction = 0.75
@@ -115,19 +138,10 @@ class PersonalizeConfig(Settings):
     weight_decay: NonNegativeFloat = 0.01
     """Weight decay of the LoRA; identities have none, as decay would pull all of them to one vector."""
     average: Annotated[float, Within(0, 0.99999)] = 0.995
-    """Decay of the moving average of the trained weights, which the adapter stores; 0 stores the last weights."""
     weighting: Weighting = "debiased"
     """Loss weight of a timestep: 1 / sqrt(SNR), min-SNR-gamma (arXiv 2303.09556), or plain (all equal, as DiVE)."""
     snr_gamma: Annotated[float, AtLeast(0.01)] = 5.0
     """Gamma of --weighting min-snr."""
-    seed: NonNegativeInt = 0
-    """Seed of all random draws."""
-    save_every: PositiveInt = 100
-    """Steps between saved states, from which a rerun resumes."""
-    tensorboard: bool = False
-    """Also log for TensorBoard, in OUT.training/tensorboard."""
-    compute: Compute = Compute()
-    """How a step is computed."""
     prior: Prior = Prior()
     """Prior preservation."""
     samples: Samples = Samples()

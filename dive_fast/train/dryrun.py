@@ -1,29 +1,30 @@
-"""Estimates of a personalization run before it starts: steps, views per identity, memory, disk and time."""
+"""Estimates of a training before it starts, from a few steps of it: views per identity, memory, disk and time."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dive_fast.data.prepare import megabytes
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.loop import TrainState
 from dive_fast.train.memory import PeakMemory, optimizer_bytes, tensor_bytes
 from dive_fast.train.model import Start
-from dive_fast.train.personalize import check_disk, finished_adapter, run_id, training_folder
+from dive_fast.train.personalize import adapter_run, run_id
 from dive_fast.train.photos import BalancedSampler, LatentPhotos, Photos, only, samples_of, teaching
 from dive_fast.train.prior import ClassPhotos, prompt_ids
-from dive_fast.train.trainer import Phase, Trainer, phase_configs
-from dive_fast.types import Sample
-from dive_fast.words import duration
+from dive_fast.train.run import Run
+from dive_fast.train.trainer import Phase, Trainer
+from dive_fast.types import Sample, to_dict
+from dive_fast.words import duration, size
 
 if TYPE_CHECKING:
     from dive_fast.models.adapter import Adapter
     from dive_fast.models.bundle import ModelBundle
+
 
 WARM_UP, TIMED = 2, 3  # steps of each phase; memory is measured in the last one of the warm-up
 
@@ -48,26 +49,29 @@ class PhaseForecast:
         done = f" ({self.done:,} done)" if self.done else ""
         return (
             f"{self.name}: {self.steps:,} steps of {batch}{done}; {self.trainable:,} trained values;"
-            f" {self.seconds:.3g} s per step; {megabytes(self.optimizer_bytes)} of optimizer and average, about"
-            f" {megabytes(self.step_bytes)} of gradients and activations"
+            f" {self.seconds:.3g} s per step; {size(self.optimizer_bytes)} of optimizer and average, about"
+            f" {size(self.step_bytes)} of gradients and activations"
         )
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A dry run's result. Bytes are per process; `seen` are expected views per identity: mean, least and most."""
+    """A dry run's result. Bytes are per process.
 
-    photos: int
-    people: int
-    cameras: tuple[str, ...]
+    `examples` are what a step sees `batch` of, as "photos"; `about` tells of them, and `numbers` has what it counts.
+    `data_bytes` is what they take in main memory, and `data_seconds` the time that `making` those takes that are missing.
+    """
+
+    examples: str
+    about: tuple[str, ...]
+    numbers: Mapping[str, Any]
     batch: int
-    seen: tuple[float, float, float]
-    hardly_seen: int  # identities with less than one expected view
     stages: tuple[PhaseForecast, ...]  # the phases, by the key that --json has
     weights_bytes: int
-    latents_bytes: int
+    data_bytes: int
+    data_seconds: float
+    making: str
     disk_bytes: int
-    encode_seconds: float
     device: str
 
     @property
@@ -77,27 +81,25 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        return self.encode_seconds + sum((phase.steps - phase.done) * phase.seconds for phase in self.stages)
+        return self.data_seconds + sum((phase.steps - phase.done) * phase.seconds for phase in self.stages)
 
     def text(self) -> str:
-        mean, least, most = self.seen
-        lines = [
-            "dry run: nothing was written",
-            f"data: {self.photos:,} photos of {self.people:,} identities, cameras {', '.join(self.cameras)}",
-            f"expected views per identity: mean {mean:,.1f}, least {least:,.1f}, most {most:,.1f}",
-        ]
-        if self.hardly_seen:
-            lines.append(f"{self.hardly_seen:,} identities have less than one view: raise --steps or --exclude them")
-        for phase in self.stages:
-            lines.append(phase.text(f"{self.batch} photos"))
-        lines += [
-            f"memory: about {megabytes(self.memory_bytes)} on {self.device}, {megabytes(self.weights_bytes)} of it weights;"
-            f" {megabytes(self.latents_bytes)} of latents in main memory",
-            f"disk: at most {megabytes(self.disk_bytes)}",
-            f"time: about {duration(self.seconds)}, of which {duration(self.encode_seconds)} to encode photos"
-            " (without class photos, sheets and loading)",
-        ]
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                "dry run: nothing was written",
+                *self.about,
+                *(phase.text(f"{self.batch} {self.examples}") for phase in self.stages),
+                f"memory: about {size(self.memory_bytes)} on {self.device}, {size(self.weights_bytes)} of it weights;"
+                f" {size(self.data_bytes)} of {self.examples} in main memory",
+                f"disk: at most {size(self.disk_bytes)}",
+                f"time: about {duration(self.seconds)}, of which {duration(self.data_seconds)} for {self.making}",
+            ]
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """All numbers, for --json."""
+        own = {name: value for name, value in to_dict(self).items() if name not in ("about", "numbers")}
+        return {**self.numbers, **own, "memory_bytes": self.memory_bytes, "seconds": self.seconds}
 
 
 def dry_run(
@@ -116,20 +118,17 @@ def dry_run(
     training.
     """
     run = run_id(bundle, samples_of(photos), config, init_from, class_photos, start)
-    done = steps_done(config, out, run, finished_adapter(out, run) is not None)
-    return forecast(Trainer(bundle, photos, config, init_from, device, False, start), out, done)
+    return forecast(
+        adapter_run(out, run, config, progress=False),
+        lambda: Trainer(bundle, photos, config, init_from, device, False, start),
+    )
 
 
-def steps_done(config: PersonalizeConfig, out: Path, run: str, finished: bool) -> dict[str, int]:
-    """Returns the steps that each phase of the run has done; a state of another run raises `InputError`."""
-    phases = phase_configs(config, training_folder(out), run, progress=False)
-    return {phase.name: phase.steps if finished else (phase.saved_state() or {"step": 0})["step"] for phase in phases}
-
-
-def forecast(trainer: Trainer, out: Path, done: dict[str, int]) -> Forecast:
-    """Estimates the cost of a trainer's run to `out`, of which `done` steps of each phase are done."""
+def forecast(run: Run, begin: Callable[[], Trainer]) -> Forecast:
+    """Estimates the cost of the run of the trainer that `begin` returns; a state of another run raises `InputError`."""
+    done, trainer = run.steps_done(), begin()
     config, bundle, samples = trainer.config, trainer.bundle, samples_of(trainer.photos)
-    check_disk(trainer.disk_bytes(), out)
+    run.check_disk(trainer.disk_bytes())
     few = only(trainer.photos, trainer.few())
     begun = time.perf_counter()
     latents = trainer.encode(few, progress=False)
@@ -137,22 +136,37 @@ def forecast(trainer: Trainer, out: Path, done: dict[str, int]) -> Forecast:
     stand_in = None
     if config.prior.prior_weight:  # the cost of a photo does not depend on its content
         stand_in = ClassPhotos(latents.latents[:, 0], prompt_ids(bundle, config.prior.prior_prompt))
-    phases = trainer.phases(phase_configs(config, training_folder(out), "", progress=False), latents, stand_in)
-    views = _views(samples, phases, config)
+    phases = trainer.phases(run.phases, latents, stand_in)
+    done_of = dict(zip(run.phases, done, strict=True))
+    about, numbers = _about(samples, [camera.name for camera in trainer.cameras], _views(samples, phases, config))
     return Forecast(
-        photos=len(samples),
-        people=len({sample.pid for sample in samples}),
-        cameras=tuple(camera.name for camera in trainer.cameras),
+        examples="photos",
+        about=about,
+        numbers=numbers,
         batch=config.batch,
-        seen=(statistics.fmean(views), min(views), max(views)),
-        hardly_seen=sum(count < 1 for count in views),
-        stages=tuple(_forecast(trainer, phase, done[phase.config.name]) for phase in phases),
+        stages=tuple(_forecast(trainer, phase, done_of[phase.config]) for phase in phases),
         weights_bytes=tensor_bytes([bundle.text_encoder, bundle.unet]),
-        latents_bytes=latents.latents[0].nbytes * len(samples),
+        data_bytes=latents.latents[0].nbytes * len(samples),
+        data_seconds=encoding,
+        making="encoding photos (without class photos, sheets and loading)",
         disk_bytes=trainer.disk_bytes(),
-        encode_seconds=encoding,
         device=str(trainer.model.device),
     )
+
+
+def _about(
+    samples: Sequence[Sample], cameras: Sequence[str], views: Sequence[float]
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What a forecast says of photos, and its numbers; `seen` are expected views per identity: mean, least and most."""
+    people, seen = len({sample.pid for sample in samples}), (statistics.fmean(views), min(views), max(views))
+    hardly = sum(count < 1 for count in views)
+    lines = (
+        f"data: {len(samples):,} photos of {people:,} identities, cameras {', '.join(cameras)}",
+        "expected views per identity: mean {:,.1f}, least {:,.1f}, most {:,.1f}".format(*seen),
+        *([f"{hardly:,} identities have less than one view: raise --steps or --exclude them"] if hardly else []),
+    )
+    numbers = {"photos": len(samples), "people": people, "cameras": cameras, "seen": seen, "hardly_seen": hardly}
+    return lines, numbers
 
 
 def _views(samples: Sequence[Sample], phases: Sequence[Phase], config: PersonalizeConfig) -> list[float]:

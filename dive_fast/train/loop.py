@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from dive_fast.distributed import leading
 from dive_fast.io import atomic_encode, atomic_write, clear_disk_errors
 from dive_fast.json_files import parse_json
 from dive_fast.tensorboard import TensorBoardLog
-from dive_fast.train.config import Compute, Precision
+from dive_fast.train.config import Precision, Scheduler, TrainConfig
 from dive_fast.train.parallel import average_gradients, part_of_batch
 from dive_fast.train.precision import autocast, loss_scaler
 from dive_fast.training_state import copy_tensors, damaged_state, load_optimizer, read_state, step_of
@@ -39,10 +39,14 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> np.ndarray:
     return np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
 
 
-def cosine_lr(step: int, steps: int, peak: float, warmup: int, floor: float = 0.01) -> float:
-    """Returns the rate of a step: linear warm-up to `peak`, then half a cosine down to `floor` x peak."""
+def learning_rate(
+    step: int, steps: int, peak: float, warmup: int, scheduler: Scheduler = "cosine", floor: float = 0.01
+) -> float:
+    """Returns the rate of a step: linear warm-up to `peak`, then constant or half a cosine down to `floor` x peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
+    if scheduler == "constant":
+        return peak
     progress = (step - warmup) / max(1, steps - warmup)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
@@ -91,24 +95,9 @@ def _step_of(line: bytes) -> float:
     return step if isinstance(step, int) else math.inf
 
 
-class PhaseSettings(Protocol):
-    """What the settings of every training say of its phases."""
-
-    @property
-    def warmup(self) -> int: ...
-    @property
-    def save_every(self) -> int: ...
-    @property
-    def average(self) -> float: ...
-    @property
-    def tensorboard(self) -> bool: ...
-    @property
-    def compute(self) -> Compute: ...
-
-
 @dataclass(frozen=True)
 class PhaseConfig:
-    """One phase of a training: AdamW with warm-up and cosine, gradients clipped to norm 1, an average of the weights.
+    """One phase of a training: AdamW at `learning_rate`, gradients clipped to norm 1, an average of the weights.
 
     State and log are `work/<name>.state` and `work/<name>-loss.jsonl`. A state of another `identity` is refused.
     `average` 0 keeps no average. A batch is computed in `accumulate` parts.
@@ -120,6 +109,7 @@ class PhaseConfig:
     lr: float
     warmup: int
     save_every: int
+    lr_scheduler: Scheduler = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)
     average: float = 0.999
     identity: str = ""
@@ -130,7 +120,7 @@ class PhaseConfig:
 
     @classmethod
     def of(
-        cls, config: PhaseSettings, name: str, work: Path, steps: int, lr: float, run: str, progress: bool
+        cls, config: TrainConfig, name: str, work: Path, steps: int, lr: float, run: str, progress: bool
     ) -> PhaseConfig:
         """Returns a phase with the settings that every training has."""
         return cls(
@@ -140,6 +130,7 @@ class PhaseConfig:
             lr=lr,
             warmup=config.warmup,
             save_every=config.save_every,
+            lr_scheduler=config.lr_scheduler,
             average=config.average,
             identity=run,
             progress=progress,
@@ -166,6 +157,14 @@ class PhaseConfig:
         if state.get("identity") != self.identity:
             raise InputError(f"{self.state_path} belongs to other data or settings; choose another folder or delete it")
         return state
+
+    def steps_done(self) -> int:
+        """Returns the steps of the last state; raises as `saved_state`, and for a damaged one."""
+        state = self.saved_state()
+        if state is None:
+            return 0
+        with damaged_state(self.state_path):
+            return step_of(state, self.steps)
 
 
 Loss: TypeAlias = "tuple[torch.Tensor, dict[str, torch.Tensor]]"
@@ -207,7 +206,8 @@ class TrainState:
         """Takes step number `step`; returns the loss over all ranks and this rank's further numbers."""
         import torch
 
-        rate = cosine_lr(step, self.config.steps, self.config.lr, self.config.warmup)
+        config = self.config
+        rate = learning_rate(step, config.steps, config.lr, config.warmup, config.lr_scheduler)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)

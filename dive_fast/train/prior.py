@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dive_fast.distributed import first_rank_first
-from dive_fast.io import atomic_path, sha256_bytes
-from dive_fast.models.files import read_tensors, write_tensors
+from dive_fast.io import sha256_bytes
+from dive_fast.models.files import kept_tensors
 from dive_fast.train.photos import encode_photos, latent_shape
 from dive_fast.types import InputError, Sample
 
@@ -68,15 +68,16 @@ def generate_class_photos(sampler: ImageSampler, prior: Prior, seed: int, work: 
     ids, count = prompt_ids(sampler.bundle, prior.prior_prompt), prior.prior_count
     name = class_photos_id(sampler.bundle, prior, sampler.steps, sampler.guidance, seed)[:16]
     path = work / f"class-{name}.safetensors"
+
+    def make() -> dict[str, torch.Tensor]:
+        text, parts = sampler.text(torch.cat([prompt_ids(sampler.bundle, ""), ids])), []
+        for first in ProgressBar(range(0, count, _BATCH), desc="class photos", unit="batch", disable=not progress):
+            seeds = [seed * 1_000_003 + number for number in range(first, min(first + _BATCH, count))]
+            parts.append(sampler.latents(text, torch.ones(len(seeds), dtype=torch.int64), seeds))
+        return {_NAME: torch.cat(parts)}
+
     with first_rank_first():
-        if not path.exists():
-            text, parts = sampler.text(torch.cat([prompt_ids(sampler.bundle, ""), ids])), []
-            for first in ProgressBar(range(0, count, _BATCH), desc="class photos", unit="batch", disable=not progress):
-                seeds = [seed * 1_000_003 + number for number in range(first, min(first + _BATCH, count))]
-                parts.append(sampler.latents(text, torch.ones(len(seeds), dtype=torch.int64), seeds))
-            with atomic_path(path) as temporary:
-                write_tensors(temporary, {_NAME: torch.cat(parts)})
-    latents = read_tensors(path).get(_NAME)
+        latents = kept_tensors(path, make).get(_NAME)
     if latents is None or tuple(latents.shape) != (count, *latent_shape(sampler.bundle)):
         raise InputError(f"{path} does not hold {count:,} class photos of this model; delete it and rerun")
     return ClassPhotos(latents, ids)

@@ -18,13 +18,14 @@ def recipe(name: str) -> PersonalizeConfig:
 
     - "pocket": `PersonalizeConfig()`, for the pocket model on a CPU.
     - "dive" (arXiv 2503.12472, as its public code runs it): Stable Diffusion 1.5 on a GPU; rank 128, 400,000 steps of 16
-      photos at 5e-5 in fp16, identities and LoRA at once from photos of both modalities as often as they come, every second
-      caption the bare code, timesteps drawn evenly with plain weights, no average.
-    - "sd15": ours at the same size: as long and at the same rates, but identities first, from RGB alone, then the LoRA, with
-      the captions, timesteps, weights and average that were best on the pocket world, and noise on text embeddings.
+      photos at a constant 5e-5 in fp16, identities and LoRA at once from photos of both modalities as often as they come,
+      every second caption the bare code, timesteps drawn evenly with plain weights, no average.
+    - "sd15": ours at the same size: as long and at the same peak rates, but along a cosine, and identities first, from RGB
+      alone, then the LoRA, with the captions, timesteps, weights and average that were best on the pocket world, and noise
+      on text embeddings.
 
     "dive" differs from DiVE's code: only the LoRA and the identities' vectors learn, identities do not decay, identities are
-    drawn evenly within a modality, captions are our twenty sentences, gradients are clipped, and rates fall along a cosine.
+    drawn evenly within a modality, captions are our twenty sentences, and gradients are clipped.
     """
     if name not in RECIPES:
         raise InputError(f"unknown recipe {shown(name)}; choose one of {', '.join(RECIPES)}")
@@ -52,6 +53,7 @@ def _dive() -> PersonalizeConfig:
         lora_lr=5e-5,
         token_lr=5e-5,
         warmup=0,
+        lr_scheduler="constant",
         ir_fraction=None,
         noisy_fraction=0.5,
         identity_noisy_fraction=0.5,

@@ -84,7 +84,7 @@ def write_sheet(sampler: ImageSampler, prompts: PromptEncoder, identities: int, 
     pids = [known[i * len(known) // count].pid for i in range(count)]
     rows = []
     for seed, pid in enumerate(pids):
-        text, index = prompts.encode(sampler.text, [None, *((pid, camera) for camera in cameras)])
+        text, index = prompts.encode(sampler.text, [None, *prompts.table.keys([pid])])
         rows.append(list(sampler.decode(sampler.latents(text, index[1:], [seed] * len(cameras)))))
     sheet = contact_sheet(rows, pids, cameras, _MARGIN)
     atomic_encode(out, lambda stream: sheet.save(stream, format="png"))

@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dive_fast.data.names import free_prefix
-from dive_fast.distributed import check_launcher, leading
+from dive_fast.distributed import leading
 from dive_fast.models.fuse import check_base
 from dive_fast.models.prompts import PromptEncoder, PromptTable
-from dive_fast.tensorboard import require_tensorboard
 from dive_fast.train.cameras import cameras_of
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.diffusion import DiffusionLoss
 from dive_fast.train.loop import Callback, Loss, LossAt, PhaseConfig
-from dive_fast.train.memory import optimizer_bytes
 from dive_fast.train.model import Captions, IdentityPrompts, PersonalizedModel, Start
-from dive_fast.train.parallel import my_rows, part_of_batch
 from dive_fast.train.photos import (
     BalancedSampler,
     LatentPhotos,
@@ -34,8 +31,8 @@ from dive_fast.train.photos import (
     samples_of,
     teaching,
 )
-from dive_fast.train.precision import check_precision
 from dive_fast.train.prior import ClassPhotos, generate_class_photos, read_class_photos
+from dive_fast.train.run import check_training, work_bytes
 from dive_fast.train.samples import ImageSampler, write_sheet
 from dive_fast.train.tagger import load_tagger, tag_identities
 from dive_fast.types import Camera, InputError, Sample, shown
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
     from dive_fast.models.bundle import ModelBundle
 
 PHASES = ("identities", "personalize")
-_LOG_LINE = 200  # bytes of a logged step at most, TensorBoard's included
 _FEW = 16  # photos of each modality in the steps of a dry run
 _SMALL_FILES = 2_000_000  # an adapter's JSON, and what file systems round up
 
@@ -135,9 +131,7 @@ class Trainer:
         with on_device(self.bundle.vae, self.model.device):
             return read_class_photos(self.bundle, files, prior.prior_prompt, progress)
 
-    def phases(
-        self, configs: tuple[PhaseConfig, PhaseConfig], photos: LatentPhotos, prior: ClassPhotos | None
-    ) -> list[Phase]:
+    def phases(self, configs: Sequence[PhaseConfig], photos: LatentPhotos, prior: ClassPhotos | None) -> list[Phase]:
         """Returns the phases that train on `photos`, in order."""
         config, (alone, whole) = self.config, configs
         everything = DiffusionLoss.from_config(
@@ -184,16 +178,14 @@ class Trainer:
         """Returns the bytes that a run writes at most: adapter, states (new beside old), logs, sheets and class photos."""
         config, samples = self.config, self.config.samples
         parameters = [*self.model.rows.parameters(), *self.model.lora]
-        trained = sum(parameter.numel() for parameter in parameters) * 4
-        adapter = trained
+        trained = adapter = sum(parameter.nbytes for parameter in parameters)
         if self.init_from is not None:
             adapter += sum(tensor.nbytes for tensor in (self.init_from.embeddings, *self.init_from.lora.values()))
-        states = 2 * (trained + optimizer_bytes(parameters, bool(config.average)))
         steps = config.identity_steps + config.steps
         images = min(samples.sheet_people, len(self.model.prompts.identities)) * len(self.cameras)
-        sheets = steps // samples.sheet_every * images * prod(image_size(self.bundle)) * 3 if samples.sheet_every else 0
         class_photos = bool(config.prior.prior_weight) * config.prior.prior_count * prod(latent_shape(self.bundle)) * 4
-        return adapter + states + steps // 10 * _LOG_LINE + sheets + class_photos + _SMALL_FILES
+        work = work_bytes(config, trained, steps, samples.sheet_every, images * prod(image_size(self.bundle)))
+        return adapter + work + class_photos + _SMALL_FILES
 
 
 def spread(samples: Sequence[Sample], most: int = _FEW) -> np.ndarray:
@@ -212,12 +204,7 @@ def _check_settings(
     """Raises `InputError` for settings that cannot work here or together, `DiveError` for a missing extra."""
     if not samples_of(photos):
         raise InputError("there are no training photos; check the data folder and the filters")
-    check_precision(config.compute.mixed_precision, device)
-    check_launcher(config.compute.mixed_precision)
-    with part_of_batch(0, config.compute.accumulate):
-        my_rows(config.batch)
-    if config.tensorboard:
-        require_tensorboard()
+    check_training(config, device)
     if not (config.steps or (config.identity_steps and init_from is None) or started):
         raise InputError("no step trains anything: --steps is 0; raise it")
     if init_from is not None and config.prior.prior_weight:

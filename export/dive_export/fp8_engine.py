@@ -108,7 +108,8 @@ def quantize_engine(
 def _keys(bundle: ModelBundle, count: int) -> list[PromptKey]:
     """Returns `count` different (pid, camera), spread over all of them."""
     table = bundle.prompts
-    pairs = [] if table is None else [(p.pid, c.name) for c in table.cameras for p in table.identities]
+    keys, cameras = ((), 0) if table is None else (table.keys(), len(table.cameras))
+    pairs = [key for camera in range(cameras) for key in keys[camera::cameras]]  # person by person for each camera
     if len(pairs) < count:
         raise InputError(
             f"quantize: the model has {len(pairs)} identities x cameras, --images is {count}; ask for fewer"

@@ -11,6 +11,7 @@ import pytest
 
 from dive_fast.commands import synth
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, PromptTable
+from dive_fast.models.sampling_file import write_sampling
 from dive_fast.sampling import Sampling
 from dive_fast.synth import load_plan
 from dive_fast.synth.choose import PlannedModel
@@ -22,12 +23,13 @@ PEOPLE = ("p1", "p2", "p3", "小明", "anna b", "José", "Anna", "anna")
 
 
 @pytest.fixture(autouse=True)
-def model(monkeypatch: pytest.MonkeyPatch) -> None:
+def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A model that knows `PEOPLE`, without its weights."""
     identities = tuple(Identity(pid, f"<class_{number}>") for number, pid in enumerate(PEOPLE))
     table = PromptTable(identities, (Camera("cam3", "ir", "c"),), DEFAULT_TEMPLATE, "base", "adapter")
-    own = {"pocket": Sampling(20, 2.0)}
-    monkeypatch.setattr(synth, "_model", lambda folder: PlannedModel(table, "model-1", (32, 16), own.get(str(folder))))
+    (tmp_path / "pocket").mkdir()
+    write_sampling(Sampling(20, 2.0), tmp_path / "pocket")
+    monkeypatch.setattr(synth, "_model", lambda name: PlannedModel(table, "model-1", (32, 16), tmp_path / name))
 
 
 def plan(tmp_path: Path, step: Callable[..., dict[str, Any]], *words: object) -> tuple[dict[str, Any], dict[str, int]]:

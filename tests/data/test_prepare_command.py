@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from dive_fast.data.prepared import open_prepared, prepared_images
+from dive_fast.words import size
 from tests.support.cli import Run, following, last_json
 from tests.support.trees import mixed_trees
 
@@ -64,7 +65,7 @@ def test_the_same_command_again_adds_what_is_missing(run: Run, command: str, tin
 def test_dry_run_writes_nothing(run: Run, command: str, tmp_path: Path) -> None:
     code, text, error = run(f"{command} --no-latents --dry-run --json")
     assert code == 0
-    assert "14 images in 1 shard need at most 1 MB" in text
+    assert f"14 images in 1 shard need at most {size(last_json(text)['bytes'])}" in text
     assert "sysu    trainval  all     rgb            2       4               395  22,258" in error
     assert not (tmp_path / "out").exists()
     assert last_json(text)["images"] == 14
@@ -98,4 +99,4 @@ def test_what_is_refused(run: Run, command: str, tmp_path: Path, monkeypatch: py
     (tmp_path / "raw/sysu/cam1/0002/0002.jpg").write_bytes(b"")
     refused(f"{command} --no-latents --strict", "sysu/cam1/0002/0002.jpg is not an image")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10))  # type: ignore[attr-defined]
-    refused(f"{command} --no-latents --out {tmp_path / 'other'}", "other needs 1 MB, the disk has 1 MB free", 1)
+    refused(f"{command} --no-latents --out {tmp_path / 'other'}", "the disk has 10 B free", 1)

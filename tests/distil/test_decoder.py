@@ -2,17 +2,26 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dive_fast.distil import decoder as room
 from dive_fast.distil.config import DecoderConfig
 from dive_fast.distil.decoder import distil_decoder
+from dive_fast.distil.distil import distil
+from dive_fast.distil.trajectories import HELD_OUT
 from dive_fast.models import load_bundle
 from dive_fast.models.tiny_decoder import read_record, with_tiny_decoder
+from dive_fast.train.config import Compute
+from dive_fast.train.memory import tensor_bytes
+from dive_fast.types import DiveError
 from tests.support.city import single_thread
+from tests.support.distilling import CONFIG as STUDENT
 from tests.support.models import assert_same_tensors
 from tests.support.refusals import refused
 from tests.support.tiny import LATENT_SHAPE
@@ -60,9 +69,9 @@ def test_an_interrupted_run_resumes_to_the_same_decoder(decoder, student, tmp_pa
     def run():
         return distil_decoder(load_bundle(student), out, CONFIG, progress=False)
 
-    for name, number in (("batch_indices", 3), ("save_tiny", 0)):
+    for owner, name, number in ((room.DecoderTrainer, "loss", 3), (room, "save_tiny", 0)):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(room, name, interrupted_call(getattr(room, name), number))
+            patch.setattr(owner, name, interrupted_call(getattr(owner, name), number))
             run()
         assert not out.exists()
     assert run() == read_record(decoder)
@@ -70,6 +79,38 @@ def test_an_interrupted_run_resumes_to_the_same_decoder(decoder, student, tmp_pa
         assert (out / name).read_bytes() == (decoder / name).read_bytes()
     assert run() == read_record(out)
     refused(str(out), distil_decoder, load_bundle(student), out, replace(CONFIG, lr=0.5), progress=False)
+
+
+@pytest.mark.slow
+def test_a_dry_run_writes_nothing_and_tells_what_a_run_takes(decoder, student, tmp_path):
+    forecast = room.dry_run(load_bundle(student), tmp_path / "tiny", CONFIG)
+    assert not list(tmp_path.iterdir())
+    (phase,) = forecast.stages
+    assert forecast.numbers == {"images": 4 + HELD_OUT, "prompts": 9}
+    assert forecast.data_bytes == (4 + HELD_OUT) * (2 * prod(LATENT_SHAPE) + 3 * 64 * 32)
+    bundle, tensors = load_bundle(student), load_file(decoder / "diffusion_pytorch_model.safetensors")
+    trained = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("decoder"))
+    assert (phase.name, phase.steps, phase.done, phase.trainable) == ("decoder", 4, 0, trained)
+    assert forecast.weights_bytes >= tensor_bytes([bundle.text_encoder, bundle.unet]) + 4 * trained
+    assert (
+        forecast.data_bytes + 9 * 4 * trained <= forecast.disk_bytes
+    )  # two states with moments and average, the decoder
+    assert forecast.data_seconds > 0
+    done = room.dry_run(bundle, decoder, CONFIG)
+    assert (done.stages[0].done, done.data_seconds) == (4, 0)  # it would only be read
+    refused(str(decoder), room.dry_run, bundle, decoder, replace(CONFIG, lr=0.5))
+
+
+@pytest.mark.parametrize(("call", "config"), [(distil, STUDENT), (distil_decoder, CONFIG), (room.dry_run, CONFIG)])
+def test_what_cannot_work_here_is_refused_before_any_work(call, config, tiny_fused, tmp_path, monkeypatch):
+    bundle, out = load_bundle(tiny_fused), tmp_path / "out"
+    refused("multiple of 3", call, bundle, out, replace(config, compute=Compute(accumulate=3)))
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        refused("bf16", call, bundle, out, config)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    refused("tensorboard", call, bundle, out, replace(config, tensorboard=True), error=DiveError)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_decoder_of_another_autoencoder_and_damaged_ones_are_refused(decoder, tiny_base, tiny_fused, tmp_path):

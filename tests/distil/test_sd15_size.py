@@ -25,8 +25,8 @@ def test_a_step_of_stable_diffusions_size_fits_a_card_of_24_gb(monkeypatch):
     config = DistilConfig(batch=4, compute=Compute(checkpointing=True))
     trainer = StudentTrainer(bundle, config, device="meta")
     with torch.device("meta"):
-        lora = trainer.add_student()
-    trajectories = trainer.teacher.trajectories_of(torch.zeros(4, 4, 4, 64, 32, dtype=torch.float16))
+        lora = trainer.parameters()
+    trajectories = {"states": torch.zeros(4, 4, 4, 64, 32, dtype=torch.float16)}
     with PeakMemory() as memory:
         loss, errors = trainer.error(trajectories, range(4))
         loss.backward()

@@ -7,14 +7,17 @@ import pytest
 import torch
 
 from dive_fast.distil.distil import distil
-from dive_fast.distil.trainer import StudentTrainer, phase_config
+from dive_fast.distil.trainer import StudentTrainer
 from dive_fast.models import fuse, load_bundle, merge_identities, save_bundle, taught_by
 from dive_fast.models.bundle import ModelBundle
 from dive_fast.models.student import check_sampling, read_student
 from dive_fast.sampling import Schedule, dpmpp_2m, initial_noise
 from dive_fast.sampling.config import Sampling
-from dive_fast.train.loop import TrainState
+from dive_fast.synth.choose import PlannedModel, choose
+from dive_fast.synth.config import PlanConfig
+from dive_fast.train.loop import PhaseConfig, TrainState
 from dive_fast.types import Identity
+from tests.support.cli import last_json
 from tests.support.distilling import CONFIG
 from tests.support.models import assert_same_tensors
 from tests.support.refusals import refused
@@ -26,15 +29,15 @@ OWN = Sampling(steps=2, guidance=1.0)
 
 def trainer_of(folder, config=CONFIG):
     trainer = StudentTrainer(load_bundle(folder), config)
-    return trainer, trainer.teacher.trajectories_of(trainer.teacher.solve(range(config.batch)))
+    return trainer, trainer.teacher.solve(range(config.batch))
 
 
 def test_one_unguided_step_of_the_teacher_is_learnt_before_any_training(tiny_fused):
     config = replace(CONFIG, student_steps=1, teacher_steps=1, guidance=1.0)
     trainer, trajectories = trainer_of(tiny_fused, config)
-    trainer.add_student()
+    trainer.parameters()
     loss, _ = trainer.error(trajectories, range(config.batch))
-    assert loss < (trajectories.states.float().abs().max() * 2**-11) ** 2  # float16's rounding of the states
+    assert loss < (trajectories["states"].float().abs().max() * 2**-11) ** 2  # float16's rounding of the states
 
 
 @pytest.mark.parametrize("states", ["own", "teacher"])
@@ -43,23 +46,24 @@ def test_the_error_is_that_of_ddims_step_from_the_named_state(tiny_fused, states
     from diffusers import DDIMScheduler
 
     trainer, trajectories = trainer_of(tiny_fused, replace(CONFIG, states=states))
-    trainer.add_student()
+    trainer.parameters()
     _, numbers = trainer.error(trajectories, range(4))
     scheduler = DDIMScheduler.from_config(
-        trainer.sampler.bundle.scheduler_config, clip_sample=False, set_alpha_to_one=True
+        trainer.drawings.sampler.bundle.scheduler_config, clip_sample=False, set_alpha_to_one=True
     )
     scheduler.set_timesteps(2)
-    text, index = trainer.teacher.prompts.encode(trainer.sampler.text, trajectories.prompts(range(4)))
-    latents = trajectories.noise(range(4))
+    teacher = trainer.teacher
+    text, index = teacher.encoder.encode(teacher.sampler.text, teacher.prompts(range(4)))
+    latents = teacher.noise(range(4))
     for k, timestep in enumerate(scheduler.timesteps):
         with torch.no_grad():
             found = trainer.bundle.unet(latents, timestep, text[index]).sample
         landed = scheduler.step(found, timestep, latents).prev_sample
         now, then = (scheduler.alphas_cumprod[timestep], scheduler.alphas_cumprod[499]) if k == 0 else (None, 1.0)
         share = (then.sqrt() - now.sqrt() * ((1 - then) / (1 - now)).sqrt()) if k == 0 else 1.0
-        error = ((landed - trajectories.states[:, k].float()) / share).square().mean()
+        error = ((landed - trajectories["states"][:, k].float()) / share).square().mean()
         torch.testing.assert_close(numbers[f"step{k + 1}"], error, rtol=1e-3, atol=1e-6)
-        latents = landed if states == "own" else trajectories.states[:, k].float()
+        latents = landed if states == "own" else trajectories["states"][:, k].float()
 
 
 @pytest.mark.slow
@@ -67,8 +71,8 @@ def test_training_brings_the_student_to_the_teacher(tiny_fused):
     config = replace(CONFIG, steps=40, lr=5e-3, rank=8)
     trainer, trajectories = trainer_of(tiny_fused, config)
     train = TrainState(
-        phase_config(config, None, "", False),
-        [{"params": trainer.add_student()}],
+        PhaseConfig.of(config, "distil", None, config.steps, config.lr, "", False),
+        [{"params": trainer.parameters()}],
         lambda step: trainer.error(trajectories, range(4)),
     )
     losses = [float(train.step(step)[0]) for step in range(config.steps)]
@@ -137,9 +141,13 @@ def test_what_is_no_teacher_is_refused(student, tiny_base, tiny_fused, tmp_path)
 
 @pytest.mark.parametrize("change", [{"steps": 4}, {"guidance": 2.0}, {"guidance_interval": (0.3, 2.0)}])
 def test_a_student_samples_in_its_own_way_only(student, tiny_fused, change):
+    sampling, facts = replace(OWN, **change), (str(student), OWN.describe())
     check_sampling(student, OWN)
-    check_sampling(tiny_fused, replace(OWN, **change))
-    refused((str(student), OWN.describe()), check_sampling, student, replace(OWN, **change))
+    check_sampling(tiny_fused, sampling)
+    refused(facts, check_sampling, student, sampling)
+    planned = PlannedModel(load_bundle(tiny_fused).prompts, "f", (64, 32), student)  # as a command or a notebook plans
+    assert choose(planned, None, PlanConfig(mode="synthetic")).pids == ("0001", "0002", "0003")
+    refused(facts, choose, planned, None, PlanConfig(mode="synthetic", sampling=sampling))
 
 
 @pytest.mark.parametrize(
@@ -181,8 +189,9 @@ QUICK = "--teacher-steps 4 --trajectories 8 --steps 2 --batch 2 --rank 2 --stude
 @pytest.mark.slow
 def test_from_a_fused_model_to_a_students_pairs(tiny_fused, tiny_base, tmp_path, run, step):
     line = f"distil --model {tiny_fused} --out {tmp_path}/student {QUICK} --guidance 2"
-    code, out, _ = run(f"{line} --dry-run")
-    assert code == 0 and "nothing was written" in out and not list(tmp_path.iterdir())
+    code, out, _ = run(f"{line} --dry-run --json")
+    assert code == 0 and not list(tmp_path.iterdir())
+    assert {"trajectories", "memory_bytes", "disk_bytes", "seconds"} <= set(last_json(out))
     made = step(f"{line} --sheet-every 2 --plot {tmp_path}/losses.png")
     assert made["guidance"] == 2.0 and made["psnr"] > 0
     assert list((tmp_path / "student.training").glob("*.png")) and (tmp_path / "losses.png").stat().st_size
@@ -194,6 +203,9 @@ def test_from_a_fused_model_to_a_students_pairs(tiny_fused, tiny_base, tmp_path,
     made = step(f"synth --plan {tmp_path}/plan.json --engine {tmp_path}/student --out {tmp_path}/pairs --device cpu")
     assert made["pairs"] == 1
     line = f"distil-decoder --model {tmp_path}/student --out {tmp_path}/tiny --images 2 --steps 1 --batch 2 --width 8"
+    code, out, _ = run(f"{line} --device cpu --dry-run --json")
+    assert code == 0 and not (tmp_path / "tiny").exists() and not (tmp_path / "tiny.training").exists()
+    assert {"images", "memory_bytes", "disk_bytes", "seconds"} <= set(last_json(out))
     assert step(f"{line} --device cpu")["width"] == 8
     code, _, error = run(f"bench --engine {tmp_path}/student --steps 5 --device cpu")
     assert code == 2 and "student" in error

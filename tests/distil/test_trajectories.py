@@ -11,7 +11,7 @@ from dive_fast.sampling import Schedule
 from tests.support.distilling import CONFIG
 from tests.support.refusals import refused
 from tests.support.sampling import diffusers_scheduler
-from tests.support.tiny import SCHEDULER_CONFIG
+from tests.support.tiny import LATENT_SHAPE, SCHEDULER_CONFIG
 
 GUIDANCE = 3.0
 
@@ -24,13 +24,12 @@ def teacher(tiny_fused):
 
 def test_states_are_those_of_diffusers_guided_solver_at_the_students_times(teacher):
     bundle, positions = teacher.sampler.bundle, [3, 11]
-    states = teacher.solve(positions)
-    assert states.shape == (2, CONFIG.student_steps, *teacher.shape) and states.dtype == torch.float16
-    trajectories = teacher.trajectories_of(states)
+    states = teacher.solve(positions)["states"]
+    assert states.shape == (2, CONFIG.student_steps, *LATENT_SHAPE) and states.dtype == torch.float16
     scheduler = diffusers_scheduler({**SCHEDULER_CONFIG, "timestep_spacing": "trailing"}, CONFIG.teacher_steps)
-    ids = [bundle.prompts.prompt(*key) for key in trajectories.prompts(positions)]
+    ids = [bundle.prompts.prompt(*key) for key in teacher.prompts(positions)]
     tokens = bundle.tokenizer(["", "", *ids], padding="max_length", return_tensors="pt").input_ids
-    latents, times = trajectories.noise(positions), list(scheduler.timesteps)
+    latents, times = teacher.noise(positions), list(scheduler.timesteps)
     with torch.no_grad():
         text = bundle.text_encoder(tokens).last_hidden_state
         for number, timestep in enumerate(times, start=1):
@@ -55,25 +54,25 @@ def test_each_round_has_every_prompt_once(teacher):
     count = len(teacher.keys)
     assert count == 9
     for first in (0, count):
-        assert sorted(teacher.rows(range(first, first + count))) == list(range(count))
-    assert teacher.rows(range(count)) != teacher.rows(range(count, 2 * count))
+        assert sorted(teacher.prompts(range(first, first + count))) == sorted(teacher.keys)
+    assert teacher.prompts(range(count)) != teacher.prompts(range(count, 2 * count))
 
 
 def test_a_lost_block_comes_back_and_others_are_kept(teacher, tmp_path):
-    whole = teacher.trajectories(tmp_path, progress=False)
-    assert len(whole.states) == CONFIG.trajectories + 32
+    whole = teacher.blocks.kept(tmp_path, progress=False)
+    assert len(whole["states"]) == CONFIG.trajectories + 32
     first, second, _ = sorted(tmp_path.iterdir())
     lost, kept = second.read_bytes(), first.stat().st_mtime_ns
     second.unlink()
-    again = teacher.trajectories(tmp_path, progress=False)
-    assert torch.equal(whole.states, again.states)
+    again = teacher.blocks.kept(tmp_path, progress=False)
+    assert torch.equal(whole["states"], again["states"])
     assert second.read_bytes() == lost and first.stat().st_mtime_ns == kept
 
 
 def test_blocks_of_another_guidance_are_refused(teacher, tiny_fused, tmp_path):
-    teacher.trajectories(tmp_path, progress=False)
+    teacher.blocks.kept(tmp_path, progress=False)
     other = Teacher(load_bundle(tiny_fused), CONFIG, GUIDANCE + 1, ["0001", "0002", "0003"])
-    refused("trajectories-00000", other.trajectories, tmp_path, progress=False)
+    refused("trajectories-00000", other.blocks.kept, tmp_path, progress=False)
 
 
 def test_teacher_steps_are_a_multiple_of_the_students():

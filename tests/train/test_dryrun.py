@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dive_fast.models import load_bundle
-from dive_fast.train import personalize as room
+from dive_fast.train import run as room
 from dive_fast.train import trainer
 from dive_fast.train.config import PersonalizeConfig, Prior, Samples
 from dive_fast.train.dryrun import dry_run
@@ -36,7 +36,7 @@ CONFIG = PersonalizeConfig(
 def test_a_dry_run_writes_nothing_and_says_what_the_run_takes(base, learn, photos, tmp_path, monkeypatch):
     forecast = dry_run(load_bundle(base), photos, tmp_path / "adapter", CONFIG)
     assert not list(tmp_path.iterdir())
-    assert (forecast.photos, forecast.people, forecast.cameras) == (14, 4, ("cam1", "cam3"))
+    assert [forecast.numbers[name] for name in ("photos", "people", "cameras")] == [14, 4, ["cam1", "cam3"]]
     steps = [(phase.name, phase.steps, phase.done) for phase in forecast.stages]
     assert steps == [("identities", 12, 0), ("personalize", 23, 0)]
     assert forecast.stages[0].trainable == 4 * 32
@@ -51,7 +51,7 @@ def test_a_dry_run_writes_nothing_and_says_what_the_run_takes(base, learn, photo
         kept = [*states[phase.name]["average"], *(m[name] for m in moments for name in ("exp_avg", "exp_avg_sq"))]
         assert phase.optimizer_bytes == sum(tensor.nbytes for tensor in kept)
         assert phase.seconds > 0
-    assert forecast.latents_bytes == encode_photos(load_bundle(base), photos, progress=False).latents.nbytes
+    assert forecast.data_bytes == encode_photos(load_bundle(base), photos, progress=False).latents.nbytes
     written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
     assert 0.01 * written < written - 10_000 < forecast.disk_bytes  # at most, states and class photos included
     real(tmp_path / "adapter.training")
@@ -71,8 +71,8 @@ def test_expected_views_are_those_of_the_draws(photos):
 
 def test_people_that_are_hardly_seen_are_counted(base, photos, tmp_path):
     forecast = dry_run(load_bundle(base), photos, tmp_path / "a", replace(CONFIG, identity_steps=0, steps=1, batch=2))
-    assert forecast.seen == pytest.approx((0.5, 0.25, 1 / 3 + 0.25))
-    assert forecast.hardly_seen == 4
+    assert forecast.numbers["seen"] == pytest.approx((0.5, 0.25, 1 / 3 + 0.25))
+    assert forecast.numbers["hardly_seen"] == 4
     assert "4 identities have less than one view" in forecast.text()
 
 
@@ -91,7 +91,7 @@ def test_a_dry_run_of_a_stopped_run_counts_what_is_left(base, learn, photos, tmp
         learn(photos, tmp_path / "adapter", CONFIG)
     forecast = dry_run(load_bundle(base), photos, tmp_path / "adapter", CONFIG)
     assert [phase.done for phase in forecast.stages] == [12, 10]
-    left = forecast.seconds - forecast.encode_seconds
+    left = forecast.seconds - forecast.data_seconds
     assert left == pytest.approx(13 * forecast.stages[1].seconds)
     refused(r"identities\.state", dry_run, load_bundle(base), photos, tmp_path / "adapter", replace(CONFIG, seed=1))
 
@@ -109,8 +109,8 @@ def test_latents_of_a_prepared_set_are_timed_without_encoding(base, photos, tmp_
     latents = encode_photos(load_bundle(base), photos, progress=False)
     monkeypatch.setattr(trainer, "encode_photos", None)
     forecast = dry_run(load_bundle(base), latents, tmp_path / "a", CONFIG)
-    assert forecast.encode_seconds == 0
-    assert forecast.photos == len(samples_of(latents)) == 14
+    assert forecast.data_seconds == 0
+    assert forecast.numbers["photos"] == len(samples_of(latents)) == 14
 
 
 def test_few_photos_are_of_both_modalities(photos):

@@ -15,7 +15,7 @@ from dive_fast.train.loop import (
     PhaseConfig,
     TrainState,
     batch_indices,
-    cosine_lr,
+    learning_rate,
     run_phase,
 )
 from dive_fast.train.parallel import my_rows
@@ -41,12 +41,35 @@ def test_a_batch_larger_than_the_set_goes_around():
 
 
 def test_cosine_rate_warms_up_peaks_and_ends_at_its_floor():
-    rates = [cosine_lr(step, 100, 2.0, warmup=10, floor=0.01) for step in range(100)]
+    rates = [learning_rate(step, 100, 2.0, warmup=10, floor=0.01) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == pytest.approx(2.0)
     assert max(rates) == pytest.approx(2.0)
-    assert cosine_lr(100, 100, 2.0, warmup=10, floor=0.01) == pytest.approx(0.02)
-    assert cosine_lr(55, 100, 2.0, warmup=10, floor=0.0) == pytest.approx(1.0)
+    assert learning_rate(100, 100, 2.0, warmup=10, floor=0.01) == pytest.approx(0.02)
+    assert learning_rate(55, 100, 2.0, warmup=10, floor=0.0) == pytest.approx(1.0)
+
+
+def test_constant_rate_warms_up_and_stays():
+    rates = [learning_rate(step, 6, 2.0, warmup=4, scheduler="constant") for step in range(6)]
+    assert rates == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert {learning_rate(step, 6, 5e-5, warmup=0, scheduler="constant") for step in range(6)} == {5e-5}
+
+
+def test_a_phase_trains_at_the_rate_of_its_scheduler(tmp_path):
+    """AdamW's first step from 0, of gradient 1, is the rate; so is each later one, by its moments of equal gradients."""
+    moved = {}
+    for scheduler in ("cosine", "constant"):
+        weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        phase = PhaseConfig("p", tmp_path, 3, 0.5, warmup=0, save_every=9, lr_scheduler=scheduler)
+        train = TrainState(phase, [{"params": [weight], "weight_decay": 0.0}], lambda step, w=weight: (w.sum(), {}))
+        moved[scheduler] = []
+        for step in range(3):
+            before = weight.item()
+            train.step(step)
+            moved[scheduler].append(before - weight.item())
+    assert moved["constant"] == pytest.approx([0.5, 0.5, 0.5], rel=1e-6)
+    cosine = [0.5 * (0.01 + 0.99 * share) for share in (1.0, 0.75, 0.25)]  # (1 + cos of 0, 60 and 120 degrees) / 2
+    assert moved["cosine"] == pytest.approx(cosine, rel=1e-6)
 
 
 def test_moving_average_follows_its_formula():

@@ -22,7 +22,8 @@ def test_dive_as_its_public_code_runs_it():
     """arXiv 2503.12472 and its repository: the table of the method."""
     dive = recipe("dive")
     assert (dive.rank, dive.steps, dive.batch, dive.identity_steps) == (128, 400_000, 16, 0)
-    assert (dive.lora_lr, dive.token_lr, dive.warmup, dive.weight_decay) == (5e-5, 5e-5, 0, 1e-2)
+    assert (dive.lora_lr, dive.token_lr, dive.weight_decay) == (5e-5, 5e-5, 1e-2)
+    assert (dive.lr_scheduler, dive.warmup) == ("constant", 0)
     assert dive.compute.mixed_precision == "fp16"
     assert (dive.bare_code, dive.empty_captions, dive.text_noise) == (0.5, 0, 0)  # half bare codes, no empty caption
     assert (dive.weighting, dive.noisy_fraction, dive.prior.prior_weight) == ("plain", 0.5, 0)  # plain MSE

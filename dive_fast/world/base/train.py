@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dive_fast.distributed import first_rank_first, leading
-from dive_fast.io import atomic_path, atomic_write, sha256_bytes, write_json
+from dive_fast.distributed import check_launcher, first_rank_first, leading
+from dive_fast.io import atomic_write, sha256_bytes, write_json
 from dive_fast.models.bundle import ModelBundle, is_written_here, load_bundle, save_bundle
-from dive_fast.models.files import write_tensors
+from dive_fast.models.files import kept_tensors
 from dive_fast.outputs import output_folder
 from dive_fast.sampling.config import Sampling
 from dive_fast.train.curves import Curve, plot_curves
+from dive_fast.train.parallel import my_rows
 from dive_fast.train.samples import ImageSampler
 from dive_fast.types import InputError
 from dive_fast.world.base.config import BaseTrainConfig
@@ -46,6 +47,9 @@ def train_base(
     """
     import torch
 
+    check_launcher(config.unet.precision, "--unet-precision")
+    for network in (config.vae, config.text, config.unet):
+        my_rows(network.batch)  # refuses one that the processes cannot share, before hours of work
     with first_rank_first():
         start = None if config.init_from is None else load_bundle(config.init_from)
         _claim(work, config, start)
@@ -89,9 +93,12 @@ def _new_vae(config: BaseTrainConfig, work: Path, device: str) -> AutoencoderKL:
 
 def _photos(seed: int, config: BaseTrainConfig, vae: AutoencoderKL, work: Path) -> tuple[list[str], torch.Tensor]:
     """The UNet's captions and scaled latents float32 [N, C, h, w], stored in `work`."""
-    from safetensors.torch import load_file
-
     path = work / "latents.safetensors"
+
+    def encoded() -> dict[str, torch.Tensor]:
+        latents = encode_latents(vae, photos.images, config.unet.precision, progress=True)
+        return {"latents": latents * vae.config.scaling_factor}
+
     with first_rank_first():
         photos = cached_images(
             work / "unet-images.npz",
@@ -100,11 +107,7 @@ def _photos(seed: int, config: BaseTrainConfig, vae: AutoencoderKL, work: Path) 
             monochrome_fraction=config.monochrome,
             noise_fraction=0.5,
         )
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                latents = encode_latents(vae, photos.images, config.unet.precision, progress=True)
-                write_tensors(temporary, {"latents": latents * vae.config.scaling_factor})
-        return photos.captions, load_file(path)["latents"]
+        return photos.captions, kept_tensors(path, encoded)["latents"]
 
 
 def _write_pictures(bundle: ModelBundle, work: Path, out: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dive_fast.io import atomic_encode, atomic_path
-from dive_fast.models.files import write_tensors
+from dive_fast.io import atomic_encode
+from dive_fast.models.files import kept_tensors
 from dive_fast.train.config import Precision
 from dive_fast.train.loop import Loss
 from dive_fast.train.photos import to_pixels, to_signal
@@ -34,16 +34,15 @@ _BATCH = 32  # images that are encoded or decoded at once
 def start_vae(images: np.ndarray, shape: BaseShape, seed: int, path: Path) -> AutoencoderKL:
     """Returns the autoencoder with its final encoder and an untrained decoder, stored in `path` for later phases."""
     import torch
-    from safetensors.torch import load_file
 
     torch.manual_seed(seed)
     vae = new_vae(shape)
-    if not path.exists():
+
+    def make() -> dict[str, torch.Tensor]:
         start_from_components(vae, images[:_START_IMAGES])
-        scale = 1 / encode_latents(vae, images[:_START_IMAGES]).std()
-        with atomic_path(path) as temporary:
-            write_tensors(temporary, {**vae.state_dict(), "scaling_factor": scale})
-    tensors = load_file(path)
+        return {**vae.state_dict(), "scaling_factor": 1 / encode_latents(vae, images[:_START_IMAGES]).std()}
+
+    tensors = kept_tensors(path, make)
     vae.register_to_config(scaling_factor=round(float(tensors.pop("scaling_factor")), 4))
     vae.load_state_dict(tensors)
     return vae

@@ -154,6 +154,14 @@ def test_a_base_learns_on_with_its_autoencoder_kept(tmp_path):
     refused("--work", train_base, CONFIG, tmp_path / "third", tmp_path / "more")
 
 
+def test_a_launcher_and_a_batch_that_cannot_work_are_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("dive_fast.train.parallel.rank_and_size", lambda: (0, 3))
+    refused("batch of 2 .*3", train_base, CONFIG, tmp_path / "out", tmp_path / "work")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    refused("--unet-precision bf16", train_base, CONFIG, tmp_path / "out", tmp_path / "work")
+    assert not list(tmp_path.iterdir())
+
+
 def test_bindings_tie_words_to_the_noun_of_their_phrase():
     said = dict(bindings("a photo of a tall pale person , red over blue cotton coat with white logo , dim warm indoor"))
     assert said == {
