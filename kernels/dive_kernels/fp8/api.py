@@ -23,12 +23,15 @@ def product(
     """Returns (`x` * `x_scale`) @ (`weight` * `weight_scale`).T of e4m3 numbers: [M, K], [N, K], [M, 1], [1, N] -> [M, N].
 
     `auto` takes torch's kernels ("library") on a GPU and their emulation ("reference") elsewhere. "library" accumulates as
-    fast as the chip does, in about 14 bits on 9.0 (DeepSeek-V3, arXiv 2412.19437): less than e4m3 rounds.
+    fast as the chip does, in about 14 bits on 9.0 (DeepSeek-V3, arXiv 2412.19437), and rounds the result to bfloat16
+    first: both are less than e4m3 rounds. bfloat16 is the one type that torch's row-wise kernels always write: where
+    CUTLASS's are taken (8.9, 10.0, CUDA before 12.9), fp16 is refused, or holds the bits of bfloat16 (pytorch#187569).
     """
     choose("fp8.product", impl, IMPLS)
     if not _by_library(impl, x):
         return product_reference(x, weight, x_scale, weight_scale, dtype)
-    return torch._scaled_mm(x, weight.T, x_scale, weight_scale, out_dtype=dtype, use_fast_accum=True)
+    made = torch._scaled_mm(x, weight.T, x_scale, weight_scale, out_dtype=torch.bfloat16, use_fast_accum=True)
+    return made.to(dtype)
 
 
 def convolution(
