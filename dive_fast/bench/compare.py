@@ -12,7 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +74,11 @@ def other_tree(ref: str, target: Path, source: Path = SOURCE) -> str:
     if found is None:
         raise InputError(f"--compare {shown(ref)} names no commit of {source}; give a branch, a tag or a hash")
     commit = found.decode().strip()
-    archive = _git(source, "archive", "--format=tar", commit)
+    archive = _git(source, "archive", "--format=zip", commit)
     if archive is None:
         raise DiveError(f"--compare: git archive of {commit[:12]} failed; fetch the whole history of the checkout")
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(target, filter="data")
+    with zipfile.ZipFile(io.BytesIO(archive)) as unpacked:
+        unpacked.extractall(target)
     return commit
 
 

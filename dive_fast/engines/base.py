@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dive_fast.sampling import repeated
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, shown
@@ -83,7 +84,8 @@ class Engine(Protocol):
     def batches_of(self, images: int) -> AbstractContextManager[None]:
         """Announces a run whose batches hold `images` images, but for smaller ones at its end.
 
-        Inside, an engine that compiles for each size may pad the smaller ones.
+        Inside, smaller ones are padded: libraries choose kernels by size, so an image would be rounded otherwise where a
+        rerun computes it beside fewer others. An engine that compiles for each size compiles once.
         """
 
     def describe(self) -> str:
@@ -155,7 +157,7 @@ class EngineBase:
     runs_on: str
     chosen: str
     check_finite: bool = False
-    batch: int = 0  # images that batches hold, inside of `batches_of`
+    batch: int = 0  # images that batches hold, inside of `batches_of`; 0 outside
     folder: Path | None = None  # that `load_engine` opened
 
     @property
@@ -181,12 +183,20 @@ class EngineBase:
         self._check_rows(len(prompt_index), "UNet")
         if int(prompt_index.min()) < 0 or int(prompt_index.max()) >= len(states):
             raise InputError(f"UNet: prompt_index reaches outside the {len(states)} prompts of the conditioning")
-        out = self._unet(latents.to(self.device), timestep, states, prompt_index)
+        images = len(latents)
+        index = self._whole(prompt_index.view(-1, images).T).T.flatten()  # [R, k x B], as `eps` says
+        out = self._unet(self._whole(latents.to(self.device)), timestep, states, index)
+        out = out.unflatten(0, (-1, max(images, self.batch)))[:, :images].flatten(0, 1)
         return self._checked("unet", out, latents, f" at timestep {timestep}").to(latents.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         self._check_latents(latents, "VAE decoder")
-        return torch.cat([self._decoded(part) for part in torch.split(latents, self._decoded_images(len(latents)))])
+        parts = torch.split(self._whole(latents), self._decoded_images(len(latents)))
+        return torch.cat([self._decoded(part) for part in parts])[: len(latents)]
+
+    def _whole(self, given: Tensor) -> Tensor:
+        """Inside of `batches_of`, pads [B, ...] with zeros to a whole batch; a zero in an index is its first entry."""
+        return padded(given, max(len(given), self.batch))
 
     def _decoded(self, latents: Tensor) -> Tensor:
         images = self._decoder(latents.to(self.device) / self.geometry.scaling_factor)
@@ -213,7 +223,7 @@ class EngineBase:
             )
         self._check_rows(len(images), "VAE encoder")
         pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 255 * 2 - 1
-        mean = self._checked("vae_encoder", self._encoder(pixels))
+        mean = self._checked("vae_encoder", self._encoder(self._whole(pixels))[: len(images)])
         return (mean * self.geometry.scaling_factor).to(images.device)
 
     def unsupported(self, request: Request) -> list[str]:
@@ -285,6 +295,11 @@ class EngineBase:
 
     def _encoder(self, pixels: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+def padded(tensor: Tensor, count: int) -> Tensor:
+    """Pads [n, ...] with zeros to `count` rows."""
+    return functional.pad(tensor, (*(0, 0) * (tensor.ndim - 1), 0, count - len(tensor)))
 
 
 def row_inputs(latents: Tensor, states: Tensor, prompt_index: Tensor) -> tuple[Tensor, Tensor]:

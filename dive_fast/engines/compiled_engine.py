@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from dive_fast.engines.base import Conditioning, Engine, on_device
+from dive_fast.engines.base import Conditioning, Engine, on_device, padded
 from dive_fast.engines.compile_cache import keep_compiled
 from dive_fast.engines.registry import Choice, installed
 from dive_fast.engines.torch_engine import TorchEngine, opening
@@ -41,8 +40,8 @@ REMEDY = "open the folder with --backend torch"
 class CompiledEngine(TorchEngine):
     """Takes the bundle's modules over, as `TorchEngine`; UNet and VAE decoder are compiled.
 
-    Only `row_counts` are compiled; calls are padded to the next one. Inside of `batches_of`, every smaller batch is padded
-    to that size, so a run compiles each network once (the UNet twice if guidance has an interval). `compiler` is a backend
+    Only `row_counts` are compiled; calls are padded to the next one. Inside of `batches_of` that batch's size is compiled,
+    so a run compiles each network once (the UNet twice if guidance has an interval). `compiler` is a backend
     of torch.compile. With `graphs`, UNet calls are captured as CUDA graphs after compilation, and replayed.
     """
 
@@ -143,8 +142,8 @@ class CompiledEngine(TorchEngine):
             self._images(latents, room),
             torch.full((1,), timestep, dtype=torch.int64, device=self.device),
             states,
-            _padded(on_device(prompt_index, self.device), count),
-            _padded(image_index, count),
+            padded(on_device(prompt_index, self.device), count),
+            padded(image_index, count),
         )
 
     def _decoder(self, latents: Tensor) -> Tensor:
@@ -156,14 +155,14 @@ class CompiledEngine(TorchEngine):
 
     def _room(self, images: int, each: int) -> tuple[int, int]:
         """Returns the images and the rows to compute for `images` of `each` rows; `EngineBase` refuses too many rows."""
-        if self.batch >= images:
-            return self.batch, self.batch * each
+        if images == self.batch:
+            return images, images * each
         count = next(count for count in self.spec.row_counts if count >= images * each)
         return -(-count // each), count
 
     def _images(self, latents: Tensor, count: int) -> Tensor:
-        padded = _padded(latents.to(self.dtype), count)
-        return padded.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else padded
+        whole = padded(latents.to(self.dtype), count)
+        return whole.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else whole
 
     def _compiled(self, what: str, network: Callable[..., Any], feeds: tuple[Any, ...]) -> Any:
         """Runs the network, compiled at the first call of these shapes; raises `DiveError` if compilation fails."""
@@ -263,9 +262,3 @@ class Replay:
                 own.copy_(given, non_blocking=True)
         self._graph.replay()
         return self._out.clone()
-
-
-def _padded(tensor: Tensor, count: int) -> Tensor:
-    """Pads [n, ...] with zeros to `count` rows; a zero in an index is its first entry."""
-    sides = (0, 0) * (tensor.ndim - 1)
-    return functional.pad(tensor, (*sides, 0, count - len(tensor)))

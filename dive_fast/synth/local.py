@@ -162,7 +162,8 @@ class _Run:
 
         self._plan, self._engine, self._store, self._clock, self._numbers = plan, engine, store, clock, numbers
         self._renderer = Renderer(engine, plan, clock)
-        self._size = plan.sampling.images(rows)
+        # No larger than the plan: smaller batches are padded to it.
+        self._size = min(plan.sampling.images(rows), len(plan.pairs) * len(plan.sides))
         self._shards: dict[int, _OpenShard] = {}  # claimed and not recorded yet
         self.images = self.rejected = 0
         self.lost: set[str] = set()

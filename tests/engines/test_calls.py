@@ -71,7 +71,28 @@ def test_many_images_are_decoded_in_equal_parts(tiny_fused: Path, monkeypatch: p
     calls.clear()
     with engine.batches_of(4):
         engine.decode(latents[:3])
-    assert calls == [2, 1]
+    assert calls == [2, 2]
+
+
+def test_a_smaller_batch_of_a_run_is_rounded_as_the_whole_one(tiny_fused: Path) -> None:
+    """Libraries choose kernels by size: bit for bit, with guidance and without, photos too."""
+    engine = load_engine(tiny_fused, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    embeddings, latents = torch.randn(3, 77, TEXT_WIDTH, generator=generator), torch.randn(7, *LATENT_SHAPE)
+    photos = torch.randint(0, 256, (7, HEIGHT, WIDTH, 3), dtype=torch.uint8, generator=generator)
+    bank = engine.condition(embeddings)
+    guided = torch.tensor([0] * 7 + [1, 2, 1, 2, 1, 2, 1])
+    with engine.batches_of(7):
+        both, plain = engine.eps(latents, 500, bank, guided), engine.eps(latents, 500, bank, guided[7:])
+        pictures, codes = engine.decode(latents), engine.encode(photos)
+        for images in (1, 2, 3):
+            some = slice(7 - images, 7)  # at another place in the batch
+            index = torch.cat([guided[:7][some], guided[7:][some]])
+            part = engine.eps(latents[some], 500, bank, index)
+            assert torch.equal(part, torch.cat([both[:7][some], both[7:][some]]))
+            assert torch.equal(engine.eps(latents[some], 500, bank, guided[7:][some]), plain[some])
+            assert torch.equal(engine.decode(latents[some]), pictures[some])
+            assert torch.equal(engine.encode(photos[some]), codes[some])
 
 
 def test_check_finite_names_network_timestep_rows_and_layer(tiny_engine: Path, tmp_path: Path) -> None:
