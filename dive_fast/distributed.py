@@ -39,6 +39,16 @@ def process_group(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def check_device(device: str) -> None:
+    """Raises `InputError` for a GPU where torch sees none."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(
+            f"--device {device}: torch {torch.__version__} sees no GPU; dive-fast doctor says what is missing"
+        )
+
+
 def rank_and_size() -> tuple[int, int]:
     """Returns rank and world size; (0, 1) outside a process group."""
     import torch.distributed as dist

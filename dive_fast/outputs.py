@@ -55,6 +55,8 @@ def begins_with(start: bytes) -> Kind:
     """The kind of files that begin with `start`."""
 
     def is_one(path: Path) -> bool:
+        if not path.is_file():
+            return False
         with open(path, "rb") as stream:
             return stream.read(len(start)) == start
 

@@ -100,6 +100,11 @@ def open_subject(choice: Choice, config: BenchConfig, work: Path, log: Log) -> S
     out = work / f"engine-{exact}"
     most = max(*config.rows, config.baseline_rows if config.has_baselines else 1)
     own: Any = "fp32" if backend == OPENVINO.name else exact  # which it can run in bf16
+    if own not in DTYPES:
+        raise InputError(
+            f"--precision {own}: {backend} runs a fused model in {', '.join(DTYPES)}; give a --backend that reads fused"
+            " models, or an --engine from dive-fast quantize"
+        )
     export_engine(model, out, most, check=False, options=GraphOptions(precision=own))
     return Subject(name, load_engine(out, backend, where, choice.threads, precision=exact), out, model)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from dive_fast.data.sets import SetSpec, parse_set
 from dive_fast.engines.registry import choices
 from dive_fast.environment.packages import backends_here
-from dive_fast.io import sha256_file
+from dive_fast.io import is_empty, sha256_file
 from dive_fast.sampling.config import PRESETS
 from dive_fast.settings import OneOf, PositiveInt, Reads
 from dive_fast.types import DiveError, InputError
@@ -109,10 +109,11 @@ def torch_device(device: str) -> str:
     """Returns the device that torch computes on; raises `InputError` for a GPU that torch does not see."""
     import torch
 
+    from dive_fast.distributed import check_device
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device cuda: torch {torch.__version__} sees no GPU; dive-fast doctor says what is missing")
+    check_device(device)
     return device
 
 
@@ -128,9 +129,11 @@ class Training:
         if plot is not None:
             import matplotlib  # noqa: F401  # a missing one is told now
 
-            from dive_fast.outputs import PNG, check_new
+            from dive_fast.outputs import PNG
 
-            check_new(plot, PNG, overwrite=record.is_file())  # a finished run draws anew
+            redrawn = record.is_file() and PNG(plot)  # by a finished run
+            if plot.is_dir() or not (redrawn or is_empty(plot)):
+                raise InputError(f"--plot {plot} exists and is kept; name another file")
 
     def run(self, learn: Callable[[], R], forecast: Callable[[], Forecast]) -> R | None:
         """Trains and draws the losses, or reports a dry run; returns what the first process is to report."""

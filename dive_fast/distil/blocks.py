@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 BLOCK = 32  # rows of a file
 _BYTES = {"float16": 2, "uint8": 1}
+_TYPES = {"float16": "F16", "uint8": "U8"}  # as safetensors calls them
 _RUN = "dive_fast"
+_OTHER = "{} does not hold what this model and these settings make; delete it and rerun"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Blocks:
         """Makes what `work` lacks and returns all; a block of another run raises `InputError`."""
         import torch
 
+        self.missing(work)  # refuses a block of another run before any is made
         rank, size = rank_and_size()
         blocks = self._files(work)
         mine = list(blocks.items())[rank::size]
@@ -68,8 +71,12 @@ class Blocks:
         return made, few, (time.perf_counter() - begun) / few
 
     def missing(self, work: Path) -> int:
-        """Returns the number of rows that `work` lacks."""
-        return sum(len(rows) for path, rows in self._files(work).items() if not path.exists())
+        """Returns the number of rows that `work` lacks; a block of another run raises `InputError`."""
+        blocks = self._files(work)
+        there = {path: rows for path, rows in blocks.items() if path.exists()}
+        for path, rows in there.items():
+            self._check(path, len(rows))
+        return self.count - sum(map(len, there.values()))
 
     def _files(self, work: Path) -> dict[Path, range]:
         """The rows of each file."""
@@ -77,15 +84,23 @@ class Blocks:
         names = (f"{self.name}-{number:05d}.safetensors" for number in range(len(firsts)))
         return {work / name: range(at, min(at + BLOCK, self.count)) for name, at in zip(names, firsts, strict=True)}
 
-    def _read(self, path: Path, rows: int) -> Rows:
+    def _check(self, path: Path, rows: int) -> None:
+        """Raises `InputError` for a file of another run or of other tensors; reads its header only."""
         from safetensors import safe_open
 
         check_safetensors(path)
         with safe_open(path, framework="pt") as file:
-            ours = (file.metadata() or {}).get(_RUN) == self.run and set(file.keys()) == set(self.kinds)
-            found = {key: file.get_tensor(key) for key in self.kinds} if ours else {}
-        kinds = {key: (f"{tensor.dtype}", (*tensor.shape,)) for key, tensor in found.items()}
-        fits = kinds == {key: (f"torch.{dtype}", (rows, *shape)) for key, (dtype, shape) in self.kinds.items()}
-        if not fits or not all(bool(tensor.isfinite().all()) for tensor in found.values()):
-            raise InputError(f"{path} does not hold what this model and these settings make; delete it and rerun")
+            run, slices = (file.metadata() or {}).get(_RUN), {key: file.get_slice(key) for key in sorted(file.keys())}
+            kinds = {key: (part.get_dtype(), [*part.get_shape()]) for key, part in slices.items()}
+        ours = {key: (_TYPES[kind], [rows, *shape]) for key, (kind, shape) in self.kinds.items()}
+        if run != self.run or kinds != ours:
+            raise InputError(_OTHER.format(path))
+
+    def _read(self, path: Path, rows: int) -> Rows:
+        from safetensors.torch import load_file
+
+        self._check(path, rows)
+        found: Rows = load_file(path)
+        if not all(bool(tensor.isfinite().all()) for tensor in found.values()):
+            raise InputError(_OTHER.format(path))
         return found

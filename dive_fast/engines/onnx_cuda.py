@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from dive_fast.engines.onnx_facts import Facts, Sizes, attribute, live
+from dive_fast.engines.onnx_facts import Facts, Sizes, attribute, live, op_of
 
 DOMAIN = "com.microsoft"
 LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # the permutations to channels last and back
@@ -51,7 +51,7 @@ def fit_to_cuda(model: onnx.ModelProto) -> None:
     if any(one.domain == "" and one.version >= OPSET for one in model.opset_import):
         rewrites["GroupNormalization"] = group_norm
     keep: Callable[[Facts, NodeProto], list[NodeProto]] = lambda facts, node: []  # noqa: E731
-    nodes = [made for node in graph.node for made in rewrites.get(node.op_type, keep)(facts, node) or [node]]
+    nodes = [made for node in graph.node for made in rewrites.get(op_of(node), keep)(facts, node) or [node]]
     nodes = live([node for node in nodes if id(node) not in facts.dropped], facts.outputs)
     del graph.node[:]
     graph.node.extend(nodes)
@@ -62,26 +62,25 @@ def fit_to_cuda(model: onnx.ModelProto) -> None:
 
 def group_norm(facts: Facts, node: NodeProto) -> list[NodeProto]:
     """Returns GroupNorm on an image [B, C, H, W], or on one of tokens [B, C, L], with the SiLU behind it."""
-    image, scale = node.input[0], facts.vector(node.input[1])
-    rank = len(facts.sizes(image))
-    if scale is None or facts.vector(node.input[2]) is None:
+    (image, *weights), sizes = node.input, facts.sizes(node.input[0])
+    if facts.type_of(image) not in TYPES or len(sizes) not in (3, 4):
         return []
-    if facts.type_of(image) not in TYPES or rank not in (3, 4):
+    channels = sizes[1]
+    if isinstance(channels, str) or not all(facts.vector(name, channels) for name in weights):
         return []
-    channels = scale.dims[0]
     group = channels // attribute(node, "num_groups")
     if group % 2 or group > GROUP_MOST:
         return _norm_of_rows(facts, node)
     silu = _silu_behind(facts, node.output[0])
     facts.dropped |= {id(part) for part in silu}
     out = silu[-1].output[0] if silu else node.output[0]
-    if rank == 4:
+    if len(sizes) == 4:
         return _group_norm(facts, node, image, out, bool(silu))
-    wide, back = (facts.constant(f"{node.name}_{name}", to) for name, to in _tokens(channels).items())
+    wide, back = (facts.constant(f"{out}:{name}", to) for name, to in _tokens(channels).items())
     return [
-        helper.make_node("Reshape", [image, wide], [f"{out}_wide"]),
-        *_group_norm(facts, node, f"{out}_wide", f"{out}_normal", bool(silu)),
-        helper.make_node("Reshape", [f"{out}_normal", back], [out]),
+        helper.make_node("Reshape", [image, wide], [f"{out}:image"]),
+        *_group_norm(facts, node, f"{out}:image", f"{out}:normal", bool(silu)),
+        helper.make_node("Reshape", [f"{out}:normal", back], [out]),
     ]
 
 
@@ -91,13 +90,13 @@ def _tokens(channels: int) -> dict[str, list[int]]:
 
 def _group_norm(facts: Facts, node: NodeProto, image: str, out: str, silu: bool) -> list[NodeProto]:
     casts = [
-        helper.make_node("Cast", [name], [f"{out}_{part}"], to=TensorProto.FLOAT)
+        helper.make_node("Cast", [name], [f"{out}:{part}"], to=TensorProto.FLOAT)
         for name, part in zip(node.input[1:], ("scale", "bias"), strict=True)
     ]
     norm = helper.make_node(
         "GroupNorm",
-        [f"{out}_in", f"{out}_scale", f"{out}_bias"],
-        [f"{out}_out"],
+        [f"{out}:in", f"{out}:scale", f"{out}:bias"],
+        [f"{out}:out"],
         node.name,
         domain=DOMAIN,
         groups=attribute(node, "num_groups"),
@@ -111,7 +110,7 @@ def _group_norm(facts: Facts, node: NodeProto, image: str, out: str, silu: bool)
 def _silu_behind(facts: Facts, name: str) -> list[NodeProto]:
     """Returns the two nodes x -> sigmoid(x) -> x * sigmoid(x) if nothing else reads them, else none."""
     readers = facts.readers[name]
-    gates = [reader for reader in readers if reader.op_type == "Sigmoid"]
+    gates = [reader for reader in readers if op_of(reader) == "Sigmoid"]
     if len(readers) != 2 or len(gates) != 1 or name in facts.outputs:
         return []
     product = facts.only_reader(gates[0].output[0], "Mul")
@@ -126,15 +125,15 @@ def _norm_of_rows(facts: Facts, node: NodeProto) -> list[NodeProto]:
     groups = attribute(node, "num_groups")
     ones = np.ones(math.prod(sizes) // groups, helper.tensor_dtype_to_np_dtype(facts.type_of(image)))
     values = {"rows": [0, groups, -1], "ones": ones, "whole": [0, *sizes], "axes": [*range(1, len(sizes))]}
-    rows, one, whole, axes = (facts.constant(f"{node.name}_{name}", value) for name, value in values.items())
+    rows, one, whole, axes = (facts.constant(f"{out}:{name}", value) for name, value in values.items())
     make, epsilon = helper.make_node, attribute(node, "epsilon", 1e-5)
     return [
-        make("Reshape", [image, rows], [f"{out}_rows"]),
-        make("LayerNormalization", [f"{out}_rows", one], [f"{out}_normal"], node.name, epsilon=epsilon),
-        make("Reshape", [f"{out}_normal", whole], [f"{out}_image"]),
-        *(make("Unsqueeze", [name, axes], [f"{out}_{part}"]) for name, part in ((scale, "scale"), (bias, "bias"))),
-        make("Mul", [f"{out}_image", f"{out}_scale"], [f"{out}_scaled"]),
-        make("Add", [f"{out}_scaled", f"{out}_bias"], [out]),
+        make("Reshape", [image, rows], [f"{out}:grouped"]),
+        make("LayerNormalization", [f"{out}:grouped", one], [f"{out}:normal"], node.name, epsilon=epsilon),
+        make("Reshape", [f"{out}:normal", whole], [f"{out}:image"]),
+        *(make("Unsqueeze", [name, axes], [f"{out}:{part}"]) for name, part in ((scale, "scale"), (bias, "bias"))),
+        make("Mul", [f"{out}:image", f"{out}:scale"], [f"{out}:scaled"]),
+        make("Add", [f"{out}:scaled", f"{out}:bias"], [out]),
     ]
 
 
@@ -145,7 +144,8 @@ def attention_of_tokens(facts: Facts, node: NodeProto) -> list[NodeProto]:
     merge = facts.only_reader(transpose.output[0], "Reshape") if transpose else None
     if transpose is None or merge is None or not all(sources) or len(node.input) > 4 or len(node.output) > 1:
         return []
-    if facts.sizes(merge.output[0]) != _merged(facts.sizes(transpose.output[0])):
+    merged = _merged(facts.sizes(transpose.output[0]))
+    if not merged or facts.sizes(merge.output[0]) != merged:
         return []
     heads = {
         name: facts.sizes(made)[1] for name, made in zip(("q_num_heads", "kv_num_heads"), node.input, strict=False)
@@ -176,14 +176,14 @@ def _merged(sizes: Sizes) -> Sizes:
 
 def resize_channels_last(facts: Facts, node: NodeProto) -> list[NodeProto]:
     """Returns Resize to the nearest pixel between two transposes, which cancel with those of convolutions."""
-    scales = facts.vector(node.input[2]) if len(node.input) == 3 and not node.input[1] else None
-    if scales is None or scales.data_location or len(scales.dims) != 1 or scales.dims[0] != 4:
+    scales = facts.vector(node.input[2], 4) if len(node.input) == 3 and not node.input[1] else None
+    if scales is None or scales.data_location:
         return []
     by, out = numpy_helper.to_array(scales), node.output[0]
     if attribute(node, "mode", b"nearest") != b"nearest" or attribute(node, "axes") or list(by[:2]) != [1, 1]:
         return []
-    last = facts.constant(f"{out}_scales", by[list(LAST)])
-    resize = helper.make_node("Resize", [f"{out}_in", "", last], [f"{out}_out"], node.name)
+    last = facts.constant(f"{out}:scales", by[list(LAST)])
+    resize = helper.make_node("Resize", [f"{out}:in", "", last], [f"{out}:out"], node.name)
     resize.attribute.extend(node.attribute)
     return _channels_last(node.input[0], resize, out)
 
@@ -191,13 +191,13 @@ def resize_channels_last(facts: Facts, node: NodeProto) -> list[NodeProto]:
 def sum_and_norm(facts: Facts, node: NodeProto) -> list[NodeProto]:
     """Returns SkipLayerNormalization for a sum of equal shapes [B, S, C] and the LayerNormalization that reads it."""
     total = node.output[0]
-    norms = [one for one in facts.readers[total] if one.op_type == "LayerNormalization" and one.input[0] == total]
+    norms = [one for one in facts.readers[total] if op_of(one) == "LayerNormalization" and one.input[0] == total]
     first, second = (facts.sizes(name) for name in node.input)
     if not norms or first != second or len(first) != 3 or facts.type_of(total) not in TYPES:
         return []
     norm, parts = norms[0], [*norms[0].input[1:]]
     fits = attribute(norm, "axis", -1) in (-1, 2) and len(norm.output) == 1 and len(parts) == 2
-    if not fits or any(facts.vector(name) is None for name in parts):
+    if not fits or not all(facts.vector(name, first[2]) for name in parts):
         return []
     facts.dropped.add(id(norm))
     outputs, epsilon = [norm.output[0], "", "", total], attribute(norm, "epsilon", 1e-5)
@@ -207,26 +207,38 @@ def sum_and_norm(facts: Facts, node: NodeProto) -> list[NodeProto]:
 
 def gated_gelu(facts: Facts, node: NodeProto) -> list[NodeProto]:
     """Returns BiasSplitGelu for x + bias, split into a and b of a width that the kernel knows, and a * gelu(b)."""
-    sum_ = facts.maker(node.input[0], "Add")
-    if sum_ is None or len(node.output) != 2 or facts.type_of(node.input[0]) not in TYPES:
+    total, sizes = node.input[0], facts.sizes(node.input[0])
+    if len(sizes) != 3 or sizes[2] not in GATED or facts.type_of(total) not in TYPES:
         return []
-    sizes, bias = facts.sizes(node.input[0]), [name for name in sum_.input if facts.vector(name)]
-    gelu = facts.only_reader(node.output[1], "Gelu")
-    product = facts.only_reader(gelu.output[0], "Mul") if gelu else None
-    if gelu is None or product is None or set(product.input) != {node.output[0], gelu.output[0]} or len(bias) != 1:
+    half = [*sizes[:2], int(sizes[2]) // 2]
+    if attribute(node, "axis") not in (-1, 2) or [facts.sizes(name) for name in node.output] != [half, half]:
         return []
-    plain = attribute(gelu, "approximate", b"none") == b"none" and attribute(node, "axis") in (-1, 2)
-    if not plain or len(sizes) != 3 or sizes[2] not in GATED or facts.only_reader(node.output[0], "Mul") is None:
+    terms, gate = _biased(facts, total), _gelu_behind(facts, *node.output)
+    if not terms or not gate:
         return []
-    facts.dropped |= {id(gelu), id(product)}
-    (linear,) = set(sum_.input) - set(bias)
-    return [helper.make_node("BiasSplitGelu", [linear, *bias], product.output, node.name, domain=DOMAIN)]
+    facts.dropped |= {id(part) for part in gate}
+    return [helper.make_node("BiasSplitGelu", terms, gate[-1].output, node.name, domain=DOMAIN)]
+
+
+def _biased(facts: Facts, total: str) -> list[str]:
+    """Returns the two terms of the value `total` if it is x + bias, of the shape of x [B, S, C], else none."""
+    add, sizes = facts.maker(total, "Add"), facts.sizes(total)
+    terms = sorted(add.input, key=lambda name: facts.sizes(name) != sizes) if add else []  # x first
+    return terms if terms and facts.sizes(terms[0]) == sizes and facts.vector(terms[1], sizes[2]) else []
+
+
+def _gelu_behind(facts: Facts, left: str, right: str) -> list[NodeProto]:
+    """Returns the two nodes right -> gelu(right) -> left * gelu(right) if nothing else reads the halves, else none."""
+    gelu, product = facts.only_reader(right, "Gelu"), facts.only_reader(left, "Mul")
+    if gelu is None or product is None or facts.only_reader(gelu.output[0], "Mul") is not product:
+        return []
+    return [gelu, product] if attribute(gelu, "approximate", b"none") == b"none" else []
 
 
 def _channels_last(image: str, node: NodeProto, out: str) -> list[NodeProto]:
     """Returns `node`, which is on channels-last images, between the transposes of `image` and to `out`."""
     return [
-        helper.make_node("Transpose", [image], [node.input[0]], f"{node.name}_last", perm=LAST),
+        helper.make_node("Transpose", [image], [node.input[0]], f"{out}:last", perm=LAST),
         node,
-        helper.make_node("Transpose", [node.output[0]], [out], f"{node.name}_first", perm=FIRST),
+        helper.make_node("Transpose", [node.output[0]], [out], f"{out}:first", perm=FIRST),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ class Facts:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.kinds = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
         self.initializers = {one.name: one for one in graph.initializer}
-        self.outputs = {value.name for value in graph.output}
+        self.outputs = {value.name for value in graph.output} | set(_read_inside(graph))
         self.makers = {name: node for node in graph.node for name in node.output}
         self.readers: defaultdict[str, list[NodeProto]] = defaultdict(list)
         self.constants: dict[str, TensorProto] = {}
@@ -48,9 +48,10 @@ class Facts:
         found = [one.dim_value or one.dim_param for one in self.kinds[name].shape.dim] if name in self.kinds else []
         return found if all(found) else []
 
-    def vector(self, name: str) -> TensorProto | None:
+    def vector(self, name: str, length: int | str) -> TensorProto | None:
+        """Returns the weight `name` if it is a vector of that length."""
         found = self.initializers.get(name)
-        return found if found is not None and len(found.dims) == 1 else None
+        return found if found is not None and [*found.dims] == [length] else None
 
     def constant(self, name: str, value: Any) -> str:
         """Adds `value` to the graph's constants; returns `name`."""
@@ -59,7 +60,20 @@ class Facts:
 
 
 def _is(node: NodeProto, op: str, attributes: dict[str, Any]) -> bool:
-    return node.op_type == op and all(attribute(node, name) == value for name, value in attributes.items())
+    return op_of(node) == op and all(attribute(node, name) == value for name, value in attributes.items())
+
+
+def _read_inside(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yields what the nodes of inner graphs read, those of If and Loop; some of it is their own."""
+    for holder in (one for node in graph.node for one in node.attribute):
+        for inner in (holder.g, *holder.graphs):
+            yield from (name for node in inner.node for name in node.input)
+            yield from _read_inside(inner)
+
+
+def op_of(node: NodeProto) -> str:
+    """Returns the operator's name, with its domain if it is not one of ONNX's own."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:

@@ -53,12 +53,18 @@ class Backend:
         return self.name if len(self.devices) == 1 else f"{self.name}-{device}"
 
     def misfits(self, device: str, precision: str) -> list[str]:
-        """Every reason why this backend cannot run so, each with what it can."""
+        """Every reason why this backend cannot run so, each with what it can, and who else reads such folders and can."""
+        wanted = (("device", device, "devices"), ("precision", precision, "precisions"))
         return [
-            f"{name} {value}: {self.name} has {', '.join(known)} only"
-            for name, value, known in (("device", device, self.devices), ("precision", precision, self.precisions))
-            if value not in ("auto", *known)
+            f"{name} {value}: {self.name} has {', '.join(getattr(self, known))} only{self._unlike(known, value)}"
+            for name, value, known in wanted
+            if value not in ("auto", *getattr(self, known))
         ]
+
+    def _unlike(self, known: str, value: str) -> str:
+        readers = (row for row in BACKENDS.values() if set(row.reads) & set(self.reads))
+        names = [row.name for row in readers if value in getattr(row, known)]
+        return f", unlike {', '.join(names)}" if names else ""
 
 
 OPENVINO = Backend(

@@ -152,7 +152,7 @@ def opening(folder: Path, choice: Choice, reasons: list[str]) -> dict[str, Any]:
         reasons.append("graphs: they are CUDA graphs, the device is a CPU")
     if where == "cpu" and exact == "fp16":
         reasons.append("precision fp16: on a CPU torch needs minutes a step with it, use fp32 or bf16")
-    if exact == "fp8":
+    if exact == "fp8" and exact in choice.backend.precisions:
         reasons += why_no_fp8(where, cuda)
     choice.refuse(folder, reasons)
     because = "asked for" if device != "auto" else "a CUDA GPU is there" if cuda else "no CUDA GPU"

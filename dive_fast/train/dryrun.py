@@ -126,13 +126,14 @@ def dry_run(
 
 def forecast(run: Run, begin: Callable[[], Trainer]) -> Forecast:
     """Estimates the cost of the run of the trainer that `begin` returns; a state of another run raises `InputError`."""
-    done, trainer = run.steps_done(), begin()
+    done, finished, trainer = run.steps_done(), run.finished(), begin()
     config, bundle, samples = trainer.config, trainer.bundle, samples_of(trainer.photos)
     run.check_disk(trainer.disk_bytes())
     few = only(trainer.photos, trainer.few())
     begun = time.perf_counter()
     latents = trainer.encode(few, progress=False)
-    encoding = 0.0 if isinstance(few, LatentPhotos) else (time.perf_counter() - begun) / len(few) * len(samples)
+    free = finished or isinstance(few, LatentPhotos)
+    encoding = 0.0 if free else (time.perf_counter() - begun) / len(samples_of(few)) * len(samples)
     stand_in = None
     if config.prior.prior_weight:  # the cost of a photo does not depend on its content
         stand_in = ClassPhotos(latents.latents[:, 0], prompt_ids(bundle, config.prior.prior_prompt))

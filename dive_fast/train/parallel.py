@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dive_fast.distributed import rank_and_size
 from dive_fast.types import InputError
+from dive_fast.words import count
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ def my_rows(batch: int) -> slice:
     rank, size = rank_and_size()
     part, parts = _part.get()
     if batch % (size * parts):
-        by = f"{size} processes" if parts == 1 else f"{size} processes in {parts} parts each"
+        by = count(size, "process") + ("" if parts == 1 else f" in {parts} parts each")
         raise InputError(f"a batch of {batch} cannot be divided evenly among {by}; choose a multiple of {size * parts}")
     each = batch // (size * parts)
     first = (rank * parts + part) * each

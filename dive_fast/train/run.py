@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dive_fast.data.prepare import check_space
-from dive_fast.distributed import check_launcher, first_rank_first, leading
+from dive_fast.distributed import check_device, check_launcher, first_rank_first, leading
 from dive_fast.io import clear_disk_errors, clear_leftovers, lock_folder
 from dive_fast.json_files import read_json
 from dive_fast.outputs import check_place, holds
@@ -79,7 +79,8 @@ class Run:
 
     @contextmanager
     def working(self, needed: int) -> Iterator[None]:
-        """Locks `out` for the block; raises as `check_disk`, and `InputError` when another run has the lock."""
+        """Locks `out` for the block; raises as `check_disk`, and `InputError` for another folder and another run's lock."""
+        check_place(self.out, holds(self.record))
         self.check_disk(needed)
         if not leading():
             yield
@@ -100,7 +101,8 @@ class Run:
 
 
 def check_training(config: TrainConfig, device: str) -> None:
-    """Raises `InputError` for a precision, launcher or batch that cannot work here, `DiveError` for a missing extra."""
+    """Raises `InputError` for a device, precision, launcher or batch that cannot work here, `DiveError` without an extra."""
+    check_device(device)
     check_precision(config.compute.mixed_precision, device)
     check_launcher(config.compute.mixed_precision)
     with part_of_batch(0, config.compute.accumulate):

@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from dive_fast.types import InputError
+from dive_fast.types import InputError, shown
 from dive_fast.unet import kernel_modules as ours
 from dive_fast.unet.kernels import AppliedKernels, Change, Decision, Workload, children, odd_resnet, sizes
 from dive_kernels import fp8
@@ -91,7 +91,10 @@ def use_fp8(
     layers that cannot run `impl`.
     """
     if impl not in fp8.IMPLS:
-        raise InputError(f"use_fp8: impl {impl!r} is unknown; choose one of {', '.join(fp8.IMPLS)}")
+        raise InputError(f"use_fp8: impl {shown(impl)} is unknown; choose one of {', '.join(fp8.IMPLS)}")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise InputError(f"use_fp8: part {shown(unknown[0])} is unknown; choose of {', '.join(PARTS)}")
     if any(isinstance(part, (Fp8Product, Fp8Convolution)) for part in module.modules()):
         raise InputError(f"use_fp8: {type(module).__name__} has FP8 layers already; restore() it first")
     unets = [part for part in module.modules() if isinstance(part, UNet2DConditionModel)]
@@ -114,11 +117,11 @@ def fp8_layers(applied: AppliedKernels) -> str:
     lines = []
     for part in PARTS:
         found = {decision: count for decision, count in applied.decisions.items() if decision.op == f"fp8 {part}"}
-        left = Counter({d.why: 0 for d in found if d.impl is None})
-        for decision, count in found.items():
-            left[decision.why] += count * (decision.impl is None)
-        lines.append(f"{sum(count for d, count in found.items() if d.impl)} {part}")
-        lines += [f"{count} {part} not: {why}" for why, count in left.items() if count]
+        left: Counter[str] = Counter()
+        for decision in (one for one in found if one.impl is None):
+            left[decision.why] += found[decision]
+        lines.append(f"{sum(found.values()) - left.total()} {part}")
+        lines += [f"{count} {part} not: {why}" for why, count in left.items()]
     return f"in FP8: {'; '.join(lines)}"
 
 

@@ -95,6 +95,7 @@ def test_peaks_are_those_of_what_an_engine_computes_in(
         ("--compare HEAD --precision fp16", "--baselines"),
         ("--rows 2,x", "--rows"),
         ("--compare no-such-ref", "no-such-ref|git checkout"),
+        ("--precision fp8", "--precision fp8: onnxruntime"),
     ],
 )
 def test_bad_questions_exit_with_2(arguments: str, part: str, run: Run) -> None:

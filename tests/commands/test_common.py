@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dive_fast.commands.common import LastFile, beside, finish, following
-from dive_fast.types import DiveError
+from dive_fast.commands.common import LastFile, Training, beside, finish, following
+from dive_fast.types import DiveError, InputError
 from dive_fast.words import count
 
 
@@ -43,6 +43,25 @@ def test_a_job_was_finished_if_its_last_file_was_there_and_stays(tmp_path: Path,
     assert last.kept is by_content
     file.write_text("2")
     assert not last.kept
+
+
+@pytest.mark.parametrize("kind", ["picture", "text", "folder", "full folder"])
+def test_a_plot_that_could_not_be_written_is_refused_before_the_work(tmp_path: Path, kind: str) -> None:
+    plot, out = tmp_path / "plot.png", tmp_path / "out"
+    if kind.endswith("folder"):
+        plot.mkdir()
+        (plot / "a").write_text("a" * (kind == "full folder"))
+    else:
+        plot.write_bytes(b"\x89PNG\r\n\x1a\n" if kind == "picture" else b"a")
+    with pytest.raises(InputError, match="plot.png"):
+        Training(out / "record.json", plot, False, False, ())
+    out.mkdir()
+    (out / "record.json").write_text("{}")
+    if kind == "picture":  # of the finished run
+        Training(out / "record.json", plot, False, False, ())
+    else:
+        with pytest.raises(InputError, match="plot.png"):
+            Training(out / "record.json", plot, False, False, ())
 
 
 @pytest.mark.parametrize(

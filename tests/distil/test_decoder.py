@@ -105,6 +105,8 @@ def test_a_dry_run_writes_nothing_and_tells_what_a_run_takes(decoder, student, t
 def test_what_cannot_work_here_is_refused_before_any_work(call, config, tiny_fused, tmp_path, monkeypatch):
     bundle, out = load_bundle(tiny_fused), tmp_path / "out"
     refused("multiple of 3", call, bundle, out, replace(config, compute=Compute(accumulate=3)))
+    if not torch.cuda.is_available():
+        refused("device cuda", call, bundle, out, config, device="cuda")
     with monkeypatch.context() as patch:
         patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
         refused("bf16", call, bundle, out, config)

@@ -72,7 +72,10 @@ def test_a_lost_block_comes_back_and_others_are_kept(teacher, tmp_path):
 def test_blocks_of_another_guidance_are_refused(teacher, tiny_fused, tmp_path):
     teacher.blocks.kept(tmp_path, progress=False)
     other = Teacher(load_bundle(tiny_fused), CONFIG, GUIDANCE + 1, ["0001", "0002", "0003"])
-    refused("trajectories-00000", other.blocks.kept, tmp_path, progress=False)
+    sorted(tmp_path.iterdir())[0].unlink()
+    for call in (lambda: other.blocks.kept(tmp_path, progress=False), lambda: other.blocks.missing(tmp_path)):
+        refused("trajectories-00001", call)
+    assert len(list(tmp_path.iterdir())) == 2  # it made none
 
 
 def test_teacher_steps_are_a_multiple_of_the_students():

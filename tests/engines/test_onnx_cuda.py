@@ -67,19 +67,25 @@ class BiasSplitGelu(OpRun):
 
 
 def model(
-    element: int, channels: int = 12, rank: int = 4, silu: str = "whole", opset: int = 23, height: int | str = 4
+    element: int,
+    channels: int = 12,
+    rank: int = 4,
+    silu: str = "whole",
+    opset: int = 23,
+    height: int | str = 4,
+    weights: int = 0,
 ) -> Any:
     """x -> GroupNormalization -> y -> SiLU -> z; `silu` "read" also gives y out, and "none" ends there."""
     dtype = helper.tensor_dtype_to_np_dtype(element)
     shape = ["rows", channels, height, 3][:rank]
-    values = np.random.default_rng(0).normal(size=(2, channels)).astype(dtype)
-    weights = [numpy_helper.from_array(values[i], name) for i, name in enumerate("wb")]
+    values = np.random.default_rng(0).normal(size=(2, weights or channels)).astype(dtype)
+    tensors = [numpy_helper.from_array(values[i], name) for i, name in enumerate("wb")]
     nodes = [helper.make_node("GroupNormalization", ["x", "w", "b"], ["y"], "norm", num_groups=2, epsilon=1e-3)]
     if silu != "none":
         nodes += [helper.make_node("Sigmoid", ["y"], ["s"]), helper.make_node("Mul", ["s", "y"], ["z"])]
     outs = {"whole": "z", "read": "zy", "none": "y"}[silu]
     inputs, outputs = ([helper.make_tensor_value_info(name, element, shape) for name in names] for names in ("x", outs))
-    graph = helper.make_graph(nodes, "norm", inputs, outputs, weights)
+    graph = helper.make_graph(nodes, "norm", inputs, outputs, tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
@@ -118,8 +124,9 @@ def test_a_norm_that_the_kernel_does_not_compute_becomes_a_few_nodes(element: in
         model(TensorProto.BFLOAT16),
         model(TensorProto.FLOAT, opset=18),
         model(TensorProto.FLOAT, channels=6, height="height"),
+        model(TensorProto.FLOAT, weights=1),
     ],
-    ids=["bfloat16", "another meaning", "odd groups of a free size"],
+    ids=["bfloat16", "another meaning", "odd groups of a free size", "one weight for all channels"],
 )
 def test_a_norm_that_nothing_else_computes_stays(given: Any) -> None:
     before = given.SerializeToString()
@@ -168,6 +175,58 @@ def rewritten(graph: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
+def branch(name: str) -> onnx.GraphProto:
+    """An inner graph that returns a value of the outer one."""
+    out = helper.make_tensor_value_info(f"{name}2", TensorProto.FLOAT, None)
+    return helper.make_graph([node("Identity", [name], [f"{name}2"])], name, [], [out])
+
+
+def test_what_an_inner_graph_reads_stays() -> None:
+    given = model(TensorProto.FLOAT)
+    given.graph.node.append(node("If", ["c"], ["o"], then_branch=branch("y"), else_branch=branch("s")))
+    given.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
+    given.graph.output.append(helper.make_tensor_value_info("o", TensorProto.FLOAT, None))
+    changed = onnx.ModelProto.FromString(given.SerializeToString())
+    fit_to_cuda(changed)
+    x = np.random.default_rng(1).normal(size=(2, 12, 4, 3)).astype(np.float32)
+    close(results(changed, x), given, x)
+
+
+def test_norms_without_names_and_values_of_like_names_stay_apart() -> None:
+    """Odd groups, which onnxruntime's CPU computes; a value is called as the rewriting would call its own."""
+    weights = {f"{name}{n}": np.linspace(0, 1, n, dtype=np.float32) for n in (6, 18) for name in "wb"}
+    nodes = [
+        node("GroupNormalization", ["x", "w6", "b6"], ["y"], num_groups=2),
+        node("Concat", ["y", "x", "x"], ["y_rows"], axis=1),
+        node("GroupNormalization", ["y_rows", "w18", "b18"], ["z"], num_groups=2),
+        *(node("Resize", [name, "", "s"], [f"{name}2"], mode="nearest") for name in "yz"),
+        node("Concat", ["y2", "z2"], ["o"], axis=1),
+    ]
+    given = graph_of(nodes, [2, 6, 4, 3], "o", s=np.array([1, 1, 2, 2], np.float32), **weights)
+    for name, channels in (("y", 6), ("y_rows", 18), ("z", 18)):  # onnx infers no shape of a norm
+        shape = [2, channels, 4, 3]
+        given.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    given = onnx.shape_inference.infer_shapes(given)
+    assert ops_of(rewritten(given))["LayerNormalization"] == 2
+
+
+def test_operators_of_other_domains_stay() -> None:
+    given = model(TensorProto.FLOAT)
+    given.opset_import.append(helper.make_opsetid("other", 1))
+    for one in given.graph.node:
+        one.domain = "other"
+    before = given.SerializeToString()
+    fit_to_cuda(given)
+    assert given.SerializeToString() == before
+
+
+def without_sizes(graph: onnx.ModelProto, *names: str) -> onnx.ModelProto:
+    for value in (*graph.graph.value_info, *graph.graph.output):
+        for size in value.type.tensor_type.shape.dim if value.name in names else ():
+            size.Clear()
+    return graph
+
+
 def attention(split: list[int], merge: list[int], perm: tuple[int, ...] = (0, 2, 1, 3), out: str = "y") -> Any:
     """Self-attention of x [rows, 6, 8] with 2 heads, reshaped to `split` and back to `merge`."""
     heads = [
@@ -197,8 +256,9 @@ def test_attention_takes_tokens() -> None:
         attention([0, 6, 2, 4], [0, 12, 4]),
         attention([0, 2, 6, 4], [0, 6, 8], perm=(0, 1, 2, 3)),
         attention([0, 6, 2, 4], [0, 6, 8], out="ya"),
+        without_sizes(attention([0, 6, 2, 4], [0, 12, 4]), "t", "y"),
     ],
-    ids=["other tokens", "another merge", "no transpose", "heads are read"],
+    ids=["other tokens", "another merge", "no transpose", "heads are read", "an unknown merge"],
 )
 def test_attention_of_other_heads_stays(given: Any) -> None:
     assert ops_of(rewritten(given)) == ops_of(given)
@@ -242,15 +302,19 @@ def test_a_bias_is_no_sum_of_equal_shapes() -> None:
     assert ops_of(rewritten(normed("v")))["Add"] == 1
 
 
-def gated(width: int = 2560, approximate: str = "none", out: str = "y") -> Any:
+def gated(
+    width: int = 2560, approximate: str = "none", out: str = "y", bias: int | None = None, left: int | None = None
+) -> Any:
+    """`bias` is the length of the bias, and `left` of the first part."""
+    left = left or width // 2
     nodes = [
         node("Add", ["b", "x"], ["s"]),
-        node("Split", ["s"], ["l", "r"], axis=2, num_outputs=2),
+        node("Split", ["s", "parts"], ["l", "r"], axis=2),
         node("Gelu", ["r"], ["g"], approximate=approximate),
         node("Mul", ["l", "g"], ["y"]),
     ]
-    bias = np.random.default_rng(1).normal(size=width).astype(np.float32)
-    return graph_of(nodes, ["rows", 3, width], out, b=bias)
+    values = np.random.default_rng(1).normal(size=bias or width).astype(np.float32)
+    return graph_of(nodes, ["rows", 3, width], out, b=values, parts=np.array([left, width - left]))
 
 
 def test_geglu_is_one_node() -> None:
@@ -258,7 +322,9 @@ def test_geglu_is_one_node() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [gated(width=96), gated(approximate="tanh"), gated(out="yl")], ids=["width", "tanh", "half is read"]
+    "given",
+    [gated(width=96), gated(approximate="tanh"), gated(out="yl"), gated(bias=1), gated(left=1)],
+    ids=["width", "tanh", "half is read", "one bias for all", "parts of other widths"],
 )
 def test_another_geglu_stays(given: Any) -> None:
     assert ops_of(rewritten(given)) == ops_of(given)

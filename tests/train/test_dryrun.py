@@ -94,6 +94,8 @@ def test_a_dry_run_of_a_stopped_run_counts_what_is_left(base, learn, photos, tmp
     left = forecast.seconds - forecast.data_seconds
     assert left == pytest.approx(13 * forecast.stages[1].seconds)
     refused(r"identities\.state", dry_run, load_bundle(base), photos, tmp_path / "adapter", replace(CONFIG, seed=1))
+    learn(photos, tmp_path / "adapter", CONFIG)
+    assert dry_run(load_bundle(base), photos, tmp_path / "adapter", CONFIG).seconds == 0
 
 
 def test_too_little_disk_is_said_before_anything_is_encoded(base, photos, tmp_path, monkeypatch):

@@ -119,4 +119,6 @@ def test_what_stays_as_it_is_says_why(graph: nn.Module, monkeypatch: pytest.Monk
         use_fp8(graph, parts=("convolutions",), impl="library")
     with pytest.raises(InputError, match="Linear"):
         use_fp8(nn.Linear(16, 16))
+    with pytest.raises(InputError, match="'norms'"):
+        use_fp8(graph, parts=("products", "norms"))
     assert not layers_of(graph, Fp8Product)

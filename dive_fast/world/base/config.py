@@ -7,6 +7,7 @@ from typing import Annotated
 
 from dive_fast.settings import Fraction, NonNegativeFloat, NonNegativeInt, Part, PositiveInt, Settings
 from dive_fast.train.config import Precision
+from dive_fast.types import InputError
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,10 @@ class BaseTrainConfig(Settings):
     init_from: str | None = None
     """Base model whose text encoder and UNet continue training on photos of other identities, with the autoencoder frozen;
     pocket is the shipped one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.text.steps == 0 and self.init_from is None:
+            raise InputError(
+                "--text-steps 0 keeps the text encoder of --init-from, and there is none; train some steps"
+            )

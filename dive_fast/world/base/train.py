@@ -21,6 +21,7 @@ from dive_fast.outputs import output_folder
 from dive_fast.sampling.config import Sampling
 from dive_fast.train.curves import Curve, plot_curves
 from dive_fast.train.parallel import my_rows
+from dive_fast.train.precision import check_precision
 from dive_fast.train.samples import ImageSampler
 from dive_fast.types import InputError
 from dive_fast.world.base.config import BaseTrainConfig
@@ -47,6 +48,7 @@ def train_base(
     """
     import torch
 
+    check_precision(config.unet.precision, device)
     check_launcher(config.unet.precision, "--unet-precision")
     for network in (config.vae, config.text, config.unet):
         my_rows(network.batch)  # refuses one that the processes cannot share, before hours of work

@@ -159,6 +159,9 @@ def test_a_launcher_and_a_batch_that_cannot_work_are_refused_before_any_work(tmp
     refused("batch of 2 .*3", train_base, CONFIG, tmp_path / "out", tmp_path / "work")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     refused("--unet-precision bf16", train_base, CONFIG, tmp_path / "out", tmp_path / "work")
+    half = replace(CONFIG, unet=replace(CONFIG.unet, precision="fp16"))
+    refused("fp16", train_base, half, tmp_path / "out", tmp_path / "work", "cpu")
+    refused("--text-steps 0", replace, CONFIG, text=replace(CONFIG.text, steps=0))
     assert not list(tmp_path.iterdir())
 
 
