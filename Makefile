@@ -64,19 +64,21 @@ $(VENV)/test: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-# Two workers of one thread each: more threads would share the same cores. The report lists what takes more than a second:
-# such a test needs the mark `slow`.
+# Two workers of one thread each: more threads would share the same cores.
+TESTS := env OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q
+
+# The report lists what takes more than a second: such a test needs the mark `slow`.
 quick: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	env OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -q -r fE -m "not slow" --durations 10 --durations-min 1
+	$(TESTS) -r fE -m "not slow" --durations 10 --durations-min 1
 
 test: $(VENV)/rtx $(VENV)/kernels $(VENV)/test
-	$(PY) -m pytest
+	$(TESTS)
 
 # Slower than the tests alone, and no part of .ci/run.
 coverage: $(VENV)/rtx $(VENV)/kernels $(VENV)/test
-	$(PY) -m pytest --cov --cov-report=term:skip-covered
+	$(TESTS) --cov --cov-report=term:skip-covered
 
 $(VENV)/docs: $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
