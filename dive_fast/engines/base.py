@@ -196,7 +196,7 @@ class EngineBase:
 
     def _whole(self, given: Tensor) -> Tensor:
         """Inside of `batches_of`, pads [B, ...] with zeros to a whole batch; a zero in an index is its first entry."""
-        return padded(given, max(len(given), self.batch))
+        return padded(given, self.batch) if len(given) < self.batch else given
 
     def _decoded(self, latents: Tensor) -> Tensor:
         images = self._decoder(latents.to(self.device) / self.geometry.scaling_factor)

@@ -71,9 +71,8 @@ def _train(config: BaseTrainConfig, work: Path, device: str, start: ModelBundle 
     with first_rank_first():
         tokenizer = build_tokenizer(work / "tokenizer", config.shape)
     vae = _new_vae(config, work, device) if start is None else start.vae
-    seed = (
-        _UNET_SEED if start is None else int(start.fingerprint[:8], 16)
-    )  # a base that continues sees other identities
+    # A base that continues, perhaps for the second time, sees other identities.
+    seed = _UNET_SEED if start is None else int(start.fingerprint[:8], 16)
     captions, latents = _photos(seed, config, vae, work)
     old = None if start is None else (start.tokenizer, start.text_encoder)
     text_encoder = train_text_encoder(captions, tokenizer, config.shape, config.text, work, device, old)
