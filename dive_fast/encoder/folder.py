@@ -182,21 +182,22 @@ def load_encoder(path: Path | str, features: Path | str | None = None, device: s
 
 
 def _mapper(folder: Path, record: dict[str, Any]) -> Mapper:
-    sizes = record["sizes"]
-    phrase = Phrase(record["phrase"])
-    with torch.device("meta"):  # a record may ask for more memory than there is
-        expected = {name: tensor.shape for name, tensor in _empty(sizes, phrase).state_dict().items()}
+    sizes, phrase = record["sizes"], Phrase(record["phrase"])
     tensors = read_tensors(folder / "mapper.safetensors")
-    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+    said = "trust" in tensors and tensors["trust"].numel() > 0
+    with torch.device("meta"):  # a record may ask for more memory than there is
+        expected = {name: tensor.shape for name, tensor in _empty(sizes, phrase, said).state_dict().items()}
+    words = sum(len(words) for words in phrase.choices if len(words) > 1)
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected or (said and words > sizes["features"]):
         raise InputError(f"{folder}: mapper.safetensors does not belong to {RECORD}; copy the folder again")
-    mapper = _empty(sizes, phrase)
+    mapper = _empty(sizes, phrase, said)
     mapper.load_state_dict(tensors)
     return mapper.eval().requires_grad_(False)
 
 
-def _empty(sizes: dict[str, int], phrase: Phrase) -> Mapper:
+def _empty(sizes: dict[str, int], phrase: Phrase, said: bool) -> Mapper:
     choices = [torch.zeros(len(words), sizes["row"]) for words in phrase.choices]
-    return Mapper(sizes["features"], sizes["width"], PhraseRows(choices))
+    return Mapper(sizes["features"], sizes["width"], PhraseRows(choices), said=said)
 
 
 def _source(folder: Path, described: dict[str, Any], moved: Path | str | None, device: str) -> FeatureNet:
