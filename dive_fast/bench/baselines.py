@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 
 from dive_fast.bench import diffusers_baseline
 from dive_fast.bench.batch import bench_plan, render, start_batch
-from dive_fast.bench.config import BASELINES, BenchConfig
+from dive_fast.bench.config import BASELINES, BenchConfig, preset_of
 from dive_fast.bench.parity import Allowance, Parity, exact_images, parity, worst_rms
 from dive_fast.bench.timing import Quantiles, Ratio, interleaved, quantiles, ratio
 from dive_fast.engines import Engine, load_engine
 from dive_fast.engines.base import Request
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.io import brief
-from dive_fast.sampling.config import PRESETS
+from dive_fast.sampling.config import PRESETS, Sampling
 from dive_fast.synth.clock import StageClock
 from dive_fast.types import DiveError, InputError
+from dive_fast.words import count
 
 if TYPE_CHECKING:
     from dive_fast.models import ModelBundle
@@ -37,11 +38,21 @@ OURS = "ours"
 
 
 @dataclass(frozen=True)
+class Other:
+    """What makes other images than the baselines: a preset, or a student. `note` says what else is its own."""
+
+    name: str
+    engine: Engine
+    sampling: Sampling
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Setup:
     """What every baseline runs on. `bundle` is the fused model, copied for each; `folder` holds it saved.
 
     `work` is a folder for what baselines make. Our engine runs the config's presets in the same rounds; they make other
-    images than its sampling, so the report names them apart.
+    images than its sampling, so the report names them apart. With a `student` all else is its teacher's.
     """
 
     engine: Engine
@@ -49,6 +60,7 @@ class Setup:
     folder: Path
     work: Path
     config: BenchConfig
+    student: Other | None = None
 
     @property
     def device(self) -> torch.device:
@@ -82,8 +94,8 @@ class BaselineResult:
 
 @dataclass(frozen=True)
 class PresetResult:
-    """`faster` is its speed over plain sampling's, round by round, by our engine and by each baseline that passed parity.
-    It makes other images, so it has no parity; docs/speed.md says what they are worth.
+    """`faster` is its speed over plain sampling's, round by round, by our engine and by each baseline that passed parity; a
+    student's over the presets', too. It makes other images, so it has no parity; docs/speed.md says what they are worth.
     """
 
     name: str
@@ -95,11 +107,17 @@ class PresetResult:
 
 @dataclass(frozen=True)
 class BaselineResults:
-    """`left_out` has the reason for every baseline that is not in `results`."""
+    """`left_out` has the reason for every baseline that is not in `results`.
+
+    `sampling` and `model_fingerprint` are those of `results`, with `teacher` of the teacher of the student in `presets`.
+    """
 
     rows: int
     images: int
     precision: str
+    sampling: Sampling
+    model_fingerprint: str
+    teacher: bool
     least_psnr: float
     results: list[BaselineResult]
     left_out: dict[str, str] = field(default_factory=dict)
@@ -115,7 +133,8 @@ def measure_baselines(setup: Setup, advance: Advance = lambda _: None) -> Baseli
     """
     config, sampling = setup.config, setup.config.sampling
     rows, images = config.baseline_rows, sampling.images(config.baseline_rows)
-    reasons = setup.engine.unsupported(setup.request)
+    engines = [setup.engine, *([setup.student.engine] if setup.student else [])]
+    reasons = [reason for engine in engines for reason in engine.unsupported(setup.request)]
     if images < 1:
         reasons.append(f"{rows} rows hold no image with guidance {sampling.guidance}")
     if not sampling.every_step_guided:
@@ -145,12 +164,13 @@ def measure_baselines(setup: Setup, advance: Advance = lambda _: None) -> Baseli
         except (DiveError, ImportError, RuntimeError, ValueError) as error:  # torch's compilers raise RuntimeErrors
             left_out[name] = f"{type(error).__name__}: {brief(error)}"
         advance(name)
-    presets = {f"preset {name}": PRESETS[name] for name in config.presets}
-    sampled = {name: preset.applied_to(sampling) for name, preset in presets.items()}
-    for name, own in sampled.items():
-        runs[name] = _by(setup.engine, bench_plan(setup.engine, images, own, identities=1))
-    times = interleaved({name: partial(run, start) for name, run in runs.items()}, config.rounds, setup.device.type)
+    others = {other.name: other for other in _others(setup)}
+    made = dict.fromkeys(runs, images) | {name: other.sampling.images(rows) for name, other in others.items()}
+    calls: dict[str, Callable[[], object]] = {name: partial(run, start) for name, run in runs.items()}
+    calls |= {name: _other_call(other, made[name]) for name, other in others.items()}
+    times = interleaved(calls, config.rounds, setup.device.type)
     advance("rounds")
+    each = {name: [ms / made[name] for ms in taken] for name, taken in times.items()}
     right = [name for name in found if found[name].passed and found[OURS].passed]
     results = [
         BaselineResult(
@@ -158,21 +178,55 @@ def measure_baselines(setup: Setup, advance: Advance = lambda _: None) -> Baseli
             setup.engine.describe() if name == OURS else BASELINES[name],
             *_speed(times[name], images),
             found[name],
-            ratio(times[name], times[OURS]) if name in right and name != OURS else None,
+            ratio(each[name], each[OURS]) if name in right and name != OURS else None,
         )
         for name in runs
-        if name in found
     ]
-    others = [
+    timed = [
         PresetResult(
             name,
-            preset.describe(sampled[name], setup.precision),
-            *_speed(times[name], images),
-            {other: ratio(times[other], times[name]) for other in right},
+            f"{other.sampling.describe()}, {count(made[name], 'image')} a call, {other.engine.spec.precision}{other.note}",
+            *_speed(times[name], made[name]),
+            {than: ratio(each[than], each[name]) for than in _slower(name, setup, right, [*others])},
         )
-        for name, preset in presets.items()
+        for name, other in others.items()
     ]
-    return BaselineResults(rows, images, setup.precision, allowance.psnr, results, left_out, others)
+    return BaselineResults(
+        rows,
+        images,
+        setup.precision,
+        sampling,
+        setup.bundle.fingerprint,
+        setup.student is not None,
+        allowance.psnr,
+        results,
+        left_out,
+        timed,
+    )
+
+
+def _others(setup: Setup) -> list[Other]:
+    """Presets of our engine, then the student."""
+    sampling = setup.config.sampling
+    presets = [
+        Other(
+            f"preset {name}" if name in PRESETS else f"{name} steps", setup.engine, preset_of(name).applied_to(sampling)
+        )
+        for name in setup.config.presets
+    ]
+    return [*presets, *([setup.student] if setup.student else [])]
+
+
+def _other_call(other: Other, images: int) -> Callable[[], object]:
+    """A batch of `images` images, as the baselines' of one prompt; those of a preset start from the baselines' noise."""
+    plan = bench_plan(other.engine, images, other.sampling, identities=1)
+    return partial(_by(other.engine, plan), start_batch(plan, other.engine, images, ("ir",)))
+
+
+def _slower(name: str, setup: Setup, right: list[str], others: list[str]) -> list[str]:
+    """What another's speed is compared with: baselines whose images are `right`; a student's, with its teacher's presets."""
+    is_student = setup.student is not None and name == setup.student.name
+    return [*right, *(other for other in others if is_student and right and other != name)]
 
 
 def _speed(times: list[float], images: int) -> tuple[Quantiles, Quantiles]:

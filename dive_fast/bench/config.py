@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from dive_fast.sampling.config import PRESETS, Sampling
+from dive_fast.sampling.config import PRESETS, DenoisingSteps, Preset, Sampling
 from dive_fast.settings import PositiveInt, Reads, Settings
 from dive_fast.types import InputError, shown
 
@@ -18,19 +18,30 @@ BASELINES = {
     "onnxruntime": "our loop, variant plain exported to onnxruntime",
     "tensorrt": "our loop, a TensorRT engine",
 }
+WITH_STEPS = tuple(name for name, preset in PRESETS.items() if preset.steps is not None)
 
 
-def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+def _some_of(known: tuple[str, ...], numbers: bool = False) -> Callable[[str], tuple[str, ...]]:
     def read(text: str) -> tuple[str, ...]:
         if text in ("all", "none"):
             return known if text == "all" else ()
         names = tuple(part.strip() for part in text.split(","))
-        unknown = [name for name in names if name not in known]
+        unknown = [name for name in names if name not in known and not (numbers and _is_number(name))]
         if unknown:
-            raise InputError(f"{shown(unknown[0])} is unknown; give all, none, or some of {', '.join(known)}")
+            more = " and numbers of steps" if numbers else ""
+            raise InputError(f"{shown(unknown[0])} is unknown; give all, none, or some of {', '.join(known)}{more}")
         return names
 
     return read
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 6  # the bounds of steps are those of `Sampling`
+
+
+def preset_of(name: str) -> Preset:
+    """Returns the preset of a name or of a number of steps."""
+    return Preset(f"{name} steps", int(name)) if _is_number(name) else PRESETS[name]
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,13 @@ class BenchConfig(Settings):
     baseline_rows: PositiveInt = 36
     """UNet rows per call of the baselines; DiVE's 18 images are 36."""
     tensorrt: Path | None = None
-    """Built engine folder for the baseline tensorrt."""
-    presets: Annotated[tuple[str, ...], Reads(_some_of(tuple(PRESETS)), "NAME,...|all|none")] = ()
-    """Presets to measure in the rounds of the baselines, on as many rows. Their images differ; docs/speed.md compares
-    them."""
+    """Built engine folder for the baseline tensorrt, or of the teacher of a student that TensorRT runs."""
+    baseline_steps: DenoisingSteps | None = None
+    """A student's engine with its teacher as --model: steps of the teacher and of the baselines, with the guidance that the
+    student has built in; by default those of exact."""
+    presets: Annotated[tuple[str, ...], Reads(_some_of(WITH_STEPS, numbers=True), "NAME|STEPS,...|all|none")] = ()
+    """Presets, or numbers of steps, to measure in the rounds of the baselines, on as many rows; of a student, its teacher's.
+    Their images differ; docs/speed.md compares them."""
 
     @property
     def has_baselines(self) -> bool:

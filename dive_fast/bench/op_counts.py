@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from dive_fast.models.tiny_decoder import new_tiny, with_decoder
+
 aten = torch.ops.aten
 ATTENTION = aten._scaled_dot_product_flash_attention
 ARITHMETIC = {aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, ATTENTION}
@@ -76,11 +78,19 @@ def count(call: Callable[[], object]) -> OpCount:
 class ModelOpCounts:
     """The work of the calls of one model, in one precision, for latents `shape` (C, h, w) and prompts of `tokens` tokens.
 
-    `text` may be None where its configuration is not known: prompts then count nothing.
+    `text` may be None where its configuration is not known: prompts then count nothing. `tiny` is the width of a tiny
+    decoder in the place of the autoencoder's own.
     """
 
     def __init__(
-        self, unet: Any, vae: Any, text: Any, shape: tuple[int, int, int], tokens: int, dtype: torch.dtype
+        self,
+        unet: Any,
+        vae: Any,
+        text: Any,
+        shape: tuple[int, int, int],
+        tokens: int,
+        dtype: torch.dtype,
+        tiny: int | None = None,
     ) -> None:
         """`unet` and `vae` are diffusers' configurations, `text` transformers'."""
         from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -94,6 +104,8 @@ class ModelOpCounts:
                 nn.Module.to(network.from_config(dict(config)), dtype).eval()
                 for network, config in ((UNet2DConditionModel, unet), (AutoencoderKL, vae))
             )
+            if tiny is not None:
+                self._vae = with_decoder(self._vae, new_tiny(self._vae, tiny).decoder).to(dtype)
             self._text = None if text is None else CLIPTextModel(text).to(dtype).eval()
 
     def unet(self, rows: int) -> OpCount:

@@ -166,8 +166,9 @@ def _cells(row: RowResult) -> tuple[str, ...]:
 def baseline_lines(found: BaselineResults) -> list[str]:
     """A line a baseline: speed, parity, and a ratio only where both sides' images are right."""
     lines = [
-        f"baselines: {found.rows} rows, {found.images} images a call, {found.precision}; images count as right from "
-        f"{found.least_psnr:.1f} dB against exact networks on (plain diffusers' own rounding, twice over)"
+        f"baselines{' of the teacher' if found.teacher else ''}, {found.sampling.describe()}: {found.rows} rows, "
+        f"{found.images} images a call, {found.precision}; images count as right from {found.least_psnr:.1f} dB against "
+        "exact networks on (plain diffusers' own rounding, twice over)"
     ]
     for baseline in found.results:
         rate = baseline.images_per_second
@@ -184,7 +185,7 @@ def baseline_lines(found: BaselineResults) -> list[str]:
             f"{faster or 'no ratio, as ours failed parity'}"
         )
     if found.presets:
-        lines.append("  what the images of presets are worth: docs/speed.md")
+        lines.append("  what OTHER images are worth: docs/speed.md")
     return [*lines, *(f"  {name:<13} left out: {why}" for name, why in found.left_out.items())]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from dive_fast.bench.baselines import Setup, measure_baselines
-from dive_fast.bench.config import BenchConfig
+from dive_fast.bench.baselines import Other, Setup, measure_baselines
+from dive_fast.bench.config import BenchConfig, preset_of
 from dive_fast.bench.machine import commit, hardware, versions
 from dive_fast.bench.measure import Roofline, check_rows, measure_job, measure_rows
 from dive_fast.bench.op_counts import ModelOpCounts
@@ -19,11 +19,14 @@ from dive_fast.bench.results import BenchResult
 from dive_fast.bench.roofline import measure_peaks
 from dive_fast.bench.sd15 import sd15
 from dive_fast.engines import Engine, load_engine
-from dive_fast.engines.registry import BACKENDS, EXPORTED, OPENVINO
+from dive_fast.engines.registry import BACKENDS, EXPORTED, MODEL, OPENVINO
 from dive_fast.engines.torch_engine import DTYPES
 from dive_fast.json_files import read_json
-from dive_fast.models import fuse, load_adapter, load_bundle, save_bundle
-from dive_fast.types import InputError, to_dict
+from dive_fast.models import ModelBundle, fuse, load_adapter, load_bundle, save_bundle
+from dive_fast.models.student import Student, read_student
+from dive_fast.models.tiny_decoder import read_record
+from dive_fast.sampling.config import Sampling
+from dive_fast.types import EngineSpec, InputError, to_dict
 
 Log = Callable[[str], object]
 MODELS = ("pocket", "sd15")  # any other name is a folder
@@ -44,12 +47,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is benched: an engine, opened from `folder`, and the fused model that it was made of where that is at hand."""
+    """What is benched: an engine, opened from `folder` with `threads`, and where it is at hand the fused model that it was
+    made of, or a student's teacher."""
 
     name: str
     engine: Engine
     folder: Path
     model: Path | None = None
+    threads: int | None = None
 
 
 def model_folder(name: str, device: str, work: Path) -> tuple[str, Path]:
@@ -87,26 +92,40 @@ def open_subject(choice: Choice, config: BenchConfig, work: Path, log: Log) -> S
     if choice.engine is not None:
         folder = choice.engine
         opened = load_engine(folder, choice.backend, choice.device, choice.threads, precision=choice.precision)
-        return Subject(str(folder), opened, folder, model or (folder if _is_fused_model(folder) else None))
+        own = model or (folder if _is_fused_model(folder) else None)
+        return Subject(str(folder), opened, folder, own, choice.threads)
     assert model is not None
     backend, why = chosen_backend(choice.backend, where)
     log(f"{name}, backend {backend} ({why})")
+    folder, opened = open_model(model, replace(choice, backend=backend), config, work)
+    return Subject(name, opened, folder, model, choice.threads)
+
+
+def open_model(
+    model: Path, choice: Choice, config: BenchConfig, work: Path, like: EngineSpec | None = None
+) -> tuple[Path, Engine]:
+    """Opens a fused model by the choice's backend, if need be exported to `work`, in size and variant `like` another engine.
+
+    Returns the folder that was opened, and the engine.
+    """
+    backend, where = choice.backend, choice.computes_on
+    size = None if like is None else (like.profile.height, like.profile.width)
     if EXPORTED not in BACKENDS[backend].reads:
-        opened = load_engine(model, backend, where, choice.threads, precision=choice.precision)
-        return Subject(name, opened, model, model)
+        return model, load_engine(model, backend, where, choice.threads, precision=choice.precision, size=size)
     from dive_export import GraphOptions, export_engine
 
     exact: Any = choice.precision if choice.precision != "auto" else "fp16" if where == "cuda" else "fp32"
     out = work / f"engine-{exact}"
     most = max(*config.rows, config.baseline_rows if config.has_baselines else 1)
     own: Any = "fp32" if backend == OPENVINO.name else exact  # which it can run in bf16
+    variant: Any = "plain" if like is None else like.variant
     if own not in DTYPES:
         raise InputError(
             f"--precision {own}: {backend} runs a fused model in {', '.join(DTYPES)}; give a --backend that reads fused"
             " models, or an --engine from dive-fast quantize"
         )
-    export_engine(model, out, most, check=False, options=GraphOptions(precision=own))
-    return Subject(name, load_engine(out, backend, where, choice.threads, precision=exact), out, model)
+    export_engine(model, out, most, check=False, size=size, options=GraphOptions(variant, own))
+    return out, load_engine(out, backend, where, choice.threads, precision=exact)
 
 
 def _is_fused_model(folder: Path) -> bool:
@@ -122,6 +141,7 @@ def model_op_counts(subject: Subject) -> ModelOpCounts:
     vae = "vae" if (folder / "vae").is_dir() else "vae_decoder"
     unet, decoder = (read_json(folder / part / "config.json", "model") for part in ("unet", vae))
     text = folder / "text_encoder" / "config.json"
+    tiny = read_record(subject.folder / "vae_decoder")
     return ModelOpCounts(
         unet,
         decoder,
@@ -129,6 +149,7 @@ def model_op_counts(subject: Subject) -> ModelOpCounts:
         shape=engine.latent_shape,
         tokens=engine.prompts.tokenizer.model_max_length,
         dtype=computed_in(engine),
+        tiny=None if tiny is None else tiny.width,
     )
 
 
@@ -157,7 +178,7 @@ def run_bench(
     """
     engine, sampling = subject.engine, config.sampling
     check_rows(engine, config.rows, sampling)
-    setup = _setup(subject, config, work)
+    setup = _setup(subject, config)
     work_of, peaks = model_op_counts(subject), measure_peaks(engine.device, computed_in(engine))
     counted = Roofline(work_of, peaks, sampling, engine)
     least = counted.least_seconds(config.rows, config.repeats, config.rounds)
@@ -197,22 +218,73 @@ def run_bench(
         job=job,
     )
     keep(found)
-    return found if setup is None else replace(found, baselines=measure_baselines(setup, advance))
+    return found if setup is None else replace(found, baselines=measure_baselines(setup(work), advance))
 
 
-def _setup(subject: Subject, config: BenchConfig, work: Path) -> Setup | None:
-    """What baselines are measured on; `InputError` without the fused model, or for one that the engine was not made of."""
+def _setup(subject: Subject, config: BenchConfig) -> Callable[[Path], Setup] | None:
+    """Returns what makes, in a folder, what baselines are measured on; None without baselines.
+
+    A teacher's engine is opened only then, so that it takes no memory while the student is measured. Raises `InputError`
+    without the fused model, and for one that is neither what the engine was made of nor a student's teacher.
+    """
     if not config.has_baselines:
         return None
     if subject.model is None:
-        raise InputError("--baselines and --presets need the fused model: give it as --model FOLDER beside --engine")
-    bundle, wanted = load_bundle(subject.model), subject.engine.spec.model_fingerprint
+        raise InputError(
+            "--baselines and --presets need the fused model, or a student's teacher: give it as --model FOLDER beside "
+            "--engine"
+        )
+    student, model, bundle = read_student(subject.folder), subject.model, load_bundle(subject.model)
+    if student is not None and bundle.fingerprint == student.teacher:
+        return _beside_teacher(subject, model, student, bundle, config)
+    if config.baseline_steps is not None:
+        raise InputError(
+            "--baseline-steps is for the baselines of a student's --engine with its teacher as --model; others take "
+            "--steps"
+        )
+    wanted = subject.engine.spec.model_fingerprint
     if bundle.fingerprint != wanted:
         raise InputError(
-            f"the engine is of model {wanted[:12]}, --model {subject.model} is {bundle.fingerprint[:12]}; give the fused "
-            "model that the engine was made of"
+            f"the engine is of model {wanted[:12]}, --model {model} is {bundle.fingerprint[:12]}; give the fused model "
+            "that the engine was made of, or a student's teacher"
         )
-    return Setup(subject.engine, bundle, subject.model, work, config)
+    return lambda work: Setup(subject.engine, bundle, model, work, config)
+
+
+def _beside_teacher(
+    subject: Subject, model: Path, student: Student, bundle: ModelBundle, config: BenchConfig
+) -> Callable[[Path], Setup]:
+    """Returns what opens the teacher by the student's backend: in its precision, or that of a quantised one's graph."""
+    engine, spec = subject.engine, subject.engine.spec
+    sampling = preset_of(str(config.baseline_steps or "exact")).applied_to(Sampling(guidance=student.guidance))
+    tiny = read_record(subject.folder / "vae_decoder")
+    note = "" if tiny is None else f", tiny decoder of width {tiny.width}"
+    built = not {EXPORTED, MODEL} & {*BACKENDS[spec.backend].reads}
+    if built and config.tensorrt is None:
+        raise InputError(
+            f"{spec.backend} runs the student; give its teacher's engine, too (dive-fast build): --tensorrt"
+        )
+    usual = "fp32" if engine.device.type == "cpu" else "fp16"
+    precision = spec.precision if spec.precision in DTYPES else usual
+    where = engine.device.type
+    choice = Choice(None, None, spec.backend, where, where, precision, subject.threads)
+
+    def setup(work: Path) -> Setup:
+        own = load_engine(config.tensorrt) if built else open_model(model, choice, config, work, spec)[1]
+        if own.spec.model_fingerprint != bundle.fingerprint:
+            raise InputError(
+                f"--tensorrt {config.tensorrt} is of another model than the teacher {model}; build that one"
+            )
+        return Setup(
+            own,
+            bundle,
+            model,
+            work,
+            replace(config, sampling=sampling),
+            Other("student", engine, config.sampling, note),
+        )
+
+    return setup
 
 
 def _conditions(engine: Engine, config: BenchConfig) -> dict[str, Any]:

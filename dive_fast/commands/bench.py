@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dive_fast.bench.config import BenchConfig
+from dive_fast.bench.config import BenchConfig, preset_of
 from dive_fast.bench.fleet import Fleet
 from dive_fast.commands.common import (
     Backend,
@@ -20,12 +20,13 @@ from dive_fast.commands.common import (
     beside,
     finish,
     following,
+    preset_sampling,
     torch_device,
 )
 from dive_fast.options import Changes
 from dive_fast.outputs import check_new, json_with
 from dive_fast.progress import ProgressBar, log
-from dive_fast.sampling.config import PRESETS, Sampling
+from dive_fast.sampling.config import Sampling
 from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveFloat, PositiveInt
 from dive_fast.types import InputError, shown, to_dict
 
@@ -43,7 +44,8 @@ def bench(
     model: Annotated[
         str | None,
         "Fused model to measure, and of the baselines: a folder, pocket, or sd15 (random weights of Stable Diffusion 1.5's "
-        "size, 4.3 GB on disk meanwhile). By default sd15 on a GPU and pocket on a CPU.",
+        "size, 4.3 GB on disk meanwhile). By default sd15 on a GPU and pocket on a CPU. Beside a student's --engine, its "
+        "teacher may be given.",
     ] = None,
     backend: Backend = "auto",
     device: Device = "auto",
@@ -66,13 +68,12 @@ def bench(
     from dive_fast.models.student import check_sampling
 
     folder = engine or resolve(model or "pocket", "pocket-base")
-    sampling = read_sampling(folder) or Sampling()
-    chosen = None if preset is None else PRESETS[preset]
-    sampling = sampling if chosen is None else chosen.applied_to(sampling)
+    sampling = preset_sampling(preset, folder, read_sampling(folder) or Sampling())
     base = BenchConfig(sampling=sampling, rows=BenchConfig.rows if compare is None else COMPARE_ROWS)
     measured = config.apply_to(base)
-    for one in (measured.sampling, *(PRESETS[name].applied_to(measured.sampling) for name in measured.presets)):
-        check_sampling(folder, one)
+    check_sampling(folder, measured.sampling)
+    for name in measured.presets:
+        check_sampling(folder if model is None else Path(model), preset_of(name).applied_to(measured.sampling))
     if fail_below is not None and (compare is None or measured.rounds < FEWEST_ROUNDS):
         raise InputError(f"--fail-below requires --compare and at least {FEWEST_ROUNDS} --rounds: fewer are noise")
     if out is not None:
@@ -84,8 +85,7 @@ def bench(
         work = Path(temporary)
         if compare is None:
             subject = run.open_subject(choice, measured, work, log)
-            if chosen is not None:
-                log(f"preset {preset}: {chosen.describe(measured.sampling, subject.engine.spec.precision)}")
+            log(f"sampling: {measured.sampling.describe()}")
             _measure(subject, measured, out, work, json)
         elif engine is not None or measured.has_baselines or precision != "auto":
             raise InputError(

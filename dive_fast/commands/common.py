@@ -11,7 +11,8 @@ from dive_fast.data.sets import SetSpec, parse_set
 from dive_fast.engines.registry import choices
 from dive_fast.environment.packages import backends_here
 from dive_fast.io import is_empty, sha256_file
-from dive_fast.sampling.config import PRESETS
+from dive_fast.progress import log
+from dive_fast.sampling.config import PRESETS, Sampling
 from dive_fast.settings import OneOf, PositiveInt, Reads
 from dive_fast.types import DiveError, InputError
 from dive_fast.words import json_line
@@ -38,7 +39,7 @@ Threads = Annotated[PositiveInt | None, "CPU threads; by default the backend's c
 PresetName = Annotated[
     str | None,
     OneOf(tuple(PRESETS)),
-    "Sampling settings by name (docs/speed.md says what each costs); the options of sampling override it.",
+    "Steps by name; turbo is a student's own (docs/speed.md says what each costs). The options of sampling override it.",
 ]
 Overwrite = Annotated[bool, "Replace an older result at --out; without it only an equal one is accepted."]
 PhotoSet = Annotated[SetSpec, Reads(parse_set, "LAYOUT:PATH")]
@@ -103,6 +104,34 @@ def finish(
         print(f"next: {then}")
     if as_json:
         print(json_line(summary))
+
+
+def preset_sampling(preset: str | None, folder: Path, own: Sampling) -> Sampling:
+    """Returns how a preset samples the model or engine in `folder`, whose own sampling is `own`.
+
+    Preset turbo requires a student, else it raises `InputError`; for one with its teacher's decoder it logs a note.
+    """
+    if preset is None:
+        return own
+    if preset == "turbo":
+        _check_turbo(folder)
+    return PRESETS[preset].applied_to(own)
+
+
+def _check_turbo(folder: Path) -> None:
+    from dive_fast.models.student import read_student
+    from dive_fast.models.tiny_decoder import read_record
+
+    decoder = following("distil-decoder", model="STUDENT", out="DECODER")
+    export = following("export", model="STUDENT", decoder="DECODER", out="ENGINE")
+    if read_student(folder) is None:
+        distil = following("distil", model="FUSED", out="STUDENT")
+        raise InputError(
+            f"--preset turbo requires a student, and {folder} holds none; make one: {distil}; for the tiny decoder "
+            f"{decoder}; then {export}"
+        )
+    if read_record(folder / "vae_decoder") is None:
+        log(f"note: {folder} has the model's own decoder; a tiny one is faster: {decoder}; then {export}")
 
 
 def torch_device(device: str) -> str:

@@ -18,12 +18,13 @@ from dive_fast.commands.common import (
     beside,
     finish,
     following,
+    preset_sampling,
 )
 from dive_fast.data.names import abbreviate
 from dive_fast.data.sets import SET_HELP
 from dive_fast.options import Changes
 from dive_fast.progress import ProgressBar, log
-from dive_fast.sampling.config import PRESETS, SD15, Sampling
+from dive_fast.sampling.config import SD15, Sampling
 from dive_fast.settings import PositiveFloat, PositiveInt, Reads
 from dive_fast.synth.config import PlanConfig
 from dive_fast.types import InputError, shown, to_dict
@@ -57,11 +58,7 @@ def plan(
     from dive_fast.synth.plan import read_overrides
 
     known = _model(model)
-    base = PlanConfig(sampling=known.usual_sampling)
-    if preset is not None:
-        found = PRESETS[preset]
-        base = PlanConfig(sampling=found.applied_to(known.usual_sampling), precision=found.precision)
-    settings = config.apply_to(base)
+    settings = config.apply_to(PlanConfig(sampling=preset_sampling(preset, model, known.usual_sampling)))
     chosen = choose(known, photos, settings)
     own = None if overrides is None else read_overrides(overrides)
     made = plan_chosen(known, chosen, photos, settings, own)

@@ -89,20 +89,14 @@ SD15 = Sampling(steps=50, guidance=7.5)
 
 @dataclass(frozen=True)
 class Preset:
-    """A named number of steps, and the `precision` that its engines must have; None accepts any. Guidance is the model's."""
+    """A named number of steps; None is a student, which has its own. Guidance is the model's."""
 
     name: str
-    steps: int
-    precision: str | None = None
+    steps: int | None
 
     def applied_to(self, sampling: Sampling) -> Sampling:
         """Returns a model's sampling with the preset's steps."""
-        return replace(sampling, steps=self.steps)
-
-    def describe(self, sampling: Sampling, precision: str) -> str:
-        """What an engine of `precision` runs, and which precision the preset wants where that is another."""
-        wanted = "" if self.precision in (None, precision) else f" (the preset wants {self.precision})"
-        return f"{sampling.describe()}, {precision}{wanted}"
+        return sampling if self.steps is None else replace(sampling, steps=self.steps)
 
 
 # docs/speed.md says what each costs. A guidance interval was worth no more than fewer steps, so no preset has one.
@@ -111,6 +105,6 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         Preset("exact", 50),
         Preset("fast", 15),
-        Preset("turbo", 7, precision="fp8"),
+        Preset("turbo", None),
     )
 }

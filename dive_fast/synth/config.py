@@ -30,8 +30,8 @@ class PlanConfig(Settings):
     """Pairs per identity and infrared camera."""
     seed: NonNegativeInt = 0
     """Seed of the run; equal plans give equal images."""
-    precision: Annotated[str, OneOf(("any", "fp32", "fp16", "bf16", "fp8", "int8"))] | None = None
-    """Precision that engines of the plan must have; by default the preset's (turbo: fp8), else any."""
+    precision: Annotated[str, OneOf(("any", "fp32", "fp16", "bf16", "fp8", "int8"))] = "any"
+    """Precision that engines of the plan must have."""
     strength: Fraction = STRENGTH
     """photo-guided: how far the infrared image may leave the photo."""
     size: ImageSize | None = None

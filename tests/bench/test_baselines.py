@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from dive_fast.bench import baselines, diffusers_baseline
-from dive_fast.bench.baselines import BaselineResults, Setup, measure_baselines
+from dive_fast.bench.baselines import BaselineResults, Other, Setup, measure_baselines
 from dive_fast.bench.batch import bench_plan, start_batch
 from dive_fast.bench.config import BenchConfig
 from dive_fast.bench.parity import Allowance, exact_images, parity, psnr, worst_rms
 from dive_fast.bench.results import baseline_lines
 from dive_fast.engines import load_engine
 from dive_fast.models import has_lora, load_bundle
-from dive_fast.sampling import Preset, Sampling
+from dive_fast.sampling import Sampling
 from dive_fast.types import DiveError
+from tests.support.distilling import save_student
 from tests.support.refusals import refused
 
 pytestmark = pytest.mark.slow
@@ -97,8 +98,6 @@ def test_a_peer_that_cannot_run_says_why(setup: Setup, monkeypatch: pytest.Monke
 
 
 def test_presets_run_in_the_same_turns_as_other_images(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    presets = {"fast": Preset("fast", 5), "turbo": Preset("turbo", 2, precision="fp8")}
-    monkeypatch.setattr(baselines, "PRESETS", presets)
     seen: list[Sampling] = []
     real = baselines.render
 
@@ -107,18 +106,46 @@ def test_presets_run_in_the_same_turns_as_other_images(setup: Setup, monkeypatch
         return real(engine, plan, start, clock)
 
     monkeypatch.setattr(baselines, "render", watched)
-    found = measured(setup, "reference", rounds=2, presets=("fast", "turbo"))
-    assert [preset.name for preset in found.presets] == ["preset fast", "preset turbo"]
+    found = measured(setup, "reference", rounds=2, presets=("fast", "2"))
+    assert [preset.name for preset in found.presets] == ["preset fast", "2 steps"]
     # of the last round, the reference apart
-    assert seen[-3:] == [SAMPLING, Sampling(5, 3.0), Sampling(2, 3.0)]
+    assert seen[-3:] == [SAMPLING, Sampling(15, 3.0), Sampling(2, 3.0)]
     assert seen[0] == seen[-3]
     for preset in found.presets:
         assert list(preset.faster) == ["ours", "reference"] and preset.faster["ours"].n == preset.ms.n == 2
     text = "\n".join(baseline_lines(found))
-    assert "5 steps, guidance 3, fp32: " in text
-    assert "2 steps, guidance 3, fp32 (the preset wants fp8): " in text
-    bad = result_of(setup, monkeypatch, "ours", presets=("fast",))
+    assert "15 steps, guidance 3, 4 images a call, fp32: " in text
+    assert "2 steps, guidance 3, 4 images a call, fp32: " in text
+    assert (found.sampling, found.teacher) == (SAMPLING, False)
+    bad = result_of(setup, monkeypatch, "ours", presets=("2",))
     assert bad.presets[0].faster == {} and "no ratio, as ours failed parity" in baseline_lines(bad)[-2]
+
+
+def test_a_student_runs_in_the_rounds_of_its_teacher_s_baselines(
+    setup: Setup, tiny_fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times are made up, 8 ms a batch: the student makes twice as many images a batch, as it needs a row for each."""
+    engine = load_engine(save_student(tiny_fused, tmp_path / "student"), "torch", "cpu")
+    student, ran = Other("student", engine, Sampling(2, 1.0), ", tiny decoder of width 8"), []
+
+    def timed(calls: Any, rounds: int, device: str) -> dict[str, list[float]]:
+        ran.extend((name, len(call())) for name, call in calls.items())
+        return {name: [8.0] * rounds for name in calls}
+
+    monkeypatch.setattr(baselines, "interleaved", timed)
+    found = measured(replace(setup, student=student), "reference", rounds=2, presets=("2",))
+    assert ran == [("ours", 4), ("reference", 4), ("2 steps", 4), ("student", 8)]
+    assert all(one.parity.passed for one in found.results)
+    assert (found.sampling, found.teacher, found.images) == (SAMPLING, True, 4)
+    assert found.model_fingerprint == setup.engine.spec.model_fingerprint != engine.spec.model_fingerprint
+    few, own = found.presets
+    assert own.images_per_second.p50 == 1000.0 == 2 * few.images_per_second.p50
+    assert {name: one.median for name, one in few.faster.items()} == {"ours": 1.0, "reference": 1.0}
+    assert {name: one.median for name, one in own.faster.items()} == {"ours": 2.0, "reference": 2.0, "2 steps": 2.0}
+    text = baseline_lines(found)
+    assert "of the teacher, 3 steps, guidance 3" in text[0]
+    (line,) = [line for line in text if line.startswith("  student")]
+    assert "OTHER images, 2 steps, no guidance, 8 images a call, fp32, tiny decoder of width 8: 2.00x ours" in line
 
 
 def test_a_contest_that_cannot_be_is_refused(setup: Setup, tiny_base: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,15 @@ from PIL import Image
 
 from dive_fast.bench import compare
 from dive_fast.bench.config import BenchConfig
-from dive_fast.bench.run import Choice, Subject, chosen_backend, computed_in, open_subject, run_bench
+from dive_fast.bench.run import Choice, Subject, _setup, chosen_backend, computed_in, open_subject, run_bench
 from dive_fast.bench.timing import Ratio
+from dive_fast.engines import load_engine
+from dive_fast.models import load_bundle
+from dive_fast.sampling import Sampling
 from dive_fast.synth import save_plan
 from dive_fast.types import to_dict
 from tests.support.cli import Run, last_json
+from tests.support.distilling import save_student
 from tests.support.fake_engine import photo_plan, plan_of
 from tests.support.refusals import refused
 
@@ -54,6 +59,69 @@ def test_bench_writes_everything_and_capacity_reads_it(tiny_fused: Path, tmp_pat
         assert picture.width > 500 and len(picture.getcolors(1 << 20) or []) > 20
     rate = max(row["images_per_second"]["p50"] for row in written["rows"])
     assert step(f"capacity --result {out / 'bench.json'} --pairs 100000 --gpus 1,8")["fleet"]["rate"] == rate
+
+
+@pytest.mark.slow
+def test_a_student_its_teacher_and_the_reference_in_one_run(tiny_fused: Path, tmp_path: Path, step: Step) -> None:
+    student, out = save_student(tiny_fused, tmp_path / "student"), tmp_path / "out"
+    line = f"bench --engine {student} --model {tiny_fused} --backend torch --rows 4 --repeats 1 --rounds 2 --device cpu"
+    found = step(f"{line} --baselines reference --baseline-rows 4 --baseline-steps 3 --presets 2 --out {out}")
+    others = found["baselines"]
+    assert (found["sampling"]["steps"], found["sampling"]["guidance"]) == (2, 1.0)
+    assert (others["sampling"]["steps"], others["sampling"]["guidance"], others["teacher"]) == (3, 3.0, True)
+    assert found["conditions"]["model fingerprint"] != others["model_fingerprint"]
+    assert others["model_fingerprint"] == load_bundle(tiny_fused).fingerprint
+    assert [(one["name"], one["parity"]["passed"]) for one in others["results"]] == [
+        ("ours", True),
+        ("reference", True),
+    ]
+    assert [(one["name"], list(one["faster"])) for one in others["presets"]] == [
+        ("2 steps", ["ours", "reference"]),
+        ("student", ["ours", "reference", "2 steps"]),
+    ]
+    # the work of two steps of one row an image
+    (rows,), gflop = found["rows"], found["gflop"]
+    assert rows["images"] == 4 and rows["unet_bound"]["gflop"] == pytest.approx(4 * gflop["UNet row"])
+    prompts = rows["batch_bound"]["gflop"] - 2 * 4 * gflop["UNet row"] - 4 * gflop["decoded image"]
+    assert prompts / gflop["prompt"] == pytest.approx(4)
+    assert (out / "baselines.png").stat().st_size
+
+
+def test_baselines_of_a_student_are_its_own_or_its_teacher_s(tiny_fused: Path, tmp_path: Path, run: Run) -> None:
+    student, none = save_student(tiny_fused, tmp_path / "student"), "--baseline-steps 5 --baselines reference"
+    for line, part in (
+        (f"--engine {student} --model {student} --presets 7", str(student)),
+        (f"--engine {student} --model {tiny_fused} --preset exact --baselines reference", str(student)),
+        (f"--model {student} {none} --backend torch", "--baseline-steps"),
+        (f"--model {tiny_fused} --preset turbo", "dive-fast distil --model"),
+    ):
+        code, _, error = run(f"bench --device cpu --rows 2 {line}")
+        assert code == 2 and part in error, error
+
+
+def test_a_teacher_is_opened_as_its_student(tiny_fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same backend, in the same size and variant; of a quantised student in the precision of its graph."""
+    student = save_student(tiny_fused, tmp_path / "student")
+    engine, asked = load_engine(student, "torch", "cpu"), []
+    profile = replace(engine.spec.profile, height=32)
+    config = BenchConfig(rows=(2,), baselines=("reference",), sampling=Sampling(2, 1.0))
+
+    def export(model: Path, out: Path, rows: int, **options: Any) -> None:
+        asked.append((model, rows, options["size"], options["options"].variant, options["options"].precision))
+
+    monkeypatch.setattr("dive_export.export_engine", export)
+    monkeypatch.setattr("dive_fast.bench.run.load_engine", lambda path, backend, *_, **given: load_engine(tiny_fused))
+    for precision, own in (("int8", "fp32"), ("fp16", "fp16")):
+        spec = replace(engine.spec, backend="onnxruntime", precision=precision, profile=profile, variant="kv-cache")
+        monkeypatch.setattr(engine, "spec", spec)
+        made = _setup(Subject("x", engine, student, tiny_fused), config)
+        assert made is not None and asked == []
+        setup = made(tmp_path)
+        assert asked.pop() == (tiny_fused, 36, (32, 32), "kv-cache", own)
+        assert setup.student is not None and setup.student.engine is engine
+        assert setup.config.sampling == Sampling(50, 3.0)
+    monkeypatch.setattr(engine, "spec", replace(engine.spec, backend="tensorrt"))
+    refused("--tensorrt", _setup, Subject("x", engine, student, tiny_fused), config)
 
 
 def test_an_engine_of_another_model_and_peers_without_one(tiny_fused: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -92,6 +160,8 @@ def test_peaks_are_those_of_what_an_engine_computes_in(
         ("--compare HEAD --fail-below 0.9 --rounds 4", "at least 5 --rounds"),
         ("--baselines best", "--baselines: 'best'"),
         ("--presets best", "--presets: 'best'"),
+        ("--presets turbo", "--presets: 'turbo'"),
+        ("--presets 0", "steps"),
         ("--compare HEAD --precision fp16", "--baselines"),
         ("--rows 2,x", "--rows"),
         ("--compare no-such-ref", "no-such-ref|git checkout"),

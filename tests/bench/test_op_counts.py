@@ -102,3 +102,16 @@ def test_a_product_beyond_the_time_limit_is_left_out(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(roofline, "SECONDS", 0.0)
     found = measure_peaks(torch.device("cpu"), torch.float16)
     assert list(found.gemms) == ["x".join([str(roofline.FIRST)] * 3)] and found.precision == "float16"
+
+
+def test_a_tiny_decoder_counts_as_diffusers_own_and_the_scale_before_it(tiny_fused: Path) -> None:
+    from dive_fast.models.tiny_decoder import new_tiny
+
+    bundle = load_bundle(tiny_fused)
+    parts = (bundle.unet.config, bundle.vae.config, None, LATENT_SHAPE, MAX_TOKENS, torch.float32)
+    channels, height, width = LATENT_SHAPE
+    with FlopCounterMode(display=False) as counter:
+        new_tiny(bundle.vae, 8).decode(torch.randn(3, *LATENT_SHAPE))
+    scale = 2 * 3 * channels**2 * height * width  # a 1x1 convolution
+    assert ModelOpCounts(*parts, tiny=8).decode(3).flops == counter.get_total_flops() + scale
+    assert ModelOpCounts(*parts).decode(3).flops != counter.get_total_flops() + scale

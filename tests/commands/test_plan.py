@@ -92,7 +92,7 @@ def test_names_in_any_spelling(tmp_path: Path, step: Callable[..., dict[str, Any
         ("sd15", "--preset fast", Sampling(15, 7.5)),
         ("pocket", "--preset fast", Sampling(15, 2.0)),
         ("sd15", "--guidance 3", Sampling(50, 3.0)),
-        ("pocket", "--preset turbo --steps 9 --guidance 7.5", Sampling(9, 7.5)),
+        ("pocket", "--preset fast --steps 9 --guidance 7.5", Sampling(9, 7.5)),
     ],
 )
 def test_steps_and_guidance_are_the_model_s_unless_given(

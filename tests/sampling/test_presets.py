@@ -55,16 +55,14 @@ def test_equal_settings_are_equal_in_json() -> None:
 
 
 def test_presets() -> None:
-    assert {name: (p.name, p.steps, p.precision) for name, p in PRESETS.items()} == {
-        "exact": ("exact", 50, None),
-        "fast": ("fast", 15, None),
-        "turbo": ("turbo", 7, "fp8"),
+    assert {name: (preset.name, preset.steps) for name, preset in PRESETS.items()} == {
+        "exact": ("exact", 50),
+        "fast": ("fast", 15),
+        "turbo": ("turbo", None),
     }
     own = Sampling(20, 7.5, (0.5, 2.0))
-    seven = PRESETS["turbo"].applied_to(own)
-    assert seven == Sampling(7, 7.5, (0.5, 2.0))  # steps alone: guidance is the model's
-    assert "fp8" not in PRESETS["fast"].describe(own, "fp32")
-    assert all(word in PRESETS["turbo"].describe(seven, "fp32") for word in ("7 steps", "fp32", "fp8"))
+    assert PRESETS["fast"].applied_to(own) == Sampling(15, 7.5, (0.5, 2.0))  # steps alone: guidance is the model's
+    assert PRESETS["turbo"].applied_to(own) == own  # a student's
 
 
 def test_stable_diffusion_is_sampled_as_dive_s_code_does() -> None:
