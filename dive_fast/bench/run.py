@@ -259,8 +259,9 @@ def _beside_teacher(
     sampling = preset_of(str(config.baseline_steps or "exact")).applied_to(Sampling(guidance=student.guidance))
     tiny = read_record(subject.folder / "vae_decoder")
     note = "" if tiny is None else f", tiny decoder of width {tiny.width}"
-    built = not {EXPORTED, MODEL} & {*BACKENDS[spec.backend].reads}
-    if built and config.tensorrt is None:
+    opens_models = bool({EXPORTED, MODEL} & {*BACKENDS[spec.backend].reads})
+    built = None if opens_models else config.tensorrt
+    if built is None and not opens_models:
         raise InputError(
             f"{spec.backend} runs the student; give its teacher's engine, too (dive-fast build): --tensorrt"
         )
@@ -270,11 +271,9 @@ def _beside_teacher(
     choice = Choice(None, None, spec.backend, where, where, precision, subject.threads)
 
     def setup(work: Path) -> Setup:
-        own = load_engine(config.tensorrt) if built else open_model(model, choice, config, work, spec)[1]
+        own = open_model(model, choice, config, work, spec)[1] if built is None else load_engine(built)
         if own.spec.model_fingerprint != bundle.fingerprint:
-            raise InputError(
-                f"--tensorrt {config.tensorrt} is of another model than the teacher {model}; build that one"
-            )
+            raise InputError(f"--tensorrt {built} is of another model than the teacher {model}; build that one")
         return Setup(
             own,
             bundle,

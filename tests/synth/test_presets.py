@@ -44,6 +44,7 @@ def test_options_override_a_preset(tmp_path: Path, tiny_engine: Path, run: Run) 
     assert planned("--guidance-interval 0.5,2") == (Sampling(50, 7.5, (0.5, 2.0)), None)
 
 
+@pytest.mark.slow
 def test_turbo_is_a_student_and_no_other_preset_is(tmp_path: Path, tiny_fused: Path, run: Run) -> None:
     student = save_student(tiny_fused, tmp_path / "student")
 
