@@ -24,7 +24,7 @@ from dive_fast.io import canonical_json, is_empty, sha256_file, write_json
 from dive_fast.json_files import read_json
 from dive_fast.models import ModelBundle, load_bundle
 from dive_fast.models.sampling_file import write_sampling
-from dive_fast.models.tiny_decoder import with_tiny_decoder
+from dive_fast.models.tiny_decoder import RECORD, with_tiny_decoder
 from dive_fast.outputs import holds, output_folder
 from dive_fast.progress import log
 from dive_fast.types import DiveError, EngineSpec, InputError, Profile, to_dict
@@ -87,6 +87,8 @@ def export_engine(
         if check:
             _write_parity(parts, folder, spec, progress)
         _copy_metadata(bundle, fused, folder, spec.files)
+        if decoder is not None:
+            shutil.copyfile(decoder / RECORD, folder / "vae_decoder" / RECORD)  # build and quantize copy it
         spec = replace(spec, sha256=file_hashes(folder))
         write_json(folder / "engine.json", to_dict(spec))
     progress(f"engine {out} is finished: {height}x{width}, up to {rows_max} rows")

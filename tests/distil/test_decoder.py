@@ -130,6 +130,21 @@ def test_a_decoder_of_another_autoencoder_and_damaged_ones_are_refused(decoder, 
         refused(named, with_tiny_decoder, bundle, tmp_path / "bad")
 
 
+def test_its_record_goes_into_the_engine(decoder, tiny_fused, tmp_path, monkeypatch):
+    from dive_export import artifact, export_engine
+
+    def empty(graph, folder, spec, *_):
+        (folder / graph.part).mkdir()
+        (folder / spec.files[graph.part]).write_bytes(b"")
+        return {}
+
+    monkeypatch.setattr(artifact, "_export_part", empty)
+    for name, given in (("tiny", decoder), ("own", None)):
+        spec = export_engine(tiny_fused, tmp_path / name, check=False, decoder=given)
+        assert read_record(tmp_path / name / "vae_decoder") == (given and read_record(given))
+        assert ("vae_decoder/decoder.json" in spec.sha256) == (given is not None)
+
+
 @pytest.mark.slow
 def test_it_is_exported_within_the_budget_of_parity(decoder, tiny_fused, tmp_path):
     from dive_export.graphs import graphs
