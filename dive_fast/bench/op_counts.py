@@ -105,7 +105,7 @@ class ModelOpCounts:
                 for network, config in ((UNet2DConditionModel, unet), (AutoencoderKL, vae))
             )
             if tiny is not None:
-                self._vae = with_decoder(self._vae, new_tiny(self._vae, tiny).decoder).to(dtype)
+                self._vae = nn.Module.to(with_decoder(self._vae, new_tiny(self._vae, tiny).decoder), dtype)
             self._text = None if text is None else CLIPTextModel(text).to(dtype).eval()
 
     def unet(self, rows: int) -> OpCount:
