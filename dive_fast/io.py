@@ -296,13 +296,16 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hex SHA-256 of a file, read in chunks; a pipe or device, which may never end, raises `InputError`."""
+    """Hex SHA-256 of a file, read in chunks; what is no file, as a pipe without end, or not there raises `InputError`."""
     digest = hashlib.sha256()
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise InputError(f"{path} is a pipe or device, not a file; put the file itself there")
-    with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 18):
-            digest.update(chunk)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path} is a folder, pipe or device, not a file; put the file itself there")
+    try:
+        with open(path, "rb") as stream:
+            while chunk := stream.read(1 << 18):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); put the file back, then rerun") from error
     return digest.hexdigest()
 
 

@@ -68,10 +68,12 @@ def test_what_every_program_reads_alike_is_read(tmp_path: Path, content: bytes, 
     assert list(read_jsonl(tmp_path / "x.json", "settings")) == [value]
 
 
-def test_a_pipe_is_not_waited_for_and_a_pointer_is_named(tmp_path: Path):
+def test_what_is_no_file_is_refused_at_once_and_a_pointer_is_named(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
     refused("settings: .*pipe", read_json, tmp_path / "pipe", "settings")
-    refused("pipe", sha256_file, tmp_path / "pipe")
+    for name in ("pipe", "", "missing", "circle"):
+        refused(f"{tmp_path / name}", sha256_file, tmp_path / name)
     refused("pipe is no file", read_shard, tmp_path / "pipe")
     assert not json_with("a")(tmp_path / "pipe")
     os.mkfifo(tmp_path / "distance.npy")
