@@ -96,7 +96,7 @@ def train_encoder(
         )
     if encoder is None:
         return
-    people = len(encoder.distribution.tokens)
+    people = len(encoder.distribution.coordinates)
     finish(
         f"encoder {out}: {count(encoder.words, 'word')} a person, trained on {count(people, 'person')}",
         {"encoder": out, "words": encoder.words, "people": people, "fingerprint": encoder.fingerprint},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from dive_fast.settings import Fraction, NonNegativeFloat, NonNegativeInt, Part, PositiveInt, Settings, Within
+from dive_fast.settings import NonNegativeFloat, NonNegativeInt, Part, PositiveInt, Settings, Within
 from dive_fast.train.config import PersonalizeConfig
 
 FREE_WORDS = " ".join(["{person}"] * 4)
@@ -46,5 +46,3 @@ class VirtualConfig(Settings):
     percentile: Annotated[float, Within(0, 100)] = 5.0
     """A draw is refused when it lies nearer to a real person, or to another draw, than this percentile of real people's
     distances to their nearest."""
-    variance: Fraction = 0.999
-    """Fraction of the real people's variance in the principal components that are drawn."""

@@ -4,64 +4,77 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from dive_fast.models.files import read_tensors, write_tensors
 from dive_fast.types import InputError
 
 if TYPE_CHECKING:
     from dive_fast.train.embedding import PhraseRows
 
-_NAMES = ("tokens", "mean", "components", "variances")
+KEPT = 0.999  # fraction of the variance that the principal components hold
+_NAMES = ("mean", "components", "deviations", "coordinates")
+_HALVES = ("components", "coordinates")  # orthonormal, and in deviations: float16 is enough for both
 _BLOCK = 1024  # rows of a matrix of distances
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """The rows of N people, `tokens` float32 [N, words * D], and their principal components.
+    """The rows of N people, all words of one behind each other (L = words * D), in their principal components.
 
-    `mean` [words * D], `components` [C, words * D] (orthonormal) and `variances` [C], largest first, describe a Gaussian.
+    `mean` [L], `components` [C, L] (orthonormal) and `deviations` [C], largest first, describe a Gaussian; `coordinates`
+    [N, C] place the people in it, in deviations.
     """
 
-    tokens: Tensor
     mean: Tensor
     components: Tensor
-    variances: Tensor
+    deviations: Tensor
+    coordinates: Tensor
 
     @classmethod
     def fit(cls, tokens: Tensor) -> Distribution:
-        """Fits the Gaussian to at least two people."""
+        """Fits the Gaussian to the rows [N, L] of at least two people."""
         values = tokens.double()
         mean = values.mean(dim=0)
-        _, lengths, components = torch.linalg.svd(values - mean, full_matrices=False)
-        kept = slice(0, min(len(tokens) - 1, len(components)))
-        variances = lengths[kept].square() / (len(tokens) - 1)
-        return cls(tokens.float(), mean.float(), components[kept].float(), variances.float())
+        places, lengths, components = torch.linalg.svd(values - mean, full_matrices=False)
+        shares = lengths.square().cumsum(0) - lengths.square()
+        kept = max(1, int((shares < KEPT * lengths.square().sum()).sum()))
+        deviations, coordinates = lengths[:kept] / (len(tokens) - 1) ** 0.5, places[:, :kept] * (len(tokens) - 1) ** 0.5
+        return cls(mean.float(), components[:kept].half().float(), deviations.float(), coordinates.half().float())
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).contiguous() for name in _NAMES}
+    def save(self, path: Path) -> None:
+        tensors = {name: getattr(self, name) for name in _NAMES}
+        write_tensors(path, {name: each.half() if name in _HALVES else each for name, each in tensors.items()})
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], phrase: PhraseRows, where: str) -> Distribution:
-        """Builds it from a file's tensors; others, or ones that do not fit, raise `InputError`, which names `where`."""
-        length = len(phrase.order) * phrase.start.shape[1]
+    def load(cls, path: Path, phrase: PhraseRows) -> Distribution:
+        """Reads what `save` wrote; another file, or one that does not fit the phrase, raises `InputError`."""
+        tensors = read_tensors(path)
         if set(tensors) != set(_NAMES):
-            raise InputError(f"{where} must hold {', '.join(_NAMES)}; copy the folder again")
-        count = len(tensors["variances"]) if tensors["variances"].ndim == 1 else -1
-        shapes = {"mean": [length], "components": [count, length], "tokens": [len(tensors["tokens"]), length]}
+            raise InputError(f"{path} must hold {', '.join(_NAMES)}; copy the folder again")
+        length, count = len(phrase.order) * phrase.start.shape[1], len(tensors["components"])
+        shapes = {"mean": [length], "components": [count, length], "deviations": [count]}
+        shapes |= {"coordinates": [len(tensors["coordinates"]), count]}
         wrong = [name for name, shape in shapes.items() if list(tensors[name].shape) != shape]
-        if wrong or len(tensors["tokens"]) < 2:
-            raise InputError(f"{where}: {wrong[0] if wrong else 'tokens'} has another shape; copy the folder again")
+        if wrong or len(tensors["coordinates"]) < 2:
+            raise InputError(f"{path}: {wrong[0] if wrong else 'coordinates'} has another shape; copy the folder again")
         return cls(**tensors)
 
-    def draw(self, count: int, generator: torch.Generator, variance: float) -> Tensor:
-        """Draws rows float32 [count, words * D] from the Gaussian in the components that hold `variance` of all."""
-        shares = (self.variances.cumsum(0) - self.variances) / self.variances.sum().clamp(min=1e-30)
-        kept = int((shares < variance).sum())
-        coordinates = torch.randn(count, kept, generator=generator) * self.variances[:kept].clamp(min=0).sqrt()
-        return self.mean + coordinates @ self.components[:kept]
+    @cached_property
+    def tokens(self) -> Tensor:
+        """The people's rows float32 [N, L], but for the variance that the components leave out."""
+        return self._at(self.coordinates)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draws rows float32 [count, L] from the Gaussian."""
+        return self._at(torch.randn(count, len(self.deviations), generator=generator))
+
+    def _at(self, coordinates: Tensor) -> Tensor:
+        return self.mean + (coordinates * self.deviations) @ self.components
 
     def between(self) -> Tensor:
         """Returns the distance [N] of each person's rows to those of the nearest other person."""

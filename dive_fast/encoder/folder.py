@@ -43,7 +43,7 @@ _SIZES = {"features": 10_000_000, "width": 100_000, "row": 100_000}  # largest o
 class Encoder:
     """A trained encoder. `source` reads the photos; `people` are hashes of the names of those it was trained on.
 
-    `distribution` has the rows of those people, all words of one behind each other.
+    `distribution` has the rows of those people.
     """
 
     base_fingerprint: str
@@ -107,8 +107,8 @@ def save_encoder(encoder: Encoder, out: Path, adapter: Adapter | None = None, ov
             shutil.copyfile(source.folder / name, fresh / FEATURES / name)
         if adapter is not None:
             save_adapter(adapter, fresh / ADAPTER)
-        write_tensors(fresh / "mapper.safetensors", mapper.state_dict())
-        write_tensors(fresh / "people.safetensors", encoder.distribution.tensors())
+        write_tensors(fresh / "mapper.safetensors", halved(mapper))
+        encoder.distribution.save(fresh / "people.safetensors")
         record = {
             "format": FORMAT,
             "base_fingerprint": encoder.base_fingerprint,
@@ -120,6 +120,12 @@ def save_encoder(encoder: Encoder, out: Path, adapter: Adapter | None = None, ov
             "facts": encoder.metadata,
         }
         write_json(fresh / RECORD, record)
+
+
+def halved(mapper: Mapper) -> dict[str, Tensor]:
+    """The tensors of a mapper as a folder has them: trained ones in float16."""
+    trained = dict(mapper.named_parameters())
+    return {name: each.half() if name in trained else each for name, each in mapper.state_dict().items()}
 
 
 def read_record(path: Path | str) -> tuple[Path, dict[str, Any]]:
@@ -163,8 +169,6 @@ def load_encoder(path: Path | str, features: Path | str | None = None, device: s
     folder, record = read_record(path)
     check_vocabulary((), (), [record["template"]], str(folder / RECORD))
     mapper = _mapper(folder, record)
-    tensors = read_tensors(folder / "people.safetensors")
-    distribution = Distribution.from_tensors(tensors, mapper.phrase, str(folder / "people.safetensors"))
     return Encoder(
         base_fingerprint=record["base_fingerprint"],
         phrase=record["phrase"],
@@ -172,7 +176,7 @@ def load_encoder(path: Path | str, features: Path | str | None = None, device: s
         source=_source(folder, record["features"], features, device),
         mapper=mapper.to(device),
         people=frozenset(record["people"]),
-        distribution=distribution,
+        distribution=Distribution.load(folder / "people.safetensors", mapper.phrase),
         metadata=record["facts"],
     )
 

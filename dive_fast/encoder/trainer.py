@@ -15,7 +15,7 @@ from dive_fast.encoder.cache import cached_features
 from dive_fast.encoder.config import EncoderConfig
 from dive_fast.encoder.distribution import Distribution
 from dive_fast.encoder.features import FeatureNet
-from dive_fast.encoder.folder import Encoder, hashed
+from dive_fast.encoder.folder import Encoder, halved, hashed
 from dive_fast.encoder.model import EncoderModel
 from dive_fast.encoder.references import References
 from dive_fast.models.fuse import check_base
@@ -123,6 +123,7 @@ class EncoderTrainer(Trainer):
     def encoder(self, metadata: dict[str, Any]) -> Encoder:
         """Returns what was trained, with the rows of everyone whom it saw."""
         model = self.model
+        model.mapper.load_state_dict(halved(model.mapper))  # what the folder will hold decides all rows
         tokens = model.predicted(list(model.references.people)).flatten(1).cpu()
         names = {*model.references.people, *self.source.people}
         before = self.first.people if self.first is not None else frozenset()

@@ -65,7 +65,7 @@ def draw_people(encoder: Encoder, onto: Adapter, config: VirtualConfig, sampler:
     Real are the people that the encoder was trained on, and those of `onto`. Raises `DiveError` when there is no room.
     """
     spread = encoder.distribution
-    sampler = sampler or (lambda count, generator: spread.draw(count, generator, config.variance))
+    sampler = sampler or spread.draw
     known, uncompared = _people(encoder, onto)
     real, between = torch.cat([spread.tokens, known[False]]), spread.between()
     limit = float(torch.quantile(between.double(), config.percentile / 100))

@@ -8,6 +8,7 @@ import torch
 
 from dive_fast.data.sets import read_sets
 from dive_fast.encoder import encode as room
+from dive_fast.encoder.distribution import Distribution
 from dive_fast.encoder.encode import encode_onto, encode_photos_of, looks_like_two, start_of
 from dive_fast.encoder.features import FeatureNet
 from dive_fast.encoder.folder import load_encoder
@@ -156,8 +157,8 @@ def spread_out(encoder):
     """Gives an encoder of a few steps rows that differ as those of a trained one: by the colours of the photos."""
     with torch.no_grad():
         torch.nn.init.normal_(encoder.mapper.last.weight, std=1.0, generator=torch.Generator().manual_seed(0))
-        encoder.distribution.tokens.copy_(torch.randn(encoder.distribution.tokens.shape) * 0.01)
-    return encoder
+    tokens = torch.randn(encoder.distribution.tokens.shape) * 0.01
+    return replace(encoder, distribution=Distribution.fit(tokens))
 
 
 def test_personalize_starts_at_the_encoders_rows(encoder, adapter, photos, newcomers, tiny_base, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dive_fast.encoder.distribution import KEPT
 from dive_fast.encoder.features import FeatureNet, open_features
 from dive_fast.encoder.folder import RECORD, hashed, load_encoder, read_record
 from dive_fast.encoder.train import dry_run_encoder, train_encoder
@@ -56,7 +57,8 @@ def test_a_folder_is_complete_and_reads_as_it_was(trained, encoder, photos, sour
         seen = [s for s in photos if s.pid == identity.pid and s.modality == "rgb"]
         rows = encoder.rows(source.features(seen))
         torch.testing.assert_close(own.embeddings[2 * number : 2 * number + 2], rows, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(encoder.distribution.tokens[number], rows.flatten(), rtol=1e-4, atol=1e-5)
+    known, rows = encoder.distribution.tokens, own.embeddings.reshape(6, -1)
+    assert (known - rows).norm() <= (1.01 * (1 - KEPT)) ** 0.5 * (rows - rows.mean(0)).norm()  # 1 %: float16
 
 
 def test_a_caption_reads_the_rows_of_its_own_photo(tiny_base, photos, source):
