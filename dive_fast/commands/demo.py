@@ -11,7 +11,7 @@ from dive_fast.settings import Part
 
 
 def demo(
-    config: Annotated[DemoConfig, Part(only=("model", "adapter"))],
+    config: Annotated[DemoConfig, Part(only=("model", "adapter", "encoder"))],
     out: Annotated[Path, "Folder for everything the demo makes; its page is index.html."] = Path("demo"),
     json: Json = False,
 ) -> None:

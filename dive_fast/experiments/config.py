@@ -42,7 +42,7 @@ SCORER = ReidConfig(steps=1500, precision="bf16")
 _REID = ReidConfig(steps=2000, lr=4e-3, weight_decay=0.3, missing="visible", synthetic_fraction=0.5, precision="bf16")
 
 
-def _adapter(text: str) -> str | None:
+def _folder(text: str) -> str | None:
     return None if text == "none" else text
 
 
@@ -55,8 +55,10 @@ class StudyConfig(Settings):
     )
     model: str = "pocket"
     """Base model folder; pocket is the shipped one."""
-    adapter: Annotated[str, Reads(_adapter, "FOLDER|none")] | None = "pocket"
+    adapter: Annotated[str, Reads(_folder, "FOLDER|none")] | None = "pocket"
     """Adapter to start from; pocket is the shipped one, and none trains one on the world's own photos."""
+    encoder: Annotated[str, Reads(_folder, "FOLDER|none")] | None = "pocket"
+    """Encoder of the external identities that the adapter lacks; pocket is the shipped one, and none learns them."""
     learn: Annotated[PersonalizeConfig, Part("learn", only=("steps",))] = field(
         default_factory=lambda: PersonalizeConfig(
             identity_steps=300,

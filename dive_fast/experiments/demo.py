@@ -98,7 +98,7 @@ def _person(
         [html.Cell(s.path, f"{title}, {s.camera}", made=s.source == "synthetic") for s in column]
         for (title, _), column in zip(_COLUMNS, columns, strict=True)
     ]
-    return html.ColumnRow(pid, "learned live" if new else "known to the adapter", cells)
+    return html.ColumnRow(pid, "added live" if new else "known to the adapter", cells)
 
 
 def _bar(comparison: Comparison, arm: Arm) -> html.Bar:

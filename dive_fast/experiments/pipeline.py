@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from dive_fast.encoder.encode import encode_onto
+from dive_fast.encoder.folder import load_encoder
 from dive_fast.engines import Engine, load_engine
 from dive_fast.environment.optional import require
 from dive_fast.experiments.arms import (
@@ -34,7 +36,6 @@ from dive_fast.reid.comparison.records import Comparison, Rate
 from dive_fast.synth.local import Summary, synthesize
 from dive_fast.synth.manifest import read_pairs
 from dive_fast.synth.plan import make_plan
-from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.personalize import personalize
 from dive_fast.types import InputError, Sample
 from dive_fast.world.trees import build_world
@@ -75,25 +76,24 @@ class Timings:
             note()
 
 
-def learn_missing(
-    model: str | Path, adapter: str | Path, photos: Sequence[Sample], out: Path, config: PersonalizeConfig
-) -> Adapter:
-    """Returns the adapter with the missing identities of `photos` learned."""
-    known = load_adapter(adapter)
-    pids = {identity.pid for identity in known.identities}
-    new = [s for s in photos if s.pid not in pids]
+def study_adapter(config: StudyConfig, world: Path, out: Path) -> Adapter:
+    """Returns the adapter of a study: trained in `out`, or the given one, with the external identities that it lacks."""
+    photos, place = external_photos(world), out / "adapter"
+    if config.adapter is None:
+        return personalize(load_bundle(config.model), [*paired_photos(world), *photos], place, config.learn)
+    known = load_adapter(config.adapter)
+    new = lacking(known, photos)
     if not new:
         return known
-    return personalize(load_bundle(model), new, out, config, init_from=known)
+    if config.encoder is None:
+        return personalize(load_bundle(config.model), new, place, config.learn, init_from=known)
+    return encode_onto(load_encoder(config.encoder), known, config.adapter, new, place)[0]
 
 
-def study_adapter(config: StudyConfig, world: Path, out: Path) -> Adapter:
-    """Returns the adapter of a study in `out`: trained there, or the given one with the missing identities learned."""
-    photos = external_photos(world)
-    if config.adapter is not None:
-        return learn_missing(config.model, config.adapter, photos, out / "adapter", config.learn)
-    everyone = [*paired_photos(world), *photos]
-    return personalize(load_bundle(config.model), everyone, out / "adapter", config.learn)
+def lacking(adapter: Adapter, photos: Sequence[Sample]) -> list[Sample]:
+    """The photos of identities that the adapter lacks."""
+    pids = {identity.pid for identity in adapter.identities}
+    return [sample for sample in photos if sample.pid not in pids]
 
 
 def build_engine(model: str | Path, adapter: Adapter, work: Path, rows: int) -> Engine:

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from dive_fast.encoder.folder import Encoder, check_onto, load_encoder
 from dive_fast.experiments.arms import BASELINE, heldout_sides, oracle_infrared, paired_photos
 from dive_fast.experiments.config import StudyConfig
 from dive_fast.experiments.pictures import plot_people
@@ -53,13 +54,15 @@ def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
 def open_study(config: StudyConfig, out: Path) -> Iterator[None]:
     """Makes `out` the folder of a study with these settings, or checks that it is, and locks it for the block.
 
-    Removes what a killed run left half written. Raises `InputError` for a folder of other settings or other files, and for
-    an adapter that has seen infrared photos of others than the paired identities.
+    Removes what a killed run left half written. Raises `InputError` for a folder of other settings or other files, for an
+    adapter that has seen infrared photos of others than the paired identities, and as `used_encoder`.
     """
     adapter = None if config.adapter is None else load_adapter(config.adapter)
+    encoder = None
     if adapter is not None:
         check_adapter(adapter, str(config.adapter), config.world)
-    settings, path = study_settings(config, adapter), out / SETTINGS
+        encoder = used_encoder(config, adapter)
+    settings, path = study_settings(config, adapter, encoder), out / SETTINGS
     if path.exists():
         _check_same(read_json(path, "study"), settings, out)
     with claim_folder(out, SETTINGS, settings, "study", sources=()):
@@ -83,11 +86,31 @@ def check_adapter(adapter: Adapter, name: str, spec: WorldSpec) -> None:
         )
 
 
-def study_settings(config: StudyConfig, adapter: Adapter | None) -> dict[str, Any]:
-    """Returns what every result of a study depends on, by dotted name; model and adapter by fingerprint, as JSON has it."""
+def used_encoder(config: StudyConfig, adapter: Adapter) -> Encoder | None:
+    """Returns the encoder of a study, if its adapter lacks external identities and it encodes them.
+
+    Raises `InputError` for one of another base, and for one that was trained on the study's external or test identities.
+    """
+    external, test = ([f"{pid:04d}" for pid in pids] for pids in (config.world.external_pids, config.world.test_pids))
+    if config.encoder is None or {identity.pid for identity in adapter.identities}.issuperset(external):
+        return None
+    encoder = load_encoder(config.encoder)
+    check_onto(encoder, adapter, str(config.adapter))
+    seen = encoder.known([*external, *test])
+    if seen:
+        raise InputError(
+            f"encoder {config.encoder} was trained on {len(seen):,} people of this study, first {seen[0]}; give one that was"
+            " trained on others, or --encoder none, which learns them"
+        )
+    return encoder
+
+
+def study_settings(config: StudyConfig, adapter: Adapter | None, encoder: Encoder | None) -> dict[str, Any]:
+    """Returns what every result of a study depends on, by dotted name; networks by fingerprint, as JSON has it."""
     values = {name: value for name, value in to_dict(config).items() if name not in _FREE}
     values["model"] = load_bundle(config.model).fingerprint[:12]
     values["adapter"] = None if adapter is None else adapter.fingerprint[:12]
+    values["encoder"] = None if encoder is None else encoder.fingerprint[:12]
     return dict(_flat(json.loads(canonical_json(values))))
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from dive_fast.encoder.folder import load_encoder
 from dive_fast.experiments import arms as room
 from dive_fast.experiments import study
 from dive_fast.experiments.config import DemoConfig, StudyConfig
 from dive_fast.experiments.pipeline import Timings
-from dive_fast.experiments.study import check_adapter, run_study
+from dive_fast.experiments.study import check_adapter, run_study, used_encoder
 from dive_fast.json_files import read_json
 from dive_fast.models import load_adapter, load_bundle
 from dive_fast.reid.comparison import runs as running
@@ -155,6 +156,21 @@ def test_the_adapter_may_have_seen_the_infrared_of_paired_people_only(tiny_base,
         patch.setattr(study, "load_adapter", lambda path: made)
         refused("does not record", run_study, config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_encoder_may_know_nobody_of_a_study(tiny_base, adapter, encoder, config):
+    """It was trained on people 1 to 8; in the other world, they are among those that test."""
+    known = load_adapter(adapter)
+    chosen = replace(config, encoder=str(encoder))
+    assert used_encoder(chosen, known).fingerprint == load_encoder(encoder).fingerprint
+    assert used_encoder(replace(chosen, encoder=None), known) is None
+    everyone = replace(known, identities=(replace(known.identities[0], pid="1001"), *known.identities[1:]))
+    assert used_encoder(chosen, everyone) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WorldSpec, "test_pids", property(lambda self: range(8, 10)))
+        refused(("1 people", "0008", "--encoder none"), used_encoder, chosen, known)
+    refused("belongs to base", used_encoder, chosen, replace(known, base_fingerprint="0" * 64))
 
 
 def test_the_shipped_adapter_is_not_used_for_people_of_another_world():

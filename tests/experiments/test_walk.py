@@ -2,17 +2,20 @@
 
 import html
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
+from dive_fast.encoder.folder import load_encoder
 from dive_fast.experiments import arms as room
-from dive_fast.experiments.config import DemoConfig
+from dive_fast.experiments.config import DemoConfig, StudyConfig
 from dive_fast.experiments.demo import run_demo
-from dive_fast.experiments.pipeline import learn_missing
+from dive_fast.experiments.pipeline import study_adapter
 from dive_fast.models import load_adapter
 from tests.support.refusals import refused
-from tests.support.walk import LEARN, SMALL
+from tests.support.walk import SMALL
 
 
 @pytest.mark.slow
@@ -54,13 +57,13 @@ def test_an_external_person_without_infrared_is_named(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adapter, tmp_path):
-    config = DemoConfig(model=str(tiny_base), adapter=str(adapter), shown=2, **SMALL)
+def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adapter, encoder, tmp_path):
+    config = DemoConfig(model=str(tiny_base), adapter=str(adapter), shown=2, **{**SMALL, "encoder": str(encoder)})
     found = run_demo(tmp_path / "demo", config)
     page, text = found.page, found.page.read_text()
     assert page.name == "index.html"
     assert not re.search(r"(src|href)=\"(?!data:)", text), "the page must carry everything itself"
-    assert text.count("learned live") == 1
+    assert text.count("added live") == 1
     assert text.count("known to the adapter") == 1
     assert len(re.findall(r"<img[^>]*>", text)) == 2 * 9, (
         "photo, 2 of ours, 2 true, 2 generated, a photo and its infrared"
@@ -76,8 +79,18 @@ def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adap
     assert changed <= {"compare.png", "differences.png"}
 
 
-def test_nobody_new_to_learn_keeps_the_adapter(world, tiny_base, adapter, tmp_path):
-    photos = [s for s in room.external_photos(world) if s.pid != "1001"]
-    same = learn_missing(str(tiny_base), adapter, photos, tmp_path / "none", LEARN)
-    assert same.fingerprint == load_adapter(adapter).fingerprint
-    assert not (tmp_path / "none").exists()
+@pytest.mark.slow
+def test_people_whom_the_adapter_lacks_are_encoded_or_learned(world, tiny_base, adapter, encoder, tmp_path):
+    known = load_adapter(adapter)
+    config = StudyConfig(model=str(tiny_base), adapter=str(adapter), **{**SMALL, "encoder": str(encoder)})
+    opened, photos = load_encoder(encoder), [s for s in room.external_photos(world) if s.pid == "1001"]
+    rows = opened.rows(opened.source.features(photos))
+    for chosen, expected in ((config, rows), (replace(config, encoder=None), None)):
+        made = study_adapter(chosen, world, tmp_path / str(chosen.encoder is None))
+        assert [i.pid for i in made.identities] == [*(i.pid for i in known.identities), "1001"]
+        assert torch.equal(made.embeddings[: len(known.embeddings)], known.embeddings)
+        if expected is not None:
+            torch.testing.assert_close(made.embeddings[len(known.embeddings) :], expected)
+    complete = replace(config, adapter=str(tmp_path / "True" / "adapter"))
+    same = study_adapter(complete, world, tmp_path / "none")
+    assert same.fingerprint == made.fingerprint and not (tmp_path / "none").exists()

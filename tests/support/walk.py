@@ -20,6 +20,7 @@ LEARN = PersonalizeConfig(identity_steps=2, steps=2, batch=4, rank=2)
 PAIRS = PairConfig(per_camera=1, sampling=Sampling(2), rows=8)
 SMALL: dict[str, Any] = {
     "world": SPEC,
+    "encoder": None,
     "learn": LEARN,
     "pairs": PAIRS,
     "reid": ReidConfig(steps=2, missing="visible", synthetic_fraction=0.25),
