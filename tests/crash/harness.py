@@ -25,22 +25,8 @@ from dive_fast.io import sha256_file
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FAILED = 70  # the exit code of a traceback
 TIME_LIMIT = 300  # seconds of a run; more is a fault
-# What the commands import when they need it, seconds in every child without this.
-PRELOADED = (
-    "dive_fast.cli",
-    "torch",
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.models.unets.unet_2d_condition",
-    "diffusers.schedulers.scheduling_dpmsolver_multistep",
-    "matplotlib.pyplot",
-    "scipy.stats",
-    "sklearn.linear_model",
-    "transformers.models.clip.modeling_clip",
-    "transformers.models.clip.tokenization_clip",
-    "transformers.models.resnet.modeling_resnet",
-)
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([*PRELOADED, __name__])
+SERVER.set_forkserver_preload(["tests.crash.preload", __name__])
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 
 
