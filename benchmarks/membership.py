@@ -23,7 +23,6 @@ from dive_fast.encoder.encode import encode_onto
 from dive_fast.encoder.folder import load_encoder
 from dive_fast.experiments.config import PairConfig
 from dive_fast.experiments.pipeline import build_engine, make_pairs
-from dive_fast.models import load_adapter
 from dive_fast.quality.reid_extractor import ReidExtractor, open_extractor
 from dive_fast.sampling.config import Sampling
 from dive_fast.types import InputError, Sample
@@ -72,7 +71,7 @@ def measure(options: Any, work: Path) -> dict[str, Any]:
     if len(encoder.known(pids["members"])) < options.people or encoder.known(pids["others"]):
         raise InputError("--members must be people of the encoder's training, and --others must not")
     photos = [*groups["members"], *groups["others"]]
-    adapter, _ = encode_onto(encoder, load_adapter(options.onto), options.onto, photos, work / "adapter")
+    adapter, _ = encode_onto(encoder, options.onto, photos, work / "adapter")
     engine = build_engine(options.model, adapter, work, PairConfig.rows)
     config = PairConfig(mode="synthetic", per_camera=options.images, sampling=Sampling(15))
     made, _ = make_pairs(engine, photos, Path(), work / "pairs", config)

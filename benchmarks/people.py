@@ -1,9 +1,10 @@
-"""An adapter of 10,000 people, from its rows to a planned run: `python -m benchmarks.people --out FILE`.
+"""10,000 people, from their photos to a planned run: `python -m benchmarks.people --out FILE`.
 
-The shipped pocket adapter gets people with random rows, once with its phrase of many words a person and once with one word
-a person. Each step is a process of its own, so its peak of memory is its own:
+The shipped pocket adapter gets them, once by the shipped encoder from four photos each, with its phrase of many words a
+person, and once with one word a person and random rows. The photos are of 500 rendered people, linked under other names.
+Each step is a process of its own, so its peak of memory is its own:
 
-- adapter: the rows join the adapter, which is saved;
+- adapter: `encode`, or random rows that join the adapter;
 - fuse, export (with its check), plan (both sides generated): the commands;
 - first prompts: the engine is opened and the prompts of the first shard are encoded, as synth begins;
 - diffusers: its pipeline opens the fused folder and encodes one prompt.
@@ -25,23 +26,43 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import metadata, options_of, write
+from dive_fast.data.market import read_market
+from dive_fast.world.config import WorldSpec
+from dive_fast.world.trees import build_world
 
 PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "onnxruntime", "numpy")
 WORDS = ("phrase", "one word")
+RENDERED, PHOTOS = 500, 4
 
 
-def adapter(folder: Path, words: str, people: int) -> None:
-    """Adds people whose rows are normal, with the mean and the deviation of the shipped ones in each column."""
+def photos(folder: Path, people: int) -> None:
+    """Links photos of rendered people into a folder for each of `people` people."""
+    spec = WorldSpec(
+        seed=10, paired_ids=1, test_ids=1, external_ids=RENDERED, images_per_camera=1, market_images=PHOTOS
+    )
+    build_world(folder / "world", spec)
+    shots: dict[str, list[Path]] = {}
+    for sample in read_market(folder / "world" / "market"):
+        shots.setdefault(sample.pid, []).append(sample.path)
+    groups = list(shots.values())
+    for number in range(people):
+        person = folder / "photos" / f"new-{number:05d}"
+        person.mkdir(parents=True)
+        for path in groups[number % len(groups)]:
+            os.link(path, person / path.name)
+
+
+def adapter(folder: Path, people: int) -> None:
+    """Adds people of one word, whose rows are normal, with the mean and the deviation of the shipped ones in each column."""
     import torch
 
     from dive_fast.models import load_adapter, save_adapter
     from dive_fast.models.adapter import merge_identities
     from dive_fast.models.phrase import ONE_WORD, Phrase
 
-    shipped = load_adapter("pocket")
-    phrase = Phrase(shipped.phrase if words == "phrase" else ONE_WORD)
+    shipped, phrase = load_adapter("pocket"), Phrase(ONE_WORD)
     identities = [phrase.identity(f"new-{number:05d}", f"new_{number:05d}") for number in range(people)]
-    shape = people * len(phrase.choices), shipped.embeddings.shape[1]
+    shape = people, shipped.embeddings.shape[1]
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     rows = shipped.embeddings.mean(0) + shipped.embeddings.std(0) * noise
     save_adapter(merge_identities(shipped, identities, rows), folder / "adapter")
@@ -72,12 +93,13 @@ def diffusers(folder: Path) -> None:
 
 def steps(folder: Path, words: str, people: int) -> dict[str, tuple[str, ...]]:
     """The arguments of Python for each step, in order."""
-    child = ("-m", "benchmarks.people", "--people", str(people), "--child", str(folder), words)
+    child = ("-m", "benchmarks.people", "--people", str(people), "--child", str(folder))
     command = ("-m", "dive_fast.cli")
     made = {name: str(folder / name) for name in ("adapter", "fused", "engine", "plan.json")}
     planning = ("--out", made["plan.json"], "--mode", "synthetic", "--pairs", "4", "--shard-size", "1000")
+    encode = (*command, "encode", "--photos", f"folder:{folder / 'photos'}", "--out", made["adapter"])
     return {
-        "adapter": (*child, "adapter"),
+        "adapter": encode if words == "phrase" else (*child, "adapter"),
         "fuse": (*command, "fuse", "--adapter", made["adapter"], "--out", made["fused"]),
         "export": (*command, "export", "--model", made["fused"], "--out", made["engine"]),
         "plan": (*command, "plan", "--model", made["engine"], *planning),
@@ -101,23 +123,25 @@ def measured(arguments: tuple[str, ...]) -> dict[str, float]:
 def walk(words: str, people: int) -> dict[str, Any]:
     """The record of each step, and of the way to the plan."""
     with tempfile.TemporaryDirectory() as folder:
+        if words == "phrase":
+            photos(Path(folder), people)
         found: dict[str, Any] = {}
         for name, arguments in steps(Path(folder), words, people).items():
             found[name] = measured(arguments)
             print(f"{words}: {name}: {json.dumps(found[name])}", flush=True)
     planned = [found[name] for name in ("adapter", "fuse", "export", "plan")]
     sums = {name: round(sum(step[name] for step in planned), 1) for name in ("s", "CPU s")}
-    return {**found, "rows to plan": sums | {"peak MiB": max(step["peak MiB"] for step in planned)}}
+    return {**found, "to plan": sums | {"peak MiB": max(step["peak MiB"] for step in planned)}}
 
 
 def main() -> None:
     parser = options_of(__doc__, people=10_000)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        folder, words, name = Path(options.child[0]), *options.child[1:]
+        folder, name = Path(options.child[0]), options.child[1]
         kinds: dict[str, Callable[[], None]] = {
-            "adapter": lambda: adapter(folder, words, options.people),
+            "adapter": lambda: adapter(folder, options.people),
             "first prompts": lambda: first_prompts(folder),
             "diffusers": lambda: diffusers(folder),
         }

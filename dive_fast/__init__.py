@@ -20,6 +20,7 @@ _HOMES = {
     # an adapter
     "PersonalizeConfig": "dive_fast.train.config",
     "personalize": "dive_fast.train.personalize",
+    "encode_onto": "dive_fast.encoder.encode",
     "load_adapter": "dive_fast.models",
     # a fused model, an engine
     "load_bundle": "dive_fast.models",

@@ -36,9 +36,11 @@ from dive_fast.words import count
 if TYPE_CHECKING:
     from dive_fast.encoder.encode import Encoded
 
-EncoderFolder = Annotated[str, "Encoder folder, from dive-fast train-encoder."]
+EncoderFolder = Annotated[str, "Encoder folder, from dive-fast train-encoder; pocket is the shipped one."]
 Onto = Annotated[
-    str | None, "Adapter that gets the people, whose LoRA and people stay as they are; by default the encoder's own."
+    str | None,
+    "Adapter that gets the people, whose LoRA and people stay as they are; by default the encoder's own,"
+    " or the shipped one for the shipped encoder.",
 ]
 _ONE_PASS: Any = PersonalizeConfig(steps=0)  # what the help shows; rates are the adapter's
 Clip = Annotated[Path | None, "Folder of the CLIP whose features the encoder reads, if it has moved."]
@@ -107,9 +109,9 @@ def train_encoder(
 
 
 def encode(
-    encoder: EncoderFolder,
     out: Annotated[Path, "Adapter folder to write."],
     photos: Annotated[Sequence[PhotoSet], f"Photos of the new people, whose RGB photos are read: {SET_HELP}"],
+    encoder: EncoderFolder = "pocket",
     onto: Onto = None,
     features: Clip = None,
     refine: Annotated[
@@ -133,9 +135,7 @@ def encode(
     adapter = load_adapter(name)
     learning: PersonalizeConfig = refine.apply_to(with_rates_of(_ONE_PASS, adapter.metadata, f"adapter {name}"))
     bundle = load_bundle(model, tokenizer) if learning.steps else None
-    made, found = encode_onto(
-        opened, adapter, name, samples, out, learning if learning.steps else None, bundle, device=chosen
-    )
+    made, found = encode_onto(opened, name, samples, out, learning if learning.steps else None, bundle, device=chosen)
     known = opened.known(found.pids)
     for note in found.notes:
         log(f"note: {note}")
@@ -161,10 +161,12 @@ def _summary(found: Encoded) -> dict[str, object]:
     }
 
 
-def own_adapter(encoder: str) -> Path:
-    """Returns the folder of the adapter that was learned beside an encoder; one without raises `InputError`."""
+def own_adapter(encoder: str) -> Path | str:
+    """Returns the adapter that was learned beside an encoder, "pocket" is the shipped one; none raises `InputError`."""
     from dive_fast.encoder.folder import ADAPTER, read_record
 
+    if encoder == "pocket":
+        return encoder
     folder, _ = read_record(encoder)
     if not (folder / ADAPTER).is_dir():
         raise InputError(f"encoder {folder} has no adapter of its own, as none was learned beside it; give --onto")
@@ -172,9 +174,9 @@ def own_adapter(encoder: str) -> Path:
 
 
 def virtual(
-    encoder: EncoderFolder,
     out: Annotated[Path, "Adapter folder to write."],
     config: VirtualConfig,
+    encoder: EncoderFolder = "pocket",
     onto: Onto = None,
     features: Clip = None,
     overwrite: Overwrite = False,

@@ -16,10 +16,10 @@ from dive_fast.data.images import image_problem
 from dive_fast.data.names import abbreviate
 from dive_fast.data.pool import in_order
 from dive_fast.encoder.cache import kept_file
-from dive_fast.encoder.folder import Encoder, check_onto
+from dive_fast.encoder.folder import Encoder, check_onto, load_encoder
 from dive_fast.encoder.references import people_of
 from dive_fast.io import sha256_bytes
-from dive_fast.models.adapter import Adapter, merge_identities, save_adapter
+from dive_fast.models.adapter import Adapter, load_adapter, merge_identities, save_adapter
 from dive_fast.models.files import kept_tensors
 from dive_fast.models.fuse import check_base
 from dive_fast.models.phrase import Phrase
@@ -149,22 +149,25 @@ def looks_like_two(encoder: Encoder, features: Tensor) -> bool:
 
 
 def encode_onto(
-    encoder: Encoder,
-    onto: Adapter,
-    name: Path | str,
+    encoder: Encoder | Path | str,
+    onto: Adapter | Path | str,
     samples: Sequence[Sample],
-    out: Path,
+    out: Path | str,
     refine: PersonalizeConfig | None = None,
     bundle: ModelBundle | None = None,
     progress: bool = True,
     device: str = "cpu",
 ) -> tuple[Adapter, Encoded]:
-    """Adds everyone in `samples` to the adapter `onto`, which `name` names in errors; writes and returns the new adapter.
+    """Adds everyone in `samples` to the adapter `onto`, whose LoRA and people stay bit for bit.
 
-    Its LoRA and people stay bit for bit. With `refine`, `refine.steps` of textual inversion on the base `bundle` follow.
-    `out`.training holds what a rerun resumes from. An encoder of another base or width, and people whom the adapter already
-    has, raise `InputError` before any photo is read.
+    Writes the new adapter to `out`; returns it, and what was encoded. Encoder and adapter may be given by the folder or
+    name that `load_encoder` and `load_adapter` take. With `refine`, `refine.steps` of textual inversion on the base
+    `bundle` follow. `out`.training holds what a rerun resumes from. An encoder of another base or width, and people whom
+    the adapter already has, raise `InputError` before any photo is read.
     """
+
+    name, out = "given" if isinstance(onto, Adapter) else str(onto), Path(out)
+    encoder, onto = load_encoder(encoder, device=device), load_adapter(onto)
     check_onto(encoder, onto, name)
     check_new(onto, sorted({sample.pid for sample in samples}))
     if encoder.template != onto.template:

@@ -52,6 +52,7 @@ class FeatureNet:
     people: tuple[str, ...]
     network: torch.nn.Module
     maps: Callable[[Tensor], tuple[Tensor, list[Tensor]]]
+    phrase: str | None = None  # of a tagger, whose log probabilities of its words are the first features
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ def _open_tagger(folder: Path, device: str) -> FeatureNet:
         return words, found
 
     fingerprint = fingerprint_of([tagger.phrase.text, *tagger.size], network.state_dict())
-    return FeatureNet("tagger", folder, fingerprint, *tagger.size, TAGGER_FILES, (), network, maps)
+    return FeatureNet("tagger", folder, fingerprint, *tagger.size, TAGGER_FILES, (), network, maps, tagger.phrase.text)
 
 
 def _open_clip(folder: Path, device: str) -> FeatureNet:

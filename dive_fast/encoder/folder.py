@@ -24,7 +24,7 @@ from dive_fast.encoder.mapper import Mapper
 from dive_fast.io import write_json
 from dive_fast.json_files import read_json
 from dive_fast.models.adapter import save_adapter
-from dive_fast.models.files import fingerprint_of, read_tensors, write_tensors
+from dive_fast.models.files import fingerprint_of, read_tensors, resolve, write_tensors
 from dive_fast.models.phrase import Phrase
 from dive_fast.models.prompts import check_vocabulary
 from dive_fast.outputs import holds, output_folder
@@ -34,7 +34,7 @@ from dive_fast.types import InputError, shown
 if TYPE_CHECKING:
     from dive_fast.models.adapter import Adapter
 
-FORMAT = "dive-fast encoder 1"
+FORMAT, SHIPPED = "dive-fast encoder 1", "pocket-encoder"
 RECORD, FEATURES, ADAPTER = "encoder.json", "features", "adapter"
 _SIZES = {"features": 10_000_000, "width": 100_000, "row": 100_000}  # largest of a folder that is read
 
@@ -129,8 +129,8 @@ def halved(mapper: Mapper) -> dict[str, Tensor]:
 
 
 def read_record(path: Path | str) -> tuple[Path, dict[str, Any]]:
-    """Returns the folder of an encoder and its record; raises `InputError` for what is none."""
-    folder = Path(path)
+    """Returns the folder of an encoder ("pocket": the shipped one) and its record; what is none raises `InputError`."""
+    folder = resolve(path, SHIPPED)
     if not (folder / RECORD).is_file():
         raise InputError(f"encoder {folder} has no {RECORD}; give a folder that `dive-fast train-encoder` wrote")
     record = read_json(folder / RECORD, "encoder")
@@ -161,11 +161,14 @@ def _problems(record: dict[str, Any]) -> Iterable[str]:
         yield "facts is no JSON object"
 
 
-def load_encoder(path: Path | str, features: Path | str | None = None, device: str = "cpu") -> Encoder:
-    """Opens an encoder's folder; `features` is CLIP's folder if that has moved.
+def load_encoder(path: Encoder | Path | str, features: Path | str | None = None, device: str = "cpu") -> Encoder:
+    """Opens an encoder's folder, "pocket" is the shipped one; `features` is CLIP's folder if that has moved.
 
-    A missing, damaged or inconsistent file, and features of another network, raise `InputError`.
+    An opened encoder comes back as it is. A missing, damaged or inconsistent file, and features of another network, raise
+    `InputError`.
     """
+    if isinstance(path, Encoder):
+        return path
     folder, record = read_record(path)
     check_vocabulary((), (), [record["template"]], str(folder / RECORD))
     mapper = _mapper(folder, record)
@@ -182,21 +185,22 @@ def load_encoder(path: Path | str, features: Path | str | None = None, device: s
 
 
 def _mapper(folder: Path, record: dict[str, Any]) -> Mapper:
-    sizes = record["sizes"]
-    phrase = Phrase(record["phrase"])
-    with torch.device("meta"):  # a record may ask for more memory than there is
-        expected = {name: tensor.shape for name, tensor in _empty(sizes, phrase).state_dict().items()}
+    sizes, phrase = record["sizes"], Phrase(record["phrase"])
     tensors = read_tensors(folder / "mapper.safetensors")
-    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+    said = "trust" in tensors and tensors["trust"].numel() > 0
+    with torch.device("meta"):  # a record may ask for more memory than there is
+        expected = {name: tensor.shape for name, tensor in _empty(sizes, phrase, said).state_dict().items()}
+    words = sum(len(words) for words in phrase.choices if len(words) > 1)
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected or (said and words > sizes["features"]):
         raise InputError(f"{folder}: mapper.safetensors does not belong to {RECORD}; copy the folder again")
-    mapper = _empty(sizes, phrase)
+    mapper = _empty(sizes, phrase, said)
     mapper.load_state_dict(tensors)
     return mapper.eval().requires_grad_(False)
 
 
-def _empty(sizes: dict[str, int], phrase: Phrase) -> Mapper:
+def _empty(sizes: dict[str, int], phrase: Phrase, said: bool) -> Mapper:
     choices = [torch.zeros(len(words), sizes["row"]) for words in phrase.choices]
-    return Mapper(sizes["features"], sizes["width"], PhraseRows(choices))
+    return Mapper(sizes["features"], sizes["width"], PhraseRows(choices), said=said)
 
 
 def _source(folder: Path, described: dict[str, Any], moved: Path | str | None, device: str) -> FeatureNet:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 _FAR = 10.0  # deviations of a feature that count: a photo of another kind must not throw a person out of the vocabulary
+_TRUST = 3.0  # independent photos that one person's are worth at first, as their errors are correlated
 
 
 class Mapper(nn.Module):
@@ -20,7 +21,8 @@ class Mapper(nn.Module):
     Each photo passes alone through two layers; a softmax over photos weighs its channels, so the one photo that shows the
     bag can decide on the bag, and the number of photos shifts nothing. The last layer starts at zero: everyone starts at the
     phrase's own words. Free vectors move in units of `unit`, the standard deviation of the vocabulary's entries; `norm` is
-    its words' mean length.
+    its words' mean length. With `said`, the first features are a tagger's log probabilities of the phrase's mixed words:
+    their mean over photos, times `trust`, is where mixes start.
     """
 
     mean: Tensor
@@ -28,13 +30,16 @@ class Mapper(nn.Module):
     unit: Tensor
     norm: Tensor
 
-    def __init__(self, features: int, width: int, phrase: PhraseRows, table: Tensor | None = None) -> None:
+    def __init__(
+        self, features: int, width: int, phrase: PhraseRows, table: Tensor | None = None, said: bool = False
+    ) -> None:
         super().__init__()
         self.phrase = phrase
         self.photo = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
         self.weigh = nn.Linear(width, width)
         self.person = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.last = nn.Linear(width, phrase.start.numel() + phrase.absent.numel())
+        self.trust = nn.Parameter(torch.full((1,), _TRUST) if said else torch.zeros(0))
         for layer in (self.weigh, self.last):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -64,9 +69,18 @@ class Mapper(nn.Module):
             hidden = self.photo(x if kept is None else x * kept)
             weights = self.weigh(hidden).masked_fill(~given[:, :, None], -torch.inf).softmax(dim=1)
             out = self.last(self.person((weights * hidden.masked_fill(~given[:, :, None], 0)).sum(dim=1)))
-            free, logits = out.split([self.phrase.start.numel(), self.phrase.absent.numel()], dim=1)
+            free, mixes = out.split([self.phrase.start.numel(), self.phrase.absent.numel()], dim=1)
             moved = self.phrase.start + self.unit * free.unflatten(1, self.phrase.start.shape)
-            return self.phrase.join(moved, logits.unflatten(1, self.phrase.absent.shape))
+            logits = mixes.unflatten(1, self.phrase.absent.shape)
+            return self.phrase.join(moved, logits + self._said(features, given) if len(self.trust) else logits)
+
+    def _said(self, features: Tensor, given: Tensor) -> Tensor:
+        """Returns what a tagger says of all photos together, logits [B, M, W]."""
+        there = self.phrase.absent == 0
+        words = features[:, :, : int(there.sum())].float().masked_fill(~given[:, :, None], 0)
+        logits = torch.zeros(len(features), *there.shape, device=features.device)
+        logits[:, there] = self.trust * words.sum(dim=1) / given.sum(dim=1, keepdim=True)
+        return logits
 
     def penalty(self, rows: Tensor) -> Tensor:
         """Returns the mean squared relative difference of the lengths of rows [T, D] to those of the vocabulary."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dive_fast.encoder.config import EncoderConfig
+from dive_fast.encoder.features import FeatureNet
 from dive_fast.encoder.folder import Encoder
 from dive_fast.encoder.mapper import Mapper
 from dive_fast.encoder.references import References
@@ -49,10 +50,10 @@ class EncoderModel(PersonalizedModel):
         prompts: IdentityPrompts,
         config: EncoderConfig,
         init_from: Adapter | None,
-        features: int,
+        source: FeatureNet,
         start: Encoder | None,
     ) -> None:
-        self.encoder_config, self._features, self._first = config, features, start
+        self.encoder_config, self._source, self._first = config, source, start
         super().__init__(bundle, prompts, config.training, init_from)
         self._old_words = len(bundle.text_encoder.get_input_embeddings().frozen)
 
@@ -61,7 +62,8 @@ class EncoderModel(PersonalizedModel):
             mapper = self._first.mapper.requires_grad_(True)
         else:
             phrase = PhraseRows(choices_of(self.prompts.phrase, self.bundle.tokenizer, table))
-            mapper = Mapper(self._features, self.encoder_config.width, phrase, table)
+            said = self._source.phrase == self.prompts.phrase.text
+            mapper = Mapper(self._source.dims, self.encoder_config.width, phrase, table, said)
         return BatchRows(mapper, len(self.prompts.identities))
 
     @property

@@ -69,7 +69,7 @@ class EncoderTrainer(Trainer):
             IdentityPrompts(identities, phrase, templates),
             config,
             self.init_from,
-            self.source.dims,
+            self.source,
             self.first,
         )
         everyone = tuple(Identity(pid, identities[0].placeholder) for pid in seen)

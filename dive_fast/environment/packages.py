@@ -16,7 +16,7 @@ from dive_fast.engines.registry import BACKENDS, TORCH, driver_gpus, installed, 
 ASSETS = {
     "pocket base model": "pocket-base/model_index.json",
     "pocket adapter": "pocket-adapter/adapter.json",
-    "pocket tagger": "pocket-tagger/tagger.json",
+    "pocket encoder": "pocket-encoder/encoder.json",
 }
 
 

@@ -32,6 +32,7 @@ dive-fast reid train --real sysu:SYSU-MM01 --synthetic runs/pairs --out runs/rei
 dive-fast reid eval --checkpoint runs/reid --test sysu:SYSU-MM01 --protocol sysu"""
 
 PAGE_NAME = "index.html"
+LEARNING = 2.8  # seconds a person: `personalize` with 60 steps, two cores of an AMD EPYC (docs/log.md)
 _PAIR_MODES: tuple[PairMode, ...] = ("synthetic", "photo-guided")  # shown beside the walk's own, real-rgb
 _COLUMNS = (
     ("photo", "RGB only"),
@@ -64,7 +65,7 @@ def run_demo(out: Path, config: DemoConfig) -> Demo:
     oracle = oracle_infrared(walk.world, 1)
     people = [_person(walk, pairs, oracle, pid, pid in new, config.pairs.infrared) for pid in shown]
     found = Demo(out / PAGE_NAME, findings.result(walk.comparison), findings.limits(walk.comparison))
-    _write(found, walk, len(new), people)
+    _write(found, walk, len(new), None not in (config.adapter, config.encoder), people)
     return found
 
 
@@ -113,14 +114,14 @@ def _bar(comparison: Comparison, arm: Arm) -> html.Bar:
     )
 
 
-def _write(found: Demo, walk: Walk, new: int, people: Sequence[html.ColumnRow]) -> None:
+def _write(found: Demo, walk: Walk, new: int, encoded: bool, people: Sequence[html.ColumnRow]) -> None:
     comparison = walk.comparison
     base, _ = findings.ends(comparison)
     html.write_page(
         found.page,
         "RGB-infrared pairs of people seen in RGB only",
-        f"The model learned {count(len({s.pid for s in walk.photos}), 'person')} from RGB photos, {new} of them just now. An"
-        f" exported engine then drew {count(len(walk.infrared), 'infrared image')} of them.",
+        f"The model knows {count(len({s.pid for s in walk.photos}), 'person')} from RGB photos, {new} of them since just"
+        f" now. An exported engine then drew {count(len(walk.infrared), 'infrared image')} of them.",
         html.section(
             "Do the images help a re-identification model?",
             html.paragraph(found.result, "finding"),
@@ -148,18 +149,23 @@ def _write(found: Demo, walk: Walk, new: int, people: Sequence[html.ColumnRow]) 
                 *(html.paragraph(note) for note in notes(comparison)),
             ),
         ),
-        html.section("Where the time went", *_times(walk)),
+        html.section("Where the time went", *_times(walk, new if encoded else 0)),
         html.section("With your own model and photos", html.code(HOW_TO)),
     )
 
 
-def _times(walk: Walk) -> list[str]:
-    """Seconds of each stage and the engine's speed; a resumed run skips what an earlier run finished."""
+def _times(walk: Walk, encoded: int) -> list[str]:
+    """Seconds of each stage, what the encoder saves, the engine's speed; a resumed run skips finished work."""
+    saved = (
+        f"An encoder read the words of {count(encoded, 'new person')} off their photos. Learning them step by step takes"
+        f" about {encoded * LEARNING:.0f} s on two CPU cores."
+    )
     seconds = [[stage, f"{value:.1f} s"] for stage, value in walk.timings.seconds.items()]
     speed = f"The engine drew {walk.summary.images_per_second:.1f} images per second."
     skipped = "An earlier run had finished part of the work; these are the times of the last run."
     return [
         html.table(["stage", "time"], seconds),
+        *([html.paragraph(saved)] if encoded else []),
         *([html.paragraph(speed)] if walk.summary.images else []),
         *([html.paragraph(skipped)] if walk.summary.resumed_shards else []),
         html.details("The engine", html.paragraph(walk.engine.describe())),

@@ -12,7 +12,6 @@ from threading import Event, Thread
 from typing import Any
 
 from dive_fast.encoder.encode import encode_onto
-from dive_fast.encoder.folder import load_encoder
 from dive_fast.engines import Engine, load_engine
 from dive_fast.environment.optional import require
 from dive_fast.experiments.arms import (
@@ -87,7 +86,7 @@ def study_adapter(config: StudyConfig, world: Path, out: Path) -> Adapter:
         return known
     if config.encoder is None:
         return personalize(load_bundle(config.model), new, place, config.learn, init_from=known)
-    return encode_onto(load_encoder(config.encoder), known, config.adapter, new, place)[0]
+    return encode_onto(config.encoder, config.adapter, new, place)[0]
 
 
 def lacking(adapter: Adapter, photos: Sequence[Sample]) -> list[Sample]:
@@ -169,7 +168,7 @@ def run_walk(config: StudyConfig, out: Path) -> Walk:
     with timings.stage("world"):
         build_world(world, config.world, progress=True)
     photos = external_photos(world)
-    with timings.stage("learn"):
+    with timings.stage("people"):
         adapter = study_adapter(config, world, out)
     with timings.stage("fuse and export"):
         engine = build_engine(config.model, adapter, out, config.pairs.rows)

@@ -26,7 +26,9 @@ class Curve:
 
 
 def plot_curves(curves: Sequence[Curve], out: Path) -> None:
-    """Draws the curves side by side, raw and as a moving mean, into the PNG file `out`."""
+    """Draws the curves side by side, raw and as a moving mean, into the PNG file `out`; none raises `InputError`."""
+    if not curves:
+        raise InputError(f"plot {out}: the training had no step; leave --plot out")
     from matplotlib.figure import Figure  # pyplot would need a window system
 
     figure = Figure(figsize=(4 * len(curves), 3.2))

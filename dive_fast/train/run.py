@@ -136,6 +136,7 @@ def remove_states(work: Path) -> None:
 
 
 def loss_curves(out: Path, phases: Sequence[str]) -> list[Curve]:
-    """The training losses of the folder `out` that a training made."""
+    """The training losses of the folder `out` that a training made, of phases that had steps."""
     logs = {name: training_folder(out) / f"{name}-loss.jsonl" for name in phases}
-    return [Curve(path, "loss", f"{name}: loss") for name, path in logs.items() if path.exists()]
+    trained = {name: path for name, path in logs.items() if path.exists() and path.stat().st_size}
+    return [Curve(path, "loss", f"{name}: loss") for name, path in trained.items()]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "dive-fast tagger 1"
-FILES, SHIPPED = ("tagger.json", "tagger.safetensors"), "pocket-tagger"
+FILES, SHIPPED = ("tagger.json", "tagger.safetensors"), "pocket-encoder/features"
 WIDTHS = (32, 48, 64, 96, 96, 128)
 _STRIDES = (2, 2, 1, 2, 1, 2)
 _ROWS, _COLUMNS = 8, 2  # a garment's place in a photo is its height

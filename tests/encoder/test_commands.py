@@ -31,6 +31,9 @@ def test_from_photos_to_a_plan_of_people_who_do_not_exist(sets, net, tiny_base, 
     assert code == 0 and "nothing was written" in out and not list(tmp_path.iterdir())
     made = step(f"{train} --identity-steps 2 --steps 2 --plot {tmp_path}/losses.png")
     assert (made["words"], made["people"]) == (4, 4) and (tmp_path / "losses.png").stat().st_size
+    alone = train.replace("/enc ", "/alone ")
+    step(f"{alone} --identity-steps 2 --steps 0 --plot {tmp_path}/alone.png")
+    assert (tmp_path / "alone.png").stat().st_size and not (tmp_path / "alone" / "adapter").exists()
     encoded = step(f"encode --encoder {tmp_path}/enc --photos folder:{sets}/new --out {tmp_path}/more --device cpu")
     assert (encoded["people"], encoded["photos"], encoded["known_to_encoder"]) == (2, 6, [])
     refined = step(

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 def encode(encoder, adapter, samples, out, *refine):
-    return encode_onto(encoder, adapter, "ADAPTER", samples, out, *refine, progress=False)
+    return encode_onto(encoder, adapter, samples, out, *refine, progress=False)
 
 
 def assert_kept(old, new):
@@ -105,7 +105,7 @@ def test_a_photo_that_was_replaced_is_read_again(encoder, newcomers, tmp_path):
 def test_what_does_not_fit_is_refused_before_a_photo_is_read(encoder, adapter, photos, tmp_path):
     nowhere = [Sample(tmp_path / "none.png", "0020", "cam1")]
     other = replace(adapter, base_fingerprint="0" * 64)
-    refused("ADAPTER", encode, encoder, other, nowhere, tmp_path / "a")
+    refused("belongs to base", encode, encoder, other, nowhere, tmp_path / "a")
     wide = replace(adapter, embeddings=torch.ones(len(adapter.embeddings), 40))
     refused("40", encode, encoder, wide, nowhere, tmp_path / "a")
     refused("'0001'", encode, encoder, adapter, [replace(nowhere[0], pid="0001")], tmp_path / "a")

@@ -38,6 +38,18 @@ def test_everyone_starts_at_the_phrases_own_words(words):
     torch.testing.assert_close(rows[0], torch.stack([each.mean(dim=0) for each in words]))
 
 
+def test_a_taggers_words_are_where_mixes_start(words):
+    """Two photos, whose log probabilities of three and of two words are the first five features."""
+    said = [torch.randn(3).log_softmax(0), torch.randn(2).log_softmax(0)], [torch.randn(3), torch.randn(2)]
+    photos = [torch.cat([*each, torch.randn(FEATURES - 5)]) for each in said]
+    mapper = Mapper(FEATURES, WIDTH, PhraseRows(words), said=True)
+    rows = mapper(*seen(*photos, padded=1))[0]
+    expected = [((a + b) / 2 * 3).softmax(0) for a, b in zip(*said, strict=True)]
+    torch.testing.assert_close(rows[1], expected[0] @ words[1])
+    torch.testing.assert_close(rows[3], expected[1] @ words[3])
+    torch.testing.assert_close(rows[[0, 2]], torch.cat([words[0], words[2]]))
+
+
 def test_neither_order_nor_number_of_places_nor_repeats_matter(mapper):
     one, two, three = torch.randn(3, FEATURES)
     rows = mapper(*seen(one, two, three))

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_a_step_has_stable_diffusions_shapes(tmp_path, monkeypatch):
     phrase = Phrase(config.training.phrase)
     prompts = IdentityPrompts((phrase.identity("a", "person_a"),), phrase, ("a {cam} photo of a {token} person",))
     with torch.device("meta"):
-        model = EncoderModel(bundle, prompts, config, None, features, None)
+        model = EncoderModel(bundle, prompts, config, None, SimpleNamespace(dims=features, phrase=None), None)
     assert sum(p.numel() for p in model.mapper.parameters()) < 10e6  # a hundredth of the UNet
     samples = [Sample(draw(tmp_path / f"{n}.png", 1, n), "a", f"cam{n}") for n in range(3)]
     model.references = References(tuple(samples), torch.zeros(3, features, dtype=torch.float16), config.pooled, 0)

@@ -85,7 +85,7 @@ def test_a_study_learns_who_is_missing_and_reports_every_arm(resumed):
     assert [point["steps"] for point in result["curve"]] == [1, 2]
     assert Image.open(out / "curve.png").size[0] > 600
     assert Image.open(out / "people.png").size[0] > 1000
-    stages = ["world", "learn", "fuse and export", "pairs", "autoencoder", "scorer", "identity kept", "reid", "curve"]
+    stages = ["world", "people", "fuse and export", "pairs", "autoencoder", "scorer", "identity kept", "reid", "curve"]
     assert list(result["seconds"]) == stages
     assert all(result["seconds"][stage] >= before for stage, before in seconds.items())
 

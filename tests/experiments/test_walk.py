@@ -63,7 +63,7 @@ def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adap
     page, text = found.page, found.page.read_text()
     assert page.name == "index.html"
     assert not re.search(r"(src|href)=\"(?!data:)", text), "the page must carry everything itself"
-    assert text.count("added live") == 1
+    assert text.count("added live") == 1 and "1 new person" in text
     assert text.count("known to the adapter") == 1
     assert len(re.findall(r"<img[^>]*>", text)) == 2 * 9, (
         "photo, 2 of ours, 2 true, 2 generated, a photo and its infrared"
