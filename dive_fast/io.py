@@ -130,10 +130,20 @@ def lock(handle: int) -> bool | None:
     return True
 
 
-def lock_folder(stream: IO[Any], folder: Path) -> None:
-    """Locks an open file of `folder` until the process ends, or raises `InputError` when another run holds the lock."""
-    if lock(stream.fileno()) is False:
-        raise InputError(f"another run is writing to {folder}; wait for it, or {_ELSEWHERE}")
+@contextmanager
+def locked(path: Path, folder: Path) -> Iterator[int]:
+    """Makes the file `path` if it is missing, and yields its handle, locked while the block runs.
+
+    Raises `InputError` while another run holds the lock, and so writes to `folder`. A pipe in its place is not waited for.
+    """
+    with clear_disk_errors(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o644)
+    try:
+        if lock(handle) is False:
+            raise InputError(f"another run is writing to {folder}; wait for it, or {_ELSEWHERE}")
+        yield handle
+    finally:
+        os.close(handle)
 
 
 @lru_cache(maxsize=4096)  # a scan for every written file would take quadratic time
@@ -186,7 +196,7 @@ def new_folder(path: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path.parent.absolute())
         temporary = path.parent / f"{_unfinished(path.name)}{TEMPORARY}"
-        with _locked(temporary, path):
+        with _locked_folder(temporary, path):
             try:
                 _put_back(temporary)
                 for left in (temporary / "new", temporary / "old"):
@@ -201,13 +211,12 @@ def new_folder(path: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(temporary: Path, path: Path) -> Iterator[None]:
+def _locked_folder(temporary: Path, path: Path) -> Iterator[None]:
     """Makes and locks the folder `temporary`."""
     while True:
         temporary.mkdir(exist_ok=True)
-        with open(temporary / "lock", "a+b") as stream:
-            lock_folder(stream, path)
-            if is_at(stream.fileno(), temporary / "lock"):
+        with locked(temporary / "lock", path) as handle:
+            if is_at(handle, temporary / "lock"):
                 yield
                 return
 
@@ -296,13 +305,16 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hex SHA-256 of a file, read in chunks; a pipe or device, which may never end, raises `InputError`."""
+    """Hex SHA-256 of a file, read in chunks; what is no file, as a pipe without end, or not there raises `InputError`."""
     digest = hashlib.sha256()
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise InputError(f"{path} is a pipe or device, not a file; put the file itself there")
-    with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 18):
-            digest.update(chunk)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path} is a folder, pipe or device, not a file; put the file itself there")
+    try:
+        with open(path, "rb") as stream:
+            while chunk := stream.read(1 << 18):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); put the file back, then rerun") from error
     return digest.hexdigest()
 
 

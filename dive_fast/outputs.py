@@ -19,7 +19,7 @@ from dive_fast.io import (
     discard,
     is_empty,
     is_incidental,
-    lock_folder,
+    locked,
     new_folder,
     sha256_file,
     write_json,
@@ -163,9 +163,7 @@ def claim_folder(
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_json(path, content)
-        stream = path.open("r+b")
-    with stream:
-        lock_folder(stream, folder)
+    with locked(path, folder):
         with clear_disk_errors(folder):
             for temporary in list(folder.rglob(f".*{TEMPORARY}")):
                 discard(temporary)

@@ -130,6 +130,8 @@ def has_type(value: Any, hint: Any) -> bool:
         return fits and bool(
             abs(number) <= sys.float_info.max or abs(number) == math.inf
         )  # no NaN, no huge whole number
+    if origin is list:
+        return isinstance(value, list) and all(has_type(item, parts[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and all(
             has_type(k, parts[0]) and has_type(v, parts[1]) for k, v in value.items()

@@ -71,7 +71,7 @@ RULES: dict[str, Rule] = {
     "dive_fast.synth.manifest": rule(f"{BASICS} synth.planfile synth.records"),
     "dive_fast.merge": rule(f"{BASICS} data environment.optional report.rows synth.manifest synth.provenance"),
     "dive_fast.report": rule(f"{BASICS} data synth.manifest"),
-    "dive_fast.reid": rule(f"{GROUND} data environment synth.manifest report.html"),
+    "dive_fast.reid": rule(f"{GROUND} data environment synth.manifest synth.records report.html"),
     "dive_fast.quality": rule(
         f"{BASICS} __version__ data environment.optional reid synth.manifest synth.records synth.provenance report.html "
         "report.rows"

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from dive_fast.io import sha256_file
+from dive_fast.io import locked, sha256_file
 from dive_fast.json_files import read_json, read_jsonl
 from dive_fast.outputs import json_with
 from dive_fast.reid.evaluation.feature_files import read_features
 from dive_fast.synth.manifest import read_shard
+from dive_fast.types import DiveError
 from tests.support.refusals import refused
 
 HOSTILE = {
@@ -68,10 +69,22 @@ def test_what_every_program_reads_alike_is_read(tmp_path: Path, content: bytes, 
     assert list(read_jsonl(tmp_path / "x.json", "settings")) == [value]
 
 
-def test_a_pipe_is_not_waited_for_and_a_pointer_is_named(tmp_path: Path):
+def test_a_lock_is_held_and_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "lock", tmp_path / "pipe"):
+        with locked(path, tmp_path):
+            refused(f"writing to {tmp_path}", locked(path, tmp_path).__enter__)
+        with locked(path, tmp_path):
+            pass
+    refused(str(tmp_path), locked(tmp_path, tmp_path).__enter__, error=DiveError)
+
+
+def test_what_is_no_file_is_refused_at_once_and_a_pointer_is_named(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
     refused("settings: .*pipe", read_json, tmp_path / "pipe", "settings")
-    refused("pipe", sha256_file, tmp_path / "pipe")
+    for name in ("pipe", "", "missing", "circle"):
+        refused(f"{tmp_path / name}", sha256_file, tmp_path / name)
     refused("pipe is no file", read_shard, tmp_path / "pipe")
     assert not json_with("a")(tmp_path / "pipe")
     os.mkfifo(tmp_path / "distance.npy")

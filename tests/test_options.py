@@ -193,6 +193,7 @@ TYPED: list[tuple[Any, list[Any], list[Any]]] = [
     (Literal["rgb", "ir"], ["ir"], ["uv", ["ir"], None]),
     (PositiveInt, [-1], ["1"]),  # its bound is another question
     (dict[str, int], [{}, {"a": 1}], [{"a": "1"}, {1: 1}, {"a": True}, [("a", 1)]]),
+    (dict[str, list[float]], [{"a": []}, {"a": [1, 0.5]}], [{"a": ["1"]}, {"a": (1,)}, {"a": 1}]),
     (tuple[str, ...], [(), ("a", "b")], [["a"], ("a", 1), "a"]),
     (tuple[str, int | None], [("a", 1), ("a", None)], [("a",), ("a", "b"), ("a", 1, 2)]),
     (tuple[tuple[str, str | None], ...], [(("a", None),)], [(("a", 1),), ("ab",)]),

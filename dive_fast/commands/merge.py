@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from dive_fast.commands.common import Dataset, Json, LastFile, Overwrite, PhotoSet, beside, finish, following
 from dive_fast.data.sets import PAIRED, SET_HELP
+from dive_fast.io import brief
 from dive_fast.merge import config as merging
 from dive_fast.progress import ProgressBar
 from dive_fast.settings import Reads
@@ -63,7 +64,7 @@ def _text(out: Path, report: dict[str, Any]) -> str:
     counts = ", ".join(f"{row['images']:,} {row['kind']} {row['modality']}" for row in report["train"])
     test = "no test half"
     if report["test_of"]:
-        test = f"{count(report['test'], 'test image')} of {', '.join(report['test_of'])}"
+        test = f"{count(report['test'], 'test image')} of {', '.join(brief(name, 80) for name in report['test_of'])}"
     return f"merged tree {out}: {count(report['people'], 'person')} to train on, images: {counts}; {test}"
 
 

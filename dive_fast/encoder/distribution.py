@@ -56,11 +56,16 @@ class Distribution:
         tensors = read_tensors(path)
         if set(tensors) != set(_NAMES):
             raise InputError(f"{path} must hold {', '.join(_NAMES)}; copy the folder again")
-        length, count = len(phrase.order) * phrase.start.shape[1], len(tensors["components"])
-        shapes = {"mean": [length], "components": [count, length], "deviations": [count]}
-        shapes |= {"coordinates": [len(tensors["coordinates"]), count]}
+        length, count = len(phrase.order) * phrase.start.shape[1], tensors["deviations"].numel()
+        people = tensors["coordinates"].numel() // max(1, count)
+        shapes = {
+            "mean": [length],
+            "components": [count, length],
+            "deviations": [count],
+            "coordinates": [people, count],
+        }
         wrong = [name for name, shape in shapes.items() if list(tensors[name].shape) != shape]
-        if wrong or len(tensors["coordinates"]) < 2:
+        if wrong or people < 2:
             raise InputError(f"{path}: {wrong[0] if wrong else 'coordinates'} has another shape; copy the folder again")
         return cls(**tensors)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,8 @@ from dive_fast.merge.files import place, place_image, read_bytes
 from dive_fast.merge.inputs import Progress
 from dive_fast.merge.plan import Placed, Survey, carried, val_people
 from dive_fast.outputs import claim_folder
-from dive_fast.types import MODALITIES, InputError, to_dict
+from dive_fast.settings import has_type
+from dive_fast.types import MODALITIES, InputError, Source, to_dict
 
 FORMAT = 1
 REPORT, CLAIM = "merged.json", "merge.json"
@@ -62,11 +63,22 @@ def finished_report(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     if (out / REPORT).is_file():
         report = read_json(out / REPORT, "merged tree")
         if isinstance(report, dict) and report.get("asked") == asked:
+            if not _is_whole(report):
+                raise InputError(f"{out / REPORT} is damaged; choose another --out, or delete {out} and rerun")
             with clear_disk_errors(out):
                 (out / CLAIM).unlink(missing_ok=True)  # of a run that was killed at its very end
             return report
         raise InputError(f"{out} is a merge of other sets or with other options; choose another --out")
     raise InputError(f"{out} exists and is not overwritten or added to; choose another --out")
+
+
+def _is_whole(report: dict[str, Any]) -> bool:
+    """Whether the fields that are read later have the right types."""
+    wanted = {"people": int, "test": int, "converted": int, "test_of": list[str], "train": list[dict[str, str | int]]}
+    return all(has_type(report.get(name), hint) for name, hint in wanted.items()) and all(
+        has_type(row.get("images"), int) and row.get("kind") in get_args(Source) and row.get("modality") in MODALITIES
+        for row in report["train"]
+    )
 
 
 def merge(survey: Survey, out: Path, progress: Progress = lambda _: None) -> dict[str, Any]:

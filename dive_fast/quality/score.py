@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dive_fast.data.sets import NamedSet, SetSpec, all_samples
-from dive_fast.io import canonical_json, clear_disk_errors, lock_folder, sha256_bytes, write_json, write_jsonl
+from dive_fast.io import canonical_json, clear_disk_errors, locked, sha256_bytes, write_json, write_jsonl
 from dive_fast.json_files import read_json
 from dive_fast.progress import ProgressBar
 from dive_fast.quality.config import MEANINGS, ScoreConfig
@@ -90,9 +90,7 @@ def _claimed(dataset: Path) -> Iterator[None]:
     folder = FeatureStore(dataset).folder
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("a")
-    with stream:
-        lock_folder(stream, folder)
+    with locked(folder / ".lock", folder):
         yield
 
 

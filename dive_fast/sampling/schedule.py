@@ -69,7 +69,9 @@ def check_scheduler(data: object, where: str) -> dict[str, Any]:
         raise InputError(f"{where} must be a JSON object, got {type(data).__name__}; copy it again")
     config = {key: value for key, value in data.items() if (key, value) != ("lambda_min_clipped", -math.inf)}
     reasons = _unsupported(_effective(config))
-    reasons += [f"{key} is not finite" for key, x in config.items() if isinstance(x, float) and not math.isfinite(x)]
+    reasons += [
+        f"{shown(key)} is not finite" for key, x in config.items() if isinstance(x, float) and not math.isfinite(x)
+    ]
     if reasons:
         raise InputError(f"{where}: {'; '.join(reasons)}; use a model whose noise schedule is Stable Diffusion's")
     ignored = [

@@ -106,7 +106,9 @@ class LocalStore:
     def folder(self, name: str) -> Iterator[tuple[str, int]]:
         try:
             with os.scandir(self.root / name) as entries:
-                yield from ((f"{name}/{e.name}", e.stat().st_size) for e in entries if e.is_file())
+                for path in (f"{name}/{entry.name}" for entry in entries):
+                    if (size := self.size(path)) is not None:
+                        yield path, size
         except (FileNotFoundError, NotADirectoryError):
             return
 

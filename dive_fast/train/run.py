@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from dive_fast.data.prepare import check_space
 from dive_fast.distributed import check_device, check_launcher, first_rank_first, leading
-from dive_fast.io import clear_disk_errors, clear_leftovers, lock_folder
+from dive_fast.io import clear_disk_errors, clear_leftovers, locked
 from dive_fast.json_files import read_json
 from dive_fast.outputs import check_place, holds
 from dive_fast.tensorboard import require_tensorboard
@@ -87,9 +87,7 @@ class Run:
             return
         with clear_disk_errors(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
-            stream = (self.work / "lock").open("ab")
-        with stream:
-            lock_folder(stream, self.out)
+        with locked(self.work / "lock", self.out):
             yield
 
     def save(self, write: Callable[[], object]) -> None:

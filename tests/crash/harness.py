@@ -26,7 +26,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FAILED = 70  # the exit code of a traceback
 TIME_LIMIT = 300  # seconds of a run; more is a fault
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["dive_fast.cli", "torch", "diffusers", __name__])
+SERVER.set_forkserver_preload(["tests.crash.preload", __name__])
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 
 

@@ -208,6 +208,10 @@ def test_people_of_one_photo_are_left_out_by_name_and_too_few_refused(tiny_base,
         (json_edit(RECORD, features="clip"), "'clip'"),
         (tensor_edit("people.safetensors", lambda t: {**t, "mean": t["mean"][:3]}), "mean"),
         (tensor_edit("people.safetensors", lambda t: {"mean": t["mean"]}), "components"),
+        *(
+            (tensor_edit("people.safetensors", lambda t, name=name: {**t, name: t[name].sum()}), "people.safetensors")
+            for name in ("mean", "components", "deviations", "coordinates")
+        ),
         (tensor_edit("mapper.safetensors", lambda t: {**t, "unit": t["unit"] * torch.nan}), "NaN"),
         (lambda folder: (folder / RECORD).write_text("{"), RECORD),
         (lambda folder: (folder / RECORD).unlink(), "train-encoder"),

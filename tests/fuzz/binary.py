@@ -33,7 +33,8 @@ def image_file(path: Path, random: Random) -> None:
         data = data[: len(data) * random.randrange(1, 10) // 10]
     else:
         stream = io.BytesIO()
-        with suppress(OSError, ValueError, KeyError, SystemError, struct.error):  # not every format takes every mode
+        # not every format takes every mode
+        with suppress(OSError, ValueError, KeyError, RuntimeError, SystemError, struct.error):
             exif = Image.Exif()
             exif[0x0112] = random.choice((1, 3, 6, 8, 99, "x"))
             Image.new(mode, size, random.choice((0, 1))).save(stream, kind, exif=exif)
@@ -135,7 +136,8 @@ def _tensor(random: Random, like: torch.Tensor) -> torch.Tensor:
         case 0:
             return torch.zeros_like(like)
         case 1 if like.is_floating_point():
-            return torch.full_like(like, random.choice((1e30, float("nan"), float("inf"), 1e-40)))
+            value = random.choice((1e30, float("nan"), float("inf"), 1e-40))
+            return torch.full(like.shape, value).to(like.dtype)  # infinite where the type ends below
         case 2:
             return like.to(random.choice(dtypes))
         case 3:

@@ -182,6 +182,12 @@ KINDS = (
         PERSONALIZE + " --model {0}/base --out {1}/out --photos " + REAL,
         {"out.training": "out.training"},
     ),
+    Kind("encoder", "virtual --encoder {1}/encoder --people 2 --percentile 0 --out {1}/out", {"encoder": "encoder"}),
+    Kind(
+        "encoder, run",
+        f"encode --encoder {{1}}/encoder --photos {REAL},prefix=7 --out {{1}}/out --device cpu",
+        {"encoder": "encoder"},
+    ),
     Kind("dataset, verified", "verify {1}/pairs", {"pairs": "pairs"}),
     Kind("dataset, packed", "pack {1}/pairs --out {1}/out", {"pairs": "pairs"}),
     Kind("dataset, resumed", SYNTH + " --plan {0}/plan.json --engine {0}/fused --out {1}/pairs", {"pairs": "pairs"}),
@@ -366,6 +372,8 @@ def _commands(folder: Path, slow: bool) -> None:
         "plan --model {0}/fused --out {0}/plan.json --mode synthetic --pairs 1 --steps 1 --shard-size 2",
         SYNTH + " --plan {0}/plan.json --engine {0}/fused --out {0}/pairs",
         f"reid train --out {{0}}/net --real {REAL} {TINY}",
+        f"train-encoder --out {{0}}/encoder --photos {REAL} --model {{0}}/base --features {{0}}/net --identity-steps 1 "
+        "--steps 1 --batch 2 --rank 2 --width 8 --device cpu",
         "pack {0}/pairs --out {0}/packed",
         f"merge --real {REAL} --synthetic {{0}}/pairs {PEOPLE} --out {{0}}/merged",
         f"prepare --out {{0}}/prepared --photos {REAL} --model {{0}}/base --shard-size 12 --device cpu",

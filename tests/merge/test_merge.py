@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -21,6 +23,7 @@ from dive_fast.data.llcm import read_llcm
 from dive_fast.data.market import read_market
 from dive_fast.data.regdb import read_regdb
 from dive_fast.data.sysu import read_sysu
+from dive_fast.io import write_json
 from dive_fast.synth.manifest import read_manifest
 from dive_fast.types import DiveError, Sample
 from tests.support.merging import agw_arrays, agw_lines, dataset, drop, joined, provenance, save_records, sysu
@@ -360,6 +363,17 @@ def test_refused(tmp_path: Path, real: Path, pairs: Path) -> None:
     (out / "mine.txt").write_text("mine")
     refused("exists", joined, out, "sysu", [], [str(pairs)])
     assert contents(out) == {"mine.txt": b"mine"}
+
+
+def test_a_finished_tree_is_kept_unless_its_report_is_damaged(tmp_path: Path, pairs: Path) -> None:
+    out = tmp_path / "new"
+    again = partial(joined, out, "sysu", [], [str(pairs)])
+    again()
+    whole = json.loads((out / "merged.json").read_text())
+    assert again() == out
+    for odd in ({"people": "x"}, {"test_of": [5]}, {"train": {}}, {"train": [{**whole["train"][0], "images": "x"}]}):
+        write_json(out / "merged.json", whole | odd)
+        refused(r"merged\.json", again)
 
 
 def test_what_the_manifest_promises_is_checked(tmp_path: Path, pairs: Path) -> None:

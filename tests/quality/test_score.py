@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dive_fast.data.sets import SetSpec, read_set
-from dive_fast.io import lock_folder, write_json
+from dive_fast.io import locked, write_json
 from dive_fast.quality import score
 from dive_fast.quality.config import ScoreConfig
 from dive_fast.quality.dataset import read_shard, shard_numbers
@@ -227,8 +227,7 @@ def test_a_description_of_another_kind_is_refused(dataset, checkpoint, real, cha
 def test_two_runs_at_once_are_refused(dataset, checkpoint, real):
     folder = FeatureStore(dataset).folder
     folder.mkdir(parents=True)
-    with (folder / ".lock").open("a") as stream:
-        lock_folder(stream, folder)
+    with locked(folder / ".lock", folder):
         refused("another run is writing", run, dataset, checkpoint, real)
 
 

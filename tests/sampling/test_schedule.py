@@ -11,6 +11,7 @@ import torch
 
 from dive_fast.sampling import Schedule
 from dive_fast.sampling.schedule import check_scheduler
+from dive_fast.types import InputError
 from tests.support.refusals import refused
 from tests.support.sampling import diffusers_scheduler
 from tests.support.tiny import SCHEDULER_CONFIG
@@ -125,3 +126,9 @@ def test_what_diffusers_writes_for_this_very_solver_needs_no_note() -> None:
     assert check_scheduler({**saved, "lambda_min_clipped": -math.inf}, "x.json") == saved
     refused("x.json.* list", check_scheduler, [], "x.json")
     refused("x.json.* beta_end", check_scheduler, {**saved, "beta_end": math.inf}, "x.json")
+
+
+def test_a_long_name_is_cut_in_the_message() -> None:
+    with pytest.raises(InputError, match="x.json.* not finite") as caught:
+        check_scheduler({**SCHEDULER_CONFIG, "x" * 5000: math.nan}, "x.json")
+    assert len(str(caught.value)) < 250

@@ -157,5 +157,6 @@ def test_what_is_not_whole_is_refused(made: tuple[SynthesisPlan, Path], tmp_path
     refused(unlike, pack, open_store(source), plan, tars, set(), error=DiveError)
     assert "pairs" not in json.loads((tmp_path / "tars/pack.json").read_text())
     (source / "shards/00003.jsonl").unlink()
+    (source / "shards/00003.jsonl").symlink_to("00003.jsonl")
     refused("1 of 4 shards are not made", pack, open_store(source), plan, open_store(tmp_path / "new"), set())
     assert not (tmp_path / "new").exists()

@@ -20,12 +20,12 @@ from dive_fast.reid.comparison.worker_pool import count_step, run_all
 from dive_fast.reid.data.dataset import ImageSet, fingerprint, load_images
 from dive_fast.reid.evaluation.evaluate import embed
 from dive_fast.reid.evaluation.protocols import Permutations, Protocol
-from dive_fast.reid.evaluation.results import ReidResult
+from dive_fast.reid.evaluation.results import ReidResult, read_result
 from dive_fast.reid.evaluation.task import RetrievalTask
 from dive_fast.reid.training.checkpoint import finished, load_model
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.reid.training.train import fit
-from dive_fast.types import InputError, Sample, from_dict, to_dict
+from dive_fast.types import InputError, Sample, to_dict
 
 RESULT, QUERIES = "result.json", "queries.safetensors"
 
@@ -90,8 +90,8 @@ class Run:
 
     def result(self) -> ReidResult:
         """Returns the result of a run that is done."""
-        path = self.folder / RESULT
-        return from_dict(ReidResult, read_json(path, "reid result").get("result"), str(path))
+        path, task = self.folder / RESULT, self.test.task
+        return read_result(read_json(path, "reid result").get("result"), str(path), task.protocol, task.dataset)
 
     def aps(self) -> NDArray[np.float64]:
         """Returns each query's AP in 0..1, float64 [Q], the mean over trials, NaN for a query without a match."""

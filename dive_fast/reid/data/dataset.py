@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dive_fast.data.images import open_image
 from dive_fast.environment.packages import memory
-from dive_fast.io import canonical_json, clear_disk_errors, lock_folder, sha256_bytes, sha256_file
+from dive_fast.io import canonical_json, clear_disk_errors, locked, sha256_bytes, sha256_file
 from dive_fast.progress import ProgressBar
 from dive_fast.types import MODALITIES, InputError, Sample
 
@@ -141,8 +141,7 @@ def _cached(samples: Sequence[Sample], height: int, width: int, cache: Path, pro
         with clear_disk_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
             partial, flags = cache / f".{path.name}.partial", cache / f".{path.name}.done"
-            with open(cache / f".{path.name}.lock", "w", encoding="utf-8") as lock:
-                lock_folder(lock, cache)
+            with locked(cache / f".{path.name}.lock", cache):
                 for file, length in ((partial, size), (flags, len(samples))):
                     _reserve(file, length)
                 images, done = np.memmap(partial, np.uint8, "r+", shape=shape), np.memmap(flags, np.bool_, "r+")
@@ -178,8 +177,5 @@ def check_samples(samples: Sequence[Sample], what: str) -> None:
 
 def fingerprint(samples: Sequence[Sample]) -> str:
     """Returns a hash of the images' content and labels, independent of the files' places."""
-    try:
-        rows = [[s.pid, s.camera, s.modality, s.source, sha256_file(s.path)] for s in samples]
-    except OSError as error:
-        raise InputError(f"image {error.filename} cannot be read ({error.strerror}); check the data folder") from error
+    rows = [[s.pid, s.camera, s.modality, s.source, sha256_file(s.path)] for s in samples]
     return sha256_bytes(canonical_json(rows).encode())

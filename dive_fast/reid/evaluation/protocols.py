@@ -116,6 +116,12 @@ class Protocol(Settings):
         return "ir-to-visible" if self.mode == "legacy" else self.direction
 
     @property
+    def direction_name(self) -> str:
+        """ "infrared to visible", of the direction that runs; in mode "legacy" with the one of its published figures."""
+        published = f" (legacy: published as {DIRECTION_NAMES[self.direction]})" if self.mode == "legacy" else ""
+        return DIRECTION_NAMES[self.runs] + published
+
+    @property
     def query_modality(self) -> Modality:
         return "ir" if self.runs == "ir-to-visible" else "rgb"
 

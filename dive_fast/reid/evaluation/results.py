@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from dive_fast.reid.evaluation.protocols import describe
+from dive_fast.reid.evaluation.protocols import Protocol, describe
+from dive_fast.reid.evaluation.rerank import RerankConfig
+from dive_fast.synth.records import checked
+from dive_fast.types import InputError, to_dict
+
+RANKS = (1, 5, 10, 20)
+SCORES = (*(f"rank{rank}" for rank in RANKS), "map", "minp")
 
 
 @dataclass(frozen=True)
@@ -72,3 +79,27 @@ def over_trials(values: dict[str, list[float]]) -> dict[str, Any]:
     for name in ("rank1", "map", "minp"):
         found[f"{name}_deviation"] = float(np.std(values[name], ddof=1)) if len(values[name]) > 1 else 0.0
     return {**found, "per_trial": values}
+
+
+def read_result(
+    data: object, where: str, protocol: Protocol, dataset: str, rerank: RerankConfig | None = None
+) -> ReidResult:
+    """A stored result of this protocol and re-ranking, under the name that the data set has now.
+
+    Wrong types, another protocol, and means that are not those of its trials raise `InputError`, which names `where`.
+    """
+    found = checked(ReidResult, data, where)
+    settings = None if rerank is None else to_dict(rerank)
+    wanted = (protocol.metadata(), protocol.rule, protocol.direction_name, settings)
+    if (found.protocol, found.rule, found.direction, found.rerank) != wanted or not _are_means(found):
+        raise InputError(f"{where} holds no result of this protocol, or means of other trials; delete it and rerun")
+    return replace(found, dataset=dataset)
+
+
+def _are_means(result: ReidResult) -> bool:
+    """Whether the scores are means and deviations of `per_trial`, which holds each score of every trial."""
+    values = result.per_trial
+    if set(values) != set(SCORES) or any(len(each) != result.protocol["trials"] for each in values.values()):
+        return False
+    means = {name: value for name, value in over_trials(values).items() if name != "per_trial"}
+    return all(math.isclose(getattr(result, name), value, rel_tol=1e-9, abs_tol=1e-9) for name, value in means.items())

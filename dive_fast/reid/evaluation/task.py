@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from dive_fast.reid.evaluation.metrics import QueryScores, Rows, score_trials, summary
 from dive_fast.reid.evaluation.protocols import (
-    DIRECTION_NAMES,
     Permutations,
     Protocol,
     Trial,
@@ -21,10 +20,8 @@ from dive_fast.reid.evaluation.protocols import (
     draw_trials,
 )
 from dive_fast.reid.evaluation.rerank import RerankConfig, Reranked
-from dive_fast.reid.evaluation.results import ReidResult, over_trials
+from dive_fast.reid.evaluation.results import RANKS, ReidResult, over_trials
 from dive_fast.types import MODALITIES, InputError, Sample, to_dict
-
-RANKS = (1, 5, 10, 20)
 
 
 def check_sides(
@@ -130,12 +127,11 @@ class RetrievalTask:
         metrics = [summary(one, max(RANKS), protocol.rule) for one in scores]
         values = {f"rank{rank}": [100 * float(m.cmc[rank - 1]) for m in metrics] for rank in RANKS}
         values |= {name: [100 * float(getattr(m, name)) for m in metrics] for name in ("map", "minp")}
-        legacy = f" (legacy: published as {DIRECTION_NAMES[protocol.direction]})" if protocol.mode == "legacy" else ""
         return ReidResult(
             dataset=self.dataset,
             protocol=protocol.metadata(),
             rule=protocol.rule,
-            direction=DIRECTION_NAMES[protocol.runs] + legacy,
+            direction=protocol.direction_name,
             queries=len(self.labels.query_ids if first.query is None else first.query),
             gallery=len(self.labels.gallery_ids if first.gallery is None else first.gallery),
             valid_queries=min(m.valid_queries for m in metrics),

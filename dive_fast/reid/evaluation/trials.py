@@ -14,12 +14,12 @@ from dive_fast.reid.data.dataset import fingerprint
 from dive_fast.reid.evaluation.evaluate import extract
 from dive_fast.reid.evaluation.protocols import REGDB_TRIALS, Direction, Protocol
 from dive_fast.reid.evaluation.rerank import RerankConfig
-from dive_fast.reid.evaluation.results import ReidResult, over_trials
+from dive_fast.reid.evaluation.results import ReidResult, over_trials, read_result
 from dive_fast.reid.evaluation.task import RetrievalTask, check_sides
 from dive_fast.reid.training.checkpoint import read_record
 from dive_fast.reid.training.config import ReidConfig
 from dive_fast.reid.training.train import train_reid
-from dive_fast.types import InputError, Sample, from_dict, to_dict
+from dive_fast.types import InputError, Sample, to_dict
 
 TRIALS = tuple(range(1, REGDB_TRIALS + 1))
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -131,7 +131,10 @@ def _results(
     path = folder / RESULTS
     stored = read_json(path, "results of a trial") if path.exists() else None
     if isinstance(stored, dict) and canonical_json(stored.get("run")) == canonical_json(run):
-        return [from_dict(ReidResult, row, str(path)) for row in stored.get("results") or ()]
+        rows = stored.get("results")
+        if not isinstance(rows, list) or len(rows) != len(protocols):
+            raise InputError(f"{path} holds no result for each of its {len(protocols)} directions; delete it and rerun")
+        return [read_result(row, str(path), one, dataset, rerank) for row, one in zip(rows, protocols, strict=True)]
     infrared, visible = sides
     features = extract(folder, infrared, visible, device=device, progress=progress)
     by_kind = {"ir": (infrared, features.query), "rgb": (visible, features.gallery)}

@@ -106,7 +106,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"weights: {path} is no safetensors file or pickle of tensors ({brief(error, 120)})"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not named:
         raise InputError(f"weights: {path} is not a state dict of names and tensors; save the model's state_dict()")
     return state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from dive_fast.json_files import parse_json, read_json
 from dive_fast.reid.models.model import ReidModel
 from dive_fast.reid.models.weights import read_state as read_weights
 from dive_fast.reid.training.config import ReidConfig, config_from_dict
+from dive_fast.settings import has_type
 from dive_fast.training_state import damaged_state, read_state, step_of
 from dive_fast.types import InputError, shown
 
@@ -77,21 +79,27 @@ def resume(out: Path, run: dict[str, Any]) -> tuple[dict[str, Any] | None, Progr
     with damaged_state(out / STATE):
         stored = parse_json(state["run"].encode())
         progress = Progress(**{f.name: state[f.name] for f in fields(Progress)})
-        _check_progress(progress)
+        _check_progress(progress, state["model"])
     _check_same(stored, run, out)
     return state, progress
 
 
-def _check_progress(progress: Progress) -> None:
-    """Raises an error of any kind for progress that no training made."""
+def _check_progress(progress: Progress, weights: dict[str, Tensor]) -> None:
+    """Raises an error of any kind for progress that no training of a model with these weights made."""
     rows, best = progress.rows, progress.best
     if [row["step"] for row in rows] != list(range(1, step_of(vars(progress), len(rows)) + 1)):
         raise ValueError("its log is not of its steps")
-    numbers = [value for row in [*rows, best or {"val_map": 0.0}] for value in row.values()]
-    if not all(isinstance(value, int | float) for value in numbers) or any("loss" not in row for row in rows):
+    logged = [*rows, {"val_map": 0.0} if best is None else best]
+    if not has_type(logged, list[dict[str, float]]) or any("loss" not in row for row in rows):
         raise ValueError("its log holds no numbers")
-    if best is not None and ("val_map" not in best or not all(map(torch.is_tensor, progress.best_weights.values()))):
-        raise ValueError("its best weights have no score")
+    if not all(math.isfinite(value) for row in logged for value in row.values()):
+        raise ValueError("its log holds numbers that are not finite")
+    if best is not None and ("val_map" not in best or _shapes(progress.best_weights) != _shapes(weights)):
+        raise ValueError("its best weights have no score, or are of another model")
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -331,6 +331,11 @@ def test_a_pipe_in_the_place_of_weights_is_not_waited_for(tmp_path):
     refused("missing.pt does not exist", read_state, tmp_path / "missing.pt")
 
 
+def test_a_state_dict_has_names(tmp_path):
+    torch.save({5: torch.zeros(2)}, tmp_path / "weights.pt")
+    refused("weights.pt", read_state, tmp_path / "weights.pt")
+
+
 def test_missing_transformers_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     message, config = re.escape("pip install 'dive-fast[torch]'"), ModelConfig("resnet50", *IMAGE)

@@ -1,6 +1,7 @@
 """Training: repeatable, resumable, loud when it fails."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -105,13 +106,21 @@ def test_a_stopped_run_of_another_config_or_a_damaged_one_is_refused(city, tiny,
     monkeypatch.setattr(checkpoint, "finish", lambda *a: None)
     run(city["train"], tiny, tmp_path, save_every=2)
     refused("another config", run, city["train"], replace(tiny, lr=1e-4), tmp_path)
-    whole = (tmp_path / "state.pt").read_bytes()
+    whole, stored = (tmp_path / "state.pt").read_bytes(), torch.load(tmp_path / "state.pt", weights_only=True)
+    best = {"best": {"step": 2, "val_map": 0.5}}
     (tmp_path / "state.pt").write_bytes(b"half a file")
     refused("damaged", run, city["train"], tiny, tmp_path)
     for change in (
         {"step": -(10**18)},
         {"rows": []},
+        *(
+            {"rows": [*stored["rows"][:-1], stored["rows"][-1] | odd]}
+            for odd in ({5: 1.0}, {"lr": math.nan}, {"lr": "x"})
+        ),
         {"best": {"step": 1}},
+        {**best, "best_weights": {}},
+        {**best, "best_weights": dict.fromkeys(stored["model"], 5)},
+        {**best, "best_weights": {name: tensor[None] for name, tensor in stored["model"].items()}},
         {"model": {}},
         {"optimizer": {}},
         {"skipped": "x"},
