@@ -88,7 +88,7 @@ docs: $(VENV)/docs
 	$(PY) -m mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
 
-# 1,000 kills of synth and 25 of each other command: an hour on one core.
+# 1,000 kills of synth and 25 of each other command: half an hour on one core.
 crash: $(STAMP)
 	env OMP_NUM_THREADS=1 $(PY) -m tests.crash
 
