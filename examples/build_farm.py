@@ -23,7 +23,7 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from dive_fast.io import lock_folder
+from dive_fast.io import locked
 from dive_fast.types import InputError
 
 DIVE_FAST = [sys.executable, "-m", "dive_fast.cli"]
@@ -43,16 +43,15 @@ def main() -> int:
         print(f"build_farm: {options.adapters} holds no adapter folder (NAME/adapter.json)", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    with open(options.out / ".lock", "w") as stream:
-        try:
-            lock_folder(stream, options.out)
-        except InputError:
-            print(
-                f"build_farm: another farm builds into {options.out}; wait for it or choose another --out",
-                file=sys.stderr,
-            )
-            return 2
-        failed = [adapter.name for adapter in adapters if not build(adapter, options)]
+    try:
+        with locked(options.out / ".lock", options.out):
+            failed = [adapter.name for adapter in adapters if not build(adapter, options)]
+    except InputError:
+        print(
+            f"build_farm: another farm builds into {options.out}; wait for it or choose another --out",
+            file=sys.stderr,
+        )
+        return 2
     done = len(adapters) - len(failed)
     print(f"{done} of {len(adapters)} adapters are built" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0

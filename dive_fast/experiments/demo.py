@@ -120,8 +120,8 @@ def _write(found: Demo, walk: Walk, new: int, encoded: bool, people: Sequence[ht
     html.write_page(
         found.page,
         "RGB-infrared pairs of people seen in RGB only",
-        f"The model knows {count(len({s.pid for s in walk.photos}), 'person')} from RGB photos, {new} of them since just"
-        f" now. An exported engine then drew {count(len(walk.infrared), 'infrared image')} of them.",
+        f"The model knows {count(len({s.pid for s in walk.photos}), 'person')} from RGB photos; {new} of them were added"
+        f" just now. An exported engine then drew {count(len(walk.infrared), 'infrared image')} of them.",
         html.section(
             "Do the images help a re-identification model?",
             html.paragraph(found.result, "finding"),

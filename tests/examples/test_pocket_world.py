@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "pocket_world.ipynb"
 SMALLER = {
     "test_ids=24, external_ids=6": "test_ids=8, external_ids=2, images_per_camera=2, market_images=3",
-    "steps=60, batch=16": "steps=2, batch=4",
     "PlanConfig(pairs=2)": "PlanConfig(pairs=1, sampling=df.Sampling(steps=2))",
     "ReidConfig(steps=400)": "ReidConfig(steps=2)",
 }

@@ -190,4 +190,4 @@ def test_a_missing_adapter_is_named(tmp_path):
 
 
 def test_the_shipped_adapter_has_its_fingerprint():
-    assert load_adapter("pocket").fingerprint == "7d6ba1e70e61a7cf386ba68e8a47f67d48ea268130145cbf8afe617f9ea4b6b2"
+    assert load_adapter("pocket").fingerprint == "479726dc3bf36de1f436ea8ecbaab7d65f5eaf4ba9905a15531b761a014db3bd"

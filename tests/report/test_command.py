@@ -36,7 +36,7 @@ def test_a_folder_and_a_page(tmp_path, run):
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, step):
-    dataset, out = make_dataset(tmp_path / "set", people=40, pairs=40), tmp_path / "out"
+    dataset, out = make_dataset(tmp_path / "set", people=80, pairs=40), tmp_path / "out"
     command = [sys.executable, "-m", "dive_fast.cli", "report", str(dataset), "--out", str(out), "--workers", "2"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while process.poll() is None and not list(out.glob("thumbs/0/*.jpg")):
@@ -48,5 +48,5 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, step):
     done = len(list(out.glob("thumbs/0/*.jpg")))
     assert not (out / "index.html").exists()
     summary = step(f"report {dataset} --out {out} --workers 1")
-    assert summary["packs"] == 200
-    assert summary["packs_made"] == 200 - done
+    assert summary["packs"] == 400
+    assert summary["packs_made"] == 400 - done
