@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tests.fuzz.harness import Outcome, Worker, cases, prepare, summary
+from tests.fuzz.harness import ACCEPTED, Outcome, Worker, cases, prepare, summary
 from tests.fuzz.kinds import KINDS, make_inputs
 
 
@@ -36,6 +36,11 @@ def main() -> int:
         worker = Worker(inputs, Path(place) / "work")
         found: list[Outcome] = []
         try:
+            stale = [kind.name for kind in chosen if worker.run(kind.name, -1).what != ACCEPTED]
+            if stale:
+                parser.error(
+                    f"undamaged inputs of {', '.join(stale)} are refused; delete {inputs}: it is of older code"
+                )
             with tqdm(cases(options.cases, chosen, options.seed), total=options.cases, unit="case") as bar:
                 for kind, seed in bar:
                     found.append(outcome := worker.run(kind, seed))
