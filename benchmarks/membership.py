@@ -34,10 +34,10 @@ DRAWS = 2000  # of the bootstrap
 def first_people(specs: Sequence[str], people: int) -> list[Sample]:
     """The RGB photos of the first `people` of sets like those of `dive-fast encode --photos`."""
     photos = [sample for sample in read_photos(*specs) if sample.modality == "rgb"]
-    wanted = sorted({sample.pid for sample in photos})[:people]
+    wanted = {*sorted({sample.pid for sample in photos})[:people]}
     if len(wanted) < people:
         raise InputError(f"{', '.join(specs)} have {len(wanted):,} people with RGB photos, not {people:,}")
-    return [sample for sample in photos if sample.pid in set(wanted)]
+    return [sample for sample in photos if sample.pid in wanted]
 
 
 def likeness(net: ReidExtractor, images: Sequence[Sample], photos: Sequence[Sample], pids: Sequence[str]) -> F64:
@@ -77,8 +77,11 @@ def measure(options: Any, work: Path) -> dict[str, Any]:
     made, _ = make_pairs(engine, photos, Path(), work / "pairs", config)
     found: dict[str, Any] = {}
     for modality in ("rgb", "ir"):
-        images = [sample for sample in made if sample.modality == modality]
-        scores = {name: likeness(net, images, groups[name], pids[name]) for name in groups}
+        images = {
+            name: [sample for sample in made if sample.modality == modality and sample.pid in own]
+            for name, own in pids.items()
+        }
+        scores = {name: likeness(net, images[name], groups[name], pids[name]) for name in groups}
         means = {name: round(float(values.mean()), 4) for name, values in scores.items()}
         found[modality] = {"auc": round(auc(**scores), 3), "interval": interval(**scores), "likeness": means}
         print(modality, found[modality], flush=True)

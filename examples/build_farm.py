@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -43,15 +44,16 @@ def main() -> int:
         print(f"build_farm: {options.adapters} holds no adapter folder (NAME/adapter.json)", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(options.out / ".lock", options.out):
-            failed = [adapter.name for adapter in adapters if not build(adapter, options)]
-    except InputError:
-        print(
-            f"build_farm: another farm builds into {options.out}; wait for it or choose another --out",
-            file=sys.stderr,
-        )
-        return 2
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(options.out / ".lock", options.out))
+        except InputError:
+            print(
+                f"build_farm: another farm builds into {options.out}; wait for it or choose another --out",
+                file=sys.stderr,
+            )
+            return 2
+        failed = [adapter.name for adapter in adapters if not build(adapter, options)]
     done = len(adapters) - len(failed)
     print(f"{done} of {len(adapters)} adapters are built" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0

@@ -182,12 +182,13 @@ def measure_baselines(setup: Setup, advance: Advance = lambda _: None) -> Baseli
         )
         for name in runs
     ]
+    presets = [name for name, other in others.items() if right and other is not setup.student]  # beside a student
     timed = [
         PresetResult(
             name,
             f"{other.sampling.describe()}, {count(made[name], 'image')} a call, {other.engine.spec.precision}{other.note}",
             *_speed(times[name], made[name]),
-            {than: ratio(each[than], each[name]) for than in _slower(name, setup, right, [*others])},
+            {than: ratio(each[than], each[name]) for than in [*right, *(presets if other is setup.student else ())]},
         )
         for name, other in others.items()
     ]
@@ -221,12 +222,6 @@ def _other_call(other: Other, images: int) -> Callable[[], object]:
     """A batch of `images` images, as the baselines' of one prompt; those of a preset start from the baselines' noise."""
     plan = bench_plan(other.engine, images, other.sampling, identities=1)
     return partial(_by(other.engine, plan), start_batch(plan, other.engine, images, ("ir",)))
-
-
-def _slower(name: str, setup: Setup, right: list[str], others: list[str]) -> list[str]:
-    """What another's speed is compared with: baselines whose images are `right`; a student's, with its teacher's presets."""
-    is_student = setup.student is not None and name == setup.student.name
-    return [*right, *(other for other in others if is_student and right and other != name)]
 
 
 def _speed(times: list[float], images: int) -> tuple[Quantiles, Quantiles]:

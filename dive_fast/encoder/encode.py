@@ -185,7 +185,8 @@ def encode_onto(
             adapter = _plain(encoder, onto, encoded, run.id)
             save_adapter(adapter, out)
     if refine is not None and bundle is not None:
-        seen = [sample for sample in samples if sample.modality == "rgb" and sample.pid in set(encoded.pids)]
+        usable = set(encoded.pids)
+        seen = [sample for sample in samples if sample.modality == "rgb" and sample.pid in usable]
         adapter = personalize(
             bundle, seen, out, refine, onto, progress, device, start=Start(encoder.phrase, encoded.rows)
         )

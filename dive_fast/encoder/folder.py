@@ -29,6 +29,7 @@ from dive_fast.models.phrase import Phrase
 from dive_fast.models.prompts import check_vocabulary
 from dive_fast.outputs import holds, output_folder
 from dive_fast.train.embedding import PhraseRows
+from dive_fast.train.tagger import mixed_words
 from dive_fast.types import InputError, shown
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _mapper(folder: Path, record: dict[str, Any]) -> Mapper:
     said = "trust" in tensors and tensors["trust"].numel() > 0
     with torch.device("meta"):  # a record may ask for more memory than there is
         expected = {name: tensor.shape for name, tensor in _empty(sizes, phrase, said).state_dict().items()}
-    words = sum(len(words) for words in phrase.choices if len(words) > 1)
+    words = sum(map(len, mixed_words(phrase)))
     if {name: tensor.shape for name, tensor in tensors.items()} != expected or (said and words > sizes["features"]):
         raise InputError(f"{folder}: mapper.safetensors does not belong to {RECORD}; copy the folder again")
     mapper = _empty(sizes, phrase, said)

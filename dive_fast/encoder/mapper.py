@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dive_fast.train.tagger import INDEPENDENT
+
 if TYPE_CHECKING:
     from dive_fast.train.embedding import PhraseRows
 
 
 _FAR = 10.0  # deviations of a feature that count: a photo of another kind must not throw a person out of the vocabulary
-_TRUST = 3.0  # independent photos that one person's are worth at first, as their errors are correlated
 
 
 class Mapper(nn.Module):
@@ -39,7 +40,7 @@ class Mapper(nn.Module):
         self.weigh = nn.Linear(width, width)
         self.person = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.last = nn.Linear(width, phrase.start.numel() + phrase.absent.numel())
-        self.trust = nn.Parameter(torch.full((1,), _TRUST) if said else torch.zeros(0))
+        self.trust = nn.Parameter(torch.full((1,), INDEPENDENT) if said else torch.zeros(0))
         for layer in (self.weigh, self.last):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

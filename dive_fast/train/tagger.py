@@ -31,7 +31,7 @@ FILES, SHIPPED = ("tagger.json", "tagger.safetensors"), "pocket-encoder/features
 WIDTHS = (32, 48, 64, 96, 96, 128)
 _STRIDES = (2, 2, 1, 2, 1, 2)
 _ROWS, _COLUMNS = 8, 2  # a garment's place in a photo is its height
-_INDEPENDENT = 3.0  # photos of one identity have correlated errors and count as at most so many
+INDEPENDENT = 3.0  # photos of one identity have correlated errors and count as at most so many
 
 
 class TaggerNet(torch.nn.Module):
@@ -74,12 +74,12 @@ class Tagger:
     def logits(self, photos: Sequence[np.ndarray]) -> list[Tensor]:
         """Returns logits [words] of each mixed word of one identity, from photos uint8 [H, W, 3] of the tagger's size.
 
-        The photos' mean log likelihood ratio to the prior counts `_INDEPENDENT` times, or once per photo if those are fewer.
+        The photos' mean log likelihood ratio to the prior counts `INDEPENDENT` times, or once per photo if those are fewer.
         """
         prior = self.net.prior.split(self.net.choices)
         with torch.inference_mode():
             predicted = self.net(torch.from_numpy(np.stack(photos)))
-        weight = min(_INDEPENDENT, float(len(photos)))
+        weight = min(INDEPENDENT, float(len(photos)))
         return [(logp - before).mean(dim=0) * weight + before for logp, before in zip(predicted, prior, strict=True)]
 
 
