@@ -163,6 +163,11 @@ def _alike(samples: Sequence[Sample], made: Sequence[Sample]) -> list[Sample]:
     return [sample for sample in samples if sample.pid in pids and sample.camera in cameras]
 
 
+def levels(samples: Sequence[Sample]) -> F64:
+    """Mean grey level [identities, boxes] of each of the `BOXES`, in order of names."""
+    return _Images(samples, np.empty((len(samples), 0), np.float32), _brightness(samples)).by_identity()
+
+
 def _equal_counts(*sets: Sequence[Sample]) -> dict[str, int]:
     """Images of each camera of the first set that all sets have; fewer than `FEWEST` raise `InputError`."""
     cameras = sorted({sample.camera for sample in sets[0]}, key=natural_key)

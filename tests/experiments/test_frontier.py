@@ -11,15 +11,17 @@ import pytest
 from PIL import Image
 
 from benchmarks import frontier
+from dive_export import export_engine
 from dive_fast.experiments.config import StudyConfig
 from dive_fast.json_files import read_json
 from dive_fast.reid.comparison import runs
 from dive_fast.sampling import Sampling
 from dive_fast.types import Sample
+from tests.support.distilling import save_student
 from tests.support.refusals import refused
 from tests.support.walk import SMALL
 
-FEW = {frontier.FIRST: Sampling(4), "3-steps": Sampling(3), "7-steps-fp8": Sampling(2)}
+FEW = {frontier.FIRST: Sampling(4), "3-steps": Sampling(3)}
 
 
 @pytest.fixture(scope="module")
@@ -36,34 +38,63 @@ def test_a_toy_frontier_and_its_rerun(config, tmp_path, monkeypatch, capsys):
     assert trained == ["paired-only"] * 2 + ["oracle"] * 2 + [frontier.FIRST] * 2 + ["3-steps"] * 2
     summary = read_json(out / "frontier" / "frontier.json", "")
     assert list(summary["settings"]) == sorted(FEW) and summary["seeds"] == 2
-    first, other, eight = (summary["settings"][name] for name in FEW)
+    first, other = (summary["settings"][name] for name in FEW)
     assert first["kept"]["images"] == 4 * 2 and "each" not in first["kept"]
     assert (first["psnr"], first["kept_lost"]) == (None, None)
-    assert eight["speed"] is None and eight["reid"] is None and eight["psnr"] > 10
     lost = other["kept_lost"]["by_image"]
     assert lost["value"] == pytest.approx(first["kept"]["by_image"]["value"] - other["kept"]["by_image"]["value"])
     assert len(other["reid"]["map"]) == 2 and other["speed"]["times"] > 0
+    assert (first["diversity"], {*first["brightness"]}) == (None, {"torso", "legs"})  # one image a person and camera
     lines = (out / "frontier" / "frontier.md").read_text().splitlines()
-    assert len(lines) == 2 + 3 and len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 2 + 2 and len({line.count("|") for line in lines}) == 1
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.suffix in (".png", ".safetensors")}
-    monkeypatch.setattr(frontier, "kept_of_samples", None)
+    monkeypatch.setattr(frontier, "open_scorer", None)
     frontier.frontier(out, config, only=("pairs", "kept", "reid", "summary"), reid=("3-steps",))
-    assert len(trained) == 8 and len(before) > 50
+    assert len(trained) == 8 and len(before) > 40
     changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert changed <= {"compare.png", "differences.png"}
     assert read_json(out / "frontier" / "frontier.json", "")["settings"] == summary["settings"]
     refused("other settings", frontier.frontier, out, replace(config, reid=replace(config.reid, steps=3)))
+    refused(
+        "at least two --seeds", frontier.frontier, out, replace(config, seeds=(0,)), only=("reid",), reid=("3-steps",)
+    )
+    refused("5-steps is no setting", frontier.frontier, out, config, reid=("5-steps",))
+    monkeypatch.undo()
+    monkeypatch.setattr(frontier, "SETTINGS", FEW)
+    check_an_engine_of_a_student(config, out, tmp_path)
 
 
-def test_one_seed_has_no_interval(config, tmp_path):
-    refused("at least two --seeds", frontier.train, replace(config, seeds=(0,)), tmp_path, (frontier.FIRST,))
+def check_an_engine_of_a_student(config: StudyConfig, out: Path, tmp_path: Path) -> None:
+    """It is sampled in its own way; `small` is not trained on, so it has no gap."""
+    (fused,) = out.glob("fused-*")
+    student = tmp_path / "small"
+    export_engine(save_student(fused, tmp_path / "own"), student, rows_max=8)
+    frontier.frontier(
+        out, config, settings=(), engines=(student,), only=("pairs", "kept", "speed", "summary"), repeats=1
+    )
+    rows = read_json(out / "frontier" / "frontier.json", "")["settings"]
+    row = rows["small"]
+    assert {*rows} == {frontier.FIRST, "small"}
+    assert row["sampling"] == "small: 2 steps, no guidance" and row["speed"]["times"] > 0 and row["reid"] is None
+    assert row["kept"]["images"] == 4 * 2 and row["psnr"] > 5
+    assert read_json(out / "frontier" / "small" / "plan.json", "")["sampling"]["steps"] == 2
+    refused("different names", frontier.frontier, out, config, engines=(student, tmp_path / "again" / "small"))
+    refused("different names", frontier.frontier, out, config, engines=(tmp_path / "3-steps",))
 
 
-def test_settings_cover_steps_guidance_interval_and_precision():
+def test_settings_cover_steps_guidance_and_interval():
     found = [(s.steps, s.guidance, s.guidance_interval is not None) for s in frontier.SETTINGS.values()]
-    assert {(steps, Sampling.guidance, False) for steps in (50, 25, 15, 10, 7, 5, 4, 3)} < {*found}
-    assert {(15, scale, False) for scale in (1, 2, 3, 4, 6)} < {*found}
-    assert found.count((7, Sampling.guidance, False)) == 2 and sum(interval for *_, interval in found) == 1
+    assert {(steps, Sampling.guidance, False) for steps in (50, 15, 7, 5, 3)} < {*found}
+    assert {(15, scale, False) for scale in (1, 2, 3, 4)} < {*found}
+    assert sum(interval for *_, interval in found) == 1
+
+
+def test_spread_by_hand():
+    """Rows at 0, 90 and 60 degrees of one label, two equal ones of another, and a lone one."""
+    rows = np.array([[2.0, 0.0], [0.0, 3.0], [0.5, 0.75**0.5], [1.0, 1.0], [4.0, 4.0], [1.0, 0.0]])
+    apart = 1 - (0 + 0.5 + 0.75**0.5) / 3
+    assert frontier.spread(rows, ["a", "a", "a", "b", "b", "c"]) == pytest.approx(apart / 2, rel=1e-6)
+    assert frontier.spread(rows[:2], ["a", "b"]) is None
 
 
 def test_psnr_by_hand(tmp_path):
