@@ -9,8 +9,8 @@ from pathlib import Path
 from dive_fast.experiments import findings
 from dive_fast.experiments.arms import oracle_infrared
 from dive_fast.experiments.config import DemoConfig, PairConfig
+from dive_fast.experiments.networks import open_networks
 from dive_fast.experiments.pipeline import Walk, make_pairs, run_walk
-from dive_fast.models import load_adapter
 from dive_fast.reid.comparison.records import Arm, Comparison
 from dive_fast.reid.comparison.table import format_std, header, notes, rows
 from dive_fast.report import html
@@ -54,10 +54,11 @@ class Demo:
 
 
 def run_demo(out: Path, config: DemoConfig) -> Demo:
-    """Runs the demo in `out`, or resumes it, and writes its page."""
+    """Runs the demo in `out`, or resumes it, and writes its page. Raises as `open_networks`, before any work."""
+    adapter, _ = open_networks(config)
     walk = run_walk(config, out)
     pids = sorted({s.pid for s in walk.photos})
-    known = set() if config.adapter is None else {identity.pid for identity in load_adapter(config.adapter).identities}
+    known = set() if adapter is None else {identity.pid for identity in adapter.identities}
     new = [pid for pid in pids if pid not in known]
     shown = [*new, *(pid for pid in pids if pid in known)][: config.shown]
     with walk.timings.stage("pairs in the other two modes"):

@@ -9,21 +9,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dive_fast.encoder.folder import Encoder, check_onto, load_encoder
+from dive_fast.encoder.folder import Encoder
 from dive_fast.experiments.arms import BASELINE, heldout_sides, oracle_infrared, paired_photos
 from dive_fast.experiments.config import StudyConfig
+from dive_fast.experiments.networks import open_networks
 from dive_fast.experiments.pictures import plot_people
 from dive_fast.experiments.pipeline import Walk, run_walk
 from dive_fast.io import brief, canonical_json, write_json
 from dive_fast.json_files import read_json
-from dive_fast.models import Adapter, load_adapter, load_bundle
+from dive_fast.models import Adapter, load_bundle
 from dive_fast.outputs import claim_folder
 from dive_fast.reid.comparison.lengths import train_lengths
 from dive_fast.reid.comparison.plots import plot_lengths
 from dive_fast.types import InputError, shown, to_dict
-from dive_fast.world.config import WorldSpec
 
-SETTINGS, SEEN = "settings.json", "infrared_identities"
+SETTINGS = "settings.json"
 _FREE = ("seeds", "curve", "autoencoder", "workers")  # add or leave out whole runs, or change rounding at most
 
 
@@ -54,55 +54,15 @@ def run_study(config: StudyConfig, out: Path) -> dict[str, Any]:
 def open_study(config: StudyConfig, out: Path) -> Iterator[None]:
     """Makes `out` the folder of a study with these settings, or checks that it is, and locks it for the block.
 
-    Removes what a killed run left half written. Raises `InputError` for a folder of other settings or other files, for an
-    adapter that has seen infrared photos of others than the paired identities, and as `used_encoder`.
+    Removes what a killed run left half written. Raises `InputError` for a folder of other settings or other files, and as
+    `open_networks`.
     """
-    adapter = None if config.adapter is None else load_adapter(config.adapter)
-    encoder = None
-    if adapter is not None:
-        check_adapter(adapter, str(config.adapter), config.world)
-        encoder = used_encoder(config, adapter)
+    adapter, encoder = open_networks(config)
     settings, path = study_settings(config, adapter, encoder), out / SETTINGS
     if path.exists():
         _check_same(read_json(path, "study"), settings, out)
     with claim_folder(out, SETTINGS, settings, "study", sources=()):
         yield
-
-
-def check_adapter(adapter: Adapter, name: str, spec: WorldSpec) -> None:
-    """Raises `InputError` unless the adapter records whose infrared photos it has seen, all of paired identities."""
-    remedy = "give --adapter none, which trains one on the paired people of the study"
-    seen = adapter.metadata.get(SEEN)
-    if not isinstance(seen, list):
-        raise InputError(f"adapter {name} does not record whose infrared photos it has learned from; {remedy}")
-    groups = {"external": spec.external_pids, "test": spec.test_pids}
-    group_of = {f"{pid:04d}": group for group, pids in groups.items() for pid in pids}
-    others = sorted(set(map(str, seen)) - {f"{pid:04d}" for pid in spec.paired_pids})
-    if others:
-        first = ", ".join(f"{pid} ({group_of.get(pid, 'not in this world')})" for pid in others[:5])
-        raise InputError(
-            f"adapter {name} has learned from infrared photos of {len(others)} people that are not the paired ones of the"
-            f" study, first {first}; {remedy}"
-        )
-
-
-def used_encoder(config: StudyConfig, adapter: Adapter) -> Encoder | None:
-    """Returns the encoder of a study, if its adapter lacks external identities and it encodes them.
-
-    Raises `InputError` for one of another base, and for one that was trained on the study's external or test identities.
-    """
-    external, test = ([f"{pid:04d}" for pid in pids] for pids in (config.world.external_pids, config.world.test_pids))
-    if config.encoder is None or {identity.pid for identity in adapter.identities}.issuperset(external):
-        return None
-    encoder = load_encoder(config.encoder)
-    check_onto(encoder, adapter, str(config.adapter))
-    seen = encoder.known([*external, *test])
-    if seen:
-        raise InputError(
-            f"encoder {config.encoder} was trained on {len(seen):,} people of this study, first {seen[0]}; give one that was"
-            " trained on others, or --encoder none, which learns them"
-        )
-    return encoder
 
 
 def study_settings(config: StudyConfig, adapter: Adapter | None, encoder: Encoder | None) -> dict[str, Any]:

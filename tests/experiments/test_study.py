@@ -10,10 +10,11 @@ from PIL import Image
 
 from dive_fast.encoder.folder import load_encoder
 from dive_fast.experiments import arms as room
-from dive_fast.experiments import study
+from dive_fast.experiments import networks
 from dive_fast.experiments.config import DemoConfig, StudyConfig
+from dive_fast.experiments.networks import check_adapter, used_encoder
 from dive_fast.experiments.pipeline import Timings
-from dive_fast.experiments.study import check_adapter, run_study, used_encoder
+from dive_fast.experiments.study import run_study
 from dive_fast.json_files import read_json
 from dive_fast.models import load_adapter, load_bundle
 from dive_fast.reid.comparison import runs as running
@@ -153,7 +154,7 @@ def test_the_adapter_may_have_seen_the_infrared_of_paired_people_only(tiny_base,
     refused("0301 .test.", check_adapter, seen("0301"), "mine", spec)
     refused("0025 .not in this world.", check_adapter, seen("0025"), "mine", spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "load_adapter", lambda path: made)
+        patch.setattr(networks, "load_adapter", lambda path: made)
         refused("does not record", run_study, config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -10,10 +10,12 @@ from PIL import Image
 
 from dive_fast.encoder.folder import load_encoder
 from dive_fast.experiments import arms as room
+from dive_fast.experiments import networks
 from dive_fast.experiments.config import DemoConfig, StudyConfig
 from dive_fast.experiments.demo import run_demo
 from dive_fast.experiments.pipeline import study_adapter
 from dive_fast.models import load_adapter
+from dive_fast.world.config import WorldSpec
 from tests.support.refusals import refused
 from tests.support.walk import SMALL
 
@@ -77,6 +79,20 @@ def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adap
     run_demo(tmp_path / "demo", config)
     changed = {path.name for path in made if made[path] != path.stat().st_mtime_ns}
     assert changed <= {"compare.png", "differences.png"}
+
+
+@pytest.mark.slow
+def test_the_demo_refuses_networks_that_know_its_people(tiny_base, adapter, encoder, tmp_path):
+    """The encoder was trained on people 1 to 8; in the other world, they are among those that test."""
+    config = DemoConfig(model=str(tiny_base), adapter=str(adapter), **{**SMALL, "encoder": str(encoder)})
+    known = load_adapter(adapter)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WorldSpec, "test_pids", property(lambda self: range(8, 10)))
+        refused(("1 people", "0008"), run_demo, tmp_path / "demo", config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "load_adapter", lambda path: replace(known, metadata={"infrared_identities": ["1001"]}))
+        refused(("1001 (external)",), run_demo, tmp_path / "demo", config)
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.slow
