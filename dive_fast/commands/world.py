@@ -25,6 +25,9 @@ def make(
     last = LastFile(out / "world.json")
     images = build_world(out, spec, progress=True)
     then = following("fuse", adapter="pocket", out=beside(out, "fused"))
+    if spec.seed:  # the shipped adapter knows the people of seed 0 alone
+        photos = f"market:{out / 'market'},prefix={spec.seed}"
+        then = following("encode", photos=photos, out=beside(out, "adapter"))
     text = f"world {out}: {count(images, 'image')} made"
     finish(text, {"world": out, "images": images}, json, then=then, kept=last.kept)
 

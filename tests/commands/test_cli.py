@@ -163,6 +163,9 @@ def test_world_make_and_sheet(run: Run, step: Any, tmp_path: Path) -> None:
     summary = step(f"world make --out {tmp_path / 'w'} {small}")
     files = sum(1 for file in (tmp_path / "w").rglob("*.jpg"))
     assert summary == {"images": files, "world": str(tmp_path / "w")}
+    code, out, _ = run(f"world make --out {tmp_path / 'other'} {small} --seed 7")
+    photos = f"market:{tmp_path / 'other' / 'market'},prefix=7"  # nobody whom the shipped adapter has
+    assert following(out) == ["encode", "--photos", photos, "--out", str(tmp_path / "adapter")]
     code, out, _ = run(f"world sheet --out {tmp_path / 's.png'} --pids 1,2 --zoom 1")
     assert (code, out.splitlines()[0]) == (0, f"sheet {tmp_path / 's.png'}: 2 identities")
     assert Image.open(tmp_path / "s.png").width > 6 * 64
