@@ -131,7 +131,10 @@ def _check_turbo(folder: Path) -> None:
             f"{decoder}; then {export}"
         )
     if read_record(folder / "vae_decoder") is None:
-        log(f"note: {folder} has the model's own decoder; a tiny one is faster: {decoder}; then {export}")
+        log(
+            f"note: {folder} has the model's own decoder; a tiny one is faster and may lose detail, which dive-fast"
+            f" identity-kept measures: {decoder}; then {export}"
+        )
 
 
 def torch_device(device: str) -> str:

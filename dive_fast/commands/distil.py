@@ -50,7 +50,8 @@ def distil(
 def distil_decoder(
     model: Annotated[Path, "Fused model or student folder, whose own images are learned from."],
     out: Annotated[
-        Path, "Decoder folder to write, for dive-fast export --decoder; diffusers opens it as AutoencoderTiny."
+        Path,
+        "Folder to write, for dive-fast export --decoder; with --width above 0, diffusers opens it as AutoencoderTiny.",
     ],
     config: DecoderConfig,
     plot: Plot = None,

@@ -34,6 +34,7 @@ class DistilConfig(LearnerConfig):
     states: Literal["own", "teacher"] = "own"
     """Where each step of the student starts in training: at the student's own state, from which it must return to the
     teacher's trajectory, or at the teacher's."""
+    steps: PositiveInt = 1000
     batch: PositiveInt = 16
     """Trajectories per training step."""
     rank: PositiveInt = 32
@@ -54,8 +55,8 @@ class DistilConfig(LearnerConfig):
 class DecoderConfig(LearnerConfig):
     """How a tiny decoder is distilled."""
 
-    width: Annotated[int, Within(8, 512)] = 64
-    """Channels of its layers, as in TAESD; the pocket model's own decoder has 16 to 96."""
+    width: Annotated[int, Within(0, 512)] = 64
+    """Channels of its layers, as in TAESD; 0 is one convolution of the latents, which suits the pocket model."""
     images: PositiveInt = 1024
     """Number of the model's images to learn from, sampled as the model samples."""
     steps: PositiveInt = 4000

@@ -1,7 +1,8 @@
-"""A tiny decoder in the place of a model's own: the decoder of diffusers' AutoencoderTiny (TAESD).
+"""A tiny decoder in the place of a model's own: that of diffusers' AutoencoderTiny (TAESD), or one convolution.
 
-Its folder is AutoencoderTiny's, which plain diffusers opens, and `decoder.json`. It belongs to an autoencoder, and so to
-every fused model and student of one base.
+The folder of the first is AutoencoderTiny's, which plain diffusers opens, and `decoder.json`. One convolution of the
+latents, then a pixel shuffle (ESPCN, arXiv 1609.05158), suffices where pixels follow latents linearly, as in the pocket
+model. A tiny decoder belongs to an autoencoder, and so to every fused model and student of one base.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class TinyDecoder(Settings):
-    """The record of a tiny decoder of `width` channels: the autoencoder that it belongs to, and the PSNR in dB of its images
-    to that one's."""
+    """The record of a tiny decoder of `width` channels, 0 for one convolution: the autoencoder that it belongs to, and the
+    PSNR in dB of its images to that one's."""
 
     autoencoder: str
-    width: Annotated[int, Within(1, 4096)]
+    width: Annotated[int, Within(0, 4096)]
     psnr: float
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -42,10 +43,15 @@ def autoencoder_fingerprint(vae: Any) -> str:
 
 
 def new_tiny(vae: Any, width: int) -> Any:
-    """Returns an untrained AutoencoderTiny of `width` channels for the latents of `vae`; its encoder is not used."""
+    """Returns an untrained AutoencoderTiny of `width` channels for the latents of `vae`; its encoder is not used.
+
+    With `width` 0 it is a module that has nothing but a `decoder`, the one convolution, which begins as grey.
+    """
+    levels = len(vae.config.block_out_channels)
+    if width == 0:
+        return _one_convolution(vae.config.latent_channels, 2 ** (levels - 1))
     from diffusers import AutoencoderTiny
 
-    levels = len(vae.config.block_out_channels)
     blocks = (3,) * (levels - 1) + (1,)
     return AutoencoderTiny(
         latent_channels=vae.config.latent_channels,
@@ -56,13 +62,25 @@ def new_tiny(vae: Any, width: int) -> Any:
     )
 
 
+def _one_convolution(channels: int, factor: int) -> Any:
+    import torch
+
+    convolution = torch.nn.Conv2d(channels, 3 * factor**2, 3, padding=1)
+    torch.nn.init.zeros_(convolution.weight)
+    torch.nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    tiny = torch.nn.Module()
+    tiny.decoder = torch.nn.Sequential(convolution, torch.nn.PixelShuffle(factor))
+    return tiny
+
+
 def save_tiny(tiny: Any, record: TinyDecoder, out: Path) -> None:
     """Writes the folder whole or not at all; another decoder there raises `InputError`."""
     import json
 
     with output_folder(out, holds(RECORD)) as folder:
-        config = {k: v for k, v in json.loads(tiny.to_json_string()).items() if k != "_name_or_path"}
-        write_json(folder / "config.json", config)
+        if record.width:
+            config = {k: v for k, v in json.loads(tiny.to_json_string()).items() if k != "_name_or_path"}
+            write_json(folder / "config.json", config)
         write_tensors(folder / _WEIGHTS, tiny.state_dict())
         write_json(folder / RECORD, to_dict(record))
 

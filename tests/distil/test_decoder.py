@@ -19,6 +19,7 @@ from dive_fast.models import load_bundle
 from dive_fast.models.tiny_decoder import read_record, with_tiny_decoder
 from dive_fast.train.config import Compute
 from dive_fast.train.memory import tensor_bytes
+from dive_fast.train.photos import to_pixels
 from dive_fast.types import DiveError
 from tests.support.city import single_thread
 from tests.support.distilling import CONFIG as STUDENT
@@ -60,6 +61,52 @@ def test_training_learns_the_models_own_pixels(student, tmp_path):
         for steps in (1, 60)
     }
     assert psnr[60] > psnr[1] + 3
+
+
+@pytest.fixture(scope="module")
+def convolution(student, tmp_path_factory):
+    """The folder of a decoder of one convolution. Read only."""
+    out = tmp_path_factory.mktemp("convolution") / "tiny"
+    distil_decoder(load_bundle(student), out, replace(CONFIG, width=0), progress=False)
+    return out
+
+
+def test_one_convolution_reads_each_pixel_from_the_latents_around_it(convolution, tiny_fused):
+    """By hand: pixel (y, x) of a block is a product of the 3 x 3 latents around the block, scaled, with its own weights."""
+    made, record = with_tiny_decoder(load_bundle(tiny_fused), convolution)
+    assert record.width == 0 and not (convolution / "config.json").exists()
+    weights = {
+        name: tensor.double() for name, tensor in load_file(convolution / "diffusion_pytorch_model.safetensors").items()
+    }
+    channels, height, width = LATENT_SHAPE
+    latents = torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    pixels = made.vae.decode(latents / made.vae.config.scaling_factor).sample[0]
+    factor = pixels.shape[1] // height
+    for colour, y, x in ((0, 3, 5), (1, 2 * factor, factor + 1), (2, factor * height - 1, factor * width - 1)):
+        row, column = y // factor, x // factor
+        padded = torch.nn.functional.pad(latents[0].double(), (1, 1, 1, 1))[:, row : row + 3, column : column + 3]
+        out = colour * factor**2 + (y % factor) * factor + x % factor
+        expected = (weights["decoder.0.weight"][out] * padded).sum() + weights["decoder.0.bias"][out]
+        assert pixels[colour, y, x].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_one_convolution_learns_pixels_that_are_linear_in_the_latents(student):
+    """Their only error is then that of whole grey levels, 59 dB, if it has converged."""
+    trainer = room.DecoderTrainer(load_bundle(student), replace(CONFIG, width=0, images=32))
+    random = torch.Generator().manual_seed(0)
+    latents = torch.randn(32 + HELD_OUT, *LATENT_SHAPE, generator=random).half()
+    channels, height, _ = LATENT_SHAPE
+    factor = trainer.tiny.decoder[1].upscale_factor
+    weights = 0.03 * torch.randn(3 * factor**2, channels, 3, 3, generator=random)
+    true = torch.nn.functional.pixel_shuffle(torch.nn.functional.conv2d(latents.float(), weights, padding=1), factor)
+    made = {room.LATENTS: latents, room.PIXELS: torch.from_numpy(to_pixels(true))}
+    assert trainer.psnr(made) < 25  # grey
+    optimizer = torch.optim.Adam(trainer.parameters(), lr=0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        trainer.error(made, range(32))[0].backward()
+        optimizer.step()
+    assert trainer.psnr(made) > 40
 
 
 @pytest.mark.slow
@@ -146,11 +193,13 @@ def test_its_record_goes_into_the_engine(decoder, tiny_fused, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_it_is_exported_within_the_budget_of_parity(decoder, tiny_fused, tmp_path):
+@pytest.mark.parametrize("kind", ["decoder", "convolution"])
+def test_it_is_exported_within_the_budget_of_parity(kind, request, tiny_fused, tmp_path):
     from dive_export.graphs import graphs
     from dive_export.onnx import export_graph, measure_parity
 
-    parts, _ = graphs(with_tiny_decoder(load_bundle(tiny_fused), decoder)[0], None, 4)
+    folder = request.getfixturevalue(kind)
+    parts, _ = graphs(with_tiny_decoder(load_bundle(tiny_fused), folder)[0], None, 4)
     graph = next(part for part in parts if part.part == "vae_decoder")
     export_graph(graph, tmp_path / "model.onnx", "fp32")
     parity = measure_parity(graph, tmp_path / "model.onnx", "fp32")
