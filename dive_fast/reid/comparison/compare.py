@@ -59,7 +59,7 @@ def compare(
     them: so every arm spends as many steps on the identities common to all. Arms in `apart` lack the set that the others
     share (synthetic-only): they do not count for "common", and draw from all their identities alike.
     Raises `InputError` for bad samples, identities in both training and test, identities that the config cannot train on,
-    a rate of no arm, and an `out` of another comparison.
+    a synthetic fraction where all arms have the same identities, a rate of no arm, and an `out` of another comparison.
     """
     out = Path(out)
     require_matplotlib()
@@ -71,6 +71,11 @@ def compare(
         raise InputError(f"compare: rates of identity kept for {unknown}, which are no arms; the arms are {list(arms)}")
     test = HeldOut.from_samples(query, gallery, protocol, permutations, dataset)
     configs = _fair_configs(arms, config, apart)
+    if without_added(config) != config and not any(added for _, added in configs.values()):
+        raise InputError(
+            "compare: the synthetic fraction counts identities that not every arm has, and all arms have the same ones; add"
+            " the arm without them, or leave the fraction out"
+        )
     for name, (fair, added) in configs.items():
         _check_trainable(name, arms[name], fair, added, name in apart)
     runs = []

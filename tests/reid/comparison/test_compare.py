@@ -169,6 +169,8 @@ def test_refusals(arms, city, config, tmp_path):
     refused("'ours'.*0101", run, {"ours": arms["ours"] + city["gallery"]}, city, config, tmp_path)
     refused("dive-fast reid trials", run, arms, city, config, tmp_path, protocol=Protocol("regdb"))
     refused("theirs", run, arms, city, config, tmp_path, kept={"theirs": Rate(0.5, 0.4, 0.6)})
+    for shares in ({"synthetic_fraction": 0.5}, {"synthetic_schedule": ((0.0, 0.5), (1.0, 0.2))}):
+        refused("all arms have the same", run, arms, city, replace(config, **shares), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
