@@ -35,7 +35,7 @@ from dive_fast.engines import Engine, load_engine
 from dive_fast.experiments.arms import BASELINE, build_arms, external_photos, heldout_sides
 from dive_fast.experiments.config import StudyConfig
 from dive_fast.experiments.pipeline import exported, make_pairs, study_adapter
-from dive_fast.experiments.scorer import correlations, levels, measured_once, train_scorer, true_infrared
+from dive_fast.experiments.scorer import BOXES, correlations, levels, measured_once, train_scorer, true_infrared
 from dive_fast.experiments.study import open_study
 from dive_fast.io import atomic_write, write_json
 from dive_fast.json_files import read_json
@@ -291,9 +291,8 @@ def columns(row: dict[str, Any]) -> dict[str, str]:
         cells |= {"images/s": f"{row['speed']['rate']:.2f}", "times 50 steps": f"{row['speed']['times']:.2f}"}
     kept, lost, reid = row["kept"], row["kept_lost"], row["reid"]
     cells |= {"identity kept by image": percent(kept["by_image"]), "by identity": percent(kept["by_identity"])}
-    cells |= {
-        "torso, legs": ", ".join("-" if value is None else f"{value:.3f}" for value in row["brightness"].values())
-    }
+    light = [row["brightness"][box] for box in BOXES]  # JSON has them in another order
+    cells |= {", ".join(BOXES): ", ".join("-" if value is None else f"{value:.3f}" for value in light)}
     cells |= {"diversity": "-" if row["diversity"] is None else f"{row['diversity']:.3f}"}
     if lost is not None:
         image = lost["by_image"]
