@@ -21,6 +21,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -35,7 +36,7 @@ from dive_fast.engines import Engine, load_engine
 from dive_fast.experiments.arms import BASELINE, build_arms, external_photos, heldout_sides
 from dive_fast.experiments.config import StudyConfig
 from dive_fast.experiments.pipeline import exported, make_pairs, study_adapter
-from dive_fast.experiments.scorer import BOXES, correlations, levels, measured_once, train_scorer, true_infrared
+from dive_fast.experiments.scorer import BOXES, brightness, correlations, measured_once, train_scorer, true_infrared
 from dive_fast.experiments.study import open_study
 from dive_fast.io import atomic_write, write_json
 from dive_fast.json_files import read_json
@@ -83,7 +84,6 @@ def frontier(
     repeats: Annotated[PositiveInt, "Interleaved rounds of the speed part."] = 5,
 ) -> None:
     """Measure what fewer steps, guidance and engines cost in identity kept and gap closed, and gain in time."""
-    work = out / "frontier"
     with open_study(config, out):
         build_world(out / "world", config.world, progress=True)
         study = Frontier(config, out, settings, engines)
@@ -95,13 +95,13 @@ def frontier(
         if "kept" in only:
             study.measure()
         if "reid" in only:
-            write_json(work / "reid.json", study.train(trained))
+            write_json(study.work / "reid.json", study.train(trained))
         if "speed" in only:
-            write_json(work / "speed.json", study.speed(repeats))
+            write_json(study.work / "speed.json", study.speed(repeats))
         if "summary" in only:
             summary = {**metadata(("torch", "onnxruntime", "numpy")), **study.summarise()}
-            write_json(work / "frontier.json", summary)
-            atomic_write(work / "frontier.md", table(summary))
+            write_json(study.work / "frontier.json", summary)
+            atomic_write(study.work / "frontier.md", table(summary))
             print(table(summary))
 
 
@@ -110,16 +110,22 @@ class Frontier:
 
     def __init__(self, config: StudyConfig, out: Path, settings: Sequence[str], engines: Sequence[Path]) -> None:
         self.config, self.out, self.work = config, out, out / "frontier"
-        adapter = study_adapter(config, out / "world", out)
-        _, self.own = exported(config.model, adapter, out, config.pairs.rows)
         self.engines = {folder.name: folder for folder in engines}
         if len({*SETTINGS, *self.engines}) < len(SETTINGS) + len(engines):
             raise InputError(f"frontier: engines need folders of different names, and none of {', '.join(SETTINGS)}")
         self.settings = {name: sampling for name, sampling in SETTINGS.items() if name in (FIRST, *settings)}
         self.settings |= {name: read_sampling(folder) or SD15 for name, folder in self.engines.items()}
 
+    @cached_property
+    def own(self) -> Engine:
+        """The study's engine; an adapter and an engine that are missing are made."""
+        adapter = study_adapter(self.config, self.out / "world", self.out)
+        _, engine = exported(self.config.model, adapter, self.out, self.config.pairs.rows)
+        return load_engine(engine, "onnxruntime", "cpu")
+
     def open(self, setting: str) -> Engine:
-        return load_engine(self.engines.get(setting, self.own), "onnxruntime", "cpu")
+        folder = self.engines.get(setting)
+        return self.own if folder is None else load_engine(folder, "onnxruntime", "cpu")
 
     def make_pairs(self) -> None:
         photos, root = external_photos(self.out / "world"), self.out / "world" / "market"
@@ -169,11 +175,7 @@ class Frontier:
     def speed(self, repeats: int) -> dict[str, Any]:
         """Images a second of every setting, and how many times as fast as `FIRST`, in rounds."""
         count = min(self.config.pairs.rows // 2, IMAGES)
-        opened = {None: self.open(FIRST), **{name: self.open(name) for name in self.engines}}
-        runs = {
-            name: loop(opened[name if name in opened else None], sampling, count)
-            for name, sampling in self.settings.items()
-        }
+        runs = {name: loop(self.open(name), sampling, count) for name, sampling in self.settings.items()}
         times = interleaved(runs, repeats)
         rates = {
             name: {"rate": 1e3 * count / statistics.median(values), "times": median_ratio(times[FIRST], values)}
@@ -218,7 +220,7 @@ def measured(scorer: Path, made: Sequence[Sample], gallery: Sequence[Sample]) ->
     known = [sample for sample in gallery if sample.pid in pids]
     return {
         "kept": to_dict(kept_by_camera(made, ours, gallery, theirs)["all"]),
-        "brightness": correlations(levels(made), levels(known)),
+        "brightness": correlations(brightness(made), brightness(known)),
         "spread": spread(ours, [(sample.pid, sample.camera) for sample in made]),
     }
 

@@ -163,11 +163,6 @@ def _alike(samples: Sequence[Sample], made: Sequence[Sample]) -> list[Sample]:
     return [sample for sample in samples if sample.pid in pids and sample.camera in cameras]
 
 
-def levels(samples: Sequence[Sample]) -> F64:
-    """Mean grey level [identities, boxes] of each of the `BOXES`, in order of names."""
-    return _Images(samples, np.empty((len(samples), 0), np.float32), _brightness(samples)).by_identity()
-
-
 def _equal_counts(*sets: Sequence[Sample]) -> dict[str, int]:
     """Images of each camera of the first set that all sets have; fewer than `FEWEST` raise `InputError`."""
     cameras = sorted({sample.camera for sample in sets[0]}, key=natural_key)
@@ -178,6 +173,17 @@ def _equal_counts(*sets: Sequence[Sample]) -> dict[str, int]:
             f"quality needs {FEWEST} images a camera, generated and true ones on both sides of --shots; got {', '.join(few)}"
         )
     return counts
+
+
+def brightness(samples: Sequence[Sample]) -> F64:
+    """Mean grey level [identities, boxes] of each of the `BOXES` over an identity's images, in order of names."""
+    return _by_identity(samples, _brightness(samples))
+
+
+def _by_identity(samples: Sequence[Sample], values: F64) -> F64:
+    """The means [identities, D] of rows [N, D] of one identity each, in order of names."""
+    pids = np.array([sample.pid for sample in samples])
+    return np.array([values[pids == pid].mean(axis=0) for pid in np.unique(pids)])
 
 
 def _brightness(samples: Sequence[Sample]) -> F64:
@@ -206,8 +212,7 @@ class _Images:
 
     def by_identity(self) -> F64:
         """Mean brightness [identities, boxes], in order of names."""
-        pids = np.array([sample.pid for sample in self.samples])
-        return np.array([self.levels[pids == pid].mean(axis=0) for pid in np.unique(pids)])
+        return _by_identity(self.samples, self.levels)
 
     def _take(self, rows: list[int]) -> _Images:
         return _Images([self.samples[row] for row in rows], self.features[rows], self.levels[rows])

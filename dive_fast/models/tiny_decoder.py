@@ -66,8 +66,8 @@ def _one_convolution(channels: int, factor: int) -> Any:
     import torch
 
     convolution = torch.nn.Conv2d(channels, 3 * factor**2, 3, padding=1)
-    torch.nn.init.zeros_(convolution.weight)
-    torch.nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    for parameter in convolution.parameters():
+        torch.nn.init.zeros_(parameter)
     tiny = torch.nn.Module()
     tiny.decoder = torch.nn.Sequential(convolution, torch.nn.PixelShuffle(factor))
     return tiny

@@ -115,6 +115,6 @@ def test_a_tiny_decoder_counts_as_diffusers_own_and_the_scale_before_it(tiny_fus
     scale = 2 * 3 * channels**2 * height * width  # a 1x1 convolution
     assert ModelOpCounts(*parts, tiny=8).decode(3).flops == counter.get_total_flops() + scale
     assert ModelOpCounts(*parts).decode(3).flops != counter.get_total_flops() + scale
-    image = 3 * (height * 2 ** (len(bundle.vae.config.block_out_channels) - 1)) * width
-    image *= 2 ** (len(bundle.vae.config.block_out_channels) - 1)
-    assert ModelOpCounts(*parts, tiny=0).decode(3).flops == 2 * 3 * image * 9 * channels + scale
+    factor = 2 ** (len(bundle.vae.config.block_out_channels) - 1)
+    pixels = 3 * height * width * factor**2  # of an image, each a 3x3 product
+    assert ModelOpCounts(*parts, tiny=0).decode(3).flops == 2 * 3 * pixels * 9 * channels + scale

@@ -105,6 +105,7 @@ JOBS = {  # a second run says that the first has finished
 }
 CAMERAS = [f"cam{number}" for number in range(1, 8)]
 WITHOUT_GPU = {"72": "4,8", "engine": "rtx"}
+BUILT = {words[words.index("--engine") + 1] for page in LINES.values() for words in page if words[0] == "build"}
 
 
 class Done(NamedTuple):
@@ -208,7 +209,9 @@ class Walks:
         return Done(command_of(words), last_json(text))
 
     def _exported(self, words: list[str]) -> bool:
-        """Whether an export of the same options was run; each takes 15 seconds."""
+        """Whether an export of the same options was run, and no page builds of what it makes; each takes 15 seconds."""
+        if value(words, "--out") in BUILT and not Path(value(words, "--out")).exists():
+            return False
         given = tuple(word for word in words if word not in (value(words, "--model"), value(words, "--out")))
         known = given in self._exports
         self._exports.add(given)
