@@ -158,7 +158,8 @@ def _leaves(found: Iterator[Option], route: Route, part: Part) -> Iterator[Optio
             fields_below = _fields(option.record, option.default)
             yield from _leaves(fields_below, here, inner or Part(part.prefix))
         else:
-            yield replace(option, route=here, prefix=part.prefix)
+            text = part.texts.get(option.name, option.text)
+            yield replace(option, route=here, prefix=part.prefix, text=text)
 
 
 @cache

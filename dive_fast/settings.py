@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -71,11 +71,15 @@ class Reads:
 
 @dataclass(frozen=True)
 class Part:
-    """How the command line shows a record: option names start with `prefix`; `only` and `skip` select fields."""
+    """How the command line shows a record: option names start with `prefix`; `only` and `skip` select fields.
+
+    `texts` are helps of fields that mean something else there.
+    """
 
     prefix: str = ""
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def image_size(text: str) -> tuple[int, int]:

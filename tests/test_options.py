@@ -44,7 +44,7 @@ class Learning(Settings):
 class Config(Settings):
     vae: Annotated[Stage, Part("vae")] = field(default_factory=lambda: Stage(6000))
     """The VAE."""
-    learn: Annotated[Learning, Part("learn", only=("rate",))] = Learning()
+    learn: Annotated[Learning, Part("learn", only=("rate",), texts={"rate": "Rate of learning."})] = Learning()
     """How identities are learned."""
     mode: Literal["fast", "exact"] = "exact"
     """Speed; 50% of it is luck."""
@@ -133,6 +133,7 @@ def test_flags_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         "usage: test FILES [OPTIONS]",
         "In two ways.",
         "--mode fast|exact Speed; 50% of it is luck. [default exact]",
+        "--learn-rate X Rate of learning. [within 0..1; default 0.5]",
         "--vae-steps N Steps of the stage. [at least 1; default 6000]",
         "--size HEIGHTxWIDTH Image size.",
         "--sets HEIGHTxWIDTH Sets. [may be repeated]",

@@ -115,7 +115,12 @@ def encode(
     onto: Onto = None,
     features: Clip = None,
     refine: Annotated[
-        Changes[PersonalizeConfig], Part("refine", only=("steps", "batch", "token_lr", "seed", "save_every"))
+        Changes[PersonalizeConfig],
+        Part(
+            "refine",
+            only=("steps", "batch", "token_lr", "seed", "save_every"),
+            texts={"steps": "Steps of textual inversion from the encoder's words on; 0 leaves them as they are."},
+        ),
     ] = _ONE_PASS,
     model: Annotated[str, "Base model, which only --refine-steps needs; pocket is the shipped one."] = "pocket",
     tokenizer: Tokenizer = None,
