@@ -6,6 +6,7 @@ is of another kind, or holds other files, is refused always. Litter of operating
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -83,6 +84,16 @@ def check_new(path: Path, is_ours: Kind, overwrite: bool) -> None:
     """As `check_place`, and refuses an older result: for results of measured times, which never come out equal."""
     check_place(path, is_ours)
     if not (overwrite or is_empty(path)):
+        raise InputError(_KEPT.format(path))
+
+
+def check_same(path: Path, is_ours: Kind, record: str, config: dict[str, Any], overwrite: bool) -> None:
+    """As `check_place`, and refuses a result whose file `record` notes another "config": before hours of work."""
+    check_place(path, is_ours)
+    if overwrite or is_empty(path):
+        return
+    noted = read_json(path / record, "record of a training") if (path / record).is_file() else None
+    if not isinstance(noted, dict) or noted.get("config") != parse_json(json.dumps(config).encode()):
         raise InputError(_KEPT.format(path))
 
 

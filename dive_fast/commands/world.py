@@ -64,11 +64,8 @@ def train_base(
 ) -> None:
     """Train the pocket base model, or continue one: minutes on a GPU, days on two CPU cores; torchrun shares batches."""
     from dive_fast.distributed import leading, process_group
-    from dive_fast.models.bundle import is_written_here
-    from dive_fast.outputs import check_place
     from dive_fast.world.base import train
 
-    check_place(out, is_written_here)
     last = LastFile(out / "model_index.json")
     chosen = torch_device(device)
     with process_group(chosen):
@@ -86,10 +83,8 @@ def train_tagger(
     json: Json = False,
 ) -> None:
     """Train the classifier that predicts a person's words from photos (personalize --words-from); 20 minutes on a CPU."""
-    from dive_fast.outputs import check_place, holds
     from dive_fast.world.base import tagger_train
 
-    check_place(out, holds("tagger.json"))
     last = LastFile(out / "tagger.json")
     report = tagger_train.train_tagger(config, out, work, overwrite)
     options = {"words_from": out, "phrase": "pocket", "photos": "folder:PHOTOS"}

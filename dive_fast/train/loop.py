@@ -150,12 +150,17 @@ class PhaseConfig:
         return logs
 
     def saved_state(self) -> dict[str, Any] | None:
-        """Returns the last state, None if there is none; one of another identity raises `InputError`."""
+        """Returns the last state, None if there is none; one of another identity or of more steps raises `InputError`."""
         if not self.state_path.exists():
             return None
         state = read_state(self.state_path)
         if state.get("identity") != self.identity:
             raise InputError(f"{self.state_path} belongs to other data or settings; choose another folder or delete it")
+        done = state.get("step")
+        if isinstance(done, int) and done > self.steps:
+            raise InputError(
+                f"{self.state_path} has done {done:,} steps, and {self.steps:,} are asked for; ask for more, or delete it"
+            )
         return state
 
     def steps_done(self) -> int:

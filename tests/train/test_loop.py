@@ -154,6 +154,13 @@ def test_a_state_of_other_data_is_refused(tmp_path):
     refused(r"toy\.state", _run, _quadratic_phase(tmp_path, 3, identity="b"))
 
 
+def test_fewer_steps_than_the_state_has_are_refused_and_it_stays(tmp_path):
+    _run(_quadratic_phase(tmp_path, 3))
+    before = (tmp_path / "toy.state").read_bytes()
+    refused(("toy.state", "3 steps", "2 are asked for"), _run, _quadratic_phase(tmp_path, 2))
+    assert (tmp_path / "toy.state").read_bytes() == before
+
+
 def test_clipping_touches_only_what_it_is_told_to(tmp_path):
     phase, groups, loss_at, parameters = _quadratic_phase(tmp_path, 1)
     run_phase(phase, groups, lambda step: (1e6 * loss_at(step)[0], {}), clip=parameters[1:])

@@ -15,6 +15,8 @@ from dive_fast.world.base.config import FitConfig
 if TYPE_CHECKING:
     import torch
 
+RECORD = "training.json"  # what a trained network notes of its training, in its folder
+
 LossOn = Callable[[np.ndarray, slice, "torch.Generator"], Loss]
 """Loss and numbers to log of a batch: its indices int64 [B], this process's rows of them, and a generator for noise."""
 

@@ -29,7 +29,8 @@ TEMPLATE_WORDS = (
 def build_tokenizer(folder: Path, shape: BaseShape) -> CLIPTokenizer:
     """Trains a CLIP-style byte-level BPE on the closed vocabulary of captions and saves it to `folder`.
 
-    Every caption word becomes one token; other words (camera codes) become characters.
+    Every caption word becomes one token; other words (camera codes) become characters. Every process numbers them alike,
+    so a resumed run and the other ranks read captions by the same ids.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -39,13 +40,15 @@ def build_tokenizer(folder: Path, shape: BaseShape) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    last = [f"{letter}</w>" for letter in alphabet]
+    # Named first, these have ids that no process shuffles, and ids break the ties of merges.
     trainer = trainers.BpeTrainer(
-        vocab_size=8192, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=8192, initial_alphabet=alphabet, special_tokens=last, end_of_word_suffix="</w>", show_progress=False
     )
     bpe.train_from_iterator(words * 10, trainer)
     trained = json.loads(bpe.to_str())["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in trained["merges"]]
-    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(m.replace(" ", "") for m in merges), BOS, EOS]
+    tokens = [*alphabet, *last, *(m.replace(" ", "") for m in merges), BOS, EOS]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")

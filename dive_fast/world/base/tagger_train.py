@@ -13,12 +13,12 @@ import numpy as np
 
 from dive_fast.io import write_json
 from dive_fast.models.phrase import Phrase
-from dive_fast.outputs import holds, output_folder
+from dive_fast.outputs import check_same, holds, output_folder
 from dive_fast.train.loop import Loss
 from dive_fast.train.tagger import Tagger, TaggerNet, mixed_words, save_tagger, tagger_loss
 from dive_fast.world.base.config import TaggerConfig
 from dive_fast.world.base.data import base_identities, cached_images, render_base_images
-from dive_fast.world.base.fit import fit
+from dive_fast.world.base.fit import RECORD, fit
 from dive_fast.world.captions import caption_phrase, phrase_words
 
 _SEED, _TEST_SEED = 4, 5  # of the rendered identities; those of the base's own phases are 1 to 3
@@ -34,6 +34,8 @@ def train_tagger(config: TaggerConfig, out: Path, work: Path, overwrite: bool = 
     """
     import torch
 
+    is_ours = holds("tagger.json")
+    check_same(out, is_ours, RECORD, asdict(config), overwrite)
     torch.manual_seed(config.seed)
     phrase = Phrase(caption_phrase())
     choices = mixed_words(phrase)
@@ -53,9 +55,9 @@ def train_tagger(config: TaggerConfig, out: Path, work: Path, overwrite: bool = 
     fit("tagger", [net], config.images, loss_on, config, work, **options)
     tagger = Tagger(phrase, net, photos.images.shape[1:3])
     right = _accuracy(tagger, choices)
-    with output_folder(out, holds("tagger.json"), overwrite) as fresh:
+    with output_folder(out, is_ours, overwrite) as fresh:
         save_tagger(tagger, fresh)
-        write_json(fresh / "training.json", {"config": asdict(config), "right": right})
+        write_json(fresh / RECORD, {"config": asdict(config), "right": right})
     return {"right": round(float(np.mean(list(right.values()))), 4)}
 
 

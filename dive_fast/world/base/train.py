@@ -17,7 +17,7 @@ from dive_fast.distributed import check_launcher, first_rank_first, leading
 from dive_fast.io import atomic_write, sha256_bytes, write_json
 from dive_fast.models.bundle import ModelBundle, is_written_here, load_bundle, save_bundle
 from dive_fast.models.files import kept_tensors
-from dive_fast.outputs import output_folder
+from dive_fast.outputs import check_same, output_folder
 from dive_fast.sampling.config import Sampling
 from dive_fast.train.curves import Curve, plot_curves
 from dive_fast.train.parallel import my_rows
@@ -26,6 +26,7 @@ from dive_fast.train.samples import ImageSampler
 from dive_fast.types import InputError
 from dive_fast.world.base.config import BaseTrainConfig
 from dive_fast.world.base.data import cached_images, render_base_images
+from dive_fast.world.base.fit import RECORD
 from dive_fast.world.base.model import SCHEDULER_CONFIG, build_tokenizer
 from dive_fast.world.base.text_train import token_ids, train_text_encoder
 from dive_fast.world.base.unet_train import train_unet
@@ -48,6 +49,7 @@ def train_base(
     """
     import torch
 
+    check_same(out, is_written_here, RECORD, asdict(config), overwrite)
     check_precision(config.unet.precision, device)
     check_launcher(config.unet.precision, "--unet-precision")
     for network in (config.vae, config.text, config.unet):
@@ -62,7 +64,7 @@ def train_base(
     with output_folder(out, is_written_here, overwrite) as fresh:
         save_bundle(bundle, fresh, dtype=torch.float16)
         _write_pictures(bundle, work, fresh)
-        write_json(fresh / "training.json", {"config": asdict(config), "autoencoder": report})
+        write_json(fresh / RECORD, {"config": asdict(config), "autoencoder": report})
     return report
 
 

@@ -62,3 +62,5 @@ def test_a_run_that_was_cut_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     counts = np.array([len(words) for words in mixed_words(whole.phrase)])
     shares = [part.exp().sum().item() for part in whole.net.prior.split(counts.tolist())]
     assert np.allclose(shares, 1, atol=2e-3)  # rounded to half
+    refused("--overwrite", train_tagger, replace(CONFIG, steps=8), tmp_path / "cut", tmp_path / "unused")
+    assert not (tmp_path / "unused").exists()

@@ -57,6 +57,13 @@ def test_monochrome_images_say_so_in_their_captions_and_no_other_does(images):
     assert all(np.ptp(image.astype(int), axis=-1).max() > 20 for image in colour)
 
 
+def test_words_are_numbered_alike_each_time(tmp_path):
+    first, *others = (build_tokenizer(tmp_path / str(time), BaseShape()) for time in range(4))
+    assert all(other.get_vocab() == first.get_vocab() for other in others)
+    files = [(tmp_path / str(time) / "tokenizer.json").read_bytes() for time in range(4)]
+    assert len(set(files)) == 1
+
+
 def test_every_caption_word_is_one_token_and_codes_survive(tmp_path):
     tokenizer = build_tokenizer(tmp_path, BaseShape())
     for word in caption_words():
@@ -130,6 +137,9 @@ def test_a_whole_run_resumes_and_gives_a_model_that_samples(tmp_path, monkeypatc
     assert np.abs(made[1].astype(int) - alone[0].astype(int)).max() <= 1
     other = replace(CONFIG, unet=UnetConfig(batch=3))
     refused("--work", train_base, other, tmp_path / "model2", tmp_path / "work")
+    refused("--overwrite", train_base, other, tmp_path / "model", tmp_path / "unused")
+    assert not (tmp_path / "unused").exists()
+    train_base(CONFIG, tmp_path / "model", tmp_path / "work")  # an equal one is no other
 
 
 @pytest.mark.slow
