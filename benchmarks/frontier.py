@@ -58,7 +58,7 @@ from dive_fast.world.trees import build_world
 
 FIRST = "50-steps"  # what the others are held against
 SETTINGS = {
-    **{f"{steps}-steps": Sampling(steps) for steps in (50, 15, 7, 5, 3)},
+    **{f"{steps}-steps": Sampling(steps) for steps in (50, 15, 7, 5, 4, 3)},
     **{
         f"15-steps-guidance-{scale}": Sampling(15, guidance=scale)
         for scale in (1, 2, 3, 4)
