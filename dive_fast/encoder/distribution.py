@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +78,12 @@ class Distribution:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws rows float32 [count, L] from the Gaussian."""
         return self._at(torch.randn(count, len(self.deviations), generator=generator))
+
+    def recombine(self, lengths: Sequence[int], count: int, generator: torch.Generator) -> Tensor:
+        """Draws rows float32 [count, L] whose parts, of these lengths, are each those of a person drawn for that part."""
+        parts = self.tokens.split(list(lengths), dim=1)
+        chosen = torch.randint(len(self.tokens), (len(parts), count), generator=generator)
+        return torch.cat([part[people] for part, people in zip(parts, chosen, strict=True)], dim=1)
 
     def _at(self, coordinates: Tensor) -> Tensor:
         return self.mean + (coordinates * self.deviations) @ self.components

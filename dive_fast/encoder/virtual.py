@@ -1,12 +1,14 @@
 """People who do not exist: rows drawn from where those of real people lie, none nearer to anyone than people are.
 
-As Vec2Face samples face embeddings (arXiv 2409.02979). Another sampler than the Gaussian replaces `Sampler`.
+Parts of a phrase (hair, coat, shoes) are each taken from another person. Without parts rows are drawn from a Gaussian, as
+Vec2Face samples face embeddings (arXiv 2409.02979). Another sampler replaces `Sampler`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +62,12 @@ def _quantiles(distances: Tensor) -> list[float]:
 
 
 def draw_people(encoder: Encoder, onto: Adapter, config: VirtualConfig, sampler: Sampler | None = None) -> Drawn:
-    """Draws `config.people` rows of nobody by `sampler`, by default the Gaussian of the encoder's people.
+    """Draws `config.people` rows of nobody by `sampler`, by default `own_sampler`.
 
     Real are the people that the encoder was trained on, and those of `onto`. Raises `DiveError` when there is no room.
     """
     spread = encoder.distribution
-    sampler = sampler or spread.draw
+    sampler = sampler or own_sampler(encoder)
     known, uncompared = _people(encoder, onto)
     real, between = torch.cat([spread.tokens, known[False]]), spread.between()
     limit = float(torch.quantile(between.double(), config.percentile / 100))
@@ -84,6 +86,16 @@ def draw_people(encoder: Encoder, onto: Adapter, config: VirtualConfig, sampler:
             bar.update(min(len(taken) - before, config.people) - bar.n)
     rows = taken[before : before + config.people]
     return Drawn(rows, limit, nearest(rows, real), between, refused, uncompared)
+
+
+def own_sampler(encoder: Encoder) -> Sampler:
+    """Recombines the parts of the encoder's people; a phrase of one part is drawn from their Gaussian.
+
+    A Gaussian of many words lies between people: such a word is no colour, and images of one person differ in it.
+    """
+    lengths = [words * encoder.row_width for words in Phrase(encoder.phrase).parts]
+    spread = encoder.distribution
+    return spread.draw if len(lengths) == 1 else partial(spread.recombine, lengths)
 
 
 def _people(encoder: Encoder, onto: Adapter) -> tuple[dict[bool, Tensor], int]:

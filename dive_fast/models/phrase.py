@@ -48,6 +48,12 @@ class Phrase:
         """For each learned word, the word that it starts from or the words that it mixes."""
         return [slot.split("|") for slot in _SLOT.findall(self.text)]
 
+    @cached_property
+    def parts(self) -> list[int]:
+        """The number of learned words in each part (between " , ") that has any."""
+        counts = (len(_SLOT.findall(part)) for part in self.text.split(_PARTS))
+        return [count for count in counts if count]
+
     def identity(self, pid: str, name: str) -> Identity:
         """Returns the identity whose learned words are `<name>`, or `<name.0>`, `<name.1>`, ... if there are several.
 

@@ -1,4 +1,6 @@
-"""Virtual people: the Gaussian against numpy, the distances against loops, and marks that stay."""
+"""Virtual people: Gaussian and parts, the distances against loops, and marks that stay."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import torch
 
 from dive_fast.encoder.config import VirtualConfig
 from dive_fast.encoder.distribution import KEPT, Distribution, nearest
-from dive_fast.encoder.virtual import add_virtual
+from dive_fast.encoder.virtual import add_virtual, own_sampler
 from dive_fast.models import load_adapter, save_adapter
 from dive_fast.types import DiveError
 from tests.support.models import assert_same_tensors
@@ -43,6 +45,34 @@ def test_draws_have_mean_and_covariance_of_the_people():
     np.testing.assert_allclose(
         np.cov(drawn.T) / np.outer(deviations, deviations), expected, atol=4 * (2 / 20_000) ** 0.5
     )
+
+
+def test_recombined_parts_are_each_of_somebody_and_together_of_nobody():
+    fitted = Distribution.fit(people(40))
+    drawn = fitted.recombine([1, 3, 2], 500, torch.Generator().manual_seed(0))
+    assert drawn.shape == (500, 6)
+    firsts = (0, 1, 4)
+    of = [
+        [
+            int((fitted.tokens[:, a:b] == row[a:b]).all(dim=1).nonzero()[0])
+            for a, b in zip(firsts, (1, 4, 6), strict=True)
+        ]
+        for row in drawn
+    ]
+    assert {each[0] for each in of} == {each[1] for each in of} == {each[2] for each in of} == set(range(40))
+    assert np.mean([len(set(each)) == 3 for each in of]) == pytest.approx(39 * 38 / 40**2, abs=4 * (0.08 / 500) ** 0.5)
+
+
+def test_parts_are_recombined_where_a_phrase_has_some_and_one_word_is_drawn(encoder):
+    tokens = encoder.distribution.tokens
+    parts = replace(encoder, phrase="{a} person , {b} coat")
+    drawn = own_sampler(parts)(20, torch.Generator().manual_seed(1)).split(encoder.row_width, dim=1)
+    assert all(
+        bool((part[:, None] == real[None]).all(dim=2).any(dim=1).all())
+        for part, real in zip(drawn, tokens.split(encoder.row_width, dim=1), strict=True)
+    )
+    whole = own_sampler(replace(encoder, phrase="{a} {b} person"))(20, torch.Generator().manual_seed(1))
+    assert torch.equal(whole, encoder.distribution.draw(20, torch.Generator().manual_seed(1)))
 
 
 def test_components_of_next_to_no_variance_are_left_out():
@@ -111,8 +141,6 @@ def test_draws_near_a_person_or_each_other_are_refused_and_a_sampler_may_be_anot
 
 @pytest.mark.slow
 def test_an_adapters_own_people_count_and_those_of_another_phrase_are_counted(encoder, adapter):
-    from dataclasses import replace
-
     from dive_fast.types import Identity
 
     single = replace(

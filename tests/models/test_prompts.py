@@ -188,3 +188,11 @@ def test_a_virtual_identity_stays_marked_and_a_real_one_is_written_as_before(tmp
     written[0]["virtual"] = "yes"
     (tmp_path / "prompts.json").write_text(json.dumps({**to_dict(mixed), "identities": written}))
     refused("virtual", PromptTable.read, tmp_path / "prompts.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("{person}", [1]), ("{tall} {broad} person , {black|blond} hair , walking , {red} , {wool} coat", [2, 1, 1, 1])],
+)
+def test_learned_words_are_counted_by_part_of_a_phrase(text, parts):
+    assert Phrase(text).parts == parts and sum(parts) == len(Phrase(text).choices)
