@@ -1,7 +1,7 @@
 """People who do not exist: rows drawn from where those of real people lie, none nearer to anyone than people are.
 
-Parts of a phrase (hair, coat, shoes) are each taken from another person. Without parts rows are drawn from a Gaussian, as
-Vec2Face samples face embeddings (arXiv 2409.02979). Another sampler replaces `Sampler`.
+Parts of a phrase (hair, coat, shoes) are each of a person drawn for that part. Without parts rows are drawn from a
+Gaussian, as Vec2Face samples face embeddings (arXiv 2409.02979). Another sampler replaces `Sampler`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ def test_a_toy_frontier_and_its_rerun(config, tmp_path, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.suffix in (".png", ".safetensors")}
     monkeypatch.setattr(frontier, "open_scorer", None)
     frontier.frontier(out, config, only=("pairs", "kept", "reid", "summary"), reid=("3-steps",))
+    images = {name: [p for p in before if out / "frontier" / name in p.parents and p.suffix == ".png"] for name in FEW}
     assert len(trained) == 8 and len(before) > 20
+    assert {name: len(paths) for name, paths in images.items()} == dict.fromkeys(FEW, first["kept"]["images"])
     changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert changed <= {"compare.png", "differences.png"}
     assert read_json(out / "frontier" / "frontier.json", "")["settings"] == summary["settings"]
