@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _PEOPLE = 256  # whose rows one file holds: a rerun reads at most so many people's photos again
 _SPLIT = 4  # photos from which on a person's are looked at for a second person
 _LOOKED_AT = 64  # of a person's photos, at most
+_ROUNDING = 1e-3  # of the rows' deviation, far less than one word lies from another
 
 
 @dataclass(frozen=True)
@@ -177,18 +178,27 @@ def encode_onto(
             stacklevel=2,
         )
     run = adapter_run(out, _run_id(encoder, onto, samples))
-    if refine is None:
-        run.finished()  # refuses another run's adapter before photos are read
+    finished = refine is None and run.finished()  # refuses another run's adapter before photos are read
     with run.working(0):
         encoded = encode_photos_of(encoder, samples, run.work, progress)
         if refine is None or bundle is None:
             adapter = _plain(encoder, onto, encoded, run.id)
-            save_adapter(adapter, out)
+            if finished and _alike(before := load_adapter(out), adapter):
+                adapter = before
+            else:
+                save_adapter(adapter, out)
     if refine is not None and bundle is not None:
         usable = set(encoded.pids)
         seen = [sample for sample in samples if sample.modality == "rgb" and sample.pid in usable]
         adapter = personalize(
-            bundle, seen, out, refine, onto, progress, device, start=Start(encoder.phrase, encoded.rows)
+            bundle,
+            seen,
+            out,
+            refine,
+            onto,
+            progress,
+            device,
+            start=Start(encoder.phrase, encoded.rows, encoder.fingerprint),
         )
     run.clear()
     return adapter, encoded
@@ -203,7 +213,7 @@ def start_of(encoder: Encoder, bundle: ModelBundle, samples: Sequence[Sample], p
             f"{len(encoded.without):,} people have no usable RGB photo, from which an encoder starts:"
             f" {abbreviate(encoded.without)}; leave them out (--exclude)"
         )
-    return Start(encoder.phrase, encoded.rows)
+    return Start(encoder.phrase, encoded.rows, encoder.fingerprint)
 
 
 def _plain(encoder: Encoder, onto: Adapter, encoded: Encoded, run: str) -> Adapter:
@@ -215,6 +225,13 @@ def _plain(encoder: Encoder, onto: Adapter, encoded: Encoded, run: str) -> Adapt
     merged = merge_identities(onto, identities, encoded.rows.flatten(0, 1))
     note: dict[str, Any] = {"encoder": encoder.fingerprint, "people": len(encoded.pids), "photos": encoded.photos}
     return replace(merged, metadata={**onto.metadata, "encoded": note, "run": run})
+
+
+def _alike(one: Adapter, other: Adapter) -> bool:
+    """Whether adapters of one run differ by rounding at most: other numbers of threads and CPUs add in another order."""
+    if one.identities != other.identities:
+        return False
+    return torch.allclose(one.embeddings, other.embeddings, rtol=0, atol=_ROUNDING * float(one.embeddings.std()))
 
 
 def _run_id(encoder: Encoder, onto: Adapter, samples: Sequence[Sample]) -> str:

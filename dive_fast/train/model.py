@@ -31,10 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """Where the rows of identities start: float32 [identities, words, D], by sorted pid, and their phrase."""
+    """Where the rows of identities start: float32 [identities, words, D], by sorted pid, and their phrase.
+
+    `encoder` is the fingerprint of what made them, and stands for them in a run's id: CPUs round them differently.
+    """
 
     phrase: str
     rows: torch.Tensor
+    encoder: str
 
 
 @dataclass(frozen=True)

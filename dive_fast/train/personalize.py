@@ -14,7 +14,6 @@ from typing import Any
 from dive_fast.io import sha256_bytes
 from dive_fast.models.adapter import Adapter, load_adapter, save_adapter
 from dive_fast.models.bundle import ModelBundle, load_bundle
-from dive_fast.models.files import fingerprint_of
 from dive_fast.train.config import PersonalizeConfig, Samples
 from dive_fast.train.loop import run_phase
 from dive_fast.train.model import Start
@@ -98,5 +97,5 @@ def run_id(
         steps, guidance = config.samples.sample_steps, config.samples.sample_guidance
         parts.append(class_photos_id(bundle, config.prior, steps, guidance, config.seed))
     if start is not None:
-        parts.append(fingerprint_of(start.phrase, {"rows": start.rows}))
+        parts.append(f"{start.encoder}/{start.phrase}")
     return sha256_bytes("\n".join(parts).encode())

@@ -56,6 +56,32 @@ def test_people_get_the_rows_of_all_their_photos_and_nothing_old_changes(encoder
     refused("--out", encode, encoder, adapter, newcomers[:4], tmp_path / "more")
 
 
+@pytest.mark.parametrize(("off", "kept"), [(1e-6, True), (0.1, False)])
+def test_a_rerun_that_rounds_in_another_way_keeps_the_adapter(
+    encoder, adapter, newcomers, tmp_path, monkeypatch, off, kept
+):
+    made, found = encode(encoder, adapter, newcomers, tmp_path / "more")
+    monkeypatch.setattr(
+        room, "encode_photos_of", lambda *a, **k: replace(found, rows=found.rows + off * found.rows.std())
+    )
+    if kept:
+        again, _ = encode(encoder, adapter, newcomers, tmp_path / "more")
+        assert again.fingerprint == made.fingerprint
+    else:
+        refused("--out", encode, encoder, adapter, newcomers, tmp_path / "more")
+    assert load_adapter(tmp_path / "more").fingerprint == made.fingerprint
+
+
+def test_a_finished_refinement_stays_where_the_encoder_rounds_in_another_way(
+    encoder, adapter, newcomers, tiny_base, tmp_path, monkeypatch
+):
+    config, out = PersonalizeConfig(steps=4, batch=2, warmup=1, save_every=1), tmp_path / "refined"
+    made, found = encode(encoder, adapter, newcomers, out, config, load_bundle(tiny_base))
+    monkeypatch.setattr(room, "encode_photos_of", lambda *a, **k: replace(found, rows=found.rows * (1 + 1e-6)))
+    again, _ = encode(encoder, adapter, newcomers, out, config, load_bundle(tiny_base))
+    assert again.fingerprint == made.fingerprint
+
+
 def test_an_encoded_adapter_fuses_as_any_other(encoder, adapter, newcomers, tiny_base, tmp_path):
     made, _ = encode(encoder, adapter, newcomers, tmp_path / "more")
     fused = fuse(load_bundle(tiny_base), made)
