@@ -9,7 +9,7 @@ from pathlib import Path
 from dive_fast.experiments import findings
 from dive_fast.experiments.arms import oracle_infrared
 from dive_fast.experiments.config import DemoConfig, PairConfig
-from dive_fast.experiments.networks import open_networks
+from dive_fast.experiments.networks import SEEN, open_networks
 from dive_fast.experiments.pipeline import Walk, make_pairs, run_walk
 from dive_fast.reid.comparison.records import Arm, Comparison
 from dive_fast.reid.comparison.table import format_std, header, notes, rows
@@ -55,7 +55,7 @@ class Demo:
 
 def run_demo(out: Path, config: DemoConfig) -> Demo:
     """Runs the demo in `out`, or resumes it, and writes its page. Raises as `open_networks`, before any work."""
-    adapter, _ = open_networks(config)
+    adapter, _ = open_networks(config, strangers=True)
     walk = run_walk(config, out)
     pids = sorted({s.pid for s in walk.photos})
     known = set() if adapter is None else {identity.pid for identity in adapter.identities}
@@ -66,7 +66,8 @@ def run_demo(out: Path, config: DemoConfig) -> Demo:
     oracle = oracle_infrared(walk.world, 1)
     people = [_person(walk, pairs, oracle, pid, pid in new, config.pairs.infrared) for pid in shown]
     found = Demo(out / PAGE_NAME, findings.result(walk.comparison), findings.limits(walk.comparison))
-    _write(found, walk, len(new), None not in (config.adapter, config.encoder), people)
+    taught = [] if adapter is None else adapter.metadata[SEEN]
+    _write(found, walk, len(new), None not in (config.adapter, config.encoder), people, len(taught))
     return found
 
 
@@ -115,9 +116,13 @@ def _bar(comparison: Comparison, arm: Arm) -> html.Bar:
     )
 
 
-def _write(found: Demo, walk: Walk, new: int, encoded: bool, people: Sequence[html.ColumnRow]) -> None:
+def _write(found: Demo, walk: Walk, new: int, encoded: bool, people: Sequence[html.ColumnRow], taught: int) -> None:
+    """Writes the page; `taught` is the number of identities from whose infrared photos a given adapter has learned."""
     comparison = walk.comparison
     base, _ = findings.ends(comparison)
+    teachers = (
+        f" Our infrared comes from an adapter that learned it from {taught} people, those of {base.name} among them."
+    )
     html.write_page(
         found.page,
         "RGB-infrared pairs of people seen in RGB only",
@@ -133,7 +138,7 @@ def _write(found: Demo, walk: Walk, new: int, encoded: bool, people: Sequence[ht
                 f" line marks {base.name}.",
                 "soft",
             ),
-            html.paragraph(found.limits),
+            html.paragraph(found.limits + (teachers if taught > base.identities else "")),
         ),
         html.section(
             "The images, person by person",

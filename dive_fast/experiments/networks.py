@@ -11,21 +11,23 @@ from dive_fast.world.config import WorldSpec
 SEEN = "infrared_identities"
 
 
-def open_networks(config: StudyConfig) -> tuple[Adapter | None, Encoder | None]:
+def open_networks(config: StudyConfig, strangers: bool = False) -> tuple[Adapter | None, Encoder | None]:
     """Returns the given adapter, and the encoder of the identities that it lacks; None for what is not used.
 
-    Raises `InputError` for an adapter that has seen infrared photos of others than the paired identities, and as
-    `used_encoder`.
+    Raises `InputError` as `check_adapter` and `used_encoder`.
     """
     if config.adapter is None:
         return None, None
     adapter = load_adapter(config.adapter)
-    check_adapter(adapter, config.adapter, config.world)
+    check_adapter(adapter, config.adapter, config.world, strangers)
     return adapter, used_encoder(config, adapter)
 
 
-def check_adapter(adapter: Adapter, name: str, spec: WorldSpec) -> None:
-    """Raises `InputError` unless the adapter records whose infrared photos it has seen, all of paired identities."""
+def check_adapter(adapter: Adapter, name: str, spec: WorldSpec, strangers: bool = False) -> None:
+    """Raises `InputError` unless the adapter records whose infrared photos it has seen, all of paired identities.
+
+    With `strangers`, of identities that are not in the world too.
+    """
     remedy = "give --adapter none, which trains one on the paired people of the study"
     seen = adapter.metadata.get(SEEN)
     if not isinstance(seen, list):
@@ -33,6 +35,8 @@ def check_adapter(adapter: Adapter, name: str, spec: WorldSpec) -> None:
     groups = {"external": spec.external_pids, "test": spec.test_pids}
     group_of = {f"{pid:04d}": group for group, pids in groups.items() for pid in pids}
     others = sorted(set(map(str, seen)) - {f"{pid:04d}" for pid in spec.paired_pids})
+    if strangers:
+        others = [pid for pid in others if pid in group_of]
     if others:
         first = ", ".join(f"{pid} ({group_of.get(pid, 'not in this world')})" for pid in others[:5])
         raise InputError(

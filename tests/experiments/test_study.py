@@ -153,6 +153,8 @@ def test_the_adapter_may_have_seen_the_infrared_of_paired_people_only(tiny_base,
     refused(("1 people", "1001 (external)", "--adapter none"), check_adapter, seen("0001", "1001"), "mine", spec)
     refused("0301 .test.", check_adapter, seen("0301"), "mine", spec)
     refused("0025 .not in this world.", check_adapter, seen("0025"), "mine", spec)
+    check_adapter(seen("0025"), "mine", spec, strangers=True)
+    refused("1001", check_adapter, seen("0025", "1001"), "mine", spec, strangers=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "load_adapter", lambda path: made)
         refused("does not record", run_study, config, tmp_path / "out")

@@ -14,6 +14,7 @@ from dive_fast.experiments import networks
 from dive_fast.experiments.config import DemoConfig, StudyConfig
 from dive_fast.experiments.demo import run_demo
 from dive_fast.experiments.pipeline import study_adapter
+from dive_fast.experiments.study import run_study
 from dive_fast.models import load_adapter
 from dive_fast.world.config import WorldSpec
 from tests.support.refusals import refused
@@ -79,6 +80,27 @@ def test_the_demo_makes_a_page_and_its_rerun_makes_nothing_again(tiny_base, adap
     run_demo(tmp_path / "demo", config)
     changed = {path.name for path in made if made[path] != path.stat().st_mtime_ns}
     assert changed <= {"compare.png", "differences.png"}
+
+
+@pytest.mark.parametrize(
+    ("room", "begin"),
+    [
+        ("demo", lambda out: run_demo(out, DemoConfig())),
+        ("study", lambda out: run_study(StudyConfig(), out)),
+    ],
+)
+def test_the_shipped_networks_are_accepted(room, begin, tmp_path, monkeypatch):
+    """Without options: the adapter has learned from 24 people, more than the demo's paired ones."""
+
+    class ItBegins(Exception):
+        pass
+
+    def begun(*_):
+        raise ItBegins
+
+    monkeypatch.setattr(f"dive_fast.experiments.{room}.run_walk", begun)
+    with pytest.raises(ItBegins):
+        begin(tmp_path / "out")
 
 
 @pytest.mark.slow
