@@ -120,9 +120,7 @@ def _write(found: Demo, walk: Walk, new: int, encoded: bool, people: Sequence[ht
     """Writes the page; `taught` is the number of identities from whose infrared photos a given adapter has learned."""
     comparison = walk.comparison
     base, _ = findings.ends(comparison)
-    teachers = (
-        f" Our infrared comes from an adapter that learned it from {taught} people, those of {base.name} among them."
-    )
+    teachers = f" Our infrared comes from an adapter that learned it from {taught} people, more than {base.name} has."
     html.write_page(
         found.page,
         "RGB-infrared pairs of people seen in RGB only",
