@@ -41,11 +41,11 @@ def _block(source: FeatureNet, samples: Sequence[Sample], work: Path | None) -> 
 
 def kept_file(work: Path, kind: str, network: str, samples: Sequence[Sample]) -> Path:
     """Returns the file in `work` of what a network made of photos; a photo that was replaced has another."""
-    photos = [[sample.pid, sample.camera, sample.path.name, *_version(sample.path)] for sample in samples]
+    photos = [[sample.pid, sample.camera, sample.path.name, *version(sample.path)] for sample in samples]
     return work / f"{kind}-{sha256_bytes(canonical_json([network, photos]).encode())[:16]}.safetensors"
 
 
-def _version(photo: Path) -> list[int]:
+def version(photo: Path) -> list[int]:
     """Size and time of change of a file, nothing of a missing one, which its reader reports."""
     if not photo.exists():
         return []

@@ -15,10 +15,10 @@ from torch import Tensor
 from dive_fast.data.images import image_problem
 from dive_fast.data.names import abbreviate
 from dive_fast.data.pool import in_order
-from dive_fast.encoder.cache import kept_file
+from dive_fast.encoder.cache import kept_file, version
 from dive_fast.encoder.folder import Encoder, check_onto, load_encoder
 from dive_fast.encoder.references import people_of
-from dive_fast.io import sha256_bytes
+from dive_fast.io import canonical_json, sha256_bytes
 from dive_fast.models.adapter import Adapter, load_adapter, merge_identities, save_adapter
 from dive_fast.models.files import kept_tensors
 from dive_fast.models.fuse import check_base
@@ -190,16 +190,8 @@ def encode_onto(
     if refine is not None and bundle is not None:
         usable = set(encoded.pids)
         seen = [sample for sample in samples if sample.modality == "rgb" and sample.pid in usable]
-        adapter = personalize(
-            bundle,
-            seen,
-            out,
-            refine,
-            onto,
-            progress,
-            device,
-            start=Start(encoder.phrase, encoded.rows, encoder.fingerprint),
-        )
+        start = _start(encoder, seen, encoded)
+        adapter = personalize(bundle, seen, out, refine, onto, progress, device, start=start)
     run.clear()
     return adapter, encoded
 
@@ -213,7 +205,13 @@ def start_of(encoder: Encoder, bundle: ModelBundle, samples: Sequence[Sample], p
             f"{len(encoded.without):,} people have no usable RGB photo, from which an encoder starts:"
             f" {abbreviate(encoded.without)}; leave them out (--exclude)"
         )
-    return Start(encoder.phrase, encoded.rows, encoder.fingerprint)
+    return _start(encoder, samples, encoded)
+
+
+def _start(encoder: Encoder, samples: Sequence[Sample], encoded: Encoded) -> Start:
+    sizes = [version(sample.path)[:1] for sample in samples]  # a photo that was replaced has another
+    made_by = sha256_bytes(canonical_json([encoder.fingerprint, sizes]).encode())
+    return Start(encoder.phrase, encoded.rows, made_by)
 
 
 def _plain(encoder: Encoder, onto: Adapter, encoded: Encoded, run: str) -> Adapter:

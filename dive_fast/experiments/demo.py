@@ -66,8 +66,8 @@ def run_demo(out: Path, config: DemoConfig) -> Demo:
     oracle = oracle_infrared(walk.world, 1)
     people = [_person(walk, pairs, oracle, pid, pid in new, config.pairs.infrared) for pid in shown]
     found = Demo(out / PAGE_NAME, findings.result(walk.comparison), findings.limits(walk.comparison))
-    taught = [] if adapter is None else adapter.metadata[SEEN]
-    _write(found, walk, len(new), None not in (config.adapter, config.encoder), people, len(taught))
+    taught = 0 if adapter is None else len(adapter.metadata[SEEN])
+    _write(found, walk, len(new), None not in (config.adapter, config.encoder), people, taught)
     return found
 
 

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 class Start:
     """Where the rows of identities start: float32 [identities, words, D], by sorted pid, and their phrase.
 
-    `encoder` is the fingerprint of what made them, and stands for them in a run's id: CPUs round them differently.
+    `made_by` is the hash of what made them, and stands for them in a run's id: CPUs round them differently.
     """
 
     phrase: str
     rows: torch.Tensor
-    encoder: str
+    made_by: str
 
 
 @dataclass(frozen=True)

@@ -97,5 +97,5 @@ def run_id(
         steps, guidance = config.samples.sample_steps, config.samples.sample_guidance
         parts.append(class_photos_id(bundle, config.prior, steps, guidance, config.seed))
     if start is not None:
-        parts.append(f"{start.encoder}/{start.phrase}")
+        parts.append(f"{start.made_by}/{start.phrase}")
     return sha256_bytes("\n".join(parts).encode())

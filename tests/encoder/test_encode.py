@@ -80,6 +80,11 @@ def test_a_finished_refinement_stays_where_the_encoder_rounds_in_another_way(
     monkeypatch.setattr(room, "encode_photos_of", lambda *a, **k: replace(found, rows=found.rows * (1 + 1e-6)))
     again, _ = encode(encoder, adapter, newcomers, out, config, load_bundle(tiny_base))
     assert again.fingerprint == made.fingerprint
+    place = tmp_path / "replaced" / newcomers[0].path.name
+    place.parent.mkdir()
+    place.write_bytes(newcomers[0].path.read_bytes() + b"more")
+    replaced = [replace(newcomers[0], path=place), *newcomers[1:]]
+    refused("--out", encode, encoder, adapter, replaced, out, config, load_bundle(tiny_base))
 
 
 def test_an_encoded_adapter_fuses_as_any_other(encoder, adapter, newcomers, tiny_base, tmp_path):
