@@ -56,9 +56,11 @@ def shown(value: object, most: int = 80) -> str:
 def to_dict(record: Any) -> dict[str, Any]:
     """Returns a record for JSON: nested records become dicts; tuples stay, which JSON writes as lists.
 
-    `virtual` is left out where it is False, so records of real people, and their hashes, are those of earlier versions.
+    `virtual` is left out where it is False, and `infrared` where it is empty: other records, and their hashes, are those
+    of earlier versions.
     """
-    return asdict(record, dict_factory=lambda items: {k: v for k, v in items if (k, v) != ("virtual", False)})
+    unset = ("virtual", False), ("infrared", "")
+    return asdict(record, dict_factory=lambda items: {k: v for k, v in items if (k, v) not in unset})
 
 
 def from_dict(cls: type[R], data: object, where: str) -> R:
@@ -77,6 +79,11 @@ def from_dict(cls: type[R], data: object, where: str) -> R:
         raise InputError(f"{where}: {error}") from error
     except TypeError as error:
         raise InputError(f"{where}: {cls.__name__} is incomplete: {error}") from error
+
+
+def learned_words(text: str) -> list[str]:
+    """Returns the learned words of a text, as `<class_12>`, in order."""
+    return re.findall(r"<[^<>]*>", text)
 
 
 @dataclass(frozen=True)
@@ -102,17 +109,29 @@ class Camera:
 class Identity:
     """An identity and its placeholder in prompts: a learned word like `<class_12>`, or a phrase with several of them.
 
-    A `virtual` identity was drawn at random and is nobody (`dive-fast virtual`).
+    A `virtual` identity was drawn at random and is nobody (`dive-fast virtual`). `infrared` is the placeholder of infrared
+    prompts if they have another: the same words, with tones (`models/tones.py`) before some.
     """
 
     pid: str
     placeholder: str
     virtual: bool = False
+    infrared: str = ""
+
+    def text(self, modality: Modality) -> str:
+        """Returns the placeholder of prompts of a modality."""
+        return (modality == "ir" and self.infrared) or self.placeholder
+
+    @property
+    def tones(self) -> list[str]:
+        """The words that only infrared prompts have, in order."""
+        own = learned_words(self.placeholder)
+        return [word for word in learned_words(self.infrared) if word not in own]
 
     @property
     def words(self) -> list[str]:
-        """The learned words of the placeholder, in order; each is one token with its own vocabulary row."""
-        return re.findall(r"<[^<>]*>", self.placeholder)
+        """The learned words of the placeholder, in order, and then the tones; each is one token with its own row."""
+        return learned_words(self.placeholder) + self.tones
 
 
 @dataclass(frozen=True)

@@ -149,12 +149,14 @@ def _log_settings(recipe: str, settings: PersonalizeConfig, bundle: ModelBundle,
 
 
 def with_phrase(config: PersonalizeConfig) -> PersonalizeConfig:
-    """Returns the config with the phrase "pocket" written out, and with its caption unless another is given."""
-    if config.phrase != "pocket":
-        return config
-    from dive_fast.world.captions import CAPTION_TEMPLATE, caption_phrase
+    """Returns the config with phrase and tones "pocket" written out, and with its caption unless another is given."""
+    from dive_fast.world.captions import CAPTION_TEMPLATE, TONES, caption_phrase
 
-    return replace(config, phrase=caption_phrase(), template=config.template or CAPTION_TEMPLATE)
+    if config.ir_tones == "pocket":
+        config = replace(config, ir_tones="|".join(TONES))
+    if config.phrase == "pocket":
+        config = replace(config, phrase=caption_phrase(), template=config.template or CAPTION_TEMPLATE)
+    return config
 
 
 def _class_photos(folder: Path) -> list[Path]:

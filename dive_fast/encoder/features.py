@@ -124,7 +124,7 @@ def _open_tagger(folder: Path, device: str) -> FeatureNet:
         return words, found
 
     fingerprint = fingerprint_of([tagger.phrase.text, *tagger.size], network.state_dict())
-    return FeatureNet("tagger", folder, fingerprint, *tagger.size, TAGGER_FILES, (), network, maps, tagger.phrase.text)
+    return FeatureNet("tagger", folder, fingerprint, *tagger.size, TAGGER_FILES, (), network, maps, tagger.phrase.plain)
 
 
 def _open_clip(folder: Path, device: str) -> FeatureNet:

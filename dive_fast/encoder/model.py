@@ -62,7 +62,7 @@ class EncoderModel(PersonalizedModel):
             mapper = self._first.mapper.requires_grad_(True)
         else:
             phrase = PhraseRows(choices_of(self.prompts.phrase, self.bundle.tokenizer, table))
-            said = self._source.phrase == self.prompts.phrase.text
+            said = self._source.phrase == self.prompts.phrase.plain
             mapper = Mapper(self._source.dims, self.encoder_config.width, phrase, table, said)
         return BatchRows(mapper, len(self.prompts.identities))
 
@@ -87,7 +87,7 @@ class EncoderModel(PersonalizedModel):
         predicted = self.mapper(features, given[mine].to(self.device), self._kept(step, len(rows), mine))
         self.rows.current = predicted.flatten(0, 1)
         ids = ids[mine]
-        offsets = torch.arange(len(ids))[:, None] * predicted.shape[1]
+        offsets = torch.arange(len(ids))[:, None] * len(self.prompts.identities[0].words)
         return torch.where(ids >= self._old_words, ids + offsets, ids)
 
     def _kept(self, step: int, batch: int, mine: slice) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,12 @@ from dive_fast.encoder.folder import Encoder, halved, hashed
 from dive_fast.encoder.model import EncoderModel
 from dive_fast.encoder.references import References
 from dive_fast.models.fuse import check_base
-from dive_fast.models.phrase import Phrase
 from dive_fast.models.prompts import TEMPLATES, check_vocabulary
 from dive_fast.train.loop import Callback, PhaseConfig
-from dive_fast.train.model import IdentityPrompts
+from dive_fast.train.model import IdentityPrompts, described
 from dive_fast.train.photos import LatentPhotos, Photos, samples_of
 from dive_fast.train.trainer import Trainer, spread
-from dive_fast.types import Identity, InputError, Sample
+from dive_fast.types import InputError, Sample
 
 if TYPE_CHECKING:
     from dive_fast.models.adapter import Adapter
@@ -59,9 +59,9 @@ class EncoderTrainer(Trainer):
         config, seen = self.encoder_config, sorted({sample.pid for sample in samples_of(self.photos)})
         if self.first is not None:
             check_base(self.first.base_fingerprint, self.bundle, "the encoder of --start-from")
-        phrase = Phrase(config.training.phrase if self.first is None else self.first.phrase)
+        text = config.training.phrase if self.first is None else self.first.phrase
         shown = seen[:: max(1, len(seen) // config.training.samples.sheet_people)]
-        identities = tuple(phrase.identity(pid, f"person_{pid}") for pid in shown)
+        phrase, identities = described(shown, text, config.training, self.init_from)
         templates = (self.template,) if self.template is not None else TEMPLATES
         check_vocabulary(identities, (), templates, "train-encoder")
         model = EncoderModel(
@@ -72,7 +72,7 @@ class EncoderTrainer(Trainer):
             self.source,
             self.first,
         )
-        everyone = tuple(Identity(pid, identities[0].placeholder) for pid in seen)
+        everyone = tuple(replace(identities[0], pid=pid) for pid in seen)
         return model, IdentityPrompts(everyone, phrase, templates)
 
     @property

@@ -103,8 +103,8 @@ def _people(encoder: Encoder, onto: Adapter) -> tuple[dict[bool, Tensor], int]:
     length, at, uncompared = encoder.words * encoder.row_width, 0, 0
     found: dict[bool, list[Tensor]] = {True: [], False: []}
     for identity in onto.identities:
-        words = len(identity.words)
-        rows, at = onto.embeddings[at : at + words].flatten(), at + words
+        own = onto.embeddings[at : at + len(identity.words) - len(identity.tones)]
+        rows, at = own.flatten(), at + len(identity.words)
         if len(rows) == length:
             found[identity.virtual].append(rows)
         else:

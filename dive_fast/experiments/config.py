@@ -10,7 +10,7 @@ from dive_fast.sampling.config import STRENGTH, Sampling
 from dive_fast.settings import Fraction, NonNegativeInt, Part, PositiveInt, Reads, Settings
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.types import InputError, PairMode
-from dive_fast.world.captions import CAPTION_TEMPLATE, MONOCHROME, caption_phrase
+from dive_fast.world.captions import CAPTION_TEMPLATE, MONOCHROME, TONES, caption_phrase
 from dive_fast.world.config import WorldSpec
 
 
@@ -71,6 +71,7 @@ class StudyConfig(Settings):
             text_noise=0.1,
             noisy_fraction=0.5,
             ir_words=MONOCHROME,
+            ir_tones="|".join(TONES),
             phrase=caption_phrase(),
             template=CAPTION_TEMPLATE,
             phrase_drop=0.25,

@@ -1,7 +1,7 @@
 """An adapter: vocabulary rows of the learned identities and a LoRA for the cameras, for one base model.
 
-A folder of `adapter.json`, `identities.safetensors` (`embeddings` [T, D]) and `lora.safetensors` (PEFT keys behind
-`unet.`, so plain diffusers' `load_lora_weights` reads that file too).
+A folder of `adapter.json`, `identities.safetensors` (`embeddings` [T, D], and the tensors of `Tones` if there are tones)
+and `lora.safetensors` (PEFT keys behind `unet.`, so plain diffusers' `load_lora_weights` reads that file too).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dive_fast.models.files import fingerprint_of, read_tensors, resolve, write_
 from dive_fast.models.lora import check_rank, lora_pairs
 from dive_fast.models.phrase import ONE_WORD, Phrase
 from dive_fast.models.prompts import DEFAULT_TEMPLATE, check_vocabulary, find, parse_table
+from dive_fast.models.tones import Tones, check_tones, read_tones
 from dive_fast.outputs import holds, output_folder
 from dive_fast.types import Camera, Identity, InputError, shown, to_dict
 
@@ -38,7 +39,8 @@ class Adapter:
 
     `embeddings` is float32 [T, D], rows by the words of `identities[0]`, then `identities[1]`, ...; `lora` maps PEFT
     keys to float32 A [rank, in] and B [out, rank]; `phrase` describes further identities (`Phrase`), those learned have
-    their own in the placeholder; `metadata` is JSON about the training. Tensors are on the CPU; do not change them.
+    their own in the placeholder; `tones` computes what infrared prompts add to the words of that phrase; `metadata` is
+    JSON about the training. Tensors are on the CPU; do not change them.
     """
 
     base_fingerprint: str
@@ -51,19 +53,22 @@ class Adapter:
     template: str = DEFAULT_TEMPLATE
     phrase: str = ONE_WORD
     metadata: dict[str, Any] = field(default_factory=dict)
+    tones: Tones | None = None
 
     def __post_init__(self) -> None:
         check_vocabulary(self.identities, self.cameras, [self.template], "adapter")
-        Phrase(self.phrase)
+        phrase = Phrase(self.phrase)
         check_rank(self.rank, self.alpha, "adapter")
         check_rows(self.identities, self.embeddings, "adapter")
         _check_lora(self.lora, self.rank, self.alpha)
+        if self.tones is not None:
+            check_tones(self.tones, phrase, self.embeddings.shape[1], "adapter")
 
     @cached_property
     def fingerprint(self) -> str:
         """Hex SHA-256 of everything in the adapter but its metadata."""
         described = {key: value for key, value in describe(self).items() if key != _METADATA}
-        return fingerprint_of(described, {"identities/embeddings": self.embeddings, **self.lora})
+        return fingerprint_of(described, {"identities/embeddings": self.embeddings, **self.lora, **tones_of(self)})
 
 
 def check_rows(identities: Sequence[Identity], rows: torch.Tensor, where: str) -> None:
@@ -107,7 +112,8 @@ def _check_numbers(tensor: torch.Tensor, what: str) -> None:
 def merge_identities(adapter: Adapter, identities: Sequence[Identity], rows: torch.Tensor) -> Adapter:
     """Returns the adapter with further identities and their `rows`, float [T, D] by word; the rest stays bit for bit.
 
-    A pid or placeholder that the adapter already holds, or another width, raises `InputError`.
+    Those of the adapter's phrase get its tones. A pid or placeholder that the adapter already holds, or another width,
+    raises `InputError`.
     """
     import torch
 
@@ -117,8 +123,16 @@ def merge_identities(adapter: Adapter, identities: Sequence[Identity], rows: tor
         raise InputError(
             f"new identities: rows are {widths[0]} wide, those of the adapter {widths[1]}; learn them on its base model"
         )
-    merged = torch.cat([adapter.embeddings, rows.detach().to("cpu", adapter.embeddings.dtype)])
+    rows = rows.detach().to("cpu", adapter.embeddings.dtype)
+    if adapter.tones is not None:
+        identities, rows = adapter.tones.extend(Phrase(adapter.phrase), identities, rows)
+    merged = torch.cat([adapter.embeddings, rows])
     return replace(adapter, identities=(*adapter.identities, *identities), embeddings=merged)
+
+
+def tones_of(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Returns the tensors of the adapter's tones by name, none without tones."""
+    return {} if adapter.tones is None else adapter.tones.tensors()
 
 
 def subset(adapter: Adapter, pids: Sequence[str]) -> Adapter:
@@ -163,7 +177,7 @@ def save_adapter(adapter: Adapter, path: Path | str, dtype: torch.dtype | None =
     An equal adapter at `path` stays; another one raises `InputError` without `overwrite`, other content always.
     """
     with output_folder(path, holds("adapter.json"), overwrite) as folder:
-        write_tensors(folder / "identities.safetensors", {"embeddings": adapter.embeddings}, dtype)
+        write_tensors(folder / "identities.safetensors", {"embeddings": adapter.embeddings, **tones_of(adapter)}, dtype)
         write_tensors(folder / "lora.safetensors", diffusers_lora(adapter), dtype, diffusers_metadata(adapter))
         write_json(folder / "adapter.json", describe(adapter))
 
@@ -195,7 +209,8 @@ def load_adapter(path: Adapter | Path | str) -> Adapter:
     try:
         description = read_description(folder / "adapter.json")
         tensors, lora = (read_tensors(folder / name) for name in ("identities.safetensors", "lora.safetensors"))
-        if set(tensors) != {"embeddings"}:
+        tones = read_tones(tensors)
+        if set(tensors) - set({} if tones is None else tones.tensors()) != {"embeddings"}:
             raise InputError(
                 f"identities.safetensors must hold one tensor 'embeddings', found {shown(sorted(tensors))}"
             )
@@ -203,6 +218,6 @@ def load_adapter(path: Adapter | Path | str) -> Adapter:
         if other:
             raise InputError(f"lora.safetensors: {len(other)} of {len(lora)} keys lack the prefix {_UNET!r}")
         lora = {key.removeprefix(_UNET): tensor for key, tensor in lora.items()}
-        return Adapter(**description, embeddings=tensors["embeddings"], lora=lora)
+        return Adapter(**description, embeddings=tensors["embeddings"], lora=lora, tones=tones)
     except InputError as error:
         raise InputError(f"adapter {folder} cannot be used: {error}") from error

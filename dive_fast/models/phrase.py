@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dive_fast.io import sha256_bytes
-from dive_fast.types import Identity, InputError, shown
+from dive_fast.types import Identity, InputError, learned_words, shown
 
 if TYPE_CHECKING:
     import numpy as np
 
 ONE_WORD = "{person}"
 _SLOT = re.compile(r"\{([^{}]*)\}")
+_TONED = "~"
 _PARTS = " , "
 
 
@@ -27,6 +28,8 @@ class Phrase:
     caption, and a mix cannot leave the span of its words. So a red coat is much the same vector for every identity, and
     what the LoRA learns of it from a few paired identities holds for the others (docs/log.md). Yuan et al., arXiv
     2306.00926, learn identities in such a span.
+
+    `{~red|green|blue}` is a word before which infrared prompts may have a tone (`models/tones.py`).
 
     Text without a learned word, with empty braces, or with `<` or `>` raises `InputError`.
     """
@@ -46,13 +49,34 @@ class Phrase:
     @cached_property
     def choices(self) -> list[list[str]]:
         """For each learned word, the word that it starts from or the words that it mixes."""
-        return [slot.split("|") for slot in _SLOT.findall(self.text)]
+        return [slot.removeprefix(_TONED).split("|") for slot in _SLOT.findall(self.text)]
+
+    @cached_property
+    def toned(self) -> list[int]:
+        """The numbers of the learned words that are marked for tones."""
+        return [number for number, slot in enumerate(_SLOT.findall(self.text)) if slot.startswith(_TONED)]
+
+    @cached_property
+    def plain(self) -> str:
+        """The text without marks."""
+        return self.text.replace("{" + _TONED, "{")
 
     @cached_property
     def parts(self) -> list[int]:
         """The number of learned words in each part (between " , ") that has any."""
         counts = (len(_SLOT.findall(part)) for part in self.text.split(_PARTS))
         return [count for count in counts if count]
+
+    def describes(self, identity: Identity) -> bool:
+        """Whether the placeholder of `identity` is this phrase with its learned words."""
+        return re.sub(r"<[^<>]*>", "{}", identity.placeholder) == _SLOT.sub("{}", self.text)
+
+    def with_tones(self, identity: Identity) -> Identity:
+        """Returns an identity of this phrase whose infrared placeholder has a tone before each marked word."""
+        words = learned_words(identity.placeholder)
+        toned = {words[number]: f"{words[number][:-1]}.tone> {words[number]}" for number in self.toned}
+        text = re.sub(r"<[^<>]*>", lambda found: toned.get(found[0], found[0]), identity.placeholder)
+        return replace(identity, infrared=text)
 
     def identity(self, pid: str, name: str) -> Identity:
         """Returns the identity whose learned words are `<name>`, or `<name.0>`, `<name.1>`, ... if there are several.

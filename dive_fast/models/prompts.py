@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dive_fast.io import nearest, write_json
 from dive_fast.json_files import read_json
-from dive_fast.types import Camera, Identity, InputError, from_dict, shown, to_dict
+from dive_fast.types import Camera, Identity, InputError, from_dict, learned_words, shown, to_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,14 +74,20 @@ def check_vocabulary(
         if len(set(values)) != len(values):
             twice = next(v for v in values if values.count(v) > 1)
             raise InputError(f"{where}: {what} {shown(twice)} occurs more than once; each must be unique")
-    for text in chain(*columns.values(), templates, (identity.placeholder for identity in identities)):
+    placeholders = [(identity, text) for identity in identities for text in _texts(identity)]
+    for text in chain(*columns.values(), templates, (text for _, text in placeholders)):
         if _HALF.search(text):
             raise InputError(f"{where}: {shown(text)} holds half of a character, which nothing can write; correct it")
-    for identity in identities:
-        if not _PLACEHOLDER.fullmatch(identity.placeholder):
+    for identity, text in placeholders:
+        if not _PLACEHOLDER.fullmatch(text):
             raise InputError(
-                f"{where}: placeholder {shown(identity.placeholder)} of identity {shown(identity.pid)} must look like"
+                f"{where}: placeholder {shown(text)} of identity {shown(identity.pid)} must look like"
                 " <class_12> (lower-case letters, digits, _ . - between angle brackets), or be a phrase with such words"
+            )
+        if text == identity.infrared and sorted(learned_words(text)) != sorted(identity.words):
+            raise InputError(
+                f"{where}: the infrared placeholder of identity {shown(identity.pid)} must have every word of the other"
+                " one once, and may have further words"
             )
     for camera in cameras:
         if not _CODE.fullmatch(camera.code):
@@ -91,6 +97,11 @@ def check_vocabulary(
     for template in templates:
         if sorted(re.findall(r"\{[^{}]*\}|[{}]", template)) != ["{cam}", "{token}"]:
             raise InputError(f"{where}: template {shown(template)} must contain {{cam}} once and {{token}} once")
+
+
+def _texts(identity: Identity) -> tuple[str, ...]:
+    """The different placeholders of an identity: one, or that of infrared prompts, too."""
+    return (identity.placeholder, identity.infrared) if identity.infrared else (identity.placeholder,)
 
 
 def parse_table(data: object, texts: Sequence[str], where: str) -> dict[str, Any]:
@@ -149,7 +160,8 @@ class PromptTable:
     @cached_property
     def phrases(self) -> tuple[Identity, ...]:
         """One identity for each text around the learned words: the prompts of all others have as many tokens."""
-        return tuple({re.sub(r"<[^<>]*>", "<>", one.placeholder): one for one in self.identities}.values())
+        around = (tuple(re.sub(r"<[^<>]*>", "<>", text) for text in _texts(one)) for one in self.identities)
+        return tuple(dict(zip(around, self.identities, strict=True)).values())
 
     def identity(self, pid: str) -> Identity:
         return find(pid, self._by_pid, "identities", "the model")
@@ -164,7 +176,8 @@ class PromptTable:
 
     def prompt(self, pid: str, camera: str) -> str:
         """Returns the text of `pid` by `camera`; an unknown one raises `InputError` with the count and the nearest."""
-        return render(self.template, self.camera(camera).code, self.identity(pid).placeholder)
+        seen_by = self.camera(camera)
+        return render(self.template, seen_by.code, self.identity(pid).text(seen_by.modality))
 
     @classmethod
     def read(cls, path: Path | str) -> PromptTable:
@@ -229,7 +242,7 @@ class PromptEncoder:
                 f"prompt {shown(text)} has {len(ids)} tokens and the model reads {length}; shorten the template or"
                 " the code, or take an embedding of fewer vectors"
             )
-        for word in self.table.identity(key[0]).words if key is not None else ():
+        for word in learned_words(text):
             token = self.tokenizer.backend_tokenizer.token_to_id(word)
             if token is None or ids.count(token) != 1:  # the word would be spelled out, and the image be of nobody
                 raise InputError(

@@ -89,7 +89,7 @@ class Samples(Settings):
 class PersonalizeConfig(TrainConfig):
     """How identities and the LoRA are learned. The defaults suit the pocket model; `recipes` has those of others.
 
-    A run that starts from an adapter takes its phrase, template and cameras, not `phrase`, `template` and `ir_words`.
+    A run that starts from an adapter takes its phrase, template, cameras and tones, not those given here.
     """
 
     identity_steps: NonNegativeInt = 4000
@@ -110,6 +110,10 @@ class PersonalizeConfig(TrainConfig):
     """Caption of every photo, with {cam} and {token}; without it twenty sentences are used, as DiVE."""
     ir_words: str = ""
     """Words after the code of each infrared camera, by which the base knows photos without colour, as monochrome."""
+    ir_tones: str = ""
+    """Words by which the base knows how bright a thing is, from dark to bright, as black|gray|white: infrared prompts have
+    one before each learned word marked in the phrase, as {~red|green|blue}, and which one is learned as a function of the
+    person's words. pocket takes those of the pocket model, whose phrase has marks."""
     phrase_drop: Fraction = 0.0
     """Fraction of a phrase's parts (between commas) that a caption leaves out."""
     text_noise: NonNegativeFloat = 0.0
@@ -121,6 +125,8 @@ class PersonalizeConfig(TrainConfig):
     """Peak learning rate of learned vectors."""
     mix_lr: NonNegativeFloat = 0.07
     """Peak learning rate of the weights of mixed words."""
+    tone_lr: NonNegativeFloat = 3e-3
+    """Peak learning rate of tones."""
     ir_fraction: Fraction | None = 0.5
     """Fraction of infrared photos in a batch, where there are any; recipe dive: as many as the photos have."""
     noisy_fraction: NoisyFraction = 0.75

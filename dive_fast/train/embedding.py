@@ -92,6 +92,8 @@ def choices_of(phrase: Phrase, tokenizer: Any, table: Tensor) -> list[Tensor]:
 class PartlyLearned(torch.nn.Module):
     """Token embedding with a frozen vocabulary and learned last rows, which alone have parameters."""
 
+    frozen: Tensor
+
     def __init__(self, frozen: Tensor, rows: torch.nn.Module) -> None:
         super().__init__()
         self.register_buffer("frozen", frozen.detach().clone())
@@ -99,7 +101,7 @@ class PartlyLearned(torch.nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Maps token ids int64 [...] to embeddings [..., D]; ids past the frozen table are learned rows."""
-        vocabulary: Tensor = self.frozen  # type: ignore[assignment]
+        vocabulary = self.frozen
         learned = token_ids >= len(vocabulary)
         old = torch.nn.functional.embedding(token_ids.clamp(max=len(vocabulary) - 1), vocabulary)
         new = torch.nn.functional.embedding((token_ids - len(vocabulary)).clamp(min=0), self.rows())

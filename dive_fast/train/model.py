@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from dive_fast.train.embedding import LearnedRows, PartlyLearned, choices_of
 from dive_fast.train.parallel import my_rows
 from dive_fast.train.photos import BalancedSampler, LatentPhotos
 from dive_fast.train.precision import halve_frozen
-from dive_fast.types import Camera, Identity, InputError, Sample
+from dive_fast.train.toned import LearnedTones, TonedRows
+from dive_fast.types import Camera, Identity, InputError, Sample, shown
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +45,10 @@ class Start:
 
 @dataclass(frozen=True)
 class IdentityPrompts:
-    """The identities to learn and their text in captions. The first of `templates` is the adapter's."""
+    """The identities to learn and their text in captions, with tones if infrared captions have them.
+
+    The first of `templates` is the adapter's.
+    """
 
     identities: tuple[Identity, ...]
     phrase: Phrase
@@ -55,11 +60,32 @@ class IdentityPrompts:
     ) -> IdentityPrompts:
         """Takes phrase and template from `init_from` where there is one, else from `config`; `start` has its own phrase."""
         source = config if init_from is None else init_from
-        phrase = Phrase(source.phrase if start is None else start.phrase)
-        identities = tuple(phrase.identity(pid, f"person_{pid}") for pid in pids)
+        phrase, identities = described(pids, source.phrase if start is None else start.phrase, config, init_from)
         templates = TEMPLATES if source.template is None else (source.template,)
         check_vocabulary(identities, (), templates, "personalize")
         return cls(identities, phrase, templates)
+
+    @property
+    def toned(self) -> bool:
+        return bool(self.identities[0].infrared)
+
+
+def described(
+    pids: Sequence[str], text: str, config: PersonalizeConfig, init_from: Adapter | None
+) -> tuple[Phrase, tuple[Identity, ...]]:
+    """Returns the phrase `text` and identities that it describes, with the tones of `init_from`, or those to learn.
+
+    A phrase in which tones to learn have no place raises `InputError`.
+    """
+    phrase, toned = Phrase(text), init_from is None and bool(config.ir_tones)
+    if init_from is not None and init_from.tones is not None and Phrase(init_from.phrase).plain == phrase.plain:
+        phrase, toned = Phrase(init_from.phrase), True  # with its marks
+    if toned and not phrase.toned:
+        raise InputError(
+            f"phrase {shown(text)} marks no learned word for --ir-tones: put ~ before its words, as {{~red|green|blue}}"
+        )
+    identities = (phrase.identity(pid, f"person_{pid}") for pid in pids)
+    return phrase, tuple(phrase.with_tones(one) if toned else one for one in identities)
 
 
 class Captions:
@@ -70,9 +96,10 @@ class Captions:
     ) -> None:
         self._tokenizer, self._config = bundle.tokenizer, config
         self._code = {camera.name: camera.code for camera in cameras}
-        self._placeholder = {identity.pid: identity.placeholder for identity in prompts.identities}
-        length, placeholder = bundle.tokenizer.model_max_length, prompts.identities[0].placeholder
-        code = max(self._code.values(), key=lambda code: len(self.tokenize(code)))
+        self._identity = {identity.pid: identity for identity in prompts.identities}
+        length, one = bundle.tokenizer.model_max_length, prompts.identities[0]
+        said = [(camera.code, one.text(camera.modality)) for camera in cameras]
+        code, placeholder = max(said, key=lambda words: len(self.tokenize(" ".join(words))))
         longest = [render(template, code, placeholder) for template in prompts.templates]
         fits = [len(self.tokenize(text)) <= length for text in longest]  # a truncated caption might lack the identity
         if not fits[0]:
@@ -88,7 +115,7 @@ class Captions:
         elif kind < config.empty_captions + config.bare_code:
             text = self._code[sample.camera]
         else:
-            identity = drop_parts(self._placeholder[sample.pid], config.phrase_drop, rng)
+            identity = drop_parts(self._identity[sample.pid].text(sample.modality), config.phrase_drop, rng)
             text = render(self._templates[which], self._code[sample.camera], identity)
         return self.tokenize(text)
 
@@ -98,7 +125,7 @@ class Captions:
 
 
 class PersonalizedModel:
-    """A frozen model with trainable identity rows and a LoRA, which is frozen too if it comes from `init_from`."""
+    """A frozen model with trainable identity rows, tones and a LoRA; tones and LoRA of `init_from` are frozen too."""
 
     def __init__(
         self,
@@ -116,8 +143,11 @@ class PersonalizedModel:
         table = bundle.text_encoder.get_input_embeddings().weight.detach()
         self.device = table.device
         self.rows = self.new_rows(table).to(self.device)
-        add_identity_tokens(bundle, prompts.identities, self.rows().detach())
-        bundle.text_encoder.set_input_embeddings(PartlyLearned(table, self.rows))
+        self.tones: LearnedTones | None = None
+        spoken = self.with_tones(table) if prompts.toned else self.rows
+        add_identity_tokens(bundle, prompts.identities, spoken().detach())
+        self.words = PartlyLearned(table, spoken)
+        bundle.text_encoder.set_input_embeddings(self.words)
         self.lora: list[torch.nn.Parameter] = []
         if init_from is None:
             self.lora = add_lora(bundle.unet, config.rank, float(config.rank))
@@ -133,6 +163,17 @@ class PersonalizedModel:
         choices = choices_of(self.prompts.phrase, self.bundle.tokenizer, table)
         return LearnedRows(choices, len(self.prompts.identities))
 
+    def with_tones(self, table: torch.Tensor) -> TonedRows:
+        """Returns the module that gives the rows of words and tones; `table` [V, D] is the vocabulary."""
+        phrase = self.prompts.phrase
+        if self.init_from is not None and self.init_from.tones is not None:
+            return TonedRows(self.rows, self.init_from.tones.to(self.device), phrase)
+        levels = choices_of(Phrase("{" + self.config.ir_tones + "}"), self.bundle.tokenizer, table)[0]
+        if len(levels) < 2:
+            raise InputError(f"--ir-tones {shown(self.config.ir_tones)} is one word; give several, as black|gray|white")
+        self.tones = LearnedTones(levels, phrase, table).to(self.device)
+        return TonedRows(self.rows, self.tones, phrase)
+
     @property
     def row_groups(self) -> list[dict[str, Any]]:
         """The parameters of the rows as optimizer groups."""
@@ -146,7 +187,8 @@ class PersonalizedModel:
         """The trainable parameters as optimizer groups."""
         config = self.config
         lora = {"params": self.lora, "weight_decay": config.weight_decay, "lr_scale": config.lora_lr}
-        groups = [*self.row_groups, lora]
+        tones = [] if self.tones is None else list(self.tones.parameters())
+        groups = [*self.row_groups, {"params": tones, "weight_decay": 0.0, "lr_scale": config.tone_lr}, lora]
         return [group for group in groups if any(p.numel() and p.requires_grad for p in group["params"])]
 
     def to(self, device: str) -> None:
@@ -162,7 +204,7 @@ class PersonalizedModel:
 
     def set_trainable(self, rows: bool, lora: bool) -> None:
         self.rows.requires_grad_(rows)
-        for parameter in self.lora:
+        for parameter in (*self.lora, *(self.tones.parameters() if self.tones is not None else ())):
             parameter.requires_grad_(lora)
 
     def loss(
@@ -225,20 +267,22 @@ class PersonalizedModel:
         """
         import torch
 
+        toned = self.words.rows if isinstance(self.words.rows, TonedRows) else None
         parts, rows = [], []
         for learns, which in ((False, ~teaches), (True, teaches)):
             if bool(which.any()):
-                with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                held = nullcontext() if learns or toned is None else toned.held()
+                with torch.set_grad_enabled((learns or self.tones is not None) and torch.is_grad_enabled()), held:
                     parts.append(self.bundle.text_encoder(ids[which].to(self.device)).last_hidden_state)
                 rows.append(which.nonzero()[:, 0])
         return torch.cat(parts)[torch.cat(rows).argsort().to(self.device)]
 
     def learned(self) -> tuple[tuple[Identity, ...], torch.Tensor]:
-        """Returns the identities and their rows [T, D] on the CPU."""
-        return self.prompts.identities, self.rows().detach().cpu()
+        """Returns the identities and the rows [T, D] of their words, without tones, on the CPU."""
+        return tuple(replace(one, infrared="") for one in self.prompts.identities), self.rows().detach().cpu()
 
     def adapter(self, cameras: tuple[Camera, ...], metadata: dict[str, Any]) -> Adapter:
-        """Takes the LoRA out of the UNet and returns everything trained, with the identities and LoRA of `init_from`."""
+        """Takes the LoRA out of the UNet and returns everything trained, with all that `init_from` has."""
         identities, rows = self.learned()
         if self.init_from is not None:
             merged = merge_identities(self.init_from, identities, rows)
@@ -246,6 +290,9 @@ class PersonalizedModel:
             seen = sorted({*before.get("infrared_identities", ()), *metadata["infrared_identities"]})
             known = {} if "infrared_identities" not in before else {"infrared_identities": seen}
             return replace(merged, metadata={**before, **known, "onto": metadata, "run": metadata["run"]})
+        tones = None if self.tones is None else self.tones().cpu()
+        if tones is not None:
+            identities, rows = tones.extend(self.prompts.phrase, identities, rows)
         state = lora_state(self.bundle.unet)
         remove_lora(self.bundle.unet)
         return Adapter(
@@ -259,4 +306,5 @@ class PersonalizedModel:
             template=self.prompts.templates[0],
             phrase=self.prompts.phrase.text,
             metadata=metadata,
+            tones=tones,
         )

@@ -126,7 +126,7 @@ def tag_identities(tagger: Tagger, samples: Sequence[Sample], phrase: Phrase, pr
     """
     from dive_fast.progress import ProgressBar
 
-    if tagger.phrase.text != phrase.text:
+    if tagger.phrase.plain != phrase.plain:
         raise InputError("the tagger of --words-from has another phrase than this training; give its own --phrase")
     by_identity: dict[str, list[Sample]] = {}
     for sample, teaches in zip(samples, teaching(samples), strict=True):

@@ -178,7 +178,9 @@ class Trainer:
         """Returns the bytes that a run writes at most: adapter, states (new beside old), logs, sheets and class photos."""
         config, samples = self.config, self.config.samples
         parameters = [*self.model.rows.parameters(), *self.model.lora]
-        trained = adapter = sum(parameter.nbytes for parameter in parameters)
+        trained = sum(parameter.nbytes for parameter in parameters)
+        words = sum(len(identity.words) for identity in self.model.prompts.identities)
+        adapter = words * self.model.words.frozen.shape[1] * 4 + sum(parameter.nbytes for parameter in self.model.lora)
         if self.init_from is not None:
             adapter += sum(tensor.nbytes for tensor in (self.init_from.embeddings, *self.init_from.lora.values()))
         steps = config.identity_steps + config.steps

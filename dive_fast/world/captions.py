@@ -100,18 +100,18 @@ def caption(
 
 
 def caption_phrase() -> str:
-    """Returns the text of `caption` as a `Phrase`, with a learned word for each attribute."""
+    """Returns the text of `caption` as a `Phrase`, with a learned word for each attribute, and marks where tones stand."""
 
-    def one_of(*groups: Iterable[str]) -> str:
-        return "{" + "|".join(dict.fromkeys(word for group in groups for word in group)) + "}"
+    def one_of(*groups: Iterable[str], mark: str = "") -> str:
+        return "{" + mark + "|".join(dict.fromkeys(word for group in groups for word in group)) + "}"
 
-    dye, material = one_of(DYES), one_of(MATERIALS)
+    dye, material = one_of(DYES, mark="~"), one_of(MATERIALS)
     # No caption has all parts; a missing one repeats another: no hat is "brown hair", no bag "blue shoes", a plain top
     # "red and red striped".
     parts = [
-        f"{one_of(('tall', 'medium', 'small'))} {one_of(('broad', 'regular', 'slim'))} {one_of(SKINS)} person",
-        f"{one_of(HAIR_STYLES)} {one_of(HAIRS)} {one_of(('hair', 'head'))}",
-        f"{one_of(DYES, HAIRS)} {one_of(HATS[1:], ('hair',))}",
+        f"{one_of(('tall', 'medium', 'small'))} {one_of(('broad', 'regular', 'slim'))} {one_of(SKINS, mark='~')} person",
+        f"{one_of(HAIR_STYLES)} {one_of(HAIRS, mark='~')} {one_of(('hair', 'head'))}",
+        f"{one_of(DYES, HAIRS, mark='~')} {one_of(HATS[1:], ('hair',))}",
         f"{dye} {one_of(('and', 'over'))} {dye} {one_of(('striped', 'pinstriped'), MATERIALS)} {material} {one_of(TOPS)}"
         f" with {dye} logo",
         f"{dye} {material} {one_of(BOTTOMS)}",

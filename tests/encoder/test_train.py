@@ -16,9 +16,9 @@ from dive_fast.encoder.trainer import EncoderTrainer
 from dive_fast.io import sha256_file
 from dive_fast.models import load_adapter, load_bundle
 from dive_fast.models.fuse import add_identity_tokens
+from dive_fast.models.phrase import Phrase
 from dive_fast.train.loop import TrainState
 from dive_fast.train.trainer import phase_configs
-from dive_fast.types import Identity
 from tests.support.encoders import CONFIG
 from tests.support.models import assert_same_tensors, json_edit, tensor_edit
 from tests.support.refusals import refused
@@ -61,28 +61,48 @@ def test_a_folder_is_complete_and_reads_as_it_was(trained, encoder, photos, sour
     assert (known - rows).norm() <= (1.01 * (1 - KEPT)) ** 0.5 * (rows - rows.mean(0)).norm()  # 1 %: float16
 
 
-def test_a_caption_reads_the_rows_of_its_own_photo(tiny_base, photos, source):
+TONED = {"phrase": "{person} {~person}", "ir_tones": "black|gray|white"}
+
+
+@pytest.mark.parametrize("phrase", [{}, TONED], ids=["words", "tones"])
+def test_a_caption_reads_the_rows_of_its_own_photo(tiny_base, photos, source, phrase):
     """Text embeddings of a batch equal those of a text encoder that has each person's rows as plain vocabulary."""
-    config = replace(changed(identity_steps=0, bare_code=0.0, empty_captions=0.0), feature_drop=0.0)
+    whole = {"bare_code": 0.0, "empty_captions": 0.0, "template": "{cam} {token}"}
+    config = replace(changed(identity_steps=0, **whole, **phrase), feature_drop=0.0)
     trainer, latents = trainer_of(tiny_base, photos, source, config)
     model = trainer.model
     torch.nn.init.normal_(model.mapper.last.weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    batch = [0, 3, 8, 1]
-    samples = [latents.samples[row] for row in batch]
+    if phrase:
+        torch.nn.init.normal_(model.tones.own, std=0.3, generator=torch.Generator().manual_seed(1))
+    by = {kind: [sample for sample in latents.samples if sample.modality == kind] for kind in ("rgb", "ir")}
+    samples = [by["rgb"][0], by["rgb"][5], by["ir"][3], by["rgb"][1]]
     rng = np.random.default_rng(0)
     ids = torch.tensor([trainer.captions.ids(sample, rng) for sample in samples])
     with torch.no_grad():
         spoken = model.spoken(5, samples, ids, slice(1, 4))
         found = model.embed(spoken, torch.tensor([True, False, True]))
         rows = model.rows.current.unflatten(0, (3, 2))
-    assert (rows[0] - rows[1]).abs().max() > 1e-3
+        assert (rows[0] - rows[1]).abs().max() > 1e-3
+        if phrase:
+            rows = torch.cat([rows, model.tones().rows(model.prompts.phrase, rows)], dim=1)
     for number in range(3):
         plain = load_bundle(tiny_base)
-        words = Identity("x", trainer.captions._placeholder[samples[0].pid])
+        words = replace(trainer.captions._identity[samples[0].pid], pid="x")
         add_identity_tokens(plain, [words], rows[number])
         with torch.no_grad():
             expected = plain.text_encoder(ids[1 + number : 2 + number]).last_hidden_state[0]
         torch.testing.assert_close(found[number], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_s_adapter_has_the_tones_that_it_learned(tiny_base, photos, source, tmp_path):
+    config = changed(template="{cam} {token}", **TONED)
+    learn(tiny_base, photos, tmp_path / "encoder", source, config)
+    adapter = load_adapter(tmp_path / "encoder" / "adapter")
+    people = adapter.embeddings.unflatten(0, (-1, 3))
+    assert len(people) == len(adapter.identities) and adapter.tones.own.abs().max() > 0
+    torch.testing.assert_close(
+        people[:, 2:], adapter.tones.rows(Phrase(adapter.phrase), people[:, :2]), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_infrared_is_never_read_and_teaches_the_lora_alone(tiny_base, photos, source, monkeypatch):

@@ -184,7 +184,8 @@ def test_a_virtual_identity_stays_marked_and_a_real_one_is_written_as_before(tmp
     mixed.write(tmp_path / "prompts.json")
     assert PromptTable.read(tmp_path / "prompts.json") == mixed
     written = json.loads((tmp_path / "prompts.json").read_text())["identities"]
-    assert written == [{"pid": "0001", "placeholder": "<class_1>"}, {**vars(IDENTITIES[1]), "virtual": True}]
+    two = {"pid": IDENTITIES[1].pid, "placeholder": IDENTITIES[1].placeholder, "virtual": True}
+    assert written == [{"pid": "0001", "placeholder": "<class_1>"}, two]
     written[0]["virtual"] = "yes"
     (tmp_path / "prompts.json").write_text(json.dumps({**to_dict(mixed), "identities": written}))
     refused("virtual", PromptTable.read, tmp_path / "prompts.json")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from dive_fast.io import write_json
-from dive_fast.models.adapter import Adapter, describe, diffusers_lora, diffusers_metadata
+from dive_fast.models.adapter import Adapter, describe, diffusers_lora, diffusers_metadata, tones_of
 from dive_fast.models.files import write_tensors
 from dive_fast.models.interop.lora_names import kohya_name
-from dive_fast.models.interop.sources import EMBEDDING_FILES, IDENTITIES, LORA_FILES
+from dive_fast.models.interop.sources import EMBEDDING_FILES, IDENTITIES, LORA_FILES, TONES
 from dive_fast.models.lora import lora_pairs
 from dive_fast.outputs import holds, output_folder
 from dive_fast.types import InputError, shown
@@ -36,6 +36,8 @@ def export_adapter(adapter: Adapter, path: Path, layout: Layout = "diffusers", o
         else:
             write_tensors(folder / LORA_FILES[0], diffusers_lora(adapter), metadata=diffusers_metadata(adapter))
         write_tensors(folder / EMBEDDING_FILES[0], dict(zip(words, adapter.embeddings, strict=True)))
+        if adapter.tones is not None:
+            write_tensors(folder / TONES, tones_of(adapter))
         write_json(folder / IDENTITIES, describe(adapter))  # what the layouts cannot hold: pids, cameras, template
 
 

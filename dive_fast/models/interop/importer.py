@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from dive_fast.io import sha256_file
 from dive_fast.models.adapter import Adapter, merge_identities, read_description
 from dive_fast.models.bundle import ModelBundle
+from dive_fast.models.files import read_tensors
 from dive_fast.models.fuse import check_base, check_new_tokens, check_prompts
 from dive_fast.models.interop.cameras import find_cameras
 from dive_fast.models.interop.embeddings import named, read_embeddings
 from dive_fast.models.interop.lora import convert
-from dive_fast.models.interop.sources import CAMERAS, IDENTITIES, PEFT_CONFIG, Sources, find_sources
+from dive_fast.models.interop.sources import CAMERAS, IDENTITIES, PEFT_CONFIG, TONES, Sources, find_sources
 from dive_fast.models.lora import lora_targets
 from dive_fast.models.phrase import ONE_WORD
 from dive_fast.models.prediction import check_trained_on
 from dive_fast.models.prompts import DEFAULT_TEMPLATE
+from dive_fast.models.tones import read_tones
 from dive_fast.types import Camera, Identity, InputError, shown
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def import_adapter(
         alpha=converted.alpha,
         template=template if template is not None else exported.get("template", DEFAULT_TEMPLATE),
         phrase=exported.get("phrase", ONE_WORD),
+        tones=read_tones(read_tensors(sources.descriptions[TONES])) if TONES in sources.descriptions else None,
         metadata={"imported": {**_provenance(sources), "dropped": list(converted.dropped)}},
     )
     check_prompts(bundle, adapter)

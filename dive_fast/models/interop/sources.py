@@ -23,11 +23,12 @@ EMBEDDING_FILES = (
     "learned_embeds.bin",
 )
 CAMERAS, PEFT_CONFIG, IDENTITIES = "dataset_info.json", "adapter_config.json", "identities.json"
+TONES = "tones.safetensors"
 
 
 @dataclass
 class Sources:
-    """At most one LoRA, any number of embedding files, and the `descriptions` beside them by file name."""
+    """At most one LoRA, any number of embedding files, and the `descriptions` (and tones) beside them by file name."""
 
     lora: State | None = None
     embeddings: list[State] = field(default_factory=list)
@@ -49,7 +50,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
     """
     found = Sources()
     for path in (file for source in paths for file in _files(source)):
-        if path.name in (CAMERAS, PEFT_CONFIG, IDENTITIES):
+        if path.name in (CAMERAS, PEFT_CONFIG, IDENTITIES, TONES):
             if path.name in found.descriptions:
                 raise InputError(f"{found.descriptions[path.name]} and {path} are of one kind; leave one out")
             found.descriptions[path.name] = path
@@ -76,7 +77,7 @@ def _files(path: Path) -> Iterable[Path]:
     if not weights:
         held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         raise InputError(f"{path} has neither {LORA_FILES[0]} nor {EMBEDDING_FILES[0]} (found {held}); name the files")
-    return [*weights, *_existing(path, (CAMERAS, IDENTITIES))]
+    return [*weights, *_existing(path, (CAMERAS, IDENTITIES, TONES))]
 
 
 def _embeddings(folder: Path) -> list[Path]:
