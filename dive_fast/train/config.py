@@ -100,6 +100,9 @@ class PersonalizeConfig(TrainConfig):
     """Photos per step."""
     rank: PositiveInt = 8
     """Rank of the LoRA."""
+    lora_scale: Annotated[float, Within(0.05, 1)] = 1.0
+    """Strength of the finished LoRA, of that with which it was trained: below 1 it keeps more of the base, which can hold
+    better for people whose infrared it has not seen (arXiv 2109.01903)."""
     phrase: str = ONE_WORD
     """Text of an identity: {person} learns a vector that starts from that word (alone: as DiVE), {red|green|blue} learns a
     mix of these words, and pocket is the phrase of the shipped adapter."""

@@ -302,7 +302,7 @@ class PersonalizedModel:
             embeddings=rows,
             lora=state,
             rank=self.config.rank,
-            alpha=float(self.config.rank),
+            alpha=self.config.lora_scale * self.config.rank,
             template=self.prompts.templates[0],
             phrase=self.prompts.phrase.text,
             metadata=metadata,

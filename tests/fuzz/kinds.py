@@ -245,15 +245,16 @@ def make_inputs(folder: Path, slow: bool) -> None:
     from dive_fast.models import fuse, load_bundle, save_adapter, save_bundle
     from dive_fast.models.interop import export_adapter
     from dive_fast.sampling import Sampling
-    from tests.support.tiny import tiny_adapter, tiny_bundle_folder
+    from tests.support.tiny import tiny_adapter, tiny_bundle_folder, with_toned_people
 
     folder.mkdir(parents=True, exist_ok=True)
     bundle = load_bundle(tiny_bundle_folder(folder / "base"))
     adapter = tiny_adapter(bundle)
-    save_adapter(adapter, folder / "adapter")
+    toned = with_toned_people(adapter)
+    save_adapter(toned, folder / "adapter")
     fused = fuse(load_bundle(folder / "base"), adapter)
     save_bundle(replace(fused, sampling=Sampling(2, 2.0, (0.5, 2.0))), folder / "fused")
-    export_adapter(adapter, folder / "exported")
+    export_adapter(toned, folder / "exported")
     _distilled(folder)
     _foreign(folder, bundle, adapter)
     _tables(folder)

@@ -13,35 +13,25 @@ from dive_fast.models import PromptEncoder, fuse, load_adapter, load_bundle, mer
 from dive_fast.models.interop.exporter import export_adapter
 from dive_fast.models.interop.importer import import_adapter
 from dive_fast.models.phrase import Phrase
-from dive_fast.models.tones import Tones
 from dive_fast.types import Identity
 from tests.support.models import assert_same_adapter, diffusers_pipeline, json_edit, tensor_edit
 from tests.support.refusals import refused
-from tests.support.tiny import TEXT_WIDTH
+from tests.support.tiny import TEXT_WIDTH, TONED_PHRASE, tiny_tones, with_toned_people
 
-PHRASE = Phrase("{person} , {~red|blue} {~blue|red} {wool} , {~red}")
+PHRASE = Phrase(TONED_PHRASE)
 TEXT = "<p.0> , <p.1.tone> <p.1> <p.2.tone> <p.2> <p.3> , <p.4.tone> <p.4>"
 
 
-def tones(seed: int = 0) -> Tones:
-    draw = torch.Generator().manual_seed(seed)
-    return Tones(
-        *(torch.randn(*shape, generator=draw) for shape in ((5, TEXT_WIDTH), (TEXT_WIDTH,), (TEXT_WIDTH,), (3,)))
-    )
-
-
-def rows(people: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(people, 5, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)) * 0.3
+def rows(people: int) -> torch.Tensor:
+    return torch.randn(people, 5, TEXT_WIDTH, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture
 def toned(adapter):
-    """The tiny adapter with tones, and two people of its phrase."""
-    with_tones = replace(adapter, tones=tones(), phrase=PHRASE.text)
-    return merge_identities(with_tones, [PHRASE.identity(pid, pid) for pid in ("p", "q")], rows(2).flatten(0, 1))
+    return with_toned_people(adapter)
 
 
-def test_marks_are_no_part_of_a_word_and_stand_before_tones():
+def test_marks_are_no_part_of_a_word_and_stand_before_tiny_tones():
     assert PHRASE.choices[1] == ["red", "blue"] and PHRASE.toned == [1, 2, 4] and Phrase(PHRASE.plain).toned == []
     one = PHRASE.identity("x", "p")
     assert one == Phrase(PHRASE.plain).identity("x", "p") and one.text("ir") == one.text("rgb") == one.placeholder
@@ -53,7 +43,7 @@ def test_marks_are_no_part_of_a_word_and_stand_before_tones():
 
 def test_levels_and_rows_by_hand():
     """In float64, word by word: a sigmoid of the word itself and of the mean of the others in its part, then a bell."""
-    learned, given = tones(), rows(3)
+    learned, given = tiny_tones(), rows(3)
     levels, own, beside, bias = (tensor.double().numpy() for tensor in learned.tensors().values())
     for number, row in zip(learned.numbers(PHRASE, given), given.double().numpy(), strict=True):
         parts = [(row[1], (row[2] + row[3]) / 2), (row[2], (row[1] + row[3]) / 2), (row[4], np.zeros(TEXT_WIDTH))]
@@ -71,8 +61,7 @@ def test_people_of_the_phrase_get_tones_and_others_stay(toned, adapter):
     before, p, q = toned.identities[:-2], *toned.identities[-2:]
     assert before == adapter.identities and not any(one.infrared for one in before) and p.infrared == TEXT
     mine = toned.embeddings[-16:].unflatten(0, (2, 8))
-    assert torch.equal(mine[:, :5], rows(2))
-    torch.testing.assert_close(mine[:, 5:], tones().rows(PHRASE, rows(2)))
+    torch.testing.assert_close(mine[:, 5:], tiny_tones().rows(PHRASE, mine[:, :5]))
     without_q = replace(toned, identities=toned.identities[:-1], embeddings=toned.embeddings[:-8])
     again = merge_identities(without_q, [q], mine[1])
     assert_same_adapter(again, toned)  # who has tones keeps them
@@ -83,7 +72,10 @@ def test_virtual_people_are_compared_by_words_without_tones(toned):
         words, row_width = 5, TEXT_WIDTH
 
     found, others = _people(Encoder(), toned)
-    assert torch.equal(found[False], rows(2).flatten(1)) and others == len(toned.identities) - 2
+    assert (
+        torch.equal(found[False], toned.embeddings[-16:].unflatten(0, (2, 8))[:, :5].flatten(1))
+        and others == len(toned.identities) - 2
+    )
 
 
 def test_infrared_prompts_alone_have_tones_and_plain_diffusers_reads_them(toned, tiny_base, tmp_path):
@@ -111,9 +103,9 @@ def test_files_keep_tones(toned, bundle, tmp_path):
     assert_same_adapter(read, toned)
     assert read.fingerprint == toned.fingerprint
     assert all(
-        torch.equal(a, b) for a, b in zip(read.tones.tensors().values(), tones().tensors().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(read.tones.tensors().values(), tiny_tones().tensors().values(), strict=True)
     )
-    assert replace(toned, tones=tones(7)).fingerprint != toned.fingerprint
+    assert replace(toned, tones=tiny_tones(7)).fingerprint != toned.fingerprint
     for layout in ("diffusers", "kohya"):
         export_adapter(toned, tmp_path / layout, layout)
         imported = import_adapter(bundle, [tmp_path / layout]).adapter

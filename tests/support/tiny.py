@@ -7,6 +7,7 @@ Sizes differ from SD 1.5 on purpose (8 latent channels, 32 tokens a prompt, widt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from dive_fast.io import write_json
 
 if TYPE_CHECKING:
     from dive_fast.models import Adapter, ModelBundle
+    from dive_fast.models.tones import Tones
 
 HEIGHT, WIDTH = 64, 32
 LATENT_SHAPE = (8, 8, 4)
@@ -88,6 +90,33 @@ def tiny_adapter(bundle: ModelBundle, pids: Sequence[str] = ("0001", "0002", "00
         embeddings=torch.randn(len(pids), width, generator=generator),
         lora=lora,
     )
+
+
+TONED_PHRASE = "{person} , {~red|blue} {~blue|red} {wool} , {~red}"
+
+
+def tiny_tones(seed: int = 0) -> Tones:
+    """Random tones of `TONED_PHRASE`, of five words of brightness."""
+    import torch
+
+    from dive_fast.models.tones import Tones
+
+    draw = torch.Generator().manual_seed(seed)
+    shapes = ((5, TEXT_WIDTH), (TEXT_WIDTH,), (TEXT_WIDTH,), (3,))
+    return Tones(*(torch.randn(*shape, generator=draw) for shape in shapes))
+
+
+def with_toned_people(adapter: Adapter) -> Adapter:
+    """The adapter with tones, and two further people, p and q, of their phrase."""
+    import torch
+
+    from dive_fast.models import merge_identities
+    from dive_fast.models.phrase import Phrase
+
+    phrase = Phrase(TONED_PHRASE)
+    rows = torch.randn(2 * 5, TEXT_WIDTH, generator=torch.Generator().manual_seed(1)) * 0.3
+    toned = replace(adapter, tones=tiny_tones(), phrase=phrase.text)
+    return merge_identities(toned, [phrase.identity(pid, pid) for pid in ("p", "q")], rows)
 
 
 def _write_tokenizer(folder: Path) -> int:

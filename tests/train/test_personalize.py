@@ -146,6 +146,13 @@ def test_identities_learn_first_from_rgb_and_stay_while_the_lora_learns(learn, p
     assert all(torch.equal(result.embeddings, row) for row in rows[3:])
 
 
+def test_a_finished_lora_is_scaled_by_its_alpha(learn, photos, adapter, tmp_path):
+    weaker = learn(photos[:8], tmp_path / "adapter", replace(CONFIG, lora_scale=0.7))
+    assert (adapter.alpha, weaker.alpha) == (2.0, pytest.approx(1.4))
+    assert all(torch.equal(weaker.lora[key], tensor) for key, tensor in adapter.lora.items())
+    assert torch.equal(weaker.embeddings, adapter.embeddings)
+
+
 def test_an_adapter_records_whose_infrared_it_learned_from(learn, photos, adapter, tmp_path):
     def infrared(samples):
         return sorted({s.pid for s in samples if s.modality == "ir"})
