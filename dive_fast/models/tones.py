@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dive_fast.models.phrase import Phrase
 from dive_fast.types import Identity, InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _WIDTH = 0.5  # of the bell that picks words, in steps from one word to the next
@@ -38,6 +37,8 @@ class Tones:
 
     def numbers(self, phrase: Phrase, rows: Tensor) -> Tensor:
         """Returns the levels, 0 (darkest) to L - 1, [identities, K] of identities with `rows` [identities, words, D]."""
+        import torch
+
         part = torch.tensor([number for number, count in enumerate(phrase.parts) for _ in range(count)])
         others = (part[phrase.toned, None] == part).to(rows)
         others[torch.arange(len(phrase.toned)), phrase.toned] = 0
@@ -49,6 +50,8 @@ class Tones:
 
     def rows(self, phrase: Phrase, rows: Tensor) -> Tensor:
         """Returns the rows of the tones, [identities, K, D]."""
+        import torch
+
         levels = torch.arange(len(self.levels), device=rows.device)
         away = (levels - self.numbers(phrase, rows)[..., None]) / _WIDTH
         return torch.softmax(-away.square() / 2, dim=-1) @ self.levels
@@ -57,6 +60,8 @@ class Tones:
         self, phrase: Phrase, identities: Sequence[Identity], rows: Tensor
     ) -> tuple[tuple[Identity, ...], Tensor]:
         """Returns the identities, and their rows [T, D], with the tones of those that have the phrase and lack them."""
+        import torch
+
         found, parts, at = [], [], 0
         for identity in identities:
             mine, at = rows[at : at + len(identity.words)], at + len(identity.words)
@@ -70,9 +75,6 @@ class Tones:
     def to(self, device: torch.device | str) -> Tones:
         """Returns the tones on a device, without gradients."""
         return Tones(**{field.name: getattr(self, field.name).detach().to(device) for field in fields(self)})
-
-    def cpu(self) -> Tones:
-        return self.to("cpu")
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the tensors by the names that they have in files."""

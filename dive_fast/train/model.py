@@ -290,7 +290,7 @@ class PersonalizedModel:
             seen = sorted({*before.get("infrared_identities", ()), *metadata["infrared_identities"]})
             known = {} if "infrared_identities" not in before else {"infrared_identities": seen}
             return replace(merged, metadata={**before, **known, "onto": metadata, "run": metadata["run"]})
-        tones = None if self.tones is None else self.tones().cpu()
+        tones = None if self.tones is None else self.tones().to("cpu")
         if tones is not None:
             identities, rows = tones.extend(self.prompts.phrase, identities, rows)
         state = lora_state(self.bundle.unet)

@@ -30,24 +30,24 @@ MONOCHROME = "monochrome"
 # How bright a surface is in a monochrome photo, in equal parts of the reflectances from 0 to 1.
 TONES = ("inky", "deep", "dusky", "muted", "soft", "light", "chalky", "glowing")
 
-Tones = Mapping[str, float]
+Brightness = Mapping[str, float]
 """Reflectances, 0..1, of skin, hair, hat, top, second, bottom, shoes and bag, whose tones a caption names."""
 
 
-def _toned(tones: Tones | None, part: str, word: str) -> str:
+def _toned(tones: Brightness | None, part: str, word: str) -> str:
     """The word of a surface's colour, with its tone before it."""
     if tones is None:
         return word
     return f"{TONES[min(int(tones[part] * len(TONES)), len(TONES) - 1)]} {word}"
 
 
-def _body_words(person: Pedestrian, tones: Tones | None) -> list[str]:
+def _body_words(person: Pedestrian, tones: Brightness | None) -> list[str]:
     height = "tall" if person.height > 0.947 else "medium" if person.height > 0.893 else "small"
     build = "broad" if person.build > 1.087 else "regular" if person.build > 0.953 else "slim"
     return [height, build, _toned(tones, "skin", person.skin)]
 
 
-def _top_phrase(person: Pedestrian, view: str, tones: Tones | None) -> str:
+def _top_phrase(person: Pedestrian, view: str, tones: Brightness | None) -> str:
     """The caption of the top; a logo is named only where it is visible."""
     pattern = "plain" if person.pattern == "logo" and view != "front" else person.pattern
     first, second = _toned(tones, "top", person.top_dye), _toned(tones, "second", person.second_dye)
@@ -61,7 +61,7 @@ def _top_phrase(person: Pedestrian, view: str, tones: Tones | None) -> str:
     }[pattern]
 
 
-def _attribute_phrases(person: Pedestrian, shot: Shot, tones: Tones | None) -> list[str]:
+def _attribute_phrases(person: Pedestrian, shot: Shot, tones: Brightness | None) -> list[str]:
     hair_words = f"{person.hair_style} {_toned(tones, 'hair', person.hair)} hair"
     hair = "bald head" if person.hair_style == "bald" else hair_words
     phrases = [f"{shot.view.split('-')[0]} view", hair]
@@ -83,7 +83,7 @@ def caption(
     shot: Shot,
     drop: float = 0.0,
     rng: np.random.Generator | None = None,
-    tones: Tones | None = None,
+    tones: Brightness | None = None,
 ) -> str:
     """Describes a photo in at most 40 words (commas counted) of `caption_words()`, and at most 8 more for `tones`.
 
@@ -121,7 +121,7 @@ def caption_phrase() -> str:
     return " , ".join(parts)
 
 
-def phrase_words(person: Pedestrian, tones: Tones | None = None) -> list[str]:
+def phrase_words(person: Pedestrian, tones: Brightness | None = None) -> list[str]:
     """Returns the true word for each learned word of `caption_phrase`, in order, or two words where a tone is named."""
     striped = {"horizontal": "striped", "vertical": "pinstriped"}
     hair, shoes = _toned(tones, "hair", person.hair), _toned(tones, "shoes", person.shoe_dye)
@@ -139,7 +139,7 @@ def phrase_words(person: Pedestrian, tones: Tones | None = None) -> list[str]:
     ]
 
 
-def phrase_caption(person: Pedestrian, tones: Tones | None = None) -> str:
+def phrase_caption(person: Pedestrian, tones: Brightness | None = None) -> str:
     """Returns `caption_phrase` with a person's true words: a caption of what no pose changes."""
     words = iter(phrase_words(person, tones))
     return "a photo of a " + re.sub(r"\{[^}]*\}", lambda _: next(words), caption_phrase())

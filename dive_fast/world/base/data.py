@@ -15,7 +15,7 @@ from dive_fast.models.phrase import drop_parts
 from dive_fast.train.cameras import CODE_LETTERS
 from dive_fast.world.cameras import IMAGE_HEIGHT, IMAGE_WIDTH, random_monochrome_camera, random_rgb_camera
 from dive_fast.world.canvas import Part
-from dive_fast.world.captions import MONOCHROME, Tones, caption, phrase_caption
+from dive_fast.world.captions import MONOCHROME, Brightness, caption, phrase_caption
 from dive_fast.world.optics import Spectrum
 from dive_fast.world.pedestrians import Pedestrian, sample_pedestrian, sample_shot
 from dive_fast.world.render import reflectances, render
@@ -55,7 +55,7 @@ _TONED = {  # the surfaces whose tone a caption names; all parts of a garment ha
 }
 
 
-def _tones(person: Pedestrian, spectrum: Spectrum) -> Tones:
+def _tones(person: Pedestrian, spectrum: Spectrum) -> Brightness:
     levels = reflectances(person, spectrum)
     return {name: levels[part] for name, part in _TONED.items() if part in levels}
 
