@@ -14,7 +14,7 @@ from dive_fast.models.interop.exporter import export_adapter
 from dive_fast.models.interop.importer import import_adapter
 from dive_fast.models.phrase import Phrase
 from dive_fast.types import Identity
-from tests.support.models import assert_same_adapter, diffusers_pipeline, json_edit, tensor_edit
+from tests.support.models import assert_same_adapter, assert_same_tensors, diffusers_pipeline, json_edit, tensor_edit
 from tests.support.refusals import refused
 from tests.support.tiny import TEXT_WIDTH, TONED_PHRASE, tiny_tones, with_toned_people
 
@@ -102,9 +102,7 @@ def test_files_keep_tones(toned, bundle, tmp_path):
     read = load_adapter(tmp_path / "adapter")
     assert_same_adapter(read, toned)
     assert read.fingerprint == toned.fingerprint
-    assert all(
-        torch.equal(a, b) for a, b in zip(read.tones.tensors().values(), tiny_tones().tensors().values(), strict=True)
-    )
+    assert_same_tensors(read.tones.tensors(), tiny_tones().tensors())
     assert replace(toned, tones=tiny_tones(7)).fingerprint != toned.fingerprint
     for layout in ("diffusers", "kohya"):
         export_adapter(toned, tmp_path / layout, layout)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dive_fast.models import Adapter, ModelBundle
+from dive_fast.models.adapter import tones_of
 from tests.support.tiny import LATENT_SHAPE, MAX_TOKENS, TEXT_WIDTH
 
 
@@ -45,6 +46,7 @@ def assert_same_adapter(one: Adapter, other: Adapter) -> None:
     assert all(getattr(one, name) == getattr(other, name) for name in plain)
     assert torch.equal(one.embeddings, other.embeddings)
     assert_same_tensors(one.lora, other.lora)
+    assert_same_tensors(tones_of(one), tones_of(other))
 
 
 def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

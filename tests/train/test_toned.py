@@ -11,6 +11,7 @@ from dive_fast.models.phrase import Phrase
 from dive_fast.train.config import PersonalizeConfig
 from dive_fast.train.toned import LearnedTones, TonedRows
 from dive_fast.train.trainer import Trainer, phase_configs
+from tests.support.models import assert_same_tensors
 from tests.support.refusals import refused
 from tests.support.training import interrupted
 
@@ -106,10 +107,7 @@ def test_new_people_get_the_tones_of_the_adapter_they_join(learn, photos, adapte
         assert more.identities[:2] == adapter.identities and torch.equal(more.embeddings[:8], adapter.embeddings)
         people = more.embeddings[8:].unflatten(0, (2, 4))
         torch.testing.assert_close(people[:, 3:], adapter.tones.rows(Phrase(PHRASE), people[:, :3]))
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(more.tones.tensors().values(), adapter.tones.tensors().values(), strict=True)
-        )
+        assert_same_tensors(more.tones.tensors(), adapter.tones.tensors())
     assert load_adapter(tmp_path / "True").fingerprint == more.fingerprint
 
 
