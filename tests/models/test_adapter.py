@@ -190,4 +190,4 @@ def test_a_missing_adapter_is_named(tmp_path):
 
 
 def test_the_shipped_adapter_has_its_fingerprint():
-    assert load_adapter("pocket").fingerprint == "479726dc3bf36de1f436ea8ecbaab7d65f5eaf4ba9905a15531b761a014db3bd"
+    assert load_adapter("pocket").fingerprint == "dbe3b70bc0ae4a4d70f804efb25a58b590649b031f32c6b89bfb2567958b04dd"
