@@ -43,7 +43,8 @@ from dive_fast.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 main(["report", {str(dataset)!r}, "--out", {str(out)!r}, "--workers", "2"])
 """
-    with subprocess.Popen([sys.executable, "-c", run], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    command = [sys.executable, "-c", run]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while process.poll() is None and not list(out.glob("thumbs/0/*.jpg")):
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
