@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,11 @@ from tests.support.cli import run, step
 from tests.support.tiny import ENGINE_ROWS
 
 __all__ = ["run", "step"]  # fixtures of every test
+
+
+def pytest_configure() -> None:
+    """Ends a shell's order to background jobs to ignore Ctrl-C, which the processes that tests stop by it would inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -78,10 +78,8 @@ def test_a_build_that_is_stopped_leaves_no_engine(
 ) -> None:
     rows = tuple(range(1 + (sign == signal.SIGINT), 17, 2))  # eight profiles, which take seconds; each signal its own
     code = f"""
-import signal
 from pathlib import Path
 from dive_export.tensorrt import BuildConfig, build_engine
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 config = BuildConfig('tensorrt-rtx', rows={rows}, vae_rows=(2,), text_rows=(2,), cache=Path({str(cache)!r}))
 build_engine({str(tiny_engine)!r}, {str(tmp_path / "plans")!r}, config)
 """

@@ -37,13 +37,7 @@ def test_a_folder_and_a_page(tmp_path, run):
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, step):
     dataset, out = make_dataset(tmp_path / "set", people=80, pairs=40), tmp_path / "out"
-    run = f"""
-import signal
-from dive_fast.cli import main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
-main(["report", {str(dataset)!r}, "--out", {str(out)!r}, "--workers", "2"])
-"""
-    command = [sys.executable, "-c", run]
+    command = [sys.executable, "-m", "dive_fast.cli", "report", str(dataset), "--out", str(out), "--workers", "2"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while process.poll() is None and not list(out.glob("thumbs/0/*.jpg")):
             time.sleep(0.02)

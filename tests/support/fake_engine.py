@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -174,6 +173,5 @@ def wait_for_shards(out: Path, process: subprocess.Popen, count: int) -> None:
 
 
 if __name__ == "__main__":  # a run that another process can stop: plan.json, out, delay per step
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job passes on that it ignores Ctrl-C
     plan_file, out, delay = sys.argv[1:]
     make(load_plan(plan_file), out, FakeEngine(delay=float(delay)), rows=4)
